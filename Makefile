@@ -1,0 +1,55 @@
+# `make repro` and `make test` are all a newcomer needs; both make the environment first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# DVC starts `python`: it must be the environment's. Pillow and others print in UTF-8.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test lint format lock clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+repro: $(VENV)/.installed .dvc/config.local  ## run the pipeline, print the leaderboard and where the report lies
+	@icecore check
+	@dvc repro
+	@echo && icecore leaderboard
+
+test: $(VENV)/.installed  ## run the whole test suite
+	@python -m pytest
+
+lint: $(VENV)/.installed  ## check format, lint and types
+	@ruff format --check .
+	@ruff check .
+	@mypy
+
+format: $(VENV)/.installed  ## format and mend what can be mended
+	@ruff format .
+	@ruff check --fix .
+
+install: $(VENV)/.installed  ## make the environment only
+
+lock: $(VENV)/.installed  ## choose versions anew, within the ranges of pyproject.toml
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+	  --quiet --output-file requirements.lock
+	@! grep -nE '://|^--' requirements.lock
+
+clean:  ## remove what was generated: the environment, data/, caches of tools. The feature cache outside stays
+	@rm -rf $(VENV) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find data -mindepth 1 ! -name .gitignore ! -name '*.dvc' -type f -delete
+	@find data -mindepth 1 -type d -empty -delete
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "icecore needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked dependencies into $(VENV); the first time this takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A source archive has no .git: DVC must be told that it is not to look for one.
+.dvc/config.local:
+	@git -C . rev-parse >/dev/null 2>&1 && : > $@ || printf '[core]\n    no_scm = true\n' > $@

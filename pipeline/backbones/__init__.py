@@ -1,0 +1,9 @@
+"""Backbones: a frozen network, the input it wants, its taps and the digest of its weights.
+
+`ARCHITECTURES` names the families: a function from the settings in backbone.json to an untrained `nn.Module`.
+"""
+
+ARCHITECTURES = {
+    "glyphs": "pipeline.backbones.glyphs:build",
+    "torchvision": "pipeline.backbones.vision:build",
+}

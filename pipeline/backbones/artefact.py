@@ -1,0 +1,125 @@
+"""The backbone on disk: weights as safetensors, everything else in backbone.json, and the way back to a module.
+
+Whatever trains a network writes it with `write`; whatever runs one reads it with `read`, which checks the digest.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pipeline.backbones import ARCHITECTURES
+from pipeline.backbones.spec import BackboneSpec, InputSpec
+from pipeline.backbones.taps import survey
+from pipeline.errors import BackboneError, bullets, unknown
+from pipeline.files import atomic, read_json, write_json
+
+JSON, WEIGHTS = "backbone.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network, ready to run: evaluation mode, no gradients."""
+
+    spec: BackboneSpec
+    module: nn.Module
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """An untrained network by its family; raises BackboneError if there is no such family."""
+    family = architecture.get("family", "")
+    if family not in ARCHITECTURES:
+        raise BackboneError(unknown("architecture family", family, ARCHITECTURES))
+    module, attribute = ARCHITECTURES[family].split(":")
+    network: nn.Module = getattr(importlib.import_module(module), attribute)(architecture)
+    return network
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Put weights into a network; raises BackboneError with the first keys and shapes that differ."""
+    own = network.state_dict()
+    problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
+    problems += [f"not in the architecture: {key} {tuple(state[key].shape)}" for key in state if key not in own]
+    problems += [
+        f"{key}: the architecture has {tuple(own[key].shape)}, the weights {tuple(state[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if problems:
+        title = f"{where}: the weights do not fit the architecture, {len(problems)} keys differ. The first of them"
+        raise BackboneError(bullets(title, problems[:8]))
+    network.load_state_dict(dict(state), strict=True)
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Evaluation mode and no gradients, for good."""
+    return network.eval().requires_grad_(False)
+
+
+def write(
+    folder: Path,
+    network: nn.Module,
+    *,
+    architecture: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    inputs: InputSpec,
+    classes: Iterable[str] = (),
+    channels_last: Iterable[str] = (),
+) -> BackboneSpec:
+    """Write a network in the backbone format; backbone.json comes last and makes it whole."""
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    spec = BackboneSpec(
+        architecture=dict(architecture),
+        origin=dict(origin),
+        weights_digest=weights_digest(state),
+        input=inputs,
+        taps=survey(freeze(network), inputs.shape, channels_last=channels_last),
+        classes=tuple(classes),
+    )
+    with atomic(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    write_json(folder / JSON, spec.model_dump(mode="json"))
+    return spec
+
+
+def read_spec(folder: Path) -> BackboneSpec:
+    """Read backbone.json; raises BackboneError if it is missing or of another format."""
+    path = folder / JSON
+    if not path.is_file():
+        raise BackboneError(f"{folder}: no backbone there ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
+    try:
+        return BackboneSpec.model_validate(read_json(path))
+    except (ValidationError, ValueError) as error:
+        raise BackboneError(f"{path}: not a backbone of this version of icecore. {error}") from None
+
+
+def read(folder: Path) -> Backbone:
+    """Read a backbone and check its weights against their digest."""
+    spec = read_spec(folder)
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    found = weights_digest(state)
+    if found != spec.weights_digest:
+        raise BackboneError(
+            f"{folder / WEIGHTS}: expected weights with the digest {spec.weights_digest[:16]}…, got {found[:16]}…. "
+            f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+        )
+    network = build(spec.architecture)
+    load_state(network, state, where=str(folder))
+    return Backbone(spec=spec, module=freeze(network))

@@ -1,0 +1,138 @@
+"""Settings from params.yaml to checked values: every problem of the file in one message.
+
+A settings model stands beside the code it configures and derives from `Settings`. This module knows no model; it is
+handed a table of sections and checks a whole file against it.
+"""
+
+import inspect
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import ConfigError, bullets, unknown
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown keys are errors, values do not change after they were checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One top-level key of params.yaml: a settings model, or a mapping of names to one."""
+
+    model: type[Settings]
+    named: bool = False
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Run the command in the root of an icecore project.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML. {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}.")
+    return raw
+
+
+def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict[str, Any], list[str]]:
+    """Check a whole file; return the models of the sections that are right, and all problems of the others."""
+    values: dict[str, Any] = {}
+    problems = [unknown("section", str(key), sections) for key in raw if key not in sections]
+    for name, section in sections.items():
+        if name not in raw:
+            problems.append(f"{name}: this section is missing.")
+            continue
+        found = raw[name] if raw[name] is not None else {}
+        if section.named:
+            values[name], more = _check_named(name, found, section.model)
+        else:
+            values[name], more = _check_model((name,), found, section.model)
+        problems += more
+    return values, problems
+
+
+def refuse(problems: Iterable[str], *, where: str = "params.yaml") -> None:
+    """Raise ConfigError with all problems, if there are any."""
+    found = list(problems)
+    if found:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError(bullets(f"{where}: {count}", found))
+
+
+def _check_named(section: str, found: Any, model: type[Settings]) -> tuple[dict[str, Settings], list[str]]:
+    if not isinstance(found, dict):
+        return {}, [f"{section}: expected a mapping of names, got {found!r}."]
+    values, problems = {}, []
+    for key, value in found.items():
+        if not NAME.fullmatch(str(key)):
+            problems.append(f"{section}.{key}: a name has letters, digits, '-' and '_' only: it becomes a file's name.")
+            continue
+        checked, more = _check_model((section, str(key)), value if value is not None else {}, model)
+        problems += more
+        if checked is not None:
+            values[str(key)] = checked
+    return values, problems
+
+
+def _check_model(path: tuple[str, ...], found: Any, model: type[Settings]) -> tuple[Settings | None, list[str]]:
+    if not isinstance(found, dict):
+        return None, [f"{'.'.join(path)}: expected a mapping of settings, got {found!r}."]
+    try:
+        return model.model_validate(found), []
+    except ValidationError as error:
+        return None, [_say(path, dict(problem), model) for problem in error.errors(include_url=False)]
+
+
+def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) -> str:
+    """One pydantic error as a line: the path of the key, what was expected, what was found."""
+    # Types inside a union stand in pydantic's location ("Inputs", "list[str]"); they mean nothing to a user.
+    parts = [
+        str(part)
+        for part in problem["loc"]
+        if not re.search(r"[\[\(]|^(str|int|float|bool|constrained-.*)$", str(part))
+    ]
+    where = ".".join([*path, *parts])
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{'.'.join([*path, *parts[:-1]])}: {unknown('key', parts[-1], _keys_at(model, parts[:-1]))}"
+    if kind == "missing":
+        return f"{where}: this key is missing."
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        return f"{where}: {unknown('value', str(problem['input']), choices)}"
+    message = str(context["error"]) if kind == "value_error" else problem["msg"].replace("Input should be", "expected")
+    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+    return f"{where}: {message.rstrip('.')}{got}."
+
+
+def _keys_at(model: type[Settings], path: Iterable[str]) -> list[str]:
+    """The keys that are allowed at a path below a model."""
+    here: list[Any] = [model]
+    for part in path:
+        here = [below for kind in here for below in _step(kind, part)]
+    return [name for kind in here for name in kind.model_fields]
+
+
+def _step(kind: type[Settings], part: str) -> list[type[Settings]]:
+    field = kind.model_fields.get(part)
+    # The name of an entry in a mapping, or the number of a list's entry: the type stays.
+    return [kind] if field is None else _models_in(field.annotation)
+
+
+def _models_in(annotation: Any) -> list[type[Settings]]:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return [annotation]
+    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]

@@ -1,0 +1,52 @@
+"""Every error that icecore raises on purpose, and the wording that they share.
+
+PipelineError
+├── ConfigError      the settings are wrong: nothing was done
+├── DataError        a manifest, a split or a sample is wrong
+├── BackboneError    weights, architecture or taps do not fit each other
+├── StoreError       features on disk are missing, damaged or made by something else
+└── HeadError        a head cannot be fitted to what it was given
+
+A message reads `<what> <where>: expected <x>, got <y>. <what to do>`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """An error with a message for the user; the stages and the command line print it without a traceback."""
+
+
+class ConfigError(PipelineError):
+    """The settings are wrong."""
+
+
+class DataError(PipelineError):
+    """A manifest, a task or a sample is wrong."""
+
+
+class BackboneError(PipelineError):
+    """Weights, architecture or taps do not fit each other."""
+
+
+class StoreError(PipelineError):
+    """Stored features are missing, damaged or made by something else."""
+
+
+class HeadError(PipelineError):
+    """A head cannot be fitted to, or applied to, what it was given."""
+
+
+def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> str:
+    """Say that `name` is no `what`, which names are near it and which exist."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    listed = ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return f"unknown {what} {name!r}.{hint} Expected one of: {listed or '(there are none)'}."
+
+
+def bullets(title: str, problems: Iterable[str]) -> str:
+    """Several problems as one message, a line each."""
+    return "\n".join([title, *(f"  - {problem}" for problem in problems)])

@@ -1,0 +1,23 @@
+"""Extraction: a frozen backbone over the data once, several taps in one pass, to shards in the feature cache.
+
+plan   which rows of which taps are missing, cut into units (pure)
+work   one unit: read, decode, run, store
+run    all units, then the commit of each tap's folder
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.backbones.spec import TapSpec
+from pipeline.config import Settings
+
+
+class ExtractConfig(Settings):
+    """What to extract with one backbone."""
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    shard_mb: Annotated[int, Field(ge=1, description="the size that a shard of the widest tap should have")] = 128
+    max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without features")] = 0.01

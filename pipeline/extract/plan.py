@@ -1,0 +1,53 @@
+"""The plan of an extraction: which rows of which taps are missing, cut into units. Pure, and printable.
+
+A unit is a run of keys, in their order, that lack the same taps; it makes one shard a tap. Where units are cut depends
+on the missing keys alone, so a job that was killed and started again makes the shards it would have made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows to compute together: places in the sorted keys, and the taps that lack them."""
+
+    rows: np.ndarray
+    taps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units, and how many rows of each tap are missing."""
+
+    samples: int
+    missing: dict[str, int]
+    units: tuple[Unit, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{tap}: {missing:,} rows to compute, {self.samples - missing:,} known"
+            for tap, missing in self.missing.items()
+        ]
+        return "\n".join(lines)
+
+
+def plan(known: Mapping[str, np.ndarray], *, unit_rows: int) -> Plan:
+    """Cut the missing rows into units of at most `unit_rows`.
+
+    `known`: for each tap, which of the samples, in the order of their keys, are stored or rejected: bool (samples,).
+    """
+    taps = list(known)
+    samples = len(next(iter(known.values())))
+    bits = np.zeros(samples, dtype=np.int64)
+    for number, tap in enumerate(taps):
+        bits |= (~known[tap]).astype(np.int64) << number
+    units = []
+    for pattern in np.unique(bits[bits > 0]):
+        rows = np.flatnonzero(bits == pattern)
+        lacking = tuple(tap for number, tap in enumerate(taps) if int(pattern) >> number & 1)
+        units += [Unit(rows[start : start + unit_rows], lacking) for start in range(0, len(rows), unit_rows)]
+    missing = {tap: int((~known[tap]).sum()) for tap in taps}
+    return Plan(samples=samples, missing=missing, units=tuple(units))

@@ -1,0 +1,171 @@
+"""Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import manifest
+from pipeline.backbones import artefact, taps
+from pipeline.backbones.spec import BackboneSpec, TapSpec, pooled_shape
+from pipeline.engines.torch import TorchEngine
+from pipeline.errors import BackboneError, DataError, bullets
+from pipeline.extract import ExtractConfig
+from pipeline.extract.plan import Plan, plan
+from pipeline.extract.work import Reject, make_unit
+from pipeline.files import link_or_copy
+from pipeline.readers.image import ImageReader
+from pipeline.runtime import Progress, silent
+from pipeline.store import cache, index, shard
+from pipeline.store import keys as key_arrays
+from pipeline.store.identity import identity
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is to be extracted: distinct keys (S16, sorted) and a path for each."""
+
+    keys: np.ndarray
+    paths: pa.Array
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction did."""
+
+    plan: Plan
+    rejected: int
+
+
+def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
+    """The union of some data sets, a row a distinct content."""
+    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
+    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
+    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
+
+
+def extract(
+    config: ExtractConfig,
+    *,
+    backbone: Path,
+    manifests: Path,
+    out: Path,
+    cache_root: Path,
+    progress: Progress = silent,
+    announce: Callable[[Plan], None] = lambda _: None,
+) -> Extracted:
+    """Extract every tap of `config` and commit `out/<tap>/`.
+
+    Raises BackboneError for a tap that does not exist, DataError if more samples than `max_rejected` gave no features.
+    """
+    spec = artefact.read_spec(backbone)
+    shapes = row_shapes(config.taps, spec, where=str(backbone))
+    samples = read_samples(manifests, config.datasets)
+    columns = {tap: cache.column(cache_root, identity(spec, config.taps[tap])) for tap in config.taps}
+    known = {tap: _known(column, samples.keys) for tap, column in columns.items()}
+    todo = plan(known, unit_rows=_unit_rows(config, shapes))
+    announce(todo)
+    failed = {reject.key: str(reject) for reject in _compute(config, todo, samples, columns, backbone, progress)}
+    refused: dict[str, str] = {}
+    for tap, column in columns.items():
+        refused |= _commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
+    _refuse_too_many(config, len(samples.keys), refused)
+    return Extracted(todo, len(refused))
+
+
+def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
+    """The shape of a stored row of each tap; raises BackboneError for nodes and poolings that do not fit."""
+    taps.check(specs, spec.taps, where=where)
+    shapes, problems = {}, []
+    for tap, wanted in specs.items():
+        try:
+            shapes[tap] = pooled_shape(spec.taps[wanted.node], wanted.pool)
+        except ValueError as error:
+            problems.append(f"tap {tap!r}, node {wanted.node!r}: {error}. Use none or flatten.")
+    if problems:
+        raise BackboneError(bullets(f"{where}: poolings that do not fit", problems))
+    return shapes
+
+
+def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
+    widest = max(int(np.prod(shapes[tap])) * np.dtype(config.taps[tap].dtype).itemsize for tap in shapes)
+    rows = config.shard_mb * 2**20 // widest
+    return max(1, min(rows, 65_536) // config.batch_size) * config.batch_size
+
+
+def _known(column: cache.Column, keys: np.ndarray) -> np.ndarray:
+    """Which samples need not be computed: stored, or rejected for good; bool (samples,)."""
+    _, held = cache.covering(column, keys)
+    places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
+    held[places[places >= 0]] = True
+    return held
+
+
+def _compute(
+    config: ExtractConfig,
+    todo: Plan,
+    samples: Samples,
+    columns: Mapping[str, cache.Column],
+    backbone: Path,
+    progress: Progress,
+) -> list[Reject]:
+    total = sum(len(unit.rows) for unit in todo.units)
+    if not total:
+        return []
+    loaded = artefact.read(backbone)
+    reader = ImageReader(loaded.spec.input.image)
+    done, rejects = 0, []
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for unit in todo.units:
+        wanted = {tap: config.taps[tap] for tap in unit.taps}
+        rejects += make_unit(
+            samples.keys[unit.rows],
+            samples.paths.take(pa.array(unit.rows)).to_pylist(),
+            reader=reader,
+            engine=TorchEngine(loaded, wanted, batch_size=config.batch_size),
+            columns={tap: columns[tap] for tap in unit.taps},
+            batch_size=config.batch_size,
+            done=advance,
+        )
+    return rejects
+
+
+def _commit(
+    folder: Path, column: cache.Column, keys: np.ndarray, shape: tuple[int, ...], rejected: Mapping[str, str]
+) -> dict[str, str]:
+    """Link the shards that hold the samples into `folder` and write its index; return the samples without features."""
+    chosen, held = cache.covering(column, keys)
+    for record in chosen:
+        link_or_copy(shard.path_of(column.folder, record.name), shard.path_of(folder, record.name))
+    refused = {key: rejected[key] for key in key_arrays.to_hex(keys[~held]) if key in rejected}
+    index.write(
+        folder,
+        index.Index(
+            address=column.address,
+            identity=dict(column.identity),
+            shape=shape,
+            dtype=str(column.identity["dtype"]),
+            samples=len(keys),
+            stored=int(held.sum()),
+            rejected=tuple(index.Rejected(key=key, reason=reason) for key, reason in refused.items()),
+            shards=tuple(chosen),
+        ),
+    )
+    return refused
+
+
+def _refuse_too_many(config: ExtractConfig, samples: int, refused: Mapping[str, str]) -> None:
+    if len(refused) > config.max_rejected * samples:
+        title = (
+            f"{len(refused):,} of {samples:,} samples gave no features, more than the share of "
+            f"{config.max_rejected:g} that `max_rejected` allows. What was computed is kept. The first of them"
+        )
+        raise DataError(bullets(title, [f"{key}: {reason}" for key, reason in refused.items()][:5]))

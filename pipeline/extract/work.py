@@ -1,0 +1,99 @@
+"""The work of one unit: read and decode its samples, run the network, store one shard a tap."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.engines import Engine
+from pipeline.errors import DataError
+from pipeline.files import content_key
+from pipeline.readers import Reader, Sample
+from pipeline.runtime import cores
+from pipeline.store import keys as key_arrays
+from pipeline.store.cache import Column
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A sample that gave no features. `lasting`: its content is the reason, so trying again is of no use."""
+
+    key: str
+    path: str
+    reason: str
+    lasting: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def make_unit(
+    keys: np.ndarray,
+    paths: Sequence[str],
+    *,
+    reader: Reader,
+    engine: Engine,
+    columns: Mapping[str, Column],
+    batch_size: int,
+    done: Callable[[int], None],
+) -> list[Reject]:
+    """Compute and store the rows of `keys` (S16, sorted) for every column; return what was rejected.
+
+    `done` is called with the number of samples that were dealt with since the last call.
+    """
+    stored: list[int] = []
+    rejects: list[Reject] = []
+    parts: dict[str, list[np.ndarray]] = {tap: [] for tap in columns}
+    hexes = key_arrays.to_hex(keys)
+    with ThreadPoolExecutor(cores()) as pool:
+        # Two batches are decoded ahead while the network runs on a third.
+        for rows in _ahead(pool, reader, hexes, paths, batch_size):
+            good = [(row, item) for row, item in rows if isinstance(item, dict)]
+            rejects += [item for _, item in rows if isinstance(item, Reject)]
+            if good:
+                stored += [row for row, _ in good]
+                batch = {name: np.stack([item[name] for _, item in good]) for name in good[0][1]}
+                for tap, values in engine.run(batch).items():
+                    if tap in parts:
+                        parts[tap].append(values)
+            done(len(rows))
+    lasting = {reject.key: reject.reason for reject in rejects if reject.lasting}
+    for tap, column in columns.items():
+        if stored:
+            dtype = str(column.identity["dtype"])
+            with np.errstate(over="ignore"):  # an overflow becomes infinite, and the shard refuses it by key
+                values = np.concatenate(parts[tap]).astype(dtype)
+            column.add(keys[stored], values, provenance=engine.provenance)
+        column.reject(lasting)
+    return rejects
+
+
+def read_sample(reader: Reader, key: str, path: str) -> Sample | Reject:
+    """Read one file, make sure it is still the content of its key, and decode it."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return Reject(key, path, error.strerror or str(error), lasting=False)
+    if content_key(data) != key:
+        return Reject(key, path, "changed since its data set was prepared; run prepare again", lasting=False)
+    try:
+        return reader(data)
+    except DataError as error:
+        return Reject(key, path, str(error), lasting=True)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, reader: Reader, keys: Sequence[str], paths: Sequence[str], batch_size: int
+) -> Iterator[list[tuple[int, Sample | Reject]]]:
+    starts = range(0, len(keys), batch_size)
+    pending = []
+    for start in starts:
+        rows = range(start, min(start + batch_size, len(keys)))
+        pending.append((rows, [pool.submit(read_sample, reader, keys[row], paths[row]) for row in rows]))
+        if len(pending) > 2:
+            before, futures = pending.pop(0)
+            yield [(row, future.result()) for row, future in zip(before, futures, strict=True)]
+    for before, futures in pending:
+        yield [(row, future.result()) for row, future in zip(before, futures, strict=True)]

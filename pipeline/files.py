@@ -1,0 +1,126 @@
+"""Files that appear whole or not at all, and the digests that name them.
+
+A file is written under a temporary name in the folder it will live in, flushed to the disk and renamed; whoever looks
+sees the old file, no file, or the whole new one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+KEY_BYTES = 16
+
+
+def content_key(data: bytes) -> str:
+    """The key of a sample: BLAKE2b of its bytes, 16 bytes as 32 hex digits (RFC 7693)."""
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, as hex digits; memory does not grow with the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, as hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
+    """Yield a temporary path in `folder`, which is made if need be; whatever still lies there at the end is removed.
+
+    The name carries the process id, so that leftovers of a killed process can be told from a live writer's file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a finished file to the disk and give it its name, in one step."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes that name, on an exception it is removed."""
+    with scratch(path.parent, path.name) as temporary:
+        yield temporary
+        publish(temporary, path)
+
+
+@contextlib.contextmanager
+def fresh_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it takes that name and replaces what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as temporary:
+        filled = Path(temporary) / path.name
+        filled.mkdir()
+        yield filled
+        if path.exists():
+            path.rename(Path(temporary) / "replaced")
+        filled.rename(path)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one piece."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that a person can read: keys in the order given, two spaces, no NaN."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; an error names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        error.add_note(f"while reading {path}")
+        raise
+
+
+def link_or_copy(source: Path, target: Path) -> str:
+    """Give a file a second name, or copy it where the file systems do not share links; say which was done."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)
+        target.chmod(0o444)
+        return "copy"
+    return "link"

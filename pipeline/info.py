@@ -1,0 +1,96 @@
+"""Describe any artefact: what it is, what is in it, what it was made from."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.files import read_json
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """An artefact as JSON values; raises DataError if the path is none."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder.")
+    for marker, reader in {"backbone.json": _backbone, "index.json": _features, "model.json": _model}.items():
+        if (path / marker).is_file():
+            return {"path": str(path), **reader(path)}
+    if path.suffix == ".parquet":
+        return {"path": str(path), **_table(path)}
+    if path.suffix == ".json":
+        return {"path": str(path), "artefact": "metrics", **read_json(path)}
+    raise DataError(
+        f"{path}: no artefact of icecore. Expected a folder with backbone.json, index.json or model.json, "
+        "a .parquet of manifests, tasks or predictions, or the .json of a run's metrics."
+    )
+
+
+def render(found: Mapping[str, Any], *, indent: int = 0) -> str:
+    """A description as lines of text."""
+    lines = []
+    for name, value in found.items():
+        pad = "  " * indent
+        if isinstance(value, Mapping) and value:
+            lines += [f"{pad}{name}:", render(value, indent=indent + 1)]
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            lines += [f"{pad}{name}:", *("  " * (indent + 1) + _line(item) for item in value)]
+        else:
+            lines.append(f"{pad}{name}: {_short(value)}")
+    return "\n".join(lines)
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in item.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        text = ", ".join(map(str, value[:12]))
+        return f"{text}, … ({len(value)} in all)" if len(value) > 12 else text
+    return str(value)
+
+
+def _backbone(path: Path) -> dict[str, Any]:
+    from pipeline.backbones.artefact import read_spec
+
+    spec = read_spec(path).model_dump(mode="json")
+    taps = {name: "×".join(map(str, tap["shape"])) for name, tap in spec.pop("taps").items()}
+    return {"artefact": "backbone", **spec, "taps": taps}
+
+
+def _features(path: Path) -> dict[str, Any]:
+    from pipeline.store import index
+
+    found = index.read(path).model_dump(mode="json")
+    return {"artefact": "features", "bytes": sum(shard["bytes"] for shard in found["shards"]), **found}
+
+
+def _model(path: Path) -> dict[str, Any]:
+    heads = sorted(file.stem for file in path.glob("*.skops"))
+    return {"artefact": "model", **read_json(path / "model.json"), "heads": heads}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+    columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
+    found: dict[str, Any] = {"rows": rows, "columns": columns}
+    if "predicted" in columns:
+        return {"artefact": "predictions", **found, "scores": schema.metadata[b"scores"].decode()}
+    if "target" in columns:
+        return {"artefact": "task", **found, **_counts(path, "split", "target")}
+    if "path" in columns:
+        return {
+            "artefact": "manifest",
+            **found,
+            **_counts(path, *(n for n in ("label", "domain", "split") if n in columns)),
+        }
+    raise DataError(f"{path}: a Parquet file, but no manifest, task or predictions of icecore.")
+
+
+def _counts(path: Path, *columns: str) -> dict[str, dict[str, int]]:
+    table = pq.read_table(path, columns=list(columns))
+    found = {name: Counter(str(value) for value in table[name].to_pylist()) for name in columns}
+    return {f"rows by {name}": dict(sorted(counts.items())) for name, counts in found.items()}

@@ -1,0 +1,86 @@
+"""Train the source network and write it in the backbone format."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline import manifest
+from pipeline.backbones import artefact, glyphs
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.errors import DataError
+from pipeline.pretrain import PretrainConfig
+from pipeline.pretrain.distort import distort
+from pipeline.readers.image import ImageReader
+from pipeline.runtime import Progress, seed_everything, silent
+
+
+def pretrain(config: PretrainConfig, folder: Path, *, manifests: Path, progress: Progress = silent) -> BackboneSpec:
+    """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
+
+    A twentieth of the samples is held out; its accuracy, undistorted, stands in the network's `origin`.
+    """
+    images, targets, classes = _load(config, manifests)
+    seed_everything(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(images), generator=generator)
+    held, used = order[: len(order) // 20], order[len(order) // 20 :]
+    network = glyphs.GlyphNet(classes=len(classes), widths=config.widths)
+    _train(network, images[used], targets[used], config, generator, progress)
+    with torch.inference_mode():
+        right = network.eval()(_normalise(images[held])).argmax(1) == targets[held]
+    return artefact.write(
+        folder,
+        network,
+        architecture={"family": "glyphs", "classes": len(classes), "widths": list(config.widths)},
+        origin={
+            "source": "pretrained",
+            **config.model_dump(mode="json"),
+            "holdout_accuracy": round(right.float().mean().item(), 4),
+        },
+        inputs=glyphs.INPUT,
+        classes=classes,
+    )
+
+
+def _train(
+    network: torch.nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    config: PretrainConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
+    network.to(memory_format=torch.channels_last).train()
+    for step in range(config.steps):
+        rows = torch.randint(len(images), (config.batch_size,), generator=generator)
+        batch = _normalise(distort(images[rows], generator))
+        loss = functional.cross_entropy(network(batch), targets[rows], label_smoothing=0.1)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        progress(step + 1, config.steps)
+
+
+def _normalise(images: Tensor) -> Tensor:
+    """[0, 1] to what the network wants."""
+    return (images - glyphs.INPUT.mean[0]) / glyphs.INPUT.std[0]
+
+
+def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """All images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
+    table = manifest.read(manifests, config.dataset, ["path", config.target])
+    labels = table[config.target].to_pylist()
+    classes = sorted({str(label) for label in labels})
+    if len(classes) < 2:
+        raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")
+    reader = ImageReader(glyphs.INPUT.image)
+    pixels = np.stack([reader(Path(path).read_bytes())["pixels"] for path in table["path"].to_pylist()])
+    numbers = {name: number for number, name in enumerate(classes)}
+    targets = torch.tensor([numbers[str(label)] for label in labels])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, targets, classes

@@ -1,0 +1,127 @@
+"""Images: any file that Pillow reads, to uint8 pixels of one size and one colour mode.
+
+The steps, in this order: EXIF rotation, conversion to `mode` (transparent pixels over white, 16-bit grey scaled to 8),
+resize of the shorter side (or to an exact size), centre crop. Resizing is Pillow's, which is antialiased, with
+torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.config import Settings
+from pipeline.errors import DataError
+from pipeline.readers import Sample
+
+VERSION = 1
+
+# Above MAX_IMAGE_PIXELS Pillow only warns, and refuses from twice that. An archive of photos has no use for either.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageSpec(Settings):
+    """What the pixels are made to be. `resize` is the shorter side, or (height, width); `crop` is (height, width)."""
+
+    mode: Literal["RGB", "L"] = "RGB"
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+
+class ImageReader:
+    """Encoded image in, `pixels` out: uint8, (height, width, 3 or 1)."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self.spec = spec
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What shapes the pixels."""
+        return {"reader": "image", "version": VERSION, **self.spec.model_dump(mode="json")}
+
+    def __call__(self, data: bytes) -> Sample:
+        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used."""
+        image = decode(data, mode=self.spec.mode)
+        if self.spec.resize is not None:
+            image = image.resize(_target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
+        pixels = np.asarray(image)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if self.spec.crop is not None:
+            pixels = _centre_crop(pixels, self.spec.crop)
+        return {"pixels": np.ascontiguousarray(pixels)}
+
+
+def decode(data: bytes, *, mode: str) -> Image.Image:
+    """Bytes to an upright image in `mode`; raises DataError with the reason."""
+    with _opened(data) as image:
+        image.load()
+        return _to_mode(ImageOps.exif_transpose(image), mode)
+
+
+def check(data: bytes, *, whole: bool) -> None:
+    """Raise DataError if the bytes are no usable image; only the header is looked at unless `whole`."""
+    with _opened(data) as image:
+        if whole:
+            image.load()
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An open image; whatever Pillow has against it becomes a DataError with a short reason."""
+    if not data:
+        raise DataError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
+    except UnidentifiedImageError:
+        raise DataError("not an image that Pillow can read") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DataError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused as a decompression bomb") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        # Pillow's decoders raise all of these for damaged data.
+        raise DataError(f"damaged image: {error}") from None
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision."""
+    if not isinstance(resize, int):
+        return resize[1], resize[0]
+    width, height = size
+    if width <= height:
+        return resize, int(resize * height / width)
+    return int(resize * width / height), resize
+
+
+def _centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+    """Cut the centre out; smaller images are padded with zeros first, as torchvision does."""
+    height, width = crop
+    missing_h, missing_w = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
+    if missing_h or missing_w:
+        before_h, before_w = missing_h // 2, missing_w // 2
+        pad = ((before_h, missing_h - before_h), (before_w, missing_w - before_w), (0, 0))
+        pixels = np.pad(pixels, pad)
+    top = round((pixels.shape[0] - height) / 2.0)
+    left = round((pixels.shape[1] - width) / 2.0)
+    return pixels[top : top + height, left : left + width]

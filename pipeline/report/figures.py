@@ -1,0 +1,144 @@
+"""Figures of the report as SVG text: small, so that they stay legible on a phone; equal input gives equal text."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.report.leaderboard import Run
+
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.hashsalt": "icecore",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e6ea",
+    "axes.axisbelow": True,
+}
+MOST_CLASSES = 30
+
+
+@contextmanager
+def _axes(width: float, height: float, found: list[str]) -> Iterator[Axes]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots()
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    found.append(svg[svg.index("<svg") :])
+
+
+def by_labels(run: Run) -> str | None:
+    """Accuracy against labels a class, a line an input, with intervals; None where the run has no few-shot draws."""
+    inputs = _inputs(run)
+    counts = sorted({row["labels"] for row in run["table"] if row["labels"] is not None})
+    if len(counts) < 2:
+        return None
+    found: list[str] = []
+    with _axes(4.6, 3.4, found) as axes:
+        for place, name in enumerate(inputs):
+            rows = sorted((row for row in run["table"] if row["input"] == name), key=lambda row: row["labels"])
+            shift = 1.03 ** (place - (len(inputs) - 1) / 2)  # apart, so that intervals can be told apart
+            axes.errorbar(
+                [row["labels"] * shift for row in rows],
+                [row["accuracy"] for row in rows],
+                yerr=_errors(rows),
+                label=name,
+                color=COLOURS[place % len(COLOURS)],
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=4,
+                linewidth=1.4,
+                capsize=2,
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("labels a class")
+        axes.set_ylabel("test accuracy")
+        axes.legend(frameon=False, loc="lower right")
+    return found[0]
+
+
+def by_input(run: Run) -> str:
+    """Accuracy of each input at the most labels, with intervals."""
+    labels = run["selected"]["labels"]
+    rows = [row for row in run["table"] if row["labels"] == labels]
+    found: list[str] = []
+    with _axes(4.6, 0.8 + 0.38 * len(rows), found) as axes:
+        places = np.arange(len(rows))
+        axes.errorbar(
+            [row["accuracy"] for row in rows], places, xerr=_errors(rows), fmt="o", color=COLOURS[0], capsize=3
+        )
+        axes.set_yticks(places, [row["input"] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("test accuracy")
+    return found[0]
+
+
+def confusion(run: Run) -> str | None:
+    """The confusion matrix of the selected input, each row as shares; None where there are too many classes to read."""
+    classes, counts = run["classes"], np.array(run["confusion"], dtype=float)
+    if len(classes) > MOST_CLASSES:
+        return None
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    found: list[str] = []
+    side = 3.4 + 0.05 * len(classes)
+    with _axes(side + 0.6, side, found) as axes:
+        axes.grid(visible=False)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+        upright = max(map(len, classes)) > 2
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if upright else 0, fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("target")
+        if len(classes) <= 12:
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    colour = "white" if share > 0.5 else "#333"
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return found[0]
+
+
+def reliability(run: Run) -> str | None:
+    """Accuracy against confidence; None where the head gives no probabilities."""
+    rows: Sequence[dict[str, Any]] | None = run["reliability"]
+    if rows is None:
+        return None
+    found: list[str] = []
+    with _axes(3.6, 3.4, found) as axes:
+        axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
+        total = sum(row["count"] for row in rows)
+        axes.scatter(
+            [row["confidence"] for row in rows],
+            [row["accuracy"] for row in rows],
+            s=[12 + 180 * row["count"] / total for row in rows],
+            color=COLOURS[0],
+            alpha=0.8,
+        )
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("confidence (area: share of rows)")
+        axes.set_ylabel("accuracy")
+    return found[0]
+
+
+def _inputs(run: Run) -> list[str]:
+    return list(dict.fromkeys(row["input"] for row in run["table"]))
+
+
+def _errors(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Distances down to and up to the ends of the intervals, (2, rows)."""
+    ends = [(row["accuracy"] - row["accuracy_low"], row["accuracy_high"] - row["accuracy"]) for row in rows]
+    return np.maximum(np.array(ends).T, 0)

@@ -1,0 +1,34 @@
+"""What the machine offers: cores, threads, seeds, and the versions that a record names."""
+
+import os
+import random
+from collections.abc import Callable
+from importlib import metadata
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); whoever owns the terminal draws it."""
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and make torch prefer repeatable kernels."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of some packages, for the record of how a thing was made."""
+    return {package: metadata.version(package) for package in sorted(packages)}

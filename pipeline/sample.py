@@ -1,0 +1,82 @@
+"""Sample data for the default run: real PNG files, written offline from what scikit-learn and matplotlib carry.
+
+`digits`: the 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998), 8×8 grey, white on black.
+`glyphs`: printed letters and digits in the fonts that matplotlib carries, several sizes, 32×32 grey, white on black.
+"""
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.files import fresh_folder
+from pipeline.runtime import Progress, silent
+
+SIDE = 32
+# matplotlib's other fonts hold no letters, or a placeholder for each.
+FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
+KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
+
+Picture = tuple[str, str, Image.Image]
+"""Class, name of the file, and the image."""
+
+
+class SampleConfig(Settings):
+    """Which sample data to write."""
+
+    source: Literal["digits", "glyphs"]
+    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=SIDE)], ...], Field(min_length=1)] = (18, 22, 26)
+
+
+def sample(config: SampleConfig, folder: Path, *, progress: Progress = silent) -> int:
+    """Write a folder a class; return the number of images."""
+    pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
+    with fresh_folder(folder) as new:
+        for number, (label, name, image) in enumerate(pictures, start=1):
+            path = new / label / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            progress(number, len(pictures))
+    return len(pictures)
+
+
+def _digits() -> Iterator[Picture]:
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    for number, (pixels, label) in enumerate(zip(bundled.images, bundled.target, strict=True)):
+        grey = np.round(pixels * (255 / 16)).astype(np.uint8)
+        yield str(label), f"{number:04d}", Image.fromarray(grey)
+
+
+def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
+    for font in fonts():
+        for size in sizes:
+            face = ImageFont.truetype(str(font), size)
+            for kind, characters in KINDS.items():
+                for character in characters:
+                    # The kind is in the class, so that a and A stay two folders where names ignore case.
+                    yield f"{kind}_{character}", f"{font.stem}-{size}", draw(character, face)
+
+
+def fonts() -> list[Path]:
+    """The fonts of matplotlib that hold all letters and digits, sorted by name."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    found = {path for pattern in FONTS for path in folder.glob(f"{pattern}.ttf") if "Display" not in path.name}
+    return sorted(found)
+
+
+def draw(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
+    """A character, white on black, its ink in the middle of 32×32 pixels."""
+    image = Image.new("L", (SIDE, SIDE), 0)
+    left, top, right, bottom = face.getbbox(character)
+    corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
+    ImageDraw.Draw(image).text(corner, character, fill=255, font=face)
+    return image

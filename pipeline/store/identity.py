@@ -1,0 +1,43 @@
+"""The identity of a column of features: everything that shaped its values, and nothing else.
+
+Engine, device and batch size are not in it: they change values within rounding only, and are kept beside each shard.
+"""
+
+from typing import Any
+
+from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.files import digest
+from pipeline.readers.image import ImageReader
+
+FORMAT = 1
+
+
+def identity(backbone: BackboneSpec, tap: TapSpec) -> dict[str, Any]:
+    """What shaped the features of one tap; equal identities mean interchangeable features."""
+    return {
+        "format": FORMAT,
+        "reader": dict(ImageReader(backbone.input.image).identity),
+        "normalise": {"mean": list(backbone.input.mean), "std": list(backbone.input.std)},
+        "architecture": backbone.architecture,
+        "weights": backbone.weights_digest,
+        "node": tap.node,
+        "pool": tap.pool,
+        "precision": "float32",
+        "dtype": tap.dtype,
+    }
+
+
+def address(value: dict[str, Any]) -> str:
+    """The digest of an identity: the name of its column in the cache."""
+    return digest(value)
+
+
+def differences(expected: Any, got: Any, *, path: str = "") -> list[str]:
+    """The fields in which two identities differ, each with both values."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        found = []
+        for key in sorted({*expected, *got}):
+            below = f"{path}.{key}" if path else str(key)
+            found += differences(expected.get(key), got.get(key), path=below)
+        return found
+    return [] if expected == got else [f"{path}: expected {expected!r}, got {got!r}"]

@@ -1,0 +1,23 @@
+"""Fit the heads of a run: `python -m stages.fit digits_logistic`."""
+
+from pipeline.fit import fit
+from stages import project
+
+
+def main() -> None:
+    """Write `data/models/<run>/` and `data/predictions/<run>.parquet`."""
+    name, config = project.entry("fit")
+    with project.bar(f"fit {name}", "heads") as progress:
+        fits = fit(
+            config,
+            task=project.TASKS / f"{config.task}.parquet",
+            features=project.FEATURES / config.backbone,
+            models=project.MODELS / name,
+            predictions=project.PREDICTIONS / f"{name}.parquet",
+            progress=progress,
+        )
+    print(f"{name}: {fits:,} heads")
+
+
+if __name__ == "__main__":
+    project.run(main)

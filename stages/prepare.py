@@ -1,0 +1,20 @@
+"""Prepare a data set: `python -m stages.prepare digits`."""
+
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare import prepare
+from stages import project
+
+
+def main() -> None:
+    """Write the manifest of a data set, and beside it what was left out."""
+    name, config = project.entry("prepare")
+    paths = ManifestPaths(project.MANIFESTS, name)
+    with project.bar(f"prepare {name}", "files") as progress:
+        found = prepare(config, paths, progress=progress)
+    print(f"{name}: {found.found:,} files, {found.rows:,} samples")
+    for kind, count in found.excluded.items():
+        print(f"  {count:,} {kind}: see {paths.excluded}")
+
+
+if __name__ == "__main__":
+    project.run(main)

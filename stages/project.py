@@ -1,0 +1,123 @@
+"""What every stage needs: the checked settings, the paths of the artefacts, a progress bar, one way to fail."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Section, check, read_params, refuse
+from pipeline.errors import ConfigError, PipelineError, unknown
+from pipeline.runtime import Progress
+
+PARAMS = Path("params.yaml")
+DATA = Path("data")
+RAW = DATA / "raw"
+MANIFESTS = DATA / "manifests"
+PRETRAINED = DATA / "pretrained"
+BACKBONES = DATA / "backbones"
+FEATURES = DATA / "features"
+TASKS = DATA / "tasks"
+MODELS = DATA / "models"
+PREDICTIONS = DATA / "predictions"
+METRICS = DATA / "metrics"
+TABLES = DATA / "plots"
+REPORT = DATA / "report" / "index.html"
+
+# Section of params.yaml, which is the stage's name, to its settings model. Text, so that a stage depends on the code of
+# its own section only, although it checks the whole file.
+SECTIONS: Mapping[str, tuple[str, bool]] = {
+    "sample": ("pipeline.sample:SampleConfig", True),
+    "prepare": ("pipeline.prepare:PrepareConfig", True),
+    "pretrain": ("pipeline.pretrain:PretrainConfig", True),
+    "freeze": ("pipeline.freeze:FreezeConfig", True),
+    "extract": ("pipeline.extract:ExtractConfig", True),
+    "split": ("pipeline.split:SplitConfig", True),
+    "fit": ("pipeline.fit:FitConfig", True),
+    "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
+    "report": ("pipeline.report:ReportConfig", False),
+}
+
+
+def sections() -> dict[str, Section]:
+    """The table of settings models, imported."""
+    found = {}
+    for name, (path, named) in SECTIONS.items():
+        module, attribute = path.split(":")
+        found[name] = Section(getattr(importlib.import_module(module), attribute), named)
+    return found
+
+
+def settings(path: Path = PARAMS) -> dict[str, Any]:
+    """All of params.yaml, checked; raises ConfigError with every problem of the file."""
+    values, problems = check(read_params(path), sections())
+    refuse([*problems, *disagreements(values)], where=str(path))
+    return values
+
+
+def disagreements(values: Mapping[str, Any]) -> list[str]:
+    """Names in one section that another section does not have."""
+    problems: list[str] = []
+
+    def expect(where: str, what: str, name: str, choices: Mapping[str, Any]) -> None:
+        if name not in choices:
+            problems.append(f"{where}: {unknown(what, name, choices)}")
+
+    for name, item in values.get("pretrain", {}).items():
+        expect(f"pretrain.{name}.dataset", "data set", item.dataset, values["prepare"])
+    for name, item in values.get("freeze", {}).items():
+        if item.source == "pretrained":
+            expect(f"freeze.{name}.network", "pretrained network", item.network, values["pretrain"])
+    for name, item in values.get("extract", {}).items():
+        expect(f"extract.{name}", "backbone", name, values["freeze"])
+        for dataset in item.datasets:
+            expect(f"extract.{name}.datasets", "data set", dataset, values["prepare"])
+    for name, item in values.get("split", {}).items():
+        for dataset in item.datasets:
+            expect(f"split.{name}.datasets", "data set", dataset, values["prepare"])
+    for name, item in values.get("fit", {}).items():
+        expect(f"fit.{name}.task", "task", item.task, values["split"])
+        expect(f"fit.{name}.backbone", "backbone", item.backbone, values["extract"])
+        extracted = values["extract"].get(item.backbone)
+        for tap in item.taps if extracted is not None else ():
+            expect(f"fit.{name}.inputs", "tap", tap, extracted.taps)
+    return problems
+
+
+def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
+    """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
+    arguments = sys.argv[1:] if argv is None else argv
+    named = settings()[section]
+    if len(arguments) != 1:
+        raise ConfigError(f"usage: python -m stages.{section} NAME, where NAME is one of: {', '.join(named)}")
+    if arguments[0] not in named:
+        raise ConfigError(f"params.yaml: {unknown(f'entry of {section}', arguments[0], named)}")
+    return arguments[0], named[arguments[0]]
+
+
+def run(stage: Callable[[], None]) -> None:
+    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback."""
+    try:
+        stage()
+    except PipelineError as error:
+        raise SystemExit(f"error: {error}") from None
+    except PermissionError as error:
+        raise SystemExit(
+            f"error: {error.filename}: this folder or file cannot be written. Change its owner or mode."
+        ) from None
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Progress]:
+    """A progress bar with rate and time left; where the output is no terminal, a line every ten seconds."""
+    from tqdm import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(desc=title, unit=f" {unit}", mininterval=seconds, miniters=1, dynamic_ncols=True) as drawn:
+
+        def progress(done: int, total: int) -> None:
+            drawn.total = total
+            drawn.update(done - drawn.n)
+
+        yield progress

@@ -1,0 +1,17 @@
+"""Write the report: `python -m stages.report`."""
+
+from pipeline.report import leaderboard, page
+from stages import project
+
+
+def main() -> None:
+    """Write `data/report/index.html` over the runs that params.yaml names, and print the leaderboard."""
+    values = project.settings()
+    runs = leaderboard.read(project.TABLES, list(values["fit"]))
+    page.write(values["report"], runs, project.REPORT)
+    print(leaderboard.text(runs))
+    print(f"report: {project.REPORT}")
+
+
+if __name__ == "__main__":
+    project.run(main)

@@ -1,0 +1,19 @@
+"""Split a task: `python -m stages.split digits`."""
+
+from collections import Counter
+
+from pipeline.split import split
+from stages import project
+
+
+def main() -> None:
+    """Write `data/tasks/<name>.parquet`."""
+    name, config = project.entry("split")
+    task = split(config, project.MANIFESTS)
+    task.write(project.TASKS / f"{name}.parquet")
+    rows = Counter(task.table["split"].to_pylist())
+    print(f"{name}: {len(task.classes)} classes, " + ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True)))
+
+
+if __name__ == "__main__":
+    project.run(main)
