@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import ConfigError, bullets, unknown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Where pydantic speaks of Python rather than of YAML.
+EXPECTED = {"path_type": "expected a path", "tuple_type": "expected a list", "too_short": "expected at least one entry"}
+_TYPE = re.compile(r"[\[\(]|^(str|int|float|bool|constrained-.*)$")
 
 
 class Settings(BaseModel):
@@ -40,7 +43,9 @@ def read_params(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Run the command in the root of an icecore project.") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML. {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}.")
@@ -93,19 +98,24 @@ def _check_model(path: tuple[str, ...], found: Any, model: type[Settings]) -> tu
     try:
         return model.model_validate(found), []
     except ValidationError as error:
-        return None, [_say(path, dict(problem), model) for problem in error.errors(include_url=False)]
+        found = [dict(problem) for problem in error.errors(include_url=False)]
+        return None, [_say(path, problem, model) for problem in found if not _follows(problem)]
+
+
+def _follows(problem: dict[str, Any]) -> bool:
+    """Whether pydantic calls a list too short only because it did not count the entries that are wrong."""
+    return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
 
 
 def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) -> str:
     """One pydantic error as a line: the path of the key, what was expected, what was found."""
     # Types inside a union stand in pydantic's location ("Inputs", "list[str]"); they mean nothing to a user.
-    parts = [
-        str(part)
-        for part in problem["loc"]
-        if not re.search(r"[\[\(]|^(str|int|float|bool|constrained-.*)$", str(part))
-    ]
-    where = ".".join([*path, *parts])
     kind, context = problem["type"], problem.get("ctx", {})
+    *above, last = (str(part) for part in problem["loc"] or ("",))
+    parts = [part for part in above if not _TYPE.search(part)]
+    if kind in ("extra_forbidden", "missing") or not _TYPE.search(last):
+        parts.append(last)
+    where = ".".join(part for part in [*path, *parts] if part)
     if kind == "extra_forbidden":
         return f"{'.'.join([*path, *parts[:-1]])}: {unknown('key', parts[-1], _keys_at(model, parts[:-1]))}"
     if kind == "missing":
@@ -113,8 +123,11 @@ def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) 
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         return f"{where}: {unknown('value', str(problem['input']), choices)}"
-    message = str(context["error"]) if kind == "value_error" else problem["msg"].replace("Input should be", "expected")
-    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+    message = EXPECTED.get(kind, problem["msg"].replace("Input should be", "expected"))
+    if kind == "value_error":
+        message = str(context["error"])
+    found = repr(problem["input"])
+    got = "" if isinstance(problem["input"], dict) or found in message else f", got {found}"
     return f"{where}: {message.rstrip('.')}{got}."
 
 
@@ -122,14 +135,19 @@ def _keys_at(model: type[Settings], path: Iterable[str]) -> list[str]:
     """The keys that are allowed at a path below a model."""
     here: list[Any] = [model]
     for part in path:
-        here = [below for kind in here for below in _step(kind, part)]
-    return [name for kind in here for name in kind.model_fields]
+        here = [below for annotation in here for below in _below(annotation, part)]
+    return [name for annotation in here for kind in _models_in(annotation) for name in kind.model_fields]
 
 
-def _step(kind: type[Settings], part: str) -> list[type[Settings]]:
-    field = kind.model_fields.get(part)
-    # The name of an entry in a mapping, or the number of a list's entry: the type stays.
-    return [kind] if field is None else _models_in(field.annotation)
+def _below(annotation: Any, part: str) -> list[Any]:
+    """The annotations of what stands at a key, or as an entry, of a value with this annotation."""
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        field = annotation.model_fields.get(part)
+        return [] if field is None else [field.annotation]
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (dict, list, tuple):
+        return list(inner[-1:] if typing.get_origin(annotation) is dict else inner)
+    return [below for one in inner for below in _below(one, part)]
 
 
 def _models_in(annotation: Any) -> list[type[Settings]]:

@@ -6,6 +6,7 @@ chosen here: evaluation chooses on validation rows and reports on test rows.
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,14 @@ class FitConfig(Settings):
             raise ValueError(unknown("head", head, heads.HEADS))
         return head
 
+    @field_validator("inputs", "labels_per_class")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value if isinstance(value, int) else joined(value) for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each of them once")  # twice the same fit would count as two draws
+        return values
+
 
 @dataclass(frozen=True)
 class Training:
@@ -70,10 +79,12 @@ def fit(
     where the task, the taps and the head do not go together.
     """
     loaded = Task.read(task)
+    measured = np.concatenate([loaded.rows("validation"), loaded.rows("test")])
+    if not len(measured):
+        raise DataError(f"{task}: expected validation or test rows to predict, got none. Change the task's `sizes`.")
     trainings = list(training_sets(loaded, config, where=str(task)))
     taps = _open(config, features)
     columns = {tap: _matrix(column, loaded) for tap, column in taps.items()}
-    measured = np.concatenate([loaded.rows("validation"), loaded.rows("test")])
     total, done = len(config.inputs) * len(trainings), 0
     scores = _scores_of(config.head, heads.create(config.head, config.params, scale=config.scale))
     with Writer(predictions, loaded.classes, scores) as writer:
@@ -81,8 +92,10 @@ def fit(
             X = np.concatenate([columns[tap] for tap in name.split("+")], axis=1)
             for training in trainings:
                 head = heads.create(config.head, config.params, scale=config.scale)
-                _fit_one(head, X[training.rows], loaded.targets[training.rows], where=f"{name}, {training}")
-                writer.add(_predict(head, scores, X, loaded, measured, name, training))
+                with _refusals(where=f"{name}, {training}"):
+                    head.fit(X[training.rows], loaded.targets[training.rows])
+                    predicted = _predict(head, scores, X, loaded, measured, name, training)
+                writer.add(predicted)
                 _save(head, models / f"{name}.{training}.skops")
                 done += 1
                 progress(done, total)
@@ -98,7 +111,10 @@ def joined(taps: str | tuple[str, ...]) -> str:
 def training_sets(task: Task, config: FitConfig, *, where: str) -> Iterator[Training]:
     """The training sets that a run asks for; raises DataError where the task has none of that kind."""
     if not config.labels_per_class:
-        yield Training(task.rows("train"), None, None)
+        rows = task.rows("train")
+        if missing := sorted(set(task.classes) - set(task.targets[rows])):
+            raise DataError(f"{where}: expected training rows of every class, got none of {', '.join(missing[:12])}.")
+        yield Training(rows, None, None)
         return
     if not task.draws:
         raise DataError(f"{where}: `labels_per_class` needs few-shot draws. Give the task `few_shot` settings.")
@@ -127,7 +143,9 @@ def _matrix(column: Features, task: Task) -> np.ndarray:
     return column.load(list(task.keys)).reshape(len(task), -1).astype(np.float32)
 
 
-def _fit_one(head: Any, X: np.ndarray, y: np.ndarray, *, where: str) -> None:
+@contextmanager
+def _refusals(*, where: str) -> Iterator[None]:
+    """What scikit-learn has against a head or its training set becomes a HeadError that says which fit it was."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -135,7 +153,7 @@ def _fit_one(head: Any, X: np.ndarray, y: np.ndarray, *, where: str) -> None:
         # NearestCentroid divides by zero where every class has one sample; only its unused scores suffer.
         warnings.filterwarnings("ignore", "invalid value encountered in divide", RuntimeWarning)
         try:
-            head.fit(X, y)
+            yield
         except ConvergenceWarning as warning:
             raise HeadError(
                 f"{where}: the head did not converge: {str(warning).splitlines()[0]} "
@@ -163,6 +181,8 @@ def _predict(
             found = np.stack([-found, found], axis=1)
         order = list(head.classes_)
         scores = found[:, [order.index(label) for label in task.classes]].astype(np.float32)
+        if not np.isfinite(scores).all():
+            raise ValueError("it gives scores that are no finite numbers; are the features constant?")
     return Predictions(
         input=name,
         labels=training.labels,

@@ -68,8 +68,8 @@ def _freeze_torchvision(config: FreezeConfig, folder: Path) -> BackboneSpec:
     from pipeline.backbones import artefact, vision
 
     assert config.model is not None, "FreezeConfig checked it"
-    architecture = vision.architecture(config.model, config.classes)
     entry = vision.weights_entry(config.model, config.weights)
+    architecture = vision.architecture(config.model, entry, config.classes)
     origin: dict[str, Any] = {"source": "torchvision", "model": config.model, "weights": entry.name}
     if config.file is None:
         state: Mapping[str, Tensor] = vision.download(entry)
@@ -78,7 +78,7 @@ def _freeze_torchvision(config: FreezeConfig, folder: Path) -> BackboneSpec:
         state = read_state_dict(config.file, sha256=config.sha256 or "")
         origin |= {"file": config.file.name, "sha256": sha256_file(config.file)}
     network = artefact.build(architecture)
-    artefact.load_state(network, state, where=f"{config.model} from {config.file or entry.name}")
+    artefact.load_state(network, vision.current_keys(state), where=f"{config.model} from {config.file or entry.name}")
     return artefact.write(
         folder,
         network,
@@ -86,14 +86,11 @@ def _freeze_torchvision(config: FreezeConfig, folder: Path) -> BackboneSpec:
         origin=origin,
         inputs=vision.preprocessing(entry),
         classes=entry.meta["categories"] if config.classes is None else (),
-        channels_last=vision.channels_last(config.model),
     )
 
 
 def read_state_dict(file: Path, *, sha256: str) -> Mapping[str, "Tensor"]:
     """Read a local state dict without running any code from it; raises BackboneError with what is wrong with it."""
-    import pickle
-
     import safetensors.torch
     import torch
 
@@ -106,10 +103,11 @@ def read_state_dict(file: Path, *, sha256: str) -> Mapping[str, "Tensor"]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file makes torch's unpickler raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(
-            f"{file}: expected a state dict (names to tensors), got something that cannot be read without running code "
-            f"from it: {str(error).splitlines()[0]} Where you trust the file, load it once and save "
+            f"{file}: expected a state dict (names to tensors), got a file that is damaged, or that cannot be read "
+            f"without running code from it: {reason} Where you trust the file, load it once and save "
             "`model.state_dict()` with safetensors."
         ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

@@ -15,13 +15,14 @@ def describe(path: Path) -> dict[str, Any]:
     """An artefact as JSON values; raises DataError if the path is none."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
-    for marker, reader in {"backbone.json": _backbone, "index.json": _features, "model.json": _model}.items():
-        if (path / marker).is_file():
-            return {"path": str(path), **reader(path)}
-    if path.suffix == ".parquet":
-        return {"path": str(path), **_table(path)}
-    if path.suffix == ".json":
-        return {"path": str(path), "artefact": "metrics", **read_json(path)}
+    try:
+        for marker, reader in {"backbone.json": _backbone, "index.json": _features, "model.json": _model}.items():
+            if (path / marker).is_file():
+                return {"path": str(path), **reader(path)}
+        if path.suffix in (".parquet", ".json"):
+            return {"path": str(path), **(_table(path) if path.suffix == ".parquet" else _numbers(path))}
+    except ValueError as error:  # what JSON and Parquet readers raise for files that are not whole
+        raise DataError(f"{path}: damaged, or not what its name says: {error}") from None
     raise DataError(
         f"{path}: no artefact of icecore. Expected a folder with backbone.json, index.json or model.json, "
         "a .parquet of manifests, tasks or predictions, or the .json of a run's metrics."
@@ -77,17 +78,25 @@ def _table(path: Path) -> dict[str, Any]:
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
     found: dict[str, Any] = {"rows": rows, "columns": columns}
-    if "predicted" in columns:
+    if "predicted" in columns and b"scores" in (schema.metadata or {}):
         return {"artefact": "predictions", **found, "scores": schema.metadata[b"scores"].decode()}
-    if "target" in columns:
+    if {"key", "target", "split"} <= {*columns} and "predicted" not in columns:
         return {"artefact": "task", **found, **_counts(path, "split", "target")}
-    if "path" in columns:
+    if {"key", "path", "size"} <= {*columns}:
         return {
             "artefact": "manifest",
             **found,
             **_counts(path, *(n for n in ("label", "domain", "split") if n in columns)),
         }
     raise DataError(f"{path}: a Parquet file, but no manifest, task or predictions of icecore.")
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    for artefact, field in {"evaluation": "selected", "metrics": "accuracy"}.items():
+        if isinstance(found, dict) and field in found:
+            return {"artefact": artefact, **found}
+    raise DataError(f"{path}: a JSON file, but no metrics of an icecore run.")
 
 
 def _counts(path: Path, *columns: str) -> dict[str, dict[str, int]]:

@@ -18,6 +18,8 @@ from pipeline.files import fresh_folder
 from pipeline.runtime import Progress, silent
 
 SIDE = 32
+# The largest size at which the widest letter, a bold W, fits into the frame.
+LARGEST = 27
 # matplotlib's other fonts hold no letters, or a placeholder for each.
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
 KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
@@ -30,7 +32,7 @@ class SampleConfig(Settings):
     """Which sample data to write."""
 
     source: Literal["digits", "glyphs"]
-    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=SIDE)], ...], Field(min_length=1)] = (18, 22, 26)
+    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = (18, 22, 26)
 
 
 def sample(config: SampleConfig, folder: Path, *, progress: Progress = silent) -> int:
@@ -75,8 +77,10 @@ def fonts() -> list[Path]:
 
 def draw(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
     """A character, white on black, its ink in the middle of 32×32 pixels."""
-    image = Image.new("L", (SIDE, SIDE), 0)
-    left, top, right, bottom = face.getbbox(character)
-    corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
-    ImageDraw.Draw(image).text(corner, character, fill=255, font=face)
-    return image
+    canvas = Image.new("L", (3 * SIDE, 3 * SIDE), 0)
+    ImageDraw.Draw(canvas).text((SIDE, SIDE), character, fill=255, font=face)
+    # The box that the font states holds the space up to the next letter too; the ink is what was drawn.
+    ink = canvas.getbbox()
+    assert ink is not None, "fonts() names fonts that hold every character"
+    left, top = (ink[0] + ink[2] - SIDE) // 2, (ink[1] + ink[3] - SIDE) // 2
+    return canvas.crop((left, top, left + SIDE, top + SIDE))

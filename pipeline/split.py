@@ -2,8 +2,8 @@
 
 By default a row's split is a function of its key (or its group) and the task's seed alone: rows that are added later
 move no row that was there. With `stratify` every class is cut at exact shares or counts of its own; then rows that are
-added can move as many rows of their class as were added, near the cuts. A column, or folders named train, validation
-and test, can say the split instead.
+added can move rows of their class over the cuts, over each cut at most as many as were added. A column, or folders
+named train, validation and test, can say the split instead.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from pipeline.config import Settings
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.task import SPLITS, Task
 
-Size = Annotated[float, Field(ge=0)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SplitSizes(Settings):
@@ -83,6 +83,7 @@ def split(config: SplitConfig, manifests: Path) -> Task:
     groups = table["group"].to_pylist() if "group" in table.column_names else keys
     if config.by == "column":
         splits = _from_column(config, table["column"].to_pylist())
+        _refuse_divided(config, groups, splits)
         table = table.drop_columns(["column"])
     else:
         splits = assign(targets, groups, config)
@@ -126,7 +127,8 @@ def _cut(ordered: list[str], rows: list[int], sizes: SplitSizes) -> dict[str, st
     """Cut the groups of one class, in their order, at the rows that each split may have."""
     total = sum(rows)
     scale = 1 if sizes.as_counts else total
-    cuts = np.cumsum([sizes.test * scale, sizes.validation * scale, sizes.train * scale]).round()
+    # Halves are rounded up: to the nearest even number, a cut could move by two where one row is added.
+    cuts = np.floor(np.cumsum([sizes.test * scale, sizes.validation * scale, sizes.train * scale]) + 0.5)
     names: tuple[str | None, ...] = ("test", "validation", "train", None if sizes.as_counts else "train")
     before = np.concatenate([[0], np.cumsum(rows)[:-1]])
     return {g: names[int(np.searchsorted(cuts, start, side="right"))] for g, start in zip(ordered, before, strict=True)}
@@ -167,12 +169,13 @@ def _rows(config: SplitConfig, manifests: Path) -> pa.Table:
         columns = {name: pc.cast(table[column], pa.string()) for name, column in named.items()}
         tables.append(pa.table({"key": table["key"], "domain": domain, **columns}))
     table = pa.concat_tables(tables).sort_by([("key", "ascending"), ("domain", "ascending")])
-    missing = table["target"].null_count
-    if missing:
-        raise DataError(
-            f"the target {config.target!r} of {', '.join(config.datasets)}: {missing:,} rows have no value. "
-            "Give them one, or leave them out of the data set."
-        )
+    for what, name in (("target", config.target), ("group", config.group)):
+        missing = table[what].null_count if name is not None else 0
+        if missing:
+            raise DataError(
+                f"the {what} {name!r} of {', '.join(config.datasets)}: {missing:,} rows have no value. "
+                "Give them one, or leave them out of the data set."
+            )
     renamed = [config.rename.get(target, target) for target in table["target"].to_pylist()]
     table = table.set_column(table.column_names.index("target"), "target", pa.array(renamed, pa.string()))
     return _one_row_a_key(table, config)
@@ -202,16 +205,31 @@ def _from_column(config: SplitConfig, values: list[Any]) -> list[str | None]:
     return list(values)
 
 
+def _refuse_divided(config: SplitConfig, groups: Sequence[str], splits: Sequence[str | None]) -> None:
+    """A group must not be divided by the column: its rows would be learnt from and measured on."""
+    found: dict[str, set[str]] = {}
+    for group, name in zip(groups, splits, strict=True):
+        found.setdefault(group, set()).add(str(name))
+    divided = [f"{group!r}: {', '.join(sorted(names))}" for group, names in sorted(found.items()) if len(names) > 1]
+    if divided:
+        title = f"the split column {config.column!r} divides {len(divided)} groups of {config.group!r}"
+        raise DataError(bullets(title, divided[:5]))
+
+
 def _check_outcome(config: SplitConfig, targets: Sequence[str], splits: Sequence[str | None]) -> None:
     """Every class needs rows to learn from and rows to be measured on."""
     have = Counter(zip(targets, splits, strict=True))
-    needed = [s for s in SPLITS if (config.by == "column" and s != "validation") or getattr(config.sizes, s) > 0]
+    by_column = config.by == "column"
+    needed = ["train", "test"] if by_column else [name for name in SPLITS if getattr(config.sizes, name) > 0]
     problems = []
     for target in sorted(set(targets)):
         for name in needed:
-            want = int(getattr(config.sizes, name)) if config.sizes.as_counts and config.by == "hash" else 1
+            want = int(getattr(config.sizes, name)) if config.sizes.as_counts and not by_column else 1
             got = have[target, name]
             if got < want and not (config.group and got):
                 problems.append(f"class {target!r}: expected at least {want} rows in {name}, got {got}.")
     if problems:
-        raise DataError(bullets("the split leaves classes without rows; add samples or change `sizes`", problems[:20]))
+        change = f"the column {config.column!r}" if by_column else "`sizes`"
+        raise DataError(
+            bullets(f"the split leaves classes without rows; add samples or change {change}", problems[:20])
+        )

@@ -40,6 +40,14 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
 }
 
 
+# What to do where the system refuses a file or a folder.
+HINTS: Mapping[type[OSError], str] = {
+    PermissionError: " Change its owner or mode.",
+    FileExistsError: " A file stands where a folder is needed: move it away.",
+    NotADirectoryError: " A file stands where a folder is needed: move it away.",
+}
+
+
 def sections() -> dict[str, Section]:
     """The table of settings models, imported."""
     found = {}
@@ -51,37 +59,44 @@ def sections() -> dict[str, Section]:
 
 def settings(path: Path = PARAMS) -> dict[str, Any]:
     """All of params.yaml, checked; raises ConfigError with every problem of the file."""
-    values, problems = check(read_params(path), sections())
-    refuse([*problems, *disagreements(values)], where=str(path))
+    raw = read_params(path)
+    values, problems = check(raw, sections())
+    refuse([*problems, *disagreements(values, raw)], where=str(path))
     return values
 
 
-def disagreements(values: Mapping[str, Any]) -> list[str]:
-    """Names in one section that another section does not have."""
-    problems: list[str] = []
+def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """Names in one section that another section does not have.
 
-    def expect(where: str, what: str, name: str, choices: Mapping[str, Any]) -> None:
-        if name not in choices:
-            problems.append(f"{where}: {unknown(what, name, choices)}")
+    `values` are the entries that are right by themselves. One of `raw` that is wrong in itself, or a section that is
+    missing, is a problem that is known: it is not reported once more by those who name it.
+    """
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+
+    def expect(where: str, what: str, name: str, section: str) -> None:
+        if section in named and name not in named[section]:
+            problems.append(f"{where}: {unknown(what, name, named[section])}")
 
     for name, item in values.get("pretrain", {}).items():
-        expect(f"pretrain.{name}.dataset", "data set", item.dataset, values["prepare"])
+        expect(f"pretrain.{name}.dataset", "data set", item.dataset, "prepare")
     for name, item in values.get("freeze", {}).items():
         if item.source == "pretrained":
-            expect(f"freeze.{name}.network", "pretrained network", item.network, values["pretrain"])
+            expect(f"freeze.{name}.network", "pretrained network", item.network, "pretrain")
     for name, item in values.get("extract", {}).items():
-        expect(f"extract.{name}", "backbone", name, values["freeze"])
+        expect(f"extract.{name}", "backbone", name, "freeze")
         for dataset in item.datasets:
-            expect(f"extract.{name}.datasets", "data set", dataset, values["prepare"])
+            expect(f"extract.{name}.datasets", "data set", dataset, "prepare")
     for name, item in values.get("split", {}).items():
         for dataset in item.datasets:
-            expect(f"split.{name}.datasets", "data set", dataset, values["prepare"])
+            expect(f"split.{name}.datasets", "data set", dataset, "prepare")
     for name, item in values.get("fit", {}).items():
-        expect(f"fit.{name}.task", "task", item.task, values["split"])
-        expect(f"fit.{name}.backbone", "backbone", item.backbone, values["extract"])
-        extracted = values["extract"].get(item.backbone)
+        expect(f"fit.{name}.task", "task", item.task, "split")
+        expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")
+        extracted = values.get("extract", {}).get(item.backbone)
         for tap in item.taps if extracted is not None else ():
-            expect(f"fit.{name}.inputs", "tap", tap, extracted.taps)
+            if tap not in extracted.taps:
+                problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
     return problems
 
 
@@ -102,10 +117,11 @@ def run(stage: Callable[[], None]) -> None:
         stage()
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
-    except PermissionError as error:
-        raise SystemExit(
-            f"error: {error.filename}: this folder or file cannot be written. Change its owner or mode."
-        ) from None
+    except OSError as error:
+        if error.strerror is None:  # raised by a library, not by the system
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise SystemExit(f"error: {where}{error.strerror}.{HINTS.get(type(error), '')}") from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
@@ -55,6 +56,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
     """Put weights into a network; raises BackboneError with the first keys and shapes that differ."""
     own = network.state_dict()
+    # Files older than torch 0.4.1 lack the number of batches that a BatchNorm saw; evaluation mode does not use it.
+    state = {**{key: own[key] for key in own if key.endswith("num_batches_tracked")}, **state}
     problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
     problems += [f"not in the architecture: {key} {tuple(state[key].shape)}" for key in state if key not in own]
     problems += [
@@ -65,7 +68,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     if problems:
         title = f"{where}: the weights do not fit the architecture, {len(problems)} keys differ. The first of them"
         raise BackboneError(bullets(title, problems[:8]))
-    network.load_state_dict(dict(state), strict=True)
+    network.load_state_dict(state, strict=True)
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -81,7 +84,6 @@ def write(
     origin: Mapping[str, Any],
     inputs: InputSpec,
     classes: Iterable[str] = (),
-    channels_last: Iterable[str] = (),
 ) -> BackboneSpec:
     """Write a network in the backbone format; backbone.json comes last and makes it whole."""
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
@@ -90,7 +92,7 @@ def write(
         origin=dict(origin),
         weights_digest=weights_digest(state),
         input=inputs,
-        taps=survey(freeze(network), inputs.shape, channels_last=channels_last),
+        taps=survey(freeze(network), inputs.shape),
         classes=tuple(classes),
     )
     with atomic(folder / WEIGHTS) as temporary:
@@ -111,14 +113,18 @@ def read_spec(folder: Path) -> BackboneSpec:
 
 
 def read(folder: Path) -> Backbone:
-    """Read a backbone and check its weights against their digest."""
+    """Read a backbone and check its weights against their digest; raises BackboneError with what is wrong."""
     spec = read_spec(folder)
-    state = safetensors.torch.load_file(folder / WEIGHTS)
+    remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"{folder / WEIGHTS}: expected weights, got {error}. {remedy}") from None
     found = weights_digest(state)
     if found != spec.weights_digest:
         raise BackboneError(
             f"{folder / WEIGHTS}: expected weights with the digest {spec.weights_digest[:16]}…, got {found[:16]}…. "
-            f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+            f"{remedy}"
         )
     network = build(spec.architecture)
     load_state(network, state, where=str(folder))

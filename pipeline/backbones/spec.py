@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Settings
 from pipeline.readers.image import ImageSpec
 
-GRID = re.compile(r"avg(\d+)x(\d+)")
+GRID = re.compile(r"avg([1-9]\d*)x([1-9]\d*)")
 POOLINGS = ("none", "flatten", "mean", "max", "avg<h>x<w>")
 
 

@@ -4,9 +4,10 @@ Each tap is pooled or cloned inside the hook, before the network can overwrite i
 what else is asked for. The forward pass stops after the last module that is needed.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,43 +80,61 @@ def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(maps, (int(grid[1]), int(grid[2]))).flatten(1)
 
 
-def survey(module: nn.Module, shape: tuple[int, int, int], *, channels_last: Iterable[str] = ()) -> dict[str, Tap]:
+def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
     """All taps of a network with the shape of one row: modules that run exactly once and return one tensor.
 
-    `channels_last` names top-level modules whose maps are (height, width, channels).
+    The network runs a second time on an image of twice the size: the axes that grow are height and width.
     """
-    calls: Counter[str] = Counter()
-    shapes: dict[str, tuple[int, ...]] = {}
-    last = tuple(channels_last)
-
-    def hook(name: str) -> Any:
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls[name] += 1
-            if isinstance(output, Tensor) and output.ndim >= 2 and output.shape[0] == 2:
-                shapes[name] = tuple(output.shape[1:])
-
-        return after
-
-    handles = [part.register_forward_hook(hook(name)) for name, part in module.named_modules() if name]
-    try:
-        with torch.inference_mode():
-            output = module(torch.zeros(2, *shape))
-    finally:
-        for handle in handles:
-            handle.remove()
+    channels, height, width = shape
+    rows, larger = _Observed(), _Observed()
+    rows.run(module, shape)
+    # A network of one input size refuses; what ran before it did tells its layout all the same.
+    with contextlib.suppress(AssertionError, RuntimeError, ValueError):
+        larger.run(module, (channels, 2 * height, 2 * width))
     taps = {INPUT: Tap(shape=shape, layout="CHW")}
-    for name, row in shapes.items():
-        if calls[name] == 1:
-            taps[name] = Tap(shape=row, layout=_layout(row, name.split(".")[0] in last))
-    if isinstance(output, Tensor):
-        taps[LOGITS] = Tap(shape=tuple(output.shape[1:]))
+    for name, row in rows.shapes.items():
+        if rows.calls[name] == 1:
+            taps[name] = Tap(shape=row, layout=_layout(row, larger.shapes.get(name, row)))
     return taps
 
 
-def _layout(shape: tuple[int, ...], channels_last: bool) -> Any:
-    if len(shape) != 3:
+class _Observed:
+    """Which modules ran in a forward pass, how often, and the shape of one row of what they returned."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
+        """Run a batch of two empty images; what was seen stays, even if the network fails on the way."""
+
+        def hook(name: str) -> Any:
+            def after(_module: nn.Module, _args: Any, output: Any) -> None:
+                self.calls[name] += 1
+                if isinstance(output, Tensor) and output.ndim >= 2 and output.shape[0] == 2:
+                    self.shapes[name] = tuple(output.shape[1:])
+
+            return after
+
+        handles = [part.register_forward_hook(hook(name or LOGITS)) for name, part in module.named_modules()]
+        try:
+            with torch.inference_mode():
+                module(torch.zeros(2, *shape))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _layout(row: tuple[int, ...], larger: tuple[int, ...]) -> Literal["CHW", "HWC", "other"]:
+    if len(row) != 3:
         return "other"
-    return "HWC" if channels_last else "CHW"
+    grown = [after > before for before, after in zip(row, larger, strict=True)]
+    if grown == [True, True, False]:
+        return "HWC"
+    # Maps of a fixed size, such as those after adaptive pooling, do not grow.
+    if grown == [False, True, True] or (not any(grown) and row[1] == row[2]):
+        return "CHW"
+    return "other"
 
 
 def check(specs: Mapping[str, TapSpec], taps: Mapping[str, Tap], *, where: str) -> None:

@@ -1,5 +1,7 @@
 """Classification models of torchvision: weights by the name of their enum entry, preprocessing from the weights."""
 
+import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +14,14 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import BackboneError, unknown
 from pipeline.readers.image import ImageSpec
 
-# What torchvision switches on by itself only when it loads the weights.
+# What torchvision switches on by itself only when it loads the weights. The weights hold the auxiliary classifiers.
 EXTRA: Mapping[str, Mapping[str, Any]] = {
     "inception_v3": {"transform_input": True, "init_weights": False},
-    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+    "googlenet": {"transform_input": True, "init_weights": False},
 }
 
-# Swin keeps (height, width, channels) until its last normalisation.
-CHANNELS_LAST = {"swin": ("features", "norm")}
+# DenseNet's files are older than its module names: `denselayer1.norm.1.weight` is `denselayer1.norm1.weight` now.
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def names() -> list[str]:
@@ -34,16 +36,18 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def architecture(model: str, classes: int | None) -> dict[str, Any]:
-    """What backbone.json keeps of a model; raises BackboneError if torchvision has no such classification model."""
-    if model not in names():
-        raise BackboneError(unknown("torchvision classification model", model, names()))
+def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
+    """What backbone.json keeps of a model that is to hold weights of an enum entry."""
     options = dict(EXTRA.get(model, {}))
+    if model.startswith("vit_"):
+        options["image_size"] = entry.meta["min_size"][0]
     return {"family": "torchvision", "name": model, **options, **({"num_classes": classes} if classes else {})}
 
 
 def weights_entry(model: str, weights: str) -> Any:
-    """The entry of the model's weights enum; raises BackboneError with the names that exist."""
+    """The entry of the model's weights enum; raises BackboneError with the models or the entries that exist."""
+    if model not in names():
+        raise BackboneError(unknown("torchvision classification model", model, names()))
     entries = models.get_model_weights(model)
     if weights not in entries.__members__:
         raise BackboneError(f"{model}: {unknown('weights', weights, entries.__members__)}")
@@ -60,11 +64,20 @@ def preprocessing(entry: Any) -> InputSpec:
 
 
 def download(entry: Any) -> dict[str, torch.Tensor]:
-    """The weights of an enum entry, from torch's own cache or from where torchvision keeps them; hash checked."""
-    state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+    """The weights of an enum entry, from torch's own cache or from where torchvision keeps them; hash checked.
+
+    Raises BackboneError if there is no network, or if what came is damaged.
+    """
+    try:
+        state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BackboneError(
+            f"{entry.url}: the weights could not be loaded: {error}. Where there is no network, fetch that file "
+            "elsewhere and name it in `file`, with its `sha256`."
+        ) from None
     return state
 
 
-def channels_last(model: str) -> tuple[str, ...]:
-    """The top-level modules of a model whose maps are (height, width, channels)."""
-    return next((parts for prefix, parts in CHANNELS_LAST.items() if model.startswith(prefix)), ())
+def current_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict under the names that the modules have in the installed torchvision."""
+    return {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}

@@ -7,10 +7,10 @@ run    all units, then the commit of each tap's folder
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.backbones.spec import TapSpec
-from pipeline.config import Settings
+from pipeline.config import NAME, Settings
 
 
 class ExtractConfig(Settings):
@@ -21,3 +21,11 @@ class ExtractConfig(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 64
     shard_mb: Annotated[int, Field(ge=1, description="the size that a shard of the widest tap should have")] = 128
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without features")] = 0.01
+
+    @field_validator("taps")
+    @classmethod
+    def _named(cls, taps: dict[str, TapSpec]) -> dict[str, TapSpec]:
+        for name in taps:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"the tap {name!r}: a name has letters, digits, '-' and '_' only; it becomes a folder's")
+        return taps

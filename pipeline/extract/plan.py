@@ -41,13 +41,11 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int) -> Plan:
     """
     taps = list(known)
     samples = len(next(iter(known.values())))
-    bits = np.zeros(samples, dtype=np.int64)
-    for number, tap in enumerate(taps):
-        bits |= (~known[tap]).astype(np.int64) << number
+    patterns, which = np.unique(~np.stack([known[tap] for tap in taps], axis=1), axis=0, return_inverse=True)
     units = []
-    for pattern in np.unique(bits[bits > 0]):
-        rows = np.flatnonzero(bits == pattern)
-        lacking = tuple(tap for number, tap in enumerate(taps) if int(pattern) >> number & 1)
+    for number, pattern in enumerate(patterns):
+        lacking = tuple(tap for tap, missing in zip(taps, pattern, strict=True) if missing)
+        rows = np.flatnonzero((which == number) & pattern.any())
         units += [Unit(rows[start : start + unit_rows], lacking) for start in range(0, len(rows), unit_rows)]
     missing = {tap: int((~known[tap]).sum()) for tap in taps}
     return Plan(samples=samples, missing=missing, units=tuple(units))

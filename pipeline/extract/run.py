@@ -144,7 +144,8 @@ def _commit(
     """Link the shards that hold the samples into `folder` and write its index; return the samples without features."""
     chosen, held = cache.covering(column, keys)
     for record in chosen:
-        link_or_copy(shard.path_of(column.folder, record.name), shard.path_of(folder, record.name))
+        shard.verify(column.path_of(record), record)
+        link_or_copy(column.path_of(record), shard.path_of(folder, record.name))
     refused = {key: rejected[key] for key in key_arrays.to_hex(keys[~held]) if key in rejected}
     index.write(
         folder,

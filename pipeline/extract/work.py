@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.engines import Engine
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 from pipeline.files import content_key
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import cores
@@ -65,7 +65,10 @@ def make_unit(
             dtype = str(column.identity["dtype"])
             with np.errstate(over="ignore"):  # an overflow becomes infinite, and the shard refuses it by key
                 values = np.concatenate(parts[tap]).astype(dtype)
-            column.add(keys[stored], values, provenance=engine.provenance)
+            try:
+                column.add(keys[stored], values, provenance=engine.provenance)
+            except StoreError as error:
+                raise StoreError(f"tap {tap!r}: {error}") from None
         column.reject(lasting)
     return rejects
 

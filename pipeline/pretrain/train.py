@@ -20,13 +20,14 @@ from pipeline.runtime import Progress, seed_everything, silent
 def pretrain(config: PretrainConfig, folder: Path, *, manifests: Path, progress: Progress = silent) -> BackboneSpec:
     """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
 
-    A twentieth of the samples is held out; its accuracy, undistorted, stands in the network's `origin`.
+    A twentieth of the samples is held out, but at least one; its accuracy, undistorted, stands in `origin`.
     """
     images, targets, classes = _load(config, manifests)
     seed_everything(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(images), generator=generator)
-    held, used = order[: len(order) // 20], order[len(order) // 20 :]
+    few = max(1, len(order) // 20)
+    held, used = order[:few], order[few:]
     network = glyphs.GlyphNet(classes=len(classes), widths=config.widths)
     _train(network, images[used], targets[used], config, generator, progress)
     with torch.inference_mode():
@@ -80,7 +81,15 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     if len(classes) < 2:
         raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")
     reader = ImageReader(glyphs.INPUT.image)
-    pixels = np.stack([reader(Path(path).read_bytes())["pixels"] for path in table["path"].to_pylist()])
+    pixels = np.stack([_pixels(reader, path) for path in table["path"].to_pylist()])
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.tensor([numbers[str(label)] for label in labels])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, targets, classes
+
+
+def _pixels(reader: ImageReader, path: str) -> np.ndarray:
+    try:
+        return reader(Path(path).read_bytes())["pixels"]
+    except (OSError, DataError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: {reason}. Run prepare again, with `check: decode`.") from None

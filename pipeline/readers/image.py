@@ -7,7 +7,9 @@ torchvision's rounding of the longer side: the pixels equal those of torchvision
 
 import contextlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,6 +24,22 @@ VERSION = 1
 
 # Above MAX_IMAGE_PIXELS Pillow only warns, and refuses from twice that. An archive of photos has no use for either.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+# Pillow's decoders raise all of these for damaged data.
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -73,9 +91,11 @@ def decode(data: bytes, *, mode: str) -> Image.Image:
 
 def check(data: bytes, *, whole: bool) -> None:
     """Raise DataError if the bytes are no usable image; only the header is looked at unless `whole`."""
-    with _opened(data) as image:
-        if whole:
-            image.load()
+    if whole:
+        decode(data, mode="RGB")
+        return
+    with _opened(data):
+        pass
 
 
 @contextlib.contextmanager
@@ -85,18 +105,20 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise DataError("empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
+            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+                raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
             yield image
     except UnidentifiedImageError:
         raise DataError("not an image that Pillow can read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise DataError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused as a decompression bomb") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        # Pillow's decoders raise all of these for damaged data.
+    except DAMAGE as error:
         raise DataError(f"damaged image: {error}") from None
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,6 +1,8 @@
 """Figures of the report as SVG text: small, so that they stay legible on a phone; equal input gives equal text."""
 
 import io
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's own font
-    "svg.hashsalt": "icecore",
+    "text.parse_math": False,  # a dollar sign in the name of a class is a dollar sign
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,14 +32,18 @@ MOST_CLASSES = 30
 
 
 @contextmanager
-def _axes(width: float, height: float, found: list[str]) -> Iterator[Axes]:
-    with mpl.rc_context(STYLE):
+def _axes(width: float, height: float, found: list[str], *, name: str) -> Iterator[Axes]:
+    """Axes to draw on; their SVG is appended to `found`. `name` is one of its own on a page: ids are made from it."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text, and has fonts for scripts that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots()
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    found.append(svg[svg.index("<svg") :])
+    # matplotlib numbers the groups of each figure from 1: on a page of several they would not be ids.
+    found.append(re.sub(r'<g id="[\w.]+_\d+"', "<g", svg[svg.index("<svg") :]))
 
 
 def by_labels(run: Run) -> str | None:
@@ -47,7 +53,7 @@ def by_labels(run: Run) -> str | None:
     if len(counts) < 2:
         return None
     found: list[str] = []
-    with _axes(4.6, 3.4, found) as axes:
+    with _axes(4.6, 3.4, found, name=f"{run['run']} by_labels") as axes:
         for place, name in enumerate(inputs):
             rows = sorted((row for row in run["table"] if row["input"] == name), key=lambda row: row["labels"])
             shift = 1.03 ** (place - (len(inputs) - 1) / 2)  # apart, so that intervals can be told apart
@@ -76,7 +82,7 @@ def by_input(run: Run) -> str:
     labels = run["selected"]["labels"]
     rows = [row for row in run["table"] if row["labels"] == labels]
     found: list[str] = []
-    with _axes(4.6, 0.8 + 0.38 * len(rows), found) as axes:
+    with _axes(4.6, 0.8 + 0.38 * len(rows), found, name=f"{run['run']} by_input") as axes:
         places = np.arange(len(rows))
         axes.errorbar(
             [row["accuracy"] for row in rows], places, xerr=_errors(rows), fmt="o", color=COLOURS[0], capsize=3
@@ -95,7 +101,7 @@ def confusion(run: Run) -> str | None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     found: list[str] = []
     side = 3.4 + 0.05 * len(classes)
-    with _axes(side + 0.6, side, found) as axes:
+    with _axes(side + 0.6, side, found, name=f"{run['run']} confusion") as axes:
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         upright = max(map(len, classes)) > 2
@@ -117,7 +123,7 @@ def reliability(run: Run) -> str | None:
     if rows is None:
         return None
     found: list[str] = []
-    with _axes(3.6, 3.4, found) as axes:
+    with _axes(3.6, 3.4, found, name=f"{run['run']} reliability") as axes:
         axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
         total = sum(row["count"] for row in rows)
         axes.scatter(

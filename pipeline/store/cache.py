@@ -9,7 +9,7 @@ Nothing is ever changed in place, so any number of processes may add at once; tw
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,17 @@ class Column:
         return self.folder.name
 
     def records(self) -> list[ShardRecord]:
-        """The shards, in the order of their names."""
+        """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
         paths = sorted(path for path in self.folder.glob("*.json") if path.name != "identity.json")
-        return [ShardRecord(**read_json(path)["shard"]) for path in paths]
+        return [ShardRecord(**_read(path)["shard"]) for path in paths if path.with_suffix(".h5").is_file()]
+
+    def path_of(self, record: ShardRecord) -> Path:
+        """Where a shard lies."""
+        return shard.path_of(self.folder, record.name)
 
     def keys(self, record: ShardRecord) -> np.ndarray:
         """The keys of a shard, S16 (rows,); raises StoreError if the file does not fit its record."""
-        path = shard.path_of(self.folder, record.name)
+        path = self.path_of(record)
         if not path.is_file() or path.stat().st_size != record.bytes:
             shard.verify(path, record)
         return shard.read_keys(path)
@@ -60,7 +64,7 @@ class Column:
         """Key to reason, of the samples that were tried and can never give features."""
         found: dict[str, str] = {}
         for path in sorted((self.folder / "rejected").glob("*.json")):
-            found |= read_json(path)
+            found |= _read(path)
         return found
 
     def add(self, keys: np.ndarray, features: np.ndarray, *, provenance: Mapping[str, Any]) -> ShardRecord:
@@ -86,7 +90,7 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
         raise StoreError(
             f"{root}: the feature cache cannot be written: {error.strerror}. Set ICECORE_CACHE to a folder that can."
         ) from None
-    if problems := differences(dict(identity), read_json(path)):
+    if problems := differences(dict(identity), _read(path)):
         raise StoreError(f"{path}: the identity does not fit its address. " + " ".join(problems))
     return Column(folder, identity)
 
@@ -104,7 +108,8 @@ def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], np.
     return chosen, held
 
 
-def union(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """The distinct keys of several arrays, sorted."""
-    gathered = list(parts)
-    return np.unique(np.concatenate(gathered)) if gathered else np.empty(0, dtype=key_arrays.DTYPE)
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise StoreError(f"{path}: expected JSON: {error}. The file is damaged: remove it and run again.") from None

@@ -47,9 +47,11 @@ def write(folder: Path, keys: np.ndarray, features: np.ndarray, *, address: str)
     finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not finite.all():
         bad = key_arrays.to_hex(keys[~finite])
+        half = "Store this tap as `dtype: float32`."
         raise StoreError(
             f"{len(bad):,} of {len(keys):,} rows have values that {features.dtype} cannot hold (above its largest "
-            f"number, or NaN), the first of key {bad[0]}. Store this tap as `dtype: float32`."
+            f"number, or NaN), the first of key {bad[0]}. "
+            f"{half if features.dtype == np.float16 else 'The network itself gives them: look at its weights.'}"
         )
     with scratch(folder, "shard") as temporary:
         with h5py.File(temporary, "w") as file:

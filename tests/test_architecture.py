@@ -1,0 +1,394 @@
+"""The shape of the code: layers, imports, stages and their dependencies, names. Everything is read from the sources."""
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
+DVC: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PARAMS: Mapping[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+FACTORY = re.compile(r"((?:pipeline|stages)(?:\.\w+)*):\w+")
+"""A name such as pipeline.backbones.glyphs:build, which importlib imports later."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Something that a file imports, and whether importing the file is enough for that to happen."""
+
+    name: str
+    on_import: bool
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def short(module: str) -> str:
+    """The path of a module, as dvc.yaml writes it."""
+    return MODULES[module].relative_to(ROOT).as_posix()
+
+
+def imports_in(source: str) -> list[Import]:
+    """All imports of a source but those for type checkers; of `from a import b`, a.b where that is a module."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, on_import: bool) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for inner in node.orelse:
+                visit(inner, on_import)
+            return
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, on_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.append(Import(full if full in MODULES else str(node.module), on_import))
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.iter_child_nodes(node):
+            visit(inner, on_import and not inside)
+
+    visit(ast.parse(source), True)
+    return found
+
+
+@cache
+def imports_of(module: str) -> list[Import]:
+    return imports_in(MODULES[module].read_text(encoding="utf-8"))
+
+
+def project_imports(module: str) -> Iterator[Import]:
+    return (found for found in imports_of(module) if found.name in MODULES)
+
+
+def parents(module: str) -> Iterator[str]:
+    """The packages whose __init__ runs when a module is imported."""
+    while "." in module:
+        module = module.rpartition(".")[0]
+        yield module
+
+
+def reached(start: str, *, functions: bool, factories: bool = False, without: frozenset[str] = frozenset()) -> set[str]:
+    """The project's modules that come with one, itself too; `without` are left out and not followed."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module in found | without:
+            continue
+        found.add(module)
+        waiting += parents(module)
+        waiting += [one.name for one in project_imports(module) if one.on_import or functions]
+        if factories:
+            tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+            texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            waiting += [match[1] for text in texts if (match := FACTORY.fullmatch(text))]
+    return found
+
+
+def test_imports_are_read_as_python_reads_them() -> None:
+    source = """
+import torch.nn
+from pipeline import metrics, __version__
+if TYPE_CHECKING:
+    import h5py
+else:
+    import numpy
+try:
+    import json
+except ImportError:
+    pass
+class A:
+    import csv
+    def f(self):
+        from pipeline.store.features import Features
+        import sklearn
+"""
+    assert imports_in(source) == [
+        Import("torch.nn", True),
+        Import("pipeline.metrics", True),
+        Import("pipeline", True),
+        Import("numpy", True),
+        Import("json", True),
+        Import("csv", True),
+        Import("pipeline.store.features", False),
+        Import("sklearn", False),
+    ]
+
+
+# Layers --------------------------------------------------------------------------------------------------------------
+
+
+def layers() -> dict[str, int]:
+    """Layer by top-level name, from the docstring of the package; packages are written with a slash."""
+    lines = re.findall(r"^ {4}(\d)  (.+)$", str(pipeline.__doc__), re.MULTILINE)
+    assert [number for number, _ in lines] == ["0", "1", "2", "3"]
+    return {name: int(number) for number, names in lines for name in names.split()}
+
+
+def test_the_docstring_of_the_package_lists_every_module_once() -> None:
+    there = {path.name + "/" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()}
+    there |= {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"}
+    assert set(layers()) == there
+    listed = re.findall(r"^ {4}\d  (.+)$", str(pipeline.__doc__), re.MULTILINE)
+    assert len(" ".join(listed).split()) == len(layers())
+
+
+def test_a_file_imports_only_from_its_own_layer_or_below() -> None:
+    layer = {name.rstrip("/"): number for name, number in layers().items()}
+    wrong = []
+    for module in MODULES:
+        if not module.startswith("pipeline."):
+            continue
+        own = module.split(".")[1]
+        for found in project_imports(module):
+            package, _, rest = found.name.partition(".")
+            if package == "pipeline" and rest and layer[rest.split(".")[0]] > layer[own]:
+                wrong.append(f"{module} (layer {layer[own]}) imports {found.name}")
+    assert wrong == []
+
+
+def test_only_the_command_line_imports_stages_and_only_when_it_runs() -> None:
+    found = [
+        (module, one.on_import)
+        for module in MODULES
+        if module.split(".")[0] == "pipeline"
+        for one in imports_of(module)
+        if one.name.split(".")[0] == "stages"
+    ]
+    assert set(found) == {("pipeline.cli", False)}
+
+
+def test_a_stage_imports_no_other_stage() -> None:
+    wrong = [
+        f"{module} imports {one.name}"
+        for module in MODULES
+        if module.startswith("stages.")
+        for one in project_imports(module)
+        if one.name.startswith("stages.") and one.name != "stages.project"
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: {one.name for one in project_imports(module)} - {module} for module in MODULES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    assert set(order) == set(MODULES)
+
+
+# Heavy libraries -----------------------------------------------------------------------------------------------------
+
+# Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
+# settings are checked, and help is shown, at once.
+AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
+    "torch": ("pipeline/backbones/", "pipeline/engines/", "pipeline/pretrain/", "pipeline/extract/run.py"),
+    "torchvision": ("pipeline/backbones/",),
+    "safetensors": ("pipeline/backbones/",),
+    "onnxruntime": ("pipeline/engines/",),
+    "sklearn": (),
+    "skops": (),
+    "scipy": (),
+    "h5py": ("pipeline/store/shard.py",),
+    "matplotlib": ("pipeline/report/figures.py",),
+}
+# Importing these takes torch along; what holds settings or values never does.
+WITH_TORCH = (
+    "pipeline/backbones/",
+    "pipeline/engines/",
+    "pipeline/pretrain/",
+    "pipeline/extract/",
+    "stages/extract.py",
+    "stages/pretrain.py",
+)
+
+
+@pytest.mark.parametrize("library", AT_THE_TOP)
+def test_a_heavy_library_is_imported_at_the_top_only_where_it_belongs(library: str) -> None:
+    using = {short(module) for module in MODULES for one in imports_of(module) if one.on_import and is_of(one, library)}
+    assert [path for path in sorted(using) if not path.startswith(AT_THE_TOP[library])] == []
+
+
+def is_of(found: Import, library: str) -> bool:
+    return found.name.split(".")[0] == library
+
+
+def test_hdf5_is_read_and_written_in_one_module() -> None:
+    using = {module for module in MODULES for one in imports_of(module) if is_of(one, "h5py")}
+    assert using == {"pipeline.store.shard"}
+
+
+def test_torch_comes_along_only_where_networks_run() -> None:
+    loading = {
+        short(module)
+        for module in MODULES
+        for inner in reached(module, functions=False)
+        for one in imports_of(inner)
+        if one.on_import and is_of(one, "torch")
+    }
+    assert "pipeline/extract/run.py" in loading
+    wrong = [
+        path
+        for path in sorted(loading)
+        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py"))
+    ]
+    assert wrong == []
+
+
+def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
+    code = "import sys\nfrom stages import project\nproject.settings()\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "pipeline.fit" in loaded
+    assert not {"torch", "torchvision", "sklearn", "skops", "scipy", "matplotlib", "onnxruntime"} & loaded
+
+
+# Stages --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_has_one_name_in_all_four_places() -> None:
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project"}
+    library = {name.rstrip("/") for name in layers()}
+    assert set(DVC) == set(PARAMS) == files
+    assert set(DVC) <= library
+
+
+def test_the_table_of_sections_has_every_stage() -> None:
+    from stages import project
+
+    assert list(project.SECTIONS) == list(PARAMS)
+    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {"evaluate", "report"}
+
+
+def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
+    for name, stage in DVC.items():
+        body = stage.get("do", stage)
+        assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
+        over = {"evaluate": "fit"}.get(name, name)
+        assert stage.get("foreach") == (None if name == "report" else f"${{{over}}}")
+        assert (name if name in ("evaluate", "report") else f"{name}.${{key}}") in body["params"]
+        assert body["desc"]
+
+
+def pattern(path: str) -> str:
+    """A path of dvc.yaml with a star for what differs from entry to entry."""
+    return re.sub(r"\$\{[^}]*\}", "*", path)
+
+
+def deps_of(stage: str) -> list[str]:
+    return list(DVC[stage].get("do", DVC[stage])["deps"])
+
+
+def outs_of(stage: str) -> list[str]:
+    return [pattern(out) for out in DVC[stage].get("do", DVC[stage])["outs"]]
+
+
+def test_every_dependency_on_data_is_made_by_another_stage() -> None:
+    outs = {name: outs_of(name) for name in DVC}
+    every = [out for found in outs.values() for out in found]
+    assert len(every) == len(set(every))
+    assert all(out.startswith("data/") for out in every)
+    for name in DVC:
+        data = [dep for dep in deps_of(name) if dep.startswith("data/")]
+        others = [out for other, found in outs.items() if other != name for out in found]
+        for dep in data:
+            assert any(out == pattern(dep) or out.startswith(pattern(dep) + "/") for out in others), (name, dep)
+
+
+def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
+    for name in DVC:
+        for dep in deps_of(name):
+            if dep == "${item.root}":
+                assert name == "prepare"
+            elif not dep.startswith("data/"):
+                assert dep.startswith(("pipeline/", "stages/")), (name, dep)
+                assert (ROOT / dep).exists(), (name, dep)
+
+
+# Code that every stage uses and none depends on: a change there changes what is said of settings and errors, and no
+# result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
+PLUMBING = frozenset({"pipeline", "pipeline.errors", "pipeline.config", "stages", "stages.project"})
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str) -> None:
+    needed = {short(module) for module in reached(f"stages.{stage}", functions=True, factories=True, without=PLUMBING)}
+    deps = [dep for dep in deps_of(stage) if dep.startswith(("pipeline/", "stages/"))]
+
+    def covers(dep: str, path: str) -> bool:
+        return path == dep or path.startswith(f"{dep}/")
+
+    assert [path for path in sorted(needed) if not any(covers(dep, path) for dep in deps)] == []
+    assert [dep for dep in deps if not any(covers(dep, path) for path in needed)] == []
+    assert len(deps) == len(set(deps))
+
+
+# Names and docstrings ------------------------------------------------------------------------------------------------
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "util", "helpers", "helper", "common", "base", "manager", "handler", "misc"}
+    assert [name for name in MODULES if empty & set(name.split("."))] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_and_all_that_is_public_in_it_has_a_docstring(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{module} has no docstring"
+    assert [name for name, node in public(tree) if not ast.get_docstring(node)] == []
+
+
+def public(node: ast.Module | ast.ClassDef) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Functions and classes, and the methods of classes, whose name does not begin with an underscore."""
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef) and not inner.name.startswith("_"):
+            yield inner.name, inner
+            if isinstance(inner, ast.ClassDef):
+                yield from public(inner)
+
+
+# What is in the repository -------------------------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    """The files of the repository; skips where this is none, as in a source archive."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git repository")
+    names = [name for name in done.stdout.decode().split("\0") if name]
+    if "pyproject.toml" not in names:
+        pytest.skip("not the repository of this project")
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def test_no_file_of_the_repository_names_a_folder_of_some_machine() -> None:
+    machine = re.compile(r"(?<![\w.$}])/(?:work|root)/")
+    assert machine.search("see /" + "work/main")
+    found = []
+    for path in tracked():
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in machine.finditer(text)]
+    assert found == []
+
+
+def test_the_locked_requirements_name_packages_and_no_place_to_get_them() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert any(line.startswith("numpy==") for line in lines)
+    assert [line for line in lines if "://" in line or line.startswith("-")] == []

@@ -1,0 +1,357 @@
+"""The `icecore` command: what it says of every artefact and of settings, and how it fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import cli, manifest
+from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.files import content_key, write_json
+from pipeline.fit import FitConfig, fit
+from pipeline.store import index, shard
+from pipeline.store import keys as key_arrays
+from pipeline.task import Task
+
+ROOT = Path(__file__).parent.parent
+PARAMS = ROOT / "params.yaml"
+RUN = "digits_full"
+
+
+class Said(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    error: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def icecore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A function that runs the command in this process, and returns what a shell would see."""
+
+    def run(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["icecore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code, (out, error) = ended.value.code, capsys.readouterr()
+        # Python prints a text that it is ended with, and ends with 1.
+        return Said(1, out, error + code) if isinstance(code, str) else Said(int(code or 0), out, error)
+
+    return run
+
+
+def shell(*command: str | Path, cwd: Path) -> Said:
+    """A command in a fresh process that finds this project's code."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with one small artefact of every kind, written by the code that writes them in earnest."""
+    from pipeline.backbones import artefact, glyphs
+
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    rows = [
+        {"key": content_key(f"{label}{number}".encode()), "target": label, "split": split}
+        for label in ("no", "yes")
+        for number, split in enumerate(["train"] * 4 + ["validation", "test", "test"])
+    ]
+    rows.sort(key=lambda row: row["key"])
+    Task(pa.Table.from_pylist(rows)).write(folder / "tasks" / "digits.parquet")
+
+    schema = pa.schema([*manifest.FILES_SCHEMA, ("label", pa.string())])
+    files = [{"key": row["key"], "path": f"{row['key']}.png", "size": 9, "label": row["target"]} for row in rows]
+    paths = manifest.ManifestPaths(folder / "manifests", "digits")
+    paths.files.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(files, schema=schema), paths.rows)
+    pq.write_table(pa.Table.from_pylist(files, schema=manifest.FILES_SCHEMA), paths.files)
+
+    artefact.write(
+        folder / "backbones" / "tiny",
+        glyphs.GlyphNet(classes=2, widths=(4,)),
+        architecture={"family": "glyphs", "classes": 2, "widths": [4]},
+        origin={"source": "pretrained"},
+        inputs=glyphs.INPUT,
+        classes=["no", "yes"],
+    )
+
+    tap = folder / "features" / "tiny" / "penultimate"
+    values = random.normal(size=(len(rows), 3)).astype(np.float16)
+    tap.mkdir(parents=True)
+    record = shard.write(tap, key_arrays.from_hex(row["key"] for row in rows), values, address="ab" * 32)
+    index.write(
+        tap,
+        index.Index(
+            address="ab" * 32,
+            identity={"node": "penultimate", "pool": "none", "dtype": "float16", "weights": "cd" * 32},
+            shape=(3,),
+            dtype="float16",
+            samples=len(rows),
+            stored=len(rows),
+            rejected=(),
+            shards=(record,),
+        ),
+    )
+
+    fit(
+        FitConfig(task="digits", backbone="tiny", inputs=("penultimate",)),
+        task=folder / "tasks" / "digits.parquet",
+        features=folder / "features" / "tiny",
+        models=folder / "models" / RUN,
+        predictions=folder / "predictions" / f"{RUN}.parquet",
+    )
+    evaluate(
+        EvaluateConfig(resamples=100),
+        predictions=folder / "predictions" / f"{RUN}.parquet",
+        model=folder / "models" / RUN,
+        numbers=folder / "metrics" / f"{RUN}.json",
+        tables=folder / "plots" / f"{RUN}.json",
+    )
+    return folder
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+
+
+def test_help_loads_no_library_that_is_slow_to_load(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "finally:\n    print('loaded', *sys.modules, file=sys.stderr)"
+    )
+    said = shell(sys.executable, "-c", code, "--help", cwd=tmp_path)
+    assert said.code == 0
+    assert "dvc repro" in said.out
+    loaded = said.error.split()
+    assert "typer" in loaded
+    slow = {"torch", "torchvision", "sklearn", "skops", "scipy", "matplotlib", "h5py", "pyarrow", "numpy", "pandas"}
+    assert not slow & set(loaded)
+
+
+def test_help_lists_every_command(icecore: Command) -> None:
+    said = icecore("--help")
+    assert said.code == 0
+    assert {"info", "check", "leaderboard"} <= set(COMMANDS)
+    assert all(f"  {name} " in said.out for name in COMMANDS)
+
+
+def test_no_arguments_show_the_help(icecore: Command) -> None:
+    said = icecore()
+    assert "Usage:" in said.out + said.error
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_an_example_of_it(icecore: Command, name: str) -> None:
+    said = icecore(name, "--help")
+    assert said.code == 0
+    examples = [line.strip() for line in said.out.splitlines() if line.strip().startswith("icecore ")]
+    assert examples
+    assert all(example.split()[1] == name for example in examples)
+
+
+def test_an_unknown_option_is_an_error_of_use(icecore: Command) -> None:
+    said = icecore("info", "--jsn", "x")
+    assert said.code == 2
+    assert "--jsn" in said.error
+
+
+# info ----------------------------------------------------------------------------------------------------------------
+
+ARTEFACTS = {
+    "manifests/digits.parquet": ("manifest", ["rows: 14", "key: string", "rows by label:", "no: 7", "yes: 7"]),
+    "manifests/files/digits.parquet": ("manifest", ["rows: 14", "path: string"]),
+    "backbones/tiny": ("backbone", ["family: glyphs", "penultimate: 4", "block1: 4×16×16", "classes: no, yes"]),
+    "features/tiny/penultimate": ("features", ["samples: 14", "dtype: float16", "node: penultimate", "shape: 3"]),
+    "tasks/digits.parquet": ("task", ["rows by split:", "test: 4", "train: 8", "rows by target:", "yes: 7"]),
+    f"models/{RUN}": ("model", ["head: logistic", "heads: penultimate.all", "scores: probability"]),
+    f"predictions/{RUN}.parquet": ("predictions", ["rows: 6", "predicted: string", "scores: probability"]),
+    f"metrics/{RUN}.json": ("metrics", ["test_rows: 4", "input: penultimate"]),
+    f"plots/{RUN}.json": ("evaluation", [f"run: {RUN}", "classes: no, yes"]),
+}
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize("path", ARTEFACTS)
+def test_info_says_what_an_artefact_is_and_what_is_in_it(icecore: Command, data: Path, path: str) -> None:
+    kind, expected = ARTEFACTS[path]
+    said = icecore("info", data / path)
+    assert (said.code, said.error) == (0, "")
+    lines = [line.strip() for line in said.out.splitlines()]
+    assert lines[:2] == [f"path: {data / path}", f"artefact: {kind}"]
+    assert set(expected) <= set(lines)
+
+
+@pytest.mark.parametrize("path", ARTEFACTS)
+def test_info_as_json_is_json(icecore: Command, data: Path, path: str) -> None:
+    said = icecore("info", data / path, "--json")
+    assert (said.code, said.error) == (0, "")
+    found = json.loads(said.out, parse_constant=no_constant)
+    assert (found["path"], found["artefact"]) == (str(data / path), ARTEFACTS[path][0])
+
+
+def test_info_as_json_has_what_the_files_have(icecore: Command, data: Path) -> None:
+    def found(path: str) -> Any:
+        return json.loads(icecore("info", data / path, "--json").out)
+
+    assert found("tasks/digits.parquet")["rows by split"] == {"test": 4, "train": 8, "validation": 2}
+    features = found("features/tiny/penultimate")
+    assert features["bytes"] == sum(path.stat().st_size for path in (data / "features").rglob("*.h5"))
+    metrics = json.loads((data / "metrics" / f"{RUN}.json").read_text())
+    assert found(f"metrics/{RUN}.json").items() >= metrics.items()
+    assert found(f"models/{RUN}")["settings"]["inputs"] == ["penultimate"]
+
+
+def test_a_long_list_is_cut_and_counted(icecore: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"accuracy": 1.0, "short": list(range(12)), "long": list(range(13))})
+    lines = icecore("info", tmp_path / "run.json").out.splitlines()
+    assert "short: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11" in lines
+    assert "long: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, … (13 in all)" in lines
+
+
+def test_info_of_nothing_says_so(icecore: Command, tmp_path: Path) -> None:
+    said = icecore("info", tmp_path / "nothing")
+    assert said == Said(1, "", f"error: {tmp_path / 'nothing'}: no such file or folder.")
+
+
+@pytest.mark.parametrize("name", ["folder", "notes.txt"])
+def test_info_of_what_is_no_artefact_says_what_was_expected(icecore: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("text")
+    said = icecore("info", tmp_path / name)
+    assert (said.code, said.out) == (1, "")
+    assert said.error.startswith(
+        f"error: {tmp_path / name}: no artefact of icecore. Expected a folder with backbone.json"
+    )
+
+
+@pytest.mark.parametrize("columns", [["a"], ["target"], ["predicted"], ["path", "label"], ["target", "split"]])
+def test_info_of_a_foreign_table_says_so(icecore: Command, tmp_path: Path, columns: list[str]) -> None:
+    pq.write_table(pa.table({name: ["x"] for name in columns}), tmp_path / "foreign.parquet")
+    said = icecore("info", tmp_path / "foreign.parquet")
+    assert (said.code, said.out) == (1, "")
+    assert "foreign.parquet: a Parquet file, but no manifest, task or predictions of icecore." in said.error
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"a": 1}', "3"])
+def test_info_of_foreign_json_says_so(icecore: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / "foreign.json").write_text(content)
+    said = icecore("info", tmp_path / "foreign.json")
+    assert (said.code, said.out) == (1, "")
+    assert "foreign.json: a JSON file, but no metrics of an icecore run." in said.error
+
+
+@pytest.mark.parametrize("name", ["damaged.parquet", "damaged.json", "model.json"])
+def test_info_of_a_damaged_file_names_it(icecore: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"accuracy": ')
+    path = tmp_path if name == "model.json" else tmp_path / name
+    said = icecore("info", path)
+    assert (said.code, said.out) == (1, "")
+    assert said.error.startswith(f"error: {path}: damaged, or not what its name says: ")
+
+
+# check ---------------------------------------------------------------------------------------------------------------
+
+
+def wrong_params(path: Path) -> Path:
+    params = yaml.safe_load(PARAMS.read_text())
+    params["fit"][RUN] |= {"head": "logistics", "inputs": ["pixels"]}
+    params["freeze"]["glyphs"]["network"] = "glyph"
+    params["slpit"] = {}
+    path.write_text(yaml.safe_dump(params))
+    return path
+
+
+def test_check_finds_no_problem_in_the_projects_own_settings(icecore: Command) -> None:
+    said = icecore("check", PARAMS)
+    assert (said.code, said.error) == (0, "")
+    fits = len(yaml.safe_load(PARAMS.read_text())["fit"])
+    assert "params.yaml: no problems (" in said.out
+    assert f"{fits} fit" in said.out
+
+
+def test_check_prints_every_problem_and_ends_with_an_error(tmp_path: Path) -> None:
+    params = wrong_params(tmp_path / "params.yaml")
+    said = shell(sys.executable, "-m", "pipeline.cli", "check", params, cwd=tmp_path)
+    assert (said.code, said.out) == (1, "")
+    first, *problems = said.error.splitlines()
+    assert first == f"error: {params}: 3 problems"
+    assert len(problems) == 3
+    assert "unknown section 'slpit'. Did you mean 'split'" in said.error
+    assert f"fit.{RUN}.head: unknown head 'logistics'. Did you mean 'logistic'" in said.error
+    assert "freeze.glyphs.network: unknown pretrained network 'glyph'. Did you mean 'glyphs'" in said.error
+    assert "Traceback" not in said.error
+
+
+def test_check_of_missing_settings_says_where_to_run_it(
+    icecore: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = icecore("check")
+    assert said == Said(1, "", "error: params.yaml: no such file. Run the command in the root of an icecore project.")
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a", "expected a mapping of sections")])
+def test_check_of_what_are_no_settings_says_so(icecore: Command, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    said = icecore("check", tmp_path / "params.yaml")
+    assert said.code == 1
+    assert message in said.error
+
+
+# leaderboard ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose only run was evaluated."""
+    params = yaml.safe_load(PARAMS.read_text())
+    params["fit"] = {RUN: params["fit"][RUN]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(data / "plots", tmp_path / "data" / "plots")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+def test_the_leaderboard_has_every_run_and_where_the_report_lies(icecore: Command) -> None:
+    said = icecore("leaderboard")
+    assert (said.code, said.error) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[0].split()[:3] == ["task", "run", "input"]
+    assert lines[2].split()[:3] == ["digits", RUN, "penultimate"]
+    assert lines[-1] == f"report: {Path('data', 'report', 'index.html')}"
+
+
+def test_the_leaderboard_as_json_has_the_numbers_of_the_selected_input(icecore: Command, project: Path) -> None:
+    [row] = json.loads(icecore("leaderboard", "--json").out, parse_constant=no_constant)
+    selected = json.loads((project / "data" / "plots" / f"{RUN}.json").read_text())["selected"]
+    assert row == {"run": RUN, "task": "digits", **selected}
+
+
+def test_the_leaderboard_names_runs_that_were_not_evaluated(icecore: Command, project: Path) -> None:
+    (project / "data" / "plots" / f"{RUN}.json").unlink()
+    said = icecore("leaderboard")
+    assert (said.code, said.out) == (1, "")
+    assert f"no evaluation of {RUN}. Run `dvc repro`." in said.error

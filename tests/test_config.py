@@ -1,0 +1,468 @@
+"""Settings: every problem of params.yaml in one message, each with the path of its key; and how a stage fails."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import read_params
+from pipeline.errors import ConfigError, DataError, bullets, unknown
+from stages import project
+
+ROOT = Path(__file__).parent.parent
+REAL: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+Check = Callable[..., list[str]]
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Check:
+    """A function that checks the real params.yaml after some changes; returns the lines of the message."""
+
+    def check(changes: dict[str, Any] | None = None, *, without: tuple[str, ...] = ()) -> list[str]:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(changed(changes or {}, without), sort_keys=False))
+        with pytest.raises(ConfigError) as caught:
+            project.settings(path)
+        title, *lines = str(caught.value).splitlines()
+        expected = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        assert title == f"{path}: {expected}"
+        return [line.removeprefix("  - ") for line in lines]
+
+    return check
+
+
+def changed(changes: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The real settings with values put at paths such as `extract.glyphs.batch_size`."""
+    raw = copy.deepcopy(REAL)
+    for path, value in changes.items():
+        *above, last = path.split(".")
+        here = raw
+        for part in above:
+            here = here[part]
+        here[last] = value
+    for section in without:
+        del raw[section]
+    return raw
+
+
+# The real file -------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_of_the_project_are_right() -> None:
+    values = project.settings(ROOT / "params.yaml")
+    assert list(values) == list(project.SECTIONS)
+    assert {name: list(values[name]) for name, (_, named) in project.SECTIONS.items() if named} == {
+        name: list(REAL[name]) for name, (_, named) in project.SECTIONS.items() if named
+    }
+
+
+def test_checked_settings_do_not_change() -> None:
+    values = project.settings(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        values["evaluate"].seed = 1
+
+
+def test_a_section_without_a_value_has_its_defaults_or_no_entries(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join(f"{section}:" for section in project.SECTIONS))
+    values = project.settings(path)
+    assert values["fit"] == {}
+    assert values["evaluate"].interval == 0.95
+
+
+# The file as a whole -------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_says_where_to_run_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"params.yaml: no such file. Run the command in the root of an icecore proj"):
+        read_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["fit: [1, 2", "fit: {a: 1\nb: 2", "fit:\n\t- 1", "a: b: c"])
+def test_invalid_yaml_is_named_with_the_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"(?s)params.yaml: not valid YAML. .*line \d"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_a_file_that_is_not_utf8_is_not_valid_yaml(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes("report: {title: café}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"params.yaml: not valid YAML. 'utf-8' codec can't decode"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_instead_of_the_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_params(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n- b\n", "list"), ("fit", "str"), ("3", "int")])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str, kind: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"expected a mapping of sections, got {kind}."):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"fit: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
+    with pytest.raises(ConfigError, match="could not determine a constructor"):
+        read_params(tmp_path / "params.yaml")
+    assert not (tmp_path / "made").exists()
+
+
+# One problem ---------------------------------------------------------------------------------------------------------
+
+ONE_PROBLEM = {
+    "an unknown section": (
+        {"extrat": {}},
+        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: evaluate, extract, fit,"
+        " freeze, prepare, pretrain, report, sample, split.",
+    ),
+    "a section that is no mapping of names": (
+        {"sample": ["digits"]},
+        "sample: expected a mapping of names, got ['digits'].",
+    ),
+    "a section that is no mapping of settings": ({"report": 3}, "report: expected a mapping of settings, got 3."),
+    "an entry that is no mapping": ({"prepare.more": 3}, "prepare.more: expected a mapping of settings, got 3."),
+    "an entry without a value": ({"prepare.more": None}, "prepare.more.root: this key is missing."),
+    "an unknown key": (
+        {"evaluate.resample": 3},
+        "evaluate: unknown key 'resample'. Did you mean 'resamples'? Expected one of: calibration_bins, interval,"
+        " resamples, seed.",
+    ),
+    "an unknown key of an entry": (
+        {"pretrain.glyphs.step": 3},
+        "pretrain.glyphs: unknown key 'step'. Did you mean 'steps' or 'seed'? Expected one of: batch_size, dataset,"
+        " learning_rate, seed, steps, target, widths.",
+    ),
+    "an unknown key of a tap": (
+        {"extract.glyphs.taps.block2": {"node": "block2", "poool": "mean"}},
+        "extract.glyphs.taps.block2: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool.",
+    ),
+    "an unknown key of a tap that is called like a setting": (
+        {"extract.glyphs.taps.node": {"node": "block2", "poool": "mean"}},
+        "extract.glyphs.taps.node: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool.",
+    ),
+    "an unknown key of settings that may be left out": (
+        {"split.digits.few_shot": {"labels_per_class": 5, "draw": 2}},
+        "split.digits.few_shot: unknown key 'draw'. Did you mean 'draws'? Expected one of: draws, labels_per_class.",
+    ),
+    "an unknown key that is the name of a type": (
+        {"split.digits.sizes.float": 0.5},
+        "split.digits.sizes: unknown key 'float'. Expected one of: test, train, validation.",
+    ),
+    "an unknown key that resembles nothing": (
+        {"report.zzz": 1},
+        "report: unknown key 'zzz'. Expected one of: title.",
+    ),
+    "a key that is no text": ({"report.3": 1}, "report: unknown key '3'. Expected one of: title."),
+    "an unknown value": (
+        {"freeze.more": {"source": "torchvison"}},
+        "freeze.more.source: unknown value 'torchvison'. Did you mean 'torchvision'? Expected one of: pretrained,"
+        " torchvision.",
+    ),
+    "an unknown value of a tap": (
+        {"extract.glyphs.taps.block2.dtype": "float61"},
+        "extract.glyphs.taps.block2.dtype: unknown value 'float61'. Did you mean 'float16' or 'float32'? Expected"
+        " one of: float16, float32.",
+    ),
+    "a text for a number": (
+        {"evaluate.resamples": "many"},
+        "evaluate.resamples: expected a valid integer, unable to parse string as an integer, got 'many'.",
+    ),
+    "a number for a text": ({"report.title": 7}, "report.title: expected a valid string, got 7."),
+    "a number for a path": ({"prepare.digits.root": 7}, "prepare.digits.root: expected a path, got 7."),
+    "a text for a list": ({"split.digits.datasets": "digits"}, "split.digits.datasets: expected a list, got 'digits'."),
+    "an empty list": ({"split.digits.datasets": []}, "split.digits.datasets: expected at least one entry, got []."),
+    "a wrong entry of a list": (
+        {"split.digits.datasets": [7]},
+        "split.digits.datasets.0: expected a valid string, got 7.",
+    ),
+    "a number for the name of a class": (
+        {"split.digits.rename": {1: "odd"}},
+        "split.digits.rename.1: expected a valid string, got 1.",
+    ),
+    "a number that is too large": ({"evaluate.interval": 2}, "evaluate.interval: expected less than 1, got 2."),
+    "a number without an end": (
+        {"split.digits.sizes.train": float("inf")},
+        "split.digits.sizes.train: expected a finite number, got inf.",
+    ),
+    "keys that do not go together": (
+        {"freeze.more": {"source": "pretrained"}},
+        "freeze.more: source: pretrained needs `network`, the name of a network below `pretrain`.",
+    ),
+    "a value that a check of its own refuses": (
+        {"fit.digits_full.head": "logistc"},
+        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic'? Expected one of: centroid, forest, knn,"
+        " lda, logistic, naive_bayes, ridge, svm.",
+    ),
+    "a value that a check of its own refuses without naming it": (
+        {"extract.glyphs.taps.block2.pool": "avg2"},
+        "extract.glyphs.taps.block2.pool: unknown pooling. Expected one of: none, flatten, mean, max, avg<h>x<w>, got"
+        " 'avg2'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONE_PROBLEM)
+def test_a_problem_is_one_line_with_the_path_of_its_key(problems: Check, case: str) -> None:
+    changes, line = ONE_PROBLEM[case]
+    assert problems(changes) == [line]
+
+
+@pytest.mark.parametrize("section", project.SECTIONS)
+def test_each_missing_section_is_named_and_is_the_only_problem(problems: Check, section: str) -> None:
+    assert problems(without=(section,)) == [f"{section}: this section is missing."]
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "../up", ".hidden", "-x", "ä", ""])
+def test_a_name_that_cannot_be_a_file_name_is_refused(problems: Check, name: str) -> None:
+    raw_entry = {"source": "digits"}
+    expected = f"sample.{name}: a name has letters, digits, '-' and '_' only: it becomes a file's name."
+    assert problems({"sample": {**REAL["sample"], name: raw_entry}}) == [expected]
+
+
+@pytest.mark.parametrize("name", ["a", "A-1_b", "2024"])
+def test_letters_digits_hyphens_and_underscores_make_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed({f"sample.{name}": {"source": "digits"}})))
+    assert name in project.settings(tmp_path / "params.yaml")["sample"]
+
+
+def test_a_number_is_a_name_too_and_other_sections_can_name_it(tmp_path: Path) -> None:
+    entries = {**REAL["prepare"], 2024: {"root": "data/raw/2024"}}
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(changed({"prepare": entries, "split.digits.datasets": ["2024"]}))
+    )
+    assert "2024" in project.settings(tmp_path / "params.yaml")["prepare"]
+
+
+# Several problems ----------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_stages(problems: Check) -> None:
+    found = problems(
+        {
+            "sampel": {},
+            "prepare.digits": {"root": 3, "chek": "decode", "max_rejected": 2},
+            "extract.glyphs.taps.block2.poool": 1,
+            "extract.glyphs.taps.pixels.dtype": "float8",
+            "split.digits.sizes": {"train": 0.5, "validation": 0.1, "test": 0.1},
+            "report": [],
+        },
+        without=("pretrain",),
+    )
+    assert [line.split(": ")[0] for line in found] == [
+        "unknown section 'sampel'. Did you mean 'sample' or 'split'? Expected one of",
+        "prepare.digits.root",
+        "prepare.digits.max_rejected",
+        "prepare.digits",
+        "pretrain",
+        "extract.glyphs.taps.pixels.dtype",
+        "extract.glyphs.taps.block2",
+        "split.digits.sizes",
+        "report",
+    ]
+
+
+def test_a_list_with_a_wrong_entry_is_not_called_too_short(problems: Check) -> None:
+    assert problems({"split.digits.datasets": [7, 8]}) == [
+        "split.digits.datasets.0: expected a valid string, got 7.",
+        "split.digits.datasets.1: expected a valid string, got 8.",
+    ]
+
+
+# Sections against each other -----------------------------------------------------------------------------------------
+
+DISAGREEMENTS = {
+    "pretrain.glyphs.dataset": ("glyps", "pretrain.glyphs.dataset: unknown data set 'glyps'. Did you mean 'glyphs'?"),
+    "freeze.glyphs.network": ("glyps", "freeze.glyphs.network: unknown pretrained network 'glyps'. Did you mean 'gly"),
+    "extract.digits": (
+        {"datasets": ["digits"], "taps": {"a": {"node": "input"}}},
+        "extract.digits: unknown backbone 'digits'. Expected one of: glyphs.",
+    ),
+    "extract.glyphs.datasets": (
+        ["digits", "digit"],
+        "extract.glyphs.datasets: unknown data set 'digit'. Did you mean 'digits'? Expected one of: digits, glyphs.",
+    ),
+    "split.digits.datasets": (["dgits"], "split.digits.datasets: unknown data set 'dgits'. Did you mean 'digits'?"),
+    "fit.digits_ridge.task": ("digit", "fit.digits_ridge.task: unknown task 'digit'. Did you mean 'digits'?"),
+    "fit.digits_logistic.backbone": (
+        "mobilenet",
+        "fit.digits_logistic.backbone: unknown backbone 'mobilenet'. Expected one of: ",
+    ),
+    "fit.digits_full.inputs": (
+        ["pixels", ["block3", "blok2"]],
+        "fit.digits_full.inputs: unknown tap 'blok2'. Did you mean 'block2' or 'block3'? Expected one of: block2,",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", DISAGREEMENTS)
+def test_a_name_that_another_section_lacks_is_the_one_problem(problems: Check, path: str) -> None:
+    value, message = DISAGREEMENTS[path]
+    (line,) = problems({path: value})
+    assert line.startswith(message)
+
+
+def test_all_disagreements_come_at_once_and_together_with_wrong_settings(problems: Check) -> None:
+    wrong = {path: value for path, (value, _) in DISAGREEMENTS.items()} | {"evaluate.interval": 2, "sample.more": {}}
+    found = problems(wrong)
+    assert found[:2] == ["sample.more.source: this key is missing.", "evaluate.interval: expected less than 1, got 2."]
+    assert len(found) == len(wrong)
+    for _, message in DISAGREEMENTS.values():
+        assert any(line.startswith(message) for line in found), message
+
+
+def test_a_torchvision_backbone_needs_no_network_of_ours(tmp_path: Path) -> None:
+    entry = {"source": "torchvision", "model": "mobilenet_v2", "weights": "IMAGENET1K_V1"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed({"freeze.mobilenet": entry})))
+    assert project.settings(tmp_path / "params.yaml")["freeze"]["mobilenet"].network is None
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("prepare.digits.max_rejected", "prepare.digits.max_rejected: expected less than or equal to 1, got 2."),
+        ("pretrain.glyphs.widths", "pretrain.glyphs.widths: expected a list, got 2."),
+        ("extract.glyphs.datasets", "extract.glyphs.datasets: expected a list, got 2."),
+        ("split.digits.sizes", "split.digits.sizes: expected a valid dictionary or instance of SplitSizes, got 2."),
+        ("freeze", "freeze: expected a mapping of names, got 2."),
+        ("prepare", "prepare: expected a mapping of names, got 2."),
+    ],
+)
+def test_an_entry_that_is_wrong_in_itself_is_not_called_unknown_by_those_that_name_it(
+    problems: Check, path: str, line: str
+) -> None:
+    assert problems({path: 2}) == [line]
+
+
+JUNK = st.sampled_from([None, 3, "x", [], ["x"], {}, {"x": None}, {"x": {}}, {3: {"a": [1]}}, {"x": {"taps": {}}}])
+PLACES = [
+    *REAL,
+    *(f"{section}.{name}" for section in REAL for name in REAL[section]),
+    *(
+        f"{section}.{name}.{key}"
+        for section, (_, named) in project.SECTIONS.items()
+        if named
+        for name in REAL[section]
+        for key in REAL[section][name]
+    ),
+]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from(PLACES), JUNK, max_size=4), st.sets(st.sampled_from(list(REAL)), max_size=2))
+def test_no_half_wrong_file_makes_the_check_crash(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any], without: set[str]
+) -> None:
+    # Deepest first, so that the place of each change is still there.
+    ordered = dict(sorted(changes.items(), key=lambda item: -item[0].count(".")))
+    path = tmp_path_factory.mktemp("settings") / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(ordered, tuple(without))))
+    try:
+        values = project.settings(path)
+    except ConfigError as error:
+        _, *lines = str(error).splitlines()
+        assert len(lines) == len(set(lines)) > 0
+        assert all(f"  - {section}: this section is missing." in lines for section in without)
+    else:
+        assert not without
+        assert set(values) == set(project.SECTIONS)
+
+
+# Wording -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_lists_at_most_twelve_choices() -> None:
+    choices = [f"name{number:02d}" for number in range(30)]
+    assert unknown("thing", "zzz", choices) == (
+        f"unknown thing 'zzz'. Expected one of: {', '.join(choices[:12])}, … (30 in all)."
+    )
+    assert unknown("thing", "zzz", []) == "unknown thing 'zzz'. Expected one of: (there are none)."
+
+
+def test_bullets_put_each_problem_on_a_line() -> None:
+    assert bullets("two problems", ["a", "b"]) == "two problems\n  - a\n  - b"
+
+
+# Stages --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the real params.yaml, as the working directory."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_project")
+def test_a_stage_gets_the_entry_that_it_was_called_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, config = project.entry("pretrain", ["glyphs"])
+    assert (name, config.dataset) == ("glyphs", "glyphs")
+    monkeypatch.setattr("sys.argv", ["stages/split.py", "digits"])
+    assert project.entry("split")[0] == "digits"
+
+
+@pytest.mark.usefixtures("in_project")
+def test_a_stage_that_is_called_wrongly_says_how_it_is_called() -> None:
+    for arguments in ([], ["digits", "glyphs"]):
+        with pytest.raises(
+            ConfigError, match=r"usage: python -m stages.prepare NAME, where NAME is one of: digits, gl"
+        ):
+            project.entry("prepare", arguments)
+    with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of prepare 'digit'. Did you mean 'digits'\?"):
+        project.entry("prepare", ["digit"])
+
+
+def stage(error: BaseException | None) -> Callable[[], None]:
+    """A stage that ends in an error."""
+
+    def run() -> None:
+        if error is not None:
+            raise error
+
+    return run
+
+
+def test_a_stage_without_an_error_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    project.run(stage(None))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_on_purpose_is_printed_as_it_is() -> None:
+    with pytest.raises(SystemExit, match=r"^error: photos: there are no files in it\.$"):
+        project.run(stage(DataError("photos: there are no files in it.")))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "data/x"), "data/x: Permission denied. Change its owner or mode."),
+        (FileNotFoundError(2, "No such file or directory", "data/x"), "data/x: No such file or directory."),
+        (OSError(28, "No space left on device"), "No space left on device."),
+    ],
+)
+def test_what_the_system_refuses_is_printed_with_the_file(error: OSError, message: str) -> None:
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(message)}$"):
+        project.run(stage(error))
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("raised by a library")])
+def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        project.run(stage(error))
+
+
+def test_a_progress_bar_shows_how_much_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with project.bar("prepare digits", "files") as progress:
+        progress(1, 4)
+        progress(4, 4)
+    assert "prepare digits: 100%" in capsys.readouterr().err

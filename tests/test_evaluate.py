@@ -1,0 +1,266 @@
+"""Evaluation: what is chosen on validation rows, what is reported on test rows, and what the two files say."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import DataError
+from pipeline.evaluate import EvaluateConfig, evaluate, select
+from pipeline.files import write_json
+from pipeline.predictions import Predictions, Scores, Writer
+
+CLASSES = ["ape", "bee", "cat"]
+QUICK = EvaluateConfig(resamples=100)
+
+
+@dataclass
+class Run:
+    """A run of predictions that are made up: how many of the rows of each split are right."""
+
+    folder: Path
+    name: str = "run"
+    classes: Sequence[str] = field(default_factory=lambda: CLASSES)
+    scores: Scores = "probability"
+    fits: list[Predictions] = field(default_factory=list)
+
+    def add(
+        self,
+        tap: str,
+        *,
+        right: Mapping[str, int],
+        of: Mapping[str, int],
+        labels: int | None = None,
+        draw: int | None = None,
+    ) -> "Run":
+        """The first `right` rows of each split are predicted right, with 0.8, the others wrong, with 0.6."""
+        splits = [split for split, rows in of.items() for _ in range(rows)]
+        numbers = np.array([row % len(self.classes) for rows in of.values() for row in range(rows)])
+        hit = np.array([row < right[split] for split, rows in of.items() for row in range(rows)])
+        answers = np.where(hit, numbers, (numbers + 1) % len(self.classes))
+        sure = np.where(hit, 0.8, 0.6)[:, None]
+        scores = np.where(np.eye(len(self.classes), dtype=bool)[answers], sure, (1 - sure) / (len(self.classes) - 1))
+        names = np.array(self.classes, dtype=object)
+        self.fits.append(
+            Predictions(
+                input=tap,
+                labels=labels,
+                draw=draw,
+                keys=np.array([f"{number:032x}" for number in range(len(splits))], dtype=object),
+                splits=np.array(splits, dtype=object),
+                targets=names[numbers],
+                predicted=names[answers],
+                scores=(np.full_like(scores, np.nan) if self.scores == "none" else scores).astype(np.float32),
+            )
+        )
+        return self
+
+    def evaluate(self, config: EvaluateConfig = QUICK) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Write the predictions and evaluate them; the numbers and the tables, as they stand on disk."""
+        predictions, model = self.folder / f"{self.name}.parquet", self.folder / "model"
+        with Writer(predictions, list(self.classes), self.scores) as writer:
+            for one in self.fits:
+                writer.add(one)
+        write_json(model / "model.json", {"settings": {"task": "pets"}})
+        numbers, tables = self.folder / "metrics" / "run.json", self.folder / "plots" / "run.json"
+        found = evaluate(config, predictions=predictions, model=model, numbers=numbers, tables=tables)
+        written = json.loads(numbers.read_text())
+        assert written == {name: value for name, value in found.items() if value is not None}
+        return written, json.loads(tables.read_text())
+
+
+ROWS = {"validation": 6, "test": 12}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def test_the_input_that_is_best_on_validation_rows_is_selected_though_another_is_best_on_test_rows(run: Run) -> None:
+    run.add("shallow", right={"validation": 5, "test": 7}, of=ROWS)
+    run.add("deep", right={"validation": 3, "test": 12}, of=ROWS)
+    numbers, tables = run.evaluate()
+    assert numbers["input"] == "shallow"
+    assert numbers["accuracy"] == pytest.approx(7 / 12)
+    assert tables["selected"] in tables["table"]
+    assert [(row["input"], row["accuracy"]) for row in tables["table"]] == [
+        ("shallow", pytest.approx(7 / 12)),
+        ("deep", 1.0),
+    ]
+
+
+rights = st.lists(st.integers(0, 12), min_size=3, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(validation=st.lists(st.integers(0, 6), min_size=3, max_size=3), once=rights, again=rights)
+def test_test_rows_never_change_what_is_selected(
+    tmp_path_factory: pytest.TempPathFactory, validation: list[int], once: list[int], again: list[int]
+) -> None:
+    chosen = []
+    for test in (once, again):
+        run = Run(tmp_path_factory.mktemp("run"))
+        for number, (v, t) in enumerate(zip(validation, test, strict=True)):
+            run.add(f"tap{number}", right={"validation": v, "test": t}, of=ROWS)
+        chosen.append(run.evaluate()[0]["input"])
+    # The best on validation rows, and the first of equals.
+    assert chosen == [f"tap{validation.index(max(validation))}"] * 2
+
+
+def test_the_selection_is_made_at_the_most_labels(run: Run) -> None:
+    for draw in (0, 1):
+        run.add("early", right={"validation": 6, "test": 6}, of=ROWS, labels=1, draw=draw)
+        run.add("early", right={"validation": 4, "test": 9}, of=ROWS, labels=10, draw=draw)
+        run.add("late", right={"validation": 1, "test": 6}, of=ROWS, labels=1, draw=draw)
+        run.add("late", right={"validation": 5, "test": 8}, of=ROWS, labels=10, draw=draw)
+    numbers, _ = run.evaluate()
+    assert (numbers["input"], numbers["labels"], numbers["draws"], numbers["test_rows"]) == ("late", 10, 2, 12)
+
+
+def test_the_numbers_are_means_over_the_draws(run: Run) -> None:
+    for draw, right in enumerate((6, 9, 12)):
+        run.add("tap", right={"validation": draw, "test": right}, of=ROWS, labels=5, draw=draw)
+    numbers, tables = run.evaluate()
+    [row] = tables["table"]
+    assert numbers["accuracy"] == pytest.approx(9 / 12)
+    assert row["accuracy_spread"] == pytest.approx(np.std([6 / 12, 9 / 12, 1], ddof=1))
+    assert row["validation_accuracy"] == pytest.approx(1 / 6)
+    assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+
+
+def test_log_loss_and_calibration_error_are_those_of_the_test_rows(run: Run) -> None:
+    numbers, tables = run.add("tap", right={"validation": 0, "test": 9}, of=ROWS).evaluate()
+    # Nine rows right with 0.8; three wrong, their targets with (1 - 0.6) / 2.
+    assert numbers["log_loss"] == pytest.approx(-(9 * math.log(0.8) + 3 * math.log(0.2)) / 12, rel=1e-5)
+    assert numbers["ece"] == pytest.approx(9 / 12 * 0.2 + 3 / 12 * 0.6, rel=1e-5)
+    assert [(row["count"], row["accuracy"]) for row in tables["reliability"]] == [(3, 0.0), (9, 1.0)]
+
+
+def test_confusion_and_classes_are_those_of_the_selected_input_over_all_draws_of_test_rows(run: Run) -> None:
+    for draw in (0, 1):
+        run.add("good", right={"validation": 6, "test": 9}, of=ROWS, labels=5, draw=draw)
+        run.add("bad", right={"validation": 0, "test": 0}, of=ROWS, labels=5, draw=draw)
+    _, tables = run.evaluate()
+    # The last three of the twelve test rows, one a class, are taken for the next class; twice, for two draws.
+    assert tables["classes"] == CLASSES
+    assert tables["confusion"] == [[6, 2, 0], [0, 6, 2], [2, 0, 6]]
+    assert tables["per_class"] == [
+        {"class": name, "precision": 0.75, "recall": 0.75, "f1": 0.75, "rows": 4} for name in CLASSES
+    ]
+
+
+@pytest.mark.parametrize("scores", ["none", "decision"])
+def test_heads_without_probabilities_have_neither_log_loss_nor_calibration(run: Run, scores: Scores) -> None:
+    run.scores = scores
+    numbers, tables = run.add("tap", right={"validation": 3, "test": 6}, of=ROWS).evaluate()
+    assert not {"log_loss", "ece"} & set(numbers)
+    assert (tables["selected"]["log_loss"], tables["selected"]["ece"]) == (None, None)
+    assert tables["reliability"] is None
+    assert tables["selected"]["accuracy"] == 0.5
+
+
+def test_classes_that_sort_otherwise_as_text_keep_their_own_scores(run: Run) -> None:
+    run.classes = ["2", "9", "10"]
+    numbers, _ = run.add("tap", right={"validation": 6, "test": 12}, of=ROWS).evaluate()
+    assert numbers["log_loss"] == pytest.approx(-math.log(0.8), rel=1e-5)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize("scores", ["probability", "decision", "none"])
+@pytest.mark.parametrize("of", [ROWS, {"test": 1}, {"validation": 1, "test": 2}])
+def test_both_files_hold_finite_numbers_only(run: Run, scores: Scores, of: dict[str, int]) -> None:
+    run.scores = scores
+    for draw in (0, 1):
+        run.add("tap", right=dict.fromkeys(of, 0), of=of, labels=1, draw=draw)
+        run.add("tap", right=of, of=of, labels=2, draw=draw)
+    for written in run.evaluate():
+        assert all(math.isfinite(leaf) for leaf in leaves(written) if isinstance(leaf, float | int))
+    assert None not in leaves(run.evaluate()[0])
+
+
+def test_the_tables_name_the_run_and_what_it_was_made_from(run: Run) -> None:
+    run.name = "pets_logistic"
+    _, tables = run.add("tap", right=ROWS, of=ROWS).evaluate(EvaluateConfig(interval=0.8, resamples=100))
+    assert tables["run"] == "pets_logistic"
+    assert tables["made_from"] == {"settings": {"task": "pets"}}
+    assert tables["interval"] == 0.8
+
+
+def test_settings_reach_the_interval_and_the_bins(run: Run) -> None:
+    run.add("tap", right={"validation": 3, "test": 8}, of=ROWS)
+    narrow, coarse = run.evaluate(EvaluateConfig(interval=0.5, resamples=500, calibration_bins=2))
+    wide, _ = run.evaluate(EvaluateConfig(interval=0.99, resamples=500))
+    assert wide["accuracy_low"] < narrow["accuracy_low"]
+    assert narrow["accuracy_high"] < wide["accuracy_high"]
+    assert [row["count"] for row in coarse["reliability"]] == [12]
+
+
+def test_evaluating_twice_writes_the_same_numbers(run: Run) -> None:
+    run.add("tap", right={"validation": 3, "test": 8}, of=ROWS)
+    assert run.evaluate() == run.evaluate()
+
+
+# What cannot be evaluated --------------------------------------------------------------------------------------------
+
+
+def test_several_inputs_and_no_validation_rows_are_refused(run: Run) -> None:
+    run.add("one", right={"test": 3}, of={"test": 6}).add("two", right={"test": 6}, of={"test": 6})
+    with pytest.raises(DataError, match=r"2 inputs to choose from, but the task has no validation rows, and the test"):
+        run.evaluate()
+
+
+def test_a_single_input_needs_no_validation_rows(run: Run) -> None:
+    numbers, tables = run.add("one", right={"test": 3}, of={"test": 6}).evaluate()
+    assert (numbers["input"], numbers["accuracy"]) == ("one", 0.5)
+    assert tables["selected"]["validation_accuracy"] is None
+
+
+def test_no_test_rows_are_refused(run: Run) -> None:
+    run.add("one", right={"validation": 3}, of={"validation": 6})
+    with pytest.raises(DataError, match=r"run\.parquet: the task has no test rows\. Give its `sizes` a test share"):
+        run.evaluate()
+
+
+def test_missing_predictions_name_the_stage_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pets\.parquet: no such predictions\. Run `dvc repro fit@pets`"):
+        evaluate(
+            QUICK,
+            predictions=tmp_path / "pets.parquet",
+            model=tmp_path,
+            numbers=tmp_path / "numbers.json",
+            tables=tmp_path / "tables.json",
+        )
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("wrong", [{"interval": 1.0}, {"interval": 0}, {"resamples": 1}, {"calibration_bins": 1}])
+def test_settings_refuse_what_means_nothing(wrong: dict[str, Any]) -> None:
+    [key] = wrong
+    with pytest.raises(ValidationError, match=key):
+        EvaluateConfig(**wrong)
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 5, 10]), st.integers(0, 4)), min_size=1, max_size=8))
+def test_select_takes_the_first_best_of_those_with_the_most_labels(rows: list[tuple[int, int]]) -> None:
+    table = [{"input": n, "labels": labels, "validation_accuracy": v / 4} for n, (labels, v) in enumerate(rows)]
+    chosen = select(table)
+    most = [row for row in table if row["labels"] == max(labels for labels, _ in rows)]
+    assert chosen["labels"] == most[0]["labels"]
+    best = [row for row in most if row["validation_accuracy"] == max(row["validation_accuracy"] for row in most)]
+    assert chosen is best[0]

@@ -1,0 +1,202 @@
+"""The whole pipeline, by `dvc repro`, in a copy of the project: what runs, what is left alone, and what comes out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
+
+
+class Project:
+    """A copy of the project without its history, its own feature cache beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cache = root.parent / "feature-cache"
+        for name in (*COPIED, "data/pretrained/.gitignore"):
+            source, target = ROOT / name, root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(source, target)
+        (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        """Run a command of this environment in the project; return what it printed."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # The copy comes first, before the installed project that the test itself runs from.
+        environment = os.environ | {"PATH": path, "PYTHONPATH": str(self.root), "ICECORE_CACHE": str(self.cache)}
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, output
+        return output
+
+    def repro(self, params: Mapping[str, Any], *targets: str) -> tuple[list[str], str]:
+        """Write params.yaml and run DVC; return the stages that ran, in their order, and all output."""
+        (self.root / "params.yaml").write_text(yaml.safe_dump(dict(params)))
+        output = self.run("dvc", "repro", *targets)
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
+
+    def read(self, path: str) -> Any:
+        """A JSON file of the project."""
+        return json.loads((self.root / path).read_text())
+
+
+def small() -> dict[str, Any]:
+    """The default settings with little of everything, the digits as a list with two columns of labels."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["sample"]["glyphs"]["sizes"] = [22]
+    params["pretrain"]["glyphs"] |= {"steps": 4, "batch_size": 16, "widths": [8, 8, 8]}
+    params["split"]["digits"]["few_shot"] = {"labels_per_class": 5, "draws": 2}
+    run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
+    params["fit"] = {"digits_logistic": run}
+    params["evaluate"]["resamples"] = 100
+    return params
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = Project(tmp_path_factory.mktemp("small") / "project")
+    made.repro(small())
+    return made
+
+
+def test_every_artefact_lies_where_the_design_says(project: Project) -> None:
+    expected = [
+        "data/manifests/digits.parquet",
+        "data/manifests/digits.excluded.csv",
+        "data/backbones/glyphs/backbone.json",
+        "data/backbones/glyphs/weights.safetensors",
+        "data/features/glyphs/block3/index.json",
+        "data/tasks/digits.parquet",
+        "data/models/digits_logistic/model.json",
+        "data/predictions/digits_logistic.parquet",
+        "data/metrics/digits_logistic.json",
+        "data/report/index.html",
+    ]
+    assert [path for path in expected if not (project.root / path).is_file()] == []
+    assert pq.read_metadata(project.root / "data/manifests/digits.parquet").num_rows == 1797
+    assert project.read("data/features/glyphs/block3/index.json")["stored"] == 1797
+    assert "digits_logistic" in (project.root / "data/report/index.html").read_text()
+
+
+def test_nothing_runs_the_second_time(project: Project) -> None:
+    project.repro(small())
+    ran, output = project.repro(small())
+    assert ran == []
+    assert "up to date" in output
+
+
+def test_the_leaderboard_and_the_metrics_are_shown(project: Project) -> None:
+    project.repro(small())
+    assert "report: data/report/index.html" in project.run("icecore", "leaderboard")
+    assert "accuracy" in project.run("dvc", "metrics", "show")
+    assert "extract@glyphs" in project.run("dvc", "dag")
+
+
+def test_another_head_fits_that_head_alone(project: Project) -> None:
+    project.repro(small())
+    params = small()
+    params["fit"]["digits_knn"] = params["fit"]["digits_logistic"] | {"head": "knn", "params": {"n_neighbors": 1}}
+    ran, _ = project.repro(params)
+    assert ran == ["fit@digits_knn", "evaluate@digits_knn", "report"]
+
+
+def test_another_task_extracts_nothing(project: Project) -> None:
+    project.repro(small())
+    params = small()
+    rename = {str(digit): "even" if digit % 2 == 0 else "odd" for digit in range(10)}
+    params["split"]["parity"] = params["split"]["digits"] | {"rename": rename}
+    params["fit"]["parity"] = params["fit"]["digits_logistic"] | {"task": "parity"}
+    ran, _ = project.repro(params)
+    assert ran == ["split@parity", "fit@parity", "evaluate@parity", "report"]
+
+
+def test_a_change_of_labels_does_not_extract(project: Project) -> None:
+    rows = ["path,label"]
+    for path in sorted((project.root / "data/raw/digits").glob("*/*.png")):
+        rows.append(f"{path.relative_to(project.root)},{path.parent.name}")
+    listed = project.root.parent / "digits.csv"
+    listed.write_text("\n".join(rows))
+    params = small()
+    params["prepare"]["digits"] = {"root": str(listed), "base": "."}
+    project.repro(params)
+    assert rows[1].endswith(",0")
+    listed.write_text("\n".join([rows[0], rows[1][:-1] + "8", *rows[2:]]))
+    ran, _ = project.repro(params)
+    assert ran == ["prepare@digits", "split@digits", "fit@digits_logistic", "evaluate@digits_logistic", "report"]
+
+
+def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
+    project.repro(small())
+    params = small()
+    params["extract"]["glyphs"]["taps"]["block1"] = {"node": "block1", "pool": "mean"}
+    ran, output = project.repro(params, "extract@glyphs")
+    assert ran == ["extract@glyphs"]
+    assert "block1: 1,797 rows to compute, 0 known" in output
+    assert "block3: 0 rows to compute, 1,797 known" in output
+
+
+def test_a_wrong_setting_stops_the_first_stage_with_every_problem(project: Project) -> None:
+    params = small()
+    params["split"]["digits"]["taget"] = "label"
+    params["fit"]["digits_logistic"]["head"] = "logitsic"
+    params["sample"]["digits"]["sizes"] = [20]  # changed, so that a stage starts
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    output = project.run("dvc", "repro", expect=255)
+    assert "params.yaml: 2 problems" in output
+    assert "split.digits: unknown key 'taget'. Did you mean 'target'" in output
+    assert "fit.digits_logistic.head: unknown head 'logitsic'. Did you mean 'logistic'?" in output
+    assert "Traceback" not in output
+
+
+def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
+    """README's "Your own images": Caltech photos, 60 training and 20 test images a class."""
+    with tarfile.open(assets / "images/office_caltech10.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    weights = next((assets / "weights").glob("mobilenet_v2-*.pth"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {
+        "sample": {},
+        "pretrain": {},
+        "prepare": {"photos": {"root": str(tmp_path / "office_caltech10/caltech")}},
+        "freeze": {
+            "mobilenet": {
+                "source": "torchvision",
+                "model": "mobilenet_v2",
+                "weights": "IMAGENET1K_V1",
+                "file": str(weights),
+                "sha256": "b470193d7ed46a73",
+            }
+        },
+        "extract": {
+            "mobilenet": {"datasets": ["photos"], "taps": {"penultimate": {"node": "features", "pool": "mean"}}}
+        },
+        "split": {"photos": {"datasets": ["photos"], "sizes": {"train": 60, "validation": 0, "test": 20}}},
+        "fit": {"photos_logistic": {"task": "photos", "backbone": "mobilenet", "inputs": ["penultimate"]}},
+    }
+    project = Project(tmp_path / "project")
+    ran, _ = project.repro(params)
+    assert ran == [
+        "prepare@photos",
+        "freeze@mobilenet",
+        "extract@mobilenet",
+        "split@photos",
+        "fit@photos_logistic",
+        "evaluate@photos_logistic",
+        "report",
+    ]
+    numbers = project.read("data/metrics/photos_logistic.json")
+    assert numbers["test_rows"] == 200
+    assert numbers["accuracy"] >= 0.90

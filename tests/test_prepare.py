@@ -1,0 +1,614 @@
+"""Preparing a data set: every file ends in the manifest or in the list of excluded files, with the reason."""
+
+import csv
+import datetime
+import decimal
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import stages.prepare
+from pipeline import manifest
+from pipeline.errors import DataError
+from pipeline.files import content_key
+from pipeline.manifest import FILES_SCHEMA, ManifestPaths
+from pipeline.prepare import PrepareConfig, Prepared, find, inspect, prepare
+from stages import project
+
+Folder = Callable[..., Path]
+ROOT = Path(__file__).parent.parent
+
+
+def write_image(path: Path, *, seed: int = 0, side: int = 8) -> Path:
+    """A small image file of noise; another seed, another content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, "PNG")
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What prepare said and wrote."""
+
+    root: Path
+    config: PrepareConfig
+    paths: ManifestPaths
+    prepared: Prepared
+
+    @property
+    def table(self) -> pa.Table:
+        """The manifest."""
+        return manifest.read(self.paths.folder, self.paths.dataset)
+
+    @property
+    def excluded(self) -> dict[str, dict[str, str]]:
+        """The excluded files, by their path below the root."""
+        with self.paths.excluded.open(newline="", encoding="utf-8") as file:
+            return {row["path"].removeprefix(f"{self.root.as_posix()}/"): row for row in csv.DictReader(file)}
+
+    def column(self, name: str) -> dict[str, Any]:
+        """The values of a column, by the path below the root."""
+        below = [path.removeprefix(f"{self.root.as_posix()}/") for path in self.table["path"].to_pylist()]
+        return dict(zip(below, self.table[name].to_pylist(), strict=True))
+
+
+def prepared(root: Path, manifests: Path, **config: Any) -> Outcome:
+    """Prepare what lies at `root`, which is a folder or a list."""
+    settings, paths = PrepareConfig(root=root, **config), ManifestPaths(manifests, "photos")
+    return Outcome(root if root.is_dir() else root.parent, settings, paths, prepare(settings, paths))
+
+
+def found(root: Path, **config: Any) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
+    """The labels and the place of each file, by the path below the root."""
+    return {
+        file.path.removeprefix(f"{root.as_posix()}/"): (file.labels, file.place)
+        for file in find(PrepareConfig(root=root, **config))
+    }
+
+
+# A folder of class folders, with everything in it that can be wrong --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Good images of two classes among all kinds of trouble, prepared."""
+    root = tmp_path_factory.mktemp("messy") / "photos"
+    for number in range(6):
+        write_image(root / "cat" / f"{number}.png", seed=number)
+        write_image(root / "dog" / "deep" / "er" / f"{number}.png", seed=100 + number)
+    write_image(root / "above.png", seed=200)
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "1st.png")
+    shutil.copy(root / "cat" / "5.png", root / "dog" / "a cat.png")
+    (root / "dog" / "empty.png").touch()
+    (root / "dog" / "notes.txt").write_text("buy food")
+    whole = write_image(root / "dog" / "cut.png", seed=300, side=64)
+    whole.write_bytes(whole.read_bytes()[:2000])
+    Image.new("1", (10_000, 10_000)).save(root / "dog" / "warned.png")
+    Image.new("1", (20_000, 10_000)).save(root / "dog" / "bomb.png")
+    (root / "cat" / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "cat" / "self.png").symlink_to(root / "cat" / "self.png")
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    os.mkfifo(root / "cat" / "pipe.png")
+    (root / "cat" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    write_image(root / ".thumbnails" / "cat" / "large" / "0.png", seed=400)
+    Path(os.fsdecode(os.fsencode(root / "cat") + b"/caf\xe9.png")).write_bytes(b"latin-1")
+    write_image(root / "cat" / 'a, "quoted"\nname ü.png', seed=500)
+    return prepared(root, tmp_path_factory.mktemp("manifests") / "new", max_rejected=0.9)
+
+
+def test_good_images_are_rows_with_the_top_folder_as_label(messy: Outcome) -> None:
+    labels = messy.column("label")
+    assert labels == {
+        **{f"cat/{number}.png": "cat" for number in range(5)},
+        **{f"dog/deep/er/{number}.png": "dog" for number in range(6)},
+        'cat/a, "quoted"\nname ü.png': "cat",
+        "above.png": None,
+    }
+
+
+def test_a_row_has_the_key_and_the_size_of_its_file(messy: Outcome) -> None:
+    for row in messy.table.to_pylist():
+        data = Path(row["path"]).read_bytes()
+        assert (row["key"], row["size"]) == (content_key(data), len(data))
+
+
+def test_rows_are_sorted_by_path_and_extraction_reads_the_same_ones_without_labels(messy: Outcome) -> None:
+    paths = messy.table["path"].to_pylist()
+    assert paths == sorted(paths)
+    files = pq.read_table(messy.paths.files)
+    assert files.schema.equals(FILES_SCHEMA)
+    assert files.equals(messy.table.select(files.column_names))
+    assert messy.table.column_names == ["key", "path", "size", "label"]
+
+
+REASONS = {
+    "dog/empty.png": ("unreadable", "empty file"),
+    "dog/notes.txt": ("unreadable", "not an image that Pillow can read"),
+    "dog/cut.png": ("unreadable", "damaged image: image file is truncated"),
+    "dog/warned.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
+    "dog/bomb.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
+    "cat/gone.png": ("unreadable", "No such file or directory"),
+    "cat/self.png": ("unreadable", "Too many levels of symbolic links"),
+    "cat/pipe.png": ("unreadable", "not a regular file"),
+    "cat/caf\\udce9.png": ("unreadable", "its name, or that of its folder, is not UTF-8: rename it"),
+    "cat/.DS_Store": ("hidden", "a hidden file, or one in a hidden folder"),
+    ".thumbnails/cat/large/0.png": ("hidden", "a hidden file, or one in a hidden folder"),
+    "cat/copy.png": ("duplicate", "same content as {root}/cat/0.png"),
+    "cat/1st.png": ("duplicate", "same content as {root}/cat/0.png"),
+    "cat/5.png": ("conflict", 'one content with several labels: {{"label": "cat"}} and {{"label": "dog"}}'),
+    "dog/a cat.png": ("conflict", 'one content with several labels: {{"label": "cat"}} and {{"label": "dog"}}'),
+}
+
+
+@pytest.mark.parametrize("path", REASONS)
+def test_every_other_file_is_listed_with_the_reason(messy: Outcome, path: str) -> None:
+    kind, reason = REASONS[path]
+    row = messy.excluded[path]
+    assert row["kind"] == kind
+    assert row["reason"].startswith(reason.format(root=messy.root.as_posix()))
+
+
+def test_nothing_else_is_excluded_and_all_files_are_accounted_for(messy: Outcome) -> None:
+    assert set(messy.excluded) == set(REASONS)
+    assert messy.prepared.excluded == Counter(kind for kind, _ in REASONS.values())
+    assert messy.prepared.found == messy.prepared.rows + sum(messy.prepared.excluded.values()) == 13 + 15
+    assert messy.prepared.rows == len(messy.table)
+
+
+def test_the_list_of_excluded_files_has_their_sizes_where_they_were_opened(messy: Outcome) -> None:
+    excluded = messy.excluded
+    assert list(excluded) == sorted(excluded)
+    assert excluded["dog/empty.png"]["size"] == "0"
+    assert excluded["dog/notes.txt"]["size"] == "8"
+    assert excluded["cat/gone.png"]["size"] == excluded["cat/.DS_Store"]["size"] == ""
+
+
+def test_preparing_twice_gives_the_same_bytes(messy: Outcome, tmp_path: Path) -> None:
+    again = prepared(messy.root, tmp_path, max_rejected=0.9)
+    assert again.prepared == messy.prepared
+    for name in ("rows", "files", "excluded"):
+        assert getattr(again.paths, name).read_bytes() == getattr(messy.paths, name).read_bytes()
+    assert (
+        sorted(path.name for path in tmp_path.rglob("*")) == ["files", "photos.excluded.csv"] + ["photos.parquet"] * 2
+    )
+
+
+def test_too_many_unusable_files_are_an_error_that_names_the_first_and_writes_nothing(
+    messy: Outcome, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        prepared(messy.root, tmp_path / "manifests")
+    title, *lines = str(caught.value).splitlines()
+    assert title == (
+        f"{messy.root}: 11 of 26 files cannot be used, more than the share of 0.05 that `max_rejected` allows. "
+        "The first of them:"
+    )
+    assert len(lines) == 5
+    assert lines[0].startswith(f"  - {messy.root}/cat/5.png: one content with several labels")
+    assert lines[2] == f"  - {messy.root}/cat/gone.png: No such file or directory"
+    assert not (tmp_path / "manifests").exists()
+
+
+# Layouts of folders --------------------------------------------------------------------------------------------------
+
+
+def test_folders_named_train_val_and_test_give_the_split(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for number, (folder, label) in enumerate(
+        (folder, label) for folder in ("train", "val", "test") for label in ("cat", "dog")
+    ):
+        write_image(root / folder / label / "0.png", seed=number)
+    write_image(root / ".git" / "cat" / "0.png", seed=10)
+    outcome = prepared(root, tmp_path / "manifests")
+    assert outcome.table.column_names == ["key", "path", "size", "label", "split"]
+    assert outcome.column("split") == {
+        f"{folder}/{label}/0.png": split
+        for folder, split in (("train", "train"), ("val", "validation"), ("test", "test"))
+        for label in ("cat", "dog")
+    }
+    assert outcome.column("label")["val/dog/0.png"] == "dog"
+    assert outcome.prepared.excluded == {"hidden": 1}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_every_usual_name_of_the_validation_folder_is_known(tmp_path: Path, name: str) -> None:
+    for folder in ("train", name, "test"):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        (tmp_path / folder / "cat" / "0.png").touch()
+    assert found(tmp_path)[f"{name}/cat/0.png"] == ({"label": "cat"}, {"split": "validation"})
+
+
+def test_a_class_that_is_called_train_is_a_class_where_other_classes_stand_beside_it(tmp_path: Path) -> None:
+    for folder in ("train", "bus"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").touch()
+    assert found(tmp_path) == {"bus/0.png": ({"label": "bus"}, {}), "train/0.png": ({"label": "train"}, {})}
+
+
+def test_several_roots_give_the_domain_and_share_their_classes(tmp_path: Path) -> None:
+    root = tmp_path / "office"
+    for number, domain in enumerate(("amazon", "webcam", "dslr")):
+        write_image(root / domain / "mug" / "0.png", seed=number)
+    outcome = prepared(root, tmp_path / "manifests", folders=("webcam", "amazon"))
+    assert outcome.table.column_names == ["key", "path", "size", "label", "domain"]
+    assert outcome.column("domain") == {"amazon/mug/0.png": "amazon", "webcam/mug/0.png": "webcam"}
+    assert set(outcome.column("label").values()) == {"mug"}
+
+
+def test_each_of_several_roots_can_have_split_folders(tmp_path: Path) -> None:
+    for folder in ("a/train/cat", "a/test/cat", "b/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").touch()
+    assert found(tmp_path, folders=("a", "b")) == {
+        "a/test/cat/0.png": ({"label": "cat"}, {"domain": "a", "split": "test"}),
+        "a/train/cat/0.png": ({"label": "cat"}, {"domain": "a", "split": "train"}),
+        "b/cat/0.png": ({"label": "cat"}, {"domain": "b"}),
+    }
+
+
+def test_a_root_below_a_hidden_folder_is_not_hidden(tmp_path: Path) -> None:
+    write_image(tmp_path / ".data" / "0.png")
+    assert [file.refused for file in find(PrepareConfig(root=tmp_path / ".data"))] == [(None, None)]
+
+
+NAMES = st.text("ab.-é", min_size=1, max_size=3).filter(lambda name: name not in (".", ".."))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.tuples(NAMES, NAMES, NAMES) | st.tuples(NAMES, NAMES) | st.tuples(NAMES), min_size=1, max_size=8))
+def test_every_file_of_a_tree_is_found_once(
+    tmp_path_factory: pytest.TempPathFactory, tree: set[tuple[str, ...]]
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    written = set()
+    for parts in tree:
+        path = root.joinpath(*parts)
+        if path.is_dir() or any(above.is_file() for above in path.parents):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        written.add(path)
+    files = list(find(PrepareConfig(root=root)))
+    assert len(files) == len(written)
+    assert {Path(file.path) for file in files} == written
+    for file in files:
+        parts = Path(file.path).relative_to(root).parts
+        assert file.labels == {"label": parts[0] if len(parts) > 1 else None}
+        assert (file.refused[0] == "hidden") == any(part.startswith(".") for part in parts)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_image(tmp_path / "store" / "0.png")
+    root = tmp_path / "photos"
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "more").symlink_to(tmp_path / "store", target_is_directory=True)
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    (tmp_path / "store" / "back").symlink_to(root / "cat", target_is_directory=True)
+    assert found(root) == {"cat/more/0.png": ({"label": "cat"}, {})}
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "file": pa.array(["0.png", "1.png", "2.png", "gone.png"]),
+    "label": pa.array(["cat", "dog", "cat", "dog"]),
+    "age": pa.array([3, None, 2**60 + 1, 5], pa.int64()),
+    "weight": pa.array([0.1, 2.5, None, 1.0], pa.float32()),
+    "tame": pa.array([True, False, None, True]),
+    "born": pa.array([datetime.date(2020, 2, 29), None, datetime.date(1969, 1, 1), None]),
+    "seen": pa.array([1, 1_700_000_000_123_456_789, None, 0], pa.timestamp("ns")),
+    "taken": pa.array([0, 1_700_000_000_123, None, 0], pa.timestamp("ms", tz="UTC")),
+    "lasted": pa.array([1, 2, None, 3], pa.duration("us")),
+    "hour": pa.array([datetime.time(1, 2, 3), None, None, None], pa.time32("ms")),
+    "price": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("-2.25"), None], pa.decimal128(10, 2)),
+    "nothing": pa.nulls(4),
+}
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A Parquet list with labels of all types, one of its files gone, prepared."""
+    root = tmp_path_factory.mktemp("listed")
+    for number in range(3):
+        write_image(root / f"{number}.png", seed=number)
+    pq.write_table(pa.table({**COLUMNS, "kind": COLUMNS["label"].dictionary_encode()}), root / "list.parquet")
+    return prepared(root / "list.parquet", root / "manifests", path="file", max_rejected=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name != "file"])
+def test_a_label_column_of_a_parquet_list_keeps_its_type_and_values(listed: Outcome, name: str) -> None:
+    column = listed.table[name].combine_chunks()
+    assert column.type == COLUMNS[name].type
+    assert column.equals(COLUMNS[name][:3])
+
+
+def test_a_label_column_of_categories_becomes_text(listed: Outcome) -> None:
+    assert listed.table["kind"].type == pa.string()
+    assert listed.table["kind"].to_pylist() == ["cat", "dog", "cat"]
+
+
+def test_a_file_that_is_in_the_list_but_not_on_the_disk_is_excluded(listed: Outcome) -> None:
+    assert listed.excluded["gone.png"]["reason"] == "No such file or directory"
+    assert listed.prepared == Prepared(found=4, rows=3, excluded={"unreadable": 1})
+
+
+@pytest.fixture
+def csv_list(tmp_path: Path) -> Folder:
+    """A function that writes a CSV list beside four images."""
+    for number in range(4):
+        write_image(tmp_path / f"{number}.png", seed=number)
+
+    def write(*lines: str, name: str = "list.csv") -> Path:
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def test_a_csv_list_has_typed_labels_and_places(csv_list: Folder, tmp_path: Path) -> None:
+    path = csv_list(
+        "path,breed,age,born,domain,split",
+        "3.png,Münsterländer,3,2020-02-29,1,test",
+        "./1.png,NA,,,2,train",
+        f"{tmp_path}/2.png,,4,,1,",
+    )
+    outcome = prepared(path, tmp_path / "manifests")
+    assert [(field.name, field.type) for field in outcome.table.schema][3:] == [
+        ("breed", pa.string()),
+        ("age", pa.int64()),
+        ("born", pa.date32()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+    ]
+    assert outcome.column("breed") == {"1.png": "NA", "2.png": None, "3.png": "Münsterländer"}
+    assert outcome.column("age") == {"1.png": None, "2.png": 4, "3.png": 3}
+    assert outcome.column("born")["3.png"] == datetime.date(2020, 2, 29)
+    assert outcome.column("domain") == {"1.png": "2", "2.png": "1", "3.png": "1"}
+    assert outcome.column("split") == {"1.png": "train", "2.png": None, "3.png": "test"}
+
+
+def test_only_the_chosen_columns_of_a_list_are_kept_and_paths_are_relative_to_the_base(tmp_path: Path) -> None:
+    images = tmp_path / "somewhere" / "else"
+    write_image(images / "007", seed=1)
+    write_image(images / "7", seed=2)
+    (tmp_path / "list.csv").write_text("id,a,b,split,size\n007,1,x,test,3\n7,2,y,train,4\n")
+    outcome = prepared(tmp_path / "list.csv", tmp_path / "manifests", path="id", columns=("b",), base=images)
+    assert outcome.table.column_names == ["key", "path", "size", "b"]
+    assert outcome.table["path"].to_pylist() == [f"{images}/007", f"{images}/7"]
+    assert outcome.table["b"].to_pylist() == ["x", "y"]
+    assert outcome.table["size"].to_pylist() == [path.stat().st_size for path in (images / "007", images / "7")]
+
+
+def test_duplicates_in_a_list_are_judged_by_the_columns_that_are_kept(csv_list: Folder, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "0.png", tmp_path / "a copy.png")
+    path = csv_list("path,label,note", "a copy.png,cat,one", "0.png,cat,other", "1.png,dog,", "1.png,dog,")
+    chosen = prepared(path, tmp_path / "chosen", columns=("label",))
+    assert chosen.prepared.excluded == {"duplicate": 2}
+    assert chosen.excluded["a copy.png"]["reason"] == f"same content as {tmp_path}/0.png"
+    assert chosen.excluded["1.png"]["reason"] == f"same content as {tmp_path}/1.png"
+    every = prepared(path, tmp_path / "every", max_rejected=0.5)
+    assert every.prepared.excluded == {"conflict": 2, "duplicate": 1}
+
+
+def test_unknown_columns_are_all_named_at_once(csv_list: Folder, tmp_path: Path) -> None:
+    path = csv_list("file,label,age", "0.png,cat,3")
+    with pytest.raises(DataError) as caught:
+        prepared(path, tmp_path / "manifests", columns=("labels", "age", "zzz"))
+    assert str(caught.value).splitlines() == [
+        f"{path}: the list's columns are not as expected",
+        "  - unknown column 'path'. Expected one of: age, file, label.",
+        "  - unknown column 'labels'. Did you mean 'label'? Expected one of: age, file, label.",
+        "  - unknown column 'zzz'. Expected one of: age, file, label.",
+    ]
+
+
+def test_two_columns_of_one_name_are_an_error(csv_list: Folder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="- there are two columns 'label'"):
+        prepared(csv_list("path,label,label", "0.png,cat,dog"), tmp_path / "manifests")
+
+
+@pytest.mark.parametrize(("name", "value"), [("bytes", b"\xff"), ("vector", [1.0, 2.0]), ("struct", {"a": 1})])
+def test_columns_that_are_no_labels_must_be_left_out(tmp_path: Path, name: str, value: Any) -> None:
+    write_image(tmp_path / "0.png")
+    pq.write_table(pa.table({"path": ["0.png"], "label": ["cat"], name: [value]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=f"(?s)leave other columns out with `columns`.*- {name}: "):
+        prepared(tmp_path / "list.parquet", tmp_path / "manifests")
+    config = PrepareConfig(root=tmp_path / "list.parquet", columns=("label",))
+    assert [file.labels for file in find(config)] == [{"label": "cat"}]
+
+
+@pytest.mark.parametrize("lines", [("path,label", "0.png,cat", ",dog"), ("path,label", '"",dog')])
+def test_a_row_of_a_csv_list_without_a_path_is_an_error(csv_list: Folder, tmp_path: Path, lines: list[str]) -> None:
+    with pytest.raises(DataError, match="a row without a value in 'path', the column of paths"):
+        prepared(csv_list(*lines), tmp_path / "manifests")
+
+
+def test_a_row_of_a_parquet_list_without_a_path_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["0.png", None]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match="a row without a value in 'path', the column of paths"):
+        prepared(tmp_path / "list.parquet", tmp_path / "manifests")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", b"", "not a .csv list: Empty CSV file"),
+        ("list.csv", b"path,label\n0.png,cat,3\n", "not a .csv list: CSV parse error: Expected 2 columns, got 3"),
+        (
+            "list.csv",
+            "path,label\n0.png,Löwe\n".encode("latin-1"),
+            "expected texts, numbers, times or .*\n  - label: not UTF-8",
+        ),
+        ("list.csv", "path,label\n0ö.png,cat\n".encode("latin-1"), "not a .csv list: .*invalid UTF8"),
+        ("list.parquet", b"path,label\n0.png,cat\n", "not a .parquet list: Parquet magic bytes not found"),
+        (
+            "list.csv",
+            b"path,label\n" + b"0.png,1\n" * 200_000 + b"1.png,b\n",
+            ".*invalid value 'b'. .* write the list as Pa",
+        ),
+    ],
+    ids=["empty", "ragged", "latin-1 label", "latin-1 path", "not parquet", "a type that changes"],
+)
+def test_a_list_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: {message}"):
+        prepared(tmp_path / name, tmp_path / "manifests")
+    assert not (tmp_path / "manifests").exists()
+
+
+# Roots that hold nothing ---------------------------------------------------------------------------------------------
+
+
+def test_a_root_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"photos: no such folder or list. Set `root` to what holds the files"):
+        prepared(tmp_path / "photos", tmp_path / "manifests")
+
+
+def test_a_root_that_is_neither_folder_nor_list_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(DataError, match=r"list.txt: expected a folder, a .csv or a .parquet list"):
+        prepared(tmp_path / "list.txt", tmp_path / "manifests")
+
+
+def test_a_folder_of_several_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "amazon").mkdir()
+    with pytest.raises(DataError, match=r"webcam: no such folder. `folders` names folders below `root`"):
+        prepared(tmp_path, tmp_path / "manifests", folders=("amazon", "webcam"))
+
+
+def test_an_empty_folder_or_list_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "list.csv").write_text("path,label\n")
+    for root in (tmp_path / "photos", tmp_path / "list.csv"):
+        with pytest.raises(DataError, match=f"{root.name}: there are no files in it. Set `root` to what holds the fi"):
+            prepared(root, tmp_path / "manifests")
+
+
+def test_a_folder_of_hidden_files_alone_is_an_error(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / ".cat" / "0.png")
+    with pytest.raises(DataError, match="photos: there are only hidden files in it"):
+        prepared(tmp_path / "photos", tmp_path / "manifests", max_rejected=1)
+
+
+def test_where_no_file_can_be_used_the_share_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(DataError, match=r"(?s)1 of 1 files cannot be used.* - .*a.png: empty file"):
+        prepared(tmp_path / "photos", tmp_path / "manifests", max_rejected=1)
+
+
+# Opening one file ----------------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_the_header_is_enough_where_that_is_asked_for(tmp_path: Path) -> None:
+    cut = write_image(tmp_path / "cut.png", side=64)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    assert inspect(str(cut), "header") == (content_key(cut.read_bytes()), 2000, None, None)
+    assert inspect(str(cut), "decode")[2:3] == ("unreadable",)
+
+
+def test_a_file_that_vanished_since_it_was_found_is_unreadable(tmp_path: Path) -> None:
+    assert inspect(str(tmp_path / "a.png"), "decode") == (None, None, "unreadable", "No such file or directory")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that even root cannot read is Linux's")
+def test_a_file_that_the_system_does_not_let_us_read_is_unreadable() -> None:
+    assert inspect("/proc/self/mem", "decode") == (None, None, "unreadable", "Input/output error")
+
+
+def test_progress_counts_every_file_that_is_opened(image_folder: Folder, tmp_path: Path) -> None:
+    root = image_folder(("cat", "dog"), each=3)
+    (root / ".hidden").touch()
+    seen: list[tuple[int, int]] = []
+    paths = ManifestPaths(tmp_path / "manifests", "photos")
+    prepare(PrepareConfig(root=root), paths, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+# Reading a manifest --------------------------------------------------------------------------------------------------
+
+
+def test_some_columns_of_a_manifest_can_be_read(messy: Outcome) -> None:
+    table = manifest.read(messy.paths.folder, "photos", ["label", "key"])
+    assert table.column_names == ["label", "key"]
+    with pytest.raises(DataError, match=r"photos.parquet: unknown column 'lable'. Did you mean 'label'\?"):
+        manifest.read(messy.paths.folder, "photos", ["lable"])
+
+
+def test_the_files_of_several_data_sets_come_one_after_the_other(messy: Outcome) -> None:
+    batches = list(manifest.read_files(messy.paths.folder, ["photos", "photos"]))
+    assert pa.Table.from_batches(batches).equals(pa.concat_tables([pq.read_table(messy.paths.files)] * 2))
+
+
+def test_a_manifest_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+        manifest.read(tmp_path, "photos")
+    with pytest.raises(DataError, match=r"files/photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+        list(manifest.read_files(tmp_path, ["photos"]))
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_project(image_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one data set below data/raw/, as the working directory of `python -m stages.prepare digits`."""
+    root = image_folder(("cat", "dog"), each=3, name="data/raw/digits")
+    shutil.copy(root / "cat" / "000.png", root / "cat" / "copy.png")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prepare.py", "digits"])
+    return tmp_path
+
+
+def test_the_stage_says_how_many_samples_there_are_and_where_the_others_are_listed(
+    in_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.run(stages.prepare.main)
+    assert capsys.readouterr().out.splitlines() == [
+        "digits: 7 files, 6 samples",
+        "  1 duplicate: see data/manifests/digits.excluded.csv",
+    ]
+    paths = manifest.read(in_project / "data" / "manifests", "digits")["path"].to_pylist()
+    assert paths[0] == "data/raw/digits/cat/000.png"
+
+
+@pytest.mark.parametrize("blocked", ["data/manifests", "data/manifests/files"])
+def test_a_place_that_cannot_be_written_to_is_an_error_with_its_path_and_no_traceback(
+    in_project: Path, blocked: str
+) -> None:
+    (in_project / blocked).parent.mkdir(exist_ok=True)
+    (in_project / blocked).touch()
+    with pytest.raises(SystemExit, match=f"^error: {blocked}.*: .* A file stands where a folder is needed: move it"):
+        project.run(stages.prepare.main)
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_with_its_path(in_project: Path) -> None:
+    (in_project / "data/raw/digits/cat").chmod(0)
+    if os.access(in_project / "data/raw/digits/cat", os.R_OK):
+        pytest.skip("root may read everything")
+    with pytest.raises(SystemExit, match=r"^error: data/raw/digits/cat: Permission denied. Change its owner or mode"):
+        project.run(stages.prepare.main)
+
+
+def test_a_data_set_without_files_is_an_error_of_one_line(in_project: Path) -> None:
+    params = yaml.safe_load((in_project / "params.yaml").read_text())
+    params["prepare"]["digits"]["root"] = "data/raw/nothing"
+    (in_project / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(SystemExit, match=r"^error: data/raw/nothing: no such folder or list"):
+        project.run(stages.prepare.main)

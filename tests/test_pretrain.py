@@ -1,0 +1,200 @@
+"""Pretraining: the distortions, a few steps on a small set of glyphs, and the backbone that comes out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageFont
+from pydantic import ValidationError
+
+from pipeline.backbones import artefact, glyphs
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines.torch import TorchEngine
+from pipeline.errors import DataError
+from pipeline.files import content_key
+from pipeline.manifest import ManifestPaths
+from pipeline.pretrain import PretrainConfig
+from pipeline.pretrain.distort import distort
+from pipeline.pretrain.train import pretrain
+from pipeline.readers.image import ImageReader
+from pipeline.sample import draw, fonts
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    """Training switches torch to repeatable kernels; other tests are left as they were."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+class Data:
+    """A manifest of glyphs."""
+
+    def __init__(self, root: Path, characters: str, *, count: int) -> None:
+        self.manifests = root / "manifests"
+        rows = []
+        for font in fonts()[:count]:
+            for character in characters:
+                path = root / f"{font.stem}-{character}.png"
+                draw(character, ImageFont.truetype(str(font), 24)).save(path)
+                rows.append({"path": str(path), "label": character, "shape": "round" if character == "O" else "other"})
+        self.paths = [Path(row["path"]) for row in rows]
+        table = pa.Table.from_pylist([{"key": content_key(Path(r["path"]).read_bytes()), **r} for r in rows])
+        self.manifests.mkdir()
+        pq.write_table(table, ManifestPaths(self.manifests, "glyphs").rows)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    """Three letters in ten fonts."""
+    return Data(tmp_path, "OLX", count=10)
+
+
+def config(**settings: object) -> PretrainConfig:
+    """A few steps of a very small network."""
+    small = {"dataset": "glyphs", "steps": 3, "batch_size": 8, "widths": (4, 8)}
+    return PretrainConfig.model_validate(small | settings)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: Data, tmp_path: Path) -> None:
+    one, two, other = (
+        pretrain(config(seed=seed), tmp_path / name, manifests=data.manifests)
+        for seed, name in ((0, "one"), (0, "two"), (1, "other"))
+    )
+    assert one == two
+    assert one.weights_digest != other.weights_digest
+    for name in ("backbone.json", "weights.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_network_is_a_backbone_that_says_how_it_was_trained(data: Data, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    spec = pretrain(config(), tmp_path / "net", manifests=data.manifests, progress=lambda *now: told.append(now))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert artefact.read(tmp_path / "net").spec == spec
+    assert spec.classes == ("L", "O", "X")
+    assert spec.architecture == {"family": "glyphs", "classes": 3, "widths": [4, 8]}
+    assert spec.input == glyphs.INPUT
+    assert spec.taps["penultimate"].shape == (8,)
+    assert spec.taps["logits"].shape == (3,)
+    assert spec.origin["source"] == "pretrained"
+    assert {name: spec.origin[name] for name in ("dataset", "steps", "batch_size", "seed")} == {
+        "dataset": "glyphs",
+        "steps": 3,
+        "batch_size": 8,
+        "seed": 0,
+    }
+    assert 0 <= spec.origin["holdout_accuracy"] <= 1
+
+
+def test_training_learns_to_tell_letters_apart(data: Data, tmp_path: Path) -> None:
+    enough = config(steps=150, batch_size=32, learning_rate=0.01, widths=(8, 16))
+    pretrain(enough, tmp_path / "net", manifests=data.manifests)
+    backbone = artefact.read(tmp_path / "net")
+    reader = ImageReader(backbone.spec.input.image)
+    pixels = np.stack([reader(path.read_bytes())["pixels"] for path in data.paths])
+    logits = TorchEngine(backbone, {"l": TapSpec(node="logits")}, batch_size=30).run({"pixels": pixels})["l"]
+    told = [backbone.spec.classes[number] for number in logits.argmax(1)]
+    right = [name == path.stem[-1] for name, path in zip(told, data.paths, strict=True)]
+    # By chance it would be a third.
+    assert sum(right) >= 25
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_very_few_steps_are_enough_to_write_a_network(data: Data, tmp_path: Path, steps: int) -> None:
+    spec = pretrain(config(steps=steps), tmp_path / "net", manifests=data.manifests)
+    assert spec.origin["steps"] == steps
+
+
+def test_a_data_set_of_a_handful_of_pictures_has_one_held_out(tmp_path: Path) -> None:
+    few = Data(tmp_path, "OX", count=1)
+    spec = pretrain(config(), tmp_path / "net", manifests=few.manifests)
+    assert spec.origin["holdout_accuracy"] in (0.0, 1.0)
+
+
+def test_another_column_can_be_the_target(data: Data, tmp_path: Path) -> None:
+    spec = pretrain(config(target="shape"), tmp_path / "net", manifests=data.manifests)
+    assert spec.classes == ("other", "round")
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    one = Data(tmp_path, "O", count=3)
+    with pytest.raises(DataError, match=r"glyphs: expected at least two classes in 'label', got \['O'\]\."):
+        pretrain(config(), tmp_path / "net", manifests=one.manifests)
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_unknown_target_or_data_set_is_named(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown column 'lable'. Did you mean 'label'"):
+        pretrain(config(target="lable"), tmp_path / "net", manifests=data.manifests)
+    with pytest.raises(DataError, match=r"letters.parquet: no such manifest. Run `dvc repro prepare@letters`"):
+        pretrain(config(dataset="letters"), tmp_path / "net", manifests=data.manifests)
+
+
+def test_a_picture_that_cannot_be_read_is_named(data: Data, tmp_path: Path) -> None:
+    path = data.paths[4]
+    path.write_bytes(path.read_bytes()[:80])
+    with pytest.raises(DataError, match=rf"{path}: damaged image: .*\. Run prepare again, with `check: decode`\."):
+        pretrain(config(), tmp_path / "net", manifests=data.manifests)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path}: No such file or directory\. Run prepare again"):
+        pretrain(config(), tmp_path / "net", manifests=data.manifests)
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"batch_size": 1}, {"learning_rate": 0}, {"widths": ()}])
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        config(**settings)
+
+
+# Distortions ----------------------------------------------------------------------------------------------------------
+
+
+def letters(count: int) -> torch.Tensor:
+    """The same letter, a number of times, (n, 1, 32, 32) in [0, 1]."""
+    picture = np.asarray(draw("R", ImageFont.truetype(str(fonts()[0]), 24)), dtype=np.float32) / 255
+    return torch.from_numpy(picture).expand(count, 1, 32, 32).contiguous()
+
+
+def test_distortions_stay_in_range_and_leave_the_originals_alone() -> None:
+    images = letters(64)
+    before = images.clone()
+    found = distort(images, torch.Generator().manual_seed(0))
+    assert found.shape == images.shape
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert torch.equal(images, before)
+
+
+def test_each_image_is_distorted_in_its_own_way_and_repeatably() -> None:
+    images = letters(16)
+    found = distort(images, torch.Generator().manual_seed(0))
+    assert len({picture.numpy().tobytes() for picture in found}) == 16
+    assert torch.equal(found, distort(images, torch.Generator().manual_seed(0)))
+    assert not torch.equal(found, distort(images, torch.Generator().manual_seed(1)))
+
+
+def test_distorted_letters_keep_their_ink_in_the_frame_and_some_likeness() -> None:
+    images = letters(256)
+    generator = torch.Generator().manual_seed(0)
+    found = torch.cat([distort(images[:8], generator) for _ in range(32)])
+    share = found.mean() / images.mean()
+    assert 0.6 < share < 1.6
+    centred = [values.flatten(1) - values.flatten(1).mean(1, keepdim=True) for values in (found, images)]
+    likeness = torch.nn.functional.cosine_similarity(*centred)
+    assert likeness.mean() > 0.3
+    assert likeness.max() < 0.999
+
+
+def test_an_image_saved_and_read_again_is_what_was_drawn(tmp_path: Path) -> None:
+    picture = draw("R", ImageFont.truetype(str(fonts()[0]), 24))
+    picture.save(tmp_path / "r.png")
+    pixels = ImageReader(glyphs.INPUT.image)((tmp_path / "r.png").read_bytes())["pixels"]
+    with Image.open(tmp_path / "r.png") as image:
+        np.testing.assert_array_equal(pixels[:, :, 0], np.asarray(image))
+    assert np.array_equal(pixels[:, :, 0], np.asarray(picture))

@@ -1,0 +1,556 @@
+"""Splits: rows that are added move no row, classes get their shares, groups stay whole, draws are nested."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import stages.split
+from pipeline.errors import DataError
+from pipeline.files import content_key
+from pipeline.manifest import ManifestPaths
+from pipeline.split import FewShot, SplitConfig, SplitSizes, assign, few_shot_ranks, position, split
+from pipeline.task import SPLITS, Task
+from stages import project
+
+ROOT = Path(__file__).parent.parent
+
+Manifest = Callable[..., None]
+
+ORDER = {"test": 0, "validation": 1, "train": 2, None: 3}
+"""The splits in the order in which they are cut."""
+
+TENTHS = st.tuples(st.integers(0, 10), st.integers(0, 10)).filter(lambda two: sum(two) <= 10)
+SHARES = TENTHS.map(lambda two: {"test": two[0] / 10, "validation": two[1] / 10, "train": (10 - sum(two)) / 10})
+COUNTS = st.fixed_dictionaries({"test": st.integers(0, 5), "validation": st.integers(0, 5), "train": st.integers(2, 9)})
+ROWS = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from("abc")), max_size=60, unique_by=lambda row: row[0])
+SEEDS = st.integers(0, 5)
+
+
+def key(number: int) -> str:
+    """The key of a sample."""
+    return content_key(str(number).encode())
+
+
+def config(**options: Any) -> SplitConfig:
+    """Settings of a task over the data set `photos`."""
+    return SplitConfig(**{"datasets": ("photos",), **options})
+
+
+def assigned(rows: Sequence[tuple[int, str]], **options: Any) -> dict[int, str | None]:
+    """The split of each row, which is a number and a class."""
+    splits = assign([target for _, target in rows], [key(number) for number, _ in rows], config(**options))
+    return dict(zip((number for number, _ in rows), splits, strict=True))
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """A function that writes the manifest of a data set: keys for its rows, and label columns."""
+
+    def write(dataset: str = "photos", *, first: int = 0, **columns: Sequence[Any]) -> None:
+        (rows,) = {len(values) for values in columns.values()}
+        numbers = range(first, first + rows)
+        table = pa.table({"key": [key(n) for n in numbers], "path": [f"{n}.png" for n in numbers], **columns})
+        path = ManifestPaths(tmp_path, dataset).rows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.append_column("size", pa.array([1] * rows)), path)
+
+    return write
+
+
+def rows_of(task: Task) -> list[tuple[str, str, str]]:
+    """Key, target and split of each row."""
+    return [(row["key"], row["target"], row["split"]) for row in task.table.to_pylist()]
+
+
+# The default: a function of the key ------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, ROWS, SHARES, SEEDS)
+def test_rows_that_are_added_move_no_row(
+    old: list[tuple[int, str]], new: list[tuple[int, str]], sizes: dict[str, float], seed: int
+) -> None:
+    before = assigned(old, sizes=sizes, seed=seed)
+    added = [row for row in new if row[0] not in before]
+    after = assigned([*added, *old], sizes=sizes, seed=seed)
+    assert {number: after[number] for number in before} == before
+    assert set(after.values()) <= {name for name, share in sizes.items() if share > 0}
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, SHARES, SHARES)
+def test_test_rows_stay_test_rows_when_only_the_other_two_shares_change(
+    rows: list[tuple[int, str]], sizes: dict[str, float], other: dict[str, float]
+) -> None:
+    rest = 1 - sizes["test"]
+    half = {"test": sizes["test"], "validation": rest / 2, "train": rest / 2}
+    for changed in (half, {"test": sizes["test"], "validation": 0, "train": rest}):
+        is_test = {number: name == "test" for number, name in assigned(rows, sizes=changed).items()}
+        assert is_test == {number: name == "test" for number, name in assigned(rows, sizes=sizes).items()}
+    if other["test"] > sizes["test"]:  # a larger test split has all rows of the smaller one
+        grown = assigned(rows, sizes=other)
+        assert all(grown[number] == "test" for number, name in assigned(rows, sizes=sizes).items() if name == "test")
+
+
+def test_the_shares_are_met_nearly_and_do_not_depend_on_the_class() -> None:
+    rows = [(number, "ab"[number % 2]) for number in range(20_000)]
+    splits = assigned(rows, sizes={"train": 0.7, "validation": 0.1, "test": 0.2})
+    for target in "ab":
+        have = Counter(splits[number] for number, label in rows if label == target)
+        for name, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+            assert have[name] / 10_000 == pytest.approx(share, abs=0.015)
+
+
+def test_another_seed_gives_another_split_and_the_same_seed_the_same() -> None:
+    rows = [(number, "a") for number in range(200)]
+    first = assigned(rows, seed=1)
+    assert assigned(rows, seed=1) == first
+    moved = sum(first[number] != name for number, name in assigned(rows, seed=2).items())
+    assert 60 < moved < 150
+
+
+def test_the_place_of_a_key_never_changes_between_versions() -> None:
+    # Were it to change, every task ever made would be split anew.
+    assert position("cf4ab791c62b8d2b2109c90275287816", salt="split-0") == 0.9454858347704388
+    assert position("cf4ab791c62b8d2b2109c90275287816", salt="split-1") != 0.9454858347704388
+
+
+# Exact shares in each class ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, SHARES, SEEDS)
+def test_stratify_gives_each_class_its_shares_within_one_row(
+    rows: list[tuple[int, str]], sizes: dict[str, float], seed: int
+) -> None:
+    splits = assigned(rows, sizes=sizes, seed=seed, stratify=True)
+    total = Counter(target for _, target in rows)
+    have = Counter((target, splits[number]) for number, target in rows)
+    for target in total:
+        for name, share in sizes.items():
+            assert abs(have[target, name] - share * total[target]) <= 1
+        assert sum(have[target, name] for name in SPLITS) == total[target]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    ROWS,
+    ROWS,
+    st.one_of(SHARES.map(lambda sizes: {"sizes": sizes, "stratify": True}), COUNTS.map(lambda c: {"sizes": c})),
+)
+def test_stratify_moves_over_each_cut_of_a_class_at_most_as_many_rows_as_were_added_to_it(
+    old: list[tuple[int, str]], new: list[tuple[int, str]], options: dict[str, Any]
+) -> None:
+    before = assigned(old, **options)
+    added = [row for row in new if row[0] not in before]
+    after = assigned([*added, *old], **options)
+    grown = Counter(target for _, target in added)
+    for cut in (1, 2, 3):
+        moved = Counter(
+            target for number, target in old if (ORDER[before[number]] < cut) != (ORDER[after[number]] < cut)
+        )
+        assert all(moved[target] <= grown[target] for target in "abc")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_the_order_of_rows_does_not_matter(data: st.DataObject) -> None:
+    rows = data.draw(ROWS)
+    stratify = data.draw(st.booleans())
+    turned = data.draw(st.permutations(rows))
+    assert assigned(turned, stratify=stratify) == assigned(rows, stratify=stratify)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, COUNTS)
+def test_counts_are_exact_in_each_class_and_further_rows_are_left_out(
+    rows: list[tuple[int, str]], sizes: dict[str, int]
+) -> None:
+    splits = assigned(rows, sizes=sizes)
+    have = Counter((target, splits[number]) for number, target in rows)
+    for target, total in Counter(target for _, target in rows).items():
+        left = total
+        for name in ("test", "validation", "train"):
+            assert have[target, name] == min(sizes[name], left)
+            left -= have[target, name]
+        assert have[target, None] == left
+
+
+def test_rows_beyond_the_counts_are_not_in_the_task(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat"] * 30 + ["dog"] * 12)
+    task = split(config(sizes={"train": 6, "validation": 2, "test": 4}), tmp_path)
+    assert Counter((target, name) for _, target, name in rows_of(task)) == {
+        (target, name): count
+        for target in ("cat", "dog")
+        for name, count in (("train", 6), ("validation", 2), ("test", 4))
+    }
+
+
+# Groups ------------------------------------------------------------------------------------------------------------
+
+GROUPED = st.lists(st.tuples(st.integers(0, 12).map(str), st.sampled_from("abc")), max_size=60)
+MODES = st.one_of(
+    SHARES.map(lambda sizes: {"sizes": sizes}),
+    SHARES.map(lambda sizes: {"sizes": sizes, "stratify": True}),
+    COUNTS.map(lambda counts: {"sizes": counts}),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(GROUPED, MODES, SEEDS)
+def test_groups_are_never_divided(rows: list[tuple[str, str]], options: dict[str, Any], seed: int) -> None:
+    groups = [group for group, _ in rows]
+    splits = assign([target for _, target in rows], groups, config(group="patient", seed=seed, **options))
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+
+
+@settings(max_examples=50, deadline=None)
+@given(GROUPED, GROUPED, SHARES)
+def test_by_default_rows_that_are_added_to_a_group_move_no_row(
+    old: list[tuple[str, str]], new: list[tuple[str, str]], sizes: dict[str, float]
+) -> None:
+    def of(rows: list[tuple[str, str]]) -> list[str | None]:
+        return assign([target for _, target in rows], [group for group, _ in rows], config(group="g", sizes=sizes))
+
+    assert of([*old, *new])[: len(old)] == of(old)
+
+
+def test_a_task_by_groups_has_them_as_a_column_and_keeps_them_whole(manifest: Manifest, tmp_path: Path) -> None:
+    patients = [number // 4 for number in range(160)]
+    manifest(label=["ill" if patient % 2 else "well" for patient in patients], patient=patients)
+    for options in ({}, {"stratify": True}, {"sizes": {"train": 40, "validation": 12, "test": 14}}):
+        task = split(config(group="patient", **options), tmp_path)
+        groups = task.table["group"].to_pylist()
+        assert set(groups) <= set(map(str, patients))
+        assert len({*zip(groups, task.table["split"].to_pylist(), strict=True)}) == len(set(groups))
+    # 14 are asked for: the fourth group begins before them and comes whole.
+    assert Counter((target, name) for _, target, name in rows_of(task))["ill", "test"] == 16
+
+
+def test_a_class_of_a_task_by_groups_may_have_fewer_rows_than_the_counts_say(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    manifest(label=["cat"] * 12 + ["dog"] * 12, patient=[number // 3 for number in range(24)])
+    task = split(config(group="patient", sizes={"train": 9, "validation": 0, "test": 4}), tmp_path)
+    assert Counter((target, name) for _, target, name in rows_of(task)) == {
+        (target, name): 6 for target in ("cat", "dog") for name in ("train", "test")
+    }
+
+
+def test_rows_without_a_group_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 5, patient=["x", None] * 5)
+    with pytest.raises(
+        DataError, match=r"the group 'patient' of photos: 5 rows have no value. Give them one, or leave"
+    ):
+        split(config(group="patient"), tmp_path)
+
+
+# A column ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_column_says_the_split_whatever_the_sizes_are(manifest: Manifest, tmp_path: Path) -> None:
+    names = ["train", "validation", "test", "train"] * 2
+    manifest(label=["cat"] * 4 + ["dog"] * 4, split=names)
+    task = split(config(by="column", sizes={"train": 500, "validation": 0, "test": 500}), tmp_path)
+    assert {key: name for key, _, name in rows_of(task)} == {key(n): name for n, name in enumerate(names)}
+    assert task.table.column_names == ["key", "target", "split", "domain"]
+
+
+def test_a_column_may_have_any_name_and_no_validation_rows(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 2, fold=["train", "train", "test", "test"], split=["?"] * 4)
+    task = split(config(by="column", column="fold"), tmp_path)
+    assert len(task.rows("train")) == len(task.rows("test")) == 2
+    assert len(task.rows("validation")) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "odd"),
+    [(["Train", "test"], "Train"), ([None, "train"], "None"), ([1, 2], "1, 2"), (list("gfedcba"), "a, b, c, d, e")],
+)
+def test_odd_values_in_the_split_column_are_named(
+    manifest: Manifest, tmp_path: Path, values: list[Any], odd: str
+) -> None:
+    manifest(label=["cat", "dog", "cat", "dog", "cat", "dog", "cat"][: len(values)], split=values)
+    with pytest.raises(DataError, match=f"the split column 'split': expected train, validation, test, got also {odd}."):
+        split(config(by="column"), tmp_path)
+
+
+def test_a_column_that_divides_groups_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(
+        label=["cat", "dog"] * 4, split=["train"] * 4 + ["test"] * 4, patient=["x", "y", "z", "z", "x", "v", "w", "y"]
+    )
+    with pytest.raises(DataError) as caught:
+        split(config(by="column", group="patient"), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "the split column 'split' divides 2 groups of 'patient'",
+        "  - 'x': test, train",
+        "  - 'y': test, train",
+    ]
+
+
+def test_a_class_without_training_or_test_rows_in_the_column_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "cat", "dog", "emu"], split=["train", "test", "train", "test"])
+    with pytest.raises(DataError) as caught:
+        split(config(by="column"), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "the split leaves classes without rows; add samples or change the column 'split'",
+        "  - class 'dog': expected at least 1 rows in test, got 0.",
+        "  - class 'emu': expected at least 1 rows in train, got 0.",
+    ]
+
+
+# Few-shot draws ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, st.integers(1, 6), st.integers(1, 3), SEEDS)
+def test_draws_rank_the_training_rows_of_each_class_up_to_the_limit(
+    rows: list[tuple[int, str]], limit: int, draws: int, seed: int
+) -> None:
+    keys, targets = [key(number) for number, _ in rows], [target for _, target in rows]
+    splits = assign(targets, keys, config())
+    found = few_shot_ranks(keys, targets, splits, FewShot(labels_per_class=limit, draws=draws), seed=seed)
+    assert len(found) == draws
+    for ranks in found:
+        assert all(rank == -1 for rank, name in zip(ranks, splits, strict=True) if name != "train")
+        for target in set(targets):
+            of_class = [rank for rank, label in zip(ranks, targets, strict=True) if label == target and rank >= 0]
+            training = sum(label == target and name == "train" for label, name in zip(targets, splits, strict=True))
+            assert sorted(of_class) == list(range(min(limit, training)))
+
+
+@pytest.fixture
+def few(manifest: Manifest, tmp_path: Path) -> Task:
+    """A task of two classes with four draws."""
+    manifest(label=["cat"] * 60 + ["dog"] * 90)
+    return split(config(few_shot={"labels_per_class": 20, "draws": 4}, seed=3), tmp_path)
+
+
+def test_training_sets_of_a_draw_are_balanced_nested_and_only_from_train(few: Task) -> None:
+    assert few.draws == 4
+    training = set(few.rows("train"))
+    for draw in range(4):
+        smaller: set[int] = set()
+        for labels in range(1, 21):
+            rows = few.few(draw, labels)
+            assert Counter(few.targets[rows]) == {"cat": labels, "dog": labels}
+            assert smaller < set(rows) <= training
+            smaller = set(rows)
+
+
+def test_draws_differ_and_another_seed_gives_others(few: Task, tmp_path: Path) -> None:
+    other = split(config(few_shot={"labels_per_class": 20, "draws": 4}, seed=4), tmp_path)
+    sets = [frozenset(task.keys[task.few(draw, 5)]) for task in (few, other) for draw in range(4)]
+    assert len(set(sets)) == 8
+
+
+def test_a_draw_does_not_depend_on_how_many_there_are_nor_on_their_limit(few: Task, tmp_path: Path) -> None:
+    less = split(config(few_shot={"labels_per_class": 7, "draws": 2}, seed=3), tmp_path)
+    for draw in range(2):
+        np.testing.assert_array_equal(less.few(draw, 7), few.few(draw, 7))
+
+
+def test_the_same_settings_give_the_same_bytes(few: Task, tmp_path: Path) -> None:
+    again = split(config(few_shot={"labels_per_class": 20, "draws": 4}, seed=3), tmp_path)
+    for task, name in ((few, "a"), (again, "b")):
+        task.write(tmp_path / "tasks" / f"{name}.parquet")
+    assert (tmp_path / "tasks" / "a.parquet").read_bytes() == (tmp_path / "tasks" / "b.parquet").read_bytes()
+
+
+def test_a_task_by_column_has_draws_too(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 10, split=["train"] * 10 + ["test"] * 10)
+    task = split(config(by="column", few_shot={"labels_per_class": 2, "draws": 1}), tmp_path)
+    assert set(task.few(0, 2)) <= set(task.rows("train"))
+    assert len(task.few(0, 2)) == 4
+
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_renamed_and_merged_and_others_stay(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=[str(number % 5) for number in range(200)])
+    task = split(config(rename={"1": "odd", "3": "odd", "0": "zero"}), tmp_path)
+    assert Counter(task.targets) == {"odd": 80, "zero": 40, "2": 40, "4": 40}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [([10, 9, 1] * 20, ["1", "9", "10"]), ([True, False] * 30, ["false", "true"]), (["b", "10", "9"] * 20, None)],
+)
+def test_targets_are_text_and_numbers_are_sorted_by_value(
+    manifest: Manifest, tmp_path: Path, labels: list[Any], classes: list[str] | None
+) -> None:
+    manifest(label=labels)
+    assert split(config(), tmp_path).classes == (classes or ["9", "10", "b"])
+
+
+def test_a_single_class_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 20)
+    message = (
+        r"the target 'label' of photos: expected at least two classes, got \['pet'\]. A class is a folder, or a val"
+    )
+    with pytest.raises(DataError, match=message):
+        split(config(rename={"cat": "pet", "dog": "pet"}), tmp_path)
+
+
+def test_rows_without_a_target_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", None, "dog"] * 5)
+    with pytest.raises(DataError, match=r"the target 'label' of photos: 5 rows have no value. Give them one, or leave"):
+        split(config(), tmp_path)
+
+
+def test_a_column_that_the_manifest_lacks_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 5)
+    for options in ({"target": "labels"}, {"group": "labels"}, {"by": "column", "column": "labels"}):
+        with pytest.raises(DataError, match=r"photos.parquet: unknown column 'labels'. Did you mean 'label'\?"):
+            split(config(**options), tmp_path)
+
+
+def test_a_manifest_that_was_never_made_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+        split(config(), tmp_path)
+
+
+def test_classes_without_rows_in_a_split_are_all_named(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat"] * 40 + ["dog", "dog", "emu"])
+    with pytest.raises(DataError) as caught:
+        split(config(stratify=True), tmp_path)
+    title, *lines = str(caught.value).splitlines()
+    assert title == "the split leaves classes without rows; add samples or change `sizes`"
+    assert [line.split(": ")[0] for line in lines] == ["  - class 'dog'", "  - class 'emu'", "  - class 'emu'"]
+    assert lines[1] == "  - class 'emu': expected at least 1 rows in validation, got 0."
+
+
+def test_a_class_without_test_rows_is_no_error_where_no_test_rows_are_asked_for(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    manifest(label=["cat", "dog"])
+    task = split(config(sizes={"train": 1, "validation": 0, "test": 0}), tmp_path)
+    assert [name for _, _, name in rows_of(task)] == ["train", "train"]
+
+
+def test_a_class_with_fewer_rows_than_the_counts_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat"] * 20 + ["dog"] * 11)
+    with pytest.raises(DataError, match=r"- class 'dog': expected at least 6 rows in train, got 5.") as caught:
+        split(config(sizes={"train": 6, "validation": 2, "test": 4}), tmp_path)
+    assert "cat" not in str(caught.value)
+
+
+# Several data sets ---------------------------------------------------------------------------------------------------
+
+
+def test_several_data_sets_make_one_task_with_their_names_or_domains(manifest: Manifest, tmp_path: Path) -> None:
+    manifest("one", label=["cat", "dog"] * 20)
+    manifest("two", first=100, label=["cat", "dog"] * 20, domain=["webcam", "amazon"] * 20)
+    task = split(config(datasets=("one", "two")), tmp_path)
+    assert Counter(task.table["domain"].to_pylist()) == {"one": 40, "webcam": 20, "amazon": 20}
+    keys = [key for key, _, _ in rows_of(task)]
+    assert keys == sorted(keys)
+
+
+def test_a_row_has_the_same_split_whichever_data_sets_stand_beside_it(manifest: Manifest, tmp_path: Path) -> None:
+    manifest("one", label=["cat", "dog"] * 20)
+    manifest("two", first=100, label=["cat", "dog"] * 20)
+    alone, both = (split(config(datasets=names), tmp_path) for names in (("one",), ("one", "two")))
+    assert set(rows_of(alone)) < set(rows_of(both))
+
+
+def test_a_content_that_several_data_sets_have_is_one_row(manifest: Manifest, tmp_path: Path) -> None:
+    manifest("one", label=["cat", "dog"] * 20)
+    manifest("two", first=30, label=["cat", "dog"] * 20)
+    task = split(config(datasets=("one", "two")), tmp_path)
+    assert len(task) == len(set(task.keys)) == 70
+    assert Counter(task.table["domain"].to_pylist()) == {"one": 40, "two": 30}
+
+
+def test_two_targets_for_one_content_are_an_error_unless_they_are_one_after_renaming(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    manifest("one", label=["cat", "dog"] * 20)
+    manifest("two", first=39, label=["hound", "cat", "dog"] * 10)
+    with pytest.raises(DataError) as caught:
+        split(config(datasets=("one", "two")), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "one, two: 1 contents have two targets",
+        f"  - {key(39)}: 'dog' and 'hound'",
+    ]
+    task = split(config(datasets=("one", "two"), rename={"hound": "dog"}), tmp_path)
+    assert set(task.targets) == {"cat", "dog"}
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0.6, 0.2, 0.1), "expected shares that sum to 1, they sum to 0.9"),
+        ((1, 1, 1), "expected shares that sum to 1, they sum to 3"),
+        ((0, 0, 0), "expected shares that sum to 1, they sum to 0"),
+        ((60.5, 10, 20), "expected whole numbers of rows a class, or shares that sum to 1"),
+        ((60, 0.5, 20), "expected whole numbers of rows a class, or shares that sum to 1"),
+        ((-0.2, 0.6, 0.6), "greater than or equal to 0"),
+        ((float("inf"), 0, 0), "finite number"),
+        ((float("nan"), 0, 0), "finite number"),
+    ],
+)
+def test_sizes_that_make_no_split_are_refused(sizes: tuple[float, float, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SplitSizes(train=sizes[0], validation=sizes[1], test=sizes[2])
+
+
+@pytest.mark.parametrize("sizes", [(0.7, 0.1, 0.2), (1, 0, 0), (1 / 3, 1 / 3, 1 / 3), (60, 0, 20), (2, 1, 1)])
+def test_shares_that_sum_to_1_and_whole_counts_are_right(sizes: tuple[float, float, float]) -> None:
+    made = SplitSizes(train=sizes[0], validation=sizes[1], test=sizes[2])
+    assert made.as_counts == (max(sizes) > 1)
+
+
+def test_a_task_without_data_sets_or_with_draws_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        config(datasets=())
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        FewShot(labels_per_class=0)
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_comes_back_from_its_file(few: Task, tmp_path: Path) -> None:
+    few.write(tmp_path / "tasks" / "photos.parquet")
+    back = Task.read(tmp_path / "tasks" / "photos.parquet")
+    assert back.table.equals(few.table)
+    assert back.table.column_names == ["key", "target", "split", "domain", "draw_0", "draw_1", "draw_2", "draw_3"]
+    assert len(back) == 150
+    assert list(back.keys) == sorted(back.keys)
+    assert sum(len(back.rows(name)) for name in SPLITS) == 150
+
+
+def test_a_task_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"photos.parquet: no such task. Run `dvc repro split@photos`"):
+        Task.read(tmp_path / "photos.parquet")
+
+
+def test_the_stage_writes_the_task_and_says_how_many_rows_each_split_has(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest("digits", label=[number % 10 for number in range(3000)])
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["split.py", "digits"])
+    project.run(stages.split.main)
+    task = Task.read(tmp_path / "data" / "tasks" / "digits.parquet")
+    rows = {name: f"{len(task.rows(name)):,}" for name in SPLITS}
+    said = f"digits: 10 classes, {rows['validation']} validation, {rows['train']} train, {rows['test']} test\n"
+    assert capsys.readouterr().out == said
