@@ -6,7 +6,7 @@ chosen here: evaluation chooses on validation rows and reports on test rows.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,10 @@ from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store.features import Features
 from pipeline.task import Task
+
+# Values of a training matrix below which threads cost more than they bring: the 160 fits of the default run took 4 to 5 s
+# with one thread and 30 to 53 s with two (benchmarks/threads.py).
+SMALL = 5_000_000
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -92,7 +96,7 @@ def fit(
             X = np.concatenate([columns[tap] for tap in name.split("+")], axis=1)
             for training in trainings:
                 head = heads.create(config.head, config.params, scale=config.scale)
-                with _refusals(where=f"{name}, {training}"):
+                with _refusals(where=f"{name}, {training}"), _threads_for(len(training.rows) * X.shape[1]):
                     head.fit(X[training.rows], loaded.targets[training.rows])
                     predicted = _predict(head, scores, X, loaded, measured, name, training)
                 writer.add(predicted)
@@ -141,6 +145,13 @@ def _open(config: FitConfig, features: Path) -> dict[str, Features]:
 def _matrix(column: Features, task: Task) -> np.ndarray:
     """A tap's rows of the task, flattened, float32 (rows, width)."""
     return column.load(list(task.keys)).reshape(len(task), -1).astype(np.float32)
+
+
+def _threads_for(values: int) -> AbstractContextManager[Any]:
+    """One thread for a small training set; the libraries' own choice for a large one."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
 @contextmanager

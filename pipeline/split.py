@@ -127,8 +127,7 @@ def _cut(ordered: list[str], rows: list[int], sizes: SplitSizes) -> dict[str, st
     """Cut the groups of one class, in their order, at the rows that each split may have."""
     total = sum(rows)
     scale = 1 if sizes.as_counts else total
-    # Halves are rounded up: to the nearest even number, a cut could move by two where one row is added.
-    cuts = np.floor(np.cumsum([sizes.test * scale, sizes.validation * scale, sizes.train * scale]) + 0.5)
+    cuts = np.cumsum([sizes.test * scale, sizes.validation * scale, sizes.train * scale]).round()
     names: tuple[str | None, ...] = ("test", "validation", "train", None if sizes.as_counts else "train")
     before = np.concatenate([[0], np.cumsum(rows)[:-1]])
     return {g: names[int(np.searchsorted(cuts, start, side="right"))] for g, start in zip(ordered, before, strict=True)}

@@ -574,8 +574,11 @@ def test_the_engine_normalises_and_returns_one_row_an_image(tiny_backbone: Backb
 def test_a_short_batch_gives_the_very_rows_of_a_full_one(tiny_backbone: Backbone) -> None:
     engine = TorchEngine(tiny_backbone, {"out": TapSpec(node="logits")}, batch_size=6)
     whole = engine.run({"pixels": PIXELS})["out"]
+    seen: set[int] = set()
+    tiny_backbone.module.register_forward_pre_hook(lambda _module, images: seen.add(len(images[0])))
     for count in range(1, 6):
         assert np.array_equal(engine.run({"pixels": PIXELS[:count].copy()})["out"], whole[:count])
+    assert seen == {6}, "kernels may round by the batch size"
 
 
 def test_the_engine_leaves_the_pixels_alone(tiny_backbone: Backbone) -> None:

@@ -91,6 +91,10 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         write_image(root / "cat" / f"{number}.png", seed=number)
         write_image(root / "dog" / "deep" / "er" / f"{number}.png", seed=100 + number)
     write_image(root / "above.png", seed=200)
+    # Folders are walked as deep, deep-; as texts, the paths stand the other way round.
+    write_image(root / "dog" / "deep-" / "0.png", seed=210)
+    for folder in ("deep", "deep-"):
+        (root / "dog" / folder / "note.txt").write_text("walk the dog")
     shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
     shutil.copy(root / "cat" / "0.png", root / "cat" / "1st.png")
     shutil.copy(root / "cat" / "5.png", root / "dog" / "a cat.png")
@@ -116,6 +120,7 @@ def test_good_images_are_rows_with_the_top_folder_as_label(messy: Outcome) -> No
     assert labels == {
         **{f"cat/{number}.png": "cat" for number in range(5)},
         **{f"dog/deep/er/{number}.png": "dog" for number in range(6)},
+        "dog/deep-/0.png": "dog",
         'cat/a, "quoted"\nname ü.png': "cat",
         "above.png": None,
     }
@@ -139,6 +144,8 @@ def test_rows_are_sorted_by_path_and_extraction_reads_the_same_ones_without_labe
 REASONS = {
     "dog/empty.png": ("unreadable", "empty file"),
     "dog/notes.txt": ("unreadable", "not an image that Pillow can read"),
+    "dog/deep/note.txt": ("unreadable", "not an image that Pillow can read"),
+    "dog/deep-/note.txt": ("unreadable", "not an image that Pillow can read"),
     "dog/cut.png": ("unreadable", "damaged image: image file is truncated"),
     "dog/warned.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
     "dog/bomb.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
@@ -166,7 +173,7 @@ def test_every_other_file_is_listed_with_the_reason(messy: Outcome, path: str) -
 def test_nothing_else_is_excluded_and_all_files_are_accounted_for(messy: Outcome) -> None:
     assert set(messy.excluded) == set(REASONS)
     assert messy.prepared.excluded == Counter(kind for kind, _ in REASONS.values())
-    assert messy.prepared.found == messy.prepared.rows + sum(messy.prepared.excluded.values()) == 13 + 15
+    assert messy.prepared.found == messy.prepared.rows + sum(messy.prepared.excluded.values()) == 14 + 17
     assert messy.prepared.rows == len(messy.table)
 
 
@@ -195,7 +202,7 @@ def test_too_many_unusable_files_are_an_error_that_names_the_first_and_writes_no
         prepared(messy.root, tmp_path / "manifests")
     title, *lines = str(caught.value).splitlines()
     assert title == (
-        f"{messy.root}: 11 of 26 files cannot be used, more than the share of 0.05 that `max_rejected` allows. "
+        f"{messy.root}: 13 of 29 files cannot be used, more than the share of 0.05 that `max_rejected` allows. "
         "The first of them:"
     )
     assert len(lines) == 5
@@ -362,10 +369,10 @@ def csv_list(tmp_path: Path) -> Folder:
 
 def test_a_csv_list_has_typed_labels_and_places(csv_list: Folder, tmp_path: Path) -> None:
     path = csv_list(
-        "path,breed,age,born,domain,split",
-        "3.png,Münsterländer,3,2020-02-29,1,test",
-        "./1.png,NA,,,2,train",
-        f"{tmp_path}/2.png,,4,,1,",
+        "path,breed,age,born,domain,split,size,key",
+        "3.png,Münsterländer,3,2020-02-29,1,test,large,b",
+        "./1.png,NA,,,2,train,large,a",
+        f"{tmp_path}/2.png,,4,,1,,small,c",
     )
     outcome = prepared(path, tmp_path / "manifests")
     assert [(field.name, field.type) for field in outcome.table.schema][3:] == [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from torchvision.transforms import InterpolationMode, functional
 from torchvision.transforms._presets import ImageClassification
@@ -206,6 +206,28 @@ def test_a_photo_that_was_taken_with_the_camera_turned_is_upright(orientation: i
     found = pixels(encoded(stored, "JPEG", exif=exif, quality=95))
     assert found.shape == upright.shape
     assert np.abs(found.astype(int) - upright).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(5, 3), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as stored:
+        np.testing.assert_array_equal(pixels(data), np.asarray(ImageOps.exif_transpose(stored)))
+
+
+def test_a_photo_is_turned_although_another_of_its_tags_is_odd() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "holiday"
+    exif[0x0112] = 6
+    data = encoded(picture(5, 3), "JPEG", exif=exif)
+    # The description becomes the width: a text where a number belongs. Pillow's exif_transpose fails on this one.
+    odd = data.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02")
+    assert odd != data
+    assert pixels(odd).shape == (5, 3, 3)
+    np.testing.assert_array_equal(pixels(odd), pixels(data))
 
 
 def test_of_an_animation_the_first_picture_is_read() -> None:

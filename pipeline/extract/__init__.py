@@ -27,5 +27,5 @@ class ExtractConfig(Settings):
     def _named(cls, taps: dict[str, TapSpec]) -> dict[str, TapSpec]:
         for name in taps:
             if not NAME.fullmatch(name):
-                raise ValueError(f"the tap {name!r}: a name has letters, digits, '-' and '_' only; it becomes a folder's")
+                raise ValueError(f"the tap {name!r}: a name has letters, digits, '-' and '_' only: a folder gets it")
         return taps

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.config import Settings
 from pipeline.errors import DataError
@@ -24,6 +24,17 @@ VERSION = 1
 
 # Above MAX_IMAGE_PIXELS Pillow only warns, and refuses from twice that. An archive of photos has no use for either.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+# EXIF's orientation, to what makes the image upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow's decoders raise all of these for damaged data.
 DAMAGE = (
@@ -86,7 +97,7 @@ def decode(data: bytes, *, mode: str) -> Image.Image:
     """Bytes to an upright image in `mode`; raises DataError with the reason."""
     with _opened(data) as image:
         image.load()
-        return _to_mode(ImageOps.exif_transpose(image), mode)
+        return _to_mode(_upright(image), mode)
 
 
 def check(data: bytes, *, whole: bool) -> None:
@@ -115,6 +126,12 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise DataError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused as a decompression bomb") from None
     except DAMAGE as error:
         raise DataError(f"damaged image: {error}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
