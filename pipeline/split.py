@@ -175,7 +175,10 @@ def _rows(config: SplitConfig, manifests: Path) -> pa.Table:
                 f"the {what} {name!r} of {', '.join(config.datasets)}: {missing:,} rows have no value. "
                 "Give them one, or leave them out of the data set."
             )
-    renamed = [config.rename.get(target, target) for target in table["target"].to_pylist()]
+    targets = table["target"].to_pylist()
+    if odd := [unknown("class", name, set(targets)) for name in config.rename if name not in set(targets)]:
+        raise DataError(bullets(f"`rename` of a task on {', '.join(config.datasets)}", odd))
+    renamed = [config.rename.get(target, target) for target in targets]
     table = table.set_column(table.column_names.index("target"), "target", pa.array(renamed, pa.string()))
     return _one_row_a_key(table, config)
 

@@ -1,7 +1,7 @@
 """Prepare a data set: `python -m stages.prepare digits`."""
 
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import prepare
+from pipeline.prepare.run import prepare
 from stages import project
 
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import read_params
+from pipeline.config import check, read_params
 from pipeline.errors import ConfigError, DataError, bullets, unknown
 from stages import project
 
@@ -466,3 +466,11 @@ def test_a_progress_bar_shows_how_much_is_done(capsys: pytest.CaptureFixture[str
         progress(1, 4)
         progress(4, 4)
     assert "prepare digits: 100%" in capsys.readouterr().err
+
+
+def test_a_tap_is_named_like_a_folder() -> None:
+    raw = {"extract": {"net": {"datasets": ["a"], "taps": {"../out": {"node": "x"}}}}}
+    _, problems = check(raw, {"extract": project.sections()["extract"]})
+    assert problems == [
+        "extract.net.taps: the tap '../out': a name has letters, digits, '-' and '_' only; it becomes a folder's."
+    ]

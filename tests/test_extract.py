@@ -29,7 +29,8 @@ from pipeline.extract.run import Extracted, extract, read_samples
 from pipeline.extract.work import Reject, read_sample
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig, prepare
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.store import index
 from pipeline.store.features import Features

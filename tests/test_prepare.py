@@ -25,7 +25,9 @@ from pipeline import manifest
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig, Prepared, find, inspect, prepare
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.find import find
+from pipeline.prepare.run import Prepared, inspect, prepare
 from stages import project
 
 Folder = Callable[..., Path]

@@ -122,6 +122,15 @@ def test_another_column_can_be_the_target(data: Data, tmp_path: Path) -> None:
     assert spec.classes == ("other", "round")
 
 
+def test_rows_without_a_label_are_counted(data: Data, tmp_path: Path) -> None:
+    path = ManifestPaths(data.manifests, "glyphs").rows
+    table = pq.read_table(path)
+    labels = [None, *table["label"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), path)
+    with pytest.raises(DataError, match=r"glyphs: 1 rows have no value in 'label'\. Give them one\."):
+        pretrain(config(), tmp_path / "net", manifests=data.manifests)
+
+
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     one = Data(tmp_path, "O", count=3)
     with pytest.raises(DataError, match=r"glyphs: expected at least two classes in 'label', got \['O'\]\."):

@@ -377,6 +377,12 @@ def test_a_task_by_column_has_draws_too(manifest: Manifest, tmp_path: Path) -> N
 # Targets -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_class_to_be_renamed_must_exist(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 20)
+    with pytest.raises(DataError, match=r"`rename` of a task on photos\n.*unknown class 'dgo'. Did you mean 'dog'"):
+        split(config(rename={"dgo": "pet"}), tmp_path)
+
+
 def test_classes_are_renamed_and_merged_and_others_stay(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=[str(number % 5) for number in range(200)])
     task = split(config(rename={"1": "odd", "3": "odd", "0": "zero"}), tmp_path)

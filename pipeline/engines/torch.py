@@ -18,6 +18,9 @@ class TorchEngine:
     def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec], *, batch_size: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
+        if self.device.type == "cuda":
+            # The identity says float32; TensorFloat-32, which cuDNN would take for convolutions, is coarser.
+            torch.backends.cudnn.allow_tf32 = False
         self._spec, self._taps = backbone.spec, dict(specs)
         self._module = backbone.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean, self._std = (

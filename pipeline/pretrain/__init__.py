@@ -16,7 +16,7 @@ class PretrainConfig(Settings):
 
     dataset: str
     target: str = "label"
-    steps: Annotated[int, Field(ge=1)] = 450
+    steps: Annotated[int, Field(ge=1)] = 400
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=5)] = (32, 64, 128)

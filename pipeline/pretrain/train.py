@@ -77,6 +77,8 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     """All images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
     table = manifest.read(manifests, config.dataset, ["path", config.target])
     labels = table[config.target].to_pylist()
+    if missing := labels.count(None):
+        raise DataError(f"{config.dataset}: {missing:,} rows have no value in {config.target!r}. Give them one.")
     classes = sorted({str(label) for label in labels})
     if len(classes) < 2:
         raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")
