@@ -472,5 +472,5 @@ def test_a_tap_is_named_like_a_folder() -> None:
     raw = {"extract": {"net": {"datasets": ["a"], "taps": {"../out": {"node": "x"}}}}}
     _, problems = check(raw, {"extract": project.sections()["extract"]})
     assert problems == [
-        "extract.net.taps: the tap '../out': a name has letters, digits, '-' and '_' only; it becomes a folder's."
+        "extract.net.taps: the tap '../out': a name has letters, digits, '-' and '_' only: a folder gets it."
     ]
