@@ -10,17 +10,25 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 KEY_BYTES = 16
+FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def content_key(data: bytes) -> str:
     """The key of a sample: BLAKE2b of its bytes, 16 bytes as 32 hex digits (RFC 7693)."""
     return hashlib.blake2b(data, digest_size=KEY_BYTES).hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of some bytes, as hex digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -43,14 +51,43 @@ def digest(value: Any) -> str:
 def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
     """Yield a temporary path in `folder`, which is made if need be; whatever still lies there at the end is removed.
 
-    The name carries the process id, so that leftovers of a killed process can be told from a live writer's file.
+    The name carries host and process, so that `sweep` can tell a killed process's leftovers from a live writer's file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, *, older_than: float = 86_400.0) -> int:
+    """Remove the temporary files of dead processes of this machine, and anybody's that are a day old; count them."""
+    removed = 0
+    for path in folder.glob(".*.tmp"):
+        host, process = path.name.split(".")[-4:-2]
+        try:
+            dead = host == _host() and not _alive(int(process))
+            if dead or time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
+                removed += 1
+        except OSError:  # another process was faster, or the folder cannot be written
+            continue
+    return removed
+
+
+def _host() -> str:
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -112,15 +149,38 @@ def read_json(path: Path) -> Any:
         raise
 
 
-def link_or_copy(source: Path, target: Path) -> str:
-    """Give a file a second name, or copy it where the file systems do not share links; say which was done."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+def link_or_copy(source: Path, target: Path) -> Literal["reflink", "hardlink", "copy"]:
+    """Give a file a second name, sharing its bytes where the file system can; say how it was done.
+
+    A reflink shares bytes until one of the two is changed, a hard link for good; a copy is what is left.
+    """
+    with scratch(target.parent, target.name) as temporary:
+        how = _reflink(source, temporary) or _hardlink(source, temporary)
+        if how is None:
+            shutil.copyfile(source, temporary)
+        if how != "hardlink":
+            temporary.chmod(0o444)
+        temporary.replace(target)
+    return how or "copy"
+
+
+def _reflink(source: Path, target: Path) -> Literal["reflink"] | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    with source.open("rb") as original, target.open("wb") as clone:
+        try:
+            fcntl.ioctl(clone.fileno(), FICLONE, original.fileno())
+        except OSError:
+            target.unlink()
+            return None
+    return "reflink"
+
+
+def _hardlink(source: Path, target: Path) -> Literal["hardlink"] | None:
     try:
         os.link(source, target)
     except OSError:
-        with atomic(target) as temporary:
-            shutil.copyfile(source, temporary)
-        target.chmod(0o444)
-        return "copy"
-    return "link"
+        return None
+    return "hardlink"

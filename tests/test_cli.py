@@ -19,8 +19,10 @@ from pipeline import cli, manifest
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit import FitConfig, fit
-from pipeline.store import index, shard
+from pipeline.store import cache, index, shard
 from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import encode
+from pipeline.store.features import Features
 from pipeline.task import Task
 
 ROOT = Path(__file__).parent.parent
@@ -94,20 +96,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tap = folder / "features" / "tiny" / "penultimate"
     values = random.normal(size=(len(rows), 3)).astype(np.float16)
-    tap.mkdir(parents=True)
-    record = shard.write(tap, key_arrays.from_hex(row["key"] for row in rows), values, address="ab" * 32)
-    index.write(
+    layout = shard.Layout("ab" * 32, "float16", (3,))
+    order = np.argsort(key_arrays.from_hex(row["key"] for row in rows))
+    held = key_arrays.from_hex(row["key"] for row in rows)[order]
+    index.commit(
         tap,
-        index.Index(
-            address="ab" * 32,
-            identity={"node": "penultimate", "pool": "none", "dtype": "float16", "weights": "cd" * 32},
-            shape=(3,),
-            dtype="float16",
-            samples=len(rows),
-            stored=len(rows),
-            rejected=(),
-            shards=(record,),
-        ),
+        identity={"node": "penultimate", "pool": "none", "dtype": "float16", "weights": "cd" * 32},
+        layout=layout,
+        shards=[shard.write(tap, held, encode(values[order], "float16"), layout)],
+        keys=[held],
+        wanted=held,
+        rejected={},
     )
 
     fit(
@@ -355,3 +354,40 @@ def test_the_leaderboard_names_runs_that_were_not_evaluated(icecore: Command, pr
     said = icecore("leaderboard")
     assert (said.code, said.out) == (1, "")
     assert f"no evaluation of {RUN}. Run `dvc repro`." in said.error
+
+
+def test_the_cache_is_listed_verified_repaired_and_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, icecore: Command
+) -> None:
+    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path))
+    identity = {"node": "block1", "pool": "mean", "dtype": "float32", "architecture": {"name": "net"}}
+    column = cache.column(tmp_path, identity)
+    keys = key_arrays.from_hex(sorted(content_key(bytes([n])) for n in range(3)))
+    record = column.add(keys, np.ones((3, 4), np.float32), provenance={})
+    listed = icecore("cache", "list").out
+    assert column.address[:12] in listed
+    assert "net block1 mean float32" in listed
+    assert json.loads(icecore("cache", "list", "--json").out)[0]["rows"] == 3
+    assert "1 shards, 0 damaged" in icecore("cache", "verify").out
+    path = column.path_of(record)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    assert icecore("cache", "verify").code == 0
+    full = icecore("cache", "verify", "--full")
+    assert full.code == 1
+    assert "the shard is damaged" in full.out
+    assert "1 damaged and dropped" in icecore("cache", "repair").out
+    assert column.records() == []
+    assert "0 columns removed" in icecore("cache", "prune", "--unused-for", "1d").out
+    assert "expected a size" in icecore("cache", "prune", "--max-size", "much").error
+    assert "1 columns removed" in icecore("cache", "prune", "--unused-for", "0h").out
+
+
+def test_features_are_exported_to_parquet(data: Path, tmp_path: Path, icecore: Command) -> None:
+    tap = data / "features" / "tiny" / "penultimate"
+    said = icecore("features", "export", tap, tmp_path / "out.parquet")
+    rows = len(Features.open(tap))
+    assert said.out == f"{tmp_path / 'out.parquet'}: {rows:,} rows\n"
+    assert pq.read_metadata(tmp_path / "out.parquet").num_rows == rows

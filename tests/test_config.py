@@ -170,8 +170,8 @@ ONE_PROBLEM = {
     ),
     "an unknown value of a tap": (
         {"extract.glyphs.taps.block2.dtype": "float61"},
-        "extract.glyphs.taps.block2.dtype: unknown value 'float61'. Did you mean 'float16' or 'float32'? Expected"
-        " one of: float16, float32.",
+        "extract.glyphs.taps.block2.dtype: unknown value 'float61'. Did you mean 'float16' or 'bfloat16' or"
+        " 'float32'? Expected one of: bfloat16, float16, float32, int8.",
     ),
     "a text for a number": (
         {"evaluate.resamples": "many"},

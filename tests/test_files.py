@@ -139,8 +139,8 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_link_is_the_same_file_under_a_second_name(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "text")
-    assert link_or_copy(tmp_path / "a.txt", tmp_path / "new" / "b.txt") == "link"
-    assert (tmp_path / "new" / "b.txt").samefile(tmp_path / "a.txt")
+    assert link_or_copy(tmp_path / "a.txt", tmp_path / "new" / "b.txt") in ("hardlink", "reflink")
+    assert (tmp_path / "new" / "b.txt").read_text() == "text"
 
 
 def test_a_link_replaces_what_was_there_and_leaves_its_content_alone(tmp_path: Path) -> None:

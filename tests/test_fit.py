@@ -20,7 +20,9 @@ from pipeline.fit import FitConfig, fit
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store import index, shard
 from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import encode
 from pipeline.store.identity import address
+from pipeline.store.shard import Layout
 from pipeline.task import Task
 
 TRAIN, VALIDATION, TEST = 6, 2, 3
@@ -80,23 +82,19 @@ def write_features(folder: Path, keys: Sequence[str], values: np.ndarray) -> Non
     order = np.argsort(key_arrays.from_hex(keys))
     held, values = key_arrays.from_hex(keys)[order], values[order].astype(np.float16)
     identity = {"node": folder.name, "pool": "none", "dtype": "float16", "weights": "0" * 64}
-    folder.mkdir(parents=True)
+    layout = Layout(address(identity), "float16", values.shape[1:])
     records = [
-        shard.write(folder, held[part], values[part], address=address(identity))
+        shard.write(folder, held[part], encode(values[part], "float16"), layout)
         for part in np.array_split(np.arange(len(held)), 2)
     ]
-    index.write(
+    index.commit(
         folder,
-        index.Index(
-            address=address(identity),
-            identity=identity,
-            shape=values.shape[1:],
-            dtype="float16",
-            samples=len(held),
-            stored=len(held),
-            rejected=(),
-            shards=tuple(records),
-        ),
+        identity=identity,
+        layout=layout,
+        shards=records,
+        keys=np.array_split(held, 2),
+        wanted=held,
+        rejected={},
     )
 
 

@@ -1,8 +1,14 @@
 """The feature store: identities, keys, shards, the index, the cache that projects share, and reading it all back."""
 
+import errno
+import itertools
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +16,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import StoreError
-from pipeline.files import content_key, sha256_file
+from pipeline.files import content_key, digest, scratch, sha256_file
 from pipeline.readers.image import ImageSpec
 from pipeline.store import cache, index, shard
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
-from pipeline.store.features import Features
+from pipeline.store.encoding import ON_DISK, Stored, encode
+from pipeline.store.features import Features, load_joined
 from pipeline.store.identity import address, differences, identity
-from pipeline.store.shard import ShardRecord
+from pipeline.store.shard import Layout, Shard, ShardRecord
 
 # Keys of all kinds, many of them with the zero bytes at the end that NumPy likes to drop.
 SIXTEEN = st.binary(min_size=16, max_size=16)
@@ -46,31 +53,35 @@ def add(column: Column, numbers: Sequence[int]) -> ShardRecord:
     return column.add(key_arrays.from_hex(keys), rows_of(keys), provenance={"engine": "test"})
 
 
-def commit(
-    folder: Path, records: Sequence[ShardRecord], *, samples: int, rejected: dict[str, str] | None = None
-) -> None:
-    """Write an index over shards that lie in the folder."""
-    refused = [index.Rejected(key=k, reason=reason) for k, reason in (rejected or {}).items()]
-    written = index.Index(
-        address="0" * 64,
-        identity={"node": "block1", "dtype": "float32"},
-        shape=(3,),
-        dtype="float32",
-        samples=samples + len(refused),
-        stored=samples,
-        rejected=tuple(refused),
-        shards=tuple(records),
-    )
-    index.write(folder, written)
+def layout(stored: Stored = "float32", shape: tuple[int, ...] = (3,)) -> Layout:
+    """What rows of a nameless column look like."""
+    return Layout("0" * 64, stored, shape)
+
+
+def write(folder: Path, keys: Sequence[str], rows: np.ndarray, stored: Stored = "float32") -> ShardRecord:
+    """Write a shard; the keys are sorted hex text."""
+    return shard.write(folder, key_arrays.from_hex(keys), encode(rows, stored), layout(stored, rows.shape[1:]))
+
+
+def opened(folder: Path, record: ShardRecord, kind: Layout, **options: bool) -> Shard:
+    """Open a shard of a folder."""
+    return Shard(shard.path_of(folder, record.name), record, kind, **options)
 
 
 def store(folder: Path, *parts: Sequence[int], rejected: dict[str, str] | None = None) -> Features:
     """A features folder with a shard a part."""
-    records = []
-    for numbers in parts:
-        keys = sorted(key(number) for number in numbers)
-        records.append(shard.write(folder, key_arrays.from_hex(keys), rows_of(keys), address="0" * 64))
-    commit(folder, records, samples=len({number for part in parts for number in part}), rejected=rejected)
+    keys = [sorted(key(number) for number in numbers) for numbers in parts]
+    records = [write(folder, own, rows_of(own)) for own in keys]
+    wanted = sorted({*itertools.chain(*keys), *(rejected or {})})
+    index.commit(
+        folder,
+        identity={"node": "block1", "dtype": "float32"},
+        layout=layout(),
+        shards=records,
+        keys=[key_arrays.from_hex(own) for own in keys],
+        wanted=key_arrays.from_hex(wanted),
+        rejected=rejected or {},
+    )
     return Features.open(folder)
 
 
@@ -203,53 +214,89 @@ def test_finding_keys_is_what_a_dictionary_does(held: set[str], wanted: list[str
 # Shards ---------------------------------------------------------------------------------------------------------------
 
 
+SHAPES = st.sampled_from([(1,), (3,), (2, 3), (2, 5, 5)])
+
+
 @settings(deadline=None)
-@given(
-    keys=st.sets(KEY, min_size=1, max_size=9), dtype=st.sampled_from(["float16", "float32"]), width=st.integers(1, 4)
-)
-def test_a_shard_gives_back_what_was_written(keys: set[str], dtype: str, width: int) -> None:
+@given(keys=st.sets(KEY, min_size=1, max_size=9), shape=SHAPES, stored=st.sampled_from(sorted(ON_DISK)))
+def test_a_shard_gives_back_what_was_written(keys: set[str], shape: tuple[int, ...], stored: Stored) -> None:
     ordered = sorted(keys)
-    features = rows_of(ordered, width=width).astype(dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        record = shard.write(Path(folder), key_arrays.from_hex(ordered), features, address="a")
-        path = shard.path_of(Path(folder), record.name)
-        shard.verify(path, record)
-        assert key_arrays.to_hex(shard.read_keys(path)) == ordered
-        found = shard.read_rows(path, np.arange(len(ordered)))
-        assert found.dtype == np.dtype(dtype)
-        assert np.array_equal(found, features)
-        assert (record.rows, record.first, record.last) == (len(ordered), ordered[0], ordered[-1])
+    rows = np.random.default_rng(len(keys)).normal(size=(len(ordered), *shape)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        record = write(folder, ordered, rows, stored)
+        path = shard.path_of(folder, record.name)
         assert (record.name, record.bytes) == (sha256_file(path), path.stat().st_size)
+        assert (record.rows, record.first, record.last) == (len(ordered), ordered[0], ordered[-1])
+        found = opened(folder, record, layout(stored, shape))
+        assert key_arrays.to_hex(found.keys) == ordered
+        off = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}.get(stored)
+        whole = found.read(0, len(ordered))
+        if off is None:  # int8: half a step of each channel
+            axes = tuple(axis for axis in range(rows.ndim) if axis != 1)
+            step = np.abs(rows).max(axis=axes, keepdims=True) / 127
+            assert (np.abs(whole - rows) <= step * 0.501).all()
+        else:
+            assert np.allclose(whole, rows, rtol=off, atol=1e-7)
+        for number in range(len(ordered)):
+            assert np.array_equal(found.rows(np.array([number])), whole[number : number + 1])
+            assert np.array_equal(found.read(number, number + 1), whole[number : number + 1])
 
 
-@pytest.mark.parametrize("rows", [[3], [0, 39], list(range(0, 40, 2)), list(range(40))])
-def test_few_rows_and_many_rows_of_a_shard_are_the_same_rows(tmp_path: Path, rows: list[int]) -> None:
-    features = np.random.default_rng(0).normal(size=(40, 2, 3)).astype(np.float32)
-    record = shard.write(tmp_path, key_arrays.from_hex(sorted(map(key, range(40)))), features, address="a")
-    found = shard.read_rows(shard.path_of(tmp_path, record.name), np.array(rows))
-    assert np.array_equal(found, features[rows])
+def test_bfloat16_is_rounded_as_torch_rounds() -> None:
+    import torch
+
+    rows = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float32) * np.float32(1e5)
+    expected = torch.from_numpy(rows).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(encode(rows, "bfloat16").values, expected)
+
+
+@pytest.mark.parametrize("shape", [(3000,), (4, 90, 90)])
+@pytest.mark.parametrize("rows", [[3], [0, 39], list(range(0, 40, 2)), list(range(40)), [5, 4, 4, 39, 0]])
+def test_few_rows_and_many_rows_of_a_shard_are_the_same_rows(
+    tmp_path: Path, rows: list[int], shape: tuple[int, ...]
+) -> None:
+    features = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
+    record = write(tmp_path, sorted(map(key, range(40))), features)
+    found = opened(tmp_path, record, layout(shape=shape))
+    assert np.array_equal(found.rows(np.array(rows)), features[rows])
+    for start, stop in [(0, 40), (0, 1), (7, 33), (39, 40)]:
+        assert np.array_equal(found.read(start, stop), features[start:stop])
 
 
 def test_equal_rows_give_equal_bytes_and_one_file(tmp_path: Path) -> None:
-    keys = key_arrays.from_hex(sorted(map(key, range(5))))
-    features = np.arange(15, dtype=np.float16).reshape(5, 3)
-    one = shard.write(tmp_path / "one", keys, features, address="a")
-    two = shard.write(tmp_path / "two", keys, np.asfortranarray(features), address="a")
+    keys = sorted(map(key, range(5)))
+    features = np.arange(15, dtype=np.float32).reshape(5, 3)
+    one = write(tmp_path / "one", keys, features)
+    two = write(tmp_path / "two", keys, np.asfortranarray(features))
     assert one == two
     path = shard.path_of(tmp_path / "one", one.name)
     assert path.read_bytes() == shard.path_of(tmp_path / "two", two.name).read_bytes()
-    assert shard.write(tmp_path / "one", keys, features, address="a") == one
+    assert write(tmp_path / "one", keys, features) == one
     assert list((tmp_path / "one").iterdir()) == [path]
-    assert shard.write(tmp_path, keys, features, address="b").name != one.name
-    assert shard.write(tmp_path, keys, features + 1, address="a").name != one.name
+    assert write(tmp_path, keys, features + 1).name != one.name
     assert path.stat().st_mode & 0o222 == 0
 
 
-def test_a_shard_says_whose_it_is(tmp_path: Path) -> None:
-    record = shard.write(tmp_path, key_arrays.from_hex([key(1)]), np.ones((1, 2), np.float16), address="ab12")
+def test_the_time_is_not_in_the_bytes(tmp_path: Path) -> None:
+    keys, shapes = sorted(map(key, range(5))), [(3,), (3, 4, 4)]
+    before = [write(tmp_path, keys, np.ones((5, *shape), np.float32)).name for shape in shapes]
+    time.sleep(1.1)  # HDF5 keeps whole seconds
+    assert [write(tmp_path, keys, np.ones((5, *shape), np.float32)).name for shape in shapes] == before
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 4, 4)])
+def test_hdf5_reads_what_is_written_and_says_whose_it_is(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    features = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    record = write(tmp_path, sorted(map(key, range(3))), features, "float16")
     with h5py.File(shard.path_of(tmp_path, record.name)) as file:
-        assert dict(file.attrs) == {"format": 1, "identity": "ab12"}
-        assert file["features"].chunks is None
+        kind = layout("float16", shape)
+        expected = {"format": 2, "identity": "0" * 64, "dtype": "float16", "block_rows": kind.block_rows}
+        assert dict(file.attrs) == expected
+        assert file["features"].dtype == np.float16
+        assert file["features"].shape == (3, *shape)
+        if len(shape) == 1:
+            assert np.array_equal(file["features"][:], features.astype(np.float16))
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e5])
@@ -257,82 +304,213 @@ def test_an_overflow_is_refused_by_its_key_before_it_is_stored(tmp_path: Path, b
     keys = sorted(map(key, range(4)))
     features = np.ones((4, 2, 2), np.float32)
     features[2, 0, 1] = bad
-    with np.errstate(over="ignore"):
-        half = features.astype(np.float16)
-    message = rf"1 of 4 rows have values that float16 cannot hold .*first of key {keys[2]}. Store .* `dtype: float32`"
+    message = rf"1 of 4 rows have values that float16 cannot hold .*first of key {keys[2]}. Store .* `float32`"
     with pytest.raises(StoreError, match=message):
-        shard.write(tmp_path / "s", key_arrays.from_hex(keys), half, address="a")
+        write(tmp_path / "s", keys, features, "float16")
     assert not (tmp_path / "s").exists()
 
 
-def test_a_network_that_gives_no_numbers_is_not_told_to_use_float32(tmp_path: Path) -> None:
-    features = np.full((1, 2), np.nan, np.float32)
-    with pytest.raises(StoreError, match=r"float32 cannot hold .* The network itself gives them: look at its weights"):
-        shard.write(tmp_path, key_arrays.from_hex([key(0)]), features, address="a")
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+def test_a_network_that_gives_no_numbers_is_not_told_to_use_float32(tmp_path: Path, stored: Stored) -> None:
+    features = np.array([[1, 2], [np.nan, 1]], np.float32)
+    message = rf"1 of 2 rows .*{stored} cannot hold .* The network itself gives them: look at its weights"
+    with pytest.raises(StoreError, match=message):
+        write(tmp_path, sorted(map(key, range(2))), features, stored)
 
 
 def test_the_largest_number_of_float16_is_stored(tmp_path: Path) -> None:
-    features = np.array([[65504.0, -65504.0]], np.float16)
-    record = shard.write(tmp_path, key_arrays.from_hex([key(0)]), features, address="a")
-    assert np.array_equal(shard.read_rows(shard.path_of(tmp_path, record.name), np.array([0])), features)
+    features = np.array([[65504.0, -65504.0]], np.float32)
+    record = write(tmp_path, [key(0)], features, "float16")
+    assert np.array_equal(opened(tmp_path, record, layout("float16", (2,))).read(0, 1), features)
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[Path, ShardRecord]:
     """A shard and its record."""
     keys = sorted(map(key, range(20)))
-    record = shard.write(tmp_path / "s", key_arrays.from_hex(keys), rows_of(keys), address="a")
+    record = write(tmp_path / "s", keys, rows_of(keys))
     return shard.path_of(tmp_path / "s", record.name), record
 
 
 def test_a_missing_shard_is_named(written: tuple[Path, ShardRecord]) -> None:
     path, record = written
     path.unlink()
-    with pytest.raises(
-        StoreError, match=rf"{path}: the shard is missing. Remove the file and run the extraction again"
-    ):
+    with pytest.raises(StoreError, match=rf"{path}: the shard is missing. Run `icecore cache repair`"):
         shard.verify(path, record)
 
 
 def test_a_shard_of_another_size_is_named_with_both_sizes(written: tuple[Path, ShardRecord]) -> None:
     path, record = written
     replace(path, path.read_bytes()[:-1])
-    with pytest.raises(
-        StoreError, match=rf"expected {record.bytes:,} bytes, got {record.bytes - 1:,}. Remove the file"
-    ):
-        shard.verify(path, record)
+    with pytest.raises(StoreError, match=rf"expected {record.bytes:,} bytes, got {record.bytes - 1:,}. Run"):
+        shard.verify(path, record, whole=False)
 
 
-@pytest.mark.parametrize("place", [0, 700, -1])
-def test_one_flipped_bit_in_a_shard_is_found(written: tuple[Path, ShardRecord], place: int) -> None:
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_found_when_a_shard_is_opened(
+    written: tuple[Path, ShardRecord], place: float, bit: int
+) -> None:
     path, record = written
-    flip(path, place)
-    with pytest.raises(
-        StoreError, match=rf"expected SHA-256 {record.name}, got \w{{64}}: the shard is damaged. Remove"
-    ):
-        shard.verify(path, record)
+    before = path.read_bytes()
+    data = bytearray(before)
+    data[int(place * len(data))] ^= 1 << bit
+    replace(path, bytes(data))
+    with pytest.raises(StoreError, match=rf"expected SHA-256 {record.name}, got \w{{64}}: the shard is damaged"):
+        Shard(path, record, layout())
+    replace(path, before)
+
+
+@pytest.mark.parametrize("shape", [(3000,), (4, 90, 90)])
+def test_rows_that_change_under_an_open_shard_are_found_when_they_are_read(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    features = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
+    record = write(tmp_path, sorted(map(key, range(40))), features)
+    path = shard.path_of(tmp_path, record.name)
+    trusting, unchecked = (opened(tmp_path, record, layout(shape=shape), trusted=True, check=c) for c in (True, False))
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # in the last rows
+    replace(path, bytes(data))
+    assert np.array_equal(trusting.read(0, 3), features[:3])
+    for read in (lambda s: s.read(0, 40), lambda s: s.rows(np.array([39]))):
+        with pytest.raises(StoreError, match=r"rows [\d,]+ to 39 are damaged: .*Run `icecore cache repair`"):
+            read(trusting)
+    if len(shape) == 1:
+        assert not np.array_equal(unchecked.read(0, 40), features)
+
+
+def hostile(path: Path, kind: str, secret: Path) -> None:
+    """Write a file that looks like a shard of two rows, and has one thing in it that a shard never has."""
+    features, keys = np.ones((2, 3), "<f4"), np.zeros((2, 16), "|u1")
+    with h5py.File(path, "w") as file:
+        file["keys"] = keys
+        file["checksums"] = np.zeros(1, "<u8")
+        if kind == "external link":
+            file["features"] = h5py.ExternalLink(str(secret), "features")
+        elif kind == "soft link":
+            file["features"] = h5py.SoftLink("/keys")
+        elif kind == "external storage":
+            file.create_dataset("features", (2, 3), "<f4", external=[(str(secret), 0, 24)])
+        elif kind == "virtual":
+            source = h5py.VirtualLayout((2, 3), "<f4")
+            source[:] = h5py.VirtualSource(str(secret), "features", (2, 3))
+            file.create_virtual_dataset("features", source)
+        elif kind == "object":
+            file.create_dataset("features", (2, 3), h5py.ref_dtype)
+        elif kind == "variable length":
+            file.create_dataset("features", (2, 3), h5py.string_dtype())
+        elif kind == "filter":
+            file.create_dataset("features", data=features, compression="gzip")
+        elif kind == "bomb":
+            file.create_dataset("features", (2**25, 1024), "<f4", chunks=(1024, 1024), compression="gzip")
+        elif kind == "group":
+            file.create_group("features")
+        elif kind == "never written":
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+            h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 3)), plist)
+        else:
+            file["features"] = features
+            file["more"] = features
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("external link", "/features is a ExternalLink"),
+        ("soft link", "/features is a SoftLink"),
+        ("external storage", "/features takes its data from other files"),
+        ("virtual", "/features takes its data from other files"),
+        ("object", r"expected \(2, 3\) of <f4, got \(2, 3\) of \|O"),
+        ("variable length", r"expected \(2, 3\) of <f4, got \(2, 3\) of \|O"),
+        ("filter", "/features is chunked or filtered"),
+        ("bomb", r"expected \(2, 3\) of <f4, got \(33554432, 1024\)"),
+        ("group", "/features is a Group"),
+        ("never written", "/features does not lie inside the file"),
+        ("more", "expected checksums, features, keys in it, got checksums, features, keys, more"),
+    ],
+)
+def test_whatever_a_shard_has_no_use_for_is_refused(tmp_path: Path, kind: str, why: str) -> None:
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["features"] = np.full((2, 3), 7, "<f4")
+    path = tmp_path / "hostile.h5"
+    hostile(path, kind, secret)
+    record = ShardRecord(sha256_file(path), 2, path.stat().st_size, key(0), key(1))
+    with pytest.raises(StoreError, match=rf"not a shard of icecore: .*{why}.* Nothing was read from it"):
+        Shard(path, record, layout())
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\x89HDF\r\n\x1a\n" + bytes(90)])
+def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "foreign.h5"
+    path.write_bytes(data)
+    record = ShardRecord(sha256_file(path), 2, len(data), key(0), key(1))
+    with pytest.raises(StoreError, match="not a shard of icecore: HDF5 cannot read it"):
+        Shard(path, record, layout())
+
+
+def test_a_map_of_another_chunk_or_a_frame_that_is_no_frame_is_refused(tmp_path: Path) -> None:
+    rows = np.ones((2, 3, 4), np.float32)
+    record = write(tmp_path, sorted([key(0), key(1)]), rows)
+    path = shard.path_of(tmp_path, record.name)
+    with h5py.File(path) as file:
+        info = file["features"].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    data[info.byte_offset : info.byte_offset + 4] = b"nope"
+    replace(path, bytes(data))
+    with pytest.raises(StoreError, match=r"rows 0 to 1 are damaged"):
+        opened(tmp_path, record, layout(shape=(3, 4)), trusted=True).read(0, 2)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["keys"], file["checksums"] = np.zeros((2, 16), "|u1"), np.zeros(1, "<u8")
+        file.create_dataset("features", data=rows, chunks=(1, 3, 4))
+    other = tmp_path / "other.h5"
+    plain = ShardRecord(sha256_file(other), 2, other.stat().st_size, key(0), key(1))
+    with pytest.raises(StoreError, match=r"chunks \(1, 3, 4\), filters \[\]"):
+        Shard(other, plain, layout(shape=(3, 4)))
+
+
+def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    message = r"no space left for a shard of 12 bytes: [\d,]+ are free, \d+ are missing. Every shard that was finished"
+    with pytest.raises(StoreError, match=message):
+        write(tmp_path, [key(0)], np.ones((1, 3), np.float32))
+    assert list(tmp_path.iterdir()) == []
 
 
 # The index ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_index_whose_rows_do_not_add_up_is_not_committed(tmp_path: Path) -> None:
-    store(tmp_path, [1, 2], rejected={key(3): "damaged"})
-    whole = index.read(tmp_path)
-    (tmp_path / "index.json").unlink()
+    own = sorted([key(1), key(2)])
+    record = write(tmp_path, own, rows_of(own))
+    wanted = key_arrays.from_hex(sorted(map(key, range(1, 5))))
     message = r"4 samples were asked for, but 2 are stored and 1 rejected. Nothing was committed"
     with pytest.raises(StoreError, match=message):
-        index.write(tmp_path, whole.model_copy(update={"samples": 4}))
+        index.commit(
+            tmp_path,
+            identity={},
+            layout=layout(),
+            shards=[record],
+            keys=[key_arrays.from_hex(own)],
+            wanted=wanted,
+            rejected={key(3): "damaged"},
+        )
     assert not (tmp_path / "index.json").exists()
 
 
 def test_an_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    store(tmp_path, [1, 2], [3], rejected={key(4): "damaged"})
-    whole = index.read(tmp_path)
+    store(tmp_path / "one", [1, 2], [3], rejected={key(4): "damaged"})
+    store(tmp_path / "two", [1, 2], [3], rejected={key(4): "damaged"})
+    whole = index.read(tmp_path / "one")
     assert (whole.samples, whole.stored, whole.shape, whole.dtype) == (4, 3, (3,), "float32")
     assert [(item.key, item.reason) for item in whole.rejected] == [(key(4), "damaged")]
-    index.write(tmp_path / "again", whole)
-    assert (tmp_path / "again/index.json").read_bytes() == (tmp_path / "index.json").read_bytes()
+    for name in ("index.json", "rows.npy"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_a_folder_without_an_index_has_not_been_finished(tmp_path: Path) -> None:
@@ -342,19 +520,60 @@ def test_a_folder_without_an_index_has_not_been_finished(tmp_path: Path) -> None
         index.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1, "address": "a"}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"address": "a"}', "\x00\xff"])
 def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(StoreError, match=r"index.json: not an index that this version of icecore can read"):
+    with pytest.raises(StoreError, match=r"index.json: damaged: it is no index"):
         index.read(tmp_path)
 
 
-def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "remedy"), [(1, "Run the extraction again"), (3, "Update icecore")])
+def test_an_index_of_another_format_is_refused(tmp_path: Path, version: int, remedy: str) -> None:
     store(tmp_path, [1])
     path = tmp_path / "index.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(StoreError, match=r"index.json: expected format 1, got 2. Update icecore, or extract again"):
+    path.write_text(path.read_text().replace('"format": 2', f'"format": {version}'))
+    with pytest.raises(StoreError, match=rf"index.json: expected format 2, got {version}. {remedy}"):
         Features.open(tmp_path)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["index.json", "rows.npy"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 6))
+def test_a_flipped_bit_in_an_index_is_found_unless_it_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
+) -> None:
+    folder = tmp_path_factory.mktemp("index")
+    store(folder, [1, 2], [3], rejected={key(4): "damaged"})
+    whole = index.read(folder)
+    data = bytearray((folder / name).read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    replace(folder / name, bytes(data))
+    try:
+        found = Features.open(folder).index
+    except StoreError as error:
+        message = str(error)
+    else:
+        message, found = name, None if found != whole else found  # white space may change, and nothing else
+        assert found is not None
+    assert name in message
+
+
+def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
+    store(tmp_path, [1])
+    path = tmp_path / "index.json"
+    values = json.loads(path.read_text())
+    values.pop("digest")
+    path.write_text(json.dumps({**values, "stored": 2, "digest": digest(values | {"stored": 2})}))
+    with pytest.raises(StoreError, match=r"rows.npy: expected uint64 \(3, 2\), got uint64 \(3, 1\)"):
+        Features.open(tmp_path)
+    values["shards"] = "none"
+    path.write_text(json.dumps({**values, "digest": digest(values)}))
+    with pytest.raises(StoreError, match=r"index.json: not an index of this version of icecore"):
+        Features.open(tmp_path)
+    (tmp_path / "rows.npy").unlink()
+    store(tmp_path / "other", [1])
+    (tmp_path / "other/rows.npy").unlink()
+    with pytest.raises(StoreError, match=r"rows.npy: the table of rows is missing"):
+        Features.open(tmp_path / "other")
 
 
 # The cache ------------------------------------------------------------------------------------------------------------
@@ -369,10 +588,12 @@ def cached_keys(column: Column) -> list[str]:
 
 def test_a_column_lies_under_the_address_of_its_identity(tmp_path: Path) -> None:
     column = cache.column(tmp_path, IDENTITY)
-    assert column.folder == tmp_path / "v1" / address(IDENTITY)
+    assert column.folder == tmp_path / "v2" / address(IDENTITY)
     assert column.address == address(IDENTITY)
-    assert json.loads((column.folder / "identity.json").read_text()) == IDENTITY
     assert column.records() == []
+    assert not column.folder.exists()
+    add(column, [1])
+    assert json.loads((column.folder / "identity.json").read_text()) == IDENTITY
     assert cache.column(tmp_path, {**IDENTITY, "node": "block2"}).folder != column.folder
 
 
@@ -416,7 +637,7 @@ def test_a_shard_that_does_not_fit_its_record_is_refused(tmp_path: Path) -> None
     column = cache.column(tmp_path, IDENTITY)
     record = add(column, [1, 2])
     replace(column.path_of(record), b"short")
-    with pytest.raises(StoreError, match=rf"expected {record.bytes:,} bytes, got 5. Remove the file and run"):
+    with pytest.raises(StoreError, match=rf"expected {record.bytes:,} bytes, got 5. Run `icecore cache repair`"):
         column.keys(record)
     column.path_of(record).unlink()
     with pytest.raises(StoreError, match="the shard is missing"):
@@ -436,12 +657,13 @@ def test_covering_chooses_shards_that_together_hold_all_that_can_be_had(
         for numbers in parts:
             add(column, numbers)
         sought = sorted(map(key, wanted))
-        chosen, held = cache.covering(column, key_arrays.from_hex(sought))
+        chosen, own, held = cache.covering(column, key_arrays.from_hex(sought))
         stored = {key(number) for part in parts for number in part}
         assert held.tolist() == [k in stored for k in sought]
         covered: set[str] = set()
-        for record in chosen:
-            new = set(key_arrays.to_hex(column.keys(record))) & set(sought) - covered
+        for record, keys in zip(chosen, own, strict=True):
+            assert np.array_equal(keys, column.keys(record))
+            new = set(key_arrays.to_hex(keys)) & set(sought) - covered
             assert new, "each shard is needed for at least one key"
             covered |= new
         assert covered == stored & set(sought)
@@ -467,10 +689,11 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None
     with pytest.raises(
         StoreError, match=r"file: the feature cache cannot be written: .*\. Set ICECORE_CACHE to a folder"
     ):
-        cache.column(root, IDENTITY)
+        add(cache.column(root, IDENTITY), [1])
 
 
 def test_an_identity_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    add(cache.column(tmp_path, IDENTITY), [1])
     path = cache.column(tmp_path, IDENTITY).folder / "identity.json"
     path.write_text(json.dumps(IDENTITY | {"node": "block9"}))
     message = r"identity.json: the identity does not fit its address. node: expected 'block1', got 'block9'"
@@ -520,6 +743,133 @@ def test_two_processes_that_add_at_once_do_no_harm(tmp_path: Path) -> None:
     assert [path for path in column.folder.rglob("*") if path.name.endswith(".tmp")] == []
 
 
+def test_damage_is_found_and_what_is_dropped_is_gone_while_the_rest_stays(tmp_path: Path) -> None:
+    column = cache.column(tmp_path, IDENTITY)
+    good, flipped, cut, unkeyed = (add(column, [number]) for number in range(4))
+    flip(column.path_of(flipped))
+    replace(column.path_of(cut), b"short")
+    (column.folder / f"{unkeyed.name}.keys").write_bytes(b"other")
+    assert {record.name for record, _ in cache.damage(column, whole=False)} == {cut.name, unkeyed.name}
+    found = {record.name: problem for record, problem in cache.damage(column, whole=True)}
+    assert found.keys() == {flipped.name, cut.name, unkeyed.name}
+    assert "the shard is damaged" in found[flipped.name]
+    assert "it is not the file that the shard's record names" in found[unkeyed.name]
+    for record in (flipped, cut, unkeyed):
+        column.drop(record)
+    assert column.records() == [good]
+    assert add(column, [1]) == flipped
+
+
+def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: Path) -> None:
+    column = cache.column(tmp_path, IDENTITY)
+    add(column, [1])
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with scratch(column.folder, "shard") as live:
+        live.write_bytes(b"half")
+        dead = column.folder / live.name.replace(f".{os.getpid()}.", f".{process.pid}.")
+        elsewhere = column.folder / f".shard.0badhost.{process.pid}.00000000.tmp"
+        for path in (dead, elsewhere):
+            path.write_bytes(b"half")
+        assert cache.leftovers(column) == 1
+        assert live.exists()
+        assert elsewhere.exists()
+        os.utime(elsewhere, (0, 0))
+        assert cache.leftovers(column) == 1
+        assert not elsewhere.exists()
+
+
+def test_pruning_removes_what_was_not_used_and_then_what_was_used_longest_ago(tmp_path: Path) -> None:
+    columns = [cache.column(tmp_path, IDENTITY | {"node": f"block{number}"}) for number in range(4)]
+    for number, column in enumerate(columns):
+        add(column, [1, 2])
+        column.touch()
+        os.utime(column.folder / "used", (1000 * number, 1000 * number))
+    assert [column.last_used() for column in columns] == [0, 1000, 2000, 3000]
+    one = cache.size(columns[0])
+    assert cache.prune(tmp_path, now=3000.0) == []
+    assert cache.prune(tmp_path, unused_for=2500, now=3000.0) == [columns[0]]
+    assert cache.prune(tmp_path, max_bytes=one, now=3000.0) == columns[1:3]
+    assert list(cache.columns(tmp_path)) == [columns[3]]
+
+
+@pytest.mark.parametrize(("text", "size"), [("200GB", 200 * 10**9), ("1MiB", 2**20), ("12", 12)])
+def test_a_size_is_read(text: str, size: int) -> None:
+    assert cache.parse_size(text) == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("12h", 43_200), ("30d", 2_592_000), ("1w", 604_800)])
+def test_a_duration_is_read(text: str, seconds: int) -> None:
+    assert cache.parse_duration(text) == seconds
+
+
+def test_what_is_no_size_or_duration_is_refused() -> None:
+    with pytest.raises(StoreError, match=r"'much': expected a size such as 500MB"):
+        cache.parse_size("much")
+    with pytest.raises(StoreError, match=r"'30': expected hours, days or weeks such as 12h"):
+        cache.parse_duration("30")
+
+
+WRITER = """
+import sys, pathlib
+import numpy as np
+from pipeline.files import content_key
+from pipeline.store import cache, keys as key_arrays
+
+root, first = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+column = cache.column(root, {"node": "block1", "dtype": "float32"})
+cache.leftovers(column)
+print("ready", flush=True)
+for turn in range(8):
+    part = (first + turn) % 8
+    have = {key for record in column.records() for key in key_arrays.to_hex(column.keys(record))}
+    own = sorted(content_key(str(100 * part + number).encode()) for number in range(40))
+    if not set(own) <= have:
+        rows = np.array([[int(k[:6], 16) + c for c in range(2000)] for k in own], np.float32)
+        column.add(key_arrays.from_hex(own), rows, provenance={})
+"""
+
+
+def writer(root: Path, first: int) -> "subprocess.Popen[str]":
+    """A process that adds eight shards to a column, those that are not there."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", WRITER, str(root), str(first)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Every file of a cache."""
+    return {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "used"}
+
+
+def test_killed_writers_lose_nothing_and_leave_nothing_behind(tmp_path: Path) -> None:
+    first = writer(tmp_path / "whole", 0)
+    assert first.wait() == 0
+    first.stdout.close()  # type: ignore[union-attr]
+    whole = stored(tmp_path / "whole")
+    assert len(whole) == 1 + 3 * 8
+    random = np.random.default_rng(0)
+    for seed in range(10):
+        root = tmp_path / f"killed-{seed}"
+        kept: set[str] = set()
+        for turn in range(3):  # three kills of one of three writers each: 30 in all
+            writers = [writer(root, 3 * number) for number in range(3 if turn == 0 else 1)]
+            assert writers[0].stdout is not None
+            writers[0].stdout.readline()
+            time.sleep(random.uniform(0, 0.03))
+            writers[0].kill()
+            for process in writers:
+                process.wait()
+                process.stdout.close()  # type: ignore[union-attr]
+            now = {record.name for record in cache.column(root, IDENTITY).records()}
+            assert kept <= now, "what was committed stays"
+            kept = now
+        last = writer(root, 0)
+        assert last.wait() == 0
+        last.stdout.close()  # type: ignore[union-attr]
+        assert stored(root) == whole
+
+
 # Features -------------------------------------------------------------------------------------------------------------
 
 NUMBERS = range(24)
@@ -547,12 +897,11 @@ def test_features_say_what_they_hold(features: Features) -> None:
 
 
 def test_of_rows_that_two_shards_hold_the_first_shard_serves(tmp_path: Path) -> None:
-    keys = key_arrays.from_hex(sorted([key(1), key(2)]))
-    records = [
-        shard.write(tmp_path, keys, np.full((2, 3), value, np.float32), address="0" * 64) for value in (1.0, 2.0)
-    ]
+    keys = sorted([key(1), key(2)])
+    records = [write(tmp_path, keys, np.full((2, 3), value, np.float32)) for value in (1.0, 2.0)]
+    arrays = [key_arrays.from_hex(keys)] * 2
     for order in (records, records[::-1]):
-        commit(tmp_path, order, samples=2)
+        index.commit(tmp_path, identity={}, layout=layout(), shards=order, keys=arrays, wanted=arrays[0], rejected={})
         expected = 1.0 + records.index(order[0])
         assert np.array_equal(Features.open(tmp_path).load([key(1), key(2)]), np.full((2, 3), expected))
 
@@ -585,7 +934,7 @@ def test_no_keys_are_no_rows(features: Features) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_shard_is_refused_when_the_store_is_opened(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_is_refused_when_its_rows_are_read(tmp_path: Path, damage: str) -> None:
     record = store(tmp_path, [1, 2], [3]).index.shards[1]
     path = shard.path_of(tmp_path, record.name)
     if damage == "flipped":
@@ -595,8 +944,10 @@ def test_a_damaged_shard_is_refused_when_the_store_is_opened(tmp_path: Path, dam
     else:
         path.unlink()
     says = {"flipped": "the shard is damaged", "cut": "bytes, got 100", "gone": "the shard is missing"}
-    with pytest.raises(StoreError, match=rf"{path}: .*{says[damage]}.*run the extraction again"):
-        Features.open(tmp_path)
+    found = Features.open(tmp_path)
+    assert np.array_equal(found.load([key(1)]), rows_of([key(1)]))
+    with pytest.raises(StoreError, match=rf"{path}: .*{says[damage]}.*Run `icecore cache repair`"):
+        found.load([key(3)])
 
 
 def test_a_store_without_an_index_is_refused(tmp_path: Path) -> None:
@@ -604,3 +955,105 @@ def test_a_store_without_an_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").unlink()
     with pytest.raises(StoreError, match="the extraction has not finished"):
         Features.open(tmp_path)
+
+
+def test_rows_that_were_not_asked_for_are_not_there(tmp_path: Path) -> None:
+    own = sorted(map(key, range(6)))
+    record = write(tmp_path, own, rows_of(own))
+    wanted = key_arrays.from_hex(own[1::2])
+    index.commit(
+        tmp_path,
+        identity={},
+        layout=layout(),
+        shards=[record],
+        keys=[key_arrays.from_hex(own)],
+        wanted=wanted,
+        rejected={},
+    )
+    found = Features.open(tmp_path)
+    assert found.keys == own[1::2]
+    assert np.array_equal(found.load(), rows_of(own[1::2]))
+    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+        found.load(own[:1])
+
+
+@given(size=st.integers(1, 9), seed=st.none() | st.integers(0, 3), some=st.sets(st.sampled_from(list(NUMBERS))))
+def test_an_epoch_gives_every_row_once_with_its_key(
+    features: Features, size: int, seed: int | None, some: set[int]
+) -> None:
+    keys = sorted(map(key, some)) or None
+    batches = list(features.batches(size, keys=keys, shuffle_seed=seed))
+    assert [len(rows) for _, rows in batches[:-1]] == [size] * (len(batches) - 1)
+    seen = [k for own, _ in batches for k in key_arrays.to_hex(own)]
+    assert sorted(seen) == (keys or features.keys)
+    assert np.array_equal(np.concatenate([rows for _, rows in batches]), rows_of(seen))
+    again = [k for own, _ in features.batches(size, keys=keys, shuffle_seed=seed) for k in key_arrays.to_hex(own)]
+    assert again == seen
+    if seed is None:
+        assert seen == (keys or features.keys)
+
+
+def test_a_block_shuffle_mixes_and_depends_on_its_seed(features: Features) -> None:
+    orders = [
+        [k for own, _ in features.batches(5, shuffle_seed=seed) for k in key_arrays.to_hex(own)] for seed in (0, 1)
+    ]
+    assert orders[0] != orders[1]
+    assert features.keys not in orders
+
+
+def test_a_window_of_a_shuffle_is_bounded(tmp_path: Path) -> None:
+    numbers = range(40)
+    keys = sorted(map(key, numbers))
+    record = write(tmp_path, keys, np.repeat(np.arange(40, dtype=np.float32)[:, None], 200_000, axis=1))
+    index.commit(
+        tmp_path,
+        identity={},
+        layout=layout(shape=(200_000,)),
+        shards=[record],
+        keys=[key_arrays.from_hex(keys)],
+        wanted=key_arrays.from_hex(keys),
+        rejected={},
+    )
+    found = Features.open(tmp_path)
+    seen = [k for own, _ in found.batches(1, shuffle_seed=0, buffer_mb=4) for k in key_arrays.to_hex(own)]
+    assert sorted(seen) == keys
+    assert seen != keys
+
+
+def test_features_go_to_other_processes_and_other_libraries(features: Features, tmp_path: Path) -> None:
+    import pickle
+
+    import pyarrow.parquet as pq
+
+    copy = pickle.loads(pickle.dumps(features))  # noqa: S301 - what DataLoader does with its own objects
+    assert np.array_equal(copy.load(), features.load())
+    assert np.array_equal(features.to_torch().numpy(), features.load())
+    assert np.array_equal(features.to_dask(block_rows=5).compute(scheduler="synchronous"), features.load())
+    assert features.write_parquet(tmp_path / "f.parquet") == 24
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["key"].to_pylist() == features.keys
+    assert np.array_equal(np.array(table["features"].to_pylist()), features.load())
+    joined = load_joined([features, features], features.keys[:3])
+    assert joined.shape == (3, 6)
+    assert joined.dtype == np.float32
+
+
+def test_bfloat16_stays_bfloat16_in_torch(tmp_path: Path) -> None:
+    import torch
+
+    rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    keys = sorted(map(key, range(3)))
+    record = write(tmp_path, keys, rows, "bfloat16")
+    arrays = key_arrays.from_hex(keys)
+    index.commit(
+        tmp_path,
+        identity={},
+        layout=layout("bfloat16", (4,)),
+        shards=[record],
+        keys=[arrays],
+        wanted=arrays,
+        rejected={},
+    )
+    found = Features.open(tmp_path)
+    assert found.dtype == np.float32
+    assert torch.equal(found.to_torch(), torch.from_numpy(rows).to(torch.bfloat16))

@@ -59,7 +59,7 @@ class TapSpec(Settings):
 
     node: str
     pool: str = Field("none", description="none, flatten, mean, max, or avg<h>x<w> such as avg2x2")
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
 
     @field_validator("pool")
     @classmethod

@@ -20,6 +20,7 @@ from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index, shard
 from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import ON_DISK
 from pipeline.store.identity import identity
 
 
@@ -64,6 +65,8 @@ def extract(
     shapes = row_shapes(config.taps, spec, where=str(backbone))
     samples = read_samples(manifests, config.datasets)
     columns = {tap: cache.column(cache_root, identity(spec, config.taps[tap])) for tap in config.taps}
+    for column in columns.values():
+        cache.leftovers(column)
     known = {tap: _known(column, samples.keys) for tap, column in columns.items()}
     todo = plan(known, unit_rows=_unit_rows(config, shapes))
     announce(todo)
@@ -91,14 +94,14 @@ def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) 
 
 def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
-    widest = max(int(np.prod(shapes[tap])) * np.dtype(config.taps[tap].dtype).itemsize for tap in shapes)
+    widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
     return max(1, min(rows, 65_536) // config.batch_size) * config.batch_size
 
 
 def _known(column: cache.Column, keys: np.ndarray) -> np.ndarray:
     """Which samples need not be computed: stored, or rejected for good; bool (samples,)."""
-    _, held = cache.covering(column, keys)
+    _, _, held = cache.covering(column, keys)
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
     held[places[places >= 0]] = True
     return held
@@ -142,24 +145,21 @@ def _commit(
     folder: Path, column: cache.Column, keys: np.ndarray, shape: tuple[int, ...], rejected: Mapping[str, str]
 ) -> dict[str, str]:
     """Link the shards that hold the samples into `folder` and write its index; return the samples without features."""
-    chosen, held = cache.covering(column, keys)
+    chosen, own, held = cache.covering(column, keys)
     for record in chosen:
         shard.verify(column.path_of(record), record)
         link_or_copy(column.path_of(record), shard.path_of(folder, record.name))
     refused = {key: rejected[key] for key in key_arrays.to_hex(keys[~held]) if key in rejected}
-    index.write(
+    index.commit(
         folder,
-        index.Index(
-            address=column.address,
-            identity=dict(column.identity),
-            shape=shape,
-            dtype=str(column.identity["dtype"]),
-            samples=len(keys),
-            stored=int(held.sum()),
-            rejected=tuple(index.Rejected(key=key, reason=reason) for key, reason in refused.items()),
-            shards=tuple(chosen),
-        ),
+        identity=column.identity,
+        layout=column.layout(shape),
+        shards=chosen,
+        keys=own,
+        wanted=keys,
+        rejected=refused,
     )
+    column.touch()
     return refused
 
 

@@ -62,9 +62,7 @@ def make_unit(
     lasting = {reject.key: reject.reason for reject in rejects if reject.lasting}
     for tap, column in columns.items():
         if stored:
-            dtype = str(column.identity["dtype"])
-            with np.errstate(over="ignore"):  # an overflow becomes infinite, and the shard refuses it by key
-                values = np.concatenate(parts[tap]).astype(dtype)
+            values = np.concatenate(parts[tap])
             try:
                 column.add(keys[stored], values, provenance=engine.provenance)
             except StoreError as error:

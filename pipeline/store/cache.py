@@ -1,30 +1,37 @@
-"""The feature cache: columns by identity, shards by content, shared by every project and branch of a machine.
+"""The feature cache: columns by identity, shards by content, shared by every project and branch of a machine or a team.
 
-    $ICECORE_CACHE/v1/<address>/identity.json
+    $ICECORE_CACHE/v2/<address>/identity.json
                                /<sha256>.h5       a shard
-                               /<sha256>.json     its record, written after it: without a record it does not exist
+                               /<sha256>.keys     its keys, 16 bytes each: planning opens no HDF5 file
+                               /<sha256>.json     its record and provenance, written last: without it the shard is not
                                /rejected/<digest>.json   keys whose content can never give features, with reasons
+                               /used              touched whenever a project links the column
 
-Nothing is ever changed in place, so any number of processes may add at once; two that add the same rows do no harm.
+Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
+without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
 """
 
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import digest, read_json, write_json
+from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard
+from pipeline.store.encoding import encode
 from pipeline.store.identity import address, differences
-from pipeline.store.shard import ShardRecord
+from pipeline.store.shard import REMEDY, Layout, ShardRecord
 
-VERSION = "v1"
+VERSION = "v2"
 
 
 def default_root() -> Path:
@@ -34,7 +41,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class Column:
-    """All cached rows of one identity."""
+    """All cached rows of one identity; it need not exist yet."""
 
     folder: Path
     identity: Mapping[str, Any]
@@ -43,6 +50,10 @@ class Column:
     def address(self) -> str:
         """The digest of the identity."""
         return self.folder.name
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """What rows of a shape look like when they are stored in this column."""
+        return Layout(self.address, self.identity["dtype"], shape)
 
     def records(self) -> list[ShardRecord]:
         """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
@@ -54,11 +65,13 @@ class Column:
         return shard.path_of(self.folder, record.name)
 
     def keys(self, record: ShardRecord) -> np.ndarray:
-        """The keys of a shard, S16 (rows,); raises StoreError if the file does not fit its record."""
-        path = self.path_of(record)
-        if not path.is_file() or path.stat().st_size != record.bytes:
-            shard.verify(path, record)
-        return shard.read_keys(path)
+        """The keys of a shard, S16 (rows,); raises StoreError if they are not those of its record."""
+        shard.verify(self.path_of(record), record, whole=False)
+        path = self.folder / f"{record.name}.keys"
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256_bytes(data) != _read(path.with_suffix(".json"))["keys"]:
+            raise StoreError(f"{path}: damaged: it is not the file that the shard's record names. {REMEDY}")
+        return np.frombuffer(data, key_arrays.DTYPE)
 
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
@@ -67,45 +80,141 @@ class Column:
             found |= _read(path)
         return found
 
-    def add(self, keys: np.ndarray, features: np.ndarray, *, provenance: Mapping[str, Any]) -> ShardRecord:
-        """Store rows for good; see `shard.write` for shapes and errors."""
-        record = shard.write(self.folder, keys, features, address=self.address)
-        write_json(self.folder / f"{record.name}.json", {"shard": record.to_json(), "provenance": dict(provenance)})
+    def add(self, keys: np.ndarray, values: np.ndarray, *, provenance: Mapping[str, Any]) -> ShardRecord:
+        """Store rows for good. `keys`: S16 (rows,), sorted; `values`: float32 (rows, ...); errors as `shard.write`."""
+        self._make()
+        layout = self.layout(values.shape[1:])
+        record = shard.write(self.folder, keys, encode(values, layout.dtype), layout)
+        data = np.ascontiguousarray(keys).tobytes()
+        with scratch(self.folder, "keys") as temporary:
+            temporary.write_bytes(data)
+            publish(temporary, self.folder / f"{record.name}.keys")
+        # Whoever was first keeps the record: what is there is never written again.
+        path = self.folder / f"{record.name}.json"
+        if not path.is_file():
+            write_json(path, {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)})
         return record
 
     def reject(self, reasons: Mapping[str, str]) -> None:
         """Remember keys whose content can never give features."""
         if reasons:
+            self._make()
             write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
+
+    def touch(self) -> None:
+        """Note that the column was used now; a cache that cannot be written is used all the same."""
+        try:
+            (self.folder / "used").touch()
+        except OSError:
+            return
+
+    def last_used(self) -> float:
+        """When a project last linked the column, in seconds since 1970."""
+        stamp = self.folder / "used"
+        return (stamp if stamp.is_file() else self.folder).stat().st_mtime
+
+    def drop(self, record: ShardRecord) -> None:
+        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all."""
+        for suffix in (".json", ".keys", ".h5"):
+            (self.folder / f"{record.name}{suffix}").unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        path = self.folder / "identity.json"
+        try:
+            if not path.is_file():
+                write_json(path, dict(self.identity))
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder.parent.parent}: the feature cache cannot be written: {error.strerror}. Set "
+                "ICECORE_CACHE to a folder that can. What it already has would be used from there."
+            ) from None
 
 
 def column(root: Path, identity: Mapping[str, Any]) -> Column:
-    """Open the column of an identity, and make it if it is new; raises StoreError if the cache cannot be written."""
+    """The column of an identity; raises StoreError if what lies at its address is another one."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
-    try:
-        if not path.is_file():
-            write_json(path, dict(identity))
-    except OSError as error:
-        raise StoreError(
-            f"{root}: the feature cache cannot be written: {error.strerror}. Set ICECORE_CACHE to a folder that can."
-        ) from None
-    if problems := differences(dict(identity), _read(path)):
+    if path.is_file() and (problems := differences(dict(identity), _read(path))):
         raise StoreError(f"{path}: the identity does not fit its address. " + " ".join(problems))
     return Column(folder, identity)
 
 
-def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], np.ndarray]:
-    """The shards that hold wanted keys, each needed for at least one, and which of `wanted` (sorted) they hold."""
+def columns(root: Path) -> Iterator[Column]:
+    """Every column of the cache."""
+    for path in sorted((root / VERSION).glob("*/identity.json")):
+        yield Column(path.parent, _read(path))
+
+
+def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
+    """The shards that hold wanted keys, each needed for at least one, their keys, and which of `wanted` they hold."""
     held = np.zeros(len(wanted), dtype=bool)
-    chosen = []
+    chosen, keys = [], []
     for record in column.records():
-        places = key_arrays.find(wanted, column.keys(record))
+        own = column.keys(record)
+        places = key_arrays.find(wanted, own)
         places = places[places >= 0]
         if not held[places].all():
             held[places] = True
             chosen.append(record)
-    return chosen, held
+            keys.append(own)
+    return chosen, keys, held
+
+
+def damage(column: Column, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
+    """Every damaged shard of a column and what is wrong with it; sizes and keys, and if `whole` every byte."""
+    for record in column.records():
+        try:
+            column.keys(record)
+            shard.verify(column.path_of(record), record, whole=whole)
+        except StoreError as error:
+            yield record, str(error)
+
+
+def leftovers(column: Column) -> int:
+    """Remove what killed writers left in a column: temporary files of dead processes."""
+    return sweep(column.folder) + sweep(column.folder / "rejected")
+
+
+def prune(root: Path, *, unused_for: float | None = None, max_bytes: int | None = None, now: float) -> list[Column]:
+    """Remove whole columns: those not used for so many seconds, then the longest unused until `max_bytes` suffice.
+
+    What `data/features/` of a project links stays there. Returns the columns that were removed.
+    """
+    ordered = sorted(columns(root), key=lambda column: column.last_used())
+    kept: list[Column] = []
+    removed: list[Column] = []
+    for column in ordered:
+        stale = unused_for is not None and now - column.last_used() > unused_for
+        (removed if stale else kept).append(column)
+    while max_bytes is not None and kept and sum(map(size, kept)) > max_bytes:
+        removed.append(kept.pop(0))
+    for column in removed:
+        # Aside first: a reader sees the whole column or none of it.
+        aside = column.folder.with_name(f".{column.folder.name}.removed")
+        column.folder.rename(aside)
+        shutil.rmtree(aside)
+    return removed
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from text such as 200GB; raises StoreError if it is no size."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise StoreError(f"{text!r}: expected a size such as 500MB, 200GB or 2TB.") from None
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from text such as 30d; raises StoreError if it is no duration."""
+    found = re.fullmatch(r"(\d+)([hdw])", text)
+    if not found:
+        raise StoreError(f"{text!r}: expected hours, days or weeks such as 12h, 30d or 8w.")
+    return int(found[1]) * {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}[found[2]]
+
+
+def size(column: Column) -> int:
+    """Bytes of a column's shards."""
+    return sum(record.bytes for record in column.records())
 
 
 def _read(path: Path) -> Any:

@@ -1,41 +1,59 @@
-"""Features: stored activations by sample key. The one class through which heads and training read the store."""
+"""Features: stored activations by sample key. The one class through which heads and training read the store.
 
-from collections.abc import Sequence
+Rows are found by key; their order on disk means nothing. An open store may be handed to other processes, forked or
+spawned: shards are opened where they are read.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.files import atomic
 from pipeline.store import index, shard
 from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import ON_DISK
+from pipeline.store.shard import CHUNK_BYTES, Shard
+
+if TYPE_CHECKING:
+    import dask.array
+    import pyarrow as pa
+    import torch
+
+Keys = Sequence[str] | np.ndarray
+"""Sample keys: text of 32 hex digits each, or an array of dtype S16."""
 
 
 class Features:
-    """One tap of one backbone. Rows are found by key; their order on disk means nothing."""
+    """One tap of one backbone, for the samples that it was extracted for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, check: bool = True) -> None:
+        self.folder, self.check = folder, check
         self.index = index.read(folder)
-        held = []
-        for record in self.index.shards:
-            path = shard.path_of(folder, record.name)
-            shard.verify(path, record)
-            held.append(shard.read_keys(path))
-        every = np.concatenate(held) if held else np.empty(0, dtype=key_arrays.DTYPE)
-        shards = np.repeat(np.arange(len(held)), [len(keys) for keys in held])
-        rows = np.concatenate([np.arange(len(keys)) for keys in held]) if held else np.empty(0, dtype=np.int64)
-        # Stable, and the first of equal keys is kept: where two jobs computed a row, the earlier shard serves.
-        self._keys, first = np.unique(every, return_index=True)
-        self._shard, self._row = shards[first], rows[first]
+        self._rows = index.open_rows(folder, self.index)
+        self._open: dict[int, Shard] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> "Features":
-        """Open a features folder and check every shard against its digest; raises StoreError with what is wrong."""
-        return cls(folder)
+    def open(cls, folder: Path, *, check: bool = True) -> "Features":
+        """Open a features folder; raises StoreError with what is wrong with it.
+
+        The digest of a shard is checked when the first of its rows is read, and rows whenever they are read;
+        `check=False` leaves the second out.
+        """
+        return cls(folder, check=check)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = np.load(self.folder / index.ROWS, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self.index.stored
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,42 +62,185 @@ class Features:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The stored dtype."""
-        return np.dtype(self.index.dtype)
+        """The dtype of what `load` gives: float16 or float32; bfloat16 and int8 are read as float32."""
+        return np.dtype("float16" if self.index.dtype == "float16" else "float32")
 
     @property
     def keys(self) -> list[str]:
         """All keys, sorted, as hex text."""
-        return key_arrays.to_hex(self._keys)
+        return key_arrays.to_hex(self.key_array)
+
+    @property
+    def key_array(self) -> np.ndarray:
+        """All keys, sorted, S16."""
+        return key_arrays.join(self._rows[0], self._rows[1])
 
     @property
     def identity(self) -> dict[str, Any]:
         """What shaped the features."""
         return dict(self.index.identity)
 
-    def load(self, keys: Sequence[str]) -> np.ndarray:
-        """The rows of some keys, in their order, in the stored dtype (len(keys), ...).
+    def load(self, keys: Keys | None = None) -> np.ndarray:
+        """The rows of some keys, in their order, or all in the order of the keys: (len(keys), ...) of `dtype`.
 
         Raises StoreError that counts the keys without features and gives the reasons that are known.
         """
-        places = key_arrays.find(self._keys, key_arrays.from_hex(keys))
-        self._refuse_missing([key for key, place in zip(keys, places, strict=True) if place < 0])
-        found = np.empty((len(keys), *self.shape), dtype=self.dtype)
-        shards, rows = self._shard[places], self._row[places]
-        for number in np.unique(shards):
+        return self._read(self._rows[2] if keys is None else self._find(keys))
+
+    def batches(
+        self, size: int, *, keys: Keys | None = None, shuffle_seed: int | None = None, buffer_mb: int = 256
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of (keys S16, rows) over some keys or all, once; the last may be short.
+
+        With a seed, rows come in a block shuffle: blocks of about 1 MiB in random order, gathered until `buffer_mb` are
+        full, and mixed there. Memory is bounded by the buffer, reading stays sequential within blocks, and the order
+        depends on the seed and the keys alone.
+        """
+        known = self.key_array if keys is None else _array(keys)
+        places = np.asarray(self._rows[2]) if keys is None else self._find(keys)
+        if shuffle_seed is None:
+            for start in range(0, len(known), size):
+                yield known[start : start + size], self._read(places[start : start + size])
+            return
+        random = np.random.default_rng(shuffle_seed)
+        row_bytes = max(1, int(np.prod(self.shape)) * self.dtype.itemsize)
+        carried_keys, carried = known[:0], self._read(places[:0])
+        for window in _windows(np.argsort(places, kind="stable"), random, row_bytes, buffer_mb * 2**20, size):
+            held_keys = np.concatenate([carried_keys, known[window]])
+            held = np.empty((len(held_keys), *self.shape), dtype=self.dtype)
+            held[: len(carried)] = carried
+            self._read(places[window], held[len(carried) :])
+            mixed = random.permutation(len(held))
+            whole = len(held) // size * size
+            for start in range(0, whole, size):
+                rows = mixed[start : start + size]
+                yield held_keys[rows], held[rows]
+            carried_keys, carried = held_keys[mixed[whole:]], held[mixed[whole:]]
+        if len(carried):
+            yield carried_keys, carried
+
+    def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
+        """The rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""
+        import torch
+
+        if self.index.dtype == "bfloat16":
+            stored = (self.load(keys).view(np.uint32) >> 16).astype(np.uint16)
+            return torch.from_numpy(stored).view(torch.bfloat16)
+        return torch.from_numpy(self.load(keys))
+
+    def to_dask(self, *, block_rows: int = 16_384) -> "dask.array.Array":
+        """All rows in the order of their keys as a lazy array; each block opens the store where it is computed."""
+        import dask.array
+        from dask import delayed
+
+        parts = [
+            dask.array.from_delayed(
+                delayed(_load_range)(self.folder, self.check, start, stop),
+                (stop - start, *self.shape),
+                dtype=self.dtype,
+            )
+            for start, stop in _ranges(len(self), block_rows)
+        ]
+        return dask.array.concatenate(parts) if parts else dask.array.empty((0, *self.shape), dtype=self.dtype)
+
+    def to_arrow(self, *, block_rows: int = 16_384) -> Iterator["pa.RecordBatch"]:
+        """Batches of `key` (hex text) and `features` (a list of fixed size, flattened), in the order of the keys."""
+        import pyarrow as pa
+
+        width = int(np.prod(self.shape))
+        for start, stop in _ranges(len(self), block_rows):
+            rows = self._read(self._rows[2, start:stop])
+            listed = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
+            keys = key_arrays.to_hex(key_arrays.join(self._rows[0, start:stop], self._rows[1, start:stop]))
+            yield pa.RecordBatch.from_arrays([pa.array(keys), listed], names=["key", "features"])
+
+    def write_parquet(self, path: Path) -> int:
+        """Write all rows to a Parquet file; return their number."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        kind = pa.list_(pa.from_numpy_dtype(self.dtype), int(np.prod(self.shape)))
+        schema = pa.schema([("key", pa.string()), ("features", kind)])
+        with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+            for batch in self.to_arrow():
+                file.write_batch(batch)
+        return len(self)
+
+    def _find(self, keys: Keys) -> np.ndarray:
+        """Where the rows of some keys lie: shard << 32 | row."""
+        wanted = _array(keys)
+        found = key_arrays.find_halves(self._rows[0], self._rows[1], wanted)
+        if (found < 0).any():
+            self._refuse(wanted[found < 0])
+        return np.asarray(self._rows[2][found])
+
+    def _read(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The rows at some places, in their order, into `out` where it is given."""
+        found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
+        places = np.asarray(places)
+        # Places that follow each other are rows that do: each such run is read in one piece.
+        cuts = np.flatnonzero(np.diff(places) != 1) + 1 if len(places) else np.empty(0, dtype=np.int64)
+        if len(cuts) * 4 < len(places):
+            for start, stop in itertools.pairwise([0, *cuts.tolist(), len(places)]):
+                self._read_run(int(places[start]), found[start:stop])
+            return found
+        shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
+        for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
-            distinct, back = np.unique(rows[here], return_inverse=True)
-            path = shard.path_of(self.folder, self.index.shards[number].name)
-            found[here] = shard.read_rows(path, distinct)[back]
+            found[here] = self._shard(number).rows(rows[here])
         return found
 
-    def _refuse_missing(self, missing: list[str]) -> None:
-        if not missing:
-            return
+    def _read_run(self, place: int, out: np.ndarray) -> None:
+        opened, row = self._shard(place >> 32), place & (2**32 - 1)
+        if out.dtype == ON_DISK[self.index.dtype]:
+            opened.read_into(out, row)
+        else:
+            out[:] = opened.read(row, row + len(out))
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open:
+            record = self.index.shards[number]
+            path = shard.path_of(self.folder, record.name)
+            self._open[number] = Shard(path, record, self.index.layout, check=self.check)
+        return self._open[number]
+
+    def _refuse(self, missing: np.ndarray) -> None:
+        names = key_arrays.to_hex(missing)
         reasons = {item.key: item.reason for item in self.index.rejected}
-        known = sorted({reasons[key] for key in missing if key in reasons})
+        known = sorted({reasons[key] for key in names if key in reasons})
         why = f" Some were rejected: {'; '.join(known[:3])}." if known else ""
         raise StoreError(
-            f"{self.folder}: {len(missing):,} of the keys asked for have no features, the first is {missing[0]}.{why} "
+            f"{self.folder}: {len(names):,} of the keys asked for have no features, the first is {names[0]}.{why} "
             "Extract the data set they belong to (`datasets` of the extraction), or leave them out of the task."
         )
+
+
+def load_joined(taps: Sequence[Features], keys: Keys) -> np.ndarray:
+    """Several taps side by side, float32 (len(keys), sum of their widths), each row flattened."""
+    parts = [tap.load(keys).reshape(len(keys), -1) for tap in taps]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _array(keys: Keys) -> np.ndarray:
+    return keys if isinstance(keys, np.ndarray) and keys.dtype == key_arrays.DTYPE else key_arrays.from_hex(keys)
+
+
+def _windows(
+    order: np.ndarray, random: np.random.Generator, row_bytes: int, buffer_bytes: int, size: int
+) -> Iterator[np.ndarray]:
+    """Cut rows, in the order of the disk, into blocks, and yield them in random order, a buffer full at a time."""
+    block = max(1, CHUNK_BYTES // row_bytes)
+    blocks = [order[start : start + block] for start in range(0, len(order), block)]
+    at_once = max(1, max(buffer_bytes // row_bytes, size) // block)
+    shuffled = random.permutation(len(blocks)).tolist()
+    for start in range(0, len(blocks), at_once):
+        yield np.concatenate([blocks[number] for number in shuffled[start : start + at_once]])
+
+
+def _ranges(rows: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _load_range(folder: Path, check: bool, start: int, stop: int) -> np.ndarray:
+    opened = Features.open(folder, check=check)
+    return opened._read(opened._rows[2, start:stop])

@@ -9,7 +9,7 @@ from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.files import digest
 from pipeline.readers.image import ImageReader
 
-FORMAT = 1
+FORMAT = 2
 
 
 def identity(backbone: BackboneSpec, tap: TapSpec) -> dict[str, Any]:

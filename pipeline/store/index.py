@@ -1,25 +1,36 @@
-"""index.json of a features folder: which shards belong to it. Written last, it is the commit.
+"""index.json and rows.npy of a features folder: which rows it has, in which shards. index.json is last: the commit.
 
-format, address, identity    what the features are
-shape, dtype                 of one row as stored
-samples                      rows that were asked for = stored + len(rejected)
-stored                       of them, how many lie in the shards (which may hold more)
-rejected                     [{key, reason}, ...]
-shards                       [{name (SHA-256), rows, bytes, first, last}, ...]
+index.json
+  format, address, identity    what the features are
+  dtype, shape                 of one row, as stored
+  samples                      rows that were asked for = stored + the number of rejected
+  stored, rejected             how many have features; [{key, reason}, ...] for those that have none
+  shards                       [{name (SHA-256), rows, bytes, first, last}, ...]
+  rows                         {bytes, sha256} of rows.npy
+  digest                       SHA-256 of the canonical JSON of all of the above
+
+rows.npy   uint64 (3, stored), memory-mapped: upper and lower half of each key, sorted, and shard << 32 | row.
+           Opening a store reads no key, and looking one up reads a few pages.
 """
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from pipeline.config import Settings
 from pipeline.errors import StoreError
-from pipeline.files import read_json, write_json
-from pipeline.store.shard import ShardRecord
+from pipeline.files import atomic, digest, sha256_file, write_json
+from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import Stored
+from pipeline.store.shard import Layout, ShardRecord
 
-NAME = "index.json"
-FORMAT = 1
+NAME, ROWS = "index.json", "rows.npy"
+FORMAT = 2
+REMEDY = "Run the extraction again: what the feature cache holds is linked, not computed."
 
 
 class Rejected(Settings):
@@ -29,39 +40,117 @@ class Rejected(Settings):
     reason: str
 
 
+class RowsFile(Settings):
+    """What rows.npy must be."""
+
+    bytes: int
+    sha256: str
+
+
 class Index(Settings):
     """The whole of index.json."""
 
     format: int = FORMAT
     address: str
     identity: dict[str, Any]
+    dtype: Stored
     shape: tuple[int, ...]
-    dtype: str
     samples: int
     stored: int
     rejected: tuple[Rejected, ...]
     shards: tuple[ShardRecord, ...]
+    rows: RowsFile
+
+    @property
+    def layout(self) -> Layout:
+        """What the rows look like."""
+        return Layout(self.address, self.dtype, self.shape)
 
 
-def write(folder: Path, index: Index) -> None:
-    """Commit a features folder; raises StoreError if its rows do not add up."""
-    if index.samples != index.stored + len(index.rejected):
+def commit(
+    folder: Path,
+    *,
+    identity: Mapping[str, Any],
+    layout: Layout,
+    shards: Sequence[ShardRecord],
+    keys: Sequence[np.ndarray],
+    wanted: np.ndarray,
+    rejected: Mapping[str, str],
+) -> Index:
+    """Write rows.npy, then index.json.
+
+    `keys`: S16, one array a shard, its keys in row order. `wanted`: S16, sorted, the samples that were asked for; other
+    rows of the shards are left out, and of several rows with one key the first counts. Raises StoreError, and commits
+    nothing, if samples are neither in the shards nor rejected.
+    """
+    held, places = _places(keys, wanted)
+    missing = len(wanted) - int(held.sum()) - len(rejected)
+    if missing:
         raise StoreError(
-            f"{folder}: {index.samples:,} samples were asked for, but {index.stored:,} are stored and "
-            f"{len(index.rejected):,} rejected. Nothing was committed."
+            f"{folder}: {len(wanted):,} samples were asked for, but {int(held.sum()):,} are stored and "
+            f"{len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
-    write_json(folder / NAME, index.model_dump(mode="json"))
+    halves = key_arrays.halves(wanted[held])
+    with atomic(folder / ROWS) as temporary, temporary.open("wb") as file:
+        np.save(file, np.stack([*halves, places[held]]), allow_pickle=False)
+    made = Index(
+        address=layout.address,
+        identity=dict(identity),
+        dtype=layout.dtype,
+        shape=layout.shape,
+        samples=len(wanted),
+        stored=int(held.sum()),
+        rejected=tuple(Rejected(key=key, reason=reason) for key, reason in sorted(rejected.items())),
+        shards=tuple(shards),
+        rows=RowsFile(bytes=(folder / ROWS).stat().st_size, sha256=sha256_file(folder / ROWS)),
+    )
+    values = made.model_dump(mode="json")
+    write_json(folder / NAME, {**values, "digest": digest(values)})
+    return made
+
+
+def _places(keys: Sequence[np.ndarray], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the wanted keys the shards hold, and where: shard << 32 | row."""
+    held, places = np.zeros(len(wanted), dtype=bool), np.zeros(len(wanted), dtype="<u8")
+    for number, own in enumerate(keys):
+        found = key_arrays.find(wanted, own)
+        rows = np.flatnonzero(found >= 0)
+        rows = rows[~held[found[rows]]]
+        places[found[rows]] = (np.uint64(number) << np.uint64(32)) | rows.astype(np.uint64)
+        held[found[rows]] = True
+    return held, places
 
 
 def read(folder: Path) -> Index:
-    """Read index.json; raises StoreError if it is missing, unreadable or of another format."""
+    """Read index.json; raises StoreError if it is missing, damaged or of another format."""
     path = folder / NAME
     if not path.is_file():
-        raise StoreError(f"{folder}: no features there ({NAME} is missing: the extraction has not finished).")
+        raise StoreError(f"{folder}: no features there ({NAME} is missing: the extraction has not finished). {REMEDY}")
     try:
-        index = Index.model_validate(read_json(path))
-    except (ValidationError, ValueError) as error:
-        raise StoreError(f"{path}: not an index that this version of icecore can read. {error}") from None
-    if index.format != FORMAT:
-        raise StoreError(f"{path}: expected format {FORMAT}, got {index.format}. Update icecore, or extract again.")
-    return index
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged: it is no index ({error}). {REMEDY}") from None
+    if version != FORMAT:
+        newer = "Update icecore." if isinstance(version, int) and version > FORMAT else REMEDY
+        raise StoreError(f"{path}: expected format {FORMAT}, got {version}. {newer}")
+    said = values.pop("digest", None)
+    if said != (found := digest(values)):
+        raise StoreError(f"{path}: damaged: expected the digest {said}, got {found}. {REMEDY}")
+    try:
+        return Index.model_validate(values)
+    except ValidationError as error:
+        raise StoreError(f"{path}: not an index of this version of icecore: {error}. {REMEDY}") from None
+
+
+def open_rows(folder: Path, index: Index) -> np.ndarray:
+    """rows.npy, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index says."""
+    path = folder / ROWS
+    if not path.is_file():
+        raise StoreError(f"{path}: the table of rows is missing. {REMEDY}")
+    if path.stat().st_size != index.rows.bytes or sha256_file(path) != index.rows.sha256:
+        raise StoreError(f"{path}: damaged: it is not the file that {NAME} names. {REMEDY}")
+    rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    if rows.dtype != np.dtype("<u8") or rows.shape != (3, index.stored):
+        raise StoreError(f"{path}: expected uint64 (3, {index.stored}), got {rows.dtype} {rows.shape}. {REMEDY}")
+    return rows

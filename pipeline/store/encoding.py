@@ -1,0 +1,76 @@
+"""Stored dtypes: from float32 values to what lies in a shard, and back.
+
+float32    as it is
+float16    rounded; a value that it cannot hold is an error
+bfloat16   rounded to nearest even, kept as its 16 bits (uint16): HDF5 has no such type
+int8       value / scale, rounded; one float32 scale a channel of a shard, its largest magnitude / 127
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Stored = Literal["float16", "bfloat16", "float32", "int8"]
+
+ON_DISK = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "|i1"}
+"""Stored dtype to the NumPy dtype of the bytes."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as they are stored; which of them hold finite numbers only (rows,); for int8 the `scale` (channels,)."""
+
+    values: np.ndarray
+    finite: np.ndarray
+    scale: np.ndarray | None = None
+
+
+def encode(values: np.ndarray, stored: Stored) -> Encoded:
+    """Float values (rows, channels, ...) to their stored form. What does not fit is not finite, and never wraps."""
+    if stored == "int8":
+        finite = _finite_rows(np.ascontiguousarray(values, dtype=np.float32), "float32")
+        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+        largest = np.abs(values[finite]).max(axis=axes, initial=0).astype(np.float32)
+        scale = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
+        numbers = np.where(_along(finite, values), values, 0) / scale.reshape(1, -1, *[1] * (values.ndim - 2))
+        return Encoded(np.rint(numbers).astype(np.int8), finite, scale)
+    if stored == "bfloat16":
+        kept = _to_bfloat16(np.ascontiguousarray(values, dtype=np.float32))
+    else:
+        with np.errstate(over="ignore"):
+            kept = np.ascontiguousarray(values, dtype=ON_DISK[stored])
+    return Encoded(kept, _finite_rows(kept, stored))
+
+
+def _along(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """One value a row, shaped to go with `values`."""
+    return rows.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def decode(values: np.ndarray, stored: Stored, scale: np.ndarray | None = None) -> np.ndarray:
+    """Stored rows to numbers: float16 and float32 as they are, bfloat16 and int8 as float32."""
+    if stored == "bfloat16":
+        wide: np.ndarray = values.astype(np.uint32) << 16
+        return wide.view(np.float32)
+    if stored == "int8":
+        assert scale is not None, "an int8 shard has scales"
+        numbers: np.ndarray = values * scale.reshape(1, -1, *[1] * (values.ndim - 2))
+        return numbers
+    return values
+
+
+def _finite_rows(values: np.ndarray, stored: Stored) -> np.ndarray:
+    """Which stored rows hold finite numbers only; bool (rows,)."""
+    # All exponent bits set is infinity or NaN; integer comparisons find them three times as fast as `isfinite`.
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}[stored]
+    bits = np.ascontiguousarray(values).view("<u4" if stored == "float32" else "<u2").reshape(len(values), -1)
+    finite: np.ndarray = ((bits & exponent) != exponent).all(axis=1)
+    return finite
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    # Rounding must not turn a NaN whose upper bits are clear into infinity.
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
