@@ -104,20 +104,23 @@ class Features:
             return
         random = np.random.default_rng(shuffle_seed)
         row_bytes = max(1, int(np.prod(self.shape)) * self.dtype.itemsize)
-        carried_keys, carried = known[:0], self._read(places[:0])
+        buffer = np.empty((0, *self.shape), dtype=self.dtype)
+        left, left_keys = 0, known[:0]
         for window in _windows(np.argsort(places, kind="stable"), random, row_bytes, buffer_mb * 2**20, size):
-            held_keys = np.concatenate([carried_keys, known[window]])
-            held = np.empty((len(held_keys), *self.shape), dtype=self.dtype)
-            held[: len(carried)] = carried
-            self._read(places[window], held[len(carried) :])
-            mixed = random.permutation(len(held))
-            whole = len(held) // size * size
+            rows = left + len(window)
+            if len(buffer) < rows:
+                buffer = np.concatenate([buffer[:left], np.empty((rows - left, *self.shape), dtype=self.dtype)])
+            keys_here = np.concatenate([left_keys, known[window]])
+            self._read(places[window], buffer[left:rows])
+            mixed = random.permutation(rows)
+            whole = rows // size * size
             for start in range(0, whole, size):
-                rows = mixed[start : start + size]
-                yield held_keys[rows], held[rows]
-            carried_keys, carried = held_keys[mixed[whole:]], held[mixed[whole:]]
-        if len(carried):
-            yield carried_keys, carried
+                batch = mixed[start : start + size]
+                yield keys_here[batch], buffer.take(batch, axis=0)
+            left, left_keys = rows - whole, keys_here[mixed[whole:]]
+            buffer[:left] = buffer.take(mixed[whole:], axis=0)
+        if left:
+            yield left_keys, buffer[:left].copy()
 
     def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
         """The rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""

@@ -1,0 +1,196 @@
+"""The feature store against plain files and what users have: `python benchmarks/store.py`.
+
+Every line is a ratio of times measured in turn in this run, the median of several: 2.0 means twice as fast as the
+yardstick. Reads are from the page cache, so they compare the work of the processor, not disks.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.files import link_or_copy
+from pipeline.store import index, shard
+from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import encode
+from pipeline.store.features import Features
+
+OPEN = """
+import sys, time, pathlib
+import numpy as np
+from pipeline.store.features import Features
+
+root = pathlib.Path(sys.argv[1])
+wanted = np.load(root / "wanted.npy")
+peak = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+start = time.perf_counter()
+features = Features.open(root / "large")
+opened = time.perf_counter()
+features._find(wanted)
+found = time.perf_counter()
+print(opened - start, found - opened, (peak() - before) / 1024)
+"""
+
+Timed = Callable[[], object]
+
+
+def paired(ours: Timed, theirs: Timed, *, runs: int = 5) -> float:
+    """Median over runs of the yardstick's time by ours, the two timed in turn after one run of each unmeasured."""
+    ours(), theirs()
+    return float(np.median([seconds(theirs) / seconds(ours) for _ in range(runs)]))
+
+
+def seconds(run: Timed) -> float:
+    """The time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def save(path: Path, rows: np.ndarray) -> None:
+    """`np.save` and fsync."""
+    with path.open("wb") as file:
+        np.save(file, rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) -> shard.Layout:
+    """Write a store of some rows."""
+    shutil.rmtree(folder, ignore_errors=True)
+    layout = shard.Layout("0" * 64, "float16", rows.shape[1:])
+    parts = [slice(start, start + shard_rows) for start in range(0, len(rows), shard_rows)]
+    records = [shard.write(folder, keys[part], encode(rows[part], "float16"), layout) for part in parts]
+    held = [keys[part] for part in parts]
+    index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=keys, rejected={})
+    return layout
+
+
+def passes(features: Features) -> None:
+    """One sequential pass, shard by shard."""
+    for number, record in enumerate(features.index.shards):
+        features._shard(number).read(0, record.rows)
+
+
+def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
+    """Vectors of 2,048."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((rows, 2048), dtype=np.float32).astype(np.float16)
+    keys = np.sort(np.frombuffer(random.bytes(16 * rows), key_arrays.DTYPE))
+    npy, store = root / "x.npy", root / "store"
+    yield (
+        "write, vectors",
+        "np.save + fsync",
+        paired(lambda: build(store, x, keys, shard_rows=32_768), lambda: save(npy, x), runs=3),
+    )
+    checked, unchecked = Features.open(store), Features.open(store, check=False)
+    for name, features in [("checked", checked), ("unchecked", unchecked)]:
+        yield f"pass over all rows, {name}", "np.load", paired(lambda f=features: passes(f), lambda: np.load(npy))
+    mapped = np.load(npy, mmap_mode="r")
+    places = [random.integers(0, rows, 256) for _ in range(40)]
+    wanted = [keys[place] for place in places]
+    with h5py.File(root / "big.h5", "w") as file:
+        file.create_dataset("x", data=x, chunks=(1, 2048))
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(x[: rows // 10].reshape(-1)), 2048)})
+    pq.write_table(table, root / "x.parquet")
+    for name, features in [("checked", checked), ("unchecked", unchecked)]:
+        yield (
+            f"256 random rows, {name}",
+            "np.memmap",
+            paired(
+                lambda f=features: [f.load(some) for some in wanted], lambda: [np.asarray(mapped[p]) for p in places]
+            ),
+        )
+    with h5py.File(root / "big.h5") as file:
+        sorted_places = [np.unique(place) for place in places[:4]]
+        yield (
+            "256 random rows, checked",
+            "one h5py file, chunks (1, D)",
+            paired(lambda: [checked.load(some) for some in wanted[:4]], lambda: [file["x"][p] for p in sorted_places]),
+        )
+    yield (
+        "a tenth of the rows, checked",
+        "Parquet",
+        paired(lambda: checked.load(keys[: rows // 10]), lambda: pq.read_table(root / "x.parquet")),
+    )
+    yield (
+        "epoch, block shuffle, checked",
+        "our pass, checked",
+        paired(lambda: [None for _ in checked.batches(256, shuffle_seed=1)], lambda: passes(checked), runs=3),
+    )
+    linked = root / "linked"
+    yield (
+        "link all shards",
+        "copy them",
+        paired(
+            lambda: [link_or_copy(path, linked / path.name) for path in store.glob("*.h5")],
+            lambda: [shutil.copyfile(path, root / "copy") for path in store.glob("*.h5")],
+            runs=3,
+        ),
+    )
+
+
+def maps(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
+    """Maps of 64x56x56 with 60 % zeros."""
+    random = np.random.default_rng(0)
+    x = np.maximum(random.standard_normal((rows, 64, 56, 56), dtype=np.float32) - 0.2533, 0).astype(np.float16)
+    keys = np.sort(np.frombuffer(random.bytes(16 * rows), key_arrays.DTYPE))
+    npy, store = root / "maps.npy", root / "maps"
+    yield (
+        f"write, maps, {np.mean(x == 0):.0%} zeros",
+        "np.save + fsync",
+        paired(lambda: build(store, x, keys, shard_rows=320), lambda: save(npy, x), runs=3),
+    )
+    size = sum(path.stat().st_size for path in store.glob("*.h5"))
+    yield "bytes of the maps, stored", "np.save (ratio of sizes)", npy.stat().st_size / size
+    features = Features.open(store)
+    yield "pass over all maps, checked", "np.load", paired(lambda: passes(features), lambda: np.load(npy), runs=3)
+
+
+def large(root: Path, keys: int) -> Iterator[tuple[str, str, float]]:
+    """A store of 1,000 shards and many keys: seconds and megabytes, not ratios."""
+    random = np.random.default_rng(0)
+    every = np.sort(np.frombuffer(random.bytes(16 * keys), key_arrays.DTYPE))
+    layout = shard.Layout("0" * 64, "float16", (1,))
+    parts = np.array_split(every, 1000)
+    records = [shard.ShardRecord(f"{n:064x}", len(part), 1, "0" * 32, "f" * 32) for n, part in enumerate(parts)]
+    index.commit(root / "large", identity={}, layout=layout, shards=records, keys=parts, wanted=every, rejected={})
+    np.save(root / "wanted.npy", every[random.integers(0, keys, 100_000)])
+    del every, parts
+    # A fresh process, so that its peak memory is that of opening and looking up alone.
+    said = subprocess.run([sys.executable, "-c", OPEN, root], check=True, capture_output=True, text=True).stdout
+    opened, found, megabytes = map(float, said.split())
+    yield f"open 1,000 shards, {keys:,} keys", "seconds", opened
+    yield "look up 100,000 keys", "seconds", found
+    yield "peak memory of both", "MB above an idle process", megabytes
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--maps", type=int, default=1_280)
+    parser.add_argument("--keys", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, default=None)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        root = Path(name)
+        print("| what | against | ratio |\n|---|---|---|")
+        for table in (large(root, given.keys), dense(root, given.rows), maps(root, given.maps)):
+            for what, against, ratio in table:
+                print(f"| {what} | {against} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
