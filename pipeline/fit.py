@@ -23,8 +23,7 @@ from pipeline.runtime import Progress, silent, versions
 from pipeline.store.features import Features
 from pipeline.task import Task
 
-# Values of a training matrix below which threads cost more than they bring (benchmarks/threads.py): the 160 fits of the
-# default run took 4 to 5 s with one thread, and 30 to 53 s with two on a busy machine.
+# Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
 SMALL = 5_000_000
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]

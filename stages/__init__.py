@@ -2,6 +2,6 @@
 
 import os
 
-# Before torch is loaded: its threads sleep when they wait. By default they spin, and a training step then takes four to
-# eight times as long as soon as another program wants one of the cores.
+# Before torch is loaded: its threads sleep when they wait. By default they spin, and training slows down many times as
+# soon as another program wants one of the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -62,7 +62,7 @@ def decode(values: np.ndarray, stored: Stored, scale: np.ndarray | None = None) 
 
 def _finite_rows(values: np.ndarray, stored: Stored) -> np.ndarray:
     """Which stored rows hold finite numbers only; bool (rows,)."""
-    # All exponent bits set is infinity or NaN; integer comparisons find them three times as fast as `isfinite`.
+    # All exponent bits set is infinity or NaN. NumPy compares integers faster than it tests float16 with `isfinite`.
     exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}[stored]
     bits = np.ascontiguousarray(values).view("<u4" if stored == "float32" else "<u2").reshape(len(values), -1)
     finite: np.ndarray = ((bits & exponent) != exponent).all(axis=1)
