@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.extract.run import commit
 from pipeline.files import link_or_copy
-from pipeline.store import index, shard
+from pipeline.store import cache, index, shard
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.features import Features
+from pipeline.store.layout import Layout, ShardRecord
 
 OPEN = """
 import sys, time, pathlib
@@ -66,10 +68,10 @@ def save(path: Path, rows: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) -> shard.Layout:
+def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) -> Layout:
     """Write a store of some rows."""
     shutil.rmtree(folder, ignore_errors=True)
-    layout = shard.Layout("0" * 64, "float16", rows.shape[1:])
+    layout = Layout("0" * 64, "float16", rows.shape[1:])
     parts = [slice(start, start + shard_rows) for start in range(0, len(rows), shard_rows)]
     records = [shard.write(folder, keys[part], encode(rows[part], "float16"), layout) for part in parts]
     held = [keys[part] for part in parts]
@@ -112,6 +114,18 @@ def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
                 lambda f=features: [f.load(some) for some in wanted], lambda: [np.asarray(mapped[p]) for p in places]
             ),
         )
+    single = root / "single"
+    single.mkdir()
+    for place in np.unique(places[:4]).tolist():
+        np.save(single / f"{place}.npy", x[place])
+    yield (
+        "256 random rows, checked",
+        "a .npy a sample",
+        paired(
+            lambda: [checked.load(some) for some in wanted[:4]],
+            lambda: [np.stack([np.load(single / f"{p}.npy") for p in place.tolist()]) for place in places[:4]],
+        ),
+    )
     with h5py.File(root / "big.h5") as file:
         sorted_places = [np.unique(place) for place in places[:4]]
         yield (
@@ -129,16 +143,20 @@ def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
         "our pass, checked",
         paired(lambda: [None for _ in checked.batches(256, shuffle_seed=1)], lambda: passes(checked), runs=3),
     )
-    linked = root / "linked"
-    yield (
-        "link all shards",
-        "copy them",
-        paired(
-            lambda: [link_or_copy(path, linked / path.name) for path in store.glob("*.h5")],
-            lambda: [shutil.copyfile(path, root / "copy") for path in store.glob("*.h5")],
-            runs=3,
-        ),
-    )
+
+
+def linking(root: Path, shards: int, rows: int) -> Iterator[tuple[str, str, float]]:
+    """A cached column into a folder of features, as an extraction does that has nothing to compute."""
+    random = np.random.default_rng(0)
+    column = cache.column(root / "cache", {"node": "x", "dtype": "float16"})
+    keys = np.sort(np.frombuffer(random.bytes(16 * shards * rows), key_arrays.DTYPE))
+    for part in np.split(keys, shards):
+        column.add(part, random.standard_normal((rows, 2048), dtype=np.float32), provenance={})
+    how = link_or_copy(column.path_of(column.records()[0]), root / "how.h5")
+    took = seconds(lambda: commit(root / "features", column, keys, (2048,), {}))
+    yield f"link {shards} cached shards and commit ({how})", "seconds", took
+    copy = seconds(lambda: [shutil.copyfile(path, root / "copy") for path in column.folder.glob("*.h5")])
+    yield f"link {shards} cached shards and commit", "copy them", copy / took
 
 
 def maps(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
@@ -162,9 +180,9 @@ def large(root: Path, keys: int) -> Iterator[tuple[str, str, float]]:
     """A store of 1,000 shards and many keys: seconds and megabytes, not ratios."""
     random = np.random.default_rng(0)
     every = np.sort(np.frombuffer(random.bytes(16 * keys), key_arrays.DTYPE))
-    layout = shard.Layout("0" * 64, "float16", (1,))
+    layout = Layout("0" * 64, "float16", (1,))
     parts = np.array_split(every, 1000)
-    records = [shard.ShardRecord(f"{n:064x}", len(part), 1, "0" * 32, "f" * 32) for n, part in enumerate(parts)]
+    records = [ShardRecord(f"{n:064x}", len(part), 1, "0" * 32, "f" * 32) for n, part in enumerate(parts)]
     index.commit(root / "large", identity={}, layout=layout, shards=records, keys=parts, wanted=every, rejected={})
     np.save(root / "wanted.npy", every[random.integers(0, keys, 100_000)])
     del every, parts
@@ -187,7 +205,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         root = Path(name)
         print("| what | against | ratio |\n|---|---|---|")
-        for table in (large(root, given.keys), dense(root, given.rows), maps(root, given.maps)):
+        tables = [
+            large(root, given.keys),
+            dense(root, given.rows),
+            linking(root, 100, max(1, given.rows // 400)),
+            maps(root, given.maps),
+        ]
+        for table in tables:
             for what, against, ratio in table:
                 print(f"| {what} | {against} | {ratio:.2f} |", flush=True)
 

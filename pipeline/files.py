@@ -90,10 +90,15 @@ def _alive(process: int) -> bool:
     return True
 
 
+def flush(path: Path) -> None:
+    """Wait until the disk has all bytes of a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Flush a finished file to the disk and give it its name, in one step."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
 

@@ -2,8 +2,10 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from typing import Any
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); whoever owns the terminal draws it."""
@@ -32,3 +34,12 @@ def seed_everything(seed: int) -> None:
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of some packages, for the record of how a thing was made."""
     return {package: metadata.version(package) for package in sorted(packages)}
+
+
+def beside(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """`map` on all cores, in threads, where there is more than one item."""
+    if len(items) < 2:
+        yield from map(act, items)
+        return
+    with ThreadPoolExecutor(min(cores(), len(items))) as pool:
+        yield from pool.map(act, items)

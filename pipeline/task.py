@@ -71,6 +71,11 @@ class Task:
         """The row numbers of a split."""
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
+    def keys_of(self, split: str) -> list[str]:
+        """The keys of a split, in their order: `features.subset(task.keys_of("train"))` is its view of a tap."""
+        keys: list[str] = self.table["key"].take(pa.array(self.rows(split))).to_pylist()
+        return keys
+
     def few(self, draw: int, labels_per_class: int) -> np.ndarray:
         """The row numbers of the training set of one draw with so many labels a class."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)

@@ -23,6 +23,7 @@ from pipeline.store import cache, index, shard
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.features import Features
+from pipeline.store.layout import Layout
 from pipeline.task import Task
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +97,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tap = folder / "features" / "tiny" / "penultimate"
     values = random.normal(size=(len(rows), 3)).astype(np.float16)
-    layout = shard.Layout("ab" * 32, "float16", (3,))
+    layout = Layout("ab" * 32, "float16", (3,))
     order = np.argsort(key_arrays.from_hex(row["key"] for row in rows))
     held = key_arrays.from_hex(row["key"] for row in rows)[order]
     index.commit(

@@ -22,7 +22,7 @@ from pipeline.store import index, shard
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.identity import address
-from pipeline.store.shard import Layout
+from pipeline.store.layout import Layout
 from pipeline.task import Task
 
 TRAIN, VALIDATION, TEST = 6, 2, 3

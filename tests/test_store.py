@@ -29,7 +29,8 @@ from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored, encode
 from pipeline.store.features import Features, load_joined
 from pipeline.store.identity import address, differences, identity
-from pipeline.store.shard import Layout, Shard, ShardRecord
+from pipeline.store.layout import FORMAT, Layout, ShardRecord, path_of
+from pipeline.store.shard import Shard
 
 # Keys of all kinds, many of them with the zero bytes at the end that NumPy likes to drop.
 SIXTEEN = st.binary(min_size=16, max_size=16)
@@ -65,7 +66,7 @@ def write(folder: Path, keys: Sequence[str], rows: np.ndarray, stored: Stored = 
 
 def opened(folder: Path, record: ShardRecord, kind: Layout, **options: bool) -> Shard:
     """Open a shard of a folder."""
-    return Shard(shard.path_of(folder, record.name), record, kind, **options)
+    return Shard(path_of(folder, record.name), record, kind, **options)
 
 
 def store(folder: Path, *parts: Sequence[int], rejected: dict[str, str] | None = None) -> Features:
@@ -225,7 +226,7 @@ def test_a_shard_gives_back_what_was_written(keys: set[str], shape: tuple[int, .
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         record = write(folder, ordered, rows, stored)
-        path = shard.path_of(folder, record.name)
+        path = path_of(folder, record.name)
         assert (record.name, record.bytes) == (sha256_file(path), path.stat().st_size)
         assert (record.rows, record.first, record.last) == (len(ordered), ordered[0], ordered[-1])
         found = opened(folder, record, layout(stored, shape))
@@ -251,7 +252,7 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
     assert np.array_equal(encode(rows, "bfloat16").values, expected)
 
 
-@pytest.mark.parametrize("shape", [(3000,), (4, 90, 90)])
+@pytest.mark.parametrize("shape", [(300,), (3000,), (4, 90, 90)])
 @pytest.mark.parametrize("rows", [[3], [0, 39], list(range(0, 40, 2)), list(range(40)), [5, 4, 4, 39, 0]])
 def test_few_rows_and_many_rows_of_a_shard_are_the_same_rows(
     tmp_path: Path, rows: list[int], shape: tuple[int, ...]
@@ -270,8 +271,8 @@ def test_equal_rows_give_equal_bytes_and_one_file(tmp_path: Path) -> None:
     one = write(tmp_path / "one", keys, features)
     two = write(tmp_path / "two", keys, np.asfortranarray(features))
     assert one == two
-    path = shard.path_of(tmp_path / "one", one.name)
-    assert path.read_bytes() == shard.path_of(tmp_path / "two", two.name).read_bytes()
+    path = path_of(tmp_path / "one", one.name)
+    assert path.read_bytes() == path_of(tmp_path / "two", two.name).read_bytes()
     assert write(tmp_path / "one", keys, features) == one
     assert list((tmp_path / "one").iterdir()) == [path]
     assert write(tmp_path, keys, features + 1).name != one.name
@@ -289,9 +290,9 @@ def test_the_time_is_not_in_the_bytes(tmp_path: Path) -> None:
 def test_hdf5_reads_what_is_written_and_says_whose_it_is(tmp_path: Path, shape: tuple[int, ...]) -> None:
     features = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     record = write(tmp_path, sorted(map(key, range(3))), features, "float16")
-    with h5py.File(shard.path_of(tmp_path, record.name)) as file:
+    with h5py.File(path_of(tmp_path, record.name)) as file:
         kind = layout("float16", shape)
-        expected = {"format": 2, "identity": "0" * 64, "dtype": "float16", "block_rows": kind.block_rows}
+        expected = {"format": FORMAT, "identity": "0" * 64, "dtype": "float16", "block_rows": kind.block_rows}
         assert dict(file.attrs) == expected
         assert file["features"].dtype == np.float16
         assert file["features"].shape == (3, *shape)
@@ -329,7 +330,7 @@ def written(tmp_path: Path) -> tuple[Path, ShardRecord]:
     """A shard and its record."""
     keys = sorted(map(key, range(20)))
     record = write(tmp_path / "s", keys, rows_of(keys))
-    return shard.path_of(tmp_path / "s", record.name), record
+    return path_of(tmp_path / "s", record.name), record
 
 
 def test_a_missing_shard_is_named(written: tuple[Path, ShardRecord]) -> None:
@@ -361,22 +362,32 @@ def test_a_flipped_bit_anywhere_is_found_when_a_shard_is_opened(
     replace(path, before)
 
 
-@pytest.mark.parametrize("shape", [(3000,), (4, 90, 90)])
+def end_of_rows(path: Path) -> int:
+    """Where the last row of a shard ends in its file."""
+    with h5py.File(path) as file:
+        rows = file["features"]
+        if rows.chunks is None:
+            return int(rows.id.get_offset() + rows.nbytes)
+        last = rows.id.get_chunk_info(rows.id.get_num_chunks() - 1)
+        return int(last.byte_offset + last.size)
+
+
+@pytest.mark.parametrize("shape", [(300,), (3000,), (4, 90, 90)])
 def test_rows_that_change_under_an_open_shard_are_found_when_they_are_read(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     features = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
     record = write(tmp_path, sorted(map(key, range(40))), features)
-    path = shard.path_of(tmp_path, record.name)
+    path = path_of(tmp_path, record.name)
     trusting, unchecked = (opened(tmp_path, record, layout(shape=shape), trusted=True, check=c) for c in (True, False))
     data = bytearray(path.read_bytes())
-    data[-20] ^= 1  # in the last rows
+    data[end_of_rows(path) - 20] ^= 1
     replace(path, bytes(data))
     assert np.array_equal(trusting.read(0, 3), features[:3])
     for read in (lambda s: s.read(0, 40), lambda s: s.rows(np.array([39]))):
         with pytest.raises(StoreError, match=r"rows [\d,]+ to 39 are damaged: .*Run `icecore cache repair`"):
             read(trusting)
-    if len(shape) == 1:
+    if not layout(shape=shape).chunked:
         assert not np.array_equal(unchecked.read(0, 40), features)
 
 
@@ -454,7 +465,7 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_a_map_of_another_chunk_or_a_frame_that_is_no_frame_is_refused(tmp_path: Path) -> None:
     rows = np.ones((2, 3, 4), np.float32)
     record = write(tmp_path, sorted([key(0), key(1)]), rows)
-    path = shard.path_of(tmp_path, record.name)
+    path = path_of(tmp_path, record.name)
     with h5py.File(path) as file:
         info = file["features"].id.get_chunk_info(0)
     data = bytearray(path.read_bytes())
@@ -936,7 +947,7 @@ def test_no_keys_are_no_rows(features: Features) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_shard_is_refused_when_its_rows_are_read(tmp_path: Path, damage: str) -> None:
     record = store(tmp_path, [1, 2], [3]).index.shards[1]
-    path = shard.path_of(tmp_path, record.name)
+    path = path_of(tmp_path, record.name)
     if damage == "flipped":
         flip(path)
     elif damage == "cut":
@@ -1036,6 +1047,49 @@ def test_features_go_to_other_processes_and_other_libraries(features: Features, 
     joined = load_joined([features, features], features.keys[:3])
     assert joined.shape == (3, 6)
     assert joined.dtype == np.float32
+
+
+def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Path) -> None:
+    import pickle
+
+    some = [key(number) for number in (21, 3, 4, 3, 19)]
+    subset = features.subset(some)
+    assert (len(subset), len(features)) == (4, 24)
+    assert subset.keys == sorted(set(some))
+    copy = pickle.loads(pickle.dumps(subset))  # noqa: S301 - what DataLoader does with its own objects
+    for view in (subset, copy):
+        assert np.array_equal(view.load(), rows_of(subset.keys))
+        assert np.array_equal(view.load(some), rows_of(some))
+        assert np.array_equal(view.to_dask(block_rows=3).compute(scheduler="synchronous"), view.load())
+        seen = [k for own, _ in view.batches(3, shuffle_seed=0) for k in key_arrays.to_hex(own)]
+        assert sorted(seen) == subset.keys
+    assert subset.write_parquet(tmp_path / "f.parquet") == 4
+    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+        subset.load([key(5)])
+    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+        features.subset([key(1000)])
+    assert len(features.subset([])) == 0
+
+
+class Rows:
+    """A map-style data set for torch's DataLoader: one stored row at a time."""
+
+    def __init__(self, features: Features) -> None:
+        self.features, self.keys = features, features.keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self.features.load([self.keys[place]])[0]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_data_loader_read_the_same_rows(features: Features, start: str) -> None:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(Rows(features), batch_size=5, num_workers=2, multiprocessing_context=start)  # type: ignore[arg-type]
+    assert np.array_equal(np.concatenate([batch.numpy() for batch in loader]), features.load())
 
 
 def test_bfloat16_stays_bfloat16_in_torch(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from pipeline.extract.work import Reject, make_unit
 from pipeline.files import link_or_copy
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, silent
-from pipeline.store import cache, index, shard
+from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
 from pipeline.store.identity import identity
+from pipeline.store.layout import path_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def extract(
     failed = {reject.key: str(reject) for reject in _compute(config, todo, samples, columns, backbone, progress)}
     refused: dict[str, str] = {}
     for tap, column in columns.items():
-        refused |= _commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
+        refused |= commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
     _refuse_too_many(config, len(samples.keys), refused)
     return Extracted(todo, len(refused))
 
@@ -141,14 +142,14 @@ def _compute(
     return rejects
 
 
-def _commit(
+def commit(
     folder: Path, column: cache.Column, keys: np.ndarray, shape: tuple[int, ...], rejected: Mapping[str, str]
 ) -> dict[str, str]:
     """Link the shards that hold the samples into `folder` and write its index; return the samples without features."""
     chosen, own, held = cache.covering(column, keys)
     for record in chosen:
-        shard.verify(column.path_of(record), record)
-        link_or_copy(column.path_of(record), shard.path_of(folder, record.name))
+        column.verify(record)
+        link_or_copy(column.path_of(record), path_of(folder, record.name))
     refused = {key: rejected[key] for key in key_arrays.to_hex(keys[~held]) if key in rejected}
     index.commit(
         folder,

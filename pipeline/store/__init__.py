@@ -2,7 +2,9 @@
 
 identity   what made a feature, and the digest of that
 keys       16-byte sample keys as arrays: sorting, looking up
-shard      one HDF5 file, written once
+layout     what is in a shard: rows, blocks, checksums
+examine    where it lies in the file, and a refusal of everything else
+shard      one HDF5 file, written once, and its rows
 index      index.json, written last: the commit of a features folder
 cache      the columns that every project and branch on this machine shares
 features   the one class that heads and training read

@@ -4,8 +4,10 @@ Rows are found by key; their order on disk means nothing. An open store may be h
 spawned: shards are opened where they are read.
 """
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,12 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.files import atomic
-from pipeline.store import index, shard
+from pipeline.runtime import beside
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
-from pipeline.store.shard import CHUNK_BYTES, Shard
+from pipeline.store.layout import CHUNK_BYTES, path_of
+from pipeline.store.shard import Shard
 
 if TYPE_CHECKING:
     import dask.array
@@ -41,19 +45,33 @@ class Features:
         """Open a features folder; raises StoreError with what is wrong with it.
 
         The digest of a shard is checked when the first of its rows is read, and rows whenever they are read;
-        `check=False` leaves the second out.
+        `check=False` leaves the second out. Shards that were opened before a store goes to another process are not
+        checked again there.
         """
         return cls(folder, check=check)
 
+    def subset(self, keys: Keys) -> "Features":
+        """The same features with the rows of some keys only, such as those of a task's split: `task.keys_of("train")`.
+
+        Raises StoreError as `load` does. Of a key that is given twice there is one row.
+        """
+        found = copy.copy(self)
+        places = np.unique(self._places(keys))
+        found._rows = np.asarray(self._rows[:, places])
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+        # The table of all rows is mapped anew in the process that needs it; that of a subset goes along.
+        mapped = isinstance(self._rows, np.memmap)
+        return {name: value for name, value in self.__dict__.items() if not (mapped and name == "_rows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows = np.load(self.folder / index.ROWS, mmap_mode="r", allow_pickle=False)
+        if "_rows" not in state:
+            self._rows = np.load(self.folder / index.ROWS, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
-        return self.index.stored
+        return int(self._rows.shape[1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,24 +121,44 @@ class Features:
                 yield known[start : start + size], self._read(places[start : start + size])
             return
         random = np.random.default_rng(shuffle_seed)
+        left_keys, left = known[:0], np.empty((0, *self.shape), dtype=self.dtype)
+        for window, rows in self._windows(places, random, buffer_mb * 2**20 // 2, size):
+            own, mixed = known[window], random.permutation(len(window))
+            start = 0
+            if len(left):  # the batch that the last window could not fill
+                start = min(size - len(left), len(mixed))
+                left_keys = np.concatenate([left_keys, own[mixed[:start]]])
+                left = np.concatenate([left, rows[mixed[:start]]])
+                if len(left) < size:
+                    continue
+                yield left_keys, left
+            whole = start + (len(mixed) - start) // size * size
+            for first in range(start, whole, size):
+                batch = mixed[first : first + size]
+                yield own[batch], rows.take(batch, axis=0)
+            left_keys, left = own[mixed[whole:]], rows.take(mixed[whole:], axis=0)
+        if len(left):
+            yield left_keys, left
+
+    def _windows(
+        self, places: np.ndarray, random: np.random.Generator, buffer_bytes: int, size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows in windows of random blocks: their numbers among `places`, and the rows in a buffer that is reused.
+
+        The next window is read while the caller is at work on this one: there are two buffers.
+        """
         row_bytes = max(1, int(np.prod(self.shape)) * self.dtype.itemsize)
-        buffer = np.empty((0, *self.shape), dtype=self.dtype)
-        left, left_keys = 0, known[:0]
-        for window in _windows(np.argsort(places, kind="stable"), random, row_bytes, buffer_mb * 2**20, size):
-            rows = left + len(window)
-            if len(buffer) < rows:
-                buffer = np.concatenate([buffer[:left], np.empty((rows - left, *self.shape), dtype=self.dtype)])
-            keys_here = np.concatenate([left_keys, known[window]])
-            self._read(places[window], buffer[left:rows])
-            mixed = random.permutation(rows)
-            whole = rows // size * size
-            for start in range(0, whole, size):
-                batch = mixed[start : start + size]
-                yield keys_here[batch], buffer.take(batch, axis=0)
-            left, left_keys = rows - whole, keys_here[mixed[whole:]]
-            buffer[:left] = buffer.take(mixed[whole:], axis=0)
-        if left:
-            yield left_keys, buffer[:left].copy()
+        windows = _draw(np.argsort(places, kind="stable"), random, row_bytes, buffer_bytes, size)
+        largest = max(map(len, windows), default=0)
+        buffers = [np.empty((largest, *self.shape), dtype=self.dtype) for _ in windows[:2]]
+        with ThreadPoolExecutor(1) as ahead:
+            reading: list[Future[np.ndarray]] = []
+            for turn, window in enumerate(windows):
+                reading.append(ahead.submit(self._read, places[window], buffers[turn % 2][: len(window)]))
+                if turn:
+                    yield windows[turn - 1], reading.pop(0).result()
+            if reading:
+                yield windows[-1], reading.pop().result()
 
     def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
         """The rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""
@@ -136,9 +174,10 @@ class Features:
         import dask.array
         from dask import delayed
 
+        store = delayed(self, traverse=False)
         parts = [
             dask.array.from_delayed(
-                delayed(_load_range)(self.folder, self.check, start, stop),
+                delayed(Features._range)(store, start, stop),
                 (stop - start, *self.shape),
                 dtype=self.dtype,
             )
@@ -152,7 +191,7 @@ class Features:
 
         width = int(np.prod(self.shape))
         for start, stop in _ranges(len(self), block_rows):
-            rows = self._read(self._rows[2, start:stop])
+            rows = self._range(start, stop)
             listed = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
             keys = key_arrays.to_hex(key_arrays.join(self._rows[0, start:stop], self._rows[1, start:stop]))
             yield pa.RecordBatch.from_arrays([pa.array(keys), listed], names=["key", "features"])
@@ -169,13 +208,21 @@ class Features:
                 file.write_batch(batch)
         return len(self)
 
-    def _find(self, keys: Keys) -> np.ndarray:
-        """Where the rows of some keys lie: shard << 32 | row."""
+    def _places(self, keys: Keys) -> np.ndarray:
+        """The place of each key in the table of rows."""
         wanted = _array(keys)
         found = key_arrays.find_halves(self._rows[0], self._rows[1], wanted)
         if (found < 0).any():
             self._refuse(wanted[found < 0])
-        return np.asarray(self._rows[2][found])
+        return found
+
+    def _find(self, keys: Keys) -> np.ndarray:
+        """Where the rows of some keys lie: shard << 32 | row."""
+        return np.asarray(self._rows[2][self._places(keys)])
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        """Some rows in the order of the keys."""
+        return self._read(self._rows[2, start:stop])
 
     def _read(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The rows at some places, in their order, into `out` where it is given."""
@@ -184,8 +231,10 @@ class Features:
         # Places that follow each other are rows that do: each such run is read in one piece.
         cuts = np.flatnonzero(np.diff(places) != 1) + 1 if len(places) else np.empty(0, dtype=np.int64)
         if len(cuts) * 4 < len(places):
-            for start, stop in itertools.pairwise([0, *cuts.tolist(), len(places)]):
-                self._read_run(int(places[start]), found[start:stop])
+            runs = list(itertools.pairwise([0, *cuts.tolist(), len(places)]))
+            for number in np.unique(places[[start for start, _ in runs]] >> np.uint64(32)).tolist():
+                self._shard(number)  # opened here, once, and not by several threads
+            list(beside(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
             return found
         shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
         for number in np.unique(shards).tolist():
@@ -203,7 +252,7 @@ class Features:
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
             record = self.index.shards[number]
-            path = shard.path_of(self.folder, record.name)
+            path = path_of(self.folder, record.name)
             self._open[number] = Shard(path, record, self.index.layout, check=self.check)
         return self._open[number]
 
@@ -228,22 +277,19 @@ def _array(keys: Keys) -> np.ndarray:
     return keys if isinstance(keys, np.ndarray) and keys.dtype == key_arrays.DTYPE else key_arrays.from_hex(keys)
 
 
-def _windows(
+def _draw(
     order: np.ndarray, random: np.random.Generator, row_bytes: int, buffer_bytes: int, size: int
-) -> Iterator[np.ndarray]:
-    """Cut rows, in the order of the disk, into blocks, and yield them in random order, a buffer full at a time."""
+) -> list[np.ndarray]:
+    """Cut rows, in the order of the disk, into blocks, and put these in random order together, a buffer full each."""
     block = max(1, CHUNK_BYTES // row_bytes)
     blocks = [order[start : start + block] for start in range(0, len(order), block)]
     at_once = max(1, max(buffer_bytes // row_bytes, size) // block)
     shuffled = random.permutation(len(blocks)).tolist()
-    for start in range(0, len(blocks), at_once):
-        yield np.concatenate([blocks[number] for number in shuffled[start : start + at_once]])
+    return [
+        np.concatenate([blocks[number] for number in shuffled[start : start + at_once]])
+        for start in range(0, len(blocks), at_once)
+    ]
 
 
 def _ranges(rows: int, step: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-def _load_range(folder: Path, check: bool, start: int, stop: int) -> np.ndarray:
-    opened = Features.open(folder, check=check)
-    return opened._read(opened._rows[2, start:stop])

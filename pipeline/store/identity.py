@@ -8,8 +8,7 @@ from typing import Any
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.files import digest
 from pipeline.readers.image import ImageReader
-
-FORMAT = 2
+from pipeline.store.layout import FORMAT
 
 
 def identity(backbone: BackboneSpec, tap: TapSpec) -> dict[str, Any]:

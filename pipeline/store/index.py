@@ -26,7 +26,7 @@ from pipeline.errors import StoreError
 from pipeline.files import atomic, digest, sha256_file, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import Stored
-from pipeline.store.shard import Layout, ShardRecord
+from pipeline.store.layout import Layout, ShardRecord
 
 NAME, ROWS = "index.json", "rows.npy"
 FORMAT = 2

@@ -1,18 +1,11 @@
-"""One shard: an immutable HDF5 file with some rows of one column.
+"""One shard: an immutable HDF5 file with some rows of one column; `layout` says what is in it.
 
-    /keys        uint8 (rows, 16), sorted
-    /features    (rows, ...) in the stored dtype
-    /checksums   uint64 (blocks,): xxh3-64 of the bytes of each block of `block_rows` rows, before compression
-    /scale       float32 (channels,), int8 only
-    attributes of /: format, identity (the column's address), dtype, block_rows
+Written once, in one session and in row order, without times or host names: equal rows give equal bytes. Never opened
+for writing again.
 
-Vectors are contiguous and not compressed, so that any row can be memory-mapped. Maps, rows of two axes and more, lie in
-chunks of about 1 MiB, each a block and a Zstandard frame (HDF5 filter 32015). Written once, in one session and in row
-order, without times or host names: equal rows give equal bytes. Never opened for writing again.
-
-Opening trusts nothing. The digest is checked before HDF5 sees the file; then `_examine` refuses whatever a shard has no
-use for (links, external storage, virtual data sets, other filters, other shapes) and notes where the rows lie. After
-that rows are read by plain file reads: no HDF5 handle is kept, so threads and forked processes may share an open shard.
+Opening trusts nothing. The digest is checked before HDF5 sees the file; then `examine` refuses whatever a shard has no
+use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is kept, so threads
+and forked processes may share an open shard.
 """
 
 import errno
@@ -20,8 +13,8 @@ import hashlib
 import itertools
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,65 +25,23 @@ import xxhash
 import zstandard
 
 from pipeline.errors import StoreError
-from pipeline.files import KEY_BYTES, publish, scratch, sha256_file
-from pipeline.runtime import cores
+from pipeline.files import flush, publish, scratch, sha256_file
+from pipeline.runtime import beside, cores
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK, Encoded, Stored, decode
+from pipeline.store.encoding import ON_DISK, Encoded, decode
+from pipeline.store.examine import examine
+from pipeline.store.layout import (
+    CHUNK_BYTES,
+    FORMAT,
+    REMEDY,
+    ZSTD_FILTER,
+    ZSTD_LEVEL,
+    Layout,
+    ShardRecord,
+    path_of,
+)
 
-FORMAT = 2
-ZSTD_FILTER, ZSTD_LEVEL = 32015, 1
-CHUNK_BYTES = 2**20  # of a map's chunk
-BLOCK_BYTES = 2**14  # that one checksum of vectors covers: a random row costs little more, a pass hardly anything
-REMEDY = "Run `icecore cache repair`, then the extraction again: only what is damaged is computed."
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """What an index says of a shard; `name` is the file's SHA-256 and so its name."""
-
-    name: str
-    rows: int
-    bytes: int
-    first: str
-    last: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For an index."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the rows of a column look like: dtype and shape of one row."""
-
-    address: str
-    dtype: Stored
-    shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one stored row."""
-        return int(np.prod(self.shape)) * np.dtype(ON_DISK[self.dtype]).itemsize
-
-    @property
-    def chunked(self) -> bool:
-        """Whether rows are maps, which are chunked and compressed."""
-        return len(self.shape) > 1
-
-    def chunk_rows(self, rows: int) -> int:
-        """Rows of a chunk in a shard of so many: HDF5 wants no chunk larger than the whole."""
-        return min(self.block_rows, rows)
-
-    @property
-    def block_rows(self) -> int:
-        """Rows that one checksum covers, and of maps one chunk."""
-        return max(1, (CHUNK_BYTES if self.chunked else BLOCK_BYTES) // self.row_bytes)
-
-
-def path_of(folder: Path, name: str) -> Path:
-    """Where the shard of that name lies in a folder."""
-    return folder / f"{name}.h5"
-
+PIECE_BYTES = 2 * CHUNK_BYTES  # of vectors: stays in the processor's cache between a copy and its checksums
 
 # Writing -------------------------------------------------------------------------------------------------------------
 
@@ -105,11 +56,11 @@ def write(folder: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> 
     first, last = key_arrays.to_hex(keys[[0, -1]])
     with scratch(folder, "shard") as temporary:
         try:
-            size, digest = _write_file(temporary, keys, features, layout)
+            digest = (_write_maps if layout.chunked else _write_vectors)(temporary, keys, features, layout)
         except OSError as error:
             raise _out_of_space(error, folder, features.values.nbytes) from None
         temporary.chmod(0o444)
-        record = ShardRecord(digest, len(keys), size, first, last)
+        record = ShardRecord(digest, len(keys), temporary.stat().st_size, first, last)
         publish(temporary, path_of(folder, record.name))
     return record
 
@@ -125,65 +76,6 @@ def _refuse_unstorable(keys: np.ndarray, features: Encoded, layout: Layout) -> N
         )
 
 
-def _write_file(path: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> tuple[int, str]:
-    """Write the file; return its size and its SHA-256.
-
-    HDF5 lays the file out, with room for vectors at its end, and those go there by a plain write, while another thread
-    works out the digest. Nothing is copied through HDF5's buffers or read back.
-    """
-    values = np.ascontiguousarray(features.values)
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["identity"] = layout.address
-        file.attrs["dtype"] = layout.dtype
-        file.attrs["block_rows"] = layout.block_rows
-        file.create_dataset("keys", data=keys.view(np.uint8).reshape(len(keys), KEY_BYTES))
-        file.create_dataset("checksums", data=checksums(values, layout.block_rows))
-        if features.scale is not None:
-            file.create_dataset("scale", data=features.scale)
-        if layout.chunked:
-            _write_chunks(file, values, layout)
-        else:
-            offset = _make_room(file, values)
-    if layout.chunked:
-        return path.stat().st_size, sha256_file(path)
-    rows = values.data.cast("B")
-    with path.open("r+b") as raw, ThreadPoolExecutor(1) as beside:
-        head = raw.read(offset)
-        raw.seek(offset + len(rows))
-        tail = raw.read()  # of small files: HDF5 rounds them up
-        hashed = beside.submit(_sha256, head, rows, tail)
-        written = 0
-        while written < len(rows):
-            written += os.pwrite(raw.fileno(), rows[written:], offset + written)
-        return offset + len(rows) + len(tail), hashed.result()
-
-
-def _sha256(*parts: bytes | memoryview) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part)
-    return total.hexdigest()
-
-
-def _plist() -> Any:
-    """Settings of a data set without the time of its creation, which HDF5 would keep."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_obj_track_times(False)
-    return plist
-
-
-def _make_room(file: h5py.File, values: np.ndarray) -> int:
-    """Add /features, the last thing in the file, without its bytes; return where they go."""
-    plist = _plist()
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple(values.shape)
-    dataset = h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(values.dtype), space, plist)
-    return int(dataset.get_offset())
-
-
 def _out_of_space(error: OSError, folder: Path, needed: int) -> OSError | StoreError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
@@ -194,33 +86,130 @@ def _out_of_space(error: OSError, folder: Path, needed: int) -> OSError | StoreE
     )
 
 
-def _write_chunks(file: h5py.File, values: np.ndarray, layout: Layout) -> None:
-    """Compress the chunks beside each other and put them into the file in their order."""
-    chunk = layout.chunk_rows(len(values))
+def _write_vectors(path: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> str:
+    """Write the file; return its SHA-256.
+
+    HDF5 lays the file out, with room for the rows and behind them for their checksums. Both are then written plainly,
+    while another thread works out the digest: no byte is copied through HDF5's buffers or read back.
+    """
+    rows = np.ascontiguousarray(features.values).data.cast("B")
+    with h5py.File(path, "w") as file:
+        _describe(file, layout)
+        start = _make_room(file, "features", features.values)
+        sums_start = _make_room(file, "checksums", np.empty(layout.blocks(len(keys)), "<u8"))
+        _add_small(file, keys, features)
+    with path.open("r+b", buffering=0) as raw, ThreadPoolExecutor(1) as beside:
+        head = os.pread(raw.fileno(), start, 0)
+        digest = beside.submit(_sha256, head, rows)
+        sums = bytearray()
+        for piece in _pieces(0, len(keys), layout):
+            part = rows[piece.start * layout.row_bytes : piece.stop * layout.row_bytes]
+            _pwrite(raw.fileno(), part, start + piece.start * layout.row_bytes)
+            sums += np.array(_checksums(_cut(part, layout.block_rows * layout.row_bytes)), "<u8").tobytes()
+        _pwrite(raw.fileno(), memoryview(sums), sums_start)
+        os.fsync(raw.fileno())
+        end = start + len(rows)
+        tail = os.pread(raw.fileno(), path.stat().st_size - end, end)
+        whole = digest.result()
+        whole.update(tail)
+        return whole.hexdigest()
+
+
+def _write_maps(path: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> str:
+    """Compress the chunks beside each other and put them into the file in their order; return its SHA-256."""
+    values, chunk = np.ascontiguousarray(features.values), layout.chunk_rows(len(keys))
+    with h5py.File(path, "w") as file, ThreadPoolExecutor(cores()) as pool:
+        _describe(file, layout)
+        dataset = _make_chunked(file, values, chunk)
+        starts = range(0, len(values), chunk)
+
+        def compress(start: int) -> tuple[int, bytes]:
+            rows = values[start : start + chunk]
+            checksum = xxhash.xxh3_64_intdigest(rows.data.cast("B"))
+            if len(rows) < chunk:  # HDF5 stores the last chunk whole
+                rows = np.concatenate([rows, np.zeros((chunk - len(rows), *layout.shape), rows.dtype)])
+            return checksum, zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(rows.data.cast("B"))
+
+        sums = []
+        for start, (checksum, frame) in zip(starts, pool.map(compress, starts), strict=True):
+            sums.append(checksum)
+            dataset.write_direct_chunk((start, *[0] * len(layout.shape)), frame)
+        file.create_dataset("checksums", data=np.array(sums, "<u8"))
+        _add_small(file, keys, features)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256_file, path)
+        flush(path)
+        return digest.result()
+
+
+def _describe(file: h5py.File, layout: Layout) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["identity"] = layout.address
+    file.attrs["dtype"] = layout.dtype
+    file.attrs["block_rows"] = layout.block_rows
+
+
+def _add_small(file: h5py.File, keys: np.ndarray, features: Encoded) -> None:
+    file.create_dataset("keys", data=keys.view(np.uint8).reshape(len(keys), -1))
+    if features.scale is not None:
+        file.create_dataset("scale", data=features.scale)
+
+
+def _plist() -> Any:
+    """Settings of a data set without the time of its creation, which HDF5 would keep."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)
+    return plist
+
+
+def _make_room(file: h5py.File, name: str, values: np.ndarray) -> int:
+    """Add a data set like `values` without its bytes; return where they go."""
     plist = _plist()
-    plist.set_chunk((chunk, *layout.shape))
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(values.shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(values.dtype), space, plist)
+    return int(dataset.get_offset())
+
+
+def _make_chunked(file: h5py.File, values: np.ndarray, chunk: int) -> Any:
+    """Add /features without its chunks."""
+    plist = _plist()
+    plist.set_chunk((chunk, *values.shape[1:]))
     # Optional, so that HDF5 accepts a filter that it cannot run itself: frames are made and read here.
     plist.set_filter(ZSTD_FILTER, h5py.h5z.FLAG_OPTIONAL, (ZSTD_LEVEL,))
     space = h5py.h5s.create_simple(values.shape)
-    dataset = h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(values.dtype), space, plist)
-    starts = range(0, len(values), chunk)
-
-    def compress(start: int) -> bytes:
-        rows = values[start : start + chunk]
-        if len(rows) < chunk:  # HDF5 stores the last chunk whole
-            rows = np.concatenate([rows, np.zeros((chunk - len(rows), *layout.shape), rows.dtype)])
-        return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(rows.data.cast("B"))
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for start, frame in zip(starts, pool.map(compress, starts), strict=True):
-            dataset.write_direct_chunk((start, *[0] * len(layout.shape)), frame)
+    return h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(values.dtype), space, plist)
 
 
-def checksums(values: np.ndarray, block_rows: int) -> np.ndarray:
-    """xxh3-64 of each block of rows, uint64 (blocks,)."""
-    blocks = range(0, len(values), block_rows)
-    found = (xxhash.xxh3_64_intdigest(values[b : b + block_rows].data.cast("B")) for b in blocks)
-    return np.fromiter(found, dtype="<u8", count=len(blocks))
+def _sha256(*parts: bytes | memoryview) -> "hashlib._Hash":
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total
+
+
+def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def _pieces(start: int, stop: int, layout: Layout) -> Iterator[range]:
+    """Rows in pieces that end with a block: small enough to stay in the processor's cache."""
+    step = max(1, PIECE_BYTES // (layout.block_rows * layout.row_bytes)) * layout.block_rows
+    edges = [start, *range((start // step + 1) * step, stop, step), stop]
+    return (range(first, last) for first, last in itertools.pairwise(edges) if first < last)
+
+
+def _cut(data: memoryview, size: int) -> Iterable[memoryview]:
+    """Some bytes in parts of a size, the last of which may be short."""
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
+def _checksums(blocks: Iterable[memoryview]) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(block) for block in blocks]
 
 
 # Opening -------------------------------------------------------------------------------------------------------------
@@ -236,17 +225,6 @@ def verify(path: Path, record: ShardRecord, *, whole: bool = True) -> None:
         raise StoreError(f"{path}: expected SHA-256 {record.name}, got {found}: the shard is damaged. {REMEDY}")
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where things lie in the file. `chunks`: (offset, bytes) of each chunk, None where the rows are contiguous."""
-
-    keys: int
-    features: int | None
-    chunks: tuple[tuple[int, int], ...] | None
-    checksums: np.ndarray
-    scale: np.ndarray | None
-
-
 class Shard:
     """An open shard. Rows are checked against their checksums as they are read, unless `check` is False.
 
@@ -259,7 +237,7 @@ class Shard:
     ) -> None:
         self.path, self.record, self.layout, self.check = path, record, layout, check
         verify(path, record, whole=not trusted)
-        self._places = _examine(path, record, layout)
+        self._places = examine(path, record, layout)
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps of the file are made anew in the process that needs them.
@@ -275,16 +253,19 @@ class Shard:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Rows by number, decoded (len(rows), ...); see `encoding.decode` for the dtype."""
-        blocks = self.layout.block_rows
+        blocks, size = rows // self.layout.block_rows, self.layout.block_rows
         if self.layout.chunked:
             found = self._empty(len(rows))
-            for block in np.unique(rows // blocks).tolist():
-                here = rows // blocks == block
-                found[here] = self._chunk(block)[rows[here] - block * blocks]
+            for block in np.unique(blocks).tolist():
+                here = blocks == block
+                found[here] = self._chunk(block)[rows[here] - block * size]
         else:
-            for block in np.unique(rows // blocks).tolist() if self.check else ():
-                self._verify_block(block, self._dense[block * blocks : (block + 1) * blocks])
             found = self._dense[rows]
+            if self.check and size == 1:  # the copy is what is checked, and still in the processor's cache
+                self._verify(rows, _cut(found.data.cast("B"), self.layout.row_bytes))
+            elif self.check:
+                wanted = np.unique(blocks)
+                self._verify(wanted, [self._block(number) for number in wanted.tolist()])
         return decode(found, self.layout.dtype, self._places.scale)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -298,36 +279,36 @@ class Shard:
         stop, blocks = start + len(out), self.layout.block_rows
         if self.layout.chunked:
             numbers = range(start // blocks, -(-stop // blocks))
-            with ThreadPoolExecutor(min(cores(), len(numbers))) as pool:
-                for number, whole in zip(numbers, pool.map(self._chunk, numbers), strict=True):
-                    first, last = max(start, number * blocks), min(stop, number * blocks + len(whole))
-                    out[first - start : last - start] = whole[first - number * blocks : last - number * blocks]
+            for number, whole in zip(numbers, beside(self._chunk, numbers), strict=True):
+                first, last = max(start, number * blocks), min(stop, number * blocks + len(whole))
+                out[first - start : last - start] = whole[first - number * blocks : last - number * blocks]
             return
-        # A piece is what stays in the processor's cache from the read to the check.
-        step = max(1, 2 * CHUNK_BYTES // (blocks * self.layout.row_bytes)) * blocks
-        edges = [start, *range((start // step + 1) * step, stop, step), stop]
-        pieces = list(itertools.pairwise(edges))
-        with self.path.open("rb", buffering=0) as file, ThreadPoolExecutor(min(cores(), len(pieces))) as pool:
+        with self.path.open("rb", buffering=0) as file:
 
-            def fill(piece: tuple[int, int]) -> None:
-                self._read_piece(file.fileno(), out[piece[0] - start : piece[1] - start], piece[0])
+            def fill(piece: range) -> None:
+                self._read_piece(file.fileno(), out[piece.start - start : piece.stop - start], piece)
 
-            list(pool.map(fill, pieces))
+            for _ in beside(fill, list(_pieces(start, stop, self.layout))):
+                pass
 
-    def _read_piece(self, descriptor: int, out: np.ndarray, start: int) -> None:
-        """Read vectors from `start` on, and check every block that they touch."""
+    def _read_piece(self, descriptor: int, out: np.ndarray, rows: range) -> None:
+        """Read vectors, and check every block that they touch."""
         assert self._places.features is not None, "vectors are contiguous"
-        view, offset = out.data.cast("B"), self._places.features + start * self.layout.row_bytes
+        view, row_bytes, size = out.data.cast("B"), self.layout.row_bytes, self.layout.block_rows
         done = 0
         while done < len(view):
-            done += os.preadv(descriptor, [view[done:]], offset + done)
+            done += os.preadv(descriptor, [view[done:]], self._places.features + rows.start * row_bytes + done)
         if not self.check:
             return
-        blocks, stop = self.layout.block_rows, start + len(out)
-        for block in range(start // blocks, -(-stop // blocks)):
-            first, last = block * blocks, min((block + 1) * blocks, len(self))
-            inside = start <= first and last <= stop
-            self._verify_block(block, out[first - start : last - start] if inside else self._dense[first:last])
+        # Blocks that lie in `out` whole are checked there, those at its edges where they lie in the file.
+        first, last = (
+            -(-rows.start // size),
+            rows.stop // size if rows.stop < len(self) else self.layout.blocks(len(self)),
+        )
+        inside = view[(first * size - rows.start) * row_bytes : (last * size - rows.start) * row_bytes]
+        self._verify(np.arange(first, last), _cut(inside, size * row_bytes))
+        edges = sorted({rows.start // size, (rows.stop - 1) // size} - set(range(first, last)))
+        self._verify(np.array(edges, dtype=np.int64), map(self._block, edges))
 
     def _empty(self, rows: int) -> np.ndarray:
         return np.empty((rows, *self.layout.shape), dtype=ON_DISK[self.layout.dtype])
@@ -348,14 +329,23 @@ class Shard:
             raise self._damaged(block, f"it holds {len(raw):,} bytes instead of {expected:,}")
         flat = np.frombuffer(raw, dtype=ON_DISK[self.layout.dtype])
         values = flat.reshape(chunk, *self.layout.shape)[:rows]
-        self._verify_block(block, values)
+        if self.check:
+            self._verify(np.array([block]), [values.data.cast("B")])
         return values
 
-    def _verify_block(self, block: int, values: np.ndarray) -> None:
-        if self.check:
-            found = xxhash.xxh3_64_intdigest(values.data.cast("B"))
-            if found != int(self._places.checksums[block]):
-                raise self._damaged(block, "it does not fit its checksum")
+    def _block(self, number: int) -> memoryview:
+        """The bytes of one block of vectors, where they lie in the file."""
+        assert self._places.features is not None, "vectors are contiguous"
+        size, end = self.layout.block_rows * self.layout.row_bytes, len(self) * self.layout.row_bytes
+        start = self._places.features
+        return memoryview(self._bytes)[start + number * size : start + min((number + 1) * size, end)]
+
+    def _verify(self, blocks: np.ndarray, data: Iterable[memoryview]) -> None:
+        """Raise StoreError if the bytes of some blocks do not fit their checksums."""
+        found = np.array(_checksums(data), dtype=np.uint64)
+        wrong = np.flatnonzero(found != self._places.checksums[blocks])
+        if len(wrong):
+            raise self._damaged(int(blocks[wrong[0]]), "it does not fit its checksum")
 
     def _damaged(self, block: int, why: str) -> StoreError:
         first = block * self.layout.block_rows
@@ -373,82 +363,3 @@ class Shard:
         count = self.record.rows * int(np.prod(self.layout.shape))
         flat = np.frombuffer(self._bytes, ON_DISK[self.layout.dtype], count=count, offset=self._places.features)
         return flat.reshape(self.record.rows, *self.layout.shape)
-
-
-def _examine(path: Path, record: ShardRecord, layout: Layout) -> _Places:
-    """Note where everything lies; raise StoreError for whatever a shard has no use for."""
-    blocks = -(-record.rows // layout.block_rows)
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "keys": ((record.rows, KEY_BYTES), "|u1"),
-        "checksums": ((blocks,), "<u8"),
-        "features": ((record.rows, *layout.shape), ON_DISK[layout.dtype]),
-    }
-    if layout.dtype == "int8":
-        expected["scale"] = ((layout.shape[0],), "<f4")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if sorted(file) != sorted(expected):
-                raise _refused(path, f"expected {', '.join(sorted(expected))} in it, got {', '.join(sorted(file))}")
-            datasets = {name: _dataset(path, file, name, *expected[name]) for name in expected}
-            offsets = {
-                name: _contiguous(path, dataset, record.bytes)
-                for name, dataset in datasets.items()
-                if not (layout.chunked and name == "features")
-            }
-            chunks = _chunks(path, datasets["features"], layout, record.bytes) if layout.chunked else None
-            return _Places(
-                keys=offsets["keys"],
-                features=offsets.get("features"),
-                chunks=chunks,
-                checksums=datasets["checksums"][:],
-                scale=datasets["scale"][:] if "scale" in datasets else None,
-            )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        # What h5py raises for files that are no HDF5, or broken inside.
-        raise _refused(path, f"HDF5 cannot read it: {error}") from None
-
-
-def _refused(path: Path, why: str) -> StoreError:
-    return StoreError(f"{path}: not a shard of icecore: {why}. Nothing was read from it. {REMEDY}")
-
-
-def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """A plain data set of the expected shape and dtype, or a refusal."""
-    link = file.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        raise _refused(path, f"/{name} is a {type(link).__name__}")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise _refused(path, f"/{name} is a {type(dataset).__name__}")
-    if dataset.is_virtual or dataset.external:
-        raise _refused(path, f"/{name} takes its data from other files")
-    if dataset.dtype != np.dtype(dtype) or dataset.dtype.hasobject or dataset.shape != shape:
-        raise _refused(path, f"/{name}: expected {shape} of {dtype}, got {dataset.shape} of {dataset.dtype.str}")
-    return dataset
-
-
-def _contiguous(path: Path, dataset: h5py.Dataset, size: int) -> int:
-    """Where a contiguous data set begins."""
-    plist, offset = dataset.id.get_create_plist(), dataset.id.get_offset()
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
-        raise _refused(path, f"{dataset.name} is chunked or filtered")
-    if offset is None or offset + dataset.nbytes > size:
-        raise _refused(path, f"{dataset.name} does not lie inside the file")
-    return int(offset)
-
-
-def _chunks(path: Path, dataset: h5py.Dataset, layout: Layout, size: int) -> tuple[tuple[int, int], ...]:
-    """Offset and bytes of each chunk, in the order of the rows."""
-    plist = dataset.id.get_create_plist()
-    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-    if dataset.chunks != (layout.chunk_rows(len(dataset)), *layout.shape) or filters != [ZSTD_FILTER]:
-        raise _refused(path, f"{dataset.name}: chunks {dataset.chunks}, filters {filters}")
-    found: dict[int, tuple[int, int]] = {}
-    for number in range(dataset.id.get_num_chunks()):
-        info = dataset.id.get_chunk_info(number)
-        if info.filter_mask or info.byte_offset + info.size > size:
-            raise _refused(path, f"{dataset.name}: chunk {number} is not compressed or not inside the file")
-        found[info.chunk_offset[0] // layout.chunk_rows(len(dataset))] = (info.byte_offset, info.size)
-    if len(found) != -(-len(dataset) // layout.block_rows):
-        raise _refused(path, f"{dataset.name}: chunks are missing")
-    return tuple(found[number] for number in range(len(found)))
