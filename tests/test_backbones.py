@@ -21,6 +21,7 @@ from torchvision import models
 from pipeline.backbones import artefact, glyphs, taps, vision
 from pipeline.backbones.artefact import Backbone, weights_digest
 from pipeline.backbones.spec import GRID, BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape
+from pipeline.backbones.survey import survey
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.readers.image import ImageSpec
@@ -51,7 +52,7 @@ class Case:
 
     def __init__(self, name: str) -> None:
         self.network, shape = random_network(name)
-        self.taps = taps.survey(self.network, shape)
+        self.taps = survey(self.network, shape)
         self.images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
 
     @torch.inference_mode()
@@ -187,7 +188,7 @@ def test_no_hook_is_left_behind_even_if_the_network_fails() -> None:
     with pytest.raises(RuntimeError):
         taps.collect(case.network, torch.zeros(1, 5, 32, 32), {"x": TapSpec(node="block2")}, case.taps)
     with pytest.raises(RuntimeError):
-        taps.survey(case.network, (5, 32, 32))
+        survey(case.network, (5, 32, 32))
     assert not any(part._forward_hooks for part in case.network.modules())
 
 
@@ -210,7 +211,7 @@ def test_modules_that_return_no_single_tensor_are_not_offered() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.last(self.memory(self.rows(images))[0][:, -1])
 
-    assert list(taps.survey(Recurrent().eval(), (3, 4, 4))) == ["input", "rows", "last", "logits"]
+    assert list(survey(Recurrent().eval(), (3, 4, 4))) == ["input", "rows", "last", "logits"]
 
 
 def test_an_unknown_node_is_named_with_its_neighbours() -> None:
@@ -329,7 +330,7 @@ class OneSize(nn.Module):
 
 
 def test_a_network_of_one_input_size_is_surveyed_all_the_same() -> None:
-    found = taps.survey(OneSize().eval(), (1, 8, 8))
+    found = survey(OneSize().eval(), (1, 8, 8))
     assert {name: tap.layout for name, tap in found.items()} == {
         "input": "CHW",
         "maps": "CHW",
@@ -351,8 +352,8 @@ def test_tokens_are_no_maps() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.windows(images.unflatten(2, (-1, 4)).flatten(3).movedim(1, 3)).mean((1, 2))
 
-    assert taps.survey(Tokens().eval(), (3, 8, 8))["windows"] == Tap(shape=(2, 32, 3), layout="HWC")
-    assert taps.survey(nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(3)), (3, 8, 8))["1"].layout == "other"
+    assert survey(Tokens().eval(), (3, 8, 8))["windows"] == Tap(shape=(2, 32, 3), layout="HWC")
+    assert survey(nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(3)), (3, 8, 8))["1"].layout == "other"
 
 
 @pytest.mark.parametrize("pool", ["average", "avg2", "avg0x2", "avg2x0", "avg-1x2", "avg2x2x2", ""])

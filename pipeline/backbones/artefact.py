@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import ARCHITECTURES
 from pipeline.backbones.spec import BackboneSpec, InputSpec
-from pipeline.backbones.taps import survey
+from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
 from pipeline.files import atomic, read_json, write_json
 

@@ -3,16 +3,24 @@
 `data/backbones/<name>/` holds `backbone.json` (this) and `weights.safetensors` (parameters and buffers).
 """
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.config import Settings
+from pipeline.errors import BackboneError, bullets, unknown
 from pipeline.readers.image import ImageSpec
 
 GRID = re.compile(r"avg([1-9]\d*)x([1-9]\d*)")
-POOLINGS = ("none", "flatten", "mean", "max", "avg<h>x<w>")
+MAP_POOLINGS, TOKEN_POOLINGS = ("mean", "max", "gem", "mean+std"), ("cls", "mean_tokens")
+POOLINGS = ("none", "flatten", *MAP_POOLINGS, *TOKEN_POOLINGS, "avg<h>x<w>")
+
+ACTIVATIONS = ("relu", "gelu", "silu", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "elu", "leaky_relu",
+               "mish", "softmax", "prelu")  # fmt: skip
+"""Operations of torch that are non-linear in each value; ReLU6 is hardtanh."""
 
 
 class InputSpec(Settings):
@@ -39,48 +47,95 @@ class Tap(Settings):
     """A place in the network whose output can be stored."""
 
     shape: tuple[int, ...] = Field(description="of one sample, without the batch axis")
-    layout: Literal["CHW", "HWC", "other"] = "other"
+    layout: Literal["CHW", "HWC", "LC", "other"] = Field(default="other", description="LC: tokens")
+    kind: str = Field(default="", description="the class of the module, or `function`")
+    operation: str = Field(
+        default="", description="the last operation that shaped the value, such as relu or convolution"
+    )
+    multiply_adds: int = Field(default=0, description="of one sample, from the input up to this node")
+    prefix: int = Field(default=0, description="tokens before those of the patches: the class token")
+    call: int = Field(default=0, description="which call of the module or function, from 0")
+    input_of: str | None = Field(default=None, description="the module whose input this is, not its output")
+
+    @property
+    def activated(self) -> bool:
+        """Whether the value comes straight out of a non-linearity (post-activation)."""
+        return self.operation.removesuffix("_") in ACTIVATIONS
 
 
 class BackboneSpec(Settings):
     """The whole of backbone.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     architecture: dict[str, Any] = Field(description="`family` and what its builder needs")
     origin: dict[str, Any] = Field(description="where the weights came from")
     weights_digest: str
     input: InputSpec
     taps: dict[str, Tap]
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="other names of nodes: those of papers and of other libraries"
+    )
     classes: tuple[str, ...] = ()
+
+    def node(self, name: str) -> str:
+        """The node that a name or an alias stands for; a name that is neither comes back as it is."""
+        return name if name in self.taps else self.aliases.get(name, name)
 
 
 class TapSpec(Settings):
     """What to store of a tap: which node, how it is pooled, in which dtype."""
 
-    node: str
-    pool: str = Field("none", description="none, flatten, mean, max, or avg<h>x<w> such as avg2x2")
+    node: str = Field(description="a node or an alias: `icecore layers` lists them")
+    pool: str = Field(default="none", description=f"{', '.join(POOLINGS[:-1])}, or avg<h>x<w> such as avg2x2")
+    project: int | None = Field(
+        default=None, ge=1, description="dimensions of a random projection of the pooled, flat row"
+    )
+    project_seed: int = Field(default=0, ge=0, description="of the random projection")
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
 
     @field_validator("pool")
     @classmethod
     def _known(cls, pool: str) -> str:
-        if pool not in POOLINGS[:4] and not GRID.fullmatch(pool):
+        if pool not in POOLINGS[:-1] and not GRID.fullmatch(pool):
             raise ValueError(f"unknown pooling. Expected one of: {', '.join(POOLINGS)}")
         return pool
 
 
 def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:
-    """The shape of one stored row; raises ValueError if the pooling does not fit the tap."""
+    """The shape of one row after pooling; raises ValueError if the pooling does not fit the tap."""
     if pool == "none":
         return tap.shape
     if pool == "flatten":
-        size = 1
-        for side in tap.shape:
-            size *= side
-        return (size,)
-    if tap.layout == "other":
+        return (math.prod(tap.shape),)
+    if pool in TOKEN_POOLINGS:
+        if tap.layout != "LC":
+            raise ValueError(f"pooling {pool!r} needs tokens, but a row has the shape {tap.shape}")
+        if pool == "cls" and not tap.prefix:
+            raise ValueError("pooling 'cls' takes the class token, and this network has none")
+        return (tap.shape[1],)
+    if tap.layout not in ("CHW", "HWC"):
         raise ValueError(f"pooling {pool!r} averages over height and width, but a row has the shape {tap.shape}")
     channels = tap.shape[0] if tap.layout == "CHW" else tap.shape[-1]
     grid = GRID.fullmatch(pool)
-    cells = int(grid[1]) * int(grid[2]) if grid else 1
+    cells = int(grid[1]) * int(grid[2]) if grid else 2 if pool == "mean+std" else 1
     return (channels * cells,)
+
+
+def row_shape(tap: Tap, spec: TapSpec) -> tuple[int, ...]:
+    """The shape of one stored row; raises ValueError if the pooling does not fit the tap."""
+    pooled = pooled_shape(tap, spec.pool)
+    return pooled if spec.project is None else (spec.project,)
+
+
+def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str) -> dict[str, TapSpec]:
+    """The same taps with nodes in the place of aliases; raises BackboneError with all nodes that do not exist."""
+    found = {name: spec.model_copy(update={"node": backbone.node(spec.node)}) for name, spec in specs.items()}
+    known = (*backbone.aliases, *backbone.taps)
+    problems = [
+        f"tap {name!r}: {unknown('node', spec.node, known)}"
+        for name, spec in found.items()
+        if spec.node not in backbone.taps
+    ]
+    if problems:
+        raise BackboneError(bullets(f"{where}: taps that do not exist (`icecore layers` lists all)", problems))
+    return found

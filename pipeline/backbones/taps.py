@@ -1,25 +1,38 @@
-"""Taps: the outputs of named modules, copied at the moment they are made.
+"""Taps: the values of any node of a network, copied at the moment they are made.
+
+A node is one of
+
+    input            the network's own input, after normalisation: the raw pixels
+    logits           the network's own output
+    penultimate      what its last layer gets: one vector a sample in nearly all classifiers
+    layer1.0.relu    a module, by its name: what it returns; with _1, _2, … for later calls of the same module
+    layer1.0.add     a function that is called outside of torch's own layers, by the module that calls it and its own
+                     name, numbered likewise: the names that torchvision's graphs have
 
 Each tap is pooled or cloned inside the hook, before the network can overwrite it in place, so a value never depends on
-what else is asked for. The forward pass stops after the last module that is needed.
+what else is asked for. The forward pass stops after the last node that is needed.
 """
 
 import contextlib
+import itertools
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from pipeline.backbones.spec import GRID, Tap, TapSpec
-from pipeline.errors import BackboneError, unknown
+from pipeline.backbones.pooling import pool
+from pipeline.backbones.spec import Tap, TapSpec
 
-INPUT = "input"
-"""The node that is the network's own input, after normalisation: the raw pixels."""
+INPUT, LOGITS, PENULTIMATE = "input", "logits", "penultimate"
+FUNCTION = "function"  # the kind of a node that is no module
 
-LOGITS = "logits"
-"""The node that is the network's own output."""
+# Operators that Python has several names for. A graph has one.
+OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "itruediv": "truediv"}
+
+Seen = Callable[[str, Any], None]
+"""Called with a node and its value, in the order in which the network makes them."""
 
 
 class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
@@ -29,7 +42,10 @@ class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
 def collect(
     module: nn.Module, images: Tensor, specs: Mapping[str, TapSpec], taps: Mapping[str, Tap]
 ) -> dict[str, Tensor]:
-    """Run `images` (n, c, h, w) forward and return each tap by its name, pooled, float32, (n, ...)."""
+    """Run `images` (n, c, h, w) forward and return each tap by its name, pooled but not projected, (n, ...).
+
+    The nodes of `specs` are those of `taps`, no aliases.
+    """
     wanted: dict[str, list[str]] = {}
     for name, spec in specs.items():
         wanted.setdefault(spec.node, []).append(name)
@@ -38,107 +54,89 @@ def collect(
     def keep(node: str, value: Tensor) -> None:
         for name in wanted[node]:
             found[name] = pool(value.detach(), specs[name].pool, taps[node])
+        if len(found) == len(specs):
+            raise _Stop
 
-    if INPUT in wanted:
-        keep(INPUT, images)
-    if len(found) == len(specs):
-        return found
-    modules = {**dict(module.named_modules()), LOGITS: module}
-
-    def hook(node: str) -> Any:
-        def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            keep(node, output)
-            if len(found) == len(specs):
-                raise _Stop
-
-        return after
-
-    handles = [modules[node].register_forward_hook(hook(node)) for node in wanted if node != INPUT]
-    try:
-        module(images)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.suppress(_Stop):
+        if INPUT in wanted:
+            keep(INPUT, images)
+        with _watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
+            module(images)
     return found
 
 
-def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
-    """Pool one tap's output (n, ...); the result never shares memory with `value`."""
-    if pooling == "none":
-        return value.clone(memory_format=torch.contiguous_format)
-    if pooling == "flatten":
-        return value.flatten(1).clone()
-    maps = value.permute(0, 3, 1, 2) if tap.layout == "HWC" else value
-    if pooling == "mean":
-        return maps.mean(dim=(2, 3))
-    if pooling == "max":
-        return maps.amax(dim=(2, 3))
-    grid = GRID.fullmatch(pooling)
-    assert grid is not None, "TapSpec checked the pooling"
-    return nn.functional.adaptive_avg_pool2d(maps, (int(grid[1]), int(grid[2]))).flatten(1)
+@contextlib.contextmanager
+def _watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[None]:
+    """Call `seen` for the nodes of `taps` while the network runs."""
+    modules = {**dict(module.named_modules()), LOGITS: module}
+    functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
+    with contextlib.ExitStack() as stack:
+        for node, tap in taps.items():
+            if tap.input_of is not None:
+                handle = modules[tap.input_of].register_forward_pre_hook(_before(node, seen))
+                stack.callback(handle.remove)
+            elif node not in functions:
+                name = node.removesuffix(f"_{tap.call}") if tap.call else node
+                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, seen)).remove)
+        if functions:
+            stack.enter_context(Functions(module, lambda node, value: node in functions and seen(node, value)))
+        yield
 
 
-def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """All taps of a network with the shape of one row: modules that run exactly once and return one tensor.
-
-    The network runs a second time on an image of twice the size: the axes that grow are height and width.
-    """
-    channels, height, width = shape
-    rows, larger = _Observed(), _Observed()
-    rows.run(module, shape)
-    # A network of one input size refuses; what ran before it did tells its layout all the same.
-    with contextlib.suppress(AssertionError, RuntimeError, ValueError):
-        larger.run(module, (channels, 2 * height, 2 * width))
-    taps = {INPUT: Tap(shape=shape, layout="CHW")}
-    for name, row in rows.shapes.items():
-        if rows.calls[name] == 1:
-            taps[name] = Tap(shape=row, layout=_layout(row, larger.shapes.get(name, row)))
-    return taps
+def _before(node: str, seen: Seen) -> Any:
+    return lambda _module, args: seen(node, args[0])
 
 
-class _Observed:
-    """Which modules ran in a forward pass, how often, and the shape of one row of what they returned."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def run(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
-        """Run a batch of two empty images; what was seen stays, even if the network fails on the way."""
-
-        def hook(name: str) -> Any:
-            def after(_module: nn.Module, _args: Any, output: Any) -> None:
-                self.calls[name] += 1
-                if isinstance(output, Tensor) and output.ndim >= 2 and output.shape[0] == 2:
-                    self.shapes[name] = tuple(output.shape[1:])
-
-            return after
-
-        handles = [part.register_forward_hook(hook(name or LOGITS)) for name, part in module.named_modules()]
-        try:
-            with torch.inference_mode():
-                module(torch.zeros(2, *shape))
-        finally:
-            for handle in handles:
-                handle.remove()
+def _after(node: str, call: int, seen: Seen) -> Any:
+    calls = itertools.count()
+    return lambda _module, _args, output: seen(node, output) if next(calls) == call else None
 
 
-def _layout(row: tuple[int, ...], larger: tuple[int, ...]) -> Literal["CHW", "HWC", "other"]:
-    if len(row) != 3:
-        return "other"
-    grown = [after > before for before, after in zip(row, larger, strict=True)]
-    if grown == [True, True, False]:
-        return "HWC"
-    # Maps of a fixed size, such as those after adaptive pooling, do not grow.
-    if grown == [False, True, True] or (not any(grown) and row[1] == row[2]):
-        return "CHW"
-    return "other"
+class Functions(TorchFunctionMode):
+    """Calls `seen` for the functions that a network calls outside of torch's own layers, under the names of a graph."""
+
+    def __init__(self, module: nn.Module, seen: Seen) -> None:
+        super().__init__()
+        self._seen, self._calls = seen, Counter[str]()
+        self._scope: list[tuple[str, bool]] = [("", False)]
+        self._handles = [
+            handle
+            for name, part in module.named_modules()
+            for handle in (
+                part.register_forward_pre_hook(self._enter_module(name, leaf=_is_leaf(part))),
+                # First of all hooks, and always: a hook of a tap may end the forward pass.
+                part.register_forward_hook(self._leave_module, prepend=True, always_call=True),
+            )
+        ]
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function, and say so if no layer of torch's own is running."""
+        value = func(*args, **(kwargs or {}))
+        scope, inside_leaf = self._scope[-1]
+        if not inside_leaf and isinstance(value, Tensor):
+            bare = getattr(func, "__name__", "").strip("_")
+            name = ".".join(filter(None, [scope, OPERATORS.get(bare, bare)]))
+            self._seen(numbered(name, self._calls[name]), value)
+            self._calls[name] += 1
+        return value
+
+    def _enter_module(self, name: str, *, leaf: bool) -> Any:
+        return lambda _module, _args: self._scope.append((name, leaf or self._scope[-1][1]))
+
+    def _leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._scope.pop()
 
 
-def check(specs: Mapping[str, TapSpec], taps: Mapping[str, Tap], *, where: str) -> None:
-    """Raise BackboneError if a tap's node does not exist."""
-    for name, spec in specs.items():
-        if spec.node not in taps:
-            raise BackboneError(f"{where}, tap {name!r}: {unknown('node', spec.node, taps)}")
+def numbered(name: str, call: int) -> str:
+    """The node of the first, second, … call: call 0, 1, …"""
+    return f"{name}_{call}" if call else name
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a graph shows a module as one node: torch's own layers, but for containers."""
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

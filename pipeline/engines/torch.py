@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.backbones import taps
+from pipeline.backbones import projection
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.tapped import Tapped
 from pipeline.runtime import versions
 
 
@@ -21,12 +22,8 @@ class TorchEngine:
         if self.device.type == "cuda":
             # The identity says float32; TensorFloat-32, which cuDNN would take for convolutions, is coarser.
             torch.backends.cudnn.allow_tf32 = False
-        self._spec, self._taps = backbone.spec, dict(specs)
-        self._module = backbone.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
-            for values in (backbone.spec.input.mean, backbone.spec.input.std)
-        )
+        self._specs = dict(specs)
+        self._tapped = Tapped(backbone, specs).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -41,7 +38,10 @@ class TorchEngine:
         rows = len(pixels)
         if rows < self.batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - rows, -1, -1, -1)])
-        # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
-        images = pixels.to(self.device).permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
-        found = taps.collect(self._module, images, self._taps, self._spec.taps)
-        return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
+        found = dict(zip(self._tapped.names, self._tapped(pixels.to(self.device)), strict=True))
+        return {name: finish(value[:rows].cpu().numpy(), self._specs[name]) for name, value in found.items()}
+
+
+def finish(rows: np.ndarray, spec: TapSpec) -> np.ndarray:
+    """What is left to do after the network: the random projection, where the tap has one."""
+    return rows if spec.project is None else projection.project(rows, spec.project, spec.project_seed)

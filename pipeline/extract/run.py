@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import manifest
-from pipeline.backbones import artefact, taps
-from pipeline.backbones.spec import BackboneSpec, TapSpec, pooled_shape
+from pipeline.backbones import artefact
+from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, bullets
 from pipeline.extract import ExtractConfig
@@ -63,6 +63,7 @@ def extract(
     Raises BackboneError for a tap that does not exist, DataError if more samples than `max_rejected` gave no features.
     """
     spec = artefact.read_spec(backbone)
+    config = config.model_copy(update={"taps": resolve(config.taps, spec, where=str(backbone))})
     shapes = row_shapes(config.taps, spec, where=str(backbone))
     samples = read_samples(manifests, config.datasets)
     columns = {tap: cache.column(cache_root, identity(spec, config.taps[tap])) for tap in config.taps}
@@ -80,12 +81,11 @@ def extract(
 
 
 def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of a stored row of each tap; raises BackboneError for nodes and poolings that do not fit."""
-    taps.check(specs, spec.taps, where=where)
+    """The shape of a stored row of each tap; raises BackboneError for poolings that do not fit."""
     shapes, problems = {}, []
     for tap, wanted in specs.items():
         try:
-            shapes[tap] = pooled_shape(spec.taps[wanted.node], wanted.pool)
+            shapes[tap] = row_shape(spec.taps[wanted.node], wanted)
         except ValueError as error:
             problems.append(f"tap {tap!r}, node {wanted.node!r}: {error}. Use none or flatten.")
     if problems:

@@ -3,27 +3,35 @@
 Engine, device and batch size are not in it: they change values within rounding only, and are kept beside each shard.
 """
 
+import math
 from typing import Any
 
-from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones import projection
+from pipeline.backbones.spec import BackboneSpec, TapSpec, pooled_shape
 from pipeline.files import digest
 from pipeline.readers.image import ImageReader
 from pipeline.store.layout import FORMAT
 
 
-def identity(backbone: BackboneSpec, tap: TapSpec) -> dict[str, Any]:
+def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32") -> dict[str, Any]:
     """What shaped the features of one tap; equal identities mean interchangeable features."""
-    return {
+    node = backbone.node(tap.node)
+    whole = {
         "format": FORMAT,
         "reader": dict(ImageReader(backbone.input.image).identity),
         "normalise": {"mean": list(backbone.input.mean), "std": list(backbone.input.std)},
         "architecture": backbone.architecture,
         "weights": backbone.weights_digest,
-        "node": tap.node,
+        "node": node,
         "pool": tap.pool,
-        "precision": "float32",
+        "precision": precision,
         "dtype": tap.dtype,
     }
+    if tap.project is not None:
+        width = math.prod(pooled_shape(backbone.taps[node], tap.pool))
+        drawn = projection.digest(width, tap.project, tap.project_seed)
+        whole["projection"] = {"dimensions": tap.project, "seed": tap.project_seed, "matrix": drawn}
+    return whole
 
 
 def address(value: dict[str, Any]) -> str:

@@ -1,0 +1,42 @@
+"""Poolings: from one tap's output to the row that is stored. They run on the device, before anything is copied.
+
+none          as it is                                        any
+flatten       one axis                                        any
+mean max      over height and width                           maps
+gem           generalised mean over height and width, p = 3   maps, not negative (Radenović et al. 2018, eq. 3)
+mean+std      mean, then standard deviation                   maps
+avg<h>x<w>    mean in the cells of a grid, channels first     maps
+cls           the class token                                 tokens
+mean_tokens   mean over all tokens but the class token's      tokens
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.spec import GRID, Tap
+
+GEM_P, GEM_LEAST = 3.0, 1e-6  # the published defaults
+
+
+def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
+    """Pool one tap's output (n, ...); the result never shares memory with `value`."""
+    if pooling == "none":
+        return value.clone(memory_format=torch.contiguous_format)
+    if pooling == "flatten":
+        return value.flatten(1).clone()
+    if pooling == "cls":
+        return value[:, 0].clone()
+    if pooling == "mean_tokens":
+        return value[:, tap.prefix :].mean(dim=1)
+    maps = value.permute(0, 3, 1, 2) if tap.layout == "HWC" else value
+    if pooling == "mean":
+        return maps.mean(dim=(2, 3))
+    if pooling == "max":
+        return maps.amax(dim=(2, 3))
+    if pooling == "gem":
+        return maps.clamp(min=GEM_LEAST).pow(GEM_P).mean(dim=(2, 3)).pow(1 / GEM_P)
+    if pooling == "mean+std":
+        return torch.cat([maps.mean(dim=(2, 3)), maps.std(dim=(2, 3), correction=0)], dim=1)
+    grid = GRID.fullmatch(pooling)
+    assert grid is not None, "TapSpec checked the pooling"
+    return nn.functional.adaptive_avg_pool2d(maps, (int(grid[1]), int(grid[2]))).flatten(1)

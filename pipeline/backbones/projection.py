@@ -1,0 +1,40 @@
+"""Random projections of rows that are too wide to keep: sparse, seeded, from scikit-learn.
+
+Distances survive to within a factor that depends on the number of dimensions alone (Johnson and Lindenstrauss 1984; the
+sparse matrix is that of Li, Hastie and Church 2006).
+"""
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+@functools.lru_cache(maxsize=16)
+def matrix(width: int, dimensions: int, seed: int) -> "csr_matrix":
+    """The projection of rows of a width, float32 (dimensions, width); equal arguments give equal matrices."""
+    from sklearn.random_projection import SparseRandomProjection
+
+    random = SparseRandomProjection(n_components=dimensions, random_state=seed, dense_output=True)
+    made: Any = random.fit(np.empty((1, width), dtype=np.float32)).components_
+    return made.astype(np.float32)
+
+
+def digest(width: int, dimensions: int, seed: int) -> str:
+    """SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
+    drawn = matrix(width, dimensions, seed)
+    total = hashlib.sha256()
+    for part in (drawn.indptr.astype("<i8"), drawn.indices.astype("<i8"), drawn.data.astype("<f4")):
+        total.update(np.ascontiguousarray(part).data)
+    return total.hexdigest()
+
+
+def project(rows: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
+    """Rows (n, ...), flattened, to float32 (n, dimensions)."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+    projected: np.ndarray = np.ascontiguousarray((matrix(flat.shape[1], dimensions, seed) @ flat.T).T)
+    return projected

@@ -1,0 +1,31 @@
+"""A backbone and some of its taps as one module, which every engine runs or exports: pixels in, pooled rows out."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.taps import collect
+
+
+class Tapped(nn.Module):
+    """Pixels uint8 (n, height, width, channels) to the taps in the order of `names`, each float32 (n, ...)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec]) -> None:
+        super().__init__()
+        self.network, self.specs, self.taps = backbone.module, dict(specs), backbone.spec.taps
+        self.names = tuple(specs)
+        for name, values in (("mean", backbone.spec.input.mean), ("std", backbone.spec.input.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Normalise, run the network up to the last tap, and pool."""
+        # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
+        images = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+        found = collect(self.network, images, self.specs, self.taps)
+        return tuple(found[name].float() for name in self.names)
