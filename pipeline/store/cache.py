@@ -133,7 +133,14 @@ class Column:
         return (stamp if stamp.is_file() else self.folder).stat().st_mtime
 
     def drop(self, record: ShardRecord) -> None:
-        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all."""
+        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all.
+
+        DVC may have the same file under other names, and trusts what is read-only and of a time that it knows. It is
+        made to look again, or it would put a damaged shard back in the place of its repaired one.
+        """
+        with contextlib.suppress(OSError):  # it is not there, or somebody else's
+            self.path_of(record).chmod(0o644)
+            os.utime(self.path_of(record))
         for suffix in (".json", ".keys", ".h5"):
             (self.folder / f"{record.name}{suffix}").unlink(missing_ok=True)
 
