@@ -3,8 +3,9 @@
     $ICECORE_CACHE/v2/<address>/identity.json
                                /<sha256>.h5       a shard
                                /<sha256>.keys     its keys, 16 bytes each: planning opens no HDF5 file
-                               /<sha256>.json     its record and provenance, written last: without it the shard is not
-                               /rejected/<digest>.json   keys whose content can never give features, with reasons
+                               /<sha256>.json     its record, provenance and the keys of the same unit that can never
+                                                  give features, with reasons; last: without it the shard is not
+                               /rejected/<digest>.json   such keys of units that gave no shard
                                /used              touched whenever a project links the column
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
@@ -91,12 +92,24 @@ class Column:
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
         found: dict[str, str] = {}
+        for record in self.records():
+            found |= _read(self.path_of(record).with_suffix(".json")).get("rejected", {})
         for path in sorted((self.folder / "rejected").glob("*.json")):
             found |= _read(path)
         return found
 
-    def add(self, keys: np.ndarray, values: np.ndarray, *, provenance: Mapping[str, Any]) -> ShardRecord:
+    def add(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray,
+        *,
+        provenance: Mapping[str, Any],
+        rejected: Mapping[str, str] | None = None,
+    ) -> ShardRecord:
         """Store rows for good. `keys`: S16 (rows,), sorted; `values`: float32 (rows, ...).
+
+        `rejected`: the keys that were tried with them and can never give features, with reasons; known in the same
+        instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
 
         Raises StoreError as `shard.write` does, and if the cache cannot be written.
         """
@@ -111,11 +124,11 @@ class Column:
             path = self.folder / f"{record.name}.json"
             if not path.is_file():
                 note = {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)}
-                write_json(path, note)
+                write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
         return record
 
     def reject(self, reasons: Mapping[str, str]) -> None:
-        """Remember keys whose content can never give features."""
+        """Remember keys whose content can never give features, where there are no rows to `add` with them."""
         if reasons:
             with self._writing():
                 write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
