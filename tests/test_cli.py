@@ -399,4 +399,4 @@ def test_what_the_system_refuses_is_said_without_a_traceback(data: Path, tmp_pat
     said = icecore("features", "export", data / "features" / "tiny" / "penultimate", tmp_path / "file" / "out.parquet")
     assert said.code != 0
     assert "error: " in said.error
-    assert "Not a directory" in said.error or "File exists" in said.erroror
+    assert "Not a directory" in said.error or "File exists" in said.error
