@@ -204,10 +204,10 @@ def features_export(
 
 
 def main() -> None:
-    """Entry point; an error that was raised on purpose is printed without a traceback."""
+    """Entry point; errors that were raised on purpose, and those of the system, are printed without a traceback."""
     try:
         app()
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -57,6 +57,10 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
     temporary = folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(folder)  # write(2) does not say where the disk was full
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -392,3 +392,11 @@ def test_features_are_exported_to_parquet(data: Path, tmp_path: Path, icecore: C
     rows = len(Features.open(tap))
     assert said.out == f"{tmp_path / 'out.parquet'}: {rows:,} rows\n"
     assert pq.read_metadata(tmp_path / "out.parquet").num_rows == rows
+
+
+def test_what_the_system_refuses_is_said_without_a_traceback(data: Path, tmp_path: Path, icecore: Command) -> None:
+    (tmp_path / "file").touch()
+    said = icecore("features", "export", data / "features" / "tiny" / "penultimate", tmp_path / "file" / "out.parquet")
+    assert said.code != 0
+    assert "error: " in said.error
+    assert "Not a directory" in said.error or "File exists" in said.error

@@ -1,69 +1,12 @@
 """The whole pipeline, by `dvc repro`, in a copy of the project: what runs, what is left alone, and what comes out."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-
-ROOT = Path(__file__).parent.parent
-COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
-
-
-class Project:
-    """A copy of the project without its history, its own feature cache beside it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.cache = root.parent / "feature-cache"
-        for name in (*COPIED, "data/pretrained/.gitignore"):
-            source, target = ROOT / name, root / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, target)
-        (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-
-    def run(self, *command: str, expect: int = 0) -> str:
-        """Run a command of this environment in the project; return what it printed."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # The copy comes first, before the installed project that the test itself runs from.
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(self.root), "ICECORE_CACHE": str(self.cache)}
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
-        output = done.stdout + done.stderr
-        assert done.returncode == expect, output
-        return output
-
-    def repro(self, params: Mapping[str, Any], *targets: str) -> tuple[list[str], str]:
-        """Write params.yaml and run DVC; return the stages that ran, in their order, and all output."""
-        (self.root / "params.yaml").write_text(yaml.safe_dump(dict(params)))
-        output = self.run("dvc", "repro", *targets)
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
-
-    def read(self, path: str) -> Any:
-        """A JSON file of the project."""
-        return json.loads((self.root / path).read_text())
-
-
-def small() -> dict[str, Any]:
-    """The default settings with little of everything, the digits as a list with two columns of labels."""
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["sample"]["glyphs"]["sizes"] = [22]
-    params["pretrain"]["glyphs"] |= {"steps": 4, "batch_size": 16, "widths": [8, 8, 8]}
-    params["split"]["digits"]["few_shot"] = {"labels_per_class": 5, "draws": 2}
-    run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
-    params["fit"] = {"digits_logistic": run}
-    params["evaluate"]["resamples"] = 100
-    return params
+from projects import ROOT, Project, small
 
 
 @pytest.fixture(scope="module")

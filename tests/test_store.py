@@ -487,7 +487,7 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    message = r"no space left for a shard of 12 bytes: [\d,]+ are free, \d+ are missing. Every shard that was finished"
+    message = r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, \d+ are missing. Every shard"
     with pytest.raises(StoreError, match=message):
         write(tmp_path, [key(0)], np.ones((1, 3), np.float32))
     assert list(tmp_path.iterdir()) == []
@@ -520,8 +520,17 @@ def test_an_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
     whole = index.read(tmp_path / "one")
     assert (whole.samples, whole.stored, whole.shape, whole.dtype) == (4, 3, (3,), "float32")
     assert [(item.key, item.reason) for item in whole.rejected] == [(key(4), "damaged")]
-    for name in ("index.json", "rows.npy"):
+    for name in ("index.json", whole.rows.name):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_commit_removes_what_it_does_not_name_and_nothing_else(tmp_path: Path) -> None:
+    before = store(tmp_path, [1, 2], [3])
+    (tmp_path / "note.txt").touch()
+    after = store(tmp_path, [3], [4])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"index.json", "note.txt", after.index.rows.name, *(f"{s.name}.h5" for s in after.index.shards)}
+    assert before.index.rows.name not in names
 
 
 def test_a_folder_without_an_index_has_not_been_finished(tmp_path: Path) -> None:
@@ -538,23 +547,24 @@ def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> Non
         index.read(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(1, "Run the extraction again"), (3, "Update icecore")])
+@pytest.mark.parametrize(("version", "remedy"), [(1, "Run the extraction again"), (index.FORMAT + 1, "Update icecore")])
 def test_an_index_of_another_format_is_refused(tmp_path: Path, version: int, remedy: str) -> None:
     store(tmp_path, [1])
     path = tmp_path / "index.json"
-    path.write_text(path.read_text().replace('"format": 2', f'"format": {version}'))
-    with pytest.raises(StoreError, match=rf"index.json: expected format 2, got {version}. {remedy}"):
+    path.write_text(path.read_text().replace(f'"format": {index.FORMAT}', f'"format": {version}'))
+    with pytest.raises(StoreError, match=rf"index.json: expected format {index.FORMAT}, got {version}. {remedy}"):
         Features.open(tmp_path)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["index.json", "rows.npy"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 6))
+@given(name=st.sampled_from(["index.json", "rows"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 6))
 def test_a_flipped_bit_in_an_index_is_found_unless_it_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
 ) -> None:
     folder = tmp_path_factory.mktemp("index")
     store(folder, [1, 2], [3], rejected={key(4): "damaged"})
     whole = index.read(folder)
+    name = name if name == index.NAME else whole.rows.name
     data = bytearray((folder / name).read_bytes())
     data[int(place * len(data))] ^= 1 << bit
     replace(folder / name, bytes(data))
@@ -574,16 +584,15 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     values.pop("digest")
     path.write_text(json.dumps({**values, "stored": 2, "digest": digest(values | {"stored": 2})}))
-    with pytest.raises(StoreError, match=r"rows.npy: expected uint64 \(3, 2\), got uint64 \(3, 1\)"):
+    with pytest.raises(StoreError, match=r"rows-.*npy: expected uint64 \(3, 2\), got uint64 \(3, 1\)"):
         Features.open(tmp_path)
     values["shards"] = "none"
     path.write_text(json.dumps({**values, "digest": digest(values)}))
     with pytest.raises(StoreError, match=r"index.json: not an index of this version of icecore"):
         Features.open(tmp_path)
-    (tmp_path / "rows.npy").unlink()
-    store(tmp_path / "other", [1])
-    (tmp_path / "other/rows.npy").unlink()
-    with pytest.raises(StoreError, match=r"rows.npy: the table of rows is missing"):
+    other = store(tmp_path / "other", [1])
+    (tmp_path / "other" / other.index.rows.name).unlink()
+    with pytest.raises(StoreError, match=r"rows-.*npy: the table of rows is missing"):
         Features.open(tmp_path / "other")
 
 
@@ -710,6 +719,16 @@ def test_an_identity_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
     message = r"identity.json: the identity does not fit its address. node: expected 'block1', got 'block9'"
     with pytest.raises(StoreError, match=message):
         cache.column(tmp_path, IDENTITY)
+
+
+def test_what_can_give_no_features_is_known_in_the_instant_of_the_rows_that_were_tried_with_it(tmp_path: Path) -> None:
+    column = cache.column(tmp_path, IDENTITY)
+    keys = sorted([key(1), key(2)])
+    record = column.add(key_arrays.from_hex(keys), rows_of(keys), provenance={}, rejected={key(3): "truncated"})
+    column.reject({key(4): "empty file"})
+    assert column.rejected() == {key(3): "truncated", key(4): "empty file"}
+    column.drop(record)
+    assert column.rejected() == {key(4): "empty file"}
 
 
 def test_damaged_notes_in_the_cache_are_named_and_can_be_removed(tmp_path: Path) -> None:

@@ -61,13 +61,13 @@ def make_unit(
             done(len(rows))
     lasting = {reject.key: reject.reason for reject in rejects if reject.lasting}
     for tap, column in columns.items():
-        if stored:
-            values = np.concatenate(parts[tap])
-            try:
-                column.add(keys[stored], values, provenance=engine.provenance)
-            except StoreError as error:
-                raise StoreError(f"tap {tap!r}: {error}") from None
-        column.reject(lasting)
+        if not stored:
+            column.reject(lasting)
+            continue
+        try:
+            column.add(keys[stored], np.concatenate(parts[tap]), provenance=engine.provenance, rejected=lasting)
+        except StoreError as error:
+            raise StoreError(f"tap {tap!r}: {error}") from None
     return rejects
 
 

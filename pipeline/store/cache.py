@@ -3,14 +3,17 @@
     $ICECORE_CACHE/v2/<address>/identity.json
                                /<sha256>.h5       a shard
                                /<sha256>.keys     its keys, 16 bytes each: planning opens no HDF5 file
-                               /<sha256>.json     its record and provenance, written last: without it the shard is not
-                               /rejected/<digest>.json   keys whose content can never give features, with reasons
+                               /<sha256>.json     its record, provenance and the keys of the same unit that can never
+                                                  give features, with reasons; last: without it the shard is not
+                               /rejected/<digest>.json   such keys of units that gave no shard
                                /used              touched whenever a project links the column
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
 """
 
+import contextlib
+import errno
 import os
 import re
 import shutil
@@ -32,6 +35,8 @@ from pipeline.store.identity import address, differences
 from pipeline.store.layout import REMEDY, Layout, ShardRecord, path_of
 
 VERSION = "v2"
+FULL = "Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
+ELSEWHERE = "Set ICECORE_CACHE to a folder that can: what is only in this one is computed there again."
 
 
 def default_root() -> Path:
@@ -58,7 +63,7 @@ class Column:
     def records(self) -> list[ShardRecord]:
         """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
         paths = sorted(path for path in self.folder.glob("*.json") if path.name != "identity.json")
-        return [ShardRecord(**_read(path)["shard"]) for path in paths if path.with_suffix(".h5").is_file()]
+        return [_record(path) for path in paths if path.with_suffix(".h5").is_file()]
 
     def path_of(self, record: ShardRecord) -> Path:
         """Where a shard lies."""
@@ -69,7 +74,7 @@ class Column:
         shard.verify(self.path_of(record), record, whole=False)
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
-        if sha256_bytes(data) != _read(path.with_suffix(".json"))["keys"]:
+        if sha256_bytes(data) != _read(path.with_suffix(".json")).get("keys"):
             raise StoreError(f"{path}: damaged: it is not the file that the shard's record names. {REMEDY}")
         return np.frombuffer(data, key_arrays.DTYPE)
 
@@ -87,30 +92,46 @@ class Column:
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
         found: dict[str, str] = {}
+        for record in self.records():
+            found |= _read(self.path_of(record).with_suffix(".json")).get("rejected", {})
         for path in sorted((self.folder / "rejected").glob("*.json")):
             found |= _read(path)
         return found
 
-    def add(self, keys: np.ndarray, values: np.ndarray, *, provenance: Mapping[str, Any]) -> ShardRecord:
-        """Store rows for good. `keys`: S16 (rows,), sorted; `values`: float32 (rows, ...); errors as `shard.write`."""
-        self._make()
+    def add(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray,
+        *,
+        provenance: Mapping[str, Any],
+        rejected: Mapping[str, str] | None = None,
+    ) -> ShardRecord:
+        """Store rows for good. `keys`: S16 (rows,), sorted; `values`: float32 (rows, ...).
+
+        `rejected`: the keys that were tried with them and can never give features, with reasons; known in the same
+        instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
+
+        Raises StoreError as `shard.write` does, and if the cache cannot be written.
+        """
         layout = self.layout(values.shape[1:])
-        record = shard.write(self.folder, keys, encode(values, layout.dtype), layout)
         data = np.ascontiguousarray(keys).tobytes()
-        with scratch(self.folder, "keys") as temporary:
-            temporary.write_bytes(data)
-            publish(temporary, self.folder / f"{record.name}.keys")
-        # Whoever was first keeps the record: what is there is never written again.
-        path = self.folder / f"{record.name}.json"
-        if not path.is_file():
-            write_json(path, {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)})
+        with self._writing():
+            record = shard.write(self.folder, keys, encode(values, layout.dtype), layout)
+            with scratch(self.folder, "keys") as temporary:
+                temporary.write_bytes(data)
+                publish(temporary, self.folder / f"{record.name}.keys")
+            # Whoever was first keeps the record: what is there is never written again.
+            path = self.folder / f"{record.name}.json"
+            if not path.is_file():
+                note = {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)}
+                write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
         return record
 
     def reject(self, reasons: Mapping[str, str]) -> None:
-        """Remember keys whose content can never give features."""
+        """Remember keys whose content can never give features, where there are no rows to `add` with them."""
         if reasons:
-            self._make()
-            write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
+            with self._writing():
+                write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
 
     def touch(self) -> None:
         """Note that the column was used now; a cache that cannot be written is used all the same."""
@@ -125,19 +146,30 @@ class Column:
         return (stamp if stamp.is_file() else self.folder).stat().st_mtime
 
     def drop(self, record: ShardRecord) -> None:
-        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all."""
+        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all.
+
+        DVC may have the same file under other names, and trusts what is read-only and of a time that it knows. It is
+        made to look again, or it would put a damaged shard back in the place of its repaired one.
+        """
+        with contextlib.suppress(OSError):  # it is not there, or somebody else's
+            self.path_of(record).chmod(0o644)
+            os.utime(self.path_of(record))
         for suffix in (".json", ".keys", ".h5"):
             (self.folder / f"{record.name}{suffix}").unlink(missing_ok=True)
 
-    def _make(self) -> None:
-        path = self.folder / "identity.json"
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Make the column if need be; a system that refuses to write, then or later, is a StoreError."""
         try:
+            path = self.folder / "identity.json"
             if not path.is_file():
                 write_json(path, dict(self.identity))
+            yield
         except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
             raise StoreError(
-                f"{self.folder.parent.parent}: the feature cache cannot be written: {error.strerror}. Set "
-                "ICECORE_CACHE to a folder that can. What it already has would be used from there."
+                f"{self.folder.parent.parent}: the feature cache cannot be written: {why}. "
+                f"{FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ELSEWHERE}"
             ) from None
 
 
@@ -226,6 +258,16 @@ def parse_duration(text: str) -> float:
 def size(column: Column) -> int:
     """Bytes of a column's shards."""
     return sum(record.bytes for record in column.records())
+
+
+def _record(path: Path) -> ShardRecord:
+    try:
+        return ShardRecord(**_read(path)["shard"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: not a record of this version of icecore: {error}. Update icecore, or remove the file and run "
+            "again."
+        ) from None
 
 
 def _read(path: Path) -> Any:

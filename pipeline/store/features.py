@@ -68,7 +68,7 @@ class Features:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if "_rows" not in state:
-            self._rows = np.load(self.folder / index.ROWS, mmap_mode="r", allow_pickle=False)
+            self._rows = np.load(self.folder / self.index.rows.name, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
         return int(self._rows.shape[1])

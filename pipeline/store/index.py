@@ -1,4 +1,4 @@
-"""index.json and rows.npy of a features folder: which rows it has, in which shards. index.json is last: the commit.
+"""index.json and the table of rows of a features folder: which rows it has, in which shards.
 
 index.json
   format, address, identity    what the features are
@@ -6,11 +6,13 @@ index.json
   samples                      rows that were asked for = stored + the number of rejected
   stored, rejected             how many have features; [{key, reason}, ...] for those that have none
   shards                       [{name (SHA-256), rows, bytes, first, last}, ...]
-  rows                         {bytes, sha256} of rows.npy
+  rows                         {bytes, sha256} of the table of rows
   digest                       SHA-256 of the canonical JSON of all of the above
 
-rows.npy   uint64 (3, stored), memory-mapped: upper and lower half of each key, sorted, and shard << 32 | row.
-           Opening a store reads no key, and looking one up reads a few pages.
+rows-<sha256>.npy   uint64 (3, stored), memory-mapped: upper and lower half of each key, sorted, and shard << 32 | row.
+                    Opening a store reads no key, and looking one up reads a few pages.
+
+index.json is the commit: it replaces an older one in one step, and only then what it does not name is removed.
 """
 
 import json
@@ -23,13 +25,13 @@ from pydantic import ValidationError
 
 from pipeline.config import Settings
 from pipeline.errors import StoreError
-from pipeline.files import atomic, digest, sha256_file, write_json
+from pipeline.files import digest, publish, scratch, sha256_file, sweep, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import Stored
-from pipeline.store.layout import Layout, ShardRecord
+from pipeline.store.layout import Layout, ShardRecord, path_of
 
-NAME, ROWS = "index.json", "rows.npy"
-FORMAT = 2
+NAME = "index.json"
+FORMAT = 3
 REMEDY = "Run the extraction again: what the feature cache holds is linked, not computed."
 
 
@@ -41,10 +43,15 @@ class Rejected(Settings):
 
 
 class RowsFile(Settings):
-    """What rows.npy must be."""
+    """What the table of rows must be."""
 
     bytes: int
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return f"rows-{self.sha256[:16]}.npy"
 
 
 class Index(Settings):
@@ -77,7 +84,7 @@ def commit(
     wanted: np.ndarray,
     rejected: Mapping[str, str],
 ) -> Index:
-    """Write rows.npy, then index.json.
+    """Write the table of rows, then index.json; remove what an older commit left.
 
     `keys`: S16, one array a shard, its keys in row order. `wanted`: S16, sorted, the samples that were asked for; other
     rows of the shards are left out, and of several rows with one key the first counts. Raises StoreError, and commits
@@ -91,8 +98,12 @@ def commit(
             f"{len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
     halves = key_arrays.halves(wanted[held])
-    with atomic(folder / ROWS) as temporary, temporary.open("wb") as file:
-        np.save(file, np.stack([*halves, places[held]]), allow_pickle=False)
+    sweep(folder)
+    with scratch(folder, "rows") as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, np.stack([*halves, places[held]]), allow_pickle=False)
+        rows = RowsFile(bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
+        publish(temporary, folder / rows.name)
     made = Index(
         address=layout.address,
         identity=dict(identity),
@@ -102,10 +113,14 @@ def commit(
         stored=int(held.sum()),
         rejected=tuple(Rejected(key=key, reason=reason) for key, reason in sorted(rejected.items())),
         shards=tuple(shards),
-        rows=RowsFile(bytes=(folder / ROWS).stat().st_size, sha256=sha256_file(folder / ROWS)),
+        rows=rows,
     )
     values = made.model_dump(mode="json")
     write_json(folder / NAME, {**values, "digest": digest(values)})
+    named = {rows.name, *(path_of(folder, record.name).name for record in shards)}
+    for path in (*folder.glob("rows-*.npy"), *folder.glob("*.h5")):
+        if path.name not in named:
+            path.unlink()
     return made
 
 
@@ -144,8 +159,8 @@ def read(folder: Path) -> Index:
 
 
 def open_rows(folder: Path, index: Index) -> np.ndarray:
-    """rows.npy, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index says."""
-    path = folder / ROWS
+    """The table of rows, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index says."""
+    path = folder / index.rows.name
     if not path.is_file():
         raise StoreError(f"{path}: the table of rows is missing. {REMEDY}")
     if path.stat().st_size != index.rows.bytes or sha256_file(path) != index.rows.sha256:

@@ -41,6 +41,8 @@ from pipeline.store.layout import (
     path_of,
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OVERHEAD_BYTES = 2**12  # of HDF5's own in a shard, at most, but for the checksums
 PIECE_BYTES = 2 * CHUNK_BYTES  # of vectors: stays in the processor's cache between a copy and its checksums
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -54,14 +56,20 @@ def write(folder: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> 
     """
     _refuse_unstorable(keys, features, layout)
     first, last = key_arrays.to_hex(keys[[0, -1]])
-    with scratch(folder, "shard") as temporary:
-        try:
+    # Vectors only: maps shrink. HDF5 does not even close a file well that it had no room for.
+    needed = features.values.nbytes + keys.nbytes + OVERHEAD_BYTES
+    if not layout.chunked and (free := _free(folder)) < needed:
+        raise _no_space(folder, needed, free)
+    try:
+        with scratch(folder, "shard") as temporary:
             digest = (_write_maps if layout.chunked else _write_vectors)(temporary, keys, features, layout)
-        except OSError as error:
-            raise _out_of_space(error, folder, features.values.nbytes) from None
-        temporary.chmod(0o444)
-        record = ShardRecord(digest, len(keys), temporary.stat().st_size, first, last)
-        publish(temporary, path_of(folder, record.name))
+            temporary.chmod(0o444)
+            record = ShardRecord(digest, len(keys), temporary.stat().st_size, first, last)
+            publish(temporary, path_of(folder, record.name))
+    except (OSError, RuntimeError) as error:  # the second is what h5py makes of some errors
+        if getattr(error, "errno", None) in FULL or any(f"errno = {number}," in str(error) for number in FULL):
+            raise _no_space(folder, needed, _free(folder)) from None
+        raise
     return record
 
 
@@ -76,13 +84,16 @@ def _refuse_unstorable(keys: np.ndarray, features: Encoded, layout: Layout) -> N
         )
 
 
-def _out_of_space(error: OSError, folder: Path, needed: int) -> OSError | StoreError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+def _free(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _no_space(folder: Path, needed: int, free: int) -> StoreError:
     return StoreError(
-        f"{folder}: no space left for a shard of {needed:,} bytes: {free:,} are free, {max(needed - free, 0):,} are "
-        "missing. Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
+        f"{folder}: no space left for a shard of up to {needed:,} bytes: {free:,} are free, {max(needed - free, 0):,} "
+        "are missing. Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
     )
 
 
