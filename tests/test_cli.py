@@ -291,6 +291,12 @@ def test_check_finds_no_problem_in_the_projects_own_settings(icecore: Command) -
     assert f"{fits} fit" in said.out
 
 
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("benchmarks/recipes/*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_without_a_problem(icecore: Command, recipe: Path) -> None:
+    said = icecore("check", recipe)
+    assert (said.code, said.error) == (0, "")
+
+
 def test_check_prints_every_problem_and_ends_with_an_error(tmp_path: Path) -> None:
     params = wrong_params(tmp_path / "params.yaml")
     said = shell(sys.executable, "-m", "pipeline.cli", "check", params, cwd=tmp_path)
