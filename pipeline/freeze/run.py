@@ -99,8 +99,8 @@ def _timm(config: Timm) -> Loaded:
 
 
 def _module(config: Module) -> Loaded:
-    architecture = factory.architecture(config.factory, config.arguments)
     with torch.random.fork_rng(devices=[]):
+        architecture = factory.architecture(config.factory, config.arguments)
         torch.manual_seed(config.seed or 0)
         network = artefact.build(architecture)
     origin: dict[str, Any] = {"source": "module", "factory": config.factory}
