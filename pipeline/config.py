@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, bullets, unknown
 
@@ -31,9 +31,12 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Section:
-    """One top-level key of params.yaml: a settings model, or a mapping of names to one."""
+    """One top-level key of params.yaml: a settings model, or a mapping of names to one.
 
-    model: type[Settings]
+    Several models that one key tells apart are one too: a union with a discriminator, as pydantic has it.
+    """
+
+    model: Any
     named: bool = False
 
 
@@ -77,7 +80,7 @@ def refuse(problems: Iterable[str], *, where: str = "params.yaml") -> None:
         raise ConfigError(bullets(f"{where}: {count}", found))
 
 
-def _check_named(section: str, found: Any, model: type[Settings]) -> tuple[dict[str, Settings], list[str]]:
+def _check_named(section: str, found: Any, model: Any) -> tuple[dict[str, Settings], list[str]]:
     if not isinstance(found, dict):
         return {}, [f"{section}: expected a mapping of names, got {found!r}."]
     values, problems = {}, []
@@ -92,19 +95,38 @@ def _check_named(section: str, found: Any, model: type[Settings]) -> tuple[dict[
     return values, problems
 
 
-def _check_model(path: tuple[str, ...], found: Any, model: type[Settings]) -> tuple[Settings | None, list[str]]:
+def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Settings | None, list[str]]:
     if not isinstance(found, dict):
         return None, [f"{'.'.join(path)}: expected a mapping of settings, got {found!r}."]
     try:
-        return model.model_validate(found), []
+        return TypeAdapter(model).validate_python(found), []
     except ValidationError as error:
-        found = [dict(problem) for problem in error.errors(include_url=False)]
-        return None, [_say(path, problem, model) for problem in found if not _follows(problem)]
+        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        kinds = _models_in(model)
+        if len(kinds) == 1:
+            return None, [_say(path, problem, kinds[0]) for problem in problems if not _follows(problem)]
+        return None, [_say_variant(path, problem, kinds) for problem in problems if not _follows(problem)]
 
 
 def _follows(problem: dict[str, Any]) -> bool:
     """Whether pydantic calls a list too short only because it did not count the entries that are wrong."""
     return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
+
+
+def _say_variant(path: tuple[str, ...], problem: dict[str, Any], kinds: list[type[Settings]]) -> str:
+    """The same of a union: pydantic puts the value that tells the models apart before the path of the key."""
+    context = problem.get("ctx", {})
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        where = ".".join([*path, context["discriminator"].strip("'")])
+        if "tag" not in context:
+            return f"{where}: this key is missing."
+        choices = re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"{where}: {unknown('value', context['tag'], choices)}"
+    tag, *location = problem["loc"]
+    model = next(
+        kind for kind in kinds if any(tag in typing.get_args(f.annotation) for f in kind.model_fields.values())
+    )
+    return _say(path, {**problem, "loc": tuple(location)}, model)
 
 
 def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) -> str:

@@ -1,6 +1,6 @@
 """Freeze a backbone: `python -m stages.freeze glyphs`."""
 
-from pipeline.freeze import freeze
+from pipeline.freeze.run import freeze
 from stages import project
 
 

@@ -198,9 +198,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 # Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
 # settings are checked, and help is shown, at once.
 AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
-    "torch": ("pipeline/backbones/", "pipeline/engines/", "pipeline/pretrain/", "pipeline/extract/run.py"),
+    "torch": (
+        "pipeline/backbones/",
+        "pipeline/engines/",
+        "pipeline/pretrain/",
+        "pipeline/extract/run.py",
+        "pipeline/freeze/run.py",
+        "pipeline/freeze/checkpoint.py",
+    ),
     "torchvision": ("pipeline/backbones/",),
-    "safetensors": ("pipeline/backbones/",),
+    "timm": (),
+    "safetensors": ("pipeline/backbones/", "pipeline/freeze/checkpoint.py"),
     "onnxruntime": ("pipeline/engines/",),
     "sklearn": (),
     "skops": (),
@@ -214,7 +222,10 @@ WITH_TORCH = (
     "pipeline/engines/",
     "pipeline/pretrain/",
     "pipeline/extract/",
+    "pipeline/freeze/run.py",
+    "pipeline/freeze/checkpoint.py",
     "stages/extract.py",
+    "stages/freeze.py",
     "stages/pretrain.py",
 )
 

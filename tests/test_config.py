@@ -144,11 +144,11 @@ ONE_PROBLEM = {
     ),
     "an unknown key of a tap": (
         {"extract.glyphs.taps.block2": {"node": "block2", "poool": "mean"}},
-        "extract.glyphs.taps.block2: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool.",
+        "extract.glyphs.taps.block2: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool, project, project_seed.",
     ),
     "an unknown key of a tap that is called like a setting": (
         {"extract.glyphs.taps.node": {"node": "block2", "poool": "mean"}},
-        "extract.glyphs.taps.node: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool.",
+        "extract.glyphs.taps.node: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool, project, project_seed.",
     ),
     "an unknown key of settings that may be left out": (
         {"split.digits.few_shot": {"labels_per_class": 5, "draw": 2}},
@@ -165,8 +165,33 @@ ONE_PROBLEM = {
     "a key that is no text": ({"report.3": 1}, "report: unknown key '3'. Expected one of: title."),
     "an unknown value": (
         {"freeze.more": {"source": "torchvison"}},
-        "freeze.more.source: unknown value 'torchvison'. Did you mean 'torchvision'? Expected one of: pretrained,"
-        " torchvision.",
+        "freeze.more.source: unknown value 'torchvison'. Did you mean 'torchvision'? Expected one of: folder,"
+        " module, pretrained, timm, torchvision.",
+    ),
+    "no value for the key that tells settings apart": (
+        {"freeze.more": {"network": "glyphs"}},
+        "freeze.more.source: this key is missing.",
+    ),
+    "a number for the key that tells settings apart": (
+        {"freeze.more": {"source": 3}},
+        "freeze.more.source: unknown value '3'. Expected one of: folder, module, pretrained, timm, torchvision.",
+    ),
+    "a missing key of one of several kinds of settings": (
+        {"freeze.more": {"source": "pretrained"}},
+        "freeze.more.network: this key is missing.",
+    ),
+    "a key of another kind of settings": (
+        {"freeze.more": {"source": "pretrained", "network": "glyphs", "model": "resnet18"}},
+        "freeze.more: unknown key 'model'. Expected one of: input, network, source.",
+    ),
+    "an unknown key below one of several kinds of settings": (
+        {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"sise": 3}}},
+        "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, interpolation, mean,"
+        " mode, resize, std.",
+    ),
+    "a wrong value below one of several kinds of settings": (
+        {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"crop": [0, 3]}}},
+        "freeze.more.input.crop.0: expected greater than or equal to 1, got 0.",
     ),
     "an unknown value of a tap": (
         {"extract.glyphs.taps.block2.dtype": "float61"},
@@ -195,8 +220,8 @@ ONE_PROBLEM = {
         "split.digits.sizes.train: expected a finite number, got inf.",
     ),
     "keys that do not go together": (
-        {"freeze.more": {"source": "pretrained"}},
-        "freeze.more: source: pretrained needs `network`, the name of a network below `pretrain`.",
+        {"freeze.more": {"source": "torchvision", "model": "resnet18", "strip_prefix": "model."}},
+        "freeze.more: `strip_prefix` belongs to `file`, and there is none.",
     ),
     "a value that a check of its own refuses": (
         {"fit.digits_full.head": "logistc"},
@@ -205,7 +230,7 @@ ONE_PROBLEM = {
     ),
     "a value that a check of its own refuses without naming it": (
         {"extract.glyphs.taps.block2.pool": "avg2"},
-        "extract.glyphs.taps.block2.pool: unknown pooling. Expected one of: none, flatten, mean, max, avg<h>x<w>, got"
+        "extract.glyphs.taps.block2.pool: unknown pooling. Expected one of: none, flatten, mean, max, gem, mean+std, cls, mean_tokens, avg<h>x<w>, got"
         " 'avg2'.",
     ),
 }
@@ -323,7 +348,7 @@ def test_all_disagreements_come_at_once_and_together_with_wrong_settings(problem
 def test_a_torchvision_backbone_needs_no_network_of_ours(tmp_path: Path) -> None:
     entry = {"source": "torchvision", "model": "mobilenet_v2", "weights": "IMAGENET1K_V1"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed({"freeze.mobilenet": entry})))
-    assert project.settings(tmp_path / "params.yaml")["freeze"]["mobilenet"].network is None
+    assert project.settings(tmp_path / "params.yaml")["freeze"]["mobilenet"].model == "mobilenet_v2"
 
 
 @pytest.mark.parametrize(

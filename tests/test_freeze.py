@@ -13,16 +13,20 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torchvision import models
+from torchvision.models.regnet import BlockParams
 
 from pipeline.backbones import artefact, glyphs, vision
 from pipeline.backbones.artefact import weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones.survey import survey
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.freeze import FreezeConfig, freeze, read_state_dict
+from pipeline.freeze import FreezeConfig, InputConfig
+from pipeline.freeze.checkpoint import read_state_dict
+from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
 
 SQUEEZENET = "squeezenet1_1"
@@ -54,10 +58,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def from_file(file: Path, **settings: Any) -> FreezeConfig:
+def settings_of(**settings: Any) -> Any:
+    """Checked settings of the source that they name."""
+    return TypeAdapter(FreezeConfig).validate_python(settings)
+
+
+def from_file(file: Path, **settings: Any) -> Any:
     """Settings for SqueezeNet with weights in a file, which is stated by its right digest."""
     digest = sha256_file(file)[:12]
-    return FreezeConfig(**{"source": "torchvision", "model": SQUEEZENET, "file": file, "sha256": digest} | settings)
+    return settings_of(**{"source": "torchvision", "model": SQUEEZENET, "file": file, "sha256": digest} | settings)
 
 
 def random_state(model: str = SQUEEZENET, *, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
@@ -91,13 +100,13 @@ def test_a_pretrained_network_is_frozen_as_it_is(tmp_path: Path) -> None:
         inputs=glyphs.INPUT,
         classes=("a", "b"),
     )
-    config = FreezeConfig(source="pretrained", network="net")
+    config = settings_of(source="pretrained", network="net")
     frozen = freeze(config, tmp_path / "backbone", pretrained=tmp_path / "pretrained")
     assert frozen == own == artefact.read(tmp_path / "backbone").spec
 
 
 def test_a_network_that_was_not_pretrained_is_refused(tmp_path: Path) -> None:
-    config = FreezeConfig(source="pretrained", network="net")
+    config = settings_of(source="pretrained", network="net")
     with pytest.raises(BackboneError, match=r"net: no backbone there"):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path / "pretrained")
     assert not (tmp_path / "backbone").exists()
@@ -145,9 +154,10 @@ def test_the_same_weights_as_safetensors_are_the_same_backbone(
     assert spec.model_copy(update={"origin": {}}) == expected.model_copy(update={"origin": {}})
 
 
-def test_a_checkpoint_may_hold_the_weights_under_state_dict(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("entry", "suffix"), [("state_dict", "ckpt"), ("model_state_dict", "pt"), ("model", "pth")])
+def test_a_checkpoint_may_hold_the_weights_in_an_entry(tmp_path: Path, entry: str, suffix: str) -> None:
     state = random_state()
-    file = saved(tmp_path / "checkpoint.pth", {"state_dict": state, "epoch": 3, "best": 0.9})
+    file = saved(tmp_path / f"checkpoint.{suffix}", {entry: state, "epoch": 3, "best": 0.9})
     assert weights_digest(read_state_dict(file, sha256="")) == weights_digest(state)
     spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
     assert spec.weights_digest == weights_digest(state)
@@ -178,14 +188,41 @@ def test_weights_of_another_model_are_refused_by_key(tmp_path: Path) -> None:
         freeze(from_file(file, model="resnet18"), tmp_path / "backbone", pretrained=tmp_path)
 
 
-def test_weights_of_a_wrapped_network_are_refused_by_key(tmp_path: Path) -> None:
-    file = saved(tmp_path / "w.pth", {f"module.{key}": value for key, value in random_state().items()})
-    with pytest.raises(BackboneError, match=r"104 keys differ(.|\n)*- missing: features.0.weight"):
+@pytest.mark.parametrize("prefix", ["module.", "model.backbone."])
+def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_path: Path, prefix: str) -> None:
+    state = random_state()
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()} | {"loss.weight": torch.zeros(2)}
+    file = saved(tmp_path / "w.ckpt", {"state_dict": wrapped, "epoch": 3})
+    with pytest.raises(BackboneError, match=r"105 keys differ(.|\n)*- missing: features.0.weight") as caught:
         freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
+    assert str(caught.value).endswith(f"Keys begin with '{prefix}': set `strip_prefix: '{prefix}'`.")
+    spec = freeze(from_file(file, strip_prefix=prefix), tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.weights_digest == weights_digest(state)
+
+
+def test_a_prefix_that_no_key_has_is_refused_with_the_first_keys(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", {"a.b": torch.zeros(1), "c": torch.zeros(1)})
+    with pytest.raises(
+        BackboneError, match=r"w.pth: expected keys that begin with 'model.', got a.b, c. Mend `strip_p"
+    ):
+        read_state_dict(file, sha256="", strip_prefix="model.")
+
+
+def test_weights_that_fit_nothing_get_no_hint_of_a_prefix(tmp_path: Path) -> None:
+    state = {"layer1.0.features.0.weight": random_state()["features.0.weight"]}
+    with pytest.raises(BackboneError, match="keys differ") as caught:
+        freeze(from_file(saved(tmp_path / "w.pth", state)), tmp_path / "backbone", pretrained=tmp_path)
+    assert "strip_prefix" not in str(caught.value)
+
+
+def test_real_weights_of_a_wrapped_network_are_read_without_their_prefix(assets: Path) -> None:
+    state = read_state_dict(assets / "weights" / "resnet20-12fca82f.th", sha256="12fca82f", strip_prefix="module.")
+    assert state["conv1.weight"].shape == (16, 3, 3, 3)
+    assert state["linear.bias"].shape == (10,)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    config = FreezeConfig(source="torchvision", model=SQUEEZENET, file=tmp_path / "no.pth", sha256="12345678")
+    config = settings_of(source="torchvision", model=SQUEEZENET, file=tmp_path / "no.pth", sha256="12345678")
     with pytest.raises(BackboneError, match=r"no.pth: no such weights file. Set `file` to a .safetensors or .pth"):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path)
 
@@ -217,7 +254,9 @@ class Bomb:
 def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, zipped: bool) -> None:
     mark = tmp_path / "the code ran"
     torch.save({"a": torch.zeros(1), "b": Bomb(mark)}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    message = r"w.pth: expected a state dict .*cannot be read without running code from it: .*Where you trust the file"
+    message = (
+        r"w.pth: expected a state dict .*cannot be read without running code from it: .*Where you trust .*, convert"
+    )
     with pytest.raises(BackboneError, match=message):
         read_state_dict(tmp_path / "w.pth", sha256="")
     assert not mark.exists()
@@ -266,7 +305,7 @@ def test_a_damaged_weights_file_is_refused_whatever_the_damage(tmp_path: Path, s
 def test_weights_come_from_the_cache_of_torchs_hub(hub: Path, tmp_path: Path) -> None:
     state = random_state()
     saved(hub / ENTRY.url.rsplit("/", 1)[1], state)
-    config = FreezeConfig(source="torchvision", model=SQUEEZENET)
+    config = settings_of(source="torchvision", model=SQUEEZENET)
     spec = freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     assert spec.weights_digest == weights_digest(state)
     assert spec.origin == {
@@ -274,13 +313,14 @@ def test_weights_come_from_the_cache_of_torchs_hub(hub: Path, tmp_path: Path) ->
         "model": SQUEEZENET,
         "weights": "IMAGENET1K_V1",
         "license": "not stated",
+        "url": ENTRY.url,
     }
     assert list(spec.classes) == ENTRY.meta["categories"]
     assert spec.architecture == {"family": "torchvision", "name": SQUEEZENET}
 
 
 def test_weights_that_cannot_be_fetched_say_what_to_do(hub: Path, tmp_path: Path) -> None:
-    config = FreezeConfig(source="torchvision", model=SQUEEZENET, weights="IMAGENET1K_V1")
+    config = settings_of(source="torchvision", model=SQUEEZENET, weights="IMAGENET1K_V1")
     with pytest.raises(
         BackboneError, match=r"squeezenet1_1-\w+.pth: the weights could not be loaded: .*name it in `file`"
     ):
@@ -290,13 +330,13 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(hub: Path, tmp_path: Path
 
 def test_a_damaged_file_in_the_cache_of_torchs_hub_is_refused(hub: Path, tmp_path: Path) -> None:
     (hub / ENTRY.url.rsplit("/", 1)[1]).write_bytes(b"half a file")
-    config = FreezeConfig(source="torchvision", model=SQUEEZENET)
+    config = settings_of(source="torchvision", model=SQUEEZENET)
     with pytest.raises(BackboneError, match=r"squeezenet1_1-\w+.pth: the weights could not be loaded: "):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path)
 
 
 def test_an_unknown_model_is_named_with_its_neighbours(tmp_path: Path) -> None:
-    config = FreezeConfig(source="torchvision", model="mobilenetv2")
+    config = settings_of(source="torchvision", model="mobilenetv2")
     with pytest.raises(
         BackboneError, match=r"unknown torchvision classification model 'mobilenetv2'. Did you mean 'mobi"
     ):
@@ -304,13 +344,13 @@ def test_an_unknown_model_is_named_with_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_a_model_for_another_task_is_unknown(tmp_path: Path) -> None:
-    config = FreezeConfig(source="torchvision", model="fasterrcnn_resnet50_fpn")
+    config = settings_of(source="torchvision", model="fasterrcnn_resnet50_fpn")
     with pytest.raises(BackboneError, match="unknown torchvision classification model"):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path)
 
 
 def test_an_unknown_weights_entry_is_refused_with_those_that_exist(tmp_path: Path) -> None:
-    config = FreezeConfig(source="torchvision", model="mobilenet_v2", weights="IMAGENET1K_V3")
+    config = settings_of(source="torchvision", model="mobilenet_v2", weights="IMAGENET1K_V3")
     with pytest.raises(
         BackboneError,
         match=r"mobilenet_v2: unknown weights 'IMAGENET1K_V3'. Did you .*: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
@@ -357,23 +397,221 @@ def test_a_vision_transformer_is_built_for_the_image_size_of_its_weights() -> No
     assert vision.architecture("vit_b_16", vision.weights_entry("vit_b_16", "DEFAULT"), None)["image_size"] == 224
 
 
+def test_every_model_of_torchvision_is_built_for_every_set_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockParams.from_init_params
+
+    def computed(*args: Any, **kwargs: Any) -> BlockParams:  # RegNets compute their widths with tensors
+        with torch.device("cpu"):
+            return original(*args, **kwargs)
+
+    monkeypatch.setattr(BlockParams, "from_init_params", computed)
+    assert len(vision.names()) >= 80
+    for model in vision.names():
+        entries = list(models.get_model_weights(model))
+        assert entries, model
+        architectures = [vision.architecture(model, entry, None) for entry in entries]
+        for architecture in [one for i, one in enumerate(architectures) if one not in architectures[:i]]:
+            with torch.device("meta"):  # names and shapes without numbers
+                assert any(True for _ in vision.build(architecture).parameters())
+        for entry in entries:
+            assert vision.preprocessing(entry).size == (entry.transforms().crop_size[0],) * 2
+            assert entry.url.startswith("https://")
+
+
+FAMILIES = {
+    "alexnet": (4096,),
+    "convnext_tiny": (768,),
+    "densenet121": (1024,),
+    "efficientnet_b0": (1280,),
+    "efficientnet_v2_s": (1280,),
+    "googlenet": (1024,),
+    "inception_v3": (2048,),
+    "maxvit_t": (512,),
+    "mnasnet0_5": (1280,),
+    "mobilenet_v2": (1280,),
+    "mobilenet_v3_small": (1024,),
+    "resnet18": (512,),
+    "resnext50_32x4d": (2048,),
+    "shufflenet_v2_x0_5": (1024,),
+    "squeezenet1_1": (512, 13, 13),
+    "swin_t": (768,),
+    "swin_v2_t": (768,),
+    "vgg11_bn": (4096,),
+    "vit_b_32": (768,),
+    "wide_resnet50_2": (2048,),
+}
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_a_model_of_every_family_runs_on_the_input_of_its_weights(model: str) -> None:
+    entry = vision.weights_entry(model, "DEFAULT")
+    with torch.device("meta"):  # shapes and costs without numbers
+        network = artefact.freeze(vision.build(vision.architecture(model, entry, None)))
+        taps = survey(network, vision.preprocessing(entry).shape)
+    assert taps["logits"].shape == (1000,)
+    assert taps["penultimate"].shape == FAMILIES[model]
+
+
+@pytest.mark.parametrize("model", ["regnet_x_400mf", "mobilenet_v3_small"])
+def test_models_of_other_families_are_frozen_and_read_again(tmp_path: Path, model: str) -> None:
+    file = saved(tmp_path / "w.pth", random_state(model))
+    spec = freeze(from_file(file, model=model), tmp_path / "b", pretrained=tmp_path)
+    assert artefact.read(tmp_path / "b").spec == spec
+    assert len(spec.classes) == 1000
+
+
+def test_weights_without_class_names_make_a_backbone_without_class_names(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = models.VGG16_Weights.IMAGENET1K_FEATURES
+    assert vision.preprocessing(entry).std == pytest.approx((1 / 255,) * 3)
+    assert entry.meta["categories"] is None
+    monkeypatch.setitem(ENTRY.meta, "categories", None)  # as those have: 0.5 GB is too much for a test
+    saved(hub / ENTRY.url.rsplit("/", 1)[1], random_state())
+    spec = freeze(settings_of(source="torchvision", model=SQUEEZENET), tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.classes == ()
+
+
+# A backbone from a folder ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> BackboneSpec:
+    """A backbone in the folder `elsewhere`."""
+    torch.manual_seed(1)
+    return artefact.write(
+        tmp_path / "elsewhere",
+        glyphs.GlyphNet(classes=2, widths=(4,)),
+        architecture={"family": "glyphs", "classes": 2, "widths": [4]},
+        origin={"source": "finetune"},
+        inputs=glyphs.INPUT,
+        classes=("a", "b"),
+    )
+
+
+def test_a_backbone_of_any_folder_is_frozen_as_it_is(elsewhere: BackboneSpec, tmp_path: Path) -> None:
+    config = settings_of(source="folder", folder=tmp_path / "elsewhere", digest=elsewhere.weights_digest[:8].upper())
+    assert freeze(config, tmp_path / "backbone", pretrained=tmp_path) == elsewhere
+    assert artefact.read(tmp_path / "backbone").spec == elsewhere
+
+
+@pytest.mark.parametrize("given", [None, "", "1234567"])
+def test_a_folder_without_its_digest_is_refused_with_the_digest_to_write(
+    elsewhere: BackboneSpec, tmp_path: Path, given: str | None
+) -> None:
+    digest = elsewhere.weights_digest[:16]
+    with pytest.raises(ValidationError, match=rf"`folder` needs `digest`, the first 8 .* \(digest: '{digest}'\)"):
+        settings_of(source="folder", folder=tmp_path / "elsewhere", digest=given)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "[1]", "no JSON", '{"weights_digest": 3}'])
+def test_a_folder_that_holds_no_backbone_cannot_suggest_a_digest(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "backbone.json").write_text(text)
+    with pytest.raises(ValidationError, match="no backbone there"):
+        settings_of(source="folder", folder=tmp_path)
+
+
+def test_other_weights_in_a_folder_than_the_stated_ones_are_refused(elsewhere: BackboneSpec, tmp_path: Path) -> None:
+    config = settings_of(source="folder", folder=tmp_path / "elsewhere", digest="00000000")
+    with pytest.raises(
+        BackboneError, match=rf"begins with 00000000, got {elsewhere.weights_digest[:16]}. Where the new"
+    ):
+        freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+
+
+# Preprocessing of the user's own --------------------------------------------------------------------------------------
+
+
+def test_input_replaces_single_settings_of_the_preprocessing(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", random_state())
+    own = freeze(from_file(file), tmp_path / "own", pretrained=tmp_path)
+    config = from_file(file, input={"resize": 150, "crop": 128, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5]})
+    spec = freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.input.image.model_dump() == {
+        "mode": "RGB",
+        "resize": 150,
+        "crop": (128, 128),
+        "interpolation": "bicubic",
+    }
+    assert (spec.input.mean, spec.input.std) == ((0.5, 0.5, 0.5), own.input.std)
+    assert spec.taps["input"].shape == (3, 128, 128)
+    assert spec.weights_digest == own.weights_digest
+
+
+def test_input_without_a_crop_needs_both_sides(elsewhere: BackboneSpec, tmp_path: Path) -> None:
+    changed = InputConfig(resize=(48, 40), std=(0.25,)).onto(elsewhere.input)
+    assert (changed.size, changed.mean, changed.std) == ((48, 40), (0.5,), (0.25,))
+    stated = {"source": "folder", "folder": tmp_path / "elsewhere", "digest": elsewhere.weights_digest}
+    with pytest.raises(BackboneError, match=r"^b: `input` makes no image: expected `crop`, or both sides .*resize: 48"):
+        freeze(settings_of(**stated, input={"resize": 48}), tmp_path / "b", pretrained=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mode": "L"},
+            "expected 1 numbers in `mean` for mode L, got 3; expected 1 numbers in `std` for mode L, got 3",
+        ),
+        ({"mean": (0.5,)}, "expected 3 numbers in `mean` for mode RGB, got 1"),
+        ({"crop": 448}, r"whose shorter side is 232, got \(448, 448\): its borders would be black. Set `resize` too"),
+        ({"crop": None}, "expected `crop`, or both sides in `resize`, got resize: 232, which leaves a side open"),
+    ],
+)
+def test_input_that_makes_no_image_is_refused(changes: dict[str, Any], message: str) -> None:
+    own = vision.preprocessing(vision.weights_entry("mobilenet_v2", "IMAGENET1K_V2"))
+    with pytest.raises(ValueError, match=message):
+        InputConfig(**changes).onto(own)
+    assert InputConfig(crop=448, resize=448).onto(own).size == (448, 448)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resize": 0}, {"crop": 0}, {"std": (0.0, 1.0, 1.0)}, {"mode": "CMYK"}, {"size": 8}]
+)
+def test_input_of_impossible_values_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        InputConfig(**changes)
+
+
+def test_an_input_that_the_network_refuses_is_named_with_the_reason(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", random_state())
+    message = (
+        r"^b: expected an input that SqueezeNet takes, got images of 8×8 with 3 channels: RuntimeError: .*too small.*"
+        r"Set `input` to what it was trained with."
+    )
+    with pytest.raises(BackboneError, match=message):
+        freeze(from_file(file, input={"resize": 8, "crop": 8}), tmp_path / "b", pretrained=tmp_path)
+    grey = {"mode": "L", "mean": [0.5], "std": [0.5]}
+    with pytest.raises(BackboneError, match="got images of 224×224 with 1 channels: RuntimeError: "):
+        freeze(from_file(file, input=grey), tmp_path / "b", pretrained=tmp_path)
+    assert not (tmp_path / "b").exists()
+
+
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "pretrained"}, "source: pretrained needs `network`, the name of a network below `pretrain`"),
-        ({"source": "torchvision"}, "source: torchvision needs `model`, such as mobilenet_v2"),
+        ({"source": "pretrained"}, r"pretrained.network\n  Field required"),
+        ({"source": "torchvision"}, r"torchvision.model\n  Field required"),
         ({"source": "torchvision", "model": "x", "file": "gone.pth"}, r"`file` needs `sha256`.*gone.pth: no such file"),
         ({"source": "torchvision", "model": "x", "classes": 0}, "greater than or equal to 1"),
-        ({"source": "timm", "model": "x"}, "'pretrained' or 'torchvision'"),
+        (
+            {"source": "torchvision", "model": "x", "sha256": "12345678"},
+            "`sha256` belongs to `file`, and there is none",
+        ),
+        ({"source": "torchvision", "model": "x", "strip_prefix": "a."}, "`strip_prefix` belongs to `file`"),
+        ({"source": "torchvision", "model": "x", "classes": 3}, "`classes` belongs to `file`"),
+        ({"source": "keras", "model": "x"}, "'pretrained', 'torchvision', 'timm', 'folder', 'module'"),
+        ({"source": "timm", "model": "resnet50.a1_in1k"}, "Write `model: resnet50` and `weights: a1_in1k`"),
         ({"source": "torchvision", "model": "x", "weigths": "DEFAULT"}, "weigths"),
     ],
 )
 def test_incomplete_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        FreezeConfig(**settings)
+        settings_of(**settings)
 
 
 @pytest.mark.parametrize("given", [None, "", "1234567"])
@@ -381,8 +619,8 @@ def test_a_file_without_its_digest_is_refused_with_the_digest_to_write(tmp_path:
     file = tmp_path / "w.pth"
     file.write_bytes(b"weights")
     with pytest.raises(ValidationError, match=rf"first 8 digits or more \(sha256: '{sha256_file(file)[:16]}'\)"):
-        FreezeConfig(source="torchvision", model=SQUEEZENET, file=file, sha256=given)
-    assert FreezeConfig(source="torchvision", model=SQUEEZENET, file=file, sha256=sha256_file(file)[:8]).file == file
+        settings_of(source="torchvision", model=SQUEEZENET, file=file, sha256=given)
+    assert settings_of(source="torchvision", model=SQUEEZENET, file=file, sha256=sha256_file(file)[:8]).file == file
 
 
 def test_freezing_again_writes_the_same_bytes(tmp_path: Path) -> None:

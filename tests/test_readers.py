@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 from typing import Any, get_args
 
 import numpy as np
@@ -186,6 +188,31 @@ GREY8 = [0, 0, 1, 127, 254, 255]
 def test_16_bit_grey_is_scaled_to_8_bits(data: bytes) -> None:
     assert pixels(data, mode="L").ravel().tolist() == GREY8
     assert pixels(data)[0, :, 1].tolist() == GREY8
+
+
+def png16(samples: list[int], *, colour: int) -> bytes:
+    """One pixel of 16 bits a channel, of a kind that Pillow reads but does not write (PNG specification, 11.2.1)."""
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour, 0, 0, 0)
+    data = zlib.compress(b"\0" + struct.pack(f">{len(samples)}H", *samples))
+    parts = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("colour", "samples", "expected"),
+    [
+        (2, [0, 257, 65535], [0, 1, 255]),
+        (6, [0, 257, 65535, 65535], [0, 1, 255]),
+        (6, [0, 257, 65535, 0], [255, 255, 255]),
+        (4, [32896, 65535], [128, 128, 128]),
+    ],
+    ids=["RGB", "RGBA", "transparent", "grey and alpha"],
+)
+def test_16_bit_colour_and_transparency_are_scaled_to_8_bits(
+    colour: int, samples: list[int], expected: list[int]
+) -> None:
+    assert pixels(png16(samples, colour=colour)).tolist() == [[expected]]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])

@@ -5,5 +5,7 @@
 
 ARCHITECTURES = {
     "glyphs": "pipeline.backbones.glyphs:build",
+    "module": "pipeline.backbones.factory:build",
+    "timm": "pipeline.backbones.timm_models:build",
     "torchvision": "pipeline.backbones.vision:build",
 }

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.backbones import ARCHITECTURES
-from pipeline.backbones.spec import BackboneSpec, InputSpec
+from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
 from pipeline.files import atomic, read_json, write_json
@@ -67,8 +67,19 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     ]
     if problems:
         title = f"{where}: the weights do not fit the architecture, {len(problems)} keys differ. The first of them"
-        raise BackboneError(bullets(title, problems[:8]))
+        raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
     network.load_state_dict(state, strict=True)
+
+
+def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What to set where weights were saved with a wrapper around the network, such as DataParallel's `module.`."""
+    first = next(iter(own), "")
+    wrapped = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    fitting = {prefix: sum(prefix + key in state for key in own) for prefix in wrapped}
+    best = max(fitting, key=lambda prefix: fitting[prefix], default="")
+    if 2 * fitting.get(best, 0) <= len(own):
+        return ""
+    return f"\nKeys begin with {best!r}: set `strip_prefix: '{best}'`."
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -85,20 +96,35 @@ def write(
     inputs: InputSpec,
     classes: Iterable[str] = (),
 ) -> BackboneSpec:
-    """Write a network in the backbone format; backbone.json comes last and makes it whole."""
+    """Write a network in the backbone format; backbone.json comes last and makes it whole.
+
+    Raises BackboneError if the network refuses the input.
+    """
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     spec = BackboneSpec(
         architecture=dict(architecture),
         origin=dict(origin),
         weights_digest=weights_digest(state),
         input=inputs,
-        taps=survey(freeze(network), inputs.shape),
+        taps=_surveyed(network, inputs, where=folder.name),
         classes=tuple(classes),
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)
     write_json(folder / JSON, spec.model_dump(mode="json"))
     return spec
+
+
+def _surveyed(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
+    try:
+        return survey(freeze(network), inputs.shape)
+    except Exception as error:
+        channels, height, width = inputs.shape
+        reason = (str(error).splitlines() or [""])[0]
+        raise BackboneError(
+            f"{where}: expected an input that {type(network).__name__} takes, got images of {height}×{width} with "
+            f"{channels} channels: {type(error).__name__}: {reason}. Set `input` to what it was trained with."
+        ) from error
 
 
 def read_spec(folder: Path) -> BackboneSpec:

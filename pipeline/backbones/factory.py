@@ -1,0 +1,101 @@
+"""A user's own network, by the import path of what builds it: `package.module:name`.
+
+backbone.json names the path, and a file that is opened must run no code. So three things are asked of it:
+
+* The module is one that Python finds in regular packages, which is looked up before anything is imported: code that
+  is installed, or that stands in the project. A file beside a backbone.json is none, for `data/` is no package.
+* The name is a subclass of `torch.nn.Module`, or a function that says in its annotation that it returns one. What is
+  made to do something else (`subprocess:run`, `os:system`, `torch.hub:load`) is never called.
+* The code is that which was frozen: its digest is kept, and is part of the address of all features.
+"""
+
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import BackboneError, unknown
+from pipeline.files import sha256_file
+
+
+def architecture(path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What backbone.json keeps: the path, the arguments, and the digest of the file that the code is in.
+
+    Imports the code, so that what this draws at random does not lie between a seed and the network.
+    """
+    code = sha256_file(_file(path))
+    _factory(path)
+    return {"family": "module", "factory": path, "arguments": dict(arguments), "code": code}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The network of a factory; raises BackboneError if it is none, fails, or is not the code that was frozen."""
+    path, file = architecture["factory"], _file(architecture["factory"])
+    found = sha256_file(file)
+    if found != architecture["code"]:
+        raise BackboneError(
+            f"{path}: expected {file} as it was frozen, with the SHA-256 {architecture['code'][:16]}…, got "
+            f"{found[:16]}…. Freeze the backbone again."
+        )
+    factory = _factory(path)
+    try:
+        network = factory(**architecture["arguments"])
+    except Exception as error:
+        raise BackboneError(
+            f"{path}: expected a network for the arguments {architecture['arguments']}, got "
+            f"{type(error).__name__}: {error}. Mend `arguments` or the code."
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise BackboneError(f"{path}: expected a torch.nn.Module, got {type(network).__name__}.")
+    return network
+
+
+def _file(path: str) -> Path:
+    """The file of a factory's module, found without importing anything."""
+    module = path.partition(":")[0]
+    places: Any = None
+    name, origin = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        specs = (finder.find_spec(name, places) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            raise BackboneError(f"{path}: expected a module that Python finds, got no module {name!r}.")
+        if not spec.has_location or spec.origin is None:
+            raise BackboneError(
+                f"{path}: expected a module in regular packages, got {name!r}, which has no file of its own. "
+                "Where it is a folder of yours, put an empty __init__.py into it."
+            )
+        places, origin = spec.submodule_search_locations or [], spec.origin
+    return Path(str(origin))
+
+
+def _factory(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    try:
+        there = vars(importlib.import_module(module))
+    except Exception as error:
+        raise BackboneError(f"{path}: the module cannot be imported: {type(error).__name__}: {error}.") from error
+    if name not in there:
+        raise BackboneError(f"{module}: {unknown('name', name, [one for one in there if not one.startswith('_')])}")
+    found = there[name]
+    if not _makes_network(found):
+        raise BackboneError(
+            f"{path}: expected a subclass of torch.nn.Module, or a function annotated to return one, got "
+            f"{type(found).__name__} {name}. Write `def {name}(...) -> torch.nn.Module`."
+        )
+    return typing.cast("Callable[..., Any]", found)
+
+
+def _makes_network(found: Any) -> bool:
+    if inspect.isfunction(found):
+        try:
+            found = typing.get_type_hints(found).get("return")
+        except (NameError, TypeError):  # annotations that name what is imported for type checkers only
+            return False
+    return inspect.isclass(found) and issubclass(found, nn.Module)

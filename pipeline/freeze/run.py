@@ -1,0 +1,121 @@
+"""The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import artefact, factory, timm_models, vision
+from pipeline.backbones.spec import BackboneSpec, InputSpec
+from pipeline.errors import BackboneError
+from pipeline.files import sha256_file
+from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
+from pipeline.freeze.checkpoint import read_state_dict
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, and what its source says of it."""
+
+    network: nn.Module
+    architecture: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    inputs: InputSpec | None
+    classes: Iterable[str] = ()
+
+
+def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path) -> BackboneSpec:
+    """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained."""
+    match config:
+        case Pretrained():
+            loaded = _own(pretrained / config.network)
+        case Folder():
+            loaded = _own(config.folder, digest=config.digest or "")
+        case Torchvision():
+            loaded = _torchvision(config)
+        case Timm():
+            loaded = _timm(config)
+        case Module():
+            loaded = _module(config)
+        case _:
+            assert_never(config)
+    try:
+        inputs = config.input.onto(loaded.inputs)
+    except ValueError as error:
+        raise BackboneError(f"{folder.name}: `input` makes no image: {error}.") from None
+    return artefact.write(
+        folder,
+        loaded.network,
+        architecture=loaded.architecture,
+        origin=loaded.origin,
+        inputs=inputs,
+        classes=loaded.classes,
+    )
+
+
+def _own(source: Path, *, digest: str = "") -> Loaded:
+    own = artefact.read(source)
+    if not own.spec.weights_digest.startswith(digest.lower()):
+        raise BackboneError(
+            f"{source}: expected weights whose digest begins with {digest}, got {own.spec.weights_digest[:16]}. "
+            "Where the new ones are meant, set `digest` to that."
+        )
+    return Loaded(own.module, own.spec.architecture, own.spec.origin, own.spec.input, own.spec.classes)
+
+
+def _torchvision(config: Torchvision) -> Loaded:
+    entry = vision.weights_entry(config.model, config.weights)
+    architecture = vision.architecture(config.model, entry, config.classes)
+    origin = {"source": "torchvision", "model": config.model, "weights": entry.name}
+    if config.file is None:
+        state: Mapping[str, Tensor] = vision.download(entry)
+        origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
+    else:
+        state = _state(config)
+        origin |= _named(config.file)
+    network = artefact.build(architecture)
+    artefact.load_state(network, vision.current_keys(state), where=f"{config.model} from {config.file or entry.name}")
+    classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
+    return Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
+
+
+def _timm(config: Timm) -> Loaded:
+    entry = timm_models.weights_entry(config.model, config.weights)
+    architecture = timm_models.architecture(config.model, entry, config.classes)
+    origin = {"source": "timm", "model": config.model, "weights": entry.tag or ""}
+    if config.file is None:
+        network = timm_models.download(architecture, entry)
+        origin |= timm_models.origin(entry)
+    else:
+        network = artefact.build(architecture)
+        origin |= _named(config.file)
+        artefact.load_state(network, _state(config), where=f"{config.model} from {config.file}")
+    own_size = {"resize", "crop"} <= config.input.model_fields_set
+    inputs = timm_models.preprocessing(config.model, entry, own_size=own_size)
+    return Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
+
+
+def _module(config: Module) -> Loaded:
+    with torch.random.fork_rng(devices=[]):
+        architecture = factory.architecture(config.factory, config.arguments)
+        torch.manual_seed(config.seed or 0)
+        network = artefact.build(architecture)
+    origin: dict[str, Any] = {"source": "module", "factory": config.factory}
+    if config.file is None:
+        origin["seed"] = config.seed
+    else:
+        origin |= _named(config.file)
+        artefact.load_state(network, _state(config), where=f"{config.factory} from {config.file}")
+    return Loaded(network, architecture, origin, None)
+
+
+def _state(config: LocalWeights) -> Mapping[str, Tensor]:
+    assert config.file is not None, "the caller looked"
+    return read_state_dict(config.file, sha256=config.sha256 or "", strip_prefix=config.strip_prefix or "")
+
+
+def _named(file: Path) -> dict[str, str]:
+    return {"file": file.name, "sha256": sha256_file(file)}

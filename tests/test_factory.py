@@ -1,0 +1,258 @@
+"""Networks of the user's own: frozen by import path, and a hostile backbone.json that calls nothing else."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.backbones import artefact, factory
+from pipeline.errors import BackboneError
+from pipeline.files import sha256_file
+from pipeline.freeze import FreezeConfig
+from pipeline.freeze.run import freeze
+
+INPUT = {"resize": [8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+CODE = '''
+"""Networks of a user."""
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from nowhere import Nothing
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.fc = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def make(width: int) -> Net:
+    return Net(width)
+
+
+def lies() -> nn.Module:
+    return "no network"
+
+
+def fails() -> Net:
+    raise KeyError("width")
+
+
+def says_nothing():
+    Path("the code ran").touch()
+
+
+def says_other() -> int:
+    Path("the code ran").touch()
+    return 0
+
+
+def says_unknown() -> Nothing:
+    Path("the code ran").touch()
+
+
+made = Net()
+'''
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of the user's on the import path: `theirnets.small`. Nothing has imported it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "theirnets"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "small.py").write_text(CODE)
+    yield package / "small.py"
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("theirnets", "loose")]:
+        del sys.modules[name]
+
+
+def settings_of(**settings: Any) -> Any:
+    """Checked settings; those of the small network where no others are stated."""
+    stated = {"source": "module", "factory": "theirnets.small:make", "input": INPUT} | settings
+    return TypeAdapter(FreezeConfig).validate_python(stated)
+
+
+def build(path: str, **arguments: Any) -> Any:
+    """What a backbone.json with this path would build."""
+    return artefact.build(factory.architecture(path, arguments))
+
+
+# What works -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["make", "Net"])
+def test_a_network_of_the_users_own_is_frozen_with_weights_from_a_file(code: Path, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    path = f"theirnets.small:{name}"
+    state = {f"model.{key}": value for key, value in build(path, width=6).state_dict().items()}
+    file = tmp_path / "w.ckpt"
+    torch.save({"state_dict": state}, file)
+    digest = sha256_file(file)
+    config = settings_of(factory=path, arguments={"width": 6}, file=file, sha256=digest[:8], strip_prefix="model.")
+    spec = freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.architecture == {
+        "family": "module",
+        "factory": path,
+        "arguments": {"width": 6},
+        "code": sha256_file(code),
+    }
+    assert spec.origin == {"source": "module", "factory": path, "file": "w.ckpt", "sha256": digest}
+    assert spec.taps["conv"].shape == (6, 6, 6)
+    backbone = artefact.read(tmp_path / "backbone")
+    assert backbone.spec == spec
+    assert torch.equal(backbone.module.get_parameter("fc.bias"), state["model.fc.bias"])
+
+
+def test_random_weights_follow_from_their_seed_and_leave_the_generator_alone(code: Path, tmp_path: Path) -> None:
+    assert code.is_file()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    digests = []
+    for seed in (0, 0, 1):
+        config = settings_of(arguments={"width": 4}, seed=seed)
+        spec = freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+        assert spec.origin == {"source": "module", "factory": "theirnets.small:make", "seed": seed}
+        digests.append(spec.weights_digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected `file`, or `seed` for random weights, got neither"),
+        ({"seed": 0, "file": "w.pth", "sha256": "12345678"}, "expected `file`, or `seed` for random weights, got both"),
+        ({"seed": 0, "factory": "theirnets.small"}, "String should match pattern"),
+        ({"seed": 0, "input": {"resize": 8}}, "input: expected 3 numbers in `mean` for mode RGB, got 0; .*both sides"),
+        ({"seed": 0, "arguments": {"width": {1, 2}}}, "not a valid JSON value"),
+    ],
+)
+def test_incomplete_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings_of(**settings)
+
+
+def test_settings_without_an_input_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"module.input\n  Field required"):
+        TypeAdapter(FreezeConfig).validate_python({"source": "module", "factory": "a:b", "seed": 0})
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["theirnets.small:says_nothing", "theirnets.small:says_other", "theirnets.small:says_unknown",
+             "theirnets.small:made", "theirnets.small:Path", "subprocess:run", "shutil:rmtree", "torch.hub:load"],
+)  # fmt: skip
+def test_what_is_not_made_to_return_a_network_is_never_called(code: Path, path: str) -> None:
+    name = path.partition(":")[2]
+    message = (
+        rf"^{path}: expected a subclass of torch.nn.Module, or a function annotated to .*, got \w+ {name}. Write `def"
+    )
+    with pytest.raises(BackboneError, match=message):
+        build(path)
+    assert not (code.parent.parent / "the code ran").exists()
+
+
+def test_a_module_that_python_has_no_file_of_is_refused() -> None:
+    with pytest.raises(
+        BackboneError, match=r"^sys:exit: expected a module in regular packages, got 'sys', which has no"
+    ):
+        build("sys:exit")
+
+
+def test_a_module_that_does_not_exist_is_refused(code: Path) -> None:
+    assert code.is_file()
+    with pytest.raises(BackboneError, match=r"^theirnets.big:make: .*got no module 'theirnets.big'."):
+        build("theirnets.big:make")
+    with pytest.raises(BackboneError, match=r"got no module 'theirnets.small.deeper'."):
+        build("theirnets.small.deeper:make")
+
+
+def test_code_beside_a_backbone_is_not_imported(code: Path) -> None:
+    root = code.parent.parent
+    folder = root / "loose" / "backbones"
+    folder.mkdir(parents=True)
+    (folder / "net.py").write_text("open('the code ran', 'w')\nfrom theirnets.small import Net")
+    with pytest.raises(
+        BackboneError, match=r"regular packages, got 'loose', which .*put an empty __init__.py into it."
+    ):
+        build("loose.backbones.net:Net")
+    assert not (root / "the code ran").exists()
+    assert "loose" not in sys.modules
+
+
+def test_a_name_that_does_not_exist_is_refused_with_its_neighbours(code: Path) -> None:
+    assert code.is_file()
+    with pytest.raises(BackboneError, match=r"^theirnets.small: unknown name 'maker'. Did you mean 'make'"):
+        build("theirnets.small:maker")
+
+
+def test_a_module_that_cannot_be_imported_is_refused_with_the_reason(code: Path) -> None:
+    code.write_text("import nowhere")
+    with pytest.raises(
+        BackboneError, match=r"the module cannot be imported: ModuleNotFoundError: No module named 'nowh"
+    ):
+        build("theirnets.small:make")
+
+
+def test_arguments_that_do_not_fit_are_refused_with_the_reason(code: Path) -> None:
+    assert code.is_file()
+    with pytest.raises(
+        BackboneError, match=r"for the arguments {'w': 3}, got TypeError: .*'w'. Mend `arguments` or the c"
+    ):
+        build("theirnets.small:make", w=3)
+    with pytest.raises(BackboneError, match=r"for the arguments {}, got KeyError: 'width'"):
+        build("theirnets.small:fails")
+
+
+def test_a_function_that_does_not_return_what_it_says_is_refused(code: Path) -> None:
+    assert code.is_file()
+    with pytest.raises(BackboneError, match=r"^theirnets.small:lies: expected a torch.nn.Module, got str."):
+        build("theirnets.small:lies")
+
+
+def test_code_that_changed_since_it_was_frozen_is_refused(code: Path, tmp_path: Path) -> None:
+    freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    code.write_text(CODE.replace(".relu()", ".sigmoid()"))
+    message = (
+        r"theirnets.small:make: expected .*small.py as it was frozen, with the SHA-256 .*. Freeze the backbone again."
+    )
+    with pytest.raises(BackboneError, match=message):
+        artefact.read(tmp_path / "backbone")
+
+
+def test_a_hostile_backbone_calls_nothing(code: Path, tmp_path: Path) -> None:
+    freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    file = tmp_path / "backbone" / "backbone.json"
+    said = json.loads(file.read_text())
+    said["architecture"] |= {"factory": "subprocess:run", "arguments": {"args": ["touch", "the code ran"]}}
+    said["architecture"]["code"] = sha256_file(Path(subprocess.__file__))
+    file.write_text(json.dumps(said))
+    with pytest.raises(BackboneError, match=r"subprocess:run: expected a subclass of torch.nn.Module"):
+        artefact.read(tmp_path / "backbone")
+    assert code.is_file()
+    assert not (tmp_path / "the code ran").exists()
