@@ -144,11 +144,13 @@ ONE_PROBLEM = {
     ),
     "an unknown key of a tap": (
         {"extract.glyphs.taps.block2": {"node": "block2", "poool": "mean"}},
-        "extract.glyphs.taps.block2: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool, project, project_seed.",
+        "extract.glyphs.taps.block2: unknown key 'poool'. Did you mean 'pool'? "
+        "Expected one of: dtype, node, pool, project, project_seed.",
     ),
     "an unknown key of a tap that is called like a setting": (
         {"extract.glyphs.taps.node": {"node": "block2", "poool": "mean"}},
-        "extract.glyphs.taps.node: unknown key 'poool'. Did you mean 'pool'? Expected one of: dtype, node, pool, project, project_seed.",
+        "extract.glyphs.taps.node: unknown key 'poool'. Did you mean 'pool'? "
+        "Expected one of: dtype, node, pool, project, project_seed.",
     ),
     "an unknown key of settings that may be left out": (
         {"split.digits.few_shot": {"labels_per_class": 5, "draw": 2}},
@@ -230,7 +232,8 @@ ONE_PROBLEM = {
     ),
     "a value that a check of its own refuses without naming it": (
         {"extract.glyphs.taps.block2.pool": "avg2"},
-        "extract.glyphs.taps.block2.pool: unknown pooling. Expected one of: none, flatten, mean, max, gem, mean+std, cls, mean_tokens, avg<h>x<w>, got"
+        "extract.glyphs.taps.block2.pool: unknown pooling. Expected one of: none, flatten, mean, "
+        "max, gem, mean+std, cls, mean_tokens, avg<h>x<w>, got"
         " 'avg2'.",
     ),
 }
