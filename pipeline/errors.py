@@ -4,6 +4,7 @@ PipelineError
 ├── ConfigError      the settings are wrong: nothing was done
 ├── DataError        a manifest, a split or a sample is wrong
 ├── BackboneError    weights, architecture or taps do not fit each other
+├── EngineError      an engine cannot run a backbone, or its values are not those of torch
 ├── StoreError       features on disk are missing, damaged or made by something else
 └── HeadError        a head cannot be fitted to what it was given
 
@@ -28,6 +29,10 @@ class DataError(PipelineError):
 
 class BackboneError(PipelineError):
     """Weights, architecture or taps do not fit each other."""
+
+
+class EngineError(PipelineError):
+    """An engine cannot run a backbone here, or its values are not those of torch float32."""
 
 
 class StoreError(PipelineError):

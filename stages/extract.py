@@ -17,6 +17,7 @@ def main() -> None:
             cache_root=cache.default_root(),
             progress=progress,
             announce=print,
+            say=print,
         )
     print(f"{name}: {found.plan.samples:,} samples, {found.rejected:,} rejected")
 

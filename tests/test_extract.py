@@ -101,7 +101,9 @@ class Job:
     def extract(self, taps: Mapping[str, Any] = TAPS, *, out: Path | None = None, **settings: Any) -> Extracted:
         """Extract some taps."""
         passed = {name: settings.pop(name) for name in ("progress", "announce", "cache_root") if name in settings}
-        config = ExtractConfig(**{"datasets": ("photos",), "taps": taps, "batch_size": 4, "shard_mb": 1} | settings)
+        config = ExtractConfig(
+            **{"datasets": ("photos",), "taps": taps, "batch_size": 4, "shard_mb": 1, "engine": "torch"} | settings
+        )
         where = {"backbone": self.backbone, "manifests": self.manifests, "out": out or self.out}
         return extract(config, **where, **{"cache_root": self.cache} | passed)
 
@@ -354,7 +356,7 @@ def test_extraction_leaves_the_backbone_as_it_was(job: Job) -> None:
 def test_an_unknown_node_is_refused_before_anything_is_done(job: Job) -> None:
     with pytest.raises(
         BackboneError,
-        match=r"net, tap 'x': unknown node 'block3'. Did you mean 'block2.*Expected one of: block1, block1.0",
+        match=r"tap 'x': unknown node 'block3'. Did you mean 'block2.*Expected one of: block1, block1.0",
     ):
         job.extract({"x": {"node": "block3"}})
     assert not job.cache.exists()
@@ -607,7 +609,7 @@ extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cach
 def test_a_killed_extraction_goes_on_where_it_was(large: Job) -> None:
     undisturbed = large.root / "undisturbed"
     large.extract(WANTED, out=undisturbed, cache_root=large.root / "other cache")
-    config = ExtractConfig(datasets=("photos",), taps=WANTED, batch_size=4, shard_mb=1)
+    config = ExtractConfig(datasets=("photos",), taps=WANTED, batch_size=4, shard_mb=1, engine="torch")
     folders = map(str, (large.backbone, large.manifests, large.out, large.cache))
     command = [sys.executable, "-c", KILLED, config.model_dump_json(), *folders]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, check=False)

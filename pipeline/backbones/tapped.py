@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.spec import TapSpec
-from pipeline.backbones.taps import collect
+from pipeline.backbones.spec import Tap, TapSpec
+from pipeline.backbones.taps import LOGITS, collect
 
 
 class Tapped(nn.Module):
@@ -25,7 +25,28 @@ class Tapped(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Normalise, run the network up to the last tap, and pool."""
+        found = collect(self.network, self.normalised(pixels), self.specs, self.taps)
+        return tuple(found[name].float() for name in self.names)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images float32 (n, channels, height, width), channels-last in memory."""
         # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
-        images = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-        found = collect(self.network, images, self.specs, self.taps)
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+# A tap that is never made: the second call of a network that is called once.
+NEVER = f"{LOGITS}_1"
+
+
+class Whole(Tapped):
+    """The same for tracers, which lose their place when a forward pass stops early: it runs to the end of the network.
+
+    What comes after the last tap is in no output, and is left out of the graph.
+    """
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Normalise, run the whole network, and pool."""
+        specs = {**self.specs, f".{NEVER}": TapSpec(node=NEVER)}
+        taps = {**self.taps, NEVER: Tap(shape=(), call=1)}
+        found = collect(self.network, self.normalised(pixels), specs, taps)
         return tuple(found[name].float() for name in self.names)

@@ -1,9 +1,44 @@
-"""Engines run a backbone: a batch of named arrays in, a mapping from tap to array out."""
+"""Engines run a backbone: a batch of named arrays in, a mapping from tap to array out.
 
+torch                  eager, CPU or CUDA: what the others are measured against
+torch_compiled         the same through torch.compile
+onnxruntime            the exported graph on the CPU; _cuda and _tensorrt on a GPU
+openvino               the same file on the CPU; an extra
+"""
+
+import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
+
+from pipeline.backbones.spec import TapSpec
+from pipeline.errors import EngineError, unknown
+
+if TYPE_CHECKING:
+    from pipeline.backbones.artefact import Backbone
+
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+Name = Literal["torch", "torch_compiled", "onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "openvino"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ENGINES: Mapping[str, str] = {
+    "torch": "pipeline.engines.torch:TorchEngine",
+    "torch_compiled": "pipeline.engines.torch:CompiledEngine",
+    "onnxruntime": "pipeline.engines.onnxruntime:CpuEngine",
+    "onnxruntime_cuda": "pipeline.engines.onnxruntime:CudaEngine",
+    "onnxruntime_tensorrt": "pipeline.engines.onnxruntime:TensorRTEngine",
+    "openvino": "pipeline.engines.openvino:OpenVINOEngine",
+}
+PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
+    "torch": PRECISIONS,
+    "torch_compiled": PRECISIONS,
+    "onnxruntime": ("float32",),
+    "onnxruntime_cuda": ("float32", "tf32"),
+    "onnxruntime_tensorrt": ("float32", "bfloat16", "float16"),
+    "openvino": ("float32", "bfloat16"),
+}
+EXTRAS = {"openvino": "icecore[openvino]"}
 
 
 class Engine(Protocol):
@@ -17,3 +52,36 @@ class Engine(Protocol):
     def provenance(self) -> Mapping[str, Any]:
         """Engine, device and versions, for the record beside each shard."""
         ...
+
+
+def create(
+    name: str,
+    backbone: "Backbone",
+    specs: Mapping[str, TapSpec],
+    *,
+    batch_size: int,
+    precision: str = "float32",
+    cache: Path | None = None,
+) -> Engine:
+    """Make an engine by its name; `cache` is the folder that keeps exported graphs, none exports each time.
+
+    Raises EngineError for an unknown name or precision, for a precision that the engine does not have, for a library or
+    device that is not there, and for a network that cannot be exported.
+    """
+    if name not in ENGINES:
+        raise EngineError(unknown("engine", name, ENGINES))
+    if precision not in PRECISIONS:
+        raise EngineError(unknown("precision", precision, PRECISIONS))
+    if precision not in PRECISIONS_OF[name]:
+        raise EngineError(
+            f"engine {name!r}: expected one of the precisions it has ({', '.join(PRECISIONS_OF[name])}), got "
+            f"{precision}. Choose another engine, or `auto`."
+        )
+    module, attribute = ENGINES[name].split(":")
+    try:
+        made: Any = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        install = EXTRAS.get(name, "icecore")
+        raise EngineError(f"engine {name!r}: {error}. Install it with `pip install '{install}'`.") from None
+    engine: Engine = made(backbone, specs, batch_size=batch_size, precision=precision, cache=cache)
+    return engine

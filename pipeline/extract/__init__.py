@@ -2,15 +2,18 @@
 
 plan   which rows of which taps are missing, cut into units (pure)
 work   one unit: read, decode, run, store
+card   what the engine's parity was, beside the features
 run    all units, then the commit of each tap's folder
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import NAME, Settings
+from pipeline.engines import Name, Precision
+from pipeline.engines.parity import Limits
 
 
 class ExtractConfig(Settings):
@@ -19,6 +22,11 @@ class ExtractConfig(Settings):
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
     batch_size: Annotated[int, Field(ge=1)] = 64
+    engine: Annotated[Name | Literal["auto"], Field(description="auto: the fastest here whose parity holds")] = "auto"
+    precision: Annotated[Precision, Field(description="of the network; features of another are other features")] = (
+        "float32"
+    )
+    limits: Annotated[Limits, Field(description="how near an engine must be to torch float32")] = Limits()
     shard_mb: Annotated[int, Field(ge=1, description="the size that a shard of the widest tap should have")] = 128
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without features")] = 0.01
 

@@ -10,11 +10,13 @@ import pyarrow as pa
 from pipeline import manifest
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines import Engine
+from pipeline.engines import gate as gates
+from pipeline.engines.select import Job, Say, choose, gate
 from pipeline.errors import BackboneError, DataError, bullets
-from pipeline.extract import ExtractConfig
+from pipeline.extract import ExtractConfig, card
 from pipeline.extract.plan import Plan, plan
-from pipeline.extract.work import Reject, make_unit
+from pipeline.extract.work import Reject, first_samples, make_unit
 from pipeline.files import link_or_copy
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, silent
@@ -57,22 +59,28 @@ def extract(
     cache_root: Path,
     progress: Progress = silent,
     announce: Callable[[Plan], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Extracted:
-    """Extract every tap of `config` and commit `out/<tap>/`.
+    """Extract every tap of `config` and commit `out/<tap>/`; `say` is told which engine runs, and why.
 
-    Raises BackboneError for a tap that does not exist, DataError if more samples than `max_rejected` gave no features.
+    Raises BackboneError for a tap that does not exist, EngineError for an engine that cannot run here or computes other
+    values than torch float32, DataError if more samples than `max_rejected` gave no features.
     """
     spec = artefact.read_spec(backbone)
     config = config.model_copy(update={"taps": resolve(config.taps, spec, where=str(backbone))})
     shapes = row_shapes(config.taps, spec, where=str(backbone))
     samples = read_samples(manifests, config.datasets)
-    columns = {tap: cache.column(cache_root, identity(spec, config.taps[tap])) for tap in config.taps}
+    columns = {
+        tap: cache.column(cache_root, identity(spec, config.taps[tap], precision=config.precision))
+        for tap in config.taps
+    }
     for column in columns.values():
         cache.leftovers(column)
     known = {tap: _known(column, samples.keys) for tap, column in columns.items()}
     todo = plan(known, unit_rows=_unit_rows(config, shapes))
     announce(todo)
-    failed = {reject.key: str(reject) for reject in _compute(config, todo, samples, columns, backbone, progress)}
+    rejects = _compute(config, todo, samples, columns, backbone, cache_root, progress, say)
+    failed = {reject.key: str(reject) for reject in rejects}
     refused: dict[str, str] = {}
     for tap, column in columns.items():
         refused |= commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
@@ -114,13 +122,17 @@ def _compute(
     samples: Samples,
     columns: Mapping[str, cache.Column],
     backbone: Path,
+    cache_root: Path,
     progress: Progress,
+    say: Say,
 ) -> list[Reject]:
     total = sum(len(unit.rows) for unit in todo.units)
     if not total:
         return []
     loaded = artefact.read(backbone)
     reader = ImageReader(loaded.spec.input.image)
+    job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
+    engines = _engines(config, job, todo, samples, columns, reader, say)
     done, rejects = 0, []
 
     def advance(count: int) -> None:
@@ -129,17 +141,60 @@ def _compute(
         progress(done, total)
 
     for unit in todo.units:
-        wanted = {tap: config.taps[tap] for tap in unit.taps}
         rejects += make_unit(
             samples.keys[unit.rows],
             samples.paths.take(pa.array(unit.rows)).to_pylist(),
             reader=reader,
-            engine=TorchEngine(loaded, wanted, batch_size=config.batch_size),
+            engine=engines(unit.taps),
             columns={tap: columns[tap] for tap in unit.taps},
             batch_size=config.batch_size,
             done=advance,
         )
     return rejects
+
+
+def _engines(
+    config: ExtractConfig,
+    job: Job,
+    todo: Plan,
+    samples: Samples,
+    columns: Mapping[str, cache.Column],
+    reader: ImageReader,
+    say: Say,
+) -> Callable[[tuple[str, ...]], Engine]:
+    """Choose the engine, let it through the gate, and return what gives the engine for some of the taps.
+
+    Eager torch computes the same bits whatever else is asked for, so it runs the taps that are missing only. A graph's
+    kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
+    between two taps would go on with other bits.
+    """
+    rows = np.concatenate([unit.rows for unit in todo.units])
+    pixels = first_samples(
+        samples.keys[rows],
+        samples.paths.take(pa.array(rows)).to_pylist(),
+        reader=reader,
+        count=gates.rows_for(row_shapes(job.specs, job.backbone.spec, where=""), job.batch_size, job.precision),
+        batch_size=config.batch_size,
+    )
+    if not len(pixels):  # there is nothing to run
+        return lambda taps: job.engine("torch", {tap: job.specs[tap] for tap in taps})
+    chosen = choose(config.engine, job, pixels, samples=len(rows), say=say)
+    todo_taps = [columns[tap] for tap, missing in todo.missing.items() if missing]
+    if not all(card.there(column, chosen.engine) for column in todo_taps):
+        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels)
+        say(str(measured))
+        for tap, column in columns.items():
+            card.write(column, measured, tap)
+    made = {tuple(job.specs): chosen.engine}
+
+    def engine_of(taps: tuple[str, ...]) -> Engine:
+        if chosen.name != "torch":
+            return chosen.engine
+        if taps not in made:
+            made[taps] = job.engine(chosen.name, {tap: job.specs[tap] for tap in taps})
+        return made[taps]
+
+    return engine_of
 
 
 def commit(
@@ -160,6 +215,7 @@ def commit(
         wanted=keys,
         rejected=refused,
     )
+    card.link(column, folder)
     column.touch()
     return refused
 

@@ -71,6 +71,21 @@ def make_unit(
     return rejects
 
 
+def first_samples(keys: np.ndarray, paths: Sequence[str], *, reader: Reader, count: int, batch_size: int) -> np.ndarray:
+    """The pixels of the first `count` samples that can be read, or of all if there are fewer."""
+    good: list[np.ndarray] = []
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(keys), batch_size):
+            part = slice(start, start + batch_size)
+            read = pool.map(
+                lambda key, path: read_sample(reader, key, path), key_arrays.to_hex(keys[part]), paths[part]
+            )
+            good += [sample["pixels"] for sample in read if isinstance(sample, dict)]
+            if len(good) >= count:
+                break
+    return np.stack(good[:count]) if good else np.empty((0,), np.uint8)
+
+
 def read_sample(reader: Reader, key: str, path: str) -> Sample | Reject:
     """Read one file, make sure it is still the content of its key, and decode it."""
     try:

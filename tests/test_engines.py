@@ -1,0 +1,615 @@
+"""Engines: each computes what torch float32 does, what cannot run is refused by name, and auto keeps its choice."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import artefact, projection
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
+from pipeline.backbones.survey import survey
+from pipeline.engines import ENGINES, Engine, create, export, gate, select
+from pipeline.engines import openvino as openvino_engine
+from pipeline.engines.onnxruntime import CudaEngine
+from pipeline.engines.parity import Limits, Parity, compare, cosines, overlap, report
+from pipeline.engines.select import Choice, Job, choose, recall, remember
+from pipeline.errors import EngineError, StoreError
+from pipeline.readers.image import ImageSpec
+
+ON_CPU = ("torch", "torch_compiled", "onnxruntime", "openvino")
+CHEAP = ("torch", "onnxruntime", "openvino")
+SIDE = 16
+INPUT = InputSpec(
+    image=ImageSpec(mode="RGB", resize=(SIDE, SIDE), interpolation="bilinear"), mean=(0.5,) * 3, std=(0.2,) * 3
+)
+PIXELS = np.random.default_rng(0).integers(0, 255, (24, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+class Glyphs(nn.Sequential):
+    """Convolution, batch normalisation and ReLU in place, as GlyphNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+        )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A block that adds in place, and then rectifies in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits."""
+        images = self.relu(self.stem(images))
+        out = self.norm(self.conv(images))
+        out += images
+        return self.fc(self.relu(out).mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """Patches, a class token and attention, as a ViT has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.class_token = nn.Conv2d(3, 16, 4, stride=4), nn.Parameter(torch.randn(1, 1, 16))
+        self.block, self.head = (
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = self.block(torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1))
+        return self.head(tokens[:, 0])
+
+
+class Crowd(Glyphs):
+    """A network whose values depend on the batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits, from which the batch's mean is taken."""
+        logits = super().forward(images)
+        return logits - logits.mean(0)
+
+
+class Branching(Glyphs):
+    """A network that looks at its values to decide what to do: it has no graph."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits."""
+        return super().forward(images if float(images.sum()) > -1e9 else -images)
+
+
+class Counting(Glyphs):
+    """A network whose graph would hold for one batch size only: it asks for a number where a symbol stands."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits."""
+        return super().forward(images).reshape(len(images), -1)
+
+
+NETWORKS: Mapping[type[nn.Module], Mapping[str, TapSpec]] = {
+    Glyphs: {
+        "pixels": TapSpec(node="input", pool="avg4x4"),
+        "relu": TapSpec(node="2", pool="none"),
+        "before": TapSpec(node="1", pool="mean+std"),
+        "flat": TapSpec(node="1", pool="flatten"),
+        "twice": TapSpec(node="logits"),
+        "logits": TapSpec(node="logits"),
+    },
+    Residual: {
+        "norm": TapSpec(node="norm", pool="gem"),
+        "norm-all": TapSpec(node="norm"),
+        "sum": TapSpec(node="add", pool="max"),
+        "stem": TapSpec(node="stem"),
+    },
+    Tokens: {
+        "cls": TapSpec(node="block", pool="cls"),
+        "mean_tokens": TapSpec(node="block", pool="mean_tokens"),
+        "logits": TapSpec(node="logits"),
+    },
+}
+
+
+def backbone_of(kind: type[nn.Module]) -> Backbone:
+    """A network of random weights, with statistics that normalise something."""
+    torch.manual_seed(0)
+    network = artefact.freeze(kind())
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.2)
+            part.running_var.uniform_(0.5, 2)
+    spec = BackboneSpec(
+        architecture={"family": kind.__name__},
+        origin={},
+        weights_digest=artefact.weights_digest(network.state_dict()),
+        input=INPUT,
+        taps=survey(network, INPUT.shape),
+    )
+    return Backbone(spec=spec, module=network)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of exported graphs for the whole module."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+def job_of(kind: type[nn.Module], cache: Path | None = None, **more: Any) -> Job:
+    """A job over a network's taps."""
+    specs = NETWORKS.get(kind, {"logits": TapSpec(node="logits"), "first": TapSpec(node="0", pool="mean")})
+    return Job(backbone_of(kind), specs, 8, cache=cache, **more)
+
+
+def test_the_table_names_engines_that_exist() -> None:
+    for name, path in ENGINES.items():
+        module, attribute = path.split(":")
+        assert name == getattr(__import__(module, fromlist=[attribute]), attribute).NAME
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("name", CHEAP)
+def test_every_engine_computes_what_torch_does_in_any_batch(name: str, kind: type[nn.Module], graphs: Path) -> None:
+    job = job_of(kind, graphs)
+    engine = job.engine(name)
+    reference = job.engine("torch").run({"pixels": PIXELS[:8]})
+    for rows in (8, 1, 2, 7):
+        found = engine.run({"pixels": PIXELS[:rows]})
+        assert list(found) == list(job.specs)
+        for tap, values in found.items():
+            assert values.dtype == np.float32
+            assert values.shape == (rows, *reference[tap].shape[1:])
+            assert compare(reference[tap][:rows], values).problems(Limits(), reduced=False) == [], tap
+    told = engine.provenance
+    assert (told["engine"], told["device"], told["precision"], told["batch_size"]) == (name, "cpu", "float32", 8)
+    assert {"torch"} < set(told)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_every_engine_projects_its_rows(name: str, graphs: Path) -> None:
+    specs = {"flat": TapSpec(node="1", pool="flatten"), "few": TapSpec(node="1", pool="flatten", project=7)}
+    found = dataclasses.replace(job_of(Glyphs, graphs), specs=specs).engine(name).run({"pixels": PIXELS[:3]})
+    assert np.array_equal(found["few"], projection.project(found["flat"], 7, 0))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_what_torch_does() -> None:
+    job = job_of(Residual)
+    expected = job.engine("torch").run({"pixels": PIXELS[:3]})
+    found = job.engine("torch_compiled").run({"pixels": PIXELS[:3]})
+    for tap, values in found.items():
+        assert compare(expected[tap], values).problems(Limits(), reduced=False) == []
+
+
+def test_a_network_that_cannot_be_compiled_is_said_to_be_so() -> None:
+    with pytest.raises(
+        EngineError, match=r"engine 'torch_compiled': the network cannot be compiled here: .*Choose `torch`."
+    ):
+        job_of(Branching).engine("torch_compiled")
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_an_engine_leaves_the_backbone_as_it_was(name: str) -> None:
+    job = job_of(Residual)
+    before = artefact.weights_digest(job.backbone.module.state_dict())
+    job.engine(name).run({"pixels": PIXELS[:3]})
+    assert artefact.weights_digest(job.backbone.module.state_dict()) == before
+    assert not any(part._forward_hooks for part in job.backbone.module.modules())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_differs_and_stays_near(precision: str) -> None:
+    job = job_of(Residual, precision=precision)
+    card = select.gate(job, "torch", job.engine("torch"), PIXELS)
+    assert card.engine["precision"] == precision
+    assert 1e-5 < card.parity["norm"].relative < 0.05
+    assert card.autocast == card.parity
+    assert f"torch, {precision}, beside torch float32" in str(card)
+
+
+def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs: Path) -> None:
+    job = job_of(Glyphs, graphs, precision="bfloat16")
+    try:
+        engine = job.engine("openvino")
+    except EngineError as error:
+        said = str(error)
+    else:
+        said = str(select.gate(job, "openvino", engine, PIXELS))
+    first = "engine 'openvino', precision 'bfloat16': expected a first request to pass, but it was ended by signal"
+    assert said.startswith((first, "openvino, bfloat16, beside torch float32"))
+
+
+def test_a_process_that_a_request_ends_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    with pytest.raises(
+        EngineError, match=r"it was ended by signal 4. Choose another engine, or set ONEDNN_MAX_CPU_ISA"
+    ):
+        openvino_engine.try_in_a_child(b"", (1, 2, 2, 3), "bfloat16")
+    monkeypatch.setattr(openvino_engine, "CHILD", "raise ValueError('no such thing.')")
+    with pytest.raises(EngineError, match=r"but it was ValueError: no such thing. Choose"):
+        openvino_engine.try_in_a_child(b"", (1, 2, 2, 3), "bfloat16")
+
+
+def test_a_graph_that_openvino_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "exported", lambda *_, **__: b"no graph")
+    with pytest.raises(EngineError, match=r"engine 'openvino': it cannot run this network: .* Choose another engine."):
+        job_of(Glyphs).engine("openvino")
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused_with_those_that_are_near() -> None:
+    backbone = backbone_of(Glyphs)
+    with pytest.raises(EngineError, match=r"unknown engine 'onxruntime'. Did you mean 'onnxruntime'"):
+        create("onxruntime", backbone, {}, batch_size=1)
+    with pytest.raises(EngineError, match=r"unknown precision 'bfloat'. Did you mean 'bfloat16'"):
+        create("torch", backbone, {}, batch_size=1, precision="bfloat")
+    message = r"engine 'onnxruntime': expected one of the precisions it has \(float32\), got bfloat16. Choose another"
+    with pytest.raises(EngineError, match=message):
+        create("onnxruntime", backbone, {}, batch_size=1, precision="bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tf32_wants_a_gpu() -> None:
+    with pytest.raises(EngineError, match=r"precision 'tf32': expected a CUDA device, got the CPU"):
+        job_of(Glyphs, precision="tf32").engine("torch")
+    with pytest.raises(EngineError, match=r"precision 'tf32': no engine has it here. Choose float32."):
+        choose("auto", job_of(Glyphs, precision="tf32"), PIXELS, samples=9, say=print)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("openvino", r"icecore\[openvino\]"), ("onnxruntime", "icecore")])
+def test_a_missing_library_names_what_to_install(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"pipeline.engines.{name}", raising=False)
+    with pytest.raises(EngineError, match=rf"engine '{name}': .*{name}.* Install it with `pip install '{extra}'`."):
+        create(name, backbone_of(Glyphs), {}, batch_size=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["onnxruntime_cuda", "onnxruntime_tensorrt"])
+def test_a_provider_that_is_asked_for_and_not_active_is_an_error(name: str, graphs: Path) -> None:
+    job = job_of(Residual, graphs)
+    with pytest.raises(EngineError, match=rf"engine '{name}': expected \w+ExecutionProvider to be active, but .*"):
+        job.engine(name)
+
+
+def test_a_provider_that_the_build_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaEngine, "PROVIDER", "NoExecutionProvider")
+    with pytest.raises(
+        EngineError, match=r"expected NoExecutionProvider to be active, but this build of ONNX Runtime has"
+    ):
+        job_of(Glyphs).engine("onnxruntime_cuda")
+
+
+def test_a_network_without_a_graph_is_refused_with_the_reason() -> None:
+    with pytest.raises(EngineError, match=r"the network cannot be exported to ONNX: .*Choose the engine `torch`."):
+        job_of(Branching).engine("onnxruntime")
+
+
+def test_a_graph_that_holds_for_one_batch_size_only_is_refused() -> None:
+    with pytest.raises(
+        EngineError, match=r"cannot be exported to ONNX: expected a graph for any batch size, got one for"
+    ):
+        job_of(Counting).engine("onnxruntime")
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_tap_that_depends_on_the_batch_is_refused_by_its_name(name: str, graphs: Path) -> None:
+    job = job_of(Crowd, graphs)
+    with pytest.raises(EngineError) as caught:
+        select.gate(job, name, job.engine(name), PIXELS)
+    title, *lines = str(caught.value).splitlines()
+    assert title == f"engine '{name}', float32: taps that it does not compute as torch float32 does"
+    assert all(line.startswith("  - tap 'logits', node 'logits': ") for line in lines)
+    assert any("its values depend on the batch (1: relative error" in line for line in lines)
+
+
+def test_one_sample_is_enough_to_find_a_tap_that_depends_on_the_batch() -> None:
+    job = job_of(Crowd)
+    with pytest.raises(EngineError, match=r"tap 'logits', node 'logits': its values depend on the batch"):
+        select.gate(job, "torch", job.engine("torch"), PIXELS[:1])
+
+
+class Off:
+    """An engine that is off by a factor in one tap."""
+
+    def __init__(self, engine: Engine, tap: str, factor: float) -> None:
+        self.engine, self.tap, self.factor = engine, tap, factor
+        self.provenance = {**engine.provenance, "engine": "off"}
+
+    def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows, one tap of them changed."""
+        found = self.engine.run(batch)
+        return {**found, self.tap: found[self.tap] * np.float32(self.factor)}
+
+
+def test_a_tap_that_is_off_is_refused_by_its_name_and_limits_can_be_set() -> None:
+    job = job_of(Residual)
+    off = Off(job.engine("torch"), "sum", 1.01)
+    with pytest.raises(EngineError) as caught:
+        select.gate(job, "off", off, PIXELS)
+    assert str(caught.value).splitlines()[1:] == ["  - tap 'sum', node 'add': relative error 0.01, limit 0.001"]
+    wider = dataclasses.replace(job, limits=Limits(relative=0.02))
+    assert select.gate(wider, "off", off, PIXELS).parity["sum"].relative == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(EngineError, match=r"tap 'sum', node 'add': values that are not finite"):
+        select.gate(job, "off", Off(job.engine("torch"), "sum", np.nan), PIXELS)
+
+
+# Parity ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_parity_are_what_they_say() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
+    other = np.array([[3.0, 3.0], [0.0, 0.0]], dtype=np.float32)
+    found = compare(rows, other)
+    assert (found.rows, found.relative, found.top1, found.overlap) == (2, 0.25, 0.5, None)
+    assert found.cosine == pytest.approx(21 / (5 * 18**0.5))
+    assert cosines(rows, other)[1] == 1
+    assert cosines(rows[1:], other[:1]).tolist() == [0]
+    assert compare(rows * 0, rows * 0).relative == 0
+    assert compare(rows * 0, rows).relative == np.inf
+
+
+def test_neighbours_overlap_wholly_for_equal_rows_and_by_chance_for_others() -> None:
+    random = np.random.default_rng(0)
+    rows, other = random.normal(size=(2, 200, 16)).astype(np.float32)
+    assert overlap(rows, rows + np.float32(5)) == pytest.approx(1, abs=0.01)
+    found = overlap(rows, other)
+    assert found is not None
+    assert found < 0.2
+    assert overlap(rows[:30], rows[:30]) is None
+
+
+def test_limits_depend_on_the_precision() -> None:
+    far = Parity(rows=9, relative=0.5, cosine=0.5, median_cosine=0.9, top1=1, overlap=0.5)
+    assert far.problems(Limits(), reduced=False) == ["relative error 0.5, limit 0.001", "cosine 0.500000, limit 0.9999"]
+    low = ["median cosine 0.9000, limit 0.98", "overlap of neighbours 0.500, limit 0.9"]
+    assert far.problems(Limits(), reduced=True) == low
+    assert far.problems(Limits(reduced_cosine=0.9, reduced_overlap=0.5), reduced=True) == []
+
+
+def test_the_table_has_a_line_a_tap() -> None:
+    drawn = report({"a": compare(PIXELS[:2], PIXELS[:2]), "longer": compare(PIXELS[:2], PIXELS[:2], neighbours=True)})
+    assert drawn.splitlines()[0].split() == ["tap", "relative", "cosine", "median", "top-1", "neighbours"]
+    assert drawn.splitlines()[1].split() == ["a", "0.0e+00", "1.000000", "1.000000", "1.000", "-"]
+
+
+def test_reduced_precision_is_measured_on_more_rows_but_not_of_wide_taps() -> None:
+    assert gate.rows_for({"a": (4,)}, 8, "float32") == 8
+    assert gate.rows_for({"a": (4,)}, 8, "bfloat16") == 512
+    assert gate.rows_for({"a": (4,), "b": (512, 28, 28)}, 8, "bfloat16") == 167
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from tests.test_engines import Residual, NETWORKS, backbone_of
+from pipeline.engines.export import export
+Path(sys.argv[2]).write_bytes(export(backbone_of(Residual), NETWORKS[Residual]))
+"""
+
+
+def test_a_graph_has_the_same_bytes_in_each_process_and_no_place_of_a_file(tmp_path: Path) -> None:
+    backbone, specs = backbone_of(Residual), NETWORKS[Residual]
+    data = export.export(backbone, specs)
+    backbone.module.to(memory_format=torch.channels_last)
+    assert export.export(backbone, specs) == data
+    root = Path(__file__).parent.parent
+    done = [sys.executable, "-c", PROGRAM, str(root), str(tmp_path / "other.onnx")]
+    subprocess.run(done, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
+    assert (tmp_path / "other.onnx").read_bytes() == data
+    assert b".py" not in data
+    assert str(root).encode() not in data
+
+
+def test_a_graph_names_its_outputs_after_the_taps_and_takes_any_batch(graphs: Path) -> None:
+    import onnx
+
+    data = export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert [output.name for output in model.graph.output] == list(NETWORKS[Glyphs])
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [export.OPSET]
+    assert not model.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+def test_what_comes_after_the_last_tap_is_not_in_the_graph() -> None:
+    import onnx
+
+    model = onnx.load_from_string(export.export(backbone_of(Glyphs), {"early": TapSpec(node="0", pool="mean")}))
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
+    assert not any("8." in value.name for value in model.graph.initializer)
+
+
+def test_a_graph_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, specs = backbone_of(Glyphs), {"x": TapSpec(node="0", pool="mean")}
+    data = export.exported(backbone, specs, cache=tmp_path)
+    (path,) = (tmp_path / "onnx").iterdir()
+    assert path.read_bytes() == data
+    monkeypatch.setattr(export, "export", lambda *_: b"")
+    assert export.exported(backbone, specs, cache=tmp_path) == data
+    assert export.exported(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
+
+
+# Auto -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine but the compiler is worth trying, and measured briefly."""
+    monkeypatch.setattr(select, "WORTH", {**dict.fromkeys(ENGINES, 0.0), "torch_compiled": np.inf})
+    monkeypatch.setattr(select, "SECONDS", 0.1)
+
+
+def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    job = job_of(Glyphs, tmp_path)
+    chosen = choose("auto", job, PIXELS, samples=24, say=said.append)
+    assert chosen.name == "torch"
+    assert chosen.card is not None
+    assert said == ["engine: torch, float32: the whole job takes it about 0 s, too little to try others"]
+    assert recall(job, 24) == recall(job, 3) == "torch"
+    assert recall(job, 25) is None
+
+
+@pytest.mark.usefixtures("try_all")
+def test_auto_measures_prints_and_remembers(tmp_path: Path) -> None:
+    said: list[str] = []
+    job = job_of(Glyphs, tmp_path)
+    chosen = choose("auto", job, PIXELS, samples=24, say=said.append)
+    lines = said[-1].splitlines()
+    assert lines[0].split() == ["engine,", "float32", "samples/s", "of", "torch"]
+    assert lines[1].split()[0] == chosen.name
+    assert lines[1].endswith("taken")
+    assert {line.split()[0] for line in lines[1:]} == set(ON_CPU)
+    assert "not tried: the job is too short" in said[-1]
+    said.clear()
+    again = choose("auto", job, PIXELS, samples=10**9, say=said.append)
+    assert (again.name, again.card) == (chosen.name, None)
+    assert said == [f"engine: {chosen.name}, float32 (remembered for this machine and backbone)"]
+    other = dataclasses.replace(job, batch_size=4)
+    assert recall(other, 24) is None
+
+
+@pytest.mark.usefixtures("try_all")
+def test_auto_takes_the_fastest_whose_parity_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_time", lambda engines, _: {name: 1.0 + (name == "torch") for name in engines})
+    run = select._gate
+
+    def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> gate.Card:
+        if engine.provenance["engine"] != "torch":
+            engine = Off(engine, "relu", 2)
+        return run(job, engine, reference, pixels)
+
+    monkeypatch.setattr(select, "_gate", broken)
+    said: list[str] = []
+    chosen = choose("auto", job_of(Glyphs, tmp_path), PIXELS, samples=24, say=said.append)
+    assert chosen.name == "torch"
+    assert sum("is refused: engine 'off', float32: taps that" in line and "tap 'relu'" in line for line in said) == 2
+
+
+@pytest.mark.usefixtures("try_all")
+def test_auto_falls_back_aloud_where_a_network_has_no_graph(tmp_path: Path) -> None:
+    said: list[str] = []
+    chosen = choose("auto", job_of(Branching, tmp_path), PIXELS, samples=24, say=said.append)
+    assert chosen.name == "torch"
+    for name in ("onnxruntime", "openvino"):
+        assert sum(f"engine {name} is left out: the network cannot be exported to ONNX" in line for line in said) == 1
+
+
+def test_auto_refuses_taps_that_no_engine_computes(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no engine computes these taps\n  - refused: .*depend on the batch"):
+        choose("auto", job_of(Crowd, tmp_path), PIXELS, samples=24, say=lambda _: None)
+
+
+def test_a_remembered_engine_that_is_gone_is_said_and_replaced(tmp_path: Path) -> None:
+    job = job_of(Glyphs, tmp_path)
+    remember(job, Choice(engine="onnxruntime_cuda"))
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    said: list[str] = []
+    assert choose("auto", job, PIXELS, samples=24, say=said.append).name == "torch"
+    assert said[0].startswith("engine onnxruntime_cuda, remembered for this machine, cannot run any more: engine")
+
+
+def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None:
+    job = job_of(Glyphs, tmp_path)
+    remember(job, Choice(engine="torch"))
+    (path,) = (tmp_path / "engines").iterdir()
+    path.write_text("{")
+    assert recall(job, 1) is None
+    path.write_text('{"engine": "abacus"}')
+    assert recall(job, 1) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StoreError, match=r"the feature cache cannot be written: .*Set ICECORE_CACHE to a folder that can."
+    ):
+        remember(dataclasses.replace(job, cache=tmp_path / "file"), Choice(engine="torch"))
+    remember(job_of(Glyphs), Choice(engine="torch"))
+    assert recall(job_of(Glyphs), 1) is None
+
+
+def test_an_engine_that_is_asked_for_is_not_replaced() -> None:
+    with pytest.raises(EngineError, match="cannot be exported to ONNX"):
+        choose("onnxruntime", job_of(Branching), PIXELS, samples=1, say=print)
+
+
+# Real weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos() -> np.ndarray:
+    """Smooth pictures of 224 pixels: noise would drive real weights to odd places."""
+    random = np.random.default_rng(1)
+    coarse = torch.from_numpy(random.uniform(0, 255, (12, 3, 7, 7)).astype(np.float32))
+    fine = nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic").clamp(0, 255)
+    return fine.permute(0, 2, 3, 1).contiguous().numpy().astype(np.uint8)
+
+
+REAL: Mapping[str, tuple[str, Mapping[str, TapSpec]]] = {
+    "squeezenet1_1": (
+        "squeezenet1_1-deepscale_v1.1_fp16.pth",
+        {"fire": TapSpec(node="features.6", pool="mean"), "logits": TapSpec(node="logits")},
+    ),
+    "mobilenet_v2": (
+        "mobilenet_v2-tf2_int8_dequant.pth",
+        {"early": TapSpec(node="features.3.add", pool="avg2x2"), "penultimate": TapSpec(node="penultimate")},
+    ),
+}
+
+
+def real_backbone(model: str, folder: Path) -> Backbone:
+    """A network of torchvision with the weights of the assets."""
+    from torchvision import models
+
+    state = torch.load(folder / "weights" / REAL[model][0], weights_only=True)
+    network = models.get_model(model, weights=None)
+    network.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    image = ImageSpec(mode="RGB", resize=256, crop=(224, 224), interpolation="bilinear")
+    inputs = InputSpec(image=image, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    artefact.freeze(network)
+    digest = artefact.weights_digest(network.state_dict())
+    spec = BackboneSpec(
+        architecture={"name": model}, origin={}, weights_digest=digest, input=inputs, taps=survey(network, inputs.shape)
+    )
+    return Backbone(spec=spec, module=network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", REAL)
+def test_real_weights_pass_the_gate_in_float32_and_have_a_card_in_bfloat16(
+    model: str, assets: Path, photos: np.ndarray, graphs: Path
+) -> None:
+    job = Job(real_backbone(model, assets), REAL[model][1], 4, cache=graphs)
+    for name in ("onnxruntime", "openvino"):
+        card = select.gate(job, name, job.engine(name), photos[:4])
+        assert all(parity.relative < 1e-4 for parity in card.parity.values()), str(card)
+    reduced = dataclasses.replace(job, precision="bfloat16", limits=Limits(reduced_cosine=0.9))
+    card = select.gate(reduced, "torch", reduced.engine("torch"), photos)
+    assert all(parity.relative > 1e-4 for parity in card.parity.values())
+    assert all(parity.median_cosine > 0.9 for parity in card.parity.values()), str(card)
