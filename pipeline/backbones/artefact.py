@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.backbones import ARCHITECTURES
+from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
@@ -87,12 +88,14 @@ def write(
 ) -> BackboneSpec:
     """Write a network in the backbone format; backbone.json comes last and makes it whole."""
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    taps = survey(freeze(network), inputs.shape)
     spec = BackboneSpec(
         architecture=dict(architecture),
         origin=dict(origin),
         weights_digest=weights_digest(state),
         input=inputs,
-        taps=survey(freeze(network), inputs.shape),
+        taps=taps,
+        aliases=aliases(architecture, taps),
         classes=tuple(classes),
     )
     with atomic(folder / WEIGHTS) as temporary:

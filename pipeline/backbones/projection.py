@@ -20,7 +20,7 @@ def matrix(width: int, dimensions: int, seed: int) -> "csr_matrix":
     from sklearn.random_projection import SparseRandomProjection
 
     random = SparseRandomProjection(n_components=dimensions, random_state=seed, dense_output=True)
-    made: Any = random.fit(np.empty((1, width), dtype=np.float32)).components_
+    made: Any = random.fit(np.zeros((1, width), dtype=np.float32)).components_
     return made.astype(np.float32)
 
 
