@@ -400,6 +400,21 @@ def test_keywords_and_tuples_pass_through() -> None:
     assert torch.equal(values["head"], network.head(values["getitem"]))
 
 
+def test_a_network_of_two_heads_has_no_penultimate_layer() -> None:
+    class Distilled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.one, self.other = nn.Conv2d(3, 4, 1), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.conv(images)
+            return (self.one(maps.mean((2, 3))) + self.other(maps.amax((2, 3)))) / 2
+
+    found = survey(artefact.freeze(Distilled()), (3, 8, 8))
+    assert {"one", "other", "amax", "logits"} <= set(found)
+    assert "penultimate" not in found
+
+
 def test_costs_and_activations_are_stated() -> None:
     found = case_of("vgg11_bn").taps
     assert found["features.0"].multiply_adds == 64 * 27 * 32 * 32

@@ -41,10 +41,11 @@ def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
     }
     found.pop(INPUT, None)  # a module of this name is hidden by what the name stands for
     head = first.head()
-    if head:
+    if head and LOGITS in found and _decides(module, head, _images(shape, seed=1)):
         mixed = first.input_digests[head] != again.input_digests[head]
         found[PENULTIMATE] = first.inputs[head].model_copy(update={"mixed": mixed})
-    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module)}
+    width_of_head = first.inputs[head].shape[-1:] if head else ()
+    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
     # The penultimate layer comes where it belongs: before what is made of it.
     order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
@@ -54,6 +55,16 @@ def _images(shape: Shape, *, seed: int) -> Tensor:
     """Random images, the first of them always the same."""
     same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
+
+
+def _decides(module: nn.Module, head: str, images: Tensor) -> bool:
+    """Whether the logits follow from what a layer gets; in a network of two heads they do not."""
+    part, kept = module.get_submodule(head), list[Tensor]()
+    with torch.no_grad(), one_path():
+        with part.register_forward_pre_hook(lambda _part, args: kept.append(args[0].clone())):
+            logits = module(images)
+        with part.register_forward_pre_hook(lambda _part, args: (kept[0], *args[1:])):
+            return torch.equal(module(images.flip(0, 2)), logits)
 
 
 class _Observed:
@@ -145,7 +156,7 @@ class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module) -> dict[str, Tap]:
+def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
     """The nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
     inputs = {PENULTIMATE: larger.inputs.get(str(nodes[PENULTIMATE].input_of))} if PENULTIMATE in nodes else {}
     layouts: dict[str, Layout | None] = {}
@@ -153,7 +164,6 @@ def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module) -> di
         seen = inputs.get(name, larger.nodes.get(name))
         layouts[name] = _layout(tap.shape, seen.shape if seen else tap.shape)
     # Where a network takes one size only, tokens are as wide as what the last layer gets.
-    width = nodes[PENULTIMATE].shape[-1:] if PENULTIMATE in nodes else ()
     lengths = [
         tap.shape[0]
         for name, tap in nodes.items()
