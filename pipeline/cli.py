@@ -43,6 +43,33 @@ def info(
 
 
 @app.command()
+def layers(
+    backbone: Annotated[Path, typer.Argument(help="A name below data/backbones, or a backbone's folder.")],
+    match: Annotated[str, typer.Option(help="Only nodes with this in their name, alias or kind.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Show functions between the modules too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the nodes of a backbone that can be taps: aliases, shapes, bytes a sample, share of the cost.
+
+    Examples:
+
+      icecore layers mobilenet
+
+      icecore layers data/backbones/vgg16 --match conv4
+
+      icecore layers mobilenet --all --json
+    """
+    from pipeline import layers as listing
+    from pipeline.backbones.artefact import read_spec
+    from stages import project
+
+    named = project.BACKBONES / backbone
+    spec = read_spec(named if named.is_dir() and not backbone.is_absolute() else backbone)
+    found = listing.rows(spec, functions=everything, match=match)
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else listing.text(found))
+
+
+@app.command()
 def check(params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml")) -> None:
     """Check params.yaml and print every problem in it.
 

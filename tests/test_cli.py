@@ -271,6 +271,95 @@ def test_info_of_a_damaged_file_names_it(icecore: Command, tmp_path: Path, name:
     assert said.error.startswith(f"error: {path}: damaged, or not what its name says: ")
 
 
+# layers --------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_lists_modules_with_their_shapes_sizes_and_costs(icecore: Command, data: Path) -> None:
+    said = icecore("layers", data / "backbones" / "tiny")
+    assert (said.code, said.error) == (0, "")
+    lines = {line.split()[0]: line.split() for line in said.out.splitlines() if line}
+    assert lines["node"] == ["node", "alias", "kind", "activation", "shape", "none", "mean", "mean+std", "avg2x2",
+                             "token", "cost"]  # fmt: skip
+    assert lines["input"][1:] == ["input", "–", "1×32×32", "2.0", "kB", "2", "B", "4", "B", "8", "B", "–", "0.0%"]
+    assert lines["block1.1"][1:4] == ["BatchNorm2d", "pre", "(native_batch_norm)"]
+    assert lines["block1.2"][1:5] == ["ReLU", "post", "(relu)", "4×32×32"]
+    assert lines["logits"][-1] == "100.0%"
+    assert "bytes a sample in float16" in said.out
+
+
+def test_layers_as_json_has_a_size_for_each_pooling_that_fits(icecore: Command, data: Path) -> None:
+    found = {row["node"]: row for row in json.loads(icecore("layers", data / "backbones" / "tiny", "--json").out)}
+    assert found["block1"]["bytes"] == {
+        "none": 2048, "flatten": 2048, "mean": 8, "max": 8, "gem": 8, "mean+std": 16, "avg2x2": 32,
+    }  # fmt: skip
+    assert found["penultimate"]["bytes"] == {"none": 8, "flatten": 8}
+    assert found["block1.2"].items() >= {
+        "aliases": [], "kind": "ReLU", "operation": "relu", "activation": "post", "shape": [4, 32, 32], "layout": "CHW",
+        "mixed": False,
+    }.items()  # fmt: skip
+    assert found["logits"]["share"] == 1
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a backbone that has functions, aliases and a name."""
+    from torchvision import models
+
+    from pipeline.backbones import artefact
+    from pipeline.backbones.spec import InputSpec
+    from pipeline.readers.image import ImageSpec
+
+    root = tmp_path_factory.mktemp("residual")
+    artefact.write(
+        root / "data" / "backbones" / "net",
+        models.resnet18(num_classes=2),
+        architecture={"family": "torchvision", "name": "resnet18", "num_classes": 2},
+        origin={},
+        inputs=InputSpec(image=ImageSpec(resize=(32, 32)), mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
+    return root
+
+
+def test_layers_finds_a_backbone_by_its_name_and_shows_functions_if_asked(
+    icecore: Command, residual: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(residual)
+
+    def nodes(*options: str) -> list[str]:
+        return [row["node"] for row in json.loads(icecore("layers", "net", "--json", *options).out)]
+
+    assert "layer1.0.add" not in nodes()
+    assert "layer1.0.add" in nodes("--all")
+    assert nodes("--match", "RES3") == ["layer2"]
+    assert nodes("--match", "layer2.0.bn") == ["layer2.0.bn1", "layer2.0.bn2"]
+    assert set(nodes("--match", "basicblock")) == {f"layer{a}.{b}" for a in (1, 2, 3, 4) for b in (0, 1)}
+    assert "res3" in icecore("layers", "net", "--match", "layer2").out.split()
+
+
+def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore: Command, residual: Path) -> None:
+    folder = residual / "data" / "backbones" / "net"
+    said = icecore("layers", folder, "--match", "layer1.0.add")
+    assert (said.code, said.out) == (1, "")
+    assert "error: expected nodes that match 'layer1.0.add', got none of " in said.error
+    assert "`--all` shows functions too." in said.error
+    assert "--all" not in icecore("layers", folder, "--all", "--match", "conv9_9").error
+    said = icecore("layers", residual)
+    assert f"{residual}: no backbone there (backbone.json is missing)" in said.error
+
+
+def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:
+    from pipeline import layers
+    from pipeline.backbones.spec import Tap
+
+    tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)
+    row = {"node": "bn", "aliases": [], "kind": "BatchNorm2d", "operation": "x", "activation": "pre", "mixed": True,
+           "shape": list(tap.shape), "bytes": layers.sizes(tap), "share": 0.5}  # fmt: skip
+    line = layers.text([row]).splitlines()[2].split()
+    assert line[-1] == "mixed"
+    assert "802.8 kB" in layers.text([row])
+    assert layers.human(51_380_224) == "51.4 MB"
+
+
 # check ---------------------------------------------------------------------------------------------------------------
 
 

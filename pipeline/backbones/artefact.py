@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.backbones import ARCHITECTURES
+from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
@@ -101,12 +102,14 @@ def write(
     Raises BackboneError if the network refuses the input.
     """
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    taps = _surveyed(network, inputs, where=folder.name)
     spec = BackboneSpec(
         architecture=dict(architecture),
         origin=dict(origin),
         weights_digest=weights_digest(state),
         input=inputs,
-        taps=_surveyed(network, inputs, where=folder.name),
+        taps=taps,
+        aliases=aliases(architecture, taps),
         classes=tuple(classes),
     )
     with atomic(folder / WEIGHTS) as temporary:

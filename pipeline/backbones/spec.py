@@ -53,9 +53,11 @@ class Tap(Settings):
         default="", description="the last operation that shaped the value, such as relu or convolution"
     )
     multiply_adds: int = Field(default=0, description="of one sample, from the input up to this node")
-    prefix: int = Field(default=0, description="tokens before those of the patches: the class token")
-    call: int = Field(default=0, description="which call of the module or function, from 0")
+    prefix: int = Field(default=0, description="tokens before those of the patches: class token, registers")
+    class_token: bool = Field(default=False, description="whether the first token is the class token")
+    call: int = Field(default=0, description="which call of the module, from 0")
     input_of: str | None = Field(default=None, description="the module whose input this is, not its output")
+    mixed: bool = Field(default=False, description="whether a row depends on the other samples of its batch")
 
     @property
     def activated(self) -> bool:
@@ -110,8 +112,8 @@ def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:
     if pool in TOKEN_POOLINGS:
         if tap.layout != "LC":
             raise ValueError(f"pooling {pool!r} needs tokens, but a row has the shape {tap.shape}")
-        if pool == "cls" and not tap.prefix:
-            raise ValueError("pooling 'cls' takes the class token, and this network has none")
+        if pool == "cls" and not tap.class_token:
+            raise ValueError("pooling 'cls' takes the class token, and there is none at this node")
         return (tap.shape[1],)
     if tap.layout not in ("CHW", "HWC"):
         raise ValueError(f"pooling {pool!r} averages over height and width, but a row has the shape {tap.shape}")
@@ -128,7 +130,10 @@ def row_shape(tap: Tap, spec: TapSpec) -> tuple[int, ...]:
 
 
 def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str) -> dict[str, TapSpec]:
-    """The same taps with nodes in the place of aliases; raises BackboneError with all nodes that do not exist."""
+    """The same taps with nodes in the place of aliases.
+
+    Raises BackboneError with all nodes that do not exist, and with those whose rows depend on the rest of their batch.
+    """
     found = {name: spec.model_copy(update={"node": backbone.node(spec.node)}) for name, spec in specs.items()}
     known = (*backbone.aliases, *backbone.taps)
     problems = [
@@ -138,4 +143,12 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
     ]
     if problems:
         raise BackboneError(bullets(f"{where}: taps that do not exist (`icecore layers` lists all)", problems))
+    problems = [
+        f"tap {name!r}: expected values of one sample, got those of {spec.node!r}, which depend on the other samples "
+        "of the batch. Choose a node before it."
+        for name, spec in found.items()
+        if backbone.taps[spec.node].mixed
+    ]
+    if problems:
+        raise BackboneError(bullets(f"{where}: taps that cannot be stored", problems))
     return found

@@ -1,6 +1,7 @@
 """The survey of a network: all its nodes, with the shape of a row, its layout, what made it and what it costs."""
 
 import contextlib
+import zlib
 from collections import Counter
 from typing import Any, Literal
 
@@ -10,78 +11,136 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones.spec import Tap
-from pipeline.backbones.taps import FUNCTION, INPUT, LOGITS, PENULTIMATE, Functions, numbered
+from pipeline.backbones.taps import FUNCTION, INPUT, LOGITS, PENULTIMATE, Functions, numbered, one_path
 
 ROWS = 2  # in the batch that is sent through
 
+Shape = tuple[int, ...]
+Layout = Literal["CHW", "HWC", "LC", "other"]
+
 
 def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """All nodes of a network that give one tensor, in the order in which they are made.
+    """All nodes of a network that give one tensor with a row a sample, in the order in which they are made.
 
-    The network runs a second time on an image of twice the size: the axes that grow are height and width.
+    The network runs twice, with the same first image beside another: a first row that differs depends on its batch.
+    Then it runs twice without computing, on one image more and on images of twice the size: the first axis must grow
+    with the one, and the axes that grow with the other are height and width.
     """
     channels, height, width = shape
-    rows, larger = _Observed(), _Observed()
-    rows.run(module, shape)
-    # A network of one input size refuses; what ran before it did tells its layout all the same.
-    with contextlib.suppress(AssertionError, RuntimeError, ValueError):
-        larger.run(module, (channels, 2 * height, 2 * width))
-    head = _head(module, rows)
-    width_of_head = rows.inputs[head].shape[-1:] if head else ()
-    prefix = _prefix_tokens(module)
-    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input")}
-    for name, seen in rows.nodes.items():
-        layout = _layout(seen.shape, larger.nodes.get(name, seen).shape, width_of_head)
-        taps[name] = seen.model_copy(update={"layout": layout, "prefix": prefix if layout == "LC" else 0})
-    if head:
-        taps[PENULTIMATE] = rows.inputs[head]
+    first, again = _Observed(module), _Observed(module)
+    first.run(_images(shape, seed=1), measure=True)
+    again.run(_images(shape, seed=2))
+    more, larger = _Observed(module), _Observed(module)
+    more.imagine(ROWS + 1, shape)
+    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
+
+    found = {
+        name: tap.model_copy(update={"mixed": first.digests[name] != again.digests.get(name)})
+        for name, tap in first.nodes.items()
+        if not more.whole or (name in more.nodes and more.nodes[name].shape == tap.shape)
+    }
+    found.pop(INPUT, None)  # a module of this name is hidden by what the name stands for
+    head = first.head()
+    if head and LOGITS in found and _decides(module, head, _images(shape, seed=1)):
+        mixed = first.input_digests[head] != again.input_digests[head]
+        found[PENULTIMATE] = first.inputs[head].model_copy(update={"mixed": mixed})
+    width_of_head = first.inputs[head].shape[-1:] if head else ()
+    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
     # The penultimate layer comes where it belongs: before what is made of it.
     order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
 
 
+def _images(shape: Shape, *, seed: int) -> Tensor:
+    """Random images, the first of them always the same."""
+    same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
+
+
+def _decides(module: nn.Module, head: str, images: Tensor) -> bool:
+    """Whether the logits follow from what a layer gets; in a network of two heads they do not."""
+    part, kept = module.get_submodule(head), list[Tensor]()
+    with torch.no_grad(), one_path():
+        with part.register_forward_pre_hook(lambda _part, args: kept.append(args[0].clone())):
+            logits = module(images)
+        with part.register_forward_pre_hook(lambda _part, args: (kept[0], *args[1:])):
+            return torch.equal(module(images.flip(0, 2)), logits)
+
+
 class _Observed:
     """Which nodes were made in a forward pass, and what the modules got as their inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.whole = False  # whether the pass came to its end
         self.calls: Counter[str] = Counter()
         self.nodes: dict[str, Tap] = {}
         self.inputs: dict[str, Tap] = {}
+        self.digests: dict[str, int] = {}  # of the first row
+        self.input_digests: dict[str, int] = {}
 
-    def run(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
-        """Run empty images; what was seen stays, even if the network fails on the way."""
-        flops, last = FlopCounterMode(display=False), _LastOperation()  # type: ignore[no-untyped-call]
+    def imagine(self, rows: int, shape: Shape) -> None:
+        """Run shapes without values. What a network did before it refused them tells something all the same."""
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        empty = {name: tensor.to("meta") for name, tensor in state.items()}
+        refusals = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+        with contextlib.suppress(*refusals):
+            self.run(torch.empty(rows, *shape, device="meta"), state=empty)
 
-        def seen(into: dict[str, Tap], name: str, value: Any, **more: Any) -> None:
-            if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == ROWS:
-                cost = flops.get_total_flops() // (2 * ROWS)
+    def run(self, images: Tensor, *, measure: bool = False, state: dict[str, Tensor] | None = None) -> None:
+        """Run images; what was seen stays, even if the network fails on the way. To measure takes most of the time."""
+        flops, last, rows = FlopCounterMode(display=False), _LastOperation(), len(images)  # type: ignore[no-untyped-call]
+
+        def seen(into: dict[str, Tap], digests: dict[str, int], name: str, value: Any, **more: Any) -> None:
+            if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == rows:
+                cost = flops.get_total_flops() // (2 * rows) if measure else 0
                 into[name] = Tap(shape=tuple(value.shape[1:]), operation=last.name, multiply_adds=cost, **more)
+                digests[name] = _digest(value[0]) if value.device.type != "meta" else 0
+
+        def function(name: str, value: Any) -> None:
+            seen(self.nodes, self.digests, name, value, kind=FUNCTION)
+
+        functions = Functions(self.module, function)
 
         def before(name: str) -> Any:
-            return lambda _part, args: seen(
-                self.inputs, name, args[0] if args else None, kind=PENULTIMATE, input_of=name
-            )
+            def keep(_name: str, value: Any) -> None:
+                seen(self.inputs, self.input_digests, name, value, kind=PENULTIMATE, input_of=name)
+
+            return lambda _part, args: functions.aside(keep)(name, args[0] if args else None)
 
         def after(name: str) -> Any:
             def hook(part: nn.Module, _args: Any, output: Any) -> None:
                 call = self.calls[name]
                 self.calls[name] += 1
-                seen(self.nodes, numbered(name, call), output, kind=type(part).__name__, call=call)
+
+                def keep(node: str, value: Any) -> None:
+                    seen(self.nodes, self.digests, node, value, kind=type(part).__name__, call=call)
+
+                functions.aside(keep)(numbered(name, call) if name else LOGITS, output)
 
             return hook
 
-        def function(name: str, value: Any) -> None:
-            seen(self.nodes, name, value, kind=FUNCTION)
-
         with contextlib.ExitStack() as stack:
-            for name, part in module.named_modules():
+            for name, part in self.module.named_modules():
                 stack.callback(part.register_forward_pre_hook(before(name)).remove)
-                stack.callback(part.register_forward_hook(after(name or LOGITS)).remove)
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(flops)
-            stack.enter_context(last)
-            stack.enter_context(Functions(module, function))
-            module(torch.zeros(ROWS, *shape))
+                stack.callback(part.register_forward_hook(after(name)).remove)
+            for context in (torch.no_grad(), one_path(), *((flops, last) if measure else ()), functions):
+                stack.enter_context(context)
+            torch.func.functional_call(self.module, state or {}, (images,))
+        self.whole = True
+
+    def head(self) -> str | None:
+        """The name of the last layer with weights, if it is a linear one or a convolution that runs once."""
+        parts = dict(self.module.named_modules())
+        weighted = {name for name, part in parts.items() if name and any(True for _ in part.parameters(recurse=False))}
+        ran = [name for name in self.nodes if name in weighted]
+        if not ran or not isinstance(parts[ran[-1]], nn.Linear | nn.Conv2d) or self.calls[ran[-1]] != 1:
+            return None
+        return ran[-1] if ran[-1] in self.inputs else None
+
+
+def _digest(row: Tensor) -> int:
+    return zlib.crc32(row.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -97,16 +156,34 @@ class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _head(module: nn.Module, rows: _Observed) -> str | None:
-    """The name of the last layer with weights, if it is a linear one or a convolution that runs once."""
-    weighted = {
-        name for name, part in module.named_modules() if any(True for _ in part.parameters(recurse=False)) and name
-    }
-    ran = [name for name in rows.nodes if name in weighted]
-    last = dict(module.named_modules())[ran[-1]] if ran else None
-    if not isinstance(last, nn.Linear | nn.Conv2d) or rows.calls[ran[-1]] != 1 or ran[-1] not in rows.inputs:
-        return None
-    return ran[-1]
+def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
+    """The nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
+    inputs = {PENULTIMATE: larger.inputs.get(str(nodes[PENULTIMATE].input_of))} if PENULTIMATE in nodes else {}
+    layouts: dict[str, Layout | None] = {}
+    for name, tap in nodes.items():
+        seen = inputs.get(name, larger.nodes.get(name))
+        layouts[name] = _layout(tap.shape, seen.shape if seen else tap.shape)
+    # Where a network takes one size only, tokens are as wide as what the last layer gets.
+    lengths = [
+        tap.shape[0]
+        for name, tap in nodes.items()
+        if layouts[name] == "LC" or (layouts[name] is None and len(tap.shape) == 2 and tap.shape[1:] == width)
+    ]
+    length, prefix = max(lengths, default=0), _prefix_tokens(module)
+    class_token = any(getattr(module, name, None) is not None for name in ("class_token", "cls_token"))
+    found = {}
+    for name, tap in nodes.items():
+        layout = layouts[name]
+        if layout is None and len(tap.shape) == 2:
+            layout = "LC" if length and tap.shape[0] in (length, length - prefix) else "other"
+        whole = layout == "LC" and tap.shape[0] == length
+        update = {
+            "layout": layout or "CHW",
+            "prefix": prefix if whole else 0,
+            "class_token": whole and class_token and prefix > 0,
+        }
+        found[name] = tap.model_copy(update=update)
+    return found
 
 
 def _prefix_tokens(module: nn.Module) -> int:
@@ -114,18 +191,17 @@ def _prefix_tokens(module: nn.Module) -> int:
     return int(getattr(module, "num_prefix_tokens", 1 if hasattr(module, "class_token") else 0))
 
 
-def _layout(
-    row: tuple[int, ...], larger: tuple[int, ...], width_of_head: tuple[int, ...]
-) -> Literal["CHW", "HWC", "LC", "other"]:
-    if len(row) not in (2, 3):
+def _layout(row: Shape, larger: Shape) -> Layout | None:
+    """The layout by the axes that grow with the image; None for tokens and maps of a fixed size."""
+    if len(row) not in (2, 3) or len(row) != len(larger):
         return "other"
-    grown = [after > before for before, after in zip(row, larger, strict=True)]
-    if len(row) == 2:
-        # Where a network takes one size only, tokens are as wide as what the last layer gets.
-        return "LC" if grown == [True, False] or (not any(grown) and row[1:] == width_of_head) else "other"
-    if grown == [True, True, False]:
-        return "HWC"
-    # Maps of a fixed size, such as those after adaptive pooling, do not grow.
-    if grown == [False, True, True] or (not any(grown) and row[1] == row[2]):
-        return "CHW"
-    return "other"
+    grown = tuple(after > before for before, after in zip(row, larger, strict=True))
+    if not any(grown):
+        # Maps of a fixed size, such as those after adaptive pooling, are square.
+        return None if len(row) == 2 or row[1] == row[2] else "other"
+    known: dict[tuple[bool, ...], Layout] = {
+        (True, False): "LC",
+        (True, True, False): "HWC",
+        (False, True, True): "CHW",
+    }
+    return known.get(grown, "other")

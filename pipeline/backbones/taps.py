@@ -16,9 +16,10 @@ what else is asked for. The forward pass stops after the last node that is neede
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +30,8 @@ INPUT, LOGITS, PENULTIMATE = "input", "logits", "penultimate"
 FUNCTION = "function"  # the kind of a node that is no module
 
 # Operators that Python has several names for. A graph has one.
-OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "itruediv": "truediv"}
+OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "rsub": "sub",
+             "itruediv": "truediv", "rdiv": "truediv"}  # fmt: skip
 
 Seen = Callable[[str, Any], None]
 """Called with a node and its value, in the order in which the network makes them."""
@@ -60,9 +62,20 @@ def collect(
     with contextlib.suppress(_Stop):
         if INPUT in wanted:
             keep(INPUT, images)
-        with _watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
+        with one_path(), _watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
             module(images)
     return found
+
+
+@contextlib.contextmanager
+def one_path() -> Iterator[None]:
+    """Make torch's attention run one way: it has a second, that rounds otherwise, for when nobody is watching."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
@@ -71,15 +84,19 @@ def _watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[N
     modules = {**dict(module.named_modules()), LOGITS: module}
     functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
     with contextlib.ExitStack() as stack:
+        if functions:
+            watched = stack.enter_context(Functions(module, seen, only=functions))
+            aside = watched.aside(seen)
+        else:
+            aside = seen
         for node, tap in taps.items():
             if tap.input_of is not None:
-                handle = modules[tap.input_of].register_forward_pre_hook(_before(node, seen))
-                stack.callback(handle.remove)
+                stack.callback(
+                    module.get_submodule(tap.input_of).register_forward_pre_hook(_before(node, aside)).remove
+                )
             elif node not in functions:
                 name = node.removesuffix(f"_{tap.call}") if tap.call else node
-                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, seen)).remove)
-        if functions:
-            stack.enter_context(Functions(module, lambda node, value: node in functions and seen(node, value)))
+                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, aside)).remove)
         yield
 
 
@@ -95,41 +112,54 @@ def _after(node: str, call: int, seen: Seen) -> Any:
 class Functions(TorchFunctionMode):
     """Calls `seen` for the functions that a network calls outside of torch's own layers, under the names of a graph."""
 
-    def __init__(self, module: nn.Module, seen: Seen) -> None:
+    def __init__(self, module: nn.Module, seen: Seen, *, only: Collection[str] | None = None) -> None:
         super().__init__()
-        self._seen, self._calls = seen, Counter[str]()
-        self._scope: list[tuple[str, bool]] = [("", False)]
-        self._handles = [
-            handle
-            for name, part in module.named_modules()
-            for handle in (
-                part.register_forward_pre_hook(self._enter_module(name, leaf=_is_leaf(part))),
-                # First of all hooks, and always: a hook of a tap may end the forward pass.
-                part.register_forward_hook(self._leave_module, prepend=True, always_call=True),
-            )
-        ]
+        self._module, self._seen, self._only, self._calls = module, seen, only, Counter[str]()
+        self._scope: list[tuple[str, bool]] = []  # the modules that are running, and whether a layer of torch's own is
+        self._aside = False
+        self._hooks = contextlib.ExitStack()
+
+    def __enter__(self) -> "Functions":
+        for name, part in self._module.named_modules():
+            self._hooks.callback(part.register_forward_pre_hook(self._enter_module(name, leaf=_is_leaf(part))).remove)
+            self._hooks.callback(part.register_forward_hook(self._leave_module).remove)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)  # type: ignore[no-untyped-call]
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
+
+    def aside(self, seen: Seen) -> Seen:
+        """`seen`, for hooks of modules: the functions that it calls itself are none of the network's."""
+
+        def call(node: str, value: Any) -> None:
+            self._aside = True
+            seen(node, value)
+            self._aside = False
+
+        return call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function, and say so if no layer of torch's own is running."""
+        """Run the function, and say so if the network calls it itself, and no layer of torch's own."""
         value = func(*args, **(kwargs or {}))
-        scope, inside_leaf = self._scope[-1]
-        if not inside_leaf and isinstance(value, Tensor):
+        if not self._aside and self._scope and not self._scope[-1][1] and isinstance(value, Tensor):
             bare = getattr(func, "__name__", "").strip("_")
-            name = ".".join(filter(None, [scope, OPERATORS.get(bare, bare)]))
-            self._seen(numbered(name, self._calls[name]), value)
+            name = ".".join(filter(None, [self._scope[-1][0], OPERATORS.get(bare, bare)]))
+            node = numbered(name, self._calls[name])
             self._calls[name] += 1
+            if self._only is None or node in self._only:
+                self._seen(node, value)
         return value
 
     def _enter_module(self, name: str, *, leaf: bool) -> Any:
-        return lambda _module, _args: self._scope.append((name, leaf or self._scope[-1][1]))
+        # The root is a network, whatever its class.
+        return lambda _module, _args: self._scope.append((name, bool(self._scope) and (leaf or self._scope[-1][1])))
 
     def _leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._scope.pop()
+        name, leaf = self._scope.pop()
+        if leaf:
+            self._calls[name] += 1  # a function of the same name is numbered on from there
 
 
 def numbered(name: str, call: int) -> str:

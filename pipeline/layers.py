@@ -1,0 +1,84 @@
+"""What `icecore layers` prints: the nodes of a backbone with their aliases, shapes, sizes and costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
+from pipeline.errors import BackboneError
+
+POOLINGS = ("none", "flatten", "mean", "max", "gem", "mean+std", "avg2x2", "cls", "mean_tokens")
+BYTES = 2  # of a value in float16
+
+# Poolings that give rows of one size share a column.
+COLUMNS = {"none": ("none",), "mean": ("mean",), "mean+std": ("mean+std",), "avg2x2": ("avg2x2",),
+           "token": ("cls", "mean_tokens")}  # fmt: skip
+
+
+def rows(spec: BackboneSpec, *, functions: bool = True, match: str = "") -> list[dict[str, Any]]:
+    """The nodes in the order in which the network makes them, as JSON values.
+
+    Without `functions`, modules alone, and those functions that have an alias. `match` is looked for in nodes, aliases
+    and kinds. Raises BackboneError if nothing is left.
+    """
+    whole = max(1, *(tap.multiply_adds for tap in spec.taps.values()))
+    found = []
+    for node, tap in spec.taps.items():
+        names = [alias for alias, target in spec.aliases.items() if target == node]
+        if tap.kind == "function" and not functions and not names:
+            continue
+        if not any(match.lower() in text.lower() for text in (node, tap.kind, *names)):
+            continue
+        found.append(
+            {
+                "node": node,
+                "aliases": names,
+                "kind": tap.kind,
+                "operation": tap.operation,
+                "activation": "post" if tap.activated else "pre",
+                "shape": list(tap.shape),
+                "layout": tap.layout,
+                "bytes": sizes(tap),
+                "multiply_adds": tap.multiply_adds,
+                "share": tap.multiply_adds / whole,
+                "mixed": tap.mixed,
+            }
+        )
+    if not found:
+        hint = "" if functions else " `--all` shows functions too."
+        raise BackboneError(f"expected nodes that match {match!r}, got none of {len(spec.taps)}.{hint}")
+    return found
+
+
+def sizes(tap: Tap) -> dict[str, int]:
+    """The bytes of a row in float16, for each pooling that fits."""
+    found = {}
+    for pool in POOLINGS:
+        try:
+            found[pool] = BYTES * math.prod(pooled_shape(tap, pool))
+        except ValueError:
+            continue
+    return found
+
+
+def text(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table for the terminal."""
+    lines = [["node", "alias", "kind", "activation", "shape", *COLUMNS, "cost"]]
+    for row in found:
+        made = f"{row['activation']} ({row['operation']})" if row["operation"] else "–"
+        cells = [row["node"], " ".join(row["aliases"]), row["kind"], made, "×".join(map(str, row["shape"]))]
+        for pools in COLUMNS.values():
+            size = next((row["bytes"][pool] for pool in pools if pool in row["bytes"]), None)
+            cells.append("–" if size is None else human(size))
+        lines.append([*cells, "mixed" if row["mixed"] else f"{row['share']:.1%}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    done = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    note = (
+        "bytes a sample in float16 (flatten as none; max and gem as mean); cost: share of the multiply-adds up to there"
+    )
+    return "\n".join([done[0], "  ".join("─" * width for width in widths), *done[1:], "", note])
+
+
+def human(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size} B" if size < 1000 else f"{size / 1e3:.1f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
