@@ -1,5 +1,6 @@
 """Extraction: the plan, incremental runs, what happens to damaged and changed files, and runs that are interrupted."""
 
+import json
 import os
 import shutil
 import signal
@@ -21,8 +22,9 @@ from pydantic import ValidationError
 
 from pipeline.backbones import artefact, glyphs
 from pipeline.backbones.spec import TapSpec
+from pipeline.config import Section, check
 from pipeline.engines.torch import TorchEngine
-from pipeline.errors import BackboneError, DataError, StoreError
+from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import ExtractConfig
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import Extracted, extract, read_samples
@@ -100,7 +102,9 @@ class Job:
 
     def extract(self, taps: Mapping[str, Any] = TAPS, *, out: Path | None = None, **settings: Any) -> Extracted:
         """Extract some taps."""
-        passed = {name: settings.pop(name) for name in ("progress", "announce", "cache_root") if name in settings}
+        passed = {
+            name: settings.pop(name) for name in ("progress", "announce", "cache_root", "say") if name in settings
+        }
         config = ExtractConfig(
             **{"datasets": ("photos",), "taps": taps, "batch_size": 4, "shard_mb": 1, "engine": "torch"} | settings
         )
@@ -644,3 +648,97 @@ def test_an_interrupted_extraction_with_damaged_pictures_goes_on_where_it_was(la
     large.extract(WANTED, max_rejected=1)
     assert contents(large.out) == contents(undisturbed)
     assert len(large.index("wide").rejected) == 5
+
+
+# Engines and the card -------------------------------------------------------------------------------------------------
+
+
+def card_of(job: Job, tap: str) -> Any:
+    """The reproducibility card beside the features of a tap."""
+    return json.loads((job.out / tap / "card.json").read_text())
+
+
+def test_the_card_lies_beside_the_features_also_when_nothing_was_computed(job: Job) -> None:
+    job.extract()
+    found = card_of(job, "deep")
+    assert found["address"] == job.index("deep").address
+    (card,) = found["cards"]
+    assert (card["engine"]["engine"], card["engine"]["precision"], card["against"]) == (
+        "torch",
+        "float32",
+        "torch float32",
+    )
+    assert card["parity"]["relative"] == 0
+    assert set(card["batches"]) == {"1", "2", "3", "reversed"}
+    shutil.rmtree(job.out)
+    job.extract(progress=forbid)
+    assert card_of(job, "deep") == found
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, engine: str) -> None:
+    said: list[str] = []
+    undisturbed = large.root / "undisturbed"
+    large.extract(WANTED, out=undisturbed, cache_root=large.root / "other cache", engine=engine, say=said.append)
+    assert said[0].startswith(f"{engine}, float32, beside torch float32")
+    with pytest.raises(Interrupted):
+        large.extract(WANTED, progress=interrupt_at(12), engine=engine)
+    # A kill between the two columns of a unit: one tap lacks what the other has.
+    said.clear()
+    record = index.read(undisturbed / "wide").shards[0]
+    for note in large.cache.rglob(f"{record.name}.json"):
+        note.unlink()
+    large.extract(WANTED, engine=engine, say=said.append)
+    assert said == []  # the gate was passed before
+    assert contents(large.out) == contents(undisturbed)
+    (card,) = card_of(large, "wide")["cards"]
+    assert card["engine"]["engine"] == engine
+    assert 0 < card["parity"]["relative"] < 1e-4
+
+
+def test_engines_compute_the_same_features_under_the_same_address(job: Job) -> None:
+    job.extract()
+    expected, address = job.features("logits").load(job.keys), job.index("logits").address
+    assert job.missing(engine="onnxruntime", progress=forbid)["logits"] == 0
+    job.extract(engine="onnxruntime", cache_root=job.root / "other cache")
+    np.testing.assert_allclose(job.features("logits").load(job.keys), expected, rtol=1e-4, atol=1e-5)
+    assert job.index("logits").address == address
+
+
+def test_another_precision_gives_other_features(job: Job) -> None:
+    job.extract()
+    before = job.index("logits").address
+    assert job.missing(precision="bfloat16")["logits"] == 12
+    assert job.index("logits").address != before
+    assert job.index("logits").identity["precision"] == "bfloat16"
+    assert "torch_autocast" in card_of(job, "logits")["cards"][0]
+
+
+def test_auto_tells_what_it_took_and_a_short_job_is_torch(job: Job) -> None:
+    said: list[str] = []
+    job.extract(engine="auto", say=said.append)
+    assert said[0].startswith("engine: torch, float32: the whole job takes it about")
+    assert said[1].startswith("torch, float32, beside torch float32")
+
+
+def test_an_engine_or_a_precision_that_is_none_is_refused() -> None:
+    for wrong in ({"engine": "tensorflow"}, {"precision": "float8"}, {"limits": {"relative": 0}}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            ExtractConfig(**{"datasets": ("photos",), "taps": TAPS, **wrong})
+
+
+def test_the_check_of_the_settings_names_what_is_near() -> None:
+    entry = {"datasets": ["a"], "taps": TAPS, "engine": "onxruntime", "precision": "bfloat"}
+    _, problems = check({"extract": {"x": entry}}, {"extract": Section(ExtractConfig, named=True)})
+    assert [line.partition("?")[0] for line in problems] == [
+        "extract.x.engine: unknown value 'onxruntime'. Did you mean 'onnxruntime' or 'onnxruntime_cuda' or "
+        "'onnxruntime_tensorrt'",
+        "extract.x.precision: unknown value 'bfloat'. Did you mean 'bfloat16' or 'float32' or 'float16'",
+    ]
+
+
+def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(job: Job) -> None:
+    with pytest.raises(EngineError, match=r"tap 'deep', node 'block2': relative error"):
+        job.extract(engine="onnxruntime", limits={"relative": 1e-12})
+    assert not job.out.exists()
+    assert not list(job.cache.rglob("*.h5"))

@@ -22,7 +22,7 @@ class ExtractConfig(Settings):
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
     batch_size: Annotated[int, Field(ge=1)] = 64
-    engine: Annotated[Name | Literal["auto"], Field(description="auto: the fastest here whose parity holds")] = "auto"
+    engine: Annotated[Literal[Name, "auto"], Field(description="auto: the fastest here whose parity holds")] = "auto"
     precision: Annotated[Precision, Field(description="of the network; features of another are other features")] = (
         "float32"
     )
