@@ -25,7 +25,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.config import Section, check
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
-from pipeline.extract import ExtractConfig
+from pipeline.extract import ExtractConfig, oracle
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import Extracted, extract, read_samples
 from pipeline.extract.work import Reject, read_sample
@@ -35,6 +35,7 @@ from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.store import cache, index
+from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
 Folder = Callable[..., Path]
@@ -597,7 +598,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(large: Job, after: int) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.extract import ExtractConfig
+from pipeline.extract import ExtractConfig, oracle
 from pipeline.extract.run import extract
 
 def progress(done, total):
@@ -742,3 +743,49 @@ def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
         job.extract(engine="onnxruntime", limits={"relative": 1e-12})
     assert not job.out.exists()
     assert not list(job.cache.rglob("*.h5"))
+
+
+# The oracle -----------------------------------------------------------------------------------------------------------
+
+LAST = {"last": {"node": "penultimate"}}
+
+
+def test_penultimate_rows_are_replayed_after_they_are_computed_and_only_then(job: Job) -> None:
+    said: list[str] = []
+    job.extract({**TAPS, **LAST}, say=said.append)
+    (line,) = [text for text in said if "own last layer" in text]
+    assert line.startswith("last: 12 stored rows through the network's own last layer give its logits to within ")
+    assert line.endswith("with the same first class in 100%")
+    said.clear()
+    job.extract({**TAPS, **LAST}, say=said.append)
+    job.extract({"halved": {"node": "penultimate", "project": 4}}, say=said.append)
+    assert [text for text in said if "own last layer" in text] == []
+
+
+def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
+    job.extract(LAST)
+    other = artefact.read(job.backbone)
+    with torch.no_grad():
+        other.module.get_submodule("block1.0").weight.mul_(2)
+    message = r"features/last: expected cached `penultimate` features to give the network's logits .* rows off"
+    with pytest.raises(BackboneError, match=message):
+        oracle.check(
+            job.features("last"),
+            TapSpec(**LAST["last"]),
+            backbone=other,
+            precision="float32",
+            keys=np.sort(key_arrays.from_hex(job.keys)),
+            paths=[path.as_posix() for _, path in sorted(zip(job.keys, job.files, strict=True))],
+            reader=ImageReader(other.spec.input.image),
+        )
+
+
+def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
+    job.extract(LAST)
+    backbone = artefact.read(job.backbone)
+    rest = {"backbone": backbone, "precision": "float32", "reader": ImageReader(backbone.spec.input.image)}
+    keys = key_arrays.from_hex([content_key(b"unknown")])
+    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), keys=keys, paths=["x"], **rest) is None
+    keys = key_arrays.from_hex(job.keys[:1])  # its file has changed meanwhile
+    changed = [job.files[1].as_posix()]
+    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), keys=keys, paths=changed, **rest) is None

@@ -226,7 +226,7 @@ def test_a_read_only_cache_that_lacks_rows_says_what_to_set(disk: Disk, job: Job
         extract_some(job, cache_root=disk.folder)
     before = contents(job.out)
     disk.make_read_only()
-    message = rf"tap 'deep': {disk.folder}: the feature cache cannot be written: Read-only file system\. Set ICECORE_CA"
+    message = rf"{disk.folder}: the feature cache cannot be written: Read-only file system\. Set ICECORE_CA"
     with pytest.raises(StoreError, match=message):
         job.extract(cache_root=disk.folder)
     assert contents(job.out) == before

@@ -14,7 +14,7 @@ from pipeline.engines import Engine
 from pipeline.engines import gate as gates
 from pipeline.engines.select import Job, Say, choose, gate
 from pipeline.errors import BackboneError, DataError, bullets
-from pipeline.extract import ExtractConfig, card
+from pipeline.extract import ExtractConfig, card, oracle
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.work import Reject, first_samples, make_unit
 from pipeline.files import link_or_copy
@@ -23,6 +23,7 @@ from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
+from pipeline.store.features import Features
 from pipeline.store.identity import identity
 from pipeline.store.layout import path_of
 
@@ -84,6 +85,7 @@ def extract(
     refused: dict[str, str] = {}
     for tap, column in columns.items():
         refused |= commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
+    _replay(config, todo, samples, backbone, out, say)
     _refuse_too_many(config, len(samples.keys), refused)
     return Extracted(todo, len(refused))
 
@@ -218,6 +220,30 @@ def commit(
     card.link(column, folder)
     column.touch()
     return refused
+
+
+def _replay(config: ExtractConfig, todo: Plan, samples: Samples, backbone: Path, out: Path, say: Say) -> None:
+    """Check a few rows of each penultimate tap of which rows were computed."""
+    taps = [tap for tap, missing in todo.missing.items() if missing and oracle.replayable(config.taps[tap])]
+    if not taps:
+        return
+    loaded = artefact.read(backbone)
+    for tap in taps:
+        rows = np.concatenate([unit.rows for unit in todo.units if tap in unit.taps])
+        found = oracle.check(
+            Features.open(out / tap),
+            config.taps[tap],
+            backbone=loaded,
+            precision=config.precision,
+            keys=samples.keys[rows],
+            paths=samples.paths.take(pa.array(rows)).to_pylist(),
+            reader=ImageReader(loaded.spec.input.image),
+        )
+        if found:
+            say(
+                f"{tap}: {found['rows']} stored rows through the network's own last layer give its logits to within "
+                f"{found['error']:.1g} of the largest, with the same first class in {found['agreement']:.0%}"
+            )
 
 
 def _refuse_too_many(config: ExtractConfig, samples: int, refused: Mapping[str, str]) -> None:
