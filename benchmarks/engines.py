@@ -3,6 +3,7 @@
     --batch 16           samples a batch
     --rounds 4           each engine is timed so many times, in turn; the best time counts
     --models vit_b_16    some of the networks only
+    --precisions float32 one of float32 and bfloat16 only
     --compiled           torch.compile too, which takes minutes
 
 Weights are random, but for those of MobileNetV2 where ICECORE_ASSETS names a folder that has them. Images are smooth
@@ -35,6 +36,7 @@ TAPS = {
     "vgg16": TapSpec(node="features.21", pool="mean"),
     "vit_b_16": TapSpec(node="penultimate"),
 }
+PRECISIONS = ("float32", "bfloat16")
 IMAGE = ImageSpec(mode="RGB", resize=256, crop=(224, 224), interpolation="bilinear")
 INPUT = InputSpec(image=IMAGE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MOBILENET = "weights/mobilenet_v2-tf2_int8_dequant.pth"
@@ -97,7 +99,7 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
     pixels = pictures(arguments.batch)
     # Before the engines turn the weights channels-last.
     plain = Plain(backbone_of(model), tap)
-    for precision in ("float32", "bfloat16"):
+    for precision in arguments.precisions:
         job = Job(backbone, {"tap": tap}, arguments.batch, precision, cache=cache)
         engines = {"plain": plain}
         for name in select.candidates(precision):
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--models", nargs="+", choices=TAPS, default=list(TAPS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
     if not arguments.compiled:
