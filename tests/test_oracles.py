@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.backbones.spec import TapSpec
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.freeze import FreezeConfig, freeze
+from pipeline.config import Section, check
+from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths, read
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare

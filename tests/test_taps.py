@@ -30,7 +30,8 @@ from pipeline.backbones.survey import survey
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.freeze import FreezeConfig, freeze
+from pipeline.config import Section, check
+from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.store.identity import identity
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.spec import Tap, TapSpec
-from pipeline.backbones.taps import LOGITS, collect
+from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.taps import collect
 
 
 class Tapped(nn.Module):
@@ -15,6 +15,7 @@ class Tapped(nn.Module):
 
     mean: Tensor
     std: Tensor
+    early = True
 
     def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec]) -> None:
         super().__init__()
@@ -24,8 +25,8 @@ class Tapped(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Normalise, run the network up to the last tap, and pool."""
-        found = collect(self.network, self.normalised(pixels), self.specs, self.taps)
+        """Normalise, run the network, and pool."""
+        found = collect(self.network, self.normalised(pixels), self.specs, self.taps, early=self.early)
         return tuple(found[name].float() for name in self.names)
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -34,19 +35,10 @@ class Tapped(nn.Module):
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
 
 
-# A tap that is never made: the second call of a network that is called once.
-NEVER = f"{LOGITS}_1"
-
-
 class Whole(Tapped):
     """The same for tracers, which lose their place when a forward pass stops early: it runs to the end of the network.
 
     What comes after the last tap is in no output, and is left out of the graph.
     """
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Normalise, run the whole network, and pool."""
-        specs = {**self.specs, f".{NEVER}": TapSpec(node=NEVER)}
-        taps = {**self.taps, NEVER: Tap(shape=(), call=1)}
-        found = collect(self.network, self.normalised(pixels), specs, taps)
-        return tuple(found[name].float() for name in self.names)
+    early = False

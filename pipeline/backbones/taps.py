@@ -42,11 +42,16 @@ class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
 
 
 def collect(
-    module: nn.Module, images: Tensor, specs: Mapping[str, TapSpec], taps: Mapping[str, Tap]
+    module: nn.Module,
+    images: Tensor,
+    specs: Mapping[str, TapSpec],
+    taps: Mapping[str, Tap],
+    *,
+    early: bool = True,
 ) -> dict[str, Tensor]:
     """Run `images` (n, c, h, w) forward and return each tap by its name, pooled but not projected, (n, ...).
 
-    The nodes of `specs` are those of `taps`, no aliases.
+    The nodes of `specs` are those of `taps`, no aliases. Unless `early`, the network runs on after the last of them.
     """
     wanted: dict[str, list[str]] = {}
     for name, spec in specs.items():
@@ -56,7 +61,7 @@ def collect(
     def keep(node: str, value: Tensor) -> None:
         for name in wanted[node]:
             found[name] = pool(value.detach(), specs[name].pool, taps[node])
-        if len(found) == len(specs):
+        if early and len(found) == len(specs):
             raise _Stop
 
     with contextlib.suppress(_Stop):
