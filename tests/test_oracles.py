@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.backbones.spec import TapSpec
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.config import Section, check
+from pipeline.freeze import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths, read
 from pipeline.prepare import PrepareConfig
@@ -49,7 +49,7 @@ def test_linear_probes_across_domains_are_those_of_torchvisions_own_transforms(
 ) -> None:
     file, digest = WEIGHTS[model]
     source = {"source": "torchvision", "model": model, "weights": "IMAGENET1K_V1"}
-    config = FreezeConfig(**source, file=assets / "weights" / file, sha256=digest)
+    config = Torchvision(**source, file=assets / "weights" / file, sha256=digest)
     freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     extract(
         ExtractConfig(datasets=DOMAINS, taps={"mean": TapSpec(node="features", pool="mean", dtype="float32")}),

@@ -30,7 +30,7 @@ from pipeline.backbones.survey import survey
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.config import Section, check
+from pipeline.freeze import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.store.identity import identity
@@ -782,7 +782,7 @@ def test_real_weights_name_as_many_of_a_hundred_photos_as_was_measured(
     assets: Path, tmp_path: Path, model: str, top1: int, top5: int
 ) -> None:
     file = next((assets / "weights").glob(f"{model}-*.pth"))
-    config = FreezeConfig(source="torchvision", model=model, weights="IMAGENET1K_V1", file=file,
+    config = Torchvision(source="torchvision", model=model, weights="IMAGENET1K_V1", file=file,
                           sha256=sha256_file(file)[:12])  # fmt: skip
     freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     backbone = artefact.read(tmp_path / "backbone")
