@@ -123,9 +123,7 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
                 "sha256": "b470193d7ed46a73",
             }
         },
-        "extract": {
-            "mobilenet": {"datasets": ["photos"], "taps": {"penultimate": {"node": "features", "pool": "mean"}}}
-        },
+        "extract": {"mobilenet": {"datasets": ["photos"], "taps": {"penultimate": {"node": "penultimate"}}}},
         "split": {"photos": {"datasets": ["photos"], "sizes": {"train": 60, "validation": 0, "test": 20}}},
         "fit": {"photos_logistic": {"task": "photos", "backbone": "mobilenet", "inputs": ["penultimate"]}},
     }

@@ -611,6 +611,8 @@ def aliases_of(name: str) -> dict[str, str]:
         ("swin_v2_t", {"block.11": "features.7.1"}),
         ("maxvit_t", {"block.0": "blocks.0.layers.0", "block.10": "blocks.3.layers.1"}),
         ("convnext_tiny", {"block.0": "features.1.0", "block.17": "features.7.2"}),
+        ("mobilenet_v2", {"block.0": "features.1", "block.12": "features.13", "block.16": "features.17"}),
+        ("efficientnet_b0", {"block.0": "features.1.0", "block.15": "features.7.0"}),
         ("mobilenet_v2", {}),
     ],
 )  # fmt: skip

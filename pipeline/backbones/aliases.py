@@ -6,7 +6,7 @@ res2 … res5                                  residual networks: torchvision's 
 mixed_5b … mixed_7c, mixed_0 … mixed_10      Inception: torchvision's names in small letters, and TensorFlow's numbers
 denseblock1, transition1                     DenseNet, without the `features.` before them
 fire2 … fire9                                SqueezeNet
-block.0, block.1, …                          blocks of transformers, and of networks built like them, over all stages
+block.0, block.1, …                          blocks of transformers, ConvNeXt, MobileNet and EfficientNet, over all stages
 cls                                          the class token after the last norm, which is what the last layer gets
 """
 
@@ -19,7 +19,8 @@ from pipeline.backbones.spec import Tap
 
 Taps = Mapping[str, Tap]
 
-BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "MaxVitLayer", "CNBlock", "Block")
+BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "MaxVitLayer", "CNBlock", "Block",
+          "InvertedResidual", "MBConv")  # fmt: skip
 DENSE = re.compile(r"features\.(denseblock|transition)\d")
 RESIDUAL = re.compile(r"(wide_|se)?res(net|next|nest)")
 MIXED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
