@@ -6,7 +6,7 @@ res2 … res5                                  residual networks: torchvision's 
 mixed_5b … mixed_7c, mixed_0 … mixed_10      Inception: torchvision's names in small letters, and TensorFlow's numbers
 denseblock1, transition1                     DenseNet, without the `features.` before them
 fire2 … fire9                                SqueezeNet
-block.0, block.1, …                          blocks of transformers, ConvNeXt, MobileNet and EfficientNet, over all stages
+block.0, block.1, …                          blocks of transformers, ConvNeXt, MobileNet, EfficientNet, over all stages
 cls                                          the class token after the last norm, which is what the last layer gets
 """
 
