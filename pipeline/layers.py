@@ -35,7 +35,7 @@ def rows(spec: BackboneSpec, *, functions: bool = True, match: str = "") -> list
                 "aliases": names,
                 "kind": tap.kind,
                 "operation": tap.operation,
-                "activation": "post" if tap.activated else "pre",
+                "activation": tap.activation,
                 "shape": list(tap.shape),
                 "layout": tap.layout,
                 "bytes": sizes(tap),
@@ -65,7 +65,7 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table for the terminal."""
     lines = [["node", "alias", "kind", "activation", "shape", *COLUMNS, "cost"]]
     for row in found:
-        made = f"{row['activation']} ({row['operation']})" if row["operation"] else "–"
+        made = f"{row['activation']}: {row['operation']}" if row["activation"] else row["operation"] or "–"
         cells = [row["node"], " ".join(row["aliases"]), row["kind"], made, "×".join(map(str, row["shape"]))]
         for pools in COLUMNS.values():
             size = next((row["bytes"][pool] for pool in pools if pool in row["bytes"]), None)

@@ -281,8 +281,8 @@ def test_layers_lists_modules_with_their_shapes_sizes_and_costs(icecore: Command
     assert lines["node"] == ["node", "alias", "kind", "activation", "shape", "none", "mean", "mean+std", "avg2x2",
                              "token", "cost"]  # fmt: skip
     assert lines["input"][1:] == ["input", "–", "1×32×32", "2.0", "kB", "2", "B", "4", "B", "8", "B", "–", "0.0%"]
-    assert lines["block1.1"][1:4] == ["BatchNorm2d", "pre", "(native_batch_norm)"]
-    assert lines["block1.2"][1:5] == ["ReLU", "post", "(relu)", "4×32×32"]
+    assert lines["block1.1"][1:4] == ["BatchNorm2d", "pre:", "native_batch_norm"]
+    assert lines["block1.2"][1:5] == ["ReLU", "post:", "relu", "4×32×32"]
     assert lines["logits"][-1] == "100.0%"
     assert "bytes a sample in float16" in said.out
 
@@ -352,7 +352,7 @@ def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_reada
     from pipeline.backbones.spec import Tap
 
     tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)
-    row = {"node": "bn", "aliases": [], "kind": "BatchNorm2d", "operation": "x", "activation": "pre", "mixed": True,
+    row = {"node": "bn", "aliases": [], "kind": "BatchNorm2d", "operation": "x", "activation": None, "mixed": True,
            "shape": list(tap.shape), "bytes": layers.sizes(tap), "share": 0.5}  # fmt: skip
     line = layers.text([row]).splitlines()[2].split()
     assert line[-1] == "mixed"

@@ -422,8 +422,8 @@ def test_costs_and_activations_are_stated() -> None:
     assert [found[f"features.{n}"].operation for n in range(4)] == [
         "convolution", "native_batch_norm", "relu", "max_pool2d_with_indices",
     ]  # fmt: skip
-    assert [found[f"features.{n}"].activated for n in range(3)] == [False, False, True]
-    assert found["penultimate"].activated
+    assert [found[f"features.{n}"].activation for n in range(4)] == ["pre", "pre", "post", None]
+    assert found["penultimate"].activation == "post"
     costs = [tap.multiply_adds for node, tap in found.items() if node != "penultimate"]
     assert costs == sorted(costs)
     assert case_of("mobilenet_v2").taps["features.0.2"].operation == "hardtanh"

@@ -22,6 +22,10 @@ ACTIVATIONS = ("relu", "gelu", "silu", "hardtanh", "hardswish", "hardsigmoid", "
                "mish", "softmax", "prelu")  # fmt: skip
 """Operations of torch that are non-linear in each value; ReLU6 is hardtanh."""
 
+WEIGHTED = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "native_batch_norm", "cudnn_batch_norm",
+            "native_layer_norm", "native_group_norm")  # fmt: skip
+"""Operations of torch that a non-linearity usually follows: convolutions, linear layers and norms."""
+
 
 class InputSpec(Settings):
     """The tensor that the network wants: the pixels of `image`, divided by 255, minus `mean`, divided by `std`."""
@@ -60,9 +64,10 @@ class Tap(Settings):
     mixed: bool = Field(default=False, description="whether a row depends on the other samples of its batch")
 
     @property
-    def activated(self) -> bool:
-        """Whether the value comes straight out of a non-linearity (post-activation)."""
-        return self.operation.removesuffix("_") in ACTIVATIONS
+    def activation(self) -> Literal["pre", "post"] | None:
+        """Whether the value comes out of a layer with weights or out of a non-linearity; None for all else."""
+        operation = self.operation.removesuffix("_")
+        return "post" if operation in ACTIVATIONS else "pre" if operation in WEIGHTED else None
 
 
 class BackboneSpec(Settings):
