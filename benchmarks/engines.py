@@ -110,9 +110,9 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
             except EngineError as error:
                 print(f"| {model} | {precision} | {name} | left out: {error} |", flush=True)
         try:
-            auto = choose("auto", job, pixels, samples=10**9, say=lambda _: None)
-            engines[f"auto ({auto.name})"] = auto.engine
+            taken = choose("auto", job, pixels, samples=10**9, say=lambda _: None).name
         except EngineError as error:
+            taken = ""
             print(f"| {model} | {precision} | auto | {str(error).splitlines()[-1]} |", flush=True)
         best = dict.fromkeys(engines, np.inf)
         for turn in range(arguments.rounds + 1):
@@ -123,6 +123,9 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
         for name, seconds in sorted(best.items(), key=lambda item: item[1]):
             rate = arguments.batch / seconds
             print(f"| {model} | {precision} | {name} | {rate:.1f} | {best['plain'] / seconds:.2f} |", flush=True)
+        if taken:
+            share = min(best.values()) / best[taken]
+            print(f"| {model} | {precision} | auto takes {taken} | {share:.2f} of the best | |", flush=True)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Extraction: a frozen backbone over the data once, several taps in one pass, to shards in the feature cache.
 
-plan   which rows of which taps are missing, cut into units (pure)
-work   one unit: read, decode, run, store
-card   what the engine's parity was, beside the features
-run    all units, then the commit of each tap's folder
+plan     which rows of which taps are missing, cut into units (pure)
+work     one unit: read, decode, run, store
+card     what the engine's parity was, beside the features
+oracle   stored penultimate rows, through the network's own end, must give its logits
+run      all units, then the commit of each tap's folder
 """
 
 from typing import Annotated, Literal
