@@ -1,4 +1,4 @@
-"""The `icecore` command: look at artefacts and check settings. The work itself is started by `dvc repro`."""
+"""The `icecore` command: look at artefacts, check settings, embed a folder. `dvc repro` does the rest."""
 
 import json
 from pathlib import Path
@@ -82,6 +82,78 @@ def check(params: Annotated[Path, typer.Argument(help="The settings to check.")]
     values = project.settings(params)
     counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]
     typer.echo(f"{params}: no problems ({', '.join(counts)})")
+
+
+@app.command()
+def extract(
+    backbone: Annotated[str, typer.Option(help="A model of torchvision or timm, or the folder of a backbone.")],
+    data: Annotated[Path, typer.Option(help="A folder of images, or a .csv or .parquet list with a column `path`.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(help="NODE or NODE:POOLING, such as layer3:mean; once for each. [default: penultimate]"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="An entry of torchvision's enum, such as IMAGENET1K_V1, or a tag of timm.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="torchvision or timm. [default: torchvision if it has the model]")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The first digits of the file's digest, to be sure of it.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of stored values: float16, bfloat16, float32 or int8.")] = "float16",
+    batch_size: Annotated[int, typer.Option(help="Images that the network takes at once.")] = 64,
+    engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the network: float32, tf32, bfloat16 or float16.")] = "float32",
+    max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Embed a folder of images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
+
+    What the feature cache has is not computed again, so a second run computes only what is new.
+
+    Examples:
+
+      icecore extract --backbone resnet50 --tap penultimate --data photos/ --out features/
+
+      icecore extract --backbone mobilenet_v2 --tap features.13:avg2x2 --tap penultimate --data a.csv --out features/
+    """
+    from contextlib import nullcontext
+
+    from pipeline import embed
+    from pipeline.runtime import silent
+    from pipeline.store import cache, index
+    from stages import project
+
+    job = embed.job(
+        backbone,
+        tap or ["penultimate"],
+        data,
+        weights=embed.Weights(source=source, name=weights, file=file, sha256=sha256),
+        dtype=dtype,
+        max_rejected=max_rejected,
+        batch_size=batch_size,
+        engine=engine,
+        precision=precision,
+    )
+
+    def say(text: object) -> None:
+        if not quiet:
+            typer.echo(text)
+
+    found = embed.embed(
+        job,
+        out,
+        cache_root=cache.default_root(),
+        stage=lambda name: nullcontext(silent) if quiet else project.bar(name, "images"),
+        announce=say,
+        say=say,
+    )
+    for kind, count in found.prepared.excluded.items():
+        say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
+    for name in job.extract.taps:
+        say(f"{out / name}: {index.read(out / name).stored:,} rows")
+    say(f"{out / 'files.parquet'}: their files")
 
 
 @app.command()
@@ -216,17 +288,25 @@ def cache_prune(
 @features_app.command("export")
 def features_export(
     folder: Annotated[Path, typer.Argument(help="A tap's folder, such as data/features/glyphs/block3.")],
-    out: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    out: Annotated[Path, typer.Argument(help="The file to write: .parquet, .npy or .f32.")],
 ) -> None:
-    """Write features to a Parquet file: `key`, and `features` as a list of fixed size.
+    """Write features to a file for other programs, in the order of their keys; the suffix says which format.
 
-    Example:
+    .parquet has `key`, and `features` as a list of fixed size. .npy is a matrix of float16 or float32, a row a sample.
+    .f32 is the same as float32 without a header, to be memory-mapped, as for FAISS; `.json` beside it has its shape.
+    Both have the key of each row in `.keys.txt` beside them.
+
+    Examples:
 
       icecore features export data/features/glyphs/block3 block3.parquet
+
+      icecore features export features/penultimate vectors.npy
+
+      icecore features export features/penultimate vectors.f32
     """
     from pipeline.store.features import Features
 
-    rows = Features.open(folder).write_parquet(out)
+    rows = Features.open(folder).export(out)
     typer.echo(f"{out}: {rows:,} rows")
 
 

@@ -219,6 +219,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
 # Importing these takes torch along; what holds settings or values never does.
 WITH_TORCH = (
     "pipeline/backbones/",
+    "pipeline/embed.py",
     "pipeline/engines/",
     "pipeline/pretrain/",
     "pipeline/extract/",

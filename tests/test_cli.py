@@ -489,6 +489,74 @@ def test_features_are_exported_to_parquet(data: Path, tmp_path: Path, icecore: C
     assert pq.read_metadata(tmp_path / "out.parquet").num_rows == rows
 
 
+def test_features_are_exported_in_the_format_of_the_suffix(data: Path, tmp_path: Path, icecore: Command) -> None:
+    tap = data / "features" / "tiny" / "penultimate"
+    expected = Features.open(tap).load()
+    assert icecore("features", "export", tap, tmp_path / "out.npy").out == f"{tmp_path / 'out.npy'}: 14 rows\n"
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert icecore("features", "export", tap, tmp_path / "out.f32").code == 0
+    assert np.array_equal(np.fromfile(tmp_path / "out.f32", "<f4").reshape(14, 3), expected)
+    said = icecore("features", "export", tap, tmp_path / "out.csv")
+    assert (said.code, said.out) == (1, "")
+    assert "expected a name that ends in .parquet, .npy, .f32, got '.csv'" in said.error
+
+
+# extract -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
+    data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path]
+) -> None:
+    photos, out = image_folder(("cat",), each=3), tmp_path / "vectors"
+    (photos / "cat" / "copy.png").write_bytes((photos / "cat" / "000.png").read_bytes())
+    command = ["extract", "--backbone", data / "backbones" / "tiny", "--data", photos, "--out", out]
+    command += ["--engine", "torch", "--tap", "penultimate", "--tap", "block1:mean"]
+    said = icecore(*command)
+    assert said.code == 0, said.error
+    lines = said.out.splitlines()
+    assert "penultimate: 3 rows to compute, 0 known" in lines
+    assert lines[-4:] == [
+        f"1 duplicate: see {out / 'excluded.csv'}",
+        f"{out / 'penultimate'}: 3 rows",
+        f"{out / 'block1-mean'}: 3 rows",
+        f"{out / 'files.parquet'}: their files",
+    ]
+    assert "penultimate: 0 rows to compute, 3 known" in icecore(*command).out
+    assert icecore(*command, "--quiet") == Said(0, "", "")
+    assert icecore("info", out / "block1-mean").code == 0
+
+
+def test_the_tap_is_penultimate_where_none_is_named(
+    data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path]
+) -> None:
+    photos, out = image_folder(("cat",), each=1), tmp_path / "vectors"
+    said = icecore("extract", "--backbone", data / "backbones" / "tiny", "--data", photos, "--out", out, "--quiet")
+    assert said == Said(0, "", "")
+    assert Features.open(out / "penultimate").shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "resnet5O"], "unknown backbone 'resnet5O'. Did you mean 'resnet50'"),
+        (["--backbone", "resnet50", "--tap", "layer3:men"], "extract.taps.layer3-men.pool: unknown pooling"),
+        (
+            ["--backbone", "resnet50", "--data", "nowhere"],
+            "error: nowhere: no such folder or list. Expected a folder of",
+        ),
+        (["--backbone", "resnet50", "--dtype", "float64"], "unknown value 'float64'. Did you mean 'float16'"),
+    ],
+)
+def test_what_cannot_be_embedded_is_said_before_anything_is_done(
+    tmp_path: Path, icecore: Command, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    said = icecore("extract", "--data", tmp_path / "photos", "--out", tmp_path / "out", *arguments)
+    assert (said.code, said.out) == (1, "")
+    assert message in said.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_system_refuses_is_said_without_a_traceback(data: Path, tmp_path: Path, icecore: Command) -> None:
     (tmp_path / "file").touch()
     said = icecore("features", "export", data / "features" / "tiny" / "penultimate", tmp_path / "file" / "out.parquet")

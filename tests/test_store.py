@@ -1090,6 +1090,86 @@ def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Pat
     assert len(features.subset([])) == 0
 
 
+EXPORTED = ["f.parquet", "f.npy", "f.f32"]
+
+
+def exported(path: Path) -> tuple[list[str], np.ndarray]:
+    """Keys and rows of an export, each read with what its readers would use."""
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        return table["key"].to_pylist(), np.array(table["features"].to_pylist(), dtype=np.float32)
+    keys = Path(f"{path}.keys.txt").read_text().splitlines()
+    if path.suffix == ".npy":
+        return keys, np.load(path, mmap_mode="r", allow_pickle=False)
+    said = json.loads(Path(f"{path}.json").read_text())
+    return keys, np.memmap(path, said["dtype"], "r", shape=(said["rows"], said["dimensions"]))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_export_has_all_rows_in_the_order_of_the_keys(
+    features: Features, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.features.EXPORT_BYTES", 5 * 12)  # five rows a block
+    assert [len(keys) for keys, _ in features.blocks()] == [5, 5, 5, 5, 4]
+    assert features.export(tmp_path / name) == 24
+    keys, rows = exported(tmp_path / name)
+    assert keys == sorted(keys) == features.keys
+    assert rows.dtype == np.float32
+    assert np.array_equal(rows, features.load())
+    some = features.subset(features.keys[3:9])
+    assert some.export(tmp_path / name) == 6  # in the place of the first
+    keys, rows = exported(tmp_path / name)
+    assert keys == some.keys
+    assert np.array_equal(rows, some.load())
+    assert features.subset([]).export(tmp_path / f"none-{name}") == 0
+    if name != "f.f32":  # an empty file cannot be mapped
+        assert exported(tmp_path / f"none-{name}")[0] == []
+
+
+def test_maps_are_exported_flat_and_half_precision_stays_so_in_npy(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float16)
+    keys = sorted(map(key, range(3)))
+    record, arrays = write(tmp_path, keys, rows, "float16"), key_arrays.from_hex(keys)
+    identity = {"node": "block1"}
+    form = layout("float16", (2, 4, 4))
+    index.commit(tmp_path, identity=identity, layout=form, shards=[record], keys=[arrays], wanted=arrays, rejected={})
+    found = Features.open(tmp_path)
+    for name in EXPORTED:
+        found.export(tmp_path / name)
+        assert np.array_equal(exported(tmp_path / name)[1], rows.reshape(3, 32)), name
+    assert exported(tmp_path / "f.npy")[1].dtype == np.float16
+    said = json.loads((tmp_path / "f.f32.json").read_text())
+    assert said == {"rows": 3, "dimensions": 32, "dtype": "<f4", "identity": identity}
+    assert (tmp_path / "f.f32").stat().st_size == 3 * 32 * 4
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_interrupted_export_leaves_no_file_under_its_name(
+    features: Features, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.features.EXPORT_BYTES", 12)
+    read = Features._range
+
+    def interrupted(self: Features, start: int, stop: int) -> np.ndarray:
+        if start == 20:
+            raise KeyboardInterrupt
+        return read(self, start, stop)
+
+    monkeypatch.setattr(Features, "_range", interrupted)
+    (tmp_path / "exports").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        features.export(tmp_path / "exports" / name)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_an_export_of_another_kind_names_those_there_are(features: Features, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"f.csv: expected a name that ends in .parquet, .npy, .f32, got '.csv'"):
+        features.export(tmp_path / "f.csv")
+    assert not (tmp_path / "f.csv").exists()
+
+
 class Rows:
     """A map-style data set for torch's DataLoader: one stored row at a time."""
 

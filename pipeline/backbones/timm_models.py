@@ -17,6 +17,11 @@ SETTINGS = ("num_classes", "img_size")
 """What backbone.json may tell a model of timm. Others of its settings load files."""
 
 
+def names() -> list[str]:
+    """Every model of the installed timm, without tags."""
+    return list(_timm().list_models())
+
+
 def build(architecture: Mapping[str, Any]) -> nn.Module:
     """An untrained model from the settings in backbone.json."""
     return _create(architecture, pretrained=False)

@@ -1,0 +1,234 @@
+"""A one-off embedding job: a folder of images and the name of a backbone to features, without params.yaml and DVC.
+
+Below `out` lie a features folder a tap, `files.parquet` (key, path, size and labels of each row), `excluded.csv` (the
+files that are no row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipeline.backbones import artefact, timm_models, vision
+from pipeline.backbones.spec import resolve
+from pipeline.config import Section, check, refuse
+from pipeline.errors import BackboneError, ConfigError, DataError, unknown
+from pipeline.extract import ExtractConfig
+from pipeline.extract.plan import Plan
+from pipeline.extract.run import Extracted, extract, row_shapes
+from pipeline.files import atomic, digest, link_or_copy, sha256_file
+from pipeline.freeze import Timm, Torchvision
+from pipeline.freeze.run import freeze
+from pipeline.manifest import FIXED, ManifestPaths
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.run import Prepared, prepare
+from pipeline.runtime import Progress, silent, versions
+
+Named = Annotated[Torchvision | Timm, Field(discriminator="source")]
+"""Settings of a backbone that has a name."""
+
+Stage = Callable[[str], AbstractContextManager[Progress]]
+"""Called with `prepare` or `extract` when that begins; what it gives is told how far it is."""
+
+DATASET = "files"
+WORK = ".icecore"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a named backbone has; what is None is chosen."""
+
+    source: str | None = None
+    name: str | None = None
+    file: Path | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Checked settings: what to freeze, or a backbone that is frozen; the images; what to extract of them."""
+
+    backbone: Torchvision | Timm | Path
+    prepare: PrepareConfig
+    extract: ExtractConfig
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a job did."""
+
+    prepared: Prepared
+    extracted: Extracted
+    backbone: Path
+
+
+def job(
+    backbone: str,
+    taps: Iterable[str],
+    data: Path,
+    *,
+    weights: Weights = Weights(),
+    dtype: str = "float16",
+    max_rejected: float = 0.05,
+    **extraction: Any,
+) -> Job:
+    """Check what a user asks for; `taps` as `tap` reads them, `extraction` as in ExtractConfig.
+
+    Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
+    DataError where there are no images.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list.")
+    raw = {
+        "prepare": {"root": data, "max_rejected": max_rejected},
+        "extract": {
+            "datasets": (DATASET,),
+            "taps": _taps(taps, dtype),
+            "max_rejected": max_rejected,
+            **extraction,
+        },
+    }
+    sections = {"prepare": Section(PrepareConfig), "extract": Section(ExtractConfig)}
+    own = Path(backbone)
+    frozen = (own / artefact.JSON).is_file()
+    if frozen and weights != Weights():
+        raise ConfigError(
+            f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file and sha256."
+        )
+    if not frozen:
+        raw["freeze"] = _source(backbone, weights)
+        sections["freeze"] = Section(Named)
+    values, problems = check(raw, sections)
+    refuse(problems, where=backbone)
+    return Job(own if frozen else values["freeze"], values["prepare"], values["extract"])
+
+
+def tap(text: str, dtype: str) -> tuple[str, dict[str, str]]:
+    """The folder's name and the settings of a tap that is written `node` or `node:pooling`, such as `layer3:mean`."""
+    node, colon, pool = text.partition(":")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
+    return name, {"node": node, "dtype": dtype} | ({"pool": pool} if colon else {})
+
+
+def _taps(texts: Iterable[str], dtype: str) -> dict[str, dict[str, str]]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _ = tap(text, dtype)
+        if found.setdefault(name, text) != text:
+            raise ConfigError(f"the taps {found[name]!r} and {text!r}: expected two folders, got {name!r} for both.")
+    return dict(tap(text, dtype) for text in found.values())
+
+
+def _source(model: str, weights: Weights) -> dict[str, Any]:
+    """Settings of `freeze` for a model's name; a name with a tag, as timm writes them, gives the weights too."""
+    name, dot, tag = model.partition(".")
+    source = weights.source or _having(model)
+    settings: dict[str, Any] = {"source": source, "model": model}
+    if weights.name is not None:
+        settings["weights"] = weights.name
+    elif source == "timm" and dot:
+        settings |= {"model": name, "weights": tag}
+    if weights.file is not None:
+        if not weights.file.is_file():
+            raise ConfigError(f"{weights.file}: no such weights file. Expected a .safetensors or .pth state dict.")
+        settings["file"] = weights.file
+        settings["sha256"] = weights.sha256 or sha256_file(weights.file)
+    elif weights.sha256 is not None:
+        settings["sha256"] = weights.sha256
+    return settings
+
+
+def _having(model: str) -> str:
+    """Which library has a model; torchvision, where both do."""
+    if model in vision.names():
+        return "torchvision"
+    there = importlib.util.find_spec("timm") is not None
+    known = timm_models.names() if there else []
+    if model.partition(".")[0] in known:
+        return "timm"
+    libraries = (
+        "torchvision and timm" if there else "torchvision (timm is not installed: `pip install 'icecore[timm]'`)"
+    )
+    raise BackboneError(
+        f"{unknown('backbone', model, {*vision.names(), *known})} These are the models of {libraries}; or name the "
+        "folder of a backbone that icecore wrote."
+    )
+
+
+def embed(
+    job: Job,
+    out: Path,
+    *,
+    cache_root: Path,
+    stage: Stage = lambda _: nullcontext(silent),
+    announce: Callable[[Plan], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Embedded:
+    """Freeze, prepare and extract; what was done before is not done again, and new images are all that is computed.
+
+    Raises what these raise, and ConfigError where the images and the features would lie in one folder.
+    """
+    _apart(job, out)
+    work = out / WORK
+    backbone = _frozen(job, work)
+    spec = artefact.read_spec(backbone)
+    row_shapes(resolve(job.extract.taps, spec, where=str(backbone)), spec, where=str(backbone))
+    paths = ManifestPaths(work / "manifests", DATASET)
+    with stage("prepare") as progress:
+        prepared = prepare(job.prepare, paths, progress=progress)
+    _write_files(paths, out)
+    with stage("extract") as progress:
+        extracted = extract(
+            job.extract,
+            backbone=backbone,
+            manifests=paths.folder,
+            out=out,
+            cache_root=cache_root,
+            progress=progress,
+            announce=announce,
+            say=say,
+        )
+    return Embedded(prepared, extracted, backbone)
+
+
+def _apart(job: Job, out: Path) -> None:
+    root = job.prepare.root.resolve()
+    for folder in (out, *(out / name for name in job.extract.taps)):
+        if root.is_dir() and folder.resolve().is_relative_to(root):
+            raise ConfigError(
+                f"{folder}: expected a folder outside {job.prepare.root}, which is read whole. Choose another."
+            )
+
+
+def _frozen(job: Job, work: Path) -> Path:
+    """The backbone's folder; its name follows from the settings, so that others make another backbone beside it."""
+    if isinstance(job.backbone, Path):
+        return job.backbone
+    made_by = versions("torch", "torchvision", job.backbone.source)
+    made_from = digest({"settings": job.backbone.model_dump(mode="json", exclude={"file"}), "versions": made_by})
+    folder = work / "backbones" / f"{job.backbone.model}-{made_from[:12]}"
+    if not (folder / artefact.JSON).is_file():
+        freeze(job.backbone, folder, pretrained=work)
+    return folder
+
+
+def _write_files(paths: ManifestPaths, out: Path) -> None:
+    """Write files.parquet, the manifest without columns that are empty, and excluded.csv beside it."""
+    with pq.ParquetFile(paths.rows) as rows:
+        empty = set(rows.schema_arrow.names) - set(FIXED)
+        for batch in rows.iter_batches(columns=sorted(empty)):
+            empty = {name for name in empty if batch[name].null_count == len(batch)}
+        kept = [name for name in rows.schema_arrow.names if name not in empty]
+        schema = rows.schema_arrow
+        for name in empty:
+            schema = schema.remove(schema.get_field_index(name))
+        with atomic(out / "files.parquet") as temporary, pq.ParquetWriter(temporary, schema) as file:
+            for batch in rows.iter_batches(columns=kept):
+                file.write_batch(batch)
+    link_or_copy(paths.excluded, out / "excluded.csv")
