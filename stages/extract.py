@@ -1,5 +1,6 @@
 """Extract features with a backbone: `python -m stages.extract glyphs`."""
 
+from pipeline.extract import summary
 from pipeline.extract.run import extract
 from pipeline.store import cache
 from stages import project
@@ -19,7 +20,7 @@ def main() -> None:
             announce=print,
             say=print,
         )
-    print(f"{name}: {found.plan.samples:,} samples, {found.rejected:,} rejected")
+    print(summary.text(name, found))
 
 
 if __name__ == "__main__":

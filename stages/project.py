@@ -112,9 +112,15 @@ def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback."""
+    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback.
+
+    A stage that the user ends exits with 130, as a shell expects of a process that was interrupted.
+    """
     try:
         stage()
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        raise SystemExit(130) from None
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:

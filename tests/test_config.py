@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import check, read_params
-from pipeline.errors import ConfigError, DataError, bullets, unknown
+from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
 from stages import project
 
 ROOT = Path(__file__).parent.parent
@@ -481,6 +481,18 @@ def test_an_error_on_purpose_is_printed_as_it_is() -> None:
 def test_what_the_system_refuses_is_printed_with_the_file(error: OSError, message: str) -> None:
     with pytest.raises(SystemExit, match=f"^error: {re.escape(message)}$"):
         project.run(stage(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(KeyboardInterrupt(), "interrupted\n"), (Interrupted("2 rows"), "interrupted: 2 rows\n")]
+)
+def test_a_stage_that_the_user_ends_says_so_and_exits_as_interrupted(
+    error: BaseException, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        project.run(stage(error))
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", text)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("raised by a library")])

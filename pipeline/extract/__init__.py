@@ -4,10 +4,14 @@ request    what is asked for, and the plan of what the cache lacks
 plan       which rows of which taps are missing, cut into units (pure)
 forecast   the bytes of that against the room on the disk (pure)
 room       whether it fits, and what else would
+pilot      measured rates on a sample, and the time for the rest
 engine     the engine: chosen, through the gate, made for the taps of a unit
 work       one unit: read, decode, run, store
+clock      where the time went
 card       what the engine's parity was, beside the features
 oracle     stored rows, replayed through the network's own end
+lock       one extraction at a time into a folder
+summary    what is said at the end
 run        all units, then the commit of each tap's folder
 """
 

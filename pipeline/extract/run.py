@@ -1,5 +1,6 @@
 """Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 
 from pipeline.backbones import artefact
 from pipeline.engines.select import Job, Say
-from pipeline.errors import DataError, bullets
+from pipeline.errors import DataError, Interrupted, bullets
 from pipeline.extract import ExtractConfig, card, oracle
+from pipeline.extract.clock import Spent
 from pipeline.extract.engine import engines
 from pipeline.extract.forecast import Forecast, refuse
+from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
-from pipeline.extract.request import Request, read
+from pipeline.extract.request import Request, of_samples, read
 from pipeline.extract.room import foresee, shortage
 from pipeline.extract.work import Reject, make_unit
 from pipeline.files import link_or_copy
@@ -27,10 +30,13 @@ from pipeline.store.layout import path_of
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction did."""
+    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap."""
 
     plan: Plan
     rejected: int
+    reasons: Mapping[str, int]
+    stored: Mapping[str, int]
+    spent: Spent
 
 
 def extract(
@@ -48,31 +54,54 @@ def extract(
 
     `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why.
 
-    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk, EngineError
+    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or
+    another process extracts into `out`, EngineError
     for an engine that cannot run here or computes other values than torch float32, DataError if more samples than
-    `max_rejected` gave no features.
+    `max_rejected` gave no features, Interrupted if the user ends it: the shard that was being made is dropped.
     """
-    request = read(config, backbone=backbone, manifests=manifests, cache_root=cache_root)
-    for column in request.columns.values():
-        cache.leftovers(column)
-    found = foresee(request, cache_root=cache_root, out=out)
-    announce(found)
-    message = shortage(request, found, cache_root=cache_root)
-    if message is not None and config.disk == "warn":
-        say(message)
-    else:
-        refuse(message)
-    rejects = _compute(request, cache_root, progress, say)
+    with alone(cache_root, out):
+        request = read(config, backbone=backbone, manifests=manifests, cache_root=cache_root)
+        for column in request.columns.values():
+            cache.leftovers(column)
+        found = foresee(request, cache_root=cache_root, out=out)
+        announce(found)
+        message = shortage(request, found, cache_root=cache_root)
+        if message is not None and config.disk == "warn":
+            say(message)
+        else:
+            refuse(message)
+        try:
+            return _extract(request, out, cache_root, progress, say)
+        except KeyboardInterrupt:
+            raise Interrupted(_kept(request, cache_root)) from None
+
+
+def _extract(request: Request, out: Path, cache_root: Path, progress: Progress, say: Say) -> Extracted:
+    spent = Spent()
+    rejects = _compute(request, cache_root, spent, progress, say)
     failed = {reject.key: str(reject) for reject in rejects}
+    reasons = {reject.key: reject.reason for reject in rejects}
     refused: dict[str, str] = {}
     for tap, column in request.columns.items():
-        refused |= commit(out / tap, column, request.samples.keys, request.shapes[tap], {**failed, **column.rejected()})
+        lasting = column.rejected()
+        reasons |= lasting
+        refused |= commit(out / tap, column, request.samples.keys, request.shapes[tap], {**failed, **lasting})
     _replay(request, out, say)
-    _refuse_too_many(config, len(request.samples.keys), refused)
-    return Extracted(request.plan, len(refused))
+    _refuse_too_many(request.config, len(request.samples.keys), refused)
+    counts = Counter(reasons[key] for key in refused)
+    return Extracted(request.plan, len(refused), dict(counts.most_common()), request.stored, spent)
 
 
-def _compute(request: Request, cache_root: Path, progress: Progress, say: Say) -> list[Reject]:
+def _kept(request: Request, cache_root: Path) -> str:
+    """What an interrupted run leaves in the cache: rows of all taps together."""
+    now = of_samples(
+        request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
+    )
+    missing, rows = sum(now.plan.missing.values()), len(now.columns) * now.plan.samples
+    return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
+
+
+def _compute(request: Request, cache_root: Path, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
     config, samples = request.config, request.samples
     total = len(request.rows)
     if not total:
@@ -97,6 +126,7 @@ def _compute(request: Request, cache_root: Path, progress: Progress, say: Say) -
             columns={tap: request.columns[tap] for tap in unit.taps},
             batch_size=config.batch_size,
             done=advance,
+            spent=spent,
         )
     return rejects
 
