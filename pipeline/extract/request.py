@@ -70,8 +70,7 @@ def of_samples(
     config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
 ) -> Request:
     """The same for samples that were read before."""
-    config = config.model_copy(update={"taps": resolve(config.taps, spec, where=str(backbone))})
-    shapes = row_shapes(config.taps, spec, where=str(backbone))
+    config, shapes = checked(config, spec, where=str(backbone))
     columns = {
         tap: cache.column(cache_root, identity(spec, config.taps[tap], precision=config.precision))
         for tap in config.taps
@@ -83,6 +82,17 @@ def of_samples(
         known[tap] = held | _rejected(column, samples.keys)
     todo = plan(known, unit_rows=_unit_rows(config, shapes))
     return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo)
+
+
+def checked(
+    config: ExtractConfig, spec: BackboneSpec, *, where: str
+) -> tuple[ExtractConfig, dict[str, tuple[int, ...]]]:
+    """The settings with nodes in the place of aliases, and the shape of a stored row of each tap.
+
+    Raises BackboneError for a tap that does not exist and for poolings that do not fit.
+    """
+    config = config.model_copy(update={"taps": resolve(config.taps, spec, where=where)})
+    return config, row_shapes(config.taps, spec, where=where)
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:

@@ -16,7 +16,7 @@ from pipeline.extract.engine import engines
 from pipeline.extract.forecast import Forecast, refuse
 from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
-from pipeline.extract.request import Request, of_samples, read
+from pipeline.extract.request import Request, checked, of_samples, read
 from pipeline.extract.room import foresee, shortage
 from pipeline.extract.work import Reject, make_unit
 from pipeline.files import link_or_copy
@@ -59,6 +59,7 @@ def extract(
     for an engine that cannot run here or computes other values than torch float32, DataError if more samples than
     `max_rejected` gave no features, Interrupted if the user ends it: the shard that was being made is dropped.
     """
+    checked(config, artefact.read_spec(backbone), where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
         request = read(config, backbone=backbone, manifests=manifests, cache_root=cache_root)
         for column in request.columns.values():
