@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -443,7 +444,7 @@ def test_a_stage_gets_the_entry_that_it_was_called_for(monkeypatch: pytest.Monke
 def test_a_stage_that_is_called_wrongly_says_how_it_is_called() -> None:
     for arguments in ([], ["digits", "glyphs"]):
         with pytest.raises(
-            ConfigError, match=r"usage: python -m stages.prepare NAME, where NAME is one of: digits, gl"
+            ConfigError, match=r"usage: python -m stages.prepare NAME \[--quiet\], where NAME is one of: digits, gl"
         ):
             project.entry("prepare", arguments)
     with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of prepare 'digit'. Did you mean 'digits'\?"):
@@ -501,11 +502,37 @@ def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
         project.run(stage(error))
 
 
-def test_a_progress_bar_shows_how_much_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_shows_how_much_is_done_and_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with project.bar("prepare digits", "files") as progress:
         progress(1, 4)
+        progress.note("read 20%")
         progress(4, 4)
-    assert "prepare digits: 100%" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "prepare digits: 100%" in shown
+    assert "read 20%" in shown
+
+
+def test_there_is_no_progress_bar_without_a_terminal_or_where_it_shall_be_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show() -> None:
+        with project.bar("prepare digits", "files") as progress:
+            progress(1, 4)
+            progress.note("read 20%")
+
+    show()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["prepare", "digits", "--quiet"])
+    show()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("in_project")
+def test_a_stage_may_be_called_quietly() -> None:
+    assert project.entry("prepare", ["digits", "--quiet"])[0] == "digits"
 
 
 def test_a_tap_is_named_like_a_folder() -> None:

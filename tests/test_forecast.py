@@ -346,7 +346,14 @@ def test_plan_and_forecast_of_what_is_there_and_of_what_does_not_fit(
 
 
 def test_the_time_of_a_run_is_split_into_reading_the_forward_pass_and_writing(work: Work) -> None:
-    spent = work.extract().spent
+    told: list[str] = []
+    announced: list[Forecast] = []
+    callbacks = {"announce": announced.append, "watch": lambda spent: told.append(spent.shares)}
+    spent = work.extract(passed=callbacks).spent
+    assert len(told) == 3
+    assert told[0].startswith("read ")
+    assert announced[0].hits == 0
+    assert work.foresee().hits == 1
     assert spent.samples == 12
     assert all(seconds > 0 for seconds in spent.seconds.values())
     assert spent.rate == pytest.approx(12 / sum(spent.seconds.values()))

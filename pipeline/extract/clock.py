@@ -50,11 +50,15 @@ class Spent:
         """Samples a second, where any were dealt with."""
         return self.samples / self.whole if self.samples and self.whole else None
 
+    @property
+    def shares(self) -> str:
+        """The parts as shares of the whole, as text."""
+        return ", ".join(f"{part} {self.seconds[part] / max(self.whole, 1e-9):.0%}" for part in PARTS)
+
     def __str__(self) -> str:
         if self.rate is None:
             return "nothing was computed"
-        shares = ", ".join(f"{part} {self.seconds[part] / self.whole:.0%}" for part in PARTS)
-        return f"{self.rate:,.1f} samples/s ({shares}); the bottleneck is {bottleneck(self.seconds)}"
+        return f"{self.rate:,.1f} samples/s ({self.shares}); the bottleneck is {bottleneck(self.seconds)}"
 
 
 def bottleneck(seconds: dict[str, float]) -> str:

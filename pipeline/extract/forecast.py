@@ -51,6 +51,12 @@ class Forecast:
         """Of all taps together."""
         return sum(size.bytes for size in self.sizes.values())
 
+    @property
+    def hits(self) -> float:
+        """The share of all rows that the cache knows."""
+        rows = self.plan.samples * len(self.sizes)
+        return 1 - sum(self.plan.missing.values()) / rows if rows else 1.0
+
     def __str__(self) -> str:
         lines = []
         for line, size in zip(str(self.plan).splitlines(), self.sizes.values(), strict=True):

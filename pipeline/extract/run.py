@@ -49,10 +49,12 @@ def extract(
     progress: Progress = silent,
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
+    watch: Callable[[Spent], None] = lambda _: None,
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`.
 
-    `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why.
+    `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
+    `watch` where the time went so far, before each call of `progress`.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or
     another process extracts into `out`, EngineError
@@ -72,14 +74,21 @@ def extract(
         else:
             refuse(message)
         try:
-            return _extract(request, out, cache_root, progress, say)
+            return _extract(request, out, cache_root, progress, say, watch)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 
 
-def _extract(request: Request, out: Path, cache_root: Path, progress: Progress, say: Say) -> Extracted:
+def _extract(
+    request: Request, out: Path, cache_root: Path, progress: Progress, say: Say, watch: Callable[[Spent], None]
+) -> Extracted:
     spent = Spent()
-    rejects = _compute(request, cache_root, spent, progress, say)
+
+    def told(done: int, total: int) -> None:
+        watch(spent)
+        progress(done, total)
+
+    rejects = _compute(request, cache_root, spent, told, say)
     failed = {reject.key: str(reject) for reject in rejects}
     reasons = {reject.key: reject.reason for reject in rejects}
     refused: dict[str, str] = {}
