@@ -56,10 +56,10 @@ def extract(
     `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
     `watch` where the time went so far, before each call of `progress`.
 
-    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or
-    another process extracts into `out`, EngineError
-    for an engine that cannot run here or computes other values than torch float32, DataError if more samples than
-    `max_rejected` gave no features, Interrupted if the user ends it: the shard that was being made is dropped.
+    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
+    process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
+    float32, DataError if more samples than `max_rejected` gave no features, Interrupted if the user ends it: the shard
+    that was being made is dropped.
     """
     checked(config, artefact.read_spec(backbone), where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
