@@ -157,6 +157,74 @@ def extract(
 
 
 @app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Say what an extraction would compute: missing rows, shards and bytes of each tap, against the free disk.
+
+    Example:
+
+      icecore plan glyphs
+    """
+    request, found = _foreseen(name)
+    typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
+    _say_shortage(request, found)
+
+
+@app.command()
+def forecast(
+    name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
+    images: Annotated[int, typer.Option(min=1, help="How many samples to measure on; more for a GPU.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Print the plan, and measure on a sample how long it takes and what is slowest. No feature is kept.
+
+    Examples:
+
+      icecore forecast mobilenet
+
+      icecore forecast mobilenet --images 512 --json
+    """
+    from pipeline.extract.pilot import pilot
+    from pipeline.store import cache
+
+    request, found = _foreseen(name)
+    if not as_json:
+        typer.echo(str(found))
+    rates = pilot(request, cache_root=cache.default_root(), images=images, seed=seed)
+    if as_json:
+        measured = None if rates is None else rates.to_json()
+        typer.echo(json.dumps({**found.to_json(), "pilot": measured}, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("nothing is missing" if rates is None else str(rates))
+    _say_shortage(request, found)
+
+
+def _foreseen(name: str) -> Any:
+    """The request of an entry of params.yaml, and the bytes that it takes."""
+    from pipeline.extract.request import read
+    from pipeline.extract.room import foresee
+    from pipeline.store import cache
+    from stages import project
+
+    _, config = project.entry("extract", [name])
+    root = cache.default_root()
+    request = read(config, backbone=project.BACKBONES / name, manifests=project.MANIFESTS, cache_root=root)
+    return request, foresee(request, cache_root=root, out=project.FEATURES / name)
+
+
+def _say_shortage(request: Any, found: Any) -> None:
+    """End with an error where the features do not fit."""
+    from pipeline.extract.forecast import refuse
+    from pipeline.extract.room import shortage
+    from pipeline.store import cache
+
+    refuse(shortage(request, found, cache_root=cache.default_root()))
+
+
+@app.command()
 def leaderboard(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -20,8 +20,9 @@ from pipeline.backbones.spec import resolve
 from pipeline.config import Section, check, refuse
 from pipeline.errors import BackboneError, ConfigError, DataError, unknown
 from pipeline.extract import ExtractConfig
-from pipeline.extract.plan import Plan
-from pipeline.extract.run import Extracted, extract, row_shapes
+from pipeline.extract.forecast import Forecast
+from pipeline.extract.request import row_shapes
+from pipeline.extract.run import Extracted, extract
 from pipeline.files import atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
 from pipeline.freeze.run import freeze
@@ -167,7 +168,7 @@ def embed(
     *,
     cache_root: Path,
     stage: Stage = lambda _: nullcontext(silent),
-    announce: Callable[[Plan], None] = lambda _: None,
+    announce: Callable[[Forecast], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Embedded:
     """Freeze, prepare and extract; what was done before is not done again, and new images are all that is computed.

@@ -43,6 +43,10 @@ class HeadError(PipelineError):
     """A head cannot be fitted to, or applied to, what it was given."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user ended the work; the message says what is kept and how to go on."""
+
+
 def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> str:
     """Say that `name` is no `what`, which names are near it and which exist."""
     names = sorted(choices)

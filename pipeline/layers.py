@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
 from pipeline.errors import BackboneError
+from pipeline.extract.forecast import human
 
 POOLINGS = ("none", "flatten", "mean", "max", "gem", "mean+std", "avg2x2", "cls", "mean_tokens")
 BYTES = 2  # of a value in float16
@@ -77,8 +78,3 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
         "bytes a sample in float16 (flatten as none; max and gem as mean); cost: share of the multiply-adds up to there"
     )
     return "\n".join([done[0], "  ".join("─" * width for width in widths), *done[1:], "", note])
-
-
-def human(size: int) -> str:
-    """Bytes as people read them."""
-    return f"{size} B" if size < 1000 else f"{size / 1e3:.1f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"

@@ -1,5 +1,7 @@
 """Extract features with a backbone: `python -m stages.extract glyphs`."""
 
+from pipeline.extract import summary
+from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import extract
 from pipeline.store import cache
 from stages import project
@@ -8,6 +10,13 @@ from stages import project
 def main() -> None:
     """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed."""
     name, config = project.entry("extract")
+    hits = 0.0
+
+    def announce(forecast: Forecast) -> None:
+        nonlocal hits
+        hits = forecast.hits
+        print(forecast)
+
     with project.bar(f"extract {name}", "samples") as progress:
         found = extract(
             config,
@@ -16,10 +25,11 @@ def main() -> None:
             out=project.FEATURES / name,
             cache_root=cache.default_root(),
             progress=progress,
-            announce=print,
+            announce=announce,
             say=print,
+            watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
         )
-    print(f"{name}: {found.plan.samples:,} samples, {found.rejected:,} rejected")
+    print(summary.text(name, found))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.config import Section, check, read_params, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
-from pipeline.runtime import Progress
 
+QUIET = "--quiet"
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 RAW = DATA / "raw"
@@ -102,19 +102,25 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
     """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
     named = settings()[section]
     if len(arguments) != 1:
-        raise ConfigError(f"usage: python -m stages.{section} NAME, where NAME is one of: {', '.join(named)}")
+        raise ConfigError(f"usage: python -m stages.{section} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
     if arguments[0] not in named:
         raise ConfigError(f"params.yaml: {unknown(f'entry of {section}', arguments[0], named)}")
     return arguments[0], named[arguments[0]]
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback."""
+    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback.
+
+    A stage that the user ends exits with 130, as a shell expects of a process that was interrupted.
+    """
     try:
         stage()
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        raise SystemExit(130) from None
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
@@ -124,16 +130,27 @@ def run(stage: Callable[[], None]) -> None:
         raise SystemExit(f"error: {where}{error.strerror}.{HINTS.get(type(error), '')}") from None
 
 
+class Bar:
+    """A progress bar that is told how much is done, and may carry a note."""
+
+    def __init__(self, drawn: Any) -> None:
+        self._drawn = drawn
+
+    def __call__(self, done: int, total: int) -> None:
+        """Move to `done` of `total`; this is a `pipeline.runtime.Progress`."""
+        self._drawn.total = total
+        self._drawn.update(done - self._drawn.n)
+
+    def note(self, text: str) -> None:
+        """What is shown behind the rate from the next move on."""
+        self._drawn.set_postfix_str(text, refresh=False)
+
+
 @contextmanager
-def bar(title: str, unit: str) -> Iterator[Progress]:
-    """A progress bar with rate and time left; where the output is no terminal, a line every ten seconds."""
+def bar(title: str, unit: str) -> Iterator[Bar]:
+    """A progress bar with rate and time left; none with `--quiet`, and where the output is no terminal."""
     from tqdm import tqdm
 
-    seconds = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(desc=title, unit=f" {unit}", mininterval=seconds, miniters=1, dynamic_ncols=True) as drawn:
-
-        def progress(done: int, total: int) -> None:
-            drawn.total = total
-            drawn.update(done - drawn.n)
-
-        yield progress
+    hidden = QUIET in sys.argv or not sys.stderr.isatty()
+    with tqdm(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, dynamic_ncols=True, disable=hidden) as drawn:
+        yield Bar(drawn)

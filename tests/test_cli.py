@@ -350,6 +350,7 @@ def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore:
 def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:
     from pipeline import layers
     from pipeline.backbones.spec import Tap
+    from pipeline.extract import forecast
 
     tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)
     row = {"node": "bn", "aliases": [], "kind": "BatchNorm2d", "operation": "x", "activation": None, "mixed": True,
@@ -357,7 +358,7 @@ def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_reada
     line = layers.text([row]).splitlines()[2].split()
     assert line[-1] == "mixed"
     assert "802.8 kB" in layers.text([row])
-    assert layers.human(51_380_224) == "51.4 MB"
+    assert forecast.human(51_380_224) == "51.4 MB"
 
 
 # check ---------------------------------------------------------------------------------------------------------------
@@ -514,7 +515,7 @@ def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
     said = icecore(*command)
     assert said.code == 0, said.error
     lines = said.out.splitlines()
-    assert "penultimate: 3 rows to compute, 0 known" in lines
+    assert "penultimate: 3 rows to compute, 0 known; 1 shard, 8.3 kB" in lines
     assert lines[-4:] == [
         f"1 duplicate: see {out / 'excluded.csv'}",
         f"{out / 'penultimate'}: 3 rows",

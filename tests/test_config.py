@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import check, read_params
-from pipeline.errors import ConfigError, DataError, bullets, unknown
+from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
 from stages import project
 
 ROOT = Path(__file__).parent.parent
@@ -443,7 +444,7 @@ def test_a_stage_gets_the_entry_that_it_was_called_for(monkeypatch: pytest.Monke
 def test_a_stage_that_is_called_wrongly_says_how_it_is_called() -> None:
     for arguments in ([], ["digits", "glyphs"]):
         with pytest.raises(
-            ConfigError, match=r"usage: python -m stages.prepare NAME, where NAME is one of: digits, gl"
+            ConfigError, match=r"usage: python -m stages.prepare NAME \[--quiet\], where NAME is one of: digits, gl"
         ):
             project.entry("prepare", arguments)
     with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of prepare 'digit'. Did you mean 'digits'\?"):
@@ -483,17 +484,55 @@ def test_what_the_system_refuses_is_printed_with_the_file(error: OSError, messag
         project.run(stage(error))
 
 
+@pytest.mark.parametrize(
+    ("error", "text"), [(KeyboardInterrupt(), "interrupted\n"), (Interrupted("2 rows"), "interrupted: 2 rows\n")]
+)
+def test_a_stage_that_the_user_ends_says_so_and_exits_as_interrupted(
+    error: BaseException, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        project.run(stage(error))
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", text)
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError("raised by a library")])
 def test_any_other_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         project.run(stage(error))
 
 
-def test_a_progress_bar_shows_how_much_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_shows_how_much_is_done_and_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with project.bar("prepare digits", "files") as progress:
         progress(1, 4)
+        progress.note("read 20%")
         progress(4, 4)
-    assert "prepare digits: 100%" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "prepare digits: 100%" in shown
+    assert "read 20%" in shown
+
+
+def test_there_is_no_progress_bar_without_a_terminal_or_where_it_shall_be_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show() -> None:
+        with project.bar("prepare digits", "files") as progress:
+            progress(1, 4)
+            progress.note("read 20%")
+
+    show()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["prepare", "digits", "--quiet"])
+    show()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("in_project")
+def test_a_stage_may_be_called_quietly() -> None:
+    assert project.entry("prepare", ["digits", "--quiet"])[0] == "digits"
 
 
 def test_a_tap_is_named_like_a_folder() -> None:

@@ -26,8 +26,10 @@ from pipeline.config import Section, check
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import ExtractConfig, oracle
+from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
-from pipeline.extract.run import Extracted, extract, read_samples
+from pipeline.extract.request import read_samples
+from pipeline.extract.run import Extracted, extract
 from pipeline.extract.work import Reject, read_sample
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
@@ -232,10 +234,10 @@ def test_all_rows_are_accounted_for(job: Job) -> None:
 
 def test_progress_counts_every_sample_once(job: Job) -> None:
     told: list[tuple[int, int]] = []
-    announced: list[Plan] = []
+    announced: list[Forecast] = []
     done = job.extract(progress=lambda *now: told.append(now), announce=announced.append)
     assert told == [(4, 12), (8, 12), (12, 12)]
-    assert announced == [done.plan]
+    assert [found.plan for found in announced] == [done.plan]
 
 
 def test_features_are_those_of_a_plain_forward_pass_on_the_same_pixels(job: Job) -> None:

@@ -613,7 +613,7 @@ def aliases_of(name: str) -> dict[str, str]:
         ("convnext_tiny", {"block.0": "features.1.0", "block.17": "features.7.2"}),
         ("mobilenet_v2", {"block.0": "features.1", "block.12": "features.13", "block.16": "features.17"}),
         ("efficientnet_b0", {"block.0": "features.1.0", "block.15": "features.7.0"}),
-        ("mobilenet_v2", {}),
+        ("mnasnet0_5", {}),
     ],
 )  # fmt: skip
 def test_the_names_of_papers_stand_for_their_nodes(name: str, expected: dict[str, str]) -> None:

@@ -11,7 +11,6 @@ cls                                          the class token after the last norm
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,8 +18,8 @@ from pipeline.backbones.spec import Tap
 
 Taps = Mapping[str, Tap]
 
-BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "MaxVitLayer", "CNBlock", "Block",
-          "InvertedResidual", "MBConv")  # fmt: skip
+BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "MaxVitLayer", "CNBlock", "Block")
+SMALL_BLOCKS = ("InvertedResidual", "MBConv", "FusedMBConv")  # which MaxViT has inside of its blocks
 DENSE = re.compile(r"features\.(denseblock|transition)\d")
 RESIDUAL = re.compile(r"(wide_|se)?res(net|next|nest)")
 MIXED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
@@ -90,9 +89,10 @@ def _below(parent: str, taps: Taps) -> list[str]:
 
 def _blocks(taps: Taps) -> Iterator[tuple[str, str]]:
     """The blocks of a network that has one class of them; timm's `Block` is that of its transformers."""
-    kinds = Counter(tap.kind for tap in taps.values() if tap.kind in BLOCKS)
-    if len(kinds) == 1:
-        blocks = [node for node, tap in taps.items() if tap.kind in kinds and not tap.call]
+    kinds = {tap.kind for tap in taps.values()}
+    present = [kind for kind in BLOCKS if kind in kinds] or [kind for kind in SMALL_BLOCKS if kind in kinds]
+    if len(present) == 1:
+        blocks = [node for node, tap in taps.items() if tap.kind == present[0] and not tap.call]
         yield from ((f"block.{number}", node) for number, node in enumerate(blocks))
 
 

@@ -1,10 +1,18 @@
 """Extraction: a frozen backbone over the data once, several taps in one pass, to shards in the feature cache.
 
-plan     which rows of which taps are missing, cut into units (pure)
-work     one unit: read, decode, run, store
-card     what the engine's parity was, beside the features
-oracle   stored penultimate rows, through the network's own end, must give its logits
-run      all units, then the commit of each tap's folder
+request    what is asked for, and the plan of what the cache lacks
+plan       which rows of which taps are missing, cut into units (pure)
+forecast   the bytes of that against the room on the disk (pure)
+room       whether it fits, and what else would
+pilot      measured rates on a sample, and the time for the rest
+engine     the engine: chosen, through the gate, made for the taps of a unit
+work       one unit: read, decode, run, store
+clock      where the time went
+card       what the engine's parity was, beside the features
+oracle     stored rows, replayed through the network's own end
+lock       one extraction at a time into a folder
+summary    what is said at the end
+run        all units, then the commit of each tap's folder
 """
 
 from typing import Annotated, Literal
@@ -30,6 +38,9 @@ class ExtractConfig(Settings):
     limits: Annotated[Limits, Field(description="how near an engine must be to torch float32")] = Limits()
     shard_mb: Annotated[int, Field(ge=1, description="the size that a shard of the widest tap should have")] = 128
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without features")] = 0.01
+    disk: Annotated[
+        Literal["refuse", "warn"], Field(description="what happens where the features do not fit; maps may compress")
+    ] = "refuse"
 
     @field_validator("taps")
     @classmethod

@@ -1,54 +1,42 @@
 """Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import manifest
 from pipeline.backbones import artefact
-from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
-from pipeline.engines import Engine
-from pipeline.engines import gate as gates
-from pipeline.engines.select import Job, Say, choose, gate
-from pipeline.errors import BackboneError, DataError, bullets
+from pipeline.engines.select import Job, Say
+from pipeline.errors import DataError, Interrupted, bullets
 from pipeline.extract import ExtractConfig, card, oracle
-from pipeline.extract.plan import Plan, plan
-from pipeline.extract.work import Reject, first_samples, make_unit
+from pipeline.extract.clock import Spent
+from pipeline.extract.engine import engines
+from pipeline.extract.forecast import Forecast, refuse
+from pipeline.extract.lock import alone
+from pipeline.extract.plan import Plan
+from pipeline.extract.request import Request, checked, of_samples, read
+from pipeline.extract.room import foresee, shortage
+from pipeline.extract.work import Reject, make_unit
 from pipeline.files import link_or_copy
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK
 from pipeline.store.features import Features
-from pipeline.store.identity import identity
 from pipeline.store.layout import path_of
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What is to be extracted: distinct keys (S16, sorted) and a path for each."""
-
-    keys: np.ndarray
-    paths: pa.Array
-
-
-@dataclass(frozen=True)
 class Extracted:
-    """What an extraction did."""
+    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap."""
 
     plan: Plan
     rejected: int
-
-
-def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content."""
-    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
-    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
-    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
+    reasons: Mapping[str, int]
+    stored: Mapping[str, int]
+    spent: Spent
 
 
 def extract(
@@ -59,82 +47,79 @@ def extract(
     out: Path,
     cache_root: Path,
     progress: Progress = silent,
-    announce: Callable[[Plan], None] = lambda _: None,
+    announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
+    watch: Callable[[Spent], None] = lambda _: None,
 ) -> Extracted:
-    """Extract every tap of `config` and commit `out/<tap>/`; `say` is told which engine runs, and why.
+    """Extract every tap of `config` and commit `out/<tap>/`.
 
-    Raises BackboneError for a tap that does not exist, EngineError for an engine that cannot run here or computes other
-    values than torch float32, DataError if more samples than `max_rejected` gave no features.
+    `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
+    `watch` where the time went so far, before each call of `progress`.
+
+    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
+    process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
+    float32, DataError if more samples than `max_rejected` gave no features, Interrupted if the user ends it: the shard
+    that was being made is dropped.
     """
-    spec = artefact.read_spec(backbone)
-    config = config.model_copy(update={"taps": resolve(config.taps, spec, where=str(backbone))})
-    shapes = row_shapes(config.taps, spec, where=str(backbone))
-    samples = read_samples(manifests, config.datasets)
-    columns = {
-        tap: cache.column(cache_root, identity(spec, config.taps[tap], precision=config.precision))
-        for tap in config.taps
-    }
-    for column in columns.values():
-        cache.leftovers(column)
-    known = {tap: _known(column, samples.keys) for tap, column in columns.items()}
-    todo = plan(known, unit_rows=_unit_rows(config, shapes))
-    announce(todo)
-    rejects = _compute(config, todo, samples, columns, backbone, cache_root, progress, say)
-    failed = {reject.key: str(reject) for reject in rejects}
-    refused: dict[str, str] = {}
-    for tap, column in columns.items():
-        refused |= commit(out / tap, column, samples.keys, shapes[tap], {**failed, **column.rejected()})
-    _replay(config, todo, samples, backbone, out, say)
-    _refuse_too_many(config, len(samples.keys), refused)
-    return Extracted(todo, len(refused))
-
-
-def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of a stored row of each tap; raises BackboneError for poolings that do not fit."""
-    shapes, problems = {}, []
-    for tap, wanted in specs.items():
+    checked(config, artefact.read_spec(backbone), where=str(backbone))  # before anything is written, a lock too
+    with alone(cache_root, out):
+        request = read(config, backbone=backbone, manifests=manifests, cache_root=cache_root)
+        for column in request.columns.values():
+            cache.leftovers(column)
+        found = foresee(request, cache_root=cache_root, out=out)
+        announce(found)
+        message = shortage(request, found, cache_root=cache_root)
+        if message is not None and config.disk == "warn":
+            say(message)
+        else:
+            refuse(message)
         try:
-            shapes[tap] = row_shape(spec.taps[wanted.node], wanted)
-        except ValueError as error:
-            problems.append(f"tap {tap!r}, node {wanted.node!r}: {error}. Use none or flatten.")
-    if problems:
-        raise BackboneError(bullets(f"{where}: poolings that do not fit", problems))
-    return shapes
+            return _extract(request, out, cache_root, progress, say, watch)
+        except KeyboardInterrupt:
+            raise Interrupted(_kept(request, cache_root)) from None
 
 
-def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
-    widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
-    rows = config.shard_mb * 2**20 // widest
-    return max(1, min(rows, 65_536) // config.batch_size) * config.batch_size
+def _extract(
+    request: Request, out: Path, cache_root: Path, progress: Progress, say: Say, watch: Callable[[Spent], None]
+) -> Extracted:
+    spent = Spent()
+
+    def told(done: int, total: int) -> None:
+        watch(spent)
+        progress(done, total)
+
+    rejects = _compute(request, cache_root, spent, told, say)
+    failed = {reject.key: str(reject) for reject in rejects}
+    reasons = {reject.key: reject.reason for reject in rejects}
+    refused: dict[str, str] = {}
+    for tap, column in request.columns.items():
+        lasting = column.rejected()
+        reasons |= lasting
+        refused |= commit(out / tap, column, request.samples.keys, request.shapes[tap], {**failed, **lasting})
+    _replay(request, out, say)
+    _refuse_too_many(request.config, len(request.samples.keys), refused)
+    counts = Counter(reasons[key] for key in refused)
+    return Extracted(request.plan, len(refused), dict(counts.most_common()), request.stored, spent)
 
 
-def _known(column: cache.Column, keys: np.ndarray) -> np.ndarray:
-    """Which samples need not be computed: stored, or rejected for good; bool (samples,)."""
-    _, _, held = cache.covering(column, keys)
-    places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
-    held[places[places >= 0]] = True
-    return held
+def _kept(request: Request, cache_root: Path) -> str:
+    """What an interrupted run leaves in the cache: rows of all taps together."""
+    now = of_samples(
+        request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
+    )
+    missing, rows = sum(now.plan.missing.values()), len(now.columns) * now.plan.samples
+    return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
 
 
-def _compute(
-    config: ExtractConfig,
-    todo: Plan,
-    samples: Samples,
-    columns: Mapping[str, cache.Column],
-    backbone: Path,
-    cache_root: Path,
-    progress: Progress,
-    say: Say,
-) -> list[Reject]:
-    total = sum(len(unit.rows) for unit in todo.units)
+def _compute(request: Request, cache_root: Path, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
+    config, samples = request.config, request.samples
+    total = len(request.rows)
     if not total:
         return []
-    loaded = artefact.read(backbone)
+    loaded = artefact.read(request.backbone)
     reader = ImageReader(loaded.spec.input.image)
     job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
-    engines = _engines(config, job, todo, samples, columns, reader, say)
+    engine_of = engines(request, job, reader, say)
     done, rejects = 0, []
 
     def advance(count: int) -> None:
@@ -142,61 +127,18 @@ def _compute(
         done += count
         progress(done, total)
 
-    for unit in todo.units:
+    for unit in request.plan.units:
         rejects += make_unit(
             samples.keys[unit.rows],
-            samples.paths.take(pa.array(unit.rows)).to_pylist(),
+            samples.paths_of(unit.rows),
             reader=reader,
-            engine=engines(unit.taps),
-            columns={tap: columns[tap] for tap in unit.taps},
+            engine=engine_of(unit.taps),
+            columns={tap: request.columns[tap] for tap in unit.taps},
             batch_size=config.batch_size,
             done=advance,
+            spent=spent,
         )
     return rejects
-
-
-def _engines(
-    config: ExtractConfig,
-    job: Job,
-    todo: Plan,
-    samples: Samples,
-    columns: Mapping[str, cache.Column],
-    reader: ImageReader,
-    say: Say,
-) -> Callable[[tuple[str, ...]], Engine]:
-    """Choose the engine, let it through the gate, and return what gives the engine for some of the taps.
-
-    Eager torch computes the same bits whatever else is asked for, so it runs the taps that are missing only. A graph's
-    kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
-    between two taps would go on with other bits.
-    """
-    rows = np.concatenate([unit.rows for unit in todo.units])
-    pixels = first_samples(
-        samples.keys[rows],
-        samples.paths.take(pa.array(rows)).to_pylist(),
-        reader=reader,
-        count=gates.rows_for(row_shapes(job.specs, job.backbone.spec, where=""), job.batch_size, job.precision),
-        batch_size=config.batch_size,
-    )
-    if not len(pixels):  # there is nothing to run
-        return lambda taps: job.engine("torch", {tap: job.specs[tap] for tap in taps})
-    chosen = choose(config.engine, job, pixels, samples=len(rows), say=say)
-    todo_taps = [columns[tap] for tap, missing in todo.missing.items() if missing]
-    if not all(card.there(column, chosen.engine) for column in todo_taps):
-        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels)
-        say(str(measured))
-        for tap, column in columns.items():
-            card.write(column, measured, tap)
-    made = {tuple(job.specs): chosen.engine}
-
-    def engine_of(taps: tuple[str, ...]) -> Engine:
-        if chosen.name != "torch":
-            return chosen.engine
-        if taps not in made:
-            made[taps] = job.engine(chosen.name, {tap: job.specs[tap] for tap in taps})
-        return made[taps]
-
-    return engine_of
 
 
 def commit(
@@ -222,21 +164,22 @@ def commit(
     return refused
 
 
-def _replay(config: ExtractConfig, todo: Plan, samples: Samples, backbone: Path, out: Path, say: Say) -> None:
+def _replay(request: Request, out: Path, say: Say) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
-    taps = [tap for tap, missing in todo.missing.items() if missing and oracle.replayable(config.taps[tap])]
+    specs = request.config.taps
+    taps = [tap for tap, missing in request.plan.missing.items() if missing and oracle.replayable(specs[tap])]
     if not taps:
         return
-    loaded = artefact.read(backbone)
+    loaded = artefact.read(request.backbone)
     for tap in taps:
-        rows = np.concatenate([unit.rows for unit in todo.units if tap in unit.taps])
+        rows = np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps])
         found = oracle.check(
             Features.open(out / tap),
-            config.taps[tap],
+            specs[tap],
             backbone=loaded,
-            precision=config.precision,
-            keys=samples.keys[rows],
-            paths=samples.paths.take(pa.array(rows)).to_pylist(),
+            precision=request.config.precision,
+            keys=request.samples.keys[rows],
+            paths=request.samples.paths_of(rows),
             reader=ImageReader(loaded.spec.input.image),
         )
         if found:

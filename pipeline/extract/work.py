@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pipeline.engines import Engine
 from pipeline.errors import DataError, StoreError
+from pipeline.extract.clock import Spent
 from pipeline.files import content_key
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import cores
@@ -38,37 +40,51 @@ def make_unit(
     columns: Mapping[str, Column],
     batch_size: int,
     done: Callable[[int], None],
+    spent: Spent,
 ) -> list[Reject]:
     """Compute and store the rows of `keys` (S16, sorted) for every column; return what was rejected.
 
-    `done` is called with the number of samples that were dealt with since the last call.
+    `done` is called with the number of samples that were dealt with since the last call. The time goes to `spent`.
     """
     stored: list[int] = []
     rejects: list[Reject] = []
     parts: dict[str, list[np.ndarray]] = {tap: [] for tap in columns}
     hexes = key_arrays.to_hex(keys)
-    with ThreadPoolExecutor(cores()) as pool:
+    with _pool() as pool:
         # Two batches are decoded ahead while the network runs on a third.
-        for rows in _ahead(pool, reader, hexes, paths, batch_size):
+        for rows in spent.waiting(_ahead(pool, reader, hexes, paths, batch_size)):
             good = [(row, item) for row, item in rows if isinstance(item, dict)]
             rejects += [item for _, item in rows if isinstance(item, Reject)]
             if good:
                 stored += [row for row, _ in good]
                 batch = {name: np.stack([item[name] for _, item in good]) for name in good[0][1]}
-                for tap, values in engine.run(batch).items():
-                    if tap in parts:
-                        parts[tap].append(values)
+                with spent.on("forward"):
+                    found = engine.run(batch)
+                for tap in parts:
+                    parts[tap].append(found[tap])
+            spent.samples += len(rows)
             done(len(rows))
     lasting = {reject.key: reject.reason for reject in rejects if reject.lasting}
-    for tap, column in columns.items():
-        if not stored:
-            column.reject(lasting)
-            continue
-        try:
-            column.add(keys[stored], np.concatenate(parts[tap]), provenance=engine.provenance, rejected=lasting)
-        except StoreError as error:
-            raise StoreError(f"tap {tap!r}: {error}") from None
+    with spent.on("write"):
+        for tap, column in columns.items():
+            if not stored:
+                column.reject(lasting)
+                continue
+            try:
+                column.add(keys[stored], np.concatenate(parts[tap]), provenance=engine.provenance, rejected=lasting)
+            except StoreError as error:
+                raise StoreError(f"tap {tap!r}: {error}") from None
     return rejects
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for all cores; where the work ends early, what they have not begun is dropped."""
+    pool = ThreadPoolExecutor(cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def first_samples(keys: np.ndarray, paths: Sequence[str], *, reader: Reader, count: int, batch_size: int) -> np.ndarray:

@@ -1,0 +1,84 @@
+"""Where the time of an extraction goes: reading, the forward pass, writing."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PARTS = ("read", "forward", "write")
+NAMES = {"read": "reading and decoding", "forward": "the forward pass", "write": "writing"}
+
+
+@dataclass
+class Spent:
+    """Seconds by part, and samples that were dealt with. Of reading what the others had to wait for it."""
+
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        """Count the time of a block to a part, also where it fails."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items; the time until each of them comes is that of reading."""
+        rest = iter(items)
+        while True:
+            with self.on("read"):
+                try:
+                    item = next(rest)
+                except StopIteration:
+                    return
+            yield item
+
+    @property
+    def whole(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second, where any were dealt with."""
+        return self.samples / self.whole if self.samples and self.whole else None
+
+    @property
+    def shares(self) -> str:
+        """The parts as shares of the whole, as text."""
+        return ", ".join(f"{part} {self.seconds[part] / max(self.whole, 1e-9):.0%}" for part in PARTS)
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return "nothing was computed"
+        return f"{self.rate:,.1f} samples/s ({self.shares}); the bottleneck is {bottleneck(self.seconds)}"
+
+
+def bottleneck(seconds: dict[str, float]) -> str:
+    """The name of the part that takes longest."""
+    return NAMES[max(PARTS, key=lambda part: seconds[part])]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process had so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,164 @@
+"""The pilot: rates of reading, forward pass and writing on a seeded sample of what is missing, and the time for all.
+
+Each part is measured alone, over several batches. On a CPU reading and the network share the cores, so that their times
+add up; beside a GPU the slower of the two counts. The interval is Student's, from the spread of the batches: it holds
+for this sample on this machine as it is now. Nothing that is computed here is kept.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones import artefact
+from pipeline.engines.select import AUTO, Job, recall
+from pipeline.errors import DataError
+from pipeline.extract.clock import PARTS, bottleneck, duration
+from pipeline.extract.request import Request
+from pipeline.extract.work import Reject, read_sample
+from pipeline.readers import Reader, Sample
+from pipeline.readers.image import ImageReader
+from pipeline.runtime import cores
+from pipeline.store import keys as key_arrays
+from pipeline.store.cache import Column
+
+BATCHES = 8
+# Of Student's t, two-sided 95 %, by degrees of freedom from 1.
+QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing."""
+
+    engine: str
+    sampled: int
+    unreadable: int
+    samples: int
+    rates: Mapping[str, float]
+    bottleneck: str
+    seconds: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{part} {self.rates[part]:,.1f}" for part in PARTS)
+        unread = f", {self.unreadable} of them unreadable" if self.unreadable else ""
+        return (
+            f"pilot: {self.sampled} samples{unread}, engine {self.engine}; samples/s: {rates}\n"
+            f"the bottleneck is {self.bottleneck}; {self.samples:,} samples take about {duration(self.seconds)} "
+            f"(95 %: {duration(self.low)} to {duration(self.high)})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0) -> Rates | None:
+    """Measure on about `images` of the samples that lack a tap; None if nothing is missing.
+
+    Raises DataError if none of them can be read, and what the engine and the store raise in a run.
+    """
+    chosen = sample(request.rows, images, seed=seed)
+    if not len(chosen):
+        return None
+    loaded = artefact.read(request.backbone)
+    taps = [tap for tap, missing in request.plan.missing.items() if missing]
+    config = request.config
+    size = min(config.batch_size, max(1, len(chosen) // BATCHES))
+    job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
+    name: str = config.engine
+    note = ""
+    if name == AUTO:
+        remembered = recall(job, len(request.rows))
+        name, note = remembered or "torch", "" if remembered else " (auto has not measured here yet and may be faster)"
+    # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
+    specs = {tap: config.taps[tap] for tap in taps}
+    engine = replace(job, batch_size=size, cache=None).engine(name, specs)
+
+    keys, batches, rejects, read = _read(request, chosen, ImageReader(loaded.spec.input.image), size)
+    if not batches:
+        raise DataError(f"pilot: expected samples that can be read, got none of {len(chosen)}: {rejects[0]}")
+    engine.run({"pixels": batches[0]})  # the first run prepares kernels
+    forward, made = [], []
+    for batch in batches:
+        start = time.perf_counter()
+        made.append(engine.run({"pixels": batch}))
+        forward.append((time.perf_counter() - start) / len(batch))
+    rows = sum(map(len, batches))
+    values = {tap: np.concatenate([part[tap] for part in made]) for tap in taps}
+    whole = _write(request, keys, values, cache_root)
+    each = max(0.0, whole - _write(request, keys, {tap: value[:1] for tap, value in values.items()}, cache_root))
+    shard, row = max(0.0, whole - each), each / max(1, rows - 1)
+
+    samples = len(request.rows)
+    written = len(request.plan.units) * shard + samples * row
+    shared = engine.provenance.get("device", "cpu") == "cpu"
+    parts = {"read": float(np.mean(read)), "forward": float(np.mean(forward)), "write": written / samples}
+    spread = samples * _spread(read, forward, shared=shared)
+    running = parts["read"] + parts["forward"] if shared else max(parts["read"], parts["forward"])
+    seconds = samples * running + written
+    return Rates(
+        engine=f"{name}, {config.precision}{note}",
+        sampled=len(chosen),
+        unreadable=len(rejects),
+        samples=samples,
+        rates={part: 1 / max(time_of, 1e-9) for part, time_of in parts.items()},
+        bottleneck=bottleneck(parts),
+        seconds=seconds,
+        low=max(written, seconds - spread),
+        high=seconds + spread,
+    )
+
+
+def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Some of the rows without one twice, in their order; the same for the same seed."""
+    chosen = np.random.default_rng(seed).choice(rows, size=min(count, len(rows)), replace=False)
+    return np.sort(chosen)
+
+
+def _read(
+    request: Request, chosen: np.ndarray, reader: Reader, size: int
+) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
+    """Keys and batches of pixels, what could not be read, and seconds a sample of each batch."""
+    hexes, paths = key_arrays.to_hex(request.samples.keys[chosen]), request.samples.paths_of(chosen)
+    found: list[Sample | Reject] = []
+    seconds = []
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(chosen), size):
+            part = slice(start, start + size)
+            begin = time.perf_counter()
+            found += pool.map(lambda key, path: read_sample(reader, key, path), hexes[part], paths[part])
+            seconds.append((time.perf_counter() - begin) / len(hexes[part]))
+    good = [item["pixels"] for item in found if isinstance(item, dict)]
+    batches = [np.stack(good[start : start + size]) for start in range(0, len(good), size)]
+    read = np.array([isinstance(item, dict) for item in found])
+    return request.samples.keys[chosen[read]], batches, [item for item in found if isinstance(item, Reject)], seconds
+
+
+def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:
+    """Seconds that storing rows takes in the cache's file system, in a folder that is removed."""
+    cache_root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_root, prefix=".pilot.") as folder:
+        begin = time.perf_counter()
+        for tap, rows in values.items():
+            column = Column(Path(folder) / request.columns[tap].address, request.columns[tap].identity)
+            column.add(keys[: len(rows)], rows, provenance={})
+        return time.perf_counter() - begin
+
+
+def _spread(*parts: list[float], shared: bool) -> float:
+    """Half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
+    halves = [
+        QUANTILES[min(len(part) - 1, len(QUANTILES)) - 1] * float(np.std(part, ddof=1)) / len(part) ** 0.5
+        if len(part) > 1
+        else float(np.mean(part))
+        for part in parts
+    ]
+    return sum(half**2 for half in halves) ** 0.5 if shared else max(halves)

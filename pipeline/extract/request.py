@@ -1,0 +1,130 @@
+"""What an extraction is asked for: settings, samples, the cache's columns, and the plan of what they lack."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import manifest
+from pipeline.backbones import artefact
+from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
+from pipeline.errors import BackboneError, bullets
+from pipeline.extract import ExtractConfig
+from pipeline.extract.plan import Plan, plan
+from pipeline.store import cache
+from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import ON_DISK
+from pipeline.store.identity import identity
+from pipeline.store.layout import ShardRecord
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is to be extracted: distinct keys (S16, sorted) and a path for each."""
+
+    keys: np.ndarray
+    paths: pa.Array
+
+    def paths_of(self, rows: np.ndarray) -> list[str]:
+        """The paths of some rows."""
+        found: list[str] = self.paths.take(pa.array(rows)).to_pylist()
+        return found
+
+
+@dataclass(frozen=True)
+class Request:
+    """Settings with nodes in the place of aliases, and what they mean for these samples and this cache.
+
+    `shards`: the shards of each tap that are there and hold samples. `stored`: how many samples they hold.
+    """
+
+    config: ExtractConfig
+    backbone: Path
+    spec: BackboneSpec
+    shapes: Mapping[str, tuple[int, ...]]
+    samples: Samples
+    columns: Mapping[str, cache.Column]
+    shards: Mapping[str, list[ShardRecord]]
+    stored: Mapping[str, int]
+    plan: Plan
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The places of all samples that the network must run on."""
+        return np.concatenate([unit.rows for unit in self.plan.units] or [np.empty(0, np.int64)])
+
+
+def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: Path) -> Request:
+    """Look at the settings, the data sets and the cache; nothing is written.
+
+    Raises BackboneError for a tap that does not exist and for poolings that do not fit.
+    """
+    spec = artefact.read_spec(backbone)
+    samples = read_samples(manifests, config.datasets)
+    return of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
+
+
+def of_samples(
+    config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
+) -> Request:
+    """The same for samples that were read before."""
+    config, shapes = checked(config, spec, where=str(backbone))
+    columns = {
+        tap: cache.column(cache_root, identity(spec, config.taps[tap], precision=config.precision))
+        for tap in config.taps
+    }
+    known, shards, stored = {}, {}, {}
+    for tap, column in columns.items():
+        shards[tap], _, held = cache.covering(column, samples.keys)
+        stored[tap] = int(held.sum())
+        known[tap] = held | _rejected(column, samples.keys)
+    todo = plan(known, unit_rows=_unit_rows(config, shapes))
+    return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo)
+
+
+def checked(
+    config: ExtractConfig, spec: BackboneSpec, *, where: str
+) -> tuple[ExtractConfig, dict[str, tuple[int, ...]]]:
+    """The settings with nodes in the place of aliases, and the shape of a stored row of each tap.
+
+    Raises BackboneError for a tap that does not exist and for poolings that do not fit.
+    """
+    config = config.model_copy(update={"taps": resolve(config.taps, spec, where=where)})
+    return config, row_shapes(config.taps, spec, where=where)
+
+
+def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
+    """The union of some data sets, a row a distinct content."""
+    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
+    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
+    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
+
+
+def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
+    """The shape of a stored row of each tap; raises BackboneError for poolings that do not fit."""
+    shapes, problems = {}, []
+    for tap, wanted in specs.items():
+        try:
+            shapes[tap] = row_shape(spec.taps[wanted.node], wanted)
+        except ValueError as error:
+            problems.append(f"tap {tap!r}, node {wanted.node!r}: {error}. Use none or flatten.")
+    if problems:
+        raise BackboneError(bullets(f"{where}: poolings that do not fit", problems))
+    return shapes
+
+
+def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
+    widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
+    rows = config.shard_mb * 2**20 // widest
+    return max(1, min(rows, 65_536) // config.batch_size) * config.batch_size
+
+
+def _rejected(column: cache.Column, keys: np.ndarray) -> np.ndarray:
+    """Which samples were tried before and can give no features; bool (samples,)."""
+    found = np.zeros(len(keys), dtype=bool)
+    places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
+    found[places[places >= 0]] = True
+    return found

@@ -1,0 +1,75 @@
+"""Whether what is asked for fits on the disk, and what else would: int8, maps pooled by mean, fewer taps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.backbones.spec import TapSpec
+from pipeline.extract import forecast
+from pipeline.extract.forecast import Forecast
+from pipeline.extract.request import Request, of_samples
+from pipeline.store.layout import path_of
+
+
+def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
+    """The bytes of a request, and the room there is for them."""
+    sizes = forecast.sizes(
+        request.plan, {tap: column.layout(request.shapes[tap]) for tap, column in request.columns.items()}
+    )
+    linked = sum(
+        record.bytes
+        for tap, records in request.shards.items()
+        for record in records
+        if not path_of(out / tap, record.name).exists()
+    )
+    written = sum(size.bytes for size in sizes.values())
+    spaces = forecast.spaces(cache_root=cache_root, out=out, written=written, linked=linked)
+    return Forecast(request.plan, sizes, spaces)
+
+
+def shortage(request: Request, found: Forecast, *, cache_root: Path) -> str | None:
+    """What is said where a request does not fit, with what would; None where it does."""
+    if all(space.needed <= space.free for space in found.spaces):
+        return None
+    others = {label: _bytes(request, taps, cache_root) for label, taps in _others(request, found)}
+    return forecast.shortage(found, others)
+
+
+def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, TapSpec]]]:
+    taps = dict(request.config.taps)
+    int8 = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in taps.items()}
+    mean = {tap: _mean(request, tap) for tap in taps}
+    if int8 != taps:
+        yield "all taps in int8", int8
+    if mean != taps:
+        changed = [tap for tap in taps if mean[tap] != taps[tap]]
+        yield f"{', '.join(changed)} pooled by mean", mean
+        yield "the same in int8", {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in mean.items()}
+    room = min(space.free - (space.needed - found.bytes) for space in found.spaces)
+    dropped = forecast.fewer(found.sizes, room)
+    if dropped:
+        yield f"without {', '.join(dropped)}", {tap: spec for tap, spec in taps.items() if tap not in dropped}
+
+
+def _mean(request: Request, tap: str) -> TapSpec:
+    """The tap pooled by mean, where it is larger and can be."""
+    spec = request.config.taps[tap]
+    node = request.spec.taps[spec.node]
+    pools = {"CHW": "mean", "HWC": "mean", "LC": "mean_tokens"}
+    if len(node.shape) < 2 or node.layout not in pools or spec.project is not None:
+        return spec
+    pooled = spec.model_copy(update={"pool": pools[node.layout]})
+    channels = node.shape[0] if node.layout == "CHW" else node.shape[-1]
+    larger = (
+        request.columns[tap].layout(request.shapes[tap]).row_bytes > request.columns[tap].layout((channels,)).row_bytes
+    )
+    return pooled if larger else spec
+
+
+def _bytes(request: Request, taps: dict[str, TapSpec], cache_root: Path) -> int:
+    """What a request with other taps would write: the cache may know some of these too."""
+    config = request.config.model_copy(update={"taps": taps})
+    other = of_samples(
+        config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
+    )
+    layouts = {tap: column.layout(other.shapes[tap]) for tap, column in other.columns.items()}
+    return sum(size.bytes for size in forecast.sizes(other.plan, layouts).values())
