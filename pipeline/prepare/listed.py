@@ -51,7 +51,9 @@ def _open_csv(config: PrepareConfig) -> Any:
     options = pyarrow.csv.ConvertOptions(
         column_types={config.path: pa.string()}, null_values=[""], strings_can_be_null=True
     )
-    return pyarrow.csv.open_csv(config.root, convert_options=options)
+    # In one thread: several would not say in which line something is wrong.
+    reading = pyarrow.csv.ReadOptions(use_threads=False)
+    return pyarrow.csv.open_csv(config.root, read_options=reading, convert_options=options)
 
 
 def label_types(config: PrepareConfig) -> dict[str, pa.DataType]:
