@@ -5,6 +5,7 @@ PipelineError
 ├── DataError        a manifest, a split or a sample is wrong
 ├── BackboneError    weights, architecture or taps do not fit each other
 ├── EngineError      an engine cannot run a backbone, or its values are not those of torch
+├── ClusterError     other processes or machines cannot be reached, or are gone
 ├── StoreError       features on disk are missing, damaged or made by something else
 └── HeadError        a head cannot be fitted to what it was given
 
@@ -33,6 +34,10 @@ class BackboneError(PipelineError):
 
 class EngineError(PipelineError):
     """An engine cannot run a backbone here, or its values are not those of torch float32."""
+
+
+class ClusterError(PipelineError):
+    """The processes or machines that were to work cannot be reached, or are gone."""
 
 
 class StoreError(PipelineError):

@@ -2,11 +2,13 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+CORES = "ICECORE_CORES"
 Progress = Callable[[int, int], None]
 """Called with (done, total); whoever owns the terminal draws it."""
 
@@ -16,8 +18,37 @@ def silent(done: int, total: int) -> None:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processor cores this thread, and those that it starts, may use."""
+    return len(core_numbers())
+
+
+def core_numbers() -> list[int]:
+    """The same by their numbers."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_to_cores() -> None:
+    """Keep to the cores that ICECORE_CORES names, such as 0,1,5, where it is set and the system can."""
+    wanted = os.environ.get(CORES, "")
+    if wanted and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(number) for number in wanted.split(",")})
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it has ended, even by a kill: it would wait for work for ever."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def seed_everything(seed: int) -> None:

@@ -28,9 +28,8 @@ from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import ExtractConfig, oracle
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
-from pipeline.extract.request import read_samples
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.work import Reject, read_sample
+from pipeline.extract.samples import Item, Reject, read_sample, read_samples
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare import PrepareConfig
@@ -433,16 +432,18 @@ def test_a_sample_is_read_only_if_it_is_still_what_its_key_says(tmp_path: Path) 
     path = next(tmp_path.glob("*.png"))
     reader = ImageReader(glyphs.INPUT.image)
     key = content_key(path.read_bytes())
-    found = read_sample(reader, key, str(path))
+    found = read_sample(reader, Item(key, str(path)))
     assert isinstance(found, dict)
     assert found["pixels"].shape == (32, 32, 1)
     reason = "changed since its data set was prepared; run prepare again"
-    assert read_sample(reader, key[::-1], str(path)) == Reject(key[::-1], str(path), reason, lasting=False)
+    assert read_sample(reader, Item(key[::-1], str(path))) == Reject(key[::-1], str(path), reason, lasting=False)
     path.write_text("no image")
     lasting = Reject(content_key(b"no image"), str(path), "not an image that Pillow can read", lasting=True)
-    assert read_sample(reader, content_key(b"no image"), str(path)) == lasting
+    assert read_sample(reader, Item(content_key(b"no image"), str(path))) == lasting
     path.unlink()
-    assert read_sample(reader, key, str(path)) == Reject(key, str(path), "No such file or directory", lasting=False)
+    assert read_sample(reader, Item(key, str(path))) == Reject(
+        key, str(path), "No such file or directory", lasting=False
+    )
 
 
 def test_a_file_that_changed_since_prepare_is_rejected_and_nothing_wrong_is_stored(job: Job) -> None:

@@ -1,28 +1,70 @@
 """Extraction: a frozen backbone over the data once, several taps in one pass, to shards in the feature cache.
 
 request    what is asked for, and the plan of what the cache lacks
+samples    keys, and where their bytes are; how one is read
 plan       which rows of which taps are missing, cut into units (pure)
 forecast   the bytes of that against the room on the disk (pure)
 room       whether it fits, and what else would
 pilot      measured rates on a sample, and the time for the rest
 engine     the engine: chosen, through the gate, made for the taps of a unit
-work       one unit: read, decode, run, store
+decoders   threads or processes that decode
+feed       batches, decoded ahead of the network
+work       units: decode, run, store, overlapping
+worker     what a process makes ready once for all of its units
+orders     a job on disk, for workers in other processes
+cluster    several workers, through Dask
 clock      where the time went
 card       what the engine's parity was, beside the features
 oracle     stored rows, replayed through the network's own end
 lock       one extraction at a time into a folder
 summary    what is said at the end
-run        all units, then the commit of each tap's folder
+run        all units, here or on a cluster, then the commit of each tap's folder
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import NAME, Settings
 from pipeline.engines import Name, Precision
 from pipeline.engines.parity import Limits
+
+
+class TLS(Settings):
+    """The files of an encrypted connection to Dask, PEM."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class RunConfig(Settings):
+    """Where the work is done; no value depends on it."""
+
+    decode: Annotated[
+        Literal["auto", "threads", "processes"],
+        Field(description="who decodes; auto: processes beside a GPU and on many cores"),
+    ] = "auto"
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        Field(description="processes that run the network on this machine; auto: one a GPU"),
+    ] = "auto"
+    scheduler: Annotated[
+        str | None, Field(description="a Dask scheduler's address (tcp://, tls://), or its scheduler file")
+    ] = None
+    tls: Annotated[TLS | None, Field(description="for a scheduler at tls://")] = None
+
+    def processes(self, gpus: int) -> int:
+        """How many processes run the network on this machine."""
+        return max(1, gpus) if self.workers == "auto" else self.workers
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "RunConfig":
+        if self.scheduler is not None and self.workers != "auto":
+            raise ValueError("a scheduler has its own workers: leave out `workers`, or `scheduler`")
+        return self
 
 
 class ExtractConfig(Settings):
@@ -41,6 +83,8 @@ class ExtractConfig(Settings):
     disk: Annotated[
         Literal["refuse", "warn"], Field(description="what happens where the features do not fit; maps may compress")
     ] = "refuse"
+
+    run: RunConfig = RunConfig()
 
     @field_validator("taps")
     @classmethod

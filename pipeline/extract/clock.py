@@ -40,6 +40,12 @@ class Spent:
                     return
             yield item
 
+    def add(self, other: "Spent") -> None:
+        """Count what another process spent."""
+        self.samples += other.samples
+        for part in PARTS:
+            self.seconds[part] += other.seconds[part]
+
     @property
     def whole(self) -> float:
         """Seconds of all parts."""

@@ -1,6 +1,6 @@
 """The oracle after an extraction: stored penultimate rows, through the network's own end, must give its logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,8 +9,9 @@ from pipeline.backbones.replay import check_replay
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.taps import LOGITS, PENULTIMATE
 from pipeline.engines import create
-from pipeline.extract.work import first_samples
-from pipeline.readers import Reader
+from pipeline.extract.decoders import Decoders
+from pipeline.extract.feed import first_pixels
+from pipeline.extract.samples import Samples
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
@@ -28,23 +29,24 @@ def check(
     *,
     backbone: Backbone,
     precision: str,
-    keys: np.ndarray,
-    paths: Sequence[str],
-    reader: Reader,
+    samples: Samples,
+    rows: np.ndarray,
+    decoders: Decoders,
 ) -> Mapping[str, float | int] | None:
-    """Replay the first stored rows among `keys` (S16) and compare them with logits that are computed now.
+    """Replay the first stored ones among some rows of `samples`, and compare them with logits that are computed now.
 
     Returns what `check_replay` does, or None where no row can be compared. Raises BackboneError if a row is off.
     """
+    keys = samples.keys[rows]
     stored = np.flatnonzero(key_arrays.find(features.key_array, keys) >= 0)[:ROWS]
     if not len(stored) or LOGITS not in backbone.spec.taps:
         return None
-    chosen = [paths[place] for place in stored]
-    pixels = first_samples(keys[stored], chosen, reader=reader, count=len(stored), batch_size=len(stored))
+    chosen = samples.take(rows[stored])
+    pixels = first_pixels([chosen], decoders, count=len(stored), batch_size=len(stored))
     if len(pixels) < len(stored):  # a file changed meanwhile
         return None
     plain = create("torch", backbone, {LOGITS: TapSpec(node=LOGITS)}, batch_size=len(stored))
     live = plain.run({"pixels": pixels})[LOGITS]
     coarse = precision not in ("float32", "tf32") and spec.dtype in ("float32", "float16")
     dtype = "bfloat16" if coarse else spec.dtype
-    return check_replay(backbone, features.load(keys[stored]), live, dtype=dtype, where=str(features.folder))
+    return check_replay(backbone, features.load(chosen.keys), live, dtype=dtype, where=str(features.folder))

@@ -5,10 +5,10 @@ add up; beside a GPU the slower of the two counts. The interval is Student's, fr
 for this sample on this machine as it is now. Nothing that is computed here is kept.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from pipeline.backbones import artefact
 from pipeline.engines.select import AUTO, Job, recall
 from pipeline.errors import DataError
 from pipeline.extract.clock import PARTS, bottleneck, duration
+from pipeline.extract.decoders import decoders
 from pipeline.extract.request import Request
-from pipeline.extract.work import Reject, read_sample
+from pipeline.extract.samples import Reject, items_of
 from pipeline.readers import Reader, Sample
 from pipeline.readers.image import ImageReader
-from pipeline.runtime import cores
-from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 
 BATCHES = 8
@@ -69,7 +68,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     if not len(chosen):
         return None
     loaded = artefact.read(request.backbone)
-    taps = [tap for tap, missing in request.plan.missing.items() if missing]
+    taps = list(request.lacking)
     config = request.config
     size = min(config.batch_size, max(1, len(chosen) // BATCHES))
     job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
@@ -127,19 +126,22 @@ def _read(
     request: Request, chosen: np.ndarray, reader: Reader, size: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
     """Keys and batches of pixels, what could not be read, and seconds a sample of each batch."""
-    hexes, paths = key_arrays.to_hex(request.samples.keys[chosen]), request.samples.paths_of(chosen)
+    samples = request.samples.take(chosen)
+    items = items_of(samples)
     found: list[Sample | Reject] = []
     seconds = []
-    with ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(chosen), size):
-            part = slice(start, start + size)
+    pool = decoders(reader, request.config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
+    with contextlib.closing(pool):
+        pool.submit(items[:1])()  # processes start
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
             begin = time.perf_counter()
-            found += pool.map(lambda key, path: read_sample(reader, key, path), hexes[part], paths[part])
-            seconds.append((time.perf_counter() - begin) / len(hexes[part]))
+            found += pool.submit(part)()
+            seconds.append((time.perf_counter() - begin) / len(part))
     good = [item["pixels"] for item in found if isinstance(item, dict)]
     batches = [np.stack(good[start : start + size]) for start in range(0, len(good), size)]
     read = np.array([isinstance(item, dict) for item in found])
-    return request.samples.keys[chosen[read]], batches, [item for item in found if isinstance(item, Reject)], seconds
+    return samples.keys[read], batches, [item for item in found if isinstance(item, Reject)], seconds
 
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:

@@ -5,32 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import manifest
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
 from pipeline.errors import BackboneError, bullets
 from pipeline.extract import ExtractConfig
 from pipeline.extract.plan import Plan, plan
+from pipeline.extract.samples import Samples, read_samples
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
 from pipeline.store.identity import identity
 from pipeline.store.layout import ShardRecord
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is to be extracted: distinct keys (S16, sorted) and a path for each."""
-
-    keys: np.ndarray
-    paths: pa.Array
-
-    def paths_of(self, rows: np.ndarray) -> list[str]:
-        """The paths of some rows."""
-        found: list[str] = self.paths.take(pa.array(rows)).to_pylist()
-        return found
 
 
 @dataclass(frozen=True)
@@ -54,6 +40,11 @@ class Request:
     def rows(self) -> np.ndarray:
         """The places of all samples that the network must run on."""
         return np.concatenate([unit.rows for unit in self.plan.units] or [np.empty(0, np.int64)])
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The taps that rows are missing of."""
+        return tuple(tap for tap, missing in self.plan.missing.items() if missing)
 
 
 def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: Path) -> Request:
@@ -93,13 +84,6 @@ def checked(
     """
     config = config.model_copy(update={"taps": resolve(config.taps, spec, where=where)})
     return config, row_shapes(config.taps, spec, where=where)
-
-
-def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content."""
-    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
-    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
-    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
 
 
 def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:

@@ -1,26 +1,28 @@
 """Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipeline.backbones import artefact
-from pipeline.engines.select import Job, Say
+from pipeline.engines.select import Say
 from pipeline.errors import DataError, Interrupted, bullets
-from pipeline.extract import ExtractConfig, card, oracle
+from pipeline.extract import ExtractConfig, card, cluster, oracle
 from pipeline.extract.clock import Spent
-from pipeline.extract.engine import engines
 from pipeline.extract.forecast import Forecast, refuse
 from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
-from pipeline.extract.request import Request, checked, of_samples, read
+from pipeline.extract.request import Request, checked, of_samples
 from pipeline.extract.room import foresee, shortage
-from pipeline.extract.work import Reject, make_unit
+from pipeline.extract.samples import Reject, read_samples
+from pipeline.extract.work import Work
+from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import link_or_copy
-from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
@@ -61,9 +63,11 @@ def extract(
     float32, DataError if more samples than `max_rejected` gave no features, Interrupted if the user ends it: the shard
     that was being made is dropped.
     """
-    checked(config, artefact.read_spec(backbone), where=str(backbone))  # before anything is written, a lock too
+    spec = artefact.read_spec(backbone)
+    checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
-        request = read(config, backbone=backbone, manifests=manifests, cache_root=cache_root)
+        samples = read_samples(manifests, config.datasets)
+        request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
         for column in request.columns.values():
             cache.leftovers(column)
         found = foresee(request, cache_root=cache_root, out=out)
@@ -88,7 +92,18 @@ def _extract(
         watch(spent)
         progress(done, total)
 
-    rejects = _compute(request, cache_root, spent, told, say)
+    assignment = Assignment(request.config, request.backbone, cache_root, len(request.rows), request.lacking)
+    with contextlib.closing(Worker(assignment, say=say)) as worker:
+        rejects = _compute(request, worker, spent, told, say)
+        refused, reasons = _commit_all(request, out, rejects)
+        _replay(request, worker, out, say)
+    _refuse_too_many(request.config, len(request.samples.keys), refused)
+    counts = Counter(reasons[key] for key in refused)
+    return Extracted(request.plan, len(refused), dict(counts.most_common()), request.stored, spent)
+
+
+def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:
+    """Commit the folder of every tap; key to what is said of it, and to its reason, of samples without features."""
     failed = {reject.key: str(reject) for reject in rejects}
     reasons = {reject.key: reject.reason for reject in rejects}
     refused: dict[str, str] = {}
@@ -96,10 +111,7 @@ def _extract(
         lasting = column.rejected()
         reasons |= lasting
         refused |= commit(out / tap, column, request.samples.keys, request.shapes[tap], {**failed, **lasting})
-    _replay(request, out, say)
-    _refuse_too_many(request.config, len(request.samples.keys), refused)
-    counts = Counter(reasons[key] for key in refused)
-    return Extracted(request.plan, len(refused), dict(counts.most_common()), request.stored, spent)
+    return refused, reasons
 
 
 def _kept(request: Request, cache_root: Path) -> str:
@@ -111,34 +123,25 @@ def _kept(request: Request, cache_root: Path) -> str:
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
 
 
-def _compute(request: Request, cache_root: Path, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
+def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
     config, samples = request.config, request.samples
-    total = len(request.rows)
+    total, done = worker.assignment.samples, 0
     if not total:
         return []
-    loaded = artefact.read(request.backbone)
-    reader = ImageReader(loaded.spec.input.image)
-    job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
-    engine_of = engines(request, job, reader, say)
-    done, rejects = 0, []
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         progress(done, total)
 
-    for unit in request.plan.units:
-        rejects += make_unit(
-            samples.keys[unit.rows],
-            samples.paths_of(unit.rows),
-            reader=reader,
-            engine=engine_of(unit.taps),
-            columns={tap: request.columns[tap] for tap in unit.taps},
-            batch_size=config.batch_size,
-            done=advance,
-            spent=spent,
-        )
-    return rejects
+    works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
+    gpus = torch.cuda.device_count()
+    if config.run.scheduler is not None or config.run.processes(gpus) > 1:
+        made = cluster.make_units(worker.assignment, works, gpus=gpus, done=advance, spent=spent, say=say)
+    else:
+        worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
+        made = worker.make(works, done=advance, spent=spent)
+    return [reject for rejects in made for reject in rejects]
 
 
 def commit(
@@ -164,23 +167,18 @@ def commit(
     return refused
 
 
-def _replay(request: Request, out: Path, say: Say) -> None:
+def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
     specs = request.config.taps
-    taps = [tap for tap, missing in request.plan.missing.items() if missing and oracle.replayable(specs[tap])]
-    if not taps:
-        return
-    loaded = artefact.read(request.backbone)
-    for tap in taps:
-        rows = np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps])
+    for tap in (tap for tap in request.lacking if oracle.replayable(specs[tap])):
         found = oracle.check(
             Features.open(out / tap),
             specs[tap],
-            backbone=loaded,
+            backbone=worker.backbone,
             precision=request.config.precision,
-            keys=request.samples.keys[rows],
-            paths=request.samples.paths_of(rows),
-            reader=ImageReader(loaded.spec.input.image),
+            samples=request.samples,
+            rows=np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps]),
+            decoders=worker.decoders,
         )
         if found:
             say(

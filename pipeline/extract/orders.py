@@ -1,0 +1,84 @@
+"""Work orders: a job on disk, for workers in other processes and on other machines; no manifest travels in a message.
+
+    <folder>/job.json       the assignment, and for each unit the taps that lack it
+    <folder>/units.arrow    the samples, a record batch a unit: a worker maps the file and reads its own
+
+The folder lies in the feature cache, which every worker must see anyhow, and is removed when the job ends.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import StoreError
+from pipeline.extract import ExtractConfig
+from pipeline.extract.samples import SCHEMA, Samples
+from pipeline.extract.work import Work
+from pipeline.extract.worker import Assignment
+from pipeline.files import read_json, scratch, write_json
+
+JOB, UNITS = "job.json", "units.arrow"
+
+
+@contextlib.contextmanager
+def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Path, int]]:
+    """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
+    with scratch(assignment.cache_root / "jobs", "job") as folder:
+        folder.mkdir()
+        try:
+            yield folder, _write(folder, assignment, works)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:
+    taps = []
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(folder / UNITS, SCHEMA, options=options) as file:
+        for work in works:
+            file.write_batch(work.samples.to_batch())
+            taps.append(work.taps)
+    job = {
+        "config": assignment.config.model_dump(mode="json"),
+        "backbone": str(assignment.backbone.absolute()),
+        "cache": str(assignment.cache_root.absolute()),
+        "samples": assignment.samples,
+        "lacking": assignment.lacking,
+        "units": taps,
+    }
+    write_json(folder / JOB, job)
+    return len(taps)
+
+
+def read_assignment(folder: Path) -> Assignment:
+    """What a worker is to make; raises StoreError where it does not see the folder."""
+    job = _read(folder)
+    return Assignment(
+        config=ExtractConfig.model_validate(job["config"]),
+        backbone=Path(job["backbone"]),
+        cache_root=Path(job["cache"]),
+        samples=job["samples"],
+        lacking=tuple(job["lacking"]),
+    )
+
+
+def read_work(folder: Path, number: int) -> Work:
+    """One unit."""
+    taps = _read(folder)["units"][number]
+    with pa.memory_map(str(folder / UNITS)) as file:
+        batch = pa.ipc.open_file(file).get_batch(number)
+        return Work(Samples.from_batch(batch), tuple(taps))
+
+
+def _read(folder: Path) -> Any:
+    path = folder / JOB
+    if not path.is_file():
+        raise StoreError(
+            f"{path}: expected the job's orders in the feature cache, got no such file. The cache, the backbone and the "
+            "data must lie where every worker sees them under the same paths: set ICECORE_CACHE to a shared folder."
+        )
+    return read_json(path)

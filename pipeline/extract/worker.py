@@ -1,0 +1,119 @@
+"""A worker: the network, its engine and the decoders, made ready once in a process and used for all of its units."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.backbones import artefact
+from pipeline.backbones.artefact import Backbone
+from pipeline.engines import gate
+from pipeline.engines.select import Job, Say
+from pipeline.extract import ExtractConfig
+from pipeline.extract.clock import Spent
+from pipeline.extract.decoders import Decoders, decoders
+from pipeline.extract.engine import EngineOf, engines
+from pipeline.extract.feed import first_pixels
+from pipeline.extract.request import row_shapes
+from pipeline.extract.samples import Reject, Samples
+from pipeline.extract.work import Target, Work, make_units
+from pipeline.readers.image import ImageReader
+from pipeline.store import cache
+from pipeline.store.identity import identity
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is to make: settings with nodes in the place of aliases, and where everything lies.
+
+    `samples`: on how many the network runs in the whole job; `lacking`: the taps that lack any.
+    """
+
+    config: ExtractConfig
+    backbone: Path
+    cache_root: Path
+    samples: int
+    lacking: tuple[str, ...]
+
+
+class Worker:
+    """Makes units. Close it: it may have processes."""
+
+    def __init__(self, assignment: Assignment, *, say: Say) -> None:
+        self.assignment, self._say = assignment, say
+        self._engine_of: EngineOf | None = None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The network with its weights."""
+        return artefact.read(self.assignment.backbone)
+
+    @cached_property
+    def reader(self) -> ImageReader:
+        """What decodes the samples."""
+        return ImageReader(self.backbone.spec.input.image)
+
+    @cached_property
+    def decoders(self) -> Decoders:
+        """Who decodes them."""
+        sample_bytes = int(np.prod(self.backbone.spec.input.shape))
+        kind = self.assignment.config.run.decode
+        return decoders(self.reader, kind, sample_bytes=sample_bytes, beside_gpu=torch.cuda.is_available())
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Where the rows of each tap go."""
+        config, spec = self.assignment.config, self.backbone.spec
+        shapes = row_shapes(config.taps, spec, where=str(self.assignment.backbone))
+        return {
+            tap: Target(
+                cache.column(self.assignment.cache_root, identity(spec, one, precision=config.precision)), shapes[tap]
+            )
+            for tap, one in config.taps.items()
+        }
+
+    def prepare(self, units: Iterable[Samples]) -> None:
+        """Choose the engine and let it through the gate, on the first samples of some units, unless that is done."""
+        if self._engine_of is not None:
+            return
+        config, targets = self.assignment.config, self.targets
+        job = Job(
+            self.backbone, config.taps, config.batch_size, config.precision, config.limits, self.assignment.cache_root
+        )
+        shapes = {tap: target.shape for tap, target in targets.items()}
+        pixels = first_pixels(
+            units,
+            self.decoders,
+            count=gate.rows_for(shapes, job.batch_size, job.precision),
+            batch_size=job.batch_size,
+        )
+        self._engine_of = engines(
+            config.engine,
+            job,
+            pixels,
+            samples=self.assignment.samples,
+            columns={tap: target.column for tap, target in targets.items()},
+            lacking=self.assignment.lacking,
+            say=self._say,
+        )
+
+    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[list[Reject]]:
+        """Make units, one after another; what was rejected of each. `prepare` comes first."""
+        assert self._engine_of is not None, "the engine is chosen on samples that can be read"
+        return make_units(
+            works,
+            decoders=self.decoders,
+            engine_of=self._engine_of,
+            targets=self.targets,
+            batch_size=self.assignment.config.batch_size,
+            done=done,
+            spent=spent,
+        )
+
+    def close(self) -> None:
+        """End the decoders."""
+        if "decoders" in self.__dict__:
+            self.decoders.close()
