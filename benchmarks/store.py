@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.extract.run import commit
 from pipeline.files import link_or_copy
-from pipeline.store import cache, index, shard
+from pipeline.store import cache, index, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.features import Features
@@ -73,7 +73,7 @@ def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) 
     shutil.rmtree(folder, ignore_errors=True)
     layout = Layout("0" * 64, "float16", rows.shape[1:])
     parts = [slice(start, start + shard_rows) for start in range(0, len(rows), shard_rows)]
-    records = [shard.write(folder, keys[part], encode(rows[part], "float16"), layout) for part in parts]
+    records = [writing.write(folder, keys[part], encode(rows[part], "float16"), layout) for part in parts]
     held = [keys[part] for part in parts]
     index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=keys, rejected={})
     return layout

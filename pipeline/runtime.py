@@ -3,8 +3,9 @@
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -67,10 +68,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in sorted(packages)}
 
 
-def beside(act: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """`map` on all cores, in threads, where there is more than one item."""
+def beside(act: Callable[[Any], Any], items: Sequence[Any]) -> Generator[Any]:
+    """`map` on all cores, in threads, where there is more than one item; only a few results wait for their reader."""
     if len(items) < 2:
         yield from map(act, items)
         return
+    waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(min(cores(), len(items))) as pool:
-        yield from pool.map(act, items)
+        for item in items:
+            waiting.append(pool.submit(act, item))
+            if len(waiting) > 2 * cores():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -19,7 +19,7 @@ from pipeline import cli, manifest
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit import FitConfig, fit
-from pipeline.store import cache, index, shard
+from pipeline.store import cache, index, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.features import Features
@@ -104,7 +104,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tap,
         identity={"node": "penultimate", "pool": "none", "dtype": "float16", "weights": "cd" * 32},
         layout=layout,
-        shards=[shard.write(tap, held, encode(values[order], "float16"), layout)],
+        shards=[writing.write(tap, held, encode(values[order], "float16"), layout)],
         keys=[held],
         wanted=held,
         rejected={},

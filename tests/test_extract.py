@@ -26,10 +26,11 @@ from pipeline.config import Section, check
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import ExtractConfig, oracle
+from pipeline.extract.decoders import Threads
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.samples import Item, Reject, read_sample, read_samples
+from pipeline.extract.samples import Item, Reject, Samples, read_sample, read_samples
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare import PrepareConfig
@@ -415,7 +416,7 @@ def test_an_overflow_names_the_tap_and_the_remedy_and_stores_nothing_of_it(job: 
     job.backbone = job.root / "loud"
     write_backbone(job.backbone, scale=1e7)
     taps = {"deep": TAPS["deep"], "big": {"node": "logits"}}
-    message = r"tap 'big': 12 of 12 rows have values that float16 cannot hold.*Store this tap as .*`float32`"
+    message = r"tap 'big': 4 of 4 rows have values that float16 cannot hold.*Store this tap as .*`float32`"
     with pytest.raises(StoreError, match=message):
         job.extract(taps)
     assert not job.out.exists()
@@ -605,7 +606,7 @@ from pipeline.extract import ExtractConfig, oracle
 from pipeline.extract.run import extract
 
 def progress(done, total):
-    if done >= 20:
+    if done >= 24:  # rows that the network has done with lie in a shard one batch later
         os.kill(os.getpid(), signal.SIGKILL)
 
 config = ExtractConfig.model_validate_json(sys.argv[1])
@@ -765,6 +766,11 @@ def test_penultimate_rows_are_replayed_after_they_are_computed_and_only_then(job
     assert [text for text in said if "own last layer" in text] == []
 
 
+def decoding(backbone: artefact.Backbone) -> Threads:
+    """Decoders for a backbone."""
+    return Threads(ImageReader(backbone.spec.input.image), 1)
+
+
 def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
     job.extract(LAST)
     other = artefact.read(job.backbone)
@@ -777,18 +783,18 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
             TapSpec(**LAST["last"]),
             backbone=other,
             precision="float32",
-            keys=np.sort(key_arrays.from_hex(job.keys)),
-            paths=[path.as_posix() for _, path in sorted(zip(job.keys, job.files, strict=True))],
-            reader=ImageReader(other.spec.input.image),
+            samples=read_samples(job.manifests, ("photos",)),
+            rows=np.arange(len(job.keys)),
+            decoders=decoding(other),
         )
 
 
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
-    rest = {"backbone": backbone, "precision": "float32", "reader": ImageReader(backbone.spec.input.image)}
-    keys = key_arrays.from_hex([content_key(b"unknown")])
-    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), keys=keys, paths=["x"], **rest) is None
-    keys = key_arrays.from_hex(job.keys[:1])  # its file has changed meanwhile
-    changed = [job.files[1].as_posix()]
-    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), keys=keys, paths=changed, **rest) is None
+    rest = {"backbone": backbone, "precision": "float32", "rows": np.arange(1), "decoders": decoding(backbone)}
+    unknown = Samples(key_arrays.from_hex([content_key(b"unknown")]), pa.array(["x"]))
+    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
+    # Its file has changed meanwhile.
+    changed = Samples(key_arrays.from_hex(job.keys[:1]), pa.array([job.files[1].as_posix()]))
+    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None

@@ -18,7 +18,7 @@ from pipeline.errors import DataError, HeadError, StoreError
 from pipeline.files import content_key, sha256_file
 from pipeline.fit import FitConfig, fit
 from pipeline.predictions import Predictions, PredictionsFile
-from pipeline.store import index, shard
+from pipeline.store import index, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
 from pipeline.store.identity import address
@@ -84,7 +84,7 @@ def write_features(folder: Path, keys: Sequence[str], values: np.ndarray) -> Non
     identity = {"node": folder.name, "pool": "none", "dtype": "float16", "weights": "0" * 64}
     layout = Layout(address(identity), "float16", values.shape[1:])
     records = [
-        shard.write(folder, held[part], encode(values[part], "float16"), layout)
+        writing.write(folder, held[part], encode(values[part], "float16"), layout)
         for part in np.array_split(np.arange(len(held)), 2)
     ]
     index.commit(

@@ -23,7 +23,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file
 from pipeline.readers.image import ImageSpec
-from pipeline.store import cache, index, shard
+from pipeline.store import cache, index, shard, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored, encode
@@ -61,7 +61,7 @@ def layout(stored: Stored = "float32", shape: tuple[int, ...] = (3,)) -> Layout:
 
 def write(folder: Path, keys: Sequence[str], rows: np.ndarray, stored: Stored = "float32") -> ShardRecord:
     """Write a shard; the keys are sorted hex text."""
-    return shard.write(folder, key_arrays.from_hex(keys), encode(rows, stored), layout(stored, rows.shape[1:]))
+    return writing.write(folder, key_arrays.from_hex(keys), encode(rows, stored), layout(stored, rows.shape[1:]))
 
 
 def opened(folder: Path, record: ShardRecord, kind: Layout, **options: bool) -> Shard:

@@ -164,12 +164,62 @@ def test_a_disk_that_is_full_when_the_small_files_are_written_keeps_what_was_com
     assert contents(disk.folder / "cache") == contents(tmp_path / "undisturbed")
 
 
+def test_a_writer_whose_cache_cannot_be_written_says_what_to_set(disk: Disk) -> None:
+    column, row = cache.column(disk.folder / "cache", IDENTITY), np.ones((1, 3), np.float32)
+    kept = add(column, 0)
+    disk.make_read_only()
+    message = r"cache: the feature cache cannot be written: Read-only file system\. Set ICECORE_CACHE to a folder that"
+    with column.writer((3,)) as writer, pytest.raises(StoreError, match=message):
+        writer.append(key_arrays.from_hex([content_key(b"1")]), row)
+    assert column.records() == [kept]
+
+
 def test_a_new_column_on_a_full_disk_is_refused(disk: Disk) -> None:
     disk.fill()
     with pytest.raises(StoreError, match=r"the feature cache cannot be written: No space left on device\. .*make room"):
         add(cache.column(disk.folder / "cache", IDENTITY), 0)
     disk.make_room()
     add(cache.column(disk.folder / "cache", IDENTITY), 0)
+
+
+@pytest.mark.parametrize("shape", [(2_000,), (2, 25, 40)])
+@pytest.mark.parametrize("moment", ["append", "finish", "the small files"])
+def test_a_disk_that_fills_up_under_a_writer_leaves_nothing_of_it(
+    disk: Disk, tmp_path: Path, moment: str, shape: tuple[int, ...]
+) -> None:
+    column, other = (cache.column(root, IDENTITY) for root in (disk.folder / "cache", tmp_path / "undisturbed"))
+    kept = add(column, 0)
+    add(other, 0)
+    keys = key_arrays.from_hex(sorted(content_key(str(number).encode()) for number in range(128)))
+    rows = np.random.default_rng(0).normal(size=(128, *shape)).astype(np.float32)
+    size = other.path_of(other.add(keys, rows, provenance={})).stat().st_size
+
+    def write() -> None:
+        with column.writer(shape) as writer:
+            writer.append(keys[:64], rows[:64])
+            writer.append(keys[64:], rows[64:])
+            if moment == "finish":
+                disk.fill(leave=size // 2)
+            elif moment == "the small files":
+                disk.fill(leave=-(-size // PAGE) * PAGE)
+            writer.finish(provenance={})
+
+    if moment == "append":
+        disk.fill(leave=rows.nbytes * 3 // 4)
+    message = r"cache: the feature cache cannot be written: No space left on device\. Every shard that was finished is"
+    if moment != "the small files":
+        message = (
+            r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, [1-9][\d,]* are missing\. Every sh"
+        )
+    with pytest.raises(StoreError, match=message):
+        write()
+    assert column.records() == [kept]
+    assert damaged(column) == []
+    assert temporary_files(column.folder) == []
+    disk.make_room()
+    moment = "never"
+    write()
+    assert contents(disk.folder / "cache") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("pages", [0, 1])

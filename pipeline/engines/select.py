@@ -128,7 +128,7 @@ def candidates(precision: str) -> list[str]:
         names += ["onnxruntime_tensorrt"] if _there("onnxruntime") and _there("tensorrt") else []
     else:
         names += [library for library in ("onnxruntime", "openvino") if _there(library)]
-    return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or _on_cuda())]
+    return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or gpus() > 0)]
 
 
 def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
@@ -276,7 +276,8 @@ def _there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _on_cuda() -> bool:
+def gpus() -> int:
+    """How many GPUs this process sees."""
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -147,8 +147,8 @@ def _results(client: "Client", folder: Path, units: int) -> Iterator[Made]:
     """Hand units out as workers become free; what each made."""
     from distributed import as_completed
     from distributed.client import FutureCancelledError
-    from distributed.comm import CommClosedError
-    from distributed.scheduler import KilledWorker, NoWorker
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
 
     # One worker chooses the engine, and the others take what it remembers.
     first = client.submit(make_ready, str(folder), key=f"{folder.name}-ready", pure=False)
@@ -177,7 +177,7 @@ def _results(client: "Client", folder: Path, units: int) -> Iterator[Made]:
             except KilledWorker:
                 yield _given_up(folder, number)
             future.release()
-    except (CommClosedError, FutureCancelledError, NoWorker, TimeoutError) as error:
+    except (CommClosedError, FutureCancelledError, TimeoutError) as error:
         raise ClusterError(
             f"scheduler {client.scheduler.address if client.scheduler else ''}: expected it to be there until the end, "
             f"but it is gone ({error}). Every shard that was finished is kept: start it, and run again."

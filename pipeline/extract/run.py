@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.backbones import artefact
-from pipeline.engines.select import Say
+from pipeline.engines.select import Say, gpus
 from pipeline.errors import DataError, Interrupted, bullets
 from pipeline.extract import ExtractConfig, card, cluster, oracle
 from pipeline.extract.clock import Spent
@@ -135,9 +134,8 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         progress(done, total)
 
     works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
-    gpus = torch.cuda.device_count()
-    if config.run.scheduler is not None or config.run.processes(gpus) > 1:
-        made = cluster.make_units(worker.assignment, works, gpus=gpus, done=advance, spent=spent, say=say)
+    if config.run.scheduler is not None or config.run.processes(gpus()) > 1:
+        made = cluster.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
         made = worker.make(works, done=advance, spent=spent)

@@ -1,4 +1,4 @@
-"""The samples of an extraction: their keys and where their bytes are, read one by one and checked against their keys."""
+"""The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -18,8 +18,7 @@ from pipeline.extract.clock import Spent
 from pipeline.extract.decoders import Decoders
 from pipeline.extract.feed import batches
 from pipeline.extract.samples import Reject, Samples
-from pipeline.store.cache import Column
-from pipeline.store.writing import ShardWriter
+from pipeline.store.cache import Column, Writer
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class _Unit:
     """A unit that is being made."""
 
     engine: Engine
-    writers: dict[str, ShardWriter]
+    writers: dict[str, Writer]
     open: ExitStack
     rejects: list[Reject] = field(default_factory=list)
 

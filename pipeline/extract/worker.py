@@ -6,12 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.engines import gate
-from pipeline.engines.select import Job, Say
+from pipeline.engines.select import Job, Say, gpus
 from pipeline.extract import ExtractConfig
 from pipeline.extract.clock import Spent
 from pipeline.extract.decoders import Decoders, decoders
@@ -61,7 +60,7 @@ class Worker:
         """Who decodes them."""
         sample_bytes = int(np.prod(self.backbone.spec.input.shape))
         kind = self.assignment.config.run.decode
-        return decoders(self.reader, kind, sample_bytes=sample_bytes, beside_gpu=torch.cuda.is_available())
+        return decoders(self.reader, kind, sample_bytes=sample_bytes, beside_gpu=gpus() > 0)
 
     @cached_property
     def targets(self) -> dict[str, Target]:

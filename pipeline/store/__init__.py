@@ -4,7 +4,9 @@ identity   what made a feature, and the digest of that
 keys       16-byte sample keys as arrays: sorting, looking up
 layout     what is in a shard: rows, blocks, checksums
 examine    where it lies in the file, and a refusal of everything else
-shard      one HDF5 file, written once, and its rows
+writing    one HDF5 file, written once
+spool      rows that come in batches, until all of a shard are there
+shard      the same file, open, and its rows
 index      index.json, written last: the commit of a features folder
 cache      the columns that every project and branch on this machine shares
 features   the one class that heads and training read

@@ -29,10 +29,11 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from pipeline.errors import StoreError
 from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
 from pipeline.store import keys as key_arrays
-from pipeline.store import shard
+from pipeline.store import shard, writing
 from pipeline.store.encoding import encode
 from pipeline.store.identity import address, differences
 from pipeline.store.layout import REMEDY, Layout, ShardRecord, path_of
+from pipeline.store.spool import Spool, spool
 
 VERSION = "v2"
 FULL = "Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
@@ -111,21 +112,33 @@ class Column:
         `rejected`: the keys that were tried with them and can never give features, with reasons; known in the same
         instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
 
-        Raises StoreError as `shard.write` does, and if the cache cannot be written.
+        Raises StoreError as `writing.write` does, and if the cache cannot be written.
         """
         layout = self.layout(values.shape[1:])
-        data = np.ascontiguousarray(keys).tobytes()
         with self._writing():
-            record = shard.write(self.folder, keys, encode(values, layout.dtype), layout)
-            with scratch(self.folder, "keys") as temporary:
-                temporary.write_bytes(data)
-                publish(temporary, self.folder / f"{record.name}.keys")
-            # Whoever was first keeps the record: what is there is never written again.
-            path = self.folder / f"{record.name}.json"
-            if not path.is_file():
-                note = {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)}
-                write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
+            record = writing.write(self.folder, keys, encode(values, layout.dtype), layout)
+            self._commit(record, keys, provenance, rejected)
         return record
+
+    @contextlib.contextmanager
+    def writer(self, shape: tuple[int, ...]) -> Iterator["Writer"]:
+        """A writer of rows of a shape that come in batches; what it did not finish is dropped at the end."""
+        with contextlib.ExitStack() as stack:
+            yield Writer(self, self.layout(shape), stack)
+
+    def _commit(
+        self, record: ShardRecord, keys: np.ndarray, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None
+    ) -> None:
+        """Write what lies beside a shard: its keys, and then the record with which it exists."""
+        data = np.ascontiguousarray(keys).tobytes()
+        with scratch(self.folder, "keys") as temporary:
+            temporary.write_bytes(data)
+            publish(temporary, self.folder / f"{record.name}.keys")
+        # Whoever was first keeps the record: what is there is never written again.
+        path = self.folder / f"{record.name}.json"
+        if not path.is_file():
+            note = {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)}
+            write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
 
     def reject(self, reasons: Mapping[str, str]) -> None:
         """Remember keys whose content can never give features, where there are no rows to `add` with them."""
@@ -171,6 +184,42 @@ class Column:
                 f"{self.folder.parent.parent}: the feature cache cannot be written: {why}. "
                 f"{FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ELSEWHERE}"
             ) from None
+
+
+class Writer:
+    """One shard of a column from batches of rows: what is in memory is a batch, the keys and a checksum a row."""
+
+    def __init__(self, column: Column, layout: Layout, stack: contextlib.ExitStack) -> None:
+        self._column, self._layout, self._stack = column, layout, stack
+        self._spool: Spool | None = None
+
+    def append(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Take a batch: `keys` S16 (n,) in any order, `values` float32 (n, *shape). One at a time, from any thread.
+
+        Raises StoreError if a value cannot be stored, if the disk is full, and if the cache cannot be written.
+        """
+        if not len(keys):
+            return
+        with self._column._writing():
+            if self._spool is None:
+                self._spool = self._stack.enter_context(spool(self._column.folder, self._layout))
+            self._spool.append(keys, values)
+
+    def finish(self, *, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None = None) -> ShardRecord | None:
+        """Store for good what was appended, as `Column.add` does; where that is nothing, reject what is rejected.
+
+        Raises StoreError if a key came twice, if the disk is full, and if the cache cannot be written.
+        """
+        if self._spool is None:
+            self._column.reject(rejected or {})
+            return None
+        with self._column._writing():
+            rows = self._spool.sorted()
+            record = writing.write_rows(self._column.folder, rows.keys, rows, self._layout)
+            self._column._commit(record, rows.keys, provenance, rejected)
+        self._stack.close()
+        self._spool = None
+        return record
 
 
 def column(root: Path, identity: Mapping[str, Any]) -> Column:

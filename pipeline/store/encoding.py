@@ -27,22 +27,43 @@ class Encoded:
     finite: np.ndarray
     scale: np.ndarray | None = None
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop`, C-contiguous."""
+        return np.ascontiguousarray(self.values[start:stop])
+
 
 def encode(values: np.ndarray, stored: Stored) -> Encoded:
     """Float values (rows, channels, ...) to their stored form. What does not fit is not finite, and never wraps."""
     if stored == "int8":
         finite = _finite_rows(np.ascontiguousarray(values, dtype=np.float32), "float32")
-        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-        largest = np.abs(values[finite]).max(axis=axes, initial=0).astype(np.float32)
-        scale = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
-        numbers = np.where(_along(finite, values), values, 0) / scale.reshape(1, -1, *[1] * (values.ndim - 2))
-        return Encoded(np.rint(numbers).astype(np.int8), finite, scale)
+        scale = scale_of(largest(values[finite]))
+        return Encoded(quantise(np.where(_along(finite, values), values, 0), scale), finite, scale)
     if stored == "bfloat16":
         kept = _to_bfloat16(np.ascontiguousarray(values, dtype=np.float32))
     else:
         with np.errstate(over="ignore"):
             kept = np.ascontiguousarray(values, dtype=ON_DISK[stored])
     return Encoded(kept, _finite_rows(kept, stored))
+
+
+def largest(values: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel of rows (n, channels, ...), float32 (channels,); 0 where there are none."""
+    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+    found: np.ndarray = np.abs(values).max(axis=axes, initial=0).astype(np.float32)
+    return found
+
+
+def scale_of(largest: np.ndarray) -> np.ndarray:
+    """The scale of int8 of each channel, from its largest magnitude over all rows of the shard; float32 (channels,)."""
+    scale: np.ndarray = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
+    return scale
+
+
+def quantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Finite float32 rows (n, channels, ...) to int8. `values` is written over: wide rows are held once."""
+    np.divide(values, scale.reshape(1, -1, *[1] * (values.ndim - 2)), out=values)
+    np.rint(values, out=values)
+    return values.astype(np.int8)
 
 
 def _along(rows: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -10,11 +10,14 @@ Vectors are contiguous and not compressed, so that any row can be memory-mapped.
 chunks of about 1 MiB, each a block and a Zstandard frame (HDF5 filter 32015).
 """
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from pipeline.files import KEY_BYTES
 from pipeline.store.encoding import ON_DISK, Stored
@@ -25,6 +28,7 @@ CHUNK_BYTES = 2**20  # of a map's chunk
 BLOCK_BYTES = (
     2**12
 )  # that one checksum of vectors covers: what the system reads at least, so that a random row costs no more
+PIECE_BYTES = 2 * CHUNK_BYTES  # of vectors: stays in the processor's cache between a copy and its checksums
 REMEDY = "Run `icecore cache repair`, then the extraction again: only what is damaged is computed."
 
 
@@ -74,6 +78,12 @@ class Layout:
         """Blocks of a shard of so many rows."""
         return -(-rows // self.block_rows)
 
+    def pieces(self, start: int, stop: int) -> Iterator[range]:
+        """Some rows in pieces of about PIECE_BYTES that end with a block."""
+        step = max(1, PIECE_BYTES // (self.block_rows * self.row_bytes)) * self.block_rows
+        edges = [start, *range((start // step + 1) * step, stop, step), stop]
+        return (range(first, last) for first, last in itertools.pairwise(edges) if first < last)
+
     def datasets(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and NumPy dtype of every data set in a shard of so many rows."""
         expected: dict[str, tuple[tuple[int, ...], str]] = {
@@ -89,3 +99,13 @@ class Layout:
 def path_of(folder: Path, name: str) -> Path:
     """Where the shard of that name lies in a folder."""
     return folder / f"{name}.h5"
+
+
+def cut(data: memoryview, size: int) -> Iterator[memoryview]:
+    """Some bytes in parts of a size, the last of which may be short."""
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
+def checksums(blocks: Iterable[memoryview]) -> np.ndarray:
+    """xxh3-64 of each block of bytes, uint64 (blocks,)."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, blocks), dtype="<u8")
