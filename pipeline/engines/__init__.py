@@ -7,7 +7,7 @@ openvino               the same file on the CPU; an extra
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -41,11 +41,19 @@ PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
 EXTRAS = {"openvino": "icecore[openvino]"}
 
 
+Answer = Callable[[], dict[str, np.ndarray]]
+"""Waits for a batch that was begun."""
+
+
 class Engine(Protocol):
     """One way to run one backbone."""
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels) to each tap, float32, (n, ...)."""
+        ...
+
+    def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
+        """Begin with a batch, and return what waits for its taps: another may be begun before. `run` does both."""
         ...
 
     @property

@@ -9,8 +9,10 @@ import onnxruntime
 
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
+from pipeline.engines import Answer
 from pipeline.engines.batches import filled, finished
 from pipeline.engines.export import INPUT, exported
+from pipeline.engines.memory import within_memory
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
 
@@ -20,6 +22,7 @@ class CpuEngine:
 
     NAME = "onnxruntime"
     PROVIDER = "CPUExecutionProvider"
+    FIXED = False
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class CpuEngine:
     ) -> None:
         self.batch_size, self.precision = batch_size, precision
         self._specs, self._shape = dict(specs), backbone.spec.input.shape
+        self._smallest = batch_size if self.FIXED else 1
         if self.PROVIDER not in onnxruntime.get_available_providers():
             self._refuse("this build of ONNX Runtime has none")
         data = exported(backbone, specs, cache=cache)
@@ -70,7 +74,14 @@ class CpuEngine:
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
         pixels = filled(batch["pixels"], self.batch_size)
-        return finished(self._forward(pixels), self._specs, len(batch["pixels"]))
+        return finished(
+            within_memory(self._forward, pixels, smallest=self._smallest), self._specs, len(batch["pixels"])
+        )
+
+    def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
+        """A session's run returns when it is done."""
+        found = self.run(batch)
+        return lambda: found
 
     def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
         values: list[np.ndarray] = self._session.run(list(self._specs), {INPUT: np.ascontiguousarray(pixels)})
@@ -114,6 +125,7 @@ class TensorRTEngine(CudaEngine):
 
     NAME = "onnxruntime_tensorrt"
     PROVIDER = "TensorrtExecutionProvider"
+    FIXED = True  # the plan is made for one size of batches
 
     def _providers(self, cache: Path | None) -> list[Any]:
         channels, height, width = self._shape

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import openvino
 
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
+from pipeline.engines import Answer
 from pipeline.engines.batches import filled, finished
 from pipeline.engines.export import exported
 from pipeline.errors import EngineError
@@ -65,20 +67,50 @@ class OpenVINOEngine:
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels) to each tap, float32 (n, ...)."""
+        return self.begin(batch)()
+
+    def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
+        """Hand out the requests of a batch; no core waits for the last of them before the next batch is begun."""
         rows, step = len(batch["pixels"]), self._shape[0]
         pixels = np.ascontiguousarray(filled(batch["pixels"], -(-rows // step) * step))
         values = [np.empty((len(pixels), *shape), dtype=np.float32) for shape in self._outputs]
+        left = _Left(len(pixels) // step, pixels)
         for start in range(0, len(pixels), step):
             part = slice(start, start + step)
-            self._queue.start_async({0: pixels[part]}, userdata=(values, part), share_inputs=True)
-        self._queue.wait_all()
-        return finished(values, self._specs, rows)
+            self._queue.start_async({0: pixels[part]}, userdata=(values, part, left), share_inputs=True)
+
+        def wait() -> dict[str, np.ndarray]:
+            while not left.wait(1.0):  # seconds
+                self._queue.wait_all()  # raises what a request raised
+            return finished(values, self._specs, rows)
+
+        return wait
 
     @staticmethod
-    def _store(request: Any, where: tuple[list[np.ndarray], slice]) -> None:
-        values, part = where
+    def _store(request: Any, where: "tuple[list[np.ndarray], slice, _Left]") -> None:
+        values, part, left = where
         for number, value in enumerate(values):
             value[part] = request.get_output_tensor(number).data
+        left.one_less()
+
+
+class _Left:
+    """How many requests of a batch are not done yet; it keeps the pixels that they read."""
+
+    def __init__(self, count: int, pixels: np.ndarray) -> None:
+        self._pixels = pixels
+        self._count, self._lock, self._none = count, threading.Lock(), threading.Event()
+
+    def one_less(self) -> None:
+        """A request is done."""
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for all of them, so long at most; whether they are done."""
+        return self._none.wait(seconds)
 
 
 def compiled_model(data: bytes, shape: tuple[int, ...], precision: str) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import nn
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.tapped import Tapped, Whole
+from pipeline.engines import Answer
 from pipeline.engines.batches import filled, finished
+from pipeline.engines.memory import first_line, within_memory
 from pipeline.errors import EngineError
 from pipeline.runtime import versions
 
@@ -47,6 +49,8 @@ class TorchEngine:
         if self.device.type == "cuda":
             # The caller's network stays where it is: others export it.
             backbone = Backbone(spec=backbone.spec, module=copy.deepcopy(backbone.module))
+            self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._smallest = 1
         self._network = self._prepare(backbone)
 
     def _prepare(self, backbone: Backbone) -> nn.Module:
@@ -62,10 +66,46 @@ class TorchEngine:
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
-        pixels = torch.from_numpy(filled(batch["pixels"], self.batch_size))
+        return self.begin(batch)()
+
+    def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
+        """On a GPU the batch crosses the bus while the one before is computed, and so do its rows on the way back."""
+        rows, pixels = len(batch["pixels"]), filled(batch["pixels"], self.batch_size)
+        if self.device.type == "cuda":
+            try:
+                sent = self._send(pixels)
+            except torch.OutOfMemoryError:
+                torch.cuda.synchronize(self.device)  # whoever was begun before is done then
+            else:
+                return lambda: finished(sent(), self._specs, rows)
+        found = finished(within_memory(self._compute, pixels, smallest=self._smallest), self._specs, rows)
+        return lambda: found
+
+    def _compute(self, pixels: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode(), self._precisely():
-            values = [value.cpu().numpy() for value in self._network(pixels.to(self.device))]
-        return finished(values, self._specs, len(batch["pixels"]))
+            return [value.cpu().numpy() for value in self._network(torch.from_numpy(pixels).to(self.device))]
+
+    def _send(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
+        """Queue a batch on the GPU; nothing waits before the answer is asked for."""
+        pinned = torch.from_numpy(pixels).pin_memory()
+        computing = torch.cuda.current_stream(self.device)
+        with torch.inference_mode(), self._precisely():
+            with torch.cuda.stream(self._copying):
+                moved = pinned.to(self.device, non_blocking=True)
+            computing.wait_stream(self._copying)
+            moved.record_stream(computing)
+            values = self._network(moved)
+            rows = [torch.empty(value.shape, dtype=value.dtype, pin_memory=True) for value in values]
+            for row, value in zip(rows, values, strict=True):
+                row.copy_(value, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record(computing)
+
+        def wait() -> list[np.ndarray]:
+            ready.synchronize()
+            return [row.numpy() for row in rows]
+
+        return wait
 
     @contextlib.contextmanager
     def _precisely(self) -> Iterator[None]:
@@ -95,6 +135,7 @@ class CompiledEngine(TorchEngine):
 
     def _prepare(self, backbone: Backbone) -> nn.Module:
         whole = Whole(backbone, self._specs).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._smallest = self.batch_size  # the graph is compiled for it
         pixels = torch.zeros(self.batch_size, *self._size, self._channels, dtype=torch.uint8, device=self.device)
         try:
             with warnings.catch_warnings(), torch.no_grad():
@@ -108,9 +149,3 @@ class CompiledEngine(TorchEngine):
                 f"engine 'torch_compiled': the network cannot be compiled here: {first_line(error)}. Choose `torch`."
             ) from None
         return compiled
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

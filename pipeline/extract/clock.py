@@ -15,9 +15,13 @@ NAMES = {"read": "reading and decoding", "forward": "the forward pass", "write":
 
 @dataclass
 class Spent:
-    """Seconds by part, and samples that were dealt with. Of reading what the others had to wait for it."""
+    """Seconds by part, and samples that were dealt with. Of reading and writing what the network waited for them.
+
+    `processes`: how many spent them, side by side.
+    """
 
     samples: int = 0
+    processes: int = 1
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     @contextmanager
@@ -48,8 +52,8 @@ class Spent:
 
     @property
     def whole(self) -> float:
-        """Seconds of all parts."""
-        return sum(self.seconds.values())
+        """Seconds of all parts, by the clock."""
+        return sum(self.seconds.values()) / self.processes
 
     @property
     def rate(self) -> float | None:
@@ -59,7 +63,7 @@ class Spent:
     @property
     def shares(self) -> str:
         """The parts as shares of the whole, as text."""
-        return ", ".join(f"{part} {self.seconds[part] / max(self.whole, 1e-9):.0%}" for part in PARTS)
+        return ", ".join(f"{part} {self.seconds[part] / max(sum(self.seconds.values()), 1e-9):.0%}" for part in PARTS)
 
     def __str__(self) -> str:
         if self.rate is None:

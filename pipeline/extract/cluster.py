@@ -68,6 +68,7 @@ def make_units(
             if made.error is not None:
                 raise made.error
             counted(made.unit, made.spent.samples)
+            spent.processes = max(spent.processes, sum(client.nthreads().values()))
             spent.add(made.spent)
             yield made.rejects
 

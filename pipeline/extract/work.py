@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from pipeline.engines import Engine
+from pipeline.engines import Answer, Engine
 from pipeline.errors import StoreError
 from pipeline.extract.clock import Spent
 from pipeline.extract.decoders import Decoders
-from pipeline.extract.feed import batches
+from pipeline.extract.feed import Batch, batches
 from pipeline.extract.samples import Reject, Samples
 from pipeline.store.cache import Column, Writer
 
@@ -68,36 +67,67 @@ def make_units(
             taps.append(work.taps)
             yield work.samples
 
-    unit: _Unit | None = None
-    ending: Future[list[Reject]] | None = None
-    with ExitStack() as everything, ThreadPoolExecutor(1) as storing:
-        writing: Future[None] | None = None
+    with ExitStack() as everything, ThreadPoolExecutor(1) as thread:
+        storing = _Storing(thread, spent)
+        unit: _Unit | None = None
+        begun: _Begun | None = None
         for batch in spent.waiting(batches(samples(), decoders, batch_size=batch_size)):
             if unit is None:
-                unit = _begin(taps[batch.unit], engine_of, targets, everything)
-            unit.rejects += batch.rejects
-            if len(batch.keys):
-                with spent.on("forward"):
-                    found = unit.engine.run(batch.arrays)
-                with spent.on("write"):
-                    _wait(writing)  # one batch is written while the network runs on the next
-                writing = storing.submit(_append, unit, batch.keys, found)
-            spent.samples += batch.rows
-            done(batch.rows)
-            if batch.last:
-                if ending is not None:
-                    with spent.on("write"):
-                        rejects = ending.result()
-                    yield rejects
-                ending, unit = storing.submit(_finish, unit, writing), None
-        with spent.on("write"):
-            _wait(writing)
-            rejects = ending.result() if ending is not None else []
-        if ending is not None:
+                unit = _open(taps[batch.unit], engine_of, targets, everything)
+            with spent.on("forward"):
+                answer = unit.engine.begin(batch.arrays) if len(batch.keys) else None
+            if begun is not None:
+                yield from storing.take(begun, done)
+            begun = _Begun(unit, batch, answer)
+            unit = None if batch.last else unit
+        if begun is not None:
+            yield from storing.take(begun, done)
+        yield from storing.end()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that the network runs on, if any of it could be read."""
+
+    unit: _Unit
+    batch: Batch
+    answer: Answer | None
+
+
+class _Storing:
+    """Writes rows in a thread beside the network: a batch at a time, and after its last one the shards of a unit."""
+
+    def __init__(self, thread: ThreadPoolExecutor, spent: Spent) -> None:
+        self._thread, self._spent = thread, spent
+        self._writing: Future[None] | None = None
+        self._ending: Future[list[Reject]] | None = None
+
+    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[list[Reject]]:
+        """Wait for a batch and have it written; yield the rejects of the unit before, once its shards are there."""
+        unit, batch = begun.unit, begun.batch
+        unit.rejects += batch.rejects
+        if begun.answer is not None:
+            with self._spent.on("forward"):
+                found = begun.answer()
+            with self._spent.on("write"):
+                _wait(self._writing)  # no more than one batch waits to be written
+            self._writing = self._thread.submit(_append, unit, batch.keys, found)
+        self._spent.samples += batch.rows
+        done(batch.rows)
+        if batch.last:
+            yield from self.end()
+            self._ending = self._thread.submit(_finish, unit, self._writing)
+
+    def end(self) -> Iterator[list[Reject]]:
+        """Wait for the shards that are being written."""
+        if self._ending is not None:
+            with self._spent.on("write"):
+                rejects = self._ending.result()
+            self._ending = None
             yield rejects
 
 
-def _begin(
+def _open(
     taps: tuple[str, ...],
     engine_of: Callable[[tuple[str, ...]], Engine],
     targets: Mapping[str, Target],
@@ -124,7 +154,7 @@ def _finish(unit: _Unit, last: "Future[None] | None") -> list[Reject]:
     return unit.rejects
 
 
-def _wait(future: "Future[Any] | None") -> None:
+def _wait(future: "Future[None] | None") -> None:
     if future is not None:
         future.result()
 
