@@ -21,8 +21,8 @@ class Spent:
     """
 
     samples: int = 0
-    processes: int = 1
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    processes: int = 1
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
