@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,17 +89,9 @@ def work(tmp_path: Path, image_folder: Folder) -> Work:
     return Work(tmp_path, image_folder())
 
 
-class Usage(NamedTuple):
-    """As shutil.disk_usage returns it."""
-
-    total: int
-    used: int
-    free: int
-
-
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Make every file system have so many bytes left."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - free, free))
+    """Let the forecast find so many bytes left on every file system; there are more."""
+    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: free)
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ without a lock; two that add the same rows do no harm. Another version of the la
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ import platformdirs
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
+from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard, writing
 from pipeline.store.encoding import encode
@@ -182,7 +181,7 @@ class Column:
             why = os.strerror(error.errno) if error.errno else str(error)
             raise StoreError(
                 f"{self.folder.parent.parent}: the feature cache cannot be written: {why}. "
-                f"{FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ELSEWHERE}"
+                f"{FULL if error.errno in DISK_FULL else ELSEWHERE}"
             ) from None
 
 
