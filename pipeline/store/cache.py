@@ -62,8 +62,14 @@ class Column:
 
     def records(self) -> list[ShardRecord]:
         """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
-        paths = sorted(path for path in self.folder.glob("*.json") if path.name != "identity.json")
-        return [_record(path) for path in paths if path.with_suffix(".h5").is_file()]
+        return [record for record, _ in self._notes()]
+
+    def _notes(self) -> Iterator[tuple[ShardRecord, Mapping[str, Any]]]:
+        """Each shard's record, and all that was written with it."""
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name != "identity.json" and path.with_suffix(".h5").is_file():
+                note = read_note(path)
+                yield _record(path, note), note
 
     def path_of(self, record: ShardRecord) -> Path:
         """Where a shard lies."""
@@ -74,7 +80,7 @@ class Column:
         shard.verify(self.path_of(record), record, whole=False)
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
-        if sha256_bytes(data) != _read(path.with_suffix(".json")).get("keys"):
+        if sha256_bytes(data) != read_note(path.with_suffix(".json")).get("keys"):
             raise StoreError(f"{path}: damaged: it is not the file that the shard's record names. {REMEDY}")
         return np.frombuffer(data, key_arrays.DTYPE)
 
@@ -92,10 +98,10 @@ class Column:
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
         found: dict[str, str] = {}
-        for record in self.records():
-            found |= _read(self.path_of(record).with_suffix(".json")).get("rejected", {})
+        for _, note in self._notes():
+            found |= note.get("rejected", {})
         for path in sorted((self.folder / "rejected").glob("*.json")):
-            found |= _read(path)
+            found |= read_note(path)
         return found
 
     def add(
@@ -225,7 +231,7 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
     """The column of an identity; raises StoreError if what lies at its address is another one."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
-    if path.is_file() and (problems := differences(dict(identity), _read(path))):
+    if path.is_file() and (problems := differences(dict(identity), read_note(path))):
         raise StoreError(f"{path}: the identity does not fit its address. " + " ".join(problems))
     return Column(folder, identity)
 
@@ -233,7 +239,7 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
 def columns(root: Path) -> Iterator[Column]:
     """Every column of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
-        yield Column(path.parent, _read(path))
+        yield Column(path.parent, read_note(path))
 
 
 def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
@@ -308,9 +314,9 @@ def size(column: Column) -> int:
     return sum(record.bytes for record in column.records())
 
 
-def _record(path: Path) -> ShardRecord:
+def _record(path: Path, note: Any) -> ShardRecord:
     try:
-        return ShardRecord(**_read(path)["shard"])
+        return ShardRecord(**note["shard"])
     except (KeyError, TypeError) as error:
         raise StoreError(
             f"{path}: not a record of this version of icecore: {error}. Update icecore, or remove the file and run "
@@ -318,7 +324,8 @@ def _record(path: Path) -> ShardRecord:
         ) from None
 
 
-def _read(path: Path) -> Any:
+def read_note(path: Path) -> Any:
+    """The content of a JSON file of the cache; raises StoreError if it is damaged."""
     try:
         return read_json(path)
     except ValueError as error:
