@@ -44,6 +44,18 @@ def default_root() -> Path:
     return Path(os.environ.get("ICECORE_CACHE") or platformdirs.user_cache_path("icecore"))
 
 
+@contextlib.contextmanager
+def writable(root: Path) -> Iterator[None]:
+    """Around what writes into a cache: where the system refuses it, that is a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(
+            f"{root}: the feature cache cannot be written: {why}. {FULL if error.errno in DISK_FULL else ELSEWHERE}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Column:
     """All cached rows of one identity; it need not exist yet."""
@@ -177,18 +189,12 @@ class Column:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Make the column if need be; a system that refuses to write, then or later, is a StoreError."""
-        try:
+        """Make the column if need be; see `writable`."""
+        with writable(self.folder.parent.parent):
             path = self.folder / "identity.json"
             if not path.is_file():
                 write_json(path, dict(self.identity))
             yield
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise StoreError(
-                f"{self.folder.parent.parent}: the feature cache cannot be written: {why}. "
-                f"{FULL if error.errno in DISK_FULL else ELSEWHERE}"
-            ) from None
 
 
 class Writer:
