@@ -13,6 +13,7 @@ from pipeline.errors import StoreError, bullets
 from pipeline.extract.plan import Plan
 from pipeline.files import KEY_BYTES, existing, free
 from pipeline.store.layout import Layout
+from pipeline.text import human
 
 SHARD_BYTES = 8192  # of a shard's own: superblock, attributes, the record beside it
 
@@ -153,11 +154,3 @@ def fewer(sizes: Mapping[str, Size], room: int) -> Sequence[str]:
 
 def _room(space: Space) -> str:
     return f"{human(space.needed)} needed, {human(space.free)} free"
-
-
-def human(size: int) -> str:
-    """Bytes as people read them."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.backbones import artefact
 from pipeline.engines.select import AUTO, Job, recall
 from pipeline.errors import DataError
-from pipeline.extract.clock import PARTS, bottleneck, duration
+from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.request import Request
 from pipeline.extract.work import Reject, read_sample
 from pipeline.readers import Reader, Sample
@@ -26,6 +26,7 @@ from pipeline.readers.image import ImageReader
 from pipeline.runtime import cores
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
+from pipeline.text import duration
 
 BATCHES = 8
 # Of Student's t, two-sided 95 %, by degrees of freedom from 1.
