@@ -76,7 +76,12 @@ def write(root: Path, first: int) -> None:
         have = {key for record in column.records() for key in key_arrays.to_hex(column.keys(record))}
         if not have.issuperset(own):
             rows = np.array([[int(key[:6], 16)] for key in own], dtype=np.float32) + np.arange(WIDTH, dtype=np.float32)
-            record = column.add(key_arrays.from_hex(own), rows, provenance={})
+            keys = key_arrays.from_hex(own)
+            with column.writer((WIDTH,)) as writer:
+                for batch in np.array_split(np.arange(ROWS), 5):
+                    writer.append(keys[batch], rows[batch])
+                record = writer.finish(provenance={})
+            assert record is not None
             print("committed", record.name, flush=True)
 
 
@@ -152,8 +157,12 @@ def undisturbed(make: Callable[[str], Sequence[Process]]) -> float:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The digests of all files below a folder, by relative path; `used` is empty and only its time counts."""
+    """The digests of all files below a folder, by relative path.
+
+    Without `used`, which is empty and only its time counts, and `locks/`, which name whoever held them last.
+    """
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "used")
+    paths = (path for path in paths if path.parent.name != "locks")
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 

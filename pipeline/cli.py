@@ -372,9 +372,10 @@ def features_export(
 
       icecore features export features/penultimate vectors.f32
     """
+    from pipeline.store.export import export
     from pipeline.store.features import Features
 
-    rows = Features.open(folder).export(out)
+    rows = export(Features.open(folder), out)
     typer.echo(f"{out}: {rows:,} rows")
 
 

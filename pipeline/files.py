@@ -5,6 +5,7 @@ sees the old file, no file, or the whole new one.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 KEY_BYTES = 16
 FICLONE = 0x40049409  # ioctl_ficlone(2)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says where there is no room left
 
 
 def content_key(data: bytes) -> str:
@@ -156,6 +158,17 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         error.add_note(f"while reading {path}")
         raise
+
+
+def free(folder: Path) -> int:
+    """Bytes that this user may still write in a folder, which need not exist yet."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there: it lies, or will lie, on the same file system."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def link_or_copy(source: Path, target: Path) -> Literal["reflink", "hardlink", "copy"]:

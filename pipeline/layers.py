@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
 from pipeline.errors import BackboneError
-from pipeline.extract.forecast import human
+from pipeline.text import human, table
 
 POOLINGS = ("none", "flatten", "mean", "max", "gem", "mean+std", "avg2x2", "cls", "mean_tokens")
 BYTES = 2  # of a value in float16
@@ -64,7 +64,7 @@ def sizes(tap: Tap) -> dict[str, int]:
 
 def text(found: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table for the terminal."""
-    lines = [["node", "alias", "kind", "activation", "shape", *COLUMNS, "cost"]]
+    lines = []
     for row in found:
         made = f"{row['activation']}: {row['operation']}" if row["activation"] else row["operation"] or "–"
         cells = [row["node"], " ".join(row["aliases"]), row["kind"], made, "×".join(map(str, row["shape"]))]
@@ -72,9 +72,8 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
             size = next((row["bytes"][pool] for pool in pools if pool in row["bytes"]), None)
             cells.append("–" if size is None else human(size))
         lines.append([*cells, "mixed" if row["mixed"] else f"{row['share']:.1%}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    done = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    head = ["node", "alias", "kind", "activation", "shape", *COLUMNS, "cost"]
     note = (
         "bytes a sample in float16 (flatten as none; max and gem as mean); cost: share of the multiply-adds up to there"
     )
-    return "\n".join([done[0], "  ".join("─" * width for width in widths), *done[1:], "", note])
+    return "\n".join([table(head, lines), "", note])

@@ -350,7 +350,7 @@ def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore:
 def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:
     from pipeline import layers
     from pipeline.backbones.spec import Tap
-    from pipeline.extract import forecast
+    from pipeline.text import human
 
     tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)
     row = {"node": "bn", "aliases": [], "kind": "BatchNorm2d", "operation": "x", "activation": None, "mixed": True,
@@ -358,7 +358,7 @@ def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_reada
     line = layers.text([row]).splitlines()[2].split()
     assert line[-1] == "mixed"
     assert "802.8 kB" in layers.text([row])
-    assert forecast.human(51_380_224) == "51.4 MB"
+    assert human(51_380_224) == "51.4 MB"
 
 
 # check ---------------------------------------------------------------------------------------------------------------

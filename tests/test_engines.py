@@ -554,6 +554,14 @@ def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_
     assert recall(job_of(Glyphs), 1) is None
 
 
+def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StoreError, match=r"file: the feature cache cannot be written: Not a directory\. Set ICECORE_CAC"
+    ):
+        export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=tmp_path / "file")
+
+
 def test_an_engine_that_is_asked_for_is_not_replaced() -> None:
     with pytest.raises(EngineError, match="cannot be exported to ONNX"):
         choose("onnxruntime", job_of(Branching), PIXELS, samples=1, say=print)

@@ -680,6 +680,18 @@ def test_the_card_lies_beside_the_features_also_when_nothing_was_computed(job: J
     assert card_of(job, "deep") == found
 
 
+def test_a_damaged_card_is_named_and_the_features_are_linked_once_it_is_removed(job: Job) -> None:
+    job.extract()
+    (path,) = (job.cache / "v2" / job.index("deep").address / "parity").iterdir()
+    path.write_text("{")
+    with pytest.raises(StoreError, match=rf"{path}: expected JSON: .*The file is damaged: remove it and run again"):
+        job.extract(progress=forbid)
+    path.unlink()
+    job.extract(progress=forbid)
+    assert card_of(job, "deep")["cards"] == []
+    assert len(card_of(job, "logits")["cards"]) == 1
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, engine: str) -> None:
     said: list[str] = []

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from pipeline import cli
 from pipeline.backbones import artefact, glyphs
 from pipeline.errors import DataError, Interrupted, StoreError
 from pipeline.extract import ExtractConfig, forecast, summary
-from pipeline.extract.clock import NAMES, Spent, duration
+from pipeline.extract.clock import NAMES, Spent
 from pipeline.extract.forecast import Forecast, Size, Space
 from pipeline.extract.lock import alone, path_of
 from pipeline.extract.pilot import pilot, sample
@@ -89,17 +89,9 @@ def work(tmp_path: Path, image_folder: Folder) -> Work:
     return Work(tmp_path, image_folder())
 
 
-class Usage(NamedTuple):
-    """As shutil.disk_usage returns it."""
-
-    total: int
-    used: int
-    free: int
-
-
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Make every file system have so many bytes left."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - free, free))
+    """Let the forecast find so many bytes left on every file system; there are more."""
+    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: free)
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------
@@ -134,13 +126,6 @@ def test_a_forecast_says_rows_shards_bytes_and_the_room_there_is(work: Work, mon
     found = announced[0].to_json()
     assert found["taps"]["wide"].items() >= {"missing": 12, "known": 0, "shards": 2, "row_bytes": 131_072}.items()
     assert found["spaces"] == [{"folder": str(work.cache), "needed": found["bytes"], "free": 3 * 10**9}]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(999, "999 B"), (1000, "1.0 kB"), (51_380_224, "51.4 MB"), (2e9, "2.0 GB"), (3e12, "3.0 TB")]
-)
-def test_bytes_are_readable(size: int, text: str) -> None:
-    assert forecast.human(size) == text
 
 
 # The room -------------------------------------------------------------------------------------------------------------
@@ -270,11 +255,6 @@ def test_the_sample_of_the_pilot_is_seeded_sorted_and_without_one_twice() -> Non
     assert np.array_equal(chosen, sample(rows, 64, seed=0))
     assert not np.array_equal(chosen, sample(rows, 64, seed=1))
     assert sample(rows, 1000, seed=0).tolist() == rows.tolist()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59, "59.0 s"), (600, "10 min"), (7380, "2 h 3 min")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 # The commands ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from pipeline.store import cache, index, shard, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored, encode
+from pipeline.store.export import export
 from pipeline.store.features import Features, load_joined
 from pipeline.store.identity import address, differences, identity
 from pipeline.store.layout import FORMAT, Layout, ShardRecord, path_of
@@ -1059,7 +1060,7 @@ def test_features_go_to_other_processes_and_other_libraries(features: Features, 
     assert np.array_equal(copy.load(), features.load())
     assert np.array_equal(features.to_torch().numpy(), features.load())
     assert np.array_equal(features.to_dask(block_rows=5).compute(scheduler="synchronous"), features.load())
-    assert features.write_parquet(tmp_path / "f.parquet") == 24
+    assert export(features, tmp_path / "f.parquet") == 24
     table = pq.read_table(tmp_path / "f.parquet")
     assert table["key"].to_pylist() == features.keys
     assert np.array_equal(np.array(table["features"].to_pylist()), features.load())
@@ -1082,7 +1083,7 @@ def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Pat
         assert np.array_equal(view.to_dask(block_rows=3).compute(scheduler="synchronous"), view.load())
         seen = [k for own, _ in view.batches(3, shuffle_seed=0) for k in key_arrays.to_hex(own)]
         assert sorted(seen) == subset.keys
-    assert subset.write_parquet(tmp_path / "f.parquet") == 4
+    assert export(subset, tmp_path / "f.parquet") == 4
     with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
         subset.load([key(5)])
     with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
@@ -1113,17 +1114,17 @@ def test_every_export_has_all_rows_in_the_order_of_the_keys(
 ) -> None:
     monkeypatch.setattr("pipeline.store.features.EXPORT_BYTES", 5 * 12)  # five rows a block
     assert [len(keys) for keys, _ in features.blocks()] == [5, 5, 5, 5, 4]
-    assert features.export(tmp_path / name) == 24
+    assert export(features, tmp_path / name) == 24
     keys, rows = exported(tmp_path / name)
     assert keys == sorted(keys) == features.keys
     assert rows.dtype == np.float32
     assert np.array_equal(rows, features.load())
     some = features.subset(features.keys[3:9])
-    assert some.export(tmp_path / name) == 6  # in the place of the first
+    assert export(some, tmp_path / name) == 6  # in the place of the first
     keys, rows = exported(tmp_path / name)
     assert keys == some.keys
     assert np.array_equal(rows, some.load())
-    assert features.subset([]).export(tmp_path / f"none-{name}") == 0
+    assert export(features.subset([]), tmp_path / f"none-{name}") == 0
     if name != "f.f32":  # an empty file cannot be mapped
         assert exported(tmp_path / f"none-{name}")[0] == []
 
@@ -1137,7 +1138,7 @@ def test_maps_are_exported_flat_and_half_precision_stays_so_in_npy(tmp_path: Pat
     index.commit(tmp_path, identity=identity, layout=form, shards=[record], keys=[arrays], wanted=arrays, rejected={})
     found = Features.open(tmp_path)
     for name in EXPORTED:
-        found.export(tmp_path / name)
+        export(found, tmp_path / name)
         assert np.array_equal(exported(tmp_path / name)[1], rows.reshape(3, 32)), name
     assert exported(tmp_path / "f.npy")[1].dtype == np.float16
     said = json.loads((tmp_path / "f.f32.json").read_text())
@@ -1160,13 +1161,13 @@ def test_an_interrupted_export_leaves_no_file_under_its_name(
     monkeypatch.setattr(Features, "_range", interrupted)
     (tmp_path / "exports").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        features.export(tmp_path / "exports" / name)
+        export(features, tmp_path / "exports" / name)
     assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_an_export_of_another_kind_names_those_there_are(features: Features, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"f.csv: expected a name that ends in .parquet, .npy, .f32, got '.csv'"):
-        features.export(tmp_path / "f.csv")
+        export(features, tmp_path / "f.csv")
     assert not (tmp_path / "f.csv").exists()
 
 

@@ -18,6 +18,7 @@ from pipeline.backbones.tapped import Whole
 from pipeline.errors import EngineError
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
+from pipeline.store.cache import writable
 
 OPSET = 20
 VERSION = 1
@@ -26,13 +27,16 @@ INPUT = "/pixels"
 
 
 def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> bytes:
-    """The ONNX file, from `cache/onnx/` if it was made before; raises EngineError if the network has no graph."""
+    """The ONNX file, from `cache/onnx/` if it was made before.
+
+    Raises EngineError if the network has no graph, and StoreError if the cache cannot be written.
+    """
     if cache is None:
         return export(backbone, specs)
     path = cache / "onnx" / f"{address(backbone, specs)}.onnx"
     if not path.is_file():
         data = export(backbone, specs)
-        with atomic(path) as temporary:
+        with writable(cache), atomic(path) as temporary:
             temporary.write_bytes(data)
         return data
     return path.read_bytes()

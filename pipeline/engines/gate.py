@@ -62,7 +62,7 @@ def steadiness(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]
     return found
 
 
-def beside(pixels: np.ndarray, batch_size: int) -> np.ndarray:
+def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
     """One batch of real samples; where there are too few, their negatives stand beside them."""
     batch = pixels[:batch_size]
     return batch if len(batch) == batch_size else np.concatenate([batch, 255 - batch])[:batch_size]
@@ -85,7 +85,7 @@ def check(
     """
     told = dict(engine.provenance)
     reduced = told["precision"] != "float32"
-    batch = beside(pixels, batch_size)
+    batch = batch_of(pixels, batch_size)
     expected = run_all(reference, pixels, batch_size)
     got = expected if engine is reference else run_all(engine, pixels, batch_size)
     parity = {tap: compare(expected[tap], got[tap], neighbours=reduced) for tap in specs}

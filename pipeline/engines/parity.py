@@ -6,13 +6,14 @@ overlap    of a row's 10 nearest neighbours in the two versions, mean over the r
 top1       share of rows whose largest value stands in the same place: agreement of predictions, where the tap is logits
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from pipeline.config import Settings
+from pipeline.text import table
 
 NEIGHBOURS = 10
 NEIGHBOUR_BYTES = 2**28  # of one version: wide maps are compared on fewer rows
@@ -98,19 +99,6 @@ def _nearest(rows: np.ndarray) -> np.ndarray:
     return nearest
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns for people: the first to the left, the others to the right."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def drawn(line: Sequence[str]) -> str:
-        first, *others = line
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        return "  " + "  ".join(cells).rstrip()
-
-    return "\n".join(drawn(line) for line in lines)
-
-
 def report(found: Mapping[str, Parity]) -> str:
     """The numbers of all taps as a table."""
     rows = [
@@ -124,4 +112,4 @@ def report(found: Mapping[str, Parity]) -> str:
         )
         for tap, parity in found.items()
     ]
-    return table(("tap", "relative", "cosine", "median", "top-1", "neighbours"), rows)
+    return table(("tap", "relative", "cosine", "median", "top-1", "neighbours"), rows, inset=True)

@@ -23,10 +23,12 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.config import Settings
 from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
 from pipeline.engines.gate import Card, check
-from pipeline.engines.parity import Limits, table
-from pipeline.errors import EngineError, StoreError, bullets
+from pipeline.engines.parity import Limits
+from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import cores
+from pipeline.store.cache import writable
+from pipeline.text import table
 
 AUTO = "auto"
 SECONDS = 4.0  # of timing, all engines together, after each ran once
@@ -203,7 +205,7 @@ def _table(job: Job, best: Mapping[str, float], torch_seconds: float, notes: Map
         )
         for name in names
     ]
-    drawn = table((f"engine, {job.precision}", "samples/s", "of torch"), rows).splitlines()
+    drawn = table((f"engine, {job.precision}", "samples/s", "of torch"), rows, inset=True).splitlines()
     return "\n".join(
         [drawn[0], *(f"{line}  {notes.get(name, '')}".rstrip() for line, name in zip(drawn[1:], names, strict=True))]
     )
@@ -213,14 +215,8 @@ def remember(job: Job, choice: Choice) -> None:
     """Write a choice down; a cache that cannot be written says what to do."""
     if job.cache is None:
         return
-    path = _path(job, job.cache)
-    try:
-        write_json(path, choice.model_dump())
-    except OSError as error:
-        raise StoreError(
-            f"{job.cache}: the feature cache cannot be written: {error.strerror}. Set ICECORE_CACHE to a "
-            "folder that can."
-        ) from None
+    with writable(job.cache):
+        write_json(_path(job, job.cache), choice.model_dump())
 
 
 def recall(job: Job, samples: int) -> str | None:

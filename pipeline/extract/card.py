@@ -12,9 +12,8 @@ from typing import Any
 
 from pipeline.engines import Engine
 from pipeline.engines.gate import Card
-from pipeline.errors import StoreError
-from pipeline.files import digest, read_json, write_json
-from pipeline.store.cache import Column
+from pipeline.files import digest, write_json
+from pipeline.store.cache import Column, read_note, writable
 
 NAME = "card.json"
 
@@ -43,16 +42,11 @@ def write(column: Column, card: Card, tap: str) -> None:
     }
     if card.autocast is not None:
         found["torch_autocast"] = card.autocast[tap].model_dump()
-    try:
+    with writable(column.folder.parent.parent):
         write_json(path, found)
-    except OSError as error:
-        raise StoreError(
-            f"{column.folder.parent.parent}: the feature cache cannot be written: {error.strerror}. Set ICECORE_CACHE "
-            "to a folder that can."
-        ) from None
 
 
 def link(column: Column, folder: Path) -> None:
-    """Write the column's cards into a folder of features."""
-    cards = [read_json(path) for path in sorted((column.folder / "parity").glob("*.json"))]
+    """Write the column's cards into a folder of features; raises StoreError for one that is damaged."""
+    cards = [read_note(path) for path in sorted((column.folder / "parity").glob("*.json"))]
     write_json(folder / NAME, {"address": column.address, "cards": cards})

@@ -76,14 +76,6 @@ def bottleneck(seconds: dict[str, float]) -> str:
     return NAMES[max(PARTS, key=lambda part: seconds[part])]
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def peak_memory() -> int | None:
     """The most bytes of memory that this process had so far; None where the system does not say."""
     try:

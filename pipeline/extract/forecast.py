@@ -4,7 +4,6 @@ Bytes are those of the shards that are to be written, with checksums and keys; o
 to the feature cache, and once more to the features folder where it cannot link them, on another file system.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 from pipeline.errors import StoreError, bullets
 from pipeline.extract.plan import Plan
-from pipeline.files import KEY_BYTES
+from pipeline.files import KEY_BYTES, existing, free
 from pipeline.store.layout import Layout
+from pipeline.text import human
 
 SHARD_BYTES = 8192  # of a shard's own: superblock, attributes, the record beside it
 
@@ -109,18 +109,8 @@ def spaces(*, cache_root: Path, out: Path, written: int, linked: int) -> tuple[S
     return (cache, Space(out, written + linked, free(out)))
 
 
-def free(folder: Path) -> int:
-    """Bytes that this user may still write in a folder, which need not exist yet."""
-    return shutil.disk_usage(_existing(folder)).free
-
-
 def _device(folder: Path) -> int:
-    return _existing(folder).stat().st_dev
-
-
-def _existing(folder: Path) -> Path:
-    absolute = folder.absolute()
-    return next(path for path in (absolute, *absolute.parents) if path.exists())
+    return existing(folder).stat().st_dev
 
 
 def shortage(forecast: Forecast, others: Mapping[str, int]) -> str | None:
@@ -164,11 +154,3 @@ def fewer(sizes: Mapping[str, Size], room: int) -> Sequence[str]:
 
 def _room(space: Space) -> str:
     return f"{human(space.needed)} needed, {human(space.free)} free"
-
-
-def human(size: int) -> str:
-    """Bytes as people read them."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

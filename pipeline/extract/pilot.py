@@ -18,13 +18,14 @@ import numpy as np
 from pipeline.backbones import artefact
 from pipeline.engines.select import AUTO, Job, recall
 from pipeline.errors import DataError
-from pipeline.extract.clock import PARTS, bottleneck, duration
+from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import decoders
 from pipeline.extract.request import Request
 from pipeline.extract.samples import Reject, items_of
 from pipeline.readers import Reader, Sample
 from pipeline.readers.image import ImageReader
 from pipeline.store.cache import Column
+from pipeline.text import duration
 
 BATCHES = 8
 # Of Student's t, two-sided 95 %, by degrees of freedom from 1.

@@ -1,8 +1,8 @@
 """What is said at the end of an extraction: what was computed, reused and rejected, and where the time went."""
 
-from pipeline.extract.clock import duration, peak_memory
-from pipeline.extract.forecast import human
+from pipeline.extract.clock import peak_memory
 from pipeline.extract.run import Extracted
+from pipeline.text import duration, human
 
 REASONS = 5  # that are named
 

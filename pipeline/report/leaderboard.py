@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.files import read_json
+from pipeline.text import table
 
 Run = dict[str, Any]
 """What `evaluate` wrote of a run."""
@@ -46,13 +47,11 @@ def text(runs: Sequence[Run]) -> str:
     head = ["task", "run", "input", "labels a class", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE"]
     if runs:
         head[5] = f"{100 * runs[0]['interval']:g} % interval"
-    lines = [head]
+    lines = []
     for run in runs:
         best = run["selected"]
         interval = f"{best['accuracy_low']:.3f}–{best['accuracy_high']:.3f}"
         measured = [number(best[name]) for name in ("macro_f1", "log_loss", "ece")]
         labels = training(best["labels"])
         lines.append([task_of(run), run["run"], best["input"], labels, number(best["accuracy"]), interval, *measured])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([rows[0], "  ".join("─" * width for width in widths), *rows[1:]])
+    return table(head, lines)

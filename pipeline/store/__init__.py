@@ -10,4 +10,5 @@ shard      the same file, open, and its rows
 index      index.json, written last: the commit of a features folder
 cache      the columns that every project and branch on this machine shares
 features   the one class that heads and training read
+export     its rows as one file for others
 """

@@ -13,7 +13,6 @@ without a lock; two that add the same rows do no harm. Another version of the la
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ import platformdirs
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
+from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard, writing
 from pipeline.store.encoding import encode
@@ -43,6 +42,18 @@ ELSEWHERE = "Set ICECORE_CACHE to a folder that can: what is only in this one is
 def default_root() -> Path:
     """$ICECORE_CACHE, or the user's cache directory."""
     return Path(os.environ.get("ICECORE_CACHE") or platformdirs.user_cache_path("icecore"))
+
+
+@contextlib.contextmanager
+def writable(root: Path) -> Iterator[None]:
+    """Around what writes into a cache: where the system refuses it, that is a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(
+            f"{root}: the feature cache cannot be written: {why}. {FULL if error.errno in DISK_FULL else ELSEWHERE}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,14 @@ class Column:
 
     def records(self) -> list[ShardRecord]:
         """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
-        paths = sorted(path for path in self.folder.glob("*.json") if path.name != "identity.json")
-        return [_record(path) for path in paths if path.with_suffix(".h5").is_file()]
+        return [record for record, _ in self._notes()]
+
+    def _notes(self) -> Iterator[tuple[ShardRecord, Mapping[str, Any]]]:
+        """Each shard's record, and all that was written with it."""
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name != "identity.json" and path.with_suffix(".h5").is_file():
+                note = read_note(path)
+                yield _record(path, note), note
 
     def path_of(self, record: ShardRecord) -> Path:
         """Where a shard lies."""
@@ -75,7 +92,7 @@ class Column:
         shard.verify(self.path_of(record), record, whole=False)
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
-        if sha256_bytes(data) != _read(path.with_suffix(".json")).get("keys"):
+        if sha256_bytes(data) != read_note(path.with_suffix(".json")).get("keys"):
             raise StoreError(f"{path}: damaged: it is not the file that the shard's record names. {REMEDY}")
         return np.frombuffer(data, key_arrays.DTYPE)
 
@@ -93,10 +110,10 @@ class Column:
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
         found: dict[str, str] = {}
-        for record in self.records():
-            found |= _read(self.path_of(record).with_suffix(".json")).get("rejected", {})
+        for _, note in self._notes():
+            found |= note.get("rejected", {})
         for path in sorted((self.folder / "rejected").glob("*.json")):
-            found |= _read(path)
+            found |= read_note(path)
         return found
 
     def add(
@@ -172,18 +189,12 @@ class Column:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Make the column if need be; a system that refuses to write, then or later, is a StoreError."""
-        try:
+        """Make the column if need be; see `writable`."""
+        with writable(self.folder.parent.parent):
             path = self.folder / "identity.json"
             if not path.is_file():
                 write_json(path, dict(self.identity))
             yield
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise StoreError(
-                f"{self.folder.parent.parent}: the feature cache cannot be written: {why}. "
-                f"{FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ELSEWHERE}"
-            ) from None
 
 
 class Writer:
@@ -226,7 +237,7 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
     """The column of an identity; raises StoreError if what lies at its address is another one."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
-    if path.is_file() and (problems := differences(dict(identity), _read(path))):
+    if path.is_file() and (problems := differences(dict(identity), read_note(path))):
         raise StoreError(f"{path}: the identity does not fit its address. " + " ".join(problems))
     return Column(folder, identity)
 
@@ -234,7 +245,7 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
 def columns(root: Path) -> Iterator[Column]:
     """Every column of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
-        yield Column(path.parent, _read(path))
+        yield Column(path.parent, read_note(path))
 
 
 def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
@@ -309,9 +320,9 @@ def size(column: Column) -> int:
     return sum(record.bytes for record in column.records())
 
 
-def _record(path: Path) -> ShardRecord:
+def _record(path: Path, note: Any) -> ShardRecord:
     try:
-        return ShardRecord(**_read(path)["shard"])
+        return ShardRecord(**note["shard"])
     except (KeyError, TypeError) as error:
         raise StoreError(
             f"{path}: not a record of this version of icecore: {error}. Update icecore, or remove the file and run "
@@ -319,7 +330,8 @@ def _record(path: Path) -> ShardRecord:
         ) from None
 
 
-def _read(path: Path) -> Any:
+def read_note(path: Path) -> Any:
+    """The content of a JSON file of the cache; raises StoreError if it is damaged."""
     try:
         return read_json(path)
     except ValueError as error:

@@ -6,15 +6,14 @@ spawned: shards are opened where they are read.
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.files import atomic, write_json
 from pipeline.runtime import beside
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
@@ -31,8 +30,6 @@ Keys = Sequence[str] | np.ndarray
 """Sample keys: text of 32 hex digits each, or an array of dtype S16."""
 
 EXPORT_BYTES = 2**25  # of the rows that an export holds at once
-EXPORTS: Mapping[str, str] = {".parquet": "write_parquet", ".npy": "write_npy", ".f32": "write_raw"}
-"""The method of Features that writes a file of that suffix."""
 
 
 class Features:
@@ -204,67 +201,6 @@ class Features:
         for keys, rows in self.blocks(block_rows=block_rows):
             listed = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
             yield pa.RecordBatch.from_arrays([pa.array(key_arrays.to_hex(keys)), listed], names=["key", "features"])
-
-    def export(self, path: Path) -> int:
-        """Write all rows in the format of the file's suffix, one of EXPORTS; return their number.
-
-        Raises StoreError for another suffix. A file appears under its name when it is whole, and never before.
-        """
-        if path.suffix not in EXPORTS:
-            raise StoreError(f"{path}: expected a name that ends in {', '.join(EXPORTS)}, got {path.suffix!r}.")
-        write: Callable[[Path], int] = getattr(self, EXPORTS[path.suffix])
-        return write(path)
-
-    def write_parquet(self, path: Path) -> int:
-        """Write all rows to a Parquet file; return their number."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        kind = pa.list_(pa.from_numpy_dtype(self.dtype), int(np.prod(self.shape)))
-        schema = pa.schema([("key", pa.string()), ("features", kind)])
-        with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
-            for batch in self.to_arrow():
-                file.write_batch(batch)
-        return len(self)
-
-    def write_npy(self, path: Path) -> int:
-        """Write all rows, flattened, as one .npy matrix of `dtype`, with `<path>.keys.txt`; return their number.
-
-        A line of the second is the key of the row of that number. `np.load(path, mmap_mode="r")` reads no row before it
-        is asked for.
-        """
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (len(self), int(np.prod(self.shape))),
-        }
-        with atomic(path) as temporary, atomic(Path(f"{path}.keys.txt")) as keys:
-            with temporary.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                self._write_rows(file, self.dtype, keys)
-            path.unlink(missing_ok=True)  # no moment has the new keys beside the old rows
-        return len(self)
-
-    def write_raw(self, path: Path) -> int:
-        """Write all rows, flattened, as float32 little-endian without a header; return their number.
-
-        FAISS and others map such a file. Beside it lie `<path>.keys.txt`, as of `write_npy`, and `<path>.json`: rows,
-        dimensions, dtype, identity.
-        """
-        said = {"rows": len(self), "dimensions": int(np.prod(self.shape)), "dtype": "<f4", "identity": self.identity}
-        with atomic(path) as temporary, atomic(Path(f"{path}.keys.txt")) as keys:
-            with temporary.open("wb") as file:
-                self._write_rows(file, np.dtype("<f4"), keys)
-            path.unlink(missing_ok=True)
-            write_json(Path(f"{path}.json"), said)
-        return len(self)
-
-    def _write_rows(self, file: BinaryIO, dtype: np.dtype[Any], keys: Path) -> None:
-        # Plain writes, no mapping: a full disk is an error then, and would end the process otherwise.
-        with keys.open("w", encoding="ascii") as listed:
-            for own, rows in self.blocks():
-                file.write(np.ascontiguousarray(rows, dtype=dtype).data)
-                listed.writelines(f"{key}\n" for key in key_arrays.to_hex(own))
 
     def _places(self, keys: Keys) -> np.ndarray:
         """The place of each key in the table of rows."""

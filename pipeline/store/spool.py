@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.files import scratch
+from pipeline.files import DISK_FULL, scratch
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK, PIECE_BYTES, Stored, encode, largest, quantise, scale_of
 from pipeline.store.layout import Layout, checksums, cut
-from pipeline.store.writing import FULL, no_space, pread, pwrite, refuse_unstorable, room_for
+from pipeline.store.writing import no_space, pread, pwrite, refuse_unstorable, room_for
 
 
 class Spool:
@@ -65,7 +65,7 @@ class Spool:
         try:
             pwrite(self._descriptor, data, rows * self._row_bytes)
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in DISK_FULL:
                 raise no_space(self.path.parent, room_for(of, self._layout)) from None
             raise
 

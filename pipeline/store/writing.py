@@ -4,7 +4,6 @@ Rows come in pieces from wherever they are held (`Rows`), in memory or in a spoo
 here. The file gets its name, the SHA-256 of its content, when it is finished, and is never opened for writing again.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import xxhash
 import zstandard
 
 from pipeline.errors import StoreError
-from pipeline.files import flush, publish, scratch, sha256_file
+from pipeline.files import DISK_FULL, flush, free, publish, scratch, sha256_file
 from pipeline.runtime import beside
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK, Encoded, Stored
@@ -36,7 +35,6 @@ from pipeline.store.layout import (
     path_of,
 )
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 OVERHEAD_BYTES = 2**12  # of HDF5's own in a shard, at most, but for the checksums
 
 
@@ -71,8 +69,8 @@ def write_rows(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> Sh
     first, last = key_arrays.to_hex(keys[[0, -1]])
     needed = room_for(len(keys), layout)
     # Vectors only: maps shrink. HDF5 does not even close a file well that it had no room for.
-    if not layout.chunked and (free := _free(folder)) < needed:
-        raise no_space(folder, needed, free)
+    if not layout.chunked and free(folder) < needed:
+        raise no_space(folder, needed)
     try:
         with scratch(folder, "shard") as temporary:
             digest = (_write_maps if layout.chunked else _write_vectors)(temporary, keys, rows, layout)
@@ -80,8 +78,10 @@ def write_rows(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> Sh
             record = ShardRecord(digest, len(keys), temporary.stat().st_size, first, last)
             publish(temporary, path_of(folder, record.name))
     except (OSError, RuntimeError) as error:  # the second is what h5py makes of some errors
-        if getattr(error, "errno", None) in FULL or any(f"errno = {number}," in str(error) for number in FULL):
-            raise no_space(folder, needed, _free(folder)) from None
+        if getattr(error, "errno", None) in DISK_FULL or any(
+            f"errno = {number}," in str(error) for number in DISK_FULL
+        ):
+            raise no_space(folder, needed) from None
         raise
     return record
 
@@ -103,19 +103,13 @@ def room_for(rows: int, layout: Layout) -> int:
     return rows * (layout.row_bytes + key_arrays.DTYPE.itemsize) + OVERHEAD_BYTES
 
 
-def no_space(folder: Path, needed: int, free: int | None = None) -> StoreError:
-    """What is said where a shard of some bytes does not fit; `free`: as was found before, or what is free now."""
-    free = _free(folder) if free is None else free
+def no_space(folder: Path, needed: int) -> StoreError:
+    """What is said where a shard of some bytes does not fit."""
+    room = free(folder)
     return StoreError(
-        f"{folder}: no space left for a shard of up to {needed:,} bytes: {free:,} are free, {max(needed - free, 0):,} "
+        f"{folder}: no space left for a shard of up to {needed:,} bytes: {room:,} are free, {max(needed - room, 0):,} "
         "are missing. Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
     )
-
-
-def _free(folder: Path) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
 
 
 def _write_vectors(path: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> str:

@@ -1,0 +1,89 @@
+"""Features as one file for others: the rows of a store in the order of their keys.
+
+.parquet   columns `key` and `features`, a list of fixed size
+.npy       a matrix of float16 or float32, and the keys in `<path>.keys.txt`
+.f32       float32 without a header, for what maps files, such as FAISS; its shape in `<path>.json`, the keys likewise
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.errors import StoreError
+from pipeline.files import atomic, write_json
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+
+
+def export(features: Features, path: Path) -> int:
+    """Write all rows in the format of the file's suffix, one of EXPORTS; return their number.
+
+    Raises StoreError for another suffix. A file appears under its name when it is whole, and never before.
+    """
+    if path.suffix not in EXPORTS:
+        raise StoreError(f"{path}: expected a name that ends in {', '.join(EXPORTS)}, got {path.suffix!r}.")
+    EXPORTS[path.suffix](features, path)
+    return len(features)
+
+
+def write_parquet(features: Features, path: Path) -> None:
+    """Write all rows to a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.list_(pa.from_numpy_dtype(features.dtype), int(np.prod(features.shape)))
+    schema = pa.schema([("key", pa.string()), ("features", kind)])
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+        for batch in features.to_arrow():
+            file.write_batch(batch)
+
+
+def write_npy(features: Features, path: Path) -> None:
+    """Write all rows, flattened, as one .npy matrix of the features' `dtype`, with `<path>.keys.txt`.
+
+    A line of the second is the key of the row of that number. `np.load(path, mmap_mode="r")` reads no row before it is
+    asked for.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(features.dtype),
+        "fortran_order": False,
+        "shape": (len(features), int(np.prod(features.shape))),
+    }
+    with atomic(path) as temporary, atomic(Path(f"{path}.keys.txt")) as keys:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            _write_rows(features, file, features.dtype, keys)
+        path.unlink(missing_ok=True)  # no moment has the new keys beside the old rows
+
+
+def write_raw(features: Features, path: Path) -> None:
+    """Write all rows, flattened, as float32 little-endian without a header.
+
+    FAISS and others map such a file. Beside it lie `<path>.keys.txt`, as of `write_npy`, and `<path>.json`: rows,
+    dimensions, dtype, identity.
+    """
+    dimensions = int(np.prod(features.shape))
+    said = {"rows": len(features), "dimensions": dimensions, "dtype": "<f4", "identity": features.identity}
+    with atomic(path) as temporary, atomic(Path(f"{path}.keys.txt")) as keys:
+        with temporary.open("wb") as file:
+            _write_rows(features, file, np.dtype("<f4"), keys)
+        path.unlink(missing_ok=True)
+        write_json(Path(f"{path}.json"), said)
+
+
+def _write_rows(features: Features, file: BinaryIO, dtype: np.dtype[Any], keys: Path) -> None:
+    # Plain writes, no mapping: a full disk is an error then, and would end the process otherwise.
+    with keys.open("w", encoding="ascii") as listed:
+        for own, rows in features.blocks():
+            file.write(np.ascontiguousarray(rows, dtype=dtype).data)
+            listed.writelines(f"{key}\n" for key in key_arrays.to_hex(own))
+
+
+EXPORTS: Mapping[str, Callable[[Features, Path], None]] = {
+    ".parquet": write_parquet,
+    ".npy": write_npy,
+    ".f32": write_raw,
+}
+"""What writes a file of that suffix."""
