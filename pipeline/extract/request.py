@@ -13,24 +13,45 @@ from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
 from pipeline.errors import BackboneError, bullets
 from pipeline.extract import ExtractConfig
 from pipeline.extract.plan import Plan, plan
+from pipeline.sources import Place
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
 from pipeline.store.identity import identity
 from pipeline.store.layout import ShardRecord
 
+# The columns of a manifest as they are held: a container is named once, and the paths may be more than 2 GiB of text.
+LEAN = {
+    "path": pa.large_string(),
+    "container": pa.dictionary(pa.int32(), pa.string()),
+    "offset": pa.int64(),
+    "size": pa.int64(),
+}
+
 
 @dataclass(frozen=True)
 class Samples:
-    """What is to be extracted: distinct keys (S16, sorted) and a path for each."""
+    """What is to be extracted: distinct keys (S16, sorted), and where the bytes of each are.
+
+    `containers` (dictionary-encoded) and `offsets` are null where a path is a file of its own; `sizes` are bytes.
+    """
 
     keys: np.ndarray
     paths: pa.Array
+    containers: pa.DictionaryArray
+    offsets: pa.Array
+    sizes: pa.Array
 
     def paths_of(self, rows: np.ndarray) -> list[str]:
         """The paths of some rows."""
         found: list[str] = self.paths.take(pa.array(rows)).to_pylist()
         return found
+
+    def places_of(self, rows: np.ndarray) -> list[Place]:
+        """Where the bytes of some rows are, in the order of `rows`."""
+        taken = pa.array(rows)
+        columns = (self.paths, self.containers, self.offsets, self.sizes)
+        return [Place(*row) for row in zip(*(one.take(taken).to_pylist() for one in columns), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -96,10 +117,21 @@ def checked(
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content."""
-    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
-    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
-    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
+    """The union of some data sets, a row a distinct content: the first of each."""
+    keys: list[np.ndarray] = []
+    columns: dict[str, list[pa.Array]] = {name: [] for name in LEAN}
+    for batch in manifest.read_files(manifests, datasets):
+        keys.append(key_arrays.from_arrow(batch["key"]))
+        for name, kind in LEAN.items():
+            is_category = pa.types.is_dictionary(kind)
+            columns[name].append(batch[name].dictionary_encode() if is_category else batch[name].cast(kind))
+    distinct, first = np.unique(np.concatenate([*keys, np.empty(0, key_arrays.DTYPE)]), return_index=True)
+    rows = pa.array(first)
+    path, container, offset, size = (
+        pa.chunked_array(columns.pop(name), kind).unify_dictionaries().combine_chunks().take(rows)
+        for name, kind in LEAN.items()
+    )
+    return Samples(distinct, path, container, offset, size)
 
 
 def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
