@@ -180,8 +180,8 @@ def _is_number(text: str) -> bool:
 def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
     """The top-level scalars of a JSON object that are labels; what a manifest cannot hold as a number is text."""
     try:
-        # NaN and Infinity are no JSON, but Python and others write them.
-        values = json.loads(text, parse_constant=str)
+        # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
+        values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name)
     except (ValueError, RecursionError):
         raise ValueError("its .json is damaged") from None
     if not isinstance(values, dict):
@@ -195,7 +195,7 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
                 continue
             value = json.dumps(value, ensure_ascii=False)
         if (type(value) is int and not -(2**63) <= value < 2**63) or (type(value) is float and math.isinf(value)):
-            value = str(value)
+            value = json.dumps(value)
         found[files.text(name)] = files.text(value) if isinstance(value, str) else value
     return found
 

@@ -36,7 +36,8 @@ def container(path: str, column: str) -> str:
 def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
     """The bytes of some rows, by ascending numbers; see `pipeline.sources.read_many`.
 
-    Only the row groups that hold them are read, of these only the column of bytes, and of that a few megabytes at once.
+    Only the row groups that hold them are read, of these only the column of bytes, and of that a few megabytes at once,
+    or a page where that is more: writers make pages of up to 1,024 rows.
     """
     path, _, column = container.rpartition("#")
     done = 0

@@ -117,7 +117,7 @@ def _member(header: tarfile.TarInfo, name: str, extra: dict[str, str], data: int
         kind, refused = "link", "a link: pack the file that it leads to"
     elif header.type in _WITHOUT_DATA:
         kind, refused = "special", "not a regular file"
-    elif header.issparse() or any(key.startswith("GNU.sparse.") for key in extra):
+    elif header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extra):
         refused = "a sparse file: pack it without --sparse"
     elif data + size > total:
         refused = f"the archive ends inside it: expected {size:,} bytes, got {max(0, total - data):,}"
