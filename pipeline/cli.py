@@ -87,8 +87,17 @@ def check(params: Annotated[Path, typer.Argument(help="The settings to check.")]
 @app.command()
 def extract(
     backbone: Annotated[str, typer.Option(help="A model of torchvision or timm, or the folder of a backbone.")],
-    data: Annotated[Path, typer.Option(help="A folder of images, or a .csv or .parquet list with a column `path`.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of images, a .csv or .parquet list with a column `path`, a .tar or a folder of them, or a "
+            "URL of one of these, such as s3://bucket/photos."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    image: Annotated[
+        str | None, typer.Option(help="The column of image bytes, where the data are Parquet that holds the images.")
+    ] = None,
     tap: Annotated[
         list[str] | None,
         typer.Option(help="NODE or NODE:POOLING, such as layer3:mean; once for each. [default: penultimate]"),
@@ -108,7 +117,7 @@ def extract(
     max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Embed a folder of images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
+    """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
 
     What the feature cache has is not computed again, so a second run computes only what is new.
 
@@ -117,6 +126,12 @@ def extract(
       icecore extract --backbone resnet50 --tap penultimate --data photos/ --out features/
 
       icecore extract --backbone mobilenet_v2 --tap features.13:avg2x2 --tap penultimate --data a.csv --out features/
+
+      icecore extract --backbone resnet50 --data shards/ --out features/     (a folder of WebDataset .tar files)
+
+      icecore extract --backbone resnet50 --data train.parquet --image image --out features/
+
+      icecore extract --backbone resnet50 --data s3://bucket/photos --out features/     (after pip install s3fs)
     """
     from contextlib import nullcontext
 
@@ -129,6 +144,7 @@ def extract(
         backbone,
         tap or ["penultimate"],
         data,
+        image=image,
         weights=embed.Weights(source=source, name=weights, file=file, sha256=sha256),
         dtype=dtype,
         max_rejected=max_rejected,

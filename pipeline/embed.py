@@ -1,7 +1,7 @@
-"""A one-off embedding job: a folder of images and the name of a backbone to features, without params.yaml and DVC.
+"""A one-off embedding job: images and the name of a backbone to features, without params.yaml and DVC.
 
-Below `out` lie a features folder a tap, `files.parquet` (key, path, size and labels of each row), `excluded.csv` (the
-files that are no row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
+Below `out` lie a features folder a tap, `files.parquet` (key, path, size, place and labels of each row), `excluded.csv`
+(the files that are no row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
 """
 
 import importlib.util
@@ -26,10 +26,11 @@ from pipeline.extract.run import Extracted, extract
 from pipeline.files import atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
 from pipeline.freeze.run import freeze
-from pipeline.manifest import FIXED, ManifestPaths
+from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.runtime import Progress, silent, versions
+from pipeline.sources import files
 
 Named = Annotated[Torchvision | Timm, Field(discriminator="source")]
 """Settings of a backbone that has a name."""
@@ -72,22 +73,27 @@ class Embedded:
 def job(
     backbone: str,
     taps: Iterable[str],
-    data: Path,
+    data: Path | str,
     *,
+    image: str | None = None,
     weights: Weights = Weights(),
     dtype: str = "float16",
     max_rejected: float = 0.05,
     **extraction: Any,
 ) -> Job:
-    """Check what a user asks for; `taps` as `tap` reads them, `extraction` as in ExtractConfig.
+    """Check what a user asks for; `taps` as `tap` reads them, `data` and `image` as PrepareConfig, `extraction` as
+    ExtractConfig has them.
 
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
     DataError where there are no images.
     """
-    if not data.exists():
-        raise DataError(f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list.")
+    if files.kind(str(data)) is None:
+        raise DataError(
+            f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list, or "
+            ".tar archives, Parquet with `image`, or a URL of one of these."
+        )
     raw = {
-        "prepare": {"root": data, "max_rejected": max_rejected},
+        "prepare": {"root": str(data), "image": image, "max_rejected": max_rejected},
         "extract": {
             "datasets": (DATASET,),
             "taps": _taps(taps, dtype),
@@ -199,7 +205,10 @@ def embed(
 
 
 def _apart(job: Job, out: Path) -> None:
-    root = job.prepare.root.resolve()
+    here = files.local(job.prepare.root)
+    if here is None:
+        return
+    root = here.resolve()
     for folder in (out, *(out / name for name in job.extract.taps)):
         if root.is_dir() and folder.resolve().is_relative_to(root):
             raise ConfigError(
@@ -222,7 +231,7 @@ def _frozen(job: Job, work: Path) -> Path:
 def _write_files(paths: ManifestPaths, out: Path) -> None:
     """Write files.parquet, the manifest without columns that are empty, and excluded.csv beside it."""
     with pq.ParquetFile(paths.rows) as rows:
-        empty = set(rows.schema_arrow.names) - set(FIXED)
+        empty = set(rows.schema_arrow.names) - (set(FIXED) - set(IN_CONTAINERS))
         for batch in rows.iter_batches(columns=sorted(empty)):
             empty = {name for name in empty if batch[name].null_count == len(batch)}
         kept = [name for name in rows.schema_arrow.names if name not in empty]

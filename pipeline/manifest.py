@@ -2,26 +2,42 @@
 
 `data/manifests/<dataset>.parquet` has a row a distinct content, sorted by path:
 
-    key     32 hex digits, BLAKE2b-128 of the file's bytes
-    path    as it is opened from the project's root
-    size    bytes
-    ...     one column a label; a folder gives `label`, and `split` and `domain` where its layout has them
+    key         32 hex digits, BLAKE2b-128 of the sample's bytes, wherever they lie
+    path        as it is opened from the project's root, or a URL; of a sample in a container, that and its name there
+    size        bytes
+    container   the tar archive or Parquet file that has the sample among others; null where `path` is a file of its own
+    offset      the byte, or the row, at which the sample is in its container
+    ...         one column a label; a folder gives `label`, and `split` and `domain` where its layout has them
 
-`data/manifests/files/<dataset>.parquet` has key, path and size alone: extraction reads this one, so that a change of
-labels never touches it. `data/manifests/<dataset>.excluded.csv` accounts for all others: path, size, kind, reason.
+`data/manifests/files/<dataset>.parquet` has these without labels: extraction reads this one, so that a change of labels
+never touches it. `data/manifests/<dataset>.excluded.csv` accounts for all others: path, size, kind, reason.
+
+`container` and `offset` are what `pipeline.sources.Place` has. Manifests that were written before there were containers
+lack the two columns, and are read as if they were null.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, unknown
 
-FILES_SCHEMA = pa.schema([("key", pa.string()), ("path", pa.string()), ("size", pa.int64())])
+FILES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("container", pa.string()),  # dictionary-encoded in the file, as Parquet does by itself with what repeats
+        ("offset", pa.int64()),
+    ]
+)
 FIXED = tuple(FILES_SCHEMA.names)
+IN_CONTAINERS = ("container", "offset")
+"""The columns that are null where no sample lies in a container."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +69,30 @@ def read(folder: Path, dataset: str, columns: Sequence[str] | None = None) -> pa
     if not path.is_file():
         raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
     names = pq.read_schema(path).names
-    for column in columns or ():
-        if column not in names:
+    if columns is None:
+        return pq.read_table(path)
+    for column in columns:
+        if column not in (*names, *IN_CONTAINERS):
             raise DataError(f"{path}: {unknown('column', column, names)}")
-    return pq.read_table(path, columns=list(columns) if columns else None)
+    table = pq.read_table(path, columns=[name for name in columns if name in names])
+    return _with_containers(table, [name for name in IN_CONTAINERS if name in columns]).select(list(columns))
 
 
 def read_files(folder: Path, datasets: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Key, path and size of every sample of several data sets, in blocks; a content may come more than once."""
+    """The columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
     for dataset in datasets:
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
             raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches()
+            for batch in file.iter_batches():
+                yield _with_containers(batch, IN_CONTAINERS).select(FILES_SCHEMA.names)
+
+
+def _with_containers(table: Any, names: Sequence[str]) -> Any:
+    """A table or a batch with these columns; they are null where its file is older than they are."""
+    for name in names:
+        if name not in table.schema.names:
+            field = FILES_SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table

@@ -30,12 +30,13 @@ from pipeline.extract.decoders import Threads
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.samples import Item, Reject, Samples, read_sample, read_samples
+from pipeline.extract.samples import WHERE, Item, Reject, Samples, read_sample, read_samples
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
+from pipeline.sources import Place
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -319,7 +320,7 @@ def test_a_content_that_lies_in_two_data_sets_is_computed_once(job: Job) -> None
     list_files(job.manifests, "more", [job.files[0], *more, job.files[5]])
     assert job.missing(datasets=("photos", "more")) == {"deep": 14, "logits": 14, "pixels": 14}
     samples = read_samples(job.manifests, ("more", "photos"))
-    assert len(samples.keys) == len(samples.paths) == 14
+    assert len(samples) == len(samples.places()) == 14
 
 
 def test_values_do_not_depend_on_what_else_is_asked_for(job: Job) -> None:
@@ -433,18 +434,17 @@ def test_a_sample_is_read_only_if_it_is_still_what_its_key_says(tmp_path: Path) 
     path = next(tmp_path.glob("*.png"))
     reader = ImageReader(glyphs.INPUT.image)
     key = content_key(path.read_bytes())
-    found = read_sample(reader, Item(key, str(path)))
+    place = Place(str(path), None, None, path.stat().st_size)
+    found = read_sample(reader, Item(key, place))
     assert isinstance(found, dict)
     assert found["pixels"].shape == (32, 32, 1)
     reason = "changed since its data set was prepared; run prepare again"
-    assert read_sample(reader, Item(key[::-1], str(path))) == Reject(key[::-1], str(path), reason, lasting=False)
+    assert read_sample(reader, Item(key[::-1], place)) == Reject(key[::-1], str(path), reason, lasting=False)
     path.write_text("no image")
     lasting = Reject(content_key(b"no image"), str(path), "not an image that Pillow can read", lasting=True)
-    assert read_sample(reader, Item(content_key(b"no image"), str(path))) == lasting
+    assert read_sample(reader, Item(content_key(b"no image"), place)) == lasting
     path.unlink()
-    assert read_sample(reader, Item(key, str(path))) == Reject(
-        key, str(path), "No such file or directory", lasting=False
-    )
+    assert read_sample(reader, Item(key, place)) == Reject(key, str(path), "No such file or directory", lasting=False)
 
 
 def test_a_file_that_changed_since_prepare_is_rejected_and_nothing_wrong_is_stored(job: Job) -> None:
@@ -783,6 +783,12 @@ def decoding(backbone: artefact.Backbone) -> Threads:
     return Threads(ImageReader(backbone.spec.input.image), 1)
 
 
+def one_sample(key: str, path: str) -> Samples:
+    """A sample that is a file of its own."""
+    where = pa.RecordBatch.from_pylist([{"path": path}], schema=WHERE)
+    return Samples(key_arrays.from_hex([key]), where)
+
+
 def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
     job.extract(LAST)
     other = artefact.read(job.backbone)
@@ -805,8 +811,8 @@ def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
     rest = {"backbone": backbone, "precision": "float32", "rows": np.arange(1), "decoders": decoding(backbone)}
-    unknown = Samples(key_arrays.from_hex([content_key(b"unknown")]), pa.array(["x"]))
+    unknown = one_sample(content_key(b"unknown"), "x")
     assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
     # Its file has changed meanwhile.
-    changed = Samples(key_arrays.from_hex(job.keys[:1]), pa.array([job.files[1].as_posix()]))
+    changed = one_sample(job.keys[0], job.files[1].as_posix())
     assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None

@@ -26,8 +26,9 @@ from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare import PrepareConfig
+from pipeline.prepare.examine import inspect
 from pipeline.prepare.find import find
-from pipeline.prepare.run import Prepared, inspect, prepare
+from pipeline.prepare.run import Prepared, prepare
 from stages import project
 
 Folder = Callable[..., Path]
@@ -140,7 +141,7 @@ def test_rows_are_sorted_by_path_and_extraction_reads_the_same_ones_without_labe
     files = pq.read_table(messy.paths.files)
     assert files.schema.equals(FILES_SCHEMA)
     assert files.equals(messy.table.select(files.column_names))
-    assert messy.table.column_names == ["key", "path", "size", "label"]
+    assert messy.table.column_names == ["key", "path", "size", "container", "offset", "label"]
 
 
 REASONS = {
@@ -224,7 +225,7 @@ def test_folders_named_train_val_and_test_give_the_split(tmp_path: Path) -> None
         write_image(root / folder / label / "0.png", seed=number)
     write_image(root / ".git" / "cat" / "0.png", seed=10)
     outcome = prepared(root, tmp_path / "manifests")
-    assert outcome.table.column_names == ["key", "path", "size", "label", "split"]
+    assert outcome.table.column_names == ["key", "path", "size", "container", "offset", "label", "split"]
     assert outcome.column("split") == {
         f"{folder}/{label}/0.png": split
         for folder, split in (("train", "train"), ("val", "validation"), ("test", "test"))
@@ -254,7 +255,7 @@ def test_several_roots_give_the_domain_and_share_their_classes(tmp_path: Path) -
     for number, domain in enumerate(("amazon", "webcam", "dslr")):
         write_image(root / domain / "mug" / "0.png", seed=number)
     outcome = prepared(root, tmp_path / "manifests", folders=("webcam", "amazon"))
-    assert outcome.table.column_names == ["key", "path", "size", "label", "domain"]
+    assert outcome.table.column_names == ["key", "path", "size", "container", "offset", "label", "domain"]
     assert outcome.column("domain") == {"amazon/mug/0.png": "amazon", "webcam/mug/0.png": "webcam"}
     assert set(outcome.column("label").values()) == {"mug"}
 
@@ -377,7 +378,7 @@ def test_a_csv_list_has_typed_labels_and_places(csv_list: Folder, tmp_path: Path
         f"{tmp_path}/2.png,,4,,1,,small,c",
     )
     outcome = prepared(path, tmp_path / "manifests")
-    assert [(field.name, field.type) for field in outcome.table.schema][3:] == [
+    assert [(field.name, field.type) for field in outcome.table.schema][5:] == [
         ("breed", pa.string()),
         ("age", pa.int64()),
         ("born", pa.date32()),
@@ -397,7 +398,7 @@ def test_only_the_chosen_columns_of_a_list_are_kept_and_paths_are_relative_to_th
     write_image(images / "7", seed=2)
     (tmp_path / "list.csv").write_text("id,a,b,split,size\n007,1,x,test,3\n7,2,y,train,4\n")
     outcome = prepared(tmp_path / "list.csv", tmp_path / "manifests", path="id", columns=("b",), base=images)
-    assert outcome.table.column_names == ["key", "path", "size", "b"]
+    assert outcome.table.column_names == ["key", "path", "size", "container", "offset", "b"]
     assert outcome.table["path"].to_pylist() == [f"{images}/007", f"{images}/7"]
     assert outcome.table["b"].to_pylist() == ["x", "y"]
     assert outcome.table["size"].to_pylist() == [path.stat().st_size for path in (images / "007", images / "7")]

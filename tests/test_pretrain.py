@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,14 +38,16 @@ class Data:
 
     def __init__(self, root: Path, characters: str, *, count: int) -> None:
         self.manifests = root / "manifests"
-        rows = []
+        rows: list[dict[str, Any]] = []
         for font in fonts()[:count]:
             for character in characters:
                 path = root / f"{font.stem}-{character}.png"
                 draw(character, ImageFont.truetype(str(font), 24)).save(path)
                 rows.append({"path": str(path), "label": character, "shape": "round" if character == "O" else "other"})
         self.paths = [Path(row["path"]) for row in rows]
-        table = pa.Table.from_pylist([{"key": content_key(Path(r["path"]).read_bytes()), **r} for r in rows])
+        for row, path in zip(rows, self.paths, strict=True):
+            row |= {"key": content_key(path.read_bytes()), "size": path.stat().st_size}
+        table = pa.Table.from_pylist(rows)
         self.manifests.mkdir()
         pq.write_table(table, ManifestPaths(self.manifests, "glyphs").rows)
 

@@ -26,6 +26,7 @@ from pipeline.extract.samples import Reject
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.runtime import CORES, core_numbers, keep_to_cores
+from pipeline.store import keys as key_arrays
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -191,8 +192,8 @@ def _given_up(folder: Path, number: int) -> Made:
     """The rejects of a unit that ended its workers."""
     work = orders.read_work(folder, number)
     reason = f"its shard ended {DEATHS + 1} workers, by a kill or for want of memory; look at their logs"
-    keys, paths = work.samples.hexes(), work.samples.paths.to_pylist()
-    rejects = [Reject(key, path, reason, lasting=False) for key, path in zip(keys, paths, strict=True)]
+    pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
+    rejects = [Reject(key, place.path, reason, lasting=False) for key, place in pairs]
     return Made(number, rejects, Spent(), [f"unit {number}: {reason}"])
 
 

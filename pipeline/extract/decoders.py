@@ -144,7 +144,7 @@ class Processes:
             else:
                 return answer if isinstance(answer, Reject) else self._unpack(answer)
         reason = f"the process that decoded it was ended {ATTEMPTS} times; look at the file, and at the memory"
-        return Reject(item.key, item.path, reason, lasting=False)
+        return Reject(item.key, item.place.path, reason, lasting=False)
 
     def _restart(self, broken: ProcessPoolExecutor) -> None:
         broken.shutdown(wait=True, cancel_futures=True)

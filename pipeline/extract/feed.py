@@ -1,13 +1,15 @@
 """The feed of the network: the samples of one unit after another, read and decoded ahead, a batch at a time."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.extract.decoders import Answer, Decoders
-from pipeline.extract.samples import Reject, Samples, items_of
+from pipeline.extract.samples import Item, Reject, Samples, items, reading_order
 from pipeline.readers import Sample
 
 AHEAD = 2  # batches that are decoded while the network runs on another
@@ -28,27 +30,56 @@ class Batch:
     rejects: list[Reject]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Samples of one batch that are to be decoded."""
+
+    unit: int
+    last: bool
+    keys: np.ndarray
+    items: list[Item]
+
+
 def batches(units: Iterable[Samples], decoders: Decoders, *, batch_size: int, ahead: int = AHEAD) -> Iterator[Batch]:
-    """The samples of all units in their order; a batch has samples of one unit only."""
-    pending: deque[tuple[int, bool, Samples, Answer]] = deque()
-    for number, unit in enumerate(units):
-        for start in range(0, len(unit), batch_size):
-            part = unit.take(np.arange(start, min(start + batch_size, len(unit))))
-            last = start + batch_size >= len(unit)
-            pending.append((number, last, part, decoders.submit(items_of(part))))
-            if len(pending) > ahead:
-                yield _batch(*pending.popleft())
+    """The samples of all units, one unit after another; a batch has samples of one unit only.
+
+    Within a unit they come in the order in which they are read.
+    """
+    pending: deque[tuple[_Part, Answer]] = deque()
+    for part in _beforehand(_parts(units, batch_size), depth=max(1, ahead)):
+        pending.append((part, decoders.submit(part.items)))
+        if len(pending) > ahead:
+            yield _batch(*pending.popleft())
     while pending:
         yield _batch(*pending.popleft())
 
 
-def _batch(unit: int, last: bool, samples: Samples, answer: Answer) -> Batch:
+def _parts(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
+    for number, unit in enumerate(units):
+        ordered = unit.take(reading_order(unit))
+        waiting = items(ordered)
+        for start in range(0, len(unit), batch_size):
+            stop = min(start + batch_size, len(unit))
+            part = list(itertools.islice(waiting, batch_size))
+            yield _Part(number, stop == len(unit), ordered.keys[start:stop], part)
+
+
+def _beforehand(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
+    """The same parts; those that come next are made in a thread, since containers are read there."""
+    with ThreadPoolExecutor(1) as thread:
+        pending = deque(thread.submit(next, parts, None) for _ in range(depth))
+        while (part := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, parts, None))
+            yield part
+
+
+def _batch(part: _Part, answer: Answer) -> Batch:
     found = answer()
     good = [row for row, one in enumerate(found) if not isinstance(one, Reject)]
     read = [one for one in found if not isinstance(one, Reject)]
     arrays = {name: np.stack([one[name] for one in read]) for name in (read[0] if read else ())}
     rejects = [one for one in found if isinstance(one, Reject)]
-    return Batch(unit, last, len(samples), samples.keys[good], arrays, rejects)
+    return Batch(part.unit, part.last, len(found), part.keys[good], arrays, rejects)
 
 
 def first_pixels(units: Iterable[Samples], decoders: Decoders, *, count: int, batch_size: int) -> np.ndarray:

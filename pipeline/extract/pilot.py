@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import decoders
 from pipeline.extract.request import Request
-from pipeline.extract.samples import Reject, items_of
+from pipeline.extract.samples import Reject, items
 from pipeline.readers import Reader, Sample
 from pipeline.readers.image import ImageReader
 from pipeline.store.cache import Column
@@ -128,14 +128,14 @@ def _read(
 ) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
     """Keys and batches of pixels, what could not be read, and seconds a sample of each batch."""
     samples = request.samples.take(chosen)
-    items = items_of(samples)
+    some = list(items(samples))
     found: list[Sample | Reject] = []
     seconds = []
     pool = decoders(reader, request.config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
     with contextlib.closing(pool):
-        pool.submit(items[:1])()  # processes start
-        for start in range(0, len(items), size):
-            part = items[start : start + size]
+        pool.submit(some[:1])()  # processes start
+        for start in range(0, len(some), size):
+            part = some[start : start + size]
             begin = time.perf_counter()
             found += pool.submit(part)()
             seconds.append((time.perf_counter() - begin) / len(part))

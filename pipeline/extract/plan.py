@@ -34,10 +34,12 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(known: Mapping[str, np.ndarray], *, unit_rows: int) -> Plan:
+def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndarray | None = None) -> Plan:
     """Cut the missing rows into units of at most `unit_rows`.
 
     `known`: for each tap, which of the samples, in the order of their keys, are stored or rejected: bool (samples,).
+    `containers`: a number for the file that holds each sample among others; those of one file are cut one after
+    another, so that few files are read for a unit.
     """
     taps = list(known)
     samples = len(next(iter(known.values())))
@@ -46,6 +48,16 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int) -> Plan:
     for number, pattern in enumerate(patterns):
         lacking = tuple(tap for tap, missing in zip(taps, pattern, strict=True) if missing)
         rows = np.flatnonzero((which == number) & pattern.any())
-        units += [Unit(rows[start : start + unit_rows], lacking) for start in range(0, len(rows), unit_rows)]
+        if containers is not None:
+            rows = rows[np.argsort(_ranks(containers)[rows], kind="stable")]
+        cuts = (rows[start : start + unit_rows] for start in range(0, len(rows), unit_rows))
+        units += [Unit(np.sort(cut), lacking) for cut in cuts]
     missing = {tap: int((~known[tap]).sum()) for tap in taps}
     return Plan(samples=samples, missing=missing, units=tuple(units))
+
+
+def _ranks(containers: np.ndarray) -> np.ndarray:
+    """Each sample's container by its place among all, in the order of their first keys: names do not matter."""
+    _, first, which = np.unique(containers, return_index=True, return_inverse=True)
+    ranks: np.ndarray = np.argsort(np.argsort(first))[which]
+    return ranks

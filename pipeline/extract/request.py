@@ -71,7 +71,7 @@ def of_samples(
         shards[tap], _, held = cache.covering(column, samples.keys)
         stored[tap] = int(held.sum())
         known[tap] = held | _rejected(column, samples.keys)
-    todo = plan(known, unit_rows=_unit_rows(config, shapes))
+    todo = plan(known, unit_rows=_unit_rows(config, shapes), containers=samples.containers)
     return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo)
 
 

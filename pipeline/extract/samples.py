@@ -1,57 +1,76 @@
 """The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import manifest
+from pipeline import manifest, sources
 from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Reader, Sample
+from pipeline.sources import Place
 from pipeline.store import keys as key_arrays
 
-SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("path", pa.string())])
+# A container is named once, and the paths may be more than 2 GiB of text.
+WHERE = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("container", pa.dictionary(pa.int32(), pa.string())),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), *WHERE])
 """Of samples in an Arrow file."""
+
+BLOCK = 4096  # rows of which the places are looked up together
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Distinct keys (S16, sorted) and a path for each."""
+    """Distinct keys (S16, sorted unless said otherwise), and where the bytes of each are: columns as in `WHERE`.
+
+    `container` and `offset` are null where a path is a file of its own.
+    """
 
     keys: np.ndarray
-    paths: pa.Array
+    where: pa.RecordBatch
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def paths_of(self, rows: np.ndarray) -> list[str]:
-        """The paths of some rows."""
-        found: list[str] = self.paths.take(pa.array(rows)).to_pylist()
-        return found
-
-    def hexes(self) -> list[str]:
-        """The keys as text."""
-        return key_arrays.to_hex(self.keys)
-
     def take(self, rows: np.ndarray) -> "Samples":
         """Some of the samples, in the order of `rows`."""
-        return Samples(self.keys[rows], self.paths.take(pa.array(rows)))
+        return Samples(self.keys[rows], self.where.take(pa.array(rows)))
+
+    def places(self) -> list[Place]:
+        """Where the bytes of all of them are."""
+        return [Place(*row) for row in zip(*(column.to_pylist() for column in self.where.columns), strict=True)]
 
     def to_batch(self) -> pa.RecordBatch:
         """For an Arrow file."""
-        keys = pa.FixedSizeBinaryArray.from_buffers(
-            SCHEMA.field("key").type, len(self), [None, pa.py_buffer(self.keys)]
-        )
-        return pa.record_batch([keys, self.paths], schema=SCHEMA)
+        kind = SCHEMA.field("key").type
+        keys = pa.FixedSizeBinaryArray.from_buffers(kind, len(self), [None, pa.py_buffer(self.keys.tobytes())])
+        return pa.record_batch([keys, *self.where.columns], schema=SCHEMA)
 
     @staticmethod
     def from_batch(batch: pa.RecordBatch) -> "Samples":
         """From an Arrow file."""
         keys = np.frombuffer(batch["key"].buffers()[1], key_arrays.DTYPE)[batch["key"].offset :][: len(batch)]
-        return Samples(keys, batch["path"])
+        return Samples(keys, batch.select(WHERE.names))
+
+    @property
+    def containers(self) -> np.ndarray | None:
+        """A number for the container of each sample, -1 where a path is a file of its own; None where all are."""
+        column = self.where["container"]
+        if column.null_count == len(column):
+            return None
+        found: np.ndarray = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return found
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ class Item:
     """A sample that is to be read. `data`: its bytes, where they were read already, or why they could not be."""
 
     key: str
-    path: str
+    place: Place
     data: bytes | OSError | None = None
 
 
@@ -77,33 +96,65 @@ class Reject:
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content."""
-    table = pa.Table.from_batches(manifest.read_files(manifests, datasets), schema=manifest.FILES_SCHEMA)
-    keys, first = np.unique(key_arrays.from_hex(table["key"].to_pylist()), return_index=True)
-    return Samples(keys, table["path"].combine_chunks().take(pa.array(first)))
+    """The union of some data sets, a row a distinct content: the first of each."""
+    keys: list[np.ndarray] = []
+    columns: dict[str, list[pa.Array]] = {name: [] for name in WHERE.names}
+    for batch in manifest.read_files(manifests, datasets):
+        keys.append(key_arrays.from_arrow(batch["key"]))
+        for field in WHERE:
+            is_category = pa.types.is_dictionary(field.type)
+            column = batch[field.name]
+            columns[field.name].append(column.dictionary_encode() if is_category else column.cast(field.type))
+    distinct, first = np.unique(np.concatenate([*keys, np.empty(0, key_arrays.DTYPE)]), return_index=True)
+    rows = pa.array(first)
+    where = [
+        pa.chunked_array(columns.pop(field.name), field.type).unify_dictionaries().combine_chunks().take(rows)
+        for field in WHERE
+    ]
+    return Samples(distinct, pa.record_batch(where, schema=WHERE))
+
+
+def reading_order(samples: Samples) -> np.ndarray:
+    """The rows in the order in which they are read: containers one after another, each from front to back."""
+    containers = samples.containers
+    if containers is None:
+        return np.arange(len(samples))
+    offsets = samples.where["offset"].fill_null(0).to_numpy(zero_copy_only=False)
+    order: np.ndarray = np.lexsort((offsets, containers))
+    return order
+
+
+def items(samples: Samples) -> Iterator[Item]:
+    """What is to be read, in the order of the samples; what lies in containers is read here, from front to back."""
+    for start in range(0, len(samples), BLOCK):
+        part = samples.take(np.arange(start, min(start + BLOCK, len(samples))))
+        pairs = zip(key_arrays.to_hex(part.keys), part.places(), strict=True)
+        for container, group in itertools.groupby(pairs, key=lambda pair: pair[1].container):
+            if container is None:
+                yield from (Item(key, place) for key, place in group)
+                continue
+            here = list(group)
+            found = sources.read_many(container, [place for _, place in here])
+            yield from (Item(key, place, data) for (key, place), data in zip(here, found, strict=True))
 
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
     """Read one sample, make sure that it is still the content of its key, and decode it."""
+    path = item.place.path
     try:
-        data = Path(item.path).read_bytes() if item.data is None else item.data
+        data = sources.read(path) if item.data is None else item.data
         if isinstance(data, OSError):
             raise data
     except OSError as error:
-        return Reject(item.key, item.path, error.strerror or str(error), lasting=False)
+        return Reject(item.key, path, error.strerror or str(error), lasting=False)
     if content_key(data) != item.key:
-        return Reject(item.key, item.path, "changed since its data set was prepared; run prepare again", lasting=False)
+        return Reject(item.key, path, "changed since its data set was prepared; run prepare again", lasting=False)
     try:
         return reader(data)
     except DataError as error:
-        return Reject(item.key, item.path, str(error), lasting=True)
+        return Reject(item.key, path, str(error), lasting=True)
 
 
-def read_all(reader: Reader, items: Iterable[Item]) -> list[Sample | Reject]:
+def read_all(reader: Reader, some: Iterable[Item]) -> list[Sample | Reject]:
     """The same of several samples."""
-    return [read_sample(reader, item) for item in items]
-
-
-def items_of(samples: Samples) -> Sequence[Item]:
-    """What is to be read, in the order of the samples."""
-    return [Item(key, path) for key, path in zip(samples.hexes(), samples.paths.to_pylist(), strict=True)]
+    return [read_sample(reader, item) for item in some]

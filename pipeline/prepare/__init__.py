@@ -1,40 +1,69 @@
 """Prepare a data set: find its files, check that each can be read, and write its manifest.
 
+roots    what kind of thing each root is: a folder of images, a list, tar archives, Parquet files
 find     the files of a folder, unopened, and what their places say about them
 listed   the same of a list: a CSV or Parquet file of paths and labels
-run      open them all, find duplicates and conflicts, write the manifest
+packed   the same of tar archives in the WebDataset convention
+tables   the same of Parquet files with a column of image bytes
+examine  open them all, in processes
+run      find duplicates and conflicts, write the manifest
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from pipeline.config import Settings
+from pipeline.sources import files
 
 # The columns that say where a row belongs: from folders or from a list, always text, and no labels.
 PLACES = ("domain", "split")
 
 
-class PrepareConfig(Settings):
-    """A data set: a folder of class folders, several such folders, or a list of files with their labels."""
+def _location(value: Any) -> str:
+    """A path, tidied up, or a URL as it is."""
+    if not isinstance(value, str | Path):
+        raise PydanticCustomError("path_type", "expected a path")
+    return str(value).rstrip("/") if files.is_url(str(value)) else Path(value).as_posix()
 
-    root: Path = Field(description="a folder, or a .csv or .parquet list")
+
+Location = Annotated[str, BeforeValidator(_location)]
+"""A path, or a URL such as s3://bucket/photos."""
+
+
+class PrepareConfig(Settings):
+    """A data set: a folder of class folders, several such folders, a list of files with their labels, or containers.
+
+    Containers are tar archives and Parquet files that hold the images themselves: one of them, or a folder of them.
+    """
+
+    root: Location = Field(description="a folder, a .csv or .parquet list, a .tar, or a URL of one of these")
+    image: str | None = Field(None, description="the column of image bytes, where `root` is Parquet that holds them")
     folders: tuple[str, ...] = Field((), description="several roots below `root`; each becomes a `domain`")
     path: str = Field("path", description="the column of a list that holds the paths")
-    columns: tuple[str, ...] | None = Field(None, description="the label columns of a list to keep; all if not given")
-    base: Path | None = Field(None, description="what a list's paths are relative to; the list's folder if not given")
+    columns: tuple[str, ...] | None = Field(
+        None, description="the labels of a list, of Parquet or of .json to keep; all if not given"
+    )
+    base: Location | None = Field(
+        None, description="what a list's paths are relative to; the list's folder if not given"
+    )
     check: Literal["decode", "header"] = Field("decode", description="how far each image is read to see that it is one")
     max_rejected: float = Field(0.05, ge=0, le=1, description="the share of unusable files above which prepare fails")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file before it was opened: its path and what its place, or its line in a list, says about it."""
+    """A sample before it was opened: its path and what its place, or its line in a list, says about it."""
 
     path: str
     labels: dict[str, Any] = field(default_factory=dict)
     place: dict[str, str] = field(default_factory=dict)
     refused: tuple[str, str] | tuple[None, None] = (None, None)
     """Kind and reason, where it is not to be opened at all."""
+    container: str | None = None
+    """What holds it among others, with `offset` and `size` as in `pipeline.sources.Place`."""
+    offset: int | None = None
+    size: int | None = None

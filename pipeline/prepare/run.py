@@ -1,32 +1,33 @@
-"""Open every file of a data set and write its manifest.
+"""Open every sample of a data set and write its manifest.
 
-Every file ends in one of two places: the manifest, or the list of excluded files with the reason. Findings go through a
-temporary SQLite database, which sorts and finds duplicates on disk: memory does not grow with the number of files.
+Every file, and every sample of a container, ends in one of two places: the manifest, or the list of excluded files with
+the reason. Findings go through a temporary SQLite database, which sorts and finds duplicates on disk: memory does not
+grow with the number of files.
 """
 
 import csv
 import json
 import sqlite3
-import stat
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, bullets
-from pipeline.files import atomic, content_key
+from pipeline.files import atomic
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PLACES, PrepareConfig
-from pipeline.prepare.find import find
-from pipeline.prepare.listed import json_type, label_types
-from pipeline.readers import image
-from pipeline.runtime import Progress, cores, silent
+from pipeline.prepare import PLACES, PrepareConfig, values
+from pipeline.prepare.examine import examine
+from pipeline.prepare.find import find, label_types
+from pipeline.prepare.listed import json_type
+from pipeline.prepare.roots import Root, look
+from pipeline.runtime import Progress, silent
+from pipeline.sources import UNKNOWN, Place
 
 BLOCK = 16_384
 
@@ -42,64 +43,81 @@ class Prepared:
 
 def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress = silent) -> Prepared:
     """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable."""
-    types = label_types(config)
+    roots = look(config)
+    types = label_types(config, roots)
     with (
         tempfile.TemporaryDirectory(prefix="icecore-prepare-") as folder,
         closing(sqlite3.connect(Path(folder) / "files.sqlite")) as database,
     ):
         database.execute(
-            "CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT, labels TEXT, place TEXT,"
-            " key TEXT, size INTEGER, kind TEXT, reason TEXT)"
+            "CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT, container TEXT, offset INTEGER, size INTEGER,"
+            " labels TEXT, place TEXT, key TEXT, kind TEXT, reason TEXT)"
         )
-        found = _list_files(database, config)
+        found = _list_files(database, config, roots)
+        if types is None:
+            values.refuse_missing(database, config)
         _inspect_all(database, config, progress)
         excluded = _resolve(database)
         _refuse_too_many(database, config, found, excluded)
-        _write(database, paths, types)
+        _write(database, paths, types if types is not None else values.types(database))
     return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded)
 
 
-def inspect(path: str, check: str) -> tuple[str | None, int | None, str | None, str | None]:
-    """Open one file: its key, size, and, if it cannot be used, what kind of trouble and the reason."""
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # a folder, or a pipe, which would be waited for
-            return None, None, "unreadable", "not a regular file"
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return None, None, "unreadable", error.strerror or str(error)
-    try:
-        image.check(data, whole=check == "decode")
-    except DataError as error:
-        return content_key(data), len(data), "unreadable", str(error)
-    return content_key(data), len(data), None, None
-
-
-def _list_files(database: sqlite3.Connection, config: PrepareConfig) -> int:
+def _list_files(database: sqlite3.Connection, config: PrepareConfig, roots: list[Root]) -> int:
     rows = (
-        (file.path, json.dumps(file.labels, sort_keys=True), json.dumps(file.place, sort_keys=True), *file.refused)
-        for file in find(config)
+        (
+            *(file.path, file.container, file.offset, file.size),
+            *(json.dumps(said, sort_keys=True) for said in (file.labels, file.place)),
+            *file.refused,
+        )
+        for file in find(config, roots)
     )
-    insert = "INSERT INTO files (path, labels, place, kind, reason) VALUES (?, ?, ?, ?, ?)"
+    insert = (
+        "INSERT INTO files (path, container, offset, size, labels, place, kind, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    )
     found = database.executemany(insert, rows).rowcount
     if found < 1:
         raise DataError(f"{config.root}: there are no files in it. Set `root` to what holds the files.")
+    # An archive that was appended to can have two members of one name; a path must name one sample.
+    database.execute(
+        """
+        UPDATE files SET kind = 'unreadable', reason = 'a second member of this name in its archive'
+        FROM (SELECT id, row_number() OVER (PARTITION BY path ORDER BY id) AS copy
+              FROM files WHERE kind IS NULL AND container IS NOT NULL) AS twin
+        WHERE files.id = twin.id AND copy > 1
+        """
+    )
     return found
 
 
 def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: Progress) -> None:
     (total,) = database.execute("SELECT count(*) FROM files WHERE kind IS NULL").fetchone()
-    pending = iter(database.execute("SELECT id, path FROM files WHERE kind IS NULL ORDER BY id"))
+    columns = "id, path, container, offset, size"
+    pending = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY id")
+    rows = (
+        (row, Place(path, container, offset, UNKNOWN if size is None else size))
+        for row, path, container, offset, size in pending
+    )
     done = 0
-    with ProcessPoolExecutor(max_workers=cores(), mp_context=get_context("spawn")) as pool:
-        while block := list(islice(pending, BLOCK)):
-            chunk = max(1, min(64, len(block) // (4 * cores())))
-            results = pool.map(inspect, [path for _, path in block], [config.check] * len(block), chunksize=chunk)
-            answers = []
-            for (row, _), result in zip(block, results, strict=True):
-                answers.append((*result, row))
-                done += 1
-                progress(done, total)
-            database.executemany("UPDATE files SET key = ?, size = ?, kind = ?, reason = ? WHERE id = ?", answers)
+
+    def answers() -> Iterator[tuple[Any, ...]]:
+        nonlocal done
+        for row, answer in examine(rows, config.check, where=config.root):
+            done += 1
+            progress(done, total)
+            yield (*answer, row)
+
+    # The answers wait in a table of their own: SQLite does not promise what a query sees that is changed while it runs.
+    database.execute(
+        "CREATE TEMPORARY TABLE answers (key TEXT, size INTEGER, kind TEXT, reason TEXT, id INTEGER PRIMARY KEY)"
+    )
+    database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", answers())
+    database.execute(
+        """
+        UPDATE files SET key = a.key, size = coalesce(a.size, files.size), kind = a.kind, reason = a.reason
+        FROM answers AS a WHERE files.id = a.id
+        """
+    )
 
 
 def _resolve(database: sqlite3.Connection) -> dict[str, int]:
@@ -152,14 +170,19 @@ def _write(database: sqlite3.Connection, paths: ManifestPaths, types: dict[str, 
         writer.writerows(
             database.execute("SELECT path, size, kind, reason FROM files WHERE kind IS NOT NULL ORDER BY path")
         )
-    kept = database.execute("SELECT key, path, size, labels, place FROM files WHERE kind IS NULL ORDER BY path")
+    columns = "key, path, size, container, offset, labels, place"
+    kept = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY path")
     with ExitStack() as stack:
         rows = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.rows)), schema))
         files = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.files)), FILES_SCHEMA))
         while block := kept.fetchmany(BLOCK):
             records = [
-                {"key": key, "path": path, "size": size, **json.loads(label), **json.loads(place)}
-                for key, path, size, label, place in block
+                {
+                    **values.fitting(json.loads(labels), plain),
+                    **json.loads(place),
+                    **dict(zip(FILES_SCHEMA.names, fixed, strict=True)),
+                }
+                for *fixed, labels, place in block
             ]
             rows.write_table(pa.Table.from_pylist(records, schema=plain).cast(schema))
             files.write_table(pa.Table.from_pylist(records, schema=FILES_SCHEMA))

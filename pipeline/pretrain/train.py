@@ -1,8 +1,11 @@
 """Train the source network and write it in the backbone format."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +18,7 @@ from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.distort import distort
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, seed_everything, silent
+from pipeline.sources import Place, read, read_many
 
 
 def pretrain(config: PretrainConfig, folder: Path, *, manifests: Path, progress: Progress = silent) -> BackboneSpec:
@@ -75,7 +79,7 @@ def _normalise(images: Tensor) -> Tensor:
 
 def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list[str]]:
     """All images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
-    table = manifest.read(manifests, config.dataset, ["path", config.target])
+    table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", config.target])
     labels = table[config.target].to_pylist()
     if missing := labels.count(None):
         raise DataError(f"{config.dataset}: {missing:,} rows have no value in {config.target!r}. Give them one.")
@@ -83,15 +87,39 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     if len(classes) < 2:
         raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")
     reader = ImageReader(glyphs.INPUT.image)
-    pixels = np.stack([_pixels(reader, path) for path in table["path"].to_pylist()])
+    pixels = np.stack(_pixels(reader, _places(table)))
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.tensor([numbers[str(label)] for label in labels])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, targets, classes
 
 
-def _pixels(reader: ImageReader, path: str) -> np.ndarray:
-    try:
-        return reader(Path(path).read_bytes())["pixels"]
-    except (OSError, DataError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: {reason}. Run prepare again, with `check: decode`.") from None
+def _places(table: pa.Table) -> list[Place]:
+    """Where the rows of a manifest are."""
+    columns = (table[name].to_pylist() for name in ("path", "container", "offset", "size"))
+    return [Place(*row) for row in zip(*columns, strict=True)]
+
+
+def _pixels(reader: ImageReader, places: list[Place]) -> list[np.ndarray]:
+    """The pixels of all samples, (height, width, 1) uint8 each, in their order."""
+    found: dict[Place, np.ndarray] = {}
+    ordered = sorted(places, key=lambda place: (place.container or "", place.offset or 0))
+    for container, group in itertools.groupby(ordered, key=lambda place: place.container):
+        inside = list(group)
+        data = _whole(inside) if container is None else read_many(container, inside)
+        for place, one in zip(inside, data, strict=True):
+            try:
+                if isinstance(one, OSError):
+                    raise one
+                found[place] = reader(one)["pixels"]
+            except (OSError, DataError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise DataError(f"{place.path}: {reason}. Run prepare again, with `check: decode`.") from None
+    return [found[place] for place in places]
+
+
+def _whole(places: list[Place]) -> Iterator[bytes | OSError]:
+    for place in places:
+        try:
+            yield read(place.path)
+        except OSError as error:
+            yield error

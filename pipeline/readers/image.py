@@ -6,6 +6,7 @@ torchvision's rounding of the longer side: the pixels equal those of torchvision
 """
 
 import contextlib
+import functools
 import io
 import struct
 import warnings
@@ -58,6 +59,12 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """The extensions of files that Pillow can open, in lower case and with their dot."""
+    return frozenset(name for name, format in Image.registered_extensions().items() if format in Image.OPEN)
 
 
 class ImageSpec(Settings):

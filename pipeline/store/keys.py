@@ -6,15 +6,49 @@ Take the bytes of a key with `tobytes`, never by indexing: NumPy drops trailing 
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES
 
 DTYPE = np.dtype(f"S{KEY_BYTES}")
+BLOCK = 65_536
+VALUE_OF_DIGIT = np.full(256, 255, np.uint8)
+"""The value of each hex digit, by its ASCII code; 255 where a byte is none."""
+for _value, _digit in enumerate("0123456789abcdef"):
+    VALUE_OF_DIGIT[[ord(_digit), ord(_digit.upper())]] = _value
 
 
 def from_hex(keys: Iterable[str]) -> np.ndarray:
     """Keys of 32 hex digits to an array of dtype S16."""
     return np.frombuffer(bytes.fromhex("".join(keys)), dtype=DTYPE)
+
+
+def from_arrow(column: pa.Array) -> np.ndarray:
+    """An Arrow array of texts of 32 hex digits to an array of dtype S16, in blocks and without a Python object a key.
+
+    Raises DataError where a key is missing or is none.
+    """
+    if column.null_count:
+        raise DataError(f"keys: expected {2 * KEY_BYTES} hex digits each, got a row without a key. Run prepare again.")
+    parts = [_of_block(column.slice(start, BLOCK)) for start in range(0, len(column), BLOCK)]
+    return np.concatenate(parts) if parts else np.empty(0, DTYPE)
+
+
+def _of_block(column: pa.Array) -> np.ndarray:
+    texts = column.cast(pa.large_string())
+    _, starts, text = texts.buffers()
+    at = np.frombuffer(starts, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    width = 2 * KEY_BYTES
+    wrong = np.diff(at) != width
+    if not wrong.any():
+        digits = np.frombuffer(text, np.uint8)[at[0] : at[-1]].reshape(-1, width)
+        values = VALUE_OF_DIGIT[digits]
+        wrong = (values > 15).any(axis=1)
+    if wrong.any():
+        got = texts[int(wrong.argmax())].as_py()
+        raise DataError(f"keys: expected {width} hex digits each, got {got!r}. Run prepare again.")
+    return np.ascontiguousarray(values[:, ::2] << 4 | values[:, 1::2]).view(DTYPE).reshape(-1)
 
 
 def to_hex(keys: np.ndarray) -> list[str]:

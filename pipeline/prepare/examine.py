@@ -1,0 +1,149 @@
+"""Open samples, see that they are images and work out their keys: in processes, a few of them in memory at a time."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from pipeline import sources
+from pipeline.errors import DataError
+from pipeline.files import content_key
+from pipeline.readers import image
+from pipeline.runtime import cores
+from pipeline.sources import Place, files
+
+Answer = tuple[str | None, int | None, str | None, str | None]
+"""Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
+
+Item = str | bytes | OSError
+"""What a process gets of a sample: the path of a local file, which it reads itself, or its bytes, or why not."""
+
+BLOCK = 16_384
+CHUNK_ROWS = 64
+CHUNK_BYTES = 4 * 2**20
+IN_FLIGHT_BYTES = 256 * 2**20
+CONNECTIONS = 16
+
+
+def examine(rows: Iterable[tuple[int, Place]], check: str, *, where: str) -> Iterator[tuple[int, Answer]]:
+    """Number and answer of each sample, in the order given; those of one container stand together, by their offsets.
+
+    Local files are read by the processes. Containers are read here, from front to back, and remote files over several
+    connections. Raises DataError where a process is killed.
+    """
+    with _processes() as pool:
+        flying: deque[tuple[list[tuple[int, Place]], int, Future[list[Answer]]]] = deque()
+
+        def land() -> Iterator[tuple[int, Answer]]:
+            chunk, _, future = flying.popleft()
+            try:
+                answers = future.result()
+            except BrokenProcessPool:
+                raise DataError(_killed(where, [place for _, place in chunk])) from None
+            yield from ((row, answer) for (row, _), answer in zip(chunk, answers, strict=True))
+
+        for chunk, items in _chunks(rows):
+            weight = sum(len(item) for item in items if isinstance(item, bytes))
+            while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
+                yield from land()
+            try:
+                future = pool.submit(inspect_many, items, check)
+            except BrokenProcessPool:
+                raise DataError(_killed(where, [place for _, place in (flying[0][0] if flying else chunk)])) from None
+            flying.append((chunk, weight, future))
+        while flying:
+            yield from land()
+
+
+def inspect_many(items: Sequence[Item], check: str) -> list[Answer]:
+    """`inspect` of local files, `judge` of bytes."""
+    return [inspect(item, check) if isinstance(item, str) else judge(item, check) for item in items]
+
+
+def inspect(path: str, check: str) -> Answer:
+    """Open one file: its key, size, and, if it cannot be used, what kind of trouble and the reason."""
+    try:
+        data = sources.read(path)
+    except OSError as error:
+        return judge(error, check)
+    return judge(data, check)
+
+
+def judge(data: bytes | OSError, check: str) -> Answer:
+    """The same of a sample that was read, or could not be."""
+    if isinstance(data, OSError):
+        return None, None, "unreadable", data.strerror or str(data)
+    try:
+        image.check(data, whole=check == "decode")
+    except DataError as error:
+        return content_key(data), len(data), "unreadable", str(error)
+    return content_key(data), len(data), None, None
+
+
+@contextmanager
+def _processes() -> Iterator[ProcessPoolExecutor]:
+    """A process a core; where the work ends early, what they have not begun is dropped."""
+    pool = ProcessPoolExecutor(max_workers=cores(), mp_context=get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _killed(where: str, places: Sequence[Place]) -> str:
+    return (
+        f"{where}: a process that was checking images was killed, at {places[0].path} or one of the "
+        f"{len(places):,} after it. The usual reason is a lack of memory: look for a very large image there, or set "
+        "`check: header`; then run it again."
+    )
+
+
+def _chunks(rows: Iterable[tuple[int, Place]]) -> Iterator[tuple[list[tuple[int, Place]], list[Item]]]:
+    """Samples in small groups, each with what a process gets of it."""
+    waiting = iter(rows)
+    while block := list(itertools.islice(waiting, BLOCK)):
+        most = max(1, min(CHUNK_ROWS, len(block) // (4 * cores())))
+        chunk: list[tuple[int, Place]] = []
+        items: list[Item] = []
+        weight = 0
+        for row, item in zip(block, _read([place for _, place in block]), strict=True):
+            chunk.append(row)
+            items.append(item)
+            weight += len(item) if isinstance(item, bytes) else 0
+            if len(chunk) == most or weight >= CHUNK_BYTES:
+                yield chunk, items
+                chunk, items, weight = [], [], 0
+        if chunk:
+            yield chunk, items
+
+
+def _read(places: Sequence[Place]) -> Iterator[Item]:
+    for container, group in itertools.groupby(places, key=lambda place: place.container):
+        if container is not None:
+            yield from sources.read_many(container, list(group))
+            continue
+        for is_remote, inner in itertools.groupby(group, key=lambda place: files.local(place.path) is None):
+            paths = [place.path for place in inner]
+            yield from _remote(paths) if is_remote else paths
+
+
+def _remote(urls: Sequence[str]) -> Iterator[Item]:
+    """The bytes of remote files; about two for each connection are on their way, or here and not yet asked for."""
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        coming: deque[Future[Item]] = deque()
+        for url in urls:
+            coming.append(threads.submit(_fetched, url))
+            if len(coming) == 2 * CONNECTIONS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _fetched(url: str) -> Item:
+    try:
+        return sources.read(url)
+    except OSError as error:
+        return error

@@ -1,0 +1,134 @@
+"""Look at the roots of a data set: which kind each is, and which files of it are read. Nothing is opened."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pipeline.errors import DataError
+from pipeline.prepare import Found, PrepareConfig
+from pipeline.prepare.folders import is_by_split, read_off, refusal
+from pipeline.readers import image
+from pipeline.sources import PARQUET, TAR, files
+
+COMPRESSED = (
+    ".tgz",
+    ".tbz",
+    ".tbz2",
+    ".txz",
+    ".tzst",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+    ".tar.lz4",
+    ".zst",
+)
+
+Kind = Literal["files", "list", "tar", "parquet"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder or file that is read, and, of a root of containers, these in their order."""
+
+    path: str
+    kind: Kind
+    domain: str | None = None
+    shards: tuple[files.Entry, ...] = ()
+
+    @property
+    def by_split(self) -> bool:
+        """Whether the containers lie in folders of splits."""
+        return is_by_split(entry.names[0] for entry in self.shards if len(entry.names) > 1)
+
+    def place(self, shard: files.Entry) -> dict[str, str]:
+        """What the folders of a container say about its samples."""
+        _, place = read_off(shard.names[:-1], by_split=self.by_split)
+        return place if self.domain is None else {**place, "domain": self.domain}
+
+    def strays(self) -> Iterator[Found]:
+        """The files beside the containers, each with the reason why it is not read."""
+        shards = {entry.path for entry in self.shards}
+        if self.path in shards:
+            return
+        for entry in files.walk(self.path):
+            if entry.path not in shards:
+                refused = refusal(entry.names)
+                if refused[0] is None:
+                    refused = ("unreadable", f"beside containers, and no .{self.kind} itself: move it away")
+                yield Found(entry.path, refused=refused)
+
+
+def look(config: PrepareConfig) -> list[Root]:
+    """The roots of a data set; all are of one kind.
+
+    A folder is one of containers where it holds .tar or .parquet files and no images (files with an extension that
+    Pillow knows). Raises DataError for what is not there, for compressed archives and for containers of two kinds.
+    """
+    root = config.root
+    there = files.kind(root)
+    if there is None:
+        raise DataError(f"{root}: no such folder or list. Set `root` to what holds the files.")
+    if there == "file":
+        return [_of_file(config)]
+    if not config.folders:
+        return [_of_folder(config, root, None)]
+    roots = []
+    for name in config.folders:
+        path = files.join(root, name)
+        if files.kind(path) != "folder":
+            raise DataError(f"{path}: no such folder. `folders` names folders below `root`.")
+        roots.append(_of_folder(config, path, name))
+    kinds = sorted({one.kind for one in roots})
+    if len(kinds) > 1:
+        raise DataError(f"{root}: expected `folders` of one kind, got {' and '.join(kinds)}. Make a data set of each.")
+    return roots
+
+
+def _of_file(config: PrepareConfig) -> Root:
+    root = config.root
+    _refuse_compressed([root])
+    suffix = PurePosixPath(root).suffix.lower()
+    if suffix not in (".csv", PARQUET, TAR):
+        raise DataError(f"{root}: expected a folder, a .csv or a .parquet list, or a .tar.")
+    if config.image is not None and suffix != PARQUET:
+        raise DataError(f"{root}: expected Parquet, since `image` names a column of bytes, got {suffix}. Leave it out.")
+    packed = suffix == TAR or config.image is not None
+    if config.folders and packed:
+        raise DataError(f"{root}: expected a folder, since `folders` names folders below it, got a file. Leave it out.")
+    if not packed:
+        return Root(root, "list")
+    return Root(root, "tar" if suffix == TAR else "parquet", shards=(files.Entry((PurePosixPath(root).name,), root),))
+
+
+def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
+    shards = []
+    for entry in files.walk(path):
+        name = entry.names[-1].lower()
+        if refusal(entry.names)[0] is not None:
+            continue
+        if PurePosixPath(name).suffix in image.extensions() and config.image is None:
+            return Root(path, "files", domain)
+        if name.endswith((TAR, PARQUET, *COMPRESSED)):
+            shards.append(entry)
+    if not shards:
+        if config.image is not None:
+            raise DataError(f"{path}: expected .parquet files, since `image` names their column of bytes, got none.")
+        return Root(path, "files", domain)
+    _refuse_compressed(entry.path for entry in shards)
+    kinds = {entry.path.rpartition(".")[2].lower() for entry in shards}
+    if len(kinds) > 1:
+        raise DataError(f"{path}: expected either .tar or .parquet files, got both. Make a data set of each.")
+    kind: Kind = "tar" if kinds == {"tar"} else "parquet"
+    if kind == "parquet" and config.image is None:
+        raise DataError(f"{path}: a folder of .parquet files. Set `image` to the column that has the images' bytes.")
+    if kind == "tar" and config.image is not None:
+        raise DataError(f"{path}: expected .parquet files, since `image` names their column of bytes, got .tar.")
+    return Root(path, kind, domain, tuple(shards))
+
+
+def _refuse_compressed(paths: Iterable[str]) -> None:
+    for path in itertools.islice((path for path in paths if path.lower().endswith(COMPRESSED)), 1):
+        raise DataError(f"{path}: compressed, so no sample in it can be found. Unpack it to a plain .tar.")

@@ -1,0 +1,67 @@
+"""Parquet files with a column of image bytes: a sample a row, and the other columns are its labels."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import DataError, bullets
+from pipeline.prepare import Found, PrepareConfig, listed
+from pipeline.prepare.roots import Root
+from pipeline.sources import parquet
+
+
+def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
+    """The rows of Parquet files in their order; the column of images is not read.
+
+    What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
+    """
+    column = str(config.image)
+    types = label_types(config, [root])
+    for shard in root.shards:
+        name, place, row = parquet.container(shard.path, column), root.place(shard), 0
+        try:
+            with parquet.opened(shard.path) as file:
+                if types:
+                    for batch in file.iter_batches(columns=list(types)):
+                        for labels, said in listed.said(batch, types):
+                            yield Found(f"{shard.path}/{row}", labels, place | said, container=name, offset=row)
+                            row += 1
+                else:
+                    for row in range(file.metadata.num_rows):
+                        yield Found(f"{shard.path}/{row}", {}, place, container=name, offset=row)
+        except (OSError, pa.ArrowException) as error:
+            yield Found(shard.path, refused=("unreadable", f"damaged Parquet file, from row {row} on: {_short(error)}"))
+    yield from root.strays()
+
+
+def label_types(config: PrepareConfig, roots: Sequence[Root]) -> dict[str, pa.DataType]:
+    """The label columns with their types, which all files share; a file that cannot be opened is passed over.
+
+    Raises DataError where the files differ, where there is no such column of bytes, or one that can be no label.
+    """
+    column = str(config.image)
+    first: tuple[str, dict[str, pa.DataType]] | None = None
+    for path in (shard.path for root in roots for shard in root.shards):
+        try:
+            with parquet.opened(path) as file:
+                schema = file.schema_arrow
+        except (OSError, pa.ArrowException):
+            continue  # `find` says why
+        where = config.model_copy(update={"root": path})
+        types = listed.labels_in(schema, where, needed=(column,))
+        if not parquet.holds_bytes(schema.field(column).type):
+            kind = schema.field(column).type
+            raise DataError(f"{path}: expected {column!r} to be binary, or a struct with `bytes` in it, got {kind}.")
+        listed.refuse_odd(types, where=path)
+        if first is None:
+            first = (path, types)
+        elif types != first[1]:
+            differ = sorted(name for name in {*types, *first[1]} if types.get(name) != first[1].get(name))
+            lines = [f"{name}: {first[1].get(name, 'not there')} and {types.get(name, 'not there')}" for name in differ]
+            title = f"{path}: expected the label columns of {first[0]}. Leave others out with `columns`"
+            raise DataError(bullets(title, lines))
+    return first[1] if first is not None else {}
+
+
+def _short(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
