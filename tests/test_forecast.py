@@ -235,7 +235,7 @@ def test_the_pilot_of_nothing_is_none_and_of_auto_says_that_another_engine_may_b
 
 def test_the_pilot_counts_what_it_cannot_read_and_fails_where_that_is_all(work: Work) -> None:
     request = work.request()
-    paths = [Path(path) for path in request.samples.paths.to_pylist()]
+    paths = [Path(path) for path in request.samples.where["path"].to_pylist()]
     paths[0].unlink()
     found = pilot(request, cache_root=work.cache)
     assert found is not None
