@@ -378,7 +378,7 @@ def test_the_summary_counts_reasons_and_the_time_that_reuse_spared(work: Work) -
 
 
 def test_rejected_samples_are_counted_by_reason_now_and_when_they_are_known(work: Work) -> None:
-    paths = [Path(path) for path in work.request().samples.paths.to_pylist()]
+    paths = [Path(path) for path in work.request().samples.where["path"].to_pylist()]
     for path in paths[:2]:
         path.unlink()
     paths[2].write_bytes(b"changed")
