@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.backbones import artefact, timm_models, vision
-from pipeline.backbones.spec import resolve
 from pipeline.config import Section, check, refuse
 from pipeline.errors import BackboneError, ConfigError, DataError, unknown
 from pipeline.extract import ExtractConfig
 from pipeline.extract.forecast import Forecast
-from pipeline.extract.request import row_shapes
+from pipeline.extract.request import checked
 from pipeline.extract.run import Extracted, extract
 from pipeline.files import atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
@@ -185,7 +184,7 @@ def embed(
     work = out / WORK
     backbone = _frozen(job, work)
     spec = artefact.read_spec(backbone)
-    row_shapes(resolve(job.extract.taps, spec, where=str(backbone)), spec, where=str(backbone))
+    checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
     with stage("prepare") as progress:
         prepared = prepare(job.prepare, paths, progress=progress)

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,12 @@ from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.readers.image import ImageSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 64
 NETWORKS = ("glyphs", "resnet18")  # test_taps.py has many more
 POOLINGS = ("none", "flatten", "mean", "max", "avg1x1", "avg2x2", "avg3x1")
 SPEC = InputSpec(image=ImageSpec(resize=(SIDE, SIDE)), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks here are so small that threads wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_network(name: str) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import tarfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,6 @@ def real_backbone(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The folder of a backbone frozen from the real weights."""
     folder = tmp_path_factory.mktemp("real") / "squeezenet"
     freeze(from_file(real_weights), folder, pretrained=Path("unused"))
-    return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch's hub, and no network: what is not in the cache cannot be had."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(urllib.request, "_opener", None)
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
     return folder
 
 

@@ -70,21 +70,36 @@ def opened(folder: Path, record: ShardRecord, kind: Layout, **options: bool) -> 
     return Shard(path_of(folder, record.name), record, kind, **options)
 
 
+def commit(
+    folder: Path,
+    records: Sequence[ShardRecord],
+    keys: Sequence[Sequence[str]],
+    kind: Layout,
+    *,
+    wanted: Sequence[str] | None = None,
+    rejected: dict[str, str] | None = None,
+    identity: dict[str, str] | None = None,
+) -> Features:
+    """Commit a features folder of some shards, by default with all their rows, and open it."""
+    arrays = [key_arrays.from_hex(own) for own in keys]
+    every = sorted({*itertools.chain(*keys), *(rejected or {})}) if wanted is None else wanted
+    index.commit(
+        folder,
+        identity=identity or {},
+        layout=kind,
+        shards=records,
+        keys=arrays,
+        wanted=key_arrays.from_hex(every),
+        rejected=rejected or {},
+    )
+    return Features.open(folder)
+
+
 def store(folder: Path, *parts: Sequence[int], rejected: dict[str, str] | None = None) -> Features:
     """A features folder with a shard a part."""
     keys = [sorted(key(number) for number in numbers) for numbers in parts]
     records = [write(folder, own, rows_of(own)) for own in keys]
-    wanted = sorted({*itertools.chain(*keys), *(rejected or {})})
-    index.commit(
-        folder,
-        identity={"node": "block1", "dtype": "float32"},
-        layout=layout(),
-        shards=records,
-        keys=[key_arrays.from_hex(own) for own in keys],
-        wanted=key_arrays.from_hex(wanted),
-        rejected=rejected or {},
-    )
-    return Features.open(folder)
+    return commit(folder, records, keys, layout(), rejected=rejected, identity={"node": "block1", "dtype": "float32"})
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -500,16 +515,14 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
 def test_an_index_whose_rows_do_not_add_up_is_not_committed(tmp_path: Path) -> None:
     own = sorted([key(1), key(2)])
     record = write(tmp_path, own, rows_of(own))
-    wanted = key_arrays.from_hex(sorted(map(key, range(1, 5))))
     message = r"4 samples were asked for, but 2 are stored and 1 rejected. Nothing was committed"
     with pytest.raises(StoreError, match=message):
-        index.commit(
+        commit(
             tmp_path,
-            identity={},
-            layout=layout(),
-            shards=[record],
-            keys=[key_arrays.from_hex(own)],
-            wanted=wanted,
+            [record],
+            [own],
+            layout(),
+            wanted=sorted(map(key, range(1, 5))),
             rejected={key(3): "damaged"},
         )
     assert not (tmp_path / "index.json").exists()
@@ -930,11 +943,10 @@ def test_features_say_what_they_hold(features: Features) -> None:
 def test_of_rows_that_two_shards_hold_the_first_shard_serves(tmp_path: Path) -> None:
     keys = sorted([key(1), key(2)])
     records = [write(tmp_path, keys, np.full((2, 3), value, np.float32)) for value in (1.0, 2.0)]
-    arrays = [key_arrays.from_hex(keys)] * 2
     for order in (records, records[::-1]):
-        index.commit(tmp_path, identity={}, layout=layout(), shards=order, keys=arrays, wanted=arrays[0], rejected={})
         expected = 1.0 + records.index(order[0])
-        assert np.array_equal(Features.open(tmp_path).load([key(1), key(2)]), np.full((2, 3), expected))
+        found = commit(tmp_path, order, [keys, keys], layout())
+        assert np.array_equal(found.load([key(1), key(2)]), np.full((2, 3), expected))
 
 
 def test_missing_keys_are_counted_and_known_reasons_given(tmp_path: Path) -> None:
@@ -991,17 +1003,7 @@ def test_a_store_without_an_index_is_refused(tmp_path: Path) -> None:
 def test_rows_that_were_not_asked_for_are_not_there(tmp_path: Path) -> None:
     own = sorted(map(key, range(6)))
     record = write(tmp_path, own, rows_of(own))
-    wanted = key_arrays.from_hex(own[1::2])
-    index.commit(
-        tmp_path,
-        identity={},
-        layout=layout(),
-        shards=[record],
-        keys=[key_arrays.from_hex(own)],
-        wanted=wanted,
-        rejected={},
-    )
-    found = Features.open(tmp_path)
+    found = commit(tmp_path, [record], [own], layout(), wanted=own[1::2])
     assert found.keys == own[1::2]
     assert np.array_equal(found.load(), rows_of(own[1::2]))
     with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
@@ -1036,16 +1038,7 @@ def test_a_window_of_a_shuffle_is_bounded(tmp_path: Path) -> None:
     numbers = range(40)
     keys = sorted(map(key, numbers))
     record = write(tmp_path, keys, np.repeat(np.arange(40, dtype=np.float32)[:, None], 200_000, axis=1))
-    index.commit(
-        tmp_path,
-        identity={},
-        layout=layout(shape=(200_000,)),
-        shards=[record],
-        keys=[key_arrays.from_hex(keys)],
-        wanted=key_arrays.from_hex(keys),
-        rejected={},
-    )
-    found = Features.open(tmp_path)
+    found = commit(tmp_path, [record], [keys], layout(shape=(200_000,)))
     seen = [k for own, _ in found.batches(1, shuffle_seed=0, buffer_mb=4) for k in key_arrays.to_hex(own)]
     assert sorted(seen) == keys
     assert seen != keys
@@ -1132,11 +1125,8 @@ def test_every_export_has_all_rows_in_the_order_of_the_keys(
 def test_maps_are_exported_flat_and_half_precision_stays_so_in_npy(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float16)
     keys = sorted(map(key, range(3)))
-    record, arrays = write(tmp_path, keys, rows, "float16"), key_arrays.from_hex(keys)
-    identity = {"node": "block1"}
-    form = layout("float16", (2, 4, 4))
-    index.commit(tmp_path, identity=identity, layout=form, shards=[record], keys=[arrays], wanted=arrays, rejected={})
-    found = Features.open(tmp_path)
+    record, identity = write(tmp_path, keys, rows, "float16"), {"node": "block1"}
+    found = commit(tmp_path, [record], [keys], layout("float16", (2, 4, 4)), identity=identity)
     for name in EXPORTED:
         export(found, tmp_path / name)
         assert np.array_equal(exported(tmp_path / name)[1], rows.reshape(3, 32)), name
@@ -1198,16 +1188,6 @@ def test_bfloat16_stays_bfloat16_in_torch(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     keys = sorted(map(key, range(3)))
     record = write(tmp_path, keys, rows, "bfloat16")
-    arrays = key_arrays.from_hex(keys)
-    index.commit(
-        tmp_path,
-        identity={},
-        layout=layout("bfloat16", (4,)),
-        shards=[record],
-        keys=[arrays],
-        wanted=arrays,
-        rejected={},
-    )
-    found = Features.open(tmp_path)
+    found = commit(tmp_path, [record], [keys], layout("bfloat16", (4,)))
     assert found.dtype == np.float32
     assert torch.equal(found.to_torch(), torch.from_numpy(rows).to(torch.bfloat16))

@@ -5,7 +5,7 @@ import math
 import random
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,7 @@ from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.store.identity import identity
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks here are so small that threads wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_efficientnet(block: Any, **options: Any) -> nn.Module:

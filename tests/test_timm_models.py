@@ -2,7 +2,6 @@
 
 import io
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +58,6 @@ def png() -> bytes:
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings for a small model with weights in a file."""
     return random_weights(tmp_path_factory.mktemp("small"), SMALL)
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch's hub, and no network: what is not in the cache cannot be had."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(urllib.request, "_opener", None)
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -154,10 +142,10 @@ def test_a_classifier_of_another_size_is_stated(tmp_path: Path) -> None:
 # Weights that timm fetches --------------------------------------------------------------------------------------------
 
 
-def test_weights_come_from_the_cache_of_torchs_hub(offline: Path, tmp_path: Path) -> None:
+def test_weights_come_from_the_cache_of_torchs_hub(hub: Path, tmp_path: Path) -> None:
     entry = timm_models.weights_entry("legacy_seresnet18", None)
     state = timm.create_model("legacy_seresnet18").state_dict()
-    torch.save(state, offline / entry.url.rsplit("/", 1)[1])
+    torch.save(state, hub / entry.url.rsplit("/", 1)[1])
     config = settings_of(model="legacy_seresnet18", input={"resize": 64, "crop": 64})
     spec: BackboneSpec = freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     assert spec.weights_digest == weights_digest(state)
@@ -165,11 +153,11 @@ def test_weights_come_from_the_cache_of_torchs_hub(offline: Path, tmp_path: Path
     assert spec.origin["license"] == entry.license
 
 
-def test_weights_that_cannot_be_fetched_say_what_to_do(offline: Path, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_fetched_say_what_to_do(hub: Path, tmp_path: Path) -> None:
     message = r"legacy_seresnet18.in1k: the weights could not be loaded: .*fetch https://.*.pth elsewhere and name its"
     with pytest.raises(BackboneError, match=message):
         freeze(settings_of(model="legacy_seresnet18"), tmp_path / "backbone", pretrained=tmp_path)
-    assert list(offline.iterdir()) == []
+    assert list(hub.iterdir()) == []
     assert not (tmp_path / "backbone").exists()
 
 

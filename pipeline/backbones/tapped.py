@@ -11,16 +11,19 @@ from pipeline.backbones.taps import collect
 
 
 class Tapped(nn.Module):
-    """Pixels uint8 (n, height, width, channels) to the taps in the order of `names`, each float32 (n, ...)."""
+    """Pixels uint8 (n, height, width, channels) to the taps in the order of `names`, each float32 (n, ...).
+
+    `early`: the forward pass stops after the last tap. Not for tracers, which lose their place there: they run on to
+    the end of the network. What comes after the last tap is in no output, and is left out of the graph.
+    """
 
     mean: Tensor
     std: Tensor
-    early = True
 
-    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec]) -> None:
+    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec], *, early: bool = True) -> None:
         super().__init__()
         self.network, self.specs, self.taps = backbone.module, dict(specs), backbone.spec.taps
-        self.names = tuple(specs)
+        self.names, self.early = tuple(specs), early
         for name, values in (("mean", backbone.spec.input.mean), ("std", backbone.spec.input.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
@@ -33,12 +36,3 @@ class Tapped(nn.Module):
         """Images float32 (n, channels, height, width), channels-last in memory."""
         # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-
-
-class Whole(Tapped):
-    """The same for tracers, which lose their place when a forward pass stops early: it runs to the end of the network.
-
-    What comes after the last tap is in no output, and is left out of the graph.
-    """
-
-    early = False

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.backbones.tapped import Whole
+from pipeline.backbones.tapped import Tapped
 from pipeline.errors import EngineError
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
@@ -61,7 +61,7 @@ def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
 def export(backbone: Backbone, specs: Mapping[str, TapSpec]) -> bytes:
     """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
-    whole = Whole(Backbone(spec=backbone.spec, module=module), specs).eval()
+    whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
     channels, height, width = backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     try:

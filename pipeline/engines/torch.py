@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.backbones.tapped import Tapped, Whole
+from pipeline.backbones.tapped import Tapped
 from pipeline.engines import Answer
 from pipeline.engines.batches import filled, finished
 from pipeline.engines.memory import first_line, within_memory
@@ -134,8 +134,9 @@ class CompiledEngine(TorchEngine):
     NAME = "torch_compiled"
 
     def _prepare(self, backbone: Backbone) -> nn.Module:
-        whole = Whole(backbone, self._specs).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._smallest = self.batch_size  # the graph is compiled for it
+        whole = Tapped(backbone, self._specs, early=False).eval()
+        whole = whole.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         pixels = torch.zeros(self.batch_size, *self._size, self._channels, dtype=torch.uint8, device=self.device)
         try:
             with warnings.catch_warnings(), torch.no_grad():

@@ -28,8 +28,6 @@ from pipeline.store.cache import Column
 from pipeline.text import duration
 
 BATCHES = 8
-# Of Student's t, two-sided 95 %, by degrees of freedom from 1.
-QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,10 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
 
 def _spread(*parts: list[float], shared: bool) -> float:
     """Half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
-    halves = [
-        QUANTILES[min(len(part) - 1, len(QUANTILES)) - 1] * float(np.std(part, ddof=1)) / len(part) ** 0.5
+    from scipy.stats import t
+
+    halves = [  # of Student's t, two-sided 95 %
+        float(t.ppf(0.975, len(part) - 1) * np.std(part, ddof=1)) / len(part) ** 0.5
         if len(part) > 1
         else float(np.mean(part))
         for part in parts

@@ -6,7 +6,14 @@
                                /<sha256>.json     its record, provenance and the keys of the same unit that can never
                                                   give features, with reasons; last: without it the shard is not
                                /rejected/<digest>.json   such keys of units that gave no shard
+                               /parity/<digest>.json     what was measured of an engine that computes its rows
                                /used              touched whenever a project links the column
+                  /locks/      a file for each features folder: who extracts into it
+                  /onnx/       exported graphs, as large as the weights in them
+                  /engines/    which engine was the fastest here
+
+`prune` removes whole columns with all that is in them. It leaves the three folders beside `v2`: a lock may be held, and
+graphs and choices belong to no column.
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
