@@ -6,15 +6,16 @@
 
 All rows of a table are measured in one run, in turn, round after round; the best round of each counts. `of the bound`
 is the speed against 1 / (1/decode + 1/forward): what a machine can do whose cores decode each image and run the network
-on it, and do nothing else. Each extraction is timed twice: whole, and without what a run over one image takes.
+on it, and do nothing else. Each extraction is timed twice: whole, and beyond its first batch, that is less the time of
+the same over as many images as a batch has. So neither start-up nor what is done once at the end is in the second.
 
     decode          our reader over all files, a thread a core
     forward         the fastest engine over decoded images
     icecore         extract() into an empty cache: weights, export, parity gate, shards, index, all of it
-      beyond one    extract() with the graph and the parity card there but no row, less the same over one image
+      beyond        extract() with the graph and the parity card there but no row, less the same over one batch
       auto          the first again, the engine chosen by `engine: auto`
     plain torch     benchmarks/plain.py in a process of its own, from building the network to the saved .npy
-      beyond one    less the same over one image
+      beyond        less the same over one batch
     thingsvision    benchmarks/peers.py, likewise
 
 Set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 where a virtual machine names AMX and cannot run it. Without ICECORE_ASSETS
@@ -81,10 +82,10 @@ class Case:
         return min(self.seconds.get(name, [np.inf]))
 
     def rate(self, name: str, less: str = "") -> float:
-        """Images a second, of the best round; `less` is a run over one image whose time is taken off."""
+        """Images a second, of the best round; `less` is a run over one batch whose time is taken off."""
         if not less:
             return len(self.paths) / self.best(name)
-        return (len(self.paths) - 1) / max(self.best(name) - self.best(less), 1e-9)
+        return (len(self.paths) - self.batch) / max(self.best(name) - self.best(less), 1e-9)
 
     @property
     def bound(self) -> float:
@@ -93,15 +94,15 @@ class Case:
 
 
 def prepared(folder: Path, data: str, model: str, precision: str, given: argparse.Namespace) -> Case:
-    """Unpack images, list them and one of them alone, and freeze the network."""
+    """Unpack images, list them and the first batch alone, and freeze the network."""
     photos = folder / data
     if not photos.is_dir():
         pictures.unpack(data, folder, given.images)
         prepare(PrepareConfig(root=photos), ManifestPaths(folder / "manifests", data))
-        rows = manifest.read(folder / "manifests", data, ["key", "path"]).slice(0, 1)
-        first = ManifestPaths(folder / "one", data)
-        (folder / "one.csv").write_text(f"path\n{rows['path'][0].as_py()}\n")
-        prepare(PrepareConfig(root=folder / "one.csv", base=Path("/")), first)
+        paths = manifest.read(folder / "manifests", data, ["path"])["path"].to_pylist()
+        listed = folder / "first.csv"
+        listed.write_text("\n".join(["path", *paths[: given.batch]]))
+        prepare(PrepareConfig(root=listed, base=Path("/")), ManifestPaths(folder / "first", data))
     backbone, weights = pictures.backbone_of(model, folder)
     table = manifest.read(folder / "manifests", data, ["key", "path"])
     paths, keys = table["path"].to_pylist(), table["key"].to_pylist()
@@ -180,9 +181,9 @@ def measure(case: Case, given: argparse.Namespace) -> None:
     """All rounds of all runs, in turn; the times go to the case."""
     forward = fastest(case)
     warm = case.folder / f"warm-{case.model}-{case.precision}"
-    one = case.folder / f"one-{case.model}-{case.precision}"
+    first = case.folder / f"first-{case.model}-{case.precision}"
     run(case, engine=case.engine, root=warm)
-    run(case, engine=case.engine, root=one, manifests="one")
+    run(case, engine=case.engine, root=first, manifests="first")
 
     def fresh(engine: str) -> None:
         with tempfile.TemporaryDirectory(dir=case.folder) as empty:
@@ -200,13 +201,13 @@ def measure(case: Case, given: argparse.Namespace) -> None:
     for _ in range(given.rounds):
         for name, act in timed.items():
             clock(case, name, act)
-        emptied(warm), emptied(one)
+        emptied(warm), emptied(first)
         clock(case, "warm", lambda: run(case, engine=case.engine, root=warm))
-        clock(case, "warm one", lambda: run(case, engine=case.engine, root=one, manifests="one"))
+        clock(case, "warm first", lambda: run(case, engine=case.engine, root=first, manifests="first"))
         for name, (script, python) in children.items():
             said = child(case, script, python)
             case.seconds.setdefault(name, []).append(said["seconds"])
-            case.seconds.setdefault(f"{name} one", []).append(said["seconds_of_one"])
+            case.seconds.setdefault(f"{name} first", []).append(said["seconds_of_first"])
 
 
 def clock(case: Case, name: str, act: Callable[[], object]) -> None:
@@ -222,12 +223,12 @@ def rows(case: Case) -> Iterator[tuple[str, float]]:
     yield f"forward ({case.engine})", case.rate("forward")
     yield "bound", case.bound
     yield f"icecore ({case.engine}), whole", case.rate("icecore")
-    yield f"icecore ({case.engine}), beyond one image", case.rate("warm", "warm one")
+    yield f"icecore ({case.engine}), beyond the first batch", case.rate("warm", "warm first")
     yield "icecore (auto), whole", case.rate("auto")
     for name in ("plain torch", "thingsvision"):
         if name in case.seconds:
             yield f"{name}, whole", case.rate(name)
-            yield f"{name}, beyond one image", case.rate(name, f"{name} one")
+            yield f"{name}, beyond the first batch", case.rate(name, f"{name} first")
 
 
 def probes(case: Case) -> Iterator[str]:
@@ -245,7 +246,7 @@ def probes(case: Case) -> Iterator[str]:
 
 
 def dask_against_local(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """The Dask runner against the local one, beyond one image: nothing yet, until there is one."""
+    """The Dask runner against the local one, beyond the first batch: nothing yet, until there is one."""
     del given
     yield from ()
 
@@ -285,6 +286,8 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 200_000], help="rows of --memory")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (the system's temporary folder)")
     given = parser.parse_args()
+    if given.images <= given.batch:
+        parser.error(f"--images: expected more than one batch of {given.batch}, got {given.images}")
     select.WORTH["torch_compiled"] = np.inf  # minutes of compilation
     settings = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA") if name in os.environ}
     print(select.machine(), versions("torch", "torchvision", "onnxruntime-gpu", "openvino", "pillow"), settings)

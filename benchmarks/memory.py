@@ -54,7 +54,7 @@ def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
 
 
 def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
-    """One extraction: its time, its peak, what it had after its imports, and a trace of (seconds, MiB)."""
+    """One extraction: its time, its peak, what it had after its imports, and a trace: MiB, every `INTERVAL`."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         pictures.tiny(root / "net")
@@ -72,13 +72,13 @@ def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
         while process.poll() is None:
             now, peak = resident(process.pid, "VmRSS"), max(peak, resident(process.pid, "VmHWM"))
             if now:
-                trace.append((round(time.perf_counter() - begin, 2), round(now / MIB, 1)))
-            time.sleep(INTERVAL)
+                trace.append(round(now / MIB, 1))
+            time.sleep(max(0.0, begin + len(trace) * INTERVAL - time.perf_counter()))
         if process.returncode:
             raise SystemExit(f"the extraction of {count:,} images ended with {process.returncode}")
         seconds = round(time.perf_counter() - begin, 1)
     found = {"images": count, "seconds": seconds, "imports_mib": round(imports / MIB, 1)}
-    return found | {"peak_mib": round(peak / MIB, 1), "trace": trace}
+    return found | {"peak_mib": round(peak / MIB, 1), "interval_seconds": INTERVAL, "trace_mib": trace}
 
 
 def resident(process: int, which: str) -> int:
@@ -95,8 +95,8 @@ def draw(path: Path, runs: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        times, values = zip(*run["trace"], strict=True)
-        axes.plot([each / run["seconds"] for each in times], values, label=f"{run['images']:,} images")
+        times = [place * INTERVAL / run["seconds"] for place in range(len(run["trace_mib"]))]
+        axes.plot(times, run["trace_mib"], label=f"{run['images']:,} images")
     axes.set(xlabel="share of the run", ylabel="resident memory (MiB)", ylim=(0, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -47,7 +47,7 @@ def extract(given: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 
 def main() -> None:
-    """Extract all, then one image alone, which is the start-up; the time of both."""
+    """Extract all, then the first batch alone; the time of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=BEFORE_LAST, required=True)
     parser.add_argument("--weights", type=Path, required=True)
@@ -62,10 +62,10 @@ def main() -> None:
         np.save(given.out, extract(given, paths))
         whole = time.perf_counter() - start
         start = time.perf_counter()
-        extract(given, paths[:1])
-        one = time.perf_counter() - start
+        extract(given, paths[: given.batch])
+        first = time.perf_counter() - start
     versions = {name: metadata.version(name) for name in ("thingsvision", "torch", "torchvision")}
-    print(json.dumps({"seconds": whole, "seconds_of_one": one, "versions": versions}))
+    print(json.dumps({"seconds": whole, "seconds_of_first": first, "versions": versions}))
 
 
 if __name__ == "__main__":
