@@ -457,7 +457,11 @@ def test_a_row_of_a_parquet_list_without_a_path_is_an_error(tmp_path: Path) -> N
     ("name", "content", "message"),
     [
         ("list.csv", b"", "not a .csv list: Empty CSV file"),
-        ("list.csv", b"path,label\n0.png,cat,3\n", "not a .csv list: CSV parse error: Row #2: Expected 2 columns, got 3"),
+        (
+            "list.csv",
+            b"path,label\n0.png,cat,3\n",
+            "not a .csv list: CSV parse error: Row #2: Expected 2 columns, got 3",
+        ),
         (
             "list.csv",
             "path,label\n0.png,Löwe\n".encode("latin-1"),
