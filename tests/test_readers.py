@@ -415,6 +415,15 @@ def test_pillows_own_limit_holds(side: int) -> None:
     assert refusal(b"P6\n%d %d\n255\n" % (side, side)) == "more than 89,478,485 pixels: refused as a decompression bomb"
 
 
+@pytest.mark.parametrize(("kind", "draft"), [("PNG", False), ("JPEG", False), ("JPEG", True)])
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
+def test_a_strip_that_a_resize_would_make_a_bomb_of_is_refused(size: tuple[int, int], kind: str, draft: bool) -> None:
+    data = encoded(picture(*size), kind)
+    with pytest.raises(DataError, match=f"a strip of {size[0]}×{size[1]}: resized it would have more than 89,478,485"):
+        pixels(data, resize=256, crop=(224, 224), draft=draft)
+    assert pixels(data, resize=(8, 8)).shape == (8, 8, 3)
+
+
 WITH_EXIF = ("PNG", "JPEG", "WEBP", "AVIF")
 FORMATS = (*WITH_EXIF, "GIF", "TIFF", "BMP", "DDS", "PPM")
 

@@ -210,13 +210,21 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision."""
+    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision.
+
+    Raises DataError for a strip that would become as large as a decompression bomb.
+    """
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
     if width <= height:
-        return resize, int(resize * height / width)
-    return int(resize * width / height), resize
+        found = resize, int(resize * height / width)
+    else:
+        found = int(resize * width / height), resize
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and found[0] * found[1] > most:
+        raise DataError(f"a strip of {width}×{height}: resized it would have more than {most:,} pixels")
+    return found
 
 
 def _centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
