@@ -459,6 +459,7 @@ OTHER = {
     "crop": [(8, 8), (8, 9)],
     "interpolation": ["nearest", "bicubic", "lanczos"],
     "draft": [True],
+    "decoder": ["nvjpeg"],
 }
 
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config import Settings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EngineError
 from pipeline.readers import Sample
 
 VERSION = 1
@@ -40,12 +40,7 @@ TURNS = {
 }
 
 # Turns that make height of width.
-ACROSS = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
+ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 # Pillow's decoders raise all of these for damaged data.
 DAMAGE = (
@@ -63,11 +58,11 @@ DAMAGE = (
     zlib.error,
 )
 
-# A drafted JPEG is decoded at this many times the size that it is to have, or at more: what Pillow's `thumbnail` leaves
-# for the resize. Pixels then stray by half a level in the mean, and by two where it is 1.
+# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does. Pixels then stray
+# by half a level in the mean; with 1 by one to two.
 GAP = 2
 
-LATER: Mapping[str, Any] = {"draft": False}
+LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow"}
 """Settings that addresses did not have at first, with the values that leave addresses as they were."""
 
 INTERPOLATIONS = {
@@ -89,11 +84,18 @@ class ImageSpec(Settings):
     crop: tuple[int, int] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first")
+    decoder: Literal["pillow", "nvjpeg"] = Field(
+        default="pillow", description="nvjpeg: on a CUDA device, see nvjpeg.py"
+    )
 
     @model_validator(mode="after")
-    def _drafts_are_resized(self) -> Self:
+    def _possible(self) -> Self:
         if self.draft and self.resize is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
+        if self.decoder == "nvjpeg" and self.draft:
+            raise ValueError("expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size")
+        if self.decoder == "nvjpeg" and self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"expected bilinear or bicubic with `decoder: nvjpeg`, got {self.interpolation}")
         return self
 
     @model_serializer(mode="wrap")
@@ -118,12 +120,20 @@ class ImageReader:
         return {"reader": "image", "version": VERSION, **self.spec.model_dump(mode="json")}
 
     def __call__(self, data: bytes) -> Sample:
-        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used."""
+        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used.
+
+        Raises EngineError where the pixels are to be those of nvjpeg.
+        """
+        if self.spec.decoder != "pillow":
+            raise EngineError(
+                f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a CUDA "
+                "device. Freeze the backbone with `decoder: pillow`."
+            )
         image = _small(data, self.spec) if self.spec.draft else None
         if image is None:
             image = decode(data, mode=self.spec.mode)
             if self.spec.resize is not None:
-                image = image.resize(_target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
+                image = image.resize(target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
@@ -134,7 +144,7 @@ class ImageReader:
 
 def decode(data: bytes, *, mode: str) -> Image.Image:
     """Bytes to an upright image in `mode`; raises DataError with the reason."""
-    with _opened(data) as image:
+    with opened(data) as image:
         image.load()
         return _to_mode(_upright(image), mode)
 
@@ -144,12 +154,12 @@ def check(data: bytes, *, whole: bool) -> None:
     if whole:
         decode(data, mode="RGB")
         return
-    with _opened(data):
+    with opened(data):
         pass
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """An open image; whatever Pillow has against it becomes a DataError with a short reason."""
     if not data:
         raise DataError("empty file")
@@ -173,14 +183,14 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
     The target, and what it shows of the decoded image, follow from the whole image, as in Pillow's `thumbnail`.
     """
     assert spec.resize is not None, "the spec was checked"
-    with _opened(data) as image:
+    with opened(data) as image:
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             return None
-        turn, size = _turn(image), image.size
+        turn, size = turn_of(image), image.size
         if turn in ACROSS:
-            height, width = _target((size[1], size[0]), spec.resize)
+            height, width = target((size[1], size[0]), spec.resize)
         else:
-            width, height = _target(size, spec.resize)
+            width, height = target(size, spec.resize)
         drafted = image.draft(None, (GAP * width, GAP * height))
         if drafted is None or image.size == size:
             return None
@@ -190,13 +200,14 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
         return small if turn is None else small.transpose(turn)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, by its EXIF orientation; None where it is."""
     return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
-    turn = _turn(image)
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 
@@ -209,7 +220,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
     """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision.
 
     Raises DataError for a strip that would become as large as a decompression bomb.
@@ -217,14 +228,10 @@ def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, 
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
-    if width <= height:
-        found = resize, int(resize * height / width)
-    else:
-        found = int(resize * width / height), resize
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and found[0] * found[1] > most:
+    most, longer = Image.MAX_IMAGE_PIXELS, int(resize * max(size) / min(size))
+    if most is not None and longer * resize > most:
         raise DataError(f"a strip of {width}×{height}: resized it would have more than {most:,} pixels")
-    return found
+    return (resize, longer) if width <= height else (longer, resize)
 
 
 def _centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
