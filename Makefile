@@ -2,15 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
+# More options of benchmarks/extract.py, such as BENCH='--rounds 1 --models mobilenet_v2'.
+BENCH ?=
 # DVC starts `python`: it must be the environment's. Pillow and others print in UTF-8.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint format lock clean
+.PHONY: help install repro test lint format lock bench bench-peers clean
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 repro: $(VENV)/.installed .dvc/config.local  ## run the pipeline, print the leaderboard and where the report lies
 	@icecore check
@@ -36,8 +39,19 @@ lock: $(VENV)/.installed  ## choose versions anew, within the ranges of pyprojec
 	  --quiet --output-file requirements.lock
 	@! grep -nE '://|^--' requirements.lock
 
+bench: $(VENV)/.installed  ## run all benchmarks that need no GPU, each with few repetitions
+	@python benchmarks/threads.py
+	@python benchmarks/store.py --rows 50000 --maps 320 --keys 1000000
+	@python benchmarks/crash.py --kills 20
+	@python benchmarks/engines.py --rounds 2
+	@python benchmarks/extract.py $(BENCH)
+
+# thingsvision pins a torch of its own, so it has an environment of its own; tried with Python 3.11.
+bench-peers: $(VENV)/.installed $(PEERS)/.installed  ## compare extraction with thingsvision, which it installs apart
+	@python benchmarks/extract.py --peers $(PEERS)/bin/python --rerun 0 $(BENCH)
+
 clean:  ## remove what was generated: the environment, data/, caches of tools. The feature cache outside stays
-	@rm -rf $(VENV) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find data -mindepth 1 ! -name .gitignore ! -name '*.dvc' -type f -delete
 	@find data -mindepth 1 -type d -empty -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -48,6 +62,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "installing the locked dependencies into $(VENV); the first time this takes some minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PEERS)/.installed:
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "installing thingsvision 2.7.3 into $(PEERS); it takes some minutes and gigabytes"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check thingsvision==2.7.3
 	@touch $@
 
 # A source archive has no .git: DVC must be told that it is not to look for one.

@@ -115,6 +115,9 @@ def extract(
     engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the network: float32, tf32, bfloat16 or float16.")] = "float32",
     max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size first: other features.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
@@ -148,6 +151,7 @@ def extract(
         weights=embed.Weights(source=source, name=weights, file=file, sha256=sha256),
         dtype=dtype,
         max_rejected=max_rejected,
+        draft=draft,
         batch_size=batch_size,
         engine=engine,
         precision=precision,

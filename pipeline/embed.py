@@ -78,10 +78,13 @@ def job(
     weights: Weights = Weights(),
     dtype: str = "float16",
     max_rejected: float = 0.05,
+    draft: bool = False,
     **extraction: Any,
 ) -> Job:
     """Check what a user asks for; `taps` as `tap` reads them, `data` and `image` as PrepareConfig, `extraction` as
     ExtractConfig has them.
+
+    `draft`: large JPEGs are decoded at a fraction of their size first, which gives other features.
 
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
     DataError where there are no images.
@@ -107,8 +110,13 @@ def job(
         raise ConfigError(
             f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file and sha256."
         )
+    if frozen and draft:
+        raise ConfigError(
+            f"{backbone}: expected a model's name with `draft`, got a backbone's folder, which has its preprocessing. "
+            "Freeze it anew with `draft: true` in `input`."
+        )
     if not frozen:
-        raw["freeze"] = _source(backbone, weights)
+        raw["freeze"] = _source(backbone, weights) | ({"input": {"draft": True}} if draft else {})
         sections["freeze"] = Section(Named)
     values, problems = check(raw, sections)
     refuse(problems, where=backbone)

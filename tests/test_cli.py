@@ -527,6 +527,15 @@ def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
     assert icecore("info", out / "block1-mean").code == 0
 
 
+def test_a_draft_is_no_setting_of_a_backbone_that_has_its_preprocessing(
+    data: Path, tmp_path: Path, icecore: Command
+) -> None:
+    where = ["--data", tmp_path, "--out", tmp_path / "out"]
+    said = icecore("extract", "--backbone", data / "backbones" / "tiny", *where, "--draft")
+    assert said.code == 1
+    assert "Freeze it anew with `draft: true` in `input`." in said.error
+
+
 def test_the_tap_is_penultimate_where_none_is_named(
     data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path]
 ) -> None:

@@ -229,6 +229,15 @@ def test_weights_for_a_backbone_that_has_its_own_are_refused(backbone: Path, tmp
         embed.job(str(backbone), ["penultimate"], tmp_path, weights=Weights(name="DEFAULT"))
 
 
+def test_a_draft_is_a_setting_of_the_backbone_that_is_frozen(backbone: Path, tmp_path: Path) -> None:
+    for draft in (True, False):
+        found = embed.job("resnet50", ["penultimate"], tmp_path, draft=draft).backbone
+        assert isinstance(found, Torchvision)
+        assert found.input.draft is draft
+    with pytest.raises(ConfigError, match=r"net: expected a model's name with `draft`, got a backbone's folder, which"):
+        embed.job(str(backbone), ["penultimate"], tmp_path, draft=True)
+
+
 def test_taps_are_checked_before_the_images_are_read(backbone: Path, image_folder: Folder, tmp_path: Path) -> None:
     photos = image_folder(("cat",), each=1)
     with pytest.raises(BackboneError, match=r"tap 'block9': unknown node 'block9'. Did you mean 'block"):

@@ -22,7 +22,7 @@ from pipeline.backbones.artefact import weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
-from pipeline.files import sha256_file
+from pipeline.files import read_json, sha256_file
 from pipeline.freeze import FreezeConfig, InputConfig
 from pipeline.freeze.checkpoint import read_state_dict
 from pipeline.freeze.run import freeze
@@ -530,6 +530,19 @@ def test_input_replaces_single_settings_of_the_preprocessing(tmp_path: Path) -> 
     assert spec.weights_digest == own.weights_digest
 
 
+def test_a_draft_is_set_by_input_and_leaves_what_is_written_as_it_was_where_it_is_off(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", random_state())
+    own = freeze(from_file(file), tmp_path / "own", pretrained=tmp_path)
+    spec = freeze(from_file(file, input={"draft": True}), tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.input.image == own.input.image.model_copy(update={"draft": True})
+    assert read_json(tmp_path / "backbone" / "backbone.json")["input"]["image"]["draft"] is True
+    assert "draft" not in read_json(tmp_path / "own" / "backbone.json")["input"]["image"]
+    assert artefact.read_spec(tmp_path / "backbone") == spec
+    assert InputConfig(draft=False).onto(spec.input) == own.input
+    assert InputConfig(draft=False).model_dump() == InputConfig().model_dump()
+    assert "draft" not in InputConfig().model_dump()
+
+
 def test_input_without_a_crop_needs_both_sides(elsewhere: BackboneSpec, tmp_path: Path) -> None:
     changed = InputConfig(resize=(48, 40), std=(0.25,)).onto(elsewhere.input)
     assert (changed.size, changed.mean, changed.std) == ((48, 40), (0.5,), (0.25,))
@@ -547,6 +560,10 @@ def test_input_without_a_crop_needs_both_sides(elsewhere: BackboneSpec, tmp_path
         ),
         ({"mean": (0.5,)}, "expected 3 numbers in `mean` for mode RGB, got 1"),
         ({"crop": 448}, r"whose shorter side is 232, got \(448, 448\): its borders would be black. Set `resize` too"),
+        (
+            {"draft": True, "resize": None},
+            "expected `resize` with `draft`, which decodes at a fraction of the size, got",
+        ),
         ({"crop": None}, "expected `crop`, or both sides in `resize`, got resize: 232, which leaves a side open"),
     ],
 )

@@ -3,7 +3,9 @@
 import io
 import random
 import struct
+import tarfile
 import zlib
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -263,6 +265,100 @@ def test_of_an_animation_the_first_picture_is_read() -> None:
     np.testing.assert_array_equal(found[:, :, 0], np.asarray(first))
 
 
+# Drafts --------------------------------------------------------------------------------------------------------------
+
+
+def smooth(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A picture without fine detail, so that leaving detail out changes little."""
+    return picture(9, 7, mode).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """The mean and the largest absolute difference of pixels."""
+    assert one.shape == other.shape
+    difference = np.abs(one.astype(int) - other)
+    return float(difference.mean()), int(difference.max())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF"])
+def test_a_draft_is_of_jpegs_only(kind: str, mode: str) -> None:
+    data = encoded(smooth(640, 480), kind)
+    settings = {"mode": mode, "resize": 32, "crop": (32, 32)}
+    np.testing.assert_array_equal(pixels(data, **settings, draft=True), pixels(data, **settings))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 127), st.integers(1, 200), st.sampled_from(["RGB", "L", "CMYK"]), st.sampled_from(["RGB", "L"]),
+    st.integers(1, 8), st.booleans(),
+)  # fmt: skip
+def test_a_small_jpeg_has_the_same_pixels_with_a_draft(
+    short: int, more: int, stored: str, mode: str, orientation: int, tall: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    size = (short, short + more) if tall else (short + more, short)
+    data = encoded(picture(*size, stored), "JPEG", exif=exif)
+    spec = {"mode": mode, "resize": 32, "crop": (32, 32)}
+    np.testing.assert_array_equal(pixels(data, **spec, draft=True), pixels(data, **spec))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", [32, (24, 40), (40, 24)])
+@pytest.mark.parametrize("size", [(513, 385), (389, 519), (640, 480)])
+def test_a_large_jpeg_is_decoded_small_and_nearly_the_same_however_it_is_turned(
+    size: tuple[int, int], resize: int | tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(*size), "JPEG", exif=exif, quality=95)
+    found, whole = pixels(data, resize=resize, draft=True), pixels(data, resize=resize)
+    mean, most = apart(found, whole)
+    assert 0 < mean < 1
+    assert most < 12
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("stored", ["RGB", "L", "CMYK"])
+def test_a_draft_keeps_the_colours(stored: str, mode: str) -> None:
+    data = encoded(smooth(640, 480, stored), "JPEG", quality=95)
+    found, whole = (pixels(data, mode=mode, resize=32, crop=(32, 32), draft=draft) for draft in (True, False))
+    assert found.shape == (32, 32, len(mode))
+    assert apart(found, whole)[0] < 1
+
+
+def test_real_photos_stray_little(assets: Path) -> None:
+    strayed = []
+    with tarfile.open(assets / "images/office_caltech10.tar") as archive:
+        for member in archive:
+            if "/caltech/" not in member.name or member.size < 100_000:
+                continue
+            data = archive.extractfile(member).read()
+            with Image.open(io.BytesIO(data)) as photo:
+                large = min(photo.size) >= 4 * 112
+            found, whole = (pixels(data, resize=112, crop=(112, 112), draft=draft) for draft in (True, False))
+            mean, most = apart(found, whole)
+            assert (mean > 0) == large
+            if large:
+                strayed.append(mean)
+                assert most < 40
+    assert len(strayed) > 10
+    assert np.mean(strayed) < 1
+    assert max(strayed) < 2
+
+
+def test_a_truncated_jpeg_is_refused_with_a_draft_too() -> None:
+    data = encoded(smooth(640, 480), "JPEG")
+    with pytest.raises(DataError, match="damaged image: image file is truncated"):
+        pixels(data[: len(data) // 2], resize=32, draft=True)
+
+
+def test_a_draft_without_a_resize_is_refused() -> None:
+    with pytest.raises(ValidationError, match="expected `resize` with `draft`, which decodes at a fraction of the"):
+        ImageSpec(crop=(8, 8), draft=True)
+
+
 # Files that cannot be used -------------------------------------------------------------------------------------------
 
 
@@ -319,6 +415,15 @@ def test_pillows_own_limit_holds(side: int) -> None:
     assert refusal(b"P6\n%d %d\n255\n" % (side, side)) == "more than 89,478,485 pixels: refused as a decompression bomb"
 
 
+@pytest.mark.parametrize(("kind", "draft"), [("PNG", False), ("JPEG", False), ("JPEG", True)])
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
+def test_a_strip_that_a_resize_would_make_a_bomb_of_is_refused(size: tuple[int, int], kind: str, draft: bool) -> None:
+    data = encoded(picture(*size), kind)
+    with pytest.raises(DataError, match=f"a strip of {size[0]}×{size[1]}: resized it would have more than 89,478,485"):
+        pixels(data, resize=256, crop=(224, 224), draft=draft)
+    assert pixels(data, resize=(8, 8)).shape == (8, 8, 3)
+
+
 WITH_EXIF = ("PNG", "JPEG", "WEBP", "AVIF")
 FORMATS = (*WITH_EXIF, "GIF", "TIFF", "BMP", "DDS", "PPM")
 
@@ -353,12 +458,16 @@ OTHER = {
     "resize": [8, (8, 8), (8, 9)],
     "crop": [(8, 8), (8, 9)],
     "interpolation": ["nearest", "bicubic", "lanczos"],
+    "draft": [True],
+    "decoder": ["nvjpeg"],
 }
 
 
 def test_each_setting_changes_the_identity() -> None:
     assert set(OTHER) == set(ImageSpec.model_fields)
-    specs = [{}, *({name: value} for name, values in OTHER.items() for value in values)]
+    resized = {"resize": 9}
+    specs = [{}, resized, *({name: value} for name, values in OTHER.items() for value in values if name != "draft")]
+    specs += [resized | {name: value} for name, values in OTHER.items() for value in values if name != "resize"]
     found = {digest(ImageReader(ImageSpec(**spec)).identity) for spec in specs}
     assert len(found) == len(specs)
 
@@ -372,6 +481,17 @@ def test_the_identity_names_the_reader_and_its_version() -> None:
         "crop": None,
         "interpolation": "bilinear",
     }
+
+
+def test_settings_that_came_later_leave_addresses_as_they_were_where_they_are_off() -> None:
+    spec = ImageSpec(resize=256, crop=(224, 224), draft=False)
+    # Of the version before the first of them.
+    assert digest(ImageReader(spec).identity) == "b08fd9fb38d69d3d778b8c35d7b8b3b5002f8eae1c4f1271e926d74e97e87cd1"
+    assert set(spec.model_dump()) == set(spec.model_dump(mode="json")) == set(ImageSpec.model_fields) - {*image.LATER}
+    assert ImageSpec.model_validate(spec.model_dump()) == spec
+    on = ImageSpec(resize=256, draft=True)
+    assert ImageReader(on).identity["draft"] is True
+    assert ImageSpec.model_validate_json(on.model_dump_json()) == on
 
 
 def test_equal_settings_have_equal_identities_and_pixels() -> None:

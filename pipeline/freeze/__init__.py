@@ -7,12 +7,19 @@ another file is another backbone.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.config import Settings
 from pipeline.files import read_json, sha256_file
-from pipeline.readers.image import ImageSpec
+from pipeline.readers.image import ImageSpec, without_what_is_off
 
 DIGITS = 8  # of a digest, at least
 
@@ -26,6 +33,7 @@ class InputConfig(Settings):
     resize: Side | tuple[Side, Side] | None = Field(default=None, description="the shorter side, or height and width")
     crop: tuple[Side, Side] | None = Field(default=None, description="height and width; one number is both")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first: other pixels")
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
@@ -34,10 +42,16 @@ class InputConfig(Settings):
     def _square(cls, crop: Any) -> Any:
         return (crop, crop) if isinstance(crop, int) else crop
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_what_is_off(write(self))
+
     def onto(self, own: InputSpec | None) -> InputSpec:
         """The source's own preprocessing with what is set here in its place; raises ValueError with what is wrong."""
-        stated = self.model_dump(include=self.model_fields_set)
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
         values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **stated}
+        if values.get("draft") and values.get("resize") is None:
+            raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
         image = ImageSpec(**{name: values[name] for name in ImageSpec.model_fields if name in values})
         mean, std = tuple(values.get("mean", ())), tuple(values.get("std", ()))
         channels = 1 if image.mode == "L" else 3

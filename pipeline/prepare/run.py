@@ -143,7 +143,8 @@ def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found:
     looked_at = found - excluded.get("hidden", 0)
     if looked_at == 0:
         raise DataError(f"{config.root}: there are only hidden files in it. Set `root` to what holds the files.")
-    if rejected <= config.max_rejected * looked_at and rejected < looked_at:
+    # A quotient: 0.29 * 100 is a little less than 29, and 29 / 100 is 0.29.
+    if rejected / looked_at <= config.max_rejected and rejected < looked_at:
         return
     query = "SELECT path || ': ' || reason FROM files WHERE kind IN ('unreadable', 'conflict') ORDER BY path LIMIT 5"
     title = (

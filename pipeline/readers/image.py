@@ -3,6 +3,8 @@
 The steps, in this order: EXIF rotation, conversion to `mode` (transparent pixels over white, 16-bit grey scaled to 8),
 resize of the shorter side (or to an exact size), centre crop. Resizing is Pillow's, which is antialiased, with
 torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
+
+With `draft` they do not, where a JPEG is much larger than it is to be: fine detail is never decoded (DCT scaling).
 """
 
 import contextlib
@@ -12,13 +14,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config import Settings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EngineError
 from pipeline.readers import Sample
 
 VERSION = 1
@@ -37,6 +40,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Turns that make height of width.
+ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
+
 # Pillow's decoders raise all of these for damaged data.
 DAMAGE = (
     OSError,
@@ -53,6 +59,13 @@ DAMAGE = (
     zlib.error,
 )
 
+# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does. Pixels then stray
+# by half a level in the mean; with 1 by one to two.
+GAP = 2
+
+LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow"}
+"""Settings that addresses did not have at first, with the values that leave addresses as they were."""
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -68,12 +81,38 @@ def extensions() -> frozenset[str]:
 
 
 class ImageSpec(Settings):
-    """What the pixels are made to be. `resize` is the shorter side, or (height, width); `crop` is (height, width)."""
+    """What the pixels are made to be. `resize` is the shorter side, or (height, width); `crop` is (height, width).
+
+    Settings that came later are left out of what is written where they are off: digests made before them stay right.
+    """
 
     mode: Literal["RGB", "L"] = "RGB"
     resize: int | tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first")
+    decoder: Literal["pillow", "nvjpeg"] = Field(
+        default="pillow", description="nvjpeg: on a CUDA device, see nvjpeg.py"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.draft and self.resize is None:
+            raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
+        if self.decoder == "nvjpeg" and self.draft:
+            raise ValueError("expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size")
+        if self.decoder == "nvjpeg" and self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"expected bilinear or bicubic with `decoder: nvjpeg`, got {self.interpolation}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_what_is_off(write(self))
+
+
+def without_what_is_off(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an image without those of LATER that are off."""
+    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
 
 
 class ImageReader:
@@ -88,10 +127,20 @@ class ImageReader:
         return {"reader": "image", "version": VERSION, **self.spec.model_dump(mode="json")}
 
     def __call__(self, data: bytes) -> Sample:
-        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used."""
-        image = decode(data, mode=self.spec.mode)
-        if self.spec.resize is not None:
-            image = image.resize(_target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
+        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used.
+
+        Raises EngineError where the pixels are to be those of nvjpeg.
+        """
+        if self.spec.decoder != "pillow":
+            raise EngineError(
+                f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a CUDA "
+                "device. Freeze the backbone with `decoder: pillow`."
+            )
+        image = _small(data, self.spec) if self.spec.draft else None
+        if image is None:
+            image = decode(data, mode=self.spec.mode)
+            if self.spec.resize is not None:
+                image = image.resize(target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
@@ -102,7 +151,7 @@ class ImageReader:
 
 def decode(data: bytes, *, mode: str) -> Image.Image:
     """Bytes to an upright image in `mode`; raises DataError with the reason."""
-    with _opened(data) as image:
+    with opened(data) as image:
         image.load()
         return _to_mode(_upright(image), mode)
 
@@ -112,12 +161,12 @@ def check(data: bytes, *, whole: bool) -> None:
     if whole:
         decode(data, mode="RGB")
         return
-    with _opened(data):
+    with opened(data):
         pass
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """An open image; whatever Pillow has against it becomes a DataError with a short reason."""
     if not data:
         raise DataError("empty file")
@@ -135,9 +184,37 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise DataError(f"damaged image: {error}") from None
 
 
+def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
+    """A large JPEG, decoded at a half, a quarter or an eighth of its size, upright and resized; None for any other.
+
+    The target, and what it shows of the decoded image, follow from the whole image, as in Pillow's `thumbnail`.
+    """
+    assert spec.resize is not None, "the spec was checked"
+    with opened(data) as image:
+        if not isinstance(image, JpegImagePlugin.JpegImageFile):
+            return None
+        turn, size = turn_of(image), image.size
+        if turn in ACROSS:
+            height, width = target((size[1], size[0]), spec.resize)
+        else:
+            width, height = target(size, spec.resize)
+        drafted = image.draft(None, (GAP * width, GAP * height))
+        if drafted is None or image.size == size:
+            return None
+        image.load()
+        # It is turned last: the box is one of the image as it is stored.
+        small = _to_mode(image, spec.mode).resize((width, height), INTERPOLATIONS[spec.interpolation], box=drafted[1])
+        return small if turn is None else small.transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, by its EXIF orientation; None where it is."""
+    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 
@@ -150,14 +227,18 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision."""
+def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision.
+
+    Raises DataError for a strip that would become as large as a decompression bomb.
+    """
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
-    if width <= height:
-        return resize, int(resize * height / width)
-    return int(resize * width / height), resize
+    most, longer = Image.MAX_IMAGE_PIXELS, int(resize * max(size) / min(size))
+    if most is not None and longer * resize > most:
+        raise DataError(f"a strip of {width}×{height}: resized it would have more than {most:,} pixels")
+    return (resize, longer) if width <= height else (longer, resize)
 
 
 def _centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:

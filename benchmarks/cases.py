@@ -1,0 +1,153 @@
+"""One data set and one network, prepared, and what is timed of them: benchmarks/extract.py says what the rows mean."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pictures
+
+from pipeline import manifest
+from pipeline.backbones import artefact
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines import gate, select
+from pipeline.engines.select import Job, choose
+from pipeline.extract import ExtractConfig
+from pipeline.extract.run import extract
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.run import prepare
+from pipeline.readers.image import ImageReader
+from pipeline.runtime import cores
+from pipeline.store import cache
+
+HERE = Path(__file__).parent
+TAP = "penultimate"
+
+
+@dataclass
+class Case:
+    """One data set and one network, prepared; the time of every run by its name."""
+
+    folder: Path
+    model: str
+    precision: str
+    batch: int
+    backbone: Path
+    weights: Path
+    paths: list[str]
+    keys: list[str]
+    engine: str = ""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def best(self, name: str) -> float:
+        """The best time of a run, seconds; infinite if there was none."""
+        return min(self.seconds.get(name, [np.inf]))
+
+    def rate(self, name: str, less: str = "") -> float:
+        """Images a second, of the best round; `less` is a run over one batch whose time is taken off."""
+        if not less:
+            return len(self.paths) / self.best(name)
+        return (len(self.paths) - self.batch) / max(self.best(name) - self.best(less), 1e-9)
+
+    @property
+    def bound(self) -> float:
+        """Images a second if the cores did nothing but decode and compute."""
+        return 1 / (1 / self.rate("decode") + 1 / self.rate("forward"))
+
+
+def prepared(folder: Path, data: str, model: str, precision: str, given: argparse.Namespace) -> Case:
+    """Unpack images, list them and the first batch alone, and freeze the network."""
+    photos = folder / data
+    if not photos.is_dir():
+        pictures.unpack(data, folder, given.images)
+        prepare(PrepareConfig(root=photos), ManifestPaths(folder / "manifests", data))
+        paths = manifest.read(folder / "manifests", data, ["path"])["path"].to_pylist()
+        listed = folder / "first.csv"
+        listed.write_text("\n".join(["path", *paths[: given.batch]]))
+        prepare(PrepareConfig(root=listed, base=Path("/")), ManifestPaths(folder / "first", data))
+    backbone, weights = pictures.backbone_of(model, folder)
+    table = manifest.read(folder / "manifests", data, ["key", "path"])
+    paths, keys = table["path"].to_pylist(), table["key"].to_pylist()
+    return Case(folder, model, precision, given.batch, backbone, weights, paths, keys)
+
+
+def decoded(case: Case, paths: list[str]) -> np.ndarray:
+    """The pixels of some images, uint8 (images, height, width, channels), by a thread a core."""
+    reader = ImageReader(artefact.read_spec(case.backbone).input.image)
+    with ThreadPoolExecutor(cores()) as pool:
+        return np.stack([sample["pixels"] for sample in pool.map(lambda path: reader(Path(path).read_bytes()), paths)])
+
+
+def decode(case: Case) -> None:
+    """Read and decode every image, and keep none."""
+    reader = ImageReader(artefact.read_spec(case.backbone).input.image)
+    with ThreadPoolExecutor(cores()) as pool:
+        for _ in pool.map(lambda path: reader(Path(path).read_bytes())["pixels"].shape, case.paths):
+            pass
+
+
+def fastest(case: Case) -> Callable[[], None]:
+    """Choose the fastest engine that passes the gate; return what runs it over as many images as there are."""
+    backbone, specs = artefact.read(case.backbone), {TAP: TapSpec(node=TAP)}
+    job = Job(backbone, specs, case.batch, case.precision, cache=case.folder / "engine-cache")
+    shapes = {TAP: backbone.spec.taps[TAP].shape}
+    pixels = decoded(case, case.paths[: gate.rows_for(shapes, case.batch, case.precision)])
+    chosen = choose(select.AUTO, job, pixels, samples=10**9, say=lambda _: None)
+    case.engine = chosen.name
+    whole = np.resize(pixels, (case.batch, *pixels.shape[1:]))
+
+    def forward() -> None:
+        for start in range(0, len(case.paths), case.batch):
+            chosen.engine.run({"pixels": whole[: len(case.paths) - start]})
+
+    return forward
+
+
+def run(case: Case, *, engine: str, root: Path, manifests: str = "manifests") -> Path:
+    """Extract; returns the folder of the features."""
+    data = Path(case.paths[0]).relative_to(case.folder).parts[0]
+    config = ExtractConfig(
+        datasets=(data,),
+        taps={TAP: TapSpec(node=TAP)},
+        batch_size=case.batch,
+        engine=engine,
+        precision=case.precision,
+    )
+    out = root / "features"
+    extract(config, backbone=case.backbone, manifests=case.folder / manifests, out=out, cache_root=root / "cache")
+    return out / TAP
+
+
+def emptied(root: Path) -> Path:
+    """The same cache with its graphs, choices and parity cards, and without rows or features."""
+    for column in cache.columns(root / "cache"):
+        for record in list(column.records()):
+            column.drop(record)
+    shutil.rmtree(root / "features", ignore_errors=True)
+    return root
+
+
+def child(case: Case, script: str, python: str) -> dict[str, object]:
+    """Run plain.py or peers.py; the JSON it prints. Its vectors are `<script>.npy`."""
+    listed = case.folder / "images.json"
+    listed.write_text(json.dumps(case.paths))
+    command = [python, HERE / script, "--model", case.model, "--weights", case.weights, "--images", listed]
+    command += ["--batch", case.batch, "--precision", case.precision, "--out", case.folder / f"{script}.npy"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def clock(case: Case, name: str, act: Callable[[], object]) -> None:
+    """Time one run."""
+    start = time.perf_counter()
+    act()
+    case.seconds.setdefault(name, []).append(time.perf_counter() - start)

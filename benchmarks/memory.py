@@ -1,0 +1,104 @@
+"""Memory over time of an extraction, and that it does not grow with the number of samples.
+
+Run through `python benchmarks/extract.py --memory [FOLDER]`. Each extraction runs in a process of its own, whose
+resident memory is looked at twice a second. `FOLDER/memory.json` has the numbers, `FOLDER/memory.png` the curves.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pictures
+from matplotlib.figure import Figure
+
+from pipeline.engines import select
+from pipeline.files import atomic, write_json
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.run import prepare
+from pipeline.runtime import versions
+
+INTERVAL = 0.5  # seconds
+MIB = 2**20
+CHILD = """
+import sys
+from pathlib import Path
+from rerun import CONFIG
+from pipeline.extract.run import extract
+root = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+extract(CONFIG, backbone=root / "net", manifests=root / "manifests", out=root / "features", cache_root=root / "cache")
+"""
+
+
+def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
+    """Measure extractions of so many tiny images each; write memory.json and memory.png, and print the peaks."""
+    runs = [measure(count, folder=folder) for count in counts]
+    first = runs[0]
+    print("| images | seconds | peak MiB | beyond imports | against the first |\n|---|---|---|---|---|")
+    for run in runs:
+        grown = run["peak_mib"] - run["imports_mib"]
+        print(
+            f"| {run['images']:,} | {run['seconds']:.1f} | {run['peak_mib']:.0f} | {grown:.0f} | "
+            f"{run['peak_mib'] / first['peak_mib']:.2f} |"
+        )
+    results.mkdir(parents=True, exist_ok=True)
+    told = {"machine": select.machine(), "versions": versions("torch", "numpy", "h5py", "pyarrow"), "runs": runs}
+    write_json(results / "memory.json", told)
+    draw(results / "memory.png", runs)
+    print(f"\n{results / 'memory.json'}, {results / 'memory.png'}")
+
+
+def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
+    """One extraction: its time, its peak, what it had after its imports, and a trace: MiB, every `INTERVAL`."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        root = Path(name)
+        pictures.tiny(root / "net")
+        pictures.draw(root / "tiny", count)
+        prepare(PrepareConfig(root=root / "tiny", check="header"), ManifestPaths(root / "manifests", "tiny"))
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{CHILD}"]
+        process = subprocess.Popen([*command, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        imports = resident(process.pid, "VmRSS")
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        begin, trace, peak = time.perf_counter(), [], imports
+        while process.poll() is None:
+            now, peak = resident(process.pid, "VmRSS"), max(peak, resident(process.pid, "VmHWM"))
+            if now:
+                trace.append(round(now / MIB, 1))
+            time.sleep(max(0.0, begin + len(trace) * INTERVAL - time.perf_counter()))
+        if process.returncode:
+            raise SystemExit(f"the extraction of {count:,} images ended with {process.returncode}")
+        seconds = round(time.perf_counter() - begin, 1)
+    found = {"images": count, "seconds": seconds, "imports_mib": round(imports / MIB, 1)}
+    return found | {"peak_mib": round(peak / MIB, 1), "interval_seconds": INTERVAL, "trace_mib": trace}
+
+
+def resident(process: int, which: str) -> int:
+    """Bytes that a process has in memory, now (VmRSS) or at most so far (VmHWM); 0 when it has ended. Linux only."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except ProcessLookupError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(which)), 0)
+
+
+def draw(path: Path, runs: list[dict[str, Any]]) -> None:
+    """The curves, over the share of each run's time."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        times = [place * INTERVAL / run["seconds"] for place in range(len(run["trace_mib"]))]
+        axes.plot(times, run["trace_mib"], label=f"{run['images']:,} images")
+    axes.set(xlabel="share of the run", ylabel="resident memory (MiB)", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")

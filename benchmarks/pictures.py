@@ -1,0 +1,128 @@
+"""Images and networks that the benchmarks of extraction run on: photos on disk, drawn ones, a network of a few weights.
+
+caltech    photos of 118 to 2,016 px, 80 of each of ten classes       $ICECORE_ASSETS/images/office_caltech10.tar
+cifar10    32 × 32 px, JPEG                                           $ICECORE_ASSETS/images/cifar10-subset.tar
+drawn      smooth random fields of 500 × 375 px, JPEG: where ICECORE_ASSETS is not set
+"""
+
+import os
+import tarfile
+from collections import defaultdict
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import models
+
+from pipeline.backbones import artefact, glyphs
+from pipeline.backbones.spec import InputSpec
+from pipeline.files import sha256_file
+from pipeline.freeze import Torchvision
+from pipeline.freeze.run import freeze
+from pipeline.readers.image import ImageSpec
+
+ARCHIVES = {
+    "caltech": ("images/office_caltech10.tar", "office_caltech10/caltech/"),
+    "cifar10": ("images/cifar10-subset.tar", "cifar10-subset/test/"),
+}
+MOBILENET = "weights/mobilenet_v2-tf2_int8_dequant.pth"
+SIDE = 8  # of the smallest images, px
+
+
+def assets() -> Path | None:
+    """The folder of real photos and weights, where there is one."""
+    folder = os.environ.get("ICECORE_ASSETS")
+    return Path(folder) if folder else None
+
+
+def data_sets() -> list[str]:
+    """The data sets that can be had here."""
+    return list(ARCHIVES) if assets() else ["drawn"]
+
+
+def unpack(name: str, folder: Path, count: int) -> Path:
+    """Put `count` images, as many of each class, into `folder/<name>/<class>/`."""
+    root, own = folder / name, assets()
+    if name == "drawn" or own is None:
+        draw(root, count, size=(500, 375), suffix=".jpg", classes=10)
+        return root
+    archive, inside = ARCHIVES[name]
+    with tarfile.open(own / archive) as tar:
+        members = defaultdict(list)
+        for member in sorted(tar, key=lambda member: member.name):
+            if member.isfile() and member.name.startswith(inside):
+                members[Path(member.name).parent.name].append(member)
+        in_turn = (member for turn in zip_longest(*members.values()) for member in turn if member is not None)
+        for _, member in zip(range(count), in_turn, strict=False):
+            member.name = member.name.removeprefix(inside)
+            tar.extract(member, root, filter="data")
+    return root
+
+
+def draw(
+    folder: Path,
+    count: int,
+    *,
+    size: tuple[int, int] = (SIDE, SIDE),
+    suffix: str = ".png",
+    classes: int = 1,
+    first: int = 0,
+) -> None:
+    """Draw random images of (width, height): noise where they are tiny, else smooth fields; the same ones each time."""
+    for number in range(first, first + count):
+        random = np.random.default_rng(number)
+        coarse = Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+        path = folder / f"{number % classes:02d}" / f"{number:07d}{suffix}"
+        if number < first + classes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        (coarse if size == coarse.size else coarse.resize(size, Image.Resampling.BICUBIC)).save(path)
+
+
+def weights_of(model: str, folder: Path) -> Path:
+    """A state dict of a torchvision model on disk: real for MobileNetV2 where it is there, else random ones."""
+    own = assets()
+    if model == "mobilenet_v2" and own is not None and (own / MOBILENET).is_file():
+        return own / MOBILENET
+    torch.manual_seed(0)
+    path = folder / f"{model}.pth"
+    torch.save(models.get_model(model, weights=None).state_dict(), path)
+    return path
+
+
+def backbone_of(model: str, folder: Path) -> tuple[Path, Path]:
+    """A frozen torchvision model with the preprocessing of its first ImageNet weights, and its weights file."""
+    file, frozen = weights_of(model, folder), folder / "backbones" / model
+    settings = {"source": "torchvision", "model": model, "weights": "IMAGENET1K_V1"}
+    freeze(Torchvision(**settings, file=file, sha256=sha256_file(file)), frozen, pretrained=folder)
+    return frozen, file
+
+
+def tiny(folder: Path) -> Path:
+    """A frozen network that takes no time: three blocks of eight channels on 8 × 8 px, random weights."""
+    torch.manual_seed(0)
+    widths = (8, 8, 8)
+    artefact.write(
+        folder,
+        glyphs.GlyphNet(classes=2, widths=widths),
+        architecture={"family": "glyphs", "classes": 2, "widths": list(widths)},
+        origin={"source": "random"},
+        inputs=InputSpec(image=ImageSpec(mode="L", resize=(SIDE, SIDE)), mean=(0.5,), std=(0.5,)),
+    )
+    return folder
+
+
+def labels(paths: list[str]) -> list[str]:
+    """The class of each image: its folder."""
+    return [Path(path).parent.name for path in paths]
+
+
+def by_class(names: list[str], share: float) -> np.ndarray:
+    """Which images train: the first `share` of each class, bool (images,)."""
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    train = np.zeros(len(names), dtype=bool)
+    train[list(chain.from_iterable(own[: round(share * len(own))] for own in places.values()))] = True
+    return train
