@@ -270,7 +270,6 @@ def test_prepare_allows_the_very_share_that_was_set_however_it_rounds(
     assert run.prepare(max_rejected=allowed).excluded == {"unreadable": unusable}
 
 
-@pytest.mark.xfail(strict=True, reason="extract multiplies by the share, which rounds")
 def test_extract_allows_the_very_share_that_was_set_however_it_rounds(tmp_path: Path, backbone: Path) -> None:
     run = Run(tmp_path, backbone)
     write_good(run.photos, 49 - len(READABLE))
@@ -299,7 +298,6 @@ def test_a_file_that_may_not_be_read_has_the_reason_of_the_system(tmp_path: Path
     assert run.excluded() == {"0000.jpeg": "Permission denied"}
 
 
-@pytest.mark.xfail(strict=True, reason="extract opens a pipe, and waits for its writer")
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, backbone: Path) -> None:
     run = Run(tmp_path, backbone)
     write_good(run.photos, 9)

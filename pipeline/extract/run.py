@@ -186,7 +186,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
 
 
 def _refuse_too_many(config: ExtractConfig, samples: int, refused: Mapping[str, str]) -> None:
-    if len(refused) > config.max_rejected * samples:
+    if samples and len(refused) / samples > config.max_rejected:  # a product would round above the share
         title = (
             f"{len(refused):,} of {samples:,} samples gave no features, more than the share of "
             f"{config.max_rejected:g} that `max_rejected` allows. What was computed is kept. The first of them"
