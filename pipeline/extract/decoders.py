@@ -5,18 +5,21 @@ not notice and many do. Processes hand their pixels over through shared memory t
 leaves nothing behind. One that is killed is replaced, and what it worked on is read again.
 """
 
+import contextlib
 import mmap
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from pipeline.errors import ClusterError
 from pipeline.extract.samples import Item, Reject, read_all
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import cores, end_with_parent
@@ -27,7 +30,7 @@ Answer = Callable[[], list[Sample | Reject]]
 
 MANY_CORES = 4  # from which on processes are taken
 CHUNK = 8  # items that one process decodes at a time
-REGIONS = 8  # of shared memory for each process
+REGIONS = 32  # of shared memory for each process; one that is never used takes no memory
 ATTEMPTS = 3  # at one item, where its process is ended
 
 
@@ -46,10 +49,17 @@ class Decoders(Protocol):
 def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool = False) -> Decoders:
     """Decoders on all cores; `sample_bytes`: of a decoded sample, about.
 
-    `auto` takes processes beside a GPU and on many cores, where the system has shared memory without files.
+    `auto` takes processes beside a GPU and on many cores, where the system has shared memory without files and this
+    process may start others. Raises ClusterError where processes are asked for and it may not.
     """
     many = beside_gpu or cores() > MANY_CORES
-    if hasattr(os, "memfd_create") and (kind == "processes" or (kind == "auto" and many)):
+    daemon = current_process().daemon
+    if daemon and kind == "processes":
+        raise ClusterError(
+            "decode: expected a worker that may start processes, got a daemon, which is what Dask makes of workers. "
+            "Start them with DASK_DISTRIBUTED__WORKER__DAEMON=False, or set `run: {decode: threads}`."
+        )
+    if hasattr(os, "memfd_create") and not daemon and (kind == "processes" or (kind == "auto" and many)):
         return Processes(reader, cores(), sample_bytes=sample_bytes)
     return Threads(reader, cores())
 
@@ -87,13 +97,27 @@ class _There:
 Packed = Mapping[str, _There | np.ndarray]
 
 
+@dataclass
+class _Chunk:
+    """Items that one process decodes, and where their arrays go. `pool`: the one they were given to."""
+
+    items: Sequence[Item]
+    where: int | None = None
+    pool: ProcessPoolExecutor | None = None
+    future: "Future[list[Packed | Reject]] | None" = None
+
+
 class Processes:
-    """Decoders in processes of their own."""
+    """Decoders in processes of their own.
+
+    Raises ClusterError where no process can be started.
+    """
 
     def __init__(self, reader: Reader, count: int, *, sample_bytes: int) -> None:
         self._reader, self._count = reader, count
         self._region = CHUNK * (sample_bytes + mmap.PAGESIZE)
         self._free = [number * self._region for number in range(REGIONS * count)]
+        self._waiting: deque[_Chunk] = deque()
         self._file = os.memfd_create("icecore")
         os.ftruncate(self._file, len(self._free) * self._region)
         self._memory = mmap.mmap(self._file, 0)
@@ -101,54 +125,79 @@ class Processes:
 
     def _start(self) -> ProcessPoolExecutor:
         memory = f"/proc/{os.getpid()}/fd/{self._file}"
-        return ProcessPoolExecutor(
-            self._count, mp_context=get_context("spawn"), initializer=_begin, initargs=(self._reader, memory)
-        )
+        with _starting():
+            return ProcessPoolExecutor(
+                self._count, mp_context=get_context("spawn"), initializer=_begin, initargs=(self._reader, memory)
+            )
 
     def submit(self, items: Sequence[Item]) -> Answer:
-        """Begin with some items, in chunks."""
-        chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-        begun = [(chunk, *self._submit(chunk)) for chunk in chunks]
-        return lambda: [one for chunk, where, future in begun for one in self._collect(chunk, where, future)]
+        """Begin with some items, in chunks; those that find no free region of memory wait for one."""
+        chunks = [_Chunk(items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
+        self._waiting += chunks
+        self._begin_waiting()
+        return lambda: [one for chunk in chunks for one in self._collect(chunk)]
 
-    def _submit(self, items: Sequence[Item]) -> tuple[int | None, "Future[list[Packed | Reject]]"]:
-        where = self._free.pop() if self._free else None  # without a region the arrays come through the pipe
-        work = (list(items), where, self._region)
-        try:
-            return where, self._pool.submit(_decode, *work)
-        except BrokenProcessPool:
-            self._restart(self._pool)
-            return where, self._pool.submit(_decode, *work)
+    def _begin_waiting(self) -> None:
+        while self._waiting and self._free:
+            chunk = self._waiting.popleft()
+            chunk.where = self._free.pop()
+            self._begin(chunk)
 
-    def _collect(
-        self, items: Sequence[Item], where: int | None, future: "Future[list[Packed | Reject]]"
-    ) -> list[Sample | Reject]:
+    def _begin(self, chunk: _Chunk) -> None:
+        for _ in range(ATTEMPTS):
+            chunk.pool = self._pool
+            try:
+                with _starting():
+                    chunk.future = self._pool.submit(_decode, list(chunk.items), chunk.where, self._region)
+                return
+            except BrokenProcessPool:  # a process was ended while it had nothing to do
+                self._replace(chunk.pool)
+        raise _none_starts("one that ends at once")
+
+    def _collect(self, chunk: _Chunk) -> list[Sample | Reject]:
+        if chunk.future is None:  # asked for before others that wait: its arrays come through the pipe
+            self._waiting.remove(chunk)
+            self._begin(chunk)
         try:
-            answers = future.result()
-            return [one if isinstance(one, Reject) else self._unpack(one) for one in answers]
-        except BrokenProcessPool:
-            self._restart(self._pool)
-            return [self._alone(item) for item in items]
+            return self._answers(chunk) or [self._alone(item, chunk.where) for item in chunk.items]
         finally:
-            if where is not None:
-                self._free.append(where)
+            if chunk.where is not None:
+                self._free.append(chunk.where)
+            self._begin_waiting()
 
-    def _alone(self, item: Item) -> Sample | Reject:
+    def _answers(self, chunk: _Chunk) -> list[Sample | Reject] | None:
+        """What became of some items; None if a process of their pool was ended, and the pool with it."""
+        assert chunk.pool is not None
+        assert chunk.future is not None
+        try:
+            answers = chunk.future.result()
+        except BrokenProcessPool:
+            self._replace(chunk.pool)
+            return None
+        return [one if isinstance(one, Reject) else self._unpack(one) for one in answers]
+
+    def _alone(self, item: Item, where: int | None) -> Sample | Reject:
         """One item by itself: if its process is ended again and again, the item is what ends it."""
         for _ in range(ATTEMPTS):
-            _, future = None, self._pool.submit(_decode, [item], None, 0)
-            try:
-                (answer,) = future.result()
-            except BrokenProcessPool:
-                self._restart(self._pool)
-            else:
-                return answer if isinstance(answer, Reject) else self._unpack(answer)
+            chunk = _Chunk([item], where)
+            self._begin(chunk)
+            answers = self._answers(chunk)
+            if answers is not None:
+                return answers[0]
         reason = f"the process that decoded it was ended {ATTEMPTS} times; look at the file, and at the memory"
         return Reject(item.key, item.place.path, reason, lasting=False)
 
-    def _restart(self, broken: ProcessPoolExecutor) -> None:
-        broken.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._start()
+    def _replace(self, broken: ProcessPoolExecutor) -> None:
+        """Start other processes, unless that was done: what was given to the new ones must not be dropped."""
+        if self._pool is not broken:
+            return
+        for _ in range(ATTEMPTS):
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._start()
+            with contextlib.suppress(BrokenProcessPool), _starting():
+                self._pool.submit(_nothing).result()
+                return
+        raise _none_starts("one that ends at once")
 
     def _unpack(self, packed: Packed) -> Sample:
         return {name: self._array(one) if isinstance(one, _There) else one for name, one in packed.items()}
@@ -160,9 +209,26 @@ class Processes:
 
     def close(self) -> None:
         """Drop what was not begun, and end the processes."""
+        self._waiting.clear()
         self._pool.shutdown(cancel_futures=True)
         self._memory.close()
         os.close(self._file)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """A process may be started in this block."""
+    try:
+        yield
+    except OSError as error:
+        raise _none_starts(error) from None
+
+
+def _none_starts(got: object) -> ClusterError:
+    return ClusterError(
+        f"decode: expected a process that decodes, got {got}. What it says of itself stands above. Look at the memory, "
+        "or set `run: {decode: threads}`."
+    )
 
 
 # In a decoding process -----------------------------------------------------------------------------------------------
@@ -175,6 +241,10 @@ def _begin(reader: Reader, memory: str) -> None:
     end_with_parent()
     with open(memory, "r+b") as file:
         _own.update(reader=reader, memory=mmap.mmap(file.fileno(), 0))
+
+
+def _nothing() -> None:
+    """Shows that a process is there."""
 
 
 def _decode(items: list[Item], where: int | None, room: int) -> list[Packed | Reject]:
