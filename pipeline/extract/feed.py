@@ -66,7 +66,7 @@ def _parts(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
 
 def _beforehand(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
     """The same parts; those that come next are made in a thread, since containers are read there."""
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         pending = deque(thread.submit(next, parts, None) for _ in range(depth))
         while (part := pending.popleft().result()) is not None:
             pending.append(thread.submit(next, parts, None))
