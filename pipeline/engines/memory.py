@@ -43,8 +43,8 @@ def within_memory(
                 f"little: {first_line(error)}. Set a smaller batch_size, ask for fewer taps, pool the maps, or end "
                 "what else uses the memory."
             ) from None
-        _release()
     # Outside of the handler: the error would keep the tensors of its frames alive.
+    _release()
     halves = [within_memory(run, half, smallest=smallest) for half in np.array_split(pixels, 2)]
     return [np.concatenate(parts) for parts in zip(*halves, strict=True)]
 
