@@ -68,14 +68,20 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
 
 
 def sweep(folder: Path, *, older_than: float = 86_400.0) -> int:
-    """Remove the temporary files of dead processes of this machine, and anybody's that are a day old; count them."""
+    """Remove the temporary files and folders of dead processes of this machine, and anybody's that are a day old.
+
+    Returns how many there were.
+    """
     removed = 0
     for path in folder.glob(".*.tmp"):
         host, process = path.name.split(".")[-4:-2]
         try:
             dead = host == _host() and not _alive(int(process))
             if dead or time.time() - path.stat().st_mtime > older_than:
-                path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 removed += 1
         except OSError:  # another process was faster, or the folder cannot be written
             continue

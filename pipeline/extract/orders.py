@@ -7,6 +7,7 @@ The folder lies in the feature cache, which every worker must see anyhow, and is
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +20,25 @@ from pipeline.extract import ExtractConfig
 from pipeline.extract.samples import SCHEMA, Samples
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment
-from pipeline.files import read_json, scratch, write_json
+from pipeline.files import read_json, scratch, sweep, write_json
 
-JOB, UNITS = "job.json", "units.arrow"
+JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
 
 
 @contextlib.contextmanager
 def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Path, int]]:
     """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
-    with scratch(assignment.cache_root / "jobs", "job") as folder:
+    with scratch(assignment.cache_root / JOBS, "job") as folder:
         folder.mkdir()
         try:
             yield folder, _write(folder, assignment, works)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(cache_root: Path) -> int:
+    """Remove the orders of killed processes of this machine, and count them. Age says nothing: a job may take days."""
+    return sweep(cache_root / JOBS, older_than=math.inf)
 
 
 def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:

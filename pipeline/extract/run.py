@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.backbones import artefact
 from pipeline.engines.select import Say, gpus
 from pipeline.errors import DataError, Interrupted, bullets
-from pipeline.extract import ExtractConfig, card, cluster, oracle
+from pipeline.extract import ExtractConfig, card, cluster, oracle, orders
 from pipeline.extract.clock import Spent
 from pipeline.extract.forecast import Forecast, refuse
 from pipeline.extract.lock import alone
@@ -67,6 +67,7 @@ def extract(
     with alone(cache_root, out):
         samples = read_samples(manifests, config.datasets)
         request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
+        orders.leftovers(cache_root)
         for column in request.columns.values():
             cache.leftovers(column)
         found = foresee(request, cache_root=cache_root, out=out)
