@@ -10,6 +10,7 @@ engine     the engine: chosen, through the gate, made for the taps of a unit
 decoders   threads or processes that decode
 feed       batches, decoded ahead of the network
 work       units: decode, run, store, overlapping
+preload    what a worker of this machine does first
 worker     what a process makes ready once for all of its units
 orders     a job on disk, for workers in other processes
 cluster    several workers, through Dask

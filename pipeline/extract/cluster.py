@@ -2,13 +2,14 @@
 
 A task is the number of a unit and the folder of the job's orders. Units are handed out a few at a time, so that the
 scheduler holds as many tasks as there are workers, not as there are units. A task can be made again: its shard has the
-same name. Dask gives the task of a worker that died to another one; a task that ended several is given up, and
-recorded, and the rest goes on.
+same name. Dask gives the task of a worker that died to another one; a task that ended several, and more while it was
+alone, is given up, and recorded, and the rest goes on.
 
 Processes on this machine listen on loopback alone. Each has its own cores, and its own GPU where there are any.
 """
 
 import contextlib
+import itertools
 import os
 import tempfile
 import threading
@@ -16,15 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.select import Say
 from pipeline.errors import ClusterError, PipelineError
-from pipeline.extract import RunConfig, orders
+from pipeline.extract import RunConfig, orders, preload
 from pipeline.extract.clock import Spent
 from pipeline.extract.samples import Reject
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
+from pipeline.files import read_json
 from pipeline.runtime import CORES, core_numbers, keep_to_cores
 from pipeline.store import keys as key_arrays
 
@@ -35,6 +38,9 @@ TOPIC = "icecore"
 EVERY = 0.5  # seconds between two notes of progress from a worker
 AHEAD = 2  # units that are handed out for each thread of a worker
 DEATHS = 2  # of workers that a task may outlive
+READY = 3  # units on which the engine may be chosen: the first of them may be what ends workers
+CONNECT = 30  # seconds to wait for a scheduler
+PATIENCE = 10.0  # seconds without a finished unit, after which it is asked whether any worker is there
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,12 @@ def make_units(
     with (
         orders.written(assignment, works) as (folder, units),
         client_of(assignment.config.run, gpus=gpus) as client,
+        _there_until_the_end(client),
         _progress(client, folder, done) as counted,
+        contextlib.closing(_Tasks(client, folder, say)) as tasks,
     ):
         said: set[str] = set()
-        for made in _results(client, folder, units):
+        for made in _results(tasks, folder, units):
             for line in made.said:
                 if line not in said:
                     say(line)
@@ -89,22 +97,33 @@ def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
             tls_client_key=str(run.tls.key),
             require_encryption=True,
         )
+    here = run.scheduler is None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
-        if run.scheduler is None:
-            where: dict[str, Any] = {"address": stack.enter_context(_local(run.processes(gpus), gpus))}
-        elif Path(run.scheduler).is_file():
-            where = {"scheduler_file": run.scheduler}
-        else:
-            where = {"address": run.scheduler}
+        settings = {
+            "distributed.admin.log-format": "%(message)s",
+            "distributed.worker.daemon": False,
+        }  # they may decode
+        stack.enter_context(dask.config.set(settings))
+        cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
         try:
-            client = stack.enter_context(Client(**where, security=security, timeout=30, set_as_default=False))
+            where = cluster or _address(str(run.scheduler))
+            client = stack.enter_context(Client(where, security=security, timeout=CONNECT, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
             raise ClusterError(
                 f"scheduler {run.scheduler}: expected a Dask scheduler there, got {error}. Start one with `dask "
                 "scheduler`, and look at `run.scheduler` and `run.tls`."
             ) from None
         yield client
+
+
+def _address(scheduler: str) -> str:
+    """The address of a scheduler, out of its file where that is what was named."""
+    if not Path(scheduler).is_file():
+        return scheduler
+    try:
+        return str(read_json(Path(scheduler))["address"])
+    except (KeyError, TypeError):
+        raise ValueError("a file without the address of one") from None
 
 
 @contextlib.contextmanager
@@ -128,12 +147,19 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
                 "memory_limit": 0,
                 "local_directory": folder,
                 "dashboard": False,
+                "preload": [preload.__name__],
                 "silence_logs": logging.CRITICAL,
             }
             workers[number] = {"cls": Nanny, "options": options}
         scheduler = {
             "cls": Scheduler,
-            "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "allowed_failures": DEATHS},
+            "options": {
+                "host": "127.0.0.1",
+                "port": 0,
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",  # its plain pages have a port all the same
+                "allowed_failures": DEATHS,
+            },
         }
         with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster:
             yield cluster
@@ -145,53 +171,117 @@ def _gpu(number: int) -> str:
     return visible.split(",")[number] if visible else str(number)
 
 
-def _results(client: "Client", folder: Path, units: int) -> Iterator[Made]:
-    """Hand units out as workers become free; what each made."""
-    from distributed import as_completed
+class _Tasks:
+    """Tasks that were handed out, and what becomes of them."""
+
+    def __init__(self, client: "Client", folder: Path, say: Say) -> None:
+        self._client, self._folder, self._say = client, folder, say
+        self._ended: SimpleQueue[Any] = SimpleQueue()
+        self._running: dict[Any, int] = {}
+
+    def hand_out(self, number: int, make: Callable[[str, int], Made]) -> None:
+        """One task more, for a unit."""
+        key = f"{self._folder.name}-{make.__name__}-{number}-{time.monotonic_ns()}"
+        future = self._client.submit(make, str(self._folder), number, key=key, pure=False, retries=1)
+        self._running[future] = number
+        future.add_done_callback(self._ended.put)
+
+    def fill(self, numbers: Iterator[int]) -> None:
+        """As many as the workers have threads for, and a few that wait."""
+        most = AHEAD * max(1, sum(self._client.nthreads().values()))
+        for number in itertools.islice(numbers, max(0, most - len(self._running))):
+            self.hand_out(number, make_one)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def wait(self) -> tuple[int, Made | None]:
+        """The next task that ended, and what its worker says; None if it ended its workers, or others did beside it."""
+        from distributed.scheduler import KilledWorker
+
+        future = self._next()
+        number = self._running.pop(future)
+        try:
+            made: Made | None = future.result()
+        except KilledWorker:
+            made = None
+        future.release()
+        return number, made
+
+    def _next(self) -> Any:
+        told = False
+        while True:
+            try:
+                return self._ended.get(timeout=PATIENCE)
+            except Empty:
+                there = bool(self._client.nthreads())
+            if not there and not told:
+                address = self._client.scheduler.address
+                self._say(f"scheduler {address}: no worker is there; waiting for one (`dask worker {address}`)")
+            told = not there
+
+    def close(self) -> None:
+        """Take back what was not done; the scheduler may be gone."""
+        with contextlib.suppress(Exception):
+            self._client.cancel(list(self._running), force=True)
+
+
+def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[Made]:
+    """Hand units out as workers become free; what each made.
+
+    A worker that dies takes all tasks with it that were waiting there, and Dask gives each up that lost too many. Which
+    of them it was shows when each is made once more, by itself.
+    """
+    yield _made_ready(tasks, units)
+    left, suspects = iter(range(units)), []
+    tasks.fill(left)
+    while len(tasks):
+        number, made = tasks.wait()
+        tasks.fill(left)
+        if made is None:
+            suspects.append(number)
+        else:
+            yield made
+    for number in suspects:
+        tasks.hand_out(number, make_one)
+        yield tasks.wait()[1] or _given_up(folder, number)
+
+
+def _made_ready(tasks: _Tasks, units: int) -> Made:
+    """One worker chooses the engine, on the samples of a unit, and the others take what it remembers."""
+    for number in range(min(units, READY)):
+        tasks.hand_out(number, make_ready)
+        made = tasks.wait()[1]
+        if made is not None:
+            return made
+    raise ClusterError(
+        f"workers: expected one that runs the network on the samples of one of {min(units, READY)} units, but each "
+        "ended, by a kill or for want of memory. Look at their logs, and set a smaller batch_size."
+    )
+
+
+@contextlib.contextmanager
+def _there_until_the_end(client: "Client") -> Iterator[None]:
+    """Raises ClusterError where the scheduler is gone; a worker's own errors of that kind are let through."""
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError
-    from distributed.scheduler import KilledWorker
 
-    # One worker chooses the engine, and the others take what it remembers.
-    first = client.submit(make_ready, str(folder), key=f"{folder.name}-ready", pure=False)
-    waiting = iter(range(units))
-    running: dict[Any, int] = {}
-    ready = as_completed(loop=client.loop)
-
-    def hand_out() -> None:
-        threads = sum(client.nthreads().values())
-        while len(running) < AHEAD * max(1, threads):
-            number = next(waiting, None)
-            if number is None:
-                return
-            future = client.submit(make_one, str(folder), number, key=f"{folder.name}-{number}", pure=False, retries=1)
-            running[future] = number
-            ready.add(future)
-
+    address = client.scheduler.address
     try:
-        yield first.result()
-        hand_out()
-        for future in ready:
-            number = running.pop(future)
-            hand_out()
-            try:
-                yield future.result()
-            except KilledWorker:
-                yield _given_up(folder, number)
-            future.release()
-    except (CommClosedError, FutureCancelledError, TimeoutError) as error:
+        yield
+    except (CommClosedError, FutureCancelledError, OSError) as error:
+        if client.status == "running" and not isinstance(error, CommClosedError | FutureCancelledError):
+            raise
         raise ClusterError(
-            f"scheduler {client.scheduler.address if client.scheduler else ''}: expected it to be there until the end, "
-            f"but it is gone ({error}). Every shard that was finished is kept: start it, and run again."
+            f"scheduler {address}: expected it to be there until the end, but it is gone ({error}). Every shard that "
+            "was finished is kept: start it, and run again."
         ) from None
-    finally:
-        client.cancel(list(running), force=True)
 
 
 def _given_up(folder: Path, number: int) -> Made:
     """The rejects of a unit that ended its workers."""
     work = orders.read_work(folder, number)
-    reason = f"its shard ended {DEATHS + 1} workers, by a kill or for want of memory; look at their logs"
+    reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
     rejects = [Reject(key, place.path, reason, lasting=False) for key, place in pairs]
     return Made(number, rejects, Spent(), [f"unit {number}: {reason}"])
@@ -230,9 +320,9 @@ _said: list[str] = []
 _one = threading.Lock()
 
 
-def make_ready(folder: str) -> Made:
-    """Choose the engine for a job."""
-    return _make(folder, 0, store=False)
+def make_ready(folder: str, number: int) -> Made:
+    """Choose the engine for a job, on the samples of a unit."""
+    return _make(folder, number, store=False)
 
 
 def make_one(folder: str, number: int) -> Made:
