@@ -4,6 +4,8 @@ A round of the store: three processes add the same twelve shards to one column, 
 all of them are killed, then another process finishes. A round of extraction: a whole extraction is killed, then run
 again. The moments are spread evenly over what an undisturbed process takes. After every round what was reported as
 committed must be there, whole, and the store must equal, byte for byte, one that nobody disturbed.
+
+`--images 20000` is another test, of one large extraction in each way that there is: see crash_modes.py.
 """
 
 import argparse
@@ -94,7 +96,7 @@ def extract(root: Path, made: Path) -> None:
     run.extract(config, backbone=net, manifests=manifests, out=made / "features", cache_root=made / "cache")
 
 
-def draw(root: Path) -> None:
+def draw(root: Path, pictures: int = PICTURES) -> None:
     """Draw pictures, list them, and write a small GlyphNet of random weights."""
     import torch
 
@@ -106,8 +108,8 @@ def draw(root: Path) -> None:
     random = np.random.default_rng(0)
     folder = root / "drawn" / "noise"
     folder.mkdir(parents=True)
-    for number in range(PICTURES):
-        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+    for number in range(pictures):
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:05d}.png")
     prepare(PrepareConfig.model_validate({"root": folder.parent}), ManifestPaths(root / "manifests", "drawn"))
     torch.manual_seed(0)
     network = glyphs.GlyphNet(classes=3, widths=(32, 8))
@@ -252,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="how many in all (300)")
     parser.add_argument("--extractions", type=int, default=None, help="how many of them of extractions (a tenth)")
+    parser.add_argument("--images", type=int, default=None, help="extract so many, in each way, with a kill in each")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (the system's temporary folder)")
     parser.add_argument("--write", nargs=2, metavar=("ROOT", "FIRST"), help="be a writer; for this script itself")
@@ -265,6 +268,15 @@ def main() -> None:
 
         with work():
             extract(*map(Path, given.extract))
+    elif given.images:
+        import crash_modes
+
+        wrong = 0
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            for said, problems in crash_modes.rounds(Path(name), given.images, given.seed):
+                print(said, *problems, sep="\n  ", flush=True)
+                wrong += len(problems)
+        raise SystemExit(1 if wrong else 0)
     else:
         extractions = given.kills // 10 if given.extractions is None else min(given.extractions, given.kills)
         counts, wrong = Counts(), 0
