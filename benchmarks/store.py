@@ -1,7 +1,8 @@
 """The feature store against plain files and what users have: `python benchmarks/store.py`.
 
 Every line is a ratio of times measured in turn in this run, the median of several: 2.0 means twice as fast as the
-yardstick. Lines that say seconds, MB or GB/s are no ratios. Reads are from the page cache, so they compare the work of the processor, not disks.
+yardstick. Lines that say seconds, MB or GB/s are no ratios. Reads are from the page cache, so they compare the work of
+the processor, not disks.
 """
 
 import argparse
