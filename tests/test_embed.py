@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,6 +19,8 @@ from pipeline.embed import Embedded, Weights
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.files import content_key, sha256_file
 from pipeline.freeze import Timm, Torchvision
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
 
 Folder = Callable[..., Path]
@@ -96,6 +99,32 @@ def test_a_list_of_files_keeps_its_columns(backbone: Path, image_folder: Folder,
     found = run(backbone, ["logits"], photos / "list.csv", tmp_path)
     assert found.extracted.plan.samples == 2
     assert pq.read_table(tmp_path / "features" / "files.parquet")["title"].to_pylist() == ["first", "last"]
+
+
+def prepared_only(job: embed.Job, out: Path) -> pa.Table:
+    """What a job writes of its samples, without the network."""
+    paths = ManifestPaths(out / "manifests", embed.DATASET)
+    prepare(job.prepare, paths)
+    embed._write_files(paths, out)
+    return pq.read_table(out / "files.parquet")
+
+
+def test_images_may_lie_in_archives_in_parquet_and_behind_urls(image_folder: Folder, tmp_path: Path) -> None:
+    photos = image_folder(each=2)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos, "photos")
+    images = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
+    pq.write_table(pa.table({"image": images, "title": ["a", "b", "c", "d"]}), tmp_path / "a.parquet")
+    keys = sorted(content_key(data) for data in images)
+    for data, image, columns in [
+        (tmp_path / "a.tar", None, ["container", "offset", "label"]),
+        (tmp_path / "a.parquet", "image", ["container", "offset", "title"]),
+        (f"file://{photos}", None, ["label"]),
+    ]:
+        job = embed.job("resnet50", ["penultimate"], data, image=image)
+        files = prepared_only(job, tmp_path / "out")
+        assert files.column_names == ["key", "path", "size", *columns]
+        assert sorted(files["key"].to_pylist()) == keys
 
 
 def test_progress_and_findings_are_told(backbone: Path, image_folder: Folder, tmp_path: Path) -> None:
@@ -217,6 +246,8 @@ def test_a_model_that_no_library_has_is_an_error_with_names_near_it(
 def test_images_that_are_missing_are_named_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"photos: no such folder or list. Expected a folder of images, or a .csv"):
         embed.job("resnet50", ["penultimate"], tmp_path / "photos")
+    with pytest.raises(DataError, match=r"memory://nowhere/a.tar: no such folder or list. .*or a URL of one of these"):
+        embed.job("resnet50", ["penultimate"], "memory://nowhere/a.tar")
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
