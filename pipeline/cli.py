@@ -111,7 +111,9 @@ def extract(
     file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The first digits of the file's digest, to be sure of it.")] = None,
     dtype: Annotated[str, typer.Option(help="Of stored values: float16, bfloat16, float32 or int8.")] = "float16",
-    batch_size: Annotated[int, typer.Option(help="Images that the network takes at once.")] = 64,
+    batch_size: Annotated[
+        str, typer.Option(help="Images that the network takes at once; auto: 64 on a CPU, found by trying on a GPU.")
+    ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the network: float32, tf32, bfloat16 or float16.")] = "float32",
     max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -234,8 +235,13 @@ def recall(job: Job, samples: int) -> str | None:
 
 
 def _path(job: Job, cache: Path) -> Path:
+    return cache / "engines" / f"{digest(fingerprint(job))}.json"
+
+
+def fingerprint(job: Job) -> dict[str, Any]:
+    """What a choice depends on: machine, network, taps, precision, size of batches, versions."""
     spec = job.backbone.spec
-    key = {
+    return {
         "machine": machine(),
         "architecture": spec.architecture,
         "weights": spec.weights_digest,
@@ -245,7 +251,6 @@ def _path(job: Job, cache: Path) -> Path:
         "batch_size": job.batch_size,
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino")},
     }
-    return cache / "engines" / f"{digest(key)}.json"
 
 
 def machine() -> dict[str, str | int]:

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones import artefact
-from pipeline.engines.select import AUTO, Job, recall
+from pipeline.engines.memory import Measured
+from pipeline.engines.select import AUTO, Job, gpus, recall
+from pipeline.engines.size import measure
+from pipeline.engines.size import text as text_of_sizes
 from pipeline.errors import DataError
 from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import decoders
@@ -32,7 +35,10 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing."""
+    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing.
+
+    `batches`: on a GPU, the speed and the memory of batches of several sizes.
+    """
 
     engine: str
     sampled: int
@@ -43,14 +49,16 @@ class Rates:
     seconds: float
     low: float
     high: float
+    batches: tuple[Measured, ...] = ()
 
     def __str__(self) -> str:
         rates = ", ".join(f"{part} {self.rates[part]:,.1f}" for part in PARTS)
         unread = f", {self.unreadable} of them unreadable" if self.unreadable else ""
+        sizes = f"\n{text_of_sizes(list(self.batches))}" if self.batches else ""
         return (
             f"pilot: {self.sampled} samples{unread}, engine {self.engine}; samples/s: {rates}\n"
             f"the bottleneck is {self.bottleneck}; {self.samples:,} samples take about {duration(self.seconds)} "
-            f"(95 %: {duration(self.low)} to {duration(self.high)})"
+            f"(95 %: {duration(self.low)} to {duration(self.high)}){sizes}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -69,8 +77,8 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     loaded = artefact.read(request.backbone)
     taps = list(request.lacking)
     config = request.config
-    size = min(config.batch_size, max(1, len(chosen) // BATCHES))
-    job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
+    size = min(config.batch, max(1, len(chosen) // BATCHES))
+    job = Job(loaded, config.taps, config.batch, config.precision, config.limits, cache_root)
     name: str = config.engine
     note = ""
     if name == AUTO:
@@ -90,6 +98,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
         made.append(engine.run({"pixels": batch}))
         forward.append((time.perf_counter() - start) / len(batch))
     rows = sum(map(len, batches))
+    tried = tuple(measure(job, name, batches[0])) if gpus() else ()
     values = {tap: np.concatenate([part[tap] for part in made]) for tap in taps}
     whole = _write(request, keys, values, cache_root)
     each = max(0.0, whole - _write(request, keys, {tap: value[:1] for tap, value in values.items()}, cache_root))
@@ -112,6 +121,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
         seconds=seconds,
         low=max(written, seconds - spread),
         high=seconds + spread,
+        batches=tried,
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.layout import path_of
+from pipeline.text import human
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ def extract(
     progress: Progress = silent,
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
+    log: Say = lambda _: None,
     watch: Callable[[Spent], None] = lambda _: None,
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`.
 
     `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
-    `watch` where the time went so far, before each call of `progress`.
+    `log` each shard when it is stored; `watch` where the time went so far, before each call of `progress`.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
     process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
@@ -77,13 +79,19 @@ def extract(
         else:
             refuse(message)
         try:
-            return _extract(request, out, cache_root, progress, say, watch)
+            return _extract(request, out, cache_root, progress, say, log, watch)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 
 
 def _extract(
-    request: Request, out: Path, cache_root: Path, progress: Progress, say: Say, watch: Callable[[Spent], None]
+    request: Request,
+    out: Path,
+    cache_root: Path,
+    progress: Progress,
+    say: Say,
+    log: Say,
+    watch: Callable[[Spent], None],
 ) -> Extracted:
     spent = Spent()
 
@@ -93,7 +101,7 @@ def _extract(
 
     assignment = Assignment(request.config, request.backbone, cache_root, len(request.rows), request.lacking)
     with contextlib.closing(Worker(assignment, say=say)) as worker:
-        rejects = _compute(request, worker, spent, told, say)
+        rejects = _compute(request, worker, spent, told, say, log)
         refused, reasons = _commit_all(request, out, rejects)
         _replay(request, worker, out, say)
     _refuse_too_many(request.config, len(request.samples.keys), refused)
@@ -122,7 +130,7 @@ def _kept(request: Request, cache_root: Path) -> str:
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
 
 
-def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
+def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say, log: Say) -> list[Reject]:
     config, samples = request.config, request.samples
     total, done = worker.assignment.samples, 0
     if not total:
@@ -139,7 +147,13 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
         made = worker.make(works, done=advance, spent=spent)
-    return [reject for rejects in made for reject in rejects]
+    rejects = []
+    for stored in made:
+        rejects += stored.rejects
+        for tap, shard in stored.shards.items():
+            what = f"{shard.rows:,} rows, {human(shard.bytes)}"
+            log(f"{tap}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
+    return rejects
 
 
 def commit(

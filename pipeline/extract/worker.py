@@ -17,8 +17,8 @@ from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.engine import EngineOf, engines
 from pipeline.extract.feed import first_pixels
 from pipeline.extract.request import row_shapes
-from pipeline.extract.samples import Reject, Samples
-from pipeline.extract.work import Target, Work, make_units
+from pipeline.extract.samples import Samples
+from pipeline.extract.work import Stored, Target, Work, make_units
 from pipeline.readers.image import ImageReader
 from pipeline.store import cache
 from pipeline.store.identity import identity
@@ -44,6 +44,7 @@ class Worker:
     def __init__(self, assignment: Assignment, *, say: Say) -> None:
         self.assignment, self._say = assignment, say
         self._engine_of: EngineOf | None = None
+        self._batch_size = 0
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -79,9 +80,7 @@ class Worker:
         if self._engine_of is not None:
             return
         config, targets = self.assignment.config, self.targets
-        job = Job(
-            self.backbone, config.taps, config.batch_size, config.precision, config.limits, self.assignment.cache_root
-        )
+        job = Job(self.backbone, config.taps, config.batch, config.precision, config.limits, self.assignment.cache_root)
         shapes = {tap: target.shape for tap, target in targets.items()}
         pixels = first_pixels(
             units,
@@ -89,25 +88,26 @@ class Worker:
             count=gate.rows_for(shapes, job.batch_size, job.precision),
             batch_size=job.batch_size,
         )
-        self._engine_of = engines(
+        self._batch_size, self._engine_of = engines(
             config.engine,
             job,
             pixels,
+            find_size=config.batch_size == "auto" and gpus() > 0,
             samples=self.assignment.samples,
             columns={tap: target.column for tap, target in targets.items()},
             lacking=self.assignment.lacking,
             say=self._say,
         )
 
-    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[list[Reject]]:
-        """Make units, one after another; what was rejected of each. `prepare` comes first."""
+    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[Stored]:
+        """Make units, one after another; what became of each. `prepare` comes first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return make_units(
             works,
             decoders=self.decoders,
             engine_of=self._engine_of,
             targets=self.targets,
-            batch_size=self.assignment.config.batch_size,
+            batch_size=self._batch_size,
             done=done,
             spent=spent,
         )
