@@ -58,8 +58,8 @@ DAMAGE = (
     zlib.error,
 )
 
-# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does. Pixels then stray
-# by half a level in the mean; with 1 by one to two.
+# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does. Pixels then
+# stray by half a level in the mean; with 1 by one to two.
 GAP = 2
 
 LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow"}
@@ -126,8 +126,8 @@ class ImageReader:
         """
         if self.spec.decoder != "pillow":
             raise EngineError(
-                f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a CUDA "
-                "device. Freeze the backbone with `decoder: pillow`."
+                f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a "
+                "CUDA device. Freeze the backbone with `decoder: pillow`."
             )
         image = _small(data, self.spec) if self.spec.draft else None
         if image is None:
