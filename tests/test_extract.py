@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from pipeline.backbones import artefact, glyphs
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import Section, check
+from pipeline.engines.parity import Limits
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import ExtractConfig, oracle
@@ -801,6 +802,7 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
             TapSpec(**LAST["last"]),
             backbone=other,
             precision="float32",
+            limits=Limits(),
             samples=read_samples(job.manifests, ("photos",)),
             rows=np.arange(len(job.keys)),
             decoders=decoding(other),
@@ -810,7 +812,13 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
-    rest = {"backbone": backbone, "precision": "float32", "rows": np.arange(1), "decoders": decoding(backbone)}
+    rest = {
+        "backbone": backbone,
+        "precision": "float32",
+        "limits": Limits(),
+        "rows": np.arange(1),
+        "decoders": decoding(backbone),
+    }
     unknown = one_sample(content_key(b"unknown"), "x")
     assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
     # Its file has changed meanwhile.

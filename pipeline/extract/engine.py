@@ -18,7 +18,7 @@ EngineOf = Callable[[tuple[str, ...]], Engine]
 def engines(
     wanted: str,
     job: Job,
-    pixels: np.ndarray,
+    pixels: Callable[[], np.ndarray],
     *,
     find_size: bool,
     samples: int,
@@ -28,21 +28,19 @@ def engines(
 ) -> tuple[int, EngineOf]:
     """Choose the engine and let it through the gate; return the size of batches and what gives the engine of some taps.
 
-    `pixels`: the first of the `samples` that the network is to run on; `lacking`: the taps that need it. `find_size`:
-    the size of batches is found by trying, and is not that of the job.
+    `pixels` gives the first of the `samples` that the network is to run on, or none where none can be read; `lacking`:
+    the taps that need it. `find_size`: the size of batches is found by trying, and is not that of the job.
 
     Eager torch computes the same bits whatever else is asked for, so it runs the taps that are missing only. A graph's
     kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
     between two taps would go on with other bits.
     """
-    if not len(pixels):  # there is nothing to run
-        return job.batch_size, lambda taps: job.engine("torch", {tap: job.specs[tap] for tap in taps})
     chosen = choose(wanted, job, pixels, samples=samples, say=say)
-    if find_size:
-        job = replace(job, batch_size=batch_size(job, chosen.name, pixels, say=say))
+    if find_size and len(pixels()):
+        job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), say=say))
         chosen = Chosen(chosen.name, job.engine(chosen.name))
-    if not all(card.there(columns[tap], chosen.engine) for tap in lacking):
-        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels)
+    if not all(card.there(columns[tap], chosen.engine) for tap in lacking) and len(pixels()):
+        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels())
         say(str(measured))
         for tap, column in columns.items():
             card.write(column, measured, tap)

@@ -188,6 +188,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             specs[tap],
             backbone=worker.backbone,
             precision=request.config.precision,
+            limits=request.config.limits,
             samples=request.samples,
             rows=np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps]),
             decoders=worker.decoders,

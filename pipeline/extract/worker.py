@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache as once
 from functools import cached_property
 from pathlib import Path
 
@@ -82,12 +83,13 @@ class Worker:
         config, targets = self.assignment.config, self.targets
         job = Job(self.backbone, config.taps, config.batch, config.precision, config.limits, self.assignment.cache_root)
         shapes = {tap: target.shape for tap, target in targets.items()}
-        pixels = first_pixels(
-            units,
-            self.decoders,
-            count=gate.rows_for(shapes, job.batch_size, job.precision),
-            batch_size=job.batch_size,
-        )
+        count = gate.rows_for(shapes, job.batch_size, job.precision)
+
+        @once
+        def pixels() -> np.ndarray:
+            """Those that the engine is chosen and let through the gate with."""
+            return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)
+
         self._batch_size, self._engine_of = engines(
             config.engine,
             job,
