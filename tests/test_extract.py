@@ -809,6 +809,23 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
         )
 
 
+def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job: Job) -> None:
+    job.extract(LAST)
+    backbone = artefact.read(job.backbone)
+    rest = {"samples": read_samples(job.manifests, ("photos",)), "rows": np.arange(12), "decoders": decoding(backbone)}
+    how = {"precision": "bfloat16", "limits": Limits()}
+    found = oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+    assert found is not None
+    assert found["rows"] == 12
+    with torch.no_grad():
+        for part in backbone.module.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                part.weight.normal_()
+    message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
+    with pytest.raises(BackboneError, match=message):
+        oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+
+
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)

@@ -25,8 +25,7 @@ from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import decoders
 from pipeline.extract.request import Request
 from pipeline.extract.samples import Reject, items
-from pipeline.readers import Reader, Sample
-from pipeline.readers.image import ImageReader
+from pipeline.readers import Reader, Sample, image_reader
 from pipeline.store.cache import Column
 from pipeline.text import duration
 
@@ -88,7 +87,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     specs = {tap: config.taps[tap] for tap in taps}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
 
-    keys, batches, rejects, read = _read(request, chosen, ImageReader(loaded.spec.input.image), size)
+    keys, batches, rejects, read = _read(request, chosen, image_reader(loaded.spec.input.image), size)
     if not batches:
         raise DataError(f"pilot: expected samples that can be read, got none of {len(chosen)}: {rejects[0]}")
     engine.run({"pixels": batches[0]})  # the first run prepares kernels

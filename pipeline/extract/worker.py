@@ -20,7 +20,7 @@ from pipeline.extract.feed import first_pixels
 from pipeline.extract.request import row_shapes
 from pipeline.extract.samples import Samples
 from pipeline.extract.work import Stored, Target, Work, make_units
-from pipeline.readers.image import ImageReader
+from pipeline.readers import Reader, image_reader
 from pipeline.store import cache
 from pipeline.store.identity import identity
 
@@ -53,9 +53,9 @@ class Worker:
         return artefact.read(self.assignment.backbone)
 
     @cached_property
-    def reader(self) -> ImageReader:
+    def reader(self) -> Reader:
         """What decodes the samples."""
-        return ImageReader(self.backbone.spec.input.image)
+        return image_reader(self.backbone.spec.input.image)
 
     @cached_property
     def decoders(self) -> Decoders:
