@@ -26,7 +26,7 @@ from pipeline.config import Section, check
 from pipeline.engines.parity import Limits
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, oracle
+from pipeline.extract import ExtractConfig, oracle, run
 from pipeline.extract.decoders import Threads
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
@@ -760,6 +760,23 @@ def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
         job.extract(engine="onnxruntime", limits={"relative": 1e-12})
     assert not job.out.exists()
     assert not list(job.cache.rglob("*.h5"))
+
+
+def test_before_a_long_run_its_time_is_forecast(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LONG", 12)
+    said: list[str] = []
+    job.extract({"deep": TAPS["deep"]}, say=said.append)
+    assert sum(line.startswith("pilot: 12 samples, engine torch, float32; samples/s: read ") for line in said) == 1
+    assert any("12 samples take about" in line and "(95 %:" in line for line in said)
+    add_pictures(job.photos, 12, seed=3)
+    job.list()
+    known = set(job.features("deep").keys)
+    for path in job.files:
+        if content_key(path.read_bytes()) not in known:
+            path.unlink()
+    said.clear()
+    job.extract({"deep": TAPS["deep"]}, say=said.append, max_rejected=1)
+    assert any(line.startswith("pilot: expected samples that can be read, got none of 12: ") for line in said)
 
 
 # The oracle -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ from pipeline.store.features import Features
 from pipeline.store.layout import path_of
 from pipeline.text import human
 
+LONG = 20_000  # samples, from which on the time is forecast before a run: shorter ones are soon forecast by their bar
+PILOT_BATCHES = 4
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -146,6 +149,8 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         made = cluster.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
+        if total >= LONG:
+            say(_forecast(request, worker))
         made = worker.make(works, done=advance, spent=spent)
     rejects = []
     for stored in made:
@@ -154,6 +159,13 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
             what = f"{shard.rows:,} rows, {human(shard.bytes)}"
             log(f"{tap}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
     return rejects
+
+
+def _forecast(request: Request, worker: Worker) -> str:
+    try:
+        return str(worker.forecast(request, batches=PILOT_BATCHES))
+    except DataError as error:  # the run will count what cannot be read
+        return str(error)
 
 
 def commit(

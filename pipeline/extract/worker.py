@@ -17,7 +17,8 @@ from pipeline.extract.clock import Spent
 from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.engine import EngineOf, engines
 from pipeline.extract.feed import first_pixels
-from pipeline.extract.request import row_shapes
+from pipeline.extract.pilot import Rates, rates, sample
+from pipeline.extract.request import Request, row_shapes
 from pipeline.extract.samples import Samples
 from pipeline.extract.work import Stored, Target, Work, make_units
 from pipeline.readers import Reader, image_reader
@@ -99,6 +100,18 @@ class Worker:
             columns={tap: target.column for tap, target in targets.items()},
             lacking=self.assignment.lacking,
             say=self._say,
+        )
+
+    def forecast(self, request: Request, *, batches: int) -> Rates:
+        """How long a request takes, measured on some batches of it. `prepare` comes first."""
+        assert self._engine_of is not None, "the engine is chosen on samples that can be read"
+        return rates(
+            request,
+            self._engine_of(self.assignment.lacking),
+            self.decoders,
+            sample(request.rows, batches * self._batch_size, seed=0),
+            batch_size=self._batch_size,
+            cache_root=self.assignment.cache_root,
         )
 
     def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[Stored]:
