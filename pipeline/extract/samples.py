@@ -14,6 +14,7 @@ from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import BatchReader, Reader, Sample
 from pipeline.runtime import beside
 from pipeline.sources import Place
+from pipeline.sources.files import is_url
 from pipeline.store import keys as key_arrays
 
 # A container is named once, and the paths may be more than 2 GiB of text.
@@ -28,6 +29,7 @@ WHERE = pa.schema(
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), *WHERE])
 """Of samples in an Arrow file."""
 
+CONNECTIONS = 32  # to what lies behind URLs
 BLOCK = 4096  # rows of which the places are looked up together
 
 
@@ -126,17 +128,35 @@ def reading_order(samples: Samples) -> np.ndarray:
 
 
 def items(samples: Samples) -> Iterator[Item]:
-    """What is to be read, in the order of the samples; what lies in containers is read here, from front to back."""
+    """What is to be read, in the order of the samples.
+
+    What lies in containers is read here, from front to back; so is what lies behind URLs, many at once, since each of
+    them is waited for. Local files are left to the decoders.
+    """
     for start in range(0, len(samples), BLOCK):
         part = samples.take(np.arange(start, min(start + BLOCK, len(samples))))
         pairs = zip(key_arrays.to_hex(part.keys), part.places(), strict=True)
-        for container, group in itertools.groupby(pairs, key=lambda pair: pair[1].container):
-            if container is None:
-                yield from (Item(key, place) for key, place in group)
-                continue
+        for (container, far), group in itertools.groupby(pairs, key=lambda pair: _kind(pair[1])):
             here = list(group)
-            found = sources.read_many(container, [place for _, place in here])
+            if container is not None:
+                found: Iterator[bytes | OSError | None] = sources.read_many(container, [place for _, place in here])
+            elif far:
+                found = beside(_read, [place.path for _, place in here], threads=CONNECTIONS)
+            else:
+                found = iter([None] * len(here))
             yield from (Item(key, place, data) for (key, place), data in zip(here, found, strict=True))
+
+
+def _kind(place: Place) -> tuple[str | None, bool]:
+    """What a place is read with: its container, and whether it is a file of its own behind a URL."""
+    return place.container, place.container is None and is_url(place.path)
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        return sources.read(path)
+    except OSError as error:
+        return error
 
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
