@@ -120,6 +120,15 @@ def extract(
     draft: Annotated[
         bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size first: other features.")
     ] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes that run the network on this machine; auto: one a GPU.")
+    ] = "auto",
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE: its workers do the work.")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what would be computed, its bytes and the room on the disk, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
@@ -137,6 +146,12 @@ def extract(
       icecore extract --backbone resnet50 --data train.parquet --image image --out features/
 
       icecore extract --backbone resnet50 --data s3://bucket/photos --out features/     (after pip install s3fs)
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --plan
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --workers 4
+
+      icecore extract --backbone resnet50 --data /shared/photos --out /shared/features --scheduler tcp://10.0.0.5:8786
     """
     from contextlib import nullcontext
 
@@ -157,17 +172,27 @@ def extract(
         batch_size=batch_size,
         engine=engine,
         precision=precision,
+        run={"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
     )
+
+    def stage(name: str) -> Any:
+        return nullcontext(silent) if quiet else project.bar(name, "images")
 
     def say(text: object) -> None:
         if not quiet:
             typer.echo(text)
 
+    root = cache.default_root()
+    if plan_only:
+        request, foreseen = embed.plan(job, out, cache_root=root, stage=stage)
+        say(foreseen)
+        _say_shortage(request, foreseen, out)
+        return
     found = embed.embed(
         job,
         out,
-        cache_root=cache.default_root(),
-        stage=lambda name: nullcontext(silent) if quiet else project.bar(name, "images"),
+        cache_root=root,
+        stage=stage,
         announce=say,
         say=say,
     )
@@ -189,9 +214,11 @@ def plan(
 
       icecore plan glyphs
     """
+    from stages import project
+
     request, found = _foreseen(name)
     typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
-    _say_shortage(request, found)
+    _say_shortage(request, found, project.FEATURES / name)
 
 
 @app.command()
@@ -211,6 +238,7 @@ def forecast(
     """
     from pipeline.extract.pilot import pilot
     from pipeline.store import cache
+    from stages import project
 
     request, found = _foreseen(name)
     if not as_json:
@@ -221,7 +249,7 @@ def forecast(
         typer.echo(json.dumps({**found.to_json(), "pilot": measured}, indent=2, ensure_ascii=False))
     else:
         typer.echo("nothing is missing" if rates is None else str(rates))
-    _say_shortage(request, found)
+    _say_shortage(request, found, project.FEATURES / name)
 
 
 def _foreseen(name: str) -> Any:
@@ -237,13 +265,13 @@ def _foreseen(name: str) -> Any:
     return request, foresee(request, cache_root=root, out=project.FEATURES / name)
 
 
-def _say_shortage(request: Any, found: Any) -> None:
+def _say_shortage(request: Any, found: Any, out: Path) -> None:
     """End with an error where the features do not fit."""
     from pipeline.extract.forecast import refuse
     from pipeline.extract.room import shortage
     from pipeline.store import cache
 
-    refuse(shortage(request, found, cache_root=cache.default_root()))
+    refuse(shortage(request, found, cache_root=cache.default_root(), out=out))
 
 
 @app.command()

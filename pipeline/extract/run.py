@@ -73,7 +73,7 @@ def extract(
             upkeep.leftovers(column)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
-        message = shortage(request, found, cache_root=cache_root)
+        message = shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
             say(message)
         else:
