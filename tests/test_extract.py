@@ -38,7 +38,7 @@ from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.sources import Place
-from pipeline.store import cache, index
+from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
@@ -545,7 +545,7 @@ def test_a_damaged_shard_in_the_cache_is_found_and_the_remedy_works(job: Job) ->
     ):
         job.extract({**TAPS, **WIDE})
     (column,) = (column for column in cache.columns(job.cache) if column.folder == path.parent)
-    for record, _ in list(cache.damage(column, whole=True)):
+    for record, _ in list(upkeep.damage(column, whole=True)):
         column.drop(record)
     assert job.missing({**TAPS, **WIDE}) == {"deep": 0, "logits": 0, "pixels": 0, "wide": 8}
     assert contents(job.out) == before

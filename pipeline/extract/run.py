@@ -23,7 +23,7 @@ from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import link_or_copy
 from pipeline.runtime import Progress, silent
-from pipeline.store import cache, index
+from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.layout import path_of
@@ -73,10 +73,10 @@ def extract(
         samples = read_samples(manifests, config.datasets)
         request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
         for column in request.columns.values():
-            cache.leftovers(column)
+            upkeep.leftovers(column)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
-        message = shortage(request, found, cache_root=cache_root)
+        message = shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
             say(message)
         else:
