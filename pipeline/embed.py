@@ -20,7 +20,8 @@ from pipeline.config import Section, check, refuse
 from pipeline.errors import BackboneError, ConfigError, DataError, unknown
 from pipeline.extract import ExtractConfig
 from pipeline.extract.forecast import Forecast
-from pipeline.extract.request import checked
+from pipeline.extract.request import Request, checked, read
+from pipeline.extract.room import foresee
 from pipeline.extract.run import Extracted, extract
 from pipeline.files import atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
@@ -188,6 +189,43 @@ def embed(
 
     Raises what these raise, and ConfigError where the images and the features would lie in one folder.
     """
+    ready = _ready(job, out, stage)
+    with stage("extract") as progress:
+        extracted = extract(
+            job.extract,
+            backbone=ready.backbone,
+            manifests=ready.manifests,
+            out=out,
+            cache_root=cache_root,
+            progress=progress,
+            announce=announce,
+            say=say,
+        )
+    return Embedded(ready.prepared, extracted, ready.backbone)
+
+
+def plan(
+    job: Job, out: Path, *, cache_root: Path, stage: Stage = lambda _: nullcontext(silent)
+) -> tuple[Request, Forecast]:
+    """What `embed` would extract, and the bytes of it; freezes and prepares, which is kept, and extracts nothing.
+
+    Raises what `embed` raises before it extracts.
+    """
+    ready = _ready(job, out, stage)
+    request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
+    return request, foresee(request, cache_root=cache_root, out=out)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A frozen backbone and prepared images."""
+
+    backbone: Path
+    manifests: Path
+    prepared: Prepared
+
+
+def _ready(job: Job, out: Path, stage: Stage) -> _Ready:
     _apart(job, out)
     work = out / WORK
     backbone = _frozen(job, work)
@@ -197,18 +235,7 @@ def embed(
     with stage("prepare") as progress:
         prepared = prepare(job.prepare, paths, progress=progress)
     _write_files(paths, out)
-    with stage("extract") as progress:
-        extracted = extract(
-            job.extract,
-            backbone=backbone,
-            manifests=paths.folder,
-            out=out,
-            cache_root=cache_root,
-            progress=progress,
-            announce=announce,
-            say=say,
-        )
-    return Embedded(prepared, extracted, backbone)
+    return _Ready(backbone, paths.folder, prepared)
 
 
 def _apart(job: Job, out: Path) -> None:

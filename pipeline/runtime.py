@@ -68,16 +68,17 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in sorted(packages)}
 
 
-def beside(act: Callable[[Any], Any], items: Sequence[Any]) -> Generator[Any]:
-    """`map` on all cores, in threads, where there is more than one item; only a few results wait for their reader."""
+def beside(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | None = None) -> Generator[Any]:
+    """`map` in threads, one a core unless said otherwise; only a few results wait for their reader."""
     if len(items) < 2:
         yield from map(act, items)
         return
     waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(min(cores(), len(items))) as pool:
+    threads = threads or cores()
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
         for item in items:
             waiting.append(pool.submit(act, item))
-            if len(waiting) > 2 * cores():
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -3,12 +3,16 @@
 from pipeline.extract import summary
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import extract
+from pipeline.files import write_json
 from pipeline.store import cache
 from stages import project
 
 
 def main() -> None:
-    """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed."""
+    """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed.
+
+    `data/metrics/extract/<backbone>.json` has what the summary says.
+    """
     name, config = project.entry("extract")
     hits = 0.0
 
@@ -27,9 +31,11 @@ def main() -> None:
             progress=progress,
             announce=announce,
             say=print,
+            log=project.log,
             watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
         )
     print(summary.text(name, found))
+    write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
 
 
 if __name__ == "__main__":

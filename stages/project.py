@@ -146,11 +146,21 @@ class Bar:
         self._drawn.set_postfix_str(text, refresh=False)
 
 
+def log(line: str) -> None:
+    """A line for a log file: where a person looks on, the bar says enough."""
+    if not _has_bar() and QUIET not in sys.argv:
+        print(line, flush=True)
+
+
+def _has_bar() -> bool:
+    return QUIET not in sys.argv and sys.stderr.isatty()
+
+
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Bar]:
     """A progress bar with rate and time left; none with `--quiet`, and where the output is no terminal."""
     from tqdm import tqdm
 
-    hidden = QUIET in sys.argv or not sys.stderr.isatty()
+    hidden = not _has_bar()
     with tqdm(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, dynamic_ncols=True, disable=hidden) as drawn:
         yield Bar(drawn)

@@ -527,6 +527,57 @@ def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
     assert icecore("info", out / "block1-mean").code == 0
 
 
+def test_the_plan_of_a_folder_is_printed_and_nothing_is_extracted(
+    data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path]
+) -> None:
+    photos, out = image_folder(("cat",), each=3), tmp_path / "vectors"
+    command = ["extract", "--backbone", data / "backbones" / "tiny", "--data", photos, "--out", out]
+    command += ["--engine", "torch", "--plan"]
+    said = icecore(*command)
+    assert said.code == 0, said.error
+    first, room = said.out.splitlines()
+    assert first == "penultimate: 3 rows to compute, 0 known; 1 shard, 8.3 kB"
+    assert " needed (24 B of them while it runs), " in room  # four float16 of three rows
+    assert not (out / "penultimate").exists()
+    assert not (tmp_path / "feature-cache").exists()
+    assert len(pq.read_table(out / "files.parquet")) == 3
+    assert icecore(*command[:-1]).code == 0
+    assert icecore(*command).out.splitlines() == ["penultimate: 0 rows to compute, 3 known"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_this_machine_make_the_same_features_as_one(
+    data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = image_folder(("cat",), each=5)
+    command = ["extract", "--backbone", data / "backbones" / "tiny", "--data", photos, "--engine", "torch"]
+    command += ["--batch-size", "4"]
+    assert icecore(*command, "--out", tmp_path / "one").code == 0
+    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "another-cache"))
+    said = icecore(*command, "--out", tmp_path / "two", "--workers", "2")
+    assert said.code == 0, said.error
+    assert f"{tmp_path / 'two' / 'penultimate'}: 5 rows" in said.out
+    one, two = (Features.open(tmp_path / name / "penultimate") for name in ("one", "two"))
+    assert one.keys == two.keys
+    assert np.array_equal(one.load(), two.load())
+
+
+def test_a_plan_that_does_not_fit_is_printed_and_ends_with_an_error(
+    data: Path,
+    tmp_path: Path,
+    icecore: Command,
+    image_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: 10)
+    out = tmp_path / "vectors"
+    where = ["--data", image_folder(("cat",), each=3), "--out", out]
+    said = icecore("extract", "--backbone", data / "backbones" / "tiny", *where, "--plan")
+    assert said.code == 1
+    assert said.out.startswith("penultimate: 3 rows to compute, 0 known")
+    assert "error: the features do not fit on the disk" in said.error
+
+
 def test_a_draft_is_no_setting_of_a_backbone_that_has_its_preprocessing(
     data: Path, tmp_path: Path, icecore: Command
 ) -> None:
@@ -555,6 +606,12 @@ def test_the_tap_is_penultimate_where_none_is_named(
             "error: nowhere: no such folder or list. Expected a folder of",
         ),
         (["--backbone", "resnet50", "--dtype", "float64"], "unknown value 'float64'. Did you mean 'float16'"),
+        (["--backbone", "resnet50", "--workers", "0"], "extract.run.workers"),
+        (["--backbone", "resnet50", "--workers", "many"], "extract.run.workers"),
+        (
+            ["--backbone", "resnet50", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"],
+            "a scheduler has its own workers: leave out `workers`, or `scheduler`",
+        ),
     ],
 )
 def test_what_cannot_be_embedded_is_said_before_anything_is_done(

@@ -189,8 +189,8 @@ ONE_PROBLEM = {
     ),
     "an unknown key below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"sise": 3}}},
-        "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, interpolation, mean,"
-        " mode, resize, std.",
+        "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, decoder,"
+        " draft, interpolation, mean, mode, resize, std.",
     ),
     "a wrong value below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"crop": [0, 3]}}},

@@ -1,12 +1,14 @@
 """One-off embedding jobs: what is computed, what lies where, and what can be wrong."""
 
 import csv
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,8 +18,11 @@ from pipeline import embed
 from pipeline.backbones import artefact, glyphs
 from pipeline.embed import Embedded, Weights
 from pipeline.errors import BackboneError, ConfigError, DataError
+from pipeline.extract.run import extract
 from pipeline.files import content_key, sha256_file
 from pipeline.freeze import Timm, Torchvision
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
 
 Folder = Callable[..., Path]
@@ -96,6 +101,87 @@ def test_a_list_of_files_keeps_its_columns(backbone: Path, image_folder: Folder,
     found = run(backbone, ["logits"], photos / "list.csv", tmp_path)
     assert found.extracted.plan.samples == 2
     assert pq.read_table(tmp_path / "features" / "files.parquet")["title"].to_pylist() == ["first", "last"]
+
+
+def prepared_only(job: embed.Job, out: Path) -> pa.Table:
+    """What a job writes of its samples, without the network."""
+    paths = ManifestPaths(out / "manifests", embed.DATASET)
+    prepare(job.prepare, paths)
+    embed._write_files(paths, out)
+    return pq.read_table(out / "files.parquet")
+
+
+def test_rows_do_not_depend_on_where_the_bytes_lie(backbone: Path, image_folder: Folder, tmp_path: Path) -> None:
+    photos = image_folder(each=9)
+    files = sorted(photos.rglob("*.png"))
+    for number, some in enumerate((files[::2], files[1::2])):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for file in some:
+                archive.add(file, f"{file.parent.name}/{file.name}")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(2):
+        (tmp_path / f"{number}.tar").rename(shards / f"{number}.tar")
+    images = [file.read_bytes() for file in files]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=5)
+
+    taps, small = ["penultimate", "block1"], {"shard_mb": 1, "max_rejected": 0}
+    run(backbone, taps, photos, tmp_path / "whole", **small)
+    whole = Features.open(tmp_path / "whole" / "features" / "block1")
+    for data, image in ((shards, None), (tmp_path / "a.parquet", "image"), (f"file://{photos}", None)):
+        root = tmp_path / f"from-{str(data).rpartition('/')[2]}"
+        found = run(backbone, taps, data, root, **small, image=image).extracted
+        assert found.plan.missing == {"penultimate": 18, "block1": 18}
+        packed = Features.open(root / "features" / "block1")
+        assert packed.keys == whole.keys
+        assert np.array_equal(packed.load(), whole.load())
+        # Of the units that make it, each reads one archive; the rows of all are those of the folder.
+        assert run(backbone, taps, data, root, **small, image=image).extracted.plan.missing["block1"] == 0
+    # The bytes are the same content: nothing is computed for them in the folder's cache.
+    again = embed.job(str(backbone), taps, shards, engine="torch", batch_size=4, **small)
+    found = embed.embed(again, tmp_path / "other", cache_root=tmp_path / "whole" / "cache").extracted
+    assert found.plan.missing == {"penultimate": 0, "block1": 0}
+
+
+def test_what_is_gone_from_an_archive_is_rejected_and_the_rest_is_not(
+    backbone: Path, image_folder: Folder, tmp_path: Path
+) -> None:
+    photos = image_folder(each=5)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos, "photos")
+    files = sorted(photos.rglob("*.png"))
+    job = embed.job(str(backbone), ["penultimate"], tmp_path / "a.tar", engine="torch", batch_size=4, max_rejected=0.5)
+    embed.embed(job, tmp_path / "first", cache_root=tmp_path / "cache")
+    rows = pq.read_table(tmp_path / "first" / "files.parquet").to_pylist()
+    last = max(row["offset"] for row in rows)
+    whole = (tmp_path / "a.tar").read_bytes()
+    manifests = tmp_path / "first" / ".icecore" / "manifests"
+    (tmp_path / "a.tar").write_bytes(whole[: last + 3])  # cut in the last picture
+    found = extract(
+        job.extract, backbone=backbone, manifests=manifests, out=tmp_path / "second", cache_root=tmp_path / "empty"
+    )
+    assert found.rejected == 1
+    (reason,) = found.reasons
+    assert len(Features.open(tmp_path / "second" / "penultimate")) == len(files) - 1
+    assert re.fullmatch(r"the archive ends inside it: expected \d+ bytes, got 3", reason)
+
+
+def test_images_may_lie_in_archives_in_parquet_and_behind_urls(image_folder: Folder, tmp_path: Path) -> None:
+    photos = image_folder(each=2)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photos, "photos")
+    images = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
+    pq.write_table(pa.table({"image": images, "title": ["a", "b", "c", "d"]}), tmp_path / "a.parquet")
+    keys = sorted(content_key(data) for data in images)
+    for data, image, columns in [
+        (tmp_path / "a.tar", None, ["container", "offset", "label"]),
+        (tmp_path / "a.parquet", "image", ["container", "offset", "title"]),
+        (f"file://{photos}", None, ["label"]),
+    ]:
+        job = embed.job("resnet50", ["penultimate"], data, image=image)
+        files = prepared_only(job, tmp_path / "out")
+        assert files.column_names == ["key", "path", "size", *columns]
+        assert sorted(files["key"].to_pylist()) == keys
 
 
 def test_progress_and_findings_are_told(backbone: Path, image_folder: Folder, tmp_path: Path) -> None:
@@ -217,6 +303,8 @@ def test_a_model_that_no_library_has_is_an_error_with_names_near_it(
 def test_images_that_are_missing_are_named_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"photos: no such folder or list. Expected a folder of images, or a .csv"):
         embed.job("resnet50", ["penultimate"], tmp_path / "photos")
+    with pytest.raises(DataError, match=r"memory://nowhere/a.tar: no such folder or list. .*or a URL of one of these"):
+        embed.job("resnet50", ["penultimate"], "memory://nowhere/a.tar")
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_tf32_wants_a_gpu() -> None:
     with pytest.raises(EngineError, match=r"precision 'tf32': expected a CUDA device, got the CPU"):
         job_of(Glyphs, precision="tf32").engine("torch")
     with pytest.raises(EngineError, match=r"precision 'tf32': no engine has it here. Choose float32."):
-        choose("auto", job_of(Glyphs, precision="tf32"), PIXELS, samples=9, say=print)
+        choose("auto", job_of(Glyphs, precision="tf32"), lambda: PIXELS, samples=9, say=print)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("openvino", r"icecore\[openvino\]"), ("onnxruntime", "icecore")])
@@ -469,7 +469,7 @@ def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     job = job_of(Glyphs, tmp_path)
-    chosen = choose("auto", job, PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
     assert chosen.name == "torch"
     assert chosen.card is not None
     assert said == ["engine: torch, float32: the whole job takes it about 0 s, too little to try others"]
@@ -481,7 +481,7 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
 def test_auto_measures_prints_and_remembers(tmp_path: Path) -> None:
     said: list[str] = []
     job = job_of(Glyphs, tmp_path)
-    chosen = choose("auto", job, PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
     lines = said[-1].splitlines()
     assert lines[0].split() == ["engine,", "float32", "samples/s", "of", "torch"]
     assert lines[1].split()[0] == chosen.name
@@ -489,7 +489,7 @@ def test_auto_measures_prints_and_remembers(tmp_path: Path) -> None:
     assert {line.split()[0] for line in lines[1:]} == set(ON_CPU)
     assert "not tried: the job is too short" in said[-1]
     said.clear()
-    again = choose("auto", job, PIXELS, samples=10**9, say=said.append)
+    again = choose("auto", job, lambda: PIXELS, samples=10**9, say=said.append)
     assert (again.name, again.card) == (chosen.name, None)
     assert said == [f"engine: {chosen.name}, float32 (remembered for this machine and backbone)"]
     other = dataclasses.replace(job, batch_size=4)
@@ -508,7 +508,7 @@ def test_auto_takes_the_fastest_whose_parity_holds(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(select, "_gate", broken)
     said: list[str] = []
-    chosen = choose("auto", job_of(Glyphs, tmp_path), PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job_of(Glyphs, tmp_path), lambda: PIXELS, samples=24, say=said.append)
     assert chosen.name == "torch"
     assert sum("is refused: engine 'off', float32: taps that" in line and "tap 'relu'" in line for line in said) == 2
 
@@ -516,7 +516,7 @@ def test_auto_takes_the_fastest_whose_parity_holds(tmp_path: Path, monkeypatch: 
 @pytest.mark.usefixtures("try_all")
 def test_auto_falls_back_aloud_where_a_network_has_no_graph(tmp_path: Path) -> None:
     said: list[str] = []
-    chosen = choose("auto", job_of(Branching, tmp_path), PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job_of(Branching, tmp_path), lambda: PIXELS, samples=24, say=said.append)
     assert chosen.name == "torch"
     for name in ("onnxruntime", "openvino"):
         assert sum(f"engine {name} is left out: the network cannot be exported to ONNX" in line for line in said) == 1
@@ -524,7 +524,7 @@ def test_auto_falls_back_aloud_where_a_network_has_no_graph(tmp_path: Path) -> N
 
 def test_auto_refuses_taps_that_no_engine_computes(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no engine computes these taps\n  - refused: .*depend on the batch"):
-        choose("auto", job_of(Crowd, tmp_path), PIXELS, samples=24, say=lambda _: None)
+        choose("auto", job_of(Crowd, tmp_path), lambda: PIXELS, samples=24, say=lambda _: None)
 
 
 def test_a_remembered_engine_that_is_gone_is_said_and_replaced(tmp_path: Path) -> None:
@@ -533,7 +533,7 @@ def test_a_remembered_engine_that_is_gone_is_said_and_replaced(tmp_path: Path) -
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     said: list[str] = []
-    assert choose("auto", job, PIXELS, samples=24, say=said.append).name == "torch"
+    assert choose("auto", job, lambda: PIXELS, samples=24, say=said.append).name == "torch"
     assert said[0].startswith("engine onnxruntime_cuda, remembered for this machine, cannot run any more: engine")
 
 
@@ -564,7 +564,7 @@ def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path) -> None:
 
 def test_an_engine_that_is_asked_for_is_not_replaced() -> None:
     with pytest.raises(EngineError, match="cannot be exported to ONNX"):
-        choose("onnxruntime", job_of(Branching), PIXELS, samples=1, say=print)
+        choose("onnxruntime", job_of(Branching), lambda: PIXELS, samples=1, say=print)
 
 
 # Real weights ---------------------------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from pipeline.backbones import artefact, glyphs
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import Section, check
+from pipeline.engines.parity import Limits
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, oracle
+from pipeline.extract import ExtractConfig, oracle, run
 from pipeline.extract.decoders import Threads
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.plan import Plan, plan
@@ -37,7 +38,7 @@ from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.sources import Place
-from pipeline.store import cache, index
+from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
@@ -544,7 +545,7 @@ def test_a_damaged_shard_in_the_cache_is_found_and_the_remedy_works(job: Job) ->
     ):
         job.extract({**TAPS, **WIDE})
     (column,) = (column for column in cache.columns(job.cache) if column.folder == path.parent)
-    for record, _ in list(cache.damage(column, whole=True)):
+    for record, _ in list(upkeep.damage(column, whole=True)):
         column.drop(record)
     assert job.missing({**TAPS, **WIDE}) == {"deep": 0, "logits": 0, "pixels": 0, "wide": 8}
     assert contents(job.out) == before
@@ -761,6 +762,23 @@ def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
     assert not list(job.cache.rglob("*.h5"))
 
 
+def test_before_a_long_run_its_time_is_forecast(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LONG", 12)
+    said: list[str] = []
+    job.extract({"deep": TAPS["deep"]}, say=said.append)
+    assert sum(line.startswith("pilot: 12 samples, engine torch, float32; samples/s: read ") for line in said) == 1
+    assert any("12 samples take about" in line and "(95 %:" in line for line in said)
+    add_pictures(job.photos, 12, seed=3)
+    job.list()
+    known = set(job.features("deep").keys)
+    for path in job.files:
+        if content_key(path.read_bytes()) not in known:
+            path.unlink()
+    said.clear()
+    job.extract({"deep": TAPS["deep"]}, say=said.append, max_rejected=1)
+    assert any(line.startswith("pilot: expected samples that can be read, got none of 12: ") for line in said)
+
+
 # The oracle -----------------------------------------------------------------------------------------------------------
 
 LAST = {"last": {"node": "penultimate"}}
@@ -801,16 +819,40 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
             TapSpec(**LAST["last"]),
             backbone=other,
             precision="float32",
+            limits=Limits(),
             samples=read_samples(job.manifests, ("photos",)),
             rows=np.arange(len(job.keys)),
             decoders=decoding(other),
         )
 
 
+def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job: Job) -> None:
+    job.extract(LAST)
+    backbone = artefact.read(job.backbone)
+    rest = {"samples": read_samples(job.manifests, ("photos",)), "rows": np.arange(12), "decoders": decoding(backbone)}
+    how = {"precision": "bfloat16", "limits": Limits()}
+    found = oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+    assert found is not None
+    assert found["rows"] == 12
+    with torch.no_grad():
+        for part in backbone.module.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                part.weight.normal_()
+    message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
+    with pytest.raises(BackboneError, match=message):
+        oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+
+
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
-    rest = {"backbone": backbone, "precision": "float32", "rows": np.arange(1), "decoders": decoding(backbone)}
+    rest = {
+        "backbone": backbone,
+        "precision": "float32",
+        "limits": Limits(),
+        "rows": np.arange(1),
+        "decoders": decoding(backbone),
+    }
     unknown = one_sample(content_key(b"unknown"), "x")
     assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
     # Its file has changed meanwhile.

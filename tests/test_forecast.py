@@ -101,8 +101,11 @@ def test_the_bytes_of_a_tap_are_rows_checksums_keys_and_a_little_for_each_shard(
     todo = plan({"a": np.arange(10) > 6, "b": np.ones(10, bool)}, unit_rows=4)
     layouts = {"a": Layout("x", "int8", (512,)), "b": Layout("x", "float16", (4, 2, 2))}
     sizes = forecast.sizes(todo, layouts)
-    assert sizes["a"] == Size(7, 2, 512, 7 * 512 + 2 * 8 + 7 * 32 + 2 * (4 * 512 + forecast.SHARD_BYTES), False)
+    assert sizes["a"] == Size(
+        7, 2, 512, 7 * 512 + 2 * 8 + 7 * 32 + 2 * (4 * 512 + forecast.SHARD_BYTES), False, 4 * 2048
+    )
     assert sizes["b"] == Size(0, 0, 32, 0, True)
+    assert [forecast.sizes(todo, layouts, processes=count)["a"].spool for count in (2, 3)] == 2 * [7 * 2048]
 
 
 def test_the_forecast_of_vectors_is_what_is_written_and_no_less(work: Work) -> None:
@@ -121,11 +124,14 @@ def test_a_forecast_says_rows_shards_bytes_and_the_room_there_is(work: Work, mon
     lines = str(announced[0]).splitlines()
     assert lines[0].startswith("logits: 12 rows to compute, 0 known; 2 shards, 16.")
     assert lines[1] == "wide: 12 rows to compute, 0 known; 2 shards, 1.6 MB before compression"
-    assert lines[2] == f"{work.cache}: 1.6 MB needed, 3.0 GB free"
+    assert lines[2] == f"{work.cache}: 2.7 MB needed (1.0 MB of them while it runs), 3.0 GB free"
     assert str(work.foresee()).splitlines() == [f"{tap}: 0 rows to compute, 12 known" for tap in TAPS]
     found = announced[0].to_json()
     assert found["taps"]["wide"].items() >= {"missing": 12, "known": 0, "shards": 2, "row_bytes": 131_072}.items()
-    assert found["spaces"] == [{"folder": str(work.cache), "needed": found["bytes"], "free": 3 * 10**9}]
+    assert found["taps"]["wide"]["spool"] == 8 * 131_072  # of the larger of two units
+    passing = 8 * (131_072 + 12)
+    needed = found["bytes"] + passing
+    assert found["spaces"] == [{"folder": str(work.cache), "needed": needed, "passing": passing, "free": 3 * 10**9}]
 
 
 # The room -------------------------------------------------------------------------------------------------------------
@@ -134,16 +140,32 @@ def test_a_forecast_says_rows_shards_bytes_and_the_room_there_is(work: Work, mon
 def test_features_that_do_not_fit_are_refused_before_anything_is_computed_with_what_would_fit(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(monkeypatch, 500_000)
+    leave(monkeypatch, 2_200_000)
     with pytest.raises(StoreError) as caught:
         work.extract()
     title, *lines, remedy = str(caught.value).splitlines()
     assert title == "the features do not fit on the disk (1.6 MB to compute, maps before compression)"
-    assert lines[0] == f"  - {work.cache}: expected 1.6 MB needed, 500.0 kB free: 1.1 MB are missing"
+    room = "2.7 MB needed (1.0 MB of them while it runs), 2.2 MB free: 455.2 kB are missing"
+    assert lines[0] == f"  - {work.cache}: expected {room}"
     kinds = [line.partition(": ")[2].rpartition(":")[0] for line in lines[1:]]
     assert kinds == ["all taps in int8", "wide pooled by mean", "the same in int8", "without wide"]
     assert remedy.startswith("Change the taps in params.yaml, make room (`icecore cache prune`)")
     assert [path for path in work.cache.rglob("*") if path.is_file()] == [path_of(work.cache, work.out)]
+
+
+def test_every_process_makes_a_unit_at_a_time(work: Work) -> None:
+    two = work.foresee(run={"workers": 2}).spaces[0]
+    assert (two.passing, two.needed - work.foresee().spaces[0].needed) == (12 * (131_072 + 12), 4 * (131_072 + 12))
+
+
+def test_int8_needs_room_for_its_rows_as_float32_and_is_not_offered_without(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(monkeypatch, 1_500_000)  # the shard would have 0.4 MB, the spool of its one unit 1.6
+    with pytest.raises(StoreError) as caught:
+        work.extract()
+    assert "pooled by mean" in str(caught.value)
+    assert "all taps in int8" not in str(caught.value)
 
 
 def test_only_missing_rows_count(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +223,14 @@ def test_the_fewest_taps_are_left_out_and_never_all() -> None:
 def test_what_would_fit_is_measured_against_the_fullest_file_system() -> None:
     todo = plan({"a": np.zeros(4, bool)}, unit_rows=4)
     spaces = (Space(Path("cache"), 100, 90), Space(Path("out"), 160, 110))  # 60 bytes are copies of what is known
-    text = forecast.shortage(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), {"one": 50, "two": 51})
+    others = {
+        label: Forecast(todo, {"a": Size(4, 1, 12, count, False)}, (Space(Path("cache"), count, 90), out))
+        for label, count, out in [
+            ("one", 50, Space(Path("out"), 110, 110)),
+            ("two", 51, Space(Path("out"), 111, 110)),
+        ]
+    }
+    text = forecast.shortage(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), others)
     assert text is not None
     assert "would fit: one: 50 B" in text
     assert "two" not in text

@@ -1,6 +1,8 @@
 """Decoding on a GPU: what is refused without one, which decoder an image gets, and the steps after it, on the CPU."""
 
+import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.errors import DataError, EngineError
-from pipeline.files import digest
+from pipeline.extract.decoders import decoders
+from pipeline.extract.samples import Item, Reject
+from pipeline.files import content_key, digest
+from pipeline.readers import image_reader
 from pipeline.readers.image import TURNS, ImageReader, ImageSpec
 from pipeline.readers.nvjpeg import NvjpegReader, _fits, _turned
+from pipeline.sources import Place
 
 SPEC = ImageSpec(resize=32, crop=(24, 24), decoder="nvjpeg")
 HOST = ImageReader(ImageSpec(resize=32, crop=(24, 24)))
@@ -168,3 +174,45 @@ def test_on_a_gpu_a_real_photo_is_near_pillows_and_the_same_alone_and_in_a_batch
     for one, found in zip(data, reader.batch(data), strict=True):
         np.testing.assert_array_equal(reader(one)["pixels"], found["pixels"])
         assert np.abs(found["pixels"].astype(int) - host(one)["pixels"]).mean() < 2
+
+
+def test_batches_of_an_extraction_go_to_a_reader_of_batches_whole(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    class Counting(NvjpegReader):
+        """Notes how many images each batch has."""
+
+        def batch(self, data: Sequence[bytes]) -> list[Any]:
+            taken.append(len(data))
+            return super().batch(data)
+
+    items = []
+    for number in range(7):
+        path = tmp_path / f"{number}.jpg"
+        picture(9 + number, 8).save(path, quality=90)
+        data = path.read_bytes()
+        items.append(Item(content_key(data), Place(str(path), None, None, len(data))))
+    (tmp_path / "2.jpg").unlink()
+    (tmp_path / "4.jpg").write_bytes(b"changed")
+    damaged = b"no image"
+    items.append(Item(content_key(damaged), Place("x.jpg", None, None, 8), damaged))
+    reader = Counting(ImageSpec(resize=6, crop=(5, 5), decoder="nvjpeg"), device="cpu")
+    with contextlib.closing(decoders(reader, "auto", sample_bytes=75)) as pool:
+        found = pool.submit(items)()
+    assert taken == [6]
+    reasons = {row: one.reason for row, one in enumerate(found) if isinstance(one, Reject)}
+    assert reasons == {
+        2: "No such file or directory",
+        4: "changed since its data set was prepared; run prepare again",
+        7: "not an image that Pillow can read",
+    }
+    for row in (0, 1, 3, 5, 6):
+        data = Path(items[row].place.path).read_bytes()
+        np.testing.assert_array_equal(found[row]["pixels"], reader(data)["pixels"])
+
+
+def test_a_spec_names_its_reader_and_a_device_that_is_not_there_is_said() -> None:
+    assert isinstance(image_reader(ImageSpec()), ImageReader)
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match=r"reader 'nvjpeg': expected a CUDA device, got none. Freeze the"):
+            image_reader(ImageSpec(decoder="nvjpeg"))

@@ -1,5 +1,6 @@
 """Pretraining: the distortions, a few steps on a small set of glyphs, and the backbone that comes out."""
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,26 @@ def test_a_picture_that_cannot_be_read_is_named(data: Data, tmp_path: Path) -> N
         pretrain(config(), tmp_path / "net", manifests=data.manifests)
     path.unlink()
     with pytest.raises(DataError, match=rf"{path}: No such file or directory\. Run prepare again"):
+        pretrain(config(), tmp_path / "net", manifests=data.manifests)
+
+
+def test_pictures_in_an_archive_train_the_same_network(data: Data, tmp_path: Path) -> None:
+    whole = pretrain(config(), tmp_path / "whole", manifests=data.manifests)
+    path = ManifestPaths(data.manifests, "glyphs").rows
+    rows = {row["path"]: row for row in pq.read_table(path).to_pylist()}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in reversed(rows):
+            archive.add(name, Path(name).name)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        for name, row in rows.items():
+            row |= {"container": str(tmp_path / "a.tar"), "offset": archive.getmember(Path(name).name).offset_data}
+    pq.write_table(pa.Table.from_pylist(list(rows.values())), path)
+    for name in rows:
+        Path(name).unlink()
+    packed = pretrain(config(), tmp_path / "packed", manifests=data.manifests)
+    assert packed.weights_digest == whole.weights_digest
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"the archive ends inside it: .* Run prepare again"):
         pretrain(config(), tmp_path / "net", manifests=data.manifests)
 
 

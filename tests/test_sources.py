@@ -278,6 +278,13 @@ def test_the_bytes_of_rows_come_in_the_order_asked_for(kind: str, where: str, tm
         assert list(read_many(container, row_places(path, rows, size=UNKNOWN))) == [ROWS[row] for row in rows]
 
 
+def test_a_column_and_a_file_may_have_odd_names(tmp_path: Path) -> None:
+    path = tmp_path / "a#b.Parquet"
+    pq.write_table(pa.table({"im.age#1": KINDS["struct"], "plain.2": KINDS["binary"]}), path)
+    for column in ("im.age#1", "plain.2"):
+        assert list(read_many(parquet.container(str(path), column), row_places(path, [3, 4]))) == ROWS[3:5]
+
+
 def test_rows_that_are_not_what_they_were_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     shorter = [{"bytes": b"new", "path": "x"}, {"bytes": None, "path": "x"}, None]

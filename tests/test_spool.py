@@ -19,6 +19,7 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored
 from pipeline.store.shard import Shard
+from pipeline.store.spool import row_bytes
 
 SIXTEEN = st.binary(min_size=16, max_size=16)
 KEY = st.builds(lambda data, zeros: (data[: 16 - zeros] + bytes(zeros)).hex(), SIXTEEN, st.integers(0, 16))
@@ -108,6 +109,16 @@ def test_the_arrays_of_a_batch_may_be_used_again(tmp_path: Path) -> None:
     found = Shard(column.path_of(record), record, column.layout((3,)))
     assert sorted(found.read(0, 6)[:, 0].tolist()) == [0, 0, 1, 1, 2, 2]
     assert sorted(key_arrays.to_hex(found.keys)) == sorted(key_arrays.to_hex(keys_of(*range(6))))
+
+
+@pytest.mark.parametrize("dtype", sorted(ON_DISK))
+def test_a_spool_takes_the_bytes_that_are_counted_for_its_rows(tmp_path: Path, dtype: Stored) -> None:
+    column = column_in(tmp_path, dtype)
+    with column.writer((2, 3)) as writer:
+        writer.append(keys_of(1, 2, 3), np.ones((3, 2, 3), np.float32))
+        writer.append(keys_of(4), np.ones((1, 2, 3), np.float32))
+        [spooled] = column.folder.glob(".spool.*.tmp")
+        assert spooled.stat().st_size == 4 * row_bytes(column.layout((2, 3)))
 
 
 def test_a_finished_writer_is_empty_and_may_go_on_with_another_shard(tmp_path: Path) -> None:

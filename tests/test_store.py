@@ -23,7 +23,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file
 from pipeline.readers.image import ImageSpec
-from pipeline.store import cache, index, shard, writing
+from pipeline.store import cache, index, shard, upkeep, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored, encode
@@ -793,8 +793,8 @@ def test_damage_is_found_and_what_is_dropped_is_gone_while_the_rest_stays(tmp_pa
     flip(column.path_of(flipped))
     replace(column.path_of(cut), b"short")
     (column.folder / f"{unkeyed.name}.keys").write_bytes(b"other")
-    assert {record.name for record, _ in cache.damage(column, whole=False)} == {cut.name, unkeyed.name}
-    found = {record.name: problem for record, problem in cache.damage(column, whole=True)}
+    assert {record.name for record, _ in upkeep.damage(column, whole=False)} == {cut.name, unkeyed.name}
+    found = {record.name: problem for record, problem in upkeep.damage(column, whole=True)}
     assert found.keys() == {flipped.name, cut.name, unkeyed.name}
     assert "the shard is damaged" in found[flipped.name]
     assert "it is not the file that the shard's record names" in found[unkeyed.name]
@@ -815,11 +815,11 @@ def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: P
         elsewhere = column.folder / f".shard.0badhost.{process.pid}.00000000.tmp"
         for path in (dead, elsewhere):
             path.write_bytes(b"half")
-        assert cache.leftovers(column) == 1
+        assert upkeep.leftovers(column) == 1
         assert live.exists()
         assert elsewhere.exists()
         os.utime(elsewhere, (0, 0))
-        assert cache.leftovers(column) == 1
+        assert upkeep.leftovers(column) == 1
         assert not elsewhere.exists()
 
 
@@ -830,39 +830,39 @@ def test_pruning_removes_what_was_not_used_and_then_what_was_used_longest_ago(tm
         column.touch()
         os.utime(column.folder / "used", (1000 * number, 1000 * number))
     assert [column.last_used() for column in columns] == [0, 1000, 2000, 3000]
-    one = cache.size(columns[0])
-    assert cache.prune(tmp_path, now=3000.0) == []
-    assert cache.prune(tmp_path, unused_for=2500, now=3000.0) == [columns[0]]
-    assert cache.prune(tmp_path, max_bytes=one, now=3000.0) == columns[1:3]
+    one = upkeep.size(columns[0])
+    assert upkeep.prune(tmp_path, now=3000.0) == []
+    assert upkeep.prune(tmp_path, unused_for=2500, now=3000.0) == [columns[0]]
+    assert upkeep.prune(tmp_path, max_bytes=one, now=3000.0) == columns[1:3]
     assert list(cache.columns(tmp_path)) == [columns[3]]
 
 
 @pytest.mark.parametrize(("text", "size"), [("200GB", 200 * 10**9), ("1MiB", 2**20), ("12", 12)])
 def test_a_size_is_read(text: str, size: int) -> None:
-    assert cache.parse_size(text) == size
+    assert upkeep.parse_size(text) == size
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12h", 43_200), ("30d", 2_592_000), ("1w", 604_800)])
 def test_a_duration_is_read(text: str, seconds: int) -> None:
-    assert cache.parse_duration(text) == seconds
+    assert upkeep.parse_duration(text) == seconds
 
 
 def test_what_is_no_size_or_duration_is_refused() -> None:
     with pytest.raises(StoreError, match=r"'much': expected a size such as 500MB"):
-        cache.parse_size("much")
+        upkeep.parse_size("much")
     with pytest.raises(StoreError, match=r"'30': expected hours, days or weeks such as 12h"):
-        cache.parse_duration("30")
+        upkeep.parse_duration("30")
 
 
 WRITER = """
 import sys, pathlib
 import numpy as np
 from pipeline.files import content_key
-from pipeline.store import cache, keys as key_arrays
+from pipeline.store import cache, upkeep, keys as key_arrays
 
 root, first = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 column = cache.column(root, {"node": "block1", "dtype": "float32"})
-cache.leftovers(column)
+upkeep.leftovers(column)
 print("ready", flush=True)
 for turn in range(8):
     part = (first + turn) % 8

@@ -50,12 +50,14 @@ def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
 
 
 def check_replay(
-    backbone: Backbone, rows: np.ndarray, logits: np.ndarray, *, dtype: str, where: str
+    backbone: Backbone, rows: np.ndarray, logits: np.ndarray, *, dtype: str, where: str, cosine: float | None = None
 ) -> dict[str, float | int]:
     """Compare the replay of stored rows with live logits (n, classes) of the same samples.
 
     Returns the number of rows, the largest error in parts of the largest logit, and the share of rows with the same
-    first class. Raises BackboneError if a row is further off than the stored dtype explains.
+    first class. Raises BackboneError if a row is further off than the stored dtype explains. Rows of a network that ran
+    in reduced precision stray with it: with `cosine`, that is the least median cosine to the live logits, and all that
+    is asked.
     """
     replayed, live = replay(backbone, rows), logits.astype(np.float32)
     if replayed.shape != live.shape:
@@ -65,7 +67,16 @@ def check_replay(
     errors = np.abs(replayed - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
     # A comparison with NaN is false, so a row that is not finite is off.
     off = np.flatnonzero(~(errors <= TOLERANCE[dtype]))
-    if len(off):
+    if cosine is not None:
+        lengths = np.linalg.norm(replayed, axis=1) * np.linalg.norm(live, axis=1)
+        median = float(np.median((replayed * live).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)))
+        if not median >= cosine:
+            raise BackboneError(
+                f"{where}: expected cached `{PENULTIMATE}` features of reduced precision to give the network's logits "
+                f"with a median cosine of {cosine:g} at least, got {median:.4f}. The features are of other samples or "
+                "other weights, or the network cannot bear this precision: extract them again, in float32."
+            )
+    elif len(off):
         raise BackboneError(
             f"{where}: expected cached `{PENULTIMATE}` features to give the network's logits within "
             f"{TOLERANCE[dtype]:g} of the largest ({dtype}), got {errors[off[0]]:.3g} in row {off[0]}, and {len(off)} "

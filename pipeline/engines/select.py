@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,8 +87,9 @@ class Choice(Settings):
     samples: int | None = None
 
 
-def choose(name: str, job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
-    """Take the engine `name`, or for `auto` the best; `pixels` are the first of the `samples` that are to be run.
+def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, say: Say) -> Chosen:
+    """Take the engine `name`, or for `auto` the best; `pixels` gives the first of the `samples` that are to be run,
+    or none where none can be read.
 
     Raises EngineError if the one that was asked for cannot run, or none can. Nothing is gated but what was measured.
     """
@@ -102,7 +104,7 @@ def choose(name: str, job: Job, pixels: np.ndarray, *, samples: int, say: Say) -
         else:
             say(f"engine: {remembered}, {job.precision} (remembered for this machine and backbone)")
             return Chosen(remembered, made)
-    return _measure(job, pixels, samples=samples, say=say)
+    return _measure(job, pixels(), samples=samples, say=say)
 
 
 def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> Card:
@@ -134,6 +136,8 @@ def candidates(precision: str) -> list[str]:
 
 
 def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
+    if not len(pixels):  # there is nothing to run
+        return Chosen("torch", job.engine("torch"))
     names, batch = candidates(job.precision), pixels[: job.batch_size]
     if not names:
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
@@ -234,8 +238,13 @@ def recall(job: Job, samples: int) -> str | None:
 
 
 def _path(job: Job, cache: Path) -> Path:
+    return cache / "engines" / f"{digest(fingerprint(job))}.json"
+
+
+def fingerprint(job: Job) -> dict[str, Any]:
+    """What a choice depends on: machine, network, taps, precision, size of batches, versions."""
     spec = job.backbone.spec
-    key = {
+    return {
         "machine": machine(),
         "architecture": spec.architecture,
         "weights": spec.weights_digest,
@@ -245,7 +254,6 @@ def _path(job: Job, cache: Path) -> Path:
         "batch_size": job.batch_size,
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino")},
     }
-    return cache / "engines" / f"{digest(key)}.json"
 
 
 def machine() -> dict[str, str | int]:

@@ -29,7 +29,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import NAME, Settings
-from pipeline.engines import Name, Precision
+from pipeline.engines import BATCH, Name, Precision
 from pipeline.engines.parity import Limits
 
 
@@ -73,7 +73,9 @@ class ExtractConfig(Settings):
 
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="auto: 64 on a CPU, found by trying on a GPU")
+    ] = "auto"
     engine: Annotated[Literal[Name, "auto"], Field(description="auto: the fastest here whose parity holds")] = "auto"
     precision: Annotated[Precision, Field(description="of the network; features of another are other features")] = (
         "float32"
@@ -86,6 +88,11 @@ class ExtractConfig(Settings):
     ] = "refuse"
 
     run: RunConfig = RunConfig()
+
+    @property
+    def batch(self) -> int:
+        """The size of batches, unless a better one is found."""
+        return BATCH if self.batch_size == "auto" else self.batch_size
 
     @field_validator("taps")
     @classmethod

@@ -25,7 +25,7 @@ from pipeline.errors import ClusterError, PipelineError
 from pipeline.extract import RunConfig, orders, preload
 from pipeline.extract.clock import Spent
 from pipeline.extract.samples import Reject
-from pipeline.extract.work import Work
+from pipeline.extract.work import Stored, Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import read_json
 from pipeline.runtime import CORES, core_numbers, keep_to_cores
@@ -48,7 +48,7 @@ class Made:
     """What a worker says of a unit. `said`: lines for the user; `error`: why the whole job cannot go on."""
 
     unit: int
-    rejects: list[Reject]
+    stored: Stored | None
     spent: Spent
     said: list[str]
     error: PipelineError | None = None
@@ -56,7 +56,7 @@ class Made:
 
 def make_units(
     assignment: Assignment, works: Iterator[Work], *, gpus: int, done: Callable[[int], None], spent: Spent, say: Say
-) -> Iterator[list[Reject]]:
+) -> Iterator[Stored]:
     """Make all units on a cluster, as `work.make_units` does here; in the order in which they are ready.
 
     Raises ClusterError if the cluster cannot be reached, or is gone before the end; what workers raise on purpose.
@@ -79,7 +79,8 @@ def make_units(
             counted(made.unit, made.spent.samples)
             spent.processes = max(spent.processes, sum(client.nthreads().values()))
             spent.add(made.spent)
-            yield made.rejects
+            if made.stored is not None:
+                yield made.stored
 
 
 @contextlib.contextmanager
@@ -284,7 +285,7 @@ def _given_up(folder: Path, number: int) -> Made:
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
     rejects = [Reject(key, place.path, reason, lasting=False) for key, place in pairs]
-    return Made(number, rejects, Spent(), [f"unit {number}: {reason}"])
+    return Made(number, Stored(rejects, {}), Spent(), [f"unit {number}: {reason}"])
 
 
 @contextlib.contextmanager
@@ -334,16 +335,16 @@ def _make(folder: str, number: int, *, store: bool) -> Made:
     """One at a time in a process, whose cores and GPU it has to itself."""
     with _one:
         _said.clear()
-        spent, rejects = Spent(), []
+        spent, stored = Spent(), None
         try:
             worker = _worker(folder)
             work = orders.read_work(Path(folder), number)
             worker.prepare([work.samples])
             if store:
-                (rejects,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
+                (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
         except PipelineError as error:  # trying again would not help
-            return Made(number, [], spent, list(_said), error)
-        return Made(number, rejects, spent, list(_said))
+            return Made(number, None, spent, list(_said), error)
+        return Made(number, stored, spent, list(_said))
 
 
 def _worker(folder: str) -> Worker:

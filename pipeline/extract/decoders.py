@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import ClusterError
 from pipeline.extract.samples import Item, Reject, read_all
-from pipeline.readers import Reader, Sample
+from pipeline.readers import BatchReader, Reader, Sample
 from pipeline.runtime import cores, end_with_parent
 
 Kind = Literal["auto", "threads", "processes"]
@@ -50,8 +50,12 @@ def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool 
     """Decoders on all cores; `sample_bytes`: of a decoded sample, about.
 
     `auto` takes processes beside a GPU and on many cores, where the system has shared memory without files and this
-    process may start others. Raises ClusterError where processes are asked for and it may not.
+    process may start others. A reader of batches decodes on a device: one thread hands it whole batches.
+
+    Raises ClusterError where processes are asked for and this one may start none.
     """
+    if isinstance(reader, BatchReader):
+        return Threads(reader, 1, shares=1)
     many = beside_gpu or cores() > MANY_CORES
     daemon = current_process().daemon
     if daemon and kind == "processes":
@@ -67,13 +71,14 @@ def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool 
 class Threads:
     """Decoders in this process."""
 
-    def __init__(self, reader: Reader, count: int) -> None:
-        self._reader, self._count = reader, count
+    def __init__(self, reader: Reader, count: int, *, shares: int = 4) -> None:
+        """`shares`: in how many parts for each thread what is submitted is cut."""
+        self._reader, self._shares = reader, shares * count
         self._pool = ThreadPoolExecutor(count)
 
     def submit(self, items: Sequence[Item]) -> Answer:
         """Begin with some items, a share for each thread."""
-        size = max(1, -(-len(items) // (4 * self._count)))
+        size = max(1, -(-len(items) // self._shares))
         futures = [
             self._pool.submit(read_all, self._reader, items[start : start + size])
             for start in range(0, len(items), size)

@@ -1,11 +1,13 @@
 """The engine of an extraction: chosen, let through the gate, and made for the taps that a unit lacks."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from pipeline.engines import Engine
-from pipeline.engines.select import Job, Say, choose, gate
+from pipeline.engines.select import Chosen, Job, Say, choose, gate
+from pipeline.engines.size import batch_size
 from pipeline.extract import card
 from pipeline.store.cache import Column
 
@@ -16,26 +18,29 @@ EngineOf = Callable[[tuple[str, ...]], Engine]
 def engines(
     wanted: str,
     job: Job,
-    pixels: np.ndarray,
+    pixels: Callable[[], np.ndarray],
     *,
+    find_size: bool,
     samples: int,
     columns: Mapping[str, Column],
     lacking: Collection[str],
     say: Say,
-) -> EngineOf:
-    """Choose the engine, let it through the gate, and return what gives the engine for some of the taps.
+) -> tuple[int, EngineOf]:
+    """Choose the engine and let it through the gate; return the size of batches and what gives the engine of some taps.
 
-    `pixels`: the first of the `samples` that the network is to run on; `lacking`: the taps that need it.
+    `pixels` gives the first of the `samples` that the network is to run on, or none where none can be read; `lacking`:
+    the taps that need it. `find_size`: the size of batches is found by trying, and is not that of the job.
 
     Eager torch computes the same bits whatever else is asked for, so it runs the taps that are missing only. A graph's
     kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
     between two taps would go on with other bits.
     """
-    if not len(pixels):  # there is nothing to run
-        return lambda taps: job.engine("torch", {tap: job.specs[tap] for tap in taps})
     chosen = choose(wanted, job, pixels, samples=samples, say=say)
-    if not all(card.there(columns[tap], chosen.engine) for tap in lacking):
-        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels)
+    if find_size and len(pixels()):
+        job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), say=say))
+        chosen = Chosen(chosen.name, job.engine(chosen.name))
+    if not all(card.there(columns[tap], chosen.engine) for tap in lacking) and len(pixels()):
+        measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels())
         say(str(measured))
         for tap, column in columns.items():
             card.write(column, measured, tap)
@@ -48,4 +53,4 @@ def engines(
             made[taps] = job.engine(chosen.name, {tap: job.specs[tap] for tap in taps})
         return made[taps]
 
-    return engine_of
+    return job.batch_size, engine_of

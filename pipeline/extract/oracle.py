@@ -9,6 +9,7 @@ from pipeline.backbones.replay import check_replay
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.taps import LOGITS, PENULTIMATE
 from pipeline.engines import create
+from pipeline.engines.parity import Limits
 from pipeline.extract.decoders import Decoders
 from pipeline.extract.feed import first_pixels
 from pipeline.extract.samples import Samples
@@ -29,6 +30,7 @@ def check(
     *,
     backbone: Backbone,
     precision: str,
+    limits: Limits,
     samples: Samples,
     rows: np.ndarray,
     decoders: Decoders,
@@ -47,6 +49,12 @@ def check(
         return None
     plain = create("torch", backbone, {LOGITS: TapSpec(node=LOGITS)}, batch_size=len(stored))
     live = plain.run({"pixels": pixels})[LOGITS]
-    coarse = precision not in ("float32", "tf32") and spec.dtype in ("float32", "float16")
-    dtype = "bfloat16" if coarse else spec.dtype
-    return check_replay(backbone, features.load(chosen.keys), live, dtype=dtype, where=str(features.folder))
+    reduced = precision not in ("float32", "tf32")
+    return check_replay(
+        backbone,
+        features.load(chosen.keys),
+        live,
+        dtype=spec.dtype,
+        where=str(features.folder),
+        cosine=limits.reduced_cosine if reduced else None,
+    )

@@ -6,6 +6,7 @@ for this sample on this machine as it is now. Nothing that is computed here is k
 """
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,14 +17,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones import artefact
-from pipeline.engines.select import AUTO, Job, recall
+from pipeline.engines import Engine
+from pipeline.engines.memory import Measured
+from pipeline.engines.select import AUTO, Job, gpus, recall
+from pipeline.engines.size import measure
+from pipeline.engines.size import text as text_of_sizes
 from pipeline.errors import DataError
 from pipeline.extract.clock import PARTS, bottleneck
-from pipeline.extract.decoders import decoders
+from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.request import Request
-from pipeline.extract.samples import Reject, items
-from pipeline.readers import Reader, Sample
-from pipeline.readers.image import ImageReader
+from pipeline.extract.samples import Reject, items, reading_order
+from pipeline.readers import Sample, image_reader
 from pipeline.store.cache import Column
 from pipeline.text import duration
 
@@ -32,7 +36,10 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing."""
+    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing.
+
+    `batches`: on a GPU, the speed and the memory of batches of several sizes.
+    """
 
     engine: str
     sampled: int
@@ -43,14 +50,16 @@ class Rates:
     seconds: float
     low: float
     high: float
+    batches: tuple[Measured, ...] = ()
 
     def __str__(self) -> str:
         rates = ", ".join(f"{part} {self.rates[part]:,.1f}" for part in PARTS)
         unread = f", {self.unreadable} of them unreadable" if self.unreadable else ""
+        sizes = f"\n{text_of_sizes(list(self.batches))}" if self.batches else ""
         return (
             f"pilot: {self.sampled} samples{unread}, engine {self.engine}; samples/s: {rates}\n"
             f"the bottleneck is {self.bottleneck}; {self.samples:,} samples take about {duration(self.seconds)} "
-            f"(95 %: {duration(self.low)} to {duration(self.high)})"
+            f"(95 %: {duration(self.low)} to {duration(self.high)}){sizes}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,20 +76,39 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     if not len(chosen):
         return None
     loaded = artefact.read(request.backbone)
-    taps = list(request.lacking)
     config = request.config
-    size = min(config.batch_size, max(1, len(chosen) // BATCHES))
-    job = Job(loaded, config.taps, config.batch_size, config.precision, config.limits, cache_root)
+    size = min(config.batch, max(1, len(chosen) // BATCHES))
+    job = Job(loaded, config.taps, config.batch, config.precision, config.limits, cache_root)
     name: str = config.engine
     note = ""
     if name == AUTO:
         remembered = recall(job, len(request.rows))
         name, note = remembered or "torch", "" if remembered else " (auto has not measured here yet and may be faster)"
     # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
-    specs = {tap: config.taps[tap] for tap in taps}
+    specs = {tap: config.taps[tap] for tap in request.lacking}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
+    reader = image_reader(loaded.spec.input.image)
+    pool = decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
+    with contextlib.closing(pool):
+        found = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)
+    if not gpus():
+        return found
+    pixels = np.zeros((size, *request.spec.input.size, request.spec.input.shape[0]), np.uint8)
+    return replace(found, batches=tuple(measure(job, name, pixels)))
 
-    keys, batches, rejects, read = _read(request, chosen, ImageReader(loaded.spec.input.image), size)
+
+def rates(
+    request: Request,
+    engine: Engine,
+    pool: Decoders,
+    chosen: np.ndarray,
+    *,
+    batch_size: int,
+    cache_root: Path,
+    note: str = "",
+) -> Rates:
+    """Measure an engine and decoders on some of the rows that lack a tap; raises DataError if none can be read."""
+    keys, batches, rejects, read = _read(request, chosen, pool, batch_size)
     if not batches:
         raise DataError(f"pilot: expected samples that can be read, got none of {len(chosen)}: {rejects[0]}")
     engine.run({"pixels": batches[0]})  # the first run prepares kernels
@@ -90,7 +118,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
         made.append(engine.run({"pixels": batch}))
         forward.append((time.perf_counter() - start) / len(batch))
     rows = sum(map(len, batches))
-    values = {tap: np.concatenate([part[tap] for part in made]) for tap in taps}
+    values = {tap: np.concatenate([part[tap] for part in made]) for tap in request.lacking}
     whole = _write(request, keys, values, cache_root)
     each = max(0.0, whole - _write(request, keys, {tap: value[:1] for tap, value in values.items()}, cache_root))
     shard, row = max(0.0, whole - each), each / max(1, rows - 1)
@@ -103,7 +131,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     running = parts["read"] + parts["forward"] if shared else max(parts["read"], parts["forward"])
     seconds = samples * running + written
     return Rates(
-        engine=f"{name}, {config.precision}{note}",
+        engine=f"{engine.provenance['engine']}, {request.config.precision}{note}",
         sampled=len(chosen),
         unreadable=len(rejects),
         samples=samples,
@@ -122,25 +150,27 @@ def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 
 
 def _read(
-    request: Request, chosen: np.ndarray, reader: Reader, size: int
+    request: Request, chosen: np.ndarray, pool: Decoders, size: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
     """Keys and batches of pixels, what could not be read, and seconds a sample of each batch."""
     samples = request.samples.take(chosen)
-    some = list(items(samples))
+    samples = samples.take(reading_order(samples))
     found: list[Sample | Reject] = []
     seconds = []
-    pool = decoders(reader, request.config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
-    with contextlib.closing(pool):
-        pool.submit(some[:1])()  # processes start
-        for start in range(0, len(some), size):
-            part = some[start : start + size]
-            begin = time.perf_counter()
-            found += pool.submit(part)()
-            seconds.append((time.perf_counter() - begin) / len(part))
+    pool.submit(list(items(samples.take(np.arange(1)))))()  # processes start
+    waiting = items(samples)
+    while True:
+        begin = time.perf_counter()
+        part = list(itertools.islice(waiting, size))
+        if not part:
+            break
+        found += pool.submit(part)()
+        seconds.append((time.perf_counter() - begin) / len(part))
     good = [item["pixels"] for item in found if isinstance(item, dict)]
     batches = [np.stack(good[start : start + size]) for start in range(0, len(good), size)]
     read = np.array([isinstance(item, dict) for item in found])
-    return samples.keys[read], batches, [item for item in found if isinstance(item, Reject)], seconds
+    order = np.argsort(samples.keys[read], kind="stable")
+    return samples.keys[read][order], batches, [item for item in found if isinstance(item, Reject)], seconds
 
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:

@@ -103,7 +103,8 @@ def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
     """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
     widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
-    return max(1, min(rows, 65_536) // config.batch_size) * config.batch_size
+    # The size that is found on one machine must not shape the shards that another would make.
+    return max(1, min(rows, 65_536) // config.batch) * config.batch
 
 
 def _rejected(column: cache.Column, keys: np.ndarray) -> np.ndarray:

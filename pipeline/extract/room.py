@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.backbones.spec import TapSpec
+from pipeline.engines.select import gpus
 from pipeline.extract import forecast
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.request import Request, of_samples
@@ -11,9 +12,15 @@ from pipeline.store.layout import path_of
 
 
 def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
-    """The bytes of a request, and the room there is for them."""
+    """The bytes of a request, and the room there is for them.
+
+    Of a cluster that is there nobody knows yet how many processes it has: one is counted.
+    """
+    run = request.config.run
     sizes = forecast.sizes(
-        request.plan, {tap: column.layout(request.shapes[tap]) for tap, column in request.columns.items()}
+        request.plan,
+        {tap: column.layout(request.shapes[tap]) for tap, column in request.columns.items()},
+        processes=run.processes(gpus()) if run.scheduler is None else 1,
     )
     linked = sum(
         record.bytes
@@ -21,16 +28,16 @@ def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
         for record in records
         if not path_of(out / tap, record.name).exists()
     )
-    written = sum(size.bytes for size in sizes.values())
-    spaces = forecast.spaces(cache_root=cache_root, out=out, written=written, linked=linked)
+    written, spooled = (sum(part) for part in zip(*((one.bytes, one.spool) for one in sizes.values()), strict=True))
+    spaces = forecast.spaces(cache_root=cache_root, out=out, written=written, spooled=spooled, linked=linked)
     return Forecast(request.plan, sizes, spaces)
 
 
-def shortage(request: Request, found: Forecast, *, cache_root: Path) -> str | None:
+def shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
     """What is said where a request does not fit, with what would; None where it does."""
-    if all(space.needed <= space.free for space in found.spaces):
+    if found.fits:
         return None
-    others = {label: _bytes(request, taps, cache_root) for label, taps in _others(request, found)}
+    others = {label: _with(request, taps, cache_root, out) for label, taps in _others(request, found)}
     return forecast.shortage(found, others)
 
 
@@ -44,7 +51,8 @@ def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, 
         changed = [tap for tap in taps if mean[tap] != taps[tap]]
         yield f"{', '.join(changed)} pooled by mean", mean
         yield "the same in int8", {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in mean.items()}
-    room = min(space.free - (space.needed - found.bytes) for space in found.spaces)
+    needed = sum(size.needed for size in found.sizes.values())
+    room = needed - max(space.needed - space.free for space in found.spaces)
     dropped = forecast.fewer(found.sizes, room)
     if dropped:
         yield f"without {', '.join(dropped)}", {tap: spec for tap, spec in taps.items() if tap not in dropped}
@@ -65,11 +73,10 @@ def _mean(request: Request, tap: str) -> TapSpec:
     return pooled if larger else spec
 
 
-def _bytes(request: Request, taps: dict[str, TapSpec], cache_root: Path) -> int:
-    """What a request with other taps would write: the cache may know some of these too."""
+def _with(request: Request, taps: dict[str, TapSpec], cache_root: Path, out: Path) -> Forecast:
+    """The forecast of a request with other taps: the cache may know some of these too."""
     config = request.config.model_copy(update={"taps": taps})
     other = of_samples(
         config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )
-    layouts = {tap: column.layout(other.shapes[tap]) for tap, column in other.columns.items()}
-    return sum(size.bytes for size in forecast.sizes(other.plan, layouts).values())
+    return foresee(other, cache_root=cache_root, out=out)

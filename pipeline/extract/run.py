@@ -23,10 +23,14 @@ from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import link_or_copy
 from pipeline.runtime import Progress, silent
-from pipeline.store import cache, index
+from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.layout import path_of
+from pipeline.text import human
+
+LONG = 20_000  # samples, from which on the time is forecast before a run: shorter ones are soon forecast by their bar
+PILOT_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ def extract(
     progress: Progress = silent,
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
+    log: Say = lambda _: None,
     watch: Callable[[Spent], None] = lambda _: None,
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`.
 
     `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
-    `watch` where the time went so far, before each call of `progress`.
+    `log` each shard when it is stored; `watch` where the time went so far, before each call of `progress`.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
     process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
@@ -69,22 +74,28 @@ def extract(
         request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
         orders.leftovers(cache_root)
         for column in request.columns.values():
-            cache.leftovers(column)
+            upkeep.leftovers(column)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
-        message = shortage(request, found, cache_root=cache_root)
+        message = shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
             say(message)
         else:
             refuse(message)
         try:
-            return _extract(request, out, cache_root, progress, say, watch)
+            return _extract(request, out, cache_root, progress, say, log, watch)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 
 
 def _extract(
-    request: Request, out: Path, cache_root: Path, progress: Progress, say: Say, watch: Callable[[Spent], None]
+    request: Request,
+    out: Path,
+    cache_root: Path,
+    progress: Progress,
+    say: Say,
+    log: Say,
+    watch: Callable[[Spent], None],
 ) -> Extracted:
     spent = Spent()
 
@@ -94,7 +105,7 @@ def _extract(
 
     assignment = Assignment(request.config, request.backbone, cache_root, len(request.rows), request.lacking)
     with contextlib.closing(Worker(assignment, say=say)) as worker:
-        rejects = _compute(request, worker, spent, told, say)
+        rejects = _compute(request, worker, spent, told, say, log)
         refused, reasons = _commit_all(request, out, rejects)
         _replay(request, worker, out, say)
     _refuse_too_many(request.config, len(request.samples.keys), refused)
@@ -123,7 +134,7 @@ def _kept(request: Request, cache_root: Path) -> str:
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
 
 
-def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say) -> list[Reject]:
+def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say, log: Say) -> list[Reject]:
     config, samples = request.config, request.samples
     total, done = worker.assignment.samples, 0
     if not total:
@@ -139,8 +150,23 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         made = cluster.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
+        if total >= LONG:
+            say(_forecast(request, worker))
         made = worker.make(works, done=advance, spent=spent)
-    return [reject for rejects in made for reject in rejects]
+    rejects = []
+    for stored in made:
+        rejects += stored.rejects
+        for tap, shard in stored.shards.items():
+            what = f"{shard.rows:,} rows, {human(shard.bytes)}"
+            log(f"{tap}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
+    return rejects
+
+
+def _forecast(request: Request, worker: Worker) -> str:
+    try:
+        return str(worker.forecast(request, batches=PILOT_BATCHES))
+    except DataError as error:  # the run will count what cannot be read
+        return str(error)
 
 
 def commit(
@@ -175,6 +201,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             specs[tap],
             backbone=worker.backbone,
             precision=request.config.precision,
+            limits=request.config.limits,
             samples=request.samples,
             rows=np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps]),
             decoders=worker.decoders,

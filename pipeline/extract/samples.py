@@ -1,7 +1,7 @@
 """The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import pyarrow as pa
 from pipeline import manifest, sources
 from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
-from pipeline.readers import Reader, Sample
+from pipeline.readers import BatchReader, Reader, Sample
+from pipeline.runtime import beside
 from pipeline.sources import Place
+from pipeline.sources.files import is_url
 from pipeline.store import keys as key_arrays
 
 # A container is named once, and the paths may be more than 2 GiB of text.
@@ -27,6 +29,7 @@ WHERE = pa.schema(
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), *WHERE])
 """Of samples in an Arrow file."""
 
+CONNECTIONS = 32  # to what lies behind URLs
 BLOCK = 4096  # rows of which the places are looked up together
 
 
@@ -125,21 +128,50 @@ def reading_order(samples: Samples) -> np.ndarray:
 
 
 def items(samples: Samples) -> Iterator[Item]:
-    """What is to be read, in the order of the samples; what lies in containers is read here, from front to back."""
+    """What is to be read, in the order of the samples.
+
+    What lies in containers is read here, from front to back; so is what lies behind URLs, many at once, since each of
+    them is waited for. Local files are left to the decoders.
+    """
     for start in range(0, len(samples), BLOCK):
         part = samples.take(np.arange(start, min(start + BLOCK, len(samples))))
         pairs = zip(key_arrays.to_hex(part.keys), part.places(), strict=True)
-        for container, group in itertools.groupby(pairs, key=lambda pair: pair[1].container):
-            if container is None:
-                yield from (Item(key, place) for key, place in group)
-                continue
+        for (container, far), group in itertools.groupby(pairs, key=lambda pair: _kind(pair[1])):
             here = list(group)
-            found = sources.read_many(container, [place for _, place in here])
+            if container is not None:
+                found: Iterator[bytes | OSError | None] = sources.read_many(container, [place for _, place in here])
+            elif far:
+                found = beside(_read, [place.path for _, place in here], threads=CONNECTIONS)
+            else:
+                found = iter([None] * len(here))
             yield from (Item(key, place, data) for (key, place), data in zip(here, found, strict=True))
+
+
+def _kind(place: Place) -> tuple[str | None, bool]:
+    """What a place is read with: its container, and whether it is a file of its own behind a URL."""
+    return place.container, place.container is None and is_url(place.path)
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        return sources.read(path)
+    except OSError as error:
+        return error
 
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
     """Read one sample, make sure that it is still the content of its key, and decode it."""
+    data = fetch(item)
+    if isinstance(data, Reject):
+        return data
+    try:
+        return reader(data)
+    except DataError as error:
+        return _undecodable(item, error)
+
+
+def fetch(item: Item) -> bytes | Reject:
+    """Read one sample, and make sure that it is still the content of its key."""
     path = item.place.path
     try:
         data = sources.read(path) if item.data is None else item.data
@@ -149,12 +181,21 @@ def read_sample(reader: Reader, item: Item) -> Sample | Reject:
         return Reject(item.key, path, error.strerror or str(error), lasting=False)
     if content_key(data) != item.key:
         return Reject(item.key, path, "changed since its data set was prepared; run prepare again", lasting=False)
-    try:
-        return reader(data)
-    except DataError as error:
-        return Reject(item.key, path, str(error), lasting=True)
+    return data
 
 
-def read_all(reader: Reader, some: Iterable[Item]) -> list[Sample | Reject]:
-    """The same of several samples."""
-    return [read_sample(reader, item) for item in some]
+def read_all(reader: Reader, some: Sequence[Item]) -> list[Sample | Reject]:
+    """Read and decode several samples, at once where the reader can."""
+    if not isinstance(reader, BatchReader):
+        return [read_sample(reader, item) for item in some]
+    found: list[Sample | Reject] = []
+    fetched = list(beside(fetch, some))
+    decoded = iter(reader.batch([data for data in fetched if not isinstance(data, Reject)]))
+    for item, data in zip(some, fetched, strict=True):
+        one = data if isinstance(data, Reject) else next(decoded)
+        found.append(_undecodable(item, one) if isinstance(one, DataError) else one)
+    return found
+
+
+def _undecodable(item: Item, error: DataError) -> Reject:
+    return Reject(item.key, item.place.path, str(error), lasting=True)

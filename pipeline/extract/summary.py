@@ -1,6 +1,8 @@
 """What is said at the end of an extraction: what was computed, reused and rejected, and where the time went."""
 
-from pipeline.extract.clock import peak_memory
+from typing import Any
+
+from pipeline.extract.clock import bottleneck, peak_memory
 from pipeline.extract.run import Extracted
 from pipeline.text import duration, human
 
@@ -28,3 +30,24 @@ def text(name: str, done: Extracted) -> str:
     if peak is not None:
         lines.append(f"peak memory: {human(peak)}")
     return "\n".join(lines)
+
+
+def to_json(done: Extracted) -> dict[str, Any]:
+    """The same as plain values: rows of all taps, seconds, bytes."""
+    todo, spent = done.plan, done.spent
+    spared = todo.samples - sum(len(unit.rows) for unit in todo.units)
+    return {
+        "samples": todo.samples,
+        "samples_run": spent.samples,
+        "rows_computed": sum(todo.missing.values()),
+        "rows_reused": sum(done.stored.values()),
+        "rejected": done.rejected,
+        "reasons": dict(done.reasons),
+        "seconds": round(spent.whole, 3),
+        "seconds_of": {part: round(seconds, 3) for part, seconds in spent.seconds.items()},
+        "processes": spent.processes,
+        "samples_per_second": None if spent.rate is None else round(spent.rate, 1),
+        "seconds_saved_by_reuse": None if spent.rate is None else round(spared / spent.rate, 3),
+        "bottleneck": None if spent.rate is None else bottleneck(spent.seconds),
+        "peak_memory_bytes": peak_memory(),
+    }

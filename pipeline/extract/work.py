@@ -18,6 +18,7 @@ from pipeline.extract.decoders import Decoders
 from pipeline.extract.feed import Batch, batches
 from pipeline.extract.samples import Reject, Samples
 from pipeline.store.cache import Column, Writer
+from pipeline.store.layout import ShardRecord
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class _Unit:
     rejects: list[Reject] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What became of a unit: the samples without features, and the shard of each tap, if it has rows."""
+
+    rejects: list[Reject]
+    shards: Mapping[str, ShardRecord]
+
+
 def make_units(
     works: Iterable[Work],
     *,
@@ -55,8 +64,8 @@ def make_units(
     batch_size: int,
     done: Callable[[int], None],
     spent: Spent,
-) -> Iterator[list[Reject]]:
-    """Compute and store the rows of units, one after another; yield what was rejected of each when it is stored.
+) -> Iterator[Stored]:
+    """Compute and store the rows of units, one after another; yield what became of each when it is stored.
 
     `done` is called with the number of samples that were dealt with since the last call. The time goes to `spent`.
     """
@@ -100,10 +109,10 @@ class _Storing:
     def __init__(self, thread: ThreadPoolExecutor, spent: Spent) -> None:
         self._thread, self._spent = thread, spent
         self._writing: Future[None] | None = None
-        self._ending: Future[list[Reject]] | None = None
+        self._ending: Future[Stored] | None = None
 
-    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[list[Reject]]:
-        """Wait for a batch and have it written; yield the rejects of the unit before, once its shards are there."""
+    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[Stored]:
+        """Wait for a batch and have it written; yield what became of the unit before, once its shards are there."""
         unit, batch = begun.unit, begun.batch
         unit.rejects += batch.rejects
         if begun.answer is not None:
@@ -118,13 +127,13 @@ class _Storing:
             yield from self.end()
             self._ending = self._thread.submit(_finish, unit, self._writing)
 
-    def end(self) -> Iterator[list[Reject]]:
+    def end(self) -> Iterator[Stored]:
         """Wait for the shards that are being written."""
         if self._ending is not None:
             with self._spent.on("write"):
-                rejects = self._ending.result()
+                stored = self._ending.result()
             self._ending = None
-            yield rejects
+            yield stored
 
 
 def _open(
@@ -144,14 +153,17 @@ def _append(unit: _Unit, keys: np.ndarray, found: Mapping[str, np.ndarray]) -> N
             writer.append(keys, found[tap])
 
 
-def _finish(unit: _Unit, last: "Future[None] | None") -> list[Reject]:
+def _finish(unit: _Unit, last: "Future[None] | None") -> Stored:
     _wait(last)  # nothing is finished that lacks rows
     lasting = {reject.key: reject.reason for reject in unit.rejects if reject.lasting}
+    shards = {}
     for tap, writer in unit.writers.items():
         with _named(tap):
-            writer.finish(provenance=unit.engine.provenance, rejected=lasting)
+            record = writer.finish(provenance=unit.engine.provenance, rejected=lasting)
+        if record is not None:
+            shards[tap] = record
     unit.open.close()
-    return unit.rejects
+    return Stored(unit.rejects, shards)
 
 
 def _wait(future: "Future[None] | None") -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache as once
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from pipeline.extract.clock import Spent
 from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.engine import EngineOf, engines
 from pipeline.extract.feed import first_pixels
-from pipeline.extract.request import row_shapes
-from pipeline.extract.samples import Reject, Samples
-from pipeline.extract.work import Target, Work, make_units
-from pipeline.readers.image import ImageReader
+from pipeline.extract.pilot import Rates, rates, sample
+from pipeline.extract.request import Request, row_shapes
+from pipeline.extract.samples import Samples
+from pipeline.extract.work import Stored, Target, Work, make_units
+from pipeline.readers import Reader, image_reader
 from pipeline.store import cache
 from pipeline.store.identity import identity
 
@@ -44,6 +46,7 @@ class Worker:
     def __init__(self, assignment: Assignment, *, say: Say) -> None:
         self.assignment, self._say = assignment, say
         self._engine_of: EngineOf | None = None
+        self._batch_size = 0
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -51,9 +54,9 @@ class Worker:
         return artefact.read(self.assignment.backbone)
 
     @cached_property
-    def reader(self) -> ImageReader:
+    def reader(self) -> Reader:
         """What decodes the samples."""
-        return ImageReader(self.backbone.spec.input.image)
+        return image_reader(self.backbone.spec.input.image)
 
     @cached_property
     def decoders(self) -> Decoders:
@@ -79,35 +82,47 @@ class Worker:
         if self._engine_of is not None:
             return
         config, targets = self.assignment.config, self.targets
-        job = Job(
-            self.backbone, config.taps, config.batch_size, config.precision, config.limits, self.assignment.cache_root
-        )
+        job = Job(self.backbone, config.taps, config.batch, config.precision, config.limits, self.assignment.cache_root)
         shapes = {tap: target.shape for tap, target in targets.items()}
-        pixels = first_pixels(
-            units,
-            self.decoders,
-            count=gate.rows_for(shapes, job.batch_size, job.precision),
-            batch_size=job.batch_size,
-        )
-        self._engine_of = engines(
+        count = gate.rows_for(shapes, job.batch_size, job.precision)
+
+        @once
+        def pixels() -> np.ndarray:
+            """Those that the engine is chosen and let through the gate with."""
+            return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)
+
+        self._batch_size, self._engine_of = engines(
             config.engine,
             job,
             pixels,
+            find_size=config.batch_size == "auto" and gpus() > 0,
             samples=self.assignment.samples,
             columns={tap: target.column for tap, target in targets.items()},
             lacking=self.assignment.lacking,
             say=self._say,
         )
 
-    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[list[Reject]]:
-        """Make units, one after another; what was rejected of each. `prepare` comes first."""
+    def forecast(self, request: Request, *, batches: int) -> Rates:
+        """How long a request takes, measured on some batches of it. `prepare` comes first."""
+        assert self._engine_of is not None, "the engine is chosen on samples that can be read"
+        return rates(
+            request,
+            self._engine_of(self.assignment.lacking),
+            self.decoders,
+            sample(request.rows, batches * self._batch_size, seed=0),
+            batch_size=self._batch_size,
+            cache_root=self.assignment.cache_root,
+        )
+
+    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[Stored]:
+        """Make units, one after another; what became of each. `prepare` comes first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return make_units(
             works,
             decoders=self.decoders,
             engine_of=self._engine_of,
             targets=self.targets,
-            batch_size=self.assignment.config.batch_size,
+            batch_size=self._batch_size,
             done=done,
             spent=spent,
         )

@@ -34,6 +34,7 @@ class InputConfig(Settings):
     crop: tuple[Side, Side] | None = Field(default=None, description="height and width; one number is both")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first: other pixels")
+    decoder: Literal["pillow", "nvjpeg"] = Field(default="pillow", description="nvjpeg: on a CUDA device; other pixels")
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
@@ -52,6 +53,8 @@ class InputConfig(Settings):
         values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **stated}
         if values.get("draft") and values.get("resize") is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
+        if values.get("draft") and values.get("decoder") == "nvjpeg":
+            raise ValueError("expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size")
         image = ImageSpec(**{name: values[name] for name in ImageSpec.model_fields if name in values})
         mean, std = tuple(values.get("mean", ())), tuple(values.get("std", ()))
         channels = 1 if image.mode == "L" else 3

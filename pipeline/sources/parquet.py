@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources import LIMIT, UNKNOWN, Place, files
+from pipeline.sources import LIMIT, PARQUET, UNKNOWN, Place, files
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS = 1024
@@ -33,13 +33,18 @@ def container(path: str, column: str) -> str:
     return f"{path}#{column}"
 
 
+def _parts(container: str) -> tuple[str, str]:
+    end = container.lower().index(f"{PARQUET}#") + len(PARQUET)
+    return container[:end], container[end + 1 :]
+
+
 def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
     """The bytes of some rows, by ascending numbers; see `pipeline.sources.read_many`.
 
     Only the row groups that hold them are read, of these only the column of bytes, and of that a few megabytes at once,
     or a page where that is more: writers make pages of up to 1,024 rows.
     """
-    path, _, column = container.rpartition("#")
+    path, column = _parts(container)
     done = 0
     try:
         with opened(path) as file:

@@ -12,8 +12,8 @@
                   /onnx/       exported graphs, as large as the weights in them
                   /engines/    which engine was the fastest here
 
-`prune` removes whole columns with all that is in them. It leaves the three folders beside `v2`: a lock may be held, and
-graphs and choices belong to no column.
+`upkeep.prune` removes whole columns with all that is in them. It leaves the three folders beside `v2`: a lock may be
+held, and graphs and choices belong to no column.
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
@@ -21,8 +21,6 @@ without a lock; two that add the same rows do no harm. Another version of the la
 
 import contextlib
 import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,9 @@ from typing import Any
 
 import numpy as np
 import platformdirs
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, sweep, write_json
+from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard, writing
 from pipeline.store.encoding import encode
@@ -268,63 +265,6 @@ def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], lis
             chosen.append(record)
             keys.append(own)
     return chosen, keys, held
-
-
-def damage(column: Column, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
-    """Every damaged shard of a column and what is wrong with it; sizes and keys, and if `whole` every byte."""
-    for record in column.records():
-        try:
-            column.keys(record)
-            shard.verify(column.path_of(record), record, whole=whole)
-        except StoreError as error:
-            yield record, str(error)
-
-
-def leftovers(column: Column) -> int:
-    """Remove what killed writers left in a column: temporary files of dead processes."""
-    return sweep(column.folder) + sweep(column.folder / "rejected")
-
-
-def prune(root: Path, *, unused_for: float | None = None, max_bytes: int | None = None, now: float) -> list[Column]:
-    """Remove whole columns: those not used for so many seconds, then the longest unused until `max_bytes` suffice.
-
-    What `data/features/` of a project links stays there. Returns the columns that were removed.
-    """
-    ordered = sorted(columns(root), key=lambda column: column.last_used())
-    kept: list[Column] = []
-    removed: list[Column] = []
-    for column in ordered:
-        stale = unused_for is not None and now - column.last_used() > unused_for
-        (removed if stale else kept).append(column)
-    while max_bytes is not None and kept and sum(map(size, kept)) > max_bytes:
-        removed.append(kept.pop(0))
-    for column in removed:
-        # Aside first: a reader sees the whole column or none of it.
-        aside = column.folder.with_name(f".{column.folder.name}.removed")
-        column.folder.rename(aside)
-        shutil.rmtree(aside)
-    return removed
-
-
-def parse_size(text: str) -> int:
-    """Bytes, from text such as 200GB; raises StoreError if it is no size."""
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise StoreError(f"{text!r}: expected a size such as 500MB, 200GB or 2TB.") from None
-
-
-def parse_duration(text: str) -> float:
-    """Seconds, from text such as 30d; raises StoreError if it is no duration."""
-    found = re.fullmatch(r"(\d+)([hdw])", text)
-    if not found:
-        raise StoreError(f"{text!r}: expected hours, days or weeks such as 12h, 30d or 8w.")
-    return int(found[1]) * {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}[found[2]]
-
-
-def size(column: Column) -> int:
-    """Bytes of a column's shards."""
-    return sum(record.bytes for record in column.records())
 
 
 def _record(path: Path, note: Any) -> ShardRecord:

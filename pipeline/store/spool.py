@@ -21,13 +21,22 @@ from pipeline.store.layout import Layout, checksums, cut
 from pipeline.store.writing import no_space, pread, pwrite, refuse_unstorable, room_for
 
 
+def kept_as(layout: Layout) -> Stored:
+    """The dtype of rows in a spool."""
+    return "float32" if layout.dtype == "int8" else layout.dtype
+
+
+def row_bytes(layout: Layout) -> int:
+    """Bytes of one row in a spool."""
+    return int(np.prod(layout.shape)) * np.dtype(ON_DISK[kept_as(layout)]).itemsize
+
+
 class Spool:
     """Rows that are appended in any order of their keys, one batch at a time, by whichever thread."""
 
     def __init__(self, path: Path, descriptor: int, layout: Layout) -> None:
         self.path, self._descriptor, self._layout = path, descriptor, layout
-        self._kept: Stored = "float32" if layout.dtype == "int8" else layout.dtype
-        self._row_bytes = int(np.prod(layout.shape)) * np.dtype(ON_DISK[self._kept]).itemsize
+        self._kept, self._row_bytes = kept_as(layout), row_bytes(layout)
         self._count = 0
         self._keys: list[np.ndarray] = []
         self._sums: list[np.ndarray] = []
