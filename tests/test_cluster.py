@@ -28,7 +28,7 @@ from test_extract import Job, contents, write_backbone
 
 from pipeline.backbones import artefact, factory, glyphs
 from pipeline.errors import ClusterError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, cluster, orders
+from pipeline.extract import ExtractConfig, client, cluster, orders, tasks
 from pipeline.files import scratch
 from pipeline.runtime import core_numbers
 
@@ -174,7 +174,7 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
 def test_a_unit_that_ends_every_worker_is_recorded_and_the_rest_is_stored(
     job: Job, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "DEATHS", 0)  # one worker more, and another while it is alone
+    monkeypatch.setattr(client, "DEATHS", 0)  # one worker more, and another while it is alone
     Image.new("RGB", (8, 8), (255, 255, 255)).save(job.photos / "cat" / "white.png")
     job.list()
     white = job.keys[job.files.index(job.photos / "cat" / "white.png")]
@@ -385,7 +385,7 @@ def test_a_worker_that_does_not_see_the_orders_says_what_to_share(tmp_path: Path
     message = (
         r"job.json: expected the job's orders in the feature cache, got no such file.*set ICECORE_CACHE to a shared"
     )
-    for made in (cluster.make_ready(str(tmp_path), 0), cluster.make_one(str(tmp_path), 3)):
+    for made in (tasks.make_ready(str(tmp_path), 0), tasks.make_one(str(tmp_path), 3)):
         assert isinstance(made.error, StoreError)
         with pytest.raises(StoreError, match=message):
             raise made.error
@@ -419,7 +419,7 @@ def certificates(folder: Path) -> dict[str, str]:
 def test_an_encrypted_cluster_makes_the_same_and_another_authority_is_refused(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT", 3)
+    monkeypatch.setattr(client, "CONNECT", 3)
     tls, wrong = certificates(job.root / "tls"), certificates(job.root / "wrong")
     more = ("--tls-ca-file", tls["ca"], "--tls-cert", tls["cert"], "--tls-key", tls["key"], "--protocol", "tls")
     file = job.root / "scheduler.json"
@@ -430,7 +430,7 @@ def test_an_encrypted_cluster_makes_the_same_and_another_authority_is_refused(
             message = rf"^scheduler {address}: expected a Dask scheduler there, got {said}.*look at .* `run.tls`"
             with pytest.raises(ClusterError, match=message):
                 job.extract(TAPS, run={"scheduler": address, "tls": others})
-        monkeypatch.setattr(cluster, "CONNECT", 30)
+        monkeypatch.setattr(client, "CONNECT", 30)
         job.extract(TAPS, run={"scheduler": str(file), "tls": tls})
     same_as_undisturbed(job)
 
@@ -441,7 +441,7 @@ def test_an_encrypted_cluster_makes_the_same_and_another_authority_is_refused(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a minute would be long for a test."""
-    monkeypatch.setattr(cluster, "CONNECT", 2)
+    monkeypatch.setattr(client, "CONNECT", 2)
 
 
 def nobody() -> str:

@@ -8,12 +8,15 @@ room       whether it fits, and what else would
 pilot      measured rates on a sample, and the time for the rest
 engine     the engine: chosen, through the gate, made for the taps of a unit
 decoders   threads or processes that decode
+decoding   what runs in such a process
 feed       batches, decoded ahead of the network
 work       units: decode, run, store, overlapping
-preload    what a worker of this machine does first
 worker     what a process makes ready once for all of its units
 orders     a job on disk, for workers in other processes
-cluster    several workers, through Dask
+tasks      what Dask calls in a worker
+preload    what a worker of this machine does before
+client     the connection to Dask: processes of this machine, or a cluster that is there
+cluster    units handed out to several workers
 clock      where the time went
 card       what the engine's parity was, beside the features
 oracle     stored rows, replayed through the network's own end

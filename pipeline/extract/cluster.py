@@ -4,54 +4,34 @@ A task is the number of a unit and the folder of the job's orders. Units are han
 scheduler holds as many tasks as there are workers, not as there are units. A task can be made again: its shard has the
 same name. Dask gives the task of a worker that died to another one; a task that ended several, and more while it was
 alone, is given up, and recorded, and the rest goes on.
-
-Processes on this machine listen on loopback alone. Each has its own cores, and its own GPU where there are any.
 """
 
 import contextlib
 import itertools
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.select import Say
-from pipeline.errors import ClusterError, PipelineError
-from pipeline.extract import RunConfig, orders, preload
+from pipeline.errors import ClusterError
+from pipeline.extract import orders
+from pipeline.extract.client import client_of
 from pipeline.extract.clock import Spent
 from pipeline.extract.samples import Reject
+from pipeline.extract.tasks import TOPIC, Made, make_one, make_ready
 from pipeline.extract.work import Stored, Work
-from pipeline.extract.worker import Assignment, Worker
-from pipeline.files import read_json
-from pipeline.runtime import CORES, core_numbers, keep_to_cores
+from pipeline.extract.worker import Assignment
 from pipeline.store import keys as key_arrays
 
 if TYPE_CHECKING:
     from distributed import Client
 
-TOPIC = "icecore"
-EVERY = 0.5  # seconds between two notes of progress from a worker
 AHEAD = 2  # units that are handed out for each thread of a worker
-DEATHS = 2  # of workers that a task may outlive
 READY = 3  # units on which the engine may be chosen: the first of them may be what ends workers
-CONNECT = 30  # seconds to wait for a scheduler
 PATIENCE = 10.0  # seconds without a finished unit, after which it is asked whether any worker is there
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a worker says of a unit. `said`: lines for the user; `error`: why the whole job cannot go on."""
-
-    unit: int
-    stored: Stored | None
-    spent: Spent
-    said: list[str]
-    error: PipelineError | None = None
 
 
 def make_units(
@@ -81,95 +61,6 @@ def make_units(
             spent.add(made.spent)
             if made.stored is not None:
                 yield made.stored
-
-
-@contextlib.contextmanager
-def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
-    """Join the cluster of the settings, or start one here that ends with the block."""
-    import dask
-    from distributed import Client
-    from distributed.security import Security
-
-    security = None
-    if run.tls is not None:
-        security = Security(
-            tls_ca_file=str(run.tls.ca),
-            tls_client_cert=str(run.tls.cert),
-            tls_client_key=str(run.tls.key),
-            require_encryption=True,
-        )
-    here = run.scheduler is None
-    with contextlib.ExitStack() as stack:
-        settings = {
-            "distributed.admin.log-format": "%(message)s",
-            "distributed.worker.daemon": False,
-        }  # they may decode
-        stack.enter_context(dask.config.set(settings))
-        cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
-        try:
-            where = cluster or _address(str(run.scheduler))
-            client = stack.enter_context(Client(where, security=security, timeout=CONNECT, set_as_default=False))
-        except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
-            raise ClusterError(
-                f"scheduler {run.scheduler}: expected a Dask scheduler there, got {error}. Start one with `dask "
-                "scheduler`, and look at `run.scheduler` and `run.tls`."
-            ) from None
-        yield client
-
-
-def _address(scheduler: str) -> str:
-    """The address of a scheduler, out of its file where that is what was named."""
-    if not Path(scheduler).is_file():
-        return scheduler
-    try:
-        return str(read_json(Path(scheduler))["address"])
-    except (KeyError, TypeError):
-        raise ValueError("a file without the address of one") from None
-
-
-@contextlib.contextmanager
-def _local(processes: int, gpus: int) -> Iterator[Any]:
-    import logging
-
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    numbers = core_numbers()
-    with tempfile.TemporaryDirectory(prefix="icecore-dask-") as folder:
-        workers = {}
-        for number in range(processes):
-            own = numbers[number::processes] or numbers
-            environment = {CORES: ",".join(map(str, own)), "OMP_NUM_THREADS": str(len(own))}
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = _gpu(number % gpus)
-            options = {
-                "nthreads": 1,
-                "host": "127.0.0.1",
-                "env": environment,
-                "memory_limit": 0,
-                "local_directory": folder,
-                "dashboard": False,
-                "preload": [preload.__name__],
-                "silence_logs": logging.CRITICAL,
-            }
-            workers[number] = {"cls": Nanny, "options": options}
-        scheduler = {
-            "cls": Scheduler,
-            "options": {
-                "host": "127.0.0.1",
-                "port": 0,
-                "dashboard": False,
-                "dashboard_address": "127.0.0.1:0",  # its plain pages have a port all the same
-                "allowed_failures": DEATHS,
-            },
-        }
-        with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster:
-            yield cluster
-
-
-def _gpu(number: int) -> str:
-    """The name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return visible.split(",")[number] if visible else str(number)
 
 
 class _Tasks:
@@ -312,62 +203,3 @@ def _progress(client: "Client", folder: Path, done: Callable[[int], None]) -> It
     finally:
         with contextlib.suppress(Exception):  # the scheduler may be gone
             client.unsubscribe_topic(TOPIC)
-
-
-# In a worker ---------------------------------------------------------------------------------------------------------
-
-_workers: dict[str, Worker] = {}
-_said: list[str] = []
-_one = threading.Lock()
-
-
-def make_ready(folder: str, number: int) -> Made:
-    """Choose the engine for a job, on the samples of a unit."""
-    return _make(folder, number, store=False)
-
-
-def make_one(folder: str, number: int) -> Made:
-    """Make one unit of a job."""
-    return _make(folder, number, store=True)
-
-
-def _make(folder: str, number: int, *, store: bool) -> Made:
-    """One at a time in a process, whose cores and GPU it has to itself."""
-    with _one:
-        _said.clear()
-        spent, stored = Spent(), None
-        try:
-            worker = _worker(folder)
-            work = orders.read_work(Path(folder), number)
-            worker.prepare([work.samples])
-            if store:
-                (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
-        except PipelineError as error:  # trying again would not help
-            return Made(number, None, spent, list(_said), error)
-        return Made(number, stored, spent, list(_said))
-
-
-def _worker(folder: str) -> Worker:
-    """This process's worker for a job; that of an earlier job ends."""
-    if folder not in _workers:
-        keep_to_cores()
-        for earlier in _workers.values():
-            earlier.close()
-        _workers.clear()
-        _workers[folder] = Worker(orders.read_assignment(Path(folder)), say=_said.append)
-    return _workers[folder]
-
-
-def _teller(job: str, unit: int) -> Callable[[int], None]:
-    from distributed import get_worker
-
-    worker, samples, told = get_worker(), 0, time.monotonic()
-
-    def tell(count: int) -> None:
-        nonlocal samples, told
-        samples += count
-        if time.monotonic() - told > EVERY:
-            told = time.monotonic()
-            worker.log_event(TOPIC, {"job": job, "unit": unit, "samples": samples})
-
-    return tell

@@ -8,21 +8,21 @@ leaves nothing behind. One that is killed is replaced, and what it worked on is 
 import contextlib
 import mmap
 import os
-import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from pipeline.errors import ClusterError
+from pipeline.extract.decoding import Packed, There, begin, decode, nothing
 from pipeline.extract.samples import Item, Reject, read_all
 from pipeline.readers import BatchReader, Reader, Sample
-from pipeline.runtime import cores, end_with_parent
+from pipeline.runtime import cores
 
 Kind = Literal["auto", "threads", "processes"]
 Answer = Callable[[], list[Sample | Reject]]
@@ -90,18 +90,6 @@ class Threads:
         self._pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _There:
-    """An array in shared memory."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-
-Packed = Mapping[str, _There | np.ndarray]
-
-
 @dataclass
 class _Chunk:
     """Items that one process decodes, and where their arrays go. `pool`: the one they were given to."""
@@ -132,7 +120,7 @@ class Processes:
         memory = f"/proc/{os.getpid()}/fd/{self._file}"
         with _starting():
             return ProcessPoolExecutor(
-                self._count, mp_context=get_context("spawn"), initializer=_begin, initargs=(self._reader, memory)
+                self._count, mp_context=get_context("spawn"), initializer=begin, initargs=(self._reader, memory)
             )
 
     def submit(self, items: Sequence[Item]) -> Answer:
@@ -153,7 +141,7 @@ class Processes:
             chunk.pool = self._pool
             try:
                 with _starting():
-                    chunk.future = self._pool.submit(_decode, list(chunk.items), chunk.where, self._region)
+                    chunk.future = self._pool.submit(decode, list(chunk.items), chunk.where, self._region)
                 return
             except BrokenProcessPool:  # a process was ended while it had nothing to do
                 self._replace(chunk.pool)
@@ -200,14 +188,14 @@ class Processes:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = self._start()
             with contextlib.suppress(BrokenProcessPool), _starting():
-                self._pool.submit(_nothing).result()
+                self._pool.submit(nothing).result()
                 return
         raise _none_starts("one that ends at once")
 
     def _unpack(self, packed: Packed) -> Sample:
-        return {name: self._array(one) if isinstance(one, _There) else one for name, one in packed.items()}
+        return {name: self._array(one) if isinstance(one, There) else one for name, one in packed.items()}
 
-    def _array(self, there: _There) -> np.ndarray:
+    def _array(self, there: There) -> np.ndarray:
         count = int(np.prod(there.shape))
         flat = np.frombuffer(self._memory, there.dtype, count=count, offset=there.offset)
         return flat.reshape(there.shape).copy()
@@ -234,39 +222,3 @@ def _none_starts(got: object) -> ClusterError:
         f"decode: expected a process that decodes, got {got}. What it says of itself stands above. Look at the memory, "
         "or set `run: {decode: threads}`."
     )
-
-
-# In a decoding process -----------------------------------------------------------------------------------------------
-
-_own: dict[str, Any] = {}
-
-
-def _begin(reader: Reader, memory: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    end_with_parent()
-    with open(memory, "r+b") as file:
-        _own.update(reader=reader, memory=mmap.mmap(file.fileno(), 0))
-
-
-def _nothing() -> None:
-    """Shows that a process is there."""
-
-
-def _decode(items: list[Item], where: int | None, room: int) -> list[Packed | Reject]:
-    """Decode items; their arrays go to shared memory from `where` on as long as there is room."""
-    end = None if where is None else where + room
-    found: list[Packed | Reject] = []
-    for sample in read_all(_own["reader"], items):
-        if isinstance(sample, Reject) or where is None or end is None:
-            found.append(sample)
-            continue
-        packed: dict[str, _There | np.ndarray] = {}
-        for name, array in sample.items():
-            if where + array.nbytes > end:
-                packed[name] = array
-                continue
-            _own["memory"][where : where + array.nbytes] = np.ascontiguousarray(array).data.cast("B")
-            packed[name] = _There(where, array.shape, array.dtype.str)
-            where += -(-array.nbytes // 64) * 64
-        found.append(packed)
-    return found

@@ -1,0 +1,108 @@
+"""The connection to Dask: to processes that are started here and end with it, or to a scheduler that is there.
+
+Processes of this machine listen on loopback alone. Each has its own cores, and its own GPU where there are any.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ClusterError
+from pipeline.extract import RunConfig, preload
+from pipeline.files import read_json
+from pipeline.runtime import CORES, core_numbers
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DEATHS = 2  # of workers that a task may outlive
+CONNECT = 30  # seconds to wait for a scheduler
+
+
+@contextlib.contextmanager
+def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
+    """Join the cluster of the settings, or start one here that ends with the block."""
+    import dask
+    from distributed import Client
+    from distributed.security import Security
+
+    security = None
+    if run.tls is not None:
+        security = Security(
+            tls_ca_file=str(run.tls.ca),
+            tls_client_cert=str(run.tls.cert),
+            tls_client_key=str(run.tls.key),
+            require_encryption=True,
+        )
+    here = run.scheduler is None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
+        stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # workers may start decoders
+        cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
+        try:
+            where = cluster or _address(str(run.scheduler))
+            client = stack.enter_context(Client(where, security=security, timeout=CONNECT, set_as_default=False))
+        except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
+            raise ClusterError(
+                f"scheduler {run.scheduler}: expected a Dask scheduler there, got {error}. Start one with `dask "
+                "scheduler`, and look at `run.scheduler` and `run.tls`."
+            ) from None
+        yield client
+
+
+def _address(scheduler: str) -> str:
+    """The address of a scheduler, out of its file where that is what was named."""
+    if not Path(scheduler).is_file():
+        return scheduler
+    try:
+        return str(read_json(Path(scheduler))["address"])
+    except (KeyError, TypeError):
+        raise ValueError("a file without the address of one") from None
+
+
+@contextlib.contextmanager
+def _local(processes: int, gpus: int) -> Iterator[Any]:
+    import logging
+
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    numbers = core_numbers()
+    with tempfile.TemporaryDirectory(prefix="icecore-dask-") as folder:
+        workers = {}
+        for number in range(processes):
+            own = numbers[number::processes] or numbers
+            environment = {CORES: ",".join(map(str, own)), "OMP_NUM_THREADS": str(len(own))}
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = _gpu(number % gpus)
+            options = {
+                "nthreads": 1,
+                "host": "127.0.0.1",
+                "env": environment,
+                "memory_limit": 0,
+                "local_directory": folder,
+                "dashboard": False,
+                "preload": [preload.__name__],
+                "silence_logs": logging.CRITICAL,
+            }
+            workers[number] = {"cls": Nanny, "options": options}
+        scheduler = {
+            "cls": Scheduler,
+            "options": {
+                "host": "127.0.0.1",
+                "port": 0,
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",  # its plain pages have a port all the same
+                "allowed_failures": DEATHS,
+            },
+        }
+        with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster:
+            yield cluster
+
+
+def _gpu(number: int) -> str:
+    """The name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[number] if visible else str(number)
