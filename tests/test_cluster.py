@@ -133,6 +133,7 @@ def narrowest(pid: int) -> frozenset[int]:
     return min(found, key=len)
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_machine_only(
     job: Job, trap: Path
 ) -> None:
@@ -166,11 +167,13 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
         assert not frozenset.intersection(*cores)
     assert done.spent.processes == 2
     assert list((job.cache / "jobs").iterdir()) == []
+    assert list(job.cache.rglob(".*.tmp")) == []  # also of those that were killed
     assert not workers()
     trap.unlink()
     same_as_undisturbed(job)
 
 
+@pytest.mark.slow
 def test_a_unit_that_ends_every_worker_is_recorded_and_the_rest_is_stored(
     job: Job, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +252,7 @@ def family(process: Process) -> set[int]:
     return {process.pid, *(child.pid for child in found.children(recursive=True))}
 
 
+@pytest.mark.slow
 def test_a_killed_main_process_leaves_no_process_and_its_orders_are_swept(job: Job, trap: Path) -> None:
     with extraction(job, run={"workers": 2, "decode": "processes"}) as main:
         pids = family(main)
@@ -263,6 +267,7 @@ def test_a_killed_main_process_leaves_no_process_and_its_orders_are_swept(job: J
     same_as_undisturbed(job)
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_leaves_no_process(job: Job, trap: Path) -> None:
     with extraction(job, run={"workers": 2}) as main:
         pids = family(main)
@@ -326,6 +331,7 @@ def address_of(file: Path) -> str:
     return str(json.loads(file.read_text())["address"])
 
 
+@pytest.mark.slow
 def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_was_killed(
     job: Job, trap: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -416,6 +422,7 @@ def certificates(folder: Path) -> dict[str, str]:
     return {name: str(folder / f"{name}.pem") for name in ("ca", "cert", "key")}
 
 
+@pytest.mark.slow
 def test_an_encrypted_cluster_makes_the_same_and_another_authority_is_refused(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,8 +73,7 @@ def extract(
         samples = read_samples(manifests, config.datasets)
         request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
         orders.leftovers(cache_root)
-        for column in request.columns.values():
-            upkeep.leftovers(column)
+        _sweep(request)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
         message = shortage(request, found, cache_root=cache_root, out=out)
@@ -159,7 +158,14 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         for tap, shard in stored.shards.items():
             what = f"{shard.rows:,} rows, {human(shard.bytes)}"
             log(f"{tap}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
+    _sweep(request)  # what workers left that were killed
     return rejects
+
+
+def _sweep(request: Request) -> None:
+    """Remove what dead processes have left in the columns."""
+    for column in request.columns.values():
+        upkeep.leftovers(column)
 
 
 def _forecast(request: Request, worker: Worker) -> str:

@@ -12,6 +12,7 @@ from pipeline.extract.clock import Spent
 from pipeline.extract.work import Stored
 from pipeline.extract.worker import Worker
 from pipeline.runtime import keep_to_cores
+from pipeline.store import upkeep
 
 TOPIC = "icecore"  # of what workers tell beside their answers
 EVERY = 0.5  # seconds between two notes of progress
@@ -66,7 +67,9 @@ def _worker(folder: str) -> Worker:
         for earlier in _workers.values():
             earlier.close()
         _workers.clear()
-        _workers[folder] = Worker(orders.read_assignment(Path(folder)), say=_said.append)
+        worker = _workers[folder] = Worker(orders.read_assignment(Path(folder)), say=_said.append)
+        for target in worker.targets.values():
+            upkeep.leftovers(target.column)  # of the one that was killed, if this one comes in its place
     return _workers[folder]
 
 
