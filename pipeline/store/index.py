@@ -118,8 +118,8 @@ def commit(
         shards=tuple(shards),
         rows=rows,
     )
-    values = made.model_dump(mode="json")
-    write_json(folder / NAME, {**values, "digest": digest(values)})
+    told = made.model_dump(mode="json")
+    write_json(folder / NAME, {**told, "digest": digest(told)})
     named = {rows.name, *(path_of(folder, record.name).name for record in shards)}
     for path in (*folder.glob("rows-*.npy"), *folder.glob("*.h5")):
         if path.name not in named:
