@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import cache_cli
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, PipelineError
 
 app = typer.Typer(
     help="Transfer-learning features: extracted once, reused by every head. The pipeline itself is run by `dvc repro`.",
@@ -156,6 +156,7 @@ def extract(
     from contextlib import nullcontext
 
     from pipeline import embed
+    from pipeline.extract import summary
     from pipeline.runtime import silent
     from pipeline.store import cache, index
     from stages import project
@@ -182,20 +183,22 @@ def extract(
         if not quiet:
             typer.echo(text)
 
+    def log(line: str) -> None:
+        if not quiet:
+            project.log(line)
+
     root = cache.default_root()
     if plan_only:
         request, foreseen = embed.plan(job, out, cache_root=root, stage=stage)
         say(foreseen)
         _say_shortage(request, foreseen, out)
         return
-    found = embed.embed(
-        job,
-        out,
-        cache_root=root,
-        stage=stage,
-        announce=say,
-        say=say,
-    )
+    try:
+        found = embed.embed(job, out, cache_root=root, stage=stage, announce=say, say=say, log=log)
+    except Interrupted as error:
+        typer.echo(f"interrupted: {error}", err=True)
+        raise SystemExit(130) from None
+    say(summary.text(str(out), found.extracted))
     for kind, count in found.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
     for name in job.extract.taps:

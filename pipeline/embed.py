@@ -184,6 +184,7 @@ def embed(
     stage: Stage = lambda _: nullcontext(silent),
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Embedded:
     """Freeze, prepare and extract; what was done before is not done again, and new images are all that is computed.
 
@@ -200,6 +201,7 @@ def embed(
             progress=progress,
             announce=announce,
             say=say,
+            log=log,
         )
     return Embedded(ready.prepared, extracted, ready.backbone)
 

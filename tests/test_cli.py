@@ -516,6 +516,8 @@ def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
     assert said.code == 0, said.error
     lines = said.out.splitlines()
     assert "penultimate: 3 rows to compute, 0 known; 1 shard, 8.3 kB" in lines
+    assert any(line.startswith("penultimate: stored shard ") and "3 of 3 samples done" in line for line in lines)
+    assert f"{out}: 3 samples, 0 rejected; rows of all taps: 6 to compute, 0 reused" in lines
     assert lines[-4:] == [
         f"1 duplicate: see {out / 'excluded.csv'}",
         f"{out / 'penultimate'}: 3 rows",

@@ -276,7 +276,7 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(job: Job, trap: Path) ->
         assert main.returncode == 130, said
         assert gone(pids)
     assert said.startswith("interrupted: "), said
-    assert said.endswith(" of 80 rows are in the feature cache; `dvc repro` goes on from there\n"), said
+    assert said.endswith(" of 80 rows are in the feature cache; the same command goes on from there\n"), said
     assert said.count("\n") == 1, said
     assert list((job.cache / "jobs").iterdir()) == []
     trap.unlink()

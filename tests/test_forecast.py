@@ -427,7 +427,9 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(work: Work)
         if done == total:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match=r"^16 of 24 rows are in the feature cache; `dvc repro` goes on from there$"):
+    with pytest.raises(
+        Interrupted, match=r"^16 of 24 rows are in the feature cache; the same command goes on from there$"
+    ):
         work.extract(passed={"progress": interrupt})
     assert not work.out.exists()
     assert work.extract().plan.missing == {"logits": 4, "wide": 4}
@@ -468,7 +470,7 @@ def command(work: Work, *more: str) -> list[str]:
 
 def test_ctrl_c_ends_the_stage_without_a_traceback(work: Work) -> None:
     done = subprocess.run(command(work), capture_output=True, text=True, check=False)
-    assert done.stderr == "interrupted: 16 of 24 rows are in the feature cache; `dvc repro` goes on from there\n"
+    assert done.stderr == "interrupted: 16 of 24 rows are in the feature cache; the same command goes on from there\n"
     assert done.returncode == 130
 
 

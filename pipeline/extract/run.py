@@ -130,7 +130,7 @@ def _kept(request: Request, cache_root: Path) -> str:
         request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )
     missing, rows = sum(now.plan.missing.values()), len(now.columns) * now.plan.samples
-    return f"{rows - missing:,} of {rows:,} rows are in the feature cache; `dvc repro` goes on from there"
+    return f"{rows - missing:,} of {rows:,} rows are in the feature cache; the same command goes on from there"
 
 
 def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say, log: Say) -> list[Reject]:
