@@ -110,7 +110,7 @@ def fastest(case: Case) -> Callable[[], None]:
     job = Job(backbone, case.taps, case.batch, case.precision, cache=case.folder / "engine-cache")
     shapes = {TAP: backbone.spec.taps[TAP].shape}
     pixels = decoded(case, case.paths[: gate.rows_for(shapes, case.batch, case.precision)])
-    chosen = choose(select.AUTO, job, pixels, samples=10**9, say=lambda _: None)
+    chosen = choose(select.AUTO, job, lambda: pixels, samples=10**9, say=lambda _: None)
     case.engine = chosen.name
     whole = np.resize(pixels, (case.batch, *pixels.shape[1:]))
 

@@ -3,6 +3,7 @@
     python benchmarks/extract.py                     all that runs on this machine
     python benchmarks/extract.py --peers PYTHON      thingsvision too, with the Python of its environment
     python benchmarks/extract.py --memory [FOLDER]   memory over time instead: benchmarks/memory.py
+    python benchmarks/extract.py --no-tables --rerun 0    two workers through Dask alone: benchmarks/workers.py
 
 All rows of a table are measured in one run, in turn, round after round; the best round of each counts. `of the bound`
 is the speed against 1 / (1/decode + 1/forward): what a machine can do whose cores decode each image and run the network
@@ -34,6 +35,7 @@ import memory
 import numpy as np
 import pictures
 import rerun
+import workers
 from cases import HERE, TAP, Case, child, clock, decode, emptied, fastest, prepared, run
 from probe import accuracy
 
@@ -108,12 +110,6 @@ def probes(case: Case) -> Iterator[str]:
         )
 
 
-def dask_against_local(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """The Dask runner against the local one, beyond the first batch: nothing yet, until there is one."""
-    del given
-    yield from ()
-
-
 def compare(given: argparse.Namespace) -> None:
     """Print the tables of all data sets, networks and precisions."""
     for data in given.data:
@@ -145,6 +141,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
     parser.add_argument("--peers", help="the Python of an environment that has thingsvision")
     parser.add_argument("--rerun", type=int, default=100_000, help="rows of the runs with nothing new; 0: none")
+    parser.add_argument("--no-tables", dest="tables", action="store_false", help="leave the tables of all networks out")
+    parser.add_argument("--no-workers", dest="workers", action="store_false", help="leave the two Dask workers out")
     parser.add_argument("--memory", type=Path, nargs="?", const=HERE / "results", help="write memory over time there")
     parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 200_000], help="rows of --memory")
     parser.add_argument("--folder", type=Path, default=None, help="where to work (the system's temporary folder)")
@@ -157,9 +155,12 @@ def main() -> None:
     if given.memory is not None:
         memory.write(given.memory, given.counts, folder=given.folder)
         return
-    compare(given)
-    for what, value in dask_against_local(given):
-        print(f"| {what} | {value:.2f} |")
+    if given.tables:
+        compare(given)
+    if given.workers:
+        print("\n| two workers through Dask | value |\n|---|---|")
+        for what, value in workers.rows(given):
+            print(f"| {what} | {value:.2f} |", flush=True)
     if given.rerun:
         print(f"\n{given.rerun:,} images of 8 × 8 px, a tiny network\n\n| what | value |\n|---|---|")
         for what, text in rerun.rows(given.rerun, folder=given.folder):

@@ -207,6 +207,32 @@ def test_where_units_are_cut_does_not_depend_on_which_of_them_are_done(
     assert as_text(plan(later, unit_rows=unit_rows)) == left
 
 
+@given(knowledge(), st.integers(1, 5))
+def test_units_come_in_the_order_of_what_they_lack(known: dict[str, np.ndarray], unit_rows: int) -> None:
+    lacking = ~np.stack(list(known.values()), axis=1)
+    patterns, which = np.unique(lacking, axis=0, return_inverse=True)
+    expected = []
+    for number, pattern in enumerate(patterns):
+        rows = np.flatnonzero(which == number).tolist() if pattern.any() else []
+        taps = tuple(tap for tap, missing in zip(known, pattern.tolist(), strict=True) if missing)
+        expected += [(rows[start : start + unit_rows], taps) for start in range(0, len(rows), unit_rows)]
+    assert as_text(plan(known, unit_rows=unit_rows)) == expected
+
+
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=12), st.integers(1, 3))
+def test_containers_are_cut_in_the_order_of_their_first_samples(numbers: list[int], unit_rows: int) -> None:
+    containers = np.array(numbers, dtype=np.int32)
+    order = sorted(range(len(numbers)), key=lambda row: (numbers.index(numbers[row]), row))
+    expected = [sorted(order[start : start + unit_rows]) for start in range(0, len(order), unit_rows)]
+    todo = plan({"a": np.zeros(len(numbers), bool)}, unit_rows=unit_rows, containers=containers)
+    assert [unit.rows.tolist() for unit in todo.units] == expected
+
+
+def test_a_plan_of_no_samples_has_no_units() -> None:
+    todo = plan({str(number): np.zeros(0, bool) for number in range(100)}, unit_rows=2)
+    assert (todo.samples, todo.units) == (0, ())
+
+
 def test_more_taps_than_a_machine_word_has_bits_are_planned() -> None:
     known = {f"tap{number}": np.array([number % 2 == 0, False]) for number in range(130)}
     todo = plan(known, unit_rows=10)

@@ -63,6 +63,13 @@ def test_keys_are_read_as_bytes_reads_hex(values: list[bytes], first: int, large
     assert keys.to_hex(keys.from_arrow(texts)) == [value.hex() for value in values[first:]]
 
 
+@given(st.lists(st.binary(min_size=16, max_size=16) | st.sampled_from([b"a" * 16, b"a" * 8 + bytes(8), bytes(16)])))
+def test_distinct_keys_come_sorted_with_the_place_of_the_first(values: list[bytes]) -> None:
+    found, first = keys.distinct(np.array(values, keys.DTYPE))
+    assert keys.to_hex(found) == [value.hex() for value in sorted(set(values))]
+    assert first.tolist() == [values.index(value) for value in sorted(set(values))]
+
+
 @pytest.mark.parametrize("wrong", ["ab" * 15, "ab" * 17, "g" + "a" * 31, "é" + "a" * 30])
 def test_what_is_no_key_is_refused(wrong: str) -> None:
     texts = pa.array(["ab" * 16] * 3 + [wrong] + ["cd" * 16])

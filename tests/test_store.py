@@ -854,6 +854,30 @@ def test_what_is_no_size_or_duration_is_refused() -> None:
         upkeep.parse_duration("30")
 
 
+def test_the_table_of_rows_is_what_numpy_would_save(tmp_path: Path) -> None:
+    wanted = np.sort(np.frombuffer(np.random.default_rng(0).bytes(16 * 7), key_arrays.DTYPE))
+    layout = Layout("0" * 64, "float16", (1,))
+    shards = [ShardRecord(f"{number:064x}", 3, 1, "0" * 32, "f" * 32) for number in range(2)]
+    parts, rejected = [wanted[[0, 2, 4]], wanted[[5, 2, 6]]], dict.fromkeys(key_arrays.to_hex(wanted[[1, 3]]), "cut")
+    made = index.commit(
+        tmp_path, identity={}, layout=layout, shards=shards, keys=parts, wanted=wanted, rejected=rejected
+    )
+    places = np.array([0, 1, 2, 1 << 32, 1 << 32 | 2], dtype="<u8")  # of a key in two shards the first counts
+    table = np.stack([*key_arrays.halves(wanted[[0, 2, 4, 5, 6]]), places])
+    np.save(tmp_path / "expected.npy", table)
+    assert (tmp_path / made.rows.name).read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+def test_thousands_of_shards_are_committed_in_seconds(tmp_path: Path) -> None:
+    wanted = np.sort(np.frombuffer(np.random.default_rng(0).bytes(16 * 1_000_000), key_arrays.DTYPE))
+    parts = np.array_split(wanted, 5_000)
+    shards = [ShardRecord(f"{number:064x}", len(part), 1, "0" * 32, "f" * 32) for number, part in enumerate(parts)]
+    layout, begun = Layout("0" * 64, "float16", (1,)), time.monotonic()
+    made = index.commit(tmp_path, identity={}, layout=layout, shards=shards, keys=parts, wanted=wanted, rejected={})
+    assert made.stored == len(wanted)
+    assert time.monotonic() - begun < 30  # a second or two; minutes would be all samples for each shard
+
+
 WRITER = """
 import sys, pathlib
 import numpy as np

@@ -4,7 +4,7 @@ A unit is a run of keys, in their order, that lack the same taps; it makes one s
 on the missing keys alone, so a job that was killed and started again makes the shards it would have made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,23 +41,45 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndar
     `containers`: a number for the file that holds each sample among others; those of one file are cut one after
     another, so that few files are read for a unit.
     """
-    taps = list(known)
     samples = len(next(iter(known.values())))
-    patterns, which = np.unique(~np.stack([known[tap] for tap in taps], axis=1), axis=0, return_inverse=True)
+    ranks = None if containers is None else _ranks(containers)
     units = []
-    for number, pattern in enumerate(patterns):
-        lacking = tuple(tap for tap, missing in zip(taps, pattern, strict=True) if missing)
-        rows = np.flatnonzero((which == number) & pattern.any())
-        if containers is not None:
-            rows = rows[np.argsort(_ranks(containers)[rows], kind="stable")]
+    for lacking, rows in _alike(known):
+        if ranks is not None:
+            rows = rows[np.argsort(ranks[rows], kind="stable")]
         cuts = (rows[start : start + unit_rows] for start in range(0, len(rows), unit_rows))
         units += [Unit(np.sort(cut), lacking) for cut in cuts]
-    missing = {tap: int((~known[tap]).sum()) for tap in taps}
+    missing = {tap: samples - int(np.count_nonzero(there)) for tap, there in known.items()}
     return Plan(samples=samples, missing=missing, units=tuple(units))
+
+
+def _alike(known: Mapping[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The places of the samples that lack the same taps, for all taps that some sample lacks together.
+
+    Samples are told apart by one tap after another, since sorting what each of them lacks would take longer than all
+    the rest of a plan. Those that lack the first tap come last, as if what they lack were sorted.
+    """
+    samples = len(next(iter(known.values())))
+    groups: list[tuple[tuple[str, ...], np.ndarray | None]] = [((), None)] if samples else []  # None: all samples
+    for tap, there in known.items():
+        apart = []
+        for lacking, rows in groups:
+            here = there if rows is None else there[rows]
+            for names, chosen in ((lacking, here), ((*lacking, tap), ~here)):
+                if chosen.all():
+                    apart.append((names, rows))
+                elif chosen.any():
+                    apart.append((names, np.flatnonzero(chosen) if rows is None else rows[chosen]))
+        groups = apart
+    for lacking, rows in groups:
+        if lacking:
+            yield lacking, np.arange(samples) if rows is None else rows
 
 
 def _ranks(containers: np.ndarray) -> np.ndarray:
     """Each sample's container by its place among all, in the order of their first keys: names do not matter."""
-    _, first, which = np.unique(containers, return_index=True, return_inverse=True)
-    ranks: np.ndarray = np.argsort(np.argsort(first))[which]
+    own = containers + 1  # -1 is that of files of their own
+    first = np.full(int(own.max(initial=0)) + 1, len(own))
+    first[own[::-1]] = np.arange(len(own))[::-1]  # the last one that is written stays: that of the first sample
+    ranks: np.ndarray = np.argsort(np.argsort(first, kind="stable"))[own]
     return ranks

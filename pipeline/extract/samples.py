@@ -108,10 +108,10 @@ def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
             is_category = pa.types.is_dictionary(field.type)
             column = batch[field.name]
             columns[field.name].append(column.dictionary_encode() if is_category else column.cast(field.type))
-    distinct, first = np.unique(np.concatenate([*keys, np.empty(0, key_arrays.DTYPE)]), return_index=True)
+    distinct, first = key_arrays.distinct(np.concatenate([*keys, np.empty(0, key_arrays.DTYPE)]))
     rows = pa.array(first)
     where = [
-        pa.chunked_array(columns.pop(field.name), field.type).unify_dictionaries().combine_chunks().take(rows)
+        pa.chunked_array(columns.pop(field.name), field.type).unify_dictionaries().take(rows).combine_chunks()
         for field in WHERE
     ]
     return Samples(distinct, pa.record_batch(where, schema=WHERE))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import write_array_header_1_0
 from pydantic import ValidationError
 
 from pipeline.config import Settings
@@ -90,18 +91,20 @@ def commit(
     rows of the shards are left out, and of several rows with one key the first counts. Raises StoreError, and commits
     nothing, if samples are neither in the shards nor rejected.
     """
-    held, places = _places(keys, wanted)
+    halves = key_arrays.halves(wanted)
+    held, places = _places(keys, *halves)
     missing = len(wanted) - int(held.sum()) - len(rejected)
     if missing:
         raise StoreError(
             f"{folder}: {len(wanted):,} samples were asked for, but {int(held.sum()):,} are stored and "
             f"{len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
-    halves = key_arrays.halves(wanted[held])
     sweep(folder)
     with scratch(folder, "rows") as temporary:
-        with temporary.open("wb") as file:
-            np.save(file, np.stack([*halves, places[held]]), allow_pickle=False)
+        with temporary.open("wb") as file:  # as `np.save` does, without the whole in memory once more
+            write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (3, int(held.sum()))})
+            for values in (*halves, places):
+                file.write(values[held].data)
         rows = RowsFile(bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
         publish(temporary, folder / rows.name)
     made = Index(
@@ -115,8 +118,8 @@ def commit(
         shards=tuple(shards),
         rows=rows,
     )
-    values = made.model_dump(mode="json")
-    write_json(folder / NAME, {**values, "digest": digest(values)})
+    told = made.model_dump(mode="json")
+    write_json(folder / NAME, {**told, "digest": digest(told)})
     named = {rows.name, *(path_of(folder, record.name).name for record in shards)}
     for path in (*folder.glob("rows-*.npy"), *folder.glob("*.h5")):
         if path.name not in named:
@@ -124,11 +127,11 @@ def commit(
     return made
 
 
-def _places(keys: Sequence[np.ndarray], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the wanted keys the shards hold, and where: shard << 32 | row."""
-    held, places = np.zeros(len(wanted), dtype=bool), np.zeros(len(wanted), dtype="<u8")
+def _places(keys: Sequence[np.ndarray], upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the wanted keys, given by their halves, the shards hold, and where: shard << 32 | row."""
+    held, places = np.zeros(len(upper), dtype=bool), np.zeros(len(upper), dtype="<u8")
     for number, own in enumerate(keys):
-        found = key_arrays.find(wanted, own)
+        found = key_arrays.find_halves(upper, lower, own)
         rows = np.flatnonzero(found >= 0)
         rows = rows[~held[found[rows]]]
         places[found[rows]] = (np.uint64(number) << np.uint64(32)) | rows.astype(np.uint64)

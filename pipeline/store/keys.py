@@ -58,6 +58,16 @@ def to_hex(keys: np.ndarray) -> list[str]:
     return [text[start : start + width] for start in range(0, len(text), width)]
 
 
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with the place of the first of each; faster where no key comes twice, as mostly."""
+    upper, _ = halves(keys)
+    order = np.argsort(upper, kind="stable")
+    upper = upper[order]
+    if (upper[1:] == upper[:-1]).any():  # a key that comes twice, or two that share their upper half: one in billions
+        return np.unique(keys, return_index=True)
+    return keys[order], order
+
+
 def halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The upper and the lower 64 bits of each key, uint64: they sort as the keys do, and faster."""
     pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
