@@ -70,10 +70,10 @@ def tasks(count: int) -> Iterator[tuple[str, str]]:
         yield "two workers started", f"{time.perf_counter() - begin:.1f} s"
         cluster.make_ready = cluster.make_one = nothing
         try:
-            for _ in cluster._results(client, Path("warm"), 50):
+            for _ in cluster._results(cluster._Tasks(client, Path("warm"), print), Path("warm"), 50):
                 pass
             begin = time.perf_counter()
-            for _ in cluster._results(client, Path("timed"), count):
+            for _ in cluster._results(cluster._Tasks(client, Path("timed"), print), Path("timed"), count):
                 pass
         finally:
             cluster.make_ready, cluster.make_one = real

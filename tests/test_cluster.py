@@ -29,7 +29,7 @@ from test_extract import Job, contents, write_backbone
 from pipeline.backbones import artefact, factory, glyphs
 from pipeline.errors import ClusterError, EngineError, StoreError
 from pipeline.extract import ExtractConfig, client, cluster, orders, tasks
-from pipeline.files import scratch
+from pipeline.files import content_key, scratch
 from pipeline.runtime import core_numbers
 
 Folder = Callable[..., Path]
@@ -173,16 +173,47 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
     same_as_undisturbed(job)
 
 
+def put_white(job: Job) -> str:
+    """Put a white picture among the others whose key stands in the first unit; the key."""
+    path = job.photos / "cat" / "white.png"
+    before = sorted(job.keys)
+    for width in range(8, 200):
+        Image.new("RGB", (width, 8), (255, 255, 255)).save(path)
+        key = content_key(path.read_bytes())
+        if key < before[6]:
+            job.list()
+            return key
+    raise AssertionError("no such key")
+
+
+@pytest.mark.slow
+def test_workers_that_end_while_the_engine_is_chosen_are_said_to(
+    job: Job, trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "DEATHS", 0)
+    assert trap.exists()
+    put_white(job)
+    for path in job.files:
+        if path.name != "white.png":
+            path.unlink()
+    job.list()
+    message = (
+        r"workers: expected one that runs the network on the samples of one of 1 units, but each ended.*batch_size"
+    )
+    with pytest.raises(ClusterError, match=message):
+        job.extract(TAPS, run={"workers": 2})
+    assert list((job.cache / "jobs").iterdir()) == []
+    assert not workers()
+
+
 @pytest.mark.slow
 def test_a_unit_that_ends_every_worker_is_recorded_and_the_rest_is_stored(
     job: Job, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "DEATHS", 0)  # one worker more, and another while it is alone
-    Image.new("RGB", (8, 8), (255, 255, 255)).save(job.photos / "cat" / "white.png")
-    job.list()
-    white = job.keys[job.files.index(job.photos / "cat" / "white.png")]
-    number = sorted(job.keys).index(white) // 8
-    unit = sorted(job.keys)[number * 8 : number * 8 + 8]
+    monkeypatch.setattr(client, "DEATHS", 0)  # one worker to choose the engine, one more, and another while it is alone
+    white, number = put_white(job), 0
+    unit = sorted(job.keys)[:8]
+    assert white in unit
     said: list[str] = []
     done = job.extract(TAPS, run={"workers": 2}, max_rejected=0.5, say=said.append)
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
