@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                       tasks a second, a unit's own time, 10^5 and 10^6 rows
     python benchmarks/scaling.py --rows 10000000       the last for 10^7 rows: some minutes, 3 GB of memory
 
-    scheduler      units that do nothing through the hand-out of pipeline/extract/cluster.py, two workers on this
-                   machine; and as many tasks given to the plain client at once
+    scheduler      units that do nothing by two workers on this machine: handed out a few at a time, as
+                   pipeline/extract/cluster.py does, and given to the scheduler all at once
     unit           units of one row against one unit of as many rows: spools, shards, fsync, records
     main process   each step over so many rows of a manifest with paths of 60 characters, in a process of its own: its
                    time, the memory it adds for good and at most; `known` is a run that finds all rows in the cache
@@ -14,6 +14,7 @@ docs/scaling.md says what follows from the numbers.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -56,33 +57,35 @@ BLOCK = 100_000
 # The scheduler --------------------------------------------------------------------------------------------------------
 
 
-def nothing(folder: str, number: int = 0) -> cluster.Made:
+def nothing(folder: str, number: int) -> cluster.Made:
     """A unit that is made at once."""
     del folder
     return cluster.Made(number, Stored([], {}), Spent(), [])
 
 
 def tasks(count: int) -> Iterator[tuple[str, str]]:
-    """Units that do nothing, through the hand-out of the cluster."""
-    real = cluster.make_ready, cluster.make_one
+    """Units that do nothing: handed out as pipeline/extract/cluster.py does, then all at once."""
     begin = time.perf_counter()
     with cluster.client_of(RunConfig(workers=2), gpus=0) as client:
         yield "two workers started", f"{time.perf_counter() - begin:.1f} s"
-        cluster.make_ready = cluster.make_one = nothing
-        try:
-            for _ in cluster._results(cluster._Tasks(client, Path("warm"), print), Path("warm"), 50):
-                pass
+        hand_out(client, 50)  # imports
+        for what, ahead in (("handed out a few at a time", 2 * cluster.AHEAD), ("given at once", count)):
             begin = time.perf_counter()
-            for _ in cluster._results(cluster._Tasks(client, Path("timed"), print), Path("timed"), count):
-                pass
-        finally:
-            cluster.make_ready, cluster.make_one = real
-        handed_out = (time.perf_counter() - begin) / count
-        begin = time.perf_counter()
-        client.gather(client.map(nothing, [f"plain-{number}" for number in range(count)], pure=False))
-        at_once = (time.perf_counter() - begin) / count
-    for what, each in (("handed out a few at a time", handed_out), ("given at once", at_once)):
-        yield f"{count:,} units that do nothing, {what}", f"{1 / each:,.0f} a second, {1000 * each:.2f} ms each"
+            hand_out(client, count, ahead=ahead)
+            each = (time.perf_counter() - begin) / count
+            yield f"{count:,} units that do nothing, {what}", f"{1 / each:,.0f} a second, {1000 * each:.2f} ms each"
+
+
+def hand_out(client: Any, count: int, *, ahead: int = 1) -> None:
+    """Give tasks to workers, so many at a time, and take what they made."""
+    from distributed import as_completed
+
+    waiting = (client.submit(nothing, "folder", number, pure=False) for number in range(count))
+    ready = as_completed(itertools.islice(waiting, ahead), loop=client.loop)
+    for future in ready:
+        future.result()
+        for more in itertools.islice(waiting, 1):
+            ready.add(more)
 
 
 # A unit ---------------------------------------------------------------------------------------------------------------

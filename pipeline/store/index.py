@@ -103,8 +103,8 @@ def commit(
     with scratch(folder, "rows") as temporary:
         with temporary.open("wb") as file:  # as `np.save` does, without the whole in memory once more
             write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (3, int(held.sum()))})
-            for values in (*halves, places):
-                file.write(values[held].data)
+            for column in (*halves, places):
+                file.write(column[held].data)
         rows = RowsFile(bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
         publish(temporary, folder / rows.name)
     made = Index(
