@@ -315,6 +315,24 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(job: Job, trap: Path) ->
     same_as_undisturbed(job)
 
 
+def test_workers_that_cannot_start_are_an_error_with_what_to_do() -> None:
+    script = """
+from pipeline.errors import ClusterError
+from pipeline.extract import RunConfig
+from pipeline.extract.client import client_of
+try:
+    with client_of(RunConfig(workers=2), gpus=0):
+        pass
+except ClusterError as error:
+    print(error)
+"""
+    done = subprocess.run(  # what comes from a pipe has no file that another process could read
+        [sys.executable, "-"], input=script, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("workers: expected 2 processes on this machine, got Nanny failed to start"), done
+    assert done.stdout.endswith("or set `run: {workers: 1}`.\n")
+
+
 def test_orders_of_dead_processes_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass

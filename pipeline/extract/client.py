@@ -98,7 +98,15 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
                 "allowed_failures": DEATHS,
             },
         }
-        with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster:
+        try:
+            cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        except RuntimeError as error:
+            raise ClusterError(
+                f"workers: expected {processes} processes on this machine, got {error.__cause__ or error}. What they "
+                "say of themselves stands above. A script that extracts is a file, and begins under `if __name__ == "
+                "'__main__'`; or set `run: {workers: 1}`."
+            ) from None
+        with cluster:
             yield cluster
 
 
