@@ -3,10 +3,12 @@
 Processes of this machine listen on loopback alone. Each has its own cores, and its own GPU where there are any.
 """
 
+import asyncio
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,7 @@ def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # workers may start decoders
         cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
         try:
-            where = cluster or _address(str(run.scheduler))
+            where = cluster or _reached(_address(str(run.scheduler)), security)
             client = stack.enter_context(Client(where, security=security, timeout=CONNECT, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
             raise ClusterError(
@@ -61,6 +63,24 @@ def _address(scheduler: str) -> str:
         return str(read_json(Path(scheduler))["address"])
     except (KeyError, TypeError):
         raise ValueError("a file without the address of one") from None
+
+
+def _reached(address: str, security: Any) -> str:
+    """The address, where somebody answers; raises what the connection does.
+
+    It is asked first, since a client that cannot connect leaves one behind that is half made: Python may clear that
+    away while the next one starts, and both would then wait for one lock.
+    """
+    from distributed import Security, connect
+
+    async def ask() -> None:
+        arguments = (security or Security()).get_connection_args("client")
+        answer = await connect(address, timeout=CONNECT, **arguments)
+        await answer.close()
+
+    with ThreadPoolExecutor(1) as thread:  # the caller may have a loop of its own
+        thread.submit(asyncio.run, ask()).result()
+    return address
 
 
 @contextlib.contextmanager
