@@ -1,6 +1,7 @@
 """Fixtures that several test files share: small real files, never mocks of our own code."""
 
 import os
+import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from PIL import Image
 
 Folder = Callable[..., Path]
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and so would all processes of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
