@@ -38,7 +38,7 @@ PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
     "onnxruntime_tensorrt": ("float32", "bfloat16", "float16"),
     "openvino": ("float32", "bfloat16"),
 }
-BATCH = 64  # samples, where no other size is asked for: on a CPU more gain nothing
+BATCH = 64  # samples, where no other size is asked for
 EXTRAS = {"openvino": "icecore[openvino]"}
 
 

@@ -45,7 +45,7 @@ class TLS(Settings):
 
 
 class RunConfig(Settings):
-    """Where the work is done; no value depends on it."""
+    """Where the work is done; values differ by rounding at most, as kernels do on another number of threads."""
 
     decode: Annotated[
         Literal["auto", "threads", "processes"],

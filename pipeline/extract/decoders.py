@@ -1,7 +1,8 @@
 """Who decodes: threads of this process, or processes of their own.
 
-Threads share the memory but queue for the interpreter between the calls into the image library, which a few cores do
-not notice and many do. Processes hand their pixels over through shared memory that no file system holds (memfd): a kill
+Threads share the memory but queue for the interpreter between the calls into the image library: on two cores they reach
+the bound of benchmarks/extract.py. That processes do better on many cores, or beside a GPU, is expected and was not
+measured. They hand their pixels over through shared memory that no file system holds (memfd): a kill
 leaves nothing behind. One that is killed is replaced, and what it worked on is read again.
 """
 

@@ -59,8 +59,8 @@ DAMAGE = (
     zlib.error,
 )
 
-# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does. Pixels then
-# stray by half a level in the mean; with 1 by one to two.
+# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does: pixels stray
+# less than with 1.
 GAP = 2
 
 LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow"}
