@@ -105,7 +105,7 @@ def _measure(
     rows = one.splits == split
     if not rows.any():
         return None
-    probabilities = one.scores[rows] if file.scores == "probability" else None
+    probabilities = one.scores[rows] if file.scores[one.head] == "probability" else None
     return metrics.classification(
         one.targets[rows], one.predicted[rows], probabilities, file.classes, bins=config.calibration_bins
     )
@@ -130,7 +130,7 @@ def _details(file: PredictionsFile, config: EvaluateConfig, fits: list[Predictio
         for name, p, r, f, n in zip(labels, *columns, strict=True)
     ]
     curve = None
-    if file.scores == "probability":
+    if file.scores[fits[0].head] == "probability":
         confidence = np.concatenate([one.scores[rows].max(axis=1) for one, rows in zip(fits, tested, strict=True)])
         curve = metrics.reliability(targets == predicted, confidence, bins=config.calibration_bins)
     return {

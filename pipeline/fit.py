@@ -90,14 +90,14 @@ def fit(
     columns = {tap: _matrix(column, loaded) for tap, column in taps.items()}
     total, done = len(config.inputs) * len(trainings), 0
     scores = _scores_of(config.head, heads.create(config.head, config.params, scale=config.scale))
-    with Writer(predictions, loaded.classes, scores) as writer:
+    with Writer(predictions, loaded.kind, loaded.classes, {config.head: scores}) as writer:
         for name in map(joined, config.inputs):
             X = np.concatenate([columns[tap] for tap in name.split("+")], axis=1)
             for training in trainings:
                 head = heads.create(config.head, config.params, scale=config.scale)
                 with _refusals(where=f"{name}, {training}"), _threads_for(len(training.rows) * X.shape[1]):
                     head.fit(X[training.rows], loaded.targets[training.rows])
-                    predicted = _predict(head, scores, X, loaded, measured, name, training)
+                    predicted = _predict(config.head, head, scores, X, loaded, measured, name, training)
                 writer.add(predicted)
                 _save(head, models / f"{name}.{training}.skops")
                 done += 1
@@ -182,7 +182,7 @@ def _scores_of(name: str, head: Any) -> Scores:
 
 
 def _predict(
-    head: Any, kind: Scores, X: np.ndarray, task: Task, rows: np.ndarray, name: str, training: Training
+    named: str, head: Any, kind: Scores, X: np.ndarray, task: Task, rows: np.ndarray, name: str, training: Training
 ) -> Predictions:
     scores = np.full((len(rows), len(task.classes)), np.nan, dtype=np.float32)
     if kind != "none":
@@ -194,6 +194,7 @@ def _predict(
         if not np.isfinite(scores).all():
             raise ValueError("it gives scores that are no finite numbers; are the features constant?")
     return Predictions(
+        head=named,
         input=name,
         labels=training.labels,
         draw=training.draw,

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.files import read_json
+from pipeline.predictions import SCORES
+from pipeline.task import KIND
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -78,8 +80,13 @@ def _table(path: Path) -> dict[str, Any]:
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
     found: dict[str, Any] = {"rows": rows, "columns": columns}
-    if "predicted" in columns and b"scores" in (schema.metadata or {}):
-        return {"artefact": "predictions", **found, "scores": schema.metadata[b"scores"].decode()}
+    if "predicted" in columns and KIND.encode() in (schema.metadata or {}):
+        told = {name.decode(): value.decode() for name, value in schema.metadata.items()}
+        return {
+            "artefact": "predictions",
+            **found,
+            **{n: v for n, v in told.items() if n == KIND or n.startswith(SCORES)},
+        }
     if {"key", "target", "split"} <= {*columns} and "predicted" not in columns:
         return {"artefact": "task", **found, **_counts(path, "split", "target")}
     if {"key", "path", "size"} <= {*columns}:

@@ -2,20 +2,23 @@
 
 `data/predictions/<run>.parquet`, for each fit of the run a row a validation or test sample:
 
+    head       the head's name, such as logistic
     input      the tap or taps that the head saw, such as block2 or block2+penultimate
     labels     labels a class in training; null where the whole training split was used
-    draw       the few-shot draw; null likewise
-    key, split, target, predicted
-    score:<class>   a column a class; null where the head gives no scores
+    draw       the few-shot draw, or the seed of the head where the run has several; null where there is one fit alone
+    key, split
+    target, predicted   as a task has them: text, lists of text, or float64
+    score:<class>   float32, a column a class; null where the head gives no scores; no such column in a regression
 
-The schema's metadata says under `scores` whether they are `probability`, `decision` values or `none`.
+The schema's metadata says under `kind` what the targets are, and under `scores:<head>` whether that head's scores are
+`probability`, `decision` values or `none`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +26,20 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.files import publish, scratch
+from pipeline.task import KIND, TYPES, Kind, array_of, column_of
 
 Scores = Literal["probability", "decision", "none"]
-SCORE = "score:"
+SCORE = "score:"  # in front of a class: a column
+SCORES = "scores:"  # in front of a head: its kind of scores
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of one fit. Arrays of one length; `scores` is (rows, classes), float32, NaN without scores."""
+    """The predictions of one fit. Arrays of one length: targets and predicted as `Task.targets` has them; `scores` is
+    (rows, classes), float32, NaN without scores.
+    """
 
+    head: str
     input: str
     labels: int | None
     draw: int | None
@@ -45,17 +53,21 @@ class Predictions:
 class Writer:
     """Writes one fit after the other; the file appears when the last was written."""
 
-    def __init__(self, path: Path, classes: list[str], scores: Scores) -> None:
-        self.path, self.classes = path, classes
+    def __init__(self, path: Path, kind: Kind, classes: list[str], scores: Mapping[str, Scores]) -> None:
+        self.path, self.kind, self.classes = path, kind, classes
         self._schema = pa.schema(
             [
+                ("head", pa.string()),
                 ("input", pa.string()),
                 ("labels", pa.int32()),
                 ("draw", pa.int32()),
-                *((name, pa.string()) for name in ("key", "split", "target", "predicted")),
+                ("key", pa.string()),
+                ("split", pa.string()),
+                ("target", TYPES[kind]),
+                ("predicted", TYPES[kind]),
                 *((SCORE + name, pa.float32()) for name in classes),
             ],
-            metadata={"scores": scores},
+            metadata={KIND: kind, **{SCORES + head: found for head, found in scores.items()}},
         )
 
     def __enter__(self) -> Self:
@@ -76,13 +88,14 @@ class Writer:
         """Append the predictions of one fit, as one row group."""
         rows = len(one.keys)
         columns = {
+            "head": [one.head] * rows,
             "input": [one.input] * rows,
             "labels": [one.labels] * rows,
             "draw": [one.draw] * rows,
             "key": one.keys,
             "split": one.splits,
-            "target": one.targets,
-            "predicted": one.predicted,
+            "target": column_of(one.targets, self.kind, self.classes),
+            "predicted": column_of(one.predicted, self.kind, self.classes),
             **{SCORE + name: pa.array(one.scores[:, i], from_pandas=True) for i, name in enumerate(self.classes)},
         }
         self._file.write_table(pa.table(columns, schema=self._schema))
@@ -93,8 +106,10 @@ class PredictionsFile:
     """A predictions file: what it holds, and one fit after the other."""
 
     path: Path
+    kind: Kind
     classes: list[str]
-    scores: Scores
+    scores: Mapping[str, Scores]
+    """The kind of scores of each head."""
 
     @classmethod
     def open(cls, path: Path) -> "PredictionsFile":
@@ -103,20 +118,21 @@ class PredictionsFile:
             raise DataError(f"{path}: no such predictions. Run `dvc repro fit@{path.stem}`.")
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]
-        return cls(path, classes, schema.metadata[b"scores"].decode())
+        told = {name.decode(): value.decode() for name, value in schema.metadata.items()}
+        scores = {name.removeprefix(SCORES): cast(Scores, told[name]) for name in told if name.startswith(SCORES)}
+        return cls(path, cast(Kind, told[KIND]), classes, scores)
 
     def __iter__(self) -> Iterator[Predictions]:
         with pq.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
-                first = {name: table[name][0].as_py() for name in ("input", "labels", "draw")}
-                text = {name: table[name].to_numpy() for name in ("key", "split", "target", "predicted")}
+                first = {name: table[name][0].as_py() for name in ("head", "input", "labels", "draw")}
                 scores = [table[SCORE + name].to_numpy() for name in self.classes]
                 yield Predictions(
                     **first,
-                    keys=text["key"],
-                    splits=text["split"],
-                    targets=text["target"],
-                    predicted=text["predicted"],
-                    scores=np.stack(scores, axis=1),
+                    keys=table["key"].to_numpy(),
+                    splits=table["split"].to_numpy(),
+                    targets=array_of(table["target"], self.kind, self.classes),
+                    predicted=array_of(table["predicted"], self.kind, self.classes),
+                    scores=np.stack(scores, axis=1) if scores else np.empty((len(table), 0), np.float32),
                 )

@@ -1,9 +1,9 @@
 """The task: which sample has which target and stands in which split.
 
-`data/tasks/<task>.parquet`, a row a sample, sorted by key:
+`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`:
 
     key      32 hex digits
-    target   the class, as text
+    target   the class, as text; of a multilabel task a list of classes, may be empty; of a regression float64
     split    train | validation | test
     domain   where the manifest has one
     group    where the task is split by groups
@@ -12,7 +12,9 @@
              A larger n contains the smaller ones.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,13 @@ from pipeline.errors import DataError
 from pipeline.files import atomic
 
 SPLITS = ("train", "validation", "test")
+Kind = Literal["classification", "multilabel", "regression"]
+KIND = "kind"  # in the metadata of the schema, also of predictions
+TYPES: dict[Kind, pa.DataType] = {
+    "classification": pa.string(),
+    "multilabel": pa.list_(pa.string()),
+    "regression": pa.float64(),
+}
 
 
 class Task:
@@ -52,14 +61,22 @@ class Task:
         return np.asarray(self.table["key"])
 
     @property
+    def kind(self) -> Kind:
+        """What the targets are."""
+        return cast(Kind, (self.table.schema.metadata or {}).get(KIND.encode(), b"classification").decode())
+
+    @property
     def targets(self) -> np.ndarray:
-        """The class of each row, as text."""
-        return np.asarray(self.table["target"])
+        """The target of each row: text (n,), bool (n, classes) of a multilabel task, float64 (n,) of a regression."""
+        return array_of(self.table["target"], self.kind, self.classes)
 
     @property
     def classes(self) -> list[str]:
-        """The classes, sorted; numbers in the order of their values."""
-        names = pc.unique(self.table["target"]).to_pylist()
+        """The classes, sorted; numbers in the order of their values. None of a regression."""
+        if self.kind == "regression":
+            return []
+        column = self.table["target"].combine_chunks()
+        names = pc.unique(column.flatten() if self.kind == "multilabel" else column).to_pylist()
         return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
 
     @property
@@ -80,3 +97,24 @@ class Task:
         """The row numbers of the training set of one draw with so many labels a class."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)
         return np.flatnonzero((rank >= 0) & (rank < labels_per_class))
+
+
+def array_of(column: pa.ChunkedArray, kind: Kind, classes: Sequence[str]) -> np.ndarray:
+    """A column of targets as an array: text (n,), bool (n, classes) or float64 (n,)."""
+    if kind == "regression":
+        return np.asarray(column, dtype=np.float64)
+    if kind == "classification":
+        return np.asarray(column)
+    place = {name: number for number, name in enumerate(classes)}
+    found = np.zeros((len(column), len(classes)), dtype=bool)
+    for row, names in enumerate(column.to_pylist()):
+        found[row, [place[name] for name in names]] = True
+    return found
+
+
+def column_of(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> pa.Array:
+    """The inverse of `array_of`."""
+    if kind == "multilabel":
+        names = np.asarray(classes, dtype=object)
+        return pa.array([names[row].tolist() for row in targets], TYPES[kind])
+    return pa.array(targets, TYPES[kind])

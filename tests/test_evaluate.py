@@ -51,6 +51,7 @@ class Run:
         names = np.array(self.classes, dtype=object)
         self.fits.append(
             Predictions(
+                head="logistic",
                 input=tap,
                 labels=labels,
                 draw=draw,
@@ -66,7 +67,7 @@ class Run:
     def evaluate(self, config: EvaluateConfig = QUICK) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write the predictions and evaluate them; the numbers and the tables, as they stand on disk."""
         predictions, model = self.folder / f"{self.name}.parquet", self.folder / "model"
-        with Writer(predictions, list(self.classes), self.scores) as writer:
+        with Writer(predictions, "classification", list(self.classes), {"logistic": self.scores}) as writer:
             for one in self.fits:
                 writer.add(one)
         write_json(model / "model.json", {"settings": {"task": "pets"}})

@@ -197,7 +197,7 @@ def test_joined_inputs_equal_their_concatenation(place: Place) -> None:
 
 def test_probabilities_sum_to_one_and_the_predicted_class_has_the_largest(place: Place) -> None:
     [one] = place.fit(inputs=["hard"])
-    assert PredictionsFile.open(place.predictions).scores == "probability"
+    assert PredictionsFile.open(place.predictions).scores == {"logistic": "probability"}
     np.testing.assert_allclose(one.scores.sum(axis=1), 1, atol=1e-5)
     classes = PredictionsFile.open(place.predictions).classes
     np.testing.assert_array_equal(np.array(classes)[one.scores.argmax(axis=1)], one.predicted)
@@ -215,7 +215,7 @@ def test_decision_values_of_two_classes_have_two_columns_of_opposite_sign(tmp_pa
     place = make(tmp_path, ("no", "yes"))
     [one] = place.fit(head=head)
     file = PredictionsFile.open(place.predictions)
-    assert (file.scores, file.classes) == ("decision", ["no", "yes"])
+    assert (file.scores, file.classes) == ({head: "decision"}, ["no", "yes"])
     np.testing.assert_array_equal(one.scores[:, 0], -one.scores[:, 1])
     np.testing.assert_array_equal(one.scores[:, 1] > 0, one.targets == "yes")
 
@@ -227,7 +227,7 @@ def test_decision_values_of_three_classes_have_a_column_a_class(place: Place) ->
 
 def test_the_centroid_head_gives_no_scores_even_with_one_label_a_class(place: Place) -> None:
     one, _ = place.fit(head="centroid", labels_per_class=[1])
-    assert PredictionsFile.open(place.predictions).scores == "none"
+    assert PredictionsFile.open(place.predictions).scores == {"centroid": "none"}
     assert np.isnan(one.scores).all()
     assert pq.read_table(place.predictions)["score:ape"].null_count == 2 * len(one.keys)
     np.testing.assert_array_equal(one.predicted, one.targets)

@@ -80,7 +80,9 @@ def evaluated(
     random, names, each = np.random.default_rng(len(name)), np.array(classes, dtype=object), 4
     numbers = np.tile(np.arange(len(classes)), 2 * each)
     splits = np.repeat(np.array(["validation", "test"], dtype=object), each * len(classes))
-    with Writer(folder / "predictions" / f"{name}.parquet", list(classes), scores) as writer:
+    with Writer(
+        folder / "predictions" / f"{name}.parquet", "classification", list(classes), {"logistic": scores}
+    ) as writer:
         for tap in inputs:
             for count in labels:
                 for draw in [None] if count is None else [0, 1]:
@@ -92,7 +94,15 @@ def evaluated(
                     found = np.full_like(found, np.nan) if scores == "none" else found
                     writer.add(
                         Predictions(
-                            tap, count, draw, keys, splits, names[numbers], names[answers], found.astype(np.float32)
+                            "logistic",
+                            tap,
+                            count,
+                            draw,
+                            keys,
+                            splits,
+                            names[numbers],
+                            names[answers],
+                            found.astype(np.float32),
                         )
                     )
     identity = {"node": "block<3>", "pool": "mean", "dtype": "float16", "weights": "ab" * 32}
