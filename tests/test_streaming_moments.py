@@ -1,4 +1,4 @@
-"""Estimators that are solved from the sums of one pass: they are scikit-learn's, over rows that need not fit into memory."""
+"""Estimators that are solved from the sums of one pass are scikit-learn's, over rows that need not fit into memory."""
 
 import pickle
 from collections.abc import Callable, Iterable
@@ -11,7 +11,6 @@ import pytest
 import skops.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf
 from sklearn.datasets import load_digits
@@ -44,7 +43,13 @@ CLASSIFIERS = [
     StreamingCentroid("cosine"),
 ]
 REGRESSORS = [StreamingRidge(), StreamingRidge(standardize=True)]
-TRANSFORMERS = [StreamingPCA(), StreamingPCA(2, whiten=True), StreamingPCA(0.9), StreamingScaler(), StreamingNormalizer()]
+TRANSFORMERS = [
+    StreamingPCA(),
+    StreamingPCA(2, whiten=True),
+    StreamingPCA(0.9),
+    StreamingScaler(),
+    StreamingNormalizer(),
+]
 SMALL = settings(max_examples=30, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -96,9 +101,9 @@ def test_sums_are_those_of_exact_rows_within_the_stated_rounding(
     found = moments_of(X, y, classes=[0, 1, 2])
     exact = X.astype(np.longdouble)
     about = exact - exact.mean(axis=0)
-    # `rounding` x (v + (m - p)²), of each feature, summed over the rows; 16 for the few roundings of an element itself.
+    # `rounding` x (v + (m - p)²) of each feature, summed over the rows.
     size = np.sqrt((about**2).sum(axis=0) + rows * (exact.mean(axis=0) - found.pivot) ** 2)
-    bound = 16 * found.rounding * np.outer(size, size)
+    bound = found.rounding * np.outer(size, size)
     assert (abs(found.scatter() - about.T @ about) <= bound).all()
     apart = exact - np.stack([exact[y == k].mean(axis=0) for k in range(3)])[y]
     assert (abs(found.within() - apart.T @ apart) <= bound).all()
@@ -139,7 +144,7 @@ def test_float32_products_are_added_in_float64() -> None:
     exact = X.astype(float)
     exact -= exact.mean(axis=0)
     error = np.abs(moments_of(X).scatter() - exact.T @ exact).max() / np.abs(exact.T @ exact).max()
-    assert error < 2**-22
+    assert error < 2**-21
 
 
 def test_a_feature_that_is_constant_has_no_variance_and_scale_one() -> None:
@@ -165,7 +170,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 
 def same_bytes(one: Moments, other: Moments) -> bool:
-    return pickle.dumps(one) == pickle.dumps(other)
+    """Whether all their values are equal bit by bit."""
+    values = [{name: np.asarray(value).tobytes() for name, value in vars(sums).items()} for sums in (one, other)]
+    return values[0] == values[1]
 
 
 def test_threads_and_processes_give_the_bytes_that_one_worker_gives(rows: Rows) -> None:
@@ -191,7 +198,8 @@ def test_threads_and_processes_give_the_bytes_that_one_worker_gives(rows: Rows) 
             far = moments_of(rows, y, **told, map=workers)
     assert same_bytes(far, alone)
     whole = moments_of(rows[:], y, classes=np.arange(10))
-    np.testing.assert_allclose(whole.scatter(), alone.scatter(), atol=2**-20 * np.diag(whole.scatter()).max())
+    near = 2 * whole.rounding * np.diag(whole.scatter()).max()
+    np.testing.assert_allclose(whole.scatter(), alone.scatter(), atol=near)
 
 
 def test_a_span_is_the_rows_that_it_says(tmp_path: Path) -> None:
@@ -256,7 +264,7 @@ def test_ridge_classification_of_several_labels_a_row_is_that_of_scikit_learn(
     seed: int, labels: int, weight: Any
 ) -> None:
     X, _ = drawn(seed)
-    y = (X[:, :labels] + np.random.default_rng(seed).normal(size=(len(X), labels)) > X[:, :labels].mean(axis=0))
+    y = X[:, :labels] + np.random.default_rng(seed).normal(size=(len(X), labels)) > X[:, :labels].mean(axis=0)
     head = StreamingRidgeClassifier((1.0,), class_weight=weight).fit(X, y)
     expected = RidgeClassifier(1.0, class_weight=weight).fit(X, y.astype(int))
     np.testing.assert_allclose(head.decision_function(X), expected.decision_function(X), atol=1e-8)
@@ -448,10 +456,8 @@ def test_an_unknown_metric_names_those_there_are() -> None:
 )
 def test_components_are_those_of_scikit_learn(seed: int, width: int, components: Any, whiten: bool) -> None:
     X, _ = drawn(seed, width=width)
-    if isinstance(components, int):
-        components = min(components, width)
-    if components is None and width >= 60:
-        components = 50  # the last of 60 is of rounding
+    if isinstance(components, int) or (components is None and width > 50):
+        components = min(components or 50, width, 50)  # the last of 60 is of rounding
     expected = PCA(components, whiten=whiten, svd_solver="covariance_eigh").fit(X)
     found = StreamingPCA(components, whiten=whiten).fit(X)
     assert found.n_components_ == expected.n_components_
@@ -463,7 +469,7 @@ def test_components_are_those_of_scikit_learn(seed: int, width: int, components:
 
 @pytest.mark.parametrize("components", [0, 6, -1, 1.5, True, 1e9])
 def test_more_components_than_there_are_are_refused(components: Any) -> None:
-    with pytest.raises(HeadError, match=r"`n_components`: expected 1 to 5, the smaller of rows and features, or a share"):
+    with pytest.raises(HeadError, match=r"`n_components`: expected 1 to 5, the smaller of rows and features, or a sh"):
         StreamingPCA(components).fit(drawn(0)[0])
 
 
@@ -543,14 +549,14 @@ def test_it_comes_back_from_its_file_the_same(estimator: Any, tmp_path: Path) ->
 
 
 def test_a_value_that_is_not_finite_is_refused_with_its_row(tmp_path: Path) -> None:
-    X, y = drawn(0)
-    X[41, 2] = np.nan
+    X, y = drawn(0, rows=2400)
+    X[1741, 2] = np.nan
     source = Disk(tmp_path / "x.npy", X)
-    with pytest.raises(HeadError, match=r"features, row 41: expected finite numbers, got nan in column 2"):
+    with pytest.raises(HeadError, match=r"features, row 1,741: expected finite numbers, got nan in column 2"):
         StreamingCentroid().fit(source, y)
-    with pytest.raises(HeadError, match="features, row 11: expected finite") as error:
+    with pytest.raises(HeadError, match="features, row 541: expected finite") as error:
         moments_of(source, parts=2)
-    assert error.value.__notes__ == ["Its rows are counted from row 30."]
+    assert error.value.__notes__ == ["Its rows are counted from row 1,200."]
 
 
 def test_sums_beyond_floating_point_are_refused() -> None:
@@ -583,12 +589,12 @@ def test_a_class_that_was_not_named_is_refused() -> None:
 
 def test_one_class_is_refused() -> None:
     X, _ = drawn(0)
-    with pytest.raises(ValueError, match=r"expected two or more classes, got one class, ape, with n_samples=60\. A head"):
+    with pytest.raises(ValueError, match=r"expected two or more classes, got one class, ape, with n_samples=60\."):
         StreamingCentroid().fit(X, ["ape"] * 60)
 
 
 def test_no_targets_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"This StreamingLDA estimator requires y to be passed, but the target y is None"):
+    with pytest.raises(ValueError, match=r"This StreamingLDA estimator requires y to be passed, but the target y is"):
         StreamingLDA().fit(np.eye(3), None)
 
 
@@ -612,5 +618,5 @@ def test_moments_of_another_kind_are_refused() -> None:
         StreamingCentroid().fit_moments(of_rows)
     with pytest.raises(HeadError, match=r"ridge regression: expected moments of targets, got none"):
         StreamingRidge().fit_moments(of_classes)
-    with pytest.raises(HeadError, match=r"ridge classification: expected moments of classes or targets, got none"):
+    with pytest.raises(HeadError, match=r"ridge classification: expected moments of classes or labels, got none"):
         StreamingRidgeClassifier().fit_moments(of_rows)

@@ -17,9 +17,9 @@ METRICS = ("cosine", "euclidean")
 class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A row has the class whose mean is the nearest, by distance or by angle; X is an array or a row source.
 
-    Decision values are -|x - m|²/2, as of Gaussians of one unit of variance, or the cosine of x and m. For class means of
-    directions put a Normalizer before. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides
-    its decision values by a variance within classes that is no number where every class has one row.
+    Decision values are -|x - m|²/2, as of Gaussians of unit variance, or the cosine of x and m. For class means of
+    directions put a Normalizer before. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides its
+    decision values by a variance within classes, which is no number where every class has one row.
 
     Fitted: `centroids_` (classes, width), float64.
     """
@@ -45,7 +45,7 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> np.ndarray:
         """(rows, classes), or (rows,) for two: that of the second less that of the first."""
         found = by_blocks(self, X, self._nearness)
-        return found[:, 1] - found[:, 0] if len(self.classes_) == 2 else found
+        return np.asarray(found[:, 1] - found[:, 0]) if len(self.classes_) == 2 else found
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each row (rows,)."""
@@ -56,7 +56,7 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.metric == "cosine":
             return _directions(block.astype(np.float64)) @ _directions(self.centroids_).T
         # About the middle of the means, so that squares are of the size of distances.
-        middle = self.centroids_.mean(axis=0)
+        middle: np.ndarray = self.centroids_.mean(axis=0)
         x, m = block - middle, self.centroids_ - middle
         return np.asarray(x @ m.T - (m**2).sum(axis=1) / 2 - (x**2).sum(axis=1, keepdims=True) / 2)
 
@@ -64,4 +64,4 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _directions(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1, or 0 where they are 0."""
     lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))

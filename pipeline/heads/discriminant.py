@@ -1,7 +1,7 @@
 """Linear discriminant analysis, exact, from one pass over rows that need not fit into memory.
 
-A row is compared with the class means by the covariance of rows about them, pooled over the classes: Hastie, Tibshirani and
-Friedman 2009, "The Elements of Statistical Learning", section 4.3. Shrinkage "auto" takes a second pass.
+A row is compared with the class means by the covariance of rows about them, pooled over the classes: Hastie,
+Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 4.3. Shrinkage "auto" takes a second pass.
 """
 
 from typing import Any, Literal, Self
@@ -22,20 +22,18 @@ from pipeline.heads.streamed import by_blocks
 class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Linear discriminant analysis; X is an array or a row source.
 
-    Equals scikit-learn's LinearDiscriminantAnalysis without shrinkage (its decision values are those of the solver "svd",
-    which for one row differ from those of "lsqr" by the same number for every class), and with a number as
-    shrinkage where the priors are the shares of the classes.
+    Equals scikit-learn's LinearDiscriminantAnalysis without shrinkage (decision values are those of its solver "svd";
+    those of "lsqr" differ by a number that is the same for every class of a row), and with a number as shrinkage
+    where the priors are the shares of the classes.
 
-    Shrinkage "auto" is the Ledoit-Wolf estimate for the pooled rows about their class means, each feature divided by its
-    standard deviation there: one amount for all classes. scikit-learn estimates a matrix and an amount a class, which
-    takes the memory of a matrix a class, and from few rows a class shrinks to nearly a diagonal.
+    Shrinkage "auto" is the Ledoit-Wolf estimate for all rows about their class means, each feature divided by its
+    deviation there: one amount for all classes. scikit-learn estimates a matrix and an amount a class, which takes the
+    memory of a matrix a class, and of few rows a class is nearly a diagonal.
 
     Fitted: `coef_`, `intercept_`, `means_` (classes, width), `priors_`, and `shrinkage_`, the amount or 0.
     """
 
-    def __init__(
-        self, shrinkage: float | Literal["auto"] | None = None, *, priors: Any = None
-    ) -> None:
+    def __init__(self, shrinkage: float | Literal["auto"] | None = None, *, priors: Any = None) -> None:
         self.shrinkage = shrinkage
         self.priors = priors
 
@@ -61,8 +59,8 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         covariance[still], covariance[:, still] = 0.0, 0.0
         if still.all():
             raise HeadError(
-                f"discriminant analysis: expected rows that vary about the mean of their class, got {moments.rows:,} rows "
-                f"of {len(self.classes_):,} classes that do not. Label more samples, or use nearest class means."
+                f"discriminant analysis: expected rows that vary about the mean of their class, got {moments.rows:,} "
+                f"rows of {len(self.classes_):,} classes that do not. Label more samples, or use nearest class means."
             )
         if self.shrinkage == "auto":
             scale = _deviations(covariance)
@@ -70,7 +68,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.shrinkage_ = self._ledoit_wolf(X, y, scale, covariance)
             covariance = shrunk_covariance(covariance, self.shrinkage_) * (scale * scale[:, None])
         else:
-            self.shrinkage_ = 0.0 if self.shrinkage is None else self._number()
+            self.shrinkage_ = self._number()
             covariance = shrunk_covariance(covariance, self.shrinkage_)
         centre = self.priors_ @ self.means_
         coef = _solve(covariance, (self.means_ - centre).T, rounding=moments.rounding).T
@@ -81,7 +79,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """The log of a class' density times its prior, but for a term of the row: (rows, classes), or (rows,) for two."""
+        """Log densities of the classes times their priors, less a number a row: (rows, classes), or (rows,) for two."""
         found = by_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
         return found[:, 0] if len(self.classes_) == 2 else found
 
@@ -96,6 +94,8 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[(found > 0).astype(int) if found.ndim == 1 else found.argmax(axis=1)])
 
     def _number(self) -> float:
+        if self.shrinkage is None:
+            return 0.0
         if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
             raise HeadError(
                 f"discriminant analysis, `shrinkage`: expected 'auto', nothing or a number from 0 to 1, got "
@@ -109,10 +109,10 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         priors = np.asarray(self.priors, dtype=np.float64)
         if priors.shape != moments.weights.shape or not (priors > 0).all() or abs(priors.sum() - 1) > 1e-5:
             raise HeadError(
-                f"discriminant analysis, `priors`: expected {len(moments.weights)} numbers above 0, one a class, that add up "
-                f"to 1, got {self.priors}. Leave them out to have the shares of the classes."
+                f"discriminant analysis, `priors`: expected {len(moments.weights)} numbers above 0, one a class, that "
+                f"add up to 1, got {self.priors}. Leave them out to have the shares of the classes."
             )
-        return priors / priors.sum()
+        return np.asarray(priors / priors.sum())
 
     def _ledoit_wolf(self, X: Any, y: Any, scale: np.ndarray, covariance: np.ndarray) -> float:
         """The amount of shrinkage for rows about their class means over `scale`, whose covariance this is.
@@ -147,6 +147,6 @@ def _solve(covariance: np.ndarray, means: np.ndarray, *, rounding: float) -> np.
     """
     scale = _deviations(covariance)
     values, vectors = eigh(covariance / (scale * scale[:, None]), driver="evd", check_finite=False)
-    kept = values > max(4 * rounding, len(scale) * np.finfo(np.float64).eps) * values[-1]
+    kept = values > max(rounding, len(scale) * np.finfo(np.float64).eps) * values[-1]
     along = vectors[:, kept]
     return np.asarray(along @ ((along.T @ (means / scale[:, None])) / values[kept, None]) / scale[:, None])

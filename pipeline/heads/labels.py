@@ -8,13 +8,14 @@ import numpy as np
 def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """The class of each row (rows,) and all classes, sorted.
 
-    Raises ValueError, as scikit-learn's classifiers do, where y is no list of classes, is not as long as X, or names one
-    class only.
+    Raises ValueError, as scikit-learn's classifiers do, where y is no list of classes, is not as long as X, or names
+    one class only.
     """
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_consistent_length, column_or_1d
+    from sklearn.utils.validation import assert_all_finite, check_consistent_length, column_or_1d
 
     labels = column_or_1d(_given(estimator, y), warn=True)
+    assert_all_finite(labels, input_name="y")
     check_classification_targets(labels)
     check_consistent_length(X, labels)
     classes = np.unique(labels)
@@ -36,6 +37,7 @@ def numbers_of(estimator: Any, X: Any, y: Any) -> np.ndarray:
 
 
 def _given(estimator: Any, y: Any) -> Any:
-    if y is None:  # in the words of scikit-learn, which looks for them
-        raise ValueError(f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None.")
+    if y is None:  # in the words of scikit-learn, whose checks look for them
+        name = type(estimator).__name__
+        raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
     return y

@@ -17,8 +17,8 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     """scikit-learn's PCA(svd_solver="covariance_eigh") over an array or a row source.
 
     `n_components` is a number of components, the share of the variance below 1 that they are to explain, or None for
-    all. Attributes are named as there. `transform` of a source that is no np.memmap is a source, which computes rows when
-    they are read, so that another streaming estimator may follow in a Pipeline.
+    all. Attributes are named as there. `transform` of a source that is no np.memmap is a source, which computes rows
+    when they are read, so that another streaming estimator may follow in a Pipeline.
     """
 
     def __init__(self, n_components: int | float | None = None, *, whiten: bool = False) -> None:
@@ -35,8 +35,8 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         wanted = most if self.n_components is None else self.n_components
         if isinstance(wanted, bool) or not (0 < wanted < 1 or (wanted == int(wanted) and 1 <= wanted <= most)):
             raise HeadError(
-                f"principal components, `n_components`: expected 1 to {most:,}, the smaller of rows and features, or a share "
-                f"of the variance below 1, got {self.n_components!r}. Ask for fewer."
+                f"principal components, `n_components`: expected 1 to {most:,}, the smaller of rows and features, or a "
+                f"share of the variance below 1, got {self.n_components!r}. Ask for fewer."
             )
         if moments.rows < 2:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Ridge regression and ridge classification, exact, from one pass over rows that need not fit into memory.
 
-All penalties are solved from the same sums, and the best is chosen by generalised cross-validation, from these as well. The
-problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
+All penalties are solved from the same sums, and the best is chosen by generalised cross-validation, from these as well.
+The problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +35,14 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
     standardize: bool
     keep_path: bool
 
-    def _solve(self, moments: Moments, sums: np.ndarray, squares: np.ndarray, cross: np.ndarray) -> None:
-        """Fit from the sums of the targets, (targets,), of their squares and of rows times targets, (width, targets)."""
+    def _solve(
+        self, moments: Moments, *, pivot: np.ndarray, sums: np.ndarray, squares: np.ndarray, cross: np.ndarray
+    ) -> None:
+        """Fit to sums of the targets less a pivot, of their squares, and of rows times them (width, targets)."""
         alphas = np.array(self.alphas, dtype=np.float64)
         if alphas.ndim != 1 or not alphas.size or not (np.isfinite(alphas) & (alphas > 0)).all():
-            raise HeadError(f"ridge, `alphas`: expected one or more numbers above 0, got {self.alphas}. Name penalties.")
-        mean = sums / moments.weight  # less the pivot of the targets, which classes do not have
+            raise HeadError(f"ridge, `alphas`: expected one or more numbers above 0, got {self.alphas}. Name some.")
+        mean = sums / moments.weight
         scale = moments.scale if self.standardize else np.ones(moments.width)
         scatter = moments.scatter()
         scatter /= scale
@@ -54,8 +56,12 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         self.gcv_values_ = np.array(scores)
         self.path_alphas_ = alphas if self.keep_path else alphas[best : best + 1]
         self.coef_path_ = np.stack([(factors.coefficients(a) / scale[:, None]).T for a in self.path_alphas_.tolist()])
-        self.intercept_path_ = mean + (0 if moments.classes is not None else moments.target_pivot) - self.coef_path_ @ moments.mean
+        self.intercept_path_ = pivot + mean - self.coef_path_ @ moments.mean
         self._choose(float(alphas[best]))
+
+    def _solve_targets(self, moments: Moments) -> None:
+        of = moments
+        self._solve(of, pivot=of.target_pivot, sums=of.target_sums, squares=of.target_squares, cross=of.cross)
 
     def _choose(self, alpha: float) -> None:
         number = int(np.flatnonzero(self.path_alphas_ == alpha)[0])
@@ -72,7 +78,8 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
                 "Name the penalty in `alphas`, and set `keep_path` before fitting to have all of them."
             )
         other = type(self)(**self.get_params())
-        vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
+        for name, value in vars(self).items():
+            setattr(other, name, value)
         chosen = self.path_alphas_ == alpha
         other.path_alphas_, other.coef_path_ = self.path_alphas_[chosen], self.coef_path_[chosen]
         other.intercept_path_ = self.intercept_path_[chosen]
@@ -103,7 +110,7 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
         """Fit to the sums of rows and targets; raises HeadError where they are of classes."""
         if moments.classes is not None or not len(moments.target_pivot):
             raise HeadError("ridge regression: expected moments of targets, got none. Call moments_of(X, y).")
-        self._solve(moments, moments.target_sums, moments.target_squares, moments.cross)
+        self._solve_targets(moments)
         return self
 
     def _choose(self, alpha: float) -> None:
@@ -120,8 +127,8 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
 class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
     """Ridge regression of targets that are 1 for a class and -1 otherwise; the largest value is the class.
 
-    y may also be an indicator (rows, labels): then each label is predicted by itself. `class_weight` is None, "balanced"
-    or a weight a class, as of scikit-learn's RidgeClassifier.
+    y may also be an indicator (rows, labels): then each label is predicted by itself. `class_weight` is None,
+    "balanced" or a weight a class, as of scikit-learn's RidgeClassifier.
     """
 
     def __init__(
@@ -145,7 +152,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,), or labels (rows, labels) of 0 and 1."""
         X = checked(self, X, fitting=True)
-        if y is not None and type_of_target(y) == "multilabel-indicator":
+        if np.asarray(y).ndim == 2 and type_of_target(y) == "multilabel-indicator":
             given, classes = numbers_of(self, X, y), None
             targets = 2 * given - 1
         else:
@@ -158,9 +165,11 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         """Fit to the sums of rows with classes (weighted already), or with targets of 1 and -1, a label each."""
         if moments.classes is None:
             if not len(moments.target_pivot):
-                raise HeadError("ridge classification: expected moments of classes or targets, got none. Give moments_of y.")
+                raise HeadError(
+                    "ridge classification: expected moments of classes or labels, got none. Give y to them."
+                )
             self.multilabel_, self.classes_ = True, np.arange(len(moments.target_pivot))
-            self._solve(moments, moments.target_sums, moments.target_squares, moments.cross)
+            self._solve_targets(moments)
             return self
         self.multilabel_, self.classes_ = False, moments.classes
         positive = slice(1, None) if len(self.classes_) == 2 else slice(None)
@@ -168,6 +177,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         # Sums over all rows, y being 1 for those of a class and -1 for the others.
         self._solve(
             moments,
+            pivot=np.zeros(len(weights)),
             sums=2 * weights - moments.weight,
             squares=np.full(len(weights), moments.weight),
             cross=(2 * sums - moments.sums.sum(axis=0)).T,

@@ -2,8 +2,8 @@
 
     w(α) = (S + α I)⁻¹ C    S (width, width) the scatter of the rows, C (width, targets) that of rows and targets
 
-S = Q T Q' with T tridiagonal is a fifth of the work of an eigendecomposition, and with T each penalty costs
-O(width x targets): Eldén 1977, "Algorithms for the regularization of ill-conditioned least squares problems", section 3.
+S = Q T Q' with T tridiagonal is a small part of the work of an eigendecomposition, and with T each penalty costs
+O(width x targets): Eldén 1977, "Algorithms for the regularization of ill-conditioned least squares problems".
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Predictions and transformed rows, block by block: what a fitted estimator does to rows that need not fit into memory."""
+"""Predictions and transformed rows, block by block, of rows that need not fit into memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
 
 
 def transformed(estimator: Any, X: Any, function: Function) -> Any:
-    """The rows after `function`: an array for an array (an np.memmap is one); for a source one that computes on reading."""
+    """The rows after `function`: an array of an array (np.memmap too); of a source one that computes what is read."""
     if is_source(X) and not isinstance(X, np.ndarray):
         X = _expected(estimator, X)
-        return Transformed(X, function, (X.shape[0], function(np.empty((0, X.shape[1]))).shape[1]))
+        return Transformed(X, function, (X.shape[0], function(np.zeros((1, X.shape[1]))).shape[1]))
     return by_blocks(estimator, X, function)
 
 
