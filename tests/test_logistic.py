@@ -61,7 +61,7 @@ def test_the_objective_is_within_its_gap_of_the_optimum_of_scikit_learn(
     X, y = problem(seed, classes=classes)
     options = {"C": C, "fit_intercept": intercept, "class_weight": class_weight}
     ours = StreamingLogisticRegression(tol=tol, **options).fit(X.astype(dtype), y)
-    theirs = LogisticRegression(tol=1e-9, max_iter=10_000, solver="newton-cg", **options).fit(X, y)
+    theirs = LogisticRegression(tol=1e-9, max_iter=10_000, solver="newton-cholesky", **options).fit(X, y)
     of = {"C": C, "class_weight": class_weight}
     best = objective(theirs, X.astype(dtype), y, **of)
     found = objective(ours, X.astype(dtype), y, **of)
@@ -76,7 +76,7 @@ def test_the_objective_is_within_its_gap_of_the_optimum_of_scikit_learn(
 
 def test_one_row_of_scikit_learn_and_ours_has_the_same_numbers() -> None:
     X, y = problem(0)
-    ours = StreamingLogisticRegression(tol=1e-9).fit(X, y)
+    ours = StreamingLogisticRegression(tol=1e-7).fit(X, y)
     theirs = LogisticRegression(tol=1e-9, max_iter=10_000).fit(X, y)
     assert np.allclose(ours.coef_, theirs.coef_, atol=1e-5)
     assert np.allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-6)
@@ -106,7 +106,7 @@ def test_a_source_gives_what_the_array_gives_and_is_read_a_pass_at_a_time(
     counted = Counted(mapped)
     parts = StreamingLogisticRegression(tol=1e-5).fit(counted, y)
     assert np.allclose(parts.coef_, whole.coef_, atol=1e-3)
-    assert counted.rows / 500 == pytest.approx(parts.passes_, abs=0.6)  # and the few rows that moments begin with
+    assert counted.rows / 500 == pytest.approx(parts.passes_, abs=1.1)  # and the rows that moments begin with
     assert np.allclose(parts.predict_proba(mapped), parts.predict_proba(X), atol=1e-6)
     skops.io.dump(parts, tmp_path / "head.skops")
     trusted = skops.io.get_untrusted_types(file=tmp_path / "head.skops")
@@ -154,7 +154,7 @@ def test_a_path_has_the_same_optima_in_fewer_passes() -> None:
     for one, other in zip(path, cold, strict=True):
         assert one.objective_ == pytest.approx(other.objective_, abs=1e-5)
         assert np.allclose(one.predict_proba(X), other.predict_proba(X), atol=2e-2)
-    assert sum(one.passes_ for one in path) < 0.7 * sum(one.passes_ for one in cold)
+    assert sum(one.passes_ for one in path) < 0.6 * sum(one.passes_ for one in cold)
 
 
 def test_a_warm_start_goes_on_from_the_last_fit() -> None:
@@ -176,9 +176,7 @@ def test_what_does_not_converge_is_said() -> None:
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
     X, y = problem(4)
-    with pytest.raises(
-        ValueError, match=r"logistic regression: expected rows of two classes or more, got one class: ape"
-    ):
+    with pytest.raises(ValueError, match=r"training rows: expected two or more classes, got one class, ape"):
         StreamingLogisticRegression().fit(X, NAMES[np.zeros(len(X), dtype=int)])
     mapped = np.memmap(tmp_path / "rows", dtype=X.dtype, mode="w+", shape=X.shape)
     mapped[:] = X

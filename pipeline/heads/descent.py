@@ -47,37 +47,45 @@ class _Units:
         return np.concatenate([(self.axes.T @ coef / self.across).ravel(), intercept / self.upright])
 
 
-def minimise(
-    loss: Loss, penalty: float, *, tol: float, max_iter: int, start: tuple[np.ndarray, np.ndarray] | None = None
-) -> Descent:
-    """The minimum of f for λ = penalty from a start, coefficients (width, columns) and intercepts, or from zero.
+def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Point | None = None) -> Descent:
+    """The minimum of f for λ = penalty from a start, or from zero; of a start no pass is made.
 
-    It ends where no part of the gradient exceeds `tol`, as scikit-learn's search does.
+    It ends where no part of the gradient exceeds `tol`, as scikit-learn's search does, or where what there is left to
+    gain, about half the square of the gradient in these units, is lost in the rounding of the loss.
     """
     from scipy.optimize import minimize
 
     if start is None:
-        start = np.zeros((loss.X.shape[1], loss.columns)), np.zeros(loss.columns)
-    first = loss.at(*start)
-    if first.steepest(penalty) <= tol:
-        return Descent(first, 0, True)
-    units = _Units(loss, penalty, max(first.curvature, LEAST_CURVATURE / loss.classes))
-    origin = units.of(*start)
-    last = [(origin, first)]
+        start = loss.at(np.zeros((loss.X.shape[1], loss.columns)), np.zeros(loss.columns))
+    units = _Units(loss, penalty, max(start.curvature, LEAST_CURVATURE / loss.classes))
+
+    def slope(point: Point) -> np.ndarray:
+        return units.gradient(point.gradient(penalty), point.drift)
+
+    def enough(point: Point) -> bool:
+        left = slope(point)
+        lost = float(left @ left) / 2 <= loss.rounding * point.value(penalty)
+        return lost or point.steepest(penalty) <= tol
+
+    if enough(start):
+        return Descent(start, 0, True)
+    # The search's first step has length 1: made to be that which the units call for, a step of the gradient's length.
+    step = float(np.linalg.norm(slope(start)))
+    origin = units.of(start.coef, start.intercept) / step
+    last = [(origin, start)]
 
     def value(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        point = first if np.array_equal(vector, origin) else loss.at(*units.back(vector))
-        last[0] = (vector.copy(), point)
-        return point.value(penalty), units.gradient(point.gradient(penalty), point.drift)
+        if not np.array_equal(vector, last[0][0]):
+            last[0] = vector.copy(), loss.at(*units.back(vector * step))
+        point = last[0][1]
+        return point.value(penalty), slope(point) * step
 
-    def enough(_: np.ndarray) -> None:
-        if last[0][1].steepest(penalty) <= tol:
+    def stop(_: np.ndarray) -> None:
+        if enough(last[0][1]):
             raise StopIteration
 
-    # The search ends by `enough`; else where steps gain no more than scikit-learn's own lets them.
+    # The search ends by `stop`, and else as scikit-learn's, where a step gains nothing.
     options = {"maxiter": max_iter, "maxls": 50, "gtol": 0.0, "ftol": 64 * np.finfo(float).eps}
-    found = minimize(value, origin, jac=True, method="L-BFGS-B", callback=enough, options=options)
-    vector, point = last[0]
-    if not np.array_equal(vector, found.x):
-        point = loss.at(*units.back(found.x))
-    return Descent(point, int(found.nit), point.steepest(penalty) <= tol)
+    found = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
+    value(found.x)  # a pass only where the search went back to an earlier point
+    return Descent(last[0][1], int(found.nit), enough(last[0][1]))

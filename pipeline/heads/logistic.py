@@ -10,15 +10,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from pipeline.heads.descent import minimise
-from pipeline.heads.logistic_loss import Loss
+from pipeline.heads.labels import labels_of
+from pipeline.heads.logistic_loss import Loss, Point
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
-
-Start = tuple[np.ndarray, np.ndarray]
 
 
 class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -27,8 +24,8 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     `standardize` fits to rows less their mean, divided by their standard deviation (as a StandardScaler before it), and
     has that in `coef_` and `intercept_`. With `warm_start` a fit goes on from the last one.
 
-    The first pass takes the second moments of the rows, and the search is along their axes (`pipeline.heads.descent`), for
-    which memory is O(width² + width x classes).
+    The first pass takes the second moments of the rows, and the search is along their axes (`pipeline.heads.descent`):
+    memory is O(width² + width x classes).
 
     Attributes: `classes_`; `coef_` float64 (classes, width), (1, width) of two; `intercept_`; `n_iter_`; `passes_` over
     the rows; `objective_`, scikit-learn's divided by C and the sum of the weights; `gap_`, an upper bound of what it is
@@ -67,15 +64,16 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, width), an array or a row source, and the class of each.
 
-        Warns with ConvergenceWarning where `max_iter` steps, or the rounding of the products, end the search before
-        the gradient is below `tol`. Raises ValueError as scikit-learn does, and what `blocks` raises.
+        It ends where no part of the gradient of the objective exceeds `tol`, or where products of the rows' precision
+        can lower the objective no more. Warns with ConvergenceWarning where `max_iter` steps were not enough. Raises
+        ValueError as scikit-learn does, and what `blocks` and `moments_of` raise.
         """
         before = (self.classes_, self.coef_, self.intercept_) if self.warm_start and hasattr(self, "coef_") else None
         loss = self._loss_of(X, y)
-        start: Start | None = None
+        start: Point | None = None
         if before is not None and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X.shape[1]:
-            start = before[1].T * loss.scale[:, None], before[2] + before[1] @ loss.center
-        self._search(loss, start)
+            start = loss.at(before[1].T * loss.scale[:, None], before[2] + before[1] @ loss.center)
+        self._search(loss, start, counted=0)
         return self
 
     def fit_path(self, X: Any, y: Any, Cs: Sequence[float]) -> Iterator[Self]:
@@ -84,11 +82,13 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         The moments are taken once for all; `passes_` of the first counts their pass.
         """
         loss = self._loss_of(X, y)
-        start: Start | None = None
+        start: Point | None = None
+        counted = 0
         for C in sorted(Cs):
             fitted = clone(self).set_params(C=C)
             fitted.classes_, fitted.n_features_in_ = self.classes_, self.n_features_in_
-            start = fitted._search(loss, start)
+            start = fitted._search(loss, start, counted=counted)
+            counted = loss.passes
             yield fitted
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -122,32 +122,28 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     def _loss_of(self, X: Any, y: Any) -> Loss:
         self._validate_params()
         X = checked(self, X, fitting=True)
-        y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
-        check_classification_targets(y)
-        check_consistent_length(X, y)
-        classes, codes = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(f"logistic regression: expected rows of two classes or more, got one class: {classes[0]}.")
+        y, classes = labels_of(self, X, y)
+        codes = np.searchsorted(classes, y)
         weights = compute_sample_weight(self.class_weight, y)
         self.classes_ = classes
         return Loss(X, codes, weights, classes=len(classes), intercept=self.fit_intercept, standardize=self.standardize)
 
-    def _search(self, loss: Loss, start: Start | None) -> Start:
-        """Find the minimum and keep it; gives where to start the next search."""
-        penalty, before = 1 / (self.C * loss.total), loss.passes
+    def _search(self, loss: Loss, start: Point | None, *, counted: int) -> Point:
+        """Find the minimum and keep it; gives where to start the next search. `counted` passes are not its own."""
+        penalty = 1 / (self.C * loss.total)
         descent = minimise(loss, penalty, tol=self.tol, max_iter=self.max_iter, start=start)
         point = descent.point
         self.coef_ = (point.coef / loss.scale[:, None]).T.copy()
         self.intercept_ = point.intercept - self.coef_ @ loss.center
         self.n_iter_ = descent.steps
-        self.passes_ = loss.passes - (before if start is not None else 0)
+        self.passes_ = loss.passes - counted
         self.objective_, self.gap_ = point.value(penalty), loss.gap(point, penalty)
         if not descent.converged:
             warnings.warn(
                 f"logistic regression with C={self.C:g}: after {descent.steps:,} steps the gradient is "
-                f"{point.steepest(penalty):.1e}, expected at most tol={self.tol:g}; the objective {self.objective_:.6g} is "
-                f"at most {self.gap_:.1e} above its minimum. Raise `max_iter` or `tol`, standardize, or lower C.",
+                f"{point.steepest(penalty):.1e}, expected at most tol={self.tol:g}; the objective is at most "
+                f"{self.gap_:.1e} above its minimum. Raise `max_iter` or `tol`, or lower C.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        return point.coef, point.intercept
+        return point

@@ -5,8 +5,8 @@ C n,
 
     f(W, b) = 1/n sum s [log sum exp(xW + b) - (xW + b) of the row's class] + λ/2 |W|²,
 
-and with two classes log(1 + exp(xw + b)) - y (xw + b), one column. Products are formed in the rows' precision, float32 or
-float64, a block at a time, and added in float64.
+and with two classes log(1 + exp(xw + b)) - y (xw + b), one column. Products are formed in the rows' precision, float32
+or float64, a block at a time; everything else is in float64.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Loss:
         self.X, self.codes, self.weights, self.classes, self.with_intercept = X, codes, weights, classes, intercept
         self.columns = 1 if classes == 2 else classes
         self.total = float(weights.sum())
-        self.passes = 1
+        self.passes, self.rounding = 1, 0.0
         self._measure(standardize=standardize)
         own = np.bincount(codes, weights, minlength=classes) / self.total
         self.shares = own[1:] if classes == 2 else own
@@ -83,17 +83,18 @@ class Loss:
         loss, curvature = 0.0, 0.0
         slope, drift = np.zeros(coef.shape), np.zeros(intercept.shape)
         unscaled = coef / self.scale[:, None]
-        size = max(1, BLOCK_BYTES // (4 * max(self.X.shape[1], self.columns)))
+        size = max(1, BLOCK_BYTES // max(4 * self.X.shape[1], 8 * self.columns))
         for rows, block in blocks(self.X, size=size, check=False):
             centred = block - self.center.astype(block.dtype)
-            scores = centred @ unscaled.astype(block.dtype) + intercept.astype(block.dtype)
+            scores = (centred @ unscaled.astype(block.dtype)).astype(np.float64) + intercept
             residuals, own, bends = self._residuals(scores, self.codes[rows])
             weights = self.weights[rows] / self.total
-            loss += float(weights @ own.astype(np.float64))
-            curvature += float(weights @ bends.astype(np.float64))
-            residuals *= weights[:, None].astype(block.dtype)
-            slope += centred.T @ residuals
-            drift += residuals.sum(axis=0, dtype=np.float64)
+            loss += float(weights @ own)
+            curvature += float(weights @ bends)
+            residuals *= weights[:, None]
+            slope += centred.T @ residuals.astype(block.dtype)
+            drift += residuals.sum(axis=0)
+            self.rounding = max(self.rounding, float(np.finfo(block.dtype).eps))
         if not self.with_intercept:
             drift[:] = 0
         return Point(coef, intercept, loss, slope / self.scale[:, None], drift, curvature)
@@ -103,7 +104,7 @@ class Loss:
         from scipy.special import expit
 
         if self.columns == 1:
-            likely, truth = expit(scores), codes[:, None].astype(scores.dtype)
+            likely, truth = expit(scores), codes[:, None]
             return likely - truth, (np.logaddexp(0, scores) - truth * scores)[:, 0], (likely * (1 - likely))[:, 0]
         each = np.arange(len(scores))
         scores -= scores.max(axis=1, keepdims=True)
@@ -124,11 +125,11 @@ class Loss:
 
             min f >= 1/n sum s H(q) - |1/n sum s x (q - y)'|² / 2λ,    H the entropy.
 
-        The p of a point have that mean only where the drift g is 0; elsewhere q = (1 - ε) p + ε r does, with one r = p̄ -
-        g/ε for all rows, which is a distribution for ε = max g / p̄. As H is concave, H(q) >= (1 - ε) H(p) + ε H(r), and
-        the mean of H(p) is that of the loss less (p - y)z, which is <W, slope> + <b, g>. Without drift this is what
-        strong convexity gives, |gradient|² / 2λ (Boyd and Vandenberghe, Convex Optimization, 9.1.2). It holds within
-        the rounding of a pass.
+        The p of a point have that mean only where the drift g is 0; elsewhere q = (1 - ε) p + ε r does, with one
+        r = p̄ - g/ε for all rows, which is a distribution for ε = max g / p̄. As H is concave, H(q) >= (1 - ε) H(p) +
+        ε H(r), and the mean of H(p) is that of the loss less (p - y)z, which is <W, slope> + <b, g>. Without drift this
+        is what strong convexity gives, |gradient|² / 2λ (Boyd and Vandenberghe, Convex Optimization, 9.1.2). It holds
+        within the rounding of a pass.
         """
         drift, shares, coef = point.drift, self.shares, point.coef
         entropy = point.loss - float(np.vdot(coef, point.slope)) - float(point.intercept @ drift)
