@@ -197,7 +197,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 # Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
 # settings are checked, and help is shown, at once.
-STREAMING = tuple(f"pipeline/heads/{name}.py" for name in ("centroid", "discriminant", "pca", "ridge", "scaler"))
+STREAMING = tuple(
+    f"pipeline/heads/{name}.py"
+    for name in ("centroid", "discriminant", "logistic", "neighbors", "pca", "ridge", "scaler")
+)
 """Estimators of scikit-learn's kind are subclasses of its classes; the table of heads names them by text."""
 AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "torch": (
