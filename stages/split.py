@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from pipeline.split import split
+from pipeline.split.run import split
 from stages import project
 
 
