@@ -27,7 +27,9 @@ class AuditConfig(Settings):
 
     near: Annotated[float, Field(gt=0, le=1, description="cosine from which two rows are near duplicates")] = 0.95
     neighbours: Annotated[int, Field(ge=1, description="nearest rows that are asked for a row's class")] = 10
-    contradicted: Annotated[float, Field(gt=0.5, le=1, description="share of them that must name one other class")] = 0.8
+    contradicted: Annotated[float, Field(gt=0.5, le=1, description="share of them that must name one other class")] = (
+        0.8
+    )
     tap: str = Field("penultimate", description="of the first extraction that has the task's data sets")
     features: dict[str, Source] = Field({}, description="other features, by task")
     most_rows: Annotated[int, Field(ge=2, description="above, a sample of the rows is looked at")] = 100_000

@@ -5,13 +5,13 @@ ReLU are positive and have most of their length in common: without this, thousan
 a cosine above 0.98. Rows that say nothing, since they are zero, constant or not finite, are left out and counted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.heads.neighbors import nearest
+from pipeline.heads.nearest import nearest
 from pipeline.heads.rows import blocks
 
 BLOCK_ROWS = 4096
@@ -107,10 +107,10 @@ def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np
     return classes[said], share, judged
 
 
-def multiply_adds(sizes: Mapping[str, int], width: int, *, neighbours: bool) -> int:
+def multiply_adds(sizes: Sequence[int], width: int, *, neighbours: bool) -> int:
     """What an audit of so many rows a split costs: the products of rows of two splits, and of all rows."""
-    rows = sum(sizes.values())
-    across = (rows**2 - sum(size**2 for size in sizes.values())) // 2
+    rows = sum(sizes)
+    across = (rows**2 - sum(size**2 for size in sizes)) // 2
     return width * (across + (rows**2 if neighbours else 0))
 
 

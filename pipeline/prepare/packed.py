@@ -1,8 +1,8 @@
 """Tar archives in the WebDataset convention: which samples are in them, and what belongs to each.
 
 Members in a row that share their name up to the first dot of the file's name are one sample. It has one image; `.cls`
-is its label, top-level scalars and lists of texts of `.json` are columns, and other members are not looked at. A sample without `.cls` and
-without `label` in its `.json` has the first folder of its name as label, below the folders of splits.
+is its label, top-level scalars and lists of texts of `.json` are columns, and other members are not looked at. A sample
+that has no `.cls`, and no `label` in its `.json`, has the first folder of its name as label, below those of splits.
 
 A top folder that all samples have in common is passed over where each has another below it and it is not that of a
 split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the classes cat and dog.

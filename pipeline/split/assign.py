@@ -56,9 +56,7 @@ def assign_by_domain(
     return found
 
 
-def _assign(
-    strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]
-) -> Assigned:
+def _assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]) -> Assigned:
     """Splits in the shares, or of the rows a class, that are wanted of each."""
     counts = config.sizes.as_counts
     places = {group: position(group, salt=f"split-{config.seed}") for group in dict.fromkeys(groups)}

@@ -80,9 +80,9 @@ def _check_outcome(config: SplitConfig, targets: Sequence[Any], splits: Assigned
         ]
         what = "train, validation or test"
     elif config.kind == "multilabel":
-        problems, what = list(_labels_without_rows(config, targets, splits)), "labels"
+        problems, what = _labels_without_rows(config, targets, splits), "labels"
     else:
-        problems, what = list(_classes_without_rows(config, targets, splits)), "classes"
+        problems, what = _classes_without_rows(config, targets, splits), "classes"
     if problems:
         change = {"column": f"the column {config.column!r}", "domain": "`domains`"}.get(config.by, "`sizes`")
         title = f"the split leaves {what} without rows; add samples or change {change}"

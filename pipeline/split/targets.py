@@ -174,9 +174,7 @@ def _renamed(table: pa.Table, config: SplitConfig) -> pa.Table:
         found: list[Any] = [config.rename.get(target, target) for target in targets]
     else:
         found = [sorted({config.rename.get(label, label) for label in labels}) for labels in targets]
-    return table.set_column(
-        table.column_names.index("target"), "target", pa.array(found, TYPES[config.kind])
-    )
+    return table.set_column(table.column_names.index("target"), "target", pa.array(found, TYPES[config.kind]))
 
 
 def _one_row_a_key(table: pa.Table, config: SplitConfig) -> pa.Table:
