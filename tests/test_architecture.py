@@ -209,7 +209,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "timm": (),
     "safetensors": ("pipeline/backbones/", "pipeline/freeze/checkpoint.py"),
     "onnxruntime": ("pipeline/engines/",),
-    "sklearn": (),
+    "sklearn": ("pipeline/heads/logistic.py", "pipeline/heads/neighbors.py"),
     "skops": (),
     "scipy": (),
     "h5py": ("pipeline/store/writing.py", "pipeline/store/examine.py"),
