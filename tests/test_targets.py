@@ -180,10 +180,10 @@ def test_lists_texts_and_columns_of_flags_give_the_same_task(
 
 
 def test_labels_are_numbers_too_are_renamed_and_stand_once(manifest: Manifest, tmp_path: Path) -> None:
-    manifest(tags=[[10, 9, 9], [9], [11], []] * 20)
+    manifest(tags=[[10, 9, 9], [9], [11], []] * 40)
     task = split(config(kind="multilabel", target="tags", rename={"11": "9"}), tmp_path)
     assert task.classes == ["9", "10"]
-    assert labels_of(task) == {("10", "9"): 20, ("9",): 40, (): 20}
+    assert labels_of(task) == {("10", "9"): 40, ("9",): 80, (): 40}
 
 
 def test_a_label_to_be_renamed_must_exist(manifest: Manifest, tmp_path: Path) -> None:

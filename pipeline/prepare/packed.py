@@ -197,7 +197,7 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
         if isinstance(value, dict | list):
             wanted = name == "label" or (config.columns is not None and name in config.columns)
             if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
-                found[files.text(name)] = [files.text(as_text(one)) for one in value]
+                found[files.text(name)] = [files.text(one) if isinstance(one, str) else one for one in value]
                 continue
             if config.columns is None or name not in config.columns:
                 continue
