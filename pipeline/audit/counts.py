@@ -81,7 +81,8 @@ def copies(manifests: Path, datasets: Sequence[str], task: Task) -> dict[str, An
     `excluded` copies within a data set and `conflicts`, copies with different labels, as prepare found them, with their
     paths; `between_datasets` contents that several data sets have, which are one row.
     """
-    found, kinds = [], Counter[str]()
+    found: list[dict[str, str]] = []
+    kinds = Counter[str]()
     for dataset in datasets:
         listed = manifest.ManifestPaths(manifests, dataset).excluded
         if not listed.is_file():

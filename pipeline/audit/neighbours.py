@@ -39,7 +39,7 @@ class Centred:
         return int(self.shape[0])
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
-        found = np.asarray(self.rows[wanted], dtype=np.float32) - self.mean
+        found: np.ndarray = np.asarray(self.rows[wanted], dtype=np.float32) - self.mean
         if self.unit:
             found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return found

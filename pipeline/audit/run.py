@@ -58,8 +58,8 @@ def audit(
     why = _no_judgement(config, seen)
     cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
     say(f"{len(seen.rows):,} rows of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds")
-    near = about | _near(config, seen)
-    odd = {"why": why} if why else about | _contradicted(config, seen)
+    near: dict[str, Any] = about | _near(config, seen)
+    odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
     _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))
     return found | {"near_duplicates": near, "contradicted": odd}
 
@@ -92,7 +92,7 @@ def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
     there = np.isin(key_arrays.from_hex(keys), tap.key_array)
     chosen = np.flatnonzero(there)
     if len(chosen) > config.most_rows:
-        order = sorted(chosen.tolist(), key=lambda row: position(keys[row], salt=f"audit-{config.seed}"))
+        order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt=f"audit-{config.seed}"))
         chosen = np.sort(order[: config.most_rows])
     middle = centre(Rows([tap], keys[chosen].tolist()))
     rows = chosen[middle.telling]
