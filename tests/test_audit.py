@@ -209,6 +209,24 @@ def test_equal_pairs_come_in_the_order_of_the_rows_and_only_so_many() -> None:
     assert [pair.rows for pair in pairs] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)]
 
 
+def test_only_blocks_of_rows_are_read() -> None:
+    rows = np.random.default_rng(0).normal(size=(9000, 2)).astype(np.float32)
+    read: list[int] = []
+
+    class Watched(Centred):
+        def __getitem__(self, wanted: slice) -> np.ndarray:
+            read.append(wanted.stop - wanted.start)
+            return super().__getitem__(wanted)
+
+    parts = {
+        "train": Watched(rows, rows.mean(axis=0), unit=True),
+        "test": Watched(rows[:5], rows.mean(axis=0), unit=True),
+    }
+    count, _ = near_duplicates(parts, near=0.9999, most=5)
+    assert count >= 5
+    assert max(read) == neighbours.BLOCK_ROWS
+
+
 def test_rows_that_say_nothing_are_neither_near_nor_part_of_the_mean() -> None:
     rows = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     rows[1], rows[4], rows[6], rows[9, 2] = 0, 3, np.nan, np.inf

@@ -60,6 +60,7 @@ def lines(caught: pytest.ExceptionInfo[DataError]) -> list[str]:
         list(range(60)),
         [f"{number / 7:.3f}" for number in range(60)],
         pa.array(range(60), pa.decimal128(6, 2)),
+        pa.array([str(number) for number in range(60)], pa.large_string()),
     ],
 )
 def test_numbers_and_texts_of_numbers_are_targets_of_a_regression(
@@ -332,6 +333,18 @@ def test_rows_without_a_level_and_levels_that_are_not_there_are_errors(manifest:
         split(config(levels=("family",)), tmp_path)
     with pytest.raises(DataError, match=r"unknown column 'famliy'. Did you mean 'family'.* unknown column 'genus'"):
         split(config(levels=("famliy", "genus")), tmp_path)
+
+
+def test_a_group_a_level_or_a_split_that_is_a_list_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"], tags=[["a"], ["b"]])
+    for options in ({"levels": ("tags",)}, {"group": "tags"}, {"by": "column", "column": "tags"}):
+        with pytest.raises(DataError, match=r"photos.parquet: expected a value a row, got lists in tags"):
+            split(config(**options), tmp_path)
+
+
+def test_rows_without_a_domain_are_of_the_domain_of_their_data_set(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 40, domain=["amazon", None, None, "amazon"] * 20)
+    assert set(split(config(), tmp_path).table["domain"].to_pylist()) == {"amazon", "photos"}
 
 
 # Settings ------------------------------------------------------------------------------------------------------------

@@ -54,10 +54,9 @@ def targets(task: Task) -> dict[str, dict[str, Any]] | None:
 
 def domains(task: Task) -> dict[str, dict[str, int]] | None:
     """Rows of each domain, a split; None where all rows are of one."""
-    column = task.table["domain"] if "domain" in task.table.column_names else pa.array([])
-    if len(pc.unique(column)) < 2:
+    if "domain" not in task.table.column_names or len(pc.unique(task.table["domain"])) < 2:
         return None
-    names = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    names = task.table["domain"].to_numpy()
     return {split: dict(sorted(Counter(names[task.rows(split)].tolist()).items())) for split in splits_of(task)}
 
 

@@ -68,14 +68,16 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str) -> pa.Table:
     if odd:
         found = " ".join(unknown("column", name, table.column_names) for name in odd)
         raise DataError(f"{manifests / dataset}.parquet: {found}")
-    domain = table["domain"] if "domain" in table.column_names else pa.array([dataset] * len(table))
+    if lists := [name for name in named.values() if pa.types.is_list(table[name].type)]:
+        raise DataError(f"{manifests / dataset}.parquet: expected a value a row, got lists in {', '.join(lists)}.")
+    domain = table["domain"] if "domain" in table.column_names else pa.nulls(len(table), pa.string())
     return pa.table(
         {
             "key": table["key"],
             "path": table["path"],
             "target": _targets(table, config, f"the target {config.target!r} of {dataset}"),
             "said": _said(table, config.columns),
-            "domain": pc.cast(domain, pa.string()),
+            "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
             **{name: pc.cast(table[column], pa.string()) for name, column in named.items()},
         }
     )
@@ -92,7 +94,7 @@ def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
             column = pc.if_else(pc.is_nan(column), None, column)
         return pc.cast(column, pa.string())
     if config.kind == "regression":
-        plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_null)
+        plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, _is_text, pa.types.is_null)
         if not any(test(column.type) for test in plain):
             raise DataError(f"{where}: expected numbers, got {column.type}. Choose another column, or another `kind`.")
         return pa.array(_numbers(column), pa.float64())
@@ -101,7 +103,7 @@ def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
     if many:
         labels = pc.cast(column, TYPES["multilabel"]).to_pylist()
         found = [None if row is None or None in row else sorted(set(row)) for row in labels]
-    elif pa.types.is_string(column.type):
+    elif _is_text(column.type):
         texts = column.to_pylist()
         found = [None if text is None else _labels_in(text, config.separator) for text in texts]
     else:
@@ -110,6 +112,10 @@ def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
             "Name several columns of 0 and 1, or another column."
         )
     return pa.array(found, TYPES["multilabel"])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _labels_in(text: str, separator: str) -> list[str]:
