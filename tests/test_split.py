@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -725,6 +726,27 @@ def test_a_task_comes_back_from_its_file(few: Task, tmp_path: Path) -> None:
 def test_a_task_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"photos.parquet: no such task. Run `dvc repro split@photos`"):
         Task.read(tmp_path / "photos.parquet")
+
+
+@pytest.mark.parametrize(("kind", "what"), [("regression", "a number a row"), ("multilabel", "10 labels")])
+def test_the_stage_says_what_is_learned(
+    kind: str,
+    what: str,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest("digits", label=[str(number % 10) for number in range(3000)])
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["split"]["digits"] = {"datasets": ["digits"], "kind": kind}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["split.py", "digits"])
+    project.run(stages.split.main)
+    assert capsys.readouterr().out.startswith(f"digits: {what}, ")
 
 
 def test_the_stage_writes_the_task_and_says_how_many_rows_each_split_has(
