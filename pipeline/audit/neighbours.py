@@ -59,11 +59,11 @@ def centre(rows: Any) -> Centre:
     telling = np.zeros(rows.shape[0], dtype=bool)
     total, lengths = np.zeros(rows.shape[1]), np.zeros(rows.shape[0])
     for where, block in blocks(rows, check=False):
-        good = np.isfinite(block).all(axis=1)
-        good &= (np.ptp(block, axis=1) > 0) if block.shape[1] > 1 else (block[:, 0] != 0)
+        finite = np.where(np.isfinite(block).all(axis=1, keepdims=True), block, 0)
+        good = np.ptp(finite, axis=1) > 0 if finite.shape[1] > 1 else finite[:, 0] != 0
         telling[where] = good
-        total += block[good].sum(axis=0, dtype=np.float64)
-        lengths[where] = np.linalg.norm(np.where(good[:, None], block, 0), axis=1)
+        total += finite[good].sum(axis=0, dtype=np.float64)
+        lengths[where] = np.linalg.norm(finite, axis=1)
     mean = (total / max(1, int(telling.sum()))).astype(np.float32)
     for where, block in blocks(rows, check=False):
         apart = np.linalg.norm(np.where(telling[where][:, None], block, mean) - mean, axis=1)
