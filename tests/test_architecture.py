@@ -278,6 +278,10 @@ def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
+GLOBAL = {"audit", "evaluate", "report"}
+"""Sections that hold no names, but one set of values."""
+
+
 def test_a_stage_has_one_name_in_all_four_places() -> None:
     files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project"}
     library = {name.rstrip("/") for name in layers()}
@@ -289,16 +293,16 @@ def test_the_table_of_sections_has_every_stage() -> None:
     from stages import project
 
     assert list(project.SECTIONS) == list(PARAMS)
-    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {"evaluate", "report"}
+    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - GLOBAL
 
 
 def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
     for name, stage in DVC.items():
         body = stage.get("do", stage)
         assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
-        over = {"evaluate": "fit"}.get(name, name)
+        over = {"audit": "split", "evaluate": "fit"}.get(name, name)
         assert stage.get("foreach") == (None if name == "report" else f"${{{over}}}")
-        assert (name if name in ("evaluate", "report") else f"{name}.${{key}}") in body["params"]
+        assert (name if name in GLOBAL else f"{name}.${{key}}") in body["params"]
         assert body["desc"]
 
 
