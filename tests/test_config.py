@@ -228,8 +228,8 @@ ONE_PROBLEM = {
     ),
     "a value that a check of its own refuses": (
         {"fit.digits_full.head": "logistc"},
-        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic'? Expected one of: centroid, forest, knn,"
-        " lda, logistic, naive_bayes, ridge, svm.",
+        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic'? Expected one of: boosting, centroid,"
+        " forest, knn, lda, logistic, mlp, naive_bayes, ridge, svm.",
     ),
     "a value that a check of its own refuses without naming it": (
         {"extract.glyphs.taps.block2.pool": "avg2"},

@@ -1,4 +1,4 @@
-"""Fit heads on stored features: every head, input, number of labels, draw and seed of a run, from one reading of the taps.
+"""Fit heads on stored features: all heads, inputs, numbers of labels, draws and seeds of a run, each tap read once.
 
 The training rows of the task fit a head. Validation rows may choose a parameter of it (`search`) and its temperature
 (`calibrate`); then it may be fitted once more to training and validation rows (`refit`). Predictions of validation rows
@@ -97,7 +97,9 @@ class FitConfig(Settings):
         if self.params and not isinstance(self.head, str):
             raise ValueError("`params` is of one head. Of several write `head: {logistic: {C: 10}, ridge: {}}`")
         if self.labels_per_class and self.refit:
-            raise ValueError("`refit` adds all validation rows: a few-shot set would have other than `labels_per_class`")
+            raise ValueError(
+                "`refit` adds all validation rows: a few-shot set would have other than `labels_per_class`"
+            )
         if self.labels_per_class and self.seeds > 1:
             raise ValueError("`seeds` and `labels_per_class`: the draws of few labels are the seeds. Leave `seeds` out")
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]

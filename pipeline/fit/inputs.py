@@ -26,7 +26,7 @@ class Matrix:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The rows of these numbers, in their order."""
-        return self.X[rows]
+        return np.asarray(self.X[rows])
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def check_memory(
     if needed > allowed:
         streaming = [name for name in heads.known() if heads.is_streaming(name)]
         raise HeadError(
-            f"{who}: expected {rows:,} rows that fit into {allowed / GB:.3g} GB of memory, got {needed / GB:.3g} GB "
-            f"(taps, an input of {widest:,} values a row, its training rows). Set `memory_gb` if there is more, ask for "
-            f"fewer taps, or use a head that reads blocks: {', '.join(streaming) or 'there is none'}."
+            f"{who}: expected {rows:,} rows that fit into {allowed / GB:.3g} GB of memory, got {needed / GB:.3g} "
+            f"(taps, an input of {widest:,} values a row, its training rows). Set `memory_gb` if there is more, ask "
+            f"for fewer taps, or use a head that reads blocks: {', '.join(streaming) or 'there is none'}."
         )
 
 

@@ -1,7 +1,7 @@
 """One fit of a run: choose on validation rows, calibrate on them, refit with them, predict what was not learnt from."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ from pipeline.fit import FitConfig
 from pipeline.fit.inputs import Matrix, Stream
 from pipeline.fit.training import Training
 from pipeline.heads import calibration, device
-from pipeline.heads.scores import kind_of_scores, predictions_of, scores_of
+from pipeline.heads.scores import predictions_of, scores_of
 from pipeline.heads.search import search
 from pipeline.heads.sweep import Rows
 from pipeline.predictions import Predictions, Scores
-from pipeline.task import Kind, Task
+from pipeline.task import Kind
 
 # Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
 SMALL = 5_000_000
@@ -26,12 +26,15 @@ SMALL = 5_000_000
 
 @dataclass(frozen=True)
 class Head:
-    """A head of a run: what predictions call it, its name in the table or import path, its parameters."""
+    """A head of a run: what predictions call it, its name in the table or import path, its parameters and scores."""
 
     called: str
     name: str
     params: dict[str, Any]
+    scores: Scores
     random: bool
+    on: str | None
+    """The torch device that it is fitted on; None for arrays."""
 
     @property
     def streaming(self) -> bool:
@@ -41,9 +44,8 @@ class Head:
 
 @dataclass(frozen=True)
 class Data:
-    """A task with its arrays, which a Task makes anew whenever it is asked, and an input to predict it from."""
+    """The columns of a task, which a Task makes anew whenever it is asked, and an input to learn them from."""
 
-    task: Task
     kind: Kind
     classes: list[str]
     targets: np.ndarray
@@ -55,12 +57,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted head, its predictions, what `model.json` says of it, and a line for people."""
+    """A fitted head, its predictions, and what `model.json` says of it."""
 
     head: Any
     predictions: Predictions
     record: dict[str, Any]
-    line: str
 
 
 def fit_one(
@@ -71,54 +72,57 @@ def fit_one(
     config: FitConfig,
     *,
     seed: int | None,
-    on: str | None,
-    scores: Scores,
 ) -> Fit:
-    """Fit one head to one training set of one input. `on` is a torch device, None for arrays; `seed` is the head's.
+    """Fit one head to one training set of one input, with `seed` as its random state.
 
     Raises HeadError that names the fit.
     """
     params = {**head.params}
     if seed is not None:
         params.setdefault("random_state", seed)
-    pipeline = heads.create(
-        head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca
-    )
-    where = f"{head.called} on {data.name}, {training}" + (f", seed {seed}" if seed and not training.labels else "")
+    pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
+    seeded = "" if seed is None or training.labels else f"-seed{seed}"
+    where = f"{head.called} on {data.name}, {training}{seeded}"
     train = Rows(source.take(training.rows), _as_learnt(data.targets[training.rows], data.kind))
     validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
     temperature, found = None, None
-    if on is not None:
+    if head.on is not None:
         pipeline = device.prepare(pipeline)
     with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
         if config.search is not None:
             held = Rows(source.take(validation), data.targets[validation])
-            what = {"kind": data.kind, "classes": data.classes, "on": on}
-            found = search(pipeline, head.name, config.search, train=train, validation=held, **what)
+            found = search(
+                pipeline,
+                head.name,
+                config.search,
+                train=train,
+                validation=held,
+                kind=data.kind,
+                classes=data.classes,
+                on=head.on,
+            )
             pipeline, params = found.head, {**params, found.parameter: found.value}
         else:
-            _fit(pipeline, train, on)
+            _fit(pipeline, train, head.on)
         first = pipeline
         if config.calibrate is not None:
             X = np.asarray(source.take(validation)[0 : len(validation)])
             first = calibration.by_temperature(pipeline, X, data.targets[validation], classes=data.classes)
             temperature = calibration.temperature_of(first)
-        last = _refitted(pipeline, first, data, source, training, config, on) if config.refit else first
+        last = _refitted(pipeline, first, data, source, training, config, head.on) if config.refit else first
         parts = [(first, validation), (last, test)] if config.refit else [(last, np.concatenate([validation, test]))]
-        predicted = _predicted(head, data, source, training, parts, seed=seed, scores=scores)
+        predicted = _predicted(head, data, source, training, parts, seed=seed)
     record = {
         "head": head.called,
         "input": data.name,
         "labels": predicted.labels,
         "draw": predicted.draw,
-        "file": f"{head.called}.{data.name}.{training}{'' if seed is None or training.labels else f'-seed{seed}'}.skops",
+        "file": f"{head.called}.{data.name}.{training}{seeded}.skops",
         "params": {**heads.entry(head.name, data.kind)[1], **params},
         "search": None if found is None else found.record,
         "temperature": temperature,
     }
-    said = [] if found is None else [_chosen(found.record)]
-    said += [] if temperature is None else [f"temperature {temperature:.3g}"]
-    return Fit(last, predicted, record, f"{where}: {', '.join(said) or 'fitted'}")
+    return Fit(last, predicted, record)
 
 
 @contextmanager
@@ -162,7 +166,13 @@ def _fit(pipeline: Any, rows: Rows, on: str | None) -> None:
 
 
 def _refitted(
-    pipeline: Any, first: Any, data: Data, source: Matrix | Stream, training: Training, config: FitConfig, on: str | None
+    pipeline: Any,
+    first: Any,
+    data: Data,
+    source: Matrix | Stream,
+    training: Training,
+    config: FitConfig,
+    on: str | None,
 ) -> Any:
     """The head with what was chosen, fitted to training and validation rows; its temperature is the one before."""
     from sklearn.base import clone
@@ -181,7 +191,6 @@ def _predicted(
     parts: Sequence[tuple[Any, np.ndarray]],
     *,
     seed: int | None,
-    scores: Scores,
 ) -> Predictions:
     predicted, scored = [], []
     for fitted, rows in parts:
@@ -189,7 +198,7 @@ def _predicted(
             continue
         X = source.take(rows)
         predicted.append(predictions_of(fitted, X, kind=data.kind))
-        scored.append(scores_of(fitted, X, kind=data.kind, scores=scores, classes=data.classes))
+        scored.append(scores_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes))
     rows = np.concatenate([rows for _, rows in parts])
     return Predictions(
         head=head.called,
@@ -202,19 +211,3 @@ def _predicted(
         predicted=np.concatenate(predicted),
         scores=np.concatenate(scored),
     )
-
-
-def _chosen(record: dict[str, Any]) -> str:
-    value = record["chosen"]
-    best = next(score for one, score in zip(record["values"], record["validation"], strict=True) if one == value)
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{record['parameter']} {shown} of {len(record['values'])} ({record['metric']} {best:.4f} on validation rows)"
-
-
-def scores_kind(head: Head, data_kind: Kind, config: FitConfig, create: Callable[..., Any] = heads.create) -> Scores:
-    """What the scores of a head of the run are."""
-    if head.name in heads.WITHOUT_SCORES:
-        return "none"
-    if config.calibrate is not None:
-        return "probability"
-    return kind_of_scores(create(head.name, head.params, scale="none", kind=data_kind), data_kind)

@@ -1,8 +1,8 @@
 """Heads: scikit-learn's own estimators, by name, or any other by its import path.
 
-The name of a head means the class of the task's kind: `ridge` is a classifier or a regression. A multilabel task takes a
-classifier that can learn several labels a row, and one-vs-rest of any other. A head of the table that reads its rows in
-blocks, and never holds them all, is called *streaming*.
+The name of a head means the class for the task's kind: `ridge` is a classifier or a regression. A multilabel task takes
+a classifier that can learn several labels a row, and one-vs-rest of any other. A head of the table that reads its rows
+in blocks, and never holds them all, is called *streaming*.
 """
 
 import importlib

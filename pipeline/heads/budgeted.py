@@ -1,8 +1,7 @@
 """Searches with a budget: successive halving by scikit-learn, and trials of Optuna.
 
-Both fit to training rows and are scored on validation rows, as a sweep is. Halving gives every value a few rows, keeps the
-best third and gives these three times as many (Jamieson and Talwalkar 2016); scikit-learn shortens the validation rows in
-the same way until the last round.
+Both fit to training rows and are scored on validation rows, as a sweep is. Halving gives every value a few rows, keeps
+the best third and gives these three times as many (Jamieson and Talwalkar 2016).
 """
 
 import importlib.util

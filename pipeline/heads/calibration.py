@@ -13,27 +13,37 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError
+from pipeline.predictions import Scores
+from pipeline.task import Kind
+
+
+def check(head: str, scores: Scores, *, kind: Kind) -> None:
+    """Raises HeadError where there is nothing that a temperature could divide."""
+    if kind != "classification":
+        raise HeadError(f"calibrate: expected a classification, the task is a {kind}. Leave `calibrate` out.")
+    if scores == "none":
+        raise HeadError(
+            f"calibrate: expected a head with probabilities or decision values, {head} has none that can be used. "
+            "Leave `calibrate` out, or use another head."
+        )
 
 
 def by_temperature(head: Any, X: np.ndarray, y: np.ndarray, *, classes: Sequence[str]) -> Any:
     """A fitted head with a temperature learnt from validation rows X (rows, width) and their classes y, text (rows,).
 
-    Raises HeadError where the head gives no scores, and where a class has no validation row.
+    Raises HeadError where a class has no validation row: the temperature would be of other classes.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
+    from sklearn.model_selection import KFold
 
-    if not (hasattr(head, "decision_function") or hasattr(head, "predict_proba")):
-        raise HeadError(
-            f"calibrate: expected a head with probabilities or decision values, {type(head[-1]).__name__} has neither. "
-            "Leave `calibrate` out, or use another head."
-        )
     if missing := sorted(set(classes) - set(y)):
         raise HeadError(
             f"calibrate: expected validation rows of every class, got none of {', '.join(missing[:12])}. "
             "Give the task's `sizes` a larger validation share."
         )
-    return CalibratedClassifierCV(FrozenEstimator(head), method="temperature").fit(X, y)
+    # The folds mean nothing, since a frozen head learns from none; by default each class would need five rows.
+    return CalibratedClassifierCV(FrozenEstimator(head), method="temperature", cv=KFold(2)).fit(X, y)
 
 
 def temperature_of(calibrated: Any) -> float:

@@ -1,7 +1,7 @@
 """Fit one head with many values of a parameter, with the work that the values share done once.
 
-Logistic regression starts each value from the coefficients of the one before. Ridge heads need one decomposition for all
-penalties. A streaming head goes over its rows as its own method for this says. Any other head is fitted to each value.
+Logistic regression starts each value from the coefficients of the one before. Ridge heads need one decomposition for
+all penalties. A streaming head has a method of its own for this. Any other head is fitted to each value.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """What a fitted head says of rows: predictions and scores as arrays of one form, whatever its class.
 
-scikit-learn gives the decision values of two classes as one column, and the probabilities of several labels as a list of
-arrays or as one array. Here each class has a column, in an order that is told.
+scikit-learn gives the decision values of two classes as one column, and the probabilities of several labels as a list
+of arrays or as one array. Here each class has a column, in an order that is told.
 """
 
 from collections.abc import Sequence

@@ -60,19 +60,20 @@ def sweep(
         if before is not None:
             X = before.fit_transform(X, train.y)
             X_validation = device.to_arrays(before).transform(X_validation)
-        for value, (head, problem) in zip(values, candidates(pipeline[-1], parameter, values, X, train.y), strict=True):
-            score = None
+        for value, (head, found) in zip(values, candidates(pipeline[-1], parameter, values, X, train.y), strict=True):
+            score, problem = None, found
             if head is not None:
                 try:
                     score = criteria.measure(metric, head, X_validation, validation.y, kind=kind, classes=classes)
                 except ValueError as error:  # such as more neighbours than there are training rows
                     problem = str(error).splitlines()[0]
+            if score is not None and math.isnan(score):
+                score, problem = None, f"{metric} is not a number"
             curve.append(score)
             problems.append(problem)
-            # A NaN is better than nothing in no comparison.
             if score is not None and problem is None and (best is None or score * criteria.sign(metric) > best[0]):
                 best = score * criteria.sign(metric), value, head
-    if best is None or math.isnan(best[0]):
+    if best is None:
         told = (f"{value}: {problem}" for value, problem in zip(values, problems, strict=True))
         raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", told))
     steps = [step for _, step in before.steps] if before is not None else []
