@@ -76,11 +76,11 @@ def write_task(path: Path, classes: Sequence[str], *, splits: Mapping[str, int],
     return task
 
 
-def write_features(folder: Path, keys: Sequence[str], values: np.ndarray) -> None:
+def write_features(folder: Path, keys: Sequence[str], values: np.ndarray, *, weights: str = "0" * 64) -> None:
     """A features folder of two shards, its rows stored in the order of the keys."""
     order = np.argsort(key_arrays.from_hex(keys))
     held, values = key_arrays.from_hex(keys)[order], values[order].astype(np.float16)
-    identity = {"node": folder.name, "pool": "none", "dtype": "float16", "weights": "0" * 64}
+    identity = {"node": folder.name, "pool": "none", "dtype": "float16", "weights": weights}
     layout = Layout(address(identity), "float16", values.shape[1:])
     records = [
         writing.write(folder, held[part], encode(values[part], "float16"), layout)

@@ -43,7 +43,8 @@ def by_temperature(head: Any, X: np.ndarray, y: np.ndarray, *, classes: Sequence
             "Give the task's `sizes` a larger validation share."
         )
     # The folds mean nothing, since a frozen head learns from none; by default each class would need five rows.
-    return CalibratedClassifierCV(FrozenEstimator(head), method="temperature", cv=KFold(2)).fit(X, y)
+    found = CalibratedClassifierCV(FrozenEstimator(head), method="temperature", cv=KFold(2)).fit(X, y)
+    return found.set_params(cv=None)
 
 
 def temperature_of(calibrated: Any) -> float:

@@ -1,7 +1,8 @@
 """Fit one head with many values of a parameter, with the work that the values share done once.
 
-Logistic regression starts each value from the coefficients of the one before. Ridge heads need one decomposition for
-all penalties. A streaming head has a method of its own for this. Any other head is fitted to each value.
+Logistic regression starts each value from where the optima of those before point to. Ridge heads need one
+decomposition for all penalties. A streaming head has a method of its own for this. Any other head is fitted to each
+value.
 """
 
 import copy
@@ -27,7 +28,7 @@ def candidates(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.n
     if kind in ("Ridge", "RidgeClassifier") and parameter == "alpha" and _has_path(head, X, y):
         return _ridge(head, values, X, y)
     if parameter == "C" and hasattr(head, "fit_path"):
-        return ((one, None) for one in head.fit_path(X, y, values))
+        return _path(head, values, X, y)
     if parameter == "alpha" and hasattr(head, "at"):
         return _at(head, values, X, y)
     return (fitted(copy_of(head, **{parameter: value}), X, y) for value in values)
@@ -50,26 +51,56 @@ def fitted(head: Any, X: Any, y: np.ndarray) -> Candidate:
             head.fit(X, y)
         except ValueError as error:
             return None, str(error).splitlines()[0]
+    return device.to_arrays(head), _problem(caught)
+
+
+def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
+    """That a fit did not converge; any other warning is given once more."""
+    from sklearn.exceptions import ConvergenceWarning
+
     problem = None
     for one in caught:
         if issubclass(one.category, ConvergenceWarning):
             problem = f"did not converge: {str(one.message).splitlines()[0]}"
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    return device.to_arrays(head), problem
+    return problem
 
 
 def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Each value from the optimum of the one before: the problem is convex, so it is the same within `tol`."""
+    """Each value from where the path of the optima so far points to.
+
+    The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
+    """
     moving = copy_of(head, warm_start=True)
+    path: list[np.ndarray] = []
     for value in values:
+        if len(path) > 1:
+            start = _ahead(path)
+            moving.coef_, moving.intercept_ = start[:, :-1], start[:, -1]
         found, problem = fitted(moving.set_params(C=value), X, y)
+        if found is None:
+            path.clear()
+            yield None, problem
+            continue
+        path = [*path[-2:], np.column_stack([found.coef_, np.broadcast_to(found.intercept_, len(found.coef_))])]
         # A fit puts new arrays into the head, so that a shallow copy keeps those of this value.
-        yield (found if found is None else copy.copy(found).set_params(warm_start=head.warm_start)), problem
+        yield copy.copy(found).set_params(warm_start=head.warm_start), problem
+
+
+def _ahead(path: Sequence[np.ndarray]) -> np.ndarray:
+    """The next point of a path: a step in the direction of the last, as much longer as that was than the one before."""
+    step = path[-1] - path[-2]
+    if len(path) == 2:
+        return np.asarray(path[-1] + step)
+    before = path[-2] - path[-3]
+    longer = float(np.vdot(step, before)) / max(float(np.vdot(before, before)), np.finfo(np.float64).tiny)
+    return np.asarray(path[-1] + min(max(longer, 0.0), 2.0) * step)
 
 
 def _has_path(head: Any, X: Any, y: np.ndarray) -> bool:
-    return isinstance(X, np.ndarray) and not head.positive and not (y.ndim > 1 and head.class_weight is not None)
+    weighted = getattr(head, "class_weight", None) is not None
+    return isinstance(X, np.ndarray) and not head.positive and not (y.ndim > 1 and weighted)
 
 
 def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Candidate]:
@@ -124,6 +155,18 @@ def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
     """A streaming ridge head: one pass, and the head at each penalty."""
-    whole, problem = fitted(copy_of(head, alphas=tuple(values)), X, y)
+    whole, problem = fitted(copy_of(head, alphas=tuple(values), keep_path=True), X, y)
     for value in values:
         yield (None if whole is None else whole.at(value)), problem
+
+
+def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+    """A streaming logistic head: passes that go on from one value to the next."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    going = head.fit_path(X, y, values)
+    for _ in values:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            found = next(going)
+        yield found, _problem(caught)
