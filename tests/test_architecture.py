@@ -197,6 +197,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 # Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
 # settings are checked, and help is shown, at once.
+STREAMING = tuple(
+    f"pipeline/heads/{name}.py"
+    for name in ("centroid", "discriminant", "logistic", "neighbors", "pca", "ridge", "scaler")
+)
+"""Estimators of scikit-learn's kind are subclasses of its classes; the table of heads names them by text."""
 AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "torch": (
         "pipeline/backbones/",
@@ -209,9 +214,9 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "timm": (),
     "safetensors": ("pipeline/backbones/", "pipeline/freeze/checkpoint.py"),
     "onnxruntime": ("pipeline/engines/",),
-    "sklearn": (),
+    "sklearn": STREAMING,
     "skops": (),
-    "scipy": (),
+    "scipy": ("pipeline/heads/discriminant.py", "pipeline/heads/pca.py"),
     "h5py": ("pipeline/store/writing.py", "pipeline/store/examine.py"),
     "matplotlib": ("pipeline/report/figures.py",),
 }
