@@ -103,8 +103,8 @@ class FitConfig(Settings):
         if self.labels_per_class and self.seeds > 1:
             raise ValueError("`seeds` and `labels_per_class`: the draws of few labels are the seeds. Leave `seeds` out")
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
-        if streaming and (self.scale == "l2" or self.pca is not None):
-            raise ValueError(f"{streaming[0]} reads blocks of rows: expected `scale: standard` or `none`, and no `pca`")
+        if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
+            raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
         return self
 
 

@@ -56,6 +56,9 @@ def fit(
     names = [joined(one) for one in config.inputs]
     holding = sorted({head.called for head in found if not head.streaming})
     columns = {}
+    if config.calibrate is not None:
+        rows = len(loaded.rows("validation"))
+        check_memory(taps, names, rows=rows, memory_gb=config.memory_gb, who="calibrate: validation rows")
     if holding:
         check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
         columns = load(taps, loaded.keys)

@@ -26,7 +26,13 @@ HEADS: Mapping[str, Entry] = {
     "logistic": ("sklearn.linear_model:LogisticRegression", {"max_iter": 1000}),
     "mlp": ("sklearn.neural_network:MLPClassifier", {"max_iter": 1000, "random_state": 0}),
     "naive_bayes": ("sklearn.naive_bayes:GaussianNB", {}),
+    "prototypes": ("pipeline.heads.centroid:StreamingCentroid", {"metric": "cosine"}),
     "ridge": ("sklearn.linear_model:RidgeClassifier", {}),
+    "streaming_centroid": ("pipeline.heads.centroid:StreamingCentroid", {}),
+    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsClassifier", {}),
+    "streaming_lda": ("pipeline.heads.discriminant:StreamingLDA", {"shrinkage": "auto"}),
+    "streaming_logistic": ("pipeline.heads.logistic:StreamingLogisticRegression", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidgeClassifier", {}),
     "svm": ("sklearn.svm:LinearSVC", {"random_state": 0}),
 }
 """Name to class for classes as targets, and the parameters that icecore sets unless told otherwise."""
@@ -37,6 +43,8 @@ REGRESSIONS: Mapping[str, Entry] = {
     "knn": ("sklearn.neighbors:KNeighborsRegressor", {"algorithm": "brute"}),
     "mlp": ("sklearn.neural_network:MLPRegressor", {"max_iter": 1000, "random_state": 0}),
     "ridge": ("sklearn.linear_model:Ridge", {}),
+    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsRegressor", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidge", {}),
     "svm": ("sklearn.svm:LinearSVR", {"random_state": 0}),
 }
 """The same for numbers as targets."""
@@ -44,7 +52,7 @@ REGRESSIONS: Mapping[str, Entry] = {
 WITHOUT_SCORES = ("centroid",)
 """Heads whose scores are not used: NearestCentroid's are not a number where a class has a single sample."""
 
-OWN = "pipeline.heads."  # modules of streaming heads
+STREAMING = "streaming_"  # the names of heads that read their rows in blocks
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -61,7 +69,7 @@ def known() -> list[str]:
 
 def is_streaming(name: str) -> bool:
     """Whether a head of the table reads its rows in blocks."""
-    return any(name in table and table[name][0].startswith(OWN) for table in (HEADS, REGRESSIONS))
+    return name.startswith(STREAMING)
 
 
 def entry(name: str, kind: Kind) -> Entry:
@@ -96,8 +104,8 @@ def create(
 ) -> Any:
     """An unfitted scikit-learn pipeline: the preparation that was asked for, then the head.
 
-    `widths` are those of the taps side by side. A streaming head scales by itself (`standardize`). Raises HeadError for
-    a head that is not there or of the wrong kind, and for parameters that the class does not have.
+    `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves. Raises
+    HeadError for a head that is not there or of the wrong kind, and for parameters that the class does not have.
     """
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
@@ -107,12 +115,11 @@ def create(
     head = _estimator(name, path)
     _check_kind(head, name, kind)
     given = dict(params)
-    if is_streaming(name):
+    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params():
+        given.setdefault("standardize", True)  # from the pass that the head takes anyway
         before = []
-        if "standardize" in head.get_params():
-            given.setdefault("standardize", scale == "standard")
     else:
-        before = steps(scale, widths, pca)
+        before = steps(scale, widths, pca, streaming=is_streaming(name))
     for key in given:
         if key not in head.get_params():
             why = " It cannot weigh classes: use logistic, ridge, svm or forest." if key == "class_weight" else ""

@@ -42,6 +42,8 @@ TRUSTED = (
     "pipeline.heads.pca.StreamingPCA",
     "pipeline.heads.ridge.StreamingRidge",
     "pipeline.heads.ridge.StreamingRidgeClassifier",
+    "pipeline.heads.scaler.StreamingNormalizer",
+    "pipeline.heads.scaler.StreamingScaler",
 )
 """Types that a file may name beside those that skops trusts by itself, which are most of scikit-learn's estimators."""
 

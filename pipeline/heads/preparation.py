@@ -20,11 +20,14 @@ class Pca(Settings):
     whiten: bool = False
 
 
-def steps(scale: Scale, widths: Sequence[int], pca: Pca | None) -> list[Any]:
-    """Unfitted transformers for taps of these widths side by side.
+def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
+    """Unfitted transformers for taps of these widths side by side; `streaming` ones give sources for row sources.
 
-    To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap.
+    To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap, which no
+    streaming transformer does.
     """
+    if streaming:
+        return _streaming(scale, pca)
     from sklearn.compose import ColumnTransformer
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import Normalizer, StandardScaler
@@ -40,3 +43,11 @@ def steps(scale: Scale, widths: Sequence[int], pca: Pca | None) -> list[Any]:
     if pca is not None:
         found.append(PCA(pca.components, whiten=pca.whiten, random_state=0))
     return found
+
+
+def _streaming(scale: Scale, pca: Pca | None) -> list[Any]:
+    from pipeline.heads.pca import StreamingPCA
+    from pipeline.heads.scaler import StreamingNormalizer, StreamingScaler
+
+    found: list[Any] = {"standard": [StreamingScaler()], "l2": [StreamingNormalizer()], "none": []}[scale]
+    return found if pca is None else [*found, StreamingPCA(pca.components, whiten=pca.whiten)]
