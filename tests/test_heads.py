@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import heads
 from pipeline.errors import HeadError
+from pipeline.heads.model import TRUSTED
 from pipeline.heads.preparation import Scale
 
 FEW: dict[str, dict[str, Any]] = {"boosting": {"min_samples_leaf": 1, "max_iter": 10}, "forest": {"n_estimators": 5}}
@@ -33,7 +34,7 @@ def test_every_head_fits_predicts_and_comes_back_from_its_file_the_same(name: st
 
     skops.io.dump(head, tmp_path / "head.skops")
     untrusted = skops.io.get_untrusted_types(file=tmp_path / "head.skops")
-    assert all(kind.split(".")[0] in ("sklearn", "numpy") for kind in untrusted), untrusted
+    assert {*untrusted} <= {*TRUSTED}
     back = skops.io.load(tmp_path / "head.skops", trusted=untrusted)
     assert type(back) is type(head)
     assert [type(step) for _, step in back.steps] == [type(step) for _, step in head.steps]
@@ -96,3 +97,29 @@ def test_an_unknown_parameter_names_near_ones() -> None:
     message = r"head 'logistic' \(LogisticRegression\): unknown parameter 'max_iters'\. Did you mean 'max_iter'"
     with pytest.raises(HeadError, match=message):
         heads.create("logistic", {"max_iters": 5}, scale="standard")
+
+
+def test_a_head_of_a_package_that_is_not_installed_is_refused() -> None:
+    with pytest.raises(HeadError, match=r"head 'nobody.heads:Net': expected an installed module, got No module named"):
+        heads.create("nobody.heads:Net", {}, scale="none")
+
+
+@pytest.mark.parametrize("path", ["sklearn.svm:LinearSVCC", "sklearn.svm:l1_min_c", "sklearn.preprocessing:Binarizer"])
+def test_an_import_path_must_lead_to_an_estimator(path: str) -> None:
+    with pytest.raises(HeadError, match=r"expected a class of scikit-learn's kind with fit, predict, get_params"):
+        heads.create(path, {}, scale="none")
+
+
+def test_an_import_path_that_is_nearly_right_names_near_ones() -> None:
+    with pytest.raises(HeadError, match=r"unknown class 'LinearSVCC'\. Did you mean 'LinearSVC'"):
+        heads.create("sklearn.svm:LinearSVCC", {}, scale="none")
+
+
+def test_a_class_with_parameters_that_have_no_default_is_refused() -> None:
+    with pytest.raises(HeadError, match=r"expected a class whose parameters all have a default, got: .*'estimator'"):
+        heads.create("sklearn.multiclass:OneVsRestClassifier", {}, scale="none")
+
+
+def test_import_paths_are_told_from_names() -> None:
+    assert heads.is_import_path("sklearn.svm:LinearSVC")
+    assert not any(heads.is_import_path(name) for name in ("logistic", "sklearn.svm", "a:b:c", "os;x:y", ":x"))

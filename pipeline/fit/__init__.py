@@ -105,6 +105,8 @@ class FitConfig(Settings):
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
         if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
+        if streaming and self.search is not None and self.search.method == "halving":
+            raise ValueError(f"{streaming[0]} reads all of its rows: expected `method: grid` or `optuna`, got halving")
         return self
 
 
