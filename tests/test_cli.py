@@ -18,7 +18,8 @@ import yaml
 from pipeline import cli, manifest
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
-from pipeline.fit import FitConfig, fit
+from pipeline.fit import FitConfig
+from pipeline.fit.run import fit
 from pipeline.store import cache, index, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode

@@ -228,8 +228,8 @@ ONE_PROBLEM = {
     ),
     "a value that a check of its own refuses": (
         {"fit.digits_full.head": "logistc"},
-        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic' or 'streaming_logistic'? Expected one of:"
-        " boosting, centroid, forest, knn, lda, logistic, mlp, naive_bayes, prototypes, ridge, streaming_centroid,"
+        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic' or 'streaming_logistic'? Expected one"
+        " of: boosting, centroid, forest, knn, lda, logistic, mlp, naive_bayes, prototypes, ridge, streaming_centroid,"
         " streaming_knn, … (16 in all).",
     ),
     "a value that a check of its own refuses without naming it": (

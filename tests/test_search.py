@@ -278,7 +278,8 @@ def test_optuna_tries_values_between_the_smallest_and_the_largest(place: Place) 
     assert (len(one["search"]["values"]), one["search"]["trials"]) == (6, 6)
     assert all(0.01 <= value <= 100 for value in one["search"]["values"])
     assert one["params"]["C"] == one["search"]["chosen"]
-    place.fit(inputs=["hard"], head="knn", search={"method": "optuna", "trials": 4})
+    numbers = {"method": "optuna", "parameter": "n_neighbors", "values": [1, 20], "trials": 4}
+    place.fit(inputs=["hard"], head="knn", search=numbers)
     assert all(isinstance(value, int) for value in place.model()["fits"][0]["search"]["values"])
     weights = {"method": "optuna", "parameter": "weights", "values": ["uniform", "distance"], "trials": 3}
     place.fit(inputs=["hard"], head="knn", search=weights)

@@ -68,7 +68,7 @@ def fit(
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
-            held = Matrix(np.concatenate([columns[tap] for tap in parts], axis=1)) if holding else stream
+            held = Matrix(_joined([columns[tap] for tap in parts])) if holding else stream
             for head, seed in plan:
                 for training in trainings:
                     source = stream if head.streaming else held
@@ -125,6 +125,10 @@ def _inputs(task: Task, names: Sequence[str], taps: dict[str, Features]) -> Iter
     for name in names:
         widths = tuple(width(taps[tap]) for tap in name.split("+"))
         yield Data(task.kind, task.classes, targets, keys, splits, name, widths)
+
+
+def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
 def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
