@@ -27,11 +27,12 @@ def choose(wanted: str) -> tuple[str | None, str | None]:
     """The torch device for `wanted`, or None for plain arrays; and a note where that is less than what was wanted."""
     if wanted == "cpu":
         return None, None
+    enabled = enable()  # before anything that may load scipy
     import torch
 
     if not torch.cuda.is_available():
         return None, f"device: {wanted}: torch finds no GPU here; heads are fitted on the processor."
-    if not enable():
+    if not enabled:
         return None, f"device: {wanted}: scipy was loaded without SCIPY_ARRAY_API=1; heads are fitted on the processor."
     return wanted, None
 
