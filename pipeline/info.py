@@ -50,6 +50,8 @@ def _line(item: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {_short(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, list):
         text = ", ".join(map(str, value[:12]))
         return f"{text}, … ({len(value)} in all)" if len(value) > 12 else text

@@ -1,6 +1,6 @@
 """Fit the heads of a run: `python -m stages.fit digits_logistic`."""
 
-from pipeline.fit import fit
+from pipeline.fit.run import fit
 from stages import project
 
 
@@ -8,7 +8,7 @@ def main() -> None:
     """Write `data/models/<run>/` and `data/predictions/<run>.parquet`."""
     name, config = project.entry("fit")
     with project.bar(f"fit {name}", "heads") as progress:
-        fits = fit(
+        done = fit(
             config,
             task=project.TASKS / f"{config.task}.parquet",
             features=project.FEATURES / config.backbone,
@@ -16,7 +16,9 @@ def main() -> None:
             predictions=project.PREDICTIONS / f"{name}.parquet",
             progress=progress,
         )
-    print(f"{name}: {fits:,} heads")
+    for line in [*done.lines, *done.notes]:
+        print(line)
+    print(f"{name}: {done.fits:,} heads")
 
 
 if __name__ == "__main__":

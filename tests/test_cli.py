@@ -18,7 +18,8 @@ import yaml
 from pipeline import cli, manifest
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
-from pipeline.fit import FitConfig, fit
+from pipeline.fit import FitConfig
+from pipeline.fit.run import fit
 from pipeline.store import cache, index, writing
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import encode
@@ -182,7 +183,7 @@ ARTEFACTS = {
     "backbones/tiny": ("backbone", ["family: glyphs", "penultimate: 4", "block1: 4×16×16", "classes: no, yes"]),
     "features/tiny/penultimate": ("features", ["samples: 14", "dtype: float16", "node: penultimate", "shape: 3"]),
     "tasks/digits.parquet": ("task", ["rows by split:", "test: 4", "train: 8", "rows by target:", "yes: 7"]),
-    f"models/{RUN}": ("model", ["head: logistic", "heads: penultimate.all", "scores: probability"]),
+    f"models/{RUN}": ("model", ["head: logistic", "heads: logistic.penultimate.all", "logistic: probability"]),
     f"predictions/{RUN}.parquet": ("predictions", ["rows: 6", "predicted: string", "scores:logistic: probability"]),
     f"metrics/{RUN}.json": ("metrics", ["test_rows: 4", "input: penultimate"]),
     f"plots/{RUN}.json": ("evaluation", [f"run: {RUN}", "classes: no, yes"]),

@@ -228,8 +228,9 @@ ONE_PROBLEM = {
     ),
     "a value that a check of its own refuses": (
         {"fit.digits_full.head": "logistc"},
-        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic'? Expected one of: centroid, forest, knn,"
-        " lda, logistic, naive_bayes, ridge, svm.",
+        "fit.digits_full.head: unknown head 'logistc'. Did you mean 'logistic' or 'streaming_logistic'? Expected one"
+        " of: boosting, centroid, forest, knn, lda, logistic, mlp, naive_bayes, prototypes, ridge, streaming_centroid,"
+        " streaming_knn, … (16 in all).",
     ),
     "a value that a check of its own refuses without naming it": (
         {"extract.glyphs.taps.block2.pool": "avg2"},

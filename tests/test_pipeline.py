@@ -109,7 +109,7 @@ def test_a_wrong_setting_stops_the_first_stage_with_every_problem(project: Proje
     output = project.run("dvc", "repro", expect=255)
     assert "params.yaml: 2 problems" in output
     assert "split.digits: unknown key 'taget'. Did you mean 'target'" in output
-    assert "fit.digits_logistic.head: unknown head 'logitsic'. Did you mean 'logistic'?" in output
+    assert "fit.digits_logistic.head: unknown head 'logitsic'. Did you mean 'logistic'" in output
     assert "Traceback" not in output
 
 

@@ -1,45 +1,161 @@
-"""Heads: scikit-learn's own classifiers, by name. Nothing is wrapped."""
+"""Heads: scikit-learn's own estimators, by name, or any other by its import path.
+
+The name of a head means the class for the task's kind: `ridge` is a classifier or a regression. A multilabel task takes
+a classifier that can learn several labels a row, and one-vs-rest of any other. A head of the table that reads its rows
+in blocks, and never holds them all, is called *streaming*.
+"""
 
 import importlib
-from collections.abc import Mapping
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.errors import HeadError, unknown
+from pipeline.heads.preparation import Pca, Scale, steps
+from pipeline.task import Kind
 
-HEADS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+Entry = tuple[str, Mapping[str, Any]]
+
+HEADS: Mapping[str, Entry] = {
+    "boosting": ("sklearn.ensemble:HistGradientBoostingClassifier", {"random_state": 0}),
     "centroid": ("sklearn.neighbors:NearestCentroid", {}),
     "forest": ("sklearn.ensemble:RandomForestClassifier", {"random_state": 0}),
-    "knn": ("sklearn.neighbors:KNeighborsClassifier", {}),
+    "knn": ("sklearn.neighbors:KNeighborsClassifier", {"algorithm": "brute"}),
     "lda": ("sklearn.discriminant_analysis:LinearDiscriminantAnalysis", {"solver": "lsqr", "shrinkage": "auto"}),
     "logistic": ("sklearn.linear_model:LogisticRegression", {"max_iter": 1000}),
+    "mlp": ("sklearn.neural_network:MLPClassifier", {"max_iter": 1000, "random_state": 0}),
     "naive_bayes": ("sklearn.naive_bayes:GaussianNB", {}),
+    "prototypes": ("pipeline.heads.centroid:StreamingCentroid", {"metric": "cosine"}),
     "ridge": ("sklearn.linear_model:RidgeClassifier", {}),
+    "streaming_centroid": ("pipeline.heads.centroid:StreamingCentroid", {}),
+    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsClassifier", {}),
+    "streaming_lda": ("pipeline.heads.discriminant:StreamingLDA", {"shrinkage": "auto"}),
+    "streaming_logistic": ("pipeline.heads.logistic:StreamingLogisticRegression", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidgeClassifier", {}),
     "svm": ("sklearn.svm:LinearSVC", {"random_state": 0}),
 }
-"""Name to class, and the parameters that icecore sets unless told otherwise."""
+"""Name to class for classes as targets, and the parameters that icecore sets unless told otherwise."""
+
+REGRESSIONS: Mapping[str, Entry] = {
+    "boosting": ("sklearn.ensemble:HistGradientBoostingRegressor", {"random_state": 0}),
+    "forest": ("sklearn.ensemble:RandomForestRegressor", {"random_state": 0}),
+    "knn": ("sklearn.neighbors:KNeighborsRegressor", {"algorithm": "brute"}),
+    "mlp": ("sklearn.neural_network:MLPRegressor", {"max_iter": 1000, "random_state": 0}),
+    "ridge": ("sklearn.linear_model:Ridge", {}),
+    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsRegressor", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidge", {}),
+    "svm": ("sklearn.svm:LinearSVR", {"random_state": 0}),
+}
+"""The same for numbers as targets."""
 
 WITHOUT_SCORES = ("centroid",)
 """Heads whose scores are not used: NearestCentroid's are not a number where a class has a single sample."""
 
-Scale = Literal["standard", "l2", "none"]
+STREAMING = "streaming_"  # the names of heads that read their rows in blocks
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def create(name: str, params: Mapping[str, Any], *, scale: Scale) -> Any:
-    """An unfitted scikit-learn pipeline: the scaler that was asked for, then the head.
+def is_import_path(name: str) -> bool:
+    """Whether a head is named by where its class is, such as sklearn.svm:LinearSVC."""
+    return _IMPORT_PATH.fullmatch(name) is not None
 
-    Raises HeadError for a name that is not in the table and for parameters that the class does not have.
+
+def known() -> list[str]:
+    """Every name of the table."""
+    return sorted({*HEADS, *REGRESSIONS})
+
+
+def is_streaming(name: str) -> bool:
+    """Whether a head of the table reads its rows in blocks."""
+    return name.startswith(STREAMING)
+
+
+def entry(name: str, kind: Kind) -> Entry:
+    """Where the class of a head is for this kind of task, and icecore's parameters of it.
+
+    Raises HeadError for a name that is not in the table, and for a head that cannot learn such targets.
     """
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer, StandardScaler
+    if is_import_path(name):
+        return name, {}
+    if name not in known():
+        raise HeadError(unknown("head", name, known()))
+    table, wants = (REGRESSIONS, "numbers") if kind == "regression" else (HEADS, "classes")
+    if name not in table:
+        raise HeadError(f"head {name!r}: it cannot learn {wants}, and the task is a {kind}. Use {', '.join(table)}.")
+    return table[name]
 
-    if name not in HEADS:
-        raise HeadError(unknown("head", name, HEADS))
-    path, defaults = HEADS[name]
-    module, attribute = path.split(":")
-    head = getattr(importlib.import_module(module), attribute)()
-    for key in params:
+
+def is_random(name: str, kind: Kind) -> bool:
+    """Whether what a head learns depends on its `random_state`; of a class by import path, whether it has one."""
+    path, defaults = entry(name, kind)
+    return "random_state" in (_estimator(name, path).get_params() if is_import_path(name) else defaults)
+
+
+def create(
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    scale: Scale,
+    kind: Kind = "classification",
+    widths: Sequence[int] = (),
+    pca: Pca | None = None,
+) -> Any:
+    """An unfitted scikit-learn pipeline: the preparation that was asked for, then the head.
+
+    `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves. Raises
+    HeadError for a head that is not there or of the wrong kind, and for parameters that the class does not have.
+    """
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.utils import get_tags
+
+    path, defaults = entry(name, kind)
+    head = _estimator(name, path)
+    _check_kind(head, name, kind)
+    given = dict(params)
+    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params():
+        given.setdefault("standardize", True)  # from the pass that the head takes anyway
+        before = []
+    else:
+        before = steps(scale, widths, pca, streaming=is_streaming(name))
+    for key in given:
         if key not in head.get_params():
-            raise HeadError(f"head {name!r} ({attribute}): {unknown('parameter', key, head.get_params())}")
-    head.set_params(**{**defaults, **params})
-    scalers = {"standard": [StandardScaler()], "l2": [Normalizer()], "none": []}
-    return make_pipeline(*scalers[scale], head)
+            why = " It cannot weigh classes: use logistic, ridge, svm or forest." if key == "class_weight" else ""
+            what = unknown("parameter", key, head.get_params())
+            raise HeadError(f"head {name!r} ({type(head).__name__}): {what}{why}")
+    head.set_params(**{**defaults, **given})
+    if kind == "multilabel" and not get_tags(head).classifier_tags.multi_label:
+        head = OneVsRestClassifier(head)
+    return make_pipeline(*before, head)
+
+
+def _estimator(name: str, path: str) -> Any:
+    """A new estimator of the class at an import path, with its own parameters."""
+    module, attribute = path.split(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise HeadError(
+            f"head {name!r}: expected an installed module, got {error}. Install it, or use a head of the table."
+        ) from None
+    kind = getattr(found, attribute, None)
+    wanted = ("fit", "predict", "get_params", "set_params")
+    if not isinstance(kind, type) or not all(hasattr(kind, method) for method in wanted):
+        there = sorted(one for one in vars(found) if isinstance(getattr(found, one), type) and one[0] != "_")
+        hint = "" if attribute in there else f" {unknown('class', attribute, there)}"
+        raise HeadError(f"head {name!r}: expected a class of scikit-learn's kind with {', '.join(wanted)}.{hint}")
+    try:
+        return kind()
+    except TypeError as error:
+        raise HeadError(f"head {name!r}: expected a class whose parameters all have a default, got: {error}.") from None
+
+
+def _check_kind(head: Any, name: str, kind: Kind) -> None:
+    from sklearn.base import is_classifier, is_regressor
+
+    wanted: Literal["classifier", "regressor"] = "regressor" if kind == "regression" else "classifier"
+    if not (is_regressor(head) if kind == "regression" else is_classifier(head)):
+        table = REGRESSIONS if kind == "regression" else HEADS
+        raise HeadError(f"head {name!r}: the task is a {kind}, expected a {wanted}. Use {', '.join(table)}.")

@@ -1,0 +1,120 @@
+"""Fit heads on stored features: all heads, inputs, numbers of labels, draws and seeds of a run, each tap read once.
+
+The training rows of the task fit a head. Validation rows may choose a parameter of it (`search`) and its temperature
+(`calibrate`); then it may be fitted once more to training and validation rows (`refit`). Predictions of validation rows
+are always of a head that was not fitted to them, those of test rows of the last one. Test rows choose nothing.
+
+FitConfig    the settings of a run
+training     the rows of a task that heads are fitted to
+inputs       the features of a run, in memory or in blocks
+one          one fit: search, calibration, refit, predictions
+run          all of them, and what they leave on disk
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline import heads
+from pipeline.config import Settings
+from pipeline.errors import unknown
+from pipeline.heads.preparation import Pca, Scale
+from pipeline.heads.search import SearchConfig
+
+Input = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class FitConfig(Settings):
+    """A run: one head or several on one task, over some inputs, numbers of labels and draws."""
+
+    task: str
+    backbone: str
+    inputs: Annotated[tuple[str | Input, ...], Field(min_length=1, description="taps, or lists of taps to join")]
+    head: str | tuple[str, ...] | dict[str, dict[str, Any]] = Field(
+        "logistic", description="a name or an import path, a list of them, or a mapping of them to their parameters"
+    )
+    params: dict[str, Any] = Field({}, description="of the head's scikit-learn class, where there is one head")
+    scale: Scale = Field("standard", description="of each tap by itself, before taps are joined")
+    pca: Pca | None = None
+    search: SearchConfig | None = Field(None, description="`sweep`, or settings of a search on validation rows")
+    refit: bool = Field(False, description="fit the chosen head to training and validation rows before the test")
+    calibrate: Literal["temperature"] | None = None
+    labels_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="few-shot; empty: all of train")
+    seeds: Annotated[int, Field(ge=1, description="fits of each head that starts at random")] = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="by default half of what is free")
+
+    @property
+    def taps(self) -> list[str]:
+        """Every tap that some input uses, sorted."""
+        return sorted({tap for name in map(joined, self.inputs) for tap in name.split("+")})
+
+    @property
+    def heads(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """What predictions call a head (of an import path the class), to its name in the table and its parameters."""
+        if isinstance(self.head, dict):
+            return {called(name): (name, params) for name, params in self.head.items()}
+        names = (self.head,) if isinstance(self.head, str) else self.head
+        return {called(name): (name, self.params) for name in names}
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _form(cls, head: Any) -> Any:
+        if isinstance(head, dict):
+            return {name: {} if params is None else params for name, params in head.items()}
+        return head
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _sweep(cls, search: Any) -> Any:
+        if isinstance(search, str):
+            if search != "sweep":
+                raise ValueError("expected `sweep` or a mapping of settings")
+            return {}
+        return search
+
+    @field_validator("head")
+    @classmethod
+    def _known(cls, head: Any) -> Any:
+        names = [head] if isinstance(head, str) else list(head)
+        for name in names:
+            if not heads.is_import_path(name) and name not in heads.known():
+                raise ValueError(unknown("head", name, heads.known()))
+        if not names or len({called(name) for name in names}) < len(names):
+            raise ValueError("expected one head or more, each of them once")
+        return head
+
+    @field_validator("inputs", "labels_per_class")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value if isinstance(value, int) else joined(value) for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each of them once")  # twice the same fit would count as two draws
+        return values
+
+    @model_validator(mode="after")
+    def _together(self) -> "FitConfig":
+        if self.params and not isinstance(self.head, str):
+            raise ValueError("`params` is of one head. Of several write `head: {logistic: {C: 10}, ridge: {}}`")
+        if self.labels_per_class and self.refit:
+            raise ValueError(
+                "`refit` adds all validation rows: a few-shot set would have other than `labels_per_class`"
+            )
+        if self.labels_per_class and self.seeds > 1:
+            raise ValueError("`seeds` and `labels_per_class`: the draws of few labels are the seeds. Leave `seeds` out")
+        streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
+        if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
+            raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
+        if streaming and self.search is not None and self.search.method == "halving":
+            raise ValueError(f"{streaming[0]} reads all of its rows: expected `method: grid` or `optuna`, got halving")
+        return self
+
+
+def joined(taps: str | tuple[str, ...]) -> str:
+    """The name of an input: its taps joined by +."""
+    return taps if isinstance(taps, str) else "+".join(taps)
+
+
+def called(head: str) -> str:
+    """What predictions and files call a head: of an import path the class."""
+    return head.rpartition(":")[2]

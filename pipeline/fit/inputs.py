@@ -1,0 +1,87 @@
+"""The features of a run: every tap read once into memory, or rows that streaming heads read in blocks."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import heads
+from pipeline.errors import HeadError, unknown
+from pipeline.heads.rows import Rows
+from pipeline.store.features import Features
+
+GB = 1e9
+# Beside the taps themselves: the joined input, its training rows, and these once more, scaled.
+COPIES = 3
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An input in memory: float32 (rows, width)."""
+
+    X: np.ndarray
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, in their order."""
+        return np.asarray(self.X[rows])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An input on disk, for heads that read it in blocks."""
+
+    taps: tuple[Features, ...]
+    keys: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Any:
+        """The same as a row source."""
+        return Rows(self.taps, self.keys[rows])
+
+
+def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:
+    """The taps that the run uses; raises HeadError for one that was not extracted."""
+    there = [path.parent.name for path in features.glob("*/index.json")]
+    for tap in names:
+        if tap not in there:
+            raise HeadError(f"{features}: {unknown('tap', tap, there)}")
+    return {tap: Features.open(features / tap) for tap in names}
+
+
+def width(tap: Features) -> int:
+    """The values of a row, flattened."""
+    return int(np.prod(tap.shape))
+
+
+def load(taps: Mapping[str, Features], keys: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of some keys of every tap, flattened, float32 (rows, width)."""
+    return {
+        name: tap.load(list(keys)).reshape(len(keys), -1).astype(np.float32, copy=False) for name, tap in taps.items()
+    }
+
+
+def check_memory(
+    taps: Mapping[str, Features], inputs: Sequence[str], *, rows: int, memory_gb: float | None, who: str
+) -> None:
+    """Raises HeadError, with the numbers, where heads that hold all rows would need more memory than they may use."""
+    allowed = memory_gb * GB if memory_gb is not None else available() / 2
+    widest = max(sum(width(taps[tap]) for tap in name.split("+")) for name in inputs)
+    needed = 4 * rows * (sum(map(width, taps.values())) + COPIES * widest)
+    if needed > allowed:
+        streaming = [name for name in heads.known() if heads.is_streaming(name)]
+        raise HeadError(
+            f"{who}: expected {rows:,} rows that fit into {allowed / GB:.3g} GB of memory, got {needed / GB:.3g} "
+            f"(taps, an input of {widest:,} values a row, its training rows). Set `memory_gb` if there is more, ask "
+            f"for fewer taps, or use a head that reads blocks: {', '.join(streaming) or 'there is none'}."
+        )
+
+
+def available() -> int:
+    """Bytes of memory that a process may take without others being swapped out, as far as the system says."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

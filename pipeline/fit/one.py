@@ -1,0 +1,213 @@
+"""One fit of a run: choose on validation rows, calibrate on them, refit with them, predict what was not learnt from."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import heads
+from pipeline.errors import HeadError
+from pipeline.fit import FitConfig
+from pipeline.fit.inputs import Matrix, Stream
+from pipeline.fit.training import Training
+from pipeline.heads import calibration, device
+from pipeline.heads.scores import predictions_of, scores_of
+from pipeline.heads.search import search
+from pipeline.heads.sweep import Rows
+from pipeline.predictions import Predictions, Scores
+from pipeline.task import Kind
+
+# Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
+SMALL = 5_000_000
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of a run: what predictions call it, its name in the table or import path, its parameters and scores."""
+
+    called: str
+    name: str
+    params: dict[str, Any]
+    scores: Scores
+    random: bool
+    on: str | None
+    """The torch device that it is fitted on; None for arrays."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it reads its rows in blocks."""
+        return heads.is_streaming(self.name)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The columns of a task, which a Task makes anew whenever it is asked, and an input to learn them from."""
+
+    kind: Kind
+    classes: list[str]
+    targets: np.ndarray
+    keys: np.ndarray
+    splits: np.ndarray
+    name: str
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head, its predictions, and what `model.json` says of it."""
+
+    head: Any
+    predictions: Predictions
+    record: dict[str, Any]
+
+
+def fit_one(
+    head: Head,
+    data: Data,
+    source: Matrix | Stream,
+    training: Training,
+    config: FitConfig,
+    *,
+    seed: int | None,
+) -> Fit:
+    """Fit one head to one training set of one input, with `seed` as its random state.
+
+    Raises HeadError that names the fit.
+    """
+    params = {**head.params}
+    if seed is not None:
+        params.setdefault("random_state", seed)
+    pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
+    seeded = "" if seed is None or training.labels else f"-seed{seed}"
+    where = f"{head.called} on {data.name}, {training}{seeded}"
+    train = Rows(source.take(training.rows), _as_learnt(data.targets[training.rows], data.kind))
+    validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
+    temperature, found = None, None
+    if head.on is not None:
+        pipeline = device.prepare(pipeline)
+    with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
+        if config.search is not None:
+            held = Rows(source.take(validation), data.targets[validation])
+            found = search(
+                pipeline,
+                head.name,
+                config.search,
+                train=train,
+                validation=held,
+                kind=data.kind,
+                classes=data.classes,
+                on=head.on,
+            )
+            pipeline, params = found.head, {**params, found.parameter: found.value}
+        else:
+            _fit(pipeline, train, head.on)
+        first = pipeline
+        if config.calibrate is not None:
+            X = np.asarray(source.take(validation)[0 : len(validation)])
+            first = calibration.by_temperature(pipeline, X, data.targets[validation], classes=data.classes)
+            temperature = calibration.temperature_of(first)
+        last = _refitted(pipeline, first, data, source, training, config, head.on) if config.refit else first
+        parts = [(first, validation), (last, test)] if config.refit else [(last, np.concatenate([validation, test]))]
+        predicted = _predicted(head, data, source, training, parts, seed=seed)
+    record = {
+        "head": head.called,
+        "input": data.name,
+        "labels": predicted.labels,
+        "draw": predicted.draw,
+        "file": f"{head.called}.{data.name}.{training}{seeded}.skops",
+        "params": {**heads.entry(head.name, data.kind)[1], **params},
+        "search": None if found is None else found.record,
+        "temperature": temperature,
+    }
+    return Fit(last, predicted, record)
+
+
+@contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """What scikit-learn has against a head or its training set becomes a HeadError that says which fit it was."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        # NearestCentroid divides by zero where every class has one sample; only its unused scores suffer.
+        warnings.filterwarnings("ignore", "invalid value encountered in divide", RuntimeWarning)
+        try:
+            yield
+        except ConvergenceWarning as warning:
+            raise HeadError(
+                f"{where}: the head did not converge: {str(warning).splitlines()[0]} "
+                "Raise `max_iter` in `params`, or regularise more."
+            ) from None
+        except HeadError as error:
+            raise HeadError(f"{where}: {error}") from None
+        except ValueError as error:
+            raise HeadError(f"{where}: scikit-learn refuses the head or its training set: {error}") from None
+
+
+def threads_for(values: int) -> AbstractContextManager[Any]:
+    """One thread for a small training set; the libraries' own choice for a large one."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1) if values < SMALL else nullcontext()
+
+
+def _as_learnt(targets: np.ndarray, kind: Kind) -> np.ndarray:
+    return targets.astype(np.int8) if kind == "multilabel" else targets
+
+
+def _fit(pipeline: Any, rows: Rows, on: str | None) -> None:
+    with device.tensors(on):
+        pipeline.fit(device.placed(rows.X, on), rows.y)
+    for _, step in pipeline.steps if on is not None else ():
+        device.to_arrays(step)
+
+
+def _refitted(
+    pipeline: Any,
+    first: Any,
+    data: Data,
+    source: Matrix | Stream,
+    training: Training,
+    config: FitConfig,
+    on: str | None,
+) -> Any:
+    """The head with what was chosen, fitted to training and validation rows; its temperature is the one before."""
+    from sklearn.base import clone
+
+    rows = np.sort(np.concatenate([training.rows, np.flatnonzero(data.splits == "validation")]))
+    again = clone(pipeline)
+    _fit(again, Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind)), on)
+    return again if config.calibrate is None else calibration.with_head(first, again)
+
+
+def _predicted(
+    head: Head,
+    data: Data,
+    source: Matrix | Stream,
+    training: Training,
+    parts: Sequence[tuple[Any, np.ndarray]],
+    *,
+    seed: int | None,
+) -> Predictions:
+    predicted, scored = [], []
+    for fitted, rows in parts:
+        if not len(rows):
+            continue
+        X = source.take(rows)
+        predicted.append(predictions_of(fitted, X, kind=data.kind))
+        scored.append(scores_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes))
+    rows = np.concatenate([rows for _, rows in parts])
+    return Predictions(
+        head=head.called,
+        input=data.name,
+        labels=training.labels,
+        draw=training.draw if training.labels else seed,
+        keys=data.keys[rows],
+        splits=data.splits[rows],
+        targets=data.targets[rows],
+        predicted=np.concatenate(predicted),
+        scores=np.concatenate(scored),
+    )

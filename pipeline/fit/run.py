@@ -1,0 +1,176 @@
+"""Run a FitConfig: read the taps once, fit every head on every input, leave models and predictions on disk."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import heads
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import atomic, sha256_file, write_json
+from pipeline.fit import FitConfig, joined
+from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
+from pipeline.fit.one import Data, Head, fit_one
+from pipeline.fit.training import check_targets, training_sets
+from pipeline.heads import calibration, criteria, device
+from pipeline.heads.scores import kind_of_scores
+from pipeline.heads.search import grid_of
+from pipeline.predictions import Scores, Writer
+from pipeline.runtime import Progress, silent, versions
+from pipeline.store.features import Features
+from pipeline.task import Kind, Task
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: how many heads it fitted, a line of each, and what was not as the settings wanted it."""
+
+    fits: int
+    lines: list[str]
+    notes: list[str]
+
+
+def fit(
+    config: FitConfig, *, task: Path, features: Path, models: Path, predictions: Path, progress: Progress = silent
+) -> Summary:
+    """Fit and predict everything.
+
+    `features` holds a folder a tap; heads go to `models`. Raises HeadError, ConfigError, DataError or StoreError before
+    a fit starts where the task, the taps, the heads and what is asked of them do not go together.
+    """
+    on, note = device.choose(config.device)
+    notes = [note] if note is not None else []
+    loaded = Task.read(task)
+    check_targets(loaded, where=str(task))
+    _check_splits(config, loaded, where=str(task))
+    trainings = list(training_sets(loaded, config.labels_per_class, where=str(task)))
+    plan = [(head, seed) for head in _heads(config, loaded.kind, on) for seed in _seeds(head, config)]
+    found = [head for head, _ in plan]
+    if on is not None:
+        gone = sorted({head.called for head in found if head.on is None})
+        notes += [f"{name}: scikit-learn has no `device: {on}` for it; it is fitted on the processor." for name in gone]
+    taps = open_taps(config.taps, features)
+    names = [joined(one) for one in config.inputs]
+    holding = sorted({head.called for head in found if not head.streaming})
+    columns = {}
+    if config.calibrate is not None:
+        rows = len(loaded.rows("validation"))
+        check_memory(taps, names, rows=rows, memory_gb=config.memory_gb, who="calibrate: validation rows")
+    if holding:
+        check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
+        columns = load(taps, loaded.keys)
+    total, fits = len(names) * len(trainings) * len(plan), []
+    scores = {head.called: head.scores for head in found}
+    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer:
+        for data in _inputs(loaded, names, taps):
+            parts = data.name.split("+")
+            stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
+            held = Matrix(_joined([columns[tap] for tap in parts])) if holding else stream
+            for head, seed in plan:
+                for training in trainings:
+                    source = stream if head.streaming else held
+                    state = training.draw if head.random and training.draw is not None else seed
+                    one = fit_one(head, data, source, training, config, seed=state)
+                    writer.add(one.predictions)
+                    _save(one.head, models / one.record["file"])
+                    fits.append(one.record)
+                    progress(len(fits), total)
+    write_json(models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits})
+    return Summary(total, _lines(fits), notes)
+
+
+def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
+    """The heads of a run, created once so that what is wrong with one is said before anything is read."""
+    found = []
+    for called, (name, params) in config.heads.items():
+        pipeline = heads.create(name, params, scale=config.scale, kind=kind, pca=config.pca)
+        if config.search is not None:
+            grid_of(config.search, name)
+            criteria.check(criteria.criterion(config.search.metric, kind), pipeline, kind=kind)
+        scores: Scores = "none" if name in heads.WITHOUT_SCORES else kind_of_scores(pipeline, kind)
+        if config.calibrate is not None:
+            calibration.check(called, scores, kind=kind)
+            scores = "probability"
+        fits_there = device.supports(pipeline) and (config.search is None or config.search.method == "grid")
+        found.append(Head(called, name, params, scores, heads.is_random(name, kind), on if fits_there else None))
+    if config.seeds > 1 and not any(head.random for head in found):
+        raise ConfigError(
+            f"seeds: expected a head that starts at random, got {', '.join(config.heads)}: each fit would be the same. "
+            "Leave `seeds` out."
+        )
+    return found
+
+
+def _seeds(head: Head, config: FitConfig) -> Sequence[int | None]:
+    return range(config.seeds) if head.random and config.seeds > 1 else (None,)
+
+
+def _check_splits(config: FitConfig, task: Task, *, where: str) -> None:
+    validation, test = task.rows("validation"), task.rows("test")
+    if not len(validation) + len(test):
+        raise DataError(f"{where}: expected validation or test rows to predict, got none. Change the task's `sizes`.")
+    asked = [name for name in ("search", "calibrate", "refit") if getattr(config, name) not in (None, False)]
+    if asked and not len(validation):
+        raise DataError(
+            f"{where}: expected validation rows for `{asked[0]}`, got none, and test rows must not choose. "
+            "Give the task's `sizes` a validation share."
+        )
+
+
+def _inputs(task: Task, names: Sequence[str], taps: dict[str, Features]) -> Iterator[Data]:
+    keys, targets, splits = task.keys, task.targets, task.table["split"].to_numpy()
+    for name in names:
+        widths = tuple(width(taps[tap]) for tap in name.split("+"))
+        yield Data(task.kind, task.classes, targets, keys, splits, name, widths)
+
+
+def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
+    """What was chosen, a line for each head on each input."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for one in fits:
+        groups[one["head"], one["input"]].append(one)
+    lines = []
+    for (head, name), found in groups.items():
+        said = ["1 fit" if len(found) == 1 else f"{len(found):,} fits"]
+        if searched := [one["search"] for one in found if one["search"]]:
+            values = dict.fromkeys(_shown(one["chosen"]) for one in searched)
+            said.append(f"{searched[0]['parameter']} {', '.join(values)} of {len(searched[0]['values'])} values")
+            best = [dict(zip(map(_shown, one["values"]), one["validation"], strict=True)) for one in searched]
+            mean = np.mean([scores[_shown(one["chosen"])] for one, scores in zip(searched, best, strict=True)])
+            said.append(f"{searched[0]['metric']} {mean:.4f} on validation rows")
+        if warm := [one["temperature"] for one in found if one["temperature"] is not None]:
+            said.append(f"temperature {np.mean(warm):.3g}")
+        lines.append(f"{head} on {name}: {'; '.join(said)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _save(head: Any, path: Path) -> None:
+    import skops.io
+
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        skops.io.dump(head, file)
+
+
+def _made_from(
+    config: FitConfig, taps: dict[str, Features], path: Path, task: Task, scores: dict[str, Scores]
+) -> dict[str, Any]:
+    """model.json: everything that the run was made from."""
+    return {
+        "format": 2,
+        "settings": config.model_dump(mode="json"),
+        "scores": scores,
+        "task": {"name": config.task, "sha256": sha256_file(path), "kind": task.kind, "classes": task.classes},
+        "features": {name: {"address": t.index.address, "identity": t.identity} for name, t in taps.items()},
+        "versions": versions("scikit-learn", "numpy"),
+    }

@@ -1,0 +1,108 @@
+"""Choose a parameter of a head on validation rows: by a sweep over values, by successive halving, or with Optuna.
+
+The head is fitted to training rows alone, for each value; validation rows choose; test rows are not seen. The values go
+from the most regularised to the least, and of equals the first is chosen. What was tried and how stands in the record,
+which `model.json` keeps.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.config import Settings
+from pipeline.errors import HeadError, unknown
+from pipeline.heads import budgeted, criteria
+from pipeline.heads.sweep import Found, Rows, sweep
+from pipeline.task import Kind
+
+GRIDS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "boosting": ("max_leaf_nodes", (2, 4, 8, 16, 31, 64)),
+    "forest": ("min_samples_leaf", (20, 10, 5, 2, 1)),
+    "knn": ("n_neighbors", (100, 50, 20, 10, 5, 3, 1)),
+    "lda": ("shrinkage", tuple(round(1 - 0.1 * i, 1) for i in range(11))),
+    # 45 values of C over 11 decades: Radford et al. 2021 (CLIP) used 96 over 12, dinov2 uses these 45.
+    "logistic": ("C", tuple(float(f"{10**x:.6g}") for x in np.linspace(-6, 5, 45))),
+    "mlp": ("alpha", tuple(10.0**x for x in range(1, -7, -1))),
+    "naive_bayes": ("var_smoothing", tuple(10.0**x for x in range(0, -13, -1))),
+    "ridge": ("alpha", tuple(float(f"{10**-x:.6g}") for x in np.linspace(-6, 5, 45))),
+    "svm": ("C", tuple(float(f"{10**x:.6g}") for x in np.linspace(-6, 2, 17))),
+}
+"""The parameter that `sweep` chooses of each head, and its values from the most regularised to the least."""
+
+REGULARISES: Mapping[str, int] = {
+    **dict.fromkeys(("C", "max_leaf_nodes", "max_depth", "max_iter", "learning_rate"), 1),
+    **dict.fromkeys(("alpha", "n_neighbors", "shrinkage", "var_smoothing", "min_samples_leaf"), -1),
+}
+"""Whether the small (1) or the large (-1) values of a parameter regularise more; of others the given order counts."""
+
+
+class SearchConfig(Settings):
+    """What to choose on validation rows, and how."""
+
+    parameter: str | None = Field(None, description="of the head's class; by default that of the head's own sweep")
+    values: tuple[Any, ...] = Field((), description="by default those of the head's own sweep")
+    metric: str | None = Field(None, description="by default accuracy, of many labels map, of a regression r2")
+    method: Literal["grid", "halving", "optuna"] = "grid"
+    trials: Annotated[int, Field(ge=2)] = 50
+
+    @model_validator(mode="after")
+    def _both(self) -> "SearchConfig":
+        if (self.parameter is None) != (not self.values):
+            raise ValueError("expected both `parameter` and `values`, or neither of them")
+        if self.values and len(set(map(repr, self.values))) < max(2, len(self.values)):
+            raise ValueError("expected two or more `values`, each once")
+        return self
+
+
+def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
+    """The parameter and its values, from the most regularised; raises HeadError for a head without a sweep."""
+    if config.parameter is None:
+        plain = name.removeprefix("streaming_")
+        if plain not in GRIDS:
+            raise HeadError(
+                f"search: {name} has no sweep of its own, these have: {', '.join(GRIDS)}. "
+                "Name a `parameter` and its `values`, or give the head a run without a search."
+            )
+        return GRIDS[plain]
+    direction = REGULARISES.get(config.parameter)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in config.values)
+    if direction is None or not numbers:
+        return config.parameter, config.values
+    return config.parameter, tuple(sorted(config.values, key=lambda value: direction * value))
+
+
+def search(
+    pipeline: Any,
+    name: str,
+    config: SearchConfig,
+    *,
+    train: Rows,
+    validation: Rows,
+    kind: Kind,
+    classes: Sequence[str],
+    on: str | None = None,
+) -> Found:
+    """Choose a value of an unfitted pipeline's head and fit it; `on` is a torch device for `device.tensors`.
+
+    Raises HeadError where the head lacks the parameter, cannot give what the metric needs, or fits with no value.
+    """
+    parameter, values = grid_of(config, name)
+    inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
+    known = getattr(pipeline[-1], "estimator", pipeline[-1]).get_params()
+    if parameter not in known and not (parameter == "alpha" and "alphas" in known):
+        raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
+    metric = criteria.criterion(config.metric, kind)
+    criteria.check(metric, pipeline, kind=kind)
+    protocol: dict[str, Any] = {"method": config.method, "metric": metric}
+    what = (pipeline, inner + parameter, values, train, validation)
+    if config.method == "grid":
+        found = sweep(*what, metric=metric, kind=kind, classes=classes, on=on)
+    elif config.method == "halving":
+        found = budgeted.halving(*what, metric=metric, kind=kind, classes=classes)
+    else:
+        found = budgeted.optuna(*what, metric=metric, kind=kind, classes=classes, trials=config.trials)
+        protocol["trials"] = config.trials
+    rows = {"training_rows": len(train.y), "validation_rows": len(validation.y)}
+    return Found(found.head, parameter, found.value, {"parameter": parameter, **protocol, **rows, **found.record})

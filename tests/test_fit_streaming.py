@@ -1,0 +1,141 @@
+"""Runs of streaming heads: they read blocks of rows from the store and say what heads in memory say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from places import Place, make, retarget
+from pydantic import ValidationError
+
+from pipeline import heads
+from pipeline.errors import HeadError
+from pipeline.fit import FitConfig
+from pipeline.heads.model import load
+from pipeline.heads.rows import Rows
+from pipeline.predictions import PredictionsFile
+from pipeline.store.features import Features
+from pipeline.task import Task
+
+SPLITS = {"train": 20, "validation": 12, "test": 10}
+# The head in memory with the same answers, and the parameters with which they are the same.
+TWINS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "streaming_centroid": ("centroid", {}, {}),
+    "streaming_knn": ("knn", {}, {}),
+    "streaming_lda": ("lda", {"shrinkage": 0.1}, {"shrinkage": 0.1}),
+    "streaming_logistic": ("logistic", {"tol": 1e-6}, {"tol": 1e-6}),
+    "streaming_ridge": ("ridge", {"alphas": [10.0]}, {"alpha": 10.0}),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make(tmp_path, splits=SPLITS)
+
+
+def test_every_streaming_head_of_classes_has_a_twin() -> None:
+    assert {name for name in heads.HEADS if heads.is_streaming(name)} == set(TWINS)
+
+
+@pytest.mark.parametrize("head", TWINS)
+@pytest.mark.parametrize("before", [{}, {"scale": "none"}, {"pca": {"components": 2}}])
+def test_a_streaming_head_says_what_its_twin_in_memory_says(place: Place, head: str, before: dict[str, Any]) -> None:
+    twin, params, of_twin = TWINS[head]
+    inputs = ["hard", ["easy", "hard"]]
+    # Held to one billionth of a GB: nothing that loads all rows could run.
+    streamed = place.fit(inputs=inputs, head=head, params=params, memory_gb=1e-9, **before)
+    kinds = PredictionsFile.open(place.predictions).scores
+    held = place.fit(inputs=inputs, head=twin, params=of_twin, **before)
+    for one, other in zip(streamed, held, strict=True):
+        assert (one.predicted == other.predicted).mean() > 0.98  # the rest lies on a border
+        if head in ("streaming_knn", "streaming_logistic", "streaming_ridge"):
+            np.testing.assert_allclose(one.scores, other.scores, atol=5e-3)
+    assert kinds[head] != "none"
+
+
+def test_a_run_may_mix_streaming_heads_and_others(place: Place) -> None:
+    found = place.fit(inputs=["easy"], head=["logistic", "streaming_ridge", "prototypes"], calibrate="temperature")
+    for one in found:
+        np.testing.assert_array_equal(one.predicted, one.targets)
+    assert set(PredictionsFile.open(place.predictions).scores.values()) == {"probability"}
+
+
+@pytest.mark.parametrize("head", ["streaming_ridge", "streaming_logistic", "streaming_lda", "streaming_knn"])
+def test_a_sweep_of_a_streaming_head_chooses_what_the_twin_would(place: Place, head: str) -> None:
+    values = {
+        "streaming_ridge": {"parameter": "alpha", "values": [1000.0, 10.0, 0.1]},
+        "streaming_logistic": {"parameter": "C", "values": [1e-3, 0.1, 1.0]},
+        "streaming_lda": {"parameter": "shrinkage", "values": [0.9, 0.5, 0.1]},
+        "streaming_knn": {"parameter": "n_neighbors", "values": [20, 5, 1]},
+    }[head]
+    [one] = place.fit(inputs=["hard"], head=head, search=values, refit=True)
+    ours = place.model()["fits"][0]["search"]
+    [other] = place.fit(inputs=["hard"], head=TWINS[head][0], search=values, refit=True)
+    theirs = place.model()["fits"][0]["search"]
+    assert ours["chosen"] == theirs["chosen"]
+    np.testing.assert_allclose(ours["validation"], theirs["validation"], atol=0.03)
+    assert (one.predicted == other.predicted).mean() > 0.97
+
+
+def test_streaming_regressions_are_those_in_memory(place: Place) -> None:
+    task = Task.read(place.task)
+    X = Features.open(place.features / "hard").load(list(task.keys)).reshape(len(task), -1).astype(np.float64)
+    retarget(place, pa.array(X @ [1.0, -2.0, 3.0, 0.5] + np.random.default_rng(0).normal(size=len(X))), "regression")
+    for head, params, twin, of_twin in [
+        ("streaming_ridge", {"alphas": [3.0]}, "ridge", {"alpha": 3.0}),
+        ("streaming_knn", {}, "knn", {}),
+    ]:
+        [one] = place.fit(inputs=["hard"], head=head, params=params, memory_gb=1e-9)
+        [other] = place.fit(inputs=["hard"], head=twin, params=of_twin)
+        np.testing.assert_allclose(one.predicted, other.predicted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["streaming_ridge", "streaming_logistic"])
+def test_streaming_heads_learn_several_labels_a_row(place: Place, head: str) -> None:
+    task = Task.read(place.task)
+    seen = Features.open(place.features / "easy").load(list(task.keys)).astype(float) > 2
+    seen[::5, 0] = ~seen[::5, 0]
+    names = [[name for name, there in zip("abc", row, strict=True) if there] for row in seen]
+    retarget(place, pa.array(names, pa.list_(pa.string())), "multilabel")
+    [one] = place.fit(head=head, memory_gb=1e-9)
+    assert (one.predicted == one.targets).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "head", ["streaming_centroid", "streaming_lda", "streaming_logistic", "streaming_ridge", "prototypes"]
+)
+def test_saved_streaming_heads_come_back(place: Place, head: str) -> None:
+    [one] = place.fit(inputs=["hard"], head=head, pca={"components": 3})
+    found = load(place.models).predict(Features.open(place.features / "hard"), keys=list(one.keys))
+    np.testing.assert_array_equal(found, one.predicted)
+
+
+def test_saved_neighbours_want_their_training_rows_back(place: Place) -> None:
+    [one] = place.fit(inputs=["hard"], head="streaming_knn", scale="none")
+    hard = Features.open(place.features / "hard")
+    found = load(place.models)
+    with pytest.raises(HeadError, match=r"expected its 60 training rows, got none: .* Give them back with `attach`"):
+        found.predict(hard)
+    found.head[-1].attach(Rows([hard], Task.read(place.task).keys_of("train")))
+    np.testing.assert_array_equal(found.predict(hard, keys=list(one.keys)), one.predicted)
+
+
+def test_rows_that_do_not_fit_name_the_streaming_heads(place: Place) -> None:
+    message = (
+        r"or use a head that reads blocks: streaming_centroid, streaming_knn, streaming_lda, streaming_logistic, s"
+    )
+    with pytest.raises(HeadError, match=message):
+        place.fit(memory_gb=1e-6)
+    with pytest.raises(HeadError, match="calibrate: validation rows: expected 36 rows that fit into 1e-06 GB"):
+        place.fit(head="streaming_ridge", memory_gb=1e-6, calibrate="temperature")
+
+
+def test_halving_is_refused() -> None:
+    with pytest.raises(ValidationError, match="streaming_lda reads all of its rows: expected `method: grid`"):
+        FitConfig(task="pets", backbone="tiny", inputs=("a",), head="streaming_lda", search={"method": "halving"})
+
+
+def test_lengths_of_joined_taps_are_refused() -> None:
+    with pytest.raises(ValidationError, match="streaming_lda cannot take the lengths of joined taps"):
+        FitConfig(task="pets", backbone="tiny", inputs=(("a", "b"),), head="streaming_lda", scale="l2")

@@ -1,0 +1,321 @@
+"""Choosing a parameter on validation rows: what is chosen, what is recorded, and that shared work changes nothing."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import Place, make
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
+
+from pipeline import heads
+from pipeline.errors import HeadError
+from pipeline.heads import criteria, paths, search
+from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
+from pipeline.heads.sweep import Found, Rows, sweep
+
+CLASSES = ["a", "b", "c"]
+
+
+def rows(number: int, *, width: int = 6, seed: int = 0, noise: float = 2.0, classes: int = 3) -> Rows:
+    """Rows of classes that overlap."""
+    random = np.random.default_rng(seed)
+    told = np.arange(number) % classes
+    X = np.eye(classes, width)[told] * 2 + noise * random.normal(size=(number, width))
+    return Rows(X.astype(np.float32), np.array(CLASSES, dtype=object)[told])
+
+
+def swept(head: str, parameter: str, values: list[Any], *, metric: str = "accuracy", **params: Any) -> Found:
+    pipeline = heads.create(head, params, scale="standard")
+    return sweep(pipeline, parameter, values, rows(60), rows(90, seed=1), metric=metric, classes=CLASSES)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make(tmp_path, splits={"train": 12, "validation": 10, "test": 4})
+
+
+# What is chosen ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("head", "parameter", "values"),
+    [
+        ("logistic", "C", [1e-4, 1e-2, 1.0, 100.0]),
+        ("ridge", "alpha", [1e4, 100.0, 1.0, 1e-3]),
+        ("knn", "n_neighbors", [30, 10, 3, 1]),
+        ("naive_bayes", "var_smoothing", [1.0, 1e-9]),
+    ],
+)
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "log_loss"])
+def test_the_curve_is_what_each_value_gives_alone(head: str, parameter: str, values: list[Any], metric: str) -> None:
+    if (head, metric) == ("ridge", "log_loss"):
+        pytest.skip("ridge has no probabilities")
+    found = swept(head, parameter, values, metric=metric)
+    train, held = rows(60), rows(90, seed=1)
+    expected = []
+    for value in values:
+        alone = heads.create(
+            head, {parameter: value, **({"tol": 1e-8} if head == "logistic" else {})}, scale="standard"
+        )
+        alone.fit(train.X, train.y)
+        by_name = {"accuracy": accuracy_score, "balanced_accuracy": balanced_accuracy_score}
+        if metric == "log_loss":
+            expected.append(log_loss(held.y, alone.predict_proba(held.X)))
+        elif metric == "macro_f1":
+            expected.append(f1_score(held.y, alone.predict(held.X), average="macro"))
+        else:
+            expected.append(by_name[metric](held.y, alone.predict(held.X)))
+    # Log loss moves with where L-BFGS stops within its tolerance; counts of right rows do not.
+    np.testing.assert_allclose(found.record["validation"], expected, rtol=2e-3 if metric == "log_loss" else 1e-12)
+    best = np.argmin(expected) if metric == "log_loss" else np.argmax(expected)
+    assert found.value == found.record["chosen"] == values[best]
+    assert found.head[-1].get_params()[parameter] == found.value
+
+
+def test_of_equal_values_the_most_regularised_is_chosen(place: Place) -> None:
+    for head, (parameter, values) in (("logistic", GRIDS["logistic"]), ("ridge", GRIDS["ridge"])):
+        place.fit(head=head, search="sweep")
+        [record] = [one["search"] for one in place.model()["fits"]]
+        best = [
+            v for v, s in zip(record["values"], record["validation"], strict=True) if s == max(record["validation"])
+        ]
+        assert len(best) > 1
+        assert record["values"] == list(values)
+        assert record["chosen"] == (min(best) if REGULARISES[parameter] == 1 else max(best))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_sweep_goes_from_the_most_regularised_to_the_least(name: str) -> None:
+    parameter, values = GRIDS[name]
+    order = [REGULARISES[parameter] * value for value in values]
+    assert order == sorted(set(order))
+    heads.create(name, {parameter: values[0]}, scale="none")
+
+
+def test_the_sweep_of_logistic_regression_is_45_values_over_11_decades() -> None:
+    _, values = GRIDS["logistic"]
+    np.testing.assert_allclose(values, np.logspace(-6, 5, 45), rtol=1e-5)
+
+
+def test_values_are_tried_from_the_most_regularised_whatever_their_order() -> None:
+    assert grid_of(SearchConfig(parameter="C", values=(1, 0.1, 10)), "logistic") == ("C", (0.1, 1, 10))
+    assert grid_of(SearchConfig(parameter="alpha", values=(1, 0.1, 10)), "ridge") == ("alpha", (10, 1, 0.1))
+    assert grid_of(SearchConfig(parameter="weights", values=("uniform", "distance")), "knn")[1][0] == "uniform"
+
+
+def test_test_rows_choose_nothing(place: Place) -> None:
+    place.fit(inputs=["hard"], search="sweep")
+    before = place.model()["fits"]
+    import pyarrow as pa
+    from places import retarget
+
+    from pipeline.task import Task
+
+    task = Task.read(place.task)
+    retarget(place, pa.array(np.where(task.table["split"].to_numpy() == "test", "ape", task.targets), pa.string()))
+    place.fit(inputs=["hard"], search="sweep")
+    assert place.model()["fits"] == before
+
+
+def test_every_draw_has_a_search_of_its_own(place: Place) -> None:
+    place.fit(inputs=["hard"], search={"parameter": "C", "values": [0.001, 0.1, 10]}, labels_per_class=[1, 5])
+    found = place.model()["fits"]
+    assert [(one["labels"], one["draw"]) for one in found] == [(1, 0), (1, 1), (5, 0), (5, 1)]
+    assert {one["search"]["training_rows"] for one in found} == {3, 15}
+    assert all(one["params"]["C"] == one["search"]["chosen"] for one in found)
+
+
+def test_the_record_says_the_whole_protocol(place: Place) -> None:
+    place.fit(inputs=["hard"], search={"parameter": "C", "values": [10, 0.1], "metric": "log_loss"})
+    [one] = place.model()["fits"]
+    record = one["search"]
+    assert {k: v for k, v in record.items() if k not in ("validation", "chosen")} == {
+        "parameter": "C",
+        "method": "grid",
+        "metric": "log_loss",
+        "training_rows": 36,
+        "validation_rows": 30,
+        "values": [0.1, 10],
+        "problems": [None, None],
+    }
+    assert len(record["validation"]) == 2
+    assert place.model()["settings"]["search"]["metric"] == "log_loss"
+
+
+# Shared work ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 3), width=st.sampled_from([3, 6]))
+def test_a_warm_start_ends_at_the_same_optimum(seed: int, classes: int, width: int) -> None:
+    train = rows(40, seed=seed, classes=classes, width=width)
+    values = [1e-3, 1e-1, 10.0]
+    # The loss is strongly convex: with a gradient below tol the coefficients are within C n tol of the optimum.
+    head = LogisticRegression(tol=1e-7, max_iter=5000)
+    for value, (warm, problem) in zip(values, paths.candidates(head, "C", values, train.X, train.y), strict=True):
+        cold = LogisticRegression(C=value, tol=1e-7, max_iter=5000).fit(train.X, train.y)
+        assert problem is None
+        assert (warm.C, warm.warm_start) == (value, False)
+        np.testing.assert_allclose(warm.coef_, cold.coef_, rtol=1e-2, atol=1e-3)
+        np.testing.assert_array_equal(warm.predict(train.X), cold.predict(train.X))
+
+
+def test_a_warm_started_sweep_takes_at_most_ten_times_the_iterations_of_a_median_fit() -> None:
+    random = np.random.default_rng(0)
+    told = np.arange(600) % 5
+    # As a layer after its activation: not negative, and standardised.
+    X = np.maximum(0, random.normal(size=(5, 64))[told] + 3 * random.normal(size=(600, 64)))
+    train = Rows(((X - X.mean(axis=0)) / X.std(axis=0)).astype(np.float32), told.astype(str).astype(object))
+    _, values = GRIDS["logistic"]
+    cold = [LogisticRegression(C=value, max_iter=10_000).fit(train.X, train.y).n_iter_[0] for value in values]
+    head = LogisticRegression(max_iter=10_000)
+    warm = [one.n_iter_[0] for one, _ in paths.candidates(head, "C", values, train.X, train.y)]
+    assert sum(warm) <= 10 * np.median(cold)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    classes=st.integers(2, 3),
+    width=st.sampled_from([3, 50]),
+    weight=st.sampled_from([None, "balanced"]),
+    intercept=st.booleans(),
+)
+def test_one_decomposition_gives_the_ridge_classifier_of_every_penalty(
+    seed: int, classes: int, width: int, weight: str | None, intercept: bool
+) -> None:
+    train = rows(32, seed=seed, classes=classes, width=width)
+    X, values = train.X.astype(np.float64), [1e3, 1.0, 1e-2]
+    head = RidgeClassifier(class_weight=weight, fit_intercept=intercept)
+    for value, (found, _) in zip(values, paths.candidates(head, "alpha", values, X, train.y), strict=True):
+        expected = RidgeClassifier(alpha=value, class_weight=weight, fit_intercept=intercept).fit(X, train.y)
+        # Both solve in float64; the condition number here is at most 1e5.
+        np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(found.intercept_, expected.intercept_, rtol=1e-7, atol=1e-9)
+        assert (found.alpha, found.coef_.shape) == (value, expected.coef_.shape)
+        np.testing.assert_array_equal(found.predict(X), expected.predict(X))
+
+
+@pytest.mark.parametrize("width", [4, 60])
+@pytest.mark.parametrize("targets", [1, 3])
+def test_one_decomposition_gives_the_regression_of_every_penalty(width: int, targets: int) -> None:
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(40, width)) + 5, random.normal(size=(40, targets))
+    y = y[:, 0] if targets == 1 else y
+    for value, (found, _) in zip([10.0, 0.1], paths.candidates(Ridge(), "alpha", [10.0, 0.1], X, y), strict=True):
+        expected = Ridge(alpha=value).fit(X, y)
+        np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(found.predict(X), expected.predict(X), rtol=1e-7)
+
+
+# Values that cannot be used ------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_does_not_converge_is_recorded_and_not_chosen() -> None:
+    found = swept("logistic", "C", [1e-6, 1e-5, 1.0], max_iter=3, metric="log_loss")
+    assert found.record["problems"][:2] == [None, None]
+    assert "did not converge" in found.record["problems"][2]
+    assert found.record["validation"][2] < min(found.record["validation"][:2])
+    assert found.value == 1e-5
+
+
+def test_a_value_that_scikit_learn_refuses_is_recorded() -> None:
+    found = swept("knn", "n_neighbors", [100, 5])
+    assert found.record["validation"][0] is None
+    assert "n_neighbors" in found.record["problems"][0]
+    assert found.value == 5
+
+
+def test_values_of_which_none_can_be_used_are_told_one_by_one() -> None:
+    with pytest.raises(HeadError, match=r"(?s)no value of C gave a head that can be used\.\n  - -1: .*\n  - -2: "):
+        swept("logistic", "C", [-1, -2])
+    with pytest.raises(HeadError, match=r"(?s)no value of alpha gave .*'alpha' parameter"):
+        swept("ridge", "alpha", [-1.0, -2.0])
+
+
+# Other ways to search ------------------------------------------------------------------------------------------------
+
+
+def test_halving_ends_with_all_training_rows(place: Place) -> None:
+    place.fit(inputs=["hard"], search={"parameter": "C", "values": [1e-6, 1e-3, 0.1, 1, 10], "method": "halving"})
+    [one] = place.model()["fits"]
+    record = one["search"]
+    assert record["method"] == "halving"
+    assert [len(step["values"]) for step in record["rounds"]] == sorted(
+        (len(step["values"]) for step in record["rounds"]), reverse=True
+    )
+    assert [step["rows"] for step in record["rounds"]] == sorted({step["rows"] for step in record["rounds"]})
+    assert record["chosen"] in record["rounds"][-1]["values"]
+    assert one["params"]["C"] == record["chosen"]
+
+
+def test_a_winner_of_halving_must_converge(place: Place) -> None:
+    with pytest.raises(HeadError, match=r"C .* won the halving, but on all training rows: did not converge"):
+        place.fit(
+            inputs=["hard"],
+            params={"max_iter": 1},
+            search={"parameter": "C", "values": [1, 10, 100], "method": "halving"},
+        )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="Optuna is installed")
+def test_without_optuna_its_extra_is_named(place: Place) -> None:
+    with pytest.raises(
+        HeadError, match=r"expected Optuna for `method: optuna`, got none\. Run `pip install 'icecore\["
+    ):
+        place.fit(search={"method": "optuna"})
+
+
+def test_optuna_tries_values_between_the_smallest_and_the_largest(place: Place) -> None:
+    pytest.importorskip("optuna")
+    place.fit(inputs=["hard"], search={"method": "optuna", "parameter": "C", "values": [0.01, 100.0], "trials": 6})
+    [one] = place.model()["fits"]
+    assert (len(one["search"]["values"]), one["search"]["trials"]) == (6, 6)
+    assert all(0.01 <= value <= 100 for value in one["search"]["values"])
+    assert one["params"]["C"] == one["search"]["chosen"]
+    numbers = {"method": "optuna", "parameter": "n_neighbors", "values": [1, 20], "trials": 4}
+    place.fit(inputs=["hard"], head="knn", search=numbers)
+    assert all(isinstance(value, int) for value in place.model()["fits"][0]["search"]["values"])
+    weights = {"method": "optuna", "parameter": "weights", "values": ["uniform", "distance"], "trials": 3}
+    place.fit(inputs=["hard"], head="knn", search=weights)
+    with pytest.raises(HeadError, match=r"none of 2 trials gave a head. The first: search: no value of C"):
+        place.fit(search={"method": "optuna", "parameter": "C", "values": [-2, -1], "trials": 2})
+
+
+# What a head cannot give ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["ridge", "svm"])
+def test_log_loss_needs_probabilities(place: Place, head: str) -> None:
+    message = r"expected a head with probabilities for log_loss, .* gives none\. Search with another metric: accuracy,"
+    with pytest.raises(HeadError, match=message):
+        place.fit(head=head, search={"metric": "log_loss"})
+    assert not place.models.exists()
+
+
+def test_a_metric_of_another_kind_of_task_is_refused(place: Place) -> None:
+    with pytest.raises(HeadError, match=r"search: a classification: unknown metric 'r2'"):
+        place.fit(search={"metric": "r2"})
+
+
+def test_a_head_without_a_sweep_wants_values(place: Place) -> None:
+    with pytest.raises(HeadError, match=r"search: centroid has no sweep of its own, these have: boosting, forest"):
+        place.fit(head="centroid", search="sweep")
+    found = place.fit(head="centroid", search={"parameter": "shrink_threshold", "values": [None, 0.5]})
+    assert len(found) == 1
+
+
+def test_a_parameter_that_the_head_lacks_is_refused(place: Place) -> None:
+    with pytest.raises(HeadError, match=r"knn on easy, all: search: head 'knn': unknown parameter 'C'"):
+        place.fit(head="knn", search={"parameter": "C", "values": [1, 2]})
+
+
+def test_every_metric_of_a_search_knows_its_sign() -> None:
+    smaller = {name for found in criteria.CRITERIA.values() for name in found if criteria.sign(name) < 0}
+    assert smaller == {"log_loss", "mae", "rmse"}
+    assert search.sweep is sweep
