@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate import EvaluateConfig, evaluate, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
+from pipeline.task import Task
 
 CLASSES = ["ape", "bee", "cat"]
 QUICK = EvaluateConfig(resamples=100)
@@ -31,6 +33,8 @@ class Run:
     classes: Sequence[str] = field(default_factory=lambda: CLASSES)
     scores: Scores = "probability"
     fits: list[Predictions] = field(default_factory=list)
+    more: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """Further columns of the task."""
 
     def add(
         self,
@@ -40,6 +44,7 @@ class Run:
         of: Mapping[str, int],
         labels: int | None = None,
         draw: int | None = None,
+        head: str = "logistic",
     ) -> "Run":
         """The first `right` rows of each split are predicted right, with 0.8, the others wrong, with 0.6."""
         splits = [split for split, rows in of.items() for _ in range(rows)]
@@ -51,7 +56,7 @@ class Run:
         names = np.array(self.classes, dtype=object)
         self.fits.append(
             Predictions(
-                head="logistic",
+                head=head,
                 input=tap,
                 labels=labels,
                 draw=draw,
@@ -67,15 +72,40 @@ class Run:
     def evaluate(self, config: EvaluateConfig = QUICK) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write the predictions and evaluate them; the numbers and the tables, as they stand on disk."""
         predictions, model = self.folder / f"{self.name}.parquet", self.folder / "model"
-        with Writer(predictions, "classification", list(self.classes), {"logistic": self.scores}) as writer:
+        scores: dict[str, Scores] = {
+            one.head: "none" if np.isnan(one.scores).all() else self.scores for one in self.fits
+        }
+        with Writer(predictions, "classification", list(self.classes), scores) as writer:
             for one in self.fits:
                 writer.add(one)
+        self.write_task()
         write_json(model / "model.json", {"settings": {"task": "pets"}})
         numbers, tables = self.folder / "metrics" / "run.json", self.folder / "plots" / "run.json"
-        found = evaluate(config, predictions=predictions, model=model, numbers=numbers, tables=tables)
+        found = evaluate(
+            config,
+            predictions=predictions,
+            task=self.folder / "pets.parquet",
+            model=model,
+            numbers=numbers,
+            tables=tables,
+            confusion=self.folder / "plots" / "confusion" / "run.csv",
+            curve=self.folder / "plots" / "curves" / "run.csv",
+        )
         written = json.loads(numbers.read_text())
         assert written == {name: value for name, value in found.items() if value is not None}
         return written, json.loads(tables.read_text())
+
+    def write_task(self) -> None:
+        """Write the task that the first fit answers, unless there is one; a row of each class trains."""
+        path, one = self.folder / "pets.parquet", self.fits[0]
+        if path.exists():
+            return
+        columns: dict[str, Any] = {
+            "key": [*one.keys, *(f"f{number:031x}" for number in range(len(self.classes)))],
+            "target": [*one.targets, *self.classes],
+            "split": [*one.splits, *["train"] * len(self.classes)],
+        }
+        Task(pa.table(columns | self.more).replace_schema_metadata({"kind": "classification"})).write(path)
 
 
 ROWS = {"validation": 6, "test": 12}
@@ -154,9 +184,9 @@ def test_confusion_and_classes_are_those_of_the_selected_input_over_all_draws_of
     # The last three of the twelve test rows, one a class, are taken for the next class; twice, for two draws.
     assert tables["classes"] == CLASSES
     assert tables["confusion"] == [[6, 2, 0], [0, 6, 2], [2, 0, 6]]
-    assert tables["per_class"] == [
-        {"class": name, "precision": 0.75, "recall": 0.75, "f1": 0.75, "rows": 4} for name in CLASSES
-    ]
+    # Three of the four rows of a class come first by its score, 0.8; the fourth has 0.2, as two rows of others have.
+    shares = {"precision": 0.75, "recall": 0.75, "f1": 0.75, "average_precision": pytest.approx(3 / 4 + 1 / 4 * 4 / 6)}
+    assert tables["per_class"] == [{"class": name, **shares, "rows": 4} for name in CLASSES]
 
 
 @pytest.mark.parametrize("scores", ["none", "decision"])
@@ -222,7 +252,10 @@ def test_evaluating_twice_writes_the_same_numbers(run: Run) -> None:
 
 def test_several_inputs_and_no_validation_rows_are_refused(run: Run) -> None:
     run.add("one", right={"test": 3}, of={"test": 6}).add("two", right={"test": 6}, of={"test": 6})
-    with pytest.raises(DataError, match=r"2 inputs to choose from, but the task has no validation rows, and the test"):
+    with pytest.raises(
+        DataError,
+        match=r"2 methods to choose from, but the task has no validation rows to measure accuracy on, and the test",
+    ):
         run.evaluate()
 
 
@@ -243,9 +276,12 @@ def test_missing_predictions_name_the_stage_that_makes_them(tmp_path: Path) -> N
         evaluate(
             QUICK,
             predictions=tmp_path / "pets.parquet",
+            task=tmp_path / "task.parquet",
             model=tmp_path,
             numbers=tmp_path / "numbers.json",
             tables=tmp_path / "tables.json",
+            confusion=tmp_path / "confusion.csv",
+            curve=tmp_path / "curve.csv",
         )
     assert not list(tmp_path.glob("*.json"))
 
