@@ -28,6 +28,12 @@ def statistic(metric: str, one: Predictions, classes: Sequence[str]) -> Statisti
     return STATISTICS[metric](one, classes)
 
 
+def value(metric: str, one: Predictions, classes: Sequence[str]) -> float | None:
+    """A metric of the rows as they are; None where it has no value, or there are no rows."""
+    found = float(statistic(metric, one, classes)(np.ones((1, len(one.keys))))[0]) if len(one.keys) else np.nan
+    return found if np.isfinite(found) else None
+
+
 def resampled(
     metric: str, methods: Sequence[Sequence[Predictions]], classes: Sequence[str], *, resamples: int, seed: int
 ) -> np.ndarray:
@@ -122,6 +128,8 @@ def _map(one: Predictions, classes: Sequence[str]) -> Statistic:
         return np.asarray(_share((steps * np.nan_to_num(_share(true, every))).sum(axis=1), true[:, -1]))
 
     columns = range(len(classes))
+    if np.isnan(one.scores).any():  # the head gives none
+        return lambda counts: np.full(len(counts), np.nan)
     return lambda counts: _mean(
         np.stack([precision(counts, one.targets[:, c], one.scores[:, c]) for c in columns], axis=1)
     )

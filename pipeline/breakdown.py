@@ -117,28 +117,13 @@ def _groups(methods: Methods, fits: list[Predictions], column: str, resampling: 
     rows = []
     for name, count in zip(names[order], counts[order], strict=True):
         of_group = [part(one, values == name) for one in fits]
-        value = _value(methods, of_group, resampling.metric)
-        ends = resampling.interval(of_group, methods.file.classes) if value is not None else None
-        low, high = ends if ends is not None else (None, None)
-        rows.append({"value": str(name), "rows": int(count), "measured": value, "low": low, "high": high})
+        each = [bootstrap.value(resampling.metric, one, methods.file.classes) for one in of_group]
+        known = [value for value in each if value is not None]
+        ends = resampling.interval(of_group, methods.file.classes) if len(known) == len(each) else None
+        row = {"value": str(name), "rows": int(count), "measured": float(np.mean(known)) if ends else None}
+        rows.append(row | {"low": ends[0] if ends else None, "high": ends[1] if ends else None})
     ordered = sorted(rows, key=lambda row: str(row["value"]))
     return [{"column": column.removeprefix(LEVEL), "values": len(names), "rows": ordered}] if len(names) > 1 else []
-
-
-def _value(methods: Methods, fits: Sequence[Predictions], metric: str) -> float | None:
-    found = [
-        metrics.measure(
-            methods.file.kind,
-            one.targets,
-            one.predicted,
-            one.scores,
-            methods.file.classes,
-            given=methods.file.scores.get(one.head, "none"),
-        ).values[metric]
-        for one in fits
-    ]
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if len(known) == len(found) else None
 
 
 def _pooled(fits: Sequence[Predictions]) -> Predictions:

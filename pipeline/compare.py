@@ -82,6 +82,8 @@ def compare(
         within[run] = _judged(pairs, config, metric)
         chosen.append(best)
         _same_rows(chosen[0], best, task)
+    # The better one of a pair comes first, as on the leaderboard.
+    chosen.sort(key=lambda one: one.value if metric in metrics.LOWER_IS_BETTER else -one.value)
     values = _resampled(metric, chosen, methods.file.classes, config)
     places = combinations(range(len(chosen)), 2)
     pairs = [(chosen[a], chosen[b], values[a] - values[b]) for a, b in places]

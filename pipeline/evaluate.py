@@ -129,8 +129,9 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
 
 def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) -> dict[str, Any]:
     fits = methods.fits[method]
-    tested = [_measure(methods, one, "test", config) for one in fits]
-    validated = [_measure(methods, one, "validation", config).values.get(metric) for one in fits]
+    tested = [_measure(methods, part(one, one.splits == "test"), config) for one in fits]
+    chooses = [part(one, one.splits == "validation") for one in fits]
+    validated = [bootstrap.value(metric, one, methods.file.classes) for one in chooses]
     each = [found.values[metric] for found in tested]
     known = [value for value in each if value is not None]
     degraded = {name: why for found in tested for name, why in found.degraded.items()}
@@ -147,16 +148,12 @@ def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) 
     }
 
 
-def _measure(methods: Methods, one: Predictions, split: str, config: EvaluateConfig) -> metrics.Measured:
-    """The metrics of a split; none at all where it has no rows."""
-    rows = part(one, one.splits == split)
-    if not len(rows.keys):
-        return metrics.Measured({})
+def _measure(methods: Methods, one: Predictions, config: EvaluateConfig) -> metrics.Measured:
     return metrics.measure(
         methods.file.kind,
-        rows.targets,
-        rows.predicted,
-        rows.scores,
+        one.targets,
+        one.predicted,
+        one.scores,
         methods.file.classes,
         given=methods.file.scores.get(one.head, "none"),
         head=one.head,

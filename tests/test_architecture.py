@@ -213,7 +213,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "skops": (),
     "scipy": (),
     "h5py": ("pipeline/store/writing.py", "pipeline/store/examine.py"),
-    "matplotlib": ("pipeline/report/figures.py",),
+    "matplotlib": ("pipeline/report/figures.py", "pipeline/report/curves.py"),
 }
 # Importing these takes torch along; what holds settings or values never does.
 WITH_TORCH = (
@@ -284,7 +284,11 @@ def test_the_table_of_sections_has_every_stage() -> None:
     from stages import project
 
     assert list(project.SECTIONS) == list(PARAMS)
-    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {"evaluate", "report"}
+    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {
+        "evaluate",
+        "compare",
+        "report",
+    }
 
 
 def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
@@ -292,8 +296,8 @@ def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
         body = stage.get("do", stage)
         assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
         over = {"evaluate": "fit"}.get(name, name)
-        assert stage.get("foreach") == (None if name == "report" else f"${{{over}}}")
-        assert (name if name in ("evaluate", "report") else f"{name}.${{key}}") in body["params"]
+        assert stage.get("foreach") == (None if name in ("compare", "report") else f"${{{over}}}")
+        assert (name if name in ("evaluate", "compare", "report") else f"{name}.${{key}}") in body["params"]
         assert body["desc"]
 
 

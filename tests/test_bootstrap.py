@@ -73,7 +73,7 @@ def test_every_metric_that_can_decide_can_be_resampled() -> None:
 
 
 @pytest.mark.parametrize("metric", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=st.integers(2, 12), seed=st.integers(0, 1000))
 def test_a_resampled_metric_is_that_of_the_rows_that_the_counts_stand_for(metric: str, rows: int, seed: int) -> None:
     """To 1e-9: sums of at most 12 values, taken about their mean where that is a thousand times their spread."""

@@ -132,7 +132,7 @@ def test_the_input_that_is_best_on_validation_rows_is_selected_though_another_is
 rights = st.lists(st.integers(0, 12), min_size=3, max_size=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(validation=st.lists(st.integers(0, 6), min_size=3, max_size=3), once=rights, again=rights)
 def test_test_rows_never_change_what_is_selected(
     tmp_path_factory: pytest.TempPathFactory, validation: list[int], once: list[int], again: list[int]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pipeline.report.costs import Cost
 from pipeline.report.figures import COLOURS, MARKERS, axes_of, panels
@@ -117,16 +118,49 @@ def by_cost(run: Run, found_costs: Mapping[str, Cost]) -> str | None:
                         linewidth=1.2,
                         capsize=2,
                     )
-                for row in own if place == 0 else ():
-                    spot = (value(found_costs[row["input"]]), row[metric])
-                    axes.annotate(row["input"], spot, (4, -9), textcoords="offset points", fontsize=7, color="#5b6775")
             axes.set_xlabel(title)
-            if title.startswith("kB"):
-                axes.set_xscale("log")
+            axes.margins(x=0.12)
+        sizes = [one.bytes / 1e3 for one in found_costs.values()]
+        every[1].set_xscale("log")
+        every[1].set_xticks(_ticks(sizes), [f"{tick:g}" for tick in _ticks(sizes)])
+        every[1].minorticks_off()
+        for axes, (_, value) in list(zip(every, quantities, strict=True))[:2]:
+            _name_inputs(axes, rows, {name: value(cost) for name, cost in found_costs.items()}, metric)
         every[0].set_ylabel(f"test {NAMES[metric]}")
         if len(heads) > 1:
             every[0].legend(frameon=False)
     return found[0]
+
+
+def _ticks(sizes: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten from the smallest size to the largest; powers alone where they lie far apart."""
+    low, high = int(np.floor(np.log10(min(sizes)))), int(np.ceil(np.log10(max(sizes))))
+    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    every = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return [tick for tick in every if min(sizes) / 2 <= tick <= max(sizes) * 2]
+
+
+def _name_inputs(axes: Axes, rows: Sequence[dict[str, Any]], x: Mapping[str, float], metric: str) -> None:
+    """The name of each input beside its best point, towards the middle; neighbours stand one above the other."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["input"] not in best or row[metric] > best[row["input"]][metric]:
+            best[row["input"]] = row
+    left, right = axes.get_xlim()
+    middle = np.sqrt(left * right) if axes.get_xscale() == "log" else (left + right) / 2
+    for place, row in enumerate(sorted(best.values(), key=lambda row: (x[row["input"]], row["input"]))):
+        side = 1 if x[row["input"]] < middle else -1
+        name = axes.annotate(
+            row["input"],
+            (x[row["input"]], row[metric]),
+            (5 * side, 5 if place % 2 else -11),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            fontsize=7,
+            color="#5b6775",
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+        )
+        name.set_in_layout(False)
 
 
 def method(row: Mapping[str, Any], run: Run) -> str:

@@ -38,6 +38,7 @@ def write(
         "number": leaderboard.number,
         "training": leaderboard.training,
         "metric": lambda name: leaderboard.NAMES.get(name, name),
+        "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     told = [
