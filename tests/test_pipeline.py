@@ -27,6 +27,9 @@ def test_every_artefact_lies_where_the_design_says(project: Project) -> None:
         "data/models/digits_logistic/model.json",
         "data/predictions/digits_logistic.parquet",
         "data/metrics/digits_logistic.json",
+        "data/plots/confusion/digits_logistic.csv",
+        "data/plots/curves/digits_logistic.csv",
+        "data/comparisons/digits.json",
         "data/report/index.html",
     ]
     assert [path for path in expected if not (project.root / path).is_file()] == []
@@ -49,12 +52,21 @@ def test_the_leaderboard_and_the_metrics_are_shown(project: Project) -> None:
     assert "extract@glyphs" in project.run("dvc", "dag")
 
 
+def test_the_plots_of_dvc_are_drawn_without_a_network(project: Project) -> None:
+    project.repro(small())
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.root / "plots" / "index.html").read_text()
+    assert page.count("vegaEmbed(") == 2
+    assert '"predicted": "3"' in page
+    assert '"labels": "5"' in page
+
+
 def test_another_head_fits_that_head_alone(project: Project) -> None:
     project.repro(small())
     params = small()
     params["fit"]["digits_knn"] = params["fit"]["digits_logistic"] | {"head": "knn", "params": {"n_neighbors": 1}}
     ran, _ = project.repro(params)
-    assert ran == ["fit@digits_knn", "evaluate@digits_knn", "report"]
+    assert ran == ["fit@digits_knn", "evaluate@digits_knn", "compare", "report"]
 
 
 def test_another_task_extracts_nothing(project: Project) -> None:
@@ -64,7 +76,7 @@ def test_another_task_extracts_nothing(project: Project) -> None:
     params["split"]["parity"] = params["split"]["digits"] | {"rename": rename}
     params["fit"]["parity"] = params["fit"]["digits_logistic"] | {"task": "parity"}
     ran, _ = project.repro(params)
-    assert ran == ["split@parity", "fit@parity", "evaluate@parity", "report"]
+    assert ran == ["split@parity", "fit@parity", "evaluate@parity", "compare", "report"]
 
 
 def test_a_change_of_labels_does_not_extract(project: Project) -> None:
@@ -79,7 +91,8 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     assert rows[1].endswith(",0")
     listed.write_text("\n".join([rows[0], rows[1][:-1] + "8", *rows[2:]]))
     ran, _ = project.repro(params)
-    assert ran == ["prepare@digits", "split@digits", "fit@digits_logistic", "evaluate@digits_logistic", "report"]
+    assert ran[:4] == ["prepare@digits", "split@digits", "fit@digits_logistic", "evaluate@digits_logistic"]
+    assert ran[4:] == ["compare", "report"]
 
 
 def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
@@ -136,6 +149,7 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
         "split@photos",
         "fit@photos_logistic",
         "evaluate@photos_logistic",
+        "compare",
         "report",
     ]
     numbers = project.read("data/metrics/photos_logistic.json")
