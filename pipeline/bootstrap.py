@@ -6,6 +6,7 @@ matrices, and methods that were tested on the same rows share their resamples: d
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -118,21 +119,46 @@ def _macro_f1(one: Predictions, classes: Sequence[str]) -> Statistic:
 
 
 def _map(one: Predictions, classes: Sequence[str]) -> Statistic:
-    def precision(counts: np.ndarray, member: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        order = np.argsort(-scores, kind="stable")
-        ends = np.flatnonzero(np.diff(scores[order], append=np.inf))  # of rows with equal scores
-        ordered = counts[:, order]
-        true = np.cumsum(ordered * member[order], axis=1)[:, ends]
-        every = np.cumsum(ordered, axis=1)[:, ends]
-        steps = np.diff(true, axis=1, prepend=0.0)
-        return np.asarray(_share((steps * np.nan_to_num(_share(true, every))).sum(axis=1), true[:, -1]))
-
-    columns = range(len(classes))
     if np.isnan(one.scores).any():  # the head gives none
         return lambda counts: np.full(len(counts), np.nan)
-    return lambda counts: _mean(
-        np.stack([precision(counts, one.targets[:, c], one.scores[:, c]) for c in columns], axis=1)
-    )
+    columns = [_Ranked.of(one.targets[:, place], one.scores[:, place]) for place in range(len(classes))]
+
+    def found(counts: np.ndarray) -> np.ndarray:
+        # A line a row, so that sums over rows add whole lines; whole numbers below 2**24 are exact in float32.
+        lines = np.ascontiguousarray(counts.T, dtype=np.float32)
+        return _mean(np.stack([column.precision(lines) for column in columns], axis=1))
+
+    return found
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The rows of a class by score, the highest first."""
+
+    order: np.ndarray
+    true: np.ndarray
+    """Of `order`, the places of the rows that have the class."""
+    ends: np.ndarray
+    """Of `order`, the last place of the equal scores that each of them has: a threshold takes all or none."""
+    last: np.ndarray
+    """Of `true`, the last number of those that share its end."""
+
+    @classmethod
+    def of(cls, member: np.ndarray, scores: np.ndarray) -> "_Ranked":
+        order = np.argsort(-scores, kind="stable")
+        stops = np.flatnonzero(np.diff(scores[order], append=np.inf))
+        true = np.flatnonzero(member[order])
+        ends = stops[np.searchsorted(stops, true)]
+        return cls(order, true, ends, np.searchsorted(ends, ends, side="right") - 1)
+
+    def precision(self, lines: np.ndarray) -> np.ndarray:
+        """Average precision of each column of counts (rows, resamples): the mean of precisions at the rows of the class."""
+        ordered = lines[self.order]
+        own = ordered[self.true]
+        taken = np.cumsum(ordered, axis=0)[self.ends]
+        right = np.cumsum(own, axis=0)[self.last] if len(own) else own
+        at_each = np.divide(right, taken, out=np.zeros_like(right), where=taken > 0)
+        return _share((own * at_each).sum(axis=0, dtype=np.float64), own.sum(axis=0, dtype=np.float64))
 
 
 def _r2(one: Predictions, _classes: Sequence[str]) -> Statistic:

@@ -76,8 +76,11 @@ def test_every_metric_that_can_decide_can_be_resampled() -> None:
 @settings(max_examples=15, deadline=None)
 @given(rows=st.integers(2, 12), seed=st.integers(0, 1000))
 def test_a_resampled_metric_is_that_of_the_rows_that_the_counts_stand_for(metric: str, rows: int, seed: int) -> None:
-    """To 1e-9: sums of at most 12 values, taken about their mean where that is a thousand times their spread."""
-    kind, random = KINDS[metric], np.random.default_rng(seed)
+    """To 1e-9: sums of at most 12 values, taken about their mean where that is a thousand times their spread.
+
+    Mean average precision to 1e-6: its precisions are divided in float32.
+    """
+    kind, random, near = KINDS[metric], np.random.default_rng(seed), 1e-6 if metric == "map" else 1e-9
     one = made_up(kind, rows, seed)
     counts = np.stack([np.bincount(random.integers(rows, size=rows), minlength=rows) for _ in range(5)])
     found = bootstrap.statistic(metric, one, CLASSES)(counts.astype(np.float64))
@@ -89,7 +92,7 @@ def test_a_resampled_metric_is_that_of_the_rows_that_the_counts_stand_for(metric
             continue
         known = metrics.measure(kind, again.targets, again.predicted, again.scores, CLASSES, given="decision")
         expected = known.values[metric]
-        assert (math.isnan(value) and expected is None) or value == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert (math.isnan(value) and expected is None) or value == pytest.approx(expected, rel=near, abs=near)
 
 
 def test_methods_share_their_resamples_so_that_equal_ones_never_differ() -> None:
