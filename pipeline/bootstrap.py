@@ -152,7 +152,7 @@ class _Ranked:
         return cls(order, true, ends, np.searchsorted(ends, ends, side="right") - 1)
 
     def precision(self, lines: np.ndarray) -> np.ndarray:
-        """Average precision of each column of counts (rows, resamples): the mean of precisions at the rows of the class."""
+        """Average precision of each column of counts (rows, resamples): the mean precision at rows of the class."""
         ordered = lines[self.order]
         own = ordered[self.true]
         taken = np.cumsum(ordered, axis=0)[self.ends]

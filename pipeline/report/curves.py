@@ -119,16 +119,16 @@ def by_cost(run: Run, found_costs: Mapping[str, Cost]) -> str | None:
                         capsize=2,
                     )
             axes.set_xlabel(title)
-            axes.margins(x=0.12)
+            axes.margins(x=0.12, y=0.1)
         sizes = [one.bytes / 1e3 for one in found_costs.values()]
         every[1].set_xscale("log")
         every[1].set_xticks(_ticks(sizes), [f"{tick:g}" for tick in _ticks(sizes)])
         every[1].minorticks_off()
         for axes, (_, value) in list(zip(every, quantities, strict=True))[:2]:
-            _name_inputs(axes, rows, {name: value(cost) for name, cost in found_costs.items()}, metric)
+            _name_inputs(axes, {row["input"]: value(found_costs[row["input"]]) for row in rows})
         every[0].set_ylabel(f"test {NAMES[metric]}")
         if len(heads) > 1:
-            every[0].legend(frameon=False)
+            every[-1].legend(frameon=False, loc="lower right")
     return found[0]
 
 
@@ -140,27 +140,23 @@ def _ticks(sizes: Sequence[float]) -> list[float]:
     return [tick for tick in every if min(sizes) / 2 <= tick <= max(sizes) * 2]
 
 
-def _name_inputs(axes: Axes, rows: Sequence[dict[str, Any]], x: Mapping[str, float], metric: str) -> None:
-    """The name of each input beside its best point, towards the middle; neighbours stand one above the other."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["input"] not in best or row[metric] > best[row["input"]][metric]:
-            best[row["input"]] = row
-    left, right = axes.get_xlim()
-    middle = np.sqrt(left * right) if axes.get_xscale() == "log" else (left + right) / 2
-    for place, row in enumerate(sorted(best.values(), key=lambda row: (x[row["input"]], row["input"]))):
-        side = 1 if x[row["input"]] < middle else -1
-        name = axes.annotate(
-            row["input"],
-            (x[row["input"]], row[metric]),
-            (5 * side, 5 if place % 2 else -11),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
+def _name_inputs(axes: Axes, x: Mapping[str, float]) -> None:
+    """The name of each input upright above its place on the axis; those of one place on both sides of it."""
+    before = None
+    for name, place in sorted(x.items(), key=lambda item: (item[1], item[0])):
+        axes.text(
+            place,
+            0.02,
+            name,
+            transform=axes.get_xaxis_transform(),
+            rotation=90,
+            ha="left" if place == before else "right",
+            va="bottom",
             fontsize=7,
             color="#5b6775",
-            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+            zorder=1,
         )
-        name.set_in_layout(False)
+        before = place
 
 
 def method(row: Mapping[str, Any], run: Run) -> str:
