@@ -43,7 +43,7 @@ before = peak()
 start = time.perf_counter()
 features = Features.open(root / "large")
 opened = time.perf_counter()
-features._find(wanted)
+features.find(wanted)
 found = time.perf_counter()
 print(opened - start, found - opened, (peak() - before) / 1024)
 """

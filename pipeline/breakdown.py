@@ -10,9 +10,8 @@ from pipeline import bootstrap, metrics
 from pipeline.errors import DataError
 from pipeline.methods import Methods, part
 from pipeline.predictions import Predictions
-from pipeline.task import Task
+from pipeline.task import LEVEL, Task
 
-LEVEL = "level:"  # in front of a level's name: a column of the task
 MOST_POINTS = 500  # of a regression that are drawn
 MOST_GROUPS = 50  # of a column that are measured: those with the most rows
 

@@ -1,7 +1,7 @@
 """Describe any artefact: what it is, what is in it, what it was made from."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ def _table(path: Path) -> dict[str, Any]:
             **{n: v for n, v in told.items() if n == KIND or n.startswith(SCORES)},
         }
     if {"key", "target", "split"} <= {*columns} and "predicted" not in columns:
-        return {"artefact": "task", **found, **_counts(path, "split", "target")}
+        kind = (schema.metadata or {}).get(KIND.encode(), b"classification").decode()
+        counted = ("split",) if kind == "regression" else ("split", "target")
+        return {"artefact": "task", KIND: kind, **found, **_counts(path, *counted)}
     if {"key", "path", "size"} <= {*columns}:
         return {
             "artefact": "manifest",
@@ -100,7 +102,13 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _numbers(path: Path) -> dict[str, Any]:
     found = read_json(path)
-    for artefact, field in {"evaluation": "selected", "comparison": "across", "metrics": "test_rows"}.items():
+    known = {
+        "evaluation": "selected",
+        "comparison": "across",
+        "metrics": "test_rows",
+        "audit": "byte_duplicates",
+    }
+    for artefact, field in known.items():
         if isinstance(found, dict) and field in found:
             return {"artefact": artefact, **found}
     raise DataError(f"{path}: a JSON file, but no metrics of an icecore run.")
@@ -108,5 +116,11 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 def _counts(path: Path, *columns: str) -> dict[str, dict[str, int]]:
     table = pq.read_table(path, columns=list(columns))
-    found = {name: Counter(str(value) for value in table[name].to_pylist()) for name in columns}
+    found = {name: Counter(_labels(table[name].to_pylist())) for name in columns}
     return {f"rows by {name}": dict(sorted(counts.items())) for name, counts in found.items()}
+
+
+def _labels(values: Iterable[Any]) -> Iterator[str]:
+    """Values as text; those of a list one by one."""
+    for value in values:
+        yield from map(str, value) if isinstance(value, list) else [str(value)]

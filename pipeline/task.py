@@ -7,6 +7,7 @@
     split    train | validation | test
     domain   where the manifest has one
     group    where the task is split by groups
+    level:<name>   where the task has levels: a coarser class of the row's class, as text
     draw_0 … where the task has few-shot draws: the row's rank within its class among the training rows, in the
              order of draw 0 …; the training set with n labels a class of that draw is the rows with a rank below n.
              A larger n contains the smaller ones.
@@ -26,6 +27,7 @@ from pipeline.files import atomic
 
 SPLITS = ("train", "validation", "test")
 Kind = Literal["classification", "multilabel", "regression"]
+LEVEL = "level:"  # in front of a level's name: a column
 KIND = "kind"  # in the metadata of the schema, also of predictions
 TYPES: dict[Kind, pa.DataType] = {
     "classification": pa.string(),

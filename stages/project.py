@@ -35,6 +35,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "freeze": ("pipeline.freeze:FreezeConfig", True),
     "extract": ("pipeline.extract:ExtractConfig", True),
     "split": ("pipeline.split:SplitConfig", True),
+    "audit": ("pipeline.audit:AuditConfig", False),
     "fit": ("pipeline.fit:FitConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "compare": ("pipeline.compare:CompareConfig", False),
@@ -92,6 +93,16 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     for name, item in values.get("split", {}).items():
         for dataset in item.datasets:
             expect(f"split.{name}.datasets", "data set", dataset, "prepare")
+    for name, item in getattr(values.get("audit"), "features", {}).items():
+        expect("audit.features", "task", name, "split")
+        expect(f"audit.features.{name}.backbone", "backbone", item.backbone, "extract")
+        extracted = values.get("extract", {}).get(item.backbone)
+        if extracted is not None and item.tap not in extracted.taps:
+            problems.append(f"audit.features.{name}.tap: {unknown('tap', item.tap, extracted.taps)}")
+        task = values.get("split", {}).get(name)
+        lacking = sorted(set(task.datasets) - set(extracted.datasets)) if task and extracted is not None else []
+        if lacking:
+            problems.append(f"audit.features.{name}: {item.backbone} was not extracted for {', '.join(lacking)}.")
     for name, item in values.get("fit", {}).items():
         expect(f"fit.{name}.task", "task", item.task, "split")
         expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")

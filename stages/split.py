@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from pipeline.split import split
+from pipeline.split.run import split
 from stages import project
 
 
@@ -12,7 +12,9 @@ def main() -> None:
     task = split(config, project.MANIFESTS)
     task.write(project.TASKS / f"{name}.parquet")
     rows = Counter(task.table["split"].to_pylist())
-    print(f"{name}: {len(task.classes)} classes, " + ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True)))
+    what = {"multilabel": f"{len(task.classes)} labels", "regression": "a number a row"}
+    counted = ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True))
+    print(f"{name}: {what.get(task.kind, f'{len(task.classes)} classes')}, {counted}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Folder = Callable[..., Path]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_pipeline.py", "test_sharing.py", "test_oracles.py")
+LONGEST = ("test_photos.py", "test_pipeline.py", "test_sharing.py", "test_oracles.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

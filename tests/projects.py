@@ -60,7 +60,7 @@ def small() -> dict[str, Any]:
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["sample"]["glyphs"]["sizes"] = [22]
     params["pretrain"]["glyphs"] |= {"steps": 4, "batch_size": 16, "widths": [8, 8, 8]}
-    params["split"]["digits"]["few_shot"] = {"labels_per_class": 5, "draws": 2}
+    params["split"] = {"digits": params["split"]["digits"] | {"few_shot": {"labels_per_class": 5, "draws": 2}}}
     run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
     params["fit"] = {"digits_logistic": run}
     params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100

@@ -226,6 +226,24 @@ def test_info_as_json_has_what_the_files_have(icecore: Command, data: Path) -> N
     assert found(f"models/{RUN}")["settings"]["inputs"] == ["penultimate"]
 
 
+def test_info_of_a_task_counts_labels_one_by_one_and_numbers_not_at_all(icecore: Command, tmp_path: Path) -> None:
+    columns = {"key": ["a", "b"], "split": ["train", "test"]}
+    for kind, targets in {"multilabel": [["sun", "sea"], ["sun"]], "regression": [1.5, 2.5]}.items():
+        table = pa.table(columns | {"target": targets}).replace_schema_metadata({"kind": kind})
+        Task(table).write(tmp_path / f"{kind}.parquet")
+    found = json.loads(icecore("info", tmp_path / "multilabel.parquet", "--json").out)
+    assert (found["kind"], found["rows by target"]) == ("multilabel", {"sea": 1, "sun": 2})
+    found = json.loads(icecore("info", tmp_path / "regression.parquet", "--json").out)
+    assert (found["kind"], found["rows by split"]) == ("regression", {"test": 1, "train": 1})
+    assert "rows by target" not in found
+
+
+def test_info_of_an_audit_has_what_it_has(icecore: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "digits.audit.json", {"task": "digits", "byte_duplicates": {"excluded": 3}})
+    lines = [line.strip() for line in icecore("info", tmp_path / "digits.audit.json").out.splitlines()]
+    assert {"artefact: audit", "task: digits", "excluded: 3"} <= set(lines)
+
+
 def test_a_long_list_is_cut_and_counted(icecore: Command, tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"test_rows": 1, "short": list(range(12)), "long": list(range(13))})
     lines = icecore("info", tmp_path / "run.json").out.splitlines()

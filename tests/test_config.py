@@ -123,7 +123,7 @@ def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
 ONE_PROBLEM = {
     "an unknown section": (
         {"extrat": {}},
-        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: compare, evaluate,"
+        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, compare, evaluate,"
         " extract, fit, freeze, prepare, pretrain, report, sample, split.",
     ),
     "a section that is no mapping of names": (

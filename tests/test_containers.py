@@ -159,6 +159,7 @@ def test_class_and_columns_come_from_the_members_beside_the_image(tmp_path: Path
         "mixed": pa.string(),
         "safe": pa.bool_(),
         "score": pa.float64(),
+        "tags": pa.list_(pa.string()),
         "url": pa.string(),
         "width": pa.int64(),
         "domain": pa.string(),
@@ -180,6 +181,22 @@ def test_classes_are_numbers_only_where_all_are(tmp_path: Path) -> None:
     samples = [{"cls": "7"}, {"cls": "007"}, {"json": '{"label": "seven"}'}, {}]
     found = Outcome(webdataset(tmp_path / "a.tar", samples), tmp_path / "manifests")
     assert list(found.column("label").values()) == ["7", "007", "seven", None]
+
+
+def test_lists_of_texts_are_lists_of_labels_and_of_numbers_where_they_are_asked_for(tmp_path: Path) -> None:
+    samples: list[dict[str, Any]] = [
+        {"json": '{"label": ["sun", "sea"], "classes": [3, 7], "box": [0.5, 1], "odd": ["a"]}'},
+        {"json": '{"label": [], "classes": [true], "box": [1, 2], "odd": "b"}'},
+    ]
+    path = webdataset(tmp_path / "a.tar", samples)
+    found = Outcome(path, tmp_path / "manifests")
+    assert found.table.column_names == [*FILES_SCHEMA.names, "label", "odd"]
+    assert found.table["label"].type == pa.list_(pa.string())
+    assert list(found.column("label").values()) == [["sun", "sea"], []]
+    assert list(found.column("odd").values()) == ['["a"]', "b"]
+    chosen = Outcome(path, tmp_path / "manifests", columns=("classes", "box"))
+    assert list(chosen.column("classes").values()) == [["3", "7"], ["true"]]
+    assert list(chosen.column("box").values()) == ["[0.5, 1]", "[1, 2]"]
 
 
 def test_the_columns_of_json_can_be_chosen(tmp_path: Path) -> None:

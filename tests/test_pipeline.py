@@ -24,6 +24,7 @@ def test_every_artefact_lies_where_the_design_says(project: Project) -> None:
         "data/backbones/glyphs/weights.safetensors",
         "data/features/glyphs/block3/index.json",
         "data/tasks/digits.parquet",
+        "data/tasks/digits.audit.json",
         "data/models/digits_logistic/model.json",
         "data/predictions/digits_logistic.parquet",
         "data/metrics/digits_logistic.json",
@@ -71,12 +72,17 @@ def test_another_head_fits_that_head_alone(project: Project) -> None:
 
 def test_another_task_extracts_nothing(project: Project) -> None:
     project.repro(small())
-    params = small()
-    rename = {str(digit): "even" if digit % 2 == 0 else "odd" for digit in range(10)}
-    params["split"]["parity"] = params["split"]["digits"] | {"rename": rename}
-    params["fit"]["parity"] = params["fit"]["digits_logistic"] | {"task": "parity"}
-    ran, _ = project.repro(params)
-    assert ran == ["split@parity", "fit@parity", "evaluate@parity", "compare", "report"]
+    params, default = small(), yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["split"]["parity"] = default["split"]["parity"]
+    params["fit"]["parity_logistic"] = default["fit"]["parity_logistic"] | {"inputs": ["block3"]}
+    ran, output = project.repro(params)
+    assert sorted(ran) == sorted(
+        ["split@parity", "audit@parity", "fit@parity_logistic", "evaluate@parity_logistic", "compare", "report"]
+    )
+    assert "Stage 'extract@glyphs' didn't change, skipping" in output
+    audit = project.read("data/tasks/parity.audit.json")
+    assert list(audit["classes"]["test"]) == ["even", "odd"]
+    assert audit["near_duplicates"]["tap"] == "penultimate"
 
 
 def test_a_change_of_labels_does_not_extract(project: Project) -> None:
@@ -91,8 +97,17 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     assert rows[1].endswith(",0")
     listed.write_text("\n".join([rows[0], rows[1][:-1] + "8", *rows[2:]]))
     ran, _ = project.repro(params)
-    assert ran[:4] == ["prepare@digits", "split@digits", "fit@digits_logistic", "evaluate@digits_logistic"]
-    assert ran[4:] == ["compare", "report"]
+    assert sorted(ran) == sorted(
+        [
+            "prepare@digits",
+            "split@digits",
+            "audit@digits",
+            "fit@digits_logistic",
+            "evaluate@digits_logistic",
+            "compare",
+            "report",
+        ]
+    )
 
 
 def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
@@ -147,6 +162,7 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
         "freeze@mobilenet",
         "extract@mobilenet",
         "split@photos",
+        "audit@photos",
         "fit@photos_logistic",
         "evaluate@photos_logistic",
         "compare",
@@ -154,4 +170,4 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
     ]
     numbers = project.read("data/metrics/photos_logistic.json")
     assert numbers["test_rows"] == 200
-    assert numbers["accuracy"] >= 0.90
+    assert numbers["accuracy"] >= 0.92

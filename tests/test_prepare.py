@@ -327,6 +327,9 @@ COLUMNS = {
     "hour": pa.array([datetime.time(1, 2, 3), None, None, None], pa.time32("ms")),
     "price": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("-2.25"), None], pa.decimal128(10, 2)),
     "nothing": pa.nulls(4),
+    "tags": pa.array([["sun", "sea"], [], None, ["sun"]], pa.list_(pa.string())),
+    "codes": pa.array([[3, 2**60 + 1], [], None, [None]], pa.list_(pa.int64())),
+    "flags": pa.array([[True, False], [None], [], []], pa.list_(pa.bool_())),
 }
 
 
@@ -336,7 +339,10 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     root = tmp_path_factory.mktemp("listed")
     for number in range(3):
         write_image(root / f"{number}.png", seed=number)
-    pq.write_table(pa.table({**COLUMNS, "kind": COLUMNS["label"].dictionary_encode()}), root / "list.parquet")
+    lists = {"large": COLUMNS["tags"].cast(pa.large_list(pa.large_string()))}
+    lists["pairs"] = pa.array([["a", "b"]] * 4, pa.list_(pa.string(), 2))
+    categories = {"kind": COLUMNS["label"].dictionary_encode()}
+    pq.write_table(pa.table({**COLUMNS, **categories, **lists}), root / "list.parquet")
     return prepared(root / "list.parquet", root / "manifests", path="file", max_rejected=0.5)
 
 
@@ -350,6 +356,12 @@ def test_a_label_column_of_a_parquet_list_keeps_its_type_and_values(listed: Outc
 def test_a_label_column_of_categories_becomes_text(listed: Outcome) -> None:
     assert listed.table["kind"].type == pa.string()
     assert listed.table["kind"].to_pylist() == ["cat", "dog", "cat"]
+
+
+def test_lists_of_labels_of_other_makes_become_lists(listed: Outcome) -> None:
+    assert listed.table["large"].to_pylist() == [["sun", "sea"], [], None]
+    assert listed.table["pairs"].type == pa.list_(pa.string())
+    assert listed.table["pairs"].to_pylist() == [["a", "b"]] * 3
 
 
 def test_a_file_that_is_in_the_list_but_not_on_the_disk_is_excluded(listed: Outcome) -> None:

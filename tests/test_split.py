@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,7 +19,9 @@ import stages.split
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.split import FewShot, SplitConfig, SplitSizes, assign, few_shot_ranks, position, split
+from pipeline.split import FewShot, SplitConfig, SplitSizes
+from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
+from pipeline.split.run import split
 from pipeline.task import SPLITS, Task
 from stages import project
 
@@ -374,6 +377,185 @@ def test_a_task_by_column_has_draws_too(manifest: Manifest, tmp_path: Path) -> N
     assert len(task.few(0, 2)) == 4
 
 
+# Limits a class ------------------------------------------------------------------------------------------------------
+
+
+def kept(rows: Sequence[tuple[int, str]], most: int, seed: int) -> set[int]:
+    """The numbers of the training rows that a limit leaves; every third row is a test row."""
+    numbers, targets = [number for number, _ in rows], [target for _, target in rows]
+    splits = ["test" if number % 3 == 0 else "train" for number in numbers]
+    found = limited([key(number) for number in numbers], targets, splits, most, seed=seed)
+    assert all(name == "test" for number, name in zip(numbers, found, strict=True) if number % 3 == 0)
+    return {number for number, name in zip(numbers, found, strict=True) if name == "train"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, ROWS, st.integers(1, 6), SEEDS)
+def test_a_limit_is_met_a_larger_one_keeps_all_and_new_rows_put_out_at_most_as_many(
+    old: list[tuple[int, str]], new: list[tuple[int, str]], most: int, seed: int
+) -> None:
+    before = kept(old, most, seed)
+    training = Counter(target for number, target in old if number % 3)
+    assert Counter(target for number, target in old if number in before) == {
+        target: min(most, rows) for target, rows in training.items()
+    }
+    assert before <= kept(old, most + 1, seed)
+    there = {number for number, _ in old}
+    added = [row for row in new if row[0] not in there]
+    assert len(before - kept([*added, *old], most, seed)) <= len(added)
+
+
+def test_a_task_with_a_limit_has_few_training_rows_of_large_classes_and_all_others(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    manifest(label=["cat"] * 300 + ["dog"] * 30)
+    whole, less = split(config(), tmp_path), split(config(limit_per_class=25), tmp_path)
+    assert set(rows_of(less)) < set(rows_of(whole))
+    left_out = Counter((target, name) for _, target, name in set(rows_of(whole)) - set(rows_of(less)))
+    assert set(left_out) == {("cat", "train")}
+    have = Counter(less.targets[less.rows("train")])
+    assert have["cat"] == 25
+    assert have["dog"] == Counter(whole.targets[whole.rows("train")])["dog"] < 25
+
+
+def test_draws_are_of_the_rows_that_a_limit_leaves(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 50)
+    task = split(config(limit_per_class=8, few_shot={"labels_per_class": 8, "draws": 2}), tmp_path)
+    assert set(task.few(1, 8)) == set(task.rows("train"))
+
+
+# Domains -------------------------------------------------------------------------------------------------------------
+
+AMAZON_WEBCAM = {"train": ["amazon"], "test": ["webcam"]}
+
+
+@pytest.fixture
+def office(manifest: Manifest) -> None:
+    """Three domains with two classes: 100, 60 and 40 rows."""
+    domain = ["amazon"] * 100 + ["webcam"] * 60 + ["dslr"] * 40
+    manifest(label=["bike", "mug"] * 100, domain=domain, patient=[number // 4 for number in range(200)])
+
+
+def domains_of(task: Task) -> Counter[tuple[str, str]]:
+    """How many rows each domain has in each split."""
+    return Counter(zip(task.table["domain"].to_pylist(), task.table["split"].to_pylist(), strict=True))
+
+
+@pytest.mark.usefixtures("office")
+def test_domains_say_the_split_and_validation_is_a_share_of_the_source(tmp_path: Path) -> None:
+    task = split(config(by="domain", domains=AMAZON_WEBCAM), tmp_path)
+    have = domains_of(task)
+    assert set(have) == {("amazon", "train"), ("amazon", "validation"), ("webcam", "test")}
+    assert have["webcam", "test"] == 60
+    assert have["amazon", "train"] + have["amazon", "validation"] == 100
+    assert 10 < have["amazon", "validation"] < 40  # 0.2 / (0.6 + 0.2) of 100
+
+
+@pytest.mark.usefixtures("office")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"domains": AMAZON_WEBCAM, "sizes": {"train": 1, "validation": 0, "test": 0}},
+            {("amazon", "train"): 100, ("webcam", "test"): 60},
+        ),
+        (
+            {"domains": AMAZON_WEBCAM, "stratify": True},
+            {("amazon", "train"): 76, ("amazon", "validation"): 24, ("webcam", "test"): 60},
+        ),
+        (
+            {"domains": {**AMAZON_WEBCAM, "validation": ["dslr"]}, "sizes": {"train": 1, "validation": 0, "test": 0}},
+            {("amazon", "train"): 100, ("dslr", "validation"): 40, ("webcam", "test"): 60},
+        ),
+        (
+            {
+                "domains": {"train": ["amazon", "dslr"], "test": ["webcam"]},
+                "sizes": {"train": 1, "validation": 0, "test": 0},
+            },
+            {("amazon", "train"): 100, ("dslr", "train"): 40, ("webcam", "test"): 60},
+        ),
+        (
+            {"domains": AMAZON_WEBCAM, "sizes": {"train": 20, "validation": 3, "test": 8}},
+            {("amazon", "train"): 40, ("amazon", "validation"): 6, ("webcam", "test"): 16},
+        ),
+    ],
+)
+def test_domains_in_all_their_ways(
+    options: dict[str, Any], expected: dict[tuple[str, str], int], tmp_path: Path
+) -> None:
+    assert domains_of(split(config(by="domain", **options), tmp_path)) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, ROWS, SEEDS)
+def test_rows_that_are_added_to_domains_move_no_row(
+    old: list[tuple[int, str]], new: list[tuple[int, str]], seed: int
+) -> None:
+    def of(rows: list[tuple[int, str]]) -> dict[int, str | None]:
+        options = config(by="domain", domains={"train": ["a"], "test": ["b"]}, seed=seed)
+        keys = [key(number) for number, _ in rows]
+        assert options.domains is not None
+        found = assign_by_domain([""] * len(rows), keys, [name for _, name in rows], options.domains, options)
+        return dict(zip((number for number, _ in rows), found, strict=True))
+
+    every = [(-1, "a"), (-2, "b")]  # a domain without rows is an error
+    before = of([*every, *old])
+    after = of([*every, *old, *(row for row in new if row[0] not in before)])
+    assert {number: after[number] for number in before} == before
+
+
+@pytest.mark.usefixtures("office")
+def test_domains_that_no_row_has_are_all_named(tmp_path: Path) -> None:
+    domains = {"train": ["amazn"], "test": ["webcam", "caltech"]}
+    with pytest.raises(DataError, match=r"`domains` of a task on photos\n") as caught:
+        split(config(by="domain", domains=domains), tmp_path)
+    assert "unknown domain 'amazn'. Did you mean 'amazon'?" in str(caught.value)
+    assert "unknown domain 'caltech'" in str(caught.value)
+
+
+def test_groups_that_two_domains_share_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 4, domain=["a"] * 4 + ["b"] * 4, patient=list("xyzzxvwy"))
+    one = {
+        "by": "domain",
+        "domains": {"train": ["a"], "test": ["b"]},
+        "sizes": {"train": 1, "validation": 0, "test": 0},
+    }
+    with pytest.raises(DataError, match=r"`domains` divide 2 groups of 'patient'\n  - 'x': test, train"):
+        split(config(group="patient", **one), tmp_path)
+
+
+def test_a_class_that_the_test_domain_lacks_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 10 + ["cat"] * 5, domain=["a"] * 20 + ["b"] * 5)
+    with pytest.raises(
+        DataError, match=r"samples or change `domains`\n  - class 'dog': expected at least 1 rows in test"
+    ):
+        split(config(by="domain", domains={"train": ["a"], "test": ["b"]}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "domain"}, "`by: domain` and `domains` belong together: give both, or none"),
+        ({"domains": AMAZON_WEBCAM}, "`by: domain` and `domains` belong together: give both, or none"),
+        (
+            {"by": "domain", "domains": AMAZON_WEBCAM, "sizes": {"train": 0, "validation": 0, "test": 1}},
+            "`by: domain` needs a share of training rows in `sizes`",
+        ),
+        (
+            {"by": "domain", "domains": {"train": ["a", "b"], "validation": ["c"], "test": ["b", "c"]}},
+            "expected each domain once, got b, c more than once",
+        ),
+        (
+            {"limit_per_class": 9, "sizes": {"train": 60, "validation": 10, "test": 20}},
+            "`sizes` in rows a class are a limit already: leave out `limit_per_class`",
+        ),
+    ],
+)
+def test_settings_of_domains_and_limits_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**options)
+
+
 # Targets -------------------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +726,27 @@ def test_a_task_comes_back_from_its_file(few: Task, tmp_path: Path) -> None:
 def test_a_task_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"photos.parquet: no such task. Run `dvc repro split@photos`"):
         Task.read(tmp_path / "photos.parquet")
+
+
+@pytest.mark.parametrize(("kind", "what"), [("regression", "a number a row"), ("multilabel", "10 labels")])
+def test_the_stage_says_what_is_learned(
+    kind: str,
+    what: str,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest("digits", label=[str(number % 10) for number in range(3000)])
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["split"]["digits"] = {"datasets": ["digits"], "kind": kind}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["split.py", "digits"])
+    project.run(stages.split.main)
+    assert capsys.readouterr().out.startswith(f"digits: {what}, ")
 
 
 def test_the_stage_writes_the_task_and_says_how_many_rows_each_split_has(

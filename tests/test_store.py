@@ -28,7 +28,7 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
 from pipeline.store.encoding import ON_DISK, Stored, encode
 from pipeline.store.export import export
-from pipeline.store.features import Features, load_joined
+from pipeline.store.features import Features
 from pipeline.store.identity import address, differences, identity
 from pipeline.store.layout import FORMAT, Layout, ShardRecord, path_of
 from pipeline.store.shard import Shard
@@ -1081,9 +1081,6 @@ def test_features_go_to_other_processes_and_other_libraries(features: Features, 
     table = pq.read_table(tmp_path / "f.parquet")
     assert table["key"].to_pylist() == features.keys
     assert np.array_equal(np.array(table["features"].to_pylist()), features.load())
-    joined = load_joined([features, features], features.keys[:3])
-    assert joined.shape == (3, 6)
-    assert joined.dtype == np.float32
 
 
 def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def refuse_odd(types: dict[str, pa.DataType], *, where: str, binary: str = "bina
     """Raise DataError where a column can be no label."""
     odd = [f"{name}: {binary if pa.types.is_binary(t) else t}" for name, t in types.items() if not _is_label(t)]
     if odd:
-        title = f"{where}: expected texts, numbers, times or truth values; leave other columns out with `columns`"
+        title = (
+            f"{where}: expected texts, numbers, times or truth values, or lists of texts or whole numbers; leave other "
+            "columns out with `columns`"
+        )
         raise DataError(bullets(title, odd))
 
 
@@ -114,11 +117,17 @@ def _list_schema(config: PrepareConfig) -> pa.Schema:
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    t = pa.types
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return pa.list_(_value_type(kind.value_type))
+    return kind.value_type if t.is_dictionary(kind) else kind
 
 
 def _is_label(kind: pa.DataType) -> bool:
     t = pa.types
+    if t.is_list(kind):  # several labels; a list of floats is a vector
+        inner = kind.value_type
+        return any(test(inner) for test in (t.is_string, t.is_large_string, t.is_integer, t.is_boolean, t.is_null))
     plain = (t.is_string, t.is_large_string, t.is_integer, t.is_floating, t.is_boolean, t.is_null)
     return any(test(kind) for test in plain) or json_type(kind) != kind
 

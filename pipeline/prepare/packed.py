@@ -1,8 +1,8 @@
 """Tar archives in the WebDataset convention: which samples are in them, and what belongs to each.
 
 Members in a row that share their name up to the first dot of the file's name are one sample. It has one image; `.cls`
-is its label, top-level scalars of `.json` are columns, and other members are not looked at. A sample without `.cls` and
-without `label` in its `.json` has the first folder of its name as label, below the folders of splits.
+is its label, top-level scalars and lists of texts of `.json` are columns, and other members are not looked at. A sample
+that has no `.cls`, and no `label` in its `.json`, has the first folder of its name as label, below those of splits.
 
 A top folder that all samples have in common is passed over where each has another below it and it is not that of a
 split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the classes cat and dog.
@@ -178,7 +178,11 @@ def _is_number(text: str) -> bool:
 
 
 def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
-    """The top-level scalars of a JSON object that are labels; what a manifest cannot hold as a number is text."""
+    """The top-level scalars of a JSON object that are labels, and lists of them; what a manifest cannot hold is text.
+
+    A list of texts is a list of labels; one of whole numbers or truth values is where the settings name it, and of
+    those named any other is text.
+    """
     try:
         # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
         values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name)
@@ -191,6 +195,10 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
         if name in FIXED or value is None or (config.columns is not None and name not in (*config.columns, "label")):
             continue
         if isinstance(value, dict | list):
+            wanted = name == "label" or (config.columns is not None and name in config.columns)
+            if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
+                found[files.text(name)] = [files.text(one) if isinstance(one, str) else one for one in value]
+                continue
             if config.columns is None or name not in config.columns:
                 continue
             value = json.dumps(value, ensure_ascii=False)

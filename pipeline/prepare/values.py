@@ -19,11 +19,12 @@ _TYPES = {
     frozenset({"true"}): pa.bool_(),
     frozenset({"false"}): pa.bool_(),
     frozenset({"true", "false"}): pa.bool_(),
+    frozenset({"array"}): pa.list_(pa.string()),
 }
 
 
 def types(database: sqlite3.Connection) -> dict[str, pa.DataType]:
-    """The label columns of the files that are kept, `label` first: int64, double, bool, or text where mixed."""
+    """The label columns of the files that are kept, `label` first: int64, double, bool, lists, or text where mixed."""
     return {name: _TYPES.get(kinds, pa.string()) for name, kinds in _kinds(database).items()}
 
 
@@ -41,12 +42,17 @@ def refuse_missing(database: sqlite3.Connection, config: PrepareConfig) -> None:
 
 def fitting(labels: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     """The labels of a row as the types of their columns have them: text where other rows have text."""
-    texts = [name for name, value in labels.items() if _is_scalar(value) and schema.field(name).type == pa.string()]
-    return {**labels, **{name: json.dumps(labels[name]) for name in texts}}
+    found = dict(labels)
+    for name, value in labels.items():
+        if schema.field(name).type == pa.string():
+            found[name] = _as_text(value)
+        elif schema.field(name).type == pa.list_(pa.string()) and value is not None:
+            found[name] = [_as_text(one) for one in value]
+    return found
 
 
-def _is_scalar(value: Any) -> bool:
-    return value is not None and not isinstance(value, str)
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _kinds(database: sqlite3.Connection) -> dict[str, frozenset[str]]:

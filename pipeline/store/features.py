@@ -104,7 +104,29 @@ class Features:
 
         Raises StoreError that counts the keys without features and gives the reasons that are known.
         """
-        return self._read(self._rows[2] if keys is None else self._find(keys))
+        return self.at(self._rows[2] if keys is None else self.find(keys))
+
+    def find(self, keys: Keys) -> np.ndarray:
+        """Where the rows of some keys lie, for `at`; sorted ones are the fastest. Raises StoreError as `load` does."""
+        return np.asarray(self._rows[2][self._places(keys)])  # shard << 32 | row
+
+    def at(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The rows at some places that `find` gave, in their order, into `out` where it is given."""
+        found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
+        places = np.asarray(places)
+        # Places that follow each other are rows that do: each such run is read in one piece.
+        cuts = np.flatnonzero(np.diff(places) != 1) + 1 if len(places) else np.empty(0, dtype=np.int64)
+        if len(cuts) * 4 < len(places):
+            runs = list(itertools.pairwise([0, *cuts.tolist(), len(places)]))
+            for number in np.unique(places[[start for start, _ in runs]] >> np.uint64(32)).tolist():
+                self._shard(number)  # opened here, once, and not by several threads
+            list(beside(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
+            return found
+        shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
+        for number in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == number)
+            found[here] = self._shard(number).rows(rows[here])
+        return found
 
     def batches(
         self, size: int, *, keys: Keys | None = None, shuffle_seed: int | None = None, buffer_mb: int = 256
@@ -116,10 +138,10 @@ class Features:
         depends on the seed and the keys alone.
         """
         known = self.key_array if keys is None else _array(keys)
-        places = np.asarray(self._rows[2]) if keys is None else self._find(keys)
+        places = np.asarray(self._rows[2]) if keys is None else self.find(keys)
         if shuffle_seed is None:
             for start in range(0, len(known), size):
-                yield known[start : start + size], self._read(places[start : start + size])
+                yield known[start : start + size], self.at(places[start : start + size])
             return
         random = np.random.default_rng(shuffle_seed)
         left_keys, left = known[:0], np.empty((0, *self.shape), dtype=self.dtype)
@@ -155,7 +177,7 @@ class Features:
         with ThreadPoolExecutor(1) as ahead:
             reading: list[Future[np.ndarray]] = []
             for turn, window in enumerate(windows):
-                reading.append(ahead.submit(self._read, places[window], buffers[turn % 2][: len(window)]))
+                reading.append(ahead.submit(self.at, places[window], buffers[turn % 2][: len(window)]))
                 if turn:
                     yield windows[turn - 1], reading.pop(0).result()
             if reading:
@@ -210,31 +232,9 @@ class Features:
             self._refuse(wanted[found < 0])
         return found
 
-    def _find(self, keys: Keys) -> np.ndarray:
-        """Where the rows of some keys lie: shard << 32 | row."""
-        return np.asarray(self._rows[2][self._places(keys)])
-
     def _range(self, start: int, stop: int) -> np.ndarray:
         """Some rows in the order of the keys."""
-        return self._read(self._rows[2, start:stop])
-
-    def _read(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The rows at some places, in their order, into `out` where it is given."""
-        found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
-        places = np.asarray(places)
-        # Places that follow each other are rows that do: each such run is read in one piece.
-        cuts = np.flatnonzero(np.diff(places) != 1) + 1 if len(places) else np.empty(0, dtype=np.int64)
-        if len(cuts) * 4 < len(places):
-            runs = list(itertools.pairwise([0, *cuts.tolist(), len(places)]))
-            for number in np.unique(places[[start for start, _ in runs]] >> np.uint64(32)).tolist():
-                self._shard(number)  # opened here, once, and not by several threads
-            list(beside(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
-            return found
-        shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
-        for number in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == number)
-            found[here] = self._shard(number).rows(rows[here])
-        return found
+        return self.at(self._rows[2, start:stop])
 
     def _read_run(self, place: int, out: np.ndarray) -> None:
         opened, row = self._shard(place >> 32), place & (2**32 - 1)
@@ -259,12 +259,6 @@ class Features:
             f"{self.folder}: {len(names):,} of the keys asked for have no features, the first is {names[0]}.{why} "
             "Extract the data set they belong to (`datasets` of the extraction), or leave them out of the task."
         )
-
-
-def load_joined(taps: Sequence[Features], keys: Keys) -> np.ndarray:
-    """Several taps side by side, float32 (len(keys), sum of their widths), each row flattened."""
-    parts = [tap.load(keys).reshape(len(keys), -1) for tap in taps]
-    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _array(keys: Keys) -> np.ndarray:

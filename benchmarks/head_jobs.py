@@ -1,0 +1,203 @@
+"""What benchmarks/heads.py measures, each in a process of its own: `head_jobs.py JOB FOLDER name=value...`
+
+A job prints one line of JSON: its seconds, the peak of the process's resident memory and what that was after imports,
+in MiB, and what else the table needs. The rows are those that `write` left in FOLDER.
+"""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.heads.rows import Rows
+from pipeline.store import index, writing
+from pipeline.store import keys as key_arrays
+from pipeline.store.encoding import encode
+from pipeline.store.features import Features
+from pipeline.store.layout import Layout
+
+SHARD = 16_384
+MIB = 2**20
+
+
+def write(folder: Path, rows: int, width: int, classes: int, *, seed: int = 0) -> None:
+    """Features as of a network, positive and correlated, with their classes: shards of float16, never all in memory.
+
+    `keys.npy` and `classes.npy` beside them are in the order of the disk.
+    """
+    random = np.random.default_rng(seed)
+    means = random.normal(size=(classes, 64)).astype(np.float32)
+    mixing = (random.normal(size=(64, width)) / 8).astype(np.float32)
+    layout = Layout("0" * 64, "float16", (width,))
+    records, held, labels = [], [], []
+    for start in range(0, rows, SHARD):
+        count = min(SHARD, rows - start)
+        codes = random.integers(0, classes, count)
+        hidden = means[codes] + 4 * random.standard_normal((count, 64), dtype=np.float32)
+        x = hidden @ mixing + random.standard_normal((count, width), dtype=np.float32) / 2
+        keys = np.sort(np.frombuffer(random.bytes(16 * count), key_arrays.DTYPE))
+        records.append(writing.write(folder, keys, encode(np.maximum(x, 0), "float16"), layout))
+        held.append(keys)
+        labels.append(codes)
+    every = np.concatenate(held)
+    index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=np.sort(every), rejected={})
+    np.save(folder / "keys.npy", every)
+    np.save(folder / "classes.npy", np.concatenate(labels))
+
+
+def opened(folder: Path, start: int, stop: int) -> tuple[Rows, np.ndarray]:
+    """Some rows in the order of the disk as a row source, and their classes."""
+    keys = np.load(folder / "keys.npy")[start:stop]
+    return Rows([Features.open(folder)], keys), np.load(folder / "classes.npy")[start:stop]
+
+
+def ridge(folder: Path, *, rows: int, test: int) -> dict[str, Any]:
+    """Ours: 20 penalties from one pass over the store; predictions of test rows at each."""
+    from pipeline.heads.ridge import StreamingRidgeClassifier
+
+    X, y = opened(folder, 0, rows)
+    start = time.perf_counter()
+    head = StreamingRidgeClassifier(alphas=tuple(np.logspace(-2, 7, 20).tolist())).fit(X, y)
+    seconds = time.perf_counter() - start
+    np.save(folder / "ours.npy", head.predict(opened(folder, rows, rows + test)[0]))
+    return {"seconds": seconds, "alpha": head.alpha_}
+
+
+def ridge_in_memory(folder: Path, *, rows: int, test: int, alpha: float) -> dict[str, Any]:
+    """scikit-learn's: one penalty, of rows in memory; loading them is not in the seconds."""
+    from sklearn.linear_model import RidgeClassifier
+
+    X, y = opened(folder, 0, rows)
+    loaded = X[:]
+    start = time.perf_counter()
+    head = RidgeClassifier(alpha=alpha, solver="cholesky").fit(loaded, y)
+    seconds = time.perf_counter() - start
+    held, truth = opened(folder, rows, rows + test)
+    found = head.predict(held[:])
+    return {
+        "seconds": seconds,
+        "agree": float((found == np.load(folder / "ours.npy")).mean()),
+        "accuracy": float((found == truth).mean()),
+    }
+
+
+def large(folder: Path, *, head: str, rows: int, test: int) -> dict[str, Any]:
+    """A head fitted to many rows on the disk, and its predictions of test rows."""
+    from sklearn.base import clone
+
+    from pipeline.heads.discriminant import StreamingLDA
+    from pipeline.heads.logistic import StreamingLogisticRegression
+    from pipeline.heads.neighbors import StreamingKNeighborsClassifier
+    from pipeline.heads.ridge import StreamingRidgeClassifier
+
+    heads = {
+        "ridge": StreamingRidgeClassifier(),
+        "lda": StreamingLDA(),
+        "logistic": StreamingLogisticRegression(standardize=True),
+        "knn": StreamingKNeighborsClassifier(10, metric="cosine"),
+    }
+    X, y = opened(folder, 0, rows)
+    start = time.perf_counter()
+    fitted = clone(heads[head]).fit(X, y)
+    held, truth = opened(folder, rows, rows + test)
+    accuracy = float((fitted.predict(held) == truth).mean())
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "accuracy": accuracy, "passes": int(getattr(fitted, "passes_", 1))}
+
+
+def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, Any]:
+    """A sweep of C, and each C by itself: seconds, and passes or steps."""
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+
+    from pipeline.heads.logistic import StreamingLogisticRegression
+
+    X, y = opened(folder, 0, rows)
+    Cs = np.logspace(-6, 5, values).tolist()
+    head: Any = StreamingLogisticRegression(standardize=True)
+    data: Any = X
+    if in_memory:
+        from sklearn.preprocessing import StandardScaler
+
+        head, data = LogisticRegression(max_iter=10_000), StandardScaler().fit_transform(X[:])
+    counted = "n_iter_" if in_memory else "passes_"
+    warnings.simplefilter("ignore")
+    single = [timed(lambda C=C: clone(head).set_params(C=C).fit(data, y)) for C in Cs]
+
+    def sweep() -> list[Any]:
+        if not in_memory:
+            return list(head.fit_path(data, y, Cs))
+        from pipeline.heads.paths import candidates
+
+        return [found for found, _ in candidates(head, "C", Cs, data, y)]
+
+    seconds, swept = timed(sweep)
+
+    def count(fitted: Any) -> int:
+        return int(np.sum(getattr(fitted, counted)))
+
+    return {
+        "seconds": seconds,
+        "median": float(np.median([one for one, _ in single])),
+        "count": sum(map(count, swept)),
+        "median_count": float(np.median([count(one) for _, one in single])),
+        "all_count": sum(count(one) for _, one in single),
+        "all_seconds": float(sum(one for one, _ in single)),
+    }
+
+
+def knn(folder: Path, *, rows: int, queries: int, metric: str, in_memory: bool) -> dict[str, Any]:
+    """The 10 nearest rows of each query."""
+    from pipeline.heads.nearest import nearest
+
+    X, _ = opened(folder, 0, rows)
+    asked = opened(folder, rows, rows + queries)[0][:]
+    if in_memory:
+        from sklearn.neighbors import NearestNeighbors
+
+        fitted = NearestNeighbors(n_neighbors=10, algorithm="brute", metric=metric).fit(X[:])
+        seconds, (_, found) = timed(lambda: fitted.kneighbors(asked))
+        return {"seconds": seconds, "agree": float((found == np.load(folder / "nearest.npy")).mean())}
+    seconds, (_, found) = timed(lambda: nearest(asked, X, 10, metric=metric))
+    np.save(folder / "nearest.npy", found)
+    return {"seconds": seconds}
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds of one call, and what it gave."""
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def resident(name: str) -> float:
+    """VmRSS or VmHWM of this process, in MiB; 0 where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "ridge": ridge,
+    "ridge_in_memory": ridge_in_memory,
+    "large": large,
+    "path": path,
+    "knn": knn,
+}
+
+
+if __name__ == "__main__":
+    import sklearn.linear_model
+    import sklearn.neighbors  # noqa: F401 - so that imports are not in what a job takes
+
+    job, folder, *given = sys.argv[1:]
+    imports = resident("VmRSS")
+    told = JOBS[job](Path(folder), **{name: json.loads(value) for name, value in (one.split("=", 1) for one in given)})
+    print(json.dumps({**told, "peak": resident("VmHWM"), "imports": imports}))

@@ -1,0 +1,171 @@
+"""Audit one task, and say what it costs before it is begun."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import manifest
+from pipeline.audit import AuditConfig, Extracted, choose, counts
+from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
+from pipeline.heads.rows import Rows
+from pipeline.split.assign import position
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.task import Task
+
+
+def audit(
+    config: AuditConfig,
+    name: str,
+    datasets: Sequence[str],
+    *,
+    task: Path,
+    manifests: Path,
+    features: Path,
+    extracted: Mapping[str, Extracted],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What `data/tasks/<task>.audit.json` has.
+
+    `features` holds a folder a backbone, and `extracted` says what each is of. Where none has the data sets of the
+    task, the parts that need features are only the reason `why`.
+    """
+    loaded = Task.read(task)
+    found = {
+        "format": 1,
+        "task": name,
+        "kind": loaded.kind,
+        "rows": len(loaded),
+        "classes": counts.classes(loaded),
+        "targets": counts.targets(loaded),
+        "domains": counts.domains(loaded),
+        "shift": counts.shift(loaded),
+        "byte_duplicates": counts.copies(manifests, datasets, loaded),
+    }
+    chosen = choose(config, name, datasets, extracted)
+    if isinstance(chosen, str):
+        return found | {"near_duplicates": {"why": chosen}, "contradicted": {"why": chosen}}
+    backbone, taps = chosen
+    opened = {tap: Features.open(features / backbone / tap) for tap in taps}
+    tap = min(opened, key=lambda one: (int(np.prod(opened[one].shape)), one))
+    seen = look(config, loaded, opened[tap])
+    about = {"backbone": backbone, "tap": tap, **seen.about}
+    why = _no_judgement(config, seen)
+    cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
+    say(f"{len(seen.rows):,} rows of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds")
+    near: dict[str, Any] = about | _near(config, seen)
+    odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
+    _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))
+    return found | {"near_duplicates": near, "contradicted": odd}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The rows that an audit looks at, by their numbers in the task, and how many it does not."""
+
+    task: Task
+    keys: np.ndarray
+    tap: Features
+    rows: np.ndarray
+    mean: np.ndarray
+    about: dict[str, int]
+
+    @property
+    def by_split(self) -> dict[str, np.ndarray]:
+        """The rows of each split that has some."""
+        found = {split: np.intersect1d(self.rows, self.task.rows(split)) for split in counts.splits_of(self.task)}
+        return {split: rows for split, rows in found.items() if len(rows)}
+
+    def source(self, rows: np.ndarray, *, unit: bool) -> Centred:
+        """Some rows without the mean of all."""
+        return Centred(Rows([self.tap], self.keys[rows].tolist()), self.mean, unit=unit)
+
+
+def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
+    """Leave out rows without features and rows that say nothing; of more than `most_rows` take a seeded sample."""
+    keys = task.keys
+    there = np.isin(key_arrays.from_hex(keys), tap.key_array)
+    chosen = np.flatnonzero(there)
+    if len(chosen) > config.most_rows:
+        order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt=f"audit-{config.seed}"))
+        chosen = np.sort(order[: config.most_rows])
+    middle = centre(Rows([tap], keys[chosen].tolist()))
+    rows = chosen[middle.telling]
+    about = {
+        "audited": len(rows),
+        "of": len(task),
+        "without_features": int((~there).sum()),
+        "degenerate": int((~middle.telling).sum()),
+    }
+    return Seen(task, keys, tap, rows, middle.mean, about)
+
+
+def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
+    by_split = seen.by_split
+    parts = {split: seen.source(rows, unit=True) for split, rows in by_split.items()}
+    count, pairs = near_duplicates(parts, near=config.near, most=counts.MOST)
+    listed = [
+        {
+            "similarity": pair.similarity,
+            "splits": list(pair.splits),
+            "keys": [seen.keys[by_split[split][row]] for split, row in zip(pair.splits, pair.rows, strict=True)],
+        }
+        for pair in pairs
+    ]
+    return {"threshold": config.near, "count": count, "pairs": listed}
+
+
+def _no_judgement(config: AuditConfig, seen: Seen) -> str | None:
+    """Why neighbours have nothing to say about the targets, if they have not."""
+    if seen.task.kind != "classification":
+        return f"neighbours are asked for a class, and this is a task of kind {seen.task.kind}"
+    if len(seen.rows) <= config.neighbours:
+        return f"expected more than {config.neighbours} rows with features, got {len(seen.rows)}"
+    return None
+
+
+def _contradicted(config: AuditConfig, seen: Seen) -> dict[str, Any]:
+    targets = seen.task.targets[seen.rows].astype(str)
+    source = seen.source(seen.rows, unit=False)
+    said, share, judged = contradicted(source, targets, neighbours=config.neighbours)
+    wrong = np.flatnonzero(judged & (said != targets) & (share >= config.contradicted))
+    worst = sorted(wrong.tolist(), key=lambda row: (-share[row], seen.keys[seen.rows[row]]))[: counts.MOST]
+    splits = seen.task.table["split"].to_numpy()
+    listed = [
+        {
+            "key": seen.keys[seen.rows[row]],
+            "split": splits[seen.rows[row]],
+            "target": str(targets[row]),
+            "neighbours_say": str(said[row]),
+            "share": round(float(share[row]), 6),
+        }
+        for row in worst
+    ]
+    return {
+        "neighbours": config.neighbours,
+        "threshold": config.contradicted,
+        "not_judged": int((~judged).sum()),
+        "count": len(wrong),
+        "rows": listed,
+    }
+
+
+def _add_paths(
+    manifests: Path, datasets: Sequence[str], pairs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Put the path of each key beside it; of a content that several data sets have, that in the first."""
+    wanted = pa.array([*(key for pair in pairs for key in pair["keys"]), *(row["key"] for row in rows)], pa.string())
+    paths: dict[str, str] = {}
+    for dataset in reversed(datasets):
+        table = manifest.read(manifests, dataset, ["key", "path"])
+        table = table.filter(pc.is_in(table["key"], wanted))
+        paths |= dict(zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True))
+    for pair in pairs:
+        pair["paths"] = [paths[key] for key in pair["keys"]]
+    for row in rows:
+        row["path"] = paths[row["key"]]

@@ -1,0 +1,119 @@
+"""A split for each row by the digest of its key, or by its domain; few-shot draws; limits a class."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.errors import DataError, bullets, unknown
+from pipeline.split import Domains, FewShot, SplitConfig
+
+Assigned = list[str | None]
+"""A split for each row; None for rows that are not in the task."""
+
+ORDER = ("test", "validation", "train")
+"""Test first: a place below 0.2 is test whatever the shares of the other two are."""
+
+
+def position(text: str, *, salt: str) -> float:
+    """A place in [0, 1) that depends on the text and the salt alone (the first 53 bits of BLAKE2b)."""
+    number = hashlib.blake2b(text.encode(), digest_size=8, key=salt.encode()).digest()
+    return (int.from_bytes(number, "big") >> 11) / 2**53
+
+
+def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) -> Assigned:
+    """A split for each row; None where counts are asked for and a class has rows left over.
+
+    `strata` are the classes, or what stands for them where a task is stratified.
+    """
+    return _assign(strata, groups, config, {name: getattr(config.sizes, name) for name in ORDER})
+
+
+def assign_by_domain(
+    strata: Sequence[str], groups: Sequence[str], domains: Sequence[str], asked: Domains, config: SplitConfig
+) -> Assigned:
+    """The split that the domain of each row says; None for rows of a domain that is not named.
+
+    Where no domains are named for validation, rows of train's domains are, in the proportion of the two sizes, by
+    their keys. Sizes in rows a class limit each split. Raises DataError for domains that no row has.
+    """
+    named = {"train": asked.train, "validation": asked.validation, "test": asked.test}
+    there = set(domains)
+    if odd := [unknown("domain", name, there) for names in named.values() for name in names if name not in there]:
+        raise DataError(bullets(f"`domains` of a task on {', '.join(config.datasets)}", odd))
+    found: Assigned = [None] * len(domains)
+    for split, names in named.items():
+        sharing = ("train", "validation") if split == "train" and not asked.validation else (split,)
+        wanted = {name: getattr(config.sizes, name) if name in sharing else 0.0 for name in ORDER}
+        if not config.sizes.as_counts:
+            total = sum(wanted.values())
+            wanted = {name: size / total if total else float(name == split) for name, size in wanted.items()}
+        rows = [row for row, domain in enumerate(domains) if domain in names]
+        parts = _assign([strata[row] for row in rows], [groups[row] for row in rows], config, wanted)
+        for row, part in zip(rows, parts, strict=True):
+            found[row] = part
+    return found
+
+
+def _assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]) -> Assigned:
+    """Splits in the shares, or of the rows a class, that are wanted of each."""
+    counts = config.sizes.as_counts
+    places = {group: position(group, salt=f"split-{config.seed}") for group in dict.fromkeys(groups)}
+    if not (config.stratify or counts):
+        cuts = np.cumsum([wanted["test"], wanted["validation"], 1.0])
+        return [ORDER[int(np.searchsorted(cuts, places[group], side="right"))] for group in groups]
+    members: dict[str, list[str]] = {}
+    for group, stratum in zip(groups, strata, strict=True):
+        members.setdefault(group, []).append(stratum)
+    by_stratum: dict[str, list[str]] = {}
+    for group in sorted(members, key=lambda g: (places[g], g)):
+        by_stratum.setdefault(Counter(members[group]).most_common(1)[0][0], []).append(group)
+    chosen: dict[str, str | None] = {}
+    for ordered in by_stratum.values():
+        chosen.update(_cut(ordered, [len(members[group]) for group in ordered], wanted, counts=counts))
+    return [chosen[group] for group in groups]
+
+
+def _cut(ordered: list[str], rows: list[int], wanted: Mapping[str, float], *, counts: bool) -> dict[str, str | None]:
+    """Cut the groups of one stratum, in their order, at the rows that each split may have."""
+    scale = 1 if counts else sum(rows)
+    cuts = np.cumsum([wanted[name] * scale for name in ORDER]).round()
+    names: tuple[str | None, ...] = (*ORDER, None if counts else "train")
+    before = np.concatenate([[0], np.cumsum(rows)[:-1]])
+    return {g: names[int(np.searchsorted(cuts, start, side="right"))] for g, start in zip(ordered, before, strict=True)}
+
+
+def limited(
+    keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], most: int, *, seed: int
+) -> Assigned:
+    """The splits with at most so many training rows of each class; the others are None.
+
+    Those stay whose keys come first in a seeded order: a larger limit keeps all of a smaller one, and rows that are
+    added put out at most as many.
+    """
+    order = sorted(range(len(keys)), key=lambda row: position(keys[row], salt=f"limit-{seed}"))
+    found, seen = list(splits), Counter[str]()
+    for row in order:
+        if splits[row] == "train":
+            seen[targets[row]] += 1
+            found[row] = "train" if seen[targets[row]] <= most else None
+    return found
+
+
+def few_shot_ranks(
+    keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], few: FewShot, *, seed: int
+) -> list[list[int]]:
+    """For each draw the rank of every training row within its class, -1 for the others and past the limit."""
+    draws = []
+    for draw in range(few.draws):
+        salt = f"draw-{seed}-{draw}"
+        order = sorted(range(len(keys)), key=lambda row: position(keys[row], salt=salt))
+        ranks, seen = [-1] * len(keys), Counter[str]()
+        for row in order:
+            if splits[row] == "train":
+                rank = seen[targets[row]]
+                seen[targets[row]] += 1
+                ranks[row] = rank if rank < few.labels_per_class else -1
+        draws.append(ranks)
+    return draws

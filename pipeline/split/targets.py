@@ -1,0 +1,237 @@
+"""The rows of the manifests with their targets: classes, sets of labels, or numbers.
+
+A row whose target is missing or of another kind is an error that names rows, never a row that is left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import manifest
+from pipeline.errors import DataError, bullets, unknown
+from pipeline.split import SplitConfig
+from pipeline.task import LEVEL, TYPES
+
+SHOWN = 5  # rows that an error names
+FEW_ROWS = 20  # below which each of them may well have a class of its own
+
+WHAT = {"classification": "value", "multilabel": "list of labels", "regression": "finite number"}
+
+
+def read(config: SplitConfig, manifests: Path) -> pa.Table:
+    """key, target and domain, and group, column and levels where asked for, of all data sets, sorted by key.
+
+    Contents that several data sets have are one row. Raises DataError with what is wrong with the targets.
+    """
+    table = pa.concat_tables([_of_dataset(config, manifests, name) for name in config.datasets])
+    table = table.sort_by([("key", "ascending"), ("domain", "ascending")])
+    where = f"of {', '.join(config.datasets)}"
+    _refuse_missing(table, config, where)
+    table = _renamed(table, config)
+    table = _one_row_a_key(table.drop_columns(["path", "said"]), config)
+    _refuse_other_kind(table, config, where)
+    _refuse_divided_classes(table, config)
+    return table
+
+
+def strata(table: pa.Table, config: SplitConfig) -> list[str]:
+    """What each row counts as where a task is stratified.
+
+    Its class; of several labels the one that fewest rows have, none being one too; of a number its quantile among
+    `bins`, equal numbers in one.
+    """
+    targets = table["target"].to_pylist()
+    if config.kind == "classification":
+        return [str(target) for target in targets]
+    if config.kind == "regression":
+        import numpy as np
+
+        edges = np.quantile(targets, np.arange(1, config.bins) / config.bins)
+        return [str(place) for place in np.searchsorted(edges, targets, side="right")]
+    rows = Counter(label for labels in targets for label in labels)
+    return [min(labels, key=lambda label: (rows[label], label), default="") for labels in targets]
+
+
+def _of_dataset(config: SplitConfig, manifests: Path, dataset: str) -> pa.Table:
+    table = manifest.read(manifests, dataset)
+    named = {LEVEL + level: level for level in config.levels}
+    if config.group is not None:
+        named["group"] = config.group
+    if config.by == "column":
+        named["column"] = config.column
+    odd = [name for name in dict.fromkeys([*config.columns, *named.values()]) if name not in table.column_names]
+    if odd:
+        found = " ".join(unknown("column", name, table.column_names) for name in odd)
+        raise DataError(f"{manifests / dataset}.parquet: {found}")
+    if lists := [name for name in named.values() if pa.types.is_list(table[name].type)]:
+        raise DataError(f"{manifests / dataset}.parquet: expected a value a row, got lists in {', '.join(lists)}.")
+    domain = table["domain"] if "domain" in table.column_names else pa.nulls(len(table), pa.string())
+    return pa.table(
+        {
+            "key": table["key"],
+            "path": table["path"],
+            "target": _targets(table, config, f"the target {config.target!r} of {dataset}"),
+            "said": _said(table, config.columns),
+            "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
+            **{name: pc.cast(table[column], pa.string()) for name, column in named.items()},
+        }
+    )
+
+
+def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
+    """The targets as the kind has them; null where a row has none."""
+    column = table[config.columns[0]]
+    many = pa.types.is_list(column.type)
+    if config.kind == "classification":
+        if many:
+            raise DataError(f"{where}: expected a class a row, got lists. Say `kind: multilabel`.")
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        return pc.cast(column, pa.string())
+    if config.kind == "regression":
+        plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, _is_text, pa.types.is_null)
+        if not any(test(column.type) for test in plain):
+            raise DataError(f"{where}: expected numbers, got {column.type}. Choose another column, or another `kind`.")
+        return pa.array(_numbers(column), pa.float64())
+    if len(config.columns) > 1:
+        return pa.array(_flags(table, config.columns, where), TYPES["multilabel"])
+    if many:
+        labels = pc.cast(column, TYPES["multilabel"]).to_pylist()
+        found = [None if row is None or None in row else sorted(set(row)) for row in labels]
+    elif _is_text(column.type):
+        texts = column.to_pylist()
+        found = [None if text is None else _labels_in(text, config.separator) for text in texts]
+    else:
+        raise DataError(
+            f"{where}: expected lists, or texts with {config.separator!r} between labels, got {column.type}. "
+            "Name several columns of 0 and 1, or another column."
+        )
+    return pa.array(found, TYPES["multilabel"])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _labels_in(text: str, separator: str) -> list[str]:
+    return sorted({label.strip() for label in text.split(separator)} - {""})
+
+
+def _numbers(column: pa.ChunkedArray) -> Iterator[float | None]:
+    """Finite numbers; a text is one where it is written as Python and CSV files write them."""
+    for value in column.to_pylist():
+        try:
+            number = math.nan if value is None or "_" in str(value) else float(value)
+        except ValueError:
+            number = math.nan
+        yield number if math.isfinite(number) else None
+
+
+def _flags(table: pa.Table, columns: Sequence[str], where: str) -> list[list[str] | None]:
+    """The names of the columns that say 1 or true; raises DataError for columns of anything but 0, 1 and no value."""
+    problems, values = [], {}
+    for name in columns:
+        values[name] = table[name].to_pylist()
+        odd = {str(value): None for value in values[name] if value is not None and value not in (0, 1)}
+        if odd:
+            problems.append(f"{name}: {', '.join(list(odd)[:SHOWN])}")
+    if problems:
+        raise DataError(bullets(f"{where}: expected columns of 0 and 1, or true and false, got also", problems))
+    rows = zip(*values.values(), strict=True)
+    return [None if None in row else sorted(n for n, flag in zip(columns, row, strict=True) if flag) for row in rows]
+
+
+def _said(table: pa.Table, columns: Sequence[str]) -> list[str]:
+    """What the manifest says of each row's target, for errors."""
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return [", ".join("no value" if value is None else repr(value) for value in row) for row in rows]
+
+
+def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
+    named = {"target": ("target", config.target), "group": ("group", config.group)}
+    named |= {LEVEL + level: ("level", level) for level in config.levels}
+    for column, (what, name) in named.items():
+        if column not in table.column_names or not table[column].null_count:
+            continue
+        rows = table.filter(pc.is_null(table[column]))
+        kind = WHAT[config.kind] if what == "target" else "value"
+        title = (
+            f"the {what} {name!r} {where}: {len(rows):,} rows have no {kind}. "
+            "Give them one, or leave them out of the data set. The first of them:"
+        )
+        said = rows["said"].to_pylist() if what == "target" else ["no value"] * len(rows)
+        lines = [f"{path}: {value}" for path, value in sorted(zip(rows["path"].to_pylist(), said, strict=True))]
+        raise DataError(bullets(title, lines[:SHOWN]))
+
+
+def _renamed(table: pa.Table, config: SplitConfig) -> pa.Table:
+    if config.kind == "regression":
+        return table
+    targets = table["target"].to_pylist()
+    there = set(targets) if config.kind == "classification" else {label for labels in targets for label in labels}
+    if odd := [unknown("class", name, there) for name in config.rename if name not in there]:
+        raise DataError(bullets(f"`rename` of a task on {', '.join(config.datasets)}", odd))
+    if config.kind == "classification":
+        found: list[Any] = [config.rename.get(target, target) for target in targets]
+    else:
+        found = [sorted({config.rename.get(label, label) for label in labels}) for labels in targets]
+    return table.set_column(table.column_names.index("target"), "target", pa.array(found, TYPES[config.kind]))
+
+
+def _one_row_a_key(table: pa.Table, config: SplitConfig) -> pa.Table:
+    """Data sets may share contents: keep the first, refuse two targets for one content."""
+    keys, targets = table["key"].to_pylist(), table["target"].to_pylist()
+    first: dict[str, int] = {}
+    conflicts = []
+    for row, key in enumerate(keys):
+        before = first.setdefault(key, row)
+        if targets[before] != targets[row]:
+            conflicts.append(f"{key}: {targets[before]!r} and {targets[row]!r}")
+    if conflicts:
+        title = f"{', '.join(config.datasets)}: {len(conflicts)} contents have two targets"
+        raise DataError(bullets(title, conflicts[:SHOWN]))
+    return table.take(list(first.values()))
+
+
+def _refuse_other_kind(table: pa.Table, config: SplitConfig, where: str) -> None:
+    """One class, or as many as rows: it may be a number, or the wrong column."""
+    targets = table["target"].to_pylist()
+    title = f"the target {config.target!r} {where}"
+    if config.kind == "regression":
+        if len(set(targets)) < 2:
+            raise DataError(f"{title}: expected at least two numbers, got {sorted(set(targets)) or 'none'}.")
+        return
+    labels = [targets] if config.kind == "classification" else targets
+    classes = sorted({label for row in labels for label in row})
+    if len(classes) < 2:
+        raise DataError(
+            f"{title}: expected at least two classes, got {classes or 'none'}. A class is a folder, or a value of the "
+            "column."
+        )
+    if config.kind == "classification" and len(targets) >= FEW_ROWS and 2 * len(classes) > len(targets):
+        raise DataError(
+            f"{title}: expected classes, got {len(classes):,} values in {len(targets):,} rows. Say `kind: regression` "
+            "if they are numbers, or choose another column."
+        )
+
+
+def _refuse_divided_classes(table: pa.Table, config: SplitConfig) -> None:
+    """A level says of each class where it belongs, so that an error within a family can be told from one without."""
+    problems = []
+    for level in config.levels:
+        above: dict[str, set[str]] = {}
+        for target, name in zip(table["target"].to_pylist(), table[LEVEL + level].to_pylist(), strict=True):
+            above.setdefault(target, set()).add(name)
+        problems += [
+            f"{level}: class {target!r} lies in {', '.join(sorted(names))}"
+            for target, names in sorted(above.items())
+            if len(names) > 1
+        ]
+    if problems:
+        title = f"`levels` of a task on {', '.join(config.datasets)}: expected each class in one value of a level"
+        raise DataError(bullets(title, problems[:20]))
