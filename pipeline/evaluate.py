@@ -1,113 +1,163 @@
 """Evaluate a run from its predictions: choose on validation rows, report on test rows.
 
-For each input and each number of labels: the mean of each metric over the draws, on the test rows, with a bootstrap
-interval for accuracy. The input with the best mean validation accuracy at the largest number of labels is `selected`;
-only for it are the confusion matrix, the table of classes and the reliability curve made.
+For each method (a head, an input and a number of labels): the mean of each metric over the draws, on the test rows,
+with a bootstrap interval of the metric that decides. The method with the best mean validation value of that metric at
+the largest number of labels is `selected`; only for it are the tables of classes, groups and levels made.
 """
 
-from collections import defaultdict
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline import metrics
+from pipeline import bootstrap, breakdown, metrics
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_json
-from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.files import read_json, write_json, write_text
+from pipeline.methods import Method, Methods, part, read
+from pipeline.predictions import Predictions
 
-Fits = dict[tuple[str, int | None], list[Predictions]]
+
+class Metric(Settings):
+    """What decides, by kind of task: the choice on validation rows, the order of the leaderboard, the intervals."""
+
+    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    multilabel: Literal["map", "macro_f1"] = "map"
+    regression: Literal["r2", "mae"] = "r2"
 
 
 class EvaluateConfig(Settings):
     """How runs are measured."""
 
+    metric: Metric = Metric()
     interval: Annotated[float, Field(gt=0, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 2000
     calibration_bins: Annotated[int, Field(ge=2)] = 15
     seed: int = 0
 
 
-def evaluate(config: EvaluateConfig, *, predictions: Path, model: Path, numbers: Path, tables: Path) -> dict[str, Any]:
-    """Write the numbers for DVC and the tables behind the report; return the numbers."""
-    file = PredictionsFile.open(predictions)
-    fits: Fits = defaultdict(list)
-    for one in file:
-        fits[one.input, one.labels].append(one)
-    rows = [_row(file, config, *group) for group in fits.items()]
-    best = select(rows)
-    chosen = fits[best["input"], best["labels"]]
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    predictions: Path,
+    task: Path,
+    model: Path,
+    numbers: Path,
+    tables: Path,
+    confusion: Path,
+    curve: Path,
+) -> dict[str, Any]:
+    """Write the numbers for DVC, the tables behind the report and two plots for `dvc plots`; return the numbers.
+
+    `confusion` has the targets and predictions of the selected method's test rows in its first draw, `curve` its metric
+    against labels a class. Either has a header alone where there is no such thing.
+    """
+    methods = read(predictions, task)
+    metric: str = getattr(config.metric, methods.file.kind)
+    rows = table(methods, metric, config)
+    best = select(rows, metric=metric)
+    if best[metric] is None:
+        why = best["degraded"][metric]
+        raise DataError(
+            f"{predictions}: expected a method that {metric} can be measured of, but {why}. Choose another metric in "
+            f"`evaluate.metric.{methods.file.kind}`, or another head."
+        )
+    chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
+    resampling = breakdown.Resampling(metric, config.interval, config.resamples, config.seed)
     write_json(
         tables,
         {
             "run": predictions.stem,
             "made_from": read_json(model / "model.json"),
-            "classes": file.classes,
+            "kind": methods.file.kind,
+            "metric": metric,
+            "higher_is_better": metric not in metrics.LOWER_IS_BETTER,
+            "classes": methods.file.classes,
             "interval": config.interval,
             "table": rows,
             "selected": best,
-            **_details(file, config, chosen),
+            **breakdown.of(methods, chosen, resampling, bins=config.calibration_bins),
         },
     )
-    found = {name: best[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece")}
-    found |= {name: best[name] for name in ("input", "labels", "draws", "test_rows")}
+    _write_confusion(confusion, methods, chosen[0])
+    _write_curve(curve, rows, best, metric)
+    hidden = {"degraded", f"{metric}_spread", f"validation_{metric}"}
+    found = {"metric": metric, **{name: value for name, value in best.items() if name not in hidden}}
     write_json(numbers, {name: value for name, value in found.items() if value is not None})
     return found
 
 
-def select(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with the best validation accuracy among those with the most labels; the first of equals.
+def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """A row a method: means over its draws on test rows, and the interval of the metric that decides."""
+    rows = [_row(methods, config, metric, method) for method in methods.fits]
+    measured = [row for row in rows if row[metric] is not None]
+    tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
+    if tested:
+        values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
+        for row, found in zip(measured, values, strict=True):
+            ends = bootstrap.interval(found, config.interval)
+            row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
+    return rows
 
-    Raises DataError if there is something to choose and no validation row to choose with.
+
+def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[str, Any]:
+    """The row with the best validation value among those with the most labels; the first of equals.
+
+    A method that the metric cannot be measured of is passed over where another one can be chosen. Raises DataError if
+    there is something to choose and no validation row to choose with.
     """
     most = max((row["labels"] for row in rows if row["labels"] is not None), default=None)
     largest = [row for row in rows if row["labels"] == most]
-    if len(largest) == 1:
-        return largest[0]
-    if any(row["validation_accuracy"] is None for row in largest):
+    measured = [row for row in largest if metric not in row.get("degraded", {})]
+    candidates = measured or largest[:1]
+    if len(candidates) == 1:
+        return candidates[0]
+    known = [row for row in candidates if row[f"validation_{metric}"] is not None]
+    if not known:
         raise DataError(
-            f"{len(largest)} inputs to choose from, but the task has no validation rows, and the test rows must not "
-            "choose. Give the task's `sizes` a validation share, or the run a single input."
+            f"{len(candidates)} methods to choose from, but the task has no validation rows to measure {metric} on, "
+            "and the test rows must not choose. Give the task's `sizes` a validation share, or the run one input and "
+            "head."
         )
-    return max(largest, key=lambda row: row["validation_accuracy"])
+    better = min if metric in metrics.LOWER_IS_BETTER else max
+    return better(known, key=lambda row: row[f"validation_{metric}"])
 
 
-def _row(
-    file: PredictionsFile, config: EvaluateConfig, group: tuple[str, int | None], fits: list[Predictions]
-) -> dict[str, Any]:
-    """One line of the table: an input and a number of labels, over all draws."""
-    measured = [_measure(file, one, "test", config) for one in fits]
-    if any(found is None for found in measured):
-        raise DataError(f"{file.path}: the task has no test rows. Give its `sizes` a test share.")
-    tested = [found for found in measured if found is not None]
-    validated = [_measure(file, one, "validation", config) for one in fits]
-    correct = np.stack([(one.predicted == one.targets)[one.splits == "test"] for one in fits])
-    low, high = metrics.bootstrap_interval(correct, level=config.interval, resamples=config.resamples, seed=config.seed)
+def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) -> dict[str, Any]:
+    fits = methods.fits[method]
+    tested = [_measure(methods, part(one, one.splits == "test"), config) for one in fits]
+    chooses = [part(one, one.splits == "validation") for one in fits]
+    validated = [bootstrap.value(metric, one, methods.file.classes) for one in chooses]
+    each = [found.values[metric] for found in tested]
+    known = [value for value in each if value is not None]
+    degraded = {name: why for found in tested for name, why in found.degraded.items()}
     return {
-        "input": group[0],
-        "labels": group[1],
+        **method._asdict(),
         "draws": len(fits),
-        "test_rows": correct.shape[1],
-        **{name: _mean([found[name] for found in tested]) for name in tested[0]},
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "accuracy_spread": float(np.std(correct.mean(axis=1), ddof=1)) if len(fits) > 1 else None,
-        "validation_accuracy": _mean([found["accuracy"] if found else None for found in validated]),
+        "test_rows": len(methods.tested),
+        **{name: _mean([found.values[name] for found in tested]) for name in tested[0].values},
+        f"{metric}_low": None,
+        f"{metric}_high": None,
+        f"{metric}_spread": float(np.std(known, ddof=1)) if len(known) == len(fits) > 1 else None,
+        f"validation_{metric}": _mean(validated),
+        **({"degraded": degraded} if degraded else {}),
     }
 
 
-def _measure(
-    file: PredictionsFile, one: Predictions, split: str, config: EvaluateConfig
-) -> dict[str, float | None] | None:
-    rows = one.splits == split
-    if not rows.any():
-        return None
-    probabilities = one.scores[rows] if file.scores[one.head] == "probability" else None
-    return metrics.classification(
-        one.targets[rows], one.predicted[rows], probabilities, file.classes, bins=config.calibration_bins
+def _measure(methods: Methods, one: Predictions, config: EvaluateConfig) -> metrics.Measured:
+    return metrics.measure(
+        methods.file.kind,
+        one.targets,
+        one.predicted,
+        one.scores,
+        methods.file.classes,
+        given=methods.file.scores.get(one.head, "none"),
+        head=one.head,
+        bins=config.calibration_bins,
     )
 
 
@@ -116,25 +166,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _details(file: PredictionsFile, config: EvaluateConfig, fits: list[Predictions]) -> dict[str, Any]:
-    """Confusion matrix, table of classes and reliability curve of the selected fits, all draws together, test rows."""
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+def _write_confusion(path: Path, methods: Methods, one: Predictions) -> None:
+    """Target and prediction of each test row, for DVC's template `confusion`."""
+    told = zip(one.targets, one.predicted, strict=True) if methods.file.kind == "classification" else ()
+    _write_csv(path, ("target", "predicted"), list(told))
 
-    tested = [one.splits == "test" for one in fits]
-    targets = np.concatenate([one.targets[rows] for one, rows in zip(fits, tested, strict=True)])
-    predicted = np.concatenate([one.predicted[rows] for one, rows in zip(fits, tested, strict=True)])
-    labels = file.classes
-    columns = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0.0)
-    per_class = [
-        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n) // len(fits)}
-        for name, p, r, f, n in zip(labels, *columns, strict=True)
-    ]
-    curve = None
-    if file.scores[fits[0].head] == "probability":
-        confidence = np.concatenate([one.scores[rows].max(axis=1) for one, rows in zip(fits, tested, strict=True)])
-        curve = metrics.reliability(targets == predicted, confidence, bins=config.calibration_bins)
-    return {
-        "confusion": confusion_matrix(targets, predicted, labels=labels).tolist(),
-        "per_class": per_class,
-        "reliability": curve,
-    }
+
+def _write_curve(path: Path, rows: Sequence[dict[str, Any]], best: dict[str, Any], metric: str) -> None:
+    """The selected head and input against labels a class, for DVC's template `linear`."""
+    same = [row for row in rows if (row["head"], row["input"]) == (best["head"], best["input"]) and row["labels"]]
+    told = sorted((row["labels"], row[metric]) for row in same if row[metric] is not None)
+    _write_csv(path, ("labels", "value"), told)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -104,7 +104,13 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _numbers(path: Path) -> dict[str, Any]:
     found = read_json(path)
-    for artefact, field in {"evaluation": "selected", "metrics": "accuracy", "audit": "byte_duplicates"}.items():
+    known = {
+        "evaluation": "selected",
+        "comparison": "across",
+        "metrics": "test_rows",
+        "audit": "byte_duplicates",
+    }
+    for artefact, field in known.items():
         if isinstance(found, dict) and field in found:
             return {"artefact": artefact, **found}
     raise DataError(f"{path}: a JSON file, but no metrics of an icecore run.")

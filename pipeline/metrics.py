@@ -1,39 +1,197 @@
-"""Metrics that scikit-learn lacks, and the set of numbers that a classification is described by. Pure functions."""
+"""Metrics by kind of task: scikit-learn's, and the calibration error that it lacks. Pure functions.
+
+What cannot be computed is None, with the reason beside it: a degradation that is said, never a number that is made up.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from pipeline.predictions import Scores
+from pipeline.task import Kind
+
+Values = dict[str, float | None]
+
+LOWER_IS_BETTER = frozenset({"mae", "rmse", "log_loss", "brier", "ece", "hamming_loss"})
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of one set of predictions, and why some of them are None."""
+
+    values: Values
+    degraded: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, names: Sequence[str], reason: str) -> None:
+        """These metrics cannot be had, for a reason."""
+        self.values.update(dict.fromkeys(names))
+        self.degraded.update(dict.fromkeys(names, reason))
+
+
+def measure(
+    kind: Kind,
+    targets: np.ndarray,
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    classes: Sequence[str],
+    *,
+    given: Scores,
+    head: str = "the head",
+    bins: int = 15,
+) -> Measured:
+    """The metrics of a kind of task; arrays as `Predictions` has them. `given` says what the scores are."""
+    if kind == "regression":
+        return regression(targets, predicted)
+    if kind == "multilabel":
+        return multilabel(targets, predicted, scores, given=given, head=head)
+    return classification(targets, predicted, scores, classes, given=given, head=head, bins=bins)
 
 
 def classification(
     targets: np.ndarray,
     predicted: np.ndarray,
-    probabilities: np.ndarray | None,
+    scores: np.ndarray | None,
     classes: Sequence[str],
     *,
+    given: Scores = "probability",
+    head: str = "the head",
     bins: int = 15,
-) -> dict[str, float | None]:
-    """Accuracy, macro-F1, log loss (nats) and expected calibration error of one set of predictions.
+) -> Measured:
+    """Metrics of a classification.
 
-    `targets`, `predicted`: class names (n,). `probabilities`: (n, classes) in the order of `classes`, or None: then the
-    last two are None.
+    `targets`, `predicted`: class names (n,). `scores`: (n, classes) in the order of `classes`, or None: then `given`
+    counts as none. Balanced accuracy is the mean recall of the classes that have rows; micro-F1 is accuracy, since a
+    row has one class. AUROC and average precision are those of the second of two classes, otherwise one against the
+    rest, averaged over classes that have rows; top-5 is left out where there are no more than five classes. Log loss is
+    in nats; the Brier score is between 0 and 1 for two classes, and 2 for more, as scikit-learn has it.
     """
-    from sklearn.metrics import accuracy_score, f1_score, log_loss
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-    found: dict[str, float | None] = {
-        "accuracy": float(accuracy_score(targets, predicted)),
-        "macro_f1": float(f1_score(targets, predicted, labels=list(classes), average="macro", zero_division=0.0)),
-        "log_loss": None,
-        "ece": None,
-    }
-    if probabilities is not None:
-        # scikit-learn wants columns in sorted order of the names.
-        order = np.argsort(np.asarray(classes, dtype=str))
-        rows = probabilities[:, order].astype(np.float64)
-        rows /= rows.sum(axis=1, keepdims=True)
-        found["log_loss"] = float(log_loss(targets, rows, labels=sorted(classes)))
-        found["ece"] = expected_calibration_error(targets == predicted, probabilities.max(axis=1), bins=bins)
+    target, guess, labels = codes(targets, classes), codes(predicted, classes), np.arange(len(classes))
+    f1 = {way: f1_score(target, guess, labels=labels, average=way, zero_division=0.0) for way in ("macro", "micro")}
+    there = np.unique(target)
+    found = Measured(
+        {
+            "accuracy": float(accuracy_score(target, guess)),
+            "balanced_accuracy": float(recall_score(target, guess, labels=there, average="macro", zero_division=0.0)),
+            "macro_f1": float(f1["macro"]),
+            "micro_f1": float(f1["micro"]),
+        }
+    )
+    given = "none" if scores is None else given
+    _ranked(found, target, scores, len(classes), given=given, head=head)
+    _probabilistic(found, target, target == guess, scores, labels, given=given, head=head, bins=bins)
+    return found
+
+
+def codes(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The number of each name in `classes`, int64 (n,); raises KeyError for a name that is not there."""
+    place = {name: number for number, name in enumerate(classes)}
+    return np.array([place[name] for name in names], dtype=np.int64)
+
+
+def _ranked(
+    found: Measured, target: np.ndarray, scores: np.ndarray | None, classes: int, *, given: Scores, head: str
+) -> None:
+    """Metrics of the order of scores, which decision values have too."""
+    from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
+
+    top = [f"top{TOP}"] if classes > TOP else []
+    if scores is None or given == "none":
+        found.drop([*top, "auroc", "average_precision"], f"{head} gives no scores")
+        return
+    if top:
+        labels = np.arange(classes)
+        found.values[top[0]] = float(top_k_accuracy_score(target, scores, k=TOP, labels=labels))
+    member = target[:, None] == np.arange(classes)
+    columns = np.flatnonzero(member.any(axis=0) & ~member.all(axis=0))
+    if classes == 2:
+        columns = columns[columns == 1]
+    if not len(columns):
+        found.drop(["auroc", "average_precision"], "all rows are of one class")
+        return
+    found.values["auroc"] = float(roc_auc_score(member[:, columns], scores[:, columns], average="macro"))
+    found.values["average_precision"] = float(average_precision_score(member[:, columns], scores[:, columns]))
+
+
+def _probabilistic(
+    found: Measured,
+    target: np.ndarray,
+    correct: np.ndarray,
+    scores: np.ndarray | None,
+    labels: np.ndarray,
+    *,
+    given: Scores,
+    head: str,
+    bins: int,
+) -> None:
+    """Metrics of probabilities."""
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    if scores is None or given != "probability":
+        found.drop(["log_loss", "brier", "ece"], f"{head} gives no probabilities")
+        return
+    rows = scores.astype(np.float64)
+    rows /= rows.sum(axis=1, keepdims=True)
+    found.values["log_loss"] = float(log_loss(target, rows, labels=labels))
+    found.values["brier"] = float(brier_score_loss(target, rows, labels=labels))
+    found.values["ece"] = expected_calibration_error(correct, scores.max(axis=1), bins=bins)
+
+
+def multilabel(
+    targets: np.ndarray, predicted: np.ndarray, scores: np.ndarray, *, given: Scores, head: str = "the head"
+) -> Measured:
+    """Metrics of a multilabel task: bool (n, classes) twice, and scores (n, classes).
+
+    `map` is the mean of the average precisions of the classes that have rows, AUROC that of classes that some rows have
+    and others have not. Subset accuracy counts rows whose classes are all right.
+    """
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss, roc_auc_score
+
+    found = Measured({"map": None})
+    found.values.update(
+        {
+            "micro_f1": float(f1_score(targets, predicted, average="micro", zero_division=0.0)),
+            "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
+            "subset_accuracy": float(accuracy_score(targets, predicted)),
+            "hamming_loss": float(hamming_loss(targets, predicted)),
+        }
+    )
+    if given == "none":
+        found.drop(["map", "auroc"], f"{head} gives no scores")
+        return found
+    there = targets.any(axis=0)
+    if there.any():
+        found.values["map"] = float(average_precision_score(targets[:, there], scores[:, there], average="macro"))
+    else:
+        found.drop(["map"], "no row has a class")
+    mixed = there & ~targets.all(axis=0)
+    if mixed.any():
+        found.values["auroc"] = float(roc_auc_score(targets[:, mixed], scores[:, mixed], average="macro"))
+    else:
+        found.drop(["auroc"], "no class has rows with it and rows without it")
+    return found
+
+
+def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
+    """R², mean absolute error, root of the mean squared error and Spearman's rank correlation; float64 (n,) twice."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+    found = Measured({"r2": None})
+    if len(targets) > 1:
+        found.values["r2"] = float(r2_score(targets, predicted))
+    else:
+        found.drop(["r2"], "there is one row alone")
+    found.values["mae"] = float(mean_absolute_error(targets, predicted))
+    found.values["rmse"] = float(root_mean_squared_error(targets, predicted))
+    if np.ptp(targets) > 0 and np.ptp(predicted) > 0:
+        found.values["spearman"] = float(spearmanr(targets, predicted).statistic)
+    else:
+        found.drop(["spearman"], "all targets or all predictions are equal")
     return found
 
 
@@ -57,21 +215,3 @@ def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, *, b
     """
     table = reliability(correct, confidence, bins=bins)
     return float(sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table) / len(correct))
-
-
-def bootstrap_interval(
-    correct: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean accuracy over draws and test rows (Efron 1979).
-
-    `correct`: bool (draws, rows), the same rows for each draw. Rows are resampled, and draws too where there are
-    several, so the interval covers both the choice of the test rows and that of the training rows.
-    """
-    random = np.random.default_rng(seed)
-    draws, rows = correct.shape
-    means = np.empty(resamples)
-    for number in range(resamples):
-        chosen = correct[random.integers(draws, size=draws)].mean(axis=0)
-        means[number] = chosen[random.integers(rows, size=rows)].mean()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

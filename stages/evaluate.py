@@ -7,16 +7,22 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/metrics/<run>.json` (numbers) and `data/plots/<run>.json` (what the report draws)."""
-    name = project.entry("fit", sys.argv[1:])[0]
+    """Write `data/metrics/<run>.json` (numbers), `data/plots/<run>.json` (what the report draws), and two DVC plots."""
+    name, run = project.entry("fit", sys.argv[1:])
     found = evaluate(
         project.settings()["evaluate"],
         predictions=project.PREDICTIONS / f"{name}.parquet",
+        task=project.TASKS / f"{run.task}.parquet",
         model=project.MODELS / name,
         numbers=project.METRICS / f"{name}.json",
         tables=project.TABLES / f"{name}.json",
+        confusion=project.TABLES / "confusion" / f"{name}.csv",
+        curve=project.TABLES / "curves" / f"{name}.csv",
     )
-    print(f"{name}: accuracy {found['accuracy']:.3f} [{found['accuracy_low']:.3f}, {found['accuracy_high']:.3f}]")
+    metric = found["metric"]
+    ends = [found[f"{metric}_{end}"] for end in ("low", "high")]
+    interval = "" if None in ends else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+    print(f"{name}: {metric} {found[metric]:.3f}{interval}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ MODELS = DATA / "models"
 PREDICTIONS = DATA / "predictions"
 METRICS = DATA / "metrics"
 TABLES = DATA / "plots"
+COMPARISONS = DATA / "comparisons"
 REPORT = DATA / "report" / "index.html"
 
 # Section of params.yaml, which is the stage's name, to its settings model. Text, so that a stage depends on the code of
@@ -37,6 +38,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "audit": ("pipeline.audit:AuditConfig", False),
     "fit": ("pipeline.fit:FitConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
+    "compare": ("pipeline.compare:CompareConfig", False),
     "report": ("pipeline.report:ReportConfig", False),
 }
 

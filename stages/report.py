@@ -8,7 +8,14 @@ def main() -> None:
     """Write `data/report/index.html` over the runs that params.yaml names, and print the leaderboard."""
     values = project.settings()
     runs = leaderboard.read(project.TABLES, list(values["fit"]))
-    page.write(values["report"], runs, project.REPORT)
+    page.write(
+        values["report"],
+        runs,
+        project.REPORT,
+        comparisons=project.COMPARISONS,
+        tasks=project.TASKS,
+        backbones=project.BACKBONES,
+    )
     print(leaderboard.text(runs))
     print(f"report: {project.REPORT}")
 

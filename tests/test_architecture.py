@@ -218,7 +218,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "skops": (),
     "scipy": ("pipeline/heads/discriminant.py", "pipeline/heads/pca.py"),
     "h5py": ("pipeline/store/writing.py", "pipeline/store/examine.py"),
-    "matplotlib": ("pipeline/report/figures.py",),
+    "matplotlib": ("pipeline/report/figures.py", "pipeline/report/curves.py"),
 }
 # Importing these takes torch along; what holds settings or values never does.
 WITH_TORCH = (
@@ -278,7 +278,7 @@ def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
-GLOBAL = {"audit", "evaluate", "report"}
+GLOBAL = {"audit", "evaluate", "compare", "report"}
 """Sections that hold no names, but one set of values."""
 
 
@@ -301,7 +301,7 @@ def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
         body = stage.get("do", stage)
         assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
         over = {"audit": "split", "evaluate": "fit"}.get(name, name)
-        assert stage.get("foreach") == (None if name == "report" else f"${{{over}}}")
+        assert stage.get("foreach") == (None if name in ("compare", "report") else f"${{{over}}}")
         assert (name if name in GLOBAL else f"{name}.${{key}}") in body["params"]
         assert body["desc"]
 

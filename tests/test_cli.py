@@ -121,9 +121,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate(
         EvaluateConfig(resamples=100),
         predictions=folder / "predictions" / f"{RUN}.parquet",
+        task=folder / "tasks" / "digits.parquet",
         model=folder / "models" / RUN,
         numbers=folder / "metrics" / f"{RUN}.json",
         tables=folder / "plots" / f"{RUN}.json",
+        confusion=folder / "plots" / "confusion" / f"{RUN}.csv",
+        curve=folder / "plots" / "curves" / f"{RUN}.csv",
     )
     return folder
 
@@ -243,7 +246,7 @@ def test_info_of_an_audit_has_what_it_has(icecore: Command, tmp_path: Path) -> N
 
 
 def test_a_long_list_is_cut_and_counted(icecore: Command, tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"accuracy": 1.0, "short": list(range(12)), "long": list(range(13))})
+    write_json(tmp_path / "run.json", {"test_rows": 1, "short": list(range(12)), "long": list(range(13))})
     lines = icecore("info", tmp_path / "run.json").out.splitlines()
     assert "short: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11" in lines
     assert "long: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, … (13 in all)" in lines
@@ -454,8 +457,8 @@ def test_the_leaderboard_has_every_run_and_where_the_report_lies(icecore: Comman
     said = icecore("leaderboard")
     assert (said.code, said.error) == (0, "")
     lines = said.out.splitlines()
-    assert lines[0].split()[:3] == ["task", "run", "input"]
-    assert lines[2].split()[:3] == ["digits", RUN, "penultimate"]
+    assert lines[0].split()[:4] == ["task", "run", "head", "input"]
+    assert lines[2].split()[:4] == ["digits", RUN, "logistic", "penultimate"]
     assert lines[-1] == f"report: {Path('data', 'report', 'index.html')}"
 
 

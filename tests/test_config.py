@@ -123,8 +123,8 @@ def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
 ONE_PROBLEM = {
     "an unknown section": (
         {"extrat": {}},
-        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, evaluate, extract,"
-        " fit, freeze, prepare, pretrain, report, sample, split.",
+        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, compare, evaluate,"
+        " extract, fit, freeze, prepare, pretrain, report, sample, split.",
     ),
     "a section that is no mapping of names": (
         {"sample": ["digits"]},
@@ -136,7 +136,7 @@ ONE_PROBLEM = {
     "an unknown key": (
         {"evaluate.resample": 3},
         "evaluate: unknown key 'resample'. Did you mean 'resamples'? Expected one of: calibration_bins, interval,"
-        " resamples, seed.",
+        " metric, resamples, seed.",
     ),
     "an unknown key of an entry": (
         {"pretrain.glyphs.step": 3},

@@ -3,20 +3,22 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.evaluate import EvaluateConfig, evaluate, select
+from pipeline.evaluate import EvaluateConfig, Metric, evaluate, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
+from pipeline.task import Kind, Task, column_of
 
 CLASSES = ["ape", "bee", "cat"]
 QUICK = EvaluateConfig(resamples=100)
@@ -31,6 +33,8 @@ class Run:
     classes: Sequence[str] = field(default_factory=lambda: CLASSES)
     scores: Scores = "probability"
     fits: list[Predictions] = field(default_factory=list)
+    more: dict[str, Sequence[Any]] = field(default_factory=dict)
+    """Further columns of the task."""
 
     def add(
         self,
@@ -40,6 +44,7 @@ class Run:
         of: Mapping[str, int],
         labels: int | None = None,
         draw: int | None = None,
+        head: str = "logistic",
     ) -> "Run":
         """The first `right` rows of each split are predicted right, with 0.8, the others wrong, with 0.6."""
         splits = [split for split, rows in of.items() for _ in range(rows)]
@@ -51,7 +56,7 @@ class Run:
         names = np.array(self.classes, dtype=object)
         self.fits.append(
             Predictions(
-                head="logistic",
+                head=head,
                 input=tap,
                 labels=labels,
                 draw=draw,
@@ -67,15 +72,40 @@ class Run:
     def evaluate(self, config: EvaluateConfig = QUICK) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write the predictions and evaluate them; the numbers and the tables, as they stand on disk."""
         predictions, model = self.folder / f"{self.name}.parquet", self.folder / "model"
-        with Writer(predictions, "classification", list(self.classes), {"logistic": self.scores}) as writer:
+        scores: dict[str, Scores] = {
+            one.head: "none" if np.isnan(one.scores).all() else self.scores for one in self.fits
+        }
+        with Writer(predictions, "classification", list(self.classes), scores) as writer:
             for one in self.fits:
                 writer.add(one)
+        self.write_task()
         write_json(model / "model.json", {"settings": {"task": "pets"}})
         numbers, tables = self.folder / "metrics" / "run.json", self.folder / "plots" / "run.json"
-        found = evaluate(config, predictions=predictions, model=model, numbers=numbers, tables=tables)
+        found = evaluate(
+            config,
+            predictions=predictions,
+            task=self.folder / "pets.parquet",
+            model=model,
+            numbers=numbers,
+            tables=tables,
+            confusion=self.folder / "plots" / "confusion" / "run.csv",
+            curve=self.folder / "plots" / "curves" / "run.csv",
+        )
         written = json.loads(numbers.read_text())
         assert written == {name: value for name, value in found.items() if value is not None}
         return written, json.loads(tables.read_text())
+
+    def write_task(self) -> None:
+        """Write the task that the first fit answers, unless there is one; a row of each class trains."""
+        path, one = self.folder / "pets.parquet", self.fits[0]
+        if path.exists():
+            return
+        columns: dict[str, Any] = {
+            "key": [*one.keys, *(f"f{number:031x}" for number in range(len(self.classes)))],
+            "target": [*one.targets, *self.classes],
+            "split": [*one.splits, *["train"] * len(self.classes)],
+        }
+        Task(pa.table(columns | self.more).replace_schema_metadata({"kind": "classification"})).write(path)
 
 
 ROWS = {"validation": 6, "test": 12}
@@ -102,7 +132,7 @@ def test_the_input_that_is_best_on_validation_rows_is_selected_though_another_is
 rights = st.lists(st.integers(0, 12), min_size=3, max_size=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(validation=st.lists(st.integers(0, 6), min_size=3, max_size=3), once=rights, again=rights)
 def test_test_rows_never_change_what_is_selected(
     tmp_path_factory: pytest.TempPathFactory, validation: list[int], once: list[int], again: list[int]
@@ -154,9 +184,9 @@ def test_confusion_and_classes_are_those_of_the_selected_input_over_all_draws_of
     # The last three of the twelve test rows, one a class, are taken for the next class; twice, for two draws.
     assert tables["classes"] == CLASSES
     assert tables["confusion"] == [[6, 2, 0], [0, 6, 2], [2, 0, 6]]
-    assert tables["per_class"] == [
-        {"class": name, "precision": 0.75, "recall": 0.75, "f1": 0.75, "rows": 4} for name in CLASSES
-    ]
+    # Three of the four rows of a class come first by its score, 0.8; the fourth has 0.2, as two rows of others have.
+    shares = {"precision": 0.75, "recall": 0.75, "f1": 0.75, "average_precision": pytest.approx(3 / 4 + 1 / 4 * 4 / 6)}
+    assert tables["per_class"] == [{"class": name, **shares, "rows": 4} for name in CLASSES]
 
 
 @pytest.mark.parametrize("scores", ["none", "decision"])
@@ -217,12 +247,177 @@ def test_evaluating_twice_writes_the_same_numbers(run: Run) -> None:
     assert run.evaluate() == run.evaluate()
 
 
+# Heads, groups, levels, plots ----------------------------------------------------------------------------------------
+
+
+def test_the_best_of_several_heads_is_selected_and_one_without_probabilities_says_so(run: Run) -> None:
+    run.add("tap", head="logistic", right={"validation": 3, "test": 12}, of=ROWS)
+    run.scores = "none"
+    run.add("tap", head="centroid", right={"validation": 5, "test": 7}, of=ROWS)
+    run.scores = "probability"
+    numbers, tables = run.evaluate()
+    assert (numbers["head"], numbers["accuracy"]) == ("centroid", pytest.approx(7 / 12))
+    assert [row["head"] for row in tables["table"]] == ["logistic", "centroid"]
+    assert "degraded" not in tables["table"][0]
+    assert tables["selected"]["degraded"] == {
+        "auroc": "centroid gives no scores",
+        "average_precision": "centroid gives no scores",
+        "log_loss": "centroid gives no probabilities",
+        "brier": "centroid gives no probabilities",
+        "ece": "centroid gives no probabilities",
+    }
+
+
+def test_another_metric_may_decide(run: Run) -> None:
+    # Of six validation rows, two a class: the one has three classes half right, the other one class wholly wrong.
+    run.add("some", right={"validation": 3, "test": 9}, of=ROWS)
+    run.add("more", right={"validation": 4, "test": 8}, of=ROWS)
+    numbers, tables = run.evaluate(EvaluateConfig(resamples=100, metric=Metric(classification="macro_f1")))
+    assert (numbers["metric"], numbers["input"]) == ("macro_f1", "more")
+    assert numbers["macro_f1_low"] <= numbers["macro_f1"] <= numbers["macro_f1_high"]
+    assert tables["selected"]["validation_macro_f1"] == max(row["validation_macro_f1"] for row in tables["table"])
+
+
+def test_rows_are_measured_by_domain_and_by_group(run: Run) -> None:
+    run.more = {"domain": ["web"] * 6 + ["shop"] * 9 + ["web"] * 6, "group": ["one"] * 21}
+    _, tables = run.add("tap", right={"validation": 6, "test": 10}, of=ROWS).evaluate()
+    [domains] = tables["groups"]  # all rows are of one group: there is nothing to tell apart
+    assert (domains["column"], domains["values"]) == ("domain", 2)
+    shop, web = domains["rows"]
+    assert (shop["value"], shop["rows"], shop["measured"], shop["low"], shop["high"]) == ("shop", 9, 1.0, 1.0, 1.0)
+    assert (web["value"], web["rows"], web["measured"]) == ("web", 3, pytest.approx(1 / 3))
+    assert web["low"] <= 1 / 3 <= web["high"]
+
+
+def test_of_many_groups_those_with_the_most_rows_are_measured(run: Run) -> None:
+    run.more = {"group": [f"g{number:03d}" for number in range(60)] + ["g000"] * 20 + ["x"] * 3}
+    _, tables = run.add("tap", right={"test": 40}, of={"test": 80}).evaluate()
+    [groups] = tables["groups"]
+    assert (groups["values"], len(groups["rows"])) == (60, 50)
+    assert groups["rows"][0]["rows"] == 21
+
+
+def test_errors_within_a_family_count_as_right_a_level_above(run: Run) -> None:
+    family = {"ape": "mammal", "cat": "mammal", "bee": "insect"}
+    names = [CLASSES[row % 3] for rows in ROWS.values() for row in range(rows)] + CLASSES
+    run.more = {"level:family": [family[name] for name in names]}
+    _, tables = run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).evaluate()
+    # Three errors: ape for bee, bee for cat, cat for ape; the last is within mammals.
+    [level] = tables["levels"]
+    assert (level["level"], level["classes"], level["accuracy"]) == ("family", 2, pytest.approx(10 / 12))
+    assert level["accuracy_low"] <= 10 / 12 <= level["accuracy_high"]
+    [groups] = tables["groups"]
+    assert (groups["column"], [row["value"] for row in groups["rows"]]) == ("family", ["insect", "mammal"])
+
+
+def test_a_class_under_two_classes_of_a_level_is_refused(run: Run) -> None:
+    run.more = {"level:family": ["mammal"] * 20 + ["insect"]}
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS)
+    with pytest.raises(DataError, match=r"level 'family': expected one class above 'cat', got 'insect' and 'mammal'\."):
+        run.evaluate()
+
+
+def test_the_plots_of_dvc_have_the_first_draw_and_the_selected_curve(run: Run) -> None:
+    for labels in (5, 1):
+        for draw in (0, 1):
+            run.add("early", right={"validation": 5, "test": 6 + labels}, of=ROWS, labels=labels, draw=draw)
+            run.add("late", right={"validation": 1, "test": 6}, of=ROWS, labels=labels, draw=draw)
+    run.evaluate()
+    plots = run.folder / "plots"
+    header, *rows = (plots / "confusion" / "run.csv").read_text().splitlines()
+    assert header == "target,predicted"
+    assert len(rows) == 12
+    assert rows[0] == "ape,ape"
+    assert rows[-1] == "cat,ape"
+    curve = (plots / "curves" / "run.csv").read_text().splitlines()
+    assert curve == ["labels,value", f"1,{7 / 12}", f"5,{11 / 12}"]
+
+
+# Other kinds of task -------------------------------------------------------------------------------------------------
+
+
+def evaluated(
+    folder: Path, kind: Kind, targets: np.ndarray, fits: Sequence[Predictions], scores: Mapping[str, Scores]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluate the fits of a task of another kind; the numbers and the tables."""
+    classes = [] if kind == "regression" else CLASSES
+    with Writer(folder / "run.parquet", kind, classes, scores) as writer:
+        for one in fits:
+            writer.add(one)
+    table = pa.table({"key": fits[0].keys, "target": column_of(targets, kind, classes), "split": fits[0].splits})
+    Task(table.replace_schema_metadata({"kind": kind})).write(folder / "task.parquet")
+    write_json(folder / "model" / "model.json", {"settings": {"task": "task"}})
+    found = evaluate(
+        QUICK,
+        predictions=folder / "run.parquet",
+        task=folder / "task.parquet",
+        model=folder / "model",
+        numbers=folder / "numbers.json",
+        tables=folder / "tables.json",
+        confusion=folder / "confusion.csv",
+        curve=folder / "curve.csv",
+    )
+    for name, header in {"confusion": "target,predicted", "curve": "labels,value"}.items():
+        assert (folder / f"{name}.csv").read_text() == f"{header}\n"
+    return found, json.loads((folder / "tables.json").read_text())
+
+
+def answers(head: str, targets: np.ndarray, predicted: np.ndarray, scores: np.ndarray) -> Predictions:
+    """The predictions of one fit, a third of the rows for validation."""
+    keys = np.array([f"{number:032x}" for number in range(len(targets))], dtype=object)
+    splits = np.where(np.arange(len(targets)) % 3 == 0, "validation", "test").astype(object)
+    return Predictions(head, "tap", None, None, keys, splits, targets, predicted, scores)
+
+
+def test_a_regression_is_chosen_by_r2_and_has_an_interval_of_it(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    targets = random.normal(size=90)
+    rough, fine = (targets + random.normal(0, spread, size=90) for spread in (1.0, 0.1))
+    none = np.empty((90, 0))
+    fits = [answers("rough", targets, rough, none), answers("fine", targets, fine, none)]
+    numbers, tables = evaluated(tmp_path, "regression", targets, fits, {"rough": "none", "fine": "none"})
+    assert (numbers["metric"], numbers["head"], numbers["test_rows"]) == ("r2", "fine", 60)
+    assert 0.97 < numbers["r2_low"] < numbers["r2"] < numbers["r2_high"] < 1
+    assert (tables["confusion"], tables["per_class"], tables["reliability"], tables["levels"]) == (None, None, None, [])
+    assert len(tables["scatter"]) == 60
+
+
+def test_several_labels_are_chosen_by_map_and_a_head_without_scores_is_passed_over(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    targets = random.uniform(size=(90, 3)) < 0.4
+    scores = (targets + random.normal(0, 0.5, size=(90, 3))).astype(np.float32)
+    tree = answers("tree", targets, targets, np.full((90, 3), np.nan))
+    logistic = answers("logistic", targets, scores > 0.5, scores)
+    heads: dict[str, Scores] = {"tree": "none", "logistic": "probability"}
+    numbers, tables = evaluated(tmp_path, "multilabel", targets, [tree, logistic], heads)
+    assert (numbers["metric"], numbers["head"]) == ("map", "logistic")
+    assert numbers["map_low"] < numbers["map"] < numbers["map_high"]
+    row = next(row for row in tables["table"] if row["head"] == "tree")
+    assert (row["map"], row["map_low"], row["subset_accuracy"]) == (None, None, 1.0)
+    assert row["degraded"]["map"] == "tree gives no scores"
+    assert np.mean([row["average_precision"] for row in tables["per_class"]]) == pytest.approx(numbers["map"])
+
+
+def test_where_no_method_has_the_metric_that_decides_it_is_refused(tmp_path: Path) -> None:
+    targets = np.eye(3, dtype=bool).repeat(3, axis=0)
+    tree = answers("tree", targets, targets, np.full((9, 3), np.nan))
+    with pytest.raises(
+        DataError,
+        match=r"expected a method that map can be measured of, but tree gives no scores\. Choose another metric in "
+        r"`evaluate\.metric\.multilabel`",
+    ):
+        evaluated(tmp_path, "multilabel", targets, [tree], {"tree": "none"})
+
+
 # What cannot be evaluated --------------------------------------------------------------------------------------------
 
 
 def test_several_inputs_and_no_validation_rows_are_refused(run: Run) -> None:
     run.add("one", right={"test": 3}, of={"test": 6}).add("two", right={"test": 6}, of={"test": 6})
-    with pytest.raises(DataError, match=r"2 inputs to choose from, but the task has no validation rows, and the test"):
+    with pytest.raises(
+        DataError,
+        match=r"2 methods to choose from, but the task has no validation rows to measure accuracy on, and the test",
+    ):
         run.evaluate()
 
 
@@ -243,11 +438,75 @@ def test_missing_predictions_name_the_stage_that_makes_them(tmp_path: Path) -> N
         evaluate(
             QUICK,
             predictions=tmp_path / "pets.parquet",
+            task=tmp_path / "task.parquet",
             model=tmp_path,
             numbers=tmp_path / "numbers.json",
             tables=tmp_path / "tables.json",
+            confusion=tmp_path / "confusion.csv",
+            curve=tmp_path / "curve.csv",
         )
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_predictions_of_another_version_of_the_task_are_refused(run: Run) -> None:
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).write_task()
+    [one] = run.fits
+    run.fits = [replace(one, targets=np.roll(one.targets, 1))]
+    with pytest.raises(
+        DataError,
+        match=r"(?s)predictions that do not fit .*pets\.parquet\. Run `dvc repro fit@run`.*tap: 18 of 18 targets",
+    ):
+        run.evaluate()
+
+
+def test_predictions_of_samples_that_the_task_has_not_are_refused(run: Run) -> None:
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).write_task()
+    [one] = run.fits
+    run.fits = [replace(one, keys=np.array([key.replace("0", "e", 1) for key in one.keys], dtype=object))]
+    with pytest.raises(DataError, match=r"logistic tap: 18 of 18 samples are not in the task"):
+        run.evaluate()
+
+
+def test_predictions_of_a_class_that_the_task_has_not_are_refused(run: Run) -> None:
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).write_task()
+    [one] = run.fits
+    run.fits = [replace(one, predicted=np.full(18, "dog", dtype=object))]
+    with pytest.raises(DataError, match=r"logistic tap: predicted classes that the task has not: dog"):
+        run.evaluate()
+
+
+def test_scores_of_a_class_that_the_task_has_not_are_refused(run: Run) -> None:
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).write_task()
+    run.classes = [*CLASSES, "dog"]
+    [one] = run.fits
+    run.fits = [replace(one, scores=np.full((18, 4), 0.25, dtype=np.float32))]
+    with pytest.raises(
+        DataError, match=r"run\.parquet: expected classes of .*pets\.parquet, got dog\. Run `dvc repro fit"
+    ):
+        run.evaluate()
+
+
+def test_predictions_of_another_kind_than_the_task_are_refused(run: Run) -> None:
+    run.add("tap", right={"validation": 6, "test": 9}, of=ROWS)
+    keys, splits = run.fits[0].keys, run.fits[0].splits
+    columns = {"key": keys, "target": np.arange(18.0), "split": splits}
+    Task(pa.table(columns).replace_schema_metadata({"kind": "regression"})).write(run.folder / "pets.parquet")
+    with pytest.raises(
+        DataError, match=r"expected predictions of a regression task, got classification\. Run `dvc repro"
+    ):
+        run.evaluate()
+
+
+def test_fits_that_were_tested_on_different_rows_are_refused_with_counts(run: Run) -> None:
+    run.add("one", right={"validation": 6, "test": 9}, of=ROWS)
+    run.add("two", right={"validation": 6, "test": 9}, of=ROWS)
+    splits = run.fits[1].splits.copy()
+    splits[-2:] = "validation"
+    run.fits[1] = replace(run.fits[1], splits=splits)
+    with pytest.raises(
+        DataError, match=r"logistic two: expected the 12 test rows of the first fit, got 10, of which 10 are those"
+    ):
+        run.evaluate()
 
 
 @pytest.mark.parametrize("wrong", [{"interval": 1.0}, {"interval": 0}, {"resamples": 1}, {"calibration_bins": 1}])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from sklearn import metrics as sk
 
 from pipeline import metrics
 
@@ -22,7 +23,7 @@ def rows(*values: float) -> np.ndarray:
 def test_accuracy_and_macro_f1_equal_those_worked_out_by_hand() -> None:
     targets = np.array(["a", "a", "a", "b"], dtype=object)
     predicted = np.array(["a", "a", "b", "b"], dtype=object)
-    found = metrics.classification(targets, predicted, None, ["a", "b"])
+    found = metrics.classification(targets, predicted, None, ["a", "b"]).values
     # a: precision 1, recall 2/3, F1 4/5; b: precision 1/2, recall 1, F1 2/3
     assert found["accuracy"] == pytest.approx(3 / 4)
     assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
@@ -30,18 +31,27 @@ def test_accuracy_and_macro_f1_equal_those_worked_out_by_hand() -> None:
 
 def test_a_class_that_is_neither_there_nor_predicted_counts_as_zero_in_macro_f1() -> None:
     same = np.array(["a", "b"], dtype=object)
-    assert metrics.classification(same, same, None, ["a", "b", "c"])["macro_f1"] == pytest.approx(2 / 3)
+    assert metrics.classification(same, same, None, ["a", "b", "c"]).values["macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_without_probabilities_there_is_neither_log_loss_nor_calibration_error() -> None:
     same = np.array(["no", "yes"], dtype=object)
-    found = metrics.classification(same, same, None, BINARY)
-    assert found == {"accuracy": 1.0, "macro_f1": 1.0, "log_loss": None, "ece": None}
+    found = metrics.classification(same, same, None, BINARY, head="ridge")
+    known = {name: value for name, value in found.values.items() if value is not None}
+    assert known == {"accuracy": 1.0, "balanced_accuracy": 1.0, "macro_f1": 1.0, "micro_f1": 1.0}
+    assert found.degraded == {
+        "auroc": "ridge gives no scores",
+        "average_precision": "ridge gives no scores",
+        "log_loss": "ridge gives no probabilities",
+        "brier": "ridge gives no probabilities",
+        "ece": "ridge gives no probabilities",
+    }
+    assert set(found.degraded) == set(found.values) - set(known)
 
 
 def test_log_loss_equals_that_worked_out_by_hand() -> None:
     targets = np.array(["yes", "no", "yes"], dtype=object)
-    found = metrics.classification(targets, targets, rows(0.9, 0.4, 0.5), BINARY)
+    found = metrics.classification(targets, targets, rows(0.9, 0.4, 0.5), BINARY).values
     assert found["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.6) + math.log(0.5)) / 3)
 
 
@@ -49,7 +59,7 @@ def test_log_loss_takes_each_class_its_own_column_where_text_sorts_otherwise() -
     classes = ["1", "2", "9", "10"]  # the order of a task; as text, "10" comes before "2" and "9"
     probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.6, 0.1], [0.2, 0.7, 0.05, 0.05]], dtype=np.float32)
     targets = np.array(["10", "9", "2"], dtype=object)
-    found = metrics.classification(targets, targets, probabilities, classes)
+    found = metrics.classification(targets, targets, probabilities, classes).values
     assert found["log_loss"] == pytest.approx(-(math.log(0.4) + math.log(0.6) + math.log(0.7)) / 3, rel=1e-6)
 
 
@@ -60,8 +70,8 @@ def test_log_loss_and_calibration_do_not_depend_on_the_order_of_the_columns(orde
     probabilities = random.dirichlet(np.ones(4), size=20)
     targets, predicted = random.choice(classes, 20), np.array(classes)[probabilities.argmax(axis=1)]
     moved = probabilities[:, [classes.index(name) for name in order]]
-    plain = metrics.classification(targets, predicted, probabilities, classes)
-    assert metrics.classification(targets, predicted, moved, order) == pytest.approx(plain)
+    plain = metrics.classification(targets, predicted, probabilities, classes).values
+    assert metrics.classification(targets, predicted, moved, order).values == pytest.approx(plain)
 
 
 def test_calibration_error_equals_that_worked_out_by_hand() -> None:
@@ -79,7 +89,7 @@ def test_calibration_error_is_that_of_the_predicted_class() -> None:
     targets = np.array(["yes", "no"], dtype=object)
     predicted = np.array(["yes", "yes"], dtype=object)
     # Both predictions are made with confidence 0.7, one is right.
-    assert metrics.classification(targets, predicted, rows(0.7, 0.7), BINARY)["ece"] == pytest.approx(0.2)
+    assert metrics.classification(targets, predicted, rows(0.7, 0.7), BINARY).values["ece"] == pytest.approx(0.2)
 
 
 def test_a_perfectly_calibrated_head_has_no_calibration_error() -> None:
@@ -109,59 +119,112 @@ def test_calibration_error_lies_between_zero_and_one_and_its_bins_hold_every_row
     assert 0 <= metrics.expected_calibration_error(flat, confidence, bins=bins) <= 1
 
 
-@settings(max_examples=50, deadline=None)
-@given(correctness, st.floats(0.8, 0.99), st.integers(0, 100))
-def test_the_interval_holds_the_mean_and_stays_between_zero_and_one(
-    correct: np.ndarray, level: float, seed: int
-) -> None:
-    low, high = metrics.bootstrap_interval(correct, level=level, resamples=400, seed=seed)
-    # Quantiles of the means of resamples: rounding may move them by a bit.
-    assert 0 <= low <= correct.mean() + 1e-12
-    assert correct.mean() - 1e-12 <= high <= 1
+# Against scikit-learn's own words for the same thing ------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
-@given(correctness, st.integers(0, 100))
-def test_equal_seeds_give_equal_intervals(correct: np.ndarray, seed: int) -> None:
-    once, twice = (metrics.bootstrap_interval(correct, resamples=50, seed=seed) for _ in range(2))
-    assert once == twice
+def test_every_metric_of_three_classes_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    classes = ["b", "c", "a"]  # in another order than text has
+    targets, predicted = (np.array(classes, dtype=object)[random.integers(3, size=40)] for _ in range(2))
+    scores = random.dirichlet(np.ones(3), size=40)
+    found = metrics.classification(targets, predicted, scores, classes)
+    sorted_scores = scores[:, [2, 0, 1]]
+    assert found.degraded == {}
+    assert found.values == pytest.approx(
+        {
+            "accuracy": sk.accuracy_score(targets, predicted),
+            "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
+            "macro_f1": sk.f1_score(targets, predicted, average="macro"),
+            "micro_f1": sk.f1_score(targets, predicted, average="micro"),
+            "auroc": sk.roc_auc_score(targets, sorted_scores, multi_class="ovr"),
+            "average_precision": sk.average_precision_score(targets, sorted_scores),
+            "log_loss": sk.log_loss(targets, sorted_scores),
+            "brier": sk.brier_score_loss(targets, sorted_scores),
+            "ece": metrics.expected_calibration_error(targets == predicted, scores.max(axis=1)),
+        }
+    )
 
 
-@settings(max_examples=50, deadline=None)
-@given(correctness, st.integers(0, 100))
-def test_a_higher_level_gives_an_interval_around_that_of_a_lower_one(correct: np.ndarray, seed: int) -> None:
-    wide = metrics.bootstrap_interval(correct, level=0.99, resamples=100, seed=seed)
-    narrow = metrics.bootstrap_interval(correct, level=0.5, resamples=100, seed=seed)
-    assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+def test_of_two_classes_the_second_is_the_one_that_is_looked_for() -> None:
+    targets = np.array(["no", "yes", "yes", "no"], dtype=object)
+    found = metrics.classification(targets, targets, rows(0.1, 0.8, 0.3, 0.4), BINARY).values
+    member = [False, True, True, False]
+    assert found["auroc"] == pytest.approx(3 / 4)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(member, [0.1, 0.8, 0.3, 0.4]))
+    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.7**2 + 0.4**2) / 4)
 
 
-def test_another_seed_gives_another_interval() -> None:
-    correct = np.random.default_rng(0).uniform(size=(1, 997)) < 0.7
-    assert metrics.bootstrap_interval(correct, seed=0) != metrics.bootstrap_interval(correct, seed=1)
+def test_decision_values_are_ranked_and_are_no_probabilities() -> None:
+    classes = list("abcdef")
+    targets = np.array(classes, dtype=object)
+    scores = 10 * np.eye(6) - 5
+    scores[0] = [-9, 1, 2, 3, 4, 5]  # its class comes last of six
+    found = metrics.classification(targets, targets, scores, classes, given="decision", head="svm")
+    assert found.values["top5"] == pytest.approx(5 / 6)
+    assert found.values["auroc"] is not None
+    assert set(found.degraded) == {"log_loss", "brier", "ece"}
+    assert set(found.degraded.values()) == {"svm gives no probabilities"}
 
 
-def test_the_interval_is_wider_with_fewer_rows() -> None:
-    def width(rows: int) -> float:
-        low, high = metrics.bootstrap_interval(np.tile([True, True, True, False], (1, rows // 4)))
-        return high - low
-
-    assert width(20) > 1.5 * width(200) > 2.25 * width(2000)
-
-
-@pytest.mark.parametrize(("level", "deviations"), [(0.5, 0.6745), (0.95, 1.96)])
-def test_the_interval_has_the_ends_that_theory_gives_it(level: float, deviations: float) -> None:
-    low, high = metrics.bootstrap_interval(np.tile([True, False], (1, 200)), level=level, resamples=5000)
-    reach = deviations * math.sqrt(0.25 / 400)
-    assert (low, high) == (pytest.approx(0.5 - reach, abs=0.004), pytest.approx(0.5 + reach, abs=0.004))
+def test_rows_of_one_class_have_no_ranking() -> None:
+    same = np.array(["yes", "yes"], dtype=object)
+    found = metrics.classification(same, same, rows(0.9, 0.8), BINARY)
+    assert found.values["accuracy"] == found.values["balanced_accuracy"] == 1.0
+    assert found.degraded == dict.fromkeys(("auroc", "average_precision"), "all rows are of one class")
 
 
-def test_draws_that_differ_widen_the_interval() -> None:
-    half = np.tile([True, False], 200)
-    alike, apart = np.stack([half, half]), np.stack([np.ones(400, dtype=bool), np.zeros(400, dtype=bool)])
-    narrow, wide = (metrics.bootstrap_interval(correct) for correct in (alike, apart))
-    assert wide == (0.0, 1.0)
-    assert narrow[1] - narrow[0] < 0.2
+def test_classes_without_rows_are_left_out_of_balanced_accuracy_and_of_rankings() -> None:
+    targets = np.array(["a", "b", "a", "b"], dtype=object)
+    predicted = np.array(["a", "c", "a", "b"], dtype=object)
+    scores = np.array([[0.8, 0.1, 0.1], [0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    found = metrics.classification(targets, predicted, scores, list("abc"))
+    assert found.values["balanced_accuracy"] == pytest.approx(3 / 4)
+    assert found.values["auroc"] == pytest.approx((1 + 7 / 8) / 2)
+    assert found.degraded == {}
 
 
-def test_where_every_row_is_right_the_interval_is_a_point() -> None:
-    assert metrics.bootstrap_interval(np.ones((3, 10), dtype=bool)) == (1.0, 1.0)
+def test_metrics_of_several_labels_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(1)
+    targets, scores = random.uniform(size=(30, 4)) < 0.4, random.uniform(size=(30, 4))
+    targets[:, 3] = False  # a class that no row has
+    predicted = scores > 0.5
+    found = metrics.measure("multilabel", targets, predicted, scores, list("abcd"), given="probability")
+    assert found.values == pytest.approx(
+        {
+            "map": sk.average_precision_score(targets[:, :3], scores[:, :3]),
+            "micro_f1": sk.f1_score(targets, predicted, average="micro"),
+            "macro_f1": sk.f1_score(targets, predicted, average="macro", zero_division=0.0),
+            "subset_accuracy": sk.accuracy_score(targets, predicted),
+            "hamming_loss": sk.hamming_loss(targets, predicted),
+            "auroc": sk.roc_auc_score(targets[:, :3], scores[:, :3]),
+        }
+    )
+    assert found.degraded == {}
+
+
+def test_several_labels_without_scores_or_without_any_label_say_what_is_lacking() -> None:
+    targets, scores = np.eye(2, dtype=bool), np.full((2, 2), np.nan)
+    found = metrics.multilabel(targets, targets, scores, given="none", head="tree")
+    assert found.values["subset_accuracy"] == 1.0
+    assert found.degraded == dict.fromkeys(("map", "auroc"), "tree gives no scores")
+    nothing = metrics.multilabel(~targets & targets, targets, np.ones((2, 2)), given="decision")
+    assert nothing.degraded == {
+        "map": "no row has a class",
+        "auroc": "no class has rows with it and rows without it",
+    }
+
+
+def test_metrics_of_a_regression_equal_those_worked_out_by_hand() -> None:
+    targets, predicted = np.array([1.0, 2.0, 3.0, 6.0]), np.array([1.0, 3.0, 2.0, 6.0])
+    found = metrics.measure("regression", targets, predicted, np.empty((4, 0)), [], given="none")
+    assert found.values == pytest.approx({"r2": 1 - 2 / 14, "mae": 0.5, "rmse": math.sqrt(0.5), "spearman": 0.8})
+    assert found.degraded == {}
+
+
+def test_a_regression_of_one_row_or_of_equal_values_says_what_is_lacking() -> None:
+    one = metrics.regression(np.array([1.0]), np.array([2.0]))
+    assert one.values == {"r2": None, "mae": 1.0, "rmse": 1.0, "spearman": None}
+    assert one.degraded["r2"] == "there is one row alone"
+    flat = metrics.regression(np.array([1.0, 2.0]), np.array([1.5, 1.5]))
+    assert flat.values["r2"] == pytest.approx(0.0)
+    assert flat.degraded == {"spearman": "all targets or all predictions are equal"}

@@ -28,6 +28,9 @@ def test_every_artefact_lies_where_the_design_says(project: Project) -> None:
         "data/models/digits_logistic/model.json",
         "data/predictions/digits_logistic.parquet",
         "data/metrics/digits_logistic.json",
+        "data/plots/confusion/digits_logistic.csv",
+        "data/plots/curves/digits_logistic.csv",
+        "data/comparisons/digits.json",
         "data/report/index.html",
     ]
     assert [path for path in expected if not (project.root / path).is_file()] == []
@@ -50,12 +53,21 @@ def test_the_leaderboard_and_the_metrics_are_shown(project: Project) -> None:
     assert "extract@glyphs" in project.run("dvc", "dag")
 
 
+def test_the_plots_of_dvc_are_drawn_without_a_network(project: Project) -> None:
+    project.repro(small())
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.root / "plots" / "index.html").read_text()
+    assert page.count("vegaEmbed(") == 2
+    assert '"predicted": "3"' in page
+    assert '"labels": "5"' in page
+
+
 def test_another_head_fits_that_head_alone(project: Project) -> None:
     project.repro(small())
     params = small()
     params["fit"]["digits_knn"] = params["fit"]["digits_logistic"] | {"head": "knn", "params": {"n_neighbors": 1}}
     ran, _ = project.repro(params)
-    assert ran == ["fit@digits_knn", "evaluate@digits_knn", "report"]
+    assert ran == ["fit@digits_knn", "evaluate@digits_knn", "compare", "report"]
 
 
 def test_another_task_extracts_nothing(project: Project) -> None:
@@ -65,7 +77,7 @@ def test_another_task_extracts_nothing(project: Project) -> None:
     params["fit"]["parity_logistic"] = default["fit"]["parity_logistic"] | {"inputs": ["block3"]}
     ran, output = project.repro(params)
     assert sorted(ran) == sorted(
-        ["split@parity", "audit@parity", "fit@parity_logistic", "evaluate@parity_logistic", "report"]
+        ["split@parity", "audit@parity", "fit@parity_logistic", "evaluate@parity_logistic", "compare", "report"]
     )
     assert "Stage 'extract@glyphs' didn't change, skipping" in output
     audit = project.read("data/tasks/parity.audit.json")
@@ -86,7 +98,15 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     listed.write_text("\n".join([rows[0], rows[1][:-1] + "8", *rows[2:]]))
     ran, _ = project.repro(params)
     assert sorted(ran) == sorted(
-        ["prepare@digits", "split@digits", "audit@digits", "fit@digits_logistic", "evaluate@digits_logistic", "report"]
+        [
+            "prepare@digits",
+            "split@digits",
+            "audit@digits",
+            "fit@digits_logistic",
+            "evaluate@digits_logistic",
+            "compare",
+            "report",
+        ]
     )
 
 
@@ -145,6 +165,7 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
         "audit@photos",
         "fit@photos_logistic",
         "evaluate@photos_logistic",
+        "compare",
         "report",
     ]
     numbers = project.read("data/metrics/photos_logistic.json")

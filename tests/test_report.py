@@ -11,14 +11,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.compare import CompareConfig, compare
 from pipeline.errors import DataError
 from pipeline.evaluate import EvaluateConfig, evaluate
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.report import ReportConfig, figures, leaderboard, page
+from pipeline.report import ReportConfig, curves, figures, leaderboard, page
+from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
+from pipeline.task import Kind, Task, column_of
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 TEN = tuple(str(number) for number in range(10))
@@ -116,12 +120,18 @@ def evaluated(
             "versions": {"scikit-learn": "1.0"},
         },
     )
+    path = folder / "tasks" / f"{task}-{name}.parquet"
+    rows = {"key": [f"{number:032x}" for number in range(len(numbers))], "target": names[numbers], "split": splits}
+    Task(pa.table(rows)).write(path)
     evaluate(
         EvaluateConfig(resamples=100, interval=interval),
         predictions=folder / "predictions" / f"{name}.parquet",
+        task=path,
         model=folder / "models" / name,
         numbers=folder / "metrics" / f"{name}.json",
         tables=folder / "plots" / f"{name}.json",
+        confusion=folder / "plots" / "confusion" / f"{name}.csv",
+        curve=folder / "plots" / "curves" / f"{name}.csv",
     )
     return folder / "plots"
 
@@ -205,7 +215,7 @@ def test_names_with_special_characters_are_text_on_the_page_and_in_its_figures(t
     for name in (*odd, "<i>", "b&c"):
         # In the table of classes, or of inputs, and in a figure.
         assert text.count(name) >= 2, name
-    for drawn in (figures.confusion(run), figures.by_input(run), figures.by_labels(run)):
+    for drawn in (figures.confusion(run), curves.by_input(run), curves.by_labels(run)):
         assert drawn is not None
         texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
         assert set(odd) <= set(texts) or {"<i>", "b&c"} <= set(texts)
@@ -285,7 +295,7 @@ def test_a_figure_that_has_nothing_to_show_is_left_out(tmp_path: Path, settings:
 
 def test_the_curves_show_every_input_and_every_number_of_labels(tmp_path: Path) -> None:
     run = one_run(tmp_path, inputs=("early", "middle", "late"), labels=(1, 5, 20))
-    drawn = figures.by_labels(run)
+    drawn = curves.by_labels(run)
     assert drawn is not None
     texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert {"early", "middle", "late", "1", "5", "20"} <= set(texts)
@@ -293,6 +303,227 @@ def test_the_curves_show_every_input_and_every_number_of_labels(tmp_path: Path) 
 
 def test_a_page_of_no_runs_is_a_page(tmp_path: Path) -> None:
     assert "0 runs." in "".join(write_page(tmp_path, []).text)
+
+
+# What other stages found ---------------------------------------------------------------------------------------------
+
+
+def compared(folder: Path, names: Sequence[str], task: str = "animals") -> Path:
+    """Compare runs as if they were of one task; the folder of comparisons."""
+    predictions = folder / "predictions"
+    runs = {name: read_json(folder / "plots" / f"{name}.json") for name in names}
+    out = folder / "comparisons" / f"{task}.json"
+    path = folder / "tasks" / f"{task}-{names[0]}.parquet"
+    compare(CompareConfig(resamples=200), task=path, predictions=predictions, runs=runs, out=out)
+    return folder / "comparisons"
+
+
+def test_the_page_says_which_differences_are_real(tmp_path: Path) -> None:
+    classes = [f"kind{number}" for number in range(9)]
+    evaluated(tmp_path, "strong", right=1.0, classes=classes)
+    plots = evaluated(tmp_path, "weaker", right=0.2, classes=classes)
+    found = compared(tmp_path, ["strong", "weaker"])
+    runs = leaderboard.read(plots, ["strong", "weaker"])
+    page.write(ReportConfig(), runs, tmp_path / "report" / "index.html", comparisons=found)
+    read = Page(tmp_path / "report" / "index.html")
+    assert "Which differences are real" in read.texts_in("summary")
+    assert read.texts_in("summary").count("The chosen method against the others") == 2
+    [across, *_] = read.rawdata_of.split("Which differences are real")[1].split("</table>")
+    assert "<td>strong: logistic on early</td><td>weaker: logistic on" in across
+    assert "A is better" in across
+    assert "on the same 36 test rows" in across
+
+
+AUDIT: dict[str, Any] = {
+    "format": 1,
+    "task": "animals",
+    "kind": "classification",
+    "classes": {"train": {f"kind{n:02d}": n for n in range(30)}, "test": {"kind07": 1234}},
+    "targets": None,
+    "domains": {"train": {"web": 8}, "test": {"<shop>": 9}},
+    "byte_duplicates": {"across_splits": 0, "excluded": 17, "conflicts": 2},
+    "near_duplicates": {
+        "backbone": "tiny",
+        "tap": "late",
+        "threshold": 0.95,
+        "audited": 50,
+        "of": 60,
+        "count": 33,
+        "pairs": [
+            {"similarity": 0.987, "splits": ["train", "test"], "keys": ["a", "b"], "paths": [f"a&{n}.png", f"b{n}.png"]}
+            for n in range(33)
+        ],
+    },
+    "contradicted": {
+        "neighbours": 10,
+        "count": 1,
+        "rows": [
+            {
+                "key": "a",
+                "path": "cat/<1>.png",
+                "split": "train",
+                "target": "cat",
+                "neighbours_say": "dog",
+                "share": 0.9,
+            }
+        ],
+    },
+}
+
+
+def with_audit(folder: Path, audit: Any) -> Page:
+    """The page of one run whose task was audited."""
+    runs = [one_run(folder)]
+    write_json(folder / "tasks" / "animals.audit.json", audit)
+    page.write(ReportConfig(), runs, folder / "report" / "index.html", tasks=folder / "tasks")
+    return Page(folder / "report" / "index.html")
+
+
+def test_the_page_shows_what_the_audit_found_and_how_much_is_left_out(tmp_path: Path) -> None:
+    read = with_audit(tmp_path, AUDIT)
+    text = re.sub(r"\s+", " ", "".join(read.text))
+    assert "33 near duplicates across splits, 1 labels that neighbours contradict" in text
+    assert "20 of 30 are shown" in text
+    assert "1234" in text
+    assert "<shop>" in text
+    assert "0 files stand in two splits with equal bytes. 17 copies of files were left out" in text
+    assert "33 pairs with a cosine of 0.95 or more, by late of tiny; 50 of 60 rows were looked at" in text
+    assert "20 of 33 are shown" in text
+    assert text.count("a&") == 20
+    assert "cat/<1>.png" in text
+
+
+def test_what_the_audit_could_not_look_for_says_why(tmp_path: Path) -> None:
+    why = "no extraction has all data sets of the task: animals"
+    targets = {"train": {"count": 5, "mean": 0.5, "std": 0.1, "quantiles": {"0.5": 0.4}}}
+    nothing = {"near_duplicates": {"why": why}, "contradicted": {"why": why}, "classes": None, "targets": targets}
+    text = "".join(with_audit(tmp_path, AUDIT | nothing).text)
+    assert text.count(f"Not looked for: {why}.") == 2
+    assert "Rows of each class" not in text
+    assert "0.500" in text
+
+
+def backbone(folder: Path, taps: Sequence[str], *, weights: str = "ab" * 32) -> Path:
+    """The folder of backbones, with one that has those taps after each other."""
+    tap = {"layout": "CHW", "shape": [8, 4, 4]}
+    write_json(
+        folder / "backbones" / "tiny" / "backbone.json",
+        {
+            "format": 2,
+            "architecture": {"family": "glyphs"},
+            "origin": {},
+            "weights_digest": weights,
+            "input": {"image": {"mode": "L", "resize": [4, 4]}, "mean": [0.5], "std": [0.5]},
+            "taps": {name: tap | {"multiply_adds": 1000 * place} for place, name in enumerate(taps)},
+        },
+    )
+    return folder / "backbones"
+
+
+def test_the_cost_of_an_input_is_that_of_its_taps(tmp_path: Path) -> None:
+    run = one_run(tmp_path, inputs=("early", "late", "early+late"))
+    features = run["made_from"]["features"]
+    del features["early+late"]
+    features["early"]["identity"] |= {"node": "one", "pool": "mean", "dtype": "float16"}
+    features["late"]["identity"] |= {"node": "two", "pool": "none", "dtype": "float32"}
+    found = costs(run, backbone(tmp_path, ["input", "one", "two", "three", "four"]))
+    assert found == {
+        "early": Cost(depth=0.25, bytes=16, multiply_adds=1000),
+        "late": Cost(depth=0.5, bytes=512, multiply_adds=2000),
+        "early+late": Cost(depth=0.5, bytes=528, multiply_adds=2000),
+    }
+    drawn = curves.by_cost(run, found)
+    assert drawn is not None
+    texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"early", "late", "early+late", "kB a row", "million multiply-adds", "depth, % of the nodes"} <= set(texts)
+    assert not any("$" in (text or "") for text in texts)
+
+
+def test_the_width_of_a_projection_is_that_of_the_row(tmp_path: Path) -> None:
+    run = one_run(tmp_path, inputs=("early",))
+    run["made_from"]["features"]["early"]["identity"] |= {"node": "one", "projection": {"dimensions": 3}}
+    assert costs(run, backbone(tmp_path, ["input", "one"]))["early"].bytes == 6
+
+
+def test_a_backbone_that_is_gone_or_is_another_has_no_costs(tmp_path: Path) -> None:
+    run = one_run(tmp_path)
+    assert costs(run, tmp_path / "nowhere") == {}
+    assert costs(run, backbone(tmp_path, ["block<3>"], weights="00" * 32)) == {}
+    assert curves.by_cost(run, {}) is None
+
+
+def test_costs_are_on_the_page(tmp_path: Path) -> None:
+    run = one_run(tmp_path)
+    path = tmp_path / "report" / "index.html"
+    page.write(ReportConfig(), [run], path, backbones=backbone(tmp_path, ["input", "block<3>"]))
+    assert "Accuracy against what an input costs" in Page(path).texts_in("figcaption")
+
+
+# Kinds of task -------------------------------------------------------------------------------------------------------
+
+
+def other_kinds(folder: Path) -> list[Run]:
+    """A regression and a multilabel run."""
+    random, rows = np.random.default_rng(0), 40
+    keys = np.array([f"{number:032x}" for number in range(rows)], dtype=object)
+    splits = np.where(np.arange(rows) % 2 == 0, "validation", "test").astype(object)
+    values, labels = random.normal(size=rows), random.uniform(size=(rows, 3)) < 0.5
+    scores = (labels + random.normal(0, 0.3, size=(rows, 3))).astype(np.float32)
+    names = ["red", "round", "soft"]
+    made: dict[Kind, Predictions] = {
+        "regression": Predictions("ridge", "late", None, None, keys, splits, values, values + 0.1, np.empty((rows, 0))),
+        "multilabel": Predictions("logistic", "late", None, None, keys, splits, labels, scores > 0.5, scores),
+    }
+
+    for kind, one in made.items():
+        classes = names if kind == "multilabel" else []
+        with Writer(folder / f"{kind}.parquet", kind, classes, {one.head: "decision" if classes else "none"}) as writer:
+            writer.add(one)
+        table = pa.table({"key": keys, "target": column_of(one.targets, kind, classes), "split": splits})
+        Task(table.replace_schema_metadata({"kind": kind})).write(folder / "task.parquet")
+        settings = {"task": f"a_{kind}", "backbone": "tiny"}
+        made_from = {"settings": settings, "task": {"sha256": "cd" * 32}, "features": {}, "versions": {}}
+        write_json(folder / "model" / "model.json", made_from)
+        evaluate(
+            EvaluateConfig(resamples=100),
+            predictions=folder / f"{kind}.parquet",
+            task=folder / "task.parquet",
+            model=folder / "model",
+            numbers=folder / "numbers.json",
+            tables=folder / "plots" / f"{kind}.json",
+            confusion=folder / "confusion.csv",
+            curve=folder / "curve.csv",
+        )
+    return leaderboard.read(folder / "plots", list(made))
+
+
+def test_each_kind_of_task_has_its_own_columns(tmp_path: Path) -> None:
+    runs = [*other_kinds(tmp_path), one_run(tmp_path)]
+    tables = leaderboard.text(runs).split("\n\n")
+    heads = [re.split(r" {2,}", table.splitlines()[0])[5:] for table in tables]
+    assert heads == [
+        ["mAP", "95 % interval", "micro-F1", "macro-F1", "subset accuracy"],
+        ["R²", "95 % interval", "MAE", "RMSE", "Spearman"],
+        ["accuracy", "95 % interval", "macro-F1", "log loss", "ECE"],
+    ]
+    read = write_page(tmp_path, runs)
+    assert read.texts_in("h3") == ["a_multilabel", "a_regression", "animals"]
+    assert "Predictions of test rows" in read.texts_in("figcaption")
+    assert {"R²", "mAP", "Hamming loss", "Spearman", "Brier"} <= set(read.texts_in("th"))
+
+
+def test_a_metric_of_which_less_is_better_puts_the_smallest_first(tmp_path: Path) -> None:
+    plots = tmp_path / "plots"
+    for name, error in {"rough": 0.9, "fine": 0.1}.items():
+        selected = {"mae": error}
+        run = {"run": name, "metric": "mae", "higher_is_better": False, "selected": selected}
+        write_json(plots / f"{name}.json", run | {"made_from": {"settings": {"task": "t"}}})
+    assert [run["run"] for run in leaderboard.read(plots, ["rough", "fine"])] == ["fine", "rough"]
+
+
+def test_why_there_is_a_dash_stands_below_the_table(tmp_path: Path) -> None:
+    text = "".join(write_page(tmp_path, [one_run(tmp_path, scores="none")]).text)
+    assert text.count("Dashes: logistic gives no probabilities; logistic gives no scores.") == 2
 
 
 # The leaderboard -----------------------------------------------------------------------------------------------------
@@ -317,10 +548,11 @@ def test_the_leaderboard_shows_the_numbers_of_the_selected_input(tmp_path: Path)
     run = one_run(tmp_path, labels=(1, 5), interval=0.9)
     best = run["selected"]
     head, _, line = leaderboard.text([run]).splitlines()
-    assert re.split(r" {2,}", head)[3:6] == ["labels a class", "accuracy", "90 % interval"]
+    assert re.split(r" {2,}", head)[2:7] == ["head", "input", "labels a class", "accuracy", "90 % interval"]
     assert re.split(r" {2,}", line) == [
         "animals",
         "pets",
+        "logistic",
         best["input"],
         "5",
         f"{best['accuracy']:.3f}",
@@ -334,20 +566,20 @@ def test_the_leaderboard_shows_the_numbers_of_the_selected_input(tmp_path: Path)
 def test_numbers_that_do_not_exist_are_dashes_and_all_of_train_reads_all(tmp_path: Path) -> None:
     line = leaderboard.text([one_run(tmp_path, scores="none")]).splitlines()[2]
     cells = re.split(r" {2,}", line)
-    assert cells[3] == "all"
+    assert cells[4] == "all"
     assert cells[-2:] == ["–", "–"]
 
 
 def test_the_columns_of_the_leaderboard_stand_below_each_other(several: tuple[list[Run], Page]) -> None:
     head, rule, *lines = leaderboard.text(several[0]).splitlines()
     starts = [match.start() for match in re.finditer("─+", rule)]
-    assert len(starts) == 9
+    assert len(starts) == 10
     assert all(head[start - 2 : start] == "  " and head[start] != " " for start in starts[1:])
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines for start in starts[1:])
 
 
 def test_a_leaderboard_of_no_runs_is_its_head_alone() -> None:
-    assert leaderboard.text([]).splitlines()[0].startswith("task  run  input")
+    assert leaderboard.text([]).splitlines()[0].startswith("task  run  head  input")
 
 
 def test_runs_that_were_not_evaluated_are_named(tmp_path: Path) -> None:

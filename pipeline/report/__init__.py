@@ -1,8 +1,10 @@
 """The report: a leaderboard for the terminal, and one self-contained HTML page.
 
 leaderboard   reads what evaluation wrote, orders it, prints it
-figures       SVG figures
-page          the page, from page.html
+figures       SVG figures of one method: confusion, calibration, predictions
+curves        SVG figures of all methods of a run: against labels, inputs and costs
+costs         depth, bytes and multiply-adds of an input
+page          the page, from page.html, task.html, pairs.html, audit.html and run.html
 """
 
 from pipeline.config import Settings

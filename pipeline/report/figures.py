@@ -32,13 +32,13 @@ MOST_CLASSES = 30
 
 
 @contextmanager
-def _axes(width: float, height: float, found: list[str], *, name: str) -> Iterator[Axes]:
-    """Axes to draw on; their SVG is appended to `found`. `name` is one of its own on a page: ids are made from it."""
+def panels(width: float, height: float, columns: int, found: list[str], *, name: str) -> Iterator[list[Axes]]:
+    """Axes side by side; their SVG is appended to `found`. `name` is one of its own on a page: ids are made from it."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text, and has fonts for scripts that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots()
+        yield list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -46,62 +46,23 @@ def _axes(width: float, height: float, found: list[str], *, name: str) -> Iterat
     found.append(re.sub(r'<g id="[\w.]+_\d+"', "<g", svg[svg.index("<svg") :]))
 
 
-def by_labels(run: Run) -> str | None:
-    """Accuracy against labels a class, a line an input, with intervals; None where the run has no few-shot draws."""
-    inputs = _inputs(run)
-    counts = sorted({row["labels"] for row in run["table"] if row["labels"] is not None})
-    if len(counts) < 2:
-        return None
-    found: list[str] = []
-    with _axes(4.6, 3.4, found, name=f"{run['run']} by_labels") as axes:
-        for place, name in enumerate(inputs):
-            rows = sorted((row for row in run["table"] if row["input"] == name), key=lambda row: row["labels"])
-            shift = 1.03 ** (place - (len(inputs) - 1) / 2)  # apart, so that intervals can be told apart
-            axes.errorbar(
-                [row["labels"] * shift for row in rows],
-                [row["accuracy"] for row in rows],
-                yerr=_errors(rows),
-                label=name,
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)],
-                markersize=4,
-                linewidth=1.4,
-                capsize=2,
-            )
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.set_xlabel("labels a class")
-        axes.set_ylabel("test accuracy")
-        axes.legend(frameon=False, loc="lower right")
-    return found[0]
-
-
-def by_input(run: Run) -> str:
-    """Accuracy of each input at the most labels, with intervals."""
-    labels = run["selected"]["labels"]
-    rows = [row for row in run["table"] if row["labels"] == labels]
-    found: list[str] = []
-    with _axes(4.6, 0.8 + 0.38 * len(rows), found, name=f"{run['run']} by_input") as axes:
-        places = np.arange(len(rows))
-        axes.errorbar(
-            [row["accuracy"] for row in rows], places, xerr=_errors(rows), fmt="o", color=COLOURS[0], capsize=3
-        )
-        axes.set_yticks(places, [row["input"] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("test accuracy")
-    return found[0]
+@contextmanager
+def axes_of(width: float, height: float, found: list[str], *, name: str) -> Iterator[Axes]:
+    """Axes to draw on, as `panels` has them."""
+    with panels(width, height, 1, found, name=name) as every:
+        yield every[0]
 
 
 def confusion(run: Run) -> str | None:
     """The confusion matrix of the selected input, each row as shares; None where there are too many classes to read."""
-    classes, counts = run["classes"], np.array(run["confusion"], dtype=float)
-    if len(classes) > MOST_CLASSES:
+    classes = run["classes"]
+    if run["confusion"] is None or len(classes) > MOST_CLASSES:
         return None
+    counts = np.array(run["confusion"], dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     found: list[str] = []
     side = 3.4 + 0.05 * len(classes)
-    with _axes(side + 0.6, side, found, name=f"{run['run']} confusion") as axes:
+    with axes_of(side + 0.6, side, found, name=f"{run['run']} confusion") as axes:
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         upright = max(map(len, classes)) > 2
@@ -123,7 +84,7 @@ def reliability(run: Run) -> str | None:
     if rows is None:
         return None
     found: list[str] = []
-    with _axes(3.6, 3.4, found, name=f"{run['run']} reliability") as axes:
+    with axes_of(3.6, 3.4, found, name=f"{run['run']} reliability") as axes:
         axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
         total = sum(row["count"] for row in rows)
         axes.scatter(
@@ -140,11 +101,16 @@ def reliability(run: Run) -> str | None:
     return found[0]
 
 
-def _inputs(run: Run) -> list[str]:
-    return list(dict.fromkeys(row["input"] for row in run["table"]))
-
-
-def _errors(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Distances down to and up to the ends of the intervals, (2, rows)."""
-    ends = [(row["accuracy"] - row["accuracy_low"], row["accuracy_high"] - row["accuracy"]) for row in rows]
-    return np.maximum(np.array(ends).T, 0)
+def scatter(run: Run) -> str | None:
+    """Predictions against targets of a regression, some hundred rows; None of another kind of task."""
+    if run["scatter"] is None:
+        return None
+    targets, predicted = np.array(run["scatter"]).T
+    ends = [min(targets.min(), predicted.min()), max(targets.max(), predicted.max())]
+    found: list[str] = []
+    with axes_of(3.6, 3.4, found, name=f"{run['run']} scatter") as axes:
+        axes.plot(ends, ends, color="#999", linewidth=1, linestyle="--")
+        axes.scatter(targets, predicted, s=10, color=COLOURS[0], alpha=0.5, linewidths=0)
+        axes.set_xlabel("target")
+        axes.set_ylabel("predicted")
+    return found[0]

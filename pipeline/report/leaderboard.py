@@ -1,6 +1,7 @@
-"""The leaderboard: the selected input of every run, best first within a task."""
+"""The leaderboard: the selected method of every run, best first within a task."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,62 @@ from pipeline.text import table
 Run = dict[str, Any]
 """What `evaluate` wrote of a run."""
 
+NAMES: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "top5": "top-5",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "log_loss": "log loss",
+    "brier": "Brier",
+    "ece": "ECE",
+    "map": "mAP",
+    "subset_accuracy": "subset accuracy",
+    "hamming_loss": "Hamming loss",
+    "r2": "R²",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "spearman": "Spearman",
+}
+"""How metrics are written."""
+
+SHORT: Mapping[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1", "log_loss", "ece"),
+    "multilabel": ("map", "micro_f1", "macro_f1", "subset_accuracy"),
+    "regression": ("r2", "mae", "rmse", "spearman"),
+}
+"""Metrics of the terminal, by kind of task."""
+
+LONG: Mapping[str, tuple[str, ...]] = {
+    "classification": (
+        *("accuracy", "balanced_accuracy", "macro_f1", "top5", "auroc", "average_precision"),
+        *("log_loss", "brier", "ece"),
+    ),
+    "multilabel": ("map", "micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "auroc"),
+    "regression": ("r2", "mae", "rmse", "spearman"),
+}
+"""Metrics of the page."""
+
 
 def read(tables: Path, names: Sequence[str]) -> list[Run]:
-    """The runs of those names, sorted by task, then by accuracy; raises DataError for one that was not evaluated."""
+    """The runs of those names, by task, the best first; raises DataError for one that was not evaluated."""
     missing = [name for name in names if not (tables / f"{name}.json").is_file()]
     if missing:
         raise DataError(f"{tables}: no evaluation of {', '.join(missing)}. Run `dvc repro`.")
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
-    return sorted(runs, key=lambda run: (task_of(run), -run["selected"]["accuracy"], run["run"]))
+    return sorted(runs, key=lambda run: (task_of(run), _rank(run), run["run"]))
+
+
+def _rank(run: Run) -> float:
+    value: float = run["selected"][run["metric"]]
+    return -value if run["higher_is_better"] else value
+
+
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each task, in the order of `read`."""
+    return {task: list(found) for task, found in groupby(runs, key=task_of)}
 
 
 def settings_of(run: Run) -> Mapping[str, Any]:
@@ -42,16 +91,31 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def interval(row: Mapping[str, Any], metric: str) -> str:
+    """The interval of a metric for a table; a dash where there is none."""
+    ends = [row[f"{metric}_{end}"] for end in ("low", "high")]
+    return "–" if None in ends else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
+
+def others(run: Run, metrics: Mapping[str, Sequence[str]]) -> list[str]:
+    """The metrics of a table beside the one that decides: those that evaluation knows of this run's kind of task."""
+    return [name for name in metrics[run["kind"]] if name != run["metric"] and name in run["selected"]]
+
+
 def text(runs: Sequence[Run]) -> str:
-    """The leaderboard as a table for the terminal."""
-    head = ["task", "run", "input", "labels a class", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE"]
-    if runs:
-        head[5] = f"{100 * runs[0]['interval']:g} % interval"
-    lines = []
-    for run in runs:
-        best = run["selected"]
-        interval = f"{best['accuracy_low']:.3f}–{best['accuracy_high']:.3f}"
-        measured = [number(best[name]) for name in ("macro_f1", "log_loss", "ece")]
-        labels = training(best["labels"])
-        lines.append([task_of(run), run["run"], best["input"], labels, number(best["accuracy"]), interval, *measured])
-    return table(head, lines)
+    """The leaderboard as a table for the terminal: one for each metric that decides."""
+    start = ["task", "run", "head", "input", "labels a class"]
+    if not runs:
+        return table(start, [])
+    tables = []
+    for metric in dict.fromkeys(run["metric"] for run in runs):
+        same = [run for run in runs if run["metric"] == metric]
+        more = others(same[0], SHORT)
+        head = [*start, NAMES[metric], f"{100 * same[0]['interval']:g} % interval", *(NAMES[name] for name in more)]
+        lines = []
+        for run in same:
+            best = run["selected"]
+            measured = [number(best[metric]), interval(best, metric), *(number(best.get(name)) for name in more)]
+            lines.append([task_of(run), run["run"], best["head"], best["input"], training(best["labels"]), *measured])
+        tables.append(table(head, lines))
+    return "\n\n".join(tables)

@@ -1,5 +1,6 @@
 """The report's page: one HTML file with everything inside, no script and nothing from the network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,39 +8,105 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.files import write_text
-from pipeline.report import ReportConfig, figures, leaderboard
+from pipeline.files import read_json, write_text
+from pipeline.report import ReportConfig, curves, figures, leaderboard
+from pipeline.report.costs import costs
 from pipeline.report.leaderboard import Run
 
+MOST_ROWS = 20  # of a table that may be long
 
-def write(config: ReportConfig, runs: list[Run], path: Path) -> None:
-    """Write the page of some runs, as `leaderboard.read` gives them."""
+
+def write(
+    config: ReportConfig,
+    runs: list[Run],
+    path: Path,
+    *,
+    comparisons: Path | None = None,
+    tasks: Path | None = None,
+    backbones: Path | None = None,
+) -> None:
+    """Write the page of some runs, as `leaderboard.read` gives them.
+
+    `comparisons`, `tasks` and `backbones` are the folders of what `compare`, `audit` and `freeze` wrote; what is not
+    there is left out of the page.
+    """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = leaderboard.number
-    environment.filters["training"] = leaderboard.training
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": leaderboard.number,
+        "training": leaderboard.training,
+        "metric": lambda name: leaderboard.NAMES.get(name, name),
+        "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
+        "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
+    }
+    told = [
+        _task(name, found, _there(comparisons, f"{name}.json"), _there(tasks, f"{name}.audit.json"))
+        for name, found in leaderboard.by_task(runs).items()
+    ]
+    views = [_view(run, task, backbones) for task in told for run in task["runs"]]
     page = environment.get_template("page.html")
-    write_text(path, page.render(title=config.title, runs=[_view(run) for run in runs]))
+    write_text(path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS))
 
 
-def _view(run: Run) -> dict[str, Any]:
+def _there(folder: Path | None, name: str) -> Any:
+    """A JSON file of a folder, if it is there."""
+    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
+
+
+def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, Any]:
+    """A task as the template wants it."""
+    first = runs[0]
+    values = [run["selected"][f"{run['metric']}_{end}"] for run in runs for end in ("low", "high")]
+    bounded = first["kind"] != "regression" and None not in values
+    return {
+        "name": name,
+        "runs": runs,
+        "kind": first["kind"],
+        "metric": first["metric"],
+        "interval": first["interval"],
+        "columns": leaderboard.others(first, leaderboard.LONG),
+        "degraded": sorted({why for run in runs for why in run["selected"].get("degraded", {}).values()}),
+        "bars": bounded,
+        "compared": compared,
+        "audit": audit,
+    }
+
+
+def _view(run: Run, task: Mapping[str, Any], backbones: Path | None) -> dict[str, Any]:
     """A run as the template wants it."""
+    metric = leaderboard.NAMES[run["metric"]]
+    name = metric[0].upper() + metric[1:]
     drawn = {
-        "Accuracy against labels": figures.by_labels(run),
-        "Inputs at the most labels": figures.by_input(run) if len(run["table"]) > 1 else None,
+        f"{name} against labels": curves.by_labels(run),
+        "Inputs at the most labels": curves.by_input(run),
         "Confusion, percent of each target": figures.confusion(run),
         "Calibration": figures.reliability(run),
+        "Predictions of test rows": figures.scatter(run),
     }
+    wide = {
+        f"{name} against what an input costs": curves.by_cost(run, costs(run, backbones)) if backbones else None,
+    }
+    compared = task["compared"]
     return {
         **run,
         "settings": leaderboard.settings_of(run),
+        "name": name,
+        "columns": leaderboard.others(run, leaderboard.LONG),
         "figures": {title: Markup(svg) for title, svg in drawn.items() if svg is not None},
+        "wide": {title: Markup(svg) for title, svg in wide.items() if svg is not None},
         "confused": _most_confused(run),
+        "within": compared["within"].get(run["run"], []) if compared else [],
+        "compared": compared,
+        "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
     }
 
 
 def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:
     """The pairs of classes that are mistaken most often, as counts over all draws."""
+    if run["confusion"] is None:
+        return []
     counts = np.array(run["confusion"])
     np.fill_diagonal(counts, 0)
     order = np.argsort(counts, axis=None, kind="stable")[::-1][:most]
