@@ -110,7 +110,16 @@ class Moments:
         self.rounding = max(self.rounding, UNITS * float(np.finfo(block.dtype).eps) / 2)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The sums over the rows of both; of equal width, classes and targets. `other` may have other pivots."""
+        """The sums over the rows of both, whatever their pivots.
+
+        Raises HeadError where they differ in their width, classes or number of targets.
+        """
+        kinds = [(one.cross.shape, None if one.classes is None else one.classes.tolist()) for one in (self, other)]
+        if kinds[0] != kinds[1]:
+            raise HeadError(
+                f"moments: expected some of the same features, classes and targets, got {_kind(self)} and "
+                f"{_kind(other)}. Name the same classes for each part of the rows."
+            )
         moved = other._moved(self.pivot, self.target_pivot)
         total = {
             name: getattr(self, name) + getattr(moved, name)
@@ -207,6 +216,12 @@ class Moments:
         return self
 
 
+def _kind(moments: Moments) -> str:
+    """What a message says of them."""
+    classes = "none" if moments.classes is None else f"{len(moments.classes):,}"
+    return f"{moments.width:,} features, {classes} classes and {len(moments.target_pivot):,} targets"
+
+
 @dataclass(frozen=True)
 class Span:
     """Rows `start` to `stop` of a source, as a source."""
@@ -243,8 +258,10 @@ def moments_of(
 
     y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
     targets); None: neither. `parts` spans of rows are summed by `map` and merged in their order: what is added to what
-    depends on `parts` alone, and not on who does it, so that results have the same bytes. A process gets its span
-    with the source, which should therefore pickle as the place of its rows, as `Rows` does and an np.memmap does not.
+    depends on `parts` alone, and not on who does it, so that results have the same bytes where BLAS has as many
+    threads. A process gets its span with the source, which should therefore pickle as the place of its rows, as `Rows`
+    does and an np.memmap does not. A client of Dask maps with
+    `lambda f, work: (future.result() for future in client.map(f, list(work), pure=False))`.
 
     Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
