@@ -25,15 +25,15 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_rows import keys_of, stored
 
 from pipeline.errors import HeadError
-from pipeline.heads import moments as module
-from pipeline.heads import streamed
+from pipeline.heads import moments, streamed, sums
 from pipeline.heads.centroid import StreamingCentroid
 from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.moments import Moments, Span, moments_of
+from pipeline.heads.moments import Span, moments_of
 from pipeline.heads.pca import StreamingPCA
 from pipeline.heads.ridge import StreamingRidge, StreamingRidgeClassifier
 from pipeline.heads.rows import Rows
 from pipeline.heads.scaler import StreamingNormalizer, StreamingScaler
+from pipeline.heads.sums import Moments
 
 CLASSIFIERS = [
     StreamingRidgeClassifier(),
@@ -121,7 +121,7 @@ def test_the_order_of_rows_and_their_cut_change_sums_within_rounding_only(seed: 
     targets = np.stack([X[:, 0] ** 2, X[:, 1] + 2000], axis=1)
     order = np.random.default_rng(seed).permutation(len(X))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", size)
+        patch.setattr(sums, "ROWS", size)
         for told in ({"y": y, "classes": np.unique(y)}, {"y": targets}, {"y": None}):
             once = moments_of(X, **told)
             other = moments_of(X[order], **{**told, "y": None if told["y"] is None else told["y"][order]}, parts=parts)
@@ -173,7 +173,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 def same_bytes(one: Moments, other: Moments) -> bool:
     """Whether all their values are equal bit by bit."""
-    values = [{name: np.asarray(value).tobytes() for name, value in vars(sums).items()} for sums in (one, other)]
+    values = [{name: np.asarray(value).tobytes() for name, value in vars(found).items()} for found in (one, other)]
     return values[0] == values[1]
 
 
@@ -219,7 +219,7 @@ class Endless:
 
 @pytest.mark.parametrize("estimator", [StreamingRidgeClassifier(), StreamingLDA("auto"), StreamingPCA()], ids=str)
 def test_memory_is_flat_in_rows_but_for_their_classes(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BYTES", 2**18)
+    monkeypatch.setattr(moments, "BYTES", 2**18)
     monkeypatch.setattr(streamed, "BYTES", 2**18)
     peaks = []
     for rows in (20_000, 40_000):
@@ -428,10 +428,10 @@ def test_lda_of_one_row_a_class_is_refused() -> None:
 
 def test_automatic_shrinkage_needs_the_rows_again() -> None:
     X, y = drawn(0)
-    moments = moments_of(X, y, classes=np.unique(y))
+    of_classes = moments_of(X, y, classes=np.unique(y))
     with pytest.raises(HeadError, match=r"shrinkage 'auto': expected the rows for a second pass, got none\."):
-        StreamingLDA("auto").fit_moments(moments)
-    again = StreamingLDA("auto").fit_moments(moments, X, y)
+        StreamingLDA("auto").fit_moments(of_classes)
+    again = StreamingLDA("auto").fit_moments(of_classes, X, y)
     np.testing.assert_array_equal(again.coef_, StreamingLDA("auto").fit(X, y).coef_)
 
 
@@ -545,15 +545,15 @@ def test_what_stands_before_a_head_gives_a_source_for_a_source(before: Any, tmp_
 
 def test_several_heads_share_the_sums_of_one_pass(rows: Rows) -> None:
     y = load_digits().target[:600]
-    sums = moments_of(rows, y, classes=np.unique(y))
-    before = pickle.dumps(sums)
+    shared_sums = moments_of(rows, y, classes=np.unique(y))
+    before = pickle.dumps(shared_sums)
     for head in (StreamingRidgeClassifier(), StreamingLDA(0.1), StreamingCentroid()):
-        shared = clone(head).fit_moments(sums)
+        shared = clone(head).fit_moments(shared_sums)
         alone = clone(head).fit(rows, y)
         np.testing.assert_array_equal(shared.decision_function(rows), alone.decision_function(rows))
         assert (shared.predict(rows) == y).mean() > 0.85
-    assert StreamingPCA(0.9).fit_moments(sums).transform(rows).shape[1] < 64
-    assert pickle.dumps(sums) == before
+    assert StreamingPCA(0.9).fit_moments(shared_sums).transform(rows).shape[1] < 64
+    assert pickle.dumps(shared_sums) == before
 
 
 def test_a_head_with_all_digits_in_float16_predicts_as_scikit_learn_in_float64(rows: Rows) -> None:
