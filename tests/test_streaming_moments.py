@@ -1,6 +1,7 @@
 """Estimators that are solved from the sums of one pass are scikit-learn's, over rows that need not fit into memory."""
 
 import pickle
+import tracemalloc
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,14 +25,15 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_rows import keys_of, stored
 
 from pipeline.errors import HeadError
-from pipeline.heads import moments as module
+from pipeline.heads import moments, streamed, sums
 from pipeline.heads.centroid import StreamingCentroid
 from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.moments import Moments, Span, moments_of
+from pipeline.heads.moments import Span, moments_of
 from pipeline.heads.pca import StreamingPCA
 from pipeline.heads.ridge import StreamingRidge, StreamingRidgeClassifier
 from pipeline.heads.rows import Rows
 from pipeline.heads.scaler import StreamingNormalizer, StreamingScaler
+from pipeline.heads.sums import Moments
 
 CLASSIFIERS = [
     StreamingRidgeClassifier(),
@@ -119,7 +121,7 @@ def test_the_order_of_rows_and_their_cut_change_sums_within_rounding_only(seed: 
     targets = np.stack([X[:, 0] ** 2, X[:, 1] + 2000], axis=1)
     order = np.random.default_rng(seed).permutation(len(X))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ROWS", size)
+        patch.setattr(sums, "ROWS", size)
         for told in ({"y": y, "classes": np.unique(y)}, {"y": targets}, {"y": None}):
             once = moments_of(X, **told)
             other = moments_of(X[order], **{**told, "y": None if told["y"] is None else told["y"][order]}, parts=parts)
@@ -171,7 +173,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 def same_bytes(one: Moments, other: Moments) -> bool:
     """Whether all their values are equal bit by bit."""
-    values = [{name: np.asarray(value).tobytes() for name, value in vars(sums).items()} for sums in (one, other)]
+    values = [{name: np.asarray(value).tobytes() for name, value in vars(found).items()} for found in (one, other)]
     return values[0] == values[1]
 
 
@@ -200,6 +202,34 @@ def test_threads_and_processes_give_the_bytes_that_one_worker_gives(rows: Rows) 
     whole = moments_of(rows[:], y, classes=np.arange(10))
     near = 2 * whole.rounding * np.diag(whole.scatter()).max()
     np.testing.assert_allclose(whole.scatter(), alone.scatter(), atol=near)
+
+
+class Endless:
+    """Rows that take no memory until they are read."""
+
+    dtype = np.dtype(np.float16)
+
+    def __init__(self, rows: int) -> None:
+        self.shape = (rows, 64)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        return np.random.default_rng(start).normal(size=(stop - start, 64)).astype(self.dtype)
+
+
+@pytest.mark.parametrize("estimator", [StreamingRidgeClassifier(), StreamingLDA("auto"), StreamingPCA()], ids=str)
+def test_memory_is_flat_in_rows_but_for_their_classes(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "BYTES", 2**18)
+    monkeypatch.setattr(streamed, "BYTES", 2**18)
+    peaks = []
+    for rows in (20_000, 40_000):
+        y = np.arange(rows) % 3
+        tracemalloc.start()
+        clone(estimator).fit(Endless(rows), y)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Numbers of classes and weights, and what checks them, take some bytes a row; the rows themselves 128.
+    assert peaks[1] - peaks[0] < 50 * 20_000
 
 
 def test_a_span_is_the_rows_that_it_says(tmp_path: Path) -> None:
@@ -398,10 +428,10 @@ def test_lda_of_one_row_a_class_is_refused() -> None:
 
 def test_automatic_shrinkage_needs_the_rows_again() -> None:
     X, y = drawn(0)
-    moments = moments_of(X, y, classes=np.unique(y))
+    of_classes = moments_of(X, y, classes=np.unique(y))
     with pytest.raises(HeadError, match=r"shrinkage 'auto': expected the rows for a second pass, got none\."):
-        StreamingLDA("auto").fit_moments(moments)
-    again = StreamingLDA("auto").fit_moments(moments, X, y)
+        StreamingLDA("auto").fit_moments(of_classes)
+    again = StreamingLDA("auto").fit_moments(of_classes, X, y)
     np.testing.assert_array_equal(again.coef_, StreamingLDA("auto").fit(X, y).coef_)
 
 
@@ -515,15 +545,15 @@ def test_what_stands_before_a_head_gives_a_source_for_a_source(before: Any, tmp_
 
 def test_several_heads_share_the_sums_of_one_pass(rows: Rows) -> None:
     y = load_digits().target[:600]
-    sums = moments_of(rows, y, classes=np.unique(y))
-    before = pickle.dumps(sums)
+    shared_sums = moments_of(rows, y, classes=np.unique(y))
+    before = pickle.dumps(shared_sums)
     for head in (StreamingRidgeClassifier(), StreamingLDA(0.1), StreamingCentroid()):
-        shared = clone(head).fit_moments(sums)
+        shared = clone(head).fit_moments(shared_sums)
         alone = clone(head).fit(rows, y)
         np.testing.assert_array_equal(shared.decision_function(rows), alone.decision_function(rows))
         assert (shared.predict(rows) == y).mean() > 0.85
-    assert StreamingPCA(0.9).fit_moments(sums).transform(rows).shape[1] < 64
-    assert pickle.dumps(sums) == before
+    assert StreamingPCA(0.9).fit_moments(shared_sums).transform(rows).shape[1] < 64
+    assert pickle.dumps(shared_sums) == before
 
 
 def test_a_head_with_all_digits_in_float16_predicts_as_scikit_learn_in_float64(rows: Rows) -> None:
@@ -620,3 +650,17 @@ def test_moments_of_another_kind_are_refused() -> None:
         StreamingRidge().fit_moments(of_classes)
     with pytest.raises(HeadError, match=r"ridge classification: expected moments of classes or labels, got none"):
         StreamingRidgeClassifier().fit_moments(of_rows)
+
+
+def test_moments_of_other_classes_or_targets_are_not_merged() -> None:
+    X, y = drawn(0)
+    of_classes = moments_of(X, y, classes=np.unique(y))
+    message = (
+        r"expected some of the same features, classes and targets, got 5 features, 3 classes and 0 targets and "
+        r"5 features, none classes and 1 targets\. Name the same"
+    )
+    with pytest.raises(HeadError, match=message):
+        of_classes.merge(moments_of(X, X[:, 0]))
+    other = moments_of(X, np.where(y == "cat", "dog", y), classes=["ape", "bee", "dog"])
+    with pytest.raises(HeadError, match="Name the same classes for each part of the rows"):
+        of_classes.merge(other)

@@ -7,9 +7,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import HeadError, unknown
 from pipeline.heads.labels import labels_of
-from pipeline.heads.moments import Moments, moments_of
+from pipeline.heads.moments import moments_of
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
+from pipeline.heads.sums import Moments
 
 METRICS = ("cosine", "euclidean")
 

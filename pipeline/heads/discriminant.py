@@ -14,9 +14,10 @@ from sklearn.covariance import shrunk_covariance
 
 from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of
-from pipeline.heads.moments import Moments, moments_of
+from pipeline.heads.moments import moments_of
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks, small_blocks
+from pipeline.heads.sums import Moments
 
 
 class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

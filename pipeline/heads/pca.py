@@ -8,9 +8,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.extmath import svd_flip
 
 from pipeline.errors import HeadError
-from pipeline.heads.moments import Moments, moments_of
+from pipeline.heads.moments import moments_of
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import transformed
+from pipeline.heads.sums import Moments
 
 
 class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -15,10 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of, numbers_of
-from pipeline.heads.moments import Moments, moments_of
+from pipeline.heads.moments import moments_of
 from pipeline.heads.ridge_path import factorise
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
+from pipeline.heads.sums import Moments
 
 ALPHAS = tuple((10.0 ** np.linspace(-3, 6, 19)).tolist())
 
