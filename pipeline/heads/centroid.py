@@ -54,9 +54,9 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _nearness(self, block: np.ndarray) -> np.ndarray:
         if self.metric == "cosine":
-            return _directions(block.astype(np.float64)) @ _directions(self.centroids_).T
+            return np.asarray(_directions(block.astype(np.float64)) @ _directions(self.centroids_).T)
         # About the middle of the means, so that squares are of the size of distances.
-        middle: np.ndarray = self.centroids_.mean(axis=0)
+        middle = self.centroids_.mean(axis=0)
         x, m = block - middle, self.centroids_ - middle
         return np.asarray(x @ m.T - (m**2).sum(axis=1) / 2 - (x**2).sum(axis=1, keepdims=True) / 2)
 

@@ -15,8 +15,8 @@ from sklearn.covariance import shrunk_covariance
 from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of
 from pipeline.heads.moments import Moments, moments_of
-from pipeline.heads.rows import blocks, checked
-from pipeline.heads.streamed import by_blocks
+from pipeline.heads.rows import checked
+from pipeline.heads.streamed import by_blocks, small_blocks
 
 
 class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -123,7 +123,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if X is None:
             raise HeadError("discriminant analysis, shrinkage 'auto': expected the rows for a second pass, got none.")
         groups, fourth = np.searchsorted(self.classes_, y), 0.0
-        for rows, block in blocks(X):
+        for rows, block in small_blocks(X):
             z = block - self.means_[groups[rows]].astype(block.dtype)
             z /= scale.astype(block.dtype)
             fourth += float((np.einsum("ij,ij->i", z, z).astype(np.float64) ** 2).sum())

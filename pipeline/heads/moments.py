@@ -6,9 +6,9 @@ m, variance v and pivot p has an error of about `rounding` x (v + (m - p)²).
 
 Products of float64 rows are formed in float64. Those of float16 and float32 rows are formed in float32, which takes
 half the time, for at most `ROWS` rows at once, and are added in float64: the error does not grow with the number of
-rows. `rounding` is √ROWS units in the last place, as of ROWS sums whose errors have random signs (Higham and Mary 2019,
-"A new approach to probabilistic rounding error analysis"); of the rows tried, squares of rectified values came nearest
-to it. Other orders or cuts of the rows change sums within it; the same cut gives the same bytes.
+rows. `rounding` is 64 units in the last place: √ROWS, about, for sums whose errors have random signs (Higham and Mary
+2019, "A new approach to probabilistic rounding error analysis"); of the rows tried, squares of rectified values came
+nearest to it. Other orders or cuts of the rows change sums within it; the same cut gives the same bytes.
 """
 
 import functools
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.heads.rows import blocks, is_source
+from pipeline.heads.rows import BLOCK_BYTES, blocks, is_source
 
-ROWS = 4096  # of one product; to add it to the sums takes a tenth of its time
+ROWS = 2048  # of one product
+UNITS = 64  # in the last place
+BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred, one read and one read ahead
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
 MOST_NAMED = 12  # classes in a message
 
@@ -67,20 +69,34 @@ class Moments:
 
     # Adding ----------------------------------------------------------------------------------------------------------
 
-    def add(self, block: np.ndarray, groups: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    def room(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for `add` to use again: for centred rows and for their product."""
+        return np.empty((ROWS, self.width), dtype), np.zeros((self.width, self.width), np.float32, order="F")
+
+    def add(
+        self,
+        block: np.ndarray,
+        groups: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        *,
+        room: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         """Add rows (n, width), float32 or float64, with the numbers of their classes, their targets and weights."""
         from scipy.linalg import blas
         from scipy.sparse import csr_array
 
+        centred, product = room or self.room(block.dtype)
         for start in range(0, len(block), ROWS):
             part = slice(start, start + ROWS)
-            x, w, y = block[part] - self.pivot.astype(block.dtype), weights[part], targets[part] - self.target_pivot
+            w, y = weights[part], targets[part] - self.target_pivot
+            x = np.subtract(block[part], self.pivot.astype(block.dtype), out=centred[: len(w)])
             if (w != 1).any():
                 x *= np.sqrt(w)[:, None].astype(x.dtype)
             # For BLAS, which thinks in columns, x is its own transpose. The product of a matrix and its transpose
             # is symmetric and takes half the work.
             if x.dtype == np.float32:
-                self.gram += blas.ssyrk(1.0, x.T, lower=1)
+                self.gram += blas.ssyrk(1.0, x.T, lower=1, c=product, overwrite_c=1)
             else:
                 self.gram = blas.dsyrk(1.0, x.T, lower=1, beta=1.0, c=self.gram, overwrite_c=1)
             root = np.sqrt(w).astype(x.dtype)
@@ -91,10 +107,19 @@ class Moments:
             self.target_sums += w @ y
             self.target_squares += w @ y**2
         self.rows += len(block)
-        self.rounding = max(self.rounding, ROWS**0.5 * float(np.finfo(block.dtype).eps) / 2)
+        self.rounding = max(self.rounding, UNITS * float(np.finfo(block.dtype).eps) / 2)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The sums over the rows of both; of equal width, classes and targets. `other` may have other pivots."""
+        """The sums over the rows of both, whatever their pivots.
+
+        Raises HeadError where they differ in their width, classes or number of targets.
+        """
+        kinds = [(one.cross.shape, None if one.classes is None else one.classes.tolist()) for one in (self, other)]
+        if kinds[0] != kinds[1]:
+            raise HeadError(
+                f"moments: expected some of the same features, classes and targets, got {_kind(self)} and "
+                f"{_kind(other)}. Name the same classes for each part of the rows."
+            )
         moved = other._moved(self.pivot, self.target_pivot)
         total = {
             name: getattr(self, name) + getattr(moved, name)
@@ -191,6 +216,12 @@ class Moments:
         return self
 
 
+def _kind(moments: Moments) -> str:
+    """What a message says of them."""
+    classes = "none" if moments.classes is None else f"{len(moments.classes):,}"
+    return f"{moments.width:,} features, {classes} classes and {len(moments.target_pivot):,} targets"
+
+
 @dataclass(frozen=True)
 class Span:
     """Rows `start` to `stop` of a source, as a source."""
@@ -227,8 +258,10 @@ def moments_of(
 
     y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
     targets); None: neither. `parts` spans of rows are summed by `map` and merged in their order: what is added to what
-    depends on `parts` alone, and not on who does it, so that results have the same bytes. A process gets its span
-    with the source, which should therefore pickle as the place of its rows, as `Rows` does and an np.memmap does not.
+    depends on `parts` alone, and not on who does it, so that results have the same bytes where BLAS has as many
+    threads. A process gets its span with the source, which should therefore pickle as the place of its rows, as `Rows`
+    does and an np.memmap does not. A client of Dask maps with
+    `lambda f, work: (future.result() for future in client.map(f, list(work), pure=False))`.
 
     Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
@@ -253,9 +286,11 @@ def _sum(work: tuple[Any, ...]) -> Moments:
     """The moments of one span; the one thing that workers do."""
     X, groups, targets, weights, classes, pivot, target_pivot = work
     total = Moments.empty(pivot, classes=classes, target_pivot=target_pivot)
+    room = None
     try:
-        for rows, block in blocks(X):
-            total.add(block, groups[rows], targets[rows], weights[rows])
+        for rows, block in blocks(X, size=max(1, BYTES // (4 * max(1, total.width)))):
+            room = room or total.room(block.dtype)
+            total.add(block, groups[rows], targets[rows], weights[rows], room=room)
     except HeadError as error:
         if isinstance(X, Span) and X.start:
             error.add_note(f"Its rows are counted from row {X.start:,}.")
