@@ -1,5 +1,6 @@
 """Logistic regression by passes: the optimum of scikit-learn within the gap that is said, in few passes."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pipeline.errors import HeadError
 from pipeline.heads import logistic_loss
+from pipeline.heads import rows as reading
 from pipeline.heads.logistic import StreamingLogisticRegression
 
 NAMES = np.array(["ape", "bee", "cat", "dog", "eel"], dtype=object)
@@ -115,6 +117,23 @@ def test_a_source_gives_what_the_array_gives_and_is_read_a_pass_at_a_time(
     assert np.array_equal(loaded.predict(X), parts.predict(X))
 
 
+def test_memory_does_not_grow_with_the_rows_beyond_their_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (logistic_loss, reading):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 2**19)
+    X, y = problem(5, rows=60_000, width=32)
+    mapped = np.memmap(tmp_path / "rows", dtype=np.float32, mode="w+", shape=X.shape)
+    mapped[:] = X
+    peaks = []
+    for count in (6_000, 60_000):
+        tracemalloc.start()
+        StreamingLogisticRegression(tol=0.1).fit(mapped[:count], y[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 54_000 * 100  # bytes a row, of classes and weights; a row of X in float32 has 128
+
+
 class Counted:
     """A source that counts the rows that were read."""
 
@@ -147,7 +166,7 @@ def test_the_axes_save_most_of_the_passes() -> None:
 
 def test_a_path_has_the_same_optima_in_fewer_passes() -> None:
     X, y = layered(1, rows=300, width=32)
-    Cs = np.logspace(-6, 2, 17)
+    Cs = np.logspace(-6, 2, 25)
     path = list(StreamingLogisticRegression(tol=1e-5).fit_path(X, y, Cs[::-1]))
     assert [one.C for one in path] == Cs.tolist()
     cold = [StreamingLogisticRegression(tol=1e-5, C=C).fit(X, y) for C in Cs]

@@ -1,5 +1,6 @@
 """Exact nearest rows: the answer of a full stable sort in float64, whatever the blocks, and what is refused."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_a_row_is_not_its_own_neighbour_where_that_is_asked_but_its_copy_is(metr
     assert (found[13, 0], found[5, 0]) == (5, 13)
     assert distances[5, 0] == distances[13, 0] == 0
     assert (nearest(rows, rows, 1, metric=metric)[1][:, 0] == np.r_[0:13, 5, 14:20]).all()
+
+
+def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**18)
+    rows = np.memmap(tmp_path / "rows", dtype=np.float32, mode="w+", shape=(60_000, 32))
+    rows[:] = np.random.default_rng(3).normal(size=rows.shape)
+    peaks = []
+    for count in (6_000, 60_000):
+        tracemalloc.start()
+        nearest(np.array(rows[:100]), rows[:count], 5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]  # ten times the rows: threads meet at other moments
 
 
 def test_extreme_lengths() -> None:

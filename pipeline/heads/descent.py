@@ -1,5 +1,6 @@
 """L-BFGS over passes: the minimum of a logistic loss, along axes in which it curves alike."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,3 +90,20 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
     found = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
     value(found.x)  # a pass only where the search went back to an earlier point
     return Descent(last[0][1], int(found.nit), enough(last[0][1]))
+
+
+def ahead(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:
+    """Where to look for the next of a path of minima: at its end, or, for a pass, where its last steps point to.
+
+    That is a step in the direction of the last, as much longer as that was than the one before along it. The end is
+    given where it is good enough already, or lower.
+    """
+    if len(path) < 3 or path[-1].steepest(penalty) <= tol:
+        return path[-1] if path else None
+    step, before = path[-1].coef - path[-2].coef, path[-2].coef - path[-3].coef
+    longer = float(np.vdot(step, before)) / max(float(np.vdot(before, before)), np.finfo(np.float64).tiny)
+    if longer <= 0:
+        return path[-1]
+    by = min(longer, 2.0)
+    found = loss.at(path[-1].coef + by * step, path[-1].intercept + by * (path[-1].intercept - path[-2].intercept))
+    return min(found, path[-1], key=lambda point: point.value(penalty))

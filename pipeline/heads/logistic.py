@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 
-from pipeline.heads.descent import minimise
+from pipeline.heads.descent import ahead, minimise
 from pipeline.heads.labels import labels_of
 from pipeline.heads.logistic_loss import Loss, Point
 from pipeline.heads.rows import checked
@@ -77,17 +77,18 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return self
 
     def fit_path(self, X: Any, y: Any, Cs: Sequence[float]) -> Iterator[Self]:
-        """A fitted estimator for each C, from the smallest to the largest, each from where the one before ended.
+        """A fitted estimator for each C, from the smallest to the largest, each from where those before point to.
 
         The moments are taken once for all; `passes_` of the first counts their pass.
         """
         loss = self._loss_of(X, y)
-        start: Point | None = None
+        path: list[Point] = []
         counted = 0
         for C in sorted(Cs):
             fitted = clone(self).set_params(C=C)
             fitted.classes_, fitted.n_features_in_ = self.classes_, self.n_features_in_
-            start = fitted._search(loss, start, counted=counted)
+            start = ahead(loss, 1 / (C * loss.total), path, tol=self.tol)
+            path = [*path[-2:], fitted._search(loss, start, counted=counted)]
             counted = loss.passes
             yield fitted
 
