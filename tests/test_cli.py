@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pipeline import cli, manifest
+from pipeline.compare import CompareConfig, compare
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit import FitConfig
@@ -128,6 +129,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         confusion=folder / "plots" / "confusion" / f"{RUN}.csv",
         curve=folder / "plots" / "curves" / f"{RUN}.csv",
     )
+    compare(
+        CompareConfig(resamples=100),
+        task=folder / "tasks" / "digits.parquet",
+        predictions=folder / "predictions",
+        runs={RUN: json.loads((folder / "plots" / f"{RUN}.json").read_text())},
+        out=folder / "comparisons" / "digits.json",
+    )
     return folder
 
 
@@ -189,6 +197,7 @@ ARTEFACTS = {
     f"models/{RUN}": ("model", ["head: logistic", "heads: logistic.penultimate.all", "logistic: probability"]),
     f"predictions/{RUN}.parquet": ("predictions", ["rows: 6", "predicted: string", "scores:logistic: probability"]),
     f"metrics/{RUN}.json": ("metrics", ["test_rows: 4", "input: penultimate"]),
+    "comparisons/digits.json": ("comparison", ["task: digits", "metric: accuracy", "test_rows: 4"]),
     f"plots/{RUN}.json": ("evaluation", [f"run: {RUN}", "classes: no, yes"]),
 }
 

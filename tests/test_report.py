@@ -341,6 +341,11 @@ AUDIT: dict[str, Any] = {
     "classes": {"train": {f"kind{n:02d}": n for n in range(30)}, "test": {"kind07": 1234}},
     "targets": None,
     "domains": {"train": {"web": 8}, "test": {"<shop>": 9}},
+    "shift": {
+        "measure": "total variation",
+        "splits": [{"between": ["train", "test"], "distance": 0.125}],
+        "domains": None,
+    },
     "byte_duplicates": {"across_splits": 0, "excluded": 17, "conflicts": 2},
     "near_duplicates": {
         "backbone": "tiny",
@@ -385,6 +390,7 @@ def test_the_page_shows_what_the_audit_found_and_how_much_is_left_out(tmp_path: 
     assert "33 near duplicates across splits, 1 labels that neighbours contradict" in text
     assert "20 of 30 are shown" in text
     assert "1234" in text
+    assert "total variation train and test0.125" in text
     assert "<shop>" in text
     assert "0 files stand in two splits with equal bytes. 17 copies of files were left out" in text
     assert "33 pairs with a cosine of 0.95 or more, by late of tiny; 50 of 60 rows were looked at" in text
