@@ -1,13 +1,23 @@
 """Training of networks: end to end from pixels, or from the middle on stored activations.
 
-samples       what an epoch is made of: pixels or stored rows, in an order that follows from a seed
-augment       seeded augmentation of pixels
-cut           the nodes at which a network can be cut, and what comes after one as a module
+samples       batches of pixels or of stored rows, in orders that follow from a seed
+pixels        every sample decoded once
+graph         what runs in a network, in which order, and what needs what
+cut           the nodes at which a network can be cut in two, and what runs on either side
+suffix        what comes after a cut, as a module
+parts         the setting that says which part of a network is trained
 freezing      what of a network is trained, and what is frozen for good
 losses        losses by the kind of task, class weights, mixup and cutmix
 optimisation  optimisers, schedules of the learning rate, the learning-rate range test
+history       what happens, epoch by epoch
+checkpoint    everything that a run goes on with
+finite        the watch over losses that are no numbers
 loop          the one training loop, on Lightning Fabric
-breakeven     after how many epochs stored activations pay for themselves
+sets          the training sets of a run
+targets       the targets of a task as tensors
+inputs        pixels or stored rows, and the part of a network that runs on them
+breakeven     after how many epochs stored rows pay for themselves
+start         what a network begins with
 finetune      a run: training sets, network, loop, predictions, and the network in the backbone format
 """
 
@@ -16,6 +26,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings
+from pipeline.readers.augment import AugmentConfig
+from pipeline.training.parts import BatchNorms, Part
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -63,4 +75,60 @@ class LoopConfig(Settings):
             raise ValueError("`momentum` belongs to `optimiser: sgd`, adamw has its own: leave it out")
         if self.monitor == "accuracy" and (self.schedule, self.weights, self.patience) == ("constant", "last", None):
             raise ValueError("nothing looks at `monitor` where the last weights are kept: leave it out")
+        return self
+
+
+class ClassifierConfig(Settings):
+    """The new classifier: a linear layer, or more."""
+
+    dropout: Annotated[Share, Field(description="before each layer of it")] = 0.0
+    hidden: Annotated[int | None, Field(ge=1, description="width of a layer before the last, with a ReLU")] = None
+    convolution: Annotated[int | None, Field(ge=1, description="side of a convolution after the last maps")] = None
+
+
+BACKBONE, SCRATCH = "backbone", "scratch"
+FROM_BACKBONE = (BACKBONE, SCRATCH)
+"""What a run may start from besides the head of a fit run."""
+
+
+class FinetuneConfig(LoopConfig):
+    """A run: one network on one task, over some numbers of labels and draws."""
+
+    task: str
+    backbone: str
+    start: Annotated[
+        str, Field(description="backbone: its weights; scratch: new ones; a run of fit: its weights, and that head")
+    ]
+    input: Annotated[
+        Literal["pixels", "features"], Field(description="features: stored rows of `tap`, what is before it is frozen")
+    ] = "pixels"
+    tap: Annotated[str | None, Field(description="of the extraction, with `pool: none`")] = None
+    views: Annotated[int, Field(ge=0, description="stored augmented views of the tap, drawn from anew each epoch")] = 0
+    augment: Annotated[AugmentConfig, Field(description="of pixels, anew in each epoch")] = ()
+    train: Annotated[Part | None, Field(description="by default all, or all after the tap")] = None
+    unfreeze: Annotated[
+        dict[Annotated[int, Field(ge=1)], str], Field(description="from an epoch on, train what is after a node")
+    ] = {}
+    batch_norm: BatchNorms = "frozen"
+    classifier: ClassifierConfig = ClassifierConfig()
+    labels_per_class: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], Field(description="few-shot; empty: all of train")
+    ] = ()
+    draws: Annotated[int, Field(ge=1, description="few-shot draws of the task, from the first")] = 1
+
+    @model_validator(mode="after")
+    def _of_one_input(self) -> "FinetuneConfig":
+        if self.input == "features":
+            if self.tap is None:
+                raise ValueError("`input: features` needs a `tap`, an extraction's with `pool: none`")
+            if self.start == SCRATCH:
+                raise ValueError("`start: scratch` trains all weights: expected `input: pixels`")
+            if self.augment or self.mixup or self.cutmix:
+                raise ValueError("`augment`, `mixup` and `cutmix` are of pixels: expected `views` with `input: features`")
+        elif self.tap is not None or self.views:
+            raise ValueError("`tap` and `views` are of stored rows: expected `input: features` with them")
+        if self.start == SCRATCH and (self.batch_norm == "frozen" or self.train not in (None, "full") or self.unfreeze):
+            raise ValueError("`start: scratch` has nothing to freeze: expected `train: full` and `batch_norm: train`")
+        if len(set(self.labels_per_class)) < len(self.labels_per_class):
+            raise ValueError("`labels_per_class`: expected each number once")
         return self

@@ -36,14 +36,14 @@ class State:
 def save(
     path: Path, state: State, network: nn.Module, average: nn.Module | None, chosen: Any, settings: Mapping[str, Any]
 ) -> None:
-    """Write the state of a run, of its network, of the moving average and of the optimiser."""
+    """Write the state of a run, of its network, of the moving average and, unless it is finished, of the optimiser."""
     whole = {
         "format": FORMAT,
         "settings": canonical_json(settings),
         "state": dataclasses.asdict(state),
         "network": plain(network),
         "average": {} if average is None else average.state_dict(),
-        "optimiser": chosen.state_dict(),
+        "optimiser": {} if state.history.stopped else chosen.state_dict(),
     }
     with atomic(path) as temporary:
         torch.save(whole, temporary)
@@ -63,7 +63,8 @@ def resume(
         title = f"{path}: expected to go on with the settings that it was begun with, got others"
         raise TrainingError(bullets(title, [*found, "Train into another folder, or remove this one."]))
     network.load_state_dict(saved["network"])
-    chosen.load_state_dict(saved["optimiser"])
+    if saved["optimiser"]:
+        chosen.load_state_dict(saved["optimiser"])
     if average is not None:
         average.load_state_dict(saved["average"])
     state = saved["state"]

@@ -2,7 +2,7 @@
 out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,13 @@ from pipeline.backbones.replay import TOLERANCE
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
 from pipeline.backbones.taps import collect
 from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
-from pipeline.extract.samples import Samples as Stored
-from pipeline.extract.samples import read_samples
+from pipeline.extract import samples as extracted
 from pipeline.readers.augment import AugmentConfig
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
-from pipeline.training.cut import suffix
+from pipeline.training.cut import suffix, suffix_parameters
+from pipeline.training.freezing import Frozen
 from pipeline.training.pixels import Pixels
 from pipeline.training.samples import FeatureSamples, PixelSamples, Samples
 
@@ -121,9 +121,9 @@ def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
-def stored_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Stored:
+def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> extracted.Samples:
     """Where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
-    found = read_samples(manifests, tuple(datasets))
+    found = extracted.read_samples(manifests, tuple(datasets))
     rows = key_arrays.find(found.keys, keys)
     if (rows < 0).any():
         missing = key_arrays.to_hex(keys[rows < 0])
@@ -172,6 +172,19 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
         )
 
 
+def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: Frozen, node: str, *, epochs: int) -> None:
+    """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
+    after = suffix_parameters(network, node, spec=spec)
+    frozen.start(epochs)  # what is trained at the end has all that was trained before
+    before = [name for name, value in network.named_parameters() if value.requires_grad and name not in after]
+    frozen.start(0)
+    if before:
+        raise TrainingError(
+            f"train: expected a part that runs after the stored tap {node!r}, got {len(before)} parameters before it, "
+            f"such as {before[0]}. Train less, or from `input: pixels`."
+        )
+
+
 def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
     """How far stored rows are off those that a network gives now, in parts of the largest value of a row's batch.
 
@@ -192,6 +205,3 @@ def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Fe
             "other images: extract them again."
         )
     return off
-
-
-Enter = Callable[[Tensor], Tensor]

@@ -103,7 +103,7 @@ def train(
     last good checkpoint stays), for labels without an output, for too little memory, and for what cannot be trained.
     """
     config, fabric = setting.config, setting.fabric
-    _refuse_impossible(samples, validation, config, frozen)
+    _refuse_impossible(samples, validation, config)
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = math.ceil(math.ceil(len(samples) / config.batch_size) / config.accumulate)
     seed_everything(config.seed)
@@ -119,7 +119,9 @@ def train(
     drawn = Curves(curves if fabric.is_global_zero else None, state.history)
     saved = time.monotonic()
     while not state.history.stopped:
-        frozen.start_epoch(network, state.epoch)
+        frozen.start(state.epoch)
+        frozen.check_batch(len(samples) % config.batch_size or config.batch_size)
+        frozen.train_mode(network)
         seen, losses = state.history.monitored(config), Losses(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
         for group in _groups(batches, config.accumulate):
@@ -137,7 +139,6 @@ def train(
                     checkpoint.save(last, state, network, average, chosen, settings)
                 saved = time.monotonic()
         losses.look()
-        frozen.end_epoch(network, state.epoch, samples, setting)
         row: Row = {"epoch": state.epoch, "learning_rate": _rate(chosen), "loss": state.total / state.rows}
         if validation is not None:
             row |= measure(kept, validation, setting)
@@ -155,6 +156,9 @@ def train(
     fabric.barrier()
     is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
     network.load_state_dict(kept.state_dict() if is_last else safetensors.torch.load_file(best))
+    if frozen.batch_norm == "recalibrate":
+        batches = samples.batches(config.batch_size)
+        frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
     network.eval()
     return state.history
 
@@ -221,19 +225,11 @@ def seed_of(*numbers: int) -> int:
     return zlib.crc32(repr(numbers).encode())
 
 
-def _refuse_impossible(
-    samples: "Samples", validation: "Samples | None", config: LoopConfig, frozen: "Frozen"
-) -> None:
+def _refuse_impossible(samples: "Samples", validation: "Samples | None", config: LoopConfig) -> None:
     """Raise TrainingError, with all reasons, for what would fail later."""
     problems = []
     if not len(samples):
         problems.append("expected training rows, got none.")
-    elif frozen.trains_batch_norm and 1 in (config.batch_size, len(samples) % config.batch_size):
-        problems.append(
-            f"expected batches of two rows or more, since BatchNorm is trained, got one of a single row "
-            f"({len(samples):,} rows, `batch_size: {config.batch_size}`). Choose another batch_size, or "
-            "`batch_norm: frozen`."
-        )
     if validation is None and (config.patience or config.schedule == "plateau"):
         problems.append("expected validation rows for `patience` or `schedule: plateau`, got none. Give the task some.")
     if problems:
