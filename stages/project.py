@@ -21,6 +21,7 @@ FEATURES = DATA / "features"
 TASKS = DATA / "tasks"
 MODELS = DATA / "models"
 PREDICTIONS = DATA / "predictions"
+CURVES = DATA / "curves"
 METRICS = DATA / "metrics"
 TABLES = DATA / "plots"
 REPORT = DATA / "report" / "index.html"
@@ -35,6 +36,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "extract": ("pipeline.extract:ExtractConfig", True),
     "split": ("pipeline.split:SplitConfig", True),
     "fit": ("pipeline.fit:FitConfig", True),
+    "finetune": ("pipeline.training:FinetuneConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "report": ("pipeline.report:ReportConfig", False),
 }
@@ -97,6 +99,31 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         for tap in item.taps if extracted is not None else ():
             if tap not in extracted.taps:
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
+    problems += _of_finetune(values, raw)
+    return problems
+
+
+def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `finetune` name that other sections do not have."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    extracted = values.get("extract", {})
+    for name, item in values.get("finetune", {}).items():
+        if name in named.get("fit", ()):
+            problems.append(f"finetune.{name}: expected a name that no run of `fit` has. Rename one of the two.")
+        if item.task not in named.get("split", [item.task]):
+            problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
+        if item.backbone not in named.get("extract", [item.backbone]):
+            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
+        starts = ["backbone", "scratch", *named.get("fit", [item.start])]
+        if item.start not in starts:
+            problems.append(f"finetune.{name}.start: {unknown('start', item.start, starts)}")
+        taps = extracted[item.backbone].taps if item.backbone in extracted else None
+        if item.tap is not None and taps is not None:
+            if item.tap not in taps:
+                problems.append(f"finetune.{name}.tap: {unknown('tap', item.tap, taps)}")
+            elif taps[item.tap].pool != "none" or taps[item.tap].project is not None:
+                problems.append(f"finetune.{name}.tap: expected a tap with `pool: none`, got {taps[item.tap].pool!r}.")
     return problems
 
 

@@ -1,6 +1,5 @@
 """Losses by the kind of task, class weights, mixing, and the schedules and groups of optimisers."""
 
-import math
 import warnings
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn import functional
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training import LoopConfig
 from pipeline.training.losses import Objective, class_weights, mixing
-from pipeline.training.optimisation import multiple, optimiser, range_test, set_rate
+from pipeline.training.optimisation import multiple, optimiser, set_rate
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -104,9 +103,7 @@ def test_weights_by_name_are_one_for_classes_left_out() -> None:
 def test_weights_for_unknown_classes_and_for_a_regression_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         class_weights({"cart": 3.0}, np.array([0]), "classification", ["cat", "dog"])
-    assert str(caught.value) == (
-        "class_weights: unknown class 'cart'. Did you mean 'cat'? Expected one of: cat, dog."
-    )
+    assert str(caught.value) == ("class_weights: unknown class 'cart'. Did you mean 'cat'? Expected one of: cat, dog.")
     with pytest.raises(ConfigError, match="expected none for a regression, which has no classes"):
         class_weights("balanced", np.array([0.5]), "regression", [])
 
@@ -204,27 +201,3 @@ def test_groups_keep_their_own_rates_and_decays_under_a_schedule() -> None:
         set_rate(chosen, 0.5)
         assert [group["lr"] for group in chosen.param_groups] == [0.05, 0.005]
         assert [group["weight_decay"] for group in chosen.param_groups] == [0.0, 0.5]
-
-
-# The range test ------------------------------------------------------------------------------------------------------
-
-
-def test_the_range_test_finds_the_order_of_a_good_rate_and_leaves_the_network_as_it_was() -> None:
-    torch.manual_seed(0)
-    network = nn.Linear(4, 1)
-    rows = torch.randn(256, 4)
-    targets = rows.sum(dim=1)
-    before = network.weight.clone()
-
-    def loss() -> torch.Tensor:
-        found: torch.Tensor = (network(rows).squeeze(1) - targets).square().mean()
-        return found
-
-    groups = [{"params": list(network.parameters()), "lr": 0.3, "weight_decay": 0.0}]
-    found = range_test(network, loss, groups, config(optimiser="sgd", momentum=0.0), most=100.0)
-    # Steepest descent on a quadratic form with curvature two diverges from a rate of one on.
-    assert 0.005 < found.suggested < 0.2
-    assert len(found.rates) < 100
-    assert all(math.isfinite(one) for one in found.losses)
-    assert torch.equal(network.weight, before)
-    assert str(found).endswith(f"suggested: learning_rate: {found.suggested:.1e}")

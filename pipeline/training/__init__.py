@@ -2,13 +2,16 @@
 
 samples       batches of pixels or of stored rows, in orders that follow from a seed
 pixels        every sample decoded once
+tracer        the graph of a network, taken from its own code
 graph         what runs in a network, in which order, and what needs what
 cut           the nodes at which a network can be cut in two, and what runs on either side
 suffix        what comes after a cut, as a module
 parts         the setting that says which part of a network is trained
+phases        which parameters and modules are trained from an epoch on
 freezing      what of a network is trained, and what is frozen for good
 losses        losses by the kind of task, class weights, mixup and cutmix
-optimisation  optimisers, schedules of the learning rate, the learning-rate range test
+optimisation  optimisers, and schedules of the learning rate
+lr_range      the learning-rate range test
 history       what happens, epoch by epoch
 checkpoint    everything that a run goes on with
 finite        the watch over losses that are no numbers
@@ -124,7 +127,9 @@ class FinetuneConfig(LoopConfig):
             if self.start == SCRATCH:
                 raise ValueError("`start: scratch` trains all weights: expected `input: pixels`")
             if self.augment or self.mixup or self.cutmix:
-                raise ValueError("`augment`, `mixup` and `cutmix` are of pixels: expected `views` with `input: features`")
+                raise ValueError(
+                    "`augment`, `mixup` and `cutmix` are of pixels: expected `views` with `input: features`"
+                )
         elif self.tap is not None or self.views:
             raise ValueError("`tap` and `views` are of stored rows: expected `input: features` with them")
         if self.start == SCRATCH and (self.batch_norm == "frozen" or self.train not in (None, "full") or self.unfreeze):

@@ -1,4 +1,4 @@
-"""A fine-tuning run: for each training set a network, the loop, and predictions; the best network in the backbone format.
+"""A fine-tuning run: of each training set a network, trained, its predictions; the best one in the backbone format.
 
     data/models/<run>/model.json    what it was made from, and a record of each training set
     data/models/<run>/backbone/     the whole network with the best validation among those of the most labels
@@ -32,6 +32,7 @@ from pipeline.training.freezing import Frozen
 from pipeline.training.inputs import FromFeatures, FromPixels, Inputs, check_frozen, compare, open_features, stored
 from pipeline.training.loop import Log, Setting, make_fabric, outputs, quiet, train
 from pipeline.training.losses import Objective, class_weights, mixing
+from pipeline.training.lr_range import RangeTest, range_test
 from pipeline.training.parts import FromTap
 from pipeline.training.samples import Samples
 from pipeline.training.sets import Training, training_sets
@@ -151,6 +152,14 @@ def finetune(
     if fabric.is_global_zero:
         _write(run, best, records, paths)
     return best.record
+
+
+def lr_range(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RangeTest:
+    """The learning-rate range test on the first training set of a run; raises what `finetune` does."""
+    run = opened(config, paths, datasets=datasets)
+    training = next(training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
+    one = prepared(run, training, make_fabric(config))
+    return range_test(one.module, one.samples, one.setting, one.frozen)
 
 
 def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:

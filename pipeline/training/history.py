@@ -54,7 +54,7 @@ class Curves:
     def __init__(self, folder: Path | None, history: History) -> None:
         self._live: Any = None
         if folder is not None:
-            from dvclive import Live
+            from dvclive.live import Live
 
             self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None)
         for row in history.rows:

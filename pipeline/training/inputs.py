@@ -1,6 +1,4 @@
-"""What a run trains on: the pixels of a task's samples, or stored rows of a tap with the frozen part of the network left
-out.
-"""
+"""What a run trains on: the pixels of a task's samples, or stored rows of a tap and what of the network follows it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +127,7 @@ def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> extrac
         missing = key_arrays.to_hex(keys[rows < 0])
         raise DataError(
             f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, got "
-            f"{len(missing):,} without, the first is {missing[0]}. Run `dvc repro`: the data sets changed since the split."
+            f"{len(missing):,} without, the first is {missing[0]}. The data sets changed: run `dvc repro`."
         )
     return found.take(np.unique(rows))
 
@@ -168,7 +166,9 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
     bare = {**found, "reader": {name: value for name, value in found["reader"].items() if name != "view"}}
     if problems := differences(expected, bare):
         raise StoreError(
-            bullets(f"{features.folder}: expected features of the backbone as it is, got others. Extract again", problems)
+            bullets(
+                f"{features.folder}: expected features of the backbone as it is, got others. Extract again", problems
+            )
         )
 
 

@@ -125,14 +125,14 @@ def train(
         seen, losses = state.history.monitored(config), Losses(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
         for group in _groups(batches, config.accumulate):
-            step = state.epoch * steps + state.batch // config.accumulate
-            set_rate(chosen, multiple(config, step, config.epochs * steps, seen))
-            total = _step(wrapped, chosen, group, step, setting)
+            number = state.epoch * steps + state.batch // config.accumulate
+            set_rate(chosen, multiple(config, number, config.epochs * steps, seen))
+            total = step(wrapped, chosen, group, number, setting)
             if average is not None:
                 average.update_parameters(network)
             state.batch += len(group)
-            losses.add(total, rows=_rows(group), step=step, rate=_rate(chosen))
-            progress(step + 1, config.epochs * steps)
+            losses.add(total, rows=_rows(group), step=number, rate=_rate(chosen))
+            progress(number + 1, config.epochs * steps)
             if time.monotonic() - saved >= save_seconds and state.batch < steps * config.accumulate:
                 losses.look()
                 if fabric.is_global_zero:
@@ -163,14 +163,18 @@ def train(
     return state.history
 
 
-def _step(network: Any, chosen: Any, group: "list[Batch]", step: int, setting: Setting) -> Tensor:
-    """One step of the optimiser on the mean loss over all rows of some batches; returns the sum of the losses."""
+def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: Setting) -> Tensor:
+    """One step of the optimiser on the mean loss over all rows of some batches; returns the sum of the losses.
+
+    `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
+    and for too little memory.
+    """
     config, fabric, rows = setting.config, setting.fabric, _rows(group)
     total = torch.zeros((), device=fabric.device)
     try:
-        for number, batch in enumerate(group):
-            setting.objective.check(batch.targets, where=f"step {step}")
-            torch.manual_seed(seed_of(config.seed, step, number, fabric.global_rank))
+        for place, batch in enumerate(group):
+            setting.objective.check(batch.targets, where=f"step {number}")
+            torch.manual_seed(seed_of(config.seed, number, place, fabric.global_rank))
             part = torch.arange(len(batch.targets)).tensor_split(fabric.world_size)[fabric.global_rank]
             share = 1.0 if len(part) else 0.0  # of a short batch; the others wait for a gradient from here too
             part = part if len(part) else torch.zeros(1, dtype=torch.int64)
@@ -178,7 +182,7 @@ def _step(network: Any, chosen: Any, group: "list[Batch]", step: int, setting: S
             inputs = setting.enter(inputs)
             if setting.mix is not None:
                 inputs, targets = setting.mix(inputs, targets)
-            with fabric.no_backward_sync(network, enabled=number + 1 < len(group)):
+            with fabric.no_backward_sync(network, enabled=place + 1 < len(group)):
                 found = setting.objective(network(inputs), targets).sum() * share
                 fabric.backward(found * fabric.world_size / rows)  # Fabric takes the mean over the processes
             total += found.detach()
@@ -189,7 +193,7 @@ def _step(network: Any, chosen: Any, group: "list[Batch]", step: int, setting: S
         if not is_lack(error):
             raise
         raise TrainingError(
-            f"step {step}: expected memory for a batch of {config.batch_size}, got too little: {first_line(error)}. "
+            f"step {number}: expected memory for a batch of {config.batch_size}, got too little: {first_line(error)}. "
             f"Set `batch_size: {max(1, config.batch_size // 2)}` with `accumulate: {2 * config.accumulate}`, which "
             "takes the same steps, or `precision: bfloat16`."
         ) from None
@@ -263,4 +267,5 @@ def _average(network: nn.Module, decay: float | None) -> Any:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    own = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=own, use_buffers=True)

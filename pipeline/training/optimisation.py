@@ -1,18 +1,14 @@
-"""Optimisers, schedules of the learning rate, and the learning-rate range test.
+"""Optimisers, and schedules of the learning rate.
 
 A schedule is a function of the step and of the validation so far: it has no state that a checkpoint could lose.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from pipeline.text import table
 from pipeline.training import LoopConfig
 
 BASE = "base_lr"  # of a group: what its learning rate is a multiple of
@@ -76,59 +72,3 @@ def _plateaus(validation: Sequence[float], patience: int) -> int:
         if waited >= patience:
             waited, found = 0, found + 1
     return found
-
-
-@dataclass(frozen=True)
-class RangeTest:
-    """Learning rates that were tried, the smoothed loss at each, and the one to begin with."""
-
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    suggested: float
-
-    def __str__(self) -> str:
-        every = max(1, len(self.rates) // 20)
-        rows = [[f"{rate:.2e}", f"{loss:.4f}"] for rate, loss in zip(self.rates, self.losses, strict=True)]
-        return f"{table(['learning rate', 'loss'], rows[::every])}\n\nsuggested: learning_rate: {self.suggested:.1e}"
-
-
-def range_test(
-    network: nn.Module,
-    loss: Callable[[], Tensor],
-    groups: Iterable[dict[str, Any]],
-    config: LoopConfig,
-    *,
-    least: float = 1e-6,
-    most: float = 1.0,
-    steps: int = 100,
-) -> RangeTest:
-    """Raise the learning rate at each step, from `least` to `most`, and watch the loss (Smith 2017, section 3.3).
-
-    `loss` gives that of the next batch. It ends where the smoothed loss is four times the best. Suggested is the rate
-    at which it fell fastest, but at most a tenth of that at which it was lowest. The network comes back as it was.
-    """
-    as_it_was = {name: value.clone() for name, value in network.state_dict().items()}
-    chosen = optimiser(groups, config)
-    peak = max(group[BASE] for group in chosen.param_groups)
-    rates: list[float] = []
-    smooth: list[float] = []
-    average = 0.0
-    for step in range(steps):
-        rate = least * (most / least) ** (step / max(1, steps - 1))
-        set_rate(chosen, rate / peak)
-        value = loss()
-        found = float(value.detach())
-        average = 0.9 * average + 0.1 * found
-        rates.append(rate)
-        smooth.append(average / (1 - 0.9 ** (step + 1)))
-        if not math.isfinite(found) or smooth[-1] > 4 * min(smooth):
-            break
-        chosen.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        chosen.step()
-    network.load_state_dict(as_it_was)
-    kept = list(itertools.takewhile(lambda pair: math.isfinite(pair[1]), zip(rates, smooth, strict=True)))
-    falls = [(after[1] - before[1], after[0]) for before, after in itertools.pairwise(kept)]
-    lowest = min(kept, key=lambda pair: pair[1], default=(least, 0.0))[0]
-    suggested = min(lowest / 10, min(falls, default=(0.0, lowest))[1])
-    return RangeTest(tuple(rate for rate, _ in kept), tuple(value for _, value in kept), suggested)

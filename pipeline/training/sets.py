@@ -36,7 +36,7 @@ def training_sets(task: Task, labels_per_class: Sequence[int], *, draws: int, wh
         raise DataError(f"{where}: `labels_per_class` needs classes, and the task is a {task.kind}. Leave it out.")
     if task.draws < draws:
         raise DataError(
-            f"{where}: expected {draws} few-shot draws, got {task.draws}. Give the task `few_shot` settings with as many."
+            f"{where}: expected {draws} few-shot draws, got {task.draws}. Give the task `few_shot` with as many."
         )
     for labels in labels_per_class:
         for draw in range(draws):

@@ -1,7 +1,7 @@
 """What a network begins with: the weights of a backbone or none, a new classifier or a head that `fit` found.
 
-Linear probing, then fine-tuning (Kumar et al. 2022): the head is the convex solution on stored features, folded into one
-layer with its scaler.
+Linear probing, then fine-tuning (Kumar et al. 2022): the head is the convex solution on stored features, folded with
+its scaler into one layer.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,9 @@ def fitted_head(
         raise HeadError(f"{run}: expected {wanted}, got: {'; '.join(there[:8])}.")
     if len(fits) > 1:
         names = ", ".join(sorted(one["file"] for one in fits))
-        raise HeadError(f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own.")
+        raise HeadError(
+            f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
+        )
     path = run / fits[0]["file"]
     return linear_of(_loaded(path), classes=classes), sha256_file(path)
 

@@ -24,12 +24,12 @@ class Targets:
         """Those of some rows."""
         return self.values[torch.from_numpy(rows)]
 
-    def unfold(self, last: nn.Linear | nn.Conv2d) -> None:
+    def unfold(self, last: nn.Module) -> None:
         """Make a last layer that was trained on these give values in the unit of the task."""
+        weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
         with torch.no_grad():
-            last.weight.mul_(self.spread)
-            assert last.bias is not None, "new classifiers have one"
-            last.bias.mul_(self.spread).add_(self.centre)
+            weight.mul_(self.spread)
+            bias.mul_(self.spread).add_(self.centre)
 
 
 def targets_of(task: Task, training: np.ndarray) -> Targets:
