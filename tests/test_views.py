@@ -300,17 +300,28 @@ def test_a_reader_of_a_view_augments_what_the_plain_one_reads(tmp_path: Path, de
 
 
 def test_wrong_settings_of_views_are_said_with_their_place() -> None:
+    wrong = [
+        {"name": "horizontal_flip", "p": 3},
+        {"name": "rotation", "degree": 3},
+        {"name": "horizontal-flip"},
+        {"p": 1},
+        {"name": "random_erasing", "scale": [1, 0.5]},
+    ]
     asked = {
         "datasets": ["a"],
         "taps": {"x": {"node": "y"}},
-        "views": {"count": 0, "augment": [{"name": "horizontal_flip", "p": 3}, {"name": "rotation", "degree": 3}]},
+        "views": {"count": 0, "augment": wrong},
     }
     _, problems = check({"extract": {"net": asked}}, {"extract": Section(ExtractConfig, named=True)})
-    text = "\n".join(problems)
-    assert "extract.net.views.count: expected" in text
-    assert "extract.net.views.augment.0.horizontal_flip.p: expected" in text
-    assert "extract.net.views.augment.1.rotation: " in text
-    assert "degree" in text
+    places = "extract.net.views.count", *(f"extract.net.views.augment.{number}" for number in range(5))
+    assert len(problems) == 6
+    for problem, place in zip(problems, places, strict=True):
+        assert problem.startswith(place)
+    assert problems[1].endswith(".horizontal_flip.p: expected less than or equal to 1, got 3.")
+    assert "unknown key 'degree'. Did you mean 'degrees'?" in problems[2]
+    assert ".name: unknown value 'horizontal-flip'. Did you mean 'horizontal_flip'?" in problems[3]
+    assert problems[4].endswith("augment.3.name: this key is missing.")
+    assert problems[5].endswith("scale: expected the smaller number first, got [1, 0.5].")
 
 
 def test_a_tap_cannot_have_the_name_of_a_view() -> None:

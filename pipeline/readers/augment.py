@@ -29,7 +29,7 @@ def _installed() -> str:
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"expected the smaller number first, got {list(pair)}")
+        raise ValueError("expected the smaller number first")
     return pair
 
 
