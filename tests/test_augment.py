@@ -135,7 +135,7 @@ def test_a_view_of_another_torchvision_is_refused() -> None:
         ({"name": "flip"}, "flip"),
         ({"name": "horizontal_flip", "p": 2}, "less than or equal to 1"),
         ({"name": "horizontal_flip", "q": 1}, "Extra inputs"),
-        ({"name": "random_resized_crop", "scale": [1, 0.5]}, "expected the smaller number first, got [1.0, 0.5]"),
+        ({"name": "random_resized_crop", "scale": [1, 0.5]}, "expected the smaller number first"),
         ({"name": "gaussian_blur", "kernel_size": 4}, "Input should be 3, 5"),
     ],
 )

@@ -11,6 +11,7 @@ Settings are checked without torch, which is imported by what transforms.
 import functools
 import hashlib
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,17 +20,16 @@ from pydantic import AfterValidator, Field
 from pipeline.config import Settings
 from pipeline.errors import EngineError
 from pipeline.files import KEY_BYTES
-from pipeline.runtime import versions
 
 
 @functools.cache
 def _installed() -> str:
-    return versions("torchvision")["torchvision"]
+    return metadata.version("torchvision")
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"expected the smaller number first, got {list(pair)}")
+        raise ValueError("expected the smaller number first")
     return pair
 
 

@@ -203,7 +203,7 @@ def _alike(views: Sequence[Features]) -> None:
     """Raise StoreError unless views are of one tap of one network, read alike but for what is augmented."""
 
     def bare(view: Features) -> dict[str, object]:
-        reader = {name: value for name, value in view.identity["reader"].items() if name != "view"}
+        reader = {name: value for name, value in view.identity.get("reader", {}).items() if name != "view"}
         return {**view.identity, "reader": reader}
 
     for view in views[1:]:
