@@ -13,6 +13,7 @@ from pipeline.backbones.replay import TOLERANCE
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
 from pipeline.backbones.taps import collect
 from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
+from pipeline.extract import folder_of
 from pipeline.extract import samples as extracted
 from pipeline.readers.augment import AugmentConfig
 from pipeline.store import keys as key_arrays
@@ -141,14 +142,15 @@ def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> 
     there = sorted(path.parent.name for path in folder.glob("*/index.json"))
     if tap not in there:
         raise TrainingError(f"{folder}: {unknown('tap', tap, there)}")
-    missing = [name for name in (f"{tap}.view{number}" for number in range(views)) if name not in there]
+    wanted = [folder_of(tap, number) for number in range(views)]
+    missing = [name for name in wanted if name not in there]
     if missing:
-        known = sum(name.startswith(f"{tap}.view") for name in there)
+        known = sum(name.startswith(folder_of(tap, 0)[:-1]) for name in there)
         raise TrainingError(
             f"{folder}: expected {views} views of {tap!r}, got {known}: there is no {missing[0]}. Give the entry of "
             f"`extract` `views` with `count: {views}`, or ask for fewer."
         )
-    clean, *others = [Features.open(folder / name) for name in (tap, *(f"{tap}.view{n}" for n in range(views)))]
+    clean, *others = [Features.open(folder / name) for name in (folder_of(tap), *wanted)]
     for features in (clean, *others):
         _check_identity(features, spec)
     return clean, others
