@@ -74,7 +74,8 @@ def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
 
 def last_layer(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
     """The layer of a headed network that gives the logits."""
-    return _layers(network.get_submodule(architecture["at"]))[-1]
+    last: nn.Module = _layers(network.get_submodule(architecture["at"]))[-1]
+    return last
 
 
 def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.Linear) -> None:

@@ -71,11 +71,17 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
     """The blocks of a network in order: of each the cut before it and the names of its parameters.
 
     A block reaches from one cut to the next that is what a module returns: a residual block, a block of a transformer,
-    a layer outside of such blocks. Norms, and parameters outside of layers, as those of positions, belong to the block
-    before them. Raises BackboneError if the network cannot be traced.
+    a layer outside of such blocks. Where modules of a class join what they split, none of that class is taken apart.
+    Norms, and parameters outside of layers, as those of positions, belong to the block before them. Raises
+    BackboneError if the network cannot be traced.
     """
     traced = _traced(network, spec)
-    cuts = [node for node in _legal(traced, spec) if spec.taps[node].kind != FUNCTION]
+    whole = _joining(traced)
+    cuts = [
+        node
+        for node in _legal(traced, spec)
+        if spec.taps[node].kind != FUNCTION and not whole.intersection(list(around(node))[1:])
+    ]
     found: list[tuple[str, list[str]]] = []
     known = set[str]()
     for start, end in zip(cuts, [*cuts[1:], LOGITS], strict=True):
@@ -97,6 +103,14 @@ def _is_norm(network: nn.Module, parameter: str) -> bool:
 def owner(network: nn.Module, parameter: str) -> nn.Module:
     """The module that has a parameter itself."""
     return network.get_submodule(parameter.rpartition(".")[0])
+
+
+def _joining(traced: Traced) -> set[str]:
+    """The modules of the classes that join several values, such as residual blocks, those among them that do not."""
+    live = traced.after(traced.input)
+    joins = (node for node in traced.graph.nodes if len(live.intersection(traced.values(node))) > 1)
+    classes = {type(traced.network.get_submodule(traced.scopes[node])) for node in joins}
+    return {name for name, part in traced.network.named_modules() if name and type(part) in classes}
 
 
 def _traced(network: nn.Module, spec: BackboneSpec) -> Traced:

@@ -148,9 +148,9 @@ class Frozen:
     def recalibrate(self, run: nn.Module, batches: Iterable[Tensor]) -> int:
         """Compute the statistics of all BatchNorm layers that are trained anew, as means over batches; how many.
 
-        `run` is the network, or what comes after a cut, and `batches` what it takes, all of one size but for the last
-        ("precise BN": Wu and Johnson 2021, section 3.1). Everything else is in evaluation mode, and so is the network
-        at the end. Raises ConfigError for batches of one sample and where there are none.
+        `run` is the network, or what comes after a cut, and `batches` what it takes, all of one size but for the last,
+        which is left out if it is of one sample ("precise BN": Wu and Johnson 2021, arXiv 2105.07576). Everything else
+        is in evaluation mode, and so is the network at the end. Raises ConfigError without batches of two samples.
         """
         norms, count = [norm for norm in self.norms() if norm.track_running_stats], 0
         momenta = [norm.momentum for norm in norms]
@@ -161,13 +161,15 @@ class Frozen:
             norm.momentum = None  # the mean over all batches
         try:
             for batch in batches:
-                self.check_batch(len(batch))
-                run(batch)
-                count += 1
+                if len(batch) > 1:
+                    run(batch)
+                    count += 1
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             run.eval()
         if norms and not count:
-            raise ConfigError("recalibrate: expected batches of training samples, got none. Give it some.")
+            raise ConfigError(
+                "recalibrate: expected batches of two training samples at least, got none. Set a larger `batch_size`."
+            )
         return len(norms)

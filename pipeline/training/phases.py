@@ -28,7 +28,7 @@ class Phase:
 
 
 def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
-    """What is trained from an epoch on, by a setting; `new`: the modules of the head, where more than the classifier is.
+    """What is trained from an epoch on, by a setting; `new`: the modules of the head, if more than the classifier.
 
     Raises BackboneError or ConfigError if the network has no such part.
     """

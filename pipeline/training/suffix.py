@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import one_path
 from pipeline.errors import BackboneError
-from pipeline.training.graph import Traced, bare_name, trace
+from pipeline.training.graph import Traced, trace
+from pipeline.training.tracer import bare_name
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 

@@ -1,6 +1,7 @@
 """torch.fx's tracer, with the names that taps have: modules by their calls, functions by the module that calls them."""
 
 import functools
+import importlib
 import inspect
 import math
 import sys
@@ -107,8 +108,7 @@ def _opaque() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
     leaves = [one for one in vars(ops).values() if inspect.isclass(one) and issubclass(one, nn.Module)]
     functions: list[Callable[..., Any]] = []
     if "timm" in sys.modules:  # a network of timm has imported it
-        from timm import layers
-
+        layers: Any = importlib.import_module("timm.layers")
         leaves += layers.get_notrace_modules()
         functions += [one for one in layers.get_notrace_functions() if callable(one)]
     leaves = [one for one in leaves if not issubclass(one, nn.Sequential)]
