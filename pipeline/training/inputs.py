@@ -141,7 +141,7 @@ def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> 
     """
     there = sorted(path.parent.name for path in folder.glob("*/index.json"))
     if tap not in there:
-        raise TrainingError(f"{folder}: {unknown('tap', tap, there)}")
+        raise TrainingError(f"{folder}: {unknown('tap', tap, [name for name in there if '.' not in name])}")
     wanted = [folder_of(tap, number) for number in range(views)]
     missing = [name for name in wanted if name not in there]
     if missing:
