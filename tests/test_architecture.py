@@ -279,7 +279,7 @@ def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
 # Stages --------------------------------------------------------------------------------------------------------------
 
 
-# One stage more for each section, besides `fit`, whose entries are runs to evaluate: DVC goes over one section at a time.
+# One stage more for each section whose entries are runs, besides `fit`: DVC goes over one section at a time.
 EVALUATED = {"evaluate_finetune": "finetune"}
 
 
