@@ -63,11 +63,12 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
     """The parameters that match some pattern; raises ConfigError with all patterns that match none."""
+    known = {one for name in parameters for one in around(name) if one}
     found, problems = set[str](), []
     for pattern in patterns:
-        matching = {name for name in parameters if any(fnmatch.fnmatchcase(one, pattern) for one in around(name))}
+        fitting = set(fnmatch.filter(known, pattern))
+        matching = {name for name in parameters if fitting.intersection(around(name))}
         if not matching:
-            known = {one for name in parameters for one in around(name) if one}
             problems.append(unknown("parameter or module", pattern, known))
         found |= matching
     if problems:
