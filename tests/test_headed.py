@@ -83,8 +83,15 @@ def written(name: str, network: nn.Module, architecture: dict[str, Any], folder:
     return artefact.read(folder / name)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", ["glyphs", "mobilenet_v2", "resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *(("glyphs", head) for head in HEADS),
+        ("mobilenet_v2", "convolution"),
+        ("resnet18", "two layers"),
+        ("squeezenet1_1", "convolution"),
+    ],
+)
 def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp_path: Path) -> None:
     if name == "glyphs":
         found = glyph_net()
@@ -108,6 +115,21 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
     assert torch.equal(values["out"], logits)
     assert values["last"].shape[1:] == again.spec.taps["penultimate"].shape
     assert headed.place_of(again.spec) == headed.place_of(found.spec)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "resnet18", "swin_t", "vgg11_bn", "vit_b_16"],
+)
+def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
+    spec = case_of(name).backbone().spec
+    with torch.device("meta"):
+        network = models.get_model(name, weights=None)
+        made, architecture = headed.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
+        again = artefact.build(architecture)
+    shapes, found = ({key: one.shape for key, one in part.state_dict().items()} for part in (made, again))
+    assert shapes == found
+    assert shapes[f"{architecture['at']}.4.weight"] == (4, 6)
 
 
 def test_a_new_head_is_replaced_by_another(tmp_path: Path) -> None:
@@ -134,7 +156,7 @@ def test_the_new_convolution_comes_after_the_last_maps() -> None:
             assert network(case.images).shape == (3, 4)
     assert places == {
         "alexnet": "features.13",
-        "densenet121": "features.9",
+        "densenet121": "features.8",
         "mobilenet_v2": "features.19",
         "regnet_y_400mf": "trunk_output.4",
         "resnet18": "layer4.2",

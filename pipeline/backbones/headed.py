@@ -191,7 +191,7 @@ def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module
 def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
     """Where a layer can be put after the last maps: at the end of the last sequence of modules that gives maps."""
     nodes = list(spec.taps)
-    for node in reversed(nodes[: nodes.index(PENULTIMATE)]):
+    for node in reversed(nodes[: nodes.index(str(spec.taps[PENULTIMATE].input_of))]):
         tap = spec.taps[node]
         if tap.layout != "CHW" or tap.kind != "Sequential" or tap.call or not _in_line(network, node):
             continue

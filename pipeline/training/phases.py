@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,12 +63,13 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
     """The parameters that match some pattern; raises ConfigError with all patterns that match none."""
+    known = {one for name in parameters for one in around(name) if one}
     found, problems = set[str](), []
     for pattern in patterns:
-        matching = {name for name in parameters if any(fnmatch.fnmatchcase(one, pattern) for one in around(name))}
+        fitting = set(fnmatch.filter(known, pattern))
+        matching = {name for name in parameters if fitting.intersection(around(name))}
         if not matching:
-            around = dict.fromkeys(one for name in parameters for one in around(name) if one)
-            problems.append(unknown("parameter or module", pattern, around))
+            problems.append(unknown("parameter or module", pattern, known))
         found |= matching
     if problems:
         raise ConfigError(bullets("train: patterns that match nothing", problems))
@@ -81,10 +82,11 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
     Nothing is that runs before the first layer that is trained, and no layer whose own parameters are all frozen.
     """
     order: dict[str, int] = {}
-    hooks = [
-        part.register_forward_pre_hook(lambda _part, _args, name=name: order.setdefault(name, len(order)) and None)
-        for name, part in network.named_modules()
-    ]
+
+    def noting(name: str) -> Callable[..., None]:
+        return lambda _part, _args: order.update({name: order.get(name, len(order))})
+
+    hooks = [part.register_forward_pre_hook(noting(name)) for name, part in network.named_modules()]
     like = next(network.parameters())
     try:
         with modes(network, training=False), torch.no_grad(), one_path():
@@ -94,7 +96,7 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
             hook.remove()
     owners = {name.rpartition(".")[0] for name in trained}
     first = min((order[name] for one in owners for name in [_called(one, order)]), default=0)
-    found = {around for one in owners for around in around(one)}
+    found = {name for one in owners for name in around(one)}
     for name, part in network.named_modules():
         frozen = any(True for _ in part.parameters(recurse=False)) and name not in owners
         if order.get(name, -1) >= first and not frozen:
