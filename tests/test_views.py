@@ -319,7 +319,7 @@ def test_wrong_settings_of_views_are_said_with_their_place() -> None:
         assert problem.startswith(place)
     assert problems[1].endswith(".horizontal_flip.p: expected less than or equal to 1, got 3.")
     assert "unknown key 'degree'. Did you mean 'degrees'?" in problems[2]
-    assert ".name: unknown value 'horizontal-flip'. Did you mean 'horizontal_flip'?" in problems[3]
+    assert ".name: unknown value 'horizontal-flip'. Did you mean 'horizontal_flip' or" in problems[3]
     assert problems[4].endswith("augment.3.name: this key is missing.")
     assert problems[5].endswith("scale: expected the smaller number first, got [1, 0.5].")
 
