@@ -15,6 +15,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError
 from pipeline.training.cut import blocks, legal_cuts, prefix_parameters, suffix, suffix_parameters
 from pipeline.training.freezing import Frozen, prepare
+from pipeline.training.graph import trace
 from pipeline.training.parts import FromTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,7 +137,7 @@ def test_blocks_are_residual_blocks_blocks_of_transformers_and_layers() -> None:
     assert starts == {
         "vgg": ["input", "features.2", "features.5", "features.7", "avgpool", "classifier.2", "penultimate"],
         "resnet": ["input", "maxpool", "layer1.0", "layer1", "layer2", "layer3", "penultimate"],
-        "mobilenet": ["input", "features.0", "features.1", "features.2", "features.3", "penultimate"],
+        "mobilenet": ["input", *(f"features.{number}" for number in range(6)), "penultimate"],
         "vit": ["input", "encoder.dropout", "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1",
                 "penultimate"],
     }  # fmt: skip
@@ -201,6 +202,18 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
     for call in (lambda: legal_cuts(found), lambda: suffix(found.module, "conv", spec=found.spec)):
         with pytest.raises(BackboneError, match=message):
             call()
+
+
+class Named(nn.Module):
+    """Returns its logits under a name."""
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"logits": inputs.mean((2, 3))}
+
+
+def test_a_network_that_returns_no_tensor_is_refused() -> None:
+    with pytest.raises(BackboneError, match="named: expected a network that returns a tensor, or several of which the"):
+        trace(Named(), name="named")
 
 
 class Tied(nn.Module):
@@ -289,7 +302,7 @@ def test_a_graph_that_is_not_what_the_network_computes_is_refused() -> None:
 def test_auxiliary_classifiers_are_left_out_in_training_too() -> None:
     case = case_of("googlenet")
     tail = suffix(copy.deepcopy(case.network), "inception4d", spec=case.backbone().spec)
-    tail.train()
+    tail.train().requires_grad_(True)
     logits = tail(case.values("inception4d")["inception4d"])
     assert logits.shape == (3, 9)
     logits.sum().backward()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,20 @@ def test_the_same_run_comes_from_the_cache_and_another_seed_is_another_run(paths
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() == weights
     run(paths, seed=1)
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() != weights
+
+
+def test_trainings_and_pixels_that_nobody_used_for_long_leave_the_cache(paths: Paths) -> None:
+    old, pixels = paths.cache / "training" / "old", paths.cache / "pixels" / "pixels-old.npy"
+    for path in (old / "last.ckpt", pixels):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    for path in (old, pixels):
+        os.utime(path, (0, 0))
+    run(paths, epochs=1)
+    run(paths, epochs=1)
+    (kept,) = (paths.cache / "training").iterdir()
+    assert (kept / "last.ckpt").is_file()
+    assert not pixels.exists()
 
 
 # From the middle -----------------------------------------------------------------------------------------------------
@@ -461,6 +476,7 @@ def test_tasks_that_do_not_fit_are_refused(paths: Paths, project: Project, tmp_p
         ({"input": "features", "tap": "early", "mixup": 0.2}, "expected `views` with `input: features`"),
         ({"tap": "early"}, "`tap` and `views` are of stored rows"),
         ({"start": "scratch"}, "`start: scratch` has nothing to freeze"),
+        ({"unfreeze": {1: "input"}, "devices": 2}, "`unfreeze` changes what several devices keep equal"),
         ({"labels_per_class": [2, 2]}, "`labels_per_class`: expected each number once"),
     ],
 )

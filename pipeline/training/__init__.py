@@ -134,6 +134,8 @@ class FinetuneConfig(LoopConfig):
             raise ValueError("`tap` and `views` are of stored rows: expected `input: features` with them")
         if self.start == SCRATCH and (self.batch_norm == "frozen" or self.train not in (None, "full") or self.unfreeze):
             raise ValueError("`start: scratch` has nothing to freeze: expected `train: full` and `batch_norm: train`")
+        if self.unfreeze and self.devices > 1:
+            raise ValueError("`unfreeze` changes what several devices keep equal: expected `devices: 1`")
         if len(set(self.labels_per_class)) < len(self.labels_per_class):
             raise ValueError("`labels_per_class`: expected each number once")
         return self

@@ -7,6 +7,9 @@ A training set that was trained before, with the same settings, data, weights an
 """
 
 import math
+import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +43,7 @@ from pipeline.training.start import begun, fitted_head
 from pipeline.training.targets import Targets, answers, targets_of
 
 HEAD = "finetune"  # what predictions call the head
+KEPT_DAYS = 30  # that a training stays in the cache after it was last used
 COMPARED = 64  # samples whose stored rows are compared with live ones at the end
 
 
@@ -151,6 +155,7 @@ def finetune(
         compare(best.network, run.source.spec, live, run.inputs.clean, run.inputs.node)
     if fabric.is_global_zero:
         _write(run, best, records, paths)
+        _tidy(paths.cache)
     return best.record
 
 
@@ -255,6 +260,7 @@ def _train(
         log=log,
         curves=curves,
     )
+    os.utime(folder)
     after = one.frozen.digest()
     if after != before:
         raise TrainingError(
@@ -314,6 +320,13 @@ def _moved(progress: Progress, before: int, total: int, done: int, _all: int) ->
 
 def _named(log: Log, name: str, line: str) -> None:
     log(f"{name}: {line}")
+
+
+def _tidy(cache: Path) -> None:
+    """Remove what trainings left in the cache and nobody used for `KEPT_DAYS`."""
+    for path in (*(cache / "training").glob("*"), *(cache / "pixels").glob("pixels-*.npy")):
+        if time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:

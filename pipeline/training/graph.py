@@ -143,6 +143,8 @@ def _defaults(network: nn.Module) -> dict[str, Any]:
 def _ends(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    if isinstance(output, fx.Node) and inspect.isclass(output.target) and issubclass(output.target, tuple):
+        output = output.args  # a named tuple
     logits = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(logits, fx.Node):
         raise BackboneError(
