@@ -64,7 +64,9 @@ def cuts(given: argparse.Namespace) -> None:
             place = placed(Path(name), data, model, images=given.images, sizes=sizes, steps=0, size=given.size)
             place.extract(CUTS[model])
             rows = [row_of_cut(place, node, given) for node in CUTS[model]]
-            head = "cut | live, s | stored, s | ratio | arithmetic | frozen part | trained part | reading | of the bound | MB"
+            head = (
+                "cut | live, s | stored, s | ratio | arithmetic | frozen part | trained | reading | of the bound | MB"
+            )
             table(f"{model}, {given.images} images of {given.size or 224} px, batches of {given.batch}", head, rows)
 
 
