@@ -20,6 +20,8 @@ from pipeline.errors import ConfigError, bullets, unknown
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Where pydantic speaks of Python rather than of YAML.
 EXPECTED = {"path_type": "expected a path", "tuple_type": "expected a list", "too_short": "expected at least one entry"}
+UNTOLD = ("union_tag_not_found", "union_tag_invalid")
+QUOTED = r"'([^']*)'"
 _TYPE = re.compile(r"[\[\(]|^(str|int|float|bool|constrained-.*)$")
 
 
@@ -115,18 +117,23 @@ def _follows(problem: dict[str, Any]) -> bool:
 
 def _say_variant(path: tuple[str, ...], problem: dict[str, Any], kinds: list[type[Settings]]) -> str:
     """The same of a union: pydantic puts the value that tells the models apart before the path of the key."""
-    context = problem.get("ctx", {})
-    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        where = ".".join([*path, context["discriminator"].strip("'")])
-        if "tag" not in context:
-            return f"{where}: this key is missing."
-        choices = re.findall(r"'([^']*)'", context["expected_tags"])
-        return f"{where}: {unknown('value', context['tag'], choices)}"
+    if problem["type"] in UNTOLD:
+        return _say_untold(path, problem["ctx"])
     tag, *location = problem["loc"]
-    model = next(
-        kind for kind in kinds if any(tag in typing.get_args(f.annotation) for f in kind.model_fields.values())
-    )
-    return _say(path, {**problem, "loc": tuple(location)}, model)
+    return _say(path, {**problem, "loc": tuple(location)}, next(kind for kind in kinds if _is_told_by(kind, tag)))
+
+
+def _say_untold(path: Iterable[str], context: dict[str, Any]) -> str:
+    """The same where the key that tells the models apart is missing, or has none of their values."""
+    where = ".".join([*path, context["discriminator"].strip("'")])
+    if "tag" not in context:
+        return f"{where}: this key is missing."
+    return f"{where}: {unknown('value', context['tag'], re.findall(QUOTED, context['expected_tags']))}"
+
+
+def _is_told_by(model: type[Settings], tag: Any) -> bool:
+    """Whether a value is what tells a model of a union apart."""
+    return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
 
 
 def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) -> str:
@@ -138,12 +145,14 @@ def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) 
     if kind in ("extra_forbidden", "missing") or not _TYPE.search(last):
         parts.append(last)
     where = ".".join(part for part in [*path, *parts] if part)
+    if kind in UNTOLD:
+        return _say_untold([*path, *parts], context)
     if kind == "extra_forbidden":
         return f"{'.'.join([*path, *parts[:-1]])}: {unknown('key', parts[-1], _keys_at(model, parts[:-1]))}"
     if kind == "missing":
         return f"{where}: this key is missing."
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(context["expected"]))
+        choices = re.findall(QUOTED, str(context["expected"]))
         return f"{where}: {unknown('value', str(problem['input']), choices)}"
     message = EXPECTED.get(kind, problem["msg"].replace("Input should be", "expected"))
     if kind == "value_error":
@@ -165,8 +174,10 @@ def _below(annotation: Any, part: str) -> list[Any]:
     """The annotations of what stands at a key, or as an entry, of a value with this annotation."""
     if inspect.isclass(annotation) and issubclass(annotation, Settings):
         field = annotation.model_fields.get(part)
-        return [] if field is None else [field.annotation]
-    inner = typing.get_args(annotation)
+        if field is not None:
+            return [field.annotation]
+        return [annotation] if _is_told_by(annotation, part) else []
+    inner = [one for one in typing.get_args(annotation) if one is not Ellipsis]
     if typing.get_origin(annotation) in (dict, list, tuple):
         return list(inner[-1:] if typing.get_origin(annotation) is dict else inner)
     return [below for one in inner for below in _below(one, part)]

@@ -7,7 +7,8 @@ PipelineError
 ├── EngineError      an engine cannot run a backbone, or its values are not those of torch
 ├── ClusterError     other processes or machines cannot be reached, or are gone
 ├── StoreError       features on disk are missing, damaged or made by something else
-└── HeadError        a head cannot be fitted to what it was given
+├── HeadError        a head cannot be fitted to what it was given
+└── TrainingError    a network cannot be trained as it was asked to be
 
 A message reads `<what> <where>: expected <x>, got <y>. <what to do>`.
 """
@@ -46,6 +47,10 @@ class StoreError(PipelineError):
 
 class HeadError(PipelineError):
     """A head cannot be fitted to, or applied to, what it was given."""
+
+
+class TrainingError(PipelineError):
+    """A network cannot be trained as it was asked to be."""
 
 
 class Interrupted(KeyboardInterrupt):

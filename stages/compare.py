@@ -8,9 +8,10 @@ from stages import project
 def main() -> None:
     """Write `data/comparisons/<task>.json` for each task that params.yaml names a run of."""
     values = project.settings()
+    known = project.runs(values)
     with fresh_folder(project.COMPARISONS) as folder:
-        for task in dict.fromkeys(run.task for run in values["fit"].values()):
-            runs = [name for name, run in values["fit"].items() if run.task == task]
+        for task in dict.fromkeys(run.task for run in known.values()):
+            runs = [name for name, run in known.items() if run.task == task]
             found = compare(
                 values["compare"],
                 task=project.TASKS / f"{task}.parquet",

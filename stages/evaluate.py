@@ -1,14 +1,12 @@
 """Evaluate a run: `python -m stages.evaluate digits_logistic`."""
 
-import sys
-
 from pipeline.evaluate import evaluate
 from stages import project
 
 
 def main() -> None:
     """Write `data/metrics/<run>.json` (numbers), `data/plots/<run>.json` (what the report draws), and two DVC plots."""
-    name, run = project.entry("fit", sys.argv[1:])
+    name, run = project.evaluated()
     found = evaluate(
         project.settings()["evaluate"],
         predictions=project.PREDICTIONS / f"{name}.parquet",

@@ -21,6 +21,7 @@ FEATURES = DATA / "features"
 TASKS = DATA / "tasks"
 MODELS = DATA / "models"
 PREDICTIONS = DATA / "predictions"
+CURVES = DATA / "curves"
 METRICS = DATA / "metrics"
 TABLES = DATA / "plots"
 COMPARISONS = DATA / "comparisons"
@@ -37,6 +38,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "split": ("pipeline.split:SplitConfig", True),
     "audit": ("pipeline.audit:AuditConfig", False),
     "fit": ("pipeline.fit:FitConfig", True),
+    "finetune": ("pipeline.training:FinetuneConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "compare": ("pipeline.compare:CompareConfig", False),
     "report": ("pipeline.report:ReportConfig", False),
@@ -110,17 +112,55 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         for tap in item.taps if extracted is not None else ():
             if tap not in extracted.taps:
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
+    problems += _of_finetune(values, raw)
+    return problems
+
+
+def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `finetune` name that other sections do not have."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    extracted = values.get("extract", {})
+    for name, item in values.get("finetune", {}).items():
+        if name in named.get("fit", ()):
+            problems.append(f"finetune.{name}: expected a name that no run of `fit` has. Rename one of the two.")
+        if item.task not in named.get("split", [item.task]):
+            problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
+        if item.backbone not in named.get("extract", [item.backbone]):
+            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
+        starts = ["backbone", "scratch", *named.get("fit", [item.start])]
+        if item.start not in starts:
+            problems.append(f"finetune.{name}.start: {unknown('start', item.start, starts)}")
+        taps = extracted[item.backbone].taps if item.backbone in extracted else None
+        if item.tap is not None and taps is not None:
+            if item.tap not in taps:
+                problems.append(f"finetune.{name}.tap: {unknown('tap', item.tap, taps)}")
+            elif taps[item.tap].pool != "none" or taps[item.tap].project is not None:
+                problems.append(f"finetune.{name}.tap: expected a tap with `pool: none`, got {taps[item.tap].pool!r}.")
     return problems
 
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
     """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
+    return _named(section, settings()[section], argv)
+
+
+def evaluated() -> tuple[str, Any]:
+    """The run that `python -m stages.evaluate <name>` was called for, and its settings."""
+    return _named("evaluate", runs(settings()), None)
+
+
+def runs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """All entries that write predictions: those of `fit` and of `finetune`, whose names differ."""
+    return {**values["fit"], **values["finetune"]}
+
+
+def _named(stage: str, named: Mapping[str, Any], argv: list[str] | None) -> tuple[str, Any]:
     arguments = [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
-    named = settings()[section]
     if len(arguments) != 1:
-        raise ConfigError(f"usage: python -m stages.{section} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
+        raise ConfigError(f"usage: python -m stages.{stage} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
     if arguments[0] not in named:
-        raise ConfigError(f"params.yaml: {unknown(f'entry of {section}', arguments[0], named)}")
+        raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', arguments[0], named)}")
     return arguments[0], named[arguments[0]]
 
 

@@ -7,7 +7,7 @@ from stages import project
 def main() -> None:
     """Write `data/report/index.html` over the runs that params.yaml names, and print the leaderboard."""
     values = project.settings()
-    runs = leaderboard.read(project.TABLES, list(values["fit"]))
+    runs = leaderboard.read(project.TABLES, list(project.runs(values)))
     page.write(
         values["report"],
         runs,

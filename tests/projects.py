@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
+KEPT = tuple(f"data/{name}/.gitignore" for name in ("pretrained", "models/backbone", "models/scratch"))
 
 
 class Project:
@@ -21,7 +22,7 @@ class Project:
     def __init__(self, root: Path, cache: Path | None = None) -> None:
         self.root = root
         self.cache = cache or root.parent / "feature-cache"
-        for name in (*COPIED, "data/pretrained/.gitignore"):
+        for name in (*COPIED, *KEPT):
             source, target = ROOT / name, root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -63,5 +64,7 @@ def small() -> dict[str, Any]:
     params["split"] = {"digits": params["split"]["digits"] | {"few_shot": {"labels_per_class": 5, "draws": 2}}}
     run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
     params["fit"] = {"digits_logistic": run}
+    params["finetune"] = {}
+    params["extract"]["glyphs"]["taps"].pop("block1_whole")
     params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100
     return params

@@ -1,6 +1,7 @@
 """The shape of the code: layers, imports, stages and their dependencies, names. Everything is read from the sources."""
 
 import ast
+import fnmatch
 import graphlib
 import re
 import subprocess
@@ -207,12 +208,15 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
         "pipeline/backbones/",
         "pipeline/engines/",
         "pipeline/pretrain/",
+        "pipeline/training/",
         "pipeline/freeze/run.py",
         "pipeline/freeze/checkpoint.py",
     ),
     "torchvision": ("pipeline/backbones/",),
     "timm": (),
-    "safetensors": ("pipeline/backbones/", "pipeline/freeze/checkpoint.py"),
+    "lightning_fabric": (),
+    "dvclive": (),
+    "safetensors": ("pipeline/backbones/", "pipeline/training/", "pipeline/freeze/checkpoint.py"),
     "onnxruntime": ("pipeline/engines/",),
     "sklearn": STREAMING,
     "skops": (),
@@ -226,10 +230,12 @@ WITH_TORCH = (
     "pipeline/embed.py",
     "pipeline/engines/",
     "pipeline/pretrain/",
+    "pipeline/training/",
     "pipeline/extract/",
     "pipeline/freeze/run.py",
     "pipeline/freeze/checkpoint.py",
     "stages/extract.py",
+    "stages/finetune.py",
     "stages/freeze.py",
     "stages/pretrain.py",
 )
@@ -262,7 +268,7 @@ def test_torch_comes_along_only_where_networks_run() -> None:
     wrong = [
         path
         for path in sorted(loading)
-        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py"))
+        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py"))
     ]
     assert wrong == []
 
@@ -281,28 +287,33 @@ def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
 GLOBAL = {"audit", "evaluate", "compare", "report"}
 """Sections that hold no names, but one set of values."""
 
+# One stage more for each section whose entries are runs, besides `fit`: DVC goes over one section at a time.
+EVALUATED = {"evaluate_finetune": "finetune"}
+
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:
     files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project"}
     library = {name.rstrip("/") for name in layers()}
-    assert set(DVC) == set(PARAMS) == files
-    assert set(DVC) <= library
+    library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
+    assert set(DVC) - set(EVALUATED) == set(PARAMS) == files
+    assert set(DVC) - set(EVALUATED) <= library
 
 
 def test_the_table_of_sections_has_every_stage() -> None:
     from stages import project
 
     assert list(project.SECTIONS) == list(PARAMS)
-    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - GLOBAL
+    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {*GLOBAL, *EVALUATED}
 
 
 def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
     for name, stage in DVC.items():
         body = stage.get("do", stage)
-        assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
-        over = {"audit": "split", "evaluate": "fit"}.get(name, name)
+        module = "evaluate" if name in EVALUATED else name
+        assert body["cmd"] == f"python -m stages.{module}" + (" ${key}" if "foreach" in stage else "")
+        over = {"audit": "split", "evaluate": "fit", **EVALUATED}.get(name, name)
         assert stage.get("foreach") == (None if name in ("compare", "report") else f"${{{over}}}")
-        assert (name if name in GLOBAL else f"{name}.${{key}}") in body["params"]
+        assert (module if module in GLOBAL else f"{name}.${{key}}") in body["params"]
         assert body["desc"]
 
 
@@ -316,7 +327,16 @@ def deps_of(stage: str) -> list[str]:
 
 
 def outs_of(stage: str) -> list[str]:
-    return [pattern(out) for out in DVC[stage].get("do", DVC[stage])["outs"]]
+    """The outs of a stage, a path for each entry: the names of runs tell the outs of several stages apart."""
+    over = re.fullmatch(r"\$\{(\w+)\}", DVC[stage].get("foreach", ""))
+    outs = DVC[stage].get("do", DVC[stage])["outs"]
+    return list(outs) if over is None else [out.replace("${key}", key) for out in outs for key in PARAMS[over[1]]]
+
+
+def may_be(dep: str, out: str) -> bool:
+    """Whether some entry's dependency, with stars in it, is an out, or a folder or file in one or around one."""
+    around = (out, *(parent.as_posix() for parent in Path(out).parents))
+    return any(fnmatch.fnmatchcase(path, pattern(dep)) for path in around) or fnmatch.fnmatchcase(dep, f"{out}/*")
 
 
 def test_every_dependency_on_data_is_made_by_another_stage() -> None:
@@ -328,7 +348,7 @@ def test_every_dependency_on_data_is_made_by_another_stage() -> None:
         data = [dep for dep in deps_of(name) if dep.startswith("data/")]
         others = [out for other, found in outs.items() if other != name for out in found]
         for dep in data:
-            assert any(out == pattern(dep) or out.startswith(pattern(dep) + "/") for out in others), (name, dep)
+            assert any(may_be(dep, out) for out in others), (name, dep)
 
 
 def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
@@ -348,7 +368,8 @@ PLUMBING = frozenset({"pipeline", "pipeline.errors", "pipeline.config", "stages"
 
 @pytest.mark.parametrize("stage", DVC)
 def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str) -> None:
-    needed = {short(module) for module in reached(f"stages.{stage}", functions=True, factories=True, without=PLUMBING)}
+    start = f"stages.{'evaluate' if stage in EVALUATED else stage}"
+    needed = {short(module) for module in reached(start, functions=True, factories=True, without=PLUMBING)}
     deps = [dep for dep in deps_of(stage) if dep.startswith(("pipeline/", "stages/"))]
 
     def covers(dep: str, path: str) -> bool:

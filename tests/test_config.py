@@ -124,7 +124,7 @@ ONE_PROBLEM = {
     "an unknown section": (
         {"extrat": {}},
         "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, compare, evaluate,"
-        " extract, fit, freeze, prepare, pretrain, report, sample, split.",
+        " extract, finetune, fit, freeze, prepare, pretrain, report, sample, split.",
     ),
     "a section that is no mapping of names": (
         {"sample": ["digits"]},
@@ -329,7 +329,20 @@ DISAGREEMENTS = {
     ),
     "fit.digits_full.inputs": (
         ["pixels", ["block3", "blok2"]],
-        "fit.digits_full.inputs: unknown tap 'blok2'. Did you mean 'block2' or 'block3'? Expected one of: block2,",
+        "fit.digits_full.inputs: unknown tap 'blok2'. Did you mean 'block2' or 'block3'? Expected one of: block1",
+    ),
+    "finetune.digits_tuned.task": ("digit", "finetune.digits_tuned.task: unknown task 'digit'. Did you mean 'digits'?"),
+    "finetune.digits_tuned.start": (
+        "digits_logstic",
+        "finetune.digits_tuned.start: unknown start 'digits_logstic'. Did you mean 'digits_logistic'",
+    ),
+    "finetune.digits_scratch.backbone": (
+        "mobilenet",
+        "finetune.digits_scratch.backbone: unknown backbone 'mobilenet'. Expected one of: ",
+    ),
+    "finetune.digits_from_block1.tap": (
+        "block3",
+        "finetune.digits_from_block1.tap: expected a tap with `pool: none`, got 'avg2x2'.",
     ),
 }
 
@@ -542,3 +555,12 @@ def test_a_tap_is_named_like_a_folder() -> None:
     assert problems == [
         "extract.net.taps: the tap '../out': a name has letters, digits, '-' and '_' only: a folder gets it."
     ]
+
+
+def test_runs_of_two_sections_have_names_of_their_own(problems: Check) -> None:
+    run = {"task": "digits", "backbone": "glyphs", "start": "backbone"}
+    assert problems({"finetune.digits_ridge": run}) == [
+        "finetune.digits_ridge: expected a name that no run of `fit` has. Rename one of the two."
+    ]
+    (line,) = problems({"finetune.digits_ridge2": run | {"input": "features", "tap": "blok2"}})
+    assert line.startswith("finetune.digits_ridge2.tap: unknown tap 'blok2'. Did you mean 'block2'")

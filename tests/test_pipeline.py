@@ -85,6 +85,25 @@ def test_another_task_extracts_nothing(project: Project) -> None:
     assert audit["near_duplicates"]["tap"] == "penultimate"
 
 
+def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Project) -> None:
+    project.repro(small())
+    params = small()
+    params["extract"]["glyphs"]["taps"]["whole"] = {"node": "block2", "dtype": "float32"}
+    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
+    params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
+    ran, output = project.repro(params, "finetune")
+    assert {"extract@glyphs", "finetune@tuned", "finetune@from_block2"} <= {*ran}
+    assert "block2: 50 rows, 0.2 MiB stored; " in output  # widths of 8
+    for run in ("tuned", "from_block2"):
+        made = project.read(f"data/models/{run}/model.json")
+        assert made["fits"][0]["frozen"]["before"] == made["fits"][0]["frozen"]["after"]
+        assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
+        assert pq.read_metadata(project.root / f"data/predictions/{run}.parquet").num_rows > 500
+    ran, _ = project.repro(params, "finetune")
+    assert ran == []
+    assert "suggested: `learning_rate: " in project.run("python", "-m", "stages.finetune", "tuned", "--lr-range")
+
+
 def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     rows = ["path,label"]
     for path in sorted((project.root / "data/raw/digits").glob("*/*.png")):
@@ -154,6 +173,7 @@ def test_linear_probe_on_real_photos(assets: Path, tmp_path: Path) -> None:
         "extract": {"mobilenet": {"datasets": ["photos"], "taps": {"penultimate": {"node": "penultimate"}}}},
         "split": {"photos": {"datasets": ["photos"], "sizes": {"train": 60, "validation": 0, "test": 20}}},
         "fit": {"photos_logistic": {"task": "photos", "backbone": "mobilenet", "inputs": ["penultimate"]}},
+        "finetune": {},
     }
     project = Project(tmp_path / "project")
     ran, _ = project.repro(params)

@@ -460,6 +460,7 @@ OTHER = {
     "interpolation": ["nearest", "bicubic", "lanczos"],
     "draft": [True],
     "decoder": ["nvjpeg"],
+    "view": [{"augment": [{"name": "horizontal_flip"}], "number": number} for number in (0, 1)],
 }
 
 

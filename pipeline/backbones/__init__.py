@@ -5,6 +5,7 @@
 
 ARCHITECTURES = {
     "glyphs": "pipeline.backbones.glyphs:build",
+    "headed": "pipeline.backbones.headed:build",
     "module": "pipeline.backbones.factory:build",
     "timm": "pipeline.backbones.timm_models:build",
     "torchvision": "pipeline.backbones.vision:build",

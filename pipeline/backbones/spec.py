@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Settings
 from pipeline.errors import BackboneError, bullets, unknown
+from pipeline.readers.augment import View
 from pipeline.readers.image import ImageSpec
 
 GRID = re.compile(r"avg([1-9]\d*)x([1-9]\d*)")
@@ -87,6 +88,13 @@ class BackboneSpec(Settings):
     def node(self, name: str) -> str:
         """The node that a name or an alias stands for; a name that is neither comes back as it is."""
         return name if name in self.taps else self.aliases.get(name, name)
+
+    def viewed(self, view: View | None) -> "BackboneSpec":
+        """The same backbone, that sees an augmented copy of every sample; itself without a view."""
+        if view is None:
+            return self
+        image = self.input.image.model_copy(update={"view": view})
+        return self.model_copy(update={"input": self.input.model_copy(update={"image": image})})
 
 
 class TapSpec(Settings):

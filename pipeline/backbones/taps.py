@@ -126,7 +126,7 @@ class Functions(TorchFunctionMode):
 
     def __enter__(self) -> "Functions":
         for name, part in self._module.named_modules():
-            self._hooks.callback(part.register_forward_pre_hook(self._enter_module(name, leaf=_is_leaf(part))).remove)
+            self._hooks.callback(part.register_forward_pre_hook(self._enter_module(name, leaf=is_leaf(part))).remove)
             self._hooks.callback(part.register_forward_hook(self._leave_module).remove)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -172,6 +172,6 @@ def numbered(name: str, call: int) -> str:
     return f"{name}_{call}" if call else name
 
 
-def _is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: nn.Module) -> bool:
     """Whether a graph shows a module as one node: torch's own layers, but for containers."""
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

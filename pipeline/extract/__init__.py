@@ -34,6 +34,12 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.config import NAME, Settings
 from pipeline.engines import BATCH, Name, Precision
 from pipeline.engines.parity import Limits
+from pipeline.readers.augment import Views
+
+
+def folder_of(tap: str, view: int | None = None) -> str:
+    """The name of a tap's folder below `data/features/<backbone>/`, or of one of its views: no tap has that name."""
+    return tap if view is None else f"{tap}.view{view}"
 
 
 class TLS(Settings):
@@ -76,6 +82,9 @@ class ExtractConfig(Settings):
 
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
+    views: Annotated[
+        Views | None, Field(description="augmented copies of every sample, each extracted beside the clean ones")
+    ] = None
     batch_size: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="auto: 64 on a CPU, found by trying on a GPU")
     ] = "auto"

@@ -21,6 +21,7 @@ from pipeline.extract.samples import SCHEMA, Samples
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment
 from pipeline.files import read_json, scratch, sweep, write_json
+from pipeline.readers.augment import View
 
 JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
 
@@ -54,6 +55,7 @@ def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:
         "cache": str(assignment.cache_root.absolute()),
         "samples": assignment.samples,
         "lacking": assignment.lacking,
+        "view": None if assignment.view is None else assignment.view.model_dump(mode="json"),
         "units": taps,
     }
     write_json(folder / JOB, job)
@@ -69,6 +71,7 @@ def read_assignment(folder: Path) -> Assignment:
         cache_root=Path(job["cache"]),
         samples=job["samples"],
         lacking=tuple(job["lacking"]),
+        view=None if job["view"] is None else View.model_validate(job["view"]),
     )
 
 

@@ -87,7 +87,7 @@ def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0
     # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
     specs = {tap: config.taps[tap] for tap in request.lacking}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
-    reader = image_reader(loaded.spec.input.image)
+    reader = image_reader(request.spec.input.image)
     pool = decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
     with contextlib.closing(pool):
         found = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)

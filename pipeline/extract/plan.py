@@ -20,11 +20,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units, and how many rows of each tap are missing."""
+    """All units, and how many rows of each tap are missing. `passes`: how often each sample is read, a view each."""
 
     samples: int
     missing: dict[str, int]
     units: tuple[Unit, ...]
+    passes: int = 1
+
+    @property
+    def spared(self) -> int:
+        """How often the network need not run on a sample."""
+        return self.samples * self.passes - sum(len(unit.rows) for unit in self.units)
 
     def __str__(self) -> str:
         lines = [

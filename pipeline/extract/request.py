@@ -1,7 +1,7 @@
 """What an extraction is asked for: settings, samples, the cache's columns, and the plan of what they lack."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,10 @@ import numpy as np
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
 from pipeline.errors import BackboneError, bullets
-from pipeline.extract import ExtractConfig
-from pipeline.extract.plan import Plan, plan
+from pipeline.extract import ExtractConfig, folder_of
+from pipeline.extract.plan import Plan, Unit, plan
 from pipeline.extract.samples import Samples, read_samples
+from pipeline.readers.augment import View
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
@@ -23,7 +24,8 @@ from pipeline.store.layout import ShardRecord
 class Request:
     """Settings with nodes in the place of aliases, and what they mean for these samples and this cache.
 
-    `shards`: the shards of each tap that are there and hold samples. `stored`: how many samples they hold.
+    `shards`: the shards of each tap that are there and hold samples. `stored`: how many samples they hold. `views`: the
+    same for each view of the samples; `view`: that of this one, none of the samples as they are.
     """
 
     config: ExtractConfig
@@ -35,6 +37,26 @@ class Request:
     shards: Mapping[str, list[ShardRecord]]
     stored: Mapping[str, int]
     plan: Plan
+    view: View | None = None
+    views: tuple["Request", ...] = ()
+
+    @property
+    def all(self) -> tuple["Request", ...]:
+        """Itself, and those of its views."""
+        return (self, *self.views)
+
+    def folder(self, tap: str) -> str:
+        """The name of a tap's folder."""
+        return folder_of(tap, None if self.view is None else self.view.number)
+
+    @property
+    def whole(self) -> Plan:
+        """The plan of all views together, each tap by the name of its folder."""
+        missing = {one.folder(tap): rows for one in self.all for tap, rows in one.plan.missing.items()}
+        units = [
+            Unit(unit.rows, tuple(one.folder(tap) for tap in unit.taps)) for one in self.all for unit in one.plan.units
+        ]
+        return Plan(len(self.samples), missing, tuple(units), passes=len(self.all))
 
     @property
     def rows(self) -> np.ndarray:
@@ -61,6 +83,23 @@ def of_samples(
     config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
 ) -> Request:
     """The same for samples that were read before."""
+    views = [config.views.view(number) for number in range(config.views.count)] if config.views is not None else []
+    clean, *others = (
+        _of_view(config, view, backbone=backbone, spec=spec.viewed(view), samples=samples, cache_root=cache_root)
+        for view in (None, *views)
+    )
+    return replace(clean, views=tuple(others))
+
+
+def _of_view(
+    config: ExtractConfig,
+    view: View | None,
+    *,
+    backbone: Path,
+    spec: BackboneSpec,
+    samples: Samples,
+    cache_root: Path,
+) -> Request:
     config, shapes = checked(config, spec, where=str(backbone))
     columns = {
         tap: cache.column(cache_root, identity(spec, config.taps[tap], precision=config.precision))
@@ -72,7 +111,7 @@ def of_samples(
         stored[tap] = int(held.sum())
         known[tap] = held | _rejected(column, samples.keys)
     todo = plan(known, unit_rows=_unit_rows(config, shapes), containers=samples.containers)
-    return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo)
+    return Request(config, backbone, spec, shapes, samples, columns, shards, stored, todo, view)
 
 
 def checked(

@@ -1,61 +1,74 @@
 """Whether what is asked for fits on the disk, and what else would: int8, maps pooled by mean, fewer taps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines.select import gpus
 from pipeline.extract import forecast
-from pipeline.extract.forecast import Forecast
+from pipeline.extract.forecast import Forecast, Size
 from pipeline.extract.request import Request, of_samples
 from pipeline.store.layout import path_of
 
 
 def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
-    """The bytes of a request, and the room there is for them.
+    """The bytes of a request with all of its views, and the room there is for them.
 
     Of a cluster that is there nobody knows yet how many processes it has: one is counted.
     """
-    run = request.config.run
+    run, plan = request.config.run, request.whole
     sizes = forecast.sizes(
-        request.plan,
-        {tap: column.layout(request.shapes[tap]) for tap, column in request.columns.items()},
+        plan,
+        {one.folder(tap): column.layout(one.shapes[tap]) for one in request.all for tap, column in one.columns.items()},
         processes=run.processes(gpus()) if run.scheduler is None else 1,
     )
     linked = sum(
         record.bytes
-        for tap, records in request.shards.items()
+        for one in request.all
+        for tap, records in one.shards.items()
         for record in records
-        if not path_of(out / tap, record.name).exists()
+        if not path_of(out / one.folder(tap), record.name).exists()
     )
-    written, spooled = (sum(part) for part in zip(*((one.bytes, one.spool) for one in sizes.values()), strict=True))
+    written = sum(size.bytes for size in sizes.values())
+    spooled = max(sum(sizes[one.folder(tap)].spool for tap in one.columns) for one in request.all)  # view after view
     spaces = forecast.spaces(cache_root=cache_root, out=out, written=written, spooled=spooled, linked=linked)
-    return Forecast(request.plan, sizes, spaces)
+    return Forecast(plan, sizes, spaces)
 
 
 def shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
     """What is said where a request does not fit, with what would; None where it does."""
     if found.fits:
         return None
-    others = {label: _with(request, taps, cache_root, out) for label, taps in _others(request, found)}
+    others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, found)}
     return forecast.shortage(found, others)
 
 
-def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, TapSpec]]]:
+def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
     taps = dict(request.config.taps)
     int8 = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in taps.items()}
     mean = {tap: _mean(request, tap) for tap in taps}
     if int8 != taps:
-        yield "all taps in int8", int8
+        yield "all taps in int8", {"taps": int8}
     if mean != taps:
         changed = [tap for tap in taps if mean[tap] != taps[tap]]
-        yield f"{', '.join(changed)} pooled by mean", mean
-        yield "the same in int8", {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in mean.items()}
-    needed = sum(size.needed for size in found.sizes.values())
+        yield f"{', '.join(changed)} pooled by mean", {"taps": mean}
+        smallest = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in mean.items()}
+        yield "the same in int8", {"taps": smallest}
+    if request.views:
+        yield "without views", {"views": None}
+    sizes = {tap: _of_all_views(request, found, tap) for tap in taps}
+    needed = sum(size.needed for size in sizes.values())
     room = needed - max(space.needed - space.free for space in found.spaces)
-    dropped = forecast.fewer(found.sizes, room)
+    dropped = forecast.fewer(sizes, room)
     if dropped:
-        yield f"without {', '.join(dropped)}", {tap: spec for tap, spec in taps.items() if tap not in dropped}
+        yield f"without {', '.join(dropped)}", {"taps": {tap: taps[tap] for tap in taps if tap not in dropped}}
+
+
+def _of_all_views(request: Request, found: Forecast, tap: str) -> Size:
+    parts = [found.sizes[one.folder(tap)] for one in request.all]
+    return replace(parts[0], bytes=sum(size.bytes for size in parts), spool=max(size.spool for size in parts))
 
 
 def _mean(request: Request, tap: str) -> TapSpec:
@@ -73,9 +86,9 @@ def _mean(request: Request, tap: str) -> TapSpec:
     return pooled if larger else spec
 
 
-def _with(request: Request, taps: dict[str, TapSpec], cache_root: Path, out: Path) -> Forecast:
-    """The forecast of a request with other taps: the cache may know some of these too."""
-    config = request.config.model_copy(update={"taps": taps})
+def _with(request: Request, changes: Mapping[str, Any], cache_root: Path, out: Path) -> Forecast:
+    """The forecast of a request with other settings: the cache may know some of that too."""
+    config = request.config.model_copy(update=changes)
     other = of_samples(
         config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )

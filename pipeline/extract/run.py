@@ -57,7 +57,7 @@ def extract(
     log: Say = lambda _: None,
     watch: Callable[[Spent], None] = lambda _: None,
 ) -> Extracted:
-    """Extract every tap of `config` and commit `out/<tap>/`.
+    """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
 
     `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
     `log` each shard when it is stored; `watch` where the time went so far, before each call of `progress`.
@@ -97,19 +97,25 @@ def _extract(
     watch: Callable[[Spent], None],
 ) -> Extracted:
     spent = Spent()
+    refused: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    before, total = 0, sum(len(one.rows) for one in request.all)
+    for one in request.all:
 
-    def told(done: int, total: int) -> None:
-        watch(spent)
-        progress(done, total)
+        def told(done: int, _: int, before: int = before) -> None:
+            watch(spent)
+            progress(before + done, total)
 
-    assignment = Assignment(request.config, request.backbone, cache_root, len(request.rows), request.lacking)
-    with contextlib.closing(Worker(assignment, say=say)) as worker:
-        rejects = _compute(request, worker, spent, told, say, log)
-        refused, reasons = _commit_all(request, out, rejects)
-        _replay(request, worker, out, say)
+        assignment = Assignment(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
+        with contextlib.closing(Worker(assignment, say=say)) as worker:
+            rejects = _compute(one, worker, spent, told, say, log)
+            more, why = _commit_all(one, out, rejects)
+            _replay(one, worker, out, say)
+        refused, reasons, before = refused | more, reasons | why, before + len(one.rows)
     _refuse_too_many(request.config, len(request.samples.keys), refused)
     counts = Counter(reasons[key] for key in refused)
-    return Extracted(request.plan, len(refused), dict(counts.most_common()), request.stored, spent)
+    stored = {one.folder(tap): rows for one in request.all for tap, rows in one.stored.items()}
+    return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent)
 
 
 def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:
@@ -120,7 +126,8 @@ def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dic
     for tap, column in request.columns.items():
         lasting = column.rejected()
         reasons |= lasting
-        refused |= commit(out / tap, column, request.samples.keys, request.shapes[tap], {**failed, **lasting})
+        folder = out / request.folder(tap)
+        refused |= commit(folder, column, request.samples.keys, request.shapes[tap], {**failed, **lasting})
     return refused, reasons
 
 
@@ -129,7 +136,8 @@ def _kept(request: Request, cache_root: Path) -> str:
     now = of_samples(
         request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )
-    missing, rows = sum(now.plan.missing.values()), len(now.columns) * now.plan.samples
+    whole = now.whole
+    missing, rows = sum(whole.missing.values()), len(whole.missing) * whole.samples
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; the same command goes on from there"
 
 
@@ -157,15 +165,16 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         rejects += stored.rejects
         for tap, shard in stored.shards.items():
             what = f"{shard.rows:,} rows, {human(shard.bytes)}"
-            log(f"{tap}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
+            log(f"{request.folder(tap)}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
     _sweep(request)  # what workers left that were killed
     return rejects
 
 
 def _sweep(request: Request) -> None:
     """Remove what dead processes have left in the columns."""
-    for column in request.columns.values():
-        upkeep.leftovers(column)
+    for one in request.all:
+        for column in one.columns.values():
+            upkeep.leftovers(column)
 
 
 def _forecast(request: Request, worker: Worker) -> str:
@@ -203,7 +212,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
     specs = request.config.taps
     for tap in (tap for tap in request.lacking if oracle.replayable(specs[tap])):
         found = oracle.check(
-            Features.open(out / tap),
+            Features.open(out / request.folder(tap)),
             specs[tap],
             backbone=worker.backbone,
             precision=request.config.precision,
@@ -214,8 +223,9 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
         )
         if found:
             say(
-                f"{tap}: {found['rows']} stored rows through the network's own last layer give its logits to within "
-                f"{found['error']:.1g} of the largest, with the same first class in {found['agreement']:.0%}"
+                f"{request.folder(tap)}: {found['rows']} stored rows through the network's own last layer give its "
+                f"logits to within {found['error']:.1g} of the largest, with the same first class in "
+                f"{found['agreement']:.0%}"
             )
 
 

@@ -23,9 +23,9 @@ def text(name: str, done: Extracted) -> str:
         lines.append(f"  rejected: {sum(count for _, count in reasons[REASONS:]):,} for other reasons")
     if spent.rate is not None:
         lines.append(f"{spent.samples:,} samples in {duration(spent.whole)}: {spent}")
-        spared = todo.samples - sum(len(unit.rows) for unit in todo.units)
-        if spared:
-            lines.append(f"reuse spared {spared:,} samples: about {duration(spared / spent.rate)} at this rate")
+        if todo.spared:
+            saved = duration(todo.spared / spent.rate)
+            lines.append(f"reuse spared {todo.spared:,} samples: about {saved} at this rate")
     peak = peak_memory()
     if peak is not None:
         lines.append(f"peak memory: {human(peak)}")
@@ -35,7 +35,6 @@ def text(name: str, done: Extracted) -> str:
 def to_json(done: Extracted) -> dict[str, Any]:
     """The same as plain values: rows of all taps, seconds, bytes."""
     todo, spent = done.plan, done.spent
-    spared = todo.samples - sum(len(unit.rows) for unit in todo.units)
     return {
         "samples": todo.samples,
         "samples_run": spent.samples,
@@ -47,7 +46,7 @@ def to_json(done: Extracted) -> dict[str, Any]:
         "seconds_of": {part: round(seconds, 3) for part, seconds in spent.seconds.items()},
         "processes": spent.processes,
         "samples_per_second": None if spent.rate is None else round(spent.rate, 1),
-        "seconds_saved_by_reuse": None if spent.rate is None else round(spared / spent.rate, 3),
+        "seconds_saved_by_reuse": None if spent.rate is None else round(todo.spared / spent.rate, 3),
         "bottleneck": None if spent.rate is None else bottleneck(spent.seconds),
         "peak_memory_bytes": peak_memory(),
     }

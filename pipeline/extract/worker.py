@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.spec import BackboneSpec
 from pipeline.engines import gate
 from pipeline.engines.select import Job, Say, gpus
 from pipeline.extract import ExtractConfig
@@ -22,6 +23,7 @@ from pipeline.extract.request import Request, row_shapes
 from pipeline.extract.samples import Samples
 from pipeline.extract.work import Stored, Target, Work, make_units
 from pipeline.readers import Reader, image_reader
+from pipeline.readers.augment import View
 from pipeline.store import cache
 from pipeline.store.identity import identity
 
@@ -30,7 +32,8 @@ from pipeline.store.identity import identity
 class Assignment:
     """What a worker is to make: settings with nodes in the place of aliases, and where everything lies.
 
-    `samples`: on how many the network runs in the whole job; `lacking`: the taps that lack any.
+    `samples`: on how many the network runs in the whole job; `lacking`: the taps that lack any. `view`: what is read
+    in the place of the samples.
     """
 
     config: ExtractConfig
@@ -38,6 +41,7 @@ class Assignment:
     cache_root: Path
     samples: int
     lacking: tuple[str, ...]
+    view: View | None = None
 
 
 class Worker:
@@ -54,9 +58,14 @@ class Worker:
         return artefact.read(self.assignment.backbone)
 
     @cached_property
+    def spec(self) -> BackboneSpec:
+        """What is said of the network, and of what it sees."""
+        return self.backbone.spec.viewed(self.assignment.view)
+
+    @cached_property
     def reader(self) -> Reader:
         """What decodes the samples."""
-        return image_reader(self.backbone.spec.input.image)
+        return image_reader(self.spec.input.image)
 
     @cached_property
     def decoders(self) -> Decoders:
@@ -68,7 +77,7 @@ class Worker:
     @cached_property
     def targets(self) -> dict[str, Target]:
         """Where the rows of each tap go."""
-        config, spec = self.assignment.config, self.backbone.spec
+        config, spec = self.assignment.config, self.spec
         shapes = row_shapes(config.taps, spec, where=str(self.assignment.backbone))
         return {
             tap: Target(

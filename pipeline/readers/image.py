@@ -5,6 +5,7 @@ resize of the shorter side (or to an exact size), centre crop. Resizing is Pillo
 torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
 
 With `draft` they do not, where a JPEG is much larger than it is to be: fine detail is never decoded (DCT scaling).
+With `view` an augmented copy is read, see augment.py.
 """
 
 import contextlib
@@ -22,7 +23,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, EngineError
+from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Sample
+from pipeline.readers.augment import View
 
 VERSION = 1
 
@@ -63,7 +66,7 @@ DAMAGE = (
 # less than with 1.
 GAP = 2
 
-LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow"}
+LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow", "view": None}
 """Settings that addresses did not have at first, with the values that leave addresses as they were."""
 
 INTERPOLATIONS = {
@@ -94,6 +97,7 @@ class ImageSpec(Settings):
     decoder: Literal["pillow", "nvjpeg"] = Field(
         default="pillow", description="nvjpeg: on a CUDA device, see nvjpeg.py"
     )
+    view: View | None = Field(default=None, description="an augmented copy in the place of the image")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -146,7 +150,19 @@ class ImageReader:
             pixels = pixels[:, :, None]
         if self.spec.crop is not None:
             pixels = _centre_crop(pixels, self.spec.crop)
-        return {"pixels": np.ascontiguousarray(pixels)}
+        return {"pixels": viewed(np.ascontiguousarray(pixels), self.spec, data)}
+
+
+def viewed(pixels: np.ndarray, spec: ImageSpec, data: bytes) -> np.ndarray:
+    """The pixels of a sample (height, width, channels), or those of the view that a spec asks for.
+
+    Raises EngineError for a view of another torchvision.
+    """
+    if spec.view is None:
+        return pixels
+    key = np.frombuffer(bytes.fromhex(content_key(data)), f"S{KEY_BYTES}")
+    found: np.ndarray = spec.view(pixels[None], key)[0]
+    return found
 
 
 def decode(data: bytes, *, mode: str) -> Image.Image:

@@ -16,7 +16,7 @@ from PIL import Image, JpegImagePlugin
 
 from pipeline.errors import DataError, EngineError
 from pipeline.readers import Sample
-from pipeline.readers.image import ImageReader, ImageSpec, opened, target, turn_of
+from pipeline.readers.image import ImageReader, ImageSpec, opened, target, turn_of, viewed
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class NvjpegReader:
         decoded = self._decode([data[place] for place, _ in chosen])
         for (place, turn), image in zip(chosen, decoded, strict=True):
             if image is not None:
-                found[place] = self._shaped(image, turn)
+                found[place] = self._shaped(image, turn, data[place])
         return [self._on_host(data[place]) if one is None else one for place, one in enumerate(found)]
 
     def _decode(self, data: Sequence[bytes]) -> "list[torch.Tensor | None]":
@@ -92,7 +92,7 @@ class NvjpegReader:
                 return [None]
             return [image for one in data for image in self._decode([one])]
 
-    def _shaped(self, image: "torch.Tensor", turn: Image.Transpose | None) -> Sample | DataError:
+    def _shaped(self, image: "torch.Tensor", turn: Image.Transpose | None, data: bytes) -> Sample | DataError:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
@@ -107,7 +107,7 @@ class NvjpegReader:
         if self.spec.crop is not None:
             image = functional.center_crop(image, list(self.spec.crop))
         pixels: np.ndarray = image.permute(1, 2, 0).contiguous().cpu().numpy()
-        return {"pixels": pixels}
+        return {"pixels": viewed(pixels, self.spec, data)}
 
     def _on_host(self, data: bytes) -> Sample | DataError:
         try:

@@ -1,0 +1,89 @@
+"""Fine-tuning on photos: MobileNetV2, all of it and from two cuts, against the linear probe on its last features.
+
+    ICECORE_ASSETS=… python benchmarks/photos.py
+    python benchmarks/photos.py --images 60 --train 2 --validation 1 --test 2 --size 64 --epochs 1    to see it work
+
+Caltech's ten classes of Office-Caltech. Each method has a few settings (the probe its C, a network its learning rate);
+the one with the best validation accuracy is reported on test rows, which choose nothing. Fine-tuning should reach the
+accuracy of the probe less one point.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+import torch
+from tuned import Place, named, placed
+
+from pipeline.store.features import Features
+from pipeline.task import Task
+from pipeline.training.loop import measure
+
+CUTS = ("features.13", "features.17")
+LAST = "penultimate"
+RATES = (0.0001, 0.0004)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+def probe(place: Place) -> tuple[float, float, str]:
+    """Accuracy on validation and test rows of a logistic regression on the last features, and its setting."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    task, features = Task.read(place.paths.task), Features.open(place.paths.features / LAST)
+    X = features.load(list(task.keys)).reshape(len(task), -1)
+    train, validation, test = (task.rows(name) for name in ("train", "validation", "test"))
+    found = []
+    for strength in STRENGTHS:
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        head.fit(X[train], task.targets[train])
+        scores = [float(np.mean(head.predict(X[rows]) == task.targets[rows])) for rows in (validation, test)]
+        found.append((*scores, f"C {strength:g}"))
+    return max(found, key=lambda one: one[0])
+
+
+def tune(place: Place, **settings: Any) -> tuple[float, float, str]:
+    """The same of a network that is trained, by its learning rate."""
+    found = []
+    for rate in RATES:
+        fit = place.fit(learning_rate=rate, monitor="accuracy", label_smoothing=0.1, **settings)
+        assert fit.one.validation is not None, "the task has validation rows"
+        kept = measure(fit.one.module, fit.one.validation, fit.one.setting)["validation_accuracy"]
+        found.append((kept, fit.accuracy, f"learning rate {rate:g}"))
+    return max(found, key=lambda one: one[0])
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1123)
+    parser.add_argument("--train", type=int, default=50, help="rows a class")
+    parser.add_argument("--validation", type=int, default=10, help="rows a class")
+    parser.add_argument("--test", type=int, default=25, help="rows a class")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--size", type=int, help="of the images, px; by default that of the weights")
+    given = parser.parse_args()
+    data = "caltech" if pictures.assets() else "drawn"
+    sizes = {"train": given.train, "validation": given.validation, "test": given.test}
+    shared = {"epochs": given.epochs, "batch_size": 32}
+    with tempfile.TemporaryDirectory() as folder:
+        place = placed(Path(folder), data, "mobilenet_v2", images=given.images, sizes=sizes, steps=0, size=given.size)
+        place.extract([LAST, *CUTS])
+        print(f"torch {torch.__version__}, {data}, {sizes} rows a class\n")
+        print("| method | validation | test | chosen | seconds |\n|---|---|---|---|---|")
+        runs: dict[str, Any] = {"linear probe": None, "all of it, from pixels": {"input": "pixels"}}
+        runs |= {f"from {node}, stored": {"input": "features", "tap": named(node)} for node in CUTS}
+        for name, run in runs.items():
+            start = time.perf_counter()
+            validation, test, chosen = probe(place) if run is None else tune(place, **shared, **run)
+            seconds = time.perf_counter() - start
+            print(f"| {name} | {100 * validation:.1f} | {100 * test:.1f} | {chosen} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

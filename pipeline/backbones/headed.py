@@ -1,0 +1,208 @@
+"""A network with a new classifier: the family `headed` of architectures, for any network that ends in one layer.
+
+The classifier is the layer whose input is the node `penultimate`. Nobody has to know its name, and all other modules
+keep theirs, so that taps and weights of the network before are those of the network after.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.backbones import artefact
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.taps import PENULTIMATE
+from pipeline.errors import BackboneError, HeadError
+
+
+def replace_classifier(
+    spec: BackboneSpec,
+    network: nn.Module,
+    *,
+    classes: int,
+    dropout: float = 0.0,
+    hidden: int | None = None,
+    convolution: int | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Put a new classifier into a network, and say how to build it again; the network itself is changed.
+
+    dropout: the share of values that are dropped before each layer of the classifier. hidden: the width of a layer
+    before the last, with a ReLU. convolution: the side of a convolution that is put after the last maps, as wide as
+    they are, with a BatchNorm and a ReLU. The new weights are drawn from torch's global generator. Raises BackboneError
+    if the network does not end in a linear layer or a convolution, or has no place for a convolution.
+    """
+    architecture = {
+        "family": "headed",
+        "name": str(spec.architecture.get("name", "")),
+        "base": dict(spec.architecture),
+        "at": place_of(spec),
+        "classes": classes,
+        "dropout": dropout,
+        "hidden": hidden,
+        "convolution": None if convolution is None else {**_after_maps(spec, network), "side": convolution},
+    }
+    return _put(network, architecture), architecture
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """An untrained network from the settings in backbone.json."""
+    return _put(artefact.build(architecture["base"]), architecture)
+
+
+def place_of(spec: BackboneSpec) -> str:
+    """The name of the classifier, be it one layer or several; raises BackboneError if there is no such layer."""
+    if spec.architecture.get("family") == "headed":
+        return str(spec.architecture["at"])
+    tap = spec.taps.get(PENULTIMATE)
+    if tap is None or tap.input_of is None:
+        raise BackboneError(
+            f"{_named(spec)}: expected a network that ends in a linear layer or a convolution, to be replaced, got "
+            f"none ({PENULTIMATE!r} is no node of it). Give it such a layer with a factory of yours."
+        )
+    return tap.input_of
+
+
+def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the modules that a headed architecture adds to its base; none for other architectures."""
+    if architecture.get("family") != "headed":
+        return ()
+    more = architecture["convolution"]
+    return (*([str(more["at"])] if more else []), str(architecture["at"]))
+
+
+def last_layer(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
+    """The layer of a headed network that gives the logits."""
+    last: nn.Module = _layers(network.get_submodule(architecture["at"]))[-1]
+    return last
+
+
+def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.Linear) -> None:
+    """Give the classifier of a headed network the weights of a linear layer, such as `linear_of` makes.
+
+    Raises BackboneError if the classifier is not one linear layer of this shape on what the network had before.
+    """
+    last = last_layer(network, architecture)
+    shape = tuple(linear.weight.shape)
+    if architecture["hidden"] or architecture["convolution"] or not isinstance(last, nn.Linear):
+        found = "`hidden` or `convolution`" if isinstance(last, nn.Linear) else type(last).__name__
+    elif tuple(last.weight.shape) != shape:
+        found = f"one of {tuple(last.weight.shape)}"
+    else:
+        last.load_state_dict(linear.state_dict())
+        return
+    raise BackboneError(
+        f"{architecture['name'] or 'network'}: expected a classifier of one linear layer of the shape {shape}, to "
+        f"start from a fitted head, got {found}. Fit the head on `{PENULTIMATE}`, and leave the classifier one layer."
+    )
+
+
+def linear_of(head: Any, *, classes: Sequence[str]) -> nn.Linear:
+    """A fitted scikit-learn pipeline of scalers and a linear classifier as one layer, float32, rows as `classes`.
+
+    The softmax of its logits is what `predict_proba` of a logistic regression gives. Raises HeadError for anything
+    that is not linear, and where the classes are others.
+    """
+    *scalers, last = [step for _, step in getattr(head, "steps", [("", head)])]
+    mean, scale = np.zeros(1), np.ones(1)
+    for step in scalers:
+        if type(step).__name__ != "StandardScaler":
+            raise HeadError(
+                f"head: expected StandardScaler and a linear classifier, which one layer can do, got "
+                f"{type(step).__name__}. Fit the head with `scale: standard` or `scale: none`."
+            )
+        # (x - mean) / scale of one scaler after the other
+        mean = mean + scale * (step.mean_ if step.with_mean else 0)
+        scale = scale * (step.scale_ if step.with_std else 1)
+    if not hasattr(last, "coef_") or not hasattr(last, "classes_"):
+        raise HeadError(
+            f"head: expected a linear classifier, with `coef_` and `classes_`, got {type(last).__name__}. Start from "
+            "`head: logistic`."
+        )
+    known = [str(name) for name in last.classes_]
+    if sorted(known) != sorted(classes):
+        different = sorted(set(known) ^ set(classes))
+        raise HeadError(
+            f"head: expected the {len(classes)} classes of the task, got {len(known)}. They differ in: "
+            f"{', '.join(different[:12])}. Fit the head on this task."
+        )
+    weights, intercept = np.atleast_2d(last.coef_), np.atleast_1d(last.intercept_)
+    if len(weights) == 1 and len(known) == 2:  # one decision value s: the probabilities are the softmax of -s/2, s/2
+        weights, intercept = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
+    order = [known.index(name) for name in classes]
+    return head_from_linear(weights[order], intercept[order], mean=mean, scale=scale)
+
+
+def head_from_linear(
+    weights: np.ndarray, intercept: np.ndarray, *, mean: np.ndarray | float = 0.0, scale: np.ndarray | float = 1.0
+) -> nn.Linear:
+    """A linear layer that gives weights @ ((x - mean) / scale) + intercept, in float64; weights (classes, width)."""
+    folded = np.asarray(weights, np.float64) / scale
+    bias = np.asarray(intercept, np.float64) - folded @ np.broadcast_to(mean, folded.shape[1:])
+    layer = nn.Linear(folded.shape[1], folded.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(folded))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer
+
+
+def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
+    """The network with the parts that the architecture adds, on the device and in the mode of the network."""
+    old = _layers(network.get_submodule(architecture["at"]))[0]
+    width, classes, hidden = (
+        old.weight.shape[1] * getattr(old, "groups", 1),
+        architecture["classes"],
+        architecture["hidden"],
+    )
+    parts = [_like(old, width, hidden or classes)]
+    if hidden:
+        parts += [nn.ReLU(), _like(old, hidden, classes, first=False)]
+    if share := architecture["dropout"]:
+        parts = [one for part in parts for one in ([] if isinstance(part, nn.ReLU) else [nn.Dropout(share)]) + [part]]
+    new = {architecture["at"]: parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
+    if more := architecture["convolution"]:
+        convolution = nn.Conv2d(more["width"], more["width"], more["side"], padding="same", bias=False)
+        new[more["at"]] = nn.Sequential(convolution, nn.BatchNorm2d(more["width"]), nn.ReLU())
+    for name, part in new.items():
+        owner, _, last = name.rpartition(".")
+        network.get_submodule(owner).add_module(last, part.to(old.weight).train(network.training))
+    return network
+
+
+def _named(spec: BackboneSpec) -> str:
+    return str(spec.architecture.get("name") or spec.architecture.get("family"))
+
+
+def _layers(part: nn.Module) -> list[Any]:
+    """The linear layers and convolutions of a classifier, be it one of them."""
+    return [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+
+
+def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module:
+    """A new layer of the kind of the old one."""
+    if isinstance(old, nn.Linear):
+        return nn.Linear(before, after)
+    if not first:
+        return nn.Conv2d(before, after, 1)
+    return nn.Conv2d(before, after, old.kernel_size, stride=old.stride, padding=old.padding, dilation=old.dilation)
+
+
+def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
+    """Where a layer can be put after the last maps: at the end of the last sequence of modules that gives maps."""
+    nodes = list(spec.taps)
+    for node in reversed(nodes[: nodes.index(str(spec.taps[PENULTIMATE].input_of))]):
+        tap = spec.taps[node]
+        if tap.layout != "CHW" or tap.kind != "Sequential" or tap.call or not _in_line(network, node):
+            continue
+        return {"at": f"{node}.{len(network.get_submodule(node))}", "width": tap.shape[0]}  # type: ignore[arg-type]
+    raise BackboneError(
+        f"{_named(spec)}: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none. "
+        "Leave `convolution` out."
+    )
+
+
+def _in_line(network: nn.Module, node: str) -> bool:
+    """Whether a sequence of modules stands in the network itself, or in sequences alone: no way leads past it."""
+    owner = node.rpartition(".")[0]
+    return not owner or (type(network.get_submodule(owner)) is nn.Sequential and _in_line(network, owner))

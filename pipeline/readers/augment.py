@@ -1,0 +1,272 @@
+"""Augmentation: random transforms of torchvision on decoded images, each sample's drawn by a seed of its own.
+
+What becomes of a sample depends on its pixels and its seed alone: not on the rest of a batch, on threads, or on what
+else draws random numbers. The seed follows from the sample's key and a number (`seed_of`): that of an epoch where a
+network trains on pixels, that of a view where features of augmented samples are stored. So with equal seeds view 3 has
+the pixels of epoch 3, and it can be made again from what its identity says.
+
+Settings are checked without torch, which is imported by what transforms.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from pipeline.config import Settings
+from pipeline.errors import EngineError
+from pipeline.files import KEY_BYTES
+
+
+@functools.cache
+def _installed() -> str:
+    return metadata.version("torchvision")
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("expected the smaller number first")
+    return pair
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
+Ratios = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+Grey = Annotated[int, Field(ge=0, le=255)]
+Interpolation = Literal["nearest", "bilinear"]
+
+
+class _Transform(Settings):
+    """One transform of torchvision's `transforms.v2`: its class, and parameters under the names that it has there."""
+
+    made_of: ClassVar[str]
+
+    def build(self, size: tuple[int, int]) -> Any:
+        """The transform, for images of a height and a width."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        values = self.model_dump(exclude={"name"})
+        if "interpolation" in values:
+            values["interpolation"] = InterpolationMode(values["interpolation"])
+        if "Crop" in self.made_of:
+            values["size"] = size
+        return getattr(v2, self.made_of)(**values)
+
+
+class RandomResizedCrop(_Transform):
+    """A part of the image, by its share of the area and its width over height, resized to the whole."""
+
+    made_of = "RandomResizedCrop"
+    name: Literal["random_resized_crop"]
+    scale: Shares = (0.08, 1.0)
+    ratio: Ratios = (3 / 4, 4 / 3)
+
+
+class RandomCrop(_Transform):
+    """A part of the padded image, as large as the image."""
+
+    made_of = "RandomCrop"
+    name: Literal["random_crop"]
+    padding: Annotated[int, Field(ge=1)] = 4
+    padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
+
+
+class HorizontalFlip(_Transform):
+    """Left and right swapped, with a probability."""
+
+    made_of = "RandomHorizontalFlip"
+    name: Literal["horizontal_flip"]
+    p: Share = 0.5
+
+
+class VerticalFlip(_Transform):
+    """Top and bottom swapped, with a probability."""
+
+    made_of = "RandomVerticalFlip"
+    name: Literal["vertical_flip"]
+    p: Share = 0.5
+
+
+class Rotation(_Transform):
+    """Turned by up to so many degrees either way; corners are filled."""
+
+    made_of = "RandomRotation"
+    name: Literal["rotation"]
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
+    interpolation: Interpolation = "bilinear"
+    fill: Grey = 0
+
+
+class Affine(_Transform):
+    """Turned, moved by shares of the sides, scaled and sheared (degrees)."""
+
+    made_of = "RandomAffine"
+    name: Literal["affine"]
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    translate: tuple[Share, Share] | None = None
+    scale: Ratios | None = None
+    shear: Annotated[float, Field(gt=0, lt=90)] | None = None
+    interpolation: Interpolation = "bilinear"
+    fill: Grey = 0
+
+
+class ColorJitter(_Transform):
+    """Brightness, contrast, saturation and hue changed by up to these factors, in random order."""
+
+    made_of = "ColorJitter"
+    name: Literal["color_jitter"]
+    brightness: Annotated[float, Field(ge=0)] = 0.4
+    contrast: Annotated[float, Field(ge=0)] = 0.4
+    saturation: Annotated[float, Field(ge=0)] = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
+class Grayscale(_Transform):
+    """Colours lost, with a probability."""
+
+    made_of = "RandomGrayscale"
+    name: Literal["grayscale"]
+    p: Share = 0.1
+
+
+class GaussianBlur(_Transform):
+    """Blurred by a random standard deviation, in pixels."""
+
+    made_of = "GaussianBlur"
+    name: Literal["gaussian_blur"]
+    kernel_size: Literal[3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23] = 5
+    sigma: Ratios = (0.1, 2.0)
+
+
+class RandAugment(_Transform):
+    """So many of 14 operations, all of one magnitude (Cubuk et al. 2019)."""
+
+    made_of = "RandAugment"
+    name: Literal["rand_augment"]
+    num_ops: Annotated[int, Field(ge=1)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class TrivialAugment(_Transform):
+    """One of 14 operations of a random magnitude (Müller and Hutter 2021)."""
+
+    made_of = "TrivialAugmentWide"
+    name: Literal["trivial_augment"]
+
+
+class RandomErasing(_Transform):
+    """A rectangle painted over, with a probability (Zhong et al. 2017)."""
+
+    made_of = "RandomErasing"
+    name: Literal["random_erasing"]
+    p: Share = 0.5
+    scale: Shares = (0.02, 0.33)
+    ratio: Ratios = (0.3, 3.3)
+    value: Grey = 0
+
+
+Transform = Annotated[
+    RandomResizedCrop | RandomCrop | HorizontalFlip | VerticalFlip | Rotation | Affine | ColorJitter | Grayscale
+    | GaussianBlur | RandAugment | TrivialAugment | RandomErasing,
+    Field(discriminator="name"),
+]  # fmt: skip
+AugmentConfig = tuple[Transform, ...]
+"""Transforms by name and parameters, in their order. A field of settings; without any, pixels stay as they are."""
+
+
+class View(Settings):
+    """An augmented copy of every sample: all that is needed to make it again."""
+
+    augment: Annotated[AugmentConfig, Field(min_length=1)]
+    seed: int = 0
+    number: Annotated[int, Field(ge=0)]
+    torchvision: str = Field(default_factory=_installed, description="whose transforms these are")
+
+    def __call__(self, pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The view's pixels of samples (n, height, width, channels) uint8 with these keys (n,) S16.
+
+        Raises EngineError if another torchvision is installed: its transforms may be others.
+        """
+        if self.torchvision != _installed():
+            raise EngineError(
+                f"view {self.number}: expected torchvision {self.torchvision}, got {_installed()}, whose transforms "
+                "may give other pixels. Install that version, or extract the views again."
+            )
+        return augment(pixels, self.augment, seeds=seeds_of(self.seed, self.number, keys))
+
+
+class Views(Settings):
+    """So many augmented copies of every sample."""
+
+    count: Annotated[int, Field(ge=1)]
+    augment: Annotated[AugmentConfig, Field(min_length=1)]
+    seed: int = 0
+
+    def view(self, number: int) -> View:
+        """One of them."""
+        return View(augment=self.augment, seed=self.seed, number=number)
+
+
+def augment(pixels: np.ndarray, transforms: AugmentConfig, *, seeds: Sequence[int]) -> np.ndarray:
+    """Transform images uint8 (n, height, width, channels), one seed each, to as many of the same shape."""
+    found = np.empty_like(pixels)
+    for row, seed in enumerate(seeds):
+        found[row] = _one(pixels[row], transforms, seed)
+    return found
+
+
+def seed_of(seed: int, number: int, key: bytes) -> int:
+    """The seed of a sample in an epoch, or in a view, of that number: 63 bits of BLAKE2b (RFC 7693)."""
+    data = f"{seed}:{number}:".encode() + key
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
+
+
+def seeds_of(seed: int, number: int, keys: np.ndarray) -> list[int]:
+    """The same for keys (n,) S16."""
+    data = np.ascontiguousarray(keys).tobytes()
+    return [seed_of(seed, number, data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
+
+
+def _one(image: np.ndarray, transforms: AugmentConfig, seed: int) -> np.ndarray:
+    import torch
+
+    value = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+    with _drawing()(torch.Generator().manual_seed(seed)):
+        for transform in _built(transforms, image.shape[:2]):
+            value = transform(value)
+    found: np.ndarray = value.permute(1, 2, 0).numpy()
+    return found
+
+
+@functools.cache
+def _built(transforms: AugmentConfig, size: tuple[int, int]) -> list[Any]:
+    return [one.build(size) for one in transforms]
+
+
+@functools.cache
+def _drawing() -> Any:
+    """A block in which what this thread asks torch to draw comes from a generator.
+
+    torchvision draws from torch's only generator, which all threads share: a seed set there for one sample would be
+    used up by others, and by the dropout of a network that trains meanwhile.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    functions = {torch.rand, torch.randint, torch.randperm, torch.multinomial, torch.Tensor.uniform_}
+
+    class Drawing(TorchFunctionMode):
+        def __init__(self, generator: torch.Generator) -> None:
+            super().__init__()
+            self._generator = generator
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            own = {"generator": self._generator} if func in functions else {}
+            return func(*args, **(kwargs or {}), **own)
+
+    return Drawing

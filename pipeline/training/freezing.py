@@ -1,0 +1,175 @@
+"""What of a network is trained and what is frozen: parameters, BatchNorm statistics and dropout alike.
+
+A frozen part gives the same values in training as in evaluation: its modules stay in evaluation mode. Setting
+`requires_grad` alone does not do that, and leaves BatchNorm moving with every batch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.taps import is_leaf
+from pipeline.errors import ConfigError
+from pipeline.training.cut import blocks, owner
+from pipeline.training.parts import BatchNorms, FromTap, Part
+from pipeline.training.phases import Phase, phase, within, without
+
+
+def prepare(
+    network: nn.Module,
+    spec: BackboneSpec,
+    what: Part,
+    *,
+    batch_norm: BatchNorms,
+    unfreeze: Mapping[int, str] | None = None,
+    new: Sequence[str] = (),
+) -> "Frozen":
+    """Freeze a network but for a part of it.
+
+    unfreeze: from which epoch on what comes after which node is trained; until the first of them it is `what`. new:
+    modules with weights of no use yet (`headed.new_parts`), which are never frozen. Raises BackboneError or ConfigError
+    where the network has no such part, where a new module would be frozen, and where something that was trained would
+    be frozen later.
+    """
+    phases = [phase(network, spec, what, 0, new)]
+    for epoch, node in sorted((unfreeze or {}).items()):
+        phases.append(phase(network, spec, FromTap(from_tap=node), epoch, new))
+        if lost := phases[-2].trained - phases[-1].trained:
+            raise ConfigError(
+                f"unfreeze: expected that more is trained from epoch {epoch} on, got {node!r}, which freezes "
+                f"{len(lost)} parameters that were trained before, such as {min(lost)}. Name nodes from the last "
+                "to the first."
+            )
+    cold = [name for name, _ in network.named_parameters() if within(name, new) and name not in phases[0].trained]
+    if cold:
+        raise ConfigError(
+            f"train: expected a part with all that is new in the network, got one without {', '.join(cold[:4])}. Train "
+            "from an earlier node, or leave `convolution` out."
+        )
+    if batch_norm == "frozen":
+        still = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
+        still = {name for name in still if not within(name, new)}
+        phases = [without(one, still) for one in phases]
+    return Frozen(network, spec, phases, batch_norm)
+
+
+class Frozen:
+    """What of a network is frozen, in each epoch."""
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec, phases: Sequence[Phase], batch_norm: BatchNorms) -> None:
+        self.network, self.spec, self.batch_norm = network, spec, batch_norm
+        self._phases = tuple(phases)
+        self._phase = self._phases[0]
+        self.start(0)
+
+    def start(self, epoch: int) -> bool:
+        """Train what is to be trained in an epoch, counted from 0; whether that is more than before."""
+        before = self._phase
+        self._phase = next(one for one in reversed(self._phases) if one.epoch <= epoch)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in self._phase.trained)
+        return self._phase.trained != before.trained
+
+    def cut(self, epoch: int) -> str | None:
+        """The node after which everything is trained in an epoch and before which nothing is; None: there is none."""
+        return next(one.cut for one in reversed(self._phases) if one.epoch <= epoch)
+
+    def train_mode(self, network: nn.Module | None = None) -> None:
+        """Training mode for what is trained, evaluation mode for the rest.
+
+        `network`: what wraps the network, such as what comes after a cut.
+        """
+        (network or self.network).train()
+        for name, part in self.network.named_modules():
+            part.training = name in self._phase.live
+
+    def digest(self) -> str:
+        """SHA-256 over all parameters and buffers that are frozen from the first epoch to the last."""
+        trained, live = self._ever_trained, frozenset[str]().union(*(one.live for one in self._phases))
+        parameters = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        modules = {id(part): name for name, part in self.network.named_modules()}
+        frozen = {}
+        for name, value in self.network.state_dict(keep_vars=True).items():
+            part = self.network.get_submodule(name.rpartition(".")[0])
+            # What stands under two names has the first of them.
+            known = parameters.get(id(value))
+            if known not in trained if known is not None else modules[id(part)] not in live:
+                frozen[name] = value
+        return weights_digest(frozen)
+
+    @property
+    def _ever_trained(self) -> frozenset[str]:
+        return frozenset[str]().union(*(one.trained for one in self._phases))
+
+    def groups(self, lr: float, *, layer_decay: float = 1.0, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameters for an optimiser: all that are trained at some time, by block, with and without weight decay.
+
+        The learning rate of a block is `layer_decay` times that of the next; the last has `lr`. Biases, norms and what
+        stands outside of layers (class tokens, positions, layer scales) have no weight decay. Raises BackboneError for
+        a layer-wise decay of a network that cannot be traced.
+        """
+        trained = self._ever_trained
+        order = blocks(self.network, spec=self.spec) if layer_decay != 1 else []
+        depths = {name: len(order) - 1 - number for number, (_, names) in enumerate(order) for name in names}
+        found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            if name in trained:
+                decays = parameter.ndim > 1 and is_leaf(owner(self.network, name))
+                # What does not run in evaluation, such as auxiliary classifiers, learns as the first block does.
+                depth = depths.get(name, max(len(order) - 1, 0))
+                found.setdefault((depth, decays), []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr * layer_decay**depth, "weight_decay": weight_decay if decays else 0.0}
+            for (depth, decays), parameters in sorted(found.items(), key=lambda item: item[0])
+        ]
+
+    def norms(self) -> list[_BatchNorm]:
+        """The BatchNorm layers that follow the batches, in this epoch."""
+        return [
+            part
+            for name, part in self.network.named_modules()
+            if isinstance(part, _BatchNorm) and name in self._phase.live
+        ]
+
+    def check_batch(self, rows: int) -> None:
+        """Raise ConfigError for a batch of one sample, if a BatchNorm layer is to learn from it."""
+        if rows < 2 and (norms := self.norms()):
+            raise ConfigError(
+                f"batch: expected two samples at least, for {len(norms)} BatchNorm layers take the statistics of a "
+                f"batch, got {rows}. Set a larger `batch_size` or `batch_norm: frozen`."
+            )
+
+    @torch.no_grad()
+    def recalibrate(self, run: nn.Module, batches: Iterable[Tensor]) -> int:
+        """Compute the statistics of all BatchNorm layers that are trained anew, as means over batches; how many.
+
+        `run` is the network, or what comes after a cut, and `batches` what it takes, all of one size but for the last,
+        which is left out if it is of one sample ("precise BN": Wu and Johnson 2021, arXiv 2105.07576). Everything else
+        is in evaluation mode, and so is the network at the end. Raises ConfigError without batches of two samples.
+        """
+        norms, count = [norm for norm in self.norms() if norm.track_running_stats], 0
+        momenta = [norm.momentum for norm in norms]
+        run.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        try:
+            for batch in batches:
+                if len(batch) > 1:
+                    run(batch)
+                    count += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            run.eval()
+        if norms and not count:
+            raise ConfigError(
+                "recalibrate: expected batches of two training samples at least, got none. Set a larger `batch_size`."
+            )
+        return len(norms)

@@ -1,0 +1,271 @@
+"""The training loop, one for fine-tuning and distillation: `train(network, samples, validation, config, frozen, ...)`.
+
+Lightning Fabric places the network, the precision and the devices; the rest can be read here in one sitting. All random
+numbers of a step follow from (seed, epoch, step), and the learning rate from the step and the validation so far. So a
+checkpoint is weights, optimiser and counts, and a run that was killed goes on to the same result: bit for bit on one
+device.
+
+    folder/last.ckpt          the state after an epoch, and every few minutes within one
+    folder/best.safetensors   the weights of the best epoch so far
+"""
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.engines.memory import first_line, is_lack
+from pipeline.errors import TrainingError, bullets
+from pipeline.runtime import Progress, seed_everything, silent
+from pipeline.training import LoopConfig, checkpoint
+from pipeline.training.finite import Losses
+from pipeline.training.history import Curves, History, Row, line
+from pipeline.training.losses import Mix, Objective
+from pipeline.training.optimisation import multiple, optimiser, set_rate
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from pipeline.training.freezing import Frozen
+    from pipeline.training.samples import Batch, Samples
+
+SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
+
+
+Log = Callable[[str], None]
+
+
+def quiet(_line: str) -> None:
+    """A log that nobody reads."""
+
+
+def unchanged(inputs: Tensor) -> Tensor:
+    """An `enter` for rows that the network takes as they are."""
+    return inputs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What surrounds a training step.
+
+    `enter` makes of the inputs of a batch, on the device, what the network takes, such as normalised images.
+    """
+
+    config: LoopConfig
+    objective: Objective
+    fabric: "Fabric"
+    enter: Callable[[Tensor], Tensor] = unchanged
+    mix: Mix | None = None
+
+
+def make_fabric(config: LoopConfig) -> "Fabric":
+    """Device, precision and processes; raises TrainingError for devices that are not there."""
+    from lightning_fabric import Fabric
+
+    there = torch.cuda.device_count()
+    if (config.device == "cuda" and not there) or (config.device != "cpu" and 0 < there < config.devices):
+        raise TrainingError(
+            f"device, devices: expected {config.devices} CUDA devices, got {there}. Ask for fewer, or `device: cpu`."
+        )
+    precision: Any = {"float32": "32-true", "bfloat16": "bf16-mixed"}[config.precision]
+    fabric = Fabric(accelerator=config.device, devices=config.devices, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def train(
+    network: nn.Module,
+    samples: "Samples",
+    validation: "Samples | None",
+    setting: Setting,
+    frozen: "Frozen",
+    *,
+    folder: Path,
+    made_from: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    log: Log = quiet,
+    curves: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> History:
+    """Train what `frozen` says of a network; it comes back in evaluation mode, with the best or the last weights.
+
+    A run whose checkpoint is in `folder` goes on from there. `made_from` says what else than the settings shapes the
+    result, such as data and weights. With `curves`, DVCLive writes its files into that folder.
+
+    Raises TrainingError where settings differ from those of the checkpoint, for a loss that is no finite number (the
+    last good checkpoint stays), for labels without an output, for too little memory, and for what cannot be trained.
+    """
+    config, fabric = setting.config, setting.fabric
+    _refuse_impossible(samples, validation, config)
+    settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
+    steps = math.ceil(math.ceil(len(samples) / config.batch_size) / config.accumulate)
+    seed_everything(config.seed)
+    chosen: Any = optimiser(
+        frozen.groups(config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay), config
+    )
+    wrapped: Any
+    wrapped, chosen = fabric.setup(network, chosen)
+    average = _average(network, config.ema)
+    kept: nn.Module = network if average is None else average.module
+    last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
+    state = checkpoint.resume(last, network, average, chosen, settings)
+    drawn = Curves(curves if fabric.is_global_zero else None, state.history)
+    saved = time.monotonic()
+    while not state.history.stopped:
+        frozen.start(state.epoch)
+        frozen.check_batch(len(samples) % config.batch_size or config.batch_size)
+        frozen.train_mode(network)
+        seen, losses = state.history.monitored(config), Losses(fabric.device, state, folder)
+        batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
+        for group in _groups(batches, config.accumulate):
+            number = state.epoch * steps + state.batch // config.accumulate
+            set_rate(chosen, multiple(config, number, config.epochs * steps, seen))
+            total = step(wrapped, chosen, group, number, setting)
+            if average is not None:
+                average.update_parameters(network)
+            state.batch += len(group)
+            losses.add(total, rows=_rows(group), step=number, rate=_rate(chosen))
+            progress(number + 1, config.epochs * steps)
+            if time.monotonic() - saved >= save_seconds and state.batch < steps * config.accumulate:
+                losses.look()
+                if fabric.is_global_zero:
+                    checkpoint.save(last, state, network, average, chosen, settings)
+                saved = time.monotonic()
+        losses.look()
+        row: Row = {"epoch": state.epoch, "learning_rate": _rate(chosen), "loss": state.total / state.rows}
+        if validation is not None:
+            row |= measure(kept, validation, setting)
+        losses.check(row, network)
+        state.history.add(row, config)
+        state.epoch, state.batch, state.total, state.rows = state.epoch + 1, 0, 0.0, 0
+        if fabric.is_global_zero:
+            if state.history.best == row["epoch"]:
+                checkpoint.save_weights(best, kept)
+            checkpoint.save(last, state, network, average, chosen, settings)
+        saved = time.monotonic()
+        drawn.add(row)
+        log(line(row, config))
+    drawn.end()
+    fabric.barrier()
+    is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
+    network.load_state_dict(kept.state_dict() if is_last else safetensors.torch.load_file(best))
+    if frozen.batch_norm == "recalibrate":
+        batches = samples.batches(config.batch_size)
+        frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
+    network.eval()
+    return state.history
+
+
+def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: Setting) -> Tensor:
+    """One step of the optimiser on the mean loss over all rows of some batches; returns the sum of the losses.
+
+    `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
+    and for too little memory.
+    """
+    config, fabric, rows = setting.config, setting.fabric, _rows(group)
+    total = torch.zeros((), device=fabric.device)
+    try:
+        for place, batch in enumerate(group):
+            setting.objective.check(batch.targets, where=f"step {number}")
+            torch.manual_seed(seed_of(config.seed, number, place, fabric.global_rank))
+            part = torch.arange(len(batch.targets)).tensor_split(fabric.world_size)[fabric.global_rank]
+            share = 1.0 if len(part) else 0.0  # of a short batch; the others wait for a gradient from here too
+            part = part if len(part) else torch.zeros(1, dtype=torch.int64)
+            inputs, targets = (fabric.to_device(value[part]) for value in (batch.inputs, batch.targets))
+            inputs = setting.enter(inputs)
+            if setting.mix is not None:
+                inputs, targets = setting.mix(inputs, targets)
+            with fabric.no_backward_sync(network, enabled=place + 1 < len(group)):
+                found = setting.objective(network(inputs), targets).sum() * share
+                fabric.backward(found * fabric.world_size / rows)  # Fabric takes the mean over the processes
+            total += found.detach()
+        if config.clip is not None:
+            fabric.clip_gradients(network, chosen, max_norm=config.clip, error_if_nonfinite=False)
+        chosen.step()
+    except Exception as error:
+        if not is_lack(error):
+            raise
+        raise TrainingError(
+            f"step {number}: expected memory for a batch of {config.batch_size}, got too little: {first_line(error)}. "
+            f"Set `batch_size: {max(1, config.batch_size // 2)}` with `accumulate: {2 * config.accumulate}`, which "
+            "takes the same steps, or `precision: bfloat16`."
+        ) from None
+    chosen.zero_grad(set_to_none=True)
+    summed: Tensor = fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
+    return summed
+
+
+def measure(network: nn.Module, samples: "Samples", setting: Setting) -> Row:
+    """Mean loss, without smoothing and weights, and accuracy over some samples, in evaluation mode."""
+    objective = setting.objective
+    total = right = 0.0
+    for logits, batch in outputs(network, samples, setting):
+        objective.check(batch.targets, where="validation")
+        targets = batch.targets.to(logits.device)
+        total += float(objective.plain(logits, targets).double().sum())
+        right += float(objective.right(logits, targets).sum())
+    found = {"validation_loss": total / len(samples)}
+    return found if objective.kind == "regression" else {**found, "validation_accuracy": right / len(samples)}
+
+
+def outputs(network: nn.Module, samples: "Samples", setting: Setting) -> "Iterator[tuple[Tensor, Batch]]":
+    """The logits float32 of all samples, in their order, batch by batch, in evaluation mode."""
+    network.eval()
+    for batch in samples.batches(setting.config.batch_size):
+        with torch.inference_mode(), setting.fabric.autocast():
+            logits = network(setting.enter(setting.fabric.to_device(batch.inputs)))
+        yield logits.float(), batch
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that follows from some numbers, and from each of them."""
+    return zlib.crc32(repr(numbers).encode())
+
+
+def _refuse_impossible(samples: "Samples", validation: "Samples | None", config: LoopConfig) -> None:
+    """Raise TrainingError, with all reasons, for what would fail later."""
+    problems = []
+    if not len(samples):
+        problems.append("expected training rows, got none.")
+    if validation is None and (config.patience or config.schedule == "plateau"):
+        problems.append("expected validation rows for `patience` or `schedule: plateau`, got none. Give the task some.")
+    if problems:
+        raise TrainingError(bullets("this cannot be trained", problems))
+
+
+def _groups(batches: "Iterator[Batch]", size: int) -> "Iterator[list[Batch]]":
+    """Batches, `size` at a time; the last group may be short."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _rows(group: "list[Batch]") -> int:
+    return sum(len(batch.targets) for batch in group)
+
+
+def _rate(chosen: Any) -> float:
+    """The learning rate of the layers nearest the output."""
+    return float(max(group["lr"] for group in chosen.param_groups))
+
+
+def _average(network: nn.Module, decay: float | None) -> Any:
+    """The moving average of weights and buffers, as torch has it; None where it is off."""
+    if decay is None:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    own = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=own, use_buffers=True)

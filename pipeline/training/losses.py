@@ -1,0 +1,117 @@
+"""Losses by the kind of task: a value a row, so that a batch cut over steps or devices adds up to the same mean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.errors import ConfigError, TrainingError, unknown
+from pipeline.task import Kind
+from pipeline.training import LoopConfig
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A batch and its targets, mixed with itself; the targets become shares of the classes."""
+
+
+class Objective:
+    """What training minimises on one kind of task, and what validation measures.
+
+    classification   cross-entropy of logits (n, classes); targets int64 (n,) or shares float32 (n, classes)
+    multilabel       binary cross-entropy, mean over the classes; targets float32 (n, classes)
+    regression       squared error of (n, 1); targets float32 (n,)
+
+    `weights`: one a class. Those of a classification multiply the loss of a row by that of its class, those of a
+    multilabel task the loss of the rows that have the class.
+    """
+
+    def __init__(
+        self, kind: Kind, outputs: int, *, label_smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> None:
+        self.kind, self.outputs, self.label_smoothing, self.weights = kind, outputs, label_smoothing, weights
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, (n,), as training has it."""
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        return self._rows(logits, targets, weights, self.label_smoothing)
+
+    def plain(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, (n,), without smoothing and weights: what validation compares."""
+        return self._rows(logits, targets, None, 0.0)
+
+    def _rows(self, logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+        if self.kind == "classification":
+            return functional.cross_entropy(
+                logits, targets, weight=weights, label_smoothing=smoothing, reduction="none"
+            )
+        if self.kind == "multilabel":
+            smooth = targets * (1 - smoothing) + smoothing / 2
+            found = functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
+            return found.mean(dim=1)
+        return (logits.squeeze(1) - targets).square()
+
+    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Which rows are right, bool (n,); of a multilabel task those right in every class. None is in a regression."""
+        if self.kind == "classification":
+            return logits.argmax(dim=1) == targets
+        if self.kind == "multilabel":
+            return ((logits > 0) == (targets > 0.5)).all(dim=1)
+        return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+
+    def check(self, targets: Tensor, *, where: str) -> None:
+        """Raise TrainingError for targets that the network has no output for; on a GPU they would end the process."""
+        if self.kind != "classification" or targets.ndim != 1 or not len(targets):
+            return
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= self.outputs:
+            raise TrainingError(
+                f"{where}: expected labels from 0 to {self.outputs - 1}, one of {self.outputs} classes, got "
+                f"{low if low < 0 else high}. Are these the classes of the task?"
+            )
+
+
+def class_weights(
+    wanted: str | Mapping[str, float], targets: np.ndarray, kind: Kind, classes: Sequence[str]
+) -> Tensor | None:
+    """A weight a class, float32 (classes,), or None where there are none.
+
+    `targets`: of the training rows, class numbers (n,), or bool (n, classes) of a multilabel task. `balanced` is
+    n / (classes × rows of the class), as scikit-learn has it; of a multilabel task, rows without the class over rows
+    with it. Raises ConfigError for classes that are none of the task, and for a regression.
+    """
+    if wanted == "none":
+        return None
+    if kind == "regression":
+        raise ConfigError("class_weights: expected none for a regression, which has no classes. Leave it out.")
+    if not isinstance(wanted, str):
+        for name in wanted:
+            if name not in classes:
+                raise ConfigError(f"class_weights: {unknown('class', name, classes)}")
+        return torch.tensor([wanted.get(name, 1.0) for name in classes])
+    if kind == "multilabel":
+        positive = targets.sum(axis=0)
+        return torch.from_numpy((len(targets) - positive) / np.maximum(positive, 1)).float()
+    counts = np.bincount(targets, minlength=len(classes))
+    return torch.from_numpy(len(targets) / (len(classes) * np.maximum(counts, 1))).float()
+
+
+def mixing(config: LoopConfig, kind: Kind, classes: int, shape: Sequence[int]) -> Mix | None:
+    """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or one of the two at random; None where both are off.
+
+    Images float32 (n, channels, height, width). Raises ConfigError for what is no classification of images or maps.
+    """
+    if not (config.mixup or config.cutmix):
+        return None
+    if kind != "classification" or len(shape) != 3:
+        raise ConfigError(
+            f"mixup, cutmix: expected a classification of images or maps, got a {kind} of rows of the shape "
+            f"{tuple(shape)}. Leave them out."
+        )
+    from torchvision.transforms import v2
+
+    kinds: list[Any] = [v2.MixUp(alpha=config.mixup, num_classes=classes)] if config.mixup else []
+    kinds += [v2.CutMix(alpha=config.cutmix, num_classes=classes)] if config.cutmix else []
+    mix: Mix = kinds[0] if len(kinds) == 1 else v2.RandomChoice(kinds)
+    return mix

@@ -1,0 +1,215 @@
+"""Training samples: batches of pixels, or of activations that were stored, in orders that follow from a seed.
+
+What an epoch is made of, its order, and how each sample is augmented or which of its views is taken, follows from the
+seed, the number of the epoch and the keys: not on threads, and not on the epochs before. So a run that goes on from a
+checkpoint sees what it would have seen, and a student sees the pixels whose features its teacher stored.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import StoreError
+from pipeline.readers.augment import AugmentConfig, Views, augment, seeds_of
+from pipeline.runtime import beside
+from pipeline.store.features import Features
+from pipeline.store.identity import differences
+from pipeline.store.layout import CHUNK_BYTES
+from pipeline.training.pixels import Pixels
+
+IN_MEMORY = 2**29  # bytes of stored rows of all views, above which they are read in windows
+WINDOW_BYTES = 2**27  # of a window; four may be in memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, on the CPU.
+
+    `inputs`: pixels uint8 (n, height, width, channels), or rows float32 (n, *shape of the tap). `targets`: int64 (n,),
+    float32 (n,) or float32 (n, classes). `keys`: S16 (n,).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    keys: np.ndarray
+
+
+class Samples(Protocol):
+    """What a network trains on, or is measured on."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        ...
+
+    def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """All samples once, from batch `start` on; the last batch may be short.
+
+        Without an epoch they come in the order of their keys as given, clean; in an epoch shuffled, and augmented where
+        that is asked for.
+        """
+        ...
+
+
+class PixelSamples:
+    """Decoded samples, augmented anew in each epoch, or as one of the views that were stored of them."""
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        targets: Tensor,
+        keys: np.ndarray,
+        *,
+        seed: int,
+        transforms: AugmentConfig = (),
+        views: Views | None = None,
+    ) -> None:
+        """`keys`: S16 (n,), those of `targets`. `transforms`: of each epoch; `views`: drawn among instead.
+
+        Raises DataError if a sample was not decoded.
+        """
+        self.targets, self.keys, self.seed = targets, keys, seed
+        self._pixels, self._rows = pixels, pixels.rows(keys)
+        self._transforms, self._views = transforms, views
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return self._pixels.array.shape[1:]
+
+    def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """See `Samples`; the next batches are made in threads meanwhile."""
+
+        def make(rows: np.ndarray) -> Batch:
+            inputs = torch.from_numpy(self._inputs(rows, epoch))
+            return Batch(inputs, self.targets[torch.from_numpy(rows)], self.keys[rows])
+
+        order = _order(len(self), seed=self.seed, epoch=epoch)[start * size :]
+        return beside(make, _cut(order, size))
+
+    def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
+        pixels, keys = np.asarray(self._pixels.array[self._rows[rows]]), self.keys[rows]
+        if epoch is None:
+            return pixels
+        if self._views is None:
+            if not self._transforms:
+                return pixels
+            return augment(pixels, self._transforms, seeds=seeds_of(self.seed, epoch, keys))
+        numbers = drawn(self.seed, epoch, keys, self._views.count)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            pixels[here] = self._views.view(number)(pixels[here], keys[here])
+        return pixels
+
+
+class FeatureSamples:
+    """Stored activations. Of several views, each epoch draws one for each sample; without an epoch it is the first."""
+
+    def __init__(self, views: Sequence[Features], targets: Tensor, keys: np.ndarray, *, seed: int) -> None:
+        """`keys`: S16 (n,), those of `targets`.
+
+        Raises StoreError if a view lacks a sample, and if views differ in more than their pixels.
+        """
+        self.targets, self.keys, self.seed = targets, keys, seed
+        self._views = [view.subset(keys) for view in views]
+        _alike(views)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a stored row."""
+        return self._views[0].shape
+
+    def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """See `Samples`; the next rows are read in a thread meanwhile.
+
+        Rows that are more than memory should hold are shuffled in blocks of about 1 MiB, and mixed within windows of
+        about 128 MiB, so that reading stays sequential. Which rows a window has then depends on `size` too.
+        """
+        window = size if self._held is not None else max(1, WINDOW_BYTES // self._row_bytes // size) * size
+        order = self._shuffled(epoch, window)[start * size :]
+        # A resumed epoch starts within a window: its rest is one.
+        first = -(start * size) % window
+        windows = [part for part in [order[:first], *_cut(order[first:], window)] if len(part)]
+        for rows, values in zip(windows, beside(lambda part: self._read(part, epoch), windows, threads=1), strict=True):
+            for own in _cut(np.arange(len(rows)), size):
+                inputs = torch.from_numpy(values[own[0] : own[-1] + 1]).float()
+                chosen = rows[own]
+                yield Batch(inputs, self.targets[torch.from_numpy(chosen)], self.keys[chosen])
+
+    def _shuffled(self, epoch: int | None, window: int) -> np.ndarray:
+        if epoch is None or self._held is not None or len(self) <= window:
+            return _order(len(self), seed=self.seed, epoch=epoch)
+        random = np.random.default_rng([self.seed, epoch])
+        blocks = _cut(np.argsort(self.keys, kind="stable"), max(1, CHUNK_BYTES // self._row_bytes))
+        order = np.concatenate([blocks[number] for number in random.permutation(len(blocks))])
+        for part in _cut(order, window):
+            random.shuffle(part)  # a part of `order` itself
+        return order
+
+    def _read(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
+        """The stored rows of some samples (n, ...), each of the view that the epoch draws."""
+        keys = self.keys[rows]
+        count = len(self._views)
+        numbers = np.zeros(len(rows), np.int64) if epoch is None else drawn(self.seed, epoch, keys, count)
+        found = np.empty((len(rows), *self.shape), self._views[0].dtype)
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            if self._held is not None:
+                found[here] = self._held[number][rows[here]]
+            else:
+                here = here[np.argsort(keys[here])]  # as they lie on the disk
+                found[here] = self._views[number].load(keys[here])
+        return found
+
+    @property
+    def _row_bytes(self) -> int:
+        return max(1, int(np.prod(self.shape))) * self._views[0].dtype.itemsize
+
+    @cached_property
+    def _held(self) -> list[np.ndarray] | None:
+        """All rows of all views, read once, where memory should hold them."""
+        if len(self._views) * len(self) * self._row_bytes > IN_MEMORY:
+            return None
+        return [view.load(self.keys) for view in self._views]
+
+
+def drawn(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
+    """Which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
+    return np.array([one % count for one in seeds_of(seed, epoch, keys)], np.int64)
+
+
+def _order(count: int, *, seed: int, epoch: int | None) -> np.ndarray:
+    return np.arange(count) if epoch is None else np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _alike(views: Sequence[Features]) -> None:
+    """Raise StoreError unless views are of one tap of one network, read alike but for what is augmented."""
+
+    def bare(view: Features) -> dict[str, object]:
+        reader = {name: value for name, value in view.identity.get("reader", {}).items() if name != "view"}
+        return {**view.identity, "reader": reader}
+
+    for view in views[1:]:
+        problems = differences(bare(views[0]), bare(view))
+        if problems:
+            raise StoreError(
+                f"{view.folder}: expected a view of what {views[0].folder} has, got other features: "
+                f"{'; '.join(problems)}. Extract both with one entry of `extract`."
+            )

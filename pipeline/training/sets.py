@@ -1,0 +1,49 @@
+"""The training sets of a run: the whole training split of a task, or few-shot draws of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.task import Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training set: its rows in the task, and how they were drawn."""
+
+    rows: np.ndarray
+    labels: int | None
+    draw: int | None
+
+    def __str__(self) -> str:
+        return "all" if self.labels is None else f"n{self.labels}-draw{self.draw}"
+
+
+def training_sets(task: Task, labels_per_class: Sequence[int], *, draws: int, where: str) -> Iterator[Training]:
+    """The training sets that a run asks for, `draws` of each number of labels.
+
+    Raises DataError where the task has none of that kind.
+    """
+    if not labels_per_class:
+        rows = task.rows("train")
+        if not len(rows):
+            raise DataError(f"{where}: expected training rows, got none. Change the task's `sizes`.")
+        yield Training(rows, None, None)
+        return
+    if task.kind != "classification":
+        raise DataError(f"{where}: `labels_per_class` needs classes, and the task is a {task.kind}. Leave it out.")
+    if task.draws < draws:
+        raise DataError(
+            f"{where}: expected {draws} few-shot draws, got {task.draws}. Give the task `few_shot` with as many."
+        )
+    for labels in labels_per_class:
+        for draw in range(draws):
+            rows = task.few(draw, labels)
+            if len(rows) < labels * len(task.classes):
+                raise DataError(
+                    f"{where}: expected {labels} training rows of each of {len(task.classes)} classes, got "
+                    f"{len(rows)} in all. Raise `few_shot.labels_per_class` of the task, or ask for fewer."
+                )
+            yield Training(rows, labels, draw)

@@ -1,0 +1,84 @@
+"""What a network begins with: the weights of a backbone or none, a new classifier or a head that `fit` found.
+
+Linear probing, then fine-tuning (Kumar et al. 2022): the head is the convex solution on stored features, folded with
+its scaler into one layer.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.backbones import artefact
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.headed import linear_of, replace_classifier, start_from
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.taps import PENULTIMATE
+from pipeline.errors import HeadError
+from pipeline.files import read_json, sha256_file
+from pipeline.training import FinetuneConfig
+
+
+def begun(
+    config: FinetuneConfig, source: Backbone, *, classes: int, head: nn.Linear | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of its own with a new classifier for so many classes, and how to build it again.
+
+    All that is new is drawn from the seed of the settings. `head`: what the classifier starts from.
+    """
+    torch.manual_seed(config.seed)
+    network = artefact.build(source.spec.architecture)
+    if config.start != "scratch":
+        artefact.load_state(network, source.module.state_dict(), where=config.backbone)
+    network, architecture = replace_classifier(
+        source.spec, network, classes=classes, **config.classifier.model_dump(exclude_none=True)
+    )
+    if head is not None:
+        start_from(network, architecture, head)
+    return network, architecture
+
+
+def fitted_head(
+    run: Path, *, labels: int | None, draw: int | None, spec: BackboneSpec, classes: Sequence[str]
+) -> tuple[nn.Linear, str]:
+    """The head that a run fitted to the same training set, as one layer, and the digest of its file.
+
+    Raises HeadError where the run has no such head on the backbone's last features, or one that saw validation rows.
+    """
+    if not (run / "model.json").is_file():
+        raise HeadError(f"{run}: expected a run's folder with model.json, got none. Run `dvc repro fit@{run.name}`.")
+    made = read_json(run / "model.json")
+    wanted = f"a linear head on `{PENULTIMATE}` of this backbone, with `labels_per_class: {labels or 'all'}`"
+    if made["settings"].get("refit"):
+        raise HeadError(
+            f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
+            "refitted to them. Fit it without `refit`."
+        )
+    last = [name for name, feature in made["features"].items() if _is_last(feature["identity"], spec)]
+    fits = [one for one in made["fits"] if one["input"] in last and (one["labels"], one["draw"]) == (labels, draw)]
+    if not fits:
+        there = sorted({f"{one['head']} on {one['input']}, {one['labels'] or 'all'} labels" for one in made["fits"]})
+        raise HeadError(f"{run}: expected {wanted}, got: {'; '.join(there[:8])}.")
+    if len(fits) > 1:
+        names = ", ".join(sorted(one["file"] for one in fits))
+        raise HeadError(
+            f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
+        )
+    path = run / fits[0]["file"]
+    return linear_of(_loaded(path), classes=classes), sha256_file(path)
+
+
+def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
+    """Whether features are what the last layer of a backbone gets, whole."""
+    same = identity["weights"] == spec.weights_digest and identity["node"] == PENULTIMATE
+    return same and identity["pool"] in ("none", "flatten") and "projection" not in identity
+
+
+def _loaded(path: Path) -> Any:
+    import skops.io
+
+    if strange := skops.io.get_untrusted_types(file=path):
+        raise HeadError(f"{path}: expected types that skops trusts, got {', '.join(strange)}. It was not loaded.")
+    return skops.io.load(path)

@@ -1,0 +1,55 @@
+"""The targets of a task as tensors that a network is trained on, and the way back to what the task has."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.task import Task
+
+
+@dataclass(frozen=True)
+class Targets:
+    """int64 (n,) of a classification, float32 (n, classes) of a multilabel task, float32 (n,) of a regression.
+
+    Those of a regression are minus `centre`, over `spread`: the mean and the deviation of the training rows.
+    """
+
+    values: Tensor
+    centre: float = 0.0
+    spread: float = 1.0
+
+    def of(self, rows: np.ndarray) -> Tensor:
+        """Those of some rows."""
+        return self.values[torch.from_numpy(rows)]
+
+    def unfold(self, last: nn.Module) -> None:
+        """Make a last layer that was trained on these give values in the unit of the task."""
+        weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+        with torch.no_grad():
+            weight.mul_(self.spread)
+            bias.mul_(self.spread).add_(self.centre)
+
+
+def targets_of(task: Task, training: np.ndarray) -> Targets:
+    """The targets of all rows of a task; `training`: the rows that are trained on."""
+    if task.kind == "multilabel":
+        return Targets(torch.from_numpy(task.targets).float())
+    if task.kind == "regression":
+        known = task.targets[training]
+        centre, spread = float(known.mean()), float(known.std()) or 1.0
+        return Targets(torch.from_numpy((task.targets - centre) / spread).float(), centre, spread)
+    numbers = {name: number for number, name in enumerate(task.classes)}
+    return Targets(torch.tensor([numbers[name] for name in task.targets]))
+
+
+def answers(task: Task, logits: Tensor, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """What logits (n, outputs) predict, as `Task.targets` has it, and probabilities float32 (n, classes)."""
+    if task.kind == "classification":
+        classes = np.asarray(task.classes, dtype=object)
+        return classes[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
+    if task.kind == "multilabel":
+        return (logits > 0).numpy(), logits.sigmoid().numpy()
+    values = logits.squeeze(1).double().numpy() * targets.spread + targets.centre
+    return values, np.empty((len(values), 0), np.float32)

@@ -1,0 +1,37 @@
+"""Fine-tune a network: `python -m stages.finetune digits_tuned`; with `--lr-range` try learning rates instead."""
+
+import sys
+
+from pipeline.store import cache
+from pipeline.training import FROM_BACKBONE, finetune
+from stages import project
+
+LR_RANGE = "--lr-range"
+
+
+def main() -> None:
+    """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
+    name, config = project.entry("finetune", [one for one in sys.argv[1:] if one != LR_RANGE])
+    datasets = project.settings()["split"][config.task].datasets
+    paths = finetune.Paths(
+        task=project.TASKS / f"{config.task}.parquet",
+        backbone=project.BACKBONES / config.backbone,
+        manifests=project.MANIFESTS,
+        features=project.FEATURES / config.backbone,
+        start=None if config.start in FROM_BACKBONE else project.MODELS / config.start,
+        model=project.MODELS / name,
+        predictions=project.PREDICTIONS / f"{name}.parquet",
+        curves=project.CURVES / name,
+        cache=cache.default_root(),
+    )
+    if LR_RANGE in sys.argv:
+        print(finetune.lr_range(config, paths, datasets=datasets))
+        return
+    with project.bar(f"finetune {name}", "steps") as progress:
+        found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
+    measured = ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in found["kept"].items())
+    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows: {measured}")
+
+
+if __name__ == "__main__":
+    project.run(main)

@@ -1,0 +1,292 @@
+"""New classifiers: put into any network without its name, written, read, and started from a fitted head."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_classification
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from small_networks import backbone, glyph_net, images
+from test_taps import case_of
+from torch import nn
+from torchvision import models
+
+from pipeline.backbones import artefact, headed, taps
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.errors import BackboneError, HeadError
+from pipeline.heads import create
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Whose classifiers have how many different names.
+FAMILIES = {
+    "alexnet": "classifier.6",
+    "convnext_tiny": "classifier.2",
+    "densenet121": "classifier",
+    "efficientnet_b0": "classifier.1",
+    "googlenet": "fc",
+    "inception_v3": "fc",
+    "maxvit_t": "classifier.5",
+    "mnasnet0_5": "classifier.1",
+    "mobilenet_v2": "classifier.1",
+    "mobilenet_v3_small": "classifier.3",
+    "regnet_y_400mf": "fc",
+    "resnet18": "fc",
+    "shufflenet_v2_x0_5": "fc",
+    "squeezenet1_1": "classifier.1",
+    "swin_t": "head",
+    "vgg11_bn": "classifier.6",
+    "vit_b_16": "heads.head",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_classifier_of_any_network_is_replaced_without_its_name(name: str) -> None:
+    case = case_of(name)
+    spec = case.backbone().spec
+    network = copy.deepcopy(case.network)
+    made, architecture = headed.replace_classifier(spec, network, classes=4, dropout=0.5)
+    assert made is network
+    assert architecture["at"] == FAMILIES[name]
+    assert headed.new_parts(architecture) == (FAMILIES[name],)
+    with torch.no_grad():
+        logits = made.eval()(case.images)
+        assert logits.shape == (3, 4)
+        before = taps.collect(made, case.images, {"x": TapSpec(node="penultimate")}, spec.taps)["x"]
+    assert torch.equal(before, case.values("penultimate")["penultimate"])
+    assert {key for key in case.network.state_dict() if not key.startswith(f"{architecture['at']}.")} == {
+        key for key in made.state_dict() if not key.startswith(f"{architecture['at']}.")
+    }
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "dropout": {"dropout": 0.2},
+    "two layers": {"dropout": 0.2, "hidden": 6},
+    "convolution": {"hidden": 6, "convolution": 3},
+}
+
+
+def written(name: str, network: nn.Module, architecture: dict[str, Any], folder: Path, found: Backbone) -> Backbone:
+    """A network written and read again."""
+    artefact.write(
+        folder / name, network, architecture=architecture, origin={}, inputs=found.spec.input, classes=("a", "b", "c")
+    )
+    return artefact.read(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *(("glyphs", head) for head in HEADS),
+        ("mobilenet_v2", "convolution"),
+        ("resnet18", "two layers"),
+        ("squeezenet1_1", "convolution"),
+    ],
+)
+def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp_path: Path) -> None:
+    if name == "glyphs":
+        found = glyph_net()
+    else:
+        side = 64 if name == "squeezenet1_1" else 32
+        network = models.get_model(name, weights=None)
+        found = backbone(network, side=side, family="torchvision", name=name)
+    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3, **HEADS[head])
+    assert not any(part.training for part in made.modules())  # as the network was
+    inputs = images(found.spec, 2)
+    with torch.no_grad():
+        logits = made(inputs)
+    again = written("new", made, architecture, tmp_path, found)
+    with torch.no_grad():
+        assert torch.equal(again.module(inputs), logits)
+    assert again.spec.architecture == architecture
+    assert set(again.spec.aliases) >= set(found.spec.aliases) - {"fc8"}
+    specs = {"last": TapSpec(node="penultimate"), "out": TapSpec(node="logits"), "first": TapSpec(node="input")}
+    with torch.no_grad():
+        values = taps.collect(again.module, inputs, specs, again.spec.taps)
+    assert torch.equal(values["out"], logits)
+    assert values["last"].shape[1:] == again.spec.taps["penultimate"].shape
+    assert headed.place_of(again.spec) == headed.place_of(found.spec)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "resnet18", "swin_t", "vgg11_bn", "vit_b_16"],
+)
+def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
+    spec = case_of(name).backbone().spec
+    with torch.device("meta"):
+        network = models.get_model(name, weights=None)
+        made, architecture = headed.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
+        again = artefact.build(architecture)
+    shapes, found = ({key: one.shape for key, one in part.state_dict().items()} for part in (made, again))
+    assert shapes == found
+    assert shapes[f"{architecture['at']}.4.weight"] == (4, 6)
+
+
+def test_a_new_head_is_replaced_by_another(tmp_path: Path) -> None:
+    found = glyph_net()
+    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3, hidden=6, dropout=0.1)
+    once = written("once", made, architecture, tmp_path, found)
+    twice, architecture = headed.replace_classifier(once.spec, once.module, classes=2, hidden=7)
+    assert [tuple(one.shape) for one in twice.classifier.parameters()] == [(7, 8), (7,), (2, 7), (2,)]
+    again = written("twice", twice, architecture, tmp_path, found)
+    inputs = images(found.spec, 2)
+    with torch.no_grad():
+        assert torch.equal(again.module(inputs), twice(inputs))
+
+
+def test_the_new_convolution_comes_after_the_last_maps() -> None:
+    places = {}
+    for name in ("alexnet", "densenet121", "mobilenet_v2", "regnet_y_400mf", "resnet18", "squeezenet1_1", "vgg11_bn"):
+        case = case_of(name)
+        network, architecture = headed.replace_classifier(
+            case.backbone().spec, copy.deepcopy(case.network), classes=4, convolution=3
+        )
+        places[name] = architecture["convolution"]["at"]
+        with torch.no_grad():
+            assert network(case.images).shape == (3, 4)
+    assert places == {
+        "alexnet": "features.13",
+        "densenet121": "features.8",
+        "mobilenet_v2": "features.19",
+        "regnet_y_400mf": "trunk_output.4",
+        "resnet18": "layer4.2",
+        "squeezenet1_1": "features.13",
+        "vgg11_bn": "features.29",
+    }
+
+
+def test_a_network_without_maps_at_its_end_has_no_place_for_a_convolution() -> None:
+    found = backbone("vit")
+    message = r"vit: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none\. Leave"
+    with pytest.raises(BackboneError, match=message):
+        headed.replace_classifier(found.spec, found.module, classes=3, convolution=3)
+
+
+class Headless(nn.Module):
+    """Ends in a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(inputs)).mean((2, 3))
+
+
+def test_a_network_that_does_not_end_in_a_layer_is_refused() -> None:
+    found = backbone(Headless(), family="module")
+    message = r"module: expected a network that ends in a linear layer or a convolution, to be replaced, got none"
+    with pytest.raises(BackboneError, match=message):
+        headed.replace_classifier(found.spec, found.module, classes=3)
+
+
+# From a fitted head --------------------------------------------------------------------------------------------------
+
+
+def problem(classes: int, *, width: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows far from zero, of widths that differ, and texts as classes."""
+    X, y = make_classification(120, width, n_informative=6, n_classes=classes, class_sep=0.5, random_state=seed)
+    random = np.random.default_rng(seed)
+    return (X * random.uniform(0.1, 50, width) + random.normal(0, 20, width)).astype(np.float32), y.astype(str)
+
+
+@pytest.mark.parametrize("scale", ["standard", "none"])
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_a_fitted_logistic_regression_is_a_linear_layer(classes: int, scale: Any) -> None:
+    if classes == 12:  # as texts they have another order than as numbers
+        random = np.random.default_rng(0)
+        y = (np.arange(240) % 12).astype(str)
+        X = (random.normal(size=(12, 8))[np.arange(240) % 12] + random.normal(size=(240, 8))).astype(np.float32)
+    else:
+        X, y = problem(classes)
+    head = create("logistic", {"C": 0.1, "max_iter": 5000}, scale=scale).fit(X, y)
+    names = [str(number) for number in range(classes)]
+    layer = headed.linear_of(head, classes=names)
+    with torch.no_grad():
+        given = layer(torch.from_numpy(X)).softmax(1).numpy()
+    expected = head.predict_proba(X)[:, [list(head.classes_).index(name) for name in names]]
+    assert layer.weight.dtype == torch.float32
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def test_scalers_one_after_the_other_and_those_that_do_half_are_folded_too() -> None:
+    X, y = problem(3)
+    for scalers in (
+        [StandardScaler(with_mean=False)],
+        [StandardScaler(with_std=False)],
+        [StandardScaler(with_std=False), StandardScaler()],
+        [StandardScaler(), StandardScaler(with_mean=False)],
+    ):
+        head = make_pipeline(*scalers, LogisticRegression(max_iter=5000)).fit(X, y)
+        with torch.no_grad():
+            given = headed.linear_of(head, classes=["0", "1", "2"])(torch.from_numpy(X)).softmax(1).numpy()
+        np.testing.assert_allclose(given, head.predict_proba(X), atol=1e-5)
+
+
+def test_a_network_starts_from_a_fitted_head() -> None:
+    found = glyph_net()
+    inputs = images(found.spec, 60)
+    with torch.no_grad():
+        rows = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"].numpy()
+    y = np.array(["dog", "cat", "cow"])[np.arange(60) % 3]
+    head = create("logistic", {}, scale="standard").fit(rows, y)
+    for dropout in (0.0, 0.5):
+        made, architecture = headed.replace_classifier(
+            found.spec, copy.deepcopy(found.module), classes=3, dropout=dropout
+        )
+        headed.start_from(made, architecture, headed.linear_of(head, classes=["cat", "cow", "dog"]))
+        with torch.no_grad():
+            np.testing.assert_allclose(made(inputs).softmax(1).numpy(), head.predict_proba(rows), atol=1e-5)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused() -> None:
+    X, y = problem(3)
+    names = ["0", "1", "2"]
+    refused: list[tuple[Pipeline, list[str], str]] = [
+        (
+            make_pipeline(Normalizer(), LogisticRegression()),
+            names,
+            "one layer can do, got Normalizer. Fit the head with",
+        ),
+        (
+            make_pipeline(PCA(2), LogisticRegression()),
+            names,
+            "one layer can do, got PCA. Fit the head with `scale: sta",
+        ),
+        (make_pipeline(RandomForestClassifier(3)), names, "with `coef_` and `classes_`, got RandomForestClassifier. "),
+        (
+            make_pipeline(LogisticRegression(max_iter=5000)),
+            ["0", "1", "3"],
+            "of the task, got 3. They differ in: 2, 3.",
+        ),
+    ]
+    for head, classes, message in refused:
+        with pytest.raises(HeadError, match=message):
+            headed.linear_of(head.fit(X, y), classes=classes)
+
+
+def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
+    for options, message in (
+        ({"hidden": 4}, r"linear layer of the shape \(3, 8\), to start from a fitted head, got `hidden` or `convol"),
+        ({"convolution": 3}, "got `hidden` or `convolution`. Fit the head on `penultimate`"),
+        ({"classes": 4}, r"got one of \(4, 8\)"),
+    ):
+        found = glyph_net()
+        made, architecture = headed.replace_classifier(found.spec, found.module, **{"classes": 3, **options})
+        with pytest.raises(BackboneError, match=message):
+            headed.start_from(made, architecture, nn.Linear(8, 3))
+    case = case_of("squeezenet1_1")
+    made, architecture = headed.replace_classifier(case.backbone().spec, copy.deepcopy(case.network), classes=3)
+    with pytest.raises(BackboneError, match="to start from a fitted head, got Conv2d"):
+        headed.start_from(made, architecture, nn.Linear(512, 3))

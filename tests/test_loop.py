@@ -1,0 +1,439 @@
+"""The training loop: what it learns, that a killed run ends as one that was not, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tuning
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.training.checkpoint import BEST, LAST
+from pipeline.training.history import History
+from pipeline.training.loop import Setting, make_fabric, outputs, step, train
+from pipeline.training.losses import Objective, mixing
+from pipeline.training.lr_range import range_test, suggested
+from pipeline.training.optimisation import optimiser
+from pipeline.training.parts import FromTap
+from pipeline.training.samples import Batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_before() -> Iterator[None]:
+    """Training switches torch to repeatable kernels; other tests are left as they were."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def run(folder: Path, *, rows: int = 30, validation: int | None = 15, frozen: Any = None, **settings: Any) -> Any:
+    """Train a fresh network; returns its weights and the history."""
+    found = tuning.backbone(folder.parent / "backbone")
+    parts = {name: settings.pop(name) for name in ("save_seconds", "curves", "log", "progress") if name in settings}
+    history = train(
+        found.module,
+        tuning.samples(rows),
+        None if validation is None else tuning.samples(validation, seed=1),
+        tuning.setting(**settings),
+        tuning.all_of(found, **(frozen or {})),
+        folder=folder,
+        **parts,
+    )
+    return {name: value.clone() for name, value in found.module.state_dict().items()}, history
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Learning ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_tells_of_each_epoch_and_keeps_the_best_and_the_last_weights(tmp_path: Path) -> None:
+    lines: list[str] = []
+    steps: list[tuple[int, int]] = []
+    weights, history = run(
+        tmp_path / "run",
+        epochs=6,
+        learning_rate=0.01,
+        log=lines.append,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert history.stopped == "all epochs"
+    assert [row["epoch"] for row in history.rows] == list(range(6))
+    assert history.rows[-1]["loss"] < 0.7 * history.rows[0]["loss"]
+    assert max(row["validation_accuracy"] for row in history.rows) > 0.6
+    assert lines[0].startswith("epoch 1 of 6: learning rate ")
+    assert steps[0] == (1, 24)
+    assert steps[-1] == (24, 24)
+    losses = [row["validation_loss"] for row in history.rows]
+    assert history.best == losses.index(min(losses))
+    from safetensors.torch import load_file
+
+    assert same(weights, load_file(tmp_path / "run" / BEST))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimiser": "sgd", "schedule": "step", "clip": 1.0},
+        {"ema": 0.5, "schedule": "plateau", "monitor": "accuracy"},
+        {"schedule": "one_cycle", "precision": "bfloat16", "weights": "last"},
+    ],
+)
+def test_the_same_settings_give_the_same_weights(tmp_path: Path, settings: Any) -> None:
+    one, first = run(tmp_path / "one", **settings)
+    torch.manual_seed(7)  # what was drawn before does not matter
+    two, second = run(tmp_path / "two", **settings)
+    assert same(one, two)
+    assert first == second
+
+
+def test_the_moving_average_is_what_is_measured_and_kept(tmp_path: Path) -> None:
+    plain, _ = run(tmp_path / "plain", weights="last", epochs=1)
+    average, _ = run(tmp_path / "average", weights="last", epochs=1, ema=0.0)
+    slow, _ = run(tmp_path / "slow", weights="last", epochs=1, ema=0.99)
+    name = "classifier.weight"
+    assert torch.allclose(average[name], plain[name])  # without memory the average is the last value
+    start = tuning.backbone(tmp_path / "start").module.state_dict()[name]
+    assert (slow[name] - start).norm() < (plain[name] - start).norm()
+
+
+def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    # Without BatchNorm, whose statistics are of a batch. 30 rows: the last group is short in both.
+    settings = {"epochs": 2, "frozen": {"batch_norm": "frozen"}, "weights": "last", "clip": 0.5}
+    large, _ = run(tmp_path / "large", batch_size=20, **settings)
+    small, _ = run(tmp_path / "small", batch_size=5, accumulate=4, **settings)
+    for name in large:
+        assert torch.allclose(large[name].float(), small[name].float(), atol=2e-5), name
+
+
+def test_patience_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
+    _, history = run(tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
+    losses = [row["validation_loss"] for row in history.rows]
+    assert history.stopped == "no better validation for 2 epochs"
+    assert len(losses) < 50
+    assert history.best == len(losses) - 3 == losses.index(min(losses))
+
+
+def test_without_validation_the_last_weights_are_the_best(tmp_path: Path) -> None:
+    _, history = run(tmp_path / "run", validation=None)
+    assert history.best == 2
+    assert "validation_loss" not in history.rows[0]
+
+
+def test_mixing_and_smoothing_are_of_training_alone(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    plain = tuning.setting(epochs=1, mixup=0.4, cutmix=1.0)
+    mix = mixing(plain.config, "classification", tuning.CLASSES, (1, 32, 32))
+    setting = Setting(
+        plain.config,
+        Objective("classification", tuning.CLASSES, label_smoothing=0.1),
+        plain.fabric,
+        tuning.enter,
+        mix,
+    )
+    valid = tuning.samples(12, seed=1)
+    history = train(found.module, tuning.samples(24), valid, setting, tuning.all_of(found), folder=tmp_path / "run")
+    logits = torch.cat([one for one, _ in outputs(found.module, valid, plain)])
+    expected = nn.functional.cross_entropy(logits, valid.targets)
+    assert history.rows[0]["validation_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_statistics_are_computed_anew_at_the_end_where_that_is_asked_for(tmp_path: Path) -> None:
+    trained, _ = run(tmp_path / "trained", weights="last")
+    anew, _ = run(tmp_path / "anew", weights="last", frozen={"batch_norm": "recalibrate"})
+    moved = [name for name in trained if not torch.equal(trained[name], anew[name])]
+    assert moved
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
+
+
+def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    frozen = tuning.all_of(found, what=FromTap(from_tap="block2"))
+    before = frozen.digest()
+    state = {name: value.clone() for name, value in found.module.state_dict().items()}
+    train(found.module, tuning.samples(24), None, tuning.setting(), frozen, folder=tmp_path / "run")
+    assert frozen.digest() == before
+    after = found.module.state_dict()
+    moved = {name.split(".")[0] for name in state if not torch.equal(state[name], after[name])}
+    assert moved == {"block3", "classifier"}
+
+
+def test_unfreezing_trains_more_from_its_epoch_on(tmp_path: Path) -> None:
+    def moved(epochs: int) -> set[str]:
+        found = tuning.backbone(tmp_path / "backbone")
+        state = {name: value.clone() for name, value in found.module.state_dict().items()}
+        frozen = tuning.all_of(found, what="head", unfreeze={1: "block2", 2: "input"})
+        setting = tuning.setting(epochs=epochs, warmup=0.0, schedule="constant")
+        train(found.module, tuning.samples(24), None, setting, frozen, folder=tmp_path / f"run{epochs}")
+        after = found.module.state_dict()
+        return {name.split(".")[0] for name in state if not torch.equal(state[name], after[name])}
+
+    assert moved(1) == {"classifier"}
+    assert moved(2) == {"block3", "classifier"}
+    assert moved(3) == {"block1", "block2", "block3", "classifier"}
+
+
+def test_curves_are_files_of_dvclive_and_touch_no_dvc_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, history = run(tmp_path / "run", epochs=3, curves=tmp_path / "curves")
+    table = (tmp_path / "curves" / "plots" / "metrics" / "validation_loss.tsv").read_text().split("\n")
+    assert table[0].split() == ["step", "validation_loss"]
+    assert [float(line.split()[1]) for line in table[1:4]] == [row["validation_loss"] for row in history.rows]
+    assert not list(tmp_path.rglob("dvc.yaml"))
+
+
+# Going on ------------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, tuning
+from pathlib import Path
+import torch
+from pipeline.training.loop import train
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+found = tuning.backbone(folder.parent / "backbone")
+valid = tuning.samples(15, seed=1)
+setting = tuning.setting(epochs=4, ema=0.9, accumulate=2, batch_size=4, learning_rate=0.01)
+train(found.module, tuning.samples(30), valid, setting, tuning.all_of(found), folder=folder, save_seconds=0.0,
+      curves=folder / "curves", progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    settings = {"epochs": 4, "ema": 0.9, "accumulate": 2, "batch_size": 4, "learning_rate": 0.01}
+    expected, history = run(tmp_path / "whole" / "run", **settings)
+    folder = tmp_path / "killed" / "run"
+    folder.parent.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) == 6:  # within the second of four epochs
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    state = torch.load(folder / LAST, weights_only=True)["state"]
+    assert (state["epoch"], state["batch"]) in ((1, 2), (1, 4))
+    weights, again = run(folder, curves=folder / "curves", save_seconds=0.0, **settings)
+    assert again.rows == history.rows
+    assert again.best == history.best
+    assert same(weights, expected)
+    table = (folder / "curves" / "plots" / "metrics" / "loss.tsv").read_text().split("\n")
+    assert [float(line.split()[1]) for line in table[1:5]] == [row["loss"] for row in history.rows]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    weights, history = run(tmp_path / "run")
+    again, same_history = run(tmp_path / "run", progress=lambda _done, _total: pytest.fail("trained again"))
+    assert same(weights, again)
+    assert same_history == history
+
+
+def test_a_checkpoint_is_safe_to_load(tmp_path: Path) -> None:
+    run(tmp_path / "run", ema=0.9)
+    saved = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert saved["state"]["epoch"] == 3
+    assert json.loads(saved["settings"])["loop"]["ema"] == 0.9
+
+
+def test_other_settings_do_not_go_on_with_a_run_and_all_of_them_are_named(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path / "run", learning_rate=0.5, clip=1.0)
+    assert str(caught.value).split("\n") == [
+        f"{tmp_path / 'run' / LAST}: expected to go on with the settings that it was begun with, got others",
+        "  - loop.clip: expected None, got 1.0",
+        "  - loop.learning_rate: expected 0.001, got 0.5",
+        "  - Train into another folder, or remove this one.",
+    ]
+
+
+# What cannot be trained ----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    spoiled = tuning.samples(24)
+    clean = tuning.enter
+
+    def enter(pixels: Tensor) -> Tensor:
+        calls.append(1)
+        return clean(pixels) * (float("nan") if len(calls) > 4 else 1.0)
+
+    calls: list[int] = []
+    plain = tuning.setting(epochs=5, warmup=0.0, schedule="constant", learning_rate=0.01)
+    setting = Setting(plain.config, plain.objective, plain.fabric, enter)
+    with pytest.raises(TrainingError) as caught:
+        train(found.module, spoiled, None, setting, tuning.all_of(found), folder=tmp_path / "run")
+    assert str(caught.value) == (
+        "step 4, learning rate 0.01: expected a finite loss, got nan. The last good checkpoint is "
+        f"{tmp_path / 'run' / LAST}. Lower `learning_rate`, set `clip`, or warm up longer."
+    )
+    saved = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert saved["state"]["epoch"] == 1
+    assert all(bool(torch.isfinite(value.float()).all()) for value in saved["network"].values())
+
+
+def test_a_loss_that_explodes_is_refused_by_its_weights_or_numbers(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"expected (a )?finite .* There is no checkpoint before it\."):
+        run(tmp_path / "run", learning_rate=1e38, optimiser="sgd", warmup=0.0, schedule="constant", rows=8, epochs=2)
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+@pytest.mark.parametrize(("rows", "size"), [(9, 8), (5, 1)])
+def test_a_batch_of_one_is_refused_where_batch_norm_is_trained(tmp_path: Path, rows: int, size: int) -> None:
+    with pytest.raises(ConfigError, match="expected two samples at least"):
+        run(tmp_path / "run", rows=rows, batch_size=size)
+    run(tmp_path / "run", rows=rows, batch_size=size, frozen={"batch_norm": "frozen"}, epochs=1)
+
+
+def test_labels_without_an_output_are_refused(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    wrong = tuning.samples(24)
+    wrong.targets = wrong.targets + 1
+    with pytest.raises(TrainingError, match=r"step 0: expected labels from 0 to 2, one of 3 classes, got 3\."):
+        train(found.module, wrong, None, tuning.setting(), tuning.all_of(found), folder=tmp_path / "run")
+
+
+def test_too_little_memory_is_said_with_what_helps(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+
+    def refuse(_module: nn.Module, inputs: Any) -> None:
+        if len(inputs[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    found.module.register_forward_pre_hook(refuse)
+    frozen = tuning.all_of(found)
+    with pytest.raises(TrainingError) as caught:
+        train(found.module, tuning.samples(24), None, tuning.setting(), frozen, folder=tmp_path / "run")
+    assert str(caught.value) == (
+        "step 0: expected memory for a batch of 8, got too little: CUDA out of memory. Tried to allocate 9 GiB. Set "
+        "`batch_size: 4` with `accumulate: 2`, which takes the same steps, or `precision: bfloat16`."
+    )
+    setting = tuning.setting(batch_size=4, accumulate=2, epochs=1)
+    assert train(found.module, tuning.samples(24), None, setting, frozen, folder=tmp_path / "run").rows
+
+
+def test_any_other_failure_of_a_network_is_its_own(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    found.module.register_forward_pre_hook(lambda _module, _inputs: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(found.module, tuning.samples(24), None, tuning.setting(), tuning.all_of(found), folder=tmp_path / "run")
+
+
+def test_what_cannot_be_trained_is_refused_at_once_with_all_reasons(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path / "run", rows=0, validation=None, patience=2)
+    assert str(caught.value).split("\n") == [
+        "this cannot be trained",
+        "  - expected training rows, got none.",
+        "  - expected validation rows for `patience` or `schedule: plateau`, got none. Give the task some.",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"expected 1 CUDA devices, got 0\. Ask for fewer, or `device: cpu`"):
+        make_fabric(tuning.setting().config.model_copy(update={"device": "cuda"}))
+
+
+# One step ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_that_of_torch_by_hand() -> None:
+    torch.manual_seed(0)
+    network, twin = nn.Linear(4, 3), nn.Linear(4, 3)
+    twin.load_state_dict(network.state_dict())
+    rows, labels = torch.randn(10, 4), torch.arange(10) % 3
+    plain = tuning.setting(optimiser="sgd", momentum=0.0)
+    setting = Setting(plain.config, plain.objective, plain.fabric)
+    groups = [{"params": list(network.parameters()), "lr": 0.1, "weight_decay": 0.0}]
+    wrapped, chosen = setting.fabric.setup(network, optimiser(groups, plain.config))
+    keys = np.zeros(10, "S16")
+    group = [Batch(rows[:6], labels[:6], keys[:6]), Batch(rows[6:], labels[6:], keys[6:])]
+    total = step(wrapped, chosen, group, 0, setting)
+    loss = nn.functional.cross_entropy(twin(rows), labels)
+    loss.backward()
+    assert total.item() == pytest.approx(10 * loss.item(), rel=1e-6)
+    with torch.no_grad():
+        for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+            assert theirs.grad is not None
+            assert torch.allclose(mine, theirs - 0.1 * theirs.grad, atol=1e-6)
+
+
+# The range test ------------------------------------------------------------------------------------------------------
+
+
+def test_the_range_test_raises_the_rate_until_the_loss_explodes(tmp_path: Path) -> None:
+    found = tuning.backbone(tmp_path / "backbone")
+    tested = range_test(found.module, tuning.samples(24), tuning.setting(), tuning.all_of(found))
+    assert list(tested.rates) == sorted(tested.rates)
+    assert tested.rates[0] == 1e-6
+    assert 1e-6 < tested.suggested <= 0.1
+    assert str(tested).startswith("learning rate")
+    assert str(tested).endswith(f"suggested: `learning_rate: {tested.suggested:.1e}`")
+
+
+def test_the_suggested_rate_is_where_the_loss_falls_fastest_well_before_its_lowest() -> None:
+    rates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.2, 5.0], strict=True))) == pytest.approx(1e-2)
+    assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.6, 5.0], strict=True))) == pytest.approx(1e-3)
+    assert suggested([]) == pytest.approx(1e-7)
+
+
+def test_equal_validations_keep_the_first_epoch() -> None:
+    config = tuning.setting(epochs=9).config
+    history = History()
+    for epoch, loss in enumerate([2.0, 1.0, 1.0]):
+        history.add({"epoch": epoch, "validation_loss": loss}, config)
+    assert history.best == 1
+    assert not history.stopped
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+SEVERAL = """
+import os, sys, tuning
+from pathlib import Path
+import torch
+from pipeline.training.loop import train
+torch.set_num_threads(1)
+folder, devices = Path(sys.argv[1]), int(sys.argv[2])
+found = tuning.backbone(folder / ("backbone" + os.environ.get("LOCAL_RANK", "0")))
+setting = tuning.setting(epochs=2, batch_size=7, accumulate=2, devices=devices, weights="last", learning_rate=0.1,
+                         optimiser="sgd", clip=0.5)
+frozen = tuning.all_of(found, batch_norm="frozen")
+train(found.module, tuning.samples(29), tuning.samples(15, seed=1), setting, frozen, folder=folder / "run")
+if setting.fabric.is_global_zero:
+    torch.save(found.module.state_dict(), folder / "weights.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    (tmp_path / "several.py").write_text(SEVERAL)
+    found = []
+    for devices in (1, 2):
+        folder = tmp_path / f"run{devices}"
+        folder.mkdir()
+        command = [sys.executable, str(tmp_path / "several.py"), str(folder), str(devices)]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+        found.append(torch.load(folder / "weights.pt", weights_only=True))
+    one, two = found
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-5) for name in one)
