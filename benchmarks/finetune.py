@@ -6,13 +6,14 @@
     python benchmarks/finetune.py gradual --data cifar10 --labels 40 --epochs 5
 
 cuts      seconds an epoch, from three cuts of each network, runs in turn, round after round, the best of each. The
-          bound is the time of the live run less that of reading pixels and of the frozen part alone, and with that of
-          reading stored rows alone; `of the bound` is that over what the run on stored rows took; `arithmetic` is the
-          ratio that multiply-adds promise, where the backward pass is two forward ones
+          bound is the trained part alone, on batches that lie in memory, and then the reading of stored rows alone;
+          `of the bound` is that over what the run on stored rows took; `arithmetic` is the ratio that multiply-adds
+          promise, where the backward pass is two forward ones
 views     the price of stored views in the place of live augmentation: accuracy on test rows of the epoch with the best
           validation, mean and range over seeds, and seconds: of the extraction, of an epoch, of both together
 gradual   unfreezing in three steps, as three runs on stored rows of three cuts, which one extraction gives, against one
-          run that runs the frozen part anew: plain SGD, so that both are the same steps
+          run that runs the frozen part anew: plain SGD, so that both are the same steps; `moved` and `apart` are the
+          largest change of a weight in training, and between the two, in parts of the largest weight of its tensor
 
 An epoch is timed from the end of its first step to that of its last, for as many steps as it has.
 """
@@ -27,6 +28,7 @@ import numpy as np
 import pictures
 import torch
 import tuned
+from torch import nn
 from tuned import Fit, Place, named, placed
 
 from pipeline.backbones import artefact
@@ -62,8 +64,28 @@ def cuts(given: argparse.Namespace) -> None:
             place = placed(Path(name), data, model, images=given.images, sizes=sizes, steps=0, size=given.size)
             place.extract(CUTS[model])
             rows = [row_of_cut(place, node, given) for node in CUTS[model]]
-            head = "cut | live, s | stored, s | ratio | arithmetic | frozen part, s | reading, s | of the bound | MB"
+            head = (
+                "cut | live, s | stored, s | ratio | arithmetic | frozen part | trained | reading | of the bound | MB"
+            )
             table(f"{model}, {given.images} images of {given.size or 224} px, batches of {given.batch}", head, rows)
+
+
+class Held(Samples):
+    """Samples whose batches of a size lie in memory, in the order of epoch 0."""
+
+    def __init__(self, samples: Samples, size: int) -> None:
+        self._samples, self._batches = samples, list(samples.batches(size, epoch=0))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._samples.shape
+
+    def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        del size, epoch  # as they were
+        return iter(self._batches[start:])
 
 
 def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
@@ -81,7 +103,9 @@ def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
         stored = place.fit(input="features", tap=named(node), **shared)
         keep("stored", stored.epoch(2))
         keep("reading", tuned.reading_seconds(stored, epoch=0))
-    bound = best["live"] - best["prefix"] + best["reading"]
+        alone = place.begin(input="features", tap=named(node), **shared)
+        keep("alone", place.fit(begun=alone, samples=Held(alone[1].samples, given.batch)).epoch(2))
+    bound = best["alone"] + best["reading"]
     spec = artefact.read_spec(place.paths.backbone)
     whole, before = max(tap.multiply_adds for tap in spec.taps.values()), spec.taps[node].multiply_adds
     rows = len(stored.one.samples)
@@ -91,6 +115,7 @@ def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
         f"{best['live'] / best['stored']:.2f}",
         f"{(before + 3 * (whole - before)) / (3 * (whole - before)):.2f}",
         f"{best['prefix']:.2f}",
+        f"{best['alone']:.2f}",
         f"{best['reading']:.2f}",
         f"{bound / best['stored']:.2f}",
         f"{rows * np.prod(spec.taps[node].shape) * 4 / 2**20:.0f}",
@@ -174,14 +199,15 @@ def gradual(given: argparse.Namespace) -> None:
                     seed=seed, **shared | {"epochs": 3 * epochs, "train": {"from_tap": nodes[0]}, "unfreeze": steps}
                 )
                 stored = sequence(place, nodes, seed=seed, shared=shared)
-                off = apart(live, stored[-1])
+                start = place.begin(seed=seed, **shared)[1].network
+                moved, off = apart(live.one.network, start), apart(live.one.network, stored[-1].one.network)
                 seconds = [sum_of(live, 3 * epochs), sum(sum_of(fit, epochs) for fit in stored)]
                 rows.append(
-                    f"{seed} | {100 * live.accuracy:.1f} | {100 * stored[-1].accuracy:.1f} | {off:.1e} | "
+                    f"{seed} | {100 * live.accuracy:.1f} | {100 * stored[-1].accuracy:.1f} | {moved:.1e} | {off:.1e} | "
                     f"{seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[0] / seconds[1]:.2f} | "
                     f"{seconds[0] / (seconds[1] + extraction):.2f}"
                 )
-            head = "seed | live, % | stored, % | weights apart | live, s | stored, s | ratio | with the extraction"
+            head = "seed | live, % | stored, % | moved | apart | live, s | stored, s | ratio | with the extraction"
             title = f"{data}, from {', '.join(nodes)}, {epochs} epochs each, {given.labels} labels a class"
             table(title, head, rows)
 
@@ -202,9 +228,9 @@ def sum_of(fit: Fit, epochs: int) -> float:
     return (fit.ends[-1] - fit.ends[0]) * len(fit.ends) / (len(fit.ends) - 1) if epochs else 0.0
 
 
-def apart(left: Fit, right: Fit) -> float:
-    """The largest difference of two networks' weights, in parts of the largest weight."""
-    pairs = zip(left.one.network.state_dict().values(), right.one.network.state_dict().values(), strict=True)
+def apart(left: nn.Module, right: nn.Module) -> float:
+    """The largest difference of two networks' weights, in parts of the largest of a tensor."""
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     off = [((a.float() - b.float()).abs().max() / a.float().abs().max().clamp_min(1e-30)).item() for a, b in pairs]
     return max(off)
 

@@ -161,6 +161,9 @@ def placed(
         settings = {"source": "torchvision", "model": model, "weights": "IMAGENET1K_V1", "input": given}
         freeze(Torchvision(**settings, file=file, sha256=sha256_file(file)), place.paths.backbone, pretrained=root)
     where = {"digits": "images", "cifar10": "lossless"}.get(data, data)
+    for folder in (root / where).iterdir():  # what no split would take need not be extracted
+        for path in sorted(folder.iterdir())[sum(sizes.values()) :]:
+            path.unlink()
     prepare(PrepareConfig(root=root / where), ManifestPaths(place.paths.manifests, "data"))
     _write_task(place.paths, sizes)
     return place
