@@ -4,6 +4,7 @@ import sys
 
 from pipeline.store import cache
 from pipeline.training import FROM_BACKBONE, finetune
+from pipeline.training.history import line
 from stages import project
 
 LR_RANGE = "--lr-range"
@@ -29,8 +30,7 @@ def main() -> None:
         return
     with project.bar(f"finetune {name}", "steps") as progress:
         found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
-    measured = ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in found["kept"].items())
-    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows: {measured}")
+    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows; {line(found['kept'], config)}")
 
 
 if __name__ == "__main__":
