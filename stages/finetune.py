@@ -5,6 +5,7 @@ import sys
 from pipeline.store import cache
 from pipeline.training import FROM_BACKBONE, finetune
 from pipeline.training.history import line
+from pipeline.training.ready import Paths
 from stages import project
 
 LR_RANGE = "--lr-range"
@@ -14,7 +15,7 @@ def main() -> None:
     """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
     name, config = project.entry("finetune", [one for one in sys.argv[1:] if one != LR_RANGE])
     datasets = project.settings()["split"][config.task].datasets
-    paths = finetune.Paths(
+    paths = Paths(
         task=project.TASKS / f"{config.task}.parquet",
         backbone=project.BACKBONES / config.backbone,
         manifests=project.MANIFESTS,
