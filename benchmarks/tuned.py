@@ -33,9 +33,9 @@ from pipeline.pretrain.train import pretrain
 from pipeline.sample import SampleConfig, sample
 from pipeline.task import Task
 from pipeline.training import FinetuneConfig
-from pipeline.training.finetune import Paths, Prepared, Run, opened, prepared
 from pipeline.training.inputs import FromFeatures, FromPixels
 from pipeline.training.loop import make_fabric, measure, train
+from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
 from pipeline.training.samples import Samples
 from pipeline.training.sets import training_sets
 

@@ -4,6 +4,8 @@ import sys
 
 from pipeline.store import cache
 from pipeline.training import FROM_BACKBONE, finetune
+from pipeline.training.history import line
+from pipeline.training.ready import Paths
 from stages import project
 
 LR_RANGE = "--lr-range"
@@ -13,7 +15,7 @@ def main() -> None:
     """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
     name, config = project.entry("finetune", [one for one in sys.argv[1:] if one != LR_RANGE])
     datasets = project.settings()["split"][config.task].datasets
-    paths = finetune.Paths(
+    paths = Paths(
         task=project.TASKS / f"{config.task}.parquet",
         backbone=project.BACKBONES / config.backbone,
         manifests=project.MANIFESTS,
@@ -29,8 +31,7 @@ def main() -> None:
         return
     with project.bar(f"finetune {name}", "steps") as progress:
         found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
-    measured = ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in found["kept"].items())
-    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows: {measured}")
+    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows; {line(found['kept'], config)}")
 
 
 if __name__ == "__main__":

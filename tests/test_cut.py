@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -64,13 +65,13 @@ def steps(run: nn.Module, frozen: Frozen, inputs: Tensor, targets: Tensor, *, si
 def test_training_from_stored_activations_is_training_of_the_whole_network(name: str, node: str) -> None:
     whole = backbone(name)
     part = Backbone(whole.spec, copy.deepcopy(whole.module))
-    inputs, targets = images(whole.spec, 18), labels(18)
+    inputs, targets = images(whole.spec, 12), labels(12)
     what, tail = FromTap(from_tap=node), suffix(part.module, node, spec=part.spec)
     rows = rows_of(part, node, inputs)
     one, other = (prepare(found.module, found.spec, what, batch_norm="train") for found in (whole, part))
     before = one.digest()
     live, cached = steps(whole.module, one, inputs, targets), steps(tail, other, rows, targets)
-    assert len(live) == 6
+    assert len(live) == 4
     assert live[-1]["loss"] != live[0]["loss"]
     for left, right in zip(live, cached, strict=True):
         assert set(left) == set(right)
@@ -146,6 +147,20 @@ def test_blocks_are_residual_blocks_blocks_of_transformers_and_layers() -> None:
     assert set(names[0]) == {"class_token", "conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding"}
     assert "encoder.ln.weight" in names[3]
     assert names[4] == ["heads.head.weight", "heads.head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2})]
+)
+def test_networks_of_timm_are_cut_too(name: str, options: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    found = backbone(timm.create_model(name, num_classes=5, **options), family="timm", name=name)
+    nodes = legal_cuts(found)
+    ends = {"layer1", "layer4.0", "penultimate"} if name == "resnet10t" else {"blocks.0", "blocks.1", "penultimate"}
+    assert ends <= set(nodes)
+    for node in sorted(ends):
+        suffix(found.module, node, spec=found.spec)  # which compares the logits
+    assert [start for start, _ in blocks(found.module, spec=found.spec)][-1] == "penultimate"
 
 
 # Errors --------------------------------------------------------------------------------------------------------------

@@ -34,8 +34,9 @@ from pipeline.store.features import Features
 from pipeline.task import KIND, TYPES, Kind, Task
 from pipeline.training import FinetuneConfig
 from pipeline.training.breakeven import BreakEven
-from pipeline.training.finetune import Paths, finetune, lr_range, opened, prepared
+from pipeline.training.finetune import finetune, lr_range
 from pipeline.training.loop import make_fabric
+from pipeline.training.ready import Paths, opened, prepared
 from pipeline.training.sets import training_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -241,6 +241,17 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
     assert {"class_token", "encoder.pos_embedding", "encoder.ln.weight", "conv_proj.bias"} <= without
 
 
+def test_layers_of_classes_made_from_torchs_own_have_weight_decay() -> None:
+    class Same(nn.Conv2d):
+        """A convolution of somebody's own."""
+
+    found = glyph_net()
+    found.module.block1[0] = Same(1, 4, 3, padding=1, bias=False)
+    groups = prepare(found.module, found.spec, "full", batch_norm="train").groups(0.1, weight_decay=0.5)
+    assert any(one is found.module.block1[0].weight for one in groups[1]["params"])
+    assert groups[1]["weight_decay"] == 0.5
+
+
 def test_the_learning_rate_falls_from_block_to_block() -> None:
     found = backbone("resnet")
     frozen = prepare(found.module, found.spec, FromTap(from_tap="maxpool"), batch_norm="train")

@@ -21,6 +21,7 @@ targets       the targets of a task as tensors
 inputs        pixels or stored rows, and the part of a network that runs on them
 breakeven     after how many epochs stored rows pay for themselves
 start         what a network begins with
+ready         a run before it is trained
 finetune      a run: training sets, network, loop, predictions, and the network in the backbone format
 """
 

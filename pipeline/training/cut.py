@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
-from pipeline.backbones.taps import FUNCTION, LOGITS, collect, is_leaf, one_path
+from pipeline.backbones.taps import FUNCTION, LOGITS, collect, one_path
 from pipeline.errors import BackboneError, bullets, unknown
 from pipeline.training.graph import Traced, around, modes, trace
 from pipeline.training.suffix import Suffix, named
@@ -88,7 +88,7 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
         there = _parameters(traced, traced.before(_place(traced, end, spec)))
         new = [name for name, _ in network.named_parameters() if name in there - known]
         known |= there
-        if found and all(_is_norm(network, name) or not is_leaf(owner(network, name)) for name in new):
+        if found and all(_is_norm(network, name) or not in_layer(network, name) for name in new):
             found[-1][1].extend(new)
         elif new:
             found.append((start, new))
@@ -97,10 +97,16 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
 
 def _is_norm(network: nn.Module, parameter: str) -> bool:
     """Whether a parameter is the scale or the shift of a norm."""
-    return "norm" in type(owner(network, parameter)).__name__.lower() and network.get_parameter(parameter).ndim <= 1
+    return "norm" in type(_owner(network, parameter)).__name__.lower() and network.get_parameter(parameter).ndim <= 1
 
 
-def owner(network: nn.Module, parameter: str) -> nn.Module:
+def in_layer(network: nn.Module, parameter: str) -> bool:
+    """Whether a parameter belongs to a layer of torch's own, or of a class made from one; not so tokens, positions."""
+    kinds = set(type(_owner(network, parameter)).__mro__) - {nn.Module}
+    return any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds)
+
+
+def _owner(network: nn.Module, parameter: str) -> nn.Module:
     """The module that has a parameter itself."""
     return network.get_submodule(parameter.rpartition(".")[0])
 

@@ -13,9 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.backbones.artefact import weights_digest
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.backbones.taps import is_leaf
 from pipeline.errors import ConfigError
-from pipeline.training.cut import blocks, owner
+from pipeline.training.cut import blocks, in_layer
 from pipeline.training.parts import BatchNorms, FromTap, Part
 from pipeline.training.phases import Phase, phase, within, without
 
@@ -119,7 +118,7 @@ class Frozen:
         found: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             if name in trained:
-                decays = parameter.ndim > 1 and is_leaf(owner(self.network, name))
+                decays = parameter.ndim > 1 and in_layer(self.network, name)
                 # What does not run in evaluation, such as auxiliary classifiers, learns as the first block does.
                 depth = depths.get(name, max(len(order) - 1, 0))
                 found.setdefault((depth, decays), []).append(parameter)

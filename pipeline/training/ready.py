@@ -1,0 +1,146 @@
+"""A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.backbones import artefact
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.headed import new_parts
+from pipeline.files import digest, sha256_bytes, sha256_file
+from pipeline.runtime import versions
+from pipeline.store import keys as key_arrays
+from pipeline.task import Task
+from pipeline.training import FinetuneConfig, LoopConfig, freezing, pixels
+from pipeline.training.freezing import Frozen
+from pipeline.training.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features, stored
+from pipeline.training.loop import Setting
+from pipeline.training.losses import Objective, class_weights, mixing
+from pipeline.training.parts import FromTap
+from pipeline.training.samples import Samples
+from pipeline.training.sets import Training
+from pipeline.training.start import begun, fitted_head
+from pipeline.training.targets import Targets, targets_of
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes. `start`: the folder of the fit run whose head it starts from."""
+
+    task: Path
+    backbone: Path
+    manifests: Path
+    features: Path
+    start: Path | None
+    model: Path
+    predictions: Path
+    curves: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all training sets of a run share."""
+
+    config: FinetuneConfig
+    task: Task
+    source: Backbone
+    inputs: Inputs
+    start: Path | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network that is about to be trained on one training set, and all that shapes the result."""
+
+    network: nn.Module
+    module: nn.Module
+    """What of it runs on a batch."""
+
+    architecture: dict[str, Any]
+    frozen: Frozen
+    setting: Setting
+    targets: Targets
+    samples: Samples
+    validation: Samples | None
+    made_from: dict[str, Any]
+
+
+def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
+    """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
+    task = Task.read(paths.task)
+    source = artefact.read(paths.backbone)
+    keys = key_arrays.from_hex(list(task.keys))
+    inputs: Inputs
+    if config.input == "features":
+        assert config.tap is not None, "the settings were checked"
+        clean, views = open_features(paths.features, config.tap, source.spec, views=config.views)
+        inputs = FromFeatures(config.tap, clean.identity["node"], clean, views, keys)
+    else:
+        found = stored(paths.manifests, datasets, keys)
+        decoded = pixels.decoded(source.spec.input, found, folder=paths.cache / "pixels")
+        inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
+    return Run(config, task, source, inputs, paths.start)
+
+
+def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
+    """The network of a training set with what is trained of it, its samples, and how it is trained."""
+    config, task, spec = run.config, run.task, run.source.spec
+    head, head_file = None, None
+    if run.start is not None:
+        head, head_file = fitted_head(
+            run.start, labels=training.labels, draw=training.draw, spec=spec, classes=task.classes
+        )
+    size = 1 if task.kind == "regression" else len(task.classes)
+    network, architecture = begun(config, run.source, classes=size, head=head)
+    node = run.inputs.node if isinstance(run.inputs, FromFeatures) else None
+    what = config.train or ("full" if node is None else FromTap(from_tap=node))
+    frozen = freezing.prepare(
+        network,
+        spec,
+        what,
+        batch_norm=config.batch_norm,
+        unfreeze=config.unfreeze,
+        new=new_parts(architecture),
+    )
+    if node is not None:
+        check_frozen(network, spec, frozen, node, epochs=config.epochs)
+    module = run.inputs.trained(network, spec)
+    targets, validation = targets_of(task, training.rows), task.rows("validation")
+    weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
+    objective = Objective(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
+    mix = mixing(config, task.kind, size, spec.input.shape)
+    return Prepared(
+        network,
+        module,
+        architecture,
+        frozen,
+        Setting(config, objective, fabric, run.inputs.enter, mix),
+        targets,
+        run.inputs.samples(training.rows, targets.of(training.rows), training=True, seed=config.seed),
+        run.inputs.samples(validation, targets.of(validation), training=False, seed=0) if len(validation) else None,
+        {
+            "settings": config.model_dump(mode="json", exclude=set(LoopConfig.model_fields)),
+            "loop": config.model_dump(mode="json", include=set(LoopConfig.model_fields)),
+            "architecture": architecture,
+            "weights": spec.weights_digest,
+            "start": head_file,
+            "inputs": run.inputs.made_from,
+            "classes": task.classes,
+            "rows": {
+                name: sha256_bytes("".join(task.keys[rows]).encode() + targets.of(rows).numpy().tobytes())
+                for name, rows in (("train", training.rows), ("validation", validation))
+            },
+            "code": code(),
+            "versions": versions("torch", "torchvision", "lightning-fabric"),
+        },
+    )
+
+
+def code() -> str:
+    """The digest of the code that trains: what the cache holds was made by this code."""
+    here = Path(__file__).parent
+    return digest({path.name: sha256_file(path) for path in sorted(here.glob("*.py"))})
