@@ -290,7 +290,7 @@ def leaderboard(
     from pipeline.report import leaderboard as board
     from stages import project
 
-    runs = board.read(project.TABLES, list(project.settings()["fit"]))
+    runs = board.read(project.TABLES, list(project.runs(project.settings())))
     if as_json:
         rows: list[dict[str, Any]] = [
             {"run": run["run"], "task": board.task_of(run), **run["selected"]} for run in runs
