@@ -72,17 +72,20 @@ def read(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
 
 
 TRAINING, HELD_OUT = 60, 66  # three classes
-SUMS = ("streaming_ridge", "streaming_lda", "streaming_centroid")
+SUMS: dict[str, dict[str, Any]] = {
+    "streaming_ridge": {},
+    "streaming_lda": {"shrinkage": 0.1},
+    "streaming_centroid": {},
+}
 
 
 @pytest.mark.parametrize("scale", ["standard", "none"])
 def test_heads_of_one_training_set_share_the_pass_over_it(place: Place, read: dict[int, int], scale: str) -> None:
     """A row more is read for the pivot of the sums; predictions are a pass for each head."""
-    params: dict[str, Any] = {**dict.fromkeys(SUMS, {}), "streaming_lda": {"shrinkage": 0.1}}
-    together = place.fit(inputs=["hard"], head=params, scale=scale)
+    together = place.fit(inputs=["hard"], head=SUMS, scale=scale)
     assert read == {TRAINING: TRAINING + 1, HELD_OUT: HELD_OUT * 3}
     for one in together:
-        [alone] = place.fit(inputs=["hard"], head=one.head, params=params[one.head], scale=scale)
+        [alone] = place.fit(inputs=["hard"], head=one.head, params=SUMS[one.head], scale=scale)
         np.testing.assert_array_equal(one.scores, alone.scores)
         np.testing.assert_array_equal(one.predicted, alone.predicted)
 

@@ -559,8 +559,11 @@ def test_several_heads_share_the_sums_of_one_pass(rows: Rows) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("head", "classes"),
-    [(StreamingLDA(0.2, standardize=True), 3), (StreamingCentroid(standardize=True), 2)]
-    + [(StreamingCentroid("cosine", standardize=True), 3)],
+    [
+        (StreamingLDA(0.2, standardize=True), 3),
+        (StreamingCentroid(standardize=True), 2),
+        (StreamingCentroid("cosine", standardize=True), 3),
+    ],
 )
 def test_standardize_is_a_scaler_before_the_head(head: Any, classes: int, dtype: Any) -> None:
     X, y = drawn(3, classes=classes)
