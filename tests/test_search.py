@@ -156,7 +156,7 @@ def test_the_record_says_the_whole_protocol(place: Place) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), classes=st.integers(2, 3), width=st.sampled_from([3, 6, 60]))
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 3), width=st.sampled_from([3, 6]))
 def test_a_warm_start_ends_at_the_same_optimum(seed: int, classes: int, width: int) -> None:
     train = rows(40, seed=seed, classes=classes, width=width)
     values = [1e-3, 1e-1, 10.0]
@@ -191,14 +191,15 @@ def test_a_sweep_of_45_values_takes_at_most_ten_times_the_passes_of_a_median_fit
     monkeypatch.setattr(Loss, "at", counted)
     monkeypatch.setattr(optimize, "minimize", evaluated)
     X, y = load_digits(return_X_y=True)
-    X = (StandardScaler().fit_transform(X) if scaled else X)[:1000].astype(np.float32)
+    part = np.random.default_rng(0).permutation(len(X))[:1078]  # three fifths
+    X, y = (StandardScaler().fit_transform(X[part]) if scaled else X[part]).astype(np.float32), y[part]
     _, values = GRIDS["logistic"]
-    for value in values[::4]:
-        LogisticRegression(C=value, max_iter=10_000).fit(X, y[:1000])
+    for value in values:
+        LogisticRegression(C=value, max_iter=10_000).fit(X, y)
     assert passes == [1]
     cold = np.median(evaluations)
     evaluations.clear()
-    found = [one for one, _ in paths.candidates(LogisticRegression(max_iter=10_000), "C", values, X, y[:1000])]
+    found = [one for one, _ in paths.candidates(LogisticRegression(max_iter=10_000), "C", values, X, y)]
     assert len(evaluations) == len(found) == 45
     assert passes[0] + sum(evaluations) <= 10 * cold
     if scaled:
