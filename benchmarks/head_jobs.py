@@ -151,7 +151,7 @@ def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, 
 
 
 def count_passes() -> Callable[[], int]:
-    """Count passes from now on: of moments, our losses and scikit-learn's; the result gives those since it was asked."""
+    """Count passes from now on: of moments, our losses and scikit-learn's. It returns who tells them."""
     from scipy import optimize
 
     from pipeline.heads.logistic_loss import Loss
