@@ -83,14 +83,12 @@ def sweep(folder: Path, *, rows: int, width: int, classes: int, values: int) -> 
     """All values of C against the median of one. Wanted: at most 10."""
     print(f"\n## {values} values of C, 1e-6 to 1e5: {rows:,} x {width:,}, {classes} classes\n")
     write(folder, rows, width, classes)
-    head(
-        "head", "counted", "sweep", "median of one", "ratio", "each by itself", "sweep, s", "median of one, s", "ratio"
-    )
+    head("head", "passes", "median of one", "ratio", "each by itself", "sweep, s", "median of one, s", "ratio")
     for name, in_memory in (("streaming", False), ("scikit-learn in memory, as `fit` sweeps", True)):
         found = run("path", folder, rows=rows, values=values, in_memory=in_memory)
         counts = found["count"], found["median_count"], found["count"] / found["median_count"], found["all_count"]
         seconds = found["seconds"], found["median"], found["seconds"] / found["median"]
-        row(name, "steps" if in_memory else "passes", *counts, *seconds)
+        row(name, *counts, *seconds)
 
 
 def neighbors(folder: Path, *, rows: int, width: int, queries: int, repeats: int) -> None:

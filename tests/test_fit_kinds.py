@@ -67,7 +67,8 @@ def test_a_regression_is_searched_refitted_and_kept(numbers: Place) -> None:
 def test_heads_learn_several_labels_a_row(labels: Place, head: str) -> None:
     [one] = labels.fit(head=head, params=EASY.get(head, {}))
     file = PredictionsFile.open(labels.predictions)
-    wanted = "decision" if head in ("ridge", "svm") else "probability"
+    decide = ("prototypes", "ridge", "streaming_centroid", "streaming_ridge", "svm")
+    wanted = "decision" if head in decide else "probability"
     assert (file.kind, file.classes, file.scores) == ("multilabel", ["a", "b", "c"], {head: wanted})
     assert (one.predicted.dtype, one.predicted.shape) == (np.dtype(bool), one.targets.shape)
     assert np.isfinite(one.scores).all()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline import heads
 from pipeline.errors import HeadError
 from pipeline.fit import FitConfig
+from pipeline.heads import moments
 from pipeline.heads.model import load
 from pipeline.heads.rows import Rows
 from pipeline.predictions import PredictionsFile
@@ -52,6 +53,72 @@ def test_a_streaming_head_says_what_its_twin_in_memory_says(place: Place, head: 
         if head in ("streaming_knn", "streaming_logistic", "streaming_ridge"):
             np.testing.assert_allclose(one.scores, other.scores, atol=5e-3)
     assert kinds[head] != "none"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """How many rows were read from the store, by the number of rows that the source has."""
+    monkeypatch.setattr(moments, "PIVOT_ROWS", 1)
+    counted: dict[int, int] = {}
+    reading = Rows.__getitem__
+
+    def counting(self: Rows, rows: slice) -> np.ndarray:
+        found = reading(self, rows)
+        counted[len(self)] = counted.get(len(self), 0) + len(found)
+        return found
+
+    monkeypatch.setattr(Rows, "__getitem__", counting)
+    return counted
+
+
+TRAINING, HELD_OUT = 60, 66  # three classes
+SUMS: dict[str, dict[str, Any]] = {
+    "streaming_ridge": {},
+    "streaming_lda": {"shrinkage": 0.1},
+    "streaming_centroid": {},
+}
+
+
+@pytest.mark.parametrize("scale", ["standard", "none"])
+def test_heads_of_one_training_set_share_the_pass_over_it(place: Place, read: dict[int, int], scale: str) -> None:
+    """A row more is read for the pivot of the sums; predictions are a pass for each head."""
+    together = place.fit(inputs=["hard"], head=SUMS, scale=scale)
+    assert read == {TRAINING: TRAINING + 1, HELD_OUT: HELD_OUT * 3}
+    for one in together:
+        [alone] = place.fit(inputs=["hard"], head=one.head, params=SUMS[one.head], scale=scale)
+        np.testing.assert_array_equal(one.scores, alone.scores)
+        np.testing.assert_array_equal(one.predicted, alone.predicted)
+
+
+def test_the_first_pass_of_logistic_regression_is_shared(place: Place, read: dict[int, int]) -> None:
+    place.fit(inputs=["hard"], head="streaming_logistic")
+    alone = read.pop(TRAINING)
+    place.fit(inputs=["hard"], head=["streaming_ridge", "streaming_logistic"])
+    assert read[TRAINING] == alone
+
+
+def test_automatic_shrinkage_reads_once_more(place: Place, read: dict[int, int]) -> None:
+    place.fit(inputs=["hard"], head=["streaming_ridge", "streaming_lda"])
+    assert read[TRAINING] == 2 * TRAINING + 1
+
+
+def test_all_values_of_a_sweep_share_the_pass(place: Place, read: dict[int, int]) -> None:
+    values = {"parameter": "shrinkage", "values": [0.9, 0.5, 0.1]}
+    place.fit(inputs=["hard"], head="streaming_lda", search=values)
+    assert read[TRAINING] == TRAINING + 1
+
+
+def test_a_refit_is_a_pass_that_heads_share_too(place: Place, read: dict[int, int]) -> None:
+    place.fit(inputs=["hard"], head=["streaming_ridge", "streaming_centroid"], refit=True)
+    assert (read[TRAINING], read[TRAINING + 36]) == (TRAINING + 1, TRAINING + 36 + 1)
+
+
+def test_other_weights_and_other_training_sets_have_sums_of_their_own(place: Place, read: dict[int, int]) -> None:
+    weighed = {"streaming_centroid": {}, "streaming_ridge": {"class_weight": {"ape": 2.0, "bee": 1.0, "cat": 1.0}}}
+    place.fit(inputs=["hard"], head=weighed)
+    assert read[TRAINING] == 2 * (TRAINING + 1)
+    place.fit(inputs=["hard"], head=["streaming_ridge", "streaming_centroid"], labels_per_class=[2])
+    assert read[6] == 2 * (6 + 1)  # two draws
 
 
 def test_a_run_may_mix_streaming_heads_and_others(place: Place) -> None:

@@ -28,7 +28,7 @@ from pipeline.errors import HeadError
 from pipeline.heads import moments, streamed, sums
 from pipeline.heads.centroid import StreamingCentroid
 from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.moments import Span, moments_of
+from pipeline.heads.moments import Span, Summed, moments_of
 from pipeline.heads.pca import StreamingPCA
 from pipeline.heads.ridge import StreamingRidge, StreamingRidgeClassifier
 from pipeline.heads.rows import Rows
@@ -40,9 +40,9 @@ CLASSIFIERS = [
     StreamingRidgeClassifier(standardize=True, class_weight="balanced", keep_path=True),
     StreamingLDA(),
     StreamingLDA("auto"),
-    StreamingLDA(0.3),
+    StreamingLDA(0.3, standardize=True),
     StreamingCentroid(),
-    StreamingCentroid("cosine"),
+    StreamingCentroid("cosine", standardize=True),
 ]
 REGRESSORS = [StreamingRidge(), StreamingRidge(standardize=True)]
 TRANSFORMERS = [
@@ -554,6 +554,46 @@ def test_several_heads_share_the_sums_of_one_pass(rows: Rows) -> None:
         assert (shared.predict(rows) == y).mean() > 0.85
     assert StreamingPCA(0.9).fit_moments(shared_sums).transform(rows).shape[1] < 64
     assert pickle.dumps(shared_sums) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("head", "classes"),
+    [
+        (StreamingLDA(0.2, standardize=True), 3),
+        (StreamingCentroid(standardize=True), 2),
+        (StreamingCentroid("cosine", standardize=True), 3),
+    ],
+)
+def test_standardize_is_a_scaler_before_the_head(head: Any, classes: int, dtype: Any) -> None:
+    X, y = drawn(3, classes=classes)
+    X = (X * np.logspace(-2, 2, X.shape[1]) + 1).astype(dtype)
+    found = clone(head).fit(X, y)
+    scaler = StandardScaler().fit(X.astype(np.float64))
+    expected = clone(head).set_params(standardize=False).fit(scaler.transform(X.astype(np.float64)), y)
+    np.testing.assert_allclose(
+        found.decision_function(X), expected.decision_function(scaler.transform(X)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_sums_that_were_kept_are_given_for_the_same_rows_and_targets_alone() -> None:
+    X, y = drawn(0)
+    source = Summed(X)
+    kept = moments_of(source, y, classes=np.unique(y))
+    assert (len(source), source.shape, source.dtype) == (len(X), X.shape, X.dtype)
+    np.testing.assert_array_equal(kept.gram, moments_of(X, y, classes=np.unique(y)).gram)
+    again = moments_of(source, np.searchsorted(np.unique(y), y), classes=np.arange(len(np.unique(y))))
+    assert again.gram is kept.gram
+    assert again.classes.tolist() == list(range(len(kept.classes)))
+    with pytest.raises(HeadError, match="got none of 1 of them: zebra"):
+        moments_of(source, y, classes=[*np.unique(y), "zebra"])
+    assert moments_of(source, y, classes=np.unique(y)).gram is kept.gram
+    y[0] = "cat"  # who changes targets after a fit gets sums of the new ones
+    assert moments_of(source, y, classes=np.unique(y)).gram is not kept.gram
+    numbers = np.arange(float(len(X)))
+    before = moments_of(source, numbers)
+    numbers += 1
+    assert moments_of(source, numbers).target_pivot != before.target_pivot
 
 
 def test_a_head_with_all_digits_in_float16_predicts_as_scikit_learn_in_float64(rows: Rows) -> None:

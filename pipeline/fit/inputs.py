@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import heads
 from pipeline.errors import HeadError, unknown
+from pipeline.heads.moments import Summed
 from pipeline.heads.rows import Rows
 from pipeline.store.features import Features
 
@@ -31,14 +31,22 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Stream:
-    """An input on disk, for heads that read it in blocks."""
+    """An input on disk, for heads that read it in blocks.
+
+    Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
+    to live as long as a training set.
+    """
 
     taps: tuple[Features, ...]
     keys: np.ndarray
+    taken: dict[bytes, Summed] = field(default_factory=dict, repr=False)
 
-    def take(self, rows: np.ndarray) -> Any:
-        """The same as a row source."""
-        return Rows(self.taps, self.keys[rows])
+    def take(self, rows: np.ndarray) -> Summed:
+        """The rows of these numbers as a source."""
+        numbers = rows.tobytes()
+        if numbers not in self.taken:
+            self.taken[numbers] = Summed(Rows(self.taps, self.keys[rows]))
+        return self.taken[numbers]
 
 
 def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:

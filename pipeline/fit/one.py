@@ -14,7 +14,7 @@ from pipeline.fit import FitConfig
 from pipeline.fit.inputs import Matrix, Stream
 from pipeline.fit.training import Training
 from pipeline.heads import calibration, device
-from pipeline.heads.scores import predictions_of, scores_of
+from pipeline.heads.scores import answers_of
 from pipeline.heads.search import search
 from pipeline.heads.sweep import Rows
 from pipeline.predictions import Predictions, Scores
@@ -192,13 +192,11 @@ def _predicted(
     *,
     seed: int | None,
 ) -> Predictions:
-    predicted, scored = [], []
+    answers = []
     for fitted, rows in parts:
         if not len(rows):
             continue
-        X = source.take(rows)
-        predicted.append(predictions_of(fitted, X, kind=data.kind))
-        scored.append(scores_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes))
+        answers.append(answers_of(fitted, source.take(rows), kind=data.kind, scores=head.scores, classes=data.classes))
     rows = np.concatenate([rows for _, rows in parts])
     return Predictions(
         head=head.called,
@@ -208,6 +206,6 @@ def _predicted(
         keys=data.keys[rows],
         splits=data.splits[rows],
         targets=data.targets[rows],
-        predicted=np.concatenate(predicted),
-        scores=np.concatenate(scored),
+        predicted=np.concatenate([predicted for predicted, _ in answers]),
+        scores=np.concatenate([scores for _, scores in answers]),
     )

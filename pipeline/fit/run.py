@@ -67,11 +67,11 @@ def fit(
     with Writer(predictions, loaded.kind, loaded.classes, scores) as writer:
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
-            stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
-            held = Matrix(_joined([columns[tap] for tap in parts])) if holding else stream
-            for head, seed in plan:
-                for training in trainings:
-                    source = stream if head.streaming else held
+            matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None
+            for training in trainings:
+                stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
+                for head, seed in plan:
+                    source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed
                     one = fit_one(head, data, source, training, config, seed=state)
                     writer.add(one.predictions)

@@ -19,14 +19,17 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A row has the class whose mean is the nearest, by distance or by angle; X is an array or a row source.
 
     Decision values are -|x - m|²/2, as of Gaussians of unit variance, or the cosine of x and m. For class means of
-    directions put a Normalizer before. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides its
-    decision values by a variance within classes, which is no number where every class has one row.
+    directions put a Normalizer before; with `standardize` x and m are those of rows less their mean, divided by their
+    standard deviation. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides its decision values
+    by a variance within classes, which is no number where every class has one row.
 
-    Fitted: `centroids_` (classes, width), float64.
+    Fitted: `centroids_` (classes, width), float64, of the rows as they are; `center_` and `scale_` (width,), which are
+    0 and 1 where nothing is standardized.
     """
 
-    def __init__(self, metric: Literal["euclidean", "cosine"] = "euclidean") -> None:
+    def __init__(self, metric: Literal["euclidean", "cosine"] = "euclidean", *, standardize: bool = False) -> None:
         self.metric = metric
+        self.standardize = standardize
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
@@ -41,6 +44,9 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if moments.classes is None:
             raise HeadError("nearest class mean: expected moments of classes, got none. Name them in moments_of.")
         self.classes_, self.centroids_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
+        self.center_, self.scale_ = np.zeros(moments.width), np.ones(moments.width)
+        if self.standardize:
+            self.center_, self.scale_ = moments.mean, moments.scale
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -55,10 +61,11 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _nearness(self, block: np.ndarray) -> np.ndarray:
         if self.metric == "cosine":
-            return np.asarray(_directions(block.astype(np.float64)) @ _directions(self.centroids_).T)
+            x, m = (block - self.center_) / self.scale_, (self.centroids_ - self.center_) / self.scale_
+            return np.asarray(_directions(x) @ _directions(m).T)
         # About the middle of the means, so that squares are of the size of distances.
         middle = self.centroids_.mean(axis=0)
-        x, m = block - middle, self.centroids_ - middle
+        x, m = (block - middle) / self.scale_, (self.centroids_ - middle) / self.scale_
         return np.asarray(x @ m.T - (m**2).sum(axis=1) / 2 - (x**2).sum(axis=1, keepdims=True) / 2)
 
 

@@ -34,6 +34,11 @@ class _Units:
         self.across = np.sqrt(curvature * loss.variances + penalty)[:, None]
         self.upright = np.sqrt(curvature)
 
+    @classmethod
+    def at(cls, loss: Loss, point: Point, penalty: float) -> "_Units":
+        """Those of a point."""
+        return cls(loss, penalty, max(point.curvature, LEAST_CURVATURE / loss.classes))
+
     def of(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """A point as one vector."""
         return np.concatenate([(self.axes.T @ coef * self.across).ravel(), intercept * self.upright])
@@ -58,7 +63,7 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
 
     if start is None:
         start = loss.at(np.zeros((loss.X.shape[1], loss.columns)), np.zeros(loss.columns))
-    units = _Units(loss, penalty, max(start.curvature, LEAST_CURVATURE / loss.classes))
+    units = _Units.at(loss, start, penalty)
 
     def slope(point: Point) -> np.ndarray:
         return units.gradient(point.gradient(penalty), point.drift)
@@ -90,6 +95,13 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
     found = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
     value(found.x)  # a pass only where the search went back to an earlier point
     return Descent(last[0][1], int(found.nit), enough(last[0][1]))
+
+
+def onward(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients and intercepts a step further, as far as the units say: for gains that no pass could see."""
+    units = _Units.at(loss, point, penalty)
+    slope = units.gradient(point.gradient(penalty), point.drift)
+    return units.back(units.of(point.coef, point.intercept) - slope)
 
 
 def ahead(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:

@@ -27,6 +27,9 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     those of "lsqr" differ by a number that is the same for every class of a row), and with a number as shrinkage
     where the priors are the shares of the classes.
 
+    With `standardize` a number shrinks the covariance of features divided by their standard deviation. Without
+    shrinkage, and with "auto", their units do not matter.
+
     Shrinkage "auto" is the Ledoit-Wolf estimate for all rows about their class means, each feature divided by its
     deviation there: one amount for all classes. scikit-learn estimates a matrix and an amount a class, which takes the
     memory of a matrix a class, and of few rows a class is nearly a diagonal.
@@ -34,9 +37,12 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Fitted: `coef_`, `intercept_`, `means_` (classes, width), `priors_`, and `shrinkage_`, the amount or 0.
     """
 
-    def __init__(self, shrinkage: float | Literal["auto"] | None = None, *, priors: Any = None) -> None:
+    def __init__(
+        self, shrinkage: float | Literal["auto"] | None = None, *, priors: Any = None, standardize: bool = False
+    ) -> None:
         self.shrinkage = shrinkage
         self.priors = priors
+        self.standardize = standardize
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
@@ -63,14 +69,12 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"discriminant analysis: expected rows that vary about the mean of their class, got {moments.rows:,} "
                 f"rows of {len(self.classes_):,} classes that do not. Label more samples, or use nearest class means."
             )
-        if self.shrinkage == "auto":
-            scale = _deviations(covariance)
-            covariance /= scale * scale[:, None]
-            self.shrinkage_ = self._ledoit_wolf(X, y, scale, covariance)
-            covariance = shrunk_covariance(covariance, self.shrinkage_) * (scale * scale[:, None])
-        else:
-            self.shrinkage_ = self._number()
-            covariance = shrunk_covariance(covariance, self.shrinkage_)
+        auto = self.shrinkage == "auto"
+        scale = moments.scale if self.standardize else np.ones(moments.width)
+        scale = _deviations(covariance) if auto else scale
+        covariance /= scale * scale[:, None]
+        self.shrinkage_ = self._ledoit_wolf(X, y, scale, covariance) if auto else self._number()
+        covariance = shrunk_covariance(covariance, self.shrinkage_) * (scale * scale[:, None])
         centre = self.priors_ @ self.means_
         coef = _solve(covariance, (self.means_ - centre).T, rounding=moments.rounding).T
         intercept = np.log(self.priors_) - ((self.means_ + centre) / 2 * coef).sum(axis=1)

@@ -6,7 +6,7 @@ A row counts once, whoever adds it: spans of rows may be summed by other threads
 import functools
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,29 @@ class Span:
         return np.asarray(self.source[self.start + start : self.start + max(start, stop)])
 
 
+class Summed:
+    """A row source that keeps the last moments of its rows, so that heads fitted to it share one pass.
+
+    They are given again to who asks for the same groups of rows, targets and weights: O(width²) of memory.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.shape, self.dtype = source, source.shape, source.dtype
+        self._kept: tuple[tuple[Any, ...], Moments] | None = None
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.asarray(self.source[rows])
+
+    def moments(self, asked: tuple[Any, ...], make: Callable[[Any], Moments]) -> Moments:
+        """Those of the source as `make` sums them, or the last, if these were asked for with the same."""
+        if self._kept is None or not all(itertools.starmap(np.array_equal, zip(self._kept[0], asked, strict=True))):
+            self._kept = asked, make(self.source)
+        return self._kept[1]
+
+
 def moments_of(
     X: Any,
     y: Any = None,
@@ -61,7 +84,8 @@ def moments_of(
     depends on `parts` alone, and not on who does it, so that results have the same bytes where BLAS has as many
     threads. A process gets its span with the source, which should therefore pickle as the place of its rows, as `Rows`
     does and an np.memmap does not. A client of Dask maps with
-    `lambda f, work: (future.result() for future in client.map(f, list(work), pure=False))`.
+    `lambda f, work: (future.result() for future in client.map(f, list(work), pure=False))`. Of a `Summed` source that
+    was asked before no row is read.
 
     Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
@@ -73,13 +97,20 @@ def moments_of(
     if classes is not None:
         classes, groups = _numbered(y, np.asarray(classes))
     elif y is not None:
-        targets = np.asarray(y, dtype=np.float64).reshape(rows, -1)
-    given = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
-    pivots = _pivot(X), targets.sum(axis=0) / max(1, rows)
+        targets = np.array(y, dtype=np.float64).reshape(rows, -1)
+    given = np.ones(rows) if weights is None else np.array(weights, dtype=np.float64)
     cuts = itertools.pairwise([rows * number // parts for number in range(parts + 1)])
     spans = [slice(*cut) for cut in cuts]
-    work = [(_span(X, cut), groups[cut], targets[cut], given[cut], classes, *pivots) for cut in spans]
-    return functools.reduce(Moments.merge, map(_sum, work)).check()
+
+    def summed(source: Any) -> Moments:
+        pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
+        work = [(_span(source, cut), groups[cut], targets[cut], given[cut], classes, *pivots) for cut in spans]
+        return functools.reduce(Moments.merge, map(_sum, work)).check()
+
+    if not isinstance(X, Summed):
+        return summed(X)
+    number = None if classes is None else len(classes)
+    return replace(X.moments((number, groups, targets, given, parts), summed), classes=classes)
 
 
 def _sum(work: tuple[Any, ...]) -> Moments:

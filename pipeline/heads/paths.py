@@ -1,8 +1,8 @@
 """Fit one head with many values of a parameter, with the work that the values share done once.
 
-Logistic regression starts each value from where the optima of those before point to. Ridge heads need one
-decomposition for all penalties. A streaming head has a method of its own for this. Any other head is fitted to each
-value.
+Logistic regression starts each value at its optimum, found along the axes of the rows, or else where the optima of
+those before point to. Ridge heads need one decomposition for all penalties. A streaming head has a method of its own
+for this. Any other head is fitted to each value.
 """
 
 import copy
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.heads import device
+from pipeline.heads.starts import starts
 
 Candidate = tuple[Any | None, str | None]
 """A fitted head, or none where scikit-learn refuses the value; and what is against choosing it, if anything is."""
@@ -68,14 +69,17 @@ def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
 
 
 def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Each value from where the path of the optima so far points to.
+    """Each value from near its optimum (`starts`), or from where the path of the optima so far points to.
 
     The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
     """
     moving = copy_of(head, warm_start=True)
     path: list[np.ndarray] = []
+    near = starts(head, values, X, y)
     for value in values:
-        if len(path) > 1:
+        if near is not None:
+            moving.coef_, moving.intercept_ = next(near)
+        elif len(path) > 1:
             start = _ahead(path)
             moving.coef_, moving.intercept_ = start[:, :-1], start[:, -1]
         found, problem = fitted(moving.set_params(C=value), X, y)

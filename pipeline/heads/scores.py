@@ -2,6 +2,9 @@
 
 scikit-learn gives the decision values of two classes as one column, and the probabilities of several labels as a list
 of arrays or as one array. Here each class has a column, in an order that is told.
+
+Of our own heads, of nearest neighbours and of calibrated heads the prediction follows from the scores, so that both
+take one pass over the rows.
 """
 
 from collections.abc import Sequence
@@ -29,9 +32,62 @@ def scores_of(head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequenc
     """
     if scores == "none":
         return np.full((len(X), len(classes)), np.nan, dtype=np.float32)
+    return _by_class(_raw(head, X, scores), head, kind=kind, classes=classes)
+
+
+def predictions_of(head: Any, X: Any, *, kind: Kind) -> np.ndarray:
+    """Predictions as a task has targets: text (rows,), bool (rows, classes) or float64 (rows,)."""
+    return _as_targets(head.predict(X), kind)
+
+
+def answers_of(
+    head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `predictions_of` and `scores_of` say, from one pass where the head's predictions follow from its scores.
+
+    A prediction may then be another than that of `predict` where two scores differ by rounding alone, less than 1e-15.
+    """
+    if scores == "none" or not _follow(head):
+        predicted = predictions_of(head, X, kind=kind)
+        return predicted, scores_of(head, X, kind=kind, scores=scores, classes=classes)
+    found = _raw(head, X, scores)
+    above = 0.5 if scores == "probability" else 0.0
+    if kind == "multilabel":
+        predicted = found > above
+    elif found.ndim == 1:
+        predicted = head.classes_[(found > above).astype(int)]
+    else:
+        predicted = head.classes_[found.argmax(axis=1)]
+    return _as_targets(predicted, kind), _by_class(found, head, kind=kind, classes=classes)
+
+
+def _follow(head: Any) -> bool:
+    """Whether `predict` gives the first class with the largest score, or the labels with scores above the middle."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(head, CalibratedClassifierCV):
+        return True
+    if isinstance(head, Pipeline):
+        return _follow(head[-1])
+    if isinstance(head, OneVsRestClassifier):
+        return _follow(head.estimator)
+    if isinstance(head, KNeighborsClassifier):
+        return bool(head.weights == "uniform")
+    return type(head).__module__.startswith("pipeline.heads.")
+
+
+def _raw(head: Any, X: Any, scores: Scores) -> np.ndarray:
+    """The scores in the order of the head's classes; of several labels a column each."""
     found = head.predict_proba(X) if scores == "probability" else head.decision_function(X)
     if isinstance(found, list):  # several labels a row: an array a class, with a column for absent and one for present
         found = np.stack([one[:, 1] for one in found], axis=1)
+    return np.asarray(found)
+
+
+def _by_class(found: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str]) -> np.ndarray:
     if found.ndim == 1:  # two classes: one column, positive for the second
         found = np.stack([-found, found], axis=1)
     if kind == "classification":
@@ -43,7 +99,5 @@ def scores_of(head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequenc
     return np.asarray(found)
 
 
-def predictions_of(head: Any, X: Any, *, kind: Kind) -> np.ndarray:
-    """Predictions as a task has targets: text (rows,), bool (rows, classes) or float64 (rows,)."""
-    found = head.predict(X)
+def _as_targets(found: Any, kind: Kind) -> np.ndarray:
     return np.asarray(found, dtype={"multilabel": bool, "regression": np.float64}.get(kind))
