@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +115,6 @@ def test_real_weights_in_a_file_become_a_backbone(real_backbone: Path, real_weig
     }
     assert list(backbone.spec.classes) == json.loads((assets / "weights" / "imagenet_classes.json").read_text())
     assert backbone.spec.taps["features"].shape == (512, 13, 13)
-
-
-def test_real_weights_recognise_real_photos(real_backbone: Path, assets: Path, tmp_path: Path) -> None:
-    with tarfile.open(assets / "images" / "imagenet-sample-100.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
-    photos = sorted(tmp_path.rglob("*.JPEG"))[::4]
-    backbone = artefact.read(real_backbone)
-    reader = ImageReader(backbone.spec.input.image)
-    pixels = np.stack([reader(path.read_bytes())["pixels"] for path in photos])
-    logits = TorchEngine(backbone, {"l": TapSpec(node="logits")}, batch_size=25).run({"pixels": pixels})["l"]
-    right = logits.argmax(1) == [int(path.name.split("_")[0]) for path in photos]
-    # Of all hundred photos these weights name 65; the wrong channel order or no normalisation halves that.
-    assert right.mean() >= 0.5
 
 
 def test_the_same_weights_as_safetensors_are_the_same_backbone(
