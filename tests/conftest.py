@@ -18,11 +18,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LONGEST = (
     "test_photos.py",
-    "test_pipeline.py",
     "test_sharing.py",
+    "test_pipeline.py",
     "test_cluster.py",
-    "test_extract.py",
     "test_engines.py",
+    "test_taps.py",
+    "test_extract.py",
 )
 
 
