@@ -16,12 +16,21 @@ Folder = Callable[..., Path]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("test_photos.py", "test_pipeline.py", "test_sharing.py", "test_oracles.py")
+LONGEST = (
+    "test_photos.py",
+    "test_sharing.py",
+    "test_pipeline.py",
+    "test_cluster.py",
+    "test_engines.py",
+    "test_taps.py",
+    "test_extract.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: a process takes whole files, and the last one would keep a core waiting."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

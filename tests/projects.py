@@ -9,9 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+# Stages as a user runs them, without DVC, which would remove their outputs first; in one process, to be quick.
+BY_HAND = """
+import runpy, sys
+for stage in sys.argv[1:]:
+    name, *entry = stage.split("@")
+    sys.argv = [name, *entry]
+    runpy.run_module(f"stages.{name}", run_name="__main__")
+"""
 COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
 KEPT = tuple(f"data/{name}/.gitignore" for name in ("pretrained", "models/backbone", "models/scratch"))
 
@@ -22,6 +32,7 @@ class Project:
     def __init__(self, root: Path, cache: Path | None = None) -> None:
         self.root = root
         self.cache = cache or root.parent / "feature-cache"
+        self._last: tuple[Mapping[str, Any], tuple[str, ...]] | None = None  # what DVC has brought about
         for name in (*COPIED, *KEPT):
             source, target = ROOT / name, root / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,28 +54,53 @@ class Project:
 
     def write(self, params: Mapping[str, Any]) -> None:
         """Write params.yaml."""
+        self._last = None
         (self.root / "params.yaml").write_text(yaml.safe_dump(dict(params)))
 
     def repro(self, params: Mapping[str, Any], *targets: str) -> tuple[list[str], str]:
         """Write params.yaml and run DVC; return the stages that ran, in their order, and all output."""
         self.write(params)
         output = self.run("dvc", "repro", *targets)
+        self._last = (params, targets)
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
+
+    def settle(self, params: Mapping[str, Any], *targets: str) -> None:
+        """Run DVC, unless that is what was run last: a process that finds nothing to do takes seconds."""
+        if self._last != (params, targets):
+            self.repro(params, *targets)
+
+    def by_hand(self, *stages: str) -> None:
+        """Run stages such as `fit@digits` without DVC."""
+        self._last = None
+        self.run("python", "-c", BY_HAND, *stages)
 
     def read(self, path: str) -> Any:
         """A JSON file of the project."""
         return json.loads((self.root / path).read_text())
 
 
+def write_digits(folder: Path) -> None:
+    """Write the first 30 digits of each class as class folders: 300 images."""
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for number, pixels in enumerate(bundled.images[bundled.target == label][:30]):
+            Image.fromarray((pixels * 15).astype(np.uint8)).save(folder / str(label) / f"{number:02d}.png")
+
+
 def small() -> dict[str, Any]:
-    """The default settings with little of everything, the digits as a list with two columns of labels."""
+    """The default settings with little of everything: 300 digits (`write_digits`), which the network learns itself."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["sample"]["glyphs"]["sizes"] = [22]
-    params["pretrain"]["glyphs"] |= {"steps": 4, "batch_size": 16, "widths": [8, 8, 8]}
+    del params["sample"]["glyphs"]
+    params["prepare"] = {"digits": {"root": "digits"}}
+    params["pretrain"]["glyphs"] |= {"dataset": "digits", "steps": 4, "batch_size": 16, "widths": [8, 8, 8]}
+    del params["extract"]["glyphs"]["taps"]["block2"]
     params["split"] = {"digits": params["split"]["digits"] | {"few_shot": {"labels_per_class": 5, "draws": 2}}}
     run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
     params["fit"] = {"digits_logistic": run}
     params["finetune"] = {}
-    params["extract"]["glyphs"]["taps"].pop("block1_whole")
+    del params["extract"]["glyphs"]["taps"]["block1_whole"]
     params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100
     return params

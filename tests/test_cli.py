@@ -578,23 +578,6 @@ def test_the_plan_of_a_folder_is_printed_and_nothing_is_extracted(
     assert icecore(*command).out.splitlines() == ["penultimate: 0 rows to compute, 3 known"]
 
 
-@pytest.mark.slow
-def test_two_processes_on_this_machine_make_the_same_features_as_one(
-    data: Path, tmp_path: Path, icecore: Command, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = image_folder(("cat",), each=5)
-    command = ["extract", "--backbone", data / "backbones" / "tiny", "--data", photos, "--engine", "torch"]
-    command += ["--batch-size", "4"]
-    assert icecore(*command, "--out", tmp_path / "one").code == 0
-    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "another-cache"))
-    said = icecore(*command, "--out", tmp_path / "two", "--workers", "2")
-    assert said.code == 0, said.error
-    assert f"{tmp_path / 'two' / 'penultimate'}: 5 rows" in said.out
-    one, two = (Features.open(tmp_path / name / "penultimate") for name in ("one", "two"))
-    assert one.keys == two.keys
-    assert np.array_equal(one.load(), two.load())
-
-
 def test_a_plan_that_does_not_fit_is_printed_and_ends_with_an_error(
     data: Path,
     tmp_path: Path,

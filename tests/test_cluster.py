@@ -411,7 +411,7 @@ def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_
         def say(line: str) -> None:
             said.append(line)
             if "no worker" in line:
-                stack.enter_context(dask_workers(file, 2))
+                stack.enter_context(dask_workers(file, 1))
 
         done = job.extract(TAPS, run={"scheduler": str(file)}, say=say)
         address = address_of(file)

@@ -10,9 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import adding
 import h5py
 import numpy as np
 import pytest
@@ -878,31 +881,26 @@ def test_thousands_of_shards_are_committed_in_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 30  # a second or two; minutes would be all samples for each shard
 
 
-WRITER = """
-import sys, pathlib
-import numpy as np
-from pipeline.files import content_key
-from pipeline.store import cache, upkeep, keys as key_arrays
-
-root, first = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-column = cache.column(root, {"node": "block1", "dtype": "float32"})
-upkeep.leftovers(column)
-print("ready", flush=True)
-for turn in range(8):
-    part = (first + turn) % 8
-    have = {key for record in column.records() for key in key_arrays.to_hex(column.keys(record))}
-    own = sorted(content_key(str(100 * part + number).encode()) for number in range(40))
-    if not set(own) <= have:
-        rows = np.array([[int(k[:6], 16) + c for c in range(2000)] for k in own], np.float32)
-        column.add(key_arrays.from_hex(own), rows, provenance={})
-"""
+# Each writer is a process of its own, forked from one that has the libraries: sixty times their import would take long.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pipeline.store.cache", "pipeline.store.upkeep"])
 
 
-def writer(root: Path, first: int) -> "subprocess.Popen[str]":
-    """A process that adds eight shards to a column, those that are not there."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-c", WRITER, str(root), str(first)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def writer(root: Path, first: int) -> tuple[BaseProcess, Connection]:
+    """A process that adds eight shards to a column, and where it says that it begins."""
+    ready, tell = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=adding.add_eight, args=(root, first, tell))
+    process.start()
+    tell.close()
+    return process, ready
+
+
+def whole_writer(root: Path) -> None:
+    """Let one add all eight."""
+    process, ready = writer(root, 0)
+    process.join()
+    ready.close()
+    assert process.exitcode == 0
 
 
 def stored(root: Path) -> dict[str, bytes]:
@@ -911,30 +909,26 @@ def stored(root: Path) -> dict[str, bytes]:
 
 
 def test_killed_writers_lose_nothing_and_leave_nothing_behind(tmp_path: Path) -> None:
-    first = writer(tmp_path / "whole", 0)
-    assert first.wait() == 0
-    first.stdout.close()  # type: ignore[union-attr]
+    whole_writer(tmp_path / "whole")
     whole = stored(tmp_path / "whole")
     assert len(whole) == 1 + 3 * 8
     random = np.random.default_rng(0)
     for seed in range(10):
         root = tmp_path / f"killed-{seed}"
         kept: set[str] = set()
-        for turn in range(3):  # three kills of one of three writers each: 30 in all
+        for turn in range(3):  # three kills, the first of one of three writers: 30 in all
             writers = [writer(root, 3 * number) for number in range(3 if turn == 0 else 1)]
-            assert writers[0].stdout is not None
-            writers[0].stdout.readline()
+            killed, ready = writers[0]
+            assert ready.recv()
             time.sleep(random.uniform(0, 0.03))
-            writers[0].kill()
-            for process in writers:
-                process.wait()
-                process.stdout.close()  # type: ignore[union-attr]
+            killed.kill()
+            for process, ready in writers:
+                process.join()
+                ready.close()
             now = {record.name for record in cache.column(root, IDENTITY).records()}
             assert kept <= now, "what was committed stays"
             kept = now
-        last = writer(root, 0)
-        assert last.wait() == 0
-        last.stdout.close()  # type: ignore[union-attr]
+        whole_writer(root)
         assert stored(root) == whole
 
 
@@ -1195,11 +1189,11 @@ class Rows:
         return self.features.load([self.keys[place]])[0]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_of_a_data_loader_read_the_same_rows(features: Features, start: str) -> None:
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_of_a_data_loader_read_the_same_rows(features: Features, start: str, workers: int) -> None:
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(Rows(features), batch_size=5, num_workers=2, multiprocessing_context=start)  # type: ignore[arg-type]
+    loader = DataLoader(Rows(features), batch_size=5, num_workers=workers, multiprocessing_context=start)  # type: ignore[arg-type]
     assert np.array_equal(np.concatenate([batch.numpy() for batch in loader]), features.load())
 
 
