@@ -82,14 +82,18 @@ def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Projec
     params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
     ran, output = project.repro(params)
     runs = ("tuned", "from_block2")
-    assert {"extract@glyphs", *(f"{stage}@{run}" for stage in ("finetune", "evaluate_finetune") for run in runs)} <= {*ran}
+    assert {"extract@glyphs", *(f"{stage}@{run}" for stage in ("finetune", "evaluate_finetune") for run in runs)} <= {
+        *ran
+    }
     assert "block2: 50 rows, 0.2 MiB stored; " in output  # widths of 8
     for run in runs:
         made = project.read(f"data/models/{run}/model.json")
         assert made["fits"][0]["frozen"]["before"] == made["fits"][0]["frozen"]["after"]
         assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
         assert project.read(f"data/metrics/{run}.json")["test_rows"] > 50
-    compared = {pair[side]["run"] for pair in project.read("data/comparisons/digits.json")["across"] for side in ("a", "b")}
+    compared = {
+        pair[side]["run"] for pair in project.read("data/comparisons/digits.json")["across"] for side in ("a", "b")
+    }
     assert compared == {"digits_logistic", *runs}
     assert "suggested: `learning_rate: " in project.run("python", "-m", "stages.finetune", "tuned", "--lr-range")
 
