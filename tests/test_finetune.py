@@ -193,7 +193,10 @@ def test_evaluation_reads_what_a_run_leaves(paths: Paths, tmp_path: Path) -> Non
     found = evaluate(
         EvaluateConfig(resamples=100),
         predictions=paths.predictions,
+        task=paths.task,
         model=paths.model,
+        confusion=tmp_path / "confusion.csv",
+        curve=tmp_path / "curve.csv",
         numbers=tmp_path / "numbers.json",
         tables=tmp_path / "tables.json",
     )
