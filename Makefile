@@ -46,6 +46,7 @@ bench: $(VENV)/.installed  ## run all benchmarks that need no GPU, each with few
 	@python benchmarks/crash.py --kills 20
 	@python benchmarks/engines.py --rounds 2
 	@python benchmarks/extract.py $(BENCH)
+	@python benchmarks/heads.py
 	@python benchmarks/finetune.py --models mobilenet_v2
 
 # thingsvision pins a torch of its own, so it has an environment of its own; tried with Python 3.11.
