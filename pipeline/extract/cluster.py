@@ -164,8 +164,9 @@ def _there_until_the_end(client: "Client") -> Iterator[None]:
     except (CommClosedError, FutureCancelledError, OSError) as error:
         if client.status == "running" and not isinstance(error, CommClosedError | FutureCancelledError):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # Dask may add lines of advice
         raise ClusterError(
-            f"scheduler {address}: expected it to be there until the end, but it is gone ({error}). Every shard that "
+            f"scheduler {address}: expected it to be there until the end, but it is gone ({reason}). Every shard that "
             "was finished is kept: start it, and run again."
         ) from None
 
