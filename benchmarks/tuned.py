@@ -37,7 +37,7 @@ from pipeline.training.inputs import FromFeatures, FromPixels
 from pipeline.training.loop import make_fabric, measure, train
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
 from pipeline.training.samples import Samples
-from pipeline.training.sets import training_sets
+from pipeline.training_sets import training_sets
 
 CIFAR = ("images/cifar10-png-train4000.tar", "cifar10-png-train4000/train/")
 SIDE = 96  # to which images of CIFAR-10 are resized, px

@@ -37,7 +37,7 @@ from pipeline.training.breakeven import BreakEven
 from pipeline.training.finetune import finetune, lr_range
 from pipeline.training.loop import make_fabric
 from pipeline.training.ready import Paths, opened, prepared
-from pipeline.training.sets import training_sets
+from pipeline.training_sets import training_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

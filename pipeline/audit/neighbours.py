@@ -1,8 +1,8 @@
 """Near duplicates across splits, and labels that neighbours contradict: exact, and a block of rows at a time.
 
 Rows are compared by the cosine of what is left of them when the mean of all rows is taken off. Activations after a
-ReLU are positive and have most of their length in common: without this, thousands of different handwritten digits have
-a cosine above 0.98. Rows that say nothing, since they are zero, constant or not finite, are left out and counted.
+ReLU are positive and have most of their length in common, so that different images would be called duplicates. Rows
+that say nothing, since they are zero, constant or not finite, are left out and counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

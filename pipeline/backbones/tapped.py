@@ -34,5 +34,10 @@ class Tapped(nn.Module):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Images float32 (n, channels, height, width), channels-last in memory."""
-        # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
-        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+        return normalised(pixels, self.mean, self.std)
+
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels uint8 (n, h, w, c) to images float32 (n, c, h, w), less `mean`, over `std`, each (1, c, 1, 1)."""
+    # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
+    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

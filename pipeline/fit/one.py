@@ -12,13 +12,13 @@ from pipeline import heads
 from pipeline.errors import HeadError
 from pipeline.fit import FitConfig
 from pipeline.fit.inputs import Matrix, Stream
-from pipeline.fit.training import Training
 from pipeline.heads import calibration, device
 from pipeline.heads.scores import answers_of
 from pipeline.heads.search import search
 from pipeline.heads.sweep import Rows
 from pipeline.predictions import Predictions, Scores
 from pipeline.task import Kind
+from pipeline.training_sets import Training
 
 # Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
 SMALL = 5_000_000

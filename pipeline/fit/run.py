@@ -12,9 +12,9 @@ from pipeline import heads
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
+from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
 from pipeline.fit.one import Data, Head, fit_one
-from pipeline.fit.training import check_targets, training_sets
 from pipeline.heads import calibration, criteria, device
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
@@ -22,6 +22,7 @@ from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task
+from pipeline.training_sets import training_sets
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def fit(
     check_targets(loaded, where=str(task))
     _check_splits(config, loaded, where=str(task))
     trainings = list(training_sets(loaded, config.labels_per_class, where=str(task)))
+    for training in trainings:
+        if training.labels is None:  # a draw has rows of every class
+            check_classes(loaded, training.rows, where=str(task))
     plan = [(head, seed) for head in _heads(config, loaded.kind, on) for seed in _seeds(head, config)]
     found = [head for head, _ in plan]
     if on is not None:

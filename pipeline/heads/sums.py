@@ -4,11 +4,11 @@ Rows are shifted by a pivot, the mean of the first of them, so that no variance 
 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"): the second moment of a feature with mean
 m, variance v and pivot p has an error of about `rounding` x (v + (m - p)²).
 
-Products of float64 rows are formed in float64. Those of float16 and float32 rows are formed in float32, which takes
-half the time, for at most `ROWS` rows at once, and are added in float64: the error does not grow with the number of
-rows. `rounding` is 128 units in the last place. Sums whose errors have random signs have √ROWS, 45 (Higham and Mary
-2019, "A new approach to probabilistic rounding error analysis"), and the largest error found was 70, of squares of
-rectified values. Other orders or cuts of the rows change sums within it; the same cut gives the same bytes.
+Products of float64 rows are formed in float64. Those of float16 and float32 rows are formed in float32, which is
+faster, for at most `ROWS` rows at once, and are added in float64: the error does not grow with the number of rows.
+`rounding` is 128 units in the last place. Sums whose errors have random signs have √ROWS, 45 (Higham and Mary 2019, "A
+new approach to probabilistic rounding error analysis"). Other orders or cuts of the rows change sums within it; the
+same cut gives the same bytes.
 """
 
 from dataclasses import dataclass, replace

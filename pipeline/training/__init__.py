@@ -16,7 +16,6 @@ history       what happens, epoch by epoch
 checkpoint    everything that a run goes on with
 finite        the watch over losses that are no numbers
 loop          the one training loop, on Lightning Fabric
-sets          the training sets of a run
 targets       the targets of a task as tensors
 inputs        pixels or stored rows, and the part of a network that runs on them
 breakeven     after how many epochs stored rows pay for themselves

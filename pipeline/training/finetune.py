@@ -32,8 +32,8 @@ from pipeline.training.inputs import FromFeatures, compare, stored
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, train
 from pipeline.training.lr_range import RangeTest, range_test
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
-from pipeline.training.sets import Training, training_sets
 from pipeline.training.targets import answers
+from pipeline.training_sets import Training, training_sets
 
 HEAD = "finetune"  # what predictions call the head
 KEPT_DAYS = 30  # that a training stays in the cache after it was last used

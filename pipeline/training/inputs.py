@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones import tapped
 from pipeline.backbones.replay import TOLERANCE
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
 from pipeline.backbones.taps import collect
@@ -117,7 +118,7 @@ class FromFeatures:
 def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
     """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
     mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
-    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+    return tapped.normalised(pixels, mean, std)
 
 
 def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> extracted.Samples:

@@ -21,9 +21,9 @@ from pipeline.training.loop import Setting
 from pipeline.training.losses import Objective, class_weights, mixing
 from pipeline.training.parts import FromTap
 from pipeline.training.samples import Samples
-from pipeline.training.sets import Training
 from pipeline.training.start import begun, fitted_head
 from pipeline.training.targets import Targets, targets_of
+from pipeline.training_sets import Training
 
 
 @dataclass(frozen=True)

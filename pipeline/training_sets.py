@@ -1,4 +1,4 @@
-"""The training sets of a run: the whole training split of a task, or few-shot draws of it."""
+"""The training sets that a task offers: its whole training split, or few-shot draws of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipeline.task import Task
 
 @dataclass(frozen=True)
 class Training:
-    """One training set: its rows in the task, and how they were drawn."""
+    """One training set of a run: its rows in the task, and how they were drawn."""
 
     rows: np.ndarray
     labels: int | None
@@ -21,8 +21,10 @@ class Training:
         return "all" if self.labels is None else f"n{self.labels}-draw{self.draw}"
 
 
-def training_sets(task: Task, labels_per_class: Sequence[int], *, draws: int, where: str) -> Iterator[Training]:
-    """The training sets that a run asks for, `draws` of each number of labels.
+def training_sets(
+    task: Task, labels_per_class: Sequence[int], *, where: str, draws: int | None = None
+) -> Iterator[Training]:
+    """The training sets that a run asks for, `draws` of each number of labels, or as many as the task has.
 
     Raises DataError where the task has none of that kind.
     """
@@ -34,12 +36,14 @@ def training_sets(task: Task, labels_per_class: Sequence[int], *, draws: int, wh
         return
     if task.kind != "classification":
         raise DataError(f"{where}: `labels_per_class` needs classes, and the task is a {task.kind}. Leave it out.")
-    if task.draws < draws:
+    if not task.draws:
+        raise DataError(f"{where}: `labels_per_class` needs few-shot draws. Give the task `few_shot` settings.")
+    if draws is not None and task.draws < draws:
         raise DataError(
             f"{where}: expected {draws} few-shot draws, got {task.draws}. Give the task `few_shot` with as many."
         )
     for labels in labels_per_class:
-        for draw in range(draws):
+        for draw in range(task.draws if draws is None else draws):
             rows = task.few(draw, labels)
             if len(rows) < labels * len(task.classes):
                 raise DataError(

@@ -1,0 +1,42 @@
+"""The refusal of tasks that no head can learn."""
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.task import Task
+
+
+def check_targets(task: Task, *, where: str) -> None:
+    """Raises DataError for targets that are missing or no finite numbers, and for a task with nothing to tell apart."""
+    column = task.table["target"]
+    bad = np.flatnonzero(np.asarray(column.is_null()))
+    if not len(bad) and task.kind == "regression":
+        bad = np.flatnonzero(~np.isfinite(task.targets))
+    if len(bad):
+        wanted = "a finite number" if task.kind == "regression" else "a class"
+        raise DataError(
+            f"{where}: expected {wanted} as the target of every row, got none in {len(bad):,}, the first is "
+            f"{task.keys[bad[0]]}. Mend the column, or leave these rows out of the task."
+        )
+    if task.kind != "regression" and len(task.classes) < 2:
+        got = ", ".join(task.classes) or "none"
+        raise DataError(f"{where}: expected two classes or more to tell apart, got {got}. Choose another target.")
+
+
+def check_classes(task: Task, rows: np.ndarray, *, where: str) -> None:
+    """Raises DataError for a class that is not seen in training: what a head never saw it cannot predict."""
+    if task.kind == "regression":
+        return
+    targets = task.targets[rows]
+    if task.kind == "multilabel":
+        everywhere = [name for name, share in zip(task.classes, targets.mean(axis=0), strict=True) if share == 1]
+        if everywhere:
+            raise DataError(
+                f"{where}: expected training rows without each class, got none without {', '.join(everywhere[:12])}. "
+                "Leave out what every row has."
+            )
+        missing = [name for name, seen in zip(task.classes, targets.any(axis=0), strict=True) if not seen]
+    else:
+        missing = sorted(set(task.classes) - set(targets))
+    if missing:
+        raise DataError(f"{where}: expected training rows of every class, got none of {', '.join(missing[:12])}.")
