@@ -78,15 +78,19 @@ def read(folder: Path, dataset: str, columns: Sequence[str] | None = None) -> pa
     return _with_containers(table, [name for name in IN_CONTAINERS if name in columns]).select(list(columns))
 
 
-def read_files(folder: Path, datasets: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
+def read_files(
+    folder: Path, datasets: Sequence[str], columns: Sequence[str] = FILES_SCHEMA.names
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
     for dataset in datasets:
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
             raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield _with_containers(batch, IN_CONTAINERS).select(FILES_SCHEMA.names)
+            there = [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=there):
+                lacking = [name for name in IN_CONTAINERS if name in columns]
+                yield _with_containers(batch, lacking).select(list(columns))
 
 
 def _with_containers(table: Any, names: Sequence[str]) -> Any:

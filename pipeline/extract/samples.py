@@ -99,22 +99,24 @@ class Reject:
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content: the first of each."""
-    keys: list[np.ndarray] = []
-    columns: dict[str, list[pa.Array]] = {name: [] for name in WHERE.names}
-    for batch in manifest.read_files(manifests, datasets):
-        keys.append(key_arrays.from_arrow(batch["key"]))
-        for field in WHERE:
-            is_category = pa.types.is_dictionary(field.type)
-            column = batch[field.name]
-            columns[field.name].append(column.dictionary_encode() if is_category else column.cast(field.type))
-    distinct, first = key_arrays.distinct(np.concatenate([*keys, np.empty(0, key_arrays.DTYPE)]))
-    rows = pa.array(first)
-    where = [
-        pa.chunked_array(columns.pop(field.name), field.type).unify_dictionaries().take(rows).combine_chunks()
-        for field in WHERE
-    ]
-    return Samples(distinct, pa.record_batch(where, schema=WHERE))
+    """The union of some data sets, a row a distinct content: the first of each.
+
+    Columns are read one after another, so that the list is in memory once and one column of it twice.
+    """
+    blocks = [key_arrays.from_arrow(batch["key"]) for batch in manifest.read_files(manifests, datasets, ["key"])]
+    keys, first = key_arrays.distinct(np.concatenate([*blocks, np.empty(0, key_arrays.DTYPE)]))
+    del blocks
+    where = [_column(manifests, datasets, field, pa.array(first)) for field in WHERE]
+    pa.default_memory_pool().release_unused()
+    return Samples(keys, pa.record_batch(where, schema=WHERE))
+
+
+def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: pa.Array) -> pa.Array:
+    """A column of the manifests' rows, in another order."""
+    is_category = pa.types.is_dictionary(field.type)
+    columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
+    blocks = [one.dictionary_encode() if is_category else one.cast(field.type) for one in columns]
+    return pa.chunked_array(blocks, field.type).unify_dictionaries().combine_chunks().take(rows)
 
 
 def reading_order(samples: Samples) -> np.ndarray:
