@@ -1,7 +1,9 @@
 """Memory over time of an extraction, and that it does not grow with the number of samples.
 
 Run through `python benchmarks/extract.py --memory [FOLDER]`. Each extraction runs in a process of its own, whose
-resident memory is looked at twice a second. `FOLDER/memory.json` has the numbers, `FOLDER/memory.png` the curves.
+resident memory is looked at twice a second: all of it, and what is its own without the pages of files that it maps,
+such as libraries, of which the system keeps in memory what it likes. `FOLDER/memory.json` has the numbers,
+`FOLDER/memory.png` the curves.
 """
 
 import subprocess
@@ -39,13 +41,11 @@ def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
     """Measure extractions of so many tiny images each; write memory.json and memory.png, and print the peaks."""
     runs = [measure(count, folder=folder) for count in counts]
     first = runs[0]
-    print("| images | seconds | peak MiB | beyond imports | against the first |\n|---|---|---|---|---|")
+    print("| images | seconds | peak MiB | against the first | without files | against the first |")
+    print("|---|---|---|---|---|---|")
     for run in runs:
-        grown = run["peak_mib"] - run["imports_mib"]
-        print(
-            f"| {run['images']:,} | {run['seconds']:.1f} | {run['peak_mib']:.0f} | {grown:.0f} | "
-            f"{run['peak_mib'] / first['peak_mib']:.2f} |"
-        )
+        both = [f"{run[name]:.0f} | {run[name] / first[name]:.3f}" for name in ("peak_mib", "own_peak_mib")]
+        print(f"| {run['images']:,} | {run['seconds']:.1f} | {' | '.join(both)} |")
     results.mkdir(parents=True, exist_ok=True)
     told = {"machine": select.machine(), "versions": versions("torch", "numpy", "h5py", "pyarrow"), "runs": runs}
     write_json(results / "memory.json", told)
@@ -54,7 +54,7 @@ def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
 
 
 def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
-    """One extraction: its time, its peak, what it had after its imports, and a trace: MiB, every `INTERVAL`."""
+    """One extraction: its time, its peaks, what it had after its imports, and traces: MiB, every `INTERVAL`."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         pictures.tiny(root / "net")
@@ -68,21 +68,28 @@ def measure(count: int, *, folder: Path | None) -> dict[str, Any]:
         imports = resident(process.pid, "VmRSS")
         process.stdin.write("go\n")
         process.stdin.flush()
-        begin, trace, peak = time.perf_counter(), [], imports
+        begin, peak = time.perf_counter(), imports
+        trace: list[float] = []
+        own: list[float] = []
         while process.poll() is None:
             now, peak = resident(process.pid, "VmRSS"), max(peak, resident(process.pid, "VmHWM"))
             if now:
                 trace.append(round(now / MIB, 1))
+                own.append(round(resident(process.pid, "RssAnon") / MIB, 1))
             time.sleep(max(0.0, begin + len(trace) * INTERVAL - time.perf_counter()))
         if process.returncode:
             raise SystemExit(f"the extraction of {count:,} images ended with {process.returncode}")
         seconds = round(time.perf_counter() - begin, 1)
     found = {"images": count, "seconds": seconds, "imports_mib": round(imports / MIB, 1)}
-    return found | {"peak_mib": round(peak / MIB, 1), "interval_seconds": INTERVAL, "trace_mib": trace}
+    found |= {"peak_mib": round(peak / MIB, 1), "own_peak_mib": max(own), "interval_seconds": INTERVAL}
+    return found | {"trace_mib": trace, "own_trace_mib": own}
 
 
 def resident(process: int, which: str) -> int:
-    """Bytes that a process has in memory, now (VmRSS) or at most so far (VmHWM); 0 when it has ended. Linux only."""
+    """Bytes that a process has in memory: now (VmRSS), at most so far (VmHWM), now without files (RssAnon). Linux only.
+
+    0 when it has ended.
+    """
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except ProcessLookupError:
@@ -95,8 +102,9 @@ def draw(path: Path, runs: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        times = [place * INTERVAL / run["seconds"] for place in range(len(run["trace_mib"]))]
-        axes.plot(times, run["trace_mib"], label=f"{run['images']:,} images")
+        for name, told, style in (("trace_mib", "", "-"), ("own_trace_mib", ", without files", ":")):
+            times = [place * INTERVAL / run["seconds"] for place in range(len(run[name]))]
+            axes.plot(times, run[name], style, label=f"{run['images']:,} images{told}")
     axes.set(xlabel="share of the run", ylabel="resident memory (MiB)", ylim=(0, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
