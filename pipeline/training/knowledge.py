@@ -1,13 +1,28 @@
 """The settings of the losses of distillation. Values only, no torch."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config import Settings
 
+
+def _weight(value: Any) -> Any:
+    """A weight as it stands, said in one sentence where it is none."""
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    for end in ends:
+        if isinstance(end, bool) or not isinstance(end, int | float) or not 0 <= end < math.inf:
+            raise ValueError("expected a number from 0 on, or two of them, [from, to]")
+    return value
+
+
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[Amount | tuple[Amount, Amount], Field(description="or [from, to]: linear over the training")]
+Weight = Annotated[
+    float | tuple[float, float],
+    BeforeValidator(_weight),
+    Field(description="or [from, to]: in a line over the training"),
+]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
