@@ -11,10 +11,16 @@ from pipeline.config import Settings
 def _weight(value: Any) -> Any:
     """A weight as it stands, said in one sentence where it is none."""
     ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    for end in ends:
-        if isinstance(end, bool) or not isinstance(end, int | float) or not 0 <= end < math.inf:
-            raise ValueError("expected a number from 0 on, or two of them, [from, to]")
+    if not all(_is_amount(end) for end in ends):
+        raise ValueError("expected a number from 0 on, or two of them, [from, to]")
     return value
+
+
+def _is_amount(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
 
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
