@@ -1,5 +1,6 @@
 """Students: what is taken out of a network, pairs of nodes, a live teacher, and the loop with all of them."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -8,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pupils
 import pytest
 import small_networks
-import teaching
 import torch
 import tuning
 from hypothesis import given
@@ -51,10 +52,10 @@ def hinted(found: Backbone, *nodes: str, teacher: Tap | None = None) -> dict[str
     return pairs_of(losses, found.spec, hints)
 
 
-def run(folder: Path, **settings: Any) -> tuple[teaching.Lesson, dict[str, Tensor], Any]:
+def run(folder: Path, **settings: Any) -> tuple[pupils.Lesson, dict[str, Tensor], Any]:
     """Train a fresh student; returns its weights and the history."""
     parts = {name: settings.pop(name) for name in ("save_seconds", "progress") if name in settings}
-    one = teaching.lesson(folder.parent, **settings)
+    one = pupils.lesson(folder.parent, **settings)
     history = train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder, **parts)
     return one, {name: value.clone() for name, value in one.student.state_dict().items()}, history
 
@@ -291,6 +292,7 @@ def test_a_live_teacher_moves_with_its_student_and_is_in_none_of_its_states() ->
     student = Student(found.module, found.spec, {}, live=Live(teacher, found.spec.input, columns=[0, 1]))
     assert student.state_dict().keys() == plain.state_dict().keys()
     assert len(list(student.parameters())) == len(list(plain.parameters()))
+    assert copy.deepcopy(student).live is student.live
     images = small_networks.images(found.spec, 2)
     student.train()
     before = student(images).teacher
@@ -324,7 +326,7 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
 # The loop ------------------------------------------------------------------------------------------------------------
 
 
-NO_RELATIONS = {name: value for name, value in teaching.EVERYTHING.items() if name != "relational"}
+NO_RELATIONS = {name: value for name, value in pupils.EVERYTHING.items() if name != "relational"}
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ NO_RELATIONS = {name: value for name, value in teaching.EVERYTHING.items() if na
     ],
 )
 def test_stored_scores_and_a_live_teacher_give_the_same_loss_curve(tmp_path: Path, more: Any) -> None:
-    settings = {"rows": 80, "epochs": 10, "learning_rate": 0.003, **more}
+    settings = {"rows": 200, "epochs": 4, "learning_rate": 0.003, **more}
     stored, _, history = run(tmp_path / "stored" / "run", **settings)
     live, _, again = run(tmp_path / "live" / "run", live=True, **settings)
     assert len(stored.objective.curve) == len(live.objective.curve) == 100
@@ -374,13 +376,13 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
 
 
 KILLED = """
-import sys, teaching
+import sys, pupils
 from pathlib import Path
 import torch
 from pipeline.training.loop import train
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-one = teaching.lesson(folder.parent, rows=30, epochs=4, ema=0.9, accumulate=2, batch_size=4)
+one = pupils.lesson(folder.parent, rows=30, epochs=4, ema=0.9, accumulate=2, batch_size=4)
 train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder, save_seconds=0.0,
       progress=lambda done, total: print(done, flush=True))
 """
@@ -388,7 +390,7 @@ train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=
 
 def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path: Path) -> None:
     one, weights, history = run(tmp_path / "run", epochs=2, precision="bfloat16", weights="last")
-    start = teaching.lesson(tmp_path / "start").student.state_dict()
+    start = pupils.lesson(tmp_path / "start").student.state_dict()
     moved = {name for name in weights if not torch.equal(weights[name], start[name])}
     assert {name for name in moved if name.startswith("projections.")} == {
         f"projections.hints_{number}.{part}" for number in (0, 1) for part in ("weight", "bias")
@@ -399,7 +401,7 @@ def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path
 
 
 def test_projections_learn_at_the_full_rate_and_their_biases_do_not_decay(tmp_path: Path) -> None:
-    one = teaching.lesson(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
+    one = pupils.lesson(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
     groups = optimiser_of(one.student, one.frozen, one.setting.config).param_groups
     weights, biases = groups[-2:]
     assert [(group["lr"], group["weight_decay"]) for group in (weights, biases)] == [(0.1, 0.2), (0.1, 0.0)]
@@ -419,20 +421,20 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path: Path) ->
 
 
 def test_the_range_test_takes_a_student(tmp_path: Path) -> None:
-    one = teaching.lesson(tmp_path)
+    one = pupils.lesson(tmp_path, losses={"soft": {}, "hints": pupils.EVERYTHING["hints"]})
     tested = range_test(one.student, one.samples, one.setting, one.frozen)
     assert 1e-6 < tested.suggested <= 0.1
 
 
 SEVERAL = """
-import os, sys, teaching
+import os, sys, pupils
 from pathlib import Path
 import torch
 from pipeline.training.loop import train
 torch.set_num_threads(1)
 folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-losses = {name: value for name, value in teaching.EVERYTHING.items() if name != "relational"}
-one = teaching.lesson(folder / os.environ.get("LOCAL_RANK", "0"), rows=29, losses=losses, batch_norm="frozen", epochs=2,
+losses = {name: value for name, value in pupils.EVERYTHING.items() if name != "relational"}
+one = pupils.lesson(folder / os.environ.get("LOCAL_RANK", "0"), rows=29, losses=losses, batch_norm="frozen", epochs=2,
                       batch_size=7, accumulate=2, devices=devices, weights="last", learning_rate=0.1, optimiser="sgd",
                       clip=0.5)
 train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder / "run")
