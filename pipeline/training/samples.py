@@ -21,6 +21,7 @@ from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.layout import CHUNK_BYTES
 from pipeline.training.pixels import Pixels
+from pipeline.training.signals import Signals
 
 IN_MEMORY = 2**29  # bytes of stored rows of all views, above which they are read in windows
 WINDOW_BYTES = 2**27  # of a window; four may be in memory
@@ -31,11 +32,11 @@ class Batch:
     """Some samples, on the CPU.
 
     `inputs`: pixels uint8 (n, height, width, channels), or rows float32 (n, *shape of the tap). `targets`: int64 (n,),
-    float32 (n,) or float32 (n, classes). `keys`: S16 (n,).
+    float32 (n,), float32 (n, classes), or signals of teachers. `keys`: S16 (n,).
     """
 
     inputs: Tensor
-    targets: Tensor
+    targets: Tensor | Signals
     keys: np.ndarray
 
 
