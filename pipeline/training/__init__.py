@@ -175,7 +175,8 @@ class DistillConfig(RunConfig):
     ]
     losses: LossesConfig
     unlabelled: Annotated[
-        bool, Field(description="the other training rows too; without a teacher labelled rows come again in their place")
+        bool,
+        Field(description="the other training rows too; without a teacher labelled rows come again in their place"),
     ] = False
     datasets: Annotated[tuple[str, ...], Field(description="whose samples are learned from too, without labels")] = ()
     views: Annotated[int, Field(ge=0, description="stored views of the teacher, drawn from anew each epoch")] = 0
