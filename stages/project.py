@@ -20,6 +20,7 @@ BACKBONES = DATA / "backbones"
 FEATURES = DATA / "features"
 TASKS = DATA / "tasks"
 MODELS = DATA / "models"
+TEACHERS = DATA / "teachers"
 PREDICTIONS = DATA / "predictions"
 CURVES = DATA / "curves"
 METRICS = DATA / "metrics"
@@ -39,6 +40,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "audit": ("pipeline.audit:AuditConfig", False),
     "fit": ("pipeline.fit:FitConfig", True),
     "finetune": ("pipeline.training:FinetuneConfig", True),
+    "teach": ("pipeline.teach:TeachConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "compare": ("pipeline.compare:CompareConfig", False),
     "report": ("pipeline.report:ReportConfig", False),

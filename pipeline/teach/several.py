@@ -38,10 +38,11 @@ def averaged(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     tables = np.stack([np.asarray(one, np.float64) for one in logits])
     if kind == "multilabel":
         yes, no = (np.logaddexp.reduce(-np.logaddexp(0, sign * tables), axis=0) for sign in (-1, 1))
-        return (yes - no).astype(np.float32)
+        odds: np.ndarray = (yes - no).astype(np.float32)
+        return odds
     tables -= np.logaddexp.reduce(tables, axis=2, keepdims=True)
-    mean: np.ndarray = np.logaddexp.reduce(tables, axis=0) - np.log(len(tables))
-    return mean.astype(np.float32)
+    mean: np.ndarray = (np.logaddexp.reduce(tables, axis=0) - np.log(len(tables))).astype(np.float32)
+    return mean
 
 
 def _some(names: Sequence[str]) -> str:

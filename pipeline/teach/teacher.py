@@ -149,7 +149,15 @@ class Teacher:
                 f"{self.folder}: expected view {view}, got a teacher with {len(stored) - 1} views. Give the entry of "
                 f"`teach` {view + 1} `views` at least, or ask for fewer."
             )
-        return stored[1 + view]
+        found = stored[1 + view]
+        assert self.views is not None, "it has views"
+        asked = self.views.view(view).model_dump(mode="json")
+        if problems := differences(found.identity["reader"]["view"], asked, path="view"):
+            title = (
+                f"{found.folder}: expected the view that {JSON} names, as it is made here, got another. Run teach again"
+            )
+            raise StoreError(bullets(title, problems))
+        return found
 
     def _load(self, stored: Features, keys: Keys) -> np.ndarray:
         there = stored.has(keys)

@@ -7,6 +7,9 @@ to the full softmax is at most the mass of the rest. Above 1 a uniform rest has 
 inequality), and that mass is the bound.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from pipeline.errors import DataError
@@ -70,6 +73,39 @@ def rest(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarr
     full = _softmax(logits, temperature)
     found: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
     return found
+
+
+class Deviation:
+    """How far packed rows are off the full softmax, over all rows: total variation, mean and largest."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums = dict.fromkeys(TEMPERATURES, 0.0)
+        self._most = dict.fromkeys(TEMPERATURES, 0.0)
+
+    def add(self, logits: np.ndarray, packed: np.ndarray) -> None:
+        """Count in some rows."""
+        self.rows += len(logits)
+        for temperature in TEMPERATURES if len(logits) else ():
+            found = total_variation(logits, packed, temperature)
+            self._sums[temperature] += float(found.sum())
+            self._most[temperature] = max(self._most[temperature], float(found.max()))
+
+    def merge(self, note: Mapping[str, Any]) -> None:
+        """Count in what `note` said of other rows."""
+        self.rows += note["rows"]
+        for temperature, one in zip(TEMPERATURES, note["total_variation"], strict=True):
+            self._sums[temperature] += one["mean"] * note["rows"]
+            self._most[temperature] = max(self._most[temperature], one["max"])
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """As plain values."""
+        found = [
+            {"temperature": one, "mean": self._sums[one] / max(1, self.rows), "max": self._most[one]}
+            for one in TEMPERATURES
+        ]
+        return {"rows": self.rows, "total_variation": found}
 
 
 def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:

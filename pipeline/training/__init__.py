@@ -218,6 +218,8 @@ class DistillConfig(RunConfig):
             raise ValueError("`hints`, `attention` and `relational` are of one teacher of the task: name one")
         if self.labels_per_class and self.unlabelled and not labels:
             raise ValueError("`labels_per_class` changes nothing where `labels` have no weight: leave it out")
+        if self.start == SCRATCH and self.batch_norm == "frozen":
+            raise ValueError("`start: scratch` has no statistics to keep: expected `batch_norm: train`")
         if self.mixup or self.cutmix:
             raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
         return self._pixels_fit()

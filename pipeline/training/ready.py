@@ -166,7 +166,8 @@ def _check_whole(config: FinetuneConfig) -> None:
         )
 
 
-def code() -> str:
-    """The digest of the code that trains: what the cache holds was made by this code."""
+def code(*packages: str) -> str:
+    """The digest of the code that trains, and of that of other packages: what the cache holds was made by this code."""
     here = Path(__file__).parent
-    return digest({path.name: sha256_file(path) for path in sorted(here.glob("*.py"))})
+    folders = [here, *(here.parent / name for name in packages)]
+    return digest({f"{one.name}/{path.name}": sha256_file(path) for one in folders for path in one.glob("*.py")})

@@ -18,6 +18,7 @@ from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import HeadError
 from pipeline.files import read_json, sha256_file
+from pipeline.heads import model
 from pipeline.training import SCRATCH, DistillConfig, FinetuneConfig
 
 
@@ -67,18 +68,10 @@ def fitted_head(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
     path = run / fits[0]["file"]
-    return linear_of(_loaded(path), classes=classes), sha256_file(path)
+    return linear_of(model.read(path), classes=classes), sha256_file(path)
 
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
     """Whether features are what the last layer of a backbone gets, whole."""
     same = identity["weights"] == spec.weights_digest and identity["node"] == PENULTIMATE
     return same and identity["pool"] in ("none", "flatten") and "projection" not in identity
-
-
-def _loaded(path: Path) -> Any:
-    import skops.io
-
-    if strange := skops.io.get_untrusted_types(file=path):
-        raise HeadError(f"{path}: expected types that skops trusts, got {', '.join(strange)}. It was not loaded.")
-    return skops.io.load(path)
