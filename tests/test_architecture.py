@@ -268,7 +268,8 @@ def test_torch_comes_along_only_where_networks_run() -> None:
     wrong = [
         path
         for path in sorted(loading)
-        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py"))
+        if not path.startswith(WITH_TORCH)
+        or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py", "training/knowledge.py"))
     ]
     assert wrong == []
 

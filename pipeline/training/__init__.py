@@ -10,6 +10,13 @@ parts         the setting that says which part of a network is trained
 phases        which parameters and modules are trained from an epoch on
 freezing      what of a network is trained, and what is frozen for good
 losses        losses by the kind of task, class weights, mixup and cutmix
+signals       what teachers say of the samples of a batch, and labels
+knowledge     the settings of the losses of distillation
+imitation     losses by which a student imitates a teacher
+pairs         nodes of student and teacher that are compared, and in which form
+live          a teacher's network that runs in every step
+student       a network that learns from a teacher, with learned projections
+distillation  what a student minimises
 optimisation  optimisers, and schedules of the learning rate
 lr_range      the learning-rate range test
 history       what happens, epoch by epoch

@@ -68,9 +68,14 @@ class LossesConfig(Settings):
         return found
 
     @property
+    def active(self) -> dict[str, Weight]:
+        """The weights that are above zero at some time."""
+        return {name: weight for name, weight in self.weights.items() if at(weight, 0) or at(weight, 1)}
+
+    @property
     def of_teacher(self) -> tuple[str, ...]:
         """The losses that need a teacher, such as `soft` and `hints.0`."""
-        return tuple(name for name in self.weights if name != "labels")
+        return tuple(name for name in self.active if name != "labels")
 
     @property
     def hint_names(self) -> tuple[str, ...]:
@@ -82,7 +87,7 @@ class LossesConfig(Settings):
 
     @model_validator(mode="after")
     def _something(self) -> "LossesConfig":
-        if not any(at(weight, 0) or at(weight, 1) for weight in self.weights.values()):
+        if not self.active:
             raise ValueError("expected a loss with a weight above zero, such as `soft: {weight: 0.9, temperature: 4}`")
         return self
 
