@@ -234,10 +234,12 @@ WITH_TORCH = (
     "pipeline/extract/",
     "pipeline/freeze/run.py",
     "pipeline/freeze/checkpoint.py",
+    "pipeline/teach/",
     "stages/extract.py",
     "stages/finetune.py",
     "stages/freeze.py",
     "stages/pretrain.py",
+    "stages/teach.py",
 )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec, TapSpec
@@ -14,6 +14,7 @@ from pipeline.store.identity import identity
 from pipeline.task import Kind
 from pipeline.teach import LOGITS, TeachConfig, hint_folder
 
+CLASSIFICATION: Kind = "classification"  # is what a backbone by itself was trained for
 SCORES = TapSpec(node=LOGITS, dtype="float32")
 
 
@@ -38,7 +39,7 @@ def opened(run: Path | None, backbone: Path) -> Network:
 
     Raises TrainingError for a network whose outputs are no named classes.
     """
-    folder, kind = backbone, cast(Kind, "classification")
+    folder, kind = backbone, CLASSIFICATION
     if run is not None:
         folder, kind = run / "backbone", read_json(run / "model.json")["task"]["kind"]
     spec = artefact.read_spec(folder)
