@@ -32,6 +32,7 @@ record        what a run leaves: predictions, a record, and the best network in 
 finetune      a run on labels: training sets, network, loop
 subjects      the tasks that a student learns, each with its teachers
 lesson        what a student is shown: samples with labels and teachers' scores
+schooling     a run with teachers before it is trained
 distill       a run with teachers
 """
 
@@ -210,9 +211,14 @@ class DistillConfig(RunConfig):
         """Whether there is any teacher."""
         return any(self.teachers.values())
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels have a weight at some time."""
+        return "labels" in self.losses.active
+
     @model_validator(mode="after")
     def _can_be_learned(self) -> Self:
-        labels, told = self.losses.weights["labels"] not in (0, (0, 0)), self.losses.of_teacher
+        labels, told = self.reads_labels, self.losses.of_teacher
         if self.task in self.also:
             raise ValueError(f"`also`: expected tasks besides {self.task!r}")
         if not self.taught and not labels:

@@ -29,9 +29,9 @@ def continued(run: Path, task: Task, *, path: Path) -> Backbone:
     made = read_json(run / "model.json")
     known = [made["task"], *made.get("also", [])]
     if sha256_file(path) not in [one["sha256"] for one in known]:
-        names = ", ".join(one["name"] for one in known)
+        told = ", ".join(one["name"] for one in known)
         raise TrainingError(
-            f"{run}: expected a run on the task {path.stem} as it is now, got one on {names}. Run `dvc repro`, or "
+            f"{run}: expected a run on the task {path.stem} as it is now, got one on {told}. Run `dvc repro`, or "
             f"freeze {run / 'backbone'} (`source: folder`) and start from that backbone."
         )
     source = artefact.read(run / "backbone")

@@ -154,11 +154,12 @@ def check_rows(subject: Subject, keys: np.ndarray) -> None:
 def told(subject: Subject) -> list[dict[str, Any]]:
     """What model.json says of the teachers of a task."""
     return [
-        {"name": one.name, "task": subject.name, **_settings(one.record), "identity": dict(one.identity)}
+        {"name": one.name, "task": subject.name, **_source(one.record), "identity": dict(one.identity)}
         for one in subject.teachers
     ]
 
 
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    settings = record["settings"]
-    return {name: settings[name] for name in ("run", "backbone", "head", "input", "labels", "draw")}
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The run, and of a run of fit which of its heads."""
+    found = record["settings"] | record["source"]
+    return {name: found[name] for name in ("run", "backbone", "head", "input", "labels", "draw")}
