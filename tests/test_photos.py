@@ -66,6 +66,7 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
         "sample": {},
         "pretrain": {},
         "finetune": {},
+        "teach": {},
         "prepare": roots,
         "freeze": {
             "mobilenet": {

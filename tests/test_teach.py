@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,24 @@ from pipeline.errors import ConfigError, DataError, HeadError, StoreError, Train
 from pipeline.extract.run import commit
 from pipeline.extract.samples import read_samples
 from pipeline.files import read_json, write_json
+from pipeline.freeze import Torchvision
+from pipeline.freeze.run import freeze
 from pipeline.heads import model
 from pipeline.heads.model import Model
+from pipeline.manifest import ManifestPaths
+from pipeline.prepare import PrepareConfig
+from pipeline.prepare.run import prepare
 from pipeline.readers.augment import Views
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.teach import TeachConfig, top_k
-from pipeline.teach.run import teach
+from pipeline.teach.run import Paths, teach
 from pipeline.teach.scores import logits_of, said
 from pipeline.teach.several import averaged, matched
 from pipeline.teach.teacher import Teacher, alike
-from pipeline.teach.verify import recompute
+from pipeline.teach.top_k import TopK
+from pipeline.teach.verify import Sources, recompute
 from pipeline.training.inputs import normalised, stored
 from pipeline.training.pixels import Pixels, decoded
 
@@ -291,6 +298,16 @@ def test_a_backbone_without_named_classes_is_refused(world: World, tmp_path: Pat
     )
 
 
+def test_the_outputs_of_a_backbone_may_be_named(world: World, tmp_path: Path) -> None:
+    found = world.teacher("backbone", tmp_path / "t", classes=["x", "y", "z"])
+    assert found.classes == ("x", "y", "z")
+    assert "got outputs of the shape (3,) and 2 names. Give the teacher `classes`, the names of the outputs in" in (
+        refused(world, tmp_path, "backbone", classes=["x", "y"])
+    )
+    with pytest.raises(ValueError, match="`classes`: expected them with `run: backbone`, got 'r', which knows its own"):
+        TeachConfig(run="r", backbone="b", datasets=("d",), classes=("x",))
+
+
 def test_hints_and_views_must_be_those_of_the_kind_of_teacher(world: World, tmp_path: Path) -> None:
     assert "expected `hints` with a network, which has nodes, got a run of fit." in refused(
         world, tmp_path, "heads", input="last", hints=["block2"]
@@ -511,16 +528,19 @@ def test_an_average_has_the_mean_of_the_probabilities(tables: np.ndarray) -> Non
 ROWS = arrays(np.float32, (5, 12), elements=st.floats(-20, 20, width=32))
 
 
-@given(ROWS, st.integers(1, 14), st.sampled_from([1.0, 2.0, 4.0]))
+@given(ROWS, st.integers(1, 14), st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from([1.0, 4.0]))
 @settings(deadline=None)
-def test_packed_rows_are_off_by_the_mass_of_the_rest_at_most(logits: np.ndarray, k: int, temperature: float) -> None:
-    packed = top_k.pack(logits, k)
-    assert packed.shape == (5, top_k.width(min(k, 12)))
+def test_packed_rows_are_off_by_the_mass_of_the_rest_at_most(
+    logits: np.ndarray, k: int, temperature: float, exact: float
+) -> None:
+    packed = TopK(k, exact).pack(logits)
+    assert packed.shape == (5, TopK(min(k, 12)).width)
     off = top_k.total_variation(logits, packed, temperature)
     own = top_k.rest(logits, packed, temperature)
     filled = top_k.rest(top_k.unpack(packed, 12), packed, temperature)
     assert (off <= np.maximum(own, filled) + 1e-6).all()
-    if temperature == 1:
+    if temperature == exact:
+        np.testing.assert_allclose(own, filled, atol=1e-5)
         assert (off <= own + 1e-6).all()
     if k >= 12:
         np.testing.assert_array_equal(top_k.unpack(packed, 12), logits)
@@ -529,18 +549,18 @@ def test_packed_rows_are_off_by_the_mass_of_the_rest_at_most(logits: np.ndarray,
 
 def test_packing_by_hand() -> None:
     logits = np.log([[0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]).astype(np.float32)
-    packed = top_k.pack(logits, 2)
-    np.testing.assert_allclose(packed[0], [np.log(0.5), np.log(0.3), 0, 2, np.log(0.2)], rtol=1e-6)
-    np.testing.assert_allclose(packed[1, 2:], [0, 1, np.log(0.5)], rtol=1e-6)
+    packed = TopK(2).pack(logits)
+    np.testing.assert_allclose(packed[0], [np.log(0.5), np.log(0.3), 0, 2, np.log(0.1)], rtol=1e-6)
+    np.testing.assert_allclose(packed[1, 2:], [0, 1, np.log(0.25)], rtol=1e-6)
     np.testing.assert_allclose(top_k.unpack(packed, 4), logits, rtol=1e-6)  # the rest is uniform in both
     uneven = np.log([[0.5, 0.15, 0.3, 0.05]]).astype(np.float32)
-    packed = top_k.pack(uneven, 2)
+    packed = TopK(2).pack(uneven)
     np.testing.assert_allclose(np.exp(top_k.unpack(packed, 4)), [[0.5, 0.1, 0.3, 0.1]], rtol=1e-6)
     np.testing.assert_allclose(top_k.total_variation(uneven, packed, 1.0), [0.05], rtol=1e-5)
     with pytest.raises(
         DataError, match=r"top_k: expected at most 16,777,216 classes, got 16,777,217\. Leave `top_k` out"
     ):
-        top_k.pack(np.empty((0, 2**24 + 1), np.float32), 2)
+        TopK(2).pack(np.empty((0, 2**24 + 1), np.float32))
 
 
 @pytest.mark.parametrize(("run", "asked"), [("tuned", {}), ("heads", {"input": "last"})])
@@ -552,12 +572,12 @@ def test_a_teacher_keeps_the_largest_logits_and_says_what_that_costs(
     done = own.taught(run, tmp_path / "t", top_k=1, **asked)
     found = Teacher.open(tmp_path / "t")
     assert found.scores[0].shape == (3,)
-    assert found.top_k == 1
-    np.testing.assert_allclose(found.logits(own.keys), top_k.unpack(top_k.pack(full, 1), 3), rtol=1e-4, atol=1e-4)
+    assert found.top_k == TopK(1)
+    np.testing.assert_allclose(found.logits(own.keys), top_k.unpack(TopK(1).pack(full), 3), rtol=1e-4, atol=1e-4)
     told = read_json(tmp_path / "t" / "teacher.json")["top_k"]
     assert told == done.deviation
     for one in told["total_variation"]:
-        off = top_k.total_variation(full, top_k.pack(full, 1), one["temperature"])
+        off = top_k.total_variation(full, TopK(1).pack(full), one["temperature"])
         np.testing.assert_allclose([one["mean"], one["max"]], [off.mean(), off.max()], rtol=1e-3, atol=1e-6)
     assert "; total variation to all logits: " in str(done)
     exact = own.teacher(run, tmp_path / "exact", top_k=3, **asked)
@@ -576,7 +596,8 @@ def test_full_logits_that_were_packed_are_not_kept(
     done = own.taught("tuned", tmp_path / "t", top_k=2, views=VIEWS, hints=["block2"])
     assert done.computed == 36 * 3 * 2
     identities = [column.identity for column in cache.columns(own.root / "cache")]
-    assert sorted((one["node"], one.get("top_k")) for one in identities) == [("block2", None)] * 3 + [("logits", 2)] * 3
+    found = sorted((one["node"], str(one.get("top_k"))) for one in identities)
+    assert found == [("block2", "None")] * 3 + [("logits", "{'k': 2, 'temperature': 1.0}")] * 3
     assert len(Teacher.open(tmp_path / "t").scores[2].index.shards) == 4
     assert Teacher.open(tmp_path / "t").logits(own.keys, 1).shape == (36, 3)
 
@@ -585,25 +606,23 @@ def test_full_logits_that_were_packed_are_not_kept(
 
 
 @pytest.mark.parametrize(
-    ("run", "asked"),
+    ("run", "asked", "most"),
     [
-        ("tuned", {"views": VIEWS, "hints": ["block2"]}),
-        ("tuned", {"top_k": 2}),
-        ("tuned", {"precision": "bfloat16"}),
-        ("backbone", {}),
-        ("heads", {"input": "late+last", "views": 1}),
-        ("heads", {"input": "last", "top_k": 2}),
+        ("tuned", {"views": VIEWS, "hints": ["block2"], "hints_dtype": "float32"}, 1e-5),
+        ("tuned", {"hints": ["block2"]}, 1e-3),
+        ("tuned", {"top_k": 1, "top_k_temperature": 4.0}, 1e-5),
+        ("tuned", {"precision": "bfloat16"}, 0.05),
+        ("backbone", {}, 1e-5),
+        ("heads", {"input": "late+last", "views": 2}, 1e-3),
+        ("heads", {"input": "last", "top_k": 2}, 1e-3),
     ],
 )
 def test_what_is_stored_is_what_is_computed_now(
-    world: World, pixels: Pixels, tmp_path: Path, run: str, asked: dict[str, Any]
+    world: World, pixels: Pixels, tmp_path: Path, run: str, asked: dict[str, Any], most: float
 ) -> None:
     found = recompute(world.teacher(run, tmp_path / "t", **asked), world.sources(run), pixels, count=8, seed=1)
-    assert (found.rows, found.views) == (
-        8,
-        asked.get("views", 0) if run == "heads" else len(asked.get("views", ())) and 2,
-    )
-    assert found.error < (0.05 if "precision" in asked else 1e-4 if run != "heads" else 1e-2)
+    assert (found.rows, found.views) == (8, 2 if "views" in asked else 0)
+    assert found.error < most
 
 
 def test_no_samples_are_no_problem(world: World, tmp_path: Path, pixels: Pixels) -> None:
@@ -677,6 +696,37 @@ def test_another_head_in_the_teachers_place_is_refused_with_the_field(
     assert "  - features.last: expected " in made_by(own, pixels, found, "heads")
 
 
+# A real network -----------------------------------------------------------------------------------------------------
+
+
+def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(assets: Path, tmp_path: Path) -> None:
+    with tarfile.open(assets / "images" / "imagenet-sample-100.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    manifests = tmp_path / "manifests"
+    prepare(PrepareConfig(root=tmp_path / "imagenet-sample-100"), ManifestPaths(manifests, "photos"))
+    file = next((assets / "weights").glob("squeezenet1_1-*.pth"))
+    weights = {"source": "torchvision", "model": "squeezenet1_1", "file": file, "sha256": "7cfd977a5ad2c2c1"}
+    freeze(Torchvision.model_validate(weights), tmp_path / "net", pretrained=tmp_path)
+    asked = {"backbone": "net", "engine": "torch", "top_k": 64, "top_k_temperature": 4.0}
+    paths = Paths(None, tmp_path / "net", tmp_path / "features", manifests, tmp_path / "t", tmp_path / "cache")
+    done = teach(config("backbone", **asked), paths)
+    assert (done.rows, done.classes, done.computed) == (100, 1000, 100)
+    samples = read_samples(manifests, ("photos",))
+    pixels = decoded(artefact.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
+    full = np.concatenate([live(tmp_path / "net", pixels.array[part]) for part in np.array_split(np.arange(100), 5)])
+    numbers = np.array([int(Path(place.path).name[:3]) for place in samples.places()])
+    found = Teacher.open(tmp_path / "t").logits(samples.keys)
+    for logits in (full, found):
+        assert (logits.argmax(axis=1) == numbers).mean() == pytest.approx(0.65)
+    assert done.deviation is not None
+    off = {one["temperature"]: one for one in done.deviation["total_variation"]}
+    assert off[1.0]["mean"] < 0.02  # the 64 kept of 1,000 are nearly all there is
+    direct = [top_k.total_variation(full, TopK(64, at).pack(full), 4.0).mean() for at in (1.0, 4.0)]
+    assert off[4.0]["mean"] == pytest.approx(direct[1], rel=1e-3)
+    assert direct[1] < 0.7 * direct[0]
+    assert recompute(Teacher.open(tmp_path / "t"), Sources(tmp_path / "net"), pixels, count=4).error < 1e-4
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
@@ -712,6 +762,7 @@ def test_another_head_in_the_teachers_place_is_refused_with_the_field(
         ({"run": "digits_full", "datasets": ["glyphs"]}, "teach.t.datasets: glyphs was not extracted for glyphs."),
         ({"backbone": "other"}, "teach.t.backbone: expected 'glyphs', that of digits_tuned, got 'other'."),
         ({"top_k": 0}, "teach.t.top_k: expected greater than or equal to 1, got 0."),
+        ({"top_k_temperature": 4.0}, "teach.t: `top_k_temperature`: expected it with `top_k`, got none."),
         ({"hints": ["logits"]}, "teach.t: `hints`: expected different nodes, and not the logits, got logits."),
     ],
 )
