@@ -67,6 +67,7 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
         "pretrain": {},
         "finetune": {},
         "teach": {},
+        "distill": {},
         "prepare": roots,
         "freeze": {
             "mobilenet": {

@@ -19,11 +19,11 @@ from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import HeadError
 from pipeline.files import read_json, sha256_file
 from pipeline.heads import model
-from pipeline.training import FinetuneConfig
+from pipeline.training import SCRATCH, DistillConfig, FinetuneConfig
 
 
 def begun(
-    config: FinetuneConfig, source: Backbone, *, classes: int, head: nn.Linear | None
+    config: FinetuneConfig | DistillConfig, source: Backbone, *, classes: int, head: nn.Linear | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network of its own with a new classifier for so many classes, and how to build it again.
 
@@ -31,8 +31,8 @@ def begun(
     """
     torch.manual_seed(config.seed)
     network = artefact.build(source.spec.architecture)
-    if config.start != "scratch":
-        artefact.load_state(network, source.module.state_dict(), where=config.backbone)
+    if config.start != SCRATCH:
+        artefact.load_state(network, source.module.state_dict(), where="start")
     network, architecture = replace_classifier(
         source.spec, network, classes=classes, **config.classifier.model_dump(exclude_none=True)
     )
