@@ -328,7 +328,7 @@ DISAGREEMENTS = {
         "fit.digits_logistic.backbone: unknown backbone 'mobilenet'. Expected one of: ",
     ),
     "fit.digits_full.inputs": (
-        ["pixels", "block3", ["block3", "blok2"]],
+        ["pixels", "block2", ["block3", "blok2"]],
         "fit.digits_full.inputs: unknown tap 'blok2'. Did you mean 'block2' or 'block3'? Expected one of: block1",
     ),
     "finetune.digits_tuned.task": ("digit", "finetune.digits_tuned.task: unknown task 'digit'. Did you mean 'digits'?"),
