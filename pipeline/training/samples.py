@@ -65,7 +65,7 @@ class PixelSamples:
     def __init__(
         self,
         pixels: Pixels,
-        targets: Tensor,
+        targets: Tensor | Signals,
         keys: np.ndarray,
         *,
         seed: int,
@@ -93,10 +93,14 @@ class PixelSamples:
 
         def make(rows: np.ndarray) -> Batch:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
-            return Batch(inputs, self.targets[torch.from_numpy(rows)], self.keys[rows])
+            return Batch(inputs, self.told(rows, epoch), self.keys[rows])
 
         order = _order(len(self), seed=self.seed, epoch=epoch)[start * size :]
         return beside(make, _cut(order, size))
+
+    def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | Signals:  # noqa: ARG002 - a view may have its own
+        """The targets of some rows in an epoch."""
+        return self.targets[torch.from_numpy(rows)]
 
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
         pixels, keys = np.asarray(self._pixels.array[self._rows[rows]]), self.keys[rows]
