@@ -94,7 +94,15 @@ def compare(
         (chosen[places[one.student]], other, values[places[one.student]] - row)
         for one, other, row in zip(besides, others, values[len(chosen) :], strict=True)
     ]
-    again = {"resamples": config.resamples, "seed": config.seed}
+    students = [student.fits for student, *_ in lessons]
+    told = taught.told(
+        besides,
+        students,
+        methods.file.kind,
+        level=1 - config.significance,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     found = {
         "task": task.stem,
         "kind": methods.file.kind,
@@ -104,10 +112,7 @@ def compare(
         "resamples": values.shape[1],
         "across": _judged(pairs, config, metric),
         "within": within,
-        "taught": [
-            taught.told(one, student.fits, methods.file.kind, level=1 - config.significance, **again) | judged
-            for one, (student, *_), judged in zip(besides, lessons, _judged(lessons, config, metric), strict=True)
-        ],
+        "taught": [one | judged for one, judged in zip(told, _judged(lessons, config, metric), strict=True)],
     }
     write_json(out, found)
     return found

@@ -1,7 +1,7 @@
 """Students beside their teachers on test rows: who taught whom, and how far they answer alike.
 
-A run whose model.json names a `student` is one. It stands beside each of its `teachers` that has predictions of the
-same task, beside their average where there are several, and beside the runs of the same student on labels alone.
+A run whose model.json names a `student` is one. It stands beside each of its `teachers` of the task that has
+predictions too, beside their average where there are several, and beside the runs of the same student on labels alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,9 @@ class Beside:
 def beside(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Iterator[Beside]:
     """Every student of the runs of a task with each of the others. `read` gives the predictions of a run."""
     for student, evaluated in runs.items():
-        entries = evaluated["made_from"].get("teachers")
+        made = evaluated["made_from"]
+        own_task = made["settings"]["task"]
+        entries = [one for one in made.get("teachers", ()) if one.get("task", own_task) == own_task]
         if not entries:
             continue
         own = read(student).file
@@ -56,12 +58,12 @@ def beside(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Ite
         if len(teachers) == len(entries) > 1 and all(one.probability for one in teachers):
             name = " + ".join(one.name for one in teachers)
             mean = averaged([one.fits[0] for one in teachers], own.classes)
-            yield Beside(student, "average", name, None, [mean], True)
+            yield Beside(student, "average", name, None, [mean], probability=True)
         for other, baseline in runs.items():
             if same_student(evaluated, baseline):
                 best = baseline["selected"]
                 fits = read(other).fits[Method(best["head"], best["input"], best["labels"])]
-                yield Beside(student, "labels", other, other, [_sorted(one) for one in fits], False)
+                yield Beside(student, "labels", other, other, [_sorted(one) for one in fits], probability=False)
 
 
 def same_student(taught: Evaluated, other: Evaluated) -> bool:
@@ -98,30 +100,66 @@ def averaged(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions
 
 
 def told(
-    one: Beside, student: Sequence[Predictions], kind: Kind, *, level: float, resamples: int, seed: int
-) -> dict[str, Any]:
-    """What a student is compared with, and how far it answers as that does; mean over the student's draws.
+    besides: Sequence[Beside],
+    students: Sequence[Sequence[Predictions]],
+    kind: Kind,
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """What each student is compared with, and how far it answers as that does; means over the student's draws.
 
-    `agreement`: the share of rows with the same class, with its bootstrap interval; of a multilabel task the share of
-    equal yes and no, without one. `divergence`: see there. Both are None beside labels alone, which taught nothing.
+    `students`: the test rows of the student of each of `besides`, a fit a draw, sorted by key. `agreement`: the share
+    of rows with the same class, with its bootstrap interval; of a multilabel task the share of equal yes and no,
+    without one. `divergence`: see there. Both are None beside labels alone, which taught nothing.
     """
-    other = one.fits[0]
-    found: dict[str, Any] = {
-        **{"student": one.student, "kind": one.kind, "name": one.name, "run": one.run},
-        **{name: getattr(other, name) for name in ("head", "input", "labels", "draw")},
-        **dict.fromkeys(("agreement", "agreement_low", "agreement_high", "divergence")),
-    }
-    if one.kind == "labels":
-        return found
-    answers = [replace(fit, targets=other.predicted) for fit in student]
-    found["agreement"] = float(np.mean([(fit.targets == fit.predicted).mean() for fit in answers]))
+    found = []
+    for one, fits in zip(besides, students, strict=True):
+        other, teaches = one.fits[0], one.kind != "labels"
+        diverges = [divergence(other.scores, fit.scores, kind) for fit in fits] if one.probability else [None]
+        found.append(
+            {
+                **{"student": one.student, "kind": one.kind, "name": one.name, "run": one.run},
+                **{name: getattr(other, name) for name in ("head", "input", "labels", "draw")},
+                "agreement": _mean(
+                    [float((other.predicted == fit.predicted).mean()) for fit in fits] if teaches else []
+                ),
+                **dict.fromkeys(("agreement_low", "agreement_high")),
+                "divergence": _mean(diverges),
+            }
+        )
     if kind == "classification":
-        values = bootstrap.resampled("accuracy", [answers], [], resamples=resamples, seed=seed)
-        ends = bootstrap.interval(values[0], level)
-        found["agreement_low"], found["agreement_high"] = ends if ends is not None else (None, None)
-    if one.probability:
-        found["divergence"] = float(np.mean([divergence(other.scores, fit.scores, kind) for fit in student]))
+        _bound(found, besides, students, level=level, resamples=resamples, seed=seed)
     return found
+
+
+def _bound(
+    found: Sequence[dict[str, Any]],
+    besides: Sequence[Beside],
+    students: Sequence[Sequence[Predictions]],
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> None:
+    """The intervals of agreements: that of an accuracy, where what the teacher says is right."""
+    answers = {
+        place: [replace(fit, targets=one.fits[0].predicted) for fit in fits]
+        for place, (one, fits) in enumerate(zip(besides, students, strict=True))
+        if one.kind != "labels"
+    }
+    if answers:
+        values = bootstrap.resampled("accuracy", list(answers.values()), [], resamples=resamples, seed=seed)
+        for place, row in zip(answers, values, strict=True):
+            ends = bootstrap.interval(row, level)
+            assert ends is not None, "an accuracy has a value in every resample"
+            found[place]["agreement_low"], found[place]["agreement_high"] = ends
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def divergence(teacher: np.ndarray, student: np.ndarray, kind: Kind) -> float:
