@@ -234,10 +234,13 @@ WITH_TORCH = (
     "pipeline/extract/",
     "pipeline/freeze/run.py",
     "pipeline/freeze/checkpoint.py",
+    "pipeline/teach/",
+    "stages/distill.py",
     "stages/extract.py",
     "stages/finetune.py",
     "stages/freeze.py",
     "stages/pretrain.py",
+    "stages/teach.py",
 )
 
 
@@ -268,7 +271,8 @@ def test_torch_comes_along_only_where_networks_run() -> None:
     wrong = [
         path
         for path in sorted(loading)
-        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py"))
+        if not path.startswith(WITH_TORCH)
+        or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py", "training/knowledge.py"))
     ]
     assert wrong == []
 
@@ -288,7 +292,7 @@ GLOBAL = {"audit", "evaluate", "compare", "report"}
 """Sections that hold no names, but one set of values."""
 
 # One stage more for each section whose entries are runs, besides `fit`: DVC goes over one section at a time.
-EVALUATED = {"evaluate_finetune": "finetune"}
+EVALUATED = {"evaluate_finetune": "finetune", "evaluate_distill": "distill"}
 
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:
