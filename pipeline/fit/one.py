@@ -83,14 +83,15 @@ def fit_one(
     pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
     seeded = "" if seed is None or training.labels else f"-seed{seed}"
     where = f"{head.called} on {data.name}, {training}{seeded}"
-    train = Rows(source.take(training.rows), _as_learnt(data.targets[training.rows], data.kind))
+    train = _training(data, source, training.rows)
     validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
     temperature, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
     with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
         if config.search is not None:
-            held = Rows(source.take(validation), data.targets[validation])
+            rows = validation[source.order(validation)]
+            held = Rows(source.take(rows), data.targets[rows])
             found = search(
                 pipeline,
                 head.name,
@@ -154,6 +155,12 @@ def threads_for(values: int) -> AbstractContextManager[Any]:
     return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
+def _training(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
+    """Rows and what is to be learnt of them, in the order in which they are best read."""
+    rows = rows[source.order(rows)]
+    return Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind))
+
+
 def _as_learnt(targets: np.ndarray, kind: Kind) -> np.ndarray:
     return targets.astype(np.int8) if kind == "multilabel" else targets
 
@@ -179,7 +186,7 @@ def _refitted(
 
     rows = np.sort(np.concatenate([training.rows, np.flatnonzero(data.splits == "validation")]))
     again = clone(pipeline)
-    _fit(again, Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind)), on)
+    _fit(again, _training(data, source, rows), on)
     return again if config.calibrate is None else calibration.with_head(first, again)
 
 
@@ -196,7 +203,10 @@ def _predicted(
     for fitted, rows in parts:
         if not len(rows):
             continue
-        answers.append(answers_of(fitted, source.take(rows), kind=data.kind, scores=head.scores, classes=data.classes))
+        order = source.order(rows)
+        X, back = source.take(rows[order]), np.argsort(order)
+        found = answers_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes)
+        answers.append((found[0][back], found[1][back]))
     rows = np.concatenate([rows for _, rows in parts])
     return Predictions(
         head=head.called,

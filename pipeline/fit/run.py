@@ -15,6 +15,7 @@ from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
 from pipeline.fit.one import Data, Head, fit_one
+from pipeline.fit.sums import Sums
 from pipeline.heads import calibration, criteria, device
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
@@ -56,7 +57,8 @@ def fit(
     if on is not None:
         gone = sorted({head.called for head in found if head.on is None})
         notes += [f"{name}: scikit-learn has no `device: {on}` for it; it is fitted on the processor." for name in gone]
-    taps = open_taps(config.taps, features)
+    # A worker may run in another folder.
+    taps = open_taps(config.taps, features.absolute() if config.run.several(gpus=0) else features)
     names = [joined(one) for one in config.inputs]
     holding = sorted({head.called for head in found if not head.streaming})
     columns = {}
@@ -68,12 +70,12 @@ def fit(
         columns = load(taps, loaded.keys)
     total, fits = len(names) * len(trainings) * len(plan), []
     scores = {head.called: head.scores for head in found}
-    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer:
+    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer, Sums(config.run) as sums:
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None
             for training in trainings:
-                stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
+                stream = Stream(tuple(taps[tap] for tap in parts), data.keys, sums)
                 for head, seed in plan:
                     source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed
@@ -82,6 +84,8 @@ def fit(
                     _save(one.head, models / one.record["file"])
                     fits.append(one.record)
                     progress(len(fits), total)
+        if config.run.several(gpus=0):
+            notes += _shared(found, started=sums.started)
     write_json(models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits})
     return Summary(total, _lines(fits), notes)
 
@@ -131,6 +135,21 @@ def _inputs(task: Task, names: Sequence[str], taps: dict[str, Features]) -> Iter
         yield Data(task.kind, task.classes, targets, keys, splits, name, widths)
 
 
+def _shared(found: Sequence[Head], *, started: bool) -> list[str]:
+    """What workers did not do."""
+    if not started:
+        return ["run: no worker was started: every training set is one piece, or is held in memory."]
+    notes = []
+    for head in {head.called: head for head in found}.values():
+        if not head.streaming:
+            notes.append(f"{head.called}: it holds its training rows; workers have no part in it.")
+        elif head.name == "streaming_logistic":
+            notes.append(f"{head.called}: workers make its first pass; its search reads the training rows here.")
+        elif head.name not in heads.SUMMED:
+            notes.append(f"{head.called}: it is not solved from sums; its training rows are read here.")
+    return notes
+
+
 def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
@@ -172,7 +191,7 @@ def _made_from(
     """model.json: everything that the run was made from."""
     return {
         "format": 2,
-        "settings": config.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json", exclude={"run"}),  # who worked changes no value
         "scores": scores,
         "task": {"name": config.task, "sha256": sha256_file(path), "kind": task.kind, "classes": task.classes},
         "features": {name: {"address": t.index.address, "identity": t.identity} for name, t in taps.items()},
