@@ -62,6 +62,8 @@ class Fit:
     head: Any
     predictions: Predictions
     record: dict[str, Any]
+    rows: np.ndarray
+    """The numbers of the rows that the head was fitted to, in that order."""
 
 
 def fit_one(
@@ -85,13 +87,13 @@ def fit_one(
     where = f"{head.called} on {data.name}, {training}{seeded}"
     train = _training(data, source, training.rows)
     validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
+    chosen_on = validation[source.order(validation)]
     temperature, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
     with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
         if config.search is not None:
-            rows = validation[source.order(validation)]
-            held = Rows(source.take(rows), data.targets[rows])
+            held = Rows(source.take(chosen_on), data.targets[chosen_on])
             found = search(
                 pipeline,
                 head.name,
@@ -107,10 +109,11 @@ def fit_one(
             _fit(pipeline, train, head.on)
         first = pipeline
         if config.calibrate is not None:
-            X = np.asarray(source.take(validation)[0 : len(validation)])
-            first = calibration.by_temperature(pipeline, X, data.targets[validation], classes=data.classes)
+            X = np.asarray(source.take(chosen_on)[0 : len(chosen_on)])
+            first = calibration.by_temperature(pipeline, X, data.targets[chosen_on], classes=data.classes)
             temperature = calibration.temperature_of(first)
-        last = _refitted(pipeline, first, data, source, training, config, head.on) if config.refit else first
+        learnt = np.sort(np.concatenate([training.rows, validation])) if config.refit else training.rows
+        last = _refitted(pipeline, first, _training(data, source, learnt), config, head.on) if config.refit else first
         parts = [(first, validation), (last, test)] if config.refit else [(last, np.concatenate([validation, test]))]
         predicted = _predicted(head, data, source, training, parts, seed=seed)
     record = {
@@ -123,7 +126,7 @@ def fit_one(
         "search": None if found is None else found.record,
         "temperature": temperature,
     }
-    return Fit(last, predicted, record)
+    return Fit(last, predicted, record, learnt[source.order(learnt)])
 
 
 @contextmanager
@@ -172,21 +175,12 @@ def _fit(pipeline: Any, rows: Rows, on: str | None) -> None:
         device.to_arrays(step)
 
 
-def _refitted(
-    pipeline: Any,
-    first: Any,
-    data: Data,
-    source: Matrix | Stream,
-    training: Training,
-    config: FitConfig,
-    on: str | None,
-) -> Any:
+def _refitted(pipeline: Any, first: Any, rows: Rows, config: FitConfig, on: str | None) -> Any:
     """The head with what was chosen, fitted to training and validation rows; its temperature is the one before."""
     from sklearn.base import clone
 
-    rows = np.sort(np.concatenate([training.rows, np.flatnonzero(data.splits == "validation")]))
     again = clone(pipeline)
-    _fit(again, _training(data, source, rows), on)
+    _fit(again, rows, on)
     return again if config.calibrate is None else calibration.with_head(first, again)
 
 

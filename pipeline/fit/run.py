@@ -10,15 +10,17 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import atomic, sha256_file, write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
-from pipeline.fit.one import Data, Head, fit_one
+from pipeline.fit.one import Data, Fit, Head, fit_one
 from pipeline.fit.sums import Sums
 from pipeline.heads import calibration, criteria, device
+from pipeline.heads.saved import write
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
+from pipeline.heads.training_rows import looks_at_rows, write_keys
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store.features import Features
@@ -81,8 +83,7 @@ def fit(
                     state = training.draw if head.random and training.draw is not None else seed
                     one = fit_one(head, data, source, training, config, seed=state)
                     writer.add(one.predictions)
-                    _save(one.head, models / one.record["file"])
-                    fits.append(one.record)
+                    fits.append(_saved(one, data, models))
                     progress(len(fits), total)
         if config.run.several(gpus=0):
             notes += _shared(found, started=sums.started)
@@ -178,11 +179,13 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _save(head: Any, path: Path) -> None:
-    import skops.io
-
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        skops.io.dump(head, file)
+def _saved(one: Fit, data: Data, models: Path) -> dict[str, Any]:
+    """Write a head, and what `model.json` says of it."""
+    path = models / one.record["file"]
+    write(one.head, path)
+    if not looks_at_rows(one.head):
+        return one.record
+    return {**one.record, "rows": write_keys(path.with_suffix(".keys.npy"), data.keys[one.rows])}
 
 
 def _made_from(
