@@ -11,7 +11,7 @@ from places import Place, make, retarget, write_features
 from pydantic import ValidationError
 
 from pipeline import heads
-from pipeline.errors import HeadError, StoreError
+from pipeline.errors import DataError, HeadError, StoreError
 from pipeline.fit import FitConfig
 from pipeline.heads import moments
 from pipeline.heads.model import load
@@ -251,6 +251,32 @@ def test_training_rows_of_other_features_are_not_given_back(place: Place) -> Non
     write_features(place.features / "hard", hard.keys[:10], hard.load()[:10])
     with pytest.raises(StoreError, match="of the keys asked for have no features"):
         load(place.models, features=place.features)
+
+
+# Retrieval -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["knn", "streaming_knn"])
+def test_the_accuracy_of_one_nearest_row_is_precision_at_one(place: Place, head: str) -> None:
+    [one] = place.fit(inputs=["hard"], head={head: {"metric": "cosine", "n_neighbors": 1}}, scale="none")
+    task = Task.read(place.task)
+    rows = Features.open(place.features / "hard").load(list(task.keys)).reshape(len(task), -1).astype(float)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = task.rows("train")[(rows[task.rows("test")] @ rows[task.rows("train")].T).argmax(axis=1)]
+    test = one.splits == "test"
+    assert (one.predicted[test] == one.targets[test]).mean() == (
+        task.targets[found] == task.targets[task.rows("test")]
+    ).mean()
+
+
+@pytest.mark.parametrize("head", ["knn", "streaming_knn"])
+def test_classes_that_ask_and_are_not_looked_through_are_refused(place: Place, head: str) -> None:
+    table = Task.read(place.task).table
+    pairs = zip(table["target"].to_pylist(), table["split"].to_pylist(), strict=True)
+    Task(table.filter(pa.array([pair != ("cat", "train") for pair in pairs]))).write(place.task)
+    message = r"expected training rows of every class, got none of cat: .* Label some, or leave these rows out\."
+    with pytest.raises(DataError, match=message):
+        place.fit(head=head, params={"n_neighbors": 1})
 
 
 # Where rows lie ------------------------------------------------------------------------------------------------------
