@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import Place, make
+from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
 from test_rows import keys_of, stored
 
@@ -283,6 +284,12 @@ def test_a_scheduler_that_is_not_there_and_one_without_workers_are_errors(
         message = rf"scheduler {address}: expected a worker within 0\.2 seconds, got none\. Start one with `dask worker"
         with pytest.raises(ClusterError, match=message):
             place.run(FitConfig(**config, run={"scheduler": address}))
+
+
+def test_a_scheduler_and_workers_of_this_machine_are_one_too_many() -> None:
+    run = {"scheduler": "tcp://127.0.0.1:1", "workers": 2}
+    with pytest.raises(ValidationError, match="a scheduler has its own workers: leave out `workers`, or `scheduler`"):
+        FitConfig(task="pets", backbone="tiny", inputs=("easy",), run=run)
 
 
 def test_threads_make_the_sums_where_no_workers_are_asked_for() -> None:

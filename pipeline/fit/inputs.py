@@ -40,7 +40,7 @@ class Matrix:
 class Stream:
     """An input on disk, for heads that read it in blocks.
 
-    Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
+    `keys` are those of all rows, S16. Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
     to live as long as a training set.
     """
 
@@ -48,10 +48,14 @@ class Stream:
     keys: np.ndarray
     sums: Sums = field(default_factory=lambda: Sums(WorkersConfig(workers=1)), repr=False)
     taken: dict[bytes, Summed] = field(default_factory=dict, repr=False)
+    orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
         """The order in which rows of these numbers lie on the disk: `rows[order]` are read in one run a shard."""
-        return reading_order(self.taps[0], self.keys[rows])
+        numbers = rows.tobytes()
+        if numbers not in self.orders:
+            self.orders[numbers] = reading_order(self.taps[0], self.keys[rows])
+        return self.orders[numbers]
 
     def take(self, rows: np.ndarray) -> Summed:
         """The rows of these numbers as a source, cut into pieces."""

@@ -23,6 +23,7 @@ from pipeline.heads.search import grid_of
 from pipeline.heads.training_rows import looks_at_rows, write_keys
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
+from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task
 from pipeline.training_sets import training_sets
@@ -71,13 +72,14 @@ def fit(
         check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
         columns = load(taps, loaded.keys)
     total, fits = len(names) * len(trainings) * len(plan), []
+    keys = key_arrays.from_hex(loaded.keys)
     scores = {head.called: head.scores for head in found}
     with Writer(predictions, loaded.kind, loaded.classes, scores) as writer, Sums(config.run) as sums:
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None
             for training in trainings:
-                stream = Stream(tuple(taps[tap] for tap in parts), data.keys, sums)
+                stream = Stream(tuple(taps[tap] for tap in parts), keys, sums)
                 for head, seed in plan:
                     source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed

@@ -43,6 +43,8 @@ def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # workers may start decoders
+        # Places, classes and targets of a piece of rows are some MB, and are meant to travel.
+        stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}))
         cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
         try:
             where = cluster or _reached(_address(str(run.scheduler)), security)
