@@ -28,9 +28,10 @@ from test_extract import Job, contents, write_backbone
 
 from pipeline.backbones import artefact, factory, glyphs
 from pipeline.errors import ClusterError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, client, cluster, orders, tasks
+from pipeline.extract import ExtractConfig, cluster, orders, tasks
 from pipeline.files import content_key, scratch
 from pipeline.runtime import core_numbers
+from pipeline.workers import client
 
 Folder = Callable[..., Path]
 Process = subprocess.Popen[str]
@@ -319,7 +320,7 @@ def test_workers_that_cannot_start_are_an_error_with_what_to_do() -> None:
     script = """
 from pipeline.errors import ClusterError
 from pipeline.extract import RunConfig
-from pipeline.extract.client import client_of
+from pipeline.workers.client import client_of
 try:
     with client_of(RunConfig(workers=2), gpus=0):
         pass

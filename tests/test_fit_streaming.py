@@ -1,21 +1,24 @@
 """Runs of streaming heads: they read blocks of rows from the store and say what heads in memory say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from places import Place, make, retarget
+from places import Place, make, retarget, write_features
 from pydantic import ValidationError
 
 from pipeline import heads
-from pipeline.errors import HeadError
+from pipeline.errors import DataError, HeadError, StoreError
 from pipeline.fit import FitConfig
 from pipeline.heads import moments
 from pipeline.heads.model import load
 from pipeline.heads.rows import Rows
 from pipeline.predictions import PredictionsFile
+from pipeline.store import index, writing
+from pipeline.store.encoding import encode
 from pipeline.store.features import Features
 from pipeline.task import Task
 
@@ -182,10 +185,146 @@ def test_saved_neighbours_want_their_training_rows_back(place: Place) -> None:
     [one] = place.fit(inputs=["hard"], head="streaming_knn", scale="none")
     hard = Features.open(place.features / "hard")
     found = load(place.models)
-    with pytest.raises(HeadError, match=r"expected its 60 training rows, got none: .* Give them back with `attach`"):
+    with pytest.raises(HeadError, match=r"its 60 training rows, got none: .* Load it with `features`, or give them"):
         found.predict(hard)
     found.head[-1].attach(Rows([hard], Task.read(place.task).keys_of("train")))
     np.testing.assert_array_equal(found.predict(hard, keys=list(one.keys)), one.predicted)
+
+
+NEIGHBOURS: list[dict[str, Any]] = [
+    {"inputs": ["hard"]},
+    {"inputs": [["easy", "hard"]], "pca": {"components": 3}, "refit": True},
+    {"inputs": ["hard"], "scale": "l2", "params": {"metric": "cosine"}, "calibrate": "temperature", "refit": True},
+    {"inputs": ["hard"], "labels_per_class": [4]},
+]
+
+
+@pytest.mark.parametrize("settings", NEIGHBOURS)
+def test_saved_neighbours_get_their_training_rows_from_the_features(place: Place, settings: dict[str, Any]) -> None:
+    scattered(place)
+    for number, one in enumerate(place.fit(head="streaming_knn", **settings)):
+        made = place.model()["fits"][number]
+        rows = {"labels_per_class": 12, "refit": 60 + 36}
+        assert made["rows"]["count"] == next((count for name, count in rows.items() if name in settings), 60)
+        found = load(place.models, made["file"], features=place.features)
+        taps = [Features.open(place.features / tap) for tap in found.taps]
+        test = one.splits == "test"  # validation rows were predicted before the refit
+        keys = list(one.keys[test])
+        np.testing.assert_array_equal(found.predict(*taps, keys=keys), one.predicted[test])
+        np.testing.assert_allclose(found.scores(*taps, keys=keys), one.scores[test], rtol=1e-5)
+
+
+def test_neighbours_of_several_labels_get_their_training_rows_too(place: Place) -> None:
+    labels = [["a"] if number % 3 else ["a", "b"][number % 2 :] for number in range(len(Task.read(place.task)))]
+    retarget(place, pa.array(labels, pa.list_(pa.string())), "multilabel")
+    [one] = place.fit(inputs=["hard"], head="streaming_knn")
+    hard = Features.open(place.features / "hard")
+    found = load(place.models, features=place.features).predict(hard, keys=list(one.keys))
+    np.testing.assert_array_equal(found, one.predicted)
+
+
+def test_keys_of_training_rows_that_are_not_those_are_refused(place: Place) -> None:
+    place.fit(inputs=["hard"], head="streaming_knn")
+    path = place.models / "streaming_knn.hard.all.keys.npy"
+    keys = np.load(path)
+    np.save(path, keys[::-1])
+    with pytest.raises(
+        HeadError, match=r"keys\.npy: expected the keys of 60 training rows with SHA-256 \w{64}, got \w{64}"
+    ):
+        load(place.models, features=place.features)
+    path.unlink()
+    with pytest.raises(HeadError, match=r"with SHA-256 \w{64}, got no such file\. Fit the run again\."):
+        load(place.models, features=place.features)
+    made = place.model()
+    del made["fits"][0]["rows"]
+    (place.models / "model.json").write_text(json.dumps(made))
+    with pytest.raises(HeadError, match=r"expected the keys of the head's training rows in model\.json, got none"):
+        load(place.models, features=place.features)
+
+
+def test_training_rows_of_other_features_are_not_given_back(place: Place) -> None:
+    place.fit(inputs=["hard"], head="streaming_knn")
+    hard = Features.open(place.features / "hard")
+    write_features(place.features / "hard", hard.keys, hard.load(), weights="1" * 64)
+    with pytest.raises(HeadError, match=r"the head was fitted on other features(.|\n)*weights: expected '0{64}'"):
+        load(place.models, features=place.features)
+    write_features(place.features / "hard", hard.keys[:10], hard.load()[:10])
+    with pytest.raises(StoreError, match="of the keys asked for have no features"):
+        load(place.models, features=place.features)
+
+
+# Retrieval -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["knn", "streaming_knn"])
+def test_the_accuracy_of_one_nearest_row_is_precision_at_one(place: Place, head: str) -> None:
+    [one] = place.fit(inputs=["hard"], head={head: {"metric": "cosine", "n_neighbors": 1}}, scale="none")
+    task = Task.read(place.task)
+    rows = Features.open(place.features / "hard").load(list(task.keys)).reshape(len(task), -1).astype(float)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = task.rows("train")[(rows[task.rows("test")] @ rows[task.rows("train")].T).argmax(axis=1)]
+    test = one.splits == "test"
+    assert (one.predicted[test] == one.targets[test]).mean() == (
+        task.targets[found] == task.targets[task.rows("test")]
+    ).mean()
+
+
+@pytest.mark.parametrize("head", ["knn", "streaming_knn"])
+def test_classes_that_ask_and_are_not_looked_through_are_refused(place: Place, head: str) -> None:
+    table = Task.read(place.task).table
+    pairs = zip(table["target"].to_pylist(), table["split"].to_pylist(), strict=True)
+    Task(table.filter(pa.array([pair != ("cat", "train") for pair in pairs]))).write(place.task)
+    message = r"expected training rows of every class, got none of cat: .* Label some, or leave these rows out\."
+    with pytest.raises(DataError, match=message):
+        place.fit(head=head, params={"n_neighbors": 1})
+
+
+# Where rows lie ------------------------------------------------------------------------------------------------------
+
+
+def scattered(place: Place) -> None:
+    """Store the rows of all taps again, dealt out to seven shards: neighbours by key lie apart."""
+    for tap in ("easy", "hard"):
+        before = Features.open(place.features / tap)
+        keys, rows = before.key_array, before.load()
+        layout = before.index.layout
+        held = [keys[number::7].copy() for number in range(7)]
+        records = [
+            writing.write(place.features / tap, own, encode(rows[number::7], "float16"), layout)
+            for number, own in enumerate(held)
+        ]
+        index.commit(
+            place.features / tap,
+            identity=before.identity,
+            layout=layout,
+            shards=records,
+            keys=held,
+            wanted=keys,
+            rejected={},
+        )
+
+
+@pytest.mark.parametrize("head", TWINS)
+def test_training_rows_are_read_as_they_lie_and_say_the_same_in_any_order(
+    place: Place, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"inputs": ["hard"], "head": head, "refit": True, "calibrate": "temperature"}
+    [by_key] = place.fit(**settings)
+    scattered(place)
+    jumps: list[int] = []
+    reading = Rows.__getitem__
+
+    def looking(self: Rows, rows: slice) -> np.ndarray:
+        jumps.append(int((np.diff(self._places[0][rows].astype(np.int64)) < 0).sum()))
+        return reading(self, rows)
+
+    monkeypatch.setattr(Rows, "__getitem__", looking)
+    [as_they_lie] = place.fit(**settings)
+    assert jumps
+    assert not any(jumps)
+    assert (as_they_lie.keys == by_key.keys).all()
+    assert (as_they_lie.predicted == by_key.predicted).mean() > 0.99
+    np.testing.assert_allclose(as_they_lie.scores, by_key.scores, atol=1e-5)
 
 
 def test_rows_that_do_not_fit_name_the_streaming_heads(place: Place) -> None:

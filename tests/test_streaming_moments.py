@@ -2,7 +2,7 @@
 
 import pickle
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from pipeline.errors import HeadError
 from pipeline.heads import moments, streamed, sums
 from pipeline.heads.centroid import StreamingCentroid
 from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.moments import Span, Summed, moments_of
+from pipeline.heads.moments import Summed, moments_of
 from pipeline.heads.pca import StreamingPCA
+from pipeline.heads.pieces import Pieces, Span, by_threads, even
 from pipeline.heads.ridge import StreamingRidge, StreamingRidgeClassifier
 from pipeline.heads.rows import Rows
 from pipeline.heads.scaler import StreamingNormalizer, StreamingScaler
@@ -124,7 +125,8 @@ def test_the_order_of_rows_and_their_cut_change_sums_within_rounding_only(seed: 
         patch.setattr(sums, "ROWS", size)
         for told in ({"y": y, "classes": np.unique(y)}, {"y": targets}, {"y": None}):
             once = moments_of(X, **told)
-            other = moments_of(X[order], **{**told, "y": None if told["y"] is None else told["y"][order]}, parts=parts)
+            moved = {**told, "y": None if told["y"] is None else told["y"][order]}
+            other = moments_of(Pieces(X[order], even(len(X), parts)), **moved)
             # Of sums of 60 products in float64: 60 x 2⁻⁵² of the largest, and a factor for the moved pivot.
             for name in ("mean", "class_means", "variance"):
                 np.testing.assert_allclose(getattr(once, name), getattr(other, name), rtol=1e-10, atol=1e-11)
@@ -177,29 +179,16 @@ def same_bytes(one: Moments, other: Moments) -> bool:
     return values[0] == values[1]
 
 
-def test_threads_and_processes_give_the_bytes_that_one_worker_gives(rows: Rows) -> None:
-    from dask.distributed import Client, LocalCluster
+def test_threads_give_the_bytes_that_one_thread_gives_and_whole_rows_give_the_same_within_rounding(rows: Rows) -> None:
     from threadpoolctl import threadpool_limits
 
-    y = load_digits().target[:600]
-    told = {"classes": np.arange(10), "parts": 5}
+    y, told = load_digits().target[:600], {"classes": np.arange(10)}
     with threadpool_limits(1):
-        alone = moments_of(rows, y, **told)
-        with ThreadPoolExecutor(3) as pool:
-            assert same_bytes(moments_of(rows, y, **told, map=pool.map), alone)
-        with (
-            LocalCluster(
-                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, protocol="tcp"
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
-
-            def workers(function: Callable[[Any], Moments], work: Iterable[Any]) -> Iterable[Moments]:
-                return (future.result() for future in client.map(function, list(work), pure=False))
-
-            far = moments_of(rows, y, **told, map=workers)
-    assert same_bytes(far, alone)
-    whole = moments_of(rows[:], y, classes=np.arange(10))
+        alone = moments_of(Pieces(rows, even(600, 5)), y, **told)
+    assert same_bytes(moments_of(Pieces(rows, even(600, 5), by_threads(64)), y, **told), alone)
+    with ThreadPoolExecutor(3) as pool, threadpool_limits(1):
+        assert same_bytes(moments_of(Pieces(rows, even(600, 5), pool.map), y, **told), alone)
+    whole = moments_of(rows[:], y, **told)
     near = 2 * whole.rounding * np.diag(whole.scatter()).max()
     np.testing.assert_allclose(whole.scatter(), alone.scatter(), atol=near)
 
@@ -625,7 +614,7 @@ def test_a_value_that_is_not_finite_is_refused_with_its_row(tmp_path: Path) -> N
     with pytest.raises(HeadError, match=r"features, row 1,741: expected finite numbers, got nan in column 2"):
         StreamingCentroid().fit(source, y)
     with pytest.raises(HeadError, match="features, row 541: expected finite") as error:
-        moments_of(source, parts=2)
+        moments_of(Pieces(source, even(2400, 2)))
     assert error.value.__notes__ == ["Its rows are counted from row 1,200."]
 
 

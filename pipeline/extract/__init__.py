@@ -14,8 +14,6 @@ work       units: decode, run, store, overlapping
 worker     what a process makes ready once for all of its units
 orders     a job on disk, for workers in other processes
 tasks      what Dask calls in a worker
-preload    what a worker of this machine does before
-client     the connection to Dask: processes of this machine, or a cluster that is there
 cluster    units handed out to several workers
 clock      where the time went
 card       what the engine's parity was, beside the features
@@ -25,16 +23,16 @@ summary    what is said at the end
 run        all units, here or on a cluster, then the commit of each tap's folder
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.config import NAME, Settings
 from pipeline.engines import BATCH, Name, Precision
 from pipeline.engines.parity import Limits
 from pipeline.readers.augment import Views
+from pipeline.workers import WorkersConfig
 
 
 def folder_of(tap: str, view: int | None = None) -> str:
@@ -42,39 +40,13 @@ def folder_of(tap: str, view: int | None = None) -> str:
     return tap if view is None else f"{tap}.view{view}"
 
 
-class TLS(Settings):
-    """The files of an encrypted connection to Dask, PEM."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-
-class RunConfig(Settings):
+class RunConfig(WorkersConfig):
     """Where the work is done; values differ by rounding at most, as kernels do on another number of threads."""
 
     decode: Annotated[
         Literal["auto", "threads", "processes"],
         Field(description="who decodes; auto: processes beside a GPU and on many cores"),
     ] = "auto"
-    workers: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"],
-        Field(description="processes that run the network on this machine; auto: one a GPU"),
-    ] = "auto"
-    scheduler: Annotated[
-        str | None, Field(description="a Dask scheduler's address (tcp://, tls://), or its scheduler file")
-    ] = None
-    tls: Annotated[TLS | None, Field(description="for a scheduler at tls://")] = None
-
-    def processes(self, gpus: int) -> int:
-        """How many processes run the network on this machine."""
-        return max(1, gpus) if self.workers == "auto" else self.workers
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "RunConfig":
-        if self.scheduler is not None and self.workers != "auto":
-            raise ValueError("a scheduler has its own workers: leave out `workers`, or `scheduler`")
-        return self
 
 
 class ExtractConfig(Settings):

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.select import Say
 from pipeline.errors import ClusterError
 from pipeline.extract import orders
-from pipeline.extract.client import client_of
 from pipeline.extract.clock import Spent
 from pipeline.extract.samples import Reject
 from pipeline.extract.tasks import TOPIC, Made, make_one, make_ready
 from pipeline.extract.work import Stored, Work
 from pipeline.extract.worker import Assignment
 from pipeline.store import keys as key_arrays
+from pipeline.workers.client import client_of, there_until_the_end
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -44,7 +44,7 @@ def make_units(
     with (
         orders.written(assignment, works) as (folder, units),
         client_of(assignment.config.run, gpus=gpus) as client,
-        _there_until_the_end(client),
+        there_until_the_end(client, kept="Every shard that was finished is kept: start it, and run again."),
         _progress(client, folder, done) as counted,
         contextlib.closing(_Tasks(client, folder, say)) as tasks,
     ):
@@ -150,25 +150,6 @@ def _made_ready(tasks: _Tasks, units: int) -> Made:
         f"workers: expected one that runs the network on the samples of one of {min(units, READY)} units, but each "
         "ended, by a kill or for want of memory. Look at their logs, and set a smaller batch_size."
     )
-
-
-@contextlib.contextmanager
-def _there_until_the_end(client: "Client") -> Iterator[None]:
-    """Raises ClusterError where the scheduler is gone; a worker's own errors of that kind are let through."""
-    from distributed.client import FutureCancelledError
-    from distributed.comm.core import CommClosedError
-
-    address = client.scheduler.address
-    try:
-        yield
-    except (CommClosedError, FutureCancelledError, OSError) as error:
-        if client.status == "running" and not isinstance(error, CommClosedError | FutureCancelledError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # Dask may add lines of advice
-        raise ClusterError(
-            f"scheduler {address}: expected it to be there until the end, but it is gone ({reason}). Every shard that "
-            "was finished is kept: start it, and run again."
-        ) from None
 
 
 def _given_up(folder: Path, number: int) -> Made:

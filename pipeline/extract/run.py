@@ -155,7 +155,7 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         progress(done, total)
 
     works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
-    if config.run.scheduler is not None or config.run.processes(gpus()) > 1:
+    if config.run.several(gpus()):
         made = cluster.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)

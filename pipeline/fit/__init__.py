@@ -7,6 +7,7 @@ are always of a head that was not fitted to them, those of test rows of the last
 FitConfig    the settings of a run
 training     the rows of a task that heads are fitted to
 inputs       the features of a run, in memory or in blocks
+sums         who makes the sums of streaming heads
 one          one fit: search, calibration, refit, predictions
 run          all of them, and what they leave on disk
 """
@@ -20,8 +21,15 @@ from pipeline.config import Settings
 from pipeline.errors import unknown
 from pipeline.heads.preparation import Pca, Scale
 from pipeline.heads.search import SearchConfig
+from pipeline.workers import WorkersConfig
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class RunConfig(WorkersConfig):
+    """Who makes the sums that streaming heads are solved from, a piece of the training rows each; values are equal."""
+
+    workers: Annotated[int, Field(ge=1, description="processes on this machine")] = 1
 
 
 class FitConfig(Settings):
@@ -43,6 +51,7 @@ class FitConfig(Settings):
     seeds: Annotated[int, Field(ge=1, description="fits of each head that starts at random")] = 1
     device: Literal["cpu", "cuda"] = "cpu"
     memory_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="by default half of what is free")
+    run: RunConfig = RunConfig()
 
     @property
     def taps(self) -> list[str]:

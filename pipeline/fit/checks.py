@@ -39,4 +39,7 @@ def check_classes(task: Task, rows: np.ndarray, *, where: str) -> None:
     else:
         missing = sorted(set(task.classes) - set(targets))
     if missing:
-        raise DataError(f"{where}: expected training rows of every class, got none of {', '.join(missing[:12])}.")
+        raise DataError(
+            f"{where}: expected training rows of every class, got none of {', '.join(missing[:12])}: a head never "
+            "predicts, and nearest neighbours never find, what was not there. Label some, or leave these rows out."
+        )

@@ -9,9 +9,12 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import HeadError, unknown
+from pipeline.fit.sums import Sums
 from pipeline.heads.moments import Summed
-from pipeline.heads.rows import Rows
+from pipeline.heads.pieces import Pieces, cut
+from pipeline.heads.rows import Rows, reading_order
 from pipeline.store.features import Features
+from pipeline.workers import WorkersConfig
 
 GB = 1e9
 # Beside the taps themselves: the joined input, its training rows, and these once more, scaled.
@@ -24,6 +27,10 @@ class Matrix:
 
     X: np.ndarray
 
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """In which order rows are best read: as they are."""
+        return np.arange(len(rows))
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The rows of these numbers, in their order."""
         return np.asarray(self.X[rows])
@@ -33,19 +40,31 @@ class Matrix:
 class Stream:
     """An input on disk, for heads that read it in blocks.
 
-    Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
+    `keys` are those of all rows, S16. Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
     to live as long as a training set.
     """
 
     taps: tuple[Features, ...]
     keys: np.ndarray
+    sums: Sums = field(default_factory=lambda: Sums(WorkersConfig(workers=1)), repr=False)
     taken: dict[bytes, Summed] = field(default_factory=dict, repr=False)
+    orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """The order in which rows of these numbers lie on the disk: `rows[order]` are read in one run a shard."""
+        numbers = rows.tobytes()
+        if numbers not in self.orders:
+            self.orders[numbers] = reading_order(self.taps[0], self.keys[rows])
+        return self.orders[numbers]
 
     def take(self, rows: np.ndarray) -> Summed:
-        """The rows of these numbers as a source."""
+        """The rows of these numbers as a source, cut into pieces."""
         numbers = rows.tobytes()
         if numbers not in self.taken:
-            self.taken[numbers] = Summed(Rows(self.taps, self.keys[rows]))
+            source = Rows(self.taps, self.keys[rows])
+            cuts = cut(source)
+            apply = self.sums.of(source.shape[1], len(cuts))
+            self.taken[numbers] = Summed(Pieces(source, cuts, apply))
         return self.taken[numbers]
 
 

@@ -62,6 +62,8 @@ class Fit:
     head: Any
     predictions: Predictions
     record: dict[str, Any]
+    rows: np.ndarray
+    """The numbers of the rows that the head was fitted to, in that order."""
 
 
 def fit_one(
@@ -83,14 +85,15 @@ def fit_one(
     pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
     seeded = "" if seed is None or training.labels else f"-seed{seed}"
     where = f"{head.called} on {data.name}, {training}{seeded}"
-    train = Rows(source.take(training.rows), _as_learnt(data.targets[training.rows], data.kind))
+    train = _training(data, source, training.rows)
     validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
+    chosen_on = validation[source.order(validation)]
     temperature, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
     with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
         if config.search is not None:
-            held = Rows(source.take(validation), data.targets[validation])
+            held = Rows(source.take(chosen_on), data.targets[chosen_on])
             found = search(
                 pipeline,
                 head.name,
@@ -106,10 +109,11 @@ def fit_one(
             _fit(pipeline, train, head.on)
         first = pipeline
         if config.calibrate is not None:
-            X = np.asarray(source.take(validation)[0 : len(validation)])
-            first = calibration.by_temperature(pipeline, X, data.targets[validation], classes=data.classes)
+            X = np.asarray(source.take(chosen_on)[0 : len(chosen_on)])
+            first = calibration.by_temperature(pipeline, X, data.targets[chosen_on], classes=data.classes)
             temperature = calibration.temperature_of(first)
-        last = _refitted(pipeline, first, data, source, training, config, head.on) if config.refit else first
+        learnt = np.sort(np.concatenate([training.rows, validation])) if config.refit else training.rows
+        last = _refitted(pipeline, first, _training(data, source, learnt), config, head.on) if config.refit else first
         parts = [(first, validation), (last, test)] if config.refit else [(last, np.concatenate([validation, test]))]
         predicted = _predicted(head, data, source, training, parts, seed=seed)
     record = {
@@ -122,7 +126,7 @@ def fit_one(
         "search": None if found is None else found.record,
         "temperature": temperature,
     }
-    return Fit(last, predicted, record)
+    return Fit(last, predicted, record, learnt[source.order(learnt)])
 
 
 @contextmanager
@@ -154,6 +158,12 @@ def threads_for(values: int) -> AbstractContextManager[Any]:
     return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
+def _training(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
+    """Rows and what is to be learnt of them, in the order in which they are best read."""
+    rows = rows[source.order(rows)]
+    return Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind))
+
+
 def _as_learnt(targets: np.ndarray, kind: Kind) -> np.ndarray:
     return targets.astype(np.int8) if kind == "multilabel" else targets
 
@@ -165,21 +175,12 @@ def _fit(pipeline: Any, rows: Rows, on: str | None) -> None:
         device.to_arrays(step)
 
 
-def _refitted(
-    pipeline: Any,
-    first: Any,
-    data: Data,
-    source: Matrix | Stream,
-    training: Training,
-    config: FitConfig,
-    on: str | None,
-) -> Any:
+def _refitted(pipeline: Any, first: Any, rows: Rows, config: FitConfig, on: str | None) -> Any:
     """The head with what was chosen, fitted to training and validation rows; its temperature is the one before."""
     from sklearn.base import clone
 
-    rows = np.sort(np.concatenate([training.rows, np.flatnonzero(data.splits == "validation")]))
     again = clone(pipeline)
-    _fit(again, Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind)), on)
+    _fit(again, rows, on)
     return again if config.calibrate is None else calibration.with_head(first, again)
 
 
@@ -196,7 +197,10 @@ def _predicted(
     for fitted, rows in parts:
         if not len(rows):
             continue
-        answers.append(answers_of(fitted, source.take(rows), kind=data.kind, scores=head.scores, classes=data.classes))
+        order = source.order(rows)
+        X, back = source.take(rows[order]), np.argsort(order)
+        found = answers_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes)
+        answers.append((found[0][back], found[1][back]))
     rows = np.concatenate([rows for _, rows in parts])
     return Predictions(
         head=head.called,

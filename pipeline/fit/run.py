@@ -10,16 +10,20 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import atomic, sha256_file, write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
-from pipeline.fit.one import Data, Head, fit_one
+from pipeline.fit.one import Data, Fit, Head, fit_one
+from pipeline.fit.sums import Sums
 from pipeline.heads import calibration, criteria, device
+from pipeline.heads.saved import write
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
+from pipeline.heads.training_rows import looks_at_rows, write_keys
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
+from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task
 from pipeline.training_sets import training_sets
@@ -56,7 +60,8 @@ def fit(
     if on is not None:
         gone = sorted({head.called for head in found if head.on is None})
         notes += [f"{name}: scikit-learn has no `device: {on}` for it; it is fitted on the processor." for name in gone]
-    taps = open_taps(config.taps, features)
+    # A worker may run in another folder.
+    taps = open_taps(config.taps, features.absolute() if config.run.several(gpus=0) else features)
     names = [joined(one) for one in config.inputs]
     holding = sorted({head.called for head in found if not head.streaming})
     columns = {}
@@ -67,21 +72,23 @@ def fit(
         check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
         columns = load(taps, loaded.keys)
     total, fits = len(names) * len(trainings) * len(plan), []
+    keys = key_arrays.from_hex(loaded.keys)
     scores = {head.called: head.scores for head in found}
-    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer:
+    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer, Sums(config.run) as sums:
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None
             for training in trainings:
-                stream = Stream(tuple(taps[tap] for tap in parts), data.keys)
+                stream = Stream(tuple(taps[tap] for tap in parts), keys, sums)
                 for head, seed in plan:
                     source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed
                     one = fit_one(head, data, source, training, config, seed=state)
                     writer.add(one.predictions)
-                    _save(one.head, models / one.record["file"])
-                    fits.append(one.record)
+                    fits.append(_saved(one, data, models))
                     progress(len(fits), total)
+        if config.run.several(gpus=0):
+            notes += _shared(found, started=sums.started)
     write_json(models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits})
     return Summary(total, _lines(fits), notes)
 
@@ -131,6 +138,21 @@ def _inputs(task: Task, names: Sequence[str], taps: dict[str, Features]) -> Iter
         yield Data(task.kind, task.classes, targets, keys, splits, name, widths)
 
 
+def _shared(found: Sequence[Head], *, started: bool) -> list[str]:
+    """What workers did not do."""
+    if not started:
+        return ["run: no worker was started: every training set is one piece, or is held in memory."]
+    notes = []
+    for head in {head.called: head for head in found}.values():
+        if not head.streaming:
+            notes.append(f"{head.called}: it holds its training rows; workers have no part in it.")
+        elif head.name == "streaming_logistic":
+            notes.append(f"{head.called}: workers make its first pass; its search reads the training rows here.")
+        elif head.name not in heads.SUMMED:
+            notes.append(f"{head.called}: it is not solved from sums; its training rows are read here.")
+    return notes
+
+
 def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
@@ -159,11 +181,13 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _save(head: Any, path: Path) -> None:
-    import skops.io
-
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        skops.io.dump(head, file)
+def _saved(one: Fit, data: Data, models: Path) -> dict[str, Any]:
+    """Write a head, and what `model.json` says of it."""
+    path = models / one.record["file"]
+    write(one.head, path)
+    if not looks_at_rows(one.head):
+        return one.record
+    return {**one.record, "rows": write_keys(path.with_suffix(".keys.npy"), data.keys[one.rows])}
 
 
 def _made_from(
@@ -172,7 +196,7 @@ def _made_from(
     """model.json: everything that the run was made from."""
     return {
         "format": 2,
-        "settings": config.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json", exclude={"run"}),  # who worked changes no value
         "scores": scores,
         "task": {"name": config.task, "sha256": sha256_file(path), "kind": task.kind, "classes": task.classes},
         "features": {name: {"address": t.index.address, "identity": t.identity} for name, t in taps.items()},

@@ -54,6 +54,9 @@ WITHOUT_SCORES = ("centroid",)
 
 STREAMING = "streaming_"  # the names of heads that read their rows in blocks
 
+SUMMED = ("streaming_centroid", "streaming_lda", "streaming_ridge")
+"""Those of them that are solved from sums over the training rows, which several workers can make."""
+
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 

@@ -15,6 +15,7 @@ from sklearn.covariance import shrunk_covariance
 from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of
 from pipeline.heads.moments import moments_of
+from pipeline.heads.pieces import each
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks, small_blocks
 from pipeline.heads.sums import Moments
@@ -127,16 +128,24 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if X is None:
             raise HeadError("discriminant analysis, shrinkage 'auto': expected the rows for a second pass, got none.")
-        groups, fourth = np.searchsorted(self.classes_, y), 0.0
-        for rows, block in small_blocks(X):
-            z = block - self.means_[groups[rows]].astype(block.dtype)
-            z /= scale.astype(block.dtype)
-            fourth += float((np.einsum("ij,ij->i", z, z).astype(np.float64) ** 2).sum())
+        groups = np.searchsorted(self.classes_, y)
+        fourth = sum(each(X, _fourth, (groups,), (self.means_, scale)))
         count, width = len(groups), len(scale)
         square, mean = float((covariance**2).sum()), float(np.trace(covariance)) / width
         apart = (square - width * mean**2) / width
         noise = min((fourth / count - square) / (width * count), apart)
         return noise / apart if noise > 0 else 0.0
+
+
+def _fourth(work: tuple[Any, ...]) -> float:
+    """Σ |z|⁴ over the rows of a piece."""
+    X, groups, means, scale = work
+    total = 0.0
+    for rows, block in small_blocks(X):
+        z = block - means[groups[rows]].astype(block.dtype)
+        z /= scale.astype(block.dtype)
+        total += float((np.einsum("ij,ij->i", z, z).astype(np.float64) ** 2).sum())
+    return total
 
 
 def _deviations(covariance: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ import numpy as np
 
 from pipeline.errors import HeadError, bullets, unknown
 from pipeline.files import read_json
+from pipeline.heads import training_rows
 from pipeline.heads.rows import Rows, blocks
+from pipeline.heads.saved import skops_io
 from pipeline.heads.scores import predictions_of, scores_of
 from pipeline.predictions import Scores
 from pipeline.store.features import Features, Keys
@@ -95,11 +97,13 @@ class Model:
         return np.concatenate([act(block) for _, block in blocks(rows)])
 
 
-def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) -> Model:
+def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = (), features: Path | None = None) -> Model:
     """The head of a run's folder by the name of its file, or the only one.
 
-    `trusted` names more types that its file may hold, such as those of a class by import path. Raises HeadError where
-    there is no such head, or one that holds other types.
+    `trusted` names more types that its file may hold, such as those of a class by import path. `features` is the folder
+    of the backbone's taps: a head that looks at its training rows, as `streaming_knn` does, gets them from there.
+    Raises HeadError where there is no such head, one that holds other types, or other features or training rows than
+    those it was fitted on.
     """
     if not (folder / "model.json").is_file():
         raise HeadError(
@@ -117,7 +121,7 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) 
     if file not in fits:
         raise HeadError(f"{folder}: {unknown('head', file, fits)}")
     one, task = fits[file], made["task"]
-    return Model(
+    found = Model(
         path=folder / file,
         head=read(folder / file, trusted=trusted),
         kind=task["kind"],
@@ -126,19 +130,23 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) 
         taps=one["input"].split("+"),
         made_from=made["features"],
     )
+    if features is not None and training_rows.looks_at_rows(found.head):
+        taps = [Features.open(features / name) for name in found.taps]
+        found.check(*taps)
+        training_rows.give_back(found.head, *taps, record=one.get("rows"), folder=folder)
+    return found
 
 
 def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
     """The estimator in a file, which runs no code; raises HeadError as `load` does."""
-    import skops.io
-
+    skops = skops_io()
     try:
-        names = skops.io.get_untrusted_types(file=path)
+        names = skops.get_untrusted_types(file=path)
         if strange := sorted({*names} - {*TRUSTED, *trusted}):
             raise HeadError(
                 f"{path}: expected types that icecore trusts, got {', '.join(strange)}. It was not loaded. "
                 "If you know where the file is from, name them in `trusted`."
             )
-        return skops.io.load(path, trusted=names)
+        return skops.load(path, trusted=names)
     except (zipfile.BadZipFile, OSError, KeyError) as error:
         raise HeadError(f"{path}: expected a head that icecore saved, got {error}. Fit the run again.") from None

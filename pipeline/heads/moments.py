@@ -5,44 +5,19 @@ A row counts once, whoever adds it: spans of rows may be summed by other threads
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import HeadError
+from pipeline.heads.pieces import Span, each, part
 from pipeline.heads.rows import BLOCK_BYTES, blocks, is_source
 from pipeline.heads.sums import MOST_NAMED, Moments
 
 BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred, one read and one read ahead
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
-
-Apply = Callable[[Callable[[Any], Moments], Iterable[Any]], Iterable[Moments]]
-"""What `map` does: a function over a list, results in its order. A thread pool's `map`, or one over a Dask client."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Rows `start` to `stop` of a source, as a source."""
-
-    source: Any
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, width)."""
-        return self.stop - self.start, self.source.shape[1]
-
-    @property
-    def dtype(self) -> Any:
-        """Of the source."""
-        return self.source.dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, _ = rows.indices(self.stop - self.start)
-        return np.asarray(self.source[self.start + start : self.start + max(start, stop)])
 
 
 class Summed:
@@ -61,6 +36,20 @@ class Summed:
     def __getitem__(self, rows: slice) -> np.ndarray:
         return np.asarray(self.source[rows])
 
+    @property
+    def cuts(self) -> Any:
+        """Those of the source, where it has pieces."""
+        return getattr(self.source, "cuts", None)
+
+    @property
+    def apply(self) -> Any:
+        """Who works on a piece of the source."""
+        return self.source.apply
+
+    def part(self, rows: slice) -> Any:
+        """Some rows of the source."""
+        return part(self.source, rows)
+
     def moments(self, asked: tuple[Any, ...], make: Callable[[Any], Moments]) -> Moments:
         """Those of the source as `make` sums them, or the last, if these were asked for with the same."""
         if self._kept is None or not all(itertools.starmap(np.array_equal, zip(self._kept[0], asked, strict=True))):
@@ -68,24 +57,13 @@ class Summed:
         return self._kept[1]
 
 
-def moments_of(
-    X: Any,
-    y: Any = None,
-    *,
-    classes: Any = None,
-    weights: np.ndarray | None = None,
-    parts: int = 1,
-    map: Apply = map,
-) -> Moments:
+def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarray | None = None) -> Moments:
     """The moments of rows X, an array or a row source, in one pass over them.
 
     y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
-    targets); None: neither. `parts` spans of rows are summed by `map` and merged in their order: what is added to what
-    depends on `parts` alone, and not on who does it, so that results have the same bytes where BLAS has as many
-    threads. A process gets its span with the source, which should therefore pickle as the place of its rows, as `Rows`
-    does and an np.memmap does not. A client of Dask maps with
-    `lambda f, work: (future.result() for future in client.map(f, list(work), pure=False))`. Of a `Summed` source that
-    was asked before no row is read.
+    targets); None: neither. A source of `pieces` is summed piece by piece, by whoever works on these, and the sums are
+    merged in their order: what is added to what depends on the cut alone. Of a `Summed` source that was asked before no
+    row is read.
 
     Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
@@ -99,22 +77,20 @@ def moments_of(
     elif y is not None:
         targets = np.array(y, dtype=np.float64).reshape(rows, -1)
     given = np.ones(rows) if weights is None else np.array(weights, dtype=np.float64)
-    cuts = itertools.pairwise([rows * number // parts for number in range(parts + 1)])
-    spans = [slice(*cut) for cut in cuts]
 
     def summed(source: Any) -> Moments:
         pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
-        work = [(_span(source, cut), groups[cut], targets[cut], given[cut], classes, *pivots) for cut in spans]
-        return functools.reduce(Moments.merge, map(_sum, work)).check()
+        found: Iterator[Moments] = each(source, _sum, (groups, targets, given), (classes, *pivots))
+        return functools.reduce(Moments.merge, found).check()
 
     if not isinstance(X, Summed):
         return summed(X)
     number = None if classes is None else len(classes)
-    return replace(X.moments((number, groups, targets, given, parts), summed), classes=classes)
+    return replace(X.moments((number, groups, targets, given), summed), classes=classes)
 
 
 def _sum(work: tuple[Any, ...]) -> Moments:
-    """The moments of one span; the one thing that workers do."""
+    """The moments of one piece."""
     X, groups, targets, weights, classes, pivot, target_pivot = work
     total = Moments.empty(pivot, classes=classes, target_pivot=target_pivot)
     room = None
@@ -129,17 +105,12 @@ def _sum(work: tuple[Any, ...]) -> Moments:
     return total
 
 
-def _span(X: Any, rows: slice) -> Any:
-    if rows.start == 0 and rows.stop == X.shape[0]:
-        return X
-    return Span(X, rows.start, rows.stop) if is_source(X) else X[rows]
-
-
 def _pivot(X: Any) -> np.ndarray:
     """The mean of the first rows, in their precision, so that rows less it are exact to their own rounding."""
     if not X.shape[0]:
         return np.zeros(X.shape[1])
-    _, first = next(blocks(_span(X, slice(0, min(PIVOT_ROWS, X.shape[0])))))
+    most = min(PIVOT_ROWS, X.shape[0])
+    _, first = next(blocks(Span(X, 0, most) if is_source(X) else X[:most]))
     return np.asarray(first.mean(axis=0, dtype=np.float64).astype(first.dtype))
 
 

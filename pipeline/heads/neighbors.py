@@ -45,7 +45,7 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         if self.rows_ is None:
             raise HeadError(
                 f"{type(self).__name__}: expected its {self.n_samples_fit_:,} training rows, got none: they were read "
-                "from features, and are not saved with it. Give them back with `attach`."
+                "from features, and are not saved with it. Load it with `features`, or give them back with `attach`."
             )
         return nearest(X, self.rows_, self.n_neighbors, metric=self.metric)
 

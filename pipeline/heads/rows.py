@@ -4,6 +4,7 @@ A *row source* is anything with `shape` (rows, width) and `dtype` whose `source[
 rows: `Rows`, an np.memmap, an HDF5 dataset, a Dask array. Estimators that read sources take arrays as well.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,6 +45,18 @@ class Rows:
         for tap, places, width in zip(self.taps, wanted, self._widths, strict=True):
             found[:, column : column + width] = tap.at(places).reshape(len(places), width)
             column += width
+        return found
+
+    @property
+    def shards(self) -> np.ndarray:
+        """(rows,): the number of the shard of the first tap in which a row lies."""
+        return np.asarray(self._places[0] >> np.uint64(32))
+
+    def part(self, rows: slice) -> "Rows":
+        """Some of the rows, as a source that pickles as their places alone."""
+        found = copy.copy(self)
+        found._places = [places[rows] for places in self._places]
+        found.shape = (len(found._places[0]), self.shape[1])
         return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.heads.pieces import part
 from pipeline.heads.rows import blocks, checked, is_source
 
 BYTES = 2**23  # of a block; `function` makes copies of it in float64
@@ -50,6 +51,21 @@ class Transformed:
     function: Function
     shape: tuple[int, int]
     dtype = np.dtype(np.float32)
+
+    @property
+    def cuts(self) -> Any:
+        """Those of the source, where it has pieces."""
+        return getattr(self.source, "cuts", None)
+
+    @property
+    def apply(self) -> Any:
+        """Who works on a piece of the source."""
+        return self.source.apply
+
+    def part(self, rows: slice) -> "Transformed":
+        """Some of the rows, as a source of their own."""
+        own = part(self.source, rows)
+        return Transformed(own, self.function, (own.shape[0], self.shape[1]))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         found = np.asarray(self.source[rows])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClusterError
-from pipeline.extract import RunConfig, preload
 from pipeline.files import read_json
 from pipeline.runtime import CORES, core_numbers
+from pipeline.workers import WorkersConfig, preload
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,7 +25,7 @@ CONNECT = 30  # seconds to wait for a scheduler
 
 
 @contextlib.contextmanager
-def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
+def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
     """Join the cluster of the settings, or start one here that ends with the block."""
     import dask
     from distributed import Client
@@ -43,6 +43,8 @@ def client_of(run: RunConfig, *, gpus: int) -> Iterator["Client"]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # workers may start decoders
+        # Places, classes and targets of a piece of rows are some MB, and are meant to travel.
+        stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}))
         cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
         try:
             where = cluster or _reached(_address(str(run.scheduler)), security)
@@ -123,8 +125,8 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
         except RuntimeError as error:
             raise ClusterError(
                 f"workers: expected {processes} processes on this machine, got {error.__cause__ or error}. What they "
-                "say of themselves stands above. A script that extracts is a file, and begins under `if __name__ == "
-                "'__main__'`; or set `run: {workers: 1}`."
+                "say of themselves stands above. A script that starts workers is a file, and begins under "
+                "`if __name__ == '__main__'`; or set `run: {workers: 1}`."
             ) from None
         with cluster:
             yield cluster
@@ -134,3 +136,24 @@ def _gpu(number: int) -> str:
     """The name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",")[number] if visible else str(number)
+
+
+@contextlib.contextmanager
+def there_until_the_end(client: "Client", *, kept: str) -> Iterator[None]:
+    """Raises ClusterError where the scheduler is gone; a worker's own errors of that kind are let through.
+
+    `kept` says what was not lost, and what to do.
+    """
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
+
+    address = client.scheduler.address
+    try:
+        yield
+    except (CommClosedError, FutureCancelledError, OSError) as error:
+        if client.status == "running" and not isinstance(error, CommClosedError | FutureCancelledError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # Dask may add lines of advice
+        raise ClusterError(
+            f"scheduler {address}: expected it to be there until the end, but it is gone ({reason}). {kept}"
+        ) from None

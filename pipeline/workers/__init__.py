@@ -1,0 +1,48 @@
+"""Other processes that work: on this machine, or those of a Dask cluster that is there.
+
+WorkersConfig   which
+preload         what a worker of this machine does before it works
+client          the connection to Dask
+in_order        items handed out to workers, results in their order
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Settings
+
+
+class TLS(Settings):
+    """The files of an encrypted connection to Dask, PEM."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class WorkersConfig(Settings):
+    """Processes on this machine, or a scheduler that has some."""
+
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="processes on this machine; auto: one a GPU")
+    ] = "auto"
+    scheduler: Annotated[
+        str | None, Field(description="a Dask scheduler's address (tcp://, tls://), or its scheduler file")
+    ] = None
+    tls: Annotated[TLS | None, Field(description="for a scheduler at tls://")] = None
+
+    def processes(self, gpus: int) -> int:
+        """How many processes work on this machine."""
+        return max(1, gpus) if self.workers == "auto" else self.workers
+
+    def several(self, gpus: int) -> bool:
+        """Whether others than this process work."""
+        return self.scheduler is not None or self.processes(gpus) > 1
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "WorkersConfig":
+        if self.scheduler is not None and self.workers != type(self).model_fields["workers"].default:
+            raise ValueError("a scheduler has its own workers: leave out `workers`, or `scheduler`")
+        return self
