@@ -18,6 +18,7 @@ from pipeline.fit.one import Data, Head, fit_one
 from pipeline.heads import calibration, criteria, device
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
+from pipeline.heads.skops_import import skops_io
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store.features import Features
@@ -160,10 +161,8 @@ def _shown(value: Any) -> str:
 
 
 def _save(head: Any, path: Path) -> None:
-    import skops.io
-
     with atomic(path) as temporary, temporary.open("wb") as file:
-        skops.io.dump(head, file)
+        skops_io().dump(head, file)
 
 
 def _made_from(
