@@ -71,8 +71,10 @@ def _counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     random = np.random.default_rng(seed)
     size = max(1, BLOCK // rows)
     for start in range(0, resamples, size):
-        chosen = (random.integers(rows, size=rows) for _ in range(start, min(start + size, resamples)))
-        yield np.stack([np.bincount(one, minlength=rows) for one in chosen]).astype(np.float64)
+        lines = min(size, resamples - start)
+        chosen = random.integers(rows, size=(lines, rows))
+        chosen += rows * np.arange(lines)[:, None]  # one count for all resamples of the block
+        yield np.bincount(chosen.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
 
 
 def _draws(draws: Sequence[int | None], resamples: int, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import artefact, factory, timm_models, vision
+from pipeline.backbones import artefact, factory, timm_models
 from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
@@ -67,6 +67,8 @@ def _own(source: Path, *, digest: str = "") -> Loaded:
 
 
 def _torchvision(config: Torchvision) -> Loaded:
+    from pipeline.backbones import vision  # torchvision takes as long to import as torch
+
     entry = vision.weights_entry(config.model, config.weights)
     architecture = vision.architecture(config.model, entry, config.classes)
     origin = {"source": "torchvision", "model": config.model, "weights": entry.name}
