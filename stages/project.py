@@ -20,6 +20,7 @@ BACKBONES = DATA / "backbones"
 FEATURES = DATA / "features"
 TASKS = DATA / "tasks"
 MODELS = DATA / "models"
+TEACHERS = DATA / "teachers"
 PREDICTIONS = DATA / "predictions"
 CURVES = DATA / "curves"
 METRICS = DATA / "metrics"
@@ -39,6 +40,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "audit": ("pipeline.audit:AuditConfig", False),
     "fit": ("pipeline.fit:FitConfig", True),
     "finetune": ("pipeline.training:FinetuneConfig", True),
+    "teach": ("pipeline.teach:TeachConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "compare": ("pipeline.compare:CompareConfig", False),
     "report": ("pipeline.report:ReportConfig", False),
@@ -113,6 +115,7 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
             if tap not in extracted.taps:
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
     problems += _of_finetune(values, raw)
+    problems += _of_teach(values, raw)
     return problems
 
 
@@ -137,6 +140,73 @@ def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]
                 problems.append(f"finetune.{name}.tap: {unknown('tap', item.tap, taps)}")
             elif taps[item.tap].pool != "none" or taps[item.tap].project is not None:
                 problems.append(f"finetune.{name}.tap: expected a tap with `pool: none`, got {taps[item.tap].pool!r}.")
+    return problems
+
+
+def _of_teach(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `teach` name that other sections do not have, and what does not suit the run they name."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    for name, item in values.get("teach", {}).items():
+        where = f"teach.{name}"
+        for dataset in item.datasets:
+            if dataset not in named.get("prepare", [dataset]):
+                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+        if item.backbone not in named.get("extract", [item.backbone]):
+            problems.append(f"{where}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
+        if item.run in named.get("distill", ()):
+            problems.append(
+                f"{where}.run: expected a run of fit or finetune, got {item.run!r} of distill, which needs teachers "
+                "itself. Freeze its network (`freeze: {source: folder}`), and teach with that backbone."
+            )
+            continue
+        runs = ["backbone", *named.get("fit", [item.run]), *named.get("finetune", [item.run])]
+        if item.run not in runs:
+            problems.append(f"{where}.run: {unknown('run', item.run, runs)}")
+        found = values.get("fit", {}).get(item.run) or values.get("finetune", {}).get(item.run)
+        if found is not None and found.backbone != item.backbone:
+            problems.append(
+                f"{where}.backbone: expected {found.backbone!r}, that of {item.run}, got {item.backbone!r}."
+            )
+        if item.run in values.get("fit", {}):
+            problems += [f"{where}.{line}" for line in _of_head(item, values["fit"][item.run], values)]
+        elif item.run == "backbone" or item.run in values.get("finetune", {}):
+            problems += [
+                f"{where}.{field}: expected it with a run of fit, whose heads it tells apart, got a network. Leave it "
+                "out."
+                for field in ("input", "head", "labels", "draw")
+                if getattr(item, field) is not None
+            ]
+            if isinstance(item.views, int):
+                problems.append(
+                    f"{where}.views: expected `count` and `augment`, since a network scores them itself, got "
+                    f"{item.views}."
+                )
+    return problems
+
+
+def _of_head(item: Any, run: Any, values: Mapping[str, Any]) -> list[str]:
+    """What a teacher asks of a run of fit that it has not; each begins with the key."""
+    problems = []
+    inputs = ["+".join([one] if isinstance(one, str) else one) for one in run.inputs]
+    if item.input is not None and item.input not in inputs:
+        problems.append(f"input: {unknown('input', item.input, inputs)}")
+    if item.head is not None and item.head not in run.heads:
+        problems.append(f"head: {unknown('head', item.head, run.heads)}")
+    if item.hints:
+        problems.append("hints: expected a network, which has nodes, got a run of fit. Leave them out.")
+    if item.views is not None and not isinstance(item.views, int):
+        problems.append("views: expected a number, of those that its taps have, got settings. The extraction has them.")
+    extracted = values.get("extract", {}).get(item.backbone)
+    there = 0 if extracted is None or extracted.views is None else extracted.views.count
+    if isinstance(item.views, int) and extracted is not None and item.views > there:
+        problems.append(
+            f"views: expected at most the {there} of the extraction of {item.backbone}, got {item.views}. Give it "
+            f"`views` with `count: {item.views}`."
+        )
+    lacking = sorted(set(item.datasets) - set(extracted.datasets)) if extracted is not None else []
+    if lacking:
+        problems.append(f"datasets: {item.backbone} was not extracted for {', '.join(lacking)}.")
     return problems
 
 

@@ -23,7 +23,7 @@ for stage in sys.argv[1:]:
     runpy.run_module(f"stages.{name}", run_name="__main__")
 """
 COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
-KEPT = tuple(f"data/{name}/.gitignore" for name in ("pretrained", "models/backbone", "models/scratch"))
+KEPT = tuple(f"data/{name}/.gitignore" for name in ("pretrained", "models/backbone", "models/scratch", "teachers"))
 
 
 class Project:
@@ -100,7 +100,7 @@ def small() -> dict[str, Any]:
     params["split"] = {"digits": params["split"]["digits"] | {"few_shot": {"labels_per_class": 5, "draws": 2}}}
     run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
     params["fit"] = {"digits_logistic": run}
-    params["finetune"] = {}
+    params["finetune"] = params["teach"] = {}
     del params["extract"]["glyphs"]["taps"]["block1_whole"]
     params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100
     return params

@@ -234,10 +234,12 @@ WITH_TORCH = (
     "pipeline/extract/",
     "pipeline/freeze/run.py",
     "pipeline/freeze/checkpoint.py",
+    "pipeline/teach/",
     "stages/extract.py",
     "stages/finetune.py",
     "stages/freeze.py",
     "stages/pretrain.py",
+    "stages/teach.py",
 )
 
 
@@ -268,7 +270,8 @@ def test_torch_comes_along_only_where_networks_run() -> None:
     wrong = [
         path
         for path in sorted(loading)
-        if not path.startswith(WITH_TORCH) or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py"))
+        if not path.startswith(WITH_TORCH)
+        or path.endswith(("__init__.py", "backbones/spec.py", "training/parts.py", "training/knowledge.py"))
     ]
     assert wrong == []
 

@@ -417,7 +417,7 @@ def test_two_heads_to_start_from_and_none_at_all_are_refused(paths: Paths, tmp_p
 def test_a_file_with_types_that_are_not_trusted_is_not_loaded(paths: Paths, tmp_path: Path) -> None:
     start = fitted(paths, tmp_path / "probe")
     skops.io.dump(config, start / "head.skops")
-    with pytest.raises(HeadError, match=r"expected types that skops trusts, got .*It was not loaded"):
+    with pytest.raises(HeadError, match=r"expected types that icecore trusts, got .*It was not loaded"):
         run(dataclasses.replace(paths, start=start), start="probe")
 
 

@@ -67,7 +67,7 @@ def collect(
     with contextlib.suppress(_Stop):
         if INPUT in wanted:
             keep(INPUT, images)
-        with one_path(), _watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
+        with one_path(), watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
             module(images)
     return found
 
@@ -84,8 +84,11 @@ def one_path() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[None]:
-    """Call `seen` for the nodes of `taps` while the network runs."""
+def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[None]:
+    """Call `seen` for the nodes of `taps` while the network runs, at the moment that it makes them.
+
+    Gradients flow; what is kept must be cloned, for the network may overwrite it in place.
+    """
     modules = {**dict(module.named_modules()), LOGITS: module}
     functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, of_samples
 from pipeline.extract.room import foresee, shortage
-from pipeline.extract.samples import Reject, read_samples
+from pipeline.extract.samples import Reject, Samples, read_samples
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import link_or_copy
@@ -51,6 +51,7 @@ def extract(
     manifests: Path,
     out: Path,
     cache_root: Path,
+    samples: Samples | None = None,
     progress: Progress = silent,
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
@@ -59,8 +60,9 @@ def extract(
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
 
-    `announce` is told what is missing and its bytes, before anything is computed; `say` which engine runs, and why;
-    `log` each shard when it is stored; `watch` where the time went so far, before each call of `progress`.
+    `samples`: some, in the place of all of the data sets. `announce` is told what is missing and its bytes, before
+    anything is computed; `say` which engine runs, and why; `log` each shard when it is stored; `watch` where the time
+    went so far, before each call of `progress`.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
     process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
@@ -70,8 +72,8 @@ def extract(
     spec = artefact.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
-        samples = read_samples(manifests, config.datasets)
-        request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
+        some = read_samples(manifests, config.datasets) if samples is None else samples
+        request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
         orders.leftovers(cache_root)
         _sweep(request)
         found = foresee(request, cache_root=cache_root, out=out)
@@ -112,7 +114,7 @@ def _extract(
             more, why = _commit_all(one, out, rejects)
             _replay(one, worker, out, say)
         refused, reasons, before = refused | more, reasons | why, before + len(one.rows)
-    _refuse_too_many(request.config, len(request.samples.keys), refused)
+    refuse_too_many(request.config.max_rejected, len(request.samples.keys), refused)
     counts = Counter(reasons[key] for key in refused)
     stored = {one.folder(tap): rows for one in request.all for tap, rows in one.stored.items()}
     return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent)
@@ -229,10 +231,11 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             )
 
 
-def _refuse_too_many(config: ExtractConfig, samples: int, refused: Mapping[str, str]) -> None:
-    if samples and len(refused) / samples > config.max_rejected:  # a product would round above the share
+def refuse_too_many(share: float, samples: int, refused: Mapping[str, str]) -> None:
+    """Raise DataError with the first reasons where more than a share of the samples was refused."""
+    if samples and len(refused) / samples > share:  # a product would round above the share
         title = (
             f"{len(refused):,} of {samples:,} samples gave no features, more than the share of "
-            f"{config.max_rejected:g} that `max_rejected` allows. What was computed is kept. The first of them"
+            f"{share:g} that `max_rejected` allows. What was computed is kept. The first of them"
         )
         raise DataError(bullets(title, [f"{key}: {reason}" for key, reason in refused.items()][:5]))

@@ -101,8 +101,6 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) 
     `trusted` names more types that its file may hold, such as those of a class by import path. Raises HeadError where
     there is no such head, or one that holds other types.
     """
-    import skops.io
-
     if not (folder / "model.json").is_file():
         raise HeadError(
             f"{folder}: expected a run's folder with model.json, got none. Run `dvc repro fit@{folder.name}`."
@@ -118,7 +116,22 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) 
     file = next(iter(fits)) if file is None else file
     if file not in fits:
         raise HeadError(f"{folder}: {unknown('head', file, fits)}")
-    path = folder / file
+    one, task = fits[file], made["task"]
+    return Model(
+        path=folder / file,
+        head=read(folder / file, trusted=trusted),
+        kind=task["kind"],
+        classes=task["classes"],
+        scores_are=made["scores"][one["head"]],
+        taps=one["input"].split("+"),
+        made_from=made["features"],
+    )
+
+
+def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
+    """The estimator in a file, which runs no code; raises HeadError as `load` does."""
+    import skops.io
+
     try:
         names = skops.io.get_untrusted_types(file=path)
         if strange := sorted({*names} - {*TRUSTED, *trusted}):
@@ -126,16 +139,6 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = ()) 
                 f"{path}: expected types that icecore trusts, got {', '.join(strange)}. It was not loaded. "
                 "If you know where the file is from, name them in `trusted`."
             )
-        head = skops.io.load(path, trusted=names)
+        return skops.io.load(path, trusted=names)
     except (zipfile.BadZipFile, OSError, KeyError) as error:
         raise HeadError(f"{path}: expected a head that icecore saved, got {error}. Fit the run again.") from None
-    one, task = fits[file], made["task"]
-    return Model(
-        path=path,
-        head=head,
-        kind=task["kind"],
-        classes=task["classes"],
-        scores_are=made["scores"][one["head"]],
-        taps=one["input"].split("+"),
-        made_from=made["features"],
-    )

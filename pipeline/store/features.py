@@ -110,6 +110,11 @@ class Features:
         """Where the rows of some keys lie, for `at`; sorted ones are the fastest. Raises StoreError as `load` does."""
         return np.asarray(self._rows[2][self._places(keys)])  # shard << 32 | row
 
+    def has(self, keys: Keys) -> np.ndarray:
+        """Which keys have rows: bool (len(keys),)."""
+        found: np.ndarray = key_arrays.find_halves(self._rows[0], self._rows[1], _array(keys)) >= 0
+        return found
+
     def at(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The rows at some places that `find` gave, in their order, into `out` where it is given."""
         found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out

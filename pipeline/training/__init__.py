@@ -10,6 +10,13 @@ parts         the setting that says which part of a network is trained
 phases        which parameters and modules are trained from an epoch on
 freezing      what of a network is trained, and what is frozen for good
 losses        losses by the kind of task, class weights, mixup and cutmix
+signals       what teachers say of the samples of a batch, and labels
+knowledge     the settings of the losses of distillation
+imitation     losses by which a student imitates a teacher
+pairs         nodes of student and teacher that are compared, and in which form
+live          a teacher's network that runs in every step
+student       a network that learns from a teacher, with learned projections
+distillation  what a student minimises
 optimisation  optimisers, and schedules of the learning rate
 lr_range      the learning-rate range test
 history       what happens, epoch by epoch
@@ -21,15 +28,21 @@ inputs        pixels or stored rows, and the part of a network that runs on them
 breakeven     after how many epochs stored rows pay for themselves
 start         what a network begins with
 ready         a run before it is trained
-finetune      a run: training sets, network, loop, predictions, and the network in the backbone format
+record        what a run leaves: predictions, a record, and the best network in the backbone format
+finetune      a run on labels: training sets, network, loop
+subjects      the tasks that a student learns, each with its teachers
+lesson        what a student is shown: samples with labels and teachers' scores
+schooling     a run with teachers before it is trained
+distill       a run with teachers
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.readers.augment import AugmentConfig
+from pipeline.training.knowledge import LossesConfig
 from pipeline.training.parts import BatchNorms, Part
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -91,33 +104,48 @@ class ClassifierConfig(Settings):
 
 BACKBONE, SCRATCH = "backbone", "scratch"
 FROM_BACKBONE = (BACKBONE, SCRATCH)
-"""What a run may start from besides the head of a fit run."""
+"""What a run may start from besides another run."""
 
 
-class FinetuneConfig(LoopConfig):
+class RunConfig(LoopConfig):
     """A run: one network on one task, over some numbers of labels and draws."""
 
     task: str
+    classifier: ClassifierConfig = ClassifierConfig()
+    labels_per_class: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], Field(description="few-shot; empty: all of train")
+    ] = ()
+    draws: Annotated[int, Field(ge=1, description="few-shot draws of the task, from the first")] = 1
+    augment: Annotated[AugmentConfig, Field(description="of pixels, anew in each epoch")] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.labels_per_class)) < len(self.labels_per_class):
+            raise ValueError("`labels_per_class`: expected each number once")
+        return self
+
+
+class FinetuneConfig(RunConfig):
+    """A network that is trained further on labels."""
+
     backbone: str
     start: Annotated[
-        str, Field(description="backbone: its weights; scratch: new ones; a run of fit: its weights, and that head")
+        str,
+        Field(
+            description="backbone: its weights; scratch: new ones; a run of fit: its weights, and that head; a run of "
+            "finetune or distill: its network"
+        ),
     ]
     input: Annotated[
         Literal["pixels", "features"], Field(description="features: stored rows of `tap`, what is before it is frozen")
     ] = "pixels"
     tap: Annotated[str | None, Field(description="of the extraction, with `pool: none`")] = None
     views: Annotated[int, Field(ge=0, description="stored augmented views of the tap, drawn from anew each epoch")] = 0
-    augment: Annotated[AugmentConfig, Field(description="of pixels, anew in each epoch")] = ()
     train: Annotated[Part | None, Field(description="by default all, or all after the tap")] = None
     unfreeze: Annotated[
         dict[Annotated[int, Field(ge=1)], str], Field(description="from an epoch on, train what is after a node")
     ] = {}
     batch_norm: BatchNorms = "frozen"
-    classifier: ClassifierConfig = ClassifierConfig()
-    labels_per_class: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], Field(description="few-shot; empty: all of train")
-    ] = ()
-    draws: Annotated[int, Field(ge=1, description="few-shot draws of the task, from the first")] = 1
 
     @model_validator(mode="after")
     def _of_one_input(self) -> "FinetuneConfig":
@@ -136,6 +164,90 @@ class FinetuneConfig(LoopConfig):
             raise ValueError("`start: scratch` has nothing to freeze: expected `train: full` and `batch_norm: train`")
         if self.unfreeze and self.devices > 1:
             raise ValueError("`unfreeze` changes what several devices keep equal: expected `devices: 1`")
-        if len(set(self.labels_per_class)) < len(self.labels_per_class):
-            raise ValueError("`labels_per_class`: expected each number once")
+        return self
+
+
+NONE = "none"
+"""The teacher of those who have none."""
+
+Teachers = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class DistillConfig(RunConfig):
+    """A student that learns from stored scores of teachers, and from labels."""
+
+    student: Annotated[str, Field(description="a backbone")]
+    start: Annotated[Literal["backbone", "scratch"], Field(description="its weights, or new ones")]
+    teacher: Annotated[
+        Teachers, Field(description="of teach; several: the mean of their probabilities; none: labels alone")
+    ]
+    losses: LossesConfig
+    unlabelled: Annotated[
+        bool,
+        Field(description="the other training rows too; without a teacher labelled rows come again in their place"),
+    ] = False
+    datasets: Annotated[tuple[str, ...], Field(description="whose samples are learned from too, without labels")] = ()
+    views: Annotated[int, Field(ge=0, description="stored views of the teacher, drawn from anew each epoch")] = 0
+    live: Annotated[bool, Field(description="the teacher's network runs in each step, the reference")] = False
+    pixels: Annotated[
+        Literal["same", "own"], Field(description="same: read as the teacher read them; own: as the student reads")
+    ] = "same"
+    also: Annotated[
+        dict[str, Teachers], Field(description="further tasks with their teachers: a classifier of each side by side")
+    ] = {}
+    batch_norm: BatchNorms = "train"
+
+    @property
+    def teachers(self) -> dict[str, tuple[str, ...]]:
+        """The names of the teachers of each task, that of the run first; () where there are none."""
+        told = {self.task: self.teacher, **self.also}
+        return {
+            task: (() if names == NONE else (names,)) if isinstance(names, str) else names
+            for task, names in told.items()
+        }
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is any teacher."""
+        return any(self.teachers.values())
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels have a weight at some time."""
+        return "labels" in self.losses.active
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> Self:
+        labels, told = self.reads_labels, self.losses.of_teacher
+        if self.task in self.also:
+            raise ValueError(f"`also`: expected tasks besides {self.task!r}")
+        if not self.taught and not labels:
+            raise ValueError("`teacher: none` and no weight of `labels`: there is nothing to learn from")
+        if not self.taught and told:
+            raise ValueError(f"`teacher: none` has nothing for `{told[0]}`: name a teacher, or leave that loss out")
+        if self.taught and not told:
+            raise ValueError("no loss reads what the teacher says: give `soft`, or say `teacher: none`")
+        if self.losses.hint_names and len(self.teachers[self.task]) != 1:
+            raise ValueError("`hints`, `attention` and `relational` are of one teacher of the task: name one")
+        if self.labels_per_class and self.unlabelled and not labels:
+            raise ValueError("`labels_per_class` changes nothing where `labels` have no weight: leave it out")
+        if self.start == SCRATCH and self.batch_norm == "frozen":
+            raise ValueError("`start: scratch` has no statistics to keep: expected `batch_norm: train`")
+        if self.mixup or self.cutmix:
+            raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
+        return self._pixels_fit()
+
+    def _pixels_fit(self) -> Self:
+        if self.live and (self.also or len(self.teachers[self.task]) != 1):
+            raise ValueError("`live` runs the one teacher of the one task: expected no `also`, and one `teacher`")
+        if self.views and (self.live or not self.taught):
+            raise ValueError("`views` are stored with a teacher's scores: expected a teacher, and `live: false`")
+        if self.views and self.augment:
+            raise ValueError("`views` are the pixels that the teacher saw: leave `augment` out")
+        if self.augment and self.taught and not self.live:
+            raise ValueError(
+                "`augment` makes pixels that the teacher's stored scores are not of: expected `views`, or `live: true`"
+            )
+        if self.pixels == "own" and (self.views or self.live):
+            raise ValueError("`views` and `live` give student and teacher one image: expected `pixels: same`")
         return self

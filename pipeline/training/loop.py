@@ -27,8 +27,8 @@ from pipeline.runtime import Progress, seed_everything, silent
 from pipeline.training import LoopConfig, checkpoint
 from pipeline.training.finite import Losses
 from pipeline.training.history import Curves, History, Row, line
-from pipeline.training.losses import Mix, Objective
-from pipeline.training.optimisation import multiple, optimiser, set_rate
+from pipeline.training.losses import Goal, Mix
+from pipeline.training.optimisation import multiple, optimiser_of, set_rate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -59,7 +59,7 @@ class Setting:
     """
 
     config: LoopConfig
-    objective: Objective
+    objective: Goal
     fabric: "Fabric"
     enter: Callable[[Tensor], Tensor] = unchanged
     mix: Mix | None = None
@@ -107,9 +107,7 @@ def train(
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = math.ceil(math.ceil(len(samples) / config.batch_size) / config.accumulate)
     seed_everything(config.seed)
-    chosen: Any = optimiser(
-        frozen.groups(config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay), config
-    )
+    chosen: Any = optimiser_of(network, frozen, config)
     wrapped: Any
     wrapped, chosen = fabric.setup(network, chosen)
     average = _average(network, config.ema)
@@ -127,6 +125,7 @@ def train(
         for group in _groups(batches, config.accumulate):
             number = state.epoch * steps + state.batch // config.accumulate
             set_rate(chosen, multiple(config, number, config.epochs * steps, seen))
+            setting.objective.advance(number / max(1, config.epochs * steps - 1))
             total = step(wrapped, chosen, group, number, setting)
             if average is not None:
                 average.update_parameters(network)

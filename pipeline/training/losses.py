@@ -1,7 +1,7 @@
 """Losses by the kind of task: a value a row, so that a batch cut over steps or devices adds up to the same mean."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,35 @@ from pipeline.training import LoopConfig
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """A batch and its targets, mixed with itself; the targets become shares of the classes."""
+
+
+class Goal(Protocol):
+    """What the loop minimises and measures: `Objective` of logits and targets, `Distillation` of a student's output."""
+
+    @property
+    def kind(self) -> Kind:
+        """Of the task that validation measures."""
+        ...
+
+    def advance(self, share: float) -> None:
+        """Training has come so far, from 0 at its first step to 1 at its last: weights may follow."""
+        ...
+
+    def __call__(self, output: Any, targets: Any, /) -> Tensor:
+        """The loss of each row, (n,), of what the network gives in training mode."""
+        ...
+
+    def plain(self, logits: Tensor, targets: Any) -> Tensor:
+        """The loss of each row, (n,), that validation compares."""
+        ...
+
+    def right(self, logits: Tensor, targets: Any) -> Tensor:
+        """Which rows are right, bool (n,)."""
+        ...
+
+    def check(self, targets: Any, *, where: str) -> None:
+        """Raise TrainingError for targets that the network has no output for."""
+        ...
 
 
 class Objective:
@@ -31,6 +60,9 @@ class Objective:
         self, kind: Kind, outputs: int, *, label_smoothing: float = 0.0, weights: Tensor | None = None
     ) -> None:
         self.kind, self.outputs, self.label_smoothing, self.weights = kind, outputs, label_smoothing, weights
+
+    def advance(self, share: float) -> None:
+        """Nothing changes in the course of the training."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row, (n,), as training has it."""

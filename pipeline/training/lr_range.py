@@ -12,7 +12,7 @@ from pipeline.runtime import seed_everything
 from pipeline.text import table
 from pipeline.training.freezing import Frozen
 from pipeline.training.loop import Setting, step
-from pipeline.training.optimisation import optimiser, set_rate
+from pipeline.training.optimisation import optimiser_of, set_rate
 from pipeline.training.samples import Batch, Samples
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
@@ -40,9 +40,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
     """
     config = setting.config
     seed_everything(config.seed)
-    chosen: Any = optimiser(
-        frozen.groups(config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay), config
-    )
+    chosen: Any = optimiser_of(network, frozen, config)
     wrapped, chosen = setting.fabric.setup(network, chosen)
     frozen.start(0)
     frozen.train_mode(network)

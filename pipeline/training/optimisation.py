@@ -5,16 +5,37 @@ A schedule is a function of the step and of the validation so far: it has no sta
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pipeline.training import LoopConfig
+
+if TYPE_CHECKING:
+    from pipeline.training.freezing import Frozen
 
 BASE = "base_lr"  # of a group: what its learning rate is a multiple of
 
 # Of the one-cycle schedule, as torch has it: the share of steps upwards, and what the peak is divided by at both ends.
 UPWARDS, FIRST, LAST = 0.3, 25.0, 250_000.0
+
+
+def optimiser_of(network: nn.Module, frozen: "Frozen", config: LoopConfig) -> torch.optim.Optimizer:
+    """An optimiser of what is trained of a network, and of all that stands around it, such as learned projections.
+
+    `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
+    """
+    groups = frozen.groups(config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
+    inside = {id(one) for one in frozen.network.parameters()}
+    around = [one for one in network.parameters() if id(one) not in inside]
+    for decay, some in (
+        (config.weight_decay, [one for one in around if one.ndim > 1]),
+        (0.0, [one for one in around if one.ndim < 2]),
+    ):
+        if some:
+            groups.append({"params": some, "lr": config.learning_rate, "weight_decay": decay})
+    return optimiser(groups, config)
 
 
 def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:

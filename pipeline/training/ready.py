@@ -1,5 +1,6 @@
 """A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from torch import nn
 
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.headed import new_parts
+from pipeline.backbones.headed import last_layer, new_parts
+from pipeline.errors import TrainingError
 from pipeline.files import digest, sha256_bytes, sha256_file
 from pipeline.runtime import versions
 from pipeline.store import keys as key_arrays
 from pipeline.task import Task
-from pipeline.training import FinetuneConfig, LoopConfig, freezing, pixels
+from pipeline.training import ClassifierConfig, FinetuneConfig, LoopConfig, freezing, pixels
+from pipeline.training.continued import continued, has_network
 from pipeline.training.freezing import Frozen
 from pipeline.training.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features, stored
 from pipeline.training.loop import Setting
@@ -28,7 +31,7 @@ from pipeline.training_sets import Training
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run reads and writes. `start`: the folder of the fit run whose head it starts from."""
+    """Where a run reads and writes. `start`: the folder of the run that it starts from."""
 
     task: Path
     backbone: Path
@@ -43,13 +46,17 @@ class Paths:
 
 @dataclass(frozen=True)
 class Run:
-    """What all training sets of a run share."""
+    """What all training sets of a run share.
+
+    `start`: the folder of the fit run whose head it starts from. `whole`: whether `source` has its classifier already.
+    """
 
     config: FinetuneConfig
     task: Task
     source: Backbone
     inputs: Inputs
     start: Path | None
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,13 @@ class Prepared:
 def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
     """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
     task = Task.read(paths.task)
-    source = artefact.read(paths.backbone)
+    whole = paths.start is not None and has_network(paths.start)
+    if whole:
+        assert paths.start is not None, "it has a network"
+        source = continued(paths.start, task, path=paths.task)
+        _check_whole(config)
+    else:
+        source = artefact.read(paths.backbone)
     keys = key_arrays.from_hex(list(task.keys))
     inputs: Inputs
     if config.input == "features":
@@ -83,7 +96,7 @@ def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> 
         found = stored(paths.manifests, datasets, keys)
         decoded = pixels.decoded(source.spec.input, found, folder=paths.cache / "pixels")
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
-    return Run(config, task, source, inputs, paths.start)
+    return Run(config, task, source, inputs, None if whole else paths.start, whole)
 
 
 def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
@@ -94,8 +107,13 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
         head, head_file = fitted_head(
             run.start, labels=training.labels, draw=training.draw, spec=spec, classes=task.classes
         )
+    targets, validation = targets_of(task, training.rows), task.rows("validation")
     size = 1 if task.kind == "regression" else len(task.classes)
-    network, architecture = begun(config, run.source, classes=size, head=head)
+    if run.whole:
+        network, architecture = copy.deepcopy(run.source.module), dict(spec.architecture)
+        targets.fold(last_layer(network, architecture))
+    else:
+        network, architecture = begun(config, run.source, classes=size, head=head)
     node = run.inputs.node if isinstance(run.inputs, FromFeatures) else None
     what = config.train or ("full" if node is None else FromTap(from_tap=node))
     frozen = freezing.prepare(
@@ -109,7 +127,6 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
     if node is not None:
         check_frozen(network, spec, frozen, node, epochs=config.epochs)
     module = run.inputs.trained(network, spec)
-    targets, validation = targets_of(task, training.rows), task.rows("validation")
     weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
     objective = Objective(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
     mix = mixing(config, task.kind, size, spec.input.shape)
@@ -140,7 +157,17 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
     )
 
 
-def code() -> str:
-    """The digest of the code that trains: what the cache holds was made by this code."""
+def _check_whole(config: FinetuneConfig) -> None:
+    """Raise TrainingError for settings of a new classifier where a run's own is trained on."""
+    if config.classifier != ClassifierConfig():
+        raise TrainingError(
+            f"classifier: expected none with `start: {config.start}`, whose network has one, got settings of a new "
+            "one. Leave it out."
+        )
+
+
+def code(*packages: str) -> str:
+    """The digest of the code that trains, and of that of other packages: what the cache holds was made by this code."""
     here = Path(__file__).parent
-    return digest({path.name: sha256_file(path) for path in sorted(here.glob("*.py"))})
+    folders = [here, *(here.parent / name for name in packages)]
+    return digest({f"{one.name}/{path.name}": sha256_file(path) for one in folders for path in one.glob("*.py")})

@@ -21,6 +21,7 @@ from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.layout import CHUNK_BYTES
 from pipeline.training.pixels import Pixels
+from pipeline.training.signals import Signals
 
 IN_MEMORY = 2**29  # bytes of stored rows of all views, above which they are read in windows
 WINDOW_BYTES = 2**27  # of a window; four may be in memory
@@ -31,11 +32,11 @@ class Batch:
     """Some samples, on the CPU.
 
     `inputs`: pixels uint8 (n, height, width, channels), or rows float32 (n, *shape of the tap). `targets`: int64 (n,),
-    float32 (n,) or float32 (n, classes). `keys`: S16 (n,).
+    float32 (n,), float32 (n, classes), or signals of teachers. `keys`: S16 (n,).
     """
 
     inputs: Tensor
-    targets: Tensor
+    targets: Tensor | Signals
     keys: np.ndarray
 
 
@@ -64,7 +65,7 @@ class PixelSamples:
     def __init__(
         self,
         pixels: Pixels,
-        targets: Tensor,
+        targets: Tensor | Signals,
         keys: np.ndarray,
         *,
         seed: int,
@@ -92,10 +93,14 @@ class PixelSamples:
 
         def make(rows: np.ndarray) -> Batch:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
-            return Batch(inputs, self.targets[torch.from_numpy(rows)], self.keys[rows])
+            return Batch(inputs, self.told(rows, epoch), self.keys[rows])
 
         order = _order(len(self), seed=self.seed, epoch=epoch)[start * size :]
         return beside(make, _cut(order, size))
+
+    def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | Signals:  # noqa: ARG002 - a view may have its own
+        """The targets of some rows in an epoch."""
+        return self.targets[torch.from_numpy(rows)]
 
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
         pixels, keys = np.asarray(self._pixels.array[self._rows[rows]]), self.keys[rows]

@@ -18,11 +18,12 @@ from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import HeadError
 from pipeline.files import read_json, sha256_file
-from pipeline.training import FinetuneConfig
+from pipeline.heads import model
+from pipeline.training import SCRATCH, DistillConfig, FinetuneConfig
 
 
 def begun(
-    config: FinetuneConfig, source: Backbone, *, classes: int, head: nn.Linear | None
+    config: FinetuneConfig | DistillConfig, source: Backbone, *, classes: int, head: nn.Linear | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network of its own with a new classifier for so many classes, and how to build it again.
 
@@ -30,8 +31,8 @@ def begun(
     """
     torch.manual_seed(config.seed)
     network = artefact.build(source.spec.architecture)
-    if config.start != "scratch":
-        artefact.load_state(network, source.module.state_dict(), where=config.backbone)
+    if config.start != SCRATCH:
+        artefact.load_state(network, source.module.state_dict(), where="start")
     network, architecture = replace_classifier(
         source.spec, network, classes=classes, **config.classifier.model_dump(exclude_none=True)
     )
@@ -67,18 +68,10 @@ def fitted_head(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
     path = run / fits[0]["file"]
-    return linear_of(_loaded(path), classes=classes), sha256_file(path)
+    return linear_of(model.read(path), classes=classes), sha256_file(path)
 
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
     """Whether features are what the last layer of a backbone gets, whole."""
     same = identity["weights"] == spec.weights_digest and identity["node"] == PENULTIMATE
     return same and identity["pool"] in ("none", "flatten") and "projection" not in identity
-
-
-def _loaded(path: Path) -> Any:
-    import skops.io
-
-    if strange := skops.io.get_untrusted_types(file=path):
-        raise HeadError(f"{path}: expected types that skops trusts, got {', '.join(strange)}. It was not loaded.")
-    return skops.io.load(path)

@@ -31,6 +31,13 @@ class Targets:
             weight.mul_(self.spread)
             bias.mul_(self.spread).add_(self.centre)
 
+    def fold(self, last: nn.Module) -> None:
+        """The inverse: make a last layer that gives values in the unit of the task give these."""
+        weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+        with torch.no_grad():
+            weight.div_(self.spread)
+            bias.sub_(self.centre).div_(self.spread)
+
 
 def targets_of(task: Task, training: np.ndarray) -> Targets:
     """The targets of all rows of a task; `training`: the rows that are trained on."""

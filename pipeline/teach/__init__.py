@@ -1,0 +1,64 @@
+"""Teachers: the scores of a network or of a fitted head for every sample of some data sets, stored by sample key.
+
+network   a network's logits, and hints, by extraction
+head      a head's scores on stored features, as logits
+scores    how scores become logits
+top_k     the largest logits of a row, and the mass of the rest (pure)
+packed    networks of many classes: logits that are packed as they are computed
+run       a teacher: what it is made from, its rows, teacher.json
+teacher   the same, open: the one class that training reads teachers with
+several   classes matched by name, and several teachers as one (pure)
+verify    stored scores against those that are computed now
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Settings
+from pipeline.engines import Name, Precision
+from pipeline.readers.augment import Views
+
+BACKBONE = "backbone"
+"""The run of a teacher that is a backbone with its own classifier."""
+
+LOGITS = "logits"
+"""The folder of a teacher's scores, and the node of a network that gives them."""
+
+
+class TeachConfig(Settings):
+    """A teacher: a run of `finetune` (its network), a run of `fit` (one of its heads), or a backbone by itself."""
+
+    run: Annotated[str, Field(description="of fit or of finetune; or backbone: its own classifier")]
+    backbone: Annotated[str, Field(description="that the run stands on")]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    input: Annotated[str | None, Field(description="of a run of fit: the tap, or taps joined by +")] = None
+    head: Annotated[str | None, Field(description="of a run of fit")] = None
+    labels: Annotated[int | None, Field(ge=1, description="of a run of fit: labels a class")] = None
+    draw: Annotated[int | None, Field(ge=0, description="of a run of fit: draw or seed")] = None
+    views: Annotated[
+        Annotated[int, Field(ge=1)] | Views | None,
+        Field(description="augmented copies of every sample; of a head so many of those that its taps have"),
+    ] = None
+    top_k: Annotated[int | None, Field(ge=1, description="logits of a row that are kept; the rest is uniform")] = None
+    hints: Annotated[
+        tuple[str, ...], Field(description="nodes of a network whose rows are stored too, as they are")
+    ] = ()
+    hints_dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    engine: Annotated[Literal[Name, "auto"], Field(description="of a network, as extraction has it")] = "auto"
+    precision: Precision = "float32"
+    max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without scores")] = 0.01
+
+    @model_validator(mode="after")
+    def _hints_apart(self) -> "TeachConfig":
+        folders = [LOGITS, *(hint_folder(name) for name in self.hints)]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"`hints`: expected different nodes, and not the logits, got {', '.join(self.hints)}")
+        return self
+
+
+def hint_folder(node: str) -> str:
+    """The name of the folder of a node's rows."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", node).strip("-_")

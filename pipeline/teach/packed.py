@@ -1,0 +1,145 @@
+"""Networks of many classes: their logits are computed in full, packed, and dropped; only packed rows stay.
+
+Extraction runs into a cache of its own below the feature cache, for the samples that lack packed rows and no others, so
+many at a time that their logits take `DENSE_BYTES` at most. What a kill leaves there is gone on with by the next run.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.extract import ExtractConfig, folder_of
+from pipeline.extract.run import commit, extract
+from pipeline.extract.samples import Samples
+from pipeline.files import digest, link_or_copy
+from pipeline.readers.augment import View
+from pipeline.runtime import Progress
+from pipeline.store import cache
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.store.identity import identity
+from pipeline.teach import LOGITS, top_k
+
+DENSE_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where packed rows come from and go to."""
+
+    backbone: Path
+    manifests: Path
+    out: Path
+    cache_root: Path
+
+
+@dataclass
+class _View:
+    """The column of a view, and which samples it knows."""
+
+    number: int | None
+    column: cache.Column
+    held: np.ndarray
+    known: np.ndarray
+
+
+def pack(
+    config: ExtractConfig,
+    k: int,
+    *,
+    spec: BackboneSpec,
+    samples: Samples,
+    place: Place,
+    progress: Progress,
+    **told: Any,
+) -> tuple[dict[str, str], int]:
+    """Commit packed logits of the samples, and of their views, into `place.out`.
+
+    `config` has the logits as its one tap; `told` goes to `extract`. Returns key to reason of samples without, and how
+    many samples the network ran on. Raises what `extract` does.
+    """
+    views: list[View | None] = [None]
+    if config.views is not None:
+        views += [config.views.view(number) for number in range(config.views.count)]
+    columns = [_view(one, spec, config, k, samples, place.cache_root) for one in views]
+    missing = np.flatnonzero(~np.logical_and.reduce([one.known for one in columns]))
+    private = place.cache_root / "teach" / digest([one.column.address for one in columns])[:32]
+    classes = spec.taps[LOGITS].shape[0]
+    step = max(1, DENSE_BYTES // (4 * classes * len(columns)))
+    refused: dict[str, str] = {}
+    before = 0
+
+    def moved(done: int, _: int) -> None:
+        progress(before + done // len(columns), len(missing))
+
+    for before in range(0, len(missing), step):
+        part = missing[before : before + step]
+        extract(
+            config.model_copy(update={"max_rejected": 1.0}),
+            backbone=place.backbone,
+            manifests=place.manifests,
+            out=private / "features",
+            cache_root=private,
+            samples=samples.take(part),
+            progress=moved,
+            **told,
+        )
+        for one in columns:
+            refused |= _store(one, private, samples.keys[part], ~one.known[part], k)
+    if private.is_dir():
+        shutil.rmtree(private)
+    for one in columns:
+        folder = place.out / folder_of(LOGITS, one.number)
+        rejected = {**refused, **one.column.rejected()}
+        refused |= commit(folder, one.column, samples.keys, (top_k.width(k),), rejected)
+    return refused, len(missing)
+
+
+def deviation(column: cache.Column, keys: np.ndarray) -> dict[str, Any]:
+    """How far the shards that hold some rows are off the full softmax, all of their rows together."""
+    found = top_k.Deviation()
+    for record in cache.covering(column, keys)[0]:
+        found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
+    return found.note
+
+
+def _view(
+    view: View | None, spec: BackboneSpec, config: ExtractConfig, k: int, samples: Samples, cache_root: Path
+) -> _View:
+    dense = identity(spec.viewed(view), config.taps[LOGITS], precision=config.precision)
+    column = cache.column(cache_root, {**dense, "top_k": k})
+    held = cache.covering(column, samples.keys)[2]
+    known = held.copy()
+    places = key_arrays.find(samples.keys, key_arrays.from_hex(sorted(column.rejected())))
+    known[places[places >= 0]] = True
+    return _View(None if view is None else view.number, column, held, known)
+
+
+def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, k: int) -> Mapping[str, str]:
+    """Pack the logits of one view of some samples; key to reason of those that have none. Then the logits go."""
+    folder = private / "features" / folder_of(LOGITS, one.number)
+    dense = Features.open(folder)
+    column = cache.column(private, dense.identity)
+    wanted, deviation = keys[lacking & dense.has(keys)], top_k.Deviation()
+    lasting = column.rejected()
+    with one.column.writer((top_k.width(k),)) as writer:
+        size = max(1, 2**25 // (4 * dense.shape[0]))
+        for own, rows in dense.batches(size, keys=wanted):
+            stored = top_k.pack(rows, k)
+            deviation.add(rows, stored)
+            writer.append(own, stored)
+        engines = [cache.read_note(column.folder / f"{record.name}.json")["provenance"] for record in column.records()]
+        made = dict(engines[0]) if engines else {}
+        writer.finish(provenance={**made, "top_k": deviation.note}, rejected=lasting)
+    for card in sorted((column.folder / "parity").glob("*.json")):
+        if not (one.column.folder / "parity" / card.name).is_file():
+            link_or_copy(card, one.column.folder / "parity" / card.name)
+    for record in column.records():
+        column.drop(record)
+    shutil.rmtree(folder)
+    return {item.key: item.reason for item in dense.index.rejected}

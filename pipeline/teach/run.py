@@ -1,0 +1,229 @@
+"""Write a teacher: what is new of its rows is computed into the feature cache, then its folders and teacher.json."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.spec import resolve
+from pipeline.engines.select import Say
+from pipeline.errors import TrainingError
+from pipeline.extract import folder_of
+from pipeline.extract.forecast import Forecast
+from pipeline.extract.run import commit, extract, refuse_too_many
+from pipeline.extract.samples import Samples, read_samples
+from pipeline.files import read_json, write_json
+from pipeline.readers.augment import Views
+from pipeline.runtime import Progress, silent
+from pipeline.store import cache, index
+from pipeline.task import Kind
+from pipeline.teach import LOGITS, TeachConfig, head, hint_folder, network, packed, top_k
+from pipeline.teach.teacher import FORMAT, JSON
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a teacher is read from and written to. `run`: the folder of its run; None: the backbone by itself."""
+
+    run: Path | None
+    backbone: Path
+    features: Path
+    manifests: Path
+    out: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What was done. `computed`: rows of all folders that were not known. `deviation`: of `top_k`."""
+
+    kind: Kind
+    classes: int
+    rows: int
+    rejected: int
+    computed: int
+    views: int
+    scores: str
+    deviation: Mapping[str, Any] | None
+
+    def __str__(self) -> str:
+        views = f" and {self.views} views of each" if self.views else ""
+        said = f"{self.rows:,} samples{views}, {self.rejected:,} rejected; {self.classes:,} classes: {self.scores}"
+        if self.deviation is not None:
+            off = ", ".join(
+                f"{one['mean']:.2g} (at most {one['max']:.2g}) at temperature {one['temperature']:g}"
+                for one in self.deviation["total_variation"]
+            )
+            said += f"; total variation to all logits: {off}"
+        return f"{said}; {self.computed:,} rows computed"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What teacher.json says besides the rows."""
+
+    kind: Kind
+    classes: tuple[str, ...]
+    identity: dict[str, Any]
+    views: Views | None
+    hints: tuple[str, ...]
+    refused: Mapping[str, str]
+    computed: int
+    source: dict[str, Any]
+
+
+def teach(
+    config: TeachConfig,
+    paths: Paths,
+    *,
+    progress: Progress = silent,
+    announce: Callable[[Forecast], None] = lambda _: None,
+    say: Say = lambda _: None,
+    log: Say = lambda _: None,
+) -> Taught:
+    """Write `paths.out`; rows that were ever computed come from the cache.
+
+    Raises TrainingError, HeadError, BackboneError or DataError where run, backbone, features and settings do not go
+    together, and what extraction raises.
+    """
+    samples = read_samples(paths.manifests, config.datasets)
+    (paths.out / JSON).unlink(missing_ok=True)
+    if _is_head(config, paths):
+        made = _from_head(config, paths, samples, progress)
+    else:
+        made = _from_network(config, paths, samples, {"announce": announce, "say": say, "log": log}, progress)
+    refuse_too_many(config.max_rejected, len(samples), made.refused)
+    k = made.identity["top_k"]
+    numbers = [None, *range(0 if made.views is None else made.views.count)]
+    folders = [folder_of(name, one) for name in (LOGITS, *map(hint_folder, made.hints)) for one in numbers]
+    opened = {name: index.read(paths.out / name) for name in folders}
+    off = None
+    if k is not None:
+        off = packed.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
+    write_json(
+        paths.out / JSON,
+        {
+            "format": FORMAT,
+            "run": config.run,
+            "settings": config.model_dump(mode="json"),
+            "source": made.source,
+            "kind": made.kind,
+            "classes": list(made.classes),
+            "identity": made.identity,
+            "views": None if made.views is None else made.views.model_dump(mode="json"),
+            "hints": list(made.hints),
+            "top_k": off,
+            "rows": opened[LOGITS].stored,
+            "rejected": opened[LOGITS].samples - opened[LOGITS].stored,
+            "columns": {name: {"address": one.address, "identity": one.identity} for name, one in opened.items()},
+        },
+    )
+    for path in paths.out.iterdir():
+        if path.is_dir() and path.name not in opened:
+            shutil.rmtree(path)
+    stored = opened[LOGITS]
+    return Taught(
+        made.kind,
+        len(made.classes),
+        stored.stored,
+        stored.samples - stored.stored,
+        made.computed,
+        len(numbers) - 1,
+        made.identity["scores"],
+        off,
+    )
+
+
+def _is_head(config: TeachConfig, paths: Paths) -> bool:
+    """Whether the run is one of `fit`; raises TrainingError where there is no such run."""
+    if paths.run is None:
+        return False
+    path = paths.run / "model.json"
+    if not path.is_file():
+        raise TrainingError(
+            f"{paths.run}: expected the folder of a run with model.json, got none. Run fit or finetune of "
+            f"{config.run} first."
+        )
+    return "backbone" not in read_json(path)
+
+
+def _packs(config: TeachConfig, classes: int) -> int | None:
+    """How many logits of a row are stored; None where all are."""
+    return config.top_k if config.top_k is not None and config.top_k < classes else None
+
+
+def _from_network(
+    config: TeachConfig, paths: Paths, samples: Samples, told: Mapping[str, Any], progress: Progress
+) -> _Made:
+    if isinstance(config.views, int):
+        raise TrainingError(
+            f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
+            "number."
+        )
+    own = network.opened(paths.run, paths.backbone)
+    k = _packs(config, len(own.classes))
+    wanted = network.extraction(config, scores=True, hints=True)
+    nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
+    place = packed.Place(own.folder, paths.manifests, paths.out, paths.cache)
+    refused: dict[str, str] = {}
+    computed = 0
+    if k is not None:
+        alone = network.extraction(config, scores=True, hints=False)
+        refused, ran = packed.pack(
+            alone, k, spec=own.spec, samples=samples, place=place, progress=progress, say=told["say"], log=told["log"]
+        )
+        computed += ran * (1 + (0 if config.views is None else config.views.count))
+    if k is None or config.hints:
+        found = extract(
+            network.extraction(config, scores=k is None, hints=True),
+            backbone=own.folder,
+            manifests=paths.manifests,
+            out=paths.out,
+            cache_root=paths.cache,
+            samples=samples,
+            progress=progress,
+            **told,
+        )
+        computed += sum(found.plan.missing.values())
+    source = {"run": config.run, "weights": own.spec.weights_digest, "nodes": {n: t.node for n, t in nodes.items()}}
+    return _Made(
+        own.kind,
+        own.classes,
+        {**own.identity(config), "top_k": k},
+        config.views,
+        config.hints,
+        refused,
+        computed,
+        source,
+    )
+
+
+def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Progress) -> _Made:
+    assert paths.run is not None, "a head is of a run"
+    if config.hints:
+        raise TrainingError(
+            f"{config.run}: expected `hints` with a network, which has nodes, got a run of fit. Leave them out."
+        )
+    own = head.opened(config, paths.run, paths.features)
+    classes = tuple(own.model.classes)
+    k = _packs(config, len(classes))
+    width = len(classes) if k is None else top_k.width(k)
+    refused: dict[str, str] = {}
+    computed = 0
+    for number in range(len(own.taps)):
+        column = cache.column(paths.cache, own.column(number, k))
+        held = cache.covering(column, samples.keys)[2]
+        without = head.rejected(own, number, samples.keys)
+        has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
+        missing = samples.keys[has & ~held]
+        head.store(own, number, column, missing, k=k)
+        progress((number + 1) * len(samples), len(own.taps) * len(samples))
+        computed += len(missing)
+        folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
+        refused |= commit(folder, column, samples.keys, (width,), without)
+    fit = {name: own.fit[name] for name in ("head", "input", "labels", "draw", "file")}
+    source = {"run": config.run, **fit}
+    return _Made(own.model.kind, classes, {**own.identity, "top_k": k}, own.views, (), refused, computed, source)

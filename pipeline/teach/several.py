@@ -1,0 +1,49 @@
+"""Classes matched by name, and several teachers as one: pure functions of class lists and logits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.errors import TrainingError
+from pipeline.task import Kind
+
+
+def matched(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.ndarray:
+    """Which column of a teacher each class of a task is, by name: int64 (classes,).
+
+    Raises TrainingError with the difference where the two have not the same classes.
+    """
+    if sorted(teacher) != sorted(task) or len(set(teacher)) < len(teacher):
+        more, fewer = sorted(set(teacher) - set(task)), sorted(set(task) - set(teacher))
+        said = [f"the teacher alone has {_some(more)}"] * bool(more) + [f"the task alone has {_some(fewer)}"] * bool(
+            fewer
+        )
+        raise TrainingError(
+            f"{where}: expected a teacher of the {len(task):,} classes of the task, got one of {len(teacher):,}: "
+            f"{'; '.join(said) or 'some of them twice'}. Classes are matched by name: rename them, or take another "
+            "teacher."
+        )
+    place = {name: number for number, name in enumerate(teacher)}
+    return np.array([place[name] for name in task], np.int64)
+
+
+def averaged(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
+    """Logits float32 (n, classes) whose probabilities are the mean of those of several teachers, each as `logits`.
+
+    Classification: softmax, so log of the mean. Multilabel: a sigmoid a class, so the log odds of the mean. One
+    teacher's logits come back as they are.
+    """
+    if len(logits) == 1:
+        return np.asarray(logits[0], np.float32)
+    tables = np.stack([np.asarray(one, np.float64) for one in logits])
+    if kind == "multilabel":
+        yes, no = (np.logaddexp.reduce(-np.logaddexp(0, sign * tables), axis=0) for sign in (-1, 1))
+        odds: np.ndarray = (yes - no).astype(np.float32)
+        return odds
+    tables -= np.logaddexp.reduce(tables, axis=2, keepdims=True)
+    mean: np.ndarray = (np.logaddexp.reduce(tables, axis=0) - np.log(len(tables))).astype(np.float32)
+    return mean
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", … ({len(names):,} in all)" if len(names) > 8 else "")

@@ -1,0 +1,209 @@
+"""Stored scores against those that are computed now: a seeded handful of samples, before anything is learned from them.
+
+First what made the scores is compared by digest and name, then their values, and those of hints and of all views. Of a
+head the stored features that it saw are held against the network, and its scores against what it says of them now.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones import artefact
+from pipeline.backbones.replay import TOLERANCE
+from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.engines import create
+from pipeline.errors import TrainingError, bullets
+from pipeline.extract import folder_of
+from pipeline.files import sha256_file
+from pipeline.heads import model
+from pipeline.heads.rows import Rows
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.store.identity import differences
+from pipeline.teach import LOGITS, hint_folder, top_k
+from pipeline.teach.scores import logits_of
+from pipeline.teach.teacher import Teacher
+from pipeline.training.pixels import Pixels
+
+ROWS = 32
+REDUCED = 0.1  # of networks in 16 bits, whose logits stray with the kernels
+SAME = 1e-4  # of a head on the same stored features
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a teacher came from, as it lies on disk now.
+
+    `network`: the backbone format, of the network itself, or of the one that gave a head its features. `run`: of a
+    head, with model.json; `features`: the folder of its taps.
+    """
+
+    network: Path
+    run: Path | None = None
+    features: Path | None = None
+
+    @property
+    def of_head(self) -> tuple[Path, Path]:
+        """`run` and `features`."""
+        assert self.run is not None, "a head is of a run"
+        assert self.features is not None, "a head was fitted on features"
+        return self.run, self.features
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How many samples were computed again, each with all views, and the largest difference in parts of the largest."""
+
+    rows: int
+    views: int
+    error: float
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Stored rows and live ones of the same samples, and how far they may be apart."""
+
+    what: Path
+    stored: np.ndarray
+    live: np.ndarray
+    most: float
+
+
+def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int = ROWS, seed: int = 0) -> Verified:
+    """Compute the scores of some samples again, at most `count` of those of `pixels`, and compare.
+
+    `pixels`: samples as they are, read as the teacher reads them. Raises TrainingError where the teacher was made by
+    something else, with the fields that differ, and where values are off, with how far and the first key; DataError
+    where a sample has no scores.
+    """
+    network = artefact.read(sources.network)
+    _check_made(teacher, sources, network.spec)
+    random = np.random.default_rng(seed)
+    chosen = np.sort(random.choice(len(pixels.keys), min(count, len(pixels.keys)), replace=False))
+    keys = pixels.keys[chosen]
+    views = [None, *range(0 if teacher.views is None else teacher.views.count)]
+    worst = 0.0
+    if len(keys):
+        taps = _taps(teacher, sources)
+        precision = teacher.identity["precision"]
+        lowered = precision in ("bfloat16", "float16")
+        engine = create("torch", network, taps, batch_size=len(keys), precision=precision if lowered else "float32")
+        for view in views:
+            images = np.array(pixels.array[chosen])
+            if view is not None:
+                images = teacher.view(view)(images, keys)
+            live = engine.run({"pixels": images})
+            made = _of_head if teacher.identity["source"] == "head" else _of_network
+            for one in made(teacher, sources, taps, live, keys, view):
+                worst = max(worst, _compare(one, keys))
+    return Verified(len(keys), len(views) - 1, worst)
+
+
+def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
+    """Raise TrainingError with the fields in which what made the scores is not what is there now."""
+    made = teacher.identity
+    now: dict[str, Any] = {
+        "weights": spec.weights_digest,
+        "normalise": {"mean": list(spec.input.mean), "std": list(spec.input.std)},
+    }
+    problems = teacher.read_as(spec.input)
+    if made["source"] == "head":
+        run, features = sources.of_head
+        now["head"] = sha256_file(run / teacher.record["source"]["file"])
+        now["features"] = {tap: Features.open(features / tap).index.address for tap in made["features"]}
+    problems += differences({name: made[name] for name in now}, now)
+    if problems:
+        title = (
+            f"{teacher.folder}: expected scores of the teacher as it is now, got those of another. Run `dvc repro "
+            f"teach@{teacher.name}`"
+        )
+        raise TrainingError(bullets(title, problems))
+
+
+def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
+    """What must be computed."""
+    if teacher.identity["source"] == "head":
+        _, features = sources.of_head
+        return {tap: _spec(Features.open(features / tap).identity) for tap in teacher.identity["features"]}
+    hints = {hint_folder(node): _spec(stored[0].identity) for node, stored in teacher.nodes.items()}
+    return {LOGITS: TapSpec(node=LOGITS, dtype="float32"), **hints}
+
+
+def _spec(identity: Mapping[str, Any]) -> TapSpec:
+    drawn = identity.get("projection")
+    more = {} if drawn is None else {"project": drawn["dimensions"], "project_seed": drawn["seed"]}
+    return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)
+
+
+def _of_network(
+    teacher: Teacher,
+    _sources: Sources,
+    taps: Mapping[str, TapSpec],
+    live: Mapping[str, np.ndarray],
+    keys: np.ndarray,
+    view: int | None,
+) -> list[_Compared]:
+    found = []
+    logits, stored = live[LOGITS], teacher.logits(keys, view)
+    features = teacher.scores[0 if view is None else 1 + view]
+    if teacher.top_k is not None:  # what was kept, and the mass of the rest, whatever is largest now
+        packed = features.load(keys)
+        kept = top_k.columns(packed)
+        stored = np.concatenate([packed[:, : kept.shape[1]], packed[:, -1:]], axis=1)
+        others = np.array(logits, np.float64)
+        np.put_along_axis(others, kept, -np.inf, axis=1)
+        rest = np.logaddexp.reduce(others, axis=1)[:, None]
+        logits = np.concatenate([np.take_along_axis(logits, kept, axis=1), rest], axis=1)
+    lowered = teacher.identity["precision"] != "float32"
+    found.append(_Compared(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
+    for node, several in teacher.nodes.items():
+        most = max(TOLERANCE[taps[hint_folder(node)].dtype], REDUCED if lowered else 0)
+        folder = several[0 if view is None else 1 + view].folder
+        found.append(_Compared(folder, teacher.hints(node, keys, view), live[hint_folder(node)], most))
+    return found
+
+
+def _of_head(
+    teacher: Teacher,
+    sources: Sources,
+    taps: Mapping[str, TapSpec],
+    live: Mapping[str, np.ndarray],
+    keys: np.ndarray,
+    view: int | None,
+) -> list[_Compared]:
+    run, features = sources.of_head
+    stored = [Features.open(features / folder_of(tap, view)) for tap in taps]
+    lowered = teacher.identity["precision"] != "float32"
+    found = [
+        _Compared(
+            one.folder,
+            one.load(keys).astype(np.float32),
+            live[tap],
+            max(TOLERANCE[taps[tap].dtype], REDUCED if lowered else 0),
+        )
+        for tap, one in zip(taps, stored, strict=True)
+    ]
+    loaded = model.load(run, teacher.record["source"]["file"])
+    logits = logits_of(loaded, Rows(stored, keys)[:])
+    if teacher.top_k is not None:
+        logits = top_k.unpack(top_k.pack(logits, teacher.top_k), logits.shape[1])
+    folder = teacher.scores[0 if view is None else 1 + view].folder
+    return [*found, _Compared(folder, teacher.logits(keys, view), logits, SAME)]
+
+
+def _compare(one: _Compared, keys: np.ndarray) -> float:
+    """The largest difference, in parts of the largest live value; raises TrainingError where it is too large."""
+    stored, live = (value.reshape(len(keys), -1).astype(np.float64) for value in (one.stored, one.live))
+    errors = np.abs(stored - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
+    off = np.flatnonzero(~(errors <= one.most))  # a comparison with NaN is false
+    if len(off):
+        raise TrainingError(
+            f"{one.what}: expected stored rows to be what is computed now, within {one.most:g} of the largest value, "
+            f"got {errors[off].max():.3g}, and {len(off)} of {len(keys)} rows off, the first of key "
+            f"{key_arrays.to_hex(keys[off[:1]])[0]}. These are the rows of other samples, or of other images: run "
+            "`icecore cache verify`, and teach again."
+        )
+    return float(errors.max())

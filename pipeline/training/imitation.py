@@ -1,0 +1,130 @@
+"""Losses by which a student imitates a teacher: a value a row, of float32 tensors; nothing of the teacher learns.
+
+Several devices and accumulated batches add the values up, so their mean is that of one large batch. Where a value comes
+from pairs of rows, it is the mean over those that the row forms with the others of its batch, on its device: there,
+unlike in the other losses, what a batch is made of matters.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def soft(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """Soft targets (Hinton, Vinyals and Dean 2015, section 2): of logits (n, classes), a value a row, (n,).
+
+    T² times the divergence of Kullback and Leibler from the teacher's to the student's softmax(logits / T), eq. 1. It
+    has the gradient of the paper's cross-entropy and is zero where both agree. Gradients of that (eq. 2) shrink by
+    1/T²: hence the factor, with which a weight means the same at any temperature (eq. 4: in the limit, matched logits).
+    """
+    logs, wanted = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
+    return _divergence(logs, wanted) * temperature**2
+
+
+def soft_binary(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """The same of a multilabel task: each class is a choice of two, sigmoid(logit / T); the mean over the classes."""
+    found = torch.zeros_like(student)
+    for sign in (1, -1):
+        logs, wanted = (functional.logsigmoid(sign * logits / temperature) for logits in (student, teacher))
+        found = found + wanted.exp() * (wanted - logs)
+    return found.mean(dim=1) * temperature**2
+
+
+def decoupled(
+    student: Tensor, teacher: Tensor, classes: Tensor, *, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """Decoupled distillation (Zhao et al. 2022, eq. 7): alpha TCKD + beta NCKD, of logits (n, classes); (n,).
+
+    `classes`: the target class of each row, int64 (n,). TCKD: the divergence of (target, not target); NCKD: that of the
+    softmax over all classes but the target (eq. 4 and 5). Both times T², as the authors' code has it.
+    """
+    number = torch.arange(student.shape[1], device=student.device)
+    others = number != classes[:, None]  # (n, classes), one False a row
+    count = len(student), student.shape[1] - 1
+    logs, wanted = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
+    rest, wanted_rest = (values[others].view(count) for values in (logs, wanted))
+    both, wanted_both = (
+        torch.stack([values.gather(1, classes[:, None]).squeeze(1), left.logsumexp(dim=1)], dim=1)
+        for values, left in ((logs, rest), (wanted, wanted_rest))
+    )
+    target = _divergence(both, wanted_both)
+    among = _divergence(rest.log_softmax(dim=1), wanted_rest.log_softmax(dim=1))
+    return (alpha * target + beta * among) * temperature**2
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """A hint (Romero et al. 2015, eq. 3): half the squared distance of rows (n, ...), the student's projected; (n,).
+
+    Over the number of values in a row: so a weight means the same for layers of any size.
+    """
+    return 0.5 * (student - teacher).square().flatten(1).mean(dim=1)
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """Attention transfer (Zagoruyko and Komodakis 2017, eq. 2, p = 2): of maps (n, channels, h, w); (n,).
+
+    Half the distance of the attention maps, each the sum of squares over the channels, over its own norm. Channels may
+    differ. The published code has the mean of the squared differences instead: its weights are about h w times larger.
+    """
+    own, wanted = (_unit(maps.square().sum(dim=1).flatten(1)) for maps in (student, teacher))
+    apart: Tensor = torch.linalg.vector_norm(own - wanted, dim=1)
+    return 0.5 * apart
+
+
+def distance(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
+    """Distance-wise relations (Park et al. 2019, section 3.2.1, RKD-D): of rows (n, d) and (n, e); (n,).
+
+    Huber's loss of the distances between two rows, each over the mean distance in the batch. Of a row the mean over its
+    pairs. `known`: the rows that the teacher has, bool (n,); others are in no pair, and a row without pairs has zero.
+    """
+    pairs = _pairs(known)
+    own, wanted = (_distances(rows.flatten(1), pairs) for rows in (student, teacher))
+    return _mean(functional.smooth_l1_loss(own, wanted, reduction="none") * pairs, pairs)
+
+
+def angle(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
+    """Angle-wise relations (Park et al. 2019, section 3.2.2, RKD-A): of rows (n, d) and (n, e); (n,).
+
+    Huber's loss of the cosine of the angle at a row between two others. Of a row the mean over all such pairs. Memory
+    grows with n² d and n³. `known`: as of `distance`.
+    """
+    pairs = _pairs(known)
+    # [j, i, k]: the angle at j between i and k, all different.
+    triples = pairs[:, :, None] & pairs[:, None, :] & pairs[None]
+    own, wanted = (_cosines(rows.flatten(1)) for rows in (student, teacher))
+    found = functional.smooth_l1_loss(own, wanted, reduction="none") * triples
+    return _mean(found.flatten(1), triples.flatten(1))
+
+
+def _divergence(logs: Tensor, wanted: Tensor) -> Tensor:
+    """Of Kullback and Leibler, of log-probabilities (n, classes); (n,)."""
+    return functional.kl_div(logs, wanted, log_target=True, reduction="none").sum(dim=1)
+
+
+def _unit(values: Tensor) -> Tensor:
+    """Vectors along the last axis over their norms; zero stays zero, with a finite gradient."""
+    norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return values / torch.where(norms > 0, norms, 1.0)
+
+
+def _pairs(known: Tensor) -> Tensor:
+    """Which rows form a pair, bool (n, n): two different ones that the teacher has."""
+    different = ~torch.eye(len(known), dtype=torch.bool, device=known.device)
+    return different & known[:, None] & known[None]
+
+
+def _distances(rows: Tensor, pairs: Tensor) -> Tensor:
+    found = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * pairs
+    mean = found.sum() / pairs.sum().clamp(min=1)
+    return found / torch.where(mean > 0, mean, 1.0)
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    """(n, n, n): [j, i, k] is the cosine of the angle at row j between i and k."""
+    arms = _unit(rows[None] - rows[:, None])
+    return arms @ arms.transpose(1, 2)
+
+
+def _mean(values: Tensor, among: Tensor) -> Tensor:
+    """Means along the second axis over what is `among` it, (n,); zero where nothing is."""
+    return values.sum(dim=1) / among.sum(dim=1).clamp(min=1)

@@ -1,0 +1,225 @@
+"""A distillation run before it is trained: its tasks with their teachers, the student, and what it is shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.backbones import artefact
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.headed import new_parts
+from pipeline.backbones.spec import Tap
+from pipeline.errors import TrainingError
+from pipeline.extract import samples as extracted
+from pipeline.extract.samples import Samples
+from pipeline.files import sha256_bytes
+from pipeline.readers.augment import Views
+from pipeline.runtime import versions
+from pipeline.store import keys as key_arrays
+from pipeline.teach import BACKBONE, verify
+from pipeline.teach.teacher import Teacher
+from pipeline.training import DistillConfig, LoopConfig, freezing, pixels
+from pipeline.training.distillation import Distillation
+from pipeline.training.inputs import normalised, stored
+from pipeline.training.lesson import NO_LABEL, Lesson, LessonSamples, answers, lesson
+from pipeline.training.live import Live
+from pipeline.training.loop import Setting
+from pipeline.training.losses import class_weights
+from pipeline.training.pairs import pairs_of
+from pipeline.training.pixels import Pixels
+from pipeline.training.ready import Prepared, code
+from pipeline.training.samples import PixelSamples
+from pipeline.training.start import begun
+from pipeline.training.student import Student
+from pipeline.training.subjects import Subject, check_pixels, output_names, subjects
+from pipeline.training.targets import targets_of
+from pipeline.training_sets import Training
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes. `tasks`, `teachers`, `models`, `backbones`, `features`: of all names."""
+
+    tasks: Path
+    student: Path
+    manifests: Path
+    teachers: Path
+    models: Path
+    backbones: Path
+    features: Path
+    model: Path
+    predictions: Path
+    curves: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all training sets of a run share. `extra`: keys of further samples; `hints`: the nodes of the teacher."""
+
+    config: DistillConfig
+    subjects: Sequence[Subject]
+    source: Backbone
+    pixels: Pixels
+    views: Views | None
+    extra: np.ndarray
+    hints: dict[str, Tap]
+    live: Live | None
+
+
+def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
+    """Read tasks, teachers and student, see that they go together, and decode the samples.
+
+    Of each teacher a handful of scores is computed again. Raises what `distill.distill` does.
+    """
+    found = subjects(config, tasks=paths.tasks, teachers=paths.teachers)
+    source = artefact.read(paths.student)
+    views = check_pixels(config, found, source.spec.input)
+    every = tuple(dict.fromkeys([*datasets, *config.datasets]))
+    extra = np.empty(0, key_arrays.DTYPE)
+    if config.datasets:
+        extra = extracted.read_samples(paths.manifests, config.datasets).keys
+    keys = np.unique(np.concatenate([*(one.keys for one in found), extra]))
+    samples = stored(paths.manifests, every, keys)
+    for teacher in {one.name: one for subject in found for one in subject.teachers}.values():
+        _verify(teacher, paths, samples, seed=config.seed)
+    hints: dict[str, Tap] = {}
+    live = None
+    if config.live or config.losses.hint_names:
+        teacher = found[0].teachers[0]
+        network = _network(teacher, paths)
+        nodes = {name: network.spec.node(name) for name in config.losses.hint_names}
+        if config.live:
+            columns = found[0].columns[0].tolist()
+            live = Live(network, source.spec.input, columns=columns, hints=nodes)
+        else:
+            for name in nodes:
+                teacher.hint_shape(name)
+        hints = {name: network.spec.taps[node] for name, node in nodes.items()}
+    decoded = pixels.decoded(source.spec.input, samples, folder=paths.cache / "pixels")
+    return Run(config, found, source, decoded, views, extra, hints, live)
+
+
+def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepared:
+    """The student of a training set, its samples, and how it is trained."""
+    config, spec, first = run.config, run.source.spec, run.subjects[0]
+    branches = [one.branch for one in run.subjects]
+    network, architecture = begun(config, run.source, classes=branches[-1].stop)
+    frozen = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
+    pairs = pairs_of(config.losses, spec, run.hints)
+    objective = Distillation(
+        branches,
+        config.losses,
+        pairs,
+        label_smoothing=config.label_smoothing,
+        weights={one.name: _weights(run, number, found) for number, one in enumerate(run.subjects)},
+    )
+    chosen = first.task.rows("validation")
+    told = answers(run.subjects, 0, chosen)
+    validation = PixelSamples(run.pixels, told, first.keys[chosen], seed=0) if len(chosen) else None
+    return Prepared(
+        network,
+        Student(network, spec, pairs, live=run.live, seed=config.seed),
+        architecture,
+        frozen,
+        Setting(config, objective, fabric, partial(_entered, run)),
+        targets_of(first.task, training.rows),
+        LessonSamples(
+            run.pixels,
+            found,
+            run.subjects,
+            seed=config.seed,
+            hints=config.losses.hint_names,
+            transforms=config.augment,
+            views=run.views,
+            live=run.live is not None,
+        ),
+        validation,
+        {
+            "settings": config.model_dump(mode="json", exclude=set(LoopConfig.model_fields)),
+            "loop": config.model_dump(mode="json", include=set(LoopConfig.model_fields)),
+            "architecture": architecture,
+            "weights": spec.weights_digest,
+            "input": spec.input.model_dump(mode="json"),
+            "teachers": [[one.addresses, dict(one.identity)] for subject in run.subjects for one in subject.teachers],
+            "classes": output_names(run.subjects),
+            "rows": {
+                "train": _digest(found.keys, found.labels, found.known, found.truth),
+                "validation": _digest(first.keys[chosen], told.labels.numpy()),
+            },
+            "code": code("teach"),
+            "versions": versions("torch", "torchvision", "lightning-fabric"),
+        },
+    )
+
+
+def lesson_of(run: Run, training: Training) -> Lesson:
+    """What is learned from in a training set; raises TrainingError where that is nothing, and what `lesson` does."""
+    found = lesson(
+        run.subjects,
+        training,
+        unlabelled=run.config.unlabelled,
+        extra=run.extra,
+        labels=run.config.reads_labels,
+    )
+    if not len(found.keys):
+        raise TrainingError(
+            f"{run.subjects[0].path}, {training}: expected samples to learn from, got none: {found.left_out:,} are "
+            "validation or test rows of a task. Let the tasks share their splits."
+        )
+    return found
+
+
+def _verify(teacher: Teacher, paths: Paths, samples: Samples, *, seed: int) -> None:
+    """Compute a handful of a teacher's scores again, of samples that it has."""
+    rows = np.flatnonzero(teacher.has(samples.keys))
+    rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
+    sources = _sources(teacher, paths)
+    inputs = artefact.read_spec(sources.network).input
+    some = pixels.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels")
+    verify.recompute(teacher, sources, some, seed=seed)
+
+
+def _sources(teacher: Teacher, paths: Paths) -> verify.Sources:
+    """What a teacher was made from, as it lies there now."""
+    run, backbone = teacher.record["run"], teacher.record["settings"]["backbone"]
+    if run == BACKBONE:
+        return verify.Sources(paths.backbones / backbone)
+    if teacher.identity["source"] == "network":
+        return verify.Sources(paths.models / run / "backbone")
+    return verify.Sources(paths.backbones / backbone, paths.models / run, paths.features / backbone)
+
+
+def _network(teacher: Teacher, paths: Paths) -> Backbone:
+    """The network of a teacher; raises TrainingError for a teacher that is a head."""
+    if teacher.identity["source"] != "network":
+        raise TrainingError(
+            f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
+            "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
+        )
+    return artefact.read(_sources(teacher, paths).network)
+
+
+def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:
+    """The weights of the classes of a task, balanced over the samples that have a label."""
+    one, labels = run.subjects[number], found.labels[:, number]
+    known = labels != NO_LABEL
+    if run.config.class_weights == "none" or not known.any():
+        return None
+    targets = labels[known]
+    if one.task.kind == "multilabel":
+        assert found.truth is not None, "there is such a task"
+        targets = found.truth[known, one.branch.start : one.branch.stop]
+    return class_weights(run.config.class_weights, targets, one.task.kind, one.classes)
+
+
+def _entered(run: Run, batch: Tensor) -> Tensor:
+    return normalised(batch, run.source.spec.input)
+
+
+def _digest(*arrays: np.ndarray | None) -> str:
+    return sha256_bytes(b"".join(one.tobytes() for one in arrays if one is not None))

@@ -1,0 +1,26 @@
+"""Store a teacher's scores of every sample: `python -m stages.teach tuned`."""
+
+from pipeline.store import cache
+from pipeline.teach import BACKBONE
+from pipeline.teach.run import Paths, teach
+from stages import project
+
+
+def main() -> None:
+    """Write `data/teachers/<name>/`; what the feature cache has is linked, the rest computed."""
+    name, config = project.entry("teach")
+    paths = Paths(
+        run=None if config.run == BACKBONE else project.MODELS / config.run,
+        backbone=project.BACKBONES / config.backbone,
+        features=project.FEATURES / config.backbone,
+        manifests=project.MANIFESTS,
+        out=project.TEACHERS / name,
+        cache=cache.default_root(),
+    )
+    with project.bar(f"teach {name}", "samples") as progress:
+        found = teach(config, paths, progress=progress, announce=print, say=print, log=project.log)
+    print(f"{name}: {found}")
+
+
+if __name__ == "__main__":
+    project.run(main)

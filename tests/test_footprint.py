@@ -1,0 +1,98 @@
+"""What networks cost: sizes worked out by hand, times of what really ran, and nothing changed by the measuring."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from small_networks import backbone
+from torch import Tensor, nn
+
+from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines.footprint import Footprint, footprint
+
+
+class Net(nn.Module):
+    """A convolution with a BatchNorm, and a linear layer: (3, 8, 8) -> 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(images)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def found() -> Footprint:
+    return footprint(backbone(Net(), side=8), threads=1)
+
+
+def test_sizes_are_those_of_the_layers(found: Footprint) -> None:
+    assert found.parameters == 4 * 3 * 9 + 2 * 4 + 4 * 5 + 5
+    assert found.bytes == 4 * (found.parameters + 2 * 4), "mean and variance of the BatchNorm are weights too"
+    assert found.multiply_adds == 64 * 4 * 3 * 9 + 4 * 5
+
+
+def test_times_are_of_one_image_and_of_a_batch_with_their_quartiles(found: Footprint) -> None:
+    assert list(found.latency_ms) == [1, 32]
+    for one in found.latency_ms.values():
+        assert 0 < one.low <= one.median <= one.high
+        assert one.engine == "torch", "it is too small for another to be worth preparing"
+    assert found.threads == 1
+
+
+def test_it_is_read_back_as_it_was_written(found: Footprint) -> None:
+    assert Footprint.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "mobilenet", "vit"])
+def test_a_network_up_to_its_logits_uses_all_its_parameters(name: str) -> None:
+    made = backbone(name)
+    whole = footprint(made, threads=1)
+    assert whole.parameters == sum(value.numel() for value in made.module.parameters())
+    assert whole.multiply_adds == max(tap.multiply_adds for tap in made.spec.taps.values())
+
+
+def test_up_to_a_tap_only_what_runs_counts() -> None:
+    made = backbone("resnet")
+    node = made.spec.node("layer1.0")
+    part = footprint(made, threads=1, taps={"early": TapSpec(node=node, pool="mean")})
+    names = ("conv1.", "bn1.", "layer1.0.")
+    assert part.parameters == sum(
+        value.numel() for name, value in made.module.named_parameters() if name.startswith(names)
+    )
+    assert part.multiply_adds == made.spec.taps[node].multiply_adds
+    deeper = footprint(
+        made, threads=1, taps={"early": TapSpec(node=node, pool="mean"), "late": TapSpec(node="penultimate")}
+    )
+    assert part.parameters < deeper.parameters < footprint(made, threads=1).parameters
+
+
+def test_the_fastest_of_the_engines_is_taken_where_it_is_worth_trying_them(tmp_path: Path) -> None:
+    found = footprint(backbone(Net(), side=8), threads=1, images=10**9, cache=tmp_path)
+    for one in found.latency_ms.values():
+        assert {one.engine, *one.others} == {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
+        assert one.median <= min(one.others.values())
+    assert len(list((tmp_path / "onnx").iterdir())) == 1, "the graph is exported once"
+
+
+def test_measuring_leaves_the_network_and_the_process_as_they_were() -> None:
+    network = Net().train()
+    made = backbone(network, side=8)
+    network.train().requires_grad_(True)
+    before = weights_digest(network.state_dict())
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    footprint(made, threads=1)
+    assert (os.sched_getaffinity(0), torch.get_num_threads()) == (cores, threads)
+    assert weights_digest(network.state_dict()) == before
+    assert network.training
+    assert all(value.requires_grad and value.is_contiguous() for value in network.parameters())
+
+
+def test_no_more_threads_are_told_than_there_are_cores() -> None:
+    assert footprint(backbone(Net(), side=8), threads=10_000).threads == len(os.sched_getaffinity(0))
