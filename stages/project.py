@@ -1,5 +1,6 @@
 """What every stage needs: the checked settings, the paths of the artefacts, a progress bar, one way to fail."""
 
+import graphlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "fit": ("pipeline.fit:FitConfig", True),
     "finetune": ("pipeline.training:FinetuneConfig", True),
     "teach": ("pipeline.teach:TeachConfig", True),
+    "distill": ("pipeline.training:DistillConfig", True),
     "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
     "compare": ("pipeline.compare:CompareConfig", False),
     "report": ("pipeline.report:ReportConfig", False),
@@ -116,6 +118,7 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
     problems += _of_finetune(values, raw)
     problems += _of_teach(values, raw)
+    problems += _of_distill(values, raw)
     return problems
 
 
@@ -129,11 +132,13 @@ def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]
             problems.append(f"finetune.{name}: expected a name that no run of `fit` has. Rename one of the two.")
         if item.task not in named.get("split", [item.task]):
             problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
-        if item.backbone not in named.get("extract", [item.backbone]):
-            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
-        starts = ["backbone", "scratch", *named.get("fit", [item.start])]
-        if item.start not in starts:
-            problems.append(f"finetune.{name}.start: {unknown('start', item.start, starts)}")
+        section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
+        if item.backbone not in named.get(section, [item.backbone]):
+            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named[section])}")
+        runs = [one for kind in ("fit", "finetune", "distill") for one in named.get(kind, [item.start]) if one != name]
+        if item.start not in ("backbone", "scratch", *runs):
+            problems.append(f"finetune.{name}.start: {unknown('start', item.start, ('backbone', 'scratch', *runs))}")
+        problems += [f"finetune.{name}.{line}" for line in _of_start(item, values)]
         taps = extracted[item.backbone].taps if item.backbone in extracted else None
         if item.tap is not None and taps is not None:
             if item.tap not in taps:
@@ -141,6 +146,91 @@ def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]
             elif taps[item.tap].pool != "none" or taps[item.tap].project is not None:
                 problems.append(f"finetune.{name}.tap: expected a tap with `pool: none`, got {taps[item.tap].pool!r}.")
     return problems
+
+
+def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
+    """What does not go together with the network of the run that a run of finetune starts from."""
+    before = values.get("finetune", {}).get(item.start) or values.get("distill", {}).get(item.start)
+    if before is None:
+        return []
+    problems = []
+    own = getattr(before, "backbone", None) or before.student
+    if item.backbone != own:
+        problems.append(f"backbone: expected {own!r}, that of {item.start}, got {item.backbone!r}.")
+    if item.task not in (before.task, *getattr(before, "also", ())):
+        problems.append(f"task: expected {before.task!r}, that of {item.start}, got {item.task!r}.")
+    if item.input == "features":
+        problems.append(f"input: expected pixels, since rows are stored of the backbone, not of {item.start}.")
+    return problems
+
+
+def _of_distill(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `distill` name that other sections do not have, or that have not what is asked for."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    taught = values.get("teach", {})
+    for name, item in values.get("distill", {}).items():
+        where = f"distill.{name}"
+        if name in (*named.get("fit", ()), *named.get("finetune", ())):
+            problems.append(f"{where}: expected a name that no run of `fit` or `finetune` has. Rename one of the two.")
+        if item.student not in named.get("freeze", [item.student]):
+            problems.append(f"{where}.student: {unknown('backbone', item.student, named['freeze'])}")
+        for dataset in item.datasets:
+            if dataset not in named.get("prepare", [dataset]):
+                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+        for task, teachers in item.teachers.items():
+            key = "teacher" if task == item.task else f"also.{task}"
+            if task not in named.get("split", [task]):
+                problems.append(
+                    f"{where}.{'task' if task == item.task else 'also'}: {unknown('task', task, named['split'])}"
+                )
+            split = values.get("split", {}).get(task)
+            wanted = set(() if split is None else split.datasets) | set(item.datasets if task == item.task else ())
+            for one in teachers:
+                if one not in named.get("teach", [one]):
+                    problems.append(f"{where}.{key}: {unknown('teacher', one, named['teach'])}")
+                elif one in taught:
+                    problems += [f"{where}.{line}" for line in _of_teacher(item, key, one, wanted, values)]
+    return problems + _circle(values)
+
+
+def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mapping[str, Any]) -> list[str]:
+    """What a run of distill asks of a teacher that it has not; each begins with the key."""
+    problems = []
+    one = values["teach"][name]
+    lacking = sorted(wanted - set(one.datasets))
+    if lacking:
+        problems.append(f"{key}: {name} does not score {', '.join(lacking)}. Add it to `teach.{name}.datasets`.")
+    there = 0 if one.views is None else one.views if isinstance(one.views, int) else one.views.count
+    if item.views > there:
+        problems.append(f"views: expected at most the {there} of {name}, got {item.views}. Give it `views`.")
+    if key == "teacher" and (item.live or item.losses.hint_names) and one.run in values.get("fit", {}):
+        problems.append(f"{key}: expected a network for `live` and hints, got {name}, a head of {one.run}.")
+    elif key == "teacher" and not item.live:
+        problems += [
+            f"losses: {unknown('hint', hint, one.hints)} Add it to `teach.{name}.hints`."
+            for hint in item.losses.hint_names
+            if hint not in one.hints
+        ]
+    return problems
+
+
+def _circle(values: Mapping[str, Any]) -> list[str]:
+    """Runs that wait for each other: DVC would say so without a way out."""
+    trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
+    graph = {name: {item.start} & trained for name, item in values.get("finetune", {}).items()}
+    graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
+    tuned = set(values.get("finetune", {}))
+    graph |= {f"teach.{name}": {item.run} & tuned for name, item in values.get("teach", {}).items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        names = ", ".join(dict.fromkeys(error.args[1]))
+        return [
+            f"{names}: expected runs that do not wait for each other, got a circle; every run of distill waits for all "
+            "of teach. Freeze a network (`freeze: {source: folder}`) to go on from it."
+        ]
+    return []
 
 
 def _of_teach(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
@@ -221,8 +311,8 @@ def evaluated() -> tuple[str, Any]:
 
 
 def runs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All entries that write predictions: those of `fit` and of `finetune`, whose names differ."""
-    return {**values["fit"], **values["finetune"]}
+    """All entries that write predictions: those of `fit`, `finetune` and `distill`, whose names differ."""
+    return {**values["fit"], **values["finetune"], **values["distill"]}
 
 
 def _named(stage: str, named: Mapping[str, Any], argv: list[str] | None) -> tuple[str, Any]:

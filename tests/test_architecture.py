@@ -235,6 +235,7 @@ WITH_TORCH = (
     "pipeline/freeze/run.py",
     "pipeline/freeze/checkpoint.py",
     "pipeline/teach/",
+    "stages/distill.py",
     "stages/extract.py",
     "stages/finetune.py",
     "stages/freeze.py",
@@ -291,7 +292,7 @@ GLOBAL = {"audit", "evaluate", "compare", "report"}
 """Sections that hold no names, but one set of values."""
 
 # One stage more for each section whose entries are runs, besides `fit`: DVC goes over one section at a time.
-EVALUATED = {"evaluate_finetune": "finetune"}
+EVALUATED = {"evaluate_finetune": "finetune", "evaluate_distill": "distill"}
 
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:

@@ -127,12 +127,13 @@ def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
     """What must be computed."""
     if teacher.identity["source"] == "head":
         _, features = sources.of_head
-        return {tap: _spec(Features.open(features / tap).identity) for tap in teacher.identity["features"]}
-    hints = {hint_folder(node): _spec(stored[0].identity) for node, stored in teacher.nodes.items()}
+        return {tap: spec_of(Features.open(features / tap).identity) for tap in teacher.identity["features"]}
+    hints = {hint_folder(node): spec_of(stored[0].identity) for node, stored in teacher.nodes.items()}
     return {LOGITS: TapSpec(node=LOGITS, dtype="float32"), **hints}
 
 
-def _spec(identity: Mapping[str, Any]) -> TapSpec:
+def spec_of(identity: Mapping[str, Any]) -> TapSpec:
+    """The tap that stored rows are of, from their identity."""
     drawn = identity.get("projection")
     more = {} if drawn is None else {"project": drawn["dimensions"], "project_seed": drawn["seed"]}
     return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)

@@ -178,13 +178,13 @@ def _verify(teacher: Teacher, paths: Paths, samples: Samples, *, seed: int) -> N
     """Compute a handful of a teacher's scores again, of samples that it has."""
     rows = np.flatnonzero(teacher.has(samples.keys))
     rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
-    sources = _sources(teacher, paths)
+    sources = sources_of(teacher, paths)
     inputs = artefact.read_spec(sources.network).input
     some = pixels.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels")
     verify.recompute(teacher, sources, some, seed=seed)
 
 
-def _sources(teacher: Teacher, paths: Paths) -> verify.Sources:
+def sources_of(teacher: Teacher, paths: Paths) -> verify.Sources:
     """What a teacher was made from, as it lies there now."""
     run, backbone = teacher.record["run"], teacher.record["settings"]["backbone"]
     if run == BACKBONE:
@@ -201,7 +201,7 @@ def _network(teacher: Teacher, paths: Paths) -> Backbone:
             f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
             "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
         )
-    return artefact.read(_sources(teacher, paths).network)
+    return artefact.read(sources_of(teacher, paths).network)
 
 
 def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:

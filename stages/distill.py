@@ -1,0 +1,42 @@
+"""Train a student by what teachers say: `python -m stages.distill student_tuned`."""
+
+from pipeline.files import write_json
+from pipeline.runtime import cores
+from pipeline.store import cache
+from pipeline.training import distill
+from pipeline.training.footprints import footprints
+from pipeline.training.history import line
+from pipeline.training.schooling import Paths
+from stages import project
+
+
+def main() -> None:
+    """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`.
+
+    `data/metrics/distill/<run>.json` has what the student and its teachers cost.
+    """
+    name, config = project.entry("distill")
+    split = project.settings()["split"]
+    paths = Paths(
+        tasks=project.TASKS,
+        student=project.BACKBONES / config.student,
+        manifests=project.MANIFESTS,
+        teachers=project.TEACHERS,
+        models=project.MODELS,
+        backbones=project.BACKBONES,
+        features=project.FEATURES,
+        model=project.MODELS / name,
+        predictions=project.PREDICTIONS / f"{name}.parquet",
+        curves=project.CURVES / name,
+        cache=cache.default_root(),
+    )
+    datasets = [one for task in config.teachers for one in split[task].datasets]
+    with project.bar(f"distill {name}", "steps") as progress:
+        found = distill.distill(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
+    write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths, threads=cores()))
+    labels = f"{found['labels'] or 'all'} labels a class, {found['samples']:,} samples"
+    print(f"{name}: {labels}; {line(found['kept'], config)}")
+
+
+if __name__ == "__main__":
+    project.run(main)
