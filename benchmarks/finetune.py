@@ -4,6 +4,7 @@
     python benchmarks/finetune.py cuts --images 512 --models mobilenet_v2 resnet50
     python benchmarks/finetune.py views --data digits --labels 20 --epochs 30
     python benchmarks/finetune.py gradual --data cifar10 --labels 40 --epochs 5
+    ICECORE_ASSETS=… python benchmarks/finetune.py sanity --labels 30 --epochs 5
 
 cuts      seconds an epoch, from three cuts of each network, runs in turn, round after round, the best of each. The
           bound is the trained part alone, on batches that lie in memory, and then the reading of stored rows alone;
@@ -14,6 +15,8 @@ views     the price of stored views in the place of live augmentation: accuracy 
 gradual   unfreezing in three steps, as three runs on stored rows of three cuts, which one extraction gives, against one
           run that runs the frozen part anew: plain SGD, so that both are the same steps; `moved` and `apart` are the
           largest change of a weight in training, and between the two, in parts of the largest weight of its tensor
+sanity    ResNet-20 on lossless images of CIFAR-10: benchmarks/sanity.py says what should come out; left out where the
+          images are not there
 
 An epoch is timed from the end of its first step to that of its last, for as many steps as it has.
 """
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pictures
+import sanity
 import torch
 import tuned
 from torch import nn
@@ -235,6 +239,20 @@ def apart(left: nn.Module, right: nn.Module) -> float:
     return max(off)
 
 
+# Sanity --------------------------------------------------------------------------------------------------------------
+
+
+def real(given: argparse.Namespace) -> None:
+    """A real network that is known, on images that it knows."""
+    if pictures.assets() is None:
+        print("\nsanity: ICECORE_ASSETS is not set, so there are neither the images nor the weights")
+        return
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        counts = {"labels": given.labels, "scratch": given.scratch, "test": min(given.test, 366 - given.scratch)}
+        rows = sanity.lines(Path(name), **counts, epochs=given.epochs)
+        table(f"ResNet-20 on CIFAR-10, {given.epochs} epochs", "network | accuracy on test images, %", rows)
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +268,12 @@ def settings(data: str, given: argparse.Namespace) -> dict[str, Any]:
     return {"epochs": given.epochs, "batch_size": given.batch, "learning_rate": RATES[data], "monitor": "accuracy"}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"cuts": cuts, "views": views, "gradual": gradual}
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "cuts": cuts,
+    "views": views,
+    "gradual": gradual,
+    "sanity": real,
+}
 
 
 def main() -> None:
@@ -269,6 +292,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400, help="of the network that is trained here")
+    parser.add_argument("--scratch", type=int, default=300, help="training rows a class of sanity, from scratch")
     parser.add_argument("--folder", type=Path, help="where temporary files go")
     given = parser.parse_args()
     if wrong := [name for name in given.parts if name not in PARTS]:

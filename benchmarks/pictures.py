@@ -1,7 +1,10 @@
 """Images and networks that the benchmarks of extraction run on: photos on disk, drawn ones, a network of a few weights.
 
 caltech    photos of 118 to 2,016 px, 80 of each of ten classes       $ICECORE_ASSETS/images/office_caltech10.tar
+amazon     933 photos of the same classes, 300 × 300 px, from a shop  the same
+webcam     295 photos of the same classes, 149 to 752 px              the same
 cifar10    32 × 32 px, JPEG                                           $ICECORE_ASSETS/images/cifar10-subset.tar
+lossless   4,000 of CIFAR-10's training images as they are            $ICECORE_ASSETS/images/cifar10-png-train4000.tar
 drawn      smooth random fields of 500 × 375 px, JPEG: where ICECORE_ASSETS is not set
 """
 
@@ -23,11 +26,15 @@ from pipeline.freeze import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageSpec
 
-ARCHIVES = {
-    "caltech": ("images/office_caltech10.tar", "office_caltech10/caltech/"),
+DOMAINS = ("amazon", "webcam", "caltech")
+ARCHIVES = {name: ("images/office_caltech10.tar", f"office_caltech10/{name}/") for name in DOMAINS} | {
     "cifar10": ("images/cifar10-subset.tar", "cifar10-subset/test/"),
+    "lossless": ("images/cifar10-png-train4000.tar", "cifar10-png-train4000/train/"),
 }
-MOBILENET = "weights/mobilenet_v2-tf2_int8_dequant.pth"
+WEIGHTS = {
+    "mobilenet_v2": "weights/mobilenet_v2-tf2_int8_dequant.pth",
+    "squeezenet1_1": "weights/squeezenet1_1-deepscale_v1.1_fp16.pth",
+}
 SIDE = 8  # of the smallest images, px
 
 
@@ -38,8 +45,8 @@ def assets() -> Path | None:
 
 
 def data_sets() -> list[str]:
-    """The data sets that can be had here."""
-    return list(ARCHIVES) if assets() else ["drawn"]
+    """The data sets of extraction that can be had here."""
+    return ["caltech", "cifar10"] if assets() else ["drawn"]
 
 
 def unpack(name: str, folder: Path, count: int) -> Path:
@@ -81,10 +88,10 @@ def draw(
 
 
 def weights_of(model: str, folder: Path) -> Path:
-    """A state dict of a torchvision model on disk: real for MobileNetV2 where it is there, else random ones."""
+    """A state dict of a torchvision model on disk: real for those of `WEIGHTS` where it is there, else random ones."""
     own = assets()
-    if model == "mobilenet_v2" and own is not None and (own / MOBILENET).is_file():
-        return own / MOBILENET
+    if model in WEIGHTS and own is not None and (own / WEIGHTS[model]).is_file():
+        return own / WEIGHTS[model]
     torch.manual_seed(0)
     path = folder / f"{model}.pth"
     torch.save(models.get_model(model, weights=None).state_dict(), path)

@@ -1,17 +1,17 @@
 """A data set, a network and a task, prepared, and a fine-tuning run on them: benchmarks/finetune.py says what is timed.
 
 digits     handwritten digits; the network is trained here on printed characters
-cifar10    4,000 lossless images of CIFAR-10 in $ICECORE_ASSETS, at 96 px
-and those of benchmarks/pictures.py
+cifar10    4,000 lossless images of CIFAR-10 in $ICECORE_ASSETS, at 96 px; of ResNet-20 and ResNet-56 at their 32 px
+and those of benchmarks/pictures.py, several of which are pooled where they are joined by +
 """
 
-import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cifar_resnet
 import numpy as np
 import pictures
 import pyarrow as pa
@@ -23,7 +23,9 @@ from pipeline.backbones.taps import collect
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import sha256_file
-from pipeline.freeze import Torchvision
+from pipeline.fit import FitConfig
+from pipeline.fit.run import fit as fit_heads
+from pipeline.freeze import Module, Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
@@ -32,15 +34,15 @@ from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.train import pretrain
 from pipeline.sample import SampleConfig, sample
 from pipeline.task import Task
-from pipeline.training import FinetuneConfig
+from pipeline.training import FROM_BACKBONE, FinetuneConfig
 from pipeline.training.inputs import FromFeatures, FromPixels
 from pipeline.training.loop import make_fabric, measure, train
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
 from pipeline.training.samples import Samples
 from pipeline.training_sets import training_sets
 
-CIFAR = ("images/cifar10-png-train4000.tar", "cifar10-png-train4000/train/")
-SIDE = 96  # to which images of CIFAR-10 are resized, px
+SIDE = 96  # to which images of CIFAR-10 are resized for networks of larger ones, px
+FOLDERS = {"cifar10": "lossless"}  # what pictures.py calls them, where that is another name
 
 
 @dataclass
@@ -54,9 +56,7 @@ class Fit:
 
     def epoch(self, epochs: int) -> float:
         """Seconds of the fastest epoch, from the end of its first step to that of its last, for all of its steps."""
-        steps = len(self.ends) // epochs
-        parts = np.array(self.ends[: steps * epochs]).reshape(epochs, steps)
-        return float((parts[:, -1] - parts[:, 0]).min()) * steps / max(1, steps - 1)
+        return fastest(self.ends, epochs)
 
 
 @dataclass(frozen=True)
@@ -90,31 +90,54 @@ class Place:
         extract(config, **where, cache_root=self.root / "feature-cache")
         return time.perf_counter() - start
 
-    def begin(self, **settings: Any) -> tuple[Run, Prepared]:
-        """A run that is ready to be trained."""
-        config = FinetuneConfig(task="task", backbone="net", start="backbone", **settings)
-        run = opened(config, self.paths, datasets=("data",))
+    def probe(self, name: str, tap: str, **params: Any) -> None:
+        """A run of a logistic head on a tap, from which others may start."""
+        fit_heads(
+            FitConfig(task="task", backbone="net", inputs=(tap,), params=params),
+            task=self.paths.task,
+            features=self.paths.features,
+            models=self.root / "models" / name,
+            predictions=self.root / "models" / f"{name}.parquet",
+        )
+
+    def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[Run, Prepared]:
+        """A run that is ready to be trained; `start`: also a name of `probe`."""
+        config = FinetuneConfig(task="task", backbone="net", start=start, **settings)
+        paths = self.paths if start in FROM_BACKBONE else replace(self.paths, start=self.root / "models" / start)
+        run = opened(config, paths, datasets=("data",))
         (training,) = training_sets(run.task, (), draws=1, where="task")
         return run, prepared(run, training, make_fabric(config))
 
     def fit(self, *, begun: tuple[Run, Prepared] | None = None, samples: Samples | None = None, **settings: Any) -> Fit:
         """Train; the accuracy is that on test rows. `begun`, `samples`: what is trained, and on what, instead."""
         run, one = begun or self.begin(**settings)
-        ends: list[float] = []
-        folder = self.root / "runs" / f"{time.monotonic_ns()}"
-        train(
-            one.module,
-            samples or one.samples,
-            one.validation,
-            one.setting,
-            one.frozen,
-            folder=folder,
-            progress=lambda *_: ends.append(time.perf_counter()),
-        )
+        ends = timed(one, self.root / "runs" / f"{time.monotonic_ns()}", samples=samples)
         test = run.task.rows("test")
         held = run.inputs.samples(test, one.targets.of(test), training=False, seed=0)
         accuracy = measure(one.module, held, one.setting)["validation_accuracy"] if len(test) else float("nan")
         return Fit(run, one, ends, float(accuracy))
+
+
+def timed(one: Prepared, folder: Path, *, samples: Samples | None = None) -> list[float]:
+    """Train, on `samples` instead where they are given; when each step ended."""
+    ends: list[float] = []
+    train(
+        one.module,
+        samples or one.samples,
+        one.validation,
+        one.setting,
+        one.frozen,
+        folder=folder,
+        progress=lambda *_: ends.append(time.perf_counter()),
+    )
+    return ends
+
+
+def fastest(ends: Sequence[float], epochs: int) -> float:
+    """Seconds of the fastest epoch, of when each step ended: of as many steps as it has, without what is between."""
+    steps = len(ends) // epochs
+    parts = np.array(ends[: steps * epochs]).reshape(epochs, steps)
+    return float((parts[:, -1] - parts[:, 0]).min()) * steps / max(1, steps - 1)
 
 
 def named(node: str) -> str:
@@ -146,27 +169,53 @@ def reading_seconds(fit: Fit, *, epoch: int) -> float:
 def placed(
     root: Path, data: str, model: str, *, images: int, sizes: Mapping[str, int], steps: int, size: int | None
 ) -> Place:
-    """Unpack images, list them, make the network and a task with so many rows of each class in each split.
+    """Images, a network, and a task with so many rows of each class in each split, in the order of their keys.
 
     `steps`: of the network that is trained here; `size`: of images on their way into a model of torchvision, px.
     """
     place = Place(root)
+    listed(place, data, images=images, sizes=sizes)
     if data == "digits":
-        sample(SampleConfig(source="digits"), root / "images")
         _pretrain(root, place.paths.backbone, steps)
+    elif model in cifar_resnet.WEIGHTS:
+        frozen_cifar(model, place.paths.backbone)
     else:
-        _unpack(data, root, images)
         file = pictures.weights_of(model, root)
         given = {"resize": size, "crop": (size, size)} if size else {}
         settings = {"source": "torchvision", "model": model, "weights": "IMAGENET1K_V1", "input": given}
         freeze(Torchvision(**settings, file=file, sha256=sha256_file(file)), place.paths.backbone, pretrained=root)
-    where = {"digits": "images", "cifar10": "lossless"}.get(data, data)
-    for folder in (root / where).iterdir():  # what no split would take need not be extracted
-        for path in sorted(folder.iterdir())[sum(sizes.values()) :]:
-            path.unlink()
-    prepare(PrepareConfig(root=root / where), ManifestPaths(place.paths.manifests, "data"))
-    _write_task(place.paths, sizes)
     return place
+
+
+def listed(place: Place, data: str, *, images: int, sizes: Mapping[str, int]) -> None:
+    """Unpack images, list them, and make the task."""
+    root = place.root
+    if data == "digits":
+        sample(SampleConfig(source="digits"), root / "images")
+        folders = [root / "images"]
+    else:
+        folders = [pictures.unpack(name, root, images) for name in FOLDERS.get(data, data).split("+")]
+    if len(folders) == 1:
+        for folder in folders[0].iterdir():  # what no split would take need not be extracted
+            for path in sorted(folder.iterdir())[sum(sizes.values()) :]:
+                path.unlink()
+        config = PrepareConfig(root=folders[0])
+    else:
+        config = PrepareConfig(root=root, folders=[one.name for one in folders])
+    prepare(config, ManifestPaths(place.paths.manifests, "data"))
+    write_task(place.paths, sizes)
+
+
+def frozen_cifar(model: str, folder: Path) -> None:
+    """A ResNet for images of 32 × 32 px as a backbone: with weights where there are assets, else with random ones."""
+    given: dict[str, Any] = {"source": "module", "factory": f"cifar_resnet:{model}", "input": cifar_resnet.INPUT}
+    own = pictures.assets()
+    if own is None:
+        freeze(Module(**given, seed=0), folder, pretrained=folder)
+        return
+    file = own / cifar_resnet.WEIGHTS[model]
+    from_file = {"file": file, "sha256": sha256_file(file), "strip_prefix": cifar_resnet.PREFIX}
+    freeze(Module(**given, **from_file), folder, pretrained=folder)
 
 
 def _pretrain(root: Path, backbone: Path, steps: int) -> None:
@@ -176,20 +225,7 @@ def _pretrain(root: Path, backbone: Path, steps: int) -> None:
     torch.use_deterministic_algorithms(False)
 
 
-def _unpack(data: str, root: Path, images: int) -> None:
-    own = pictures.assets()
-    if data != "cifar10" or own is None:
-        pictures.unpack(data, root, images)
-        return
-    archive, inside = CIFAR
-    with tarfile.open(own / archive) as tar:
-        for member in tar:
-            if member.isfile() and member.name.startswith(inside):
-                member.name = member.name.removeprefix(inside)
-                tar.extract(member, root / "lossless", filter="data")
-
-
-def _write_task(paths: Paths, sizes: Mapping[str, int]) -> None:
+def write_task(paths: Paths, sizes: Mapping[str, int]) -> None:
     """Rows of each class go to the splits in turn, in the order of their keys; those that are left over nowhere."""
     table = manifest.read(paths.manifests, "data", ["key", "label"])
     keys, labels = (np.array(table[name].to_pylist()) for name in ("key", "label"))

@@ -1,0 +1,232 @@
+"""Teachers and a student on a data set, prepared, and a student's run: benchmarks/distill.py says what is measured.
+
+A `School` is a folder with a task, manifests, networks below `backbones/`, runs below `models/` and teachers below
+`teachers/`, as a project has them; the student is the backbone `student`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cifar_resnet
+import numpy as np
+import safetensors.torch
+import torch
+import tuned
+from torch import Tensor, nn
+from tuned import Place
+
+from pipeline.backbones import artefact, glyphs
+from pipeline.freeze import Module
+from pipeline.freeze.run import freeze
+from pipeline.task import Task
+from pipeline.teach import BACKBONE, TeachConfig
+from pipeline.teach.run import Paths as TeachPaths
+from pipeline.teach.run import teach
+from pipeline.training import DistillConfig, FinetuneConfig, checkpoint
+from pipeline.training.finetune import finetune
+from pipeline.training.lesson import answers
+from pipeline.training.loop import make_fabric, outputs
+from pipeline.training.ready import Prepared
+from pipeline.training.samples import PixelSamples
+from pipeline.training.schooling import Paths, Run, lesson_of, opened, prepared
+from pipeline.training_sets import training_sets
+
+TEACHER, STUDENT = "teacher", "student"
+SOFT = {"labels": 0.1, "soft": {"weight": 0.9, "temperature": 4.0}}
+LABELS = {"labels": 1.0}
+SMALL = (12, 24, 48)  # channels of the student of digits, of 32, 64 and 128
+FACTORIES = {
+    "resnet20": ("cifar_resnet:resnet20", "classes"),
+    "resnet56": ("cifar_resnet:resnet56", "classes"),
+    "resnet50": ("torchvision.models:resnet50", "num_classes"),
+    "mobilenet_v2": ("torchvision.models:mobilenet_v2", "num_classes"),
+}
+"""Networks by name: their factories, and the argument that is the number of classes."""
+
+
+@dataclass
+class Learned:
+    """A student that was trained: when each step ended, and what it says of test rows with the weights of two epochs.
+
+    last, best, truth: numbers of classes, int64 (rows,).
+    """
+
+    one: Prepared
+    ends: list[float]
+    last: np.ndarray
+    best: np.ndarray
+    truth: np.ndarray
+
+    def accuracy(self, predicted: np.ndarray) -> float:
+        """Of what is predicted of test rows."""
+        return float(np.mean(predicted == self.truth))
+
+
+@dataclass(frozen=True)
+class School:
+    """Folders of a task, its teachers and a student. `run`: whose network or head teaches, or backbone: by itself."""
+
+    root: Path
+    datasets: tuple[str, ...] = ("data",)
+    run: str = BACKBONE
+
+    @property
+    def place(self) -> Place:
+        """The same folders as those of a fine-tuning run."""
+        return Place(self.root)
+
+    @property
+    def paths(self) -> Paths:
+        """What a student's run is told."""
+        root = self.root
+        return Paths(
+            tasks=root,
+            student=root / "backbones" / STUDENT,
+            manifests=root / "manifests",
+            teachers=root / "teachers",
+            models=root / "models",
+            backbones=root / "backbones",
+            features=root / "features",
+            model=root / "models" / "learned",
+            predictions=root / "models" / "learned.parquet",
+            curves=root / "curves",
+            cache=root / "cache",
+        )
+
+    def teach(self, **settings: Any) -> float:
+        """Store a teacher's scores of all samples, under one name; seconds it took."""
+        config = TeachConfig(run=self.run, backbone=TEACHER, datasets=self.datasets, engine="torch", **settings)
+        paths = TeachPaths(
+            run=None if self.run == BACKBONE else self.paths.models / self.run,
+            backbone=self.paths.backbones / TEACHER,
+            features=self.paths.features / TEACHER,
+            manifests=self.paths.manifests,
+            out=self.paths.teachers / TEACHER,
+            cache=self.root / "feature-cache",
+        )
+        start = time.perf_counter()
+        teach(config, paths)
+        return time.perf_counter() - start
+
+    def begin(self, *, teacher: str = TEACHER, datasets: Sequence[str] = (), **settings: Any) -> tuple[Run, Prepared]:
+        """A student that is ready to be trained; `datasets`: whose samples are learned from without labels."""
+        losses = SOFT if teacher == TEACHER else LABELS
+        given = {"start": "scratch", "losses": losses, "datasets": tuple(datasets), **settings}
+        config = DistillConfig(task="task", student=STUDENT, teacher=teacher, **given)
+        run = opened(config, self.paths, datasets=self.datasets)
+        (training,) = training_sets(run.subjects[0].task, (), draws=1, where="task")
+        return run, prepared(run, training, lesson_of(run, training), make_fabric(config))
+
+    def learn(self, *, begun: tuple[Run, Prepared] | None = None, **settings: Any) -> Learned:
+        """Train a student, or that which is begun; the last weights, and those of the best validation."""
+        run, one = begun or self.begin(**{"weights": "last", **settings})
+        folder = self.root / "runs" / f"{time.monotonic_ns()}"
+        ends = tuned.timed(one, folder)
+        task = run.subjects[0].task
+        truth = np.searchsorted(task.classes, task.targets[task.rows("test")])
+        last = predicted(one.module, run, one)
+        best = last
+        if (folder / checkpoint.BEST).is_file():
+            one.module.load_state_dict(safetensors.torch.load_file(folder / checkpoint.BEST))
+            best = predicted(one.module, run, one)
+        return Learned(one, ends, last, best, truth)
+
+
+class Watched:
+    """A goal of training that keeps the mean loss of each batch."""
+
+    def __init__(self, goal: Any) -> None:
+        self._goal = goal
+        self.losses: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._goal, name)
+
+    def __call__(self, output: Any, targets: Any) -> Tensor:
+        """The loss of each row."""
+        found: Tensor = self._goal(output, targets)
+        self.losses.append(float(found.detach().double().mean()))
+        return found
+
+
+def watched(begun: tuple[Run, Prepared]) -> tuple[tuple[Run, Prepared], Watched]:
+    """The same run, whose losses are kept."""
+    run, one = begun
+    goal = Watched(one.setting.objective)
+    return (run, replace(one, setting=replace(one.setting, objective=goal))), goal
+
+
+def predicted(network: nn.Module, run: Run, one: Prepared) -> np.ndarray:
+    """The number of the class of each test row, int64 (rows,)."""
+    rows = run.subjects[0].task.rows("test")
+    samples = PixelSamples(run.pixels, answers(run.subjects, 0, rows), run.subjects[0].keys[rows], seed=0)
+    found = [logits.argmax(dim=1).cpu() for logits, _ in outputs(network, samples, one.setting)]
+    return torch.cat(found).numpy() if found else np.empty(0, np.int64)
+
+
+def said(run: Run) -> np.ndarray:
+    """What the teacher says of each test row: the number of the class, int64 (rows,)."""
+    first = run.subjects[0]
+    return first.logits(first.keys[first.task.rows("test")], None).argmax(axis=1)
+
+
+def name_outputs(folder: Path, classes: Sequence[str]) -> None:
+    """Give the outputs of a backbone the names of classes, as those of a teacher must have."""
+    found = artefact.read(folder)
+    spec = found.spec
+    written = {"architecture": spec.architecture, "origin": spec.origin, "inputs": spec.input}
+    artefact.write(folder, found.module, **written, classes=classes)
+
+
+def drawn(model: str, side: int, *, classes: int) -> Module:
+    """Settings of a network with random weights, for images of a side in px."""
+    factory, argument = FACTORIES[model]
+    given = {**cifar_resnet.INPUT, "resize": [side, side]}
+    return Module(source="module", factory=factory, arguments={argument: classes}, seed=0, input=given)
+
+
+def of_pair(
+    root: Path, data: str, teacher: str, student: str, *, images: int, sizes: Mapping[str, int], side: int, real: bool
+) -> School:
+    """A teacher and a student by their names; `real`: the teacher's weights are read from the assets."""
+    school = School(root)
+    tuned.listed(school.place, data, images=images, sizes=sizes)
+    classes = school_classes(school)
+    folder = school.paths.backbones / TEACHER
+    if real:
+        tuned.frozen_cifar(teacher, folder)
+    else:
+        freeze(drawn(teacher, side, classes=len(classes)), folder, pretrained=root)
+    name_outputs(folder, classes)
+    freeze(drawn(student, side, classes=len(classes)), school.paths.student, pretrained=root)
+    return school
+
+
+def of_digits(root: Path, *, sizes: Mapping[str, int], steps: int, epochs: int) -> School:
+    """Digits, the network of printed characters fine-tuned on the training rows, and a small one of its kind."""
+    school = School(root, run="tuned")
+    tuned.placed(root, "digits", "", images=0, sizes=sizes, steps=steps, size=None)
+    config = FinetuneConfig(
+        task="task", backbone="net", start="backbone", batch_norm="train", epochs=epochs, learning_rate=0.002
+    )
+    folder = school.paths.models / school.run
+    paths = replace(school.place.paths, model=folder, predictions=folder.with_suffix(".parquet"))
+    finetune(config, paths, datasets=school.datasets)
+    torch.manual_seed(0)
+    classes = school_classes(school)
+    artefact.write(
+        school.paths.student,
+        glyphs.GlyphNet(classes=len(classes), widths=SMALL),
+        architecture={"family": "glyphs", "classes": len(classes), "widths": list(SMALL)},
+        origin={"source": "random"},
+        inputs=glyphs.INPUT,
+    )
+    return school
+
+
+def school_classes(school: School) -> list[str]:
+    """Those of the task."""
+    return Task.read(school.root / "task.parquet").classes
