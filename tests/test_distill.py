@@ -154,7 +154,7 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
     assert made["student"] == "small"
     assert made["losses"]["soft"]["temperature"] == 2.0
     (told,) = made["teachers"]
-    assert (told["name"], told["run"], told["task"], told["head"]) == ("tuned", "tuned", "task", None)
+    assert (told["name"], told["run"], told["head"]) == ("tuned", "tuned", None)
     assert (
         told["identity"]["weights"] == artefact.read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
     )
@@ -406,7 +406,8 @@ def test_a_regression_goes_on_in_the_unit_of_the_task(world: World, tmp_path: Pa
 
 def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: Path) -> None:
     paths = other_task(world, tmp_path)
-    best = run(paths, also={"brightness": "none"}, epochs=8, labels_per_class=[4], unlabelled=True)
+    weights = {"dark": 2.0}
+    best = run(paths, also={"brightness": "none"}, epochs=8, class_weights=weights)
     assert best["samples"] == 24
     assert best["also"]["brightness"]["validation_rows"] == 6
     student = artefact.read(paths.model / "backbone")
@@ -421,6 +422,23 @@ def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: P
     second = further(paths, tmp_path)
     tuned(second, learning_rate=1e-9, weights="last")
     assert np.allclose(predicted(second.predictions).scores, own.scores, atol=1e-4)
+
+
+def test_each_task_is_taught_by_its_own_teachers(world: World, tmp_path: Path) -> None:
+    paths = other_task(world, tmp_path)
+    shutil.copyfile(tmp_path / "task.parquet", tmp_path / "again.parquet")
+    found = shown(paths, also={"again": "heads", "brightness": "none"}, labels_per_class=[4], unlabelled=True)
+    (batch,) = found.batches(24, epoch=0)
+    told = batch.targets
+    assert isinstance(told, Signals)
+    for start, name in ((0, "tuned"), (3, "heads")):
+        own = Teacher.open(paths.teachers / name).logits(batch.keys)
+        assert np.allclose(told.logits[:, start : start + 3], own)
+    assert not told.logits[:, 6:].any()
+    assert told.known.all(dim=0).tolist() == [True, True, False]
+    labelled = told.labels >= 0  # a labelled sample has its classes in all tasks
+    assert (labelled.sum(dim=0) == 12).all()
+    assert (labelled.all(dim=1) == labelled.any(dim=1)).all()
 
 
 def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path) -> None:
