@@ -132,6 +132,15 @@ def test_a_head_teaches_by_the_log_of_its_probabilities(world: World, tmp_path: 
     assert read_json(tmp_path / "t" / "teacher.json")["source"]["file"] == "logistic.late+last.all.skops"
 
 
+def test_neighbours_teach_by_the_training_rows_that_they_find_again(
+    world: World, pixels: Pixels, tmp_path: Path
+) -> None:
+    world.fit("near", head="streaming_knn")
+    found = world.teacher("near", tmp_path / "teacher")
+    assert found.logits(world.keys).shape == (len(world.keys), len(found.classes))
+    assert recompute(found, world.sources("near"), pixels).error < 1e-5
+
+
 def test_a_backbone_teaches_by_its_own_classifier(world: World, pixels: Pixels, tmp_path: Path) -> None:
     found = world.teacher("backbone", tmp_path / "t")
     assert found.classes == ("a", "b", "c")

@@ -79,7 +79,7 @@ def opened(config: TeachConfig, run: Path, features: Path) -> Head:
     was fitted on; TrainingError for views that were not extracted.
     """
     fit = _meant(config, run)
-    loaded = model.load(run, fit["file"])
+    loaded = model.load(run, fit["file"], features=features)
     said(loaded)
     count = 0
     if config.views is not None:

@@ -187,7 +187,7 @@ def _of_head(
         )
         for tap, one in zip(taps, stored, strict=True)
     ]
-    loaded = model.load(run, teacher.record["source"]["file"])
+    loaded = model.load(run, teacher.record["source"]["file"], features=features)
     logits = logits_of(loaded, Rows(stored, keys)[:])
     if teacher.top_k is not None:
         logits = top_k.unpack(teacher.top_k.pack(logits), logits.shape[1])
