@@ -1,8 +1,6 @@
 """A saved head: it comes back as it was, runs no code of its file, and takes features of its own kind alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,29 +132,3 @@ def test_a_folder_that_is_no_run_is_refused(place: Place) -> None:
 def test_trusted_types_are_of_scikit_learn_or_of_the_project() -> None:
     assert all(name.startswith(("sklearn.", "pipeline.heads.")) for name in TRUSTED)
     assert list(TRUSTED) == sorted(TRUSTED, key=lambda name: (not name.startswith("sklearn."), name))
-
-
-FRESH = """
-import sys
-from pipeline.heads.saved import skops_io
-found = skops_io()
-print(*sorted({"torch", "dask"} & set(sys.modules)), "skops.io" in sys.modules)
-import torch, dask
-import sklearn.externals.array_api_compat.torch as wrapped
-print(wrapped.asarray([1.0]).dtype, skops_io() is found)
-"""
-
-
-def test_files_of_heads_are_read_without_loading_libraries_that_have_no_part_in_it() -> None:
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["True", "torch.float32 True"]
-
-
-def test_skops_knows_the_same_types_however_it_is_imported() -> None:
-    told = []
-    for line in ("from pipeline.heads.saved import skops_io; skops_io()", "import skops.io"):
-        code = f"{line}\nfrom skops.io import _trusted_types as t\nprint(*sorted(t.SKLEARN_ESTIMATOR_TYPE_NAMES))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        told.append(done.stdout.split())
-    assert told[0] == told[1]
-    assert "sklearn.svm._classes.LinearSVC" in told[0]

@@ -40,8 +40,8 @@ class Matrix:
 class Stream:
     """An input on disk, for heads that read it in blocks.
 
-    `keys` are those of all rows, S16. Heads that take the same rows get the same source, which keeps the sums of one pass for all of them: the Stream is
-    to live as long as a training set.
+    `keys` are those of all rows, S16. Heads that take the same rows get the same source, which keeps the sums of one
+    pass for all of them: the Stream is to live as long as a training set.
     """
 
     taps: tuple[Features, ...]
@@ -62,9 +62,7 @@ class Stream:
         numbers = rows.tobytes()
         if numbers not in self.taken:
             source = Rows(self.taps, self.keys[rows])
-            cuts = cut(source)
-            apply = self.sums.of(source.shape[1], len(cuts))
-            self.taken[numbers] = Summed(Pieces(source, cuts, apply))
+            self.taken[numbers] = Summed(Pieces(source, cut(source), self.sums.of(source.shape[1])))
         return self.taken[numbers]
 
 

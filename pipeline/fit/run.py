@@ -10,16 +10,16 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
 from pipeline.fit.one import Data, Fit, Head, fit_one
 from pipeline.fit.sums import Sums
 from pipeline.heads import calibration, criteria, device
-from pipeline.heads.saved import write
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
+from pipeline.heads.skops_import import skops_io
 from pipeline.heads.training_rows import looks_at_rows, write_keys
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
@@ -181,10 +181,15 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _save(head: Any, path: Path) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        skops_io().dump(head, file)
+
+
 def _saved(one: Fit, data: Data, models: Path) -> dict[str, Any]:
     """Write a head, and what `model.json` says of it."""
     path = models / one.record["file"]
-    write(one.head, path)
+    _save(one.head, path)
     if not looks_at_rows(one.head):
         return one.record
     return {**one.record, "rows": write_keys(path.with_suffix(".keys.npy"), data.keys[one.rows])}

@@ -16,7 +16,7 @@ WAIT = 60  # seconds for a scheduler's first worker
 
 
 class Sums:
-    """For the time of a run; workers are started, or looked for, when there is a training set of several pieces."""
+    """For the time of a run; workers are started, or looked for, when there are sums of several pieces."""
 
     def __init__(self, run: WorkersConfig) -> None:
         self._run, self._open = run, contextlib.ExitStack()
@@ -35,18 +35,21 @@ class Sums:
         """Whether there was something for workers to do."""
         return self._client is not None
 
-    def of(self, width: int, pieces: int) -> Apply:
-        """Who works on so many pieces of rows of this width.
+    def of(self, width: int) -> Apply:
+        """Who works on pieces of rows of this width.
 
-        Raises ClusterError where the scheduler of the settings is not there, or has no worker.
+        What is given raises ClusterError where the scheduler of the settings is not there, or has no worker.
         """
-        if pieces < 2 or not self._run.several(gpus=0):
+        if not self._run.several(gpus=0):
             return by_threads(width)
-        if self._client is None:
-            self._client = self._joined()
-        return by_workers(self._client, width)
+        return lambda function, items: by_workers(self._joined(), width)(function, items)
 
     def _joined(self) -> "Client":
+        if self._client is None:
+            self._client = self._join()
+        return self._client
+
+    def _join(self) -> "Client":
         from pipeline.workers.client import client_of
 
         client = self._open.enter_context(client_of(self._run, gpus=0))

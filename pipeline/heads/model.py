@@ -16,8 +16,8 @@ from pipeline.errors import HeadError, bullets, unknown
 from pipeline.files import read_json
 from pipeline.heads import training_rows
 from pipeline.heads.rows import Rows, blocks
-from pipeline.heads.saved import skops_io
 from pipeline.heads.scores import predictions_of, scores_of
+from pipeline.heads.skops_import import skops_io
 from pipeline.predictions import Scores
 from pipeline.store.features import Features, Keys
 from pipeline.store.identity import differences

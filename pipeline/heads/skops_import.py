@@ -1,0 +1,32 @@
+"""skops.io, which reads and writes heads, imported without torch and Dask.
+
+skops asks scikit-learn for all of its estimators, and for that everything below `sklearn` is imported: also wrappers
+that bring in torch and Dask, in which no estimator is looked for. They would take 2.7 of the 3.4 seconds of the import,
+more than most heads take to fit.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+WRAPPERS = tuple(f"sklearn.externals.array_api_compat.{name}" for name in ("torch", "dask"))
+
+
+def skops_io() -> ModuleType:
+    """The module `skops.io`."""
+    with _missing(*WRAPPERS):
+        return importlib.import_module("skops.io")
+
+
+@contextmanager
+def _missing(*names: str) -> Iterator[None]:
+    """Within: imports of these fail, unless they were imported before. A walk over packages passes over what fails."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # of None, the import fails
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
