@@ -1,10 +1,14 @@
-"""Work on all cores: results come in order, and only a few of them wait."""
+"""Work on all cores: results come in order, and only a few of them wait. Seeds: all draws repeat themselves."""
 
+import random
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from pipeline.runtime import beside, cores
+from pipeline.runtime import beside, cores, seed_everything
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
@@ -31,3 +35,19 @@ def test_an_error_in_one_item_comes_out_where_its_result_would() -> None:
     assert [next(found), next(found)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)
+
+
+def test_seeded_training_repeats_itself_and_fills_no_memory_beforehand() -> None:
+    own: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), own.fill_uninitialized_memory
+    try:
+        drawn = []
+        for _ in range(2):
+            seed_everything(7)
+            drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
+        assert drawn[0] == drawn[1]
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not own.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        own.fill_uninitialized_memory = before[1]
