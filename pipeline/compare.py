@@ -1,7 +1,8 @@
 """Paired tests between methods on the same test rows: which differences are real.
 
 Across the runs of a task, the selected method of each run against that of every other; within a run, every method that
-it was chosen among against the selected one. Each of these is a family of its own, corrected by Holm (1979).
+it was chosen among against the selected one; and every student against its teachers, and against the same student on
+labels alone. Each of these is a family of its own, corrected by Holm (1979).
 
 Two tests. The **paired bootstrap** resamples the test rows, and the draws of the training rows where there are several,
 alike for both methods; its p-value is twice the share of resamples in which the difference has the other sign.
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from pipeline import bootstrap, metrics
+from pipeline import bootstrap, metrics, taught
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.files import write_json
@@ -84,9 +85,24 @@ def compare(
         _same_rows(chosen[0], best, task)
     # The better one of a pair comes first, as on the leaderboard.
     chosen.sort(key=lambda one: one.value if metric in metrics.LOWER_IS_BETTER else -one.value)
-    values = _resampled(metric, chosen, methods.file.classes, config)
-    places = combinations(range(len(chosen)), 2)
-    pairs = [(chosen[a], chosen[b], values[a] - values[b]) for a, b in places]
+    besides = list(taught.beside(runs, lambda run: read(predictions / f"{run}.parquet", task)))
+    others = [_other(one, metric, methods.file.classes) for one in besides]
+    values = _resampled(metric, [*chosen, *others], methods.file.classes, config)
+    pairs = [(chosen[a], chosen[b], values[a] - values[b]) for a, b in combinations(range(len(chosen)), 2)]
+    places = {one.run: place for place, one in enumerate(chosen)}
+    lessons = [
+        (chosen[places[one.student]], other, values[places[one.student]] - row)
+        for one, other, row in zip(besides, others, values[len(chosen) :], strict=True)
+    ]
+    students = [student.fits for student, *_ in lessons]
+    told = taught.told(
+        besides,
+        students,
+        methods.file.kind,
+        level=1 - config.significance,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     found = {
         "task": task.stem,
         "kind": methods.file.kind,
@@ -96,6 +112,7 @@ def compare(
         "resamples": values.shape[1],
         "across": _judged(pairs, config, metric),
         "within": within,
+        "taught": [one | judged for one, judged in zip(told, _judged(lessons, config, metric), strict=True)],
     }
     write_json(out, found)
     return found
@@ -160,6 +177,14 @@ def _judged(
         lead = -row["difference"] if metric in metrics.LOWER_IS_BETTER else row["difference"]
         row["better"] = (row["a"] if lead > 0 else row["b"]) if real else None
     return found
+
+
+def _other(one: taught.Beside, metric: str, classes: Sequence[str]) -> Tested:
+    """What a student stands beside; its compared metric is the mean of its draws, as that of a run is."""
+    first = one.fits[0]
+    values = [bootstrap.value(metric, fit, classes) for fit in one.fits]
+    value = float(np.mean([found for found in values if found is not None]))
+    return Tested(one.name, one.run or "", Method(first.head, first.input, first.labels), one.fits, value)
 
 
 def _method(row: Mapping[str, Any]) -> Method:

@@ -185,7 +185,8 @@ def _of_distill(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
                     f"{where}.{'task' if task == item.task else 'also'}: {unknown('task', task, named['split'])}"
                 )
             split = values.get("split", {}).get(task)
-            wanted = set(() if split is None else split.datasets) | set(item.datasets if task == item.task else ())
+            wanted = {*(() if split is None else split.datasets), *(item.datasets if task == item.task else ())}
+            wanted &= set(named.get("prepare", ()))
             for one in teachers:
                 if one not in named.get("teach", [one]):
                     problems.append(f"{where}.{key}: {unknown('teacher', one, named['teach'])}")

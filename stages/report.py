@@ -15,6 +15,7 @@ def main() -> None:
         comparisons=project.COMPARISONS,
         tasks=project.TASKS,
         backbones=project.BACKBONES,
+        footprints=project.METRICS / "distill",
     )
     print(leaderboard.text(runs))
     print(f"report: {project.REPORT}")

@@ -100,7 +100,8 @@ def small() -> dict[str, Any]:
     params["split"] = {"digits": params["split"]["digits"] | {"few_shot": {"labels_per_class": 5, "draws": 2}}}
     run = params["fit"]["digits_logistic"] | {"inputs": ["pixels", "block3"], "labels_per_class": [1, 5]}
     params["fit"] = {"digits_logistic": run}
-    params["finetune"] = params["teach"] = {}
+    params["finetune"] = params["teach"] = params["distill"] = {}
+    del params["freeze"]["small"]
     del params["extract"]["glyphs"]["taps"]["block1_whole"]
     params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100
     return params

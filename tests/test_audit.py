@@ -449,7 +449,7 @@ def test_the_stage_writes_the_audit_and_says_what_was_found(
     raw["pretrain"]["glyphs"]["dataset"] = "photos"
     raw["extract"] = {"net": {"datasets": ["photos"], "taps": {tap: {"node": tap} for tap in ("wide", "narrow")}}}
     raw["split"], raw["fit"] = {"pets": {"datasets": ["photos"]}}, {}
-    raw["finetune"] = {}
+    raw["finetune"] = raw["teach"] = raw["distill"] = {}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["audit.py", "pets"])

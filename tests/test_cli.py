@@ -454,7 +454,8 @@ def test_check_of_what_are_no_settings_says_so(icecore: Command, tmp_path: Path,
 def project(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose only run was evaluated."""
     params = yaml.safe_load(PARAMS.read_text())
-    params["fit"], params["finetune"] = {RUN: params["fit"][RUN]}, {}
+    params["fit"] = {RUN: params["fit"][RUN]}
+    params["finetune"] = params["teach"] = params["distill"] = {}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copytree(data / "plots", tmp_path / "data" / "plots")
     monkeypatch.chdir(tmp_path)

@@ -123,8 +123,8 @@ def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
 ONE_PROBLEM = {
     "an unknown section": (
         {"extrat": {}},
-        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, compare, evaluate,"
-        " extract, finetune, fit, freeze, prepare, pretrain, report, sample, split.",
+        "unknown section 'extrat'. Did you mean 'extract' or 'pretrain'? Expected one of: audit, compare,"
+        " distill, evaluate, extract, finetune, fit, freeze, prepare, pretrain, report, sample, … (14 in all).",
     ),
     "a section that is no mapping of names": (
         {"sample": ["digits"]},
@@ -268,7 +268,7 @@ def test_letters_digits_hyphens_and_underscores_make_a_name(tmp_path: Path, name
 def test_a_number_is_a_name_too_and_other_sections_can_name_it(tmp_path: Path) -> None:
     entries = {**REAL["prepare"], 2024: {"root": "data/raw/2024"}}
     (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump(changed({"prepare": entries, "split.digits.datasets": ["2024"]}))
+        yaml.safe_dump(changed({"prepare": entries, "split.more": {"datasets": ["2024"]}}))
     )
     assert "2024" in project.settings(tmp_path / "params.yaml")["prepare"]
 
@@ -315,7 +315,7 @@ DISAGREEMENTS = {
     "freeze.glyphs.network": ("glyps", "freeze.glyphs.network: unknown pretrained network 'glyps'. Did you mean 'gly"),
     "extract.digits": (
         {"datasets": ["digits"], "taps": {"a": {"node": "input"}}},
-        "extract.digits: unknown backbone 'digits'. Expected one of: glyphs.",
+        "extract.digits: unknown backbone 'digits'. Expected one of: glyphs, small.",
     ),
     "extract.glyphs.datasets": (
         ["digits", "digit"],
@@ -328,7 +328,7 @@ DISAGREEMENTS = {
         "fit.digits_logistic.backbone: unknown backbone 'mobilenet'. Expected one of: ",
     ),
     "fit.digits_full.inputs": (
-        ["pixels", ["block3", "blok2"]],
+        ["pixels", "block2", ["block3", "blok2"]],
         "fit.digits_full.inputs: unknown tap 'blok2'. Did you mean 'block2' or 'block3'? Expected one of: block1",
     ),
     "finetune.digits_tuned.task": ("digit", "finetune.digits_tuned.task: unknown task 'digit'. Did you mean 'digits'?"),

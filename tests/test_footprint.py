@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.artefact import weights_digest
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.footprint import Footprint, footprint
+from pipeline.engines.footprint import Footprint, Network, footprint, side_by_side
 
 
 class Net(nn.Module):
@@ -61,24 +61,37 @@ def test_a_network_up_to_its_logits_uses_all_its_parameters(name: str) -> None:
 def test_up_to_a_tap_only_what_runs_counts() -> None:
     made = backbone("resnet")
     node = made.spec.node("layer1.0")
-    part = footprint(made, threads=1, taps={"early": TapSpec(node=node, pool="mean")})
+    early, late = TapSpec(node=node, pool="mean"), TapSpec(node="penultimate")
+    taps = {"part": {"early": early}, "deeper": {"early": early, "late": late}, "whole": None}
+    found = side_by_side({name: Network(made, one) for name, one in taps.items()}, threads=1)
     names = ("conv1.", "bn1.", "layer1.0.")
-    assert part.parameters == sum(
-        value.numel() for name, value in made.module.named_parameters() if name.startswith(names)
-    )
-    assert part.multiply_adds == made.spec.taps[node].multiply_adds
-    deeper = footprint(
-        made, threads=1, taps={"early": TapSpec(node=node, pool="mean"), "late": TapSpec(node="penultimate")}
-    )
-    assert part.parameters < deeper.parameters < footprint(made, threads=1).parameters
+    own = [value.numel() for name, value in made.module.named_parameters() if name.startswith(names)]
+    assert found["part"].parameters == sum(own)
+    assert found["part"].multiply_adds == made.spec.taps[node].multiply_adds
+    assert found["part"].parameters < found["deeper"].parameters < found["whole"].parameters
 
 
-def test_the_fastest_of_the_engines_is_taken_where_it_is_worth_trying_them(tmp_path: Path) -> None:
-    found = footprint(backbone(Net(), side=8), threads=1, images=10**9, cache=tmp_path)
-    for one in found.latency_ms.values():
-        assert {one.engine, *one.others} == {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
+def test_networks_that_are_compared_are_run_by_the_same_engines(tmp_path: Path) -> None:
+    small, large = backbone(Net(), side=8), backbone("resnet")
+    networks = {"small": Network(small), "large": Network(large)}
+    found = side_by_side(networks, threads=1, images=10**9, cache=tmp_path)
+    expected = {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
+    for one in (latency for each in found.values() for latency in each.latency_ms.values()):
+        assert {one.engine, *one.others} == expected
         assert one.median <= min(one.others.values())
-    assert len(list((tmp_path / "onnx").iterdir())) == 1, "the graph is exported once"
+    assert len(list((tmp_path / "onnx").iterdir())) == 2, "a graph is exported once"
+
+
+class Odd(Net):
+    """Its code asks for the length of a batch, which a graph for any size cannot have."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * len(images) / len(images)
+
+
+def test_a_network_that_cannot_be_exported_is_left_to_torch() -> None:
+    found = footprint(backbone(Odd(), side=8), threads=1, images=10**9)
+    assert {one.engine for one in found.latency_ms.values()} == {"torch"}
 
 
 def test_measuring_leaves_the_network_and_the_process_as_they_were() -> None:

@@ -66,6 +66,8 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
         "sample": {},
         "pretrain": {},
         "finetune": {},
+        "teach": {},
+        "distill": {},
         "prepare": roots,
         "freeze": {
             "mobilenet": {

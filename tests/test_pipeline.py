@@ -81,11 +81,20 @@ def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Projec
     params["extract"]["glyphs"]["taps"]["whole"] = {"node": "block2", "dtype": "float32"}
     tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
     params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
+    real = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["freeze"]["small"] = real["freeze"]["small"] | {"arguments": {"classes": 10, "widths": [4, 4]}}
+    params["teach"] = {"tuned": {"run": "tuned", "backbone": "glyphs", "datasets": ["digits"]}}
+    student = real["distill"]["student_tuned"] | {"labels_per_class": [5], "epochs": 1}
+    params["distill"] = {"student": student}
     ran, output = project.repro(params)
     runs = ("tuned", "from_block2")
     assert {"extract@glyphs", *(f"{stage}@{run}" for stage in ("finetune", "evaluate_finetune") for run in runs)} <= {
         *ran
     }
+    assert {"freeze@small", "teach@tuned", "distill@student", "evaluate_distill@student"} <= {*ran}
+    assert re.search(r"^n5-draw0: \d+ samples an epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
+    assert project.read("data/models/student/model.json")["teachers"][0]["run"] == "tuned"
+    assert list(project.read("data/metrics/distill/student.json")["teachers"]) == ["tuned"]
     assert re.search(r"^block2: 50 rows, .* stored; ", output, re.MULTILINE)
     for run in runs:
         made = project.read(f"data/models/{run}/model.json")
@@ -93,7 +102,7 @@ def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Projec
         assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
         assert project.read(f"data/metrics/{run}.json")["test_rows"] > 50
     comparisons = (project.root / "data/comparisons/digits.json").read_text()
-    assert all(run in comparisons for run in (*runs, "digits_logistic"))
+    assert all(run in comparisons for run in (*runs, "student", "digits_logistic"))
 
 
 def test_a_change_of_labels_does_not_extract(project: Project) -> None:

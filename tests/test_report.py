@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.compare import CompareConfig, compare
+from pipeline.engines.footprint import Footprint, Latency
 from pipeline.errors import DataError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import read_json, write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.report import ReportConfig, curves, figures, leaderboard, page
+from pipeline.report import ReportConfig, curves, figures, leaderboard, page, trained
 from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
 from pipeline.task import Kind, Task, column_of
@@ -79,14 +80,15 @@ def evaluated(
     right: float = 0.7,
     interval: float = 0.95,
     params: dict[str, Any] | None = None,
+    head: str = "logistic",
+    made_from: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Make up the predictions of a run, evaluate them, and return the folder of evaluations."""
     random, names, each = np.random.default_rng(len(name)), np.array(classes, dtype=object), 4
     numbers = np.tile(np.arange(len(classes)), 2 * each)
     splits = np.repeat(np.array(["validation", "test"], dtype=object), each * len(classes))
-    with Writer(
-        folder / "predictions" / f"{name}.parquet", "classification", list(classes), {"logistic": scores}
-    ) as writer:
+    with Writer(folder / "predictions" / f"{name}.parquet", "classification", list(classes), {head: scores}) as writer:
         for tap in inputs:
             for count in labels:
                 for draw in [None] if count is None else [0, 1]:
@@ -98,7 +100,7 @@ def evaluated(
                     found = np.full_like(found, np.nan) if scores == "none" else found
                     writer.add(
                         Predictions(
-                            "logistic",
+                            head,
                             tap,
                             count,
                             draw,
@@ -110,14 +112,15 @@ def evaluated(
                         )
                     )
     identity = {"node": "block<3>", "pool": "mean", "dtype": "float16", "weights": "ab" * 32}
-    settings = {"task": task, "backbone": "tiny", "inputs": list(inputs), "head": "logistic", "params": params or {}}
+    told = {"task": task, "backbone": "tiny", "inputs": list(inputs), "head": head, "params": params or {}}
     write_json(
         folder / "models" / name / "model.json",
         {
-            "settings": settings,
+            "settings": told | (settings or {}),
             "task": {"name": task, "sha256": "cd" * 32},
             "features": {tap: {"address": "ef" * 32, "identity": identity} for tap in inputs},
             "versions": {"scikit-learn": "1.0"},
+            **(made_from or {}),
         },
     )
     path = folder / "tasks" / f"{task}-{name}.parquet"
@@ -463,6 +466,234 @@ def test_costs_are_on_the_page(tmp_path: Path) -> None:
     path = tmp_path / "report" / "index.html"
     page.write(ReportConfig(), [run], path, backbones=backbone(tmp_path, ["input", "block<3>"]))
     assert "Accuracy against what an input costs" in Page(path).texts_in("figcaption")
+
+
+# Networks that were trained ------------------------------------------------------------------------------------------
+
+FINETUNE = {"start": "backbone", "input": "pixels", "tap": None, "train": None, "unfreeze": {}}
+KEPT = {"backbone": {"labels": 10, "draw": 0}}
+
+
+def tuned(folder: Path, name: str, *, labels: Sequence[int | None] = (5, 10), **settings: Any) -> Path:
+    """A run of finetune."""
+    told = FINETUNE | settings
+    given: dict[str, Any] = {"head": "finetune", "inputs": ("pixels",), "labels": labels, "made_from": KEPT}
+    return evaluated(folder, name, settings=told, **given)
+
+
+def table_after(read: Page, title: str, number: int = 0) -> list[list[str]]:
+    """The rows of a table below a summary, as the texts of their cells."""
+    table = read.rawdata_of.split(f"<summary>{title}</summary>")[1].split("</table>")[number]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: Path) -> None:
+    evaluated(tmp_path, "frozen", labels=(1, 10))
+    evaluated(tmp_path, "frozen_full")
+    tuned(tmp_path, "tuned")
+    tuned(tmp_path, "new_head", train="head")
+    tuned(tmp_path, "last", train={"last_k": 2}, unfreeze={"2": "block1"})
+    tuned(tmp_path, "lpft", start="frozen")
+    tuned(tmp_path, "more", start="tuned")
+    tuned(tmp_path, "middle", input="features", tap="block1_whole", labels=(None,))
+    plots = tuned(tmp_path, "scratch", start="scratch")
+    names = ["scratch", "more", "middle", "lpft", "last", "new_head", "tuned", "frozen_full", "frozen"]
+    runs = leaderboard.read(plots, names)
+    head, *rows = table_after(write_page(tmp_path, runs), "Frozen and trained")
+    assert head == ["how", "run", "1", "5", "10", "all"]
+    assert [row[:2] for row in rows] == [
+        ["frozen features of tiny", "frozen"],
+        ["frozen features of tiny", "frozen_full"],
+        ["fine-tuned: a new classifier alone", "new_head"],
+        ["fine-tuned: the last 2 blocks, unfrozen step by step", "last"],
+        ["from the stored tap block1_whole: what follows it", "middle"],
+        ["LP-FT: the head of frozen first, then all layers", "lpft"],
+        ["from the network of tuned: all layers", "more"],
+        ["fine-tuned: all layers", "tuned"],
+        ["tiny from scratch", "scratch"],
+    ]
+    frozen, full = runs_by_name(runs)["frozen"], rows[1]
+    best = max((row for row in frozen["table"] if row["labels"] == 1), key=lambda row: row["validation_accuracy"])
+    low, high = best["accuracy_low"], best["accuracy_high"]
+    ends = f"{low:.3f}–{high:.3f}"
+    assert rows[0][2] == f"{best['accuracy']:.3f} {ends} logistic on {best['input']} 2 draws"
+    assert [bool(cell) for cell in rows[0][2:]] == [True, False, True, False]
+    assert [bool(cell) for cell in full[2:]] == [False, False, False, True]
+
+
+def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    return {run["run"]: run for run in runs}
+
+
+@pytest.mark.parametrize(
+    ("train", "what"),
+    [
+        ("full", "all layers"),
+        ({"last_k": 1}, "the last block"),
+        ({"from_tap": "block2"}, "what follows block2"),
+        ({"patterns": ["block3.*", "fc"]}, "parameters block3.*, fc"),
+    ],
+)
+def test_what_was_trained_is_said_in_words(tmp_path: Path, train: Any, what: str) -> None:
+    [run] = leaderboard.read(tuned(tmp_path, "pets", train=train), ["pets"])
+    assert trained.approach(run, {"pets": run})[1] == f"fine-tuned: {what}"
+    assert f"Fine-tuned: {what}." in " ".join("".join(write_page(tmp_path, [run]).text).split())
+
+
+def test_a_task_of_frozen_features_alone_has_no_such_table(several: tuple[list[Run], Page]) -> None:
+    assert "Frozen and trained" not in several[1].texts_in("summary")
+    assert "Teacher and student" not in several[1].texts_in("summary")
+
+
+def test_the_curves_of_frozen_and_trained_have_a_line_a_run(tmp_path: Path) -> None:
+    evaluated(tmp_path, "frozen", labels=(1, 10))
+    plots = tuned(tmp_path, "network")
+    runs = leaderboard.read(plots, ["frozen", "network"])
+    found = trained.beside(runs, runs_by_name(runs))
+    assert found is not None
+    drawn = curves.by_training(runs, found["lines"], name="animals")
+    assert drawn is not None
+    texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"frozen", "network", "1", "5", "10"} <= set(texts)
+    assert "animals: accuracy against labels" in write_page(tmp_path, runs).texts_in("figcaption")
+
+
+def test_what_is_best_at_a_number_of_labels_is_chosen_on_validation_rows() -> None:
+    rows = [
+        {"labels": 5, "r2": 0.9, "validation_r2": 0.1, "input": "a"},
+        {"labels": 5, "r2": 0.2, "validation_r2": 0.8, "input": "b"},
+        {"labels": 5, "r2": None, "validation_r2": 0.9, "input": "c"},
+        {"labels": 9, "r2": 0.3, "validation_r2": None, "input": "d"},
+    ]
+    run: Run = {"metric": "r2", "higher_is_better": True, "table": rows}
+    assert trained.best(run, 5) == rows[1]
+    assert trained.best(run | {"higher_is_better": False}, 5) == rows[0]
+    assert trained.best(run, 9) == rows[3], "there is no other"
+    assert trained.best(run | {"table": [rows[3], rows[3]]}, 9) is None, "and the test rows choose nothing"
+
+
+# Students ------------------------------------------------------------------------------------------------------------
+
+TEACHER = {"name": "wise", "task": "animals", "run": "grown", "head": None, "input": None, "labels": None, "draw": None}
+CLASSES = [f"kind{number}" for number in range(9)]
+
+
+def student(folder: Path, name: str, teachers: Sequence[Any], *, right: float) -> Path:
+    """A run of distill."""
+    made = {"student": "small", "teachers": list(teachers), "losses": {}, "features": {}, "backbone": {}}
+    given: dict[str, Any] = {"head": "distill", "inputs": ("pixels",), "classes": CLASSES, "right": right}
+    return evaluated(folder, name, settings={"student": "small"}, made_from=made, **given)
+
+
+def measured(parameters: int, *, engine: str = "torch") -> dict[str, Any]:
+    """A footprint, as JSON has it."""
+    times = {"1": (1.25, 1.0, 1.5), "32": (123.4, 120.0, 130.0)}
+    return Footprint(
+        parameters=parameters,
+        bytes=4 * parameters,
+        multiply_adds=2_500_000,
+        threads=2,
+        latency_ms={
+            int(size): Latency(engine=engine, median=median, low=low, high=high)
+            for size, (median, low, high) in times.items()
+        },
+    ).model_dump(mode="json")
+
+
+def taught(folder: Path, teachers: Sequence[Any] = (TEACHER,), *, costs: bool = True) -> Page:
+    """The page of a teacher, a student, and the same student on labels alone."""
+    given: dict[str, Any] = {"settings": FINETUNE, "head": "finetune", "inputs": ("pixels",), "classes": CLASSES}
+    evaluated(folder, "grown", made_from={"backbone": {"labels": None, "draw": None}}, right=1.0, **given)
+    student(folder, "alone", [], right=0.3)
+    plots = student(folder, "learned", teachers, right=0.9)
+    names = ["grown", "alone", "learned"]
+    if costs:
+        found = {"student": measured(100), "teachers": {"wise": measured(12345, engine="openvino")}}
+        write_json(folder / "footprints" / "learned.json", found)
+        write_json(folder / "footprints" / "alone.json", {"student": measured(100), "teachers": {}})
+    path = folder / "report" / "index.html"
+    page.write(
+        ReportConfig(),
+        leaderboard.read(plots, names),
+        path,
+        comparisons=compared(folder, names),
+        footprints=folder / "footprints",
+    )
+    return Page(path)
+
+
+def test_a_teacher_and_its_student_stand_beside_each_other_with_their_costs(tmp_path: Path) -> None:
+    read = taught(tmp_path)
+    head, *rows = table_after(read, "Teacher and student")
+    assert head[-2:] == ["ECE", "log loss"]
+    assert [row[:2] for row in rows] == [
+        ["wise teacher, of grown", "–"],
+        ["learned student", "wise"],
+        ["alone student", "labels alone"],
+    ]
+    wise, learned, _ = (dict(zip(head, row, strict=True)) for row in rows)
+    assert wise["parameters"] == "12,345"
+    assert wise["weights"] == "49.4 kB"
+    assert wise["multiply-adds"] == "2.5 M"
+    assert wise["ms, 1 image"] == "1.25 1–1.5, openvino"
+    assert wise["ms, 32 images"] == "123 120–130, openvino"
+    assert wise["accuracy, interval"] == "1.000 1.000–1.000"
+    assert learned["ms, 1 image"] == "1.25 1–1.5, torch"
+    run = read_json(tmp_path / "plots" / "learned.json")["selected"]
+    assert learned["ECE"] == f"{run['ece']:.3f}"
+    assert learned["log loss"] == f"{run['log_loss']:.3f}"
+    assert "on 2 CPU threads" in " ".join("".join(read.text).split())
+
+
+def test_a_student_is_compared_with_its_teacher_and_with_labels_alone(tmp_path: Path) -> None:
+    head, *rows = table_after(taught(tmp_path), "Teacher and student", 1)
+    [beside, alone] = read_json(tmp_path / "comparisons" / "animals.json")["taught"]
+    first, second = (dict(zip(head, row, strict=True)) for row in rows)
+    assert (first["student"], first["beside"]) == ("learned", "wise")
+    ends = f"{beside['agreement_low']:.3f}–{beside['agreement_high']:.3f}"
+    assert first["agreement, interval"] == f"{beside['agreement']:.3f} {ends}"
+    assert first["divergence"] == f"{beside['divergence']:.3f}"
+    assert second["beside"] == "alone, on labels alone"
+    assert second["agreement, interval"] == second["divergence"] == "–"
+    assert second["verdict"] == "the student is better"
+    assert second["difference, interval"].startswith(f"{alone['difference']:+.3f} ")
+
+
+def test_what_was_not_measured_is_a_dash_and_who_has_no_predictions_is_named(tmp_path: Path) -> None:
+    own = TEACHER | {"name": "off the shelf", "run": "backbone"}
+    other = TEACHER | {"name": "of another task", "task": "plants"}
+    read = taught(tmp_path, [own, TEACHER, other], costs=False)
+    _, *rows = table_after(read, "Teacher and student")
+    assert [row[0] for row in rows] == [
+        "off the shelf teacher",
+        "wise teacher, of grown",
+        "learned student",
+        "alone student",
+    ]
+    assert rows[0][1:] == ["–"] * (len(rows[0]) - 1)
+    assert rows[2][1] == "off the shelf + wise"
+    assert "Without predictions of this task: off the shelf." in "".join(read.text)
+
+
+def test_students_are_told_apart_from_other_networks(tmp_path: Path) -> None:
+    read = taught(tmp_path)
+    _, *rows = table_after(read, "Frozen and trained")
+    assert [row[:2] for row in rows] == [
+        ["fine-tuned: all layers", "grown"],
+        ["small, taught by wise", "learned"],
+        ["small, on labels alone", "alone"],
+    ]
+    assert "Small, taught by wise. Chosen on validation rows" in " ".join("".join(read.text).split())
+
+
+def test_a_page_without_comparisons_has_no_pairs_of_students(tmp_path: Path) -> None:
+    plots = student(tmp_path, "learned", [TEACHER], right=0.9)
+    read = write_page(tmp_path, leaderboard.read(plots, ["learned"]))
+    _, *rows = table_after(read, "Teacher and student")
+    assert [row[0] for row in rows] == ["wise teacher", "learned student"]
+    assert "p McNemar" not in read.texts_in("th")
 
 
 # Kinds of task -------------------------------------------------------------------------------------------------------

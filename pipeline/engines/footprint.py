@@ -1,17 +1,19 @@
 """What a network costs whoever runs it: parameters, bytes of weights, multiply-adds, and time on the CPU.
 
-The time is that of the fastest engine here that computes what torch does, of one image and of a batch, so that a large
-network and a small one stand beside each other as they would be used. Exporting takes seconds: a network of which torch
-needs less than that for `IMAGES` images is left to torch.
+The time is that of the fastest engine here that computes what torch does, of one image and of a batch. Networks that
+are compared are timed in turn, by the same engines: a busy moment is then one of all of them, and a small network is not
+left to a slower engine than a large one. Exporting takes seconds: where torch needs less than that for `IMAGES` images
+of the slowest network, all are left to torch.
 """
 
 import contextlib
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +33,20 @@ from pipeline.runtime import core_numbers
 
 BATCHES = (1, 32)
 IMAGES = 10_000  # that an engine must be worth preparing for
-SECONDS = 0.2  # of timing a size of batches, all engines together
+SECONDS = 0.2  # of timing a size of batches, for each network
 ROUNDS = 7  # at least
+TRIALS = 3  # of a batch by torch, the best of which says whether others are worth it
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Pixels uint8 (n, height, width, channels) to each tap."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network up to its logits, or what of it must run for some taps."""
+
+    backbone: Backbone
+    taps: Mapping[str, TapSpec] | None = None
 
 
 class Latency(Settings):
@@ -66,24 +77,55 @@ def footprint(
     images: int = IMAGES,
     cache: Path | None = None,
 ) -> Footprint:
-    """Measure a network on the CPU: all of it up to its logits, or what must run for some taps.
+    """Measure one network by itself; see `side_by_side`."""
+    return side_by_side({"": Network(backbone, taps)}, threads=threads, images=images, cache=cache)[""]
 
-    `threads`: at most so many, and no more than there are cores. `images`: so many are to be run; another engine than
-    torch is tried if that is worth it. `cache` keeps exported graphs, as extraction does.
+
+def side_by_side(
+    networks: Mapping[str, Network], *, threads: int, images: int = IMAGES, cache: Path | None = None
+) -> dict[str, Footprint]:
+    """Measure networks by name on the CPU, so that they can be compared.
+
+    `threads`: at most so many, and no more than there are cores. `images`: so many are to be run; other engines than
+    torch are tried if that is worth it. `cache` keeps exported graphs, as extraction does.
     """
-    backbone = Backbone(backbone.spec, freeze(copy.deepcopy(backbone.module).cpu()))
-    specs = dict(taps or {LOGITS: TapSpec(node=LOGITS, dtype="float32")})
-    specs = {name: spec.model_copy(update={"node": backbone.spec.node(spec.node)}) for name, spec in specs.items()}
-    parameters, size = _weights(backbone, specs)
+    made = {name: _Measured.of(one) for name, one in networks.items()}
     with _on_the_cpu(threads) as used:
-        latency = _latency(backbone, specs, images=images, cache=cache)
-    return Footprint(
-        parameters=parameters,
-        bytes=size,
-        multiply_adds=max(backbone.spec.taps[spec.node].multiply_adds for spec in specs.values()),
-        threads=used,
-        latency_ms=latency,
-    )
+        latency = _latency(made, images=images, cache=cache)
+    return {
+        name: Footprint(
+            parameters=one.parameters,
+            bytes=one.bytes,
+            multiply_adds=max(one.backbone.spec.taps[spec.node].multiply_adds for spec in one.specs.values()),
+            threads=used,
+            latency_ms=latency[name],
+        )
+        for name, one in made.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A copy of a network on the CPU, its taps by their nodes, and what of it is used on the way to them."""
+
+    backbone: Backbone
+    specs: Mapping[str, TapSpec]
+    parameters: int
+    bytes: int
+    run: Run
+
+    @classmethod
+    def of(cls, one: Network) -> "_Measured":
+        spec = one.backbone.spec
+        backbone = Backbone(spec, freeze(copy.deepcopy(one.backbone.module).cpu()))
+        specs = dict(one.taps or {LOGITS: TapSpec(node=LOGITS, dtype="float32")})
+        specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in specs.items()}
+        return cls(backbone, specs, *_weights(backbone, specs), _torch(backbone, specs))
+
+    def pixels(self) -> np.ndarray:
+        """The largest batch of random images."""
+        shape = (max(BATCHES), *self.backbone.spec.input.size, self.backbone.spec.input.shape[0])
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _weights(backbone: Backbone, specs: Mapping[str, TapSpec]) -> tuple[int, int]:
@@ -130,26 +172,26 @@ def _on_the_cpu(threads: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _latency(
-    backbone: Backbone, specs: Mapping[str, TapSpec], *, images: int, cache: Path | None
-) -> dict[int, Latency]:
-    size = max(BATCHES)
-    shape = (size, *backbone.spec.input.size, backbone.spec.input.shape[0])
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    plain = _torch(backbone, specs)
-    expected = plain(pixels)  # prepares kernels too
-    start = time.perf_counter()
-    plain(pixels)
-    whole = (time.perf_counter() - start) * images / size
-    names = [name for name in ("onnxruntime", "openvino") if whole >= WORTH[name]]
-    found = {}
+def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
+    pixels = {name: one.pixels() for name, one in networks.items()}
+    expected = {name: one.run(pixels[name]) for name, one in networks.items()}  # prepares kernels too
+    slowest = max(min(_milliseconds(one.run, pixels[name]) for _ in range(TRIALS)) for name, one in networks.items())
+    whole = slowest / 1e3 * images / max(BATCHES)
+    engines = [name for name in ("onnxruntime", "openvino") if whole >= WORTH[name]]
+    found: dict[str, dict[int, Latency]] = {name: {} for name in networks}
     for count in BATCHES:
-        runs = {"torch": plain}
-        for name in names:
-            with contextlib.suppress(EngineError):  # not installed, or it cannot run this network
-                runs[name] = _engine(name, backbone, specs, batch_size=count, cache=cache)
-        right = [name for name, run in runs.items() if _agrees(expected, run(pixels[:count]), count)]
-        found[count] = _timed({name: runs[name] for name in right}, pixels[:count])
+        timed = []
+        for name, one in networks.items():
+            runs = {"torch": one.run}
+            for engine in engines:
+                with contextlib.suppress(EngineError):  # not installed, or it cannot run this network
+                    runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
+            right = [
+                engine for engine, run in runs.items() if _agrees(expected[name], run(pixels[name][:count]), count)
+            ]
+            timed.append(_Timed(name, pixels[name][:count], {engine: runs[engine] for engine in right}))
+        for one, latency in zip(timed, _in_turn(timed), strict=True):
+            found[one.name][count] = latency
     return found
 
 
@@ -165,8 +207,8 @@ def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
     return run
 
 
-def _engine(name: str, backbone: Backbone, specs: Mapping[str, TapSpec], *, batch_size: int, cache: Path | None) -> Run:
-    engine = create(name, backbone, specs, batch_size=batch_size, cache=cache)
+def _engine(name: str, one: _Measured, *, batch_size: int, cache: Path | None) -> Run:
+    engine = create(name, one.backbone, one.specs, batch_size=batch_size, cache=cache)
     return lambda pixels: engine.run({"pixels": pixels})
 
 
@@ -174,17 +216,34 @@ def _agrees(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], c
     return not any(compare(expected[tap][:count], got[tap]).problems(Limits(), reduced=False) for tap in expected)
 
 
-def _timed(runs: Mapping[str, Run], pixels: np.ndarray) -> Latency:
-    """The engine with the least median, all measured in turn, after each ran once."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+class _Timed(NamedTuple):
+    """A network with a batch, and the engines that run it."""
+
+    name: str
+    pixels: np.ndarray
+    runs: Mapping[str, Run]
+
+
+def _in_turn(networks: Sequence[_Timed]) -> list[Latency]:
+    """Of each network the engine with the least median: one run of each engine of each network, round after round."""
+    taken: list[dict[str, list[float]]] = [{engine: [] for engine in one.runs} for one in networks]
     begin, rounds = time.perf_counter(), 0
-    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(pixels)
-            taken[name].append(1e3 * (time.perf_counter() - start))
+    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * len(networks):
+        for one, times in zip(networks, taken, strict=True):
+            for engine, run in one.runs.items():
+                times[engine].append(_milliseconds(run, one.pixels))
         rounds += 1
-    medians = {name: float(np.median(times)) for name, times in taken.items()}
+    return [_fastest(times) for times in taken]
+
+
+def _fastest(times: Mapping[str, Sequence[float]]) -> Latency:
+    medians = {engine: float(np.median(found)) for engine, found in times.items()}
     best = min(medians, key=medians.__getitem__)
-    low, high = (float(value) for value in np.quantile(taken[best], (0.25, 0.75)))
+    low, high = (float(value) for value in np.quantile(times[best], (0.25, 0.75)))
     return Latency(engine=best, median=medians.pop(best), low=low, high=high, others=medians)
+
+
+def _milliseconds(run: Run, pixels: np.ndarray) -> float:
+    start = time.perf_counter()
+    run(pixels)
+    return 1e3 * (time.perf_counter() - start)

@@ -4,7 +4,10 @@ leaderboard   reads what evaluation wrote, orders it, prints it
 figures       SVG figures of one method: confusion, calibration, predictions
 curves        SVG figures of all methods of a run: against labels, inputs and costs
 costs         depth, bytes and multiply-adds of an input
-page          the page, from page.html, task.html, pairs.html, audit.html and run.html
+trained       networks that were trained beside heads on frozen features
+students      students beside their teachers: costs, accuracy, agreement
+page          the page, from page.html and run.html, and of a task task.html, students.html, trained.html, pairs.html
+              and audit.html
 """
 
 from pipeline.config import Settings

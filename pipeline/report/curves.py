@@ -18,19 +18,32 @@ def by_labels(run: Run) -> str | None:
 
     Of many methods, those that are best on validation rows at the most labels.
     """
-    counts = sorted({row["labels"] for row in run["table"] if row["labels"] is not None})
+    return _against_labels(_lines(run), run, name=f"{run['run']} by_labels")
+
+
+def by_training(runs: Sequence[Run], told: Sequence[Mapping[str, Any]], *, name: str) -> str | None:
+    """The metric against labels a class, a line a run, frozen or trained; None where no run has several numbers.
+
+    `told`: the lines of `trained.beside`.
+    """
+    lines = {one["run"]: [row for count, row in one["cells"].items() if count is not None] for one in told}
+    ordered = {run: sorted(rows, key=lambda row: row["labels"]) for run, rows in lines.items() if rows}
+    return _against_labels(_best(ordered, runs[0]), runs[0], name=f"{name} by_training")
+
+
+def _against_labels(lines: Mapping[str, list[dict[str, Any]]], run: Run, *, name: str) -> str | None:
+    counts = sorted({row["labels"] for rows in lines.values() for row in rows})
     if len(counts) < 2:
         return None
-    lines = _lines(run)
     found: list[str] = []
-    with axes_of(4.6, 3.4, found, name=f"{run['run']} by_labels") as axes:
-        for place, (name, rows) in enumerate(lines.items()):
+    with axes_of(4.6, 3.4, found, name=name) as axes:
+        for place, (called, rows) in enumerate(lines.items()):
             shift = 1.03 ** (place - (len(lines) - 1) / 2)  # apart, so that intervals can be told apart
             axes.errorbar(
                 [row["labels"] * shift for row in rows],
                 [row[run["metric"]] for row in rows],
                 yerr=_errors(rows, run["metric"]),
-                label=name,
+                label=called,
                 color=COLOURS[place % len(COLOURS)],
                 marker=MARKERS[place % len(MARKERS)],
                 markersize=4,
@@ -46,13 +59,17 @@ def by_labels(run: Run) -> str | None:
     return found[0]
 
 
-def _lines(run: Run) -> dict[str, list[dict[str, Any]]]:
+def _lines(run: Run) -> Mapping[str, list[dict[str, Any]]]:
     """The rows of each method by labels a class: all methods, or those that are best on validation rows."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in _measured(run):
         if row["labels"] is not None:
             lines.setdefault(method(row, run), []).append(row)
-    lines = {name: sorted(rows, key=lambda row: row["labels"]) for name, rows in lines.items()}
+    return _best({name: sorted(rows, key=lambda row: row["labels"]) for name, rows in lines.items()}, run)
+
+
+def _best(lines: Mapping[str, list[dict[str, Any]]], run: Run) -> Mapping[str, list[dict[str, Any]]]:
+    """All lines, or those that are best on validation rows at their most labels."""
     if len(lines) <= MOST_LINES:
         return lines
 

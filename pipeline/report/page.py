@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.files import read_json, write_text
-from pipeline.report import ReportConfig, curves, figures, leaderboard
-from pipeline.report.costs import costs
+from pipeline.report import ReportConfig, curves, figures, leaderboard, students, trained
+from pipeline.report.costs import costs as costs_of
 from pipeline.report.leaderboard import Run
 
 MOST_ROWS = 20  # of a table that may be long
@@ -24,11 +24,12 @@ def write(
     comparisons: Path | None = None,
     tasks: Path | None = None,
     backbones: Path | None = None,
+    footprints: Path | None = None,
 ) -> None:
     """Write the page of some runs, as `leaderboard.read` gives them.
 
-    `comparisons`, `tasks` and `backbones` are the folders of what `compare`, `audit` and `freeze` wrote; what is not
-    there is left out of the page.
+    `comparisons`, `tasks`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
+    `distill` wrote; what is not there is left out of the page.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -39,13 +40,18 @@ def write(
         "training": leaderboard.training,
         "metric": lambda name: leaderboard.NAMES.get(name, name),
         "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
+        "ms": lambda value: f"{value:.3g}" if value < 100 else f"{value:,.0f}",
+        "millions": lambda value: f"{value / 1e6:,.3g} M" if value < 1e9 else f"{value / 1e9:,.3g} G",
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
+    every = {run["run"]: run for run in runs}
+    costs = {name: found for name in every if (found := _there(footprints, f"{name}.json")) is not None}
     told = [
         _task(name, found, _there(comparisons, f"{name}.json"), _there(tasks, f"{name}.audit.json"))
+        | _networks(name, found, every, _there(comparisons, f"{name}.json"), costs)
         for name, found in leaderboard.by_task(runs).items()
     ]
-    views = [_view(run, task, backbones) for task in told for run in task["runs"]]
+    views = [_view(run, task, every, backbones) for task in told for run in task["runs"]]
     page = environment.get_template("page.html")
     write_text(path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS))
 
@@ -67,6 +73,7 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
         "metric": first["metric"],
         "interval": first["interval"],
         "columns": leaderboard.others(first, leaderboard.LONG),
+        "scored": [metric for metric in ("ece", "log_loss") if metric in first["selected"]],
         "degraded": sorted({why for run in runs for why in run["selected"].get("degraded", {}).values()}),
         "bars": bounded,
         "compared": compared,
@@ -74,7 +81,19 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
     }
 
 
-def _view(run: Run, task: Mapping[str, Any], backbones: Path | None) -> dict[str, Any]:
+def _networks(
+    name: str, runs: list[Run], every: Mapping[str, Run], compared: Any, costs: students.Costs
+) -> dict[str, Any]:
+    """What a task's networks are beside each other, where some were trained."""
+    beside = trained.beside(runs, every)
+    if beside is not None:
+        drawn = curves.by_training(runs, beside["lines"], name=name)
+        beside |= {"figure": None if drawn is None else Markup(drawn)}
+    taught = compared.get("taught", []) if compared else []
+    return {"trained": beside, "students": students.beside(runs, taught, costs)}
+
+
+def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
     """A run as the template wants it."""
     metric = leaderboard.NAMES[run["metric"]]
     name = metric[0].upper() + metric[1:]
@@ -86,12 +105,13 @@ def _view(run: Run, task: Mapping[str, Any], backbones: Path | None) -> dict[str
         "Predictions of test rows": figures.scatter(run),
     }
     wide = {
-        f"{name} against what an input costs": curves.by_cost(run, costs(run, backbones)) if backbones else None,
+        f"{name} against what an input costs": curves.by_cost(run, costs_of(run, backbones)) if backbones else None,
     }
     compared = task["compared"]
     return {
         **run,
         "settings": leaderboard.settings_of(run),
+        "how": trained.approach(run, every)[1],
         "name": name,
         "columns": leaderboard.others(run, leaderboard.LONG),
         "figures": {title: Markup(svg) for title, svg in drawn.items() if svg is not None},

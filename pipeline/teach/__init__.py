@@ -3,7 +3,7 @@
 network   a network's logits, and hints, by extraction
 head      a head's scores on stored features, as logits
 scores    how scores become logits
-top_k     the largest logits of a row, and the mass of the rest (pure)
+top_k     the largest logits of a row, and one for the rest (pure)
 packed    networks of many classes: logits that are packed as they are computed
 run       a teacher: what it is made from, its rows, teacher.json
 teacher   the same, open: the one class that training reads teachers with
@@ -37,11 +37,15 @@ class TeachConfig(Settings):
     head: Annotated[str | None, Field(description="of a run of fit")] = None
     labels: Annotated[int | None, Field(ge=1, description="of a run of fit: labels a class")] = None
     draw: Annotated[int | None, Field(ge=0, description="of a run of fit: draw or seed")] = None
+    classes: Annotated[
+        tuple[str, ...], Field(description="of a backbone by itself: names of its outputs, where it has none")
+    ] = ()
     views: Annotated[
         Annotated[int, Field(ge=1)] | Views | None,
         Field(description="augmented copies of every sample; of a head so many of those that its taps have"),
     ] = None
     top_k: Annotated[int | None, Field(ge=1, description="logits of a row that are kept; the rest is uniform")] = None
+    top_k_temperature: Annotated[float, Field(gt=0, description="at which the rest has the mass that it had")] = 1.0
     hints: Annotated[
         tuple[str, ...], Field(description="nodes of a network whose rows are stored too, as they are")
     ] = ()
@@ -52,10 +56,14 @@ class TeachConfig(Settings):
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without scores")] = 0.01
 
     @model_validator(mode="after")
-    def _hints_apart(self) -> "TeachConfig":
+    def _together(self) -> "TeachConfig":
         folders = [LOGITS, *(hint_folder(name) for name in self.hints)]
         if len(set(folders)) < len(folders):
             raise ValueError(f"`hints`: expected different nodes, and not the logits, got {', '.join(self.hints)}")
+        if self.top_k is None and "top_k_temperature" in self.model_fields_set:
+            raise ValueError("`top_k_temperature`: expected it with `top_k`, got none")
+        if self.classes and self.run != BACKBONE:
+            raise ValueError(f"`classes`: expected them with `run: {BACKBONE}`, got {self.run!r}, which knows its own")
         return self
 
 

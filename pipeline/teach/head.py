@@ -1,7 +1,7 @@
 """A fitted head as a teacher: its scores on stored features, as logits. No network runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.layout import FORMAT
-from pipeline.teach import TeachConfig, top_k
+from pipeline.teach import TeachConfig
 from pipeline.teach.scores import logits_of, said
+from pipeline.teach.top_k import Deviation, TopK
 
 VERSION = 1  # of how rows become logits here
 SHARD_ROWS = 65_536
@@ -50,7 +51,7 @@ class Head:
             "scores": said(self.model),
         }
 
-    def column(self, number: int, k: int | None) -> dict[str, Any]:
+    def column(self, number: int, packing: TopK | None) -> dict[str, Any]:
         """The identity of the rows of a view, 0 the clean ones."""
         taps = self.taps[number]
         own = {
@@ -63,7 +64,7 @@ class Head:
             "pool": "none",
             "dtype": "float32",
         }
-        return own if k is None else {**own, "top_k": k}
+        return own if packing is None else {**own, "top_k": asdict(packing)}
 
     def logits(self, number: int, keys: np.ndarray) -> np.ndarray:
         """Logits float32 (keys, classes) of a view, 0 the clean ones; raises StoreError for keys without features."""
@@ -102,19 +103,21 @@ def opened(config: TeachConfig, run: Path, features: Path) -> Head:
     return Head(loaded, fit, sha256_file(loaded.path), taps, _views(taps[1:], clean=taps[0]))
 
 
-def store(head: Head, number: int, column: cache.Column, keys: np.ndarray, *, k: int | None) -> None:
+def store(head: Head, number: int, column: cache.Column, keys: np.ndarray, *, packing: TopK | None) -> None:
     """Compute the logits of some samples of a view into a column."""
-    width = len(head.model.classes) if k is None else top_k.width(k)
+    width = len(head.model.classes) if packing is None else packing.width
     for start in range(0, len(keys), SHARD_ROWS):
-        own, deviation = keys[start : start + SHARD_ROWS], top_k.Deviation()
+        own, deviation = keys[start : start + SHARD_ROWS], Deviation()
         with column.writer((width,)) as writer:
             rows = head.logits(number, own)
-            stored = rows if k is None else top_k.pack(rows, k)
-            if k is not None:
+            stored = rows if packing is None else packing.pack(rows)
+            if packing is not None:
                 deviation.add(rows, stored)
             writer.append(own, stored)
             made = versions("scikit-learn", "numpy")
-            writer.finish(provenance={"engine": "head", **made} | ({} if k is None else {"top_k": deviation.note}))
+            writer.finish(
+                provenance={"engine": "head", **made} | ({} if packing is None else {"top_k": deviation.note})
+            )
 
 
 def rejected(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:

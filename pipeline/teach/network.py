@@ -34,8 +34,8 @@ class Network:
         return {"source": "network", **named, "scores": "the network's logits"}
 
 
-def opened(run: Path | None, backbone: Path) -> Network:
-    """The network of a run, or the backbone itself where there is no run.
+def opened(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
+    """The network of a run, or the backbone itself where there is no run. `classes`: names of outputs, by others.
 
     Raises TrainingError for a network whose outputs are no named classes.
     """
@@ -47,12 +47,14 @@ def opened(run: Path | None, backbone: Path) -> Network:
         raise TrainingError(f"{folder}: expected a network that knows classes as a teacher, got one of a regression.")
     logits = spec.taps.get(LOGITS)
     outputs = tuple(logits.shape) if logits is not None else ()
-    if not spec.classes or outputs != (len(spec.classes),):
+    names = classes or spec.classes
+    if not names or outputs != (len(names),):
         raise TrainingError(
             f"{folder}: expected a network with an output for each of its named classes as a teacher, got outputs of "
-            f"the shape {outputs} and {len(spec.classes):,} names. Fine-tune it, or fit a head on its features."
+            f"the shape {outputs} and {len(names):,} names. Give the teacher `classes`, the names of the outputs in "
+            "their order; or fit a head on its features."
         )
-    return Network(folder, spec, kind, spec.classes)
+    return Network(folder, spec, kind, names)
 
 
 def extraction(config: TeachConfig, *, scores: bool, hints: bool) -> ExtractConfig:

@@ -6,7 +6,7 @@ many at a time that their logits take `DENSE_BYTES` at most. What a kill leaves 
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import identity
-from pipeline.teach import LOGITS, top_k
+from pipeline.teach import LOGITS
+from pipeline.teach.top_k import Deviation, TopK
 
 DENSE_BYTES = 2**31
 
@@ -50,7 +51,7 @@ class _View:
 
 def pack(
     config: ExtractConfig,
-    k: int,
+    packing: TopK,
     *,
     spec: BackboneSpec,
     samples: Samples,
@@ -66,7 +67,7 @@ def pack(
     views: list[View | None] = [None]
     if config.views is not None:
         views += [config.views.view(number) for number in range(config.views.count)]
-    columns = [_view(one, spec, config, k, samples, place.cache_root) for one in views]
+    columns = [_view(one, spec, config, packing, samples, place.cache_root) for one in views]
     missing = np.flatnonzero(~np.logical_and.reduce([one.known for one in columns]))
     private = place.cache_root / "teach" / digest([one.column.address for one in columns])[:32]
     classes = spec.taps[LOGITS].shape[0]
@@ -90,29 +91,29 @@ def pack(
             **told,
         )
         for one in columns:
-            refused |= _store(one, private, samples.keys[part], ~one.known[part], k)
+            refused |= _store(one, private, samples.keys[part], ~one.known[part], packing)
     if private.is_dir():
         shutil.rmtree(private)
     for one in columns:
         folder = place.out / folder_of(LOGITS, one.number)
         rejected = {**refused, **one.column.rejected()}
-        refused |= commit(folder, one.column, samples.keys, (top_k.width(k),), rejected)
+        refused |= commit(folder, one.column, samples.keys, (packing.width,), rejected)
     return refused, len(missing)
 
 
 def deviation(column: cache.Column, keys: np.ndarray) -> dict[str, Any]:
     """How far the shards that hold some rows are off the full softmax, all of their rows together."""
-    found = top_k.Deviation()
+    found = Deviation()
     for record in cache.covering(column, keys)[0]:
         found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
     return found.note
 
 
 def _view(
-    view: View | None, spec: BackboneSpec, config: ExtractConfig, k: int, samples: Samples, cache_root: Path
+    view: View | None, spec: BackboneSpec, config: ExtractConfig, packing: TopK, samples: Samples, cache_root: Path
 ) -> _View:
     dense = identity(spec.viewed(view), config.taps[LOGITS], precision=config.precision)
-    column = cache.column(cache_root, {**dense, "top_k": k})
+    column = cache.column(cache_root, {**dense, "top_k": asdict(packing)})
     held = cache.covering(column, samples.keys)[2]
     known = held.copy()
     places = key_arrays.find(samples.keys, key_arrays.from_hex(sorted(column.rejected())))
@@ -120,17 +121,17 @@ def _view(
     return _View(None if view is None else view.number, column, held, known)
 
 
-def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, k: int) -> Mapping[str, str]:
+def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, packing: TopK) -> Mapping[str, str]:
     """Pack the logits of one view of some samples; key to reason of those that have none. Then the logits go."""
     folder = private / "features" / folder_of(LOGITS, one.number)
     dense = Features.open(folder)
     column = cache.column(private, dense.identity)
-    wanted, deviation = keys[lacking & dense.has(keys)], top_k.Deviation()
+    wanted, deviation = keys[lacking & dense.has(keys)], Deviation()
     lasting = column.rejected()
-    with one.column.writer((top_k.width(k),)) as writer:
+    with one.column.writer((packing.width,)) as writer:
         size = max(1, 2**25 // (4 * dense.shape[0]))
         for own, rows in dense.batches(size, keys=wanted):
-            stored = top_k.pack(rows, k)
+            stored = packing.pack(rows)
             deviation.add(rows, stored)
             writer.append(own, stored)
         engines = [cache.read_note(column.folder / f"{record.name}.json")["provenance"] for record in column.records()]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from pipeline.readers.augment import Views
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index
 from pipeline.task import Kind
-from pipeline.teach import LOGITS, TeachConfig, head, hint_folder, network, packed, top_k
+from pipeline.teach import LOGITS, TeachConfig, head, hint_folder, network, packed
 from pipeline.teach.teacher import FORMAT, JSON
+from pipeline.teach.top_k import TopK
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,11 @@ def teach(
     else:
         made = _from_network(config, paths, samples, {"announce": announce, "say": say, "log": log}, progress)
     refuse_too_many(config.max_rejected, len(samples), made.refused)
-    k = made.identity["top_k"]
     numbers = [None, *range(0 if made.views is None else made.views.count)]
     folders = [folder_of(name, one) for name in (LOGITS, *map(hint_folder, made.hints)) for one in numbers]
     opened = {name: index.read(paths.out / name) for name in folders}
     off = None
-    if k is not None:
+    if made.identity["top_k"] is not None:
         off = packed.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
     write_json(
         paths.out / JSON,
@@ -150,9 +150,10 @@ def _is_head(config: TeachConfig, paths: Paths) -> bool:
     return "backbone" not in read_json(path)
 
 
-def _packs(config: TeachConfig, classes: int) -> int | None:
-    """How many logits of a row are stored; None where all are."""
-    return config.top_k if config.top_k is not None and config.top_k < classes else None
+def _packing(config: TeachConfig, classes: int) -> TopK | None:
+    """Which logits of a row are stored; None where all are."""
+    few = config.top_k is not None and config.top_k < classes
+    return TopK(config.top_k, config.top_k_temperature) if few and config.top_k else None
 
 
 def _from_network(
@@ -163,22 +164,29 @@ def _from_network(
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
             "number."
         )
-    own = network.opened(paths.run, paths.backbone)
-    k = _packs(config, len(own.classes))
+    own = network.opened(paths.run, paths.backbone, classes=config.classes)
+    packing = _packing(config, len(own.classes))
     wanted = network.extraction(config, scores=True, hints=True)
     nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
     place = packed.Place(own.folder, paths.manifests, paths.out, paths.cache)
     refused: dict[str, str] = {}
     computed = 0
-    if k is not None:
+    if packing is not None:
         alone = network.extraction(config, scores=True, hints=False)
         refused, ran = packed.pack(
-            alone, k, spec=own.spec, samples=samples, place=place, progress=progress, say=told["say"], log=told["log"]
+            alone,
+            packing,
+            spec=own.spec,
+            samples=samples,
+            place=place,
+            progress=progress,
+            say=told["say"],
+            log=told["log"],
         )
         computed += ran * (1 + (0 if config.views is None else config.views.count))
-    if k is None or config.hints:
+    if packing is None or config.hints:
         found = extract(
-            network.extraction(config, scores=k is None, hints=True),
+            network.extraction(config, scores=packing is None, hints=True),
             backbone=own.folder,
             manifests=paths.manifests,
             out=paths.out,
@@ -192,7 +200,7 @@ def _from_network(
     return _Made(
         own.kind,
         own.classes,
-        {**own.identity(config), "top_k": k},
+        {**own.identity(config), "top_k": None if packing is None else asdict(packing)},
         config.views,
         config.hints,
         refused,
@@ -209,21 +217,21 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Pr
         )
     own = head.opened(config, paths.run, paths.features)
     classes = tuple(own.model.classes)
-    k = _packs(config, len(classes))
-    width = len(classes) if k is None else top_k.width(k)
+    packing = _packing(config, len(classes))
+    width = len(classes) if packing is None else packing.width
     refused: dict[str, str] = {}
     computed = 0
     for number in range(len(own.taps)):
-        column = cache.column(paths.cache, own.column(number, k))
+        column = cache.column(paths.cache, own.column(number, packing))
         held = cache.covering(column, samples.keys)[2]
         without = head.rejected(own, number, samples.keys)
         has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
         missing = samples.keys[has & ~held]
-        head.store(own, number, column, missing, k=k)
+        head.store(own, number, column, missing, packing=packing)
         progress((number + 1) * len(samples), len(own.taps) * len(samples))
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
         refused |= commit(folder, column, samples.keys, (width,), without)
     fit = {name: own.fit[name] for name in ("head", "input", "labels", "draw", "file")}
-    source = {"run": config.run, **fit}
-    return _Made(own.model.kind, classes, {**own.identity, "top_k": k}, own.views, (), refused, computed, source)
+    identity = {**own.identity, "top_k": None if packing is None else asdict(packing)}
+    return _Made(own.model.kind, classes, identity, own.views, (), refused, computed, {"run": config.run, **fit})

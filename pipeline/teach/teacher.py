@@ -89,10 +89,10 @@ class Teacher:
         return self.folder.name
 
     @property
-    def top_k(self) -> int | None:
-        """How many logits of a row are stored; None: all."""
-        found: int | None = self.identity["top_k"]
-        return found
+    def top_k(self) -> top_k.TopK | None:
+        """Which logits of a row are stored; None: all."""
+        found = self.identity["top_k"]
+        return None if found is None else top_k.TopK(**found)
 
     @property
     def addresses(self) -> dict[str, str]:

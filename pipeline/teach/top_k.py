@@ -1,20 +1,20 @@
-"""The largest logits of each row, and the mass of the rest: less to store where there are many classes.
+"""The largest logits of each row, and one logit for all others: less to store where there are many classes.
 
-A packed row is float32 (2k + 1,): the k largest logits in falling order, their columns, and the log of the sum of the
-exponentials of all other logits (-inf where there is none is stored as the smallest number of float32). Unpacked, the
-others share that mass alike. At temperature 1 the probabilities of the kept classes are exact, and the total variation
-to the full softmax is at most the mass of the rest. Above 1 a uniform rest has more mass than the rest had (Jensen's
-inequality), and that mass is the bound.
+A packed row is float32 (2k + 1,): the k largest logits in falling order, their columns, and the logit that stands for
+each of the others, T log(mean of exp(z / T)) over their logits z. So at the temperature T the others have the mass that
+they had, uniformly, the probabilities of the kept classes are exact, and the total variation to the full softmax is at
+most the mass of the others. At a temperature above T they have more mass than they had, below it less (Jensen's
+inequality), and the larger of the two masses is the bound.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError
 
-LOWEST = float(np.finfo(np.float32).min)
 MOST_CLASSES = 2**24
 """Columns up to here are whole numbers of float32."""
 
@@ -22,36 +22,46 @@ TEMPERATURES = (1.0, 4.0)
 """At which the error is stated."""
 
 
-def width(k: int) -> int:
-    """Numbers of a packed row."""
-    return 2 * k + 1
+@dataclass(frozen=True)
+class TopK:
+    """How many logits are kept, and the temperature at which the mass of the others is exact."""
 
+    k: int
+    temperature: float = 1.0
 
-def pack(logits: np.ndarray, k: int) -> np.ndarray:
-    """Logits (n, classes) to packed rows float32 (n, 2 * min(k, classes) + 1).
+    @property
+    def width(self) -> int:
+        """Numbers of a packed row."""
+        return 2 * self.k + 1
 
-    Of equal logits the first columns are kept. Raises DataError for more classes than float32 can number.
-    """
-    classes = logits.shape[1]
-    if classes > MOST_CLASSES:
-        raise DataError(f"top_k: expected at most {MOST_CLASSES:,} classes, got {classes:,}. Leave `top_k` out.")
-    order = np.argsort(-logits, axis=1, kind="stable")
-    kept, others = order[:, :k], order[:, k:]
-    values = np.take_along_axis(logits, kept, axis=1)
-    if others.shape[1]:
-        rest = np.logaddexp.reduce(np.take_along_axis(logits, others, axis=1).astype(np.float64), axis=1)
-    else:
-        rest = np.full(len(logits), LOWEST)
-    return np.concatenate([values, kept, rest[:, None]], axis=1).astype(np.float32)
+    def pack(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (n, classes) to packed rows float32 (n, width), of all classes where there are no more than k.
+
+        Of equal logits the first columns are kept. Raises DataError for more classes than float32 can number.
+        """
+        classes = logits.shape[1]
+        if classes > MOST_CLASSES:
+            raise DataError(f"top_k: expected at most {MOST_CLASSES:,} classes, got {classes:,}. Leave `top_k` out.")
+        order = np.argsort(-logits, axis=1, kind="stable")
+        kept, others = order[:, : self.k], order[:, self.k :]
+        values = np.take_along_axis(logits, kept, axis=1)
+        rest = self.level(np.take_along_axis(logits, others, axis=1))
+        return np.concatenate([values, kept, rest[:, None]], axis=1).astype(np.float32)
+
+    def level(self, others: np.ndarray) -> np.ndarray:
+        """The one logit for some others, (n,); 0 where there are none."""
+        if not others.shape[1]:
+            return np.zeros(len(others))
+        scaled = others.astype(np.float64) / self.temperature
+        found: np.ndarray = self.temperature * (np.logaddexp.reduce(scaled, axis=1) - np.log(others.shape[1]))
+        return found
 
 
 def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
-    """Packed rows to dense logits float32 (n, classes), the rest alike."""
-    k = (packed.shape[1] - 1) // 2
-    others = classes - k
-    fill = packed[:, -1:].astype(np.float64) - np.log(others) if others else packed[:, -1:]
-    found = np.repeat(fill.astype(np.float32), classes, axis=1)
-    np.put_along_axis(found, columns(packed), packed[:, :k], axis=1)
+    """Packed rows to dense logits float32 (n, classes), the others alike."""
+    found = np.repeat(packed[:, -1:].astype(np.float32), classes, axis=1)
+    kept = columns(packed)
+    np.put_along_axis(found, kept, packed[:, : kept.shape[1]], axis=1)
     return found
 
 

@@ -154,9 +154,9 @@ def _of_network(
         packed = features.load(keys)
         kept = top_k.columns(packed)
         stored = np.concatenate([packed[:, : kept.shape[1]], packed[:, -1:]], axis=1)
-        others = np.array(logits, np.float64)
-        np.put_along_axis(others, kept, -np.inf, axis=1)
-        rest = np.logaddexp.reduce(others, axis=1)[:, None]
+        others = np.ones(logits.shape, bool)
+        np.put_along_axis(others, kept, False, axis=1)
+        rest = teacher.top_k.level(logits[others].reshape(len(keys), -1))[:, None]
         logits = np.concatenate([np.take_along_axis(logits, kept, axis=1), rest], axis=1)
     lowered = teacher.identity["precision"] != "float32"
     found.append(_Compared(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
@@ -190,7 +190,7 @@ def _of_head(
     loaded = model.load(run, teacher.record["source"]["file"])
     logits = logits_of(loaded, Rows(stored, keys)[:])
     if teacher.top_k is not None:
-        logits = top_k.unpack(top_k.pack(logits, teacher.top_k), logits.shape[1])
+        logits = top_k.unpack(teacher.top_k.pack(logits), logits.shape[1])
     folder = teacher.scores[0 if view is None else 1 + view].folder
     return [*found, _Compared(folder, teacher.logits(keys, view), logits, SAME)]
 

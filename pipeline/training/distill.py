@@ -139,10 +139,16 @@ def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths)
         features={},
         more={
             "student": config.student,
-            "teachers": [line for subject in run.subjects for line in told(subject)],
+            "teachers": told(first),
             "losses": config.losses.model_dump(mode="json"),
             "also": [
-                {"name": one.name, "sha256": sha256_file(one.path), "kind": one.task.kind, "classes": one.classes}
+                {
+                    "name": one.name,
+                    "sha256": sha256_file(one.path),
+                    "kind": one.task.kind,
+                    "classes": one.classes,
+                    "teachers": told(one),
+                }
                 for one in others
             ],
         },

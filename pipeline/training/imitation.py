@@ -38,13 +38,13 @@ def decoupled(
     `classes`: the target class of each row, int64 (n,). TCKD: the divergence of (target, not target); NCKD: that of the
     softmax over all classes but the target (eq. 4 and 5). Both times T², as the authors' code has it.
     """
-    number = torch.arange(student.shape[1], device=student.device)
-    others = number != classes[:, None]  # (n, classes), one False a row
-    count = len(student), student.shape[1] - 1
+    own = classes[:, None]
+    others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
+    others = others + (others >= own)  # the classes but the row's own
     logs, wanted = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
-    rest, wanted_rest = (values[others].view(count) for values in (logs, wanted))
+    rest, wanted_rest = (values.gather(1, others) for values in (logs, wanted))
     both, wanted_both = (
-        torch.stack([values.gather(1, classes[:, None]).squeeze(1), left.logsumexp(dim=1)], dim=1)
+        torch.cat([values.gather(1, own), left.logsumexp(dim=1, keepdim=True)], dim=1)
         for values, left in ((logs, rest), (wanted, wanted_rest))
     )
     target = _divergence(both, wanted_both)

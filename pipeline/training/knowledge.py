@@ -1,13 +1,34 @@
 """The settings of the losses of distillation. Values only, no torch."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config import Settings
 
+
+def _weight(value: Any) -> Any:
+    """A weight as it stands, said in one sentence where it is none."""
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if not all(_is_amount(end) for end in ends):
+        raise ValueError("expected a number from 0 on, or two of them, [from, to]")
+    return value
+
+
+def _is_amount(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
+
+
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[Amount | tuple[Amount, Amount], Field(description="or [from, to]: linear over the training")]
+Weight = Annotated[
+    float | tuple[float, float],
+    BeforeValidator(_weight),
+    Field(description="or [from, to]: in a line over the training"),
+]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -60,6 +60,10 @@ class Live:
         self._factor, self._shift = change(self._factor), change(self._shift)
         self._columns = None if self._columns is None else change(self._columns)
 
+    def __deepcopy__(self, _memo: object) -> "Live":
+        """Itself: copies of a student, such as the moving average of its weights, need no second teacher."""
+        return self
+
     def __call__(self, images: Tensor) -> Told:
         """Images as the student gets them, float32 (n, channels, height, width)."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):

@@ -208,7 +208,8 @@ def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:
     """The weights of the classes of a task, balanced over the samples that have a label."""
     one, labels = run.subjects[number], found.labels[:, number]
     known = labels != NO_LABEL
-    if run.config.class_weights == "none" or not known.any():
+    own = number == 0 or run.config.class_weights == "balanced"  # weights by name are those of the run's task
+    if run.config.class_weights == "none" or not own or not known.any():
         return None
     targets = labels[known]
     if one.task.kind == "multilabel":

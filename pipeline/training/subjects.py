@@ -153,10 +153,7 @@ def check_rows(subject: Subject, keys: np.ndarray) -> None:
 
 def told(subject: Subject) -> list[dict[str, Any]]:
     """What model.json says of the teachers of a task."""
-    return [
-        {"name": one.name, "task": subject.name, **_source(one.record), "identity": dict(one.identity)}
-        for one in subject.teachers
-    ]
+    return [{"name": one.name, **_source(one.record), "identity": dict(one.identity)} for one in subject.teachers]
 
 
 def _source(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Networks that were trained beside heads on frozen features, at each number of labels, and how each came to be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.report.leaderboard import Run, settings_of
+
+Row = dict[str, Any]
+
+FROZEN, CLASSIFIER, PART, TAP, LP_FT, FULL, TAUGHT, ALONE, SCRATCH = range(9)
+"""The order of the table: from all frozen to nothing given."""
+
+
+def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
+    """How a run came to be, with its place in the table; `every`: all runs by name."""
+    made, settings = run["made_from"], settings_of(run)
+    if "student" in made:
+        names = [one["name"] for one in made["teachers"]]
+        return (TAUGHT, f"{made['student']}, taught by {' and '.join(names)}") if names else (ALONE, _alone(made))
+    if "backbone" not in made:
+        return FROZEN, f"frozen features of {settings['backbone']}"
+    start, what = settings["start"], _what(settings["train"])
+    if settings["unfreeze"]:
+        what += ", unfrozen step by step"
+    if start == "scratch":
+        return SCRATCH, f"{settings['backbone']} from scratch"
+    if start != "backbone":
+        network = start in every and "backbone" in every[start]["made_from"]
+        if network:
+            return FULL, f"from the network of {start}: {what}"
+        return LP_FT, f"LP-FT: the head of {start} first, then {what}"
+    if settings["input"] == "features":
+        return TAP, f"from the stored tap {settings['tap']}: {what if settings['train'] else 'what follows it'}"
+    place = FULL if settings["train"] in (None, "full") else CLASSIFIER if settings["train"] == "head" else PART
+    return place, f"fine-tuned: {what}"
+
+
+def _alone(made: Mapping[str, Any]) -> str:
+    return f"{made['student']}, on labels alone"
+
+
+def _what(train: Any) -> str:
+    """The part of a network that is trained."""
+    if train in (None, "full"):
+        return "all layers"
+    if train == "head":
+        return "a new classifier alone"
+    [(name, value)] = train.items()
+    if name == "last_k":
+        return f"the last {value} blocks" if value > 1 else "the last block"
+    return f"what follows {value}" if name == "from_tap" else f"parameters {', '.join(value)}"
+
+
+def beside(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | None:
+    """The table of a task: a line a run, a cell a number of labels; None where no network was trained.
+
+    A cell is the row of `evaluate` of the method that was best on validation rows at that number of labels.
+    """
+    lines = []
+    for run in runs:
+        place, how = approach(run, every)
+        cells = {count: best(run, count) for count in dict.fromkeys(row["labels"] for row in run["table"])}
+        told = {
+            "run": run["run"],
+            "how": how,
+            "place": place,
+            "frozen": place == FROZEN,
+            "cells": {k: v for k, v in cells.items() if v},
+        }
+        lines.append(told)
+    if all(line["place"] == FROZEN for line in lines):
+        return None
+    counts = sorted({count for line in lines for count in line["cells"]}, key=lambda count: (count is None, count or 0))
+    return {"labels": counts, "lines": sorted(lines, key=lambda line: (line["place"], line["run"]))}
+
+
+def best(run: Run, labels: int | None) -> Row | None:
+    """The row of the method that is best on validation rows at a number of labels; the only one needs none of them."""
+    metric = run["metric"]
+    rows = [row for row in run["table"] if row["labels"] == labels and row[metric] is not None]
+    known = [row for row in rows if row[f"validation_{metric}"] is not None]
+    if not known:
+        return rows[0] if len(rows) == 1 else None
+    better = max if run["higher_is_better"] else min
+    found: Row = better(known, key=lambda row: row[f"validation_{metric}"])
+    return found

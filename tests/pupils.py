@@ -1,0 +1,139 @@
+"""A small teacher, a smaller student, and samples with what the teacher says of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tuning
+from torch import Tensor
+
+from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.taps import collect
+from pipeline.store import keys as key_arrays
+from pipeline.training.distillation import Branch, Distillation
+from pipeline.training.knowledge import LossesConfig
+from pipeline.training.live import Live
+from pipeline.training.loop import Setting
+from pipeline.training.pairs import pairs_of
+from pipeline.training.samples import Batch, Samples
+from pipeline.training.signals import Signals
+from pipeline.training.student import Output, Student
+
+NODES = {"block2": "block2", "last": "penultimate"}
+"""The teacher's hints by name."""
+
+EVERYTHING: dict[str, Any] = {
+    "labels": [0.5, 0.1],
+    "soft": {"weight": 0.9, "temperature": 4.0},
+    "decoupled": {"weight": 0.2, "temperature": 2.0},
+    "hints": [
+        {"weight": 0.5, "student": "block3", "teacher": "block2"},
+        {"weight": 0.1, "student": "penultimate", "teacher": "last"},
+    ],
+    "attention": [{"weight": 1.0, "student": "block2", "teacher": "block2"}],
+    "relational": {"distance": 1.0, "angle": 2.0, "teacher": "last"},
+}
+
+
+@dataclass
+class Taught:
+    """Samples with signals: those of a teacher's network, computed once, or none."""
+
+    inner: Samples
+    signals: Signals
+    keys: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.inner.shape
+
+    def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """Each batch with the signals of its keys."""
+        for batch in self.inner.batches(size, epoch=epoch, start=start):
+            yield replace(batch, targets=self.signals[torch.from_numpy(key_arrays.find(self.keys, batch.keys))])
+
+
+class Recorded(Distillation):
+    """Distillation that notes the mean loss of each batch."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.curve: list[float] = []
+
+    def __call__(self, output: Output, targets: Signals) -> Tensor:
+        """As it is."""
+        found = super().__call__(output, targets)
+        self.curve.append(found.mean().item())
+        return found
+
+
+@dataclass
+class Lesson:
+    """All that a training of a student needs."""
+
+    backbone: Backbone
+    student: Student
+    setting: Setting
+    objective: Recorded
+    samples: Taught
+    validation: Taught
+    frozen: Any
+
+
+def teacher(folder: Path) -> Backbone:
+    """A network of other widths and weights than the student."""
+    found = tuning.backbone(folder, widths=(6, 5, 8), seed=3)
+    torch.manual_seed(4)
+    for part in found.module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.bias, -0.5, 0.5)
+    return found
+
+
+def taught(count: int, source: Backbone | None, *, seed: int = 0) -> Taught:
+    """Every third row has no label; each has what the teacher says, if there is one."""
+    inner = tuning.samples(count, seed=seed)
+    labels = inner.targets.clone()[:, None]
+    if seed == 0:
+        labels[::3] = -1
+    logits, hints = torch.zeros(count, 0), {}
+    if source is not None:
+        (batch,) = inner.batches(count)
+        specs = {name: TapSpec(node=node) for name, node in (NODES | {"logits": "logits"}).items()}
+        source.module.eval()
+        with torch.no_grad():
+            hints = collect(source.module, tuning.enter(batch.inputs), specs, source.spec.taps)
+        logits = hints.pop("logits")
+    known = torch.full((count, 1), source is not None)
+    return Taught(inner, Signals(labels, logits, known, hints), inner.keys)
+
+
+def lesson(
+    folder: Path, *, rows: int = 24, live: bool = False, losses: Any = None, batch_norm: str = "train", **settings: Any
+) -> Lesson:
+    """A fresh student of widths (4, 4, 4); `folder` gets the backbones."""
+    source, found = teacher(folder / "teacher"), tuning.backbone(folder / "student")
+    config = LossesConfig.model_validate(losses or EVERYTHING)
+    hints = {name: source.spec.taps[node] for name, node in NODES.items()}
+    pairs = pairs_of(config, found.spec, hints)
+    running = Live(source, found.spec.input, hints=NODES) if live else None
+    branch = Branch("bright", "classification", 0, tuning.CLASSES)
+    plain = tuning.setting(**settings)
+    objective = Recorded([branch], config, pairs)
+    return Lesson(
+        found,
+        Student(found.module, found.spec, pairs, live=running, seed=7),
+        Setting(plain.config, objective, plain.fabric, tuning.enter),
+        objective,
+        taught(rows, None if live else source),
+        taught(12, None, seed=1),
+        tuning.all_of(found, batch_norm=batch_norm),
+    )
