@@ -75,7 +75,7 @@ def _write_task(school: School, target: str) -> None:
         seen: Counter[str] = Counter()
         for key, label in sorted(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True)):
             seen[label] += 1
-            split = "validation" if seen[label] % EVERY == 0 else "train"
+            split = "validation" if seen[label] % EVERY == 2 else "train"
             if domain == target:
                 split = "test" if seen[label] % 2 else ""
             if split:

@@ -16,7 +16,7 @@ from pipeline.training.inputs import FromPixels
 from pipeline.training.loop import measure
 
 CUT, LAST, PROBE = "layer2", "penultimate", "probe"
-RATE, SCRATCH_RATE = 0.0005, 0.01
+RATE, SCRATCH_RATE = 0.0005, 0.003
 
 
 def of_cifar(root: Path, **sizes: int) -> Place:
@@ -52,7 +52,7 @@ def fine_tuned(place: Place, *, epochs: int, start: str = PROBE, batch: int = 16
     }
 
 
-def from_scratch(place: Place, *, epochs: int, batch: int = 64) -> float:
+def from_scratch(place: Place, *, epochs: int, batch: int = 16) -> float:
     """Accuracy on test rows with new weights."""
     return place.fit(
         start="scratch",

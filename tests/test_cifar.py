@@ -37,8 +37,8 @@ def test_real_weights_know_their_images_and_still_do_fine_tuned_on_a_few(
 ) -> None:
     """The weights were trained on these images, so this says nothing of new ones: it is a check of the machinery."""
     assert assets.is_dir()
-    place = sanity.of_cifar(tmp_path, train=60, test=20)
-    assert sanity.from_scratch(place, epochs=3, batch=32) >= 0.2
-    sanity.write_task(place.paths, {"train": 10, "test": 30})
+    place = sanity.of_cifar(tmp_path, train=50, test=20)
+    assert sanity.from_scratch(place, epochs=2) >= 0.18  # 0.265 where it was tried; chance is 0.1 ± 0.02
+    sanity.write_task(place.paths, {"train": 10, "test": 20})
     assert sanity.as_it_is(place) >= 0.98
-    assert all(accuracy >= 0.95 for accuracy in sanity.fine_tuned(place, epochs=2).values())
+    assert all(accuracy >= 0.9 for accuracy in sanity.fine_tuned(place, epochs=1).values())
