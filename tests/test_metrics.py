@@ -74,16 +74,6 @@ def test_log_loss_and_calibration_do_not_depend_on_the_order_of_the_columns(orde
     assert metrics.classification(targets, predicted, moved, order).values == pytest.approx(plain)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_areas_of_a_class_are_those_of_scikit_learn_to_the_last_bit(rows: int, values: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    scores = (random.integers(values, size=rows) / 7).astype(np.float32)  # the fewer values, the more of them are equal
-    member = random.permutation(np.arange(rows) < random.integers(1, rows))
-    expected = sk.roc_auc_score(member, scores), sk.average_precision_score(member, scores)
-    assert metrics.ranked(member, scores) == expected
-
-
 def test_calibration_error_equals_that_worked_out_by_hand() -> None:
     # Two bins: [0, 0.5) holds confidences 0.3 and 0.4, one of them right; [0.5, 1] holds 0.6, 0.8 and 1.0, all right.
     confidence, correct = np.array([0.3, 0.4, 0.6, 0.8, 1.0]), np.array([True, False, True, True, True])
