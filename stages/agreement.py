@@ -1,0 +1,234 @@
+"""That the sections of params.yaml agree: what one names, another has."""
+
+import graphlib
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import unknown
+
+
+def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """Names in one section that another section does not have.
+
+    `values` are the entries that are right by themselves. One of `raw` that is wrong in itself, or a section that is
+    missing, is a problem that is known: it is not reported once more by those who name it.
+    """
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+
+    def expect(where: str, what: str, name: str, section: str) -> None:
+        if section in named and name not in named[section]:
+            problems.append(f"{where}: {unknown(what, name, named[section])}")
+
+    for name, item in values.get("pretrain", {}).items():
+        expect(f"pretrain.{name}.dataset", "data set", item.dataset, "prepare")
+    for name, item in values.get("freeze", {}).items():
+        if item.source == "pretrained":
+            expect(f"freeze.{name}.network", "pretrained network", item.network, "pretrain")
+    for name, item in values.get("extract", {}).items():
+        expect(f"extract.{name}", "backbone", name, "freeze")
+        for dataset in item.datasets:
+            expect(f"extract.{name}.datasets", "data set", dataset, "prepare")
+    for name, item in values.get("split", {}).items():
+        for dataset in item.datasets:
+            expect(f"split.{name}.datasets", "data set", dataset, "prepare")
+    for name, item in getattr(values.get("audit"), "features", {}).items():
+        expect("audit.features", "task", name, "split")
+        expect(f"audit.features.{name}.backbone", "backbone", item.backbone, "extract")
+        extracted = values.get("extract", {}).get(item.backbone)
+        if extracted is not None and item.tap not in extracted.taps:
+            problems.append(f"audit.features.{name}.tap: {unknown('tap', item.tap, extracted.taps)}")
+        task = values.get("split", {}).get(name)
+        lacking = sorted(set(task.datasets) - set(extracted.datasets)) if task and extracted is not None else []
+        if lacking:
+            problems.append(f"audit.features.{name}: {item.backbone} was not extracted for {', '.join(lacking)}.")
+    for name, item in values.get("fit", {}).items():
+        expect(f"fit.{name}.task", "task", item.task, "split")
+        expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")
+        extracted = values.get("extract", {}).get(item.backbone)
+        for tap in item.taps if extracted is not None else ():
+            if tap not in extracted.taps:
+                problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
+    problems += _of_finetune(values, raw)
+    problems += _of_teach(values, raw)
+    problems += _of_distill(values, raw)
+    return problems
+
+
+def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `finetune` name that other sections do not have."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    extracted = values.get("extract", {})
+    for name, item in values.get("finetune", {}).items():
+        if name in named.get("fit", ()):
+            problems.append(f"finetune.{name}: expected a name that no run of `fit` has. Rename one of the two.")
+        if item.task not in named.get("split", [item.task]):
+            problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
+        section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
+        if item.backbone not in named.get(section, [item.backbone]):
+            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named[section])}")
+        runs = [one for kind in ("fit", "finetune", "distill") for one in named.get(kind, [item.start]) if one != name]
+        if item.start not in ("backbone", "scratch", *runs):
+            problems.append(f"finetune.{name}.start: {unknown('start', item.start, ('backbone', 'scratch', *runs))}")
+        problems += [f"finetune.{name}.{line}" for line in _of_start(item, values)]
+        taps = extracted[item.backbone].taps if item.backbone in extracted else None
+        if item.tap is not None and taps is not None:
+            if item.tap not in taps:
+                problems.append(f"finetune.{name}.tap: {unknown('tap', item.tap, taps)}")
+            elif taps[item.tap].pool != "none" or taps[item.tap].project is not None:
+                problems.append(f"finetune.{name}.tap: expected a tap with `pool: none`, got {taps[item.tap].pool!r}.")
+    return problems
+
+
+def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
+    """What does not go together with the network of the run that a run of finetune starts from."""
+    before = values.get("finetune", {}).get(item.start) or values.get("distill", {}).get(item.start)
+    if before is None:
+        return []
+    problems = []
+    own = getattr(before, "backbone", None) or before.student
+    if item.backbone != own:
+        problems.append(f"backbone: expected {own!r}, that of {item.start}, got {item.backbone!r}.")
+    if item.task not in (before.task, *getattr(before, "also", ())):
+        problems.append(f"task: expected {before.task!r}, that of {item.start}, got {item.task!r}.")
+    if item.input == "features":
+        problems.append(f"input: expected pixels, since rows are stored of the backbone, not of {item.start}.")
+    return problems
+
+
+def _of_distill(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `distill` name that other sections do not have, or that have not what is asked for."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    taught = values.get("teach", {})
+    for name, item in values.get("distill", {}).items():
+        where = f"distill.{name}"
+        if name in (*named.get("fit", ()), *named.get("finetune", ())):
+            problems.append(f"{where}: expected a name that no run of `fit` or `finetune` has. Rename one of the two.")
+        if item.student not in named.get("freeze", [item.student]):
+            problems.append(f"{where}.student: {unknown('backbone', item.student, named['freeze'])}")
+        for dataset in item.datasets:
+            if dataset not in named.get("prepare", [dataset]):
+                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+        for task, teachers in item.teachers.items():
+            key = "teacher" if task == item.task else f"also.{task}"
+            if task not in named.get("split", [task]):
+                problems.append(
+                    f"{where}.{'task' if task == item.task else 'also'}: {unknown('task', task, named['split'])}"
+                )
+            split = values.get("split", {}).get(task)
+            wanted = {*(() if split is None else split.datasets), *(item.datasets if task == item.task else ())}
+            wanted &= set(named.get("prepare", ()))
+            for one in teachers:
+                if one not in named.get("teach", [one]):
+                    problems.append(f"{where}.{key}: {unknown('teacher', one, named['teach'])}")
+                elif one in taught:
+                    problems += [f"{where}.{line}" for line in _of_teacher(item, key, one, wanted, values)]
+    return problems + _circle(values)
+
+
+def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mapping[str, Any]) -> list[str]:
+    """What a run of distill asks of a teacher that it has not; each begins with the key."""
+    problems = []
+    one = values["teach"][name]
+    lacking = sorted(wanted - set(one.datasets))
+    if lacking:
+        problems.append(f"{key}: {name} does not score {', '.join(lacking)}. Add it to `teach.{name}.datasets`.")
+    there = 0 if one.views is None else one.views if isinstance(one.views, int) else one.views.count
+    if item.views > there:
+        problems.append(f"views: expected at most the {there} of {name}, got {item.views}. Give it `views`.")
+    if key == "teacher" and (item.live or item.losses.hint_names) and one.run in values.get("fit", {}):
+        problems.append(f"{key}: expected a network for `live` and hints, got {name}, a head of {one.run}.")
+    elif key == "teacher" and not item.live:
+        problems += [
+            f"losses: {unknown('hint', hint, one.hints)} Add it to `teach.{name}.hints`."
+            for hint in item.losses.hint_names
+            if hint not in one.hints
+        ]
+    return problems
+
+
+def _circle(values: Mapping[str, Any]) -> list[str]:
+    """Runs that wait for each other: DVC would say so without a way out."""
+    trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
+    graph = {name: {item.start} & trained for name, item in values.get("finetune", {}).items()}
+    graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
+    tuned = set(values.get("finetune", {}))
+    graph |= {f"teach.{name}": {item.run} & tuned for name, item in values.get("teach", {}).items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        names = ", ".join(dict.fromkeys(error.args[1]))
+        return [
+            f"{names}: expected runs that do not wait for each other, got a circle; every run of distill waits for all "
+            "of teach. Freeze a network (`freeze: {source: folder}`) to go on from it."
+        ]
+    return []
+
+
+def _of_teach(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What entries of `teach` name that other sections do not have, and what does not suit the run they name."""
+    problems: list[str] = []
+    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    for name, item in values.get("teach", {}).items():
+        where = f"teach.{name}"
+        for dataset in item.datasets:
+            if dataset not in named.get("prepare", [dataset]):
+                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+        if item.backbone not in named.get("extract", [item.backbone]):
+            problems.append(f"{where}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
+        if item.run in named.get("distill", ()):
+            problems.append(
+                f"{where}.run: expected a run of fit or finetune, got {item.run!r} of distill, which needs teachers "
+                "itself. Freeze its network (`freeze: {source: folder}`), and teach with that backbone."
+            )
+            continue
+        runs = ["backbone", *named.get("fit", [item.run]), *named.get("finetune", [item.run])]
+        if item.run not in runs:
+            problems.append(f"{where}.run: {unknown('run', item.run, runs)}")
+        found = values.get("fit", {}).get(item.run) or values.get("finetune", {}).get(item.run)
+        if found is not None and found.backbone != item.backbone:
+            problems.append(
+                f"{where}.backbone: expected {found.backbone!r}, that of {item.run}, got {item.backbone!r}."
+            )
+        if item.run in values.get("fit", {}):
+            problems += [f"{where}.{line}" for line in _of_head(item, values["fit"][item.run], values)]
+        elif item.run == "backbone" or item.run in values.get("finetune", {}):
+            problems += [
+                f"{where}.{field}: expected it with a run of fit, whose heads it tells apart, got a network. Leave it "
+                "out."
+                for field in ("input", "head", "labels", "draw")
+                if getattr(item, field) is not None
+            ]
+            if isinstance(item.views, int):
+                problems.append(
+                    f"{where}.views: expected `count` and `augment`, since a network scores them itself, got "
+                    f"{item.views}."
+                )
+    return problems
+
+
+def _of_head(item: Any, run: Any, values: Mapping[str, Any]) -> list[str]:
+    """What a teacher asks of a run of fit that it has not; each begins with the key."""
+    problems = []
+    inputs = ["+".join([one] if isinstance(one, str) else one) for one in run.inputs]
+    if item.input is not None and item.input not in inputs:
+        problems.append(f"input: {unknown('input', item.input, inputs)}")
+    if item.head is not None and item.head not in run.heads:
+        problems.append(f"head: {unknown('head', item.head, run.heads)}")
+    if item.hints:
+        problems.append("hints: expected a network, which has nodes, got a run of fit. Leave them out.")
+    if item.views is not None and not isinstance(item.views, int):
+        problems.append("views: expected a number, of those that its taps have, got settings. The extraction has them.")
+    extracted = values.get("extract", {}).get(item.backbone)
+    there = 0 if extracted is None or extracted.views is None else extracted.views.count
+    if isinstance(item.views, int) and extracted is not None and item.views > there:
+        problems.append(
+            f"views: expected at most the {there} of the extraction of {item.backbone}, got {item.views}. Give it "
+            f"`views` with `count: {item.views}`."
+        )
+    lacking = sorted(set(item.datasets) - set(extracted.datasets)) if extracted is not None else []
+    if lacking:
+        problems.append(f"datasets: {item.backbone} was not extracted for {', '.join(lacking)}.")
+    return problems
