@@ -180,7 +180,9 @@ def _kept_to(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, every)
 
 
-def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
+def _latency(
+    networks: Mapping[str, _Measured], *, threads: int, images: int, cache: Path | None
+) -> dict[str, dict[int, Latency]]:
     pixels = {name: one.pixels() for name, one in networks.items()}
     expected = {name: one.run(pixels[name]) for name, one in networks.items()}  # prepares kernels too
     slowest = max(min(_milliseconds(one.run, pixels[name]) for _ in range(TRIALS)) for name, one in networks.items())
@@ -192,10 +194,8 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
         for name, one in networks.items():
             runs = {"torch": one.run}
             for engine in engines:
-                with (
-                    contextlib.suppress(EngineError),
-                    _kept_to(threads),
-                ):  # not installed, or it cannot run this network
+                # It may not be installed, or not be able to run this network.
+                with contextlib.suppress(EngineError), _kept_to(threads):
                     runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
             right = [
                 engine for engine, run in runs.items() if _agrees(expected[name], run(pixels[name][:count]), count)
