@@ -29,7 +29,7 @@ from pipeline.engines.batches import finished
 from pipeline.engines.parity import Limits, compare
 from pipeline.engines.select import WORTH
 from pipeline.errors import EngineError
-from pipeline.runtime import core_numbers
+from pipeline.runtime import core_numbers, cores
 
 BATCHES = (1, 32)
 IMAGES = 10_000  # that an engine must be worth preparing for
@@ -90,8 +90,9 @@ def side_by_side(
     torch are tried if that is worth it. `cache` keeps exported graphs, as extraction does.
     """
     made = {name: _Measured.of(one) for name, one in networks.items()}
-    with _on_the_cpu(threads) as used:
-        latency = _latency(made, images=images, cache=cache)
+    used = min(max(1, threads), cores())
+    with _threads_of_torch(used):
+        latency = _latency(made, threads=used, images=images, cache=cache)
     return {
         name: Footprint(
             parameters=one.parameters,
@@ -156,23 +157,32 @@ class _Used(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _on_the_cpu(threads: int) -> Iterator[int]:
-    """Keep to so many cores and threads, for engines that are made meanwhile; tells how many."""
-    cores, before = core_numbers(), torch.get_num_threads()
-    kept = cores[: max(1, threads)]
-    pins = hasattr(os, "sched_setaffinity")
+def _threads_of_torch(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(len(kept))
-        if pins:
-            os.sched_setaffinity(0, kept)
-        yield len(kept)
+        torch.set_num_threads(count)
+        yield
     finally:
-        if pins:
-            os.sched_setaffinity(0, cores)
         torch.set_num_threads(before)
 
 
-def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
+@contextlib.contextmanager
+def _kept_to(count: int) -> Iterator[None]:
+    """Keep to so many cores while engines are made, which take as many threads as there are cores."""
+    every = core_numbers()
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    try:
+        os.sched_setaffinity(0, every[:count])
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def _latency(
+    networks: Mapping[str, _Measured], *, threads: int, images: int, cache: Path | None
+) -> dict[str, dict[int, Latency]]:
     pixels = {name: one.pixels() for name, one in networks.items()}
     expected = {name: one.run(pixels[name]) for name, one in networks.items()}  # prepares kernels too
     slowest = max(min(_milliseconds(one.run, pixels[name]) for _ in range(TRIALS)) for name, one in networks.items())
@@ -184,7 +194,8 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
         for name, one in networks.items():
             runs = {"torch": one.run}
             for engine in engines:
-                with contextlib.suppress(EngineError):  # not installed, or it cannot run this network
+                # It may not be installed, or not be able to run this network.
+                with contextlib.suppress(EngineError), _kept_to(threads):
                     runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
             right = [
                 engine for engine, run in runs.items() if _agrees(expected[name], run(pixels[name][:count]), count)
