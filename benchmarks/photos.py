@@ -27,7 +27,7 @@ from pipeline.training.loop import measure
 
 CUTS = ("features.13", "features.17")
 LAST, PROBE = "penultimate", "probe"
-RATES = (0.0001, 0.0004)
+RATES = (0.00003, 0.0001, 0.0004)
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
