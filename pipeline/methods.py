@@ -41,7 +41,7 @@ def read(predictions: Path, task: Path) -> Methods:
     than it, no test rows, or other test rows in one fit than in another.
     """
     file, told = PredictionsFile.open(predictions), Task.read(task)
-    again = f"Run `dvc repro fit@{predictions.stem}`."
+    again = f"Run {predictions.stem!r} again, as `dvc repro` does."
     if file.kind != told.kind:
         raise DataError(f"{predictions}: expected predictions of a {told.kind} task, got {file.kind}. {again}")
     foreign = sorted(set(file.classes) - set(told.classes))

@@ -115,7 +115,7 @@ class PredictionsFile:
     def open(cls, path: Path) -> "PredictionsFile":
         """Read the schema; raises DataError if there is no such file."""
         if not path.is_file():
-            raise DataError(f"{path}: no such predictions. Run `dvc repro fit@{path.stem}`.")
+            raise DataError(f"{path}: no such predictions. Run `dvc repro`, or its run {path.stem!r} alone.")
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]
         told = {name.decode(): value.decode() for name, value in schema.metadata.items()}

@@ -434,7 +434,7 @@ def test_no_test_rows_are_refused(run: Run) -> None:
 
 
 def test_missing_predictions_name_the_stage_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pets\.parquet: no such predictions\. Run `dvc repro fit@pets`"):
+    with pytest.raises(DataError, match=r"pets\.parquet: no such predictions\. Run `dvc repro`, or its run 'pets' alone"):
         evaluate(
             QUICK,
             predictions=tmp_path / "pets.parquet",
@@ -454,7 +454,7 @@ def test_predictions_of_another_version_of_the_task_are_refused(run: Run) -> Non
     run.fits = [replace(one, targets=np.roll(one.targets, 1))]
     with pytest.raises(
         DataError,
-        match=r"(?s)predictions that do not fit .*pets\.parquet\. Run `dvc repro fit@run`.*tap: 18 of 18 targets",
+        match=r"(?s)predictions that do not fit .*pets\.parquet\. Run 'run' again.*tap: 18 of 18 targets",
     ):
         run.evaluate()
 
