@@ -481,7 +481,7 @@ def test_scores_of_a_class_that_the_task_has_not_are_refused(run: Run) -> None:
     [one] = run.fits
     run.fits = [replace(one, scores=np.full((18, 4), 0.25, dtype=np.float32))]
     with pytest.raises(
-        DataError, match=r"run\.parquet: expected classes of .*pets\.parquet, got dog\. Run `dvc repro fit"
+        DataError, match=r"run\.parquet: expected classes of .*pets\.parquet, got dog\. Run 'run' again"
     ):
         run.evaluate()
 
@@ -492,7 +492,7 @@ def test_predictions_of_another_kind_than_the_task_are_refused(run: Run) -> None
     columns = {"key": keys, "target": np.arange(18.0), "split": splits}
     Task(pa.table(columns).replace_schema_metadata({"kind": "regression"})).write(run.folder / "pets.parquet")
     with pytest.raises(
-        DataError, match=r"expected predictions of a regression task, got classification\. Run `dvc repro"
+        DataError, match=r"expected predictions of a regression task, got classification\. Run '"
     ):
         run.evaluate()
 
