@@ -592,14 +592,46 @@ def test_full_logits_that_were_packed_are_not_kept(
 
     own = copied(world, tmp_path / "world")
     shutil.rmtree(own.root / "cache")
+    old = own.root / "cache" / "teach" / "old"
+    (old / "v2").mkdir(parents=True)
+    for path in (old / "v2", old):
+        os.utime(path, (0, 0))
     monkeypatch.setattr(packed, "DENSE_BYTES", 4 * 3 * 3 * 10)  # ten samples and their two views at a time
     done = own.taught("tuned", tmp_path / "t", top_k=2, views=VIEWS, hints=["block2"])
     assert done.computed == 36 * 3 * 2
+    assert [*(own.root / "cache" / "teach").iterdir()] == []
     identities = [column.identity for column in cache.columns(own.root / "cache")]
     found = sorted((one["node"], str(one.get("top_k"))) for one in identities)
     assert found == [("block2", "None")] * 3 + [("logits", "{'k': 2, 'temperature': 1.0}")] * 3
     assert len(Teacher.open(tmp_path / "t").scores[2].index.shards) == 4
     assert Teacher.open(tmp_path / "t").logits(own.keys, 1).shape == (36, 3)
+
+
+def test_a_run_that_was_ended_goes_on_and_leaves_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.teach import packed
+
+    monkeypatch.setattr(packed, "DENSE_BYTES", 4 * 3 * 10)  # ten samples at a time
+    settings = config("tuned", top_k=2)
+    own = copied(world, tmp_path / "world")
+    paths = own.paths("tuned", tmp_path / "t")
+    shutil.rmtree(own.root / "cache")
+    whole = teach(settings, paths)
+    before = files(tmp_path / "t")
+    shutil.rmtree(own.root / "cache")
+    shutil.rmtree(tmp_path / "t")
+
+    def end(done: int, _: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(settings, paths, progress=end)
+    assert not (tmp_path / "t" / "teacher.json").exists()
+    rest = teach(settings, paths)
+    assert (whole.computed, rest.computed) == (36, 16)
+    assert files(tmp_path / "t") == before
 
 
 # Computed again ------------------------------------------------------------------------------------------------------
@@ -761,6 +793,8 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
         ({"run": "digits_full", "head": "logstic"}, "teach.t.head: unknown head 'logstic'. Did you mean 'logistic'"),
         ({"run": "digits_full", "datasets": ["glyphs"]}, "teach.t.datasets: glyphs was not extracted for glyphs."),
         ({"backbone": "other"}, "teach.t.backbone: expected 'glyphs', that of digits_tuned, got 'other'."),
+        ({"views": {"count": 2}}, "teach.t.views.augment: this key is missing."),
+        ({"views": 0}, "teach.t.views: expected greater than or equal to 1, got 0."),
         ({"top_k": 0}, "teach.t.top_k: expected greater than or equal to 1, got 0."),
         ({"top_k_temperature": 4.0}, "teach.t: `top_k_temperature`: expected it with `top_k`, got none."),
         ({"hints": ["logits"]}, "teach.t: `hints`: expected different nodes, and not the logits, got logits."),

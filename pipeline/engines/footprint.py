@@ -1,9 +1,9 @@
 """What a network costs whoever runs it: parameters, bytes of weights, multiply-adds, and time on the CPU.
 
 The time is that of the fastest engine here that computes what torch does, of one image and of a batch. Networks that
-are compared are timed in turn, by the same engines: a busy moment is then one of all of them, and a small network is not
-left to a slower engine than a large one. Exporting takes seconds: where torch needs less than that for `IMAGES` images
-of the slowest network, all are left to torch.
+are compared are timed in turn, by the same engines: a busy moment is then one of all of them, and a small network is
+not left to a slower engine than a large one. Exporting takes seconds: where torch needs less than that for `IMAGES`
+images of the slowest network, all are left to torch.
 """
 
 import contextlib
@@ -190,8 +190,8 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
                 engine for engine, run in runs.items() if _agrees(expected[name], run(pixels[name][:count]), count)
             ]
             timed.append(_Timed(name, pixels[name][:count], {engine: runs[engine] for engine in right}))
-        for one, latency in zip(timed, _in_turn(timed), strict=True):
-            found[one.name][count] = latency
+        for each, latency in zip(timed, _in_turn(timed), strict=True):
+            found[each.name][count] = latency
     return found
 
 

@@ -11,9 +11,10 @@
                   /locks/      a file for each features folder: who extracts into it
                   /onnx/       exported graphs, as large as the weights in them
                   /engines/    which engine was the fastest here
+                  /teach/      caches of their own, while logits are computed of which a teacher keeps the largest
 
-`upkeep.prune` removes whole columns with all that is in them. It leaves the three folders beside `v2`: a lock may be
-held, and graphs and choices belong to no column.
+`upkeep.prune` removes whole columns with all that is in them. It leaves the folders beside `v2`: a lock may be held,
+and graphs and choices belong to no column.
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.

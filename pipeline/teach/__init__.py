@@ -12,9 +12,9 @@ verify    stored scores against those that are computed now
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.config import Settings
 from pipeline.engines import Name, Precision
@@ -25,6 +25,17 @@ BACKBONE = "backbone"
 
 LOGITS = "logits"
 """The folder of a teacher's scores, and the node of a network that gives them."""
+
+
+def _form(value: Any) -> str:
+    """Which of its forms a value of `views` has, as `pipeline.config` leaves it out of the path of a key."""
+    return "constrained-views" if isinstance(value, dict | Views) else "int"
+
+
+SomeViews = Annotated[
+    Annotated[int, Field(ge=1), Tag("int")] | Annotated[Views, Tag("constrained-views")], Discriminator(_form)
+]
+"""A number, or settings: what is wrong with one is not said of the other."""
 
 
 class TeachConfig(Settings):
@@ -41,7 +52,7 @@ class TeachConfig(Settings):
         tuple[str, ...], Field(description="of a backbone by itself: names of its outputs, where it has none")
     ] = ()
     views: Annotated[
-        Annotated[int, Field(ge=1)] | Views | None,
+        SomeViews | None,
         Field(description="augmented copies of every sample; of a head so many of those that its taps have"),
     ] = None
     top_k: Annotated[int | None, Field(ge=1, description="logits of a row that are kept; the rest is uniform")] = None

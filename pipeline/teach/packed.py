@@ -4,7 +4,9 @@ Extraction runs into a cache of its own below the feature cache, for the samples
 many at a time that their logits take `DENSE_BYTES` at most. What a kill leaves there is gone on with by the next run.
 """
 
+import contextlib
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from pipeline.teach import LOGITS
 from pipeline.teach.top_k import Deviation, TopK
 
 DENSE_BYTES = 2**31
+PRIVATE = "teach"  # the folder of these caches
+KEPT_DAYS = 7  # that what a killed run left there waits for the run that goes on with it
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def pack(
         views += [config.views.view(number) for number in range(config.views.count)]
     columns = [_view(one, spec, config, packing, samples, place.cache_root) for one in views]
     missing = np.flatnonzero(~np.logical_and.reduce([one.known for one in columns]))
-    private = place.cache_root / "teach" / digest([one.column.address for one in columns])[:32]
+    private = place.cache_root / PRIVATE / digest([one.column.address for one in columns])[:32]
     classes = spec.taps[LOGITS].shape[0]
     step = max(1, DENSE_BYTES // (4 * classes * len(columns)))
     refused: dict[str, str] = {}
@@ -94,6 +98,7 @@ def pack(
             refused |= _store(one, private, samples.keys[part], ~one.known[part], packing)
     if private.is_dir():
         shutil.rmtree(private)
+    _tidy(place.cache_root / PRIVATE)
     for one in columns:
         folder = place.out / folder_of(LOGITS, one.number)
         rejected = {**refused, **one.column.rejected()}
@@ -144,3 +149,12 @@ def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, pac
         column.drop(record)
     shutil.rmtree(folder)
     return {item.key: item.reason for item in dense.index.rejected}
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed runs have left, and nobody went on with."""
+    for one in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
+            last = max(path.stat().st_mtime for path in (one, *one.rglob("*")))
+            if time.time() - last > KEPT_DAYS * 86_400:
+                shutil.rmtree(one)

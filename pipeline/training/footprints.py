@@ -4,12 +4,14 @@ from typing import Any
 
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.footprint import footprint
+from pipeline.engines.footprint import Network, side_by_side
 from pipeline.store.features import Features
 from pipeline.teach import verify
 from pipeline.teach.teacher import Teacher
 from pipeline.training import DistillConfig
 from pipeline.training.schooling import Paths, sources_of
+
+STUDENT = ""  # among the names of teachers
 
 
 def footprints(config: DistillConfig, paths: Paths, *, threads: int) -> dict[str, Any]:
@@ -17,15 +19,14 @@ def footprints(config: DistillConfig, paths: Paths, *, threads: int) -> dict[str
 
     Of a head it is that of the network up to the taps that the head sees. Times vary from run to run.
     """
-    student = footprint(artefact.read(paths.model / "backbone"), threads=threads, cache=paths.cache)
-    teachers = {}
+    networks = {STUDENT: Network(artefact.read(paths.model / "backbone"))}
     for name in config.teachers[config.task]:
         one = Teacher.open(paths.teachers / name, check=False)
         sources = sources_of(one, paths)
-        network = artefact.read(sources.network)
-        teachers[name] = footprint(network, threads=threads, taps=_taps(one, sources), cache=paths.cache)
-    told = {name: one.model_dump(mode="json") for name, one in teachers.items()}
-    return {"student": student.model_dump(mode="json"), "teachers": told}
+        networks[name] = Network(artefact.read(sources.network), _taps(one, sources))
+    found = side_by_side(networks, threads=threads, cache=paths.cache)
+    told = {name: one.model_dump(mode="json") for name, one in found.items()}
+    return {"student": told.pop(STUDENT), "teachers": told}
 
 
 def _taps(teacher: Teacher, sources: verify.Sources) -> dict[str, TapSpec] | None:
