@@ -3,7 +3,7 @@
     python benchmarks/distill.py                                                   all parts
     python benchmarks/distill.py epoch --pairs resnet50-mobilenet_v2 --size 224 --images 64
     ICECORE_ASSETS=… python benchmarks/distill.py views --data cifar10 --train 200 --epochs 20 --views 1 4
-    ICECORE_ASSETS=… python benchmarks/distill.py photos --target webcam --seeds 3
+    ICECORE_ASSETS=… python benchmarks/distill.py photos --target webcam --seeds 1 --epochs 4
     python benchmarks/distill.py curves --images 200 --steps 20
     python benchmarks/distill.py epoch curves --images 40 --size 64 --steps 4 --rounds 1      to see them work
 
