@@ -1,4 +1,4 @@
-"""The small source network of the default run: printed characters, 32×32 grey, about 0.3 million parameters."""
+"""The small source network of the default run: printed characters, 32×32 grey, some 0.2 million parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ INPUT = InputSpec(image=ImageSpec(mode="L", resize=(32, 32), interpolation="bili
 
 
 class GlyphNet(nn.Module):
-    """Three blocks of two convolutions, (1, 32, 32) -> (128, 4, 4), a mean over space and a linear classifier."""
+    """Three blocks of two convolutions, (1, 32, 32) -> (widths[-1], 4, 4), a mean over space and a linear classifier."""
 
     def __init__(self, *, classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
