@@ -24,6 +24,11 @@ LONGEST = (
     "test_engines.py",
     "test_taps.py",
     "test_extract.py",
+    "test_distill.py",
+    "test_student.py",
+    "test_loop.py",
+    "test_teach.py",
+    "test_footprint.py",
 )
 
 

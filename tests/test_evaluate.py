@@ -492,9 +492,7 @@ def test_predictions_of_another_kind_than_the_task_are_refused(run: Run) -> None
     keys, splits = run.fits[0].keys, run.fits[0].splits
     columns = {"key": keys, "target": np.arange(18.0), "split": splits}
     Task(pa.table(columns).replace_schema_metadata({"kind": "regression"})).write(run.folder / "pets.parquet")
-    with pytest.raises(
-        DataError, match=r"expected predictions of a regression task, got classification\. Run '"
-    ):
+    with pytest.raises(DataError, match=r"expected predictions of a regression task, got classification\. Run '"):
         run.evaluate()
 
 

@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pyt
         nearest(np.array(rows[:100]), rows[:count], 5)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0]  # ten times the rows: threads meet at other moments
+    assert peaks[1] < 3 * peaks[0]  # of ten times the rows: threads meet at other moments
 
 
 def test_extreme_lengths() -> None:

@@ -197,6 +197,7 @@ def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:
 @pytest.mark.slow
 def test_a_piece_that_ends_its_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_client, "DEATHS", 0)
+    monkeypatch.setattr(in_order, "AHEAD", 0.5)  # one piece at a time: none other is with a worker that dies
     message = r"workers: expected piece 4 of the work, but it ended every worker that it was given to, by a kill"
     with client_of(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
         list(in_order.in_order(mortal, deadly, range(6)))
