@@ -12,7 +12,7 @@ INPUT = InputSpec(image=ImageSpec(mode="L", resize=(32, 32), interpolation="bili
 
 
 class GlyphNet(nn.Module):
-    """Three blocks of two convolutions, (1, 32, 32) -> (widths[-1], 4, 4), a mean over space and a linear classifier."""
+    """Three blocks of two convolutions, (1, 32, 32) -> (width, 4, 4), a mean over space and a linear classifier."""
 
     def __init__(self, *, classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
