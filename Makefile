@@ -48,6 +48,7 @@ bench: $(VENV)/.installed  ## run all benchmarks that need no GPU, each with few
 	@python benchmarks/extract.py $(BENCH)
 	@python benchmarks/heads.py
 	@python benchmarks/finetune.py --models mobilenet_v2
+	@python benchmarks/distill.py epoch curves
 
 # thingsvision pins a torch of its own, so it has an environment of its own; tried with Python 3.11.
 bench-peers: $(VENV)/.installed $(PEERS)/.installed  ## compare extraction with thingsvision, which it installs apart

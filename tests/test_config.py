@@ -322,7 +322,7 @@ DISAGREEMENTS = {
         "extract.glyphs.datasets: unknown data set 'digit'. Did you mean 'digits'? Expected one of: digits, glyphs.",
     ),
     "split.digits.datasets": (["dgits"], "split.digits.datasets: unknown data set 'dgits'. Did you mean 'digits'?"),
-    "fit.digits_ridge.task": ("digit", "fit.digits_ridge.task: unknown task 'digit'. Did you mean 'digits'?"),
+    "fit.digits_full.task": ("digit", "fit.digits_full.task: unknown task 'digit'. Did you mean 'digits'?"),
     "fit.digits_logistic.backbone": (
         "mobilenet",
         "fit.digits_logistic.backbone: unknown backbone 'mobilenet'. Expected one of: ",
@@ -559,8 +559,8 @@ def test_a_tap_is_named_like_a_folder() -> None:
 
 def test_runs_of_two_sections_have_names_of_their_own(problems: Check) -> None:
     run = {"task": "digits", "backbone": "glyphs", "start": "backbone"}
-    assert problems({"finetune.digits_ridge": run}) == [
-        "finetune.digits_ridge: expected a name that no run of `fit` has. Rename one of the two."
+    assert problems({"finetune.digits_full": run}) == [
+        "finetune.digits_full: expected a name that no run of `fit` has. Rename one of the two."
     ]
-    (line,) = problems({"finetune.digits_ridge2": run | {"input": "features", "tap": "blok2"}})
-    assert line.startswith("finetune.digits_ridge2.tap: unknown tap 'blok2'. Did you mean 'block2'")
+    (line,) = problems({"finetune.digits_full2": run | {"input": "features", "tap": "blok2"}})
+    assert line.startswith("finetune.digits_full2.tap: unknown tap 'blok2'. Did you mean 'block2'")
