@@ -61,7 +61,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # They would also fill every tensor before it is written, for who reads what nobody wrote: 8 % of a step.
+    # They would also fill every tensor before it is written, for who reads what nobody wrote.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

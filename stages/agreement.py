@@ -49,16 +49,15 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         for tap in item.taps if extracted is not None else ():
             if tap not in extracted.taps:
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
-    problems += _of_finetune(values, raw)
-    problems += _of_teach(values, raw)
-    problems += _of_distill(values, raw)
+    problems += _of_finetune(values, named)
+    problems += _of_teach(values, named)
+    problems += _of_distill(values, named)
     return problems
 
 
-def _of_finetune(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
     """What entries of `finetune` name that other sections do not have."""
     problems: list[str] = []
-    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
     extracted = values.get("extract", {})
     for name, item in values.get("finetune", {}).items():
         if name in named.get("fit", ()):
@@ -97,10 +96,9 @@ def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _of_distill(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
     """What entries of `distill` name that other sections do not have, or that have not what is asked for."""
     problems: list[str] = []
-    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
     taught = values.get("teach", {})
     for name, item in values.get("distill", {}).items():
         where = f"distill.{name}"
@@ -167,10 +165,9 @@ def _circle(values: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _of_teach(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
     """What entries of `teach` name that other sections do not have, and what does not suit the run they name."""
     problems: list[str] = []
-    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
     for name, item in values.get("teach", {}).items():
         where = f"teach.{name}"
         for dataset in item.datasets:

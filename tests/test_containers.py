@@ -588,6 +588,7 @@ def test_a_manifest_without_containers_is_read_as_one_of_whole_files(tmp_path: P
     pq.write_table(old.drop_columns("label"), paths.files)
     row = {"key": "ab" * 16, "path": "0.png", "size": 3, "container": None, "offset": None}
     assert pa.Table.from_batches(manifest.read_files(tmp_path, ["old"]), schema=FILES_SCHEMA).to_pylist() == [row]
+    assert [one.to_pylist() for one in manifest.read_files(tmp_path, ["old"], ["offset"])] == [[{"offset": None}]]
     assert manifest.read(tmp_path, "old", ["offset", "label"]).to_pylist() == [{"offset": None, "label": "cat"}]
 
 

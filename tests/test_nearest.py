@@ -112,7 +112,7 @@ def test_a_row_is_not_its_own_neighbour_where_that_is_asked_but_its_copy_is(metr
 
 
 def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 2**15)  # enough blocks for all that may wait to wait, also of few rows
     rows = np.memmap(tmp_path / "rows", dtype=np.float32, mode="w+", shape=(60_000, 32))
     rows[:] = np.random.default_rng(3).normal(size=rows.shape)
     peaks = []
@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_database(tmp_path: Path, monkeypatch: pyt
         nearest(np.array(rows[:100]), rows[:count], 5)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 3 * peaks[0]  # of ten times the rows: threads meet at other moments
+    assert peaks[1] < 1.5 * peaks[0]  # ten times the rows: threads meet at other moments
 
 
 def test_extreme_lengths() -> None:

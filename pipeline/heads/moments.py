@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.heads.pieces import Span, each, part
+from pipeline.heads.pieces import Over, Span, each, part
 from pipeline.heads.rows import BLOCK_BYTES, blocks, is_source
 from pipeline.heads.sums import MOST_NAMED, Moments
 
@@ -20,7 +20,7 @@ BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
 
 
-class Summed:
+class Summed(Over):
     """A row source that keeps the last moments of its rows, so that heads fitted to it share one pass.
 
     They are given again to who asks for the same groups of rows, targets and weights: O(width²) of memory.
@@ -35,16 +35,6 @@ class Summed:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return np.asarray(self.source[rows])
-
-    @property
-    def cuts(self) -> Any:
-        """Those of the source, where it has pieces."""
-        return getattr(self.source, "cuts", None)
-
-    @property
-    def apply(self) -> Any:
-        """Who works on a piece of the source."""
-        return self.source.apply
 
     def part(self, rows: slice) -> Any:
         """Some rows of the source."""

@@ -50,6 +50,22 @@ class Pieces:
         return part(self.source, rows)
 
 
+class Over:
+    """A row source that is made of another, and cut as that is."""
+
+    source: Any
+
+    @property
+    def cuts(self) -> Any:
+        """Those of the source, where it has pieces."""
+        return getattr(self.source, "cuts", None)
+
+    @property
+    def apply(self) -> Any:
+        """Who works on a piece of the source."""
+        return self.source.apply
+
+
 @dataclass(frozen=True)
 class Span:
     """Rows `start` to `stop` of a source, as a source."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.heads.pieces import part
+from pipeline.heads.pieces import Over, part
 from pipeline.heads.rows import blocks, checked, is_source
 
 BYTES = 2**23  # of a block; `function` makes copies of it in float64
@@ -44,23 +44,13 @@ def transformed(estimator: Any, X: Any, function: Function) -> Any:
 
 
 @dataclass(frozen=True)
-class Transformed:
+class Transformed(Over):
     """A row source over another: float32 rows, computed when they are read."""
 
     source: Any
     function: Function
     shape: tuple[int, int]
     dtype = np.dtype(np.float32)
-
-    @property
-    def cuts(self) -> Any:
-        """Those of the source, where it has pieces."""
-        return getattr(self.source, "cuts", None)
-
-    @property
-    def apply(self) -> Any:
-        """Who works on a piece of the source."""
-        return self.source.apply
 
     def part(self, rows: slice) -> "Transformed":
         """Some of the rows, as a source of their own."""

@@ -91,15 +91,16 @@ def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> R
     live = None
     if config.live or config.losses.hint_names:
         teacher = found[0].teachers[0]
-        network = _network(teacher, paths)
-        nodes = {name: network.spec.node(name) for name in config.losses.hint_names}
+        folder = _network(teacher, paths)
+        spec = artefact.read_spec(folder)
+        nodes = {name: spec.node(name) for name in config.losses.hint_names}
         if config.live:
             columns = found[0].columns[0].tolist()
-            live = Live(network, source.spec.input, columns=columns, hints=nodes)
+            live = Live(artefact.read(folder), source.spec.input, columns=columns, hints=nodes)
         else:
             for name in nodes:
                 teacher.hint_shape(name)
-        hints = {name: network.spec.taps[node] for name, node in nodes.items()}
+        hints = {name: spec.taps[node] for name, node in nodes.items()}
     decoded = pixels.decoded(source.spec.input, samples, folder=paths.cache / "pixels")
     return Run(config, found, source, decoded, views, extra, hints, live)
 
@@ -194,14 +195,14 @@ def sources_of(teacher: Teacher, paths: Paths) -> verify.Sources:
     return verify.Sources(paths.backbones / backbone, paths.models / run, paths.features / backbone)
 
 
-def _network(teacher: Teacher, paths: Paths) -> Backbone:
-    """The network of a teacher; raises TrainingError for a teacher that is a head."""
+def _network(teacher: Teacher, paths: Paths) -> Path:
+    """The folder of the network of a teacher; raises TrainingError for a teacher that is a head."""
     if teacher.identity["source"] != "network":
         raise TrainingError(
             f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
             "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
         )
-    return artefact.read(sources_of(teacher, paths).network)
+    return sources_of(teacher, paths).network
 
 
 def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:
