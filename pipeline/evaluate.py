@@ -3,6 +3,8 @@
 For each method (a head, an input and a number of labels): the mean of each metric over the draws, on the test rows,
 with a bootstrap interval of the metric that decides. The method with the best mean validation value of that metric at
 the largest number of labels is `selected`; only for it are the tables of classes, groups and levels made.
+
+What a run's numbers follow from stands with them, as a digest: while it is the same they are not worked out again.
 """
 
 import csv
@@ -17,9 +19,21 @@ from pydantic import Field
 from pipeline import bootstrap, breakdown, metrics
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_json, write_text
+from pipeline.files import digest, read_json, sha256_file, write_json, write_text
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
+
+CODE = (
+    "evaluate.py",
+    "breakdown.py",
+    "methods.py",
+    "bootstrap.py",
+    "metrics.py",
+    "predictions.py",
+    "task.py",
+    "files.py",
+)
+"""What works the numbers out: files beside this one."""
 
 
 class Metric(Settings):
@@ -38,6 +52,18 @@ class EvaluateConfig(Settings):
     resamples: Annotated[int, Field(ge=100)] = 2000
     calibration_bins: Annotated[int, Field(ge=2)] = 15
     seed: int = 0
+
+
+def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
+    """What the numbers of a run follow from, as a digest: settings, files, and the code that works them out."""
+    files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
+    code = [sha256_file(Path(__file__).with_name(name)) for name in CODE]
+    return digest({"settings": config.model_dump(mode="json"), "files": files, "code": code})
+
+
+def is_current(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
+    """Whether a run was evaluated on the evidence that there is now, and all that was written then is still there."""
+    return all(path.is_file() for path in (tables, *others)) and read_json(tables).get("evidence") == now
 
 
 def evaluate(
@@ -72,6 +98,7 @@ def evaluate(
         tables,
         {
             "run": predictions.stem,
+            "evidence": evidence(config, predictions=predictions, task=task, model=model),
             "made_from": read_json(model / "model.json"),
             "kind": methods.file.kind,
             "metric": metric,

@@ -1,26 +1,49 @@
-"""Evaluate a run: `python -m stages.evaluate digits_logistic`."""
+"""Evaluate the runs that changed: `python -m stages.evaluate`, or some by name: `… digits_logistic parity_logistic`."""
 
-from pipeline.evaluate import evaluate
+from typing import Any
+
+from pipeline.evaluate import EvaluateConfig, evaluate, evidence, is_current
+from pipeline.files import read_json
 from stages import project
 
 
 def main() -> None:
-    """Write `data/metrics/<run>.json` (numbers), `data/plots/<run>.json` (what the report draws), and two DVC plots."""
-    name, run = project.evaluated()
-    found = evaluate(
-        project.settings()["evaluate"],
-        predictions=project.PREDICTIONS / f"{name}.parquet",
-        task=project.TASKS / f"{run.task}.parquet",
-        model=project.MODELS / name,
-        numbers=project.METRICS / f"{name}.json",
-        tables=project.TABLES / f"{name}.json",
-        confusion=project.TABLES / "confusion" / f"{name}.csv",
-        curve=project.TABLES / "curves" / f"{name}.csv",
-    )
+    """Write `data/metrics/runs/<run>.json` (numbers), `data/plots/<run>.json` (what the report draws), two DVC plots.
+
+    Of a run that nothing changed for they stay as they are. What there is of runs that params.yaml has no more goes.
+    """
+    values = project.settings()
+    runs = project.runs(values)
+    for pattern in ("plots/*.json", "plots/*/*.csv", "metrics/runs/*.json"):
+        for path in project.DATA.glob(pattern):
+            if path.stem not in runs:
+                path.unlink()
+    for name in project.entries("evaluate", runs):
+        print(f"{name}: {_evaluated(values['evaluate'], name, runs[name].task)}")
+
+
+def _evaluated(config: EvaluateConfig, name: str, task: str) -> str:
+    """The numbers of a run in a line, measured if need be."""
+    tables = project.TABLES / f"{name}.json"
+    others = {
+        "numbers": project.NUMBERS / f"{name}.json",
+        "confusion": project.TABLES / "confusion" / f"{name}.csv",
+        "curve": project.TABLES / "curves" / f"{name}.csv",
+    }
+    made_from = {
+        "predictions": project.PREDICTIONS / f"{name}.parquet",
+        "task": project.TASKS / f"{task}.parquet",
+        "model": project.MODELS / name,
+    }
+    if is_current(evidence(config, **made_from), tables=tables, others=list(others.values())):
+        return f"{_line(read_json(others['numbers']))}, as before"
+    return _line(evaluate(config, **made_from, tables=tables, **others))
+
+
+def _line(found: dict[str, Any]) -> str:
     metric = found["metric"]
-    ends = [found[f"{metric}_{end}"] for end in ("low", "high")]
-    interval = "" if None in ends else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-    print(f"{name}: {metric} {found[metric]:.3f}{interval}")
+    ends = [found.get(f"{metric}_{end}") for end in ("low", "high")]
+    return f"{metric} {found[metric]:.3f}" + ("" if None in ends else f" [{ends[0]:.3f}, {ends[1]:.3f}]")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ TEACHERS = DATA / "teachers"
 PREDICTIONS = DATA / "predictions"
 CURVES = DATA / "curves"
 METRICS = DATA / "metrics"
+NUMBERS = METRICS / "runs"
 TABLES = DATA / "plots"
 COMPARISONS = DATA / "comparisons"
 REPORT = DATA / "report" / "index.html"
@@ -76,12 +77,18 @@ def settings(path: Path = PARAMS) -> dict[str, Any]:
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
     """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
-    return _named(section, settings()[section], argv)
+    arguments, named = _arguments(argv), settings()[section]
+    if len(arguments) != 1:
+        raise ConfigError(f"usage: python -m stages.{section} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
+    _known(section, arguments, named)
+    return arguments[0], named[arguments[0]]
 
 
-def evaluated() -> tuple[str, Any]:
-    """The run that `python -m stages.evaluate <name>` was called for, and its settings."""
-    return _named("evaluate", runs(settings()), None)
+def entries(stage: str, named: Mapping[str, Any], argv: list[str] | None = None) -> list[str]:
+    """The entries that a stage was called for, as `python -m stages.<stage> <name> …`: all where it names none."""
+    arguments = _arguments(argv)
+    _known(stage, arguments, named)
+    return arguments or list(named)
 
 
 def runs(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,13 +96,14 @@ def runs(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values["fit"], **values["finetune"], **values["distill"]}
 
 
-def _named(stage: str, named: Mapping[str, Any], argv: list[str] | None) -> tuple[str, Any]:
-    arguments = [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
-    if len(arguments) != 1:
-        raise ConfigError(f"usage: python -m stages.{stage} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
-    if arguments[0] not in named:
-        raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', arguments[0], named)}")
-    return arguments[0], named[arguments[0]]
+def _arguments(argv: list[str] | None) -> list[str]:
+    return [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
+
+
+def _known(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
+    for one in arguments:
+        if one not in named:
+            raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', one, named)}")
 
 
 def run(stage: Callable[[], None]) -> None:

@@ -291,33 +291,29 @@ def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
 GLOBAL = {"audit", "evaluate", "compare", "report"}
 """Sections that hold no names, but one set of values."""
 
-# One stage more for each section whose entries are runs, besides `fit`: DVC goes over one section at a time.
-EVALUATED = {"evaluate_finetune": "finetune", "evaluate_distill": "distill"}
-
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:
     files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project", "agreement"}
     library = {name.rstrip("/") for name in layers()}
     library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
-    assert set(DVC) - set(EVALUATED) == set(PARAMS) == files
-    assert set(DVC) - set(EVALUATED) <= library
+    assert set(DVC) == set(PARAMS) == files
+    assert set(DVC) <= library
 
 
 def test_the_table_of_sections_has_every_stage() -> None:
     from stages import project
 
     assert list(project.SECTIONS) == list(PARAMS)
-    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - {*GLOBAL, *EVALUATED}
+    assert {name for name, (_, named) in project.SECTIONS.items() if named} == set(DVC) - GLOBAL
 
 
 def test_a_stage_runs_its_own_module_over_its_own_section() -> None:
     for name, stage in DVC.items():
         body = stage.get("do", stage)
-        module = "evaluate" if name in EVALUATED else name
-        assert body["cmd"] == f"python -m stages.{module}" + (" ${key}" if "foreach" in stage else "")
-        over = {"audit": "split", "evaluate": "fit", **EVALUATED}.get(name, name)
-        assert stage.get("foreach") == (None if name in ("compare", "report") else f"${{{over}}}")
-        assert (module if module in GLOBAL else f"{name}.${{key}}") in body["params"]
+        assert body["cmd"] == f"python -m stages.{name}" + (" ${key}" if "foreach" in stage else "")
+        over = "split" if name == "audit" else name
+        assert stage.get("foreach") == (None if name in GLOBAL - {"audit"} else f"${{{over}}}")
+        assert (name if name in GLOBAL else f"{name}.${{key}}") in body["params"]
         assert body["desc"]
 
 
@@ -333,7 +329,9 @@ def deps_of(stage: str) -> list[str]:
 def outs_of(stage: str) -> list[str]:
     """The outs of a stage, a path for each entry: the names of runs tell the outs of several stages apart."""
     over = re.fullmatch(r"\$\{(\w+)\}", DVC[stage].get("foreach", ""))
-    outs = DVC[stage].get("do", DVC[stage])["outs"]
+    outs = [
+        path for out in DVC[stage].get("do", DVC[stage])["outs"] for path in ([out] if isinstance(out, str) else out)
+    ]
     return list(outs) if over is None else [out.replace("${key}", key) for out in outs for key in PARAMS[over[1]]]
 
 
@@ -372,8 +370,7 @@ PLUMBING = frozenset({"pipeline", "pipeline.errors", "pipeline.config", "stages"
 
 @pytest.mark.parametrize("stage", DVC)
 def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str) -> None:
-    start = f"stages.{'evaluate' if stage in EVALUATED else stage}"
-    needed = {short(module) for module in reached(start, functions=True, factories=True, without=PLUMBING)}
+    needed = {short(module) for module in reached(f"stages.{stage}", functions=True, factories=True, without=PLUMBING)}
     deps = [dep for dep in deps_of(stage) if dep.startswith(("pipeline/", "stages/"))]
 
     def covers(dep: str, path: str) -> bool:
@@ -382,6 +379,14 @@ def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str)
     assert [path for path in sorted(needed) if not any(covers(dep, path) for dep in deps)] == []
     assert [dep for dep in deps if not any(covers(dep, path) for path in needed)] == []
     assert len(deps) == len(set(deps))
+
+
+def test_evaluation_knows_the_code_that_dvc_starts_it_again_for() -> None:
+    from pipeline.evaluate import CODE
+
+    assert {f"pipeline/{name}" for name in CODE} | {"stages/evaluate.py"} == {*deps_of("evaluate")} - {
+        "data/predictions", "data/tasks", "data/models"
+    }  # fmt: skip
 
 
 # Names and docstrings ------------------------------------------------------------------------------------------------

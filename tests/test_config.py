@@ -463,6 +463,14 @@ def test_a_stage_that_is_called_wrongly_says_how_it_is_called() -> None:
             project.entry("prepare", arguments)
     with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of prepare 'digit'. Did you mean 'digits'\?"):
         project.entry("prepare", ["digit"])
+    with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of evaluate 'digit_logistic'. Did you mean"):
+        project.entries("evaluate", {"digits_logistic": 1}, ["digit_logistic"])
+
+
+def test_a_stage_over_all_entries_may_be_called_for_some() -> None:
+    runs = {"digits_logistic": 1, "digits_full": 2}
+    assert project.entries("evaluate", runs, ["--quiet"]) == list(runs)
+    assert project.entries("evaluate", runs, ["digits_full", "--quiet"]) == ["digits_full"]
 
 
 def stage(error: BaseException | None) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.evaluate import EvaluateConfig, Metric, evaluate, select
+from pipeline.evaluate import EvaluateConfig, Metric, evaluate, evidence, is_current, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.task import Kind, Task, column_of
@@ -245,6 +245,33 @@ def test_settings_reach_the_interval_and_the_bins(run: Run) -> None:
 def test_evaluating_twice_writes_the_same_numbers(run: Run) -> None:
     run.add("tap", right={"validation": 3, "test": 8}, of=ROWS)
     assert run.evaluate() == run.evaluate()
+
+
+def test_a_run_is_current_until_its_settings_its_files_or_what_was_written_change(run: Run) -> None:
+    run.add("tap", right={"validation": 3, "test": 8}, of=ROWS).evaluate()
+    made_from = {name: run.folder / path for name, path in MADE_FROM.items()}
+    tables, others = run.folder / "plots/run.json", [run.folder / "metrics/run.json"]
+
+    def current(config: EvaluateConfig = QUICK) -> bool:
+        return is_current(evidence(config, **made_from), tables=tables, others=others)
+
+    assert current()
+    assert not current(EvaluateConfig(resamples=101))
+    for path in (made_from["predictions"], made_from["task"], made_from["model"] / "model.json"):
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        assert not current()
+        path.write_bytes(before)
+        assert current()
+    others[0].unlink()
+    assert not current()
+    run.evaluate()
+    assert current()
+    tables.unlink()
+    assert not current()
+
+
+MADE_FROM = {"predictions": "run.parquet", "task": "pets.parquet", "model": "model"}
 
 
 # Heads, groups, levels, plots ----------------------------------------------------------------------------------------

@@ -47,7 +47,10 @@ class Samples:
         return len(self.keys)
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Some of the samples, in the order of `rows`."""
+        """Some of the samples, in the order of `rows`. A run of rows is not copied."""
+        if len(rows) and (np.diff(rows) == 1).all():
+            run = slice(int(rows[0]), int(rows[0]) + len(rows))
+            return Samples(self.keys[run], self.where.slice(run.start, len(rows)))
         return Samples(self.keys[rows], self.where.take(pa.array(rows)))
 
     def places(self) -> list[Place]:
