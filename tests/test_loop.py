@@ -403,37 +403,3 @@ def test_equal_validations_keep_the_first_epoch() -> None:
         history.add({"epoch": epoch, "validation_loss": loss}, config)
     assert history.best == 1
     assert not history.stopped
-
-
-# Several processes ---------------------------------------------------------------------------------------------------
-
-SEVERAL = """
-import os, sys, tuning
-from pathlib import Path
-import torch
-from pipeline.training.loop import train
-torch.set_num_threads(1)
-folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-found = tuning.backbone(folder / ("backbone" + os.environ.get("LOCAL_RANK", "0")))
-setting = tuning.setting(epochs=2, batch_size=7, accumulate=2, devices=devices, weights="last", learning_rate=0.1,
-                         optimiser="sgd", clip=0.5)
-frozen = tuning.all_of(found, batch_norm="frozen")
-train(found.module, tuning.samples(29), tuning.samples(15, seed=1), setting, frozen, folder=folder / "run")
-if setting.fabric.is_global_zero:
-    torch.save(found.module.state_dict(), folder / "weights.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    (tmp_path / "several.py").write_text(SEVERAL)
-    found = []
-    for devices in (1, 2):
-        folder = tmp_path / f"run{devices}"
-        folder.mkdir()
-        command = [sys.executable, str(tmp_path / "several.py"), str(folder), str(devices)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-        found.append(torch.load(folder / "weights.pt", weights_only=True))
-    one, two = found
-    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-5) for name in one)

@@ -223,11 +223,13 @@ def test_keys_sort_as_their_text_does(keys: list[str]) -> None:
     assert key_arrays.to_hex(np.unique(key_arrays.from_hex(keys))) == sorted(set(keys))
 
 
-@given(KEYS, st.lists(KEY))
-def test_finding_keys_is_what_a_dictionary_does(held: set[str], wanted: list[str]) -> None:
+@given(KEYS, st.lists(KEY), st.sampled_from([1, 3, key_arrays.TOGETHER]))
+def test_finding_keys_is_what_a_dictionary_does(held: set[str], wanted: list[str], together: int) -> None:
     wanted += sorted(held)[::2]
     places = {k: place for place, k in enumerate(sorted(held))}
-    found = key_arrays.find(key_arrays.from_hex(sorted(held)), key_arrays.from_hex(wanted))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(key_arrays, "TOGETHER", together)
+        found = key_arrays.find(key_arrays.from_hex(sorted(held)), key_arrays.from_hex(wanted))
     assert found.dtype == np.int64
     assert found.tolist() == [places.get(k, -1) for k in wanted]
 

@@ -424,35 +424,3 @@ def test_the_range_test_takes_a_student(tmp_path: Path) -> None:
     one = pupils.lesson(tmp_path, losses={"soft": {}, "hints": pupils.EVERYTHING["hints"]})
     tested = range_test(one.student, one.samples, one.setting, one.frozen)
     assert 1e-6 < tested.suggested <= 0.1
-
-
-SEVERAL = """
-import os, sys, pupils
-from pathlib import Path
-import torch
-from pipeline.training.loop import train
-torch.set_num_threads(1)
-folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-losses = {name: value for name, value in pupils.EVERYTHING.items() if name != "relational"}
-one = pupils.lesson(folder / os.environ.get("LOCAL_RANK", "0"), rows=29, losses=losses, batch_norm="frozen", epochs=2,
-                      batch_size=7, accumulate=2, devices=devices, weights="last", learning_rate=0.1, optimiser="sgd",
-                      clip=0.5)
-train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder / "run")
-if one.setting.fabric.is_global_zero:
-    torch.save(one.student.state_dict(), folder / "weights.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    (tmp_path / "several.py").write_text(SEVERAL)
-    found = []
-    for devices in (1, 2):
-        folder = tmp_path / f"run{devices}"
-        folder.mkdir()
-        command = [sys.executable, str(tmp_path / "several.py"), str(folder), str(devices)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
-        found.append(torch.load(folder / "weights.pt", weights_only=True))
-    one, two = found
-    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-5) for name in one)

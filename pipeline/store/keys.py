@@ -13,6 +13,7 @@ from pipeline.files import KEY_BYTES
 
 DTYPE = np.dtype(f"S{KEY_BYTES}")
 BLOCK = 65_536
+TOGETHER = 16_384  # keys that are looked up at once: what a lookup takes beside its answer does not grow with them
 VALUE_OF_DIGIT = np.full(256, 255, np.uint8)
 """The value of each hex digit, by its ASCII code; 255 where a byte is none."""
 for _value, _digit in enumerate("0123456789abcdef"):
@@ -86,9 +87,15 @@ def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """`find` among keys that are given by their halves."""
+    found = np.full(len(wanted), -1, dtype=np.int64)
+    if len(upper):
+        for start in range(0, len(wanted), TOGETHER):
+            found[start : start + TOGETHER] = _find(upper, lower, wanted[start : start + TOGETHER])
+    return found
+
+
+def _find(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     high, low = halves(wanted)
-    if len(upper) == 0:
-        return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(high, kind="stable")  # neighbours among the wanted then touch neighbouring memory
     places = np.empty(len(wanted), dtype=np.int64)
     places[order] = np.searchsorted(upper, high[order])
