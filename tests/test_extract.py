@@ -849,7 +849,7 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
             precision="float32",
             limits=Limits(),
             samples=read_samples(job.manifests, ("photos",)),
-            rows=np.arange(len(job.keys)),
+            runs=np.split(np.arange(len(job.keys)), [3, 4]),
             decoders=decoding(other),
         )
 
@@ -857,7 +857,7 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
 def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
-    rest = {"samples": read_samples(job.manifests, ("photos",)), "rows": np.arange(12), "decoders": decoding(backbone)}
+    rest = {"samples": read_samples(job.manifests, ("photos",)), "runs": [np.arange(12)], "decoders": decoding(backbone)}
     how = {"precision": "bfloat16", "limits": Limits()}
     found = oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
     assert found is not None
@@ -878,7 +878,7 @@ def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
         "backbone": backbone,
         "precision": "float32",
         "limits": Limits(),
-        "rows": np.arange(1),
+        "runs": [np.arange(1)],
         "decoders": decoding(backbone),
     }
     unknown = one_sample(content_key(b"unknown"), "x")

@@ -1,6 +1,6 @@
 """The oracle after an extraction: stored penultimate rows, through the network's own end, must give its logits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from pipeline.engines.parity import Limits
 from pipeline.extract.decoders import Decoders
 from pipeline.extract.feed import first_pixels
 from pipeline.extract.samples import Samples
-from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
 ROWS = 16
@@ -32,18 +31,17 @@ def check(
     precision: str,
     limits: Limits,
     samples: Samples,
-    rows: np.ndarray,
+    runs: Iterable[np.ndarray],
     decoders: Decoders,
 ) -> Mapping[str, float | int] | None:
-    """Replay the first stored ones among some rows of `samples`, and compare them with logits that are computed now.
+    """Replay the first stored ones among some runs of rows of `samples`; compare them with logits computed now.
 
     Returns what `check_replay` does, or None where no row can be compared. Raises BackboneError if a row is off.
     """
-    keys = samples.keys[rows]
-    stored = np.flatnonzero(key_arrays.find(features.key_array, keys) >= 0)[:ROWS]
+    stored = _first(features, samples, runs)
     if not len(stored) or LOGITS not in backbone.spec.taps:
         return None
-    chosen = samples.take(rows[stored])
+    chosen = samples.take(stored)
     pixels = first_pixels([chosen], decoders, count=len(stored), batch_size=len(stored))
     if len(pixels) < len(stored):  # a file changed meanwhile
         return None
@@ -58,3 +56,14 @@ def check(
         where=str(features.folder),
         cosine=limits.reduced_cosine if reduced else None,
     )
+
+
+def _first(features: Features, samples: Samples, runs: Iterable[np.ndarray]) -> np.ndarray:
+    """The first `ROWS` of some rows that are stored."""
+    found = np.empty(0, np.int64)
+    for rows in runs:
+        stored = rows[features.has(samples.keys[rows])]
+        found = np.concatenate([found, stored[: ROWS - len(found)]])
+        if len(found) == ROWS:
+            break
+    return found

@@ -220,7 +220,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             precision=request.config.precision,
             limits=request.config.limits,
             samples=request.samples,
-            rows=np.concatenate([unit.rows for unit in request.plan.units if tap in unit.taps]),
+            runs=(unit.rows for unit in request.plan.units if tap in unit.taps),
             decoders=worker.decoders,
         )
         if found:

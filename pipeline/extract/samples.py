@@ -37,7 +37,8 @@ BLOCK = 4096  # rows of which the places are looked up together
 class Samples:
     """Distinct keys (S16, sorted unless said otherwise), and where the bytes of each are: columns as in `WHERE`.
 
-    `container` and `offset` are null where a path is a file of its own.
+    `container` and `offset` are null where a path is a file of its own; a column that is null throughout may be of
+    Arrow's type for that, which takes no memory.
     """
 
     keys: np.ndarray
@@ -61,7 +62,7 @@ class Samples:
         """For an Arrow file."""
         kind = SCHEMA.field("key").type
         keys = pa.FixedSizeBinaryArray.from_buffers(kind, len(self), [None, pa.py_buffer(self.keys.tobytes())])
-        return pa.record_batch([keys, *self.where.columns], schema=SCHEMA)
+        return pa.record_batch([keys, *self.where.cast(WHERE).columns], schema=SCHEMA)
 
     @staticmethod
     def from_batch(batch: pa.RecordBatch) -> "Samples":
@@ -111,7 +112,7 @@ def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
     del blocks
     where = [_column(manifests, datasets, field, pa.array(first)) for field in WHERE]
     pa.default_memory_pool().release_unused()
-    return Samples(keys, pa.record_batch(where, schema=WHERE))
+    return Samples(keys, pa.record_batch(where, names=WHERE.names))
 
 
 def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: pa.Array) -> pa.Array:
@@ -119,7 +120,10 @@ def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: p
     is_category = pa.types.is_dictionary(field.type)
     columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
     blocks = [one.dictionary_encode() if is_category else one.cast(field.type) for one in columns]
-    return pa.chunked_array(blocks, field.type).unify_dictionaries().combine_chunks().take(rows)
+    whole = pa.chunked_array(blocks, field.type)
+    if whole.null_count == len(whole):
+        return pa.nulls(len(rows))
+    return whole.unify_dictionaries().combine_chunks().take(rows)
 
 
 def reading_order(samples: Samples) -> np.ndarray:
@@ -127,7 +131,7 @@ def reading_order(samples: Samples) -> np.ndarray:
     containers = samples.containers
     if containers is None:
         return np.arange(len(samples))
-    offsets = samples.where["offset"].fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = samples.where["offset"].cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
     order: np.ndarray = np.lexsort((offsets, containers))
     return order
 
