@@ -560,7 +560,8 @@ def test_settings_that_do_not_fit_the_root_are_errors(tmp_path: Path) -> None:
     refused("memory://b/nothing", r"memory://b/nothing: no such folder or list. Set `root` to what holds the files")
 
 
-def test_a_process_that_is_killed_is_an_error_that_says_where(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_is_an_error_that_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.prepare.examine.ALONE", 0.0)
     path = pack(tmp_path / "a.tar", pictures(*(f"{number}.png" for number in range(2000))))
 
     def kill(done: int, _: int) -> None:

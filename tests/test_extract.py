@@ -857,7 +857,11 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
 def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job: Job) -> None:
     job.extract(LAST)
     backbone = artefact.read(job.backbone)
-    rest = {"samples": read_samples(job.manifests, ("photos",)), "runs": [np.arange(12)], "decoders": decoding(backbone)}
+    rest = {
+        "samples": read_samples(job.manifests, ("photos",)),
+        "runs": [np.arange(12)],
+        "decoders": decoding(backbone),
+    }
     how = {"precision": "bfloat16", "limits": Limits()}
     found = oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
     assert found is not None

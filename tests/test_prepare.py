@@ -188,7 +188,11 @@ def test_the_list_of_excluded_files_has_their_sizes_where_they_were_opened(messy
     assert excluded["cat/gone.png"]["size"] == excluded["cat/.DS_Store"]["size"] == ""
 
 
-def test_preparing_twice_gives_the_same_bytes(messy: Outcome, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [0.0, 3600.0], ids=["processes", "no processes"])
+def test_preparing_twice_gives_the_same_bytes(
+    messy: Outcome, tmp_path: Path, alone: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.prepare.examine.ALONE", alone)
     again = prepared(messy.root, tmp_path, max_rejected=0.9)
     assert again.prepared == messy.prepared
     for name in ("rows", "files", "excluded"):

@@ -1,6 +1,10 @@
-"""Open samples, see that they are images and work out their keys: in processes, a few of them in memory at a time."""
+"""Open samples, see that they are images and work out their keys: in processes, a few of them in memory at a time.
+
+What is done within the first half second is done without: processes take longer to start than a small folder does.
+"""
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -26,14 +30,29 @@ CHUNK_ROWS = 64
 CHUNK_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 256 * 2**20
 CONNECTIONS = 16
+ALONE = 0.5  # seconds before processes are started
 
 
 def examine(rows: Iterable[tuple[int, Place]], check: str, *, where: str) -> Iterator[tuple[int, Answer]]:
     """Number and answer of each sample, in the order given; those of one container stand together, by their offsets.
 
-    Local files are read by the processes. Containers are read here, from front to back, and remote files over several
-    connections. Raises DataError where a process is killed.
+    Local files are read where they are checked. Containers are read here, from front to back, and remote files over
+    several connections. Raises DataError where a process is killed.
     """
+    end = time.monotonic() + ALONE
+    chunks = _chunks(rows)
+    for chunk, items in chunks:
+        for number, ((row, _), item) in enumerate(zip(chunk, items, strict=True)):
+            if time.monotonic() > end:
+                rest = itertools.chain([(chunk[number:], items[number:])], chunks)
+                yield from _by_processes(rest, check, where=where)
+                return
+            yield row, inspect_one(item, check)
+
+
+def _by_processes(
+    chunks: Iterable[tuple[list[tuple[int, Place]], list[Item]]], check: str, *, where: str
+) -> Iterator[tuple[int, Answer]]:
     with _processes() as pool:
         flying: deque[tuple[list[tuple[int, Place]], int, Future[list[Answer]]]] = deque()
 
@@ -45,7 +64,7 @@ def examine(rows: Iterable[tuple[int, Place]], check: str, *, where: str) -> Ite
                 raise DataError(_killed(where, [place for _, place in chunk])) from None
             yield from ((row, answer) for (row, _), answer in zip(chunk, answers, strict=True))
 
-        for chunk, items in _chunks(rows):
+        for chunk, items in chunks:
             weight = sum(len(item) for item in items if isinstance(item, bytes))
             while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
                 yield from land()
@@ -59,8 +78,13 @@ def examine(rows: Iterable[tuple[int, Place]], check: str, *, where: str) -> Ite
 
 
 def inspect_many(items: Sequence[Item], check: str) -> list[Answer]:
-    """`inspect` of local files, `judge` of bytes."""
-    return [inspect(item, check) if isinstance(item, str) else judge(item, check) for item in items]
+    """`inspect_one` of each."""
+    return [inspect_one(item, check) for item in items]
+
+
+def inspect_one(item: Item, check: str) -> Answer:
+    """`inspect` of a local file, `judge` of bytes."""
+    return inspect(item, check) if isinstance(item, str) else judge(item, check)
 
 
 def inspect(path: str, check: str) -> Answer:
