@@ -2,14 +2,16 @@
 
     ICECORE_ASSETS=… python benchmarks/photos.py
     ICECORE_ASSETS=… python benchmarks/photos.py --domains amazon webcam caltech
+    ICECORE_ASSETS=… python benchmarks/photos.py --ways pixels --starts probe
     python benchmarks/photos.py --images 60 --train 2 --validation 1 --test 2 --size 64 --epochs 1    to see it work
 
-Ten classes of Office-Caltech, photos of one domain, or of several pooled. Each method has a few settings (the probe its
-C, a network its learning rate); that with the best validation accuracy is reported on test rows, which choose nothing.
-Fine-tuning should reach the accuracy of the probe less one point. LP-FT starts from the probe with its C, the convex
-solution on the last features, instead of a new classifier (Kumar et al. 2022). The published recipe chooses nothing:
-SGD with the values that Li et al. 2020 ("Rethinking the hyperparameters for fine-tuning", section 1) call the usual
-ones, random crops and flips, BatchNorm in training, and a learning rate that falls twice.
+Ten classes of Office-Caltech, photos of one domain, or of several pooled. Each method has a few settings (the probe
+its C, a network its learning rate); that with the best validation accuracy is reported on test rows, which choose
+nothing. Fine-tuning should reach the accuracy of the probe less one point; from pixels images are flipped at random.
+LP-FT starts from the probe with its C, the convex solution on the last features, instead of a new classifier (Kumar et
+al. 2022). The published recipe chooses nothing: SGD with the values that Li et al. 2020 ("Rethinking the
+hyperparameters for fine-tuning", section 1) call the usual ones, random crops and flips, BatchNorm in training, and a
+learning rate that falls twice.
 """
 
 import argparse
@@ -28,11 +30,12 @@ from pipeline.task import Task
 from pipeline.training.loop import measure
 
 CUTS = ("features.13", "features.17")
-LAST, PROBE = "penultimate", "probe"
+LAST, PROBE, RECIPE = "penultimate", "probe", "recipe"
+PIXELS = "pixels"
 RATES = (0.00003, 0.0001, 0.0004)
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-RECIPE: dict[str, Any] = {
-    "input": "pixels",
+PUBLISHED: dict[str, Any] = {
+    "input": PIXELS,
     "optimiser": "sgd",
     "learning_rate": 0.01,
     "momentum": 0.9,
@@ -86,6 +89,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=25, help="rows a class")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--size", type=int, help="of the images, px; by default that of the weights")
+    parser.add_argument("--ways", nargs="+", choices=(PIXELS, *CUTS, RECIPE), default=[PIXELS, *CUTS, RECIPE])
+    parser.add_argument("--starts", nargs="+", choices=("backbone", PROBE), default=["backbone", PROBE])
     given = parser.parse_args()
     data = "+".join(given.domains) if pictures.assets() else "drawn"
     sizes = {"train": given.train, "validation": given.validation, "test": given.test}
@@ -99,15 +104,16 @@ def main() -> None:
         *found, strength = probe(place)
         show("linear probe", *found, time.perf_counter() - start)
         place.probe(PROBE, LAST, C=strength, max_iter=2000)
-        ways: dict[str, Any] = {"all of it, from pixels": {"input": "pixels"}}
-        ways |= {f"from {node}, stored": {"input": "features", "tap": named(node)} for node in CUTS}
-        for name, way in ways.items():
-            for first, begin in (("", {}), ("LP-FT, ", {"start": PROBE})):
+        ways: dict[str, dict[str, Any]] = {node: {"input": "features", "tap": named(node)} for node in CUTS}
+        ways[PIXELS] = {"input": PIXELS, "augment": [{"name": "horizontal_flip"}]}
+        for way in given.ways:
+            for begin in given.starts if way in ways else ():
                 start = time.perf_counter()
-                found = tune(place, **shared, **way, **begin)
-                show(first + name, *found, time.perf_counter() - start)
-        start = time.perf_counter()
-        show("published recipe", *trained(place, **shared, **RECIPE), time.perf_counter() - start)
+                found = tune(place, **shared, **ways[way], start=begin)
+                show(f"{'LP-FT, ' if begin == PROBE else ''}from {way}", *found, time.perf_counter() - start)
+        if RECIPE in given.ways:
+            start = time.perf_counter()
+            show("published recipe", *trained(place, **shared, **PUBLISHED), time.perf_counter() - start)
 
 
 def show(name: str, validation: float, test: float, chosen: str, seconds: float) -> None:
