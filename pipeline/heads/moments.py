@@ -17,6 +17,7 @@ from pipeline.heads.rows import BLOCK_BYTES, blocks, is_source
 from pipeline.heads.sums import MOST_NAMED, Moments
 
 BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred, one read and one read ahead
+NUMBERED = 65_536  # rows whose classes are looked up at once
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
 
 
@@ -59,14 +60,14 @@ def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarra
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
     """
     rows = X.shape[0]
-    groups, targets = np.zeros(rows, dtype=np.int32), np.zeros((rows, 0))
+    groups, targets = np.broadcast_to(np.int32(0), rows), np.zeros((rows, 0))
     if y is not None and len(y) != rows:
         raise HeadError(f"training rows: expected {rows:,} targets, one a row, got {len(y):,}. Give them in one order.")
     if classes is not None:
         classes, groups = _numbered(y, np.asarray(classes))
     elif y is not None:
         targets = np.array(y, dtype=np.float64).reshape(rows, -1)
-    given = np.ones(rows) if weights is None else np.array(weights, dtype=np.float64)
+    given = np.broadcast_to(np.float64(1), rows) if weights is None else np.array(weights, dtype=np.float64)
 
     def summed(source: Any) -> Moments:
         pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
@@ -105,11 +106,15 @@ def _pivot(X: Any) -> np.ndarray:
 
 
 def _numbered(y: Any, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The classes, sorted, and the number of each row's."""
-    known = np.sort(classes)
-    labels = np.asarray(y)
-    found = np.searchsorted(known, labels).clip(max=len(known) - 1).astype(np.int32)
-    if wrong := sorted(set(map(str, labels[known[found] != labels]))):
-        names = ", ".join(wrong[:MOST_NAMED])
+    """The classes, sorted, and the number of each row's; a part of the rows at a time, so that nothing else is held."""
+    known, labels = np.sort(classes), np.asarray(y)
+    found, wrong = np.empty(len(labels), dtype=np.int32), set[str]()
+    for start in range(0, len(labels), NUMBERED):
+        some = labels[start : start + NUMBERED]
+        numbers = np.searchsorted(known, some).clip(max=len(known) - 1)
+        wrong.update(map(str, some[known[numbers] != some]))
+        found[start : start + NUMBERED] = numbers
+    if wrong:
+        names = ", ".join(sorted(wrong)[:MOST_NAMED])
         raise HeadError(f"training rows: expected the classes of the task, got {names} as well. Name every class.")
     return known, found
