@@ -381,6 +381,16 @@ def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str)
     assert len(deps) == len(set(deps))
 
 
+def test_the_lock_has_no_stage_that_is_gone() -> None:
+    """DVC keeps what it knows of removed stages, and writes all of dvc.lock after each stage."""
+    known = {
+        entry
+        for name, stage in DVC.items()
+        for entry in ([f"{name}@{key}" for key in PARAMS[stage["foreach"][2:-1]]] if "foreach" in stage else [name])
+    }
+    assert set(yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]) - known == set()
+
+
 def test_evaluation_knows_the_code_that_dvc_starts_it_again_for() -> None:
     from pipeline.evaluate import CODE
 
