@@ -1,5 +1,7 @@
 """Evaluate the runs that changed: `python -m stages.evaluate`, or some by name: `… digits_logistic parity_logistic`."""
 
+import itertools
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.evaluate import EvaluateConfig, evaluate, evidence, is_current
@@ -14,12 +16,18 @@ def main() -> None:
     """
     values = project.settings()
     runs = project.runs(values)
-    for pattern in ("plots/*.json", "plots/*/*.csv", "metrics/runs/*.json"):
-        for path in project.DATA.glob(pattern):
-            if path.stem not in runs:
-                path.unlink()
-    for name in project.entries("evaluate", runs):
+    names = project.entries("evaluate", runs)
+    forget_all_but(runs)
+    for name in names:
         print(f"{name}: {_evaluated(values['evaluate'], name, runs[name].task)}")
+
+
+def forget_all_but(runs: Collection[str]) -> None:
+    """Remove what was written of other runs."""
+    found = (project.NUMBERS.glob("*.json"), project.TABLES.glob("*.json"), project.TABLES.glob("*/*.csv"))
+    for path in itertools.chain(*found):
+        if path.stem not in runs:
+            path.unlink()
 
 
 def _evaluated(config: EvaluateConfig, name: str, task: str) -> str:

@@ -19,6 +19,7 @@ from pipeline.evaluate import EvaluateConfig, Metric, evaluate, evidence, is_cur
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.task import Kind, Task, column_of
+from stages.evaluate import forget_all_but
 
 CLASSES = ["ape", "bee", "cat"]
 QUICK = EvaluateConfig(resamples=100)
@@ -269,6 +270,19 @@ def test_a_run_is_current_until_its_settings_its_files_or_what_was_written_chang
     assert current()
     tables.unlink()
     assert not current()
+
+
+def test_what_was_written_of_runs_that_are_gone_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = ("metrics/runs/{}.json", "plots/{}.json", "plots/confusion/{}.csv", "plots/curves/{}.csv")
+    kept, gone = ([tmp_path / "data" / place.format(name) for place in places] for name in ("kept", "gone"))
+    other = tmp_path / "data/metrics/extract/gone.json"
+    for path in (*kept, *gone, other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    forget_all_but({"kept"})
+    assert all(path.exists() for path in (*kept, other))
+    assert not any(path.exists() for path in gone)
 
 
 MADE_FROM = {"predictions": "run.parquet", "task": "pets.parquet", "model": "model"}

@@ -68,7 +68,7 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
         "finetune": {},
         "teach": {},
         "distill": {},
-        "prepare": {name: root | {"check": "header"} for name, root in roots.items()},  # they are decoded once, later
+        "prepare": roots,
         "freeze": {
             "mobilenet": {
                 "source": "torchvision",

@@ -186,7 +186,7 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
 
 def _spread(*parts: list[float], shared: bool) -> float:
     """Half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
-    from scipy.special import stdtrit  # the quantile; scipy.stats would take 50 MB and a second more to load
+    from scipy.special import stdtrit  # the quantile; scipy.stats is large, and slow to load
 
     halves = [  # of Student's t, two-sided 95 %
         float(stdtrit(len(part) - 1, 0.975) * np.std(part, ddof=1)) / len(part) ** 0.5
