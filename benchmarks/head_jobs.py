@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,19 @@ def write(folder: Path, rows: int, width: int, classes: int, *, seed: int = 0) -
     every = np.concatenate(held)
     index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=np.sort(every), rejected={})
     np.save(folder / "keys.npy", every)
-    np.save(folder / "classes.npy", np.concatenate(labels))
+    np.save(folder / "classes.npy", np.concatenate(labels).astype(np.int32))
 
 
 def opened(folder: Path, start: int, stop: int) -> tuple[Rows, np.ndarray]:
     """Some rows in the order of the disk as a row source, and their classes."""
-    keys = np.load(folder / "keys.npy")[start:stop]
-    return Rows([Features.open(folder)], keys), np.load(folder / "classes.npy")[start:stop]
+    keys, classes = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop] for name in ("keys", "classes"))
+    return Rows([features(folder)], np.asarray(keys)), np.array(classes)
+
+
+@cache
+def features(folder: Path) -> Features:
+    """The features, opened once in a process."""
+    return Features.open(folder)
 
 
 def ridge(folder: Path, *, rows: int, test: int) -> dict[str, Any]:
@@ -159,9 +166,9 @@ def count_passes() -> Callable[[], int]:
     passes = [0]
     measure, at, searching = Loss._measure, Loss.at, optimize.minimize
 
-    def measured(self: Loss, **options: Any) -> None:
+    def measured(self: Loss, *given: Any, **options: Any) -> None:
         passes[0] += 1
-        measure(self, **options)
+        measure(self, *given, **options)
 
     def counted(self: Loss, *point: Any) -> Any:
         passes[0] += 1

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.covariance import shrunk_covariance
 
 from pipeline.errors import HeadError
-from pipeline.heads.labels import labels_of
+from pipeline.heads.labels import labels_of, numbered
 from pipeline.heads.moments import moments_of
 from pipeline.heads.pieces import each
 from pipeline.heads.rows import checked
@@ -128,7 +128,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if X is None:
             raise HeadError("discriminant analysis, shrinkage 'auto': expected the rows for a second pass, got none.")
-        groups = np.searchsorted(self.classes_, y)
+        groups = numbered(np.asarray(y), self.classes_)
         fourth = sum(each(X, _fourth, (groups,), (self.means_, scale)))
         count, width = len(groups), len(scale)
         square, mean = float((covariance**2).sum()), float(np.trace(covariance)) / width

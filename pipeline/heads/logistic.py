@@ -9,10 +9,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.heads.descent import ahead, minimise
-from pipeline.heads.labels import labels_of
+from pipeline.heads.labels import labels_of, numbered, weights_of
 from pipeline.heads.logistic_loss import Loss, Point
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
@@ -124,8 +123,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         self._validate_params()
         X = checked(self, X, fitting=True)
         y, classes = labels_of(self, X, y)
-        codes = np.searchsorted(classes, y)
-        weights = compute_sample_weight(self.class_weight, y)
+        codes, weights = numbered(y, classes), weights_of(self.class_weight, y)
         self.classes_ = classes
         return Loss(X, codes, weights, classes=len(classes), intercept=self.fit_intercept, standardize=self.standardize)
 

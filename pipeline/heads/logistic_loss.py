@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.heads.moments import moments_of
 from pipeline.heads.rows import BLOCK_BYTES, blocks
+from pipeline.heads.sums import Moments
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,26 @@ class Point:
 class Loss:
     """The loss over some rows and their classes; counts its passes.
 
-    X is a checked array or a row source, `codes` (rows,) the number of each row's class, `weights` (rows,). Rows are
-    centred where there is an intercept, which changes no optimum, and divided by their standard deviations as well
-    where they are to be standardized.
+    X is a checked array or a row source, `codes` (rows,) the number of each row's class, `weights` (rows,) or None
+    where all rows have the same. Rows are centred where there is an intercept, which changes no optimum, and divided by
+    their standard deviations as well where they are to be standardized.
     """
 
     def __init__(
-        self, X: Any, codes: np.ndarray, weights: np.ndarray, *, classes: int, intercept: bool, standardize: bool
+        self, X: Any, codes: np.ndarray, weights: np.ndarray | None, *, classes: int, intercept: bool, standardize: bool
     ) -> None:
-        self.X, self.codes, self.weights, self.classes, self.with_intercept = X, codes, weights, classes, intercept
+        self.X, self.codes, self.classes, self.with_intercept = X, codes, classes, intercept
+        self.weights = np.broadcast_to(np.float64(1), len(codes)) if weights is None else weights
         self.columns = 1 if classes == 2 else classes
-        self.total = float(weights.sum())
+        self.total = float(self.weights.sum())
         self.passes, self.rounding = 1, 0.0
-        self._measure(standardize=standardize)
-        own = np.bincount(codes, weights, minlength=classes) / self.total
+        moments = moments_of(X, codes, classes=np.arange(classes), weights=weights)
+        self._measure(moments, standardize=standardize)
+        own = moments.weights / self.total
         self.shares = own[1:] if classes == 2 else own
 
-    def _measure(self, *, standardize: bool) -> None:
-        """The first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
-        moments = moments_of(self.X, self.codes, classes=np.arange(self.classes), weights=self.weights)
+    def _measure(self, moments: Moments, *, standardize: bool) -> None:
+        """From the first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
         centred = self.with_intercept or standardize
         self.center = moments.mean if centred else np.zeros(moments.width)
         self.scale = moments.scale if standardize else np.ones(moments.width)

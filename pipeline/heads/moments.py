@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError
+from pipeline.heads.labels import numbered
 from pipeline.heads.pieces import Over, Span, each, part
 from pipeline.heads.rows import BLOCK_BYTES, blocks, is_source
-from pipeline.heads.sums import MOST_NAMED, Moments
+from pipeline.heads.sums import Moments
 
 BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred, one read and one read ahead
-NUMBERED = 65_536  # rows whose classes are looked up at once
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
 
 
@@ -64,7 +64,8 @@ def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarra
     if y is not None and len(y) != rows:
         raise HeadError(f"training rows: expected {rows:,} targets, one a row, got {len(y):,}. Give them in one order.")
     if classes is not None:
-        classes, groups = _numbered(y, np.asarray(classes))
+        classes = np.sort(classes)
+        groups = numbered(np.asarray(y), classes)
     elif y is not None:
         targets = np.array(y, dtype=np.float64).reshape(rows, -1)
     given = np.broadcast_to(np.float64(1), rows) if weights is None else np.array(weights, dtype=np.float64)
@@ -103,18 +104,3 @@ def _pivot(X: Any) -> np.ndarray:
     most = min(PIVOT_ROWS, X.shape[0])
     _, first = next(blocks(Span(X, 0, most) if is_source(X) else X[:most]))
     return np.asarray(first.mean(axis=0, dtype=np.float64).astype(first.dtype))
-
-
-def _numbered(y: Any, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The classes, sorted, and the number of each row's; a part of the rows at a time, so that nothing else is held."""
-    known, labels = np.sort(classes), np.asarray(y)
-    found, wrong = np.empty(len(labels), dtype=np.int32), set[str]()
-    for start in range(0, len(labels), NUMBERED):
-        some = labels[start : start + NUMBERED]
-        numbers = np.searchsorted(known, some).clip(max=len(known) - 1)
-        wrong.update(map(str, some[known[numbers] != some]))
-        found[start : start + NUMBERED] = numbers
-    if wrong:
-        names = ", ".join(sorted(wrong)[:MOST_NAMED])
-        raise HeadError(f"training rows: expected the classes of the task, got {names} as well. Name every class.")
-    return known, found

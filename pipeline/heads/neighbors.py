@@ -10,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d
 
 from pipeline.errors import HeadError
+from pipeline.heads.labels import classes_of, numbered
 from pipeline.heads.nearest import Metric, nearest
 from pipeline.heads.rows import checked, is_source
 
@@ -91,7 +92,8 @@ class StreamingKNeighborsClassifier(ClassifierMixin, _StreamingNeighbors):  # ty
         y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
         check_classification_targets(y)
         self._keep(X, y)
-        self.classes_, self.codes_ = np.unique(y, return_inverse=True)
+        self.classes_ = classes_of(y)
+        self.codes_ = numbered(y, self.classes_)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

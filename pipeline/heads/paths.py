@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.heads import device
+from pipeline.heads.labels import weights_of
 from pipeline.heads.starts import starts
 
 Candidate = tuple[Any | None, str | None]
@@ -149,12 +150,11 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
 def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Targets (rows, columns) as the ridge heads of scikit-learn see them, and the weight of each row."""
     from sklearn.preprocessing import LabelBinarizer
-    from sklearn.utils.class_weight import compute_sample_weight
 
     if type(head).__name__ == "Ridge":
         return y.reshape(len(y), -1).astype(np.float64), None
-    weights = None if head.class_weight is None else compute_sample_weight(head.class_weight, y)
-    return LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64), weights
+    targets = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64)
+    return targets, weights_of(head.class_weight, y)
 
 
 def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:

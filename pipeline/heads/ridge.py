@@ -9,12 +9,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import HeadError
-from pipeline.heads.labels import labels_of, numbers_of
+from pipeline.heads.labels import labels_of, numbers_of, weights_of
 from pipeline.heads.moments import moments_of
 from pipeline.heads.ridge_path import factorise
 from pipeline.heads.rows import checked
@@ -159,7 +158,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         else:
             given, classes = labels_of(self, X, y)
             targets = given
-        weights = None if self.class_weight is None else compute_sample_weight(self.class_weight, given)
+        weights = weights_of(self.class_weight, given)
         return self.fit_moments(moments_of(X, targets, classes=classes, weights=weights))
 
     def fit_moments(self, moments: Moments) -> Self:

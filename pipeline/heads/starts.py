@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.heads.descent import ahead, minimise, onward
+from pipeline.heads.labels import classes_of, numbered, weights_of
 from pipeline.heads.logistic_loss import Loss, Point
 
 Start = tuple[np.ndarray, np.ndarray]
@@ -36,10 +37,8 @@ def starts(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[
 
 
 def _along(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Start]:
-    from sklearn.utils.class_weight import compute_sample_weight
-
-    classes, codes = np.unique(y, return_inverse=True)
-    weights = compute_sample_weight(head.class_weight, y)
+    classes = classes_of(y)
+    codes, weights = numbered(y, classes), weights_of(head.class_weight, y)
     loss = Loss(X, codes, weights, classes=len(classes), intercept=head.fit_intercept, standardize=False)
     path: list[Point] = []
     for value in values:

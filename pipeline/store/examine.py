@@ -21,7 +21,7 @@ class Places:
     keys: int
     features: int | None
     chunks: tuple[tuple[int, int], ...] | None
-    checksums: np.ndarray
+    checksums: int
     scale: np.ndarray | None
 
 
@@ -43,7 +43,7 @@ def examine(path: Path, record: ShardRecord, layout: Layout) -> Places:
                 keys=offsets["keys"],
                 features=offsets.get("features"),
                 chunks=chunks,
-                checksums=datasets["checksums"][:],
+                checksums=offsets["checksums"],
                 scale=datasets["scale"][:] if "scale" in datasets else None,
             )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -50,7 +50,7 @@ class Shard:
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps of the file are made anew in the process that needs them.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_bytes", "_dense")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_bytes", "_dense", "_sums")}
 
     def __len__(self) -> int:
         return self.record.rows
@@ -115,7 +115,9 @@ class Shard:
             rows.stop // size if rows.stop < len(self) else self.layout.blocks(len(self)),
         )
         inside = view[(first * size - rows.start) * row_bytes : (last * size - rows.start) * row_bytes]
-        self._verify(np.arange(first, last), cut(inside, size * row_bytes))
+        width = self._sums.itemsize
+        sums = os.pread(descriptor, max(0, last - first) * width, self._places.checksums + first * width)
+        self._verify(np.arange(first, last), cut(inside, size * row_bytes), np.frombuffer(sums, self._sums.dtype))
         edges = sorted({rows.start // size, (rows.stop - 1) // size} - set(range(first, last)))
         self._verify(np.array(edges, dtype=np.int64), map(self._block, edges))
 
@@ -149,10 +151,9 @@ class Shard:
         start = self._places.features
         return memoryview(self._bytes)[start + number * size : start + min((number + 1) * size, end)]
 
-    def _verify(self, blocks: np.ndarray, data: Iterable[memoryview]) -> None:
-        """Raise StoreError if the bytes of some blocks do not fit their checksums."""
-        found = checksums(data)
-        wrong = np.flatnonzero(found != self._places.checksums[blocks])
+    def _verify(self, blocks: np.ndarray, data: Iterable[memoryview], sums: np.ndarray | None = None) -> None:
+        """Raise StoreError if the bytes of some blocks do not fit their checksums, or those given as `sums`."""
+        wrong = np.flatnonzero(checksums(data) != (self._sums[blocks] if sums is None else sums))
         if len(wrong):
             raise self._damaged(int(blocks[wrong[0]]), "it does not fit its checksum")
 
@@ -165,6 +166,11 @@ class Shard:
     def _bytes(self) -> mmap.mmap:
         with self.path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        """The checksums where they lie in the file. A pass reads its part of them: pages that are mapped stay held."""
+        return np.frombuffer(self._bytes, "<u8", count=self.layout.blocks(len(self)), offset=self._places.checksums)
 
     @cached_property
     def _dense(self) -> np.ndarray:
