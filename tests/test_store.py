@@ -1065,6 +1065,22 @@ def test_a_window_of_a_shuffle_is_bounded(tmp_path: Path) -> None:
     assert seen != keys
 
 
+def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "MAPS", 4)
+    found = store(tmp_path, *([number] for number in range(40)))
+    keys = [key(number) for number in reversed(range(40))]
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    for _ in range(2):  # one by one, which maps the shards; the second time those that gave their maps back
+        assert np.array_equal(found.load(keys), rows_of(keys))
+        assert descriptors() <= before + 4
+    assert np.array_equal(np.concatenate([rows for _, rows in found.batches(7)]), rows_of(found.keys))
+    assert descriptors() <= before + 4
+
+
 def test_features_go_to_other_processes_and_other_libraries(features: Features, tmp_path: Path) -> None:
     import pickle
 

@@ -2,11 +2,14 @@
 
 Opening trusts nothing. The digest is checked before HDF5 sees the file; then `examine` refuses whatever a shard has no
 use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is kept, so threads
-and forked processes may share an open shard.
+and forked processes may share an open shard. Single rows are read through a map of the file; of the open shards no more
+than `MAPS` have one.
 """
 
 import mmap
 import os
+import weakref
+from collections import deque
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +25,10 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK, decode
 from pipeline.store.examine import examine
 from pipeline.store.layout import REMEDY, Layout, ShardRecord, checksums, cut
+
+MAPS = 256  # at once in a process: each takes a file descriptor, of which a process has 1,024 by default
+SUM = np.dtype("<u8")
+OF_MAP = ("_bytes", "_dense", "_sums")
 
 
 def verify(path: Path, record: ShardRecord, *, whole: bool = True) -> None:
@@ -50,7 +57,7 @@ class Shard:
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps of the file are made anew in the process that needs them.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_bytes", "_dense", "_sums")}
+        return {name: value for name, value in self.__dict__.items() if name not in OF_MAP}
 
     def __len__(self) -> int:
         return self.record.rows
@@ -115,9 +122,9 @@ class Shard:
             rows.stop // size if rows.stop < len(self) else self.layout.blocks(len(self)),
         )
         inside = view[(first * size - rows.start) * row_bytes : (last * size - rows.start) * row_bytes]
-        width = self._sums.itemsize
+        width = SUM.itemsize  # read and not mapped: pages of a map stay in memory
         sums = os.pread(descriptor, max(0, last - first) * width, self._places.checksums + first * width)
-        self._verify(np.arange(first, last), cut(inside, size * row_bytes), np.frombuffer(sums, self._sums.dtype))
+        self._verify(np.arange(first, last), cut(inside, size * row_bytes), np.frombuffer(sums, SUM))
         edges = sorted({rows.start // size, (rows.stop - 1) // size} - set(range(first, last)))
         self._verify(np.array(edges, dtype=np.int64), map(self._block, edges))
 
@@ -165,12 +172,18 @@ class Shard:
     @cached_property
     def _bytes(self) -> mmap.mmap:
         with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            made = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _mapped.append(weakref.ref(self))
+        while len(_mapped) > MAPS:
+            oldest = _mapped.popleft()()
+            for name in OF_MAP if oldest is not None else ():
+                oldest.__dict__.pop(name, None)
+        return made
 
     @cached_property
     def _sums(self) -> np.ndarray:
-        """The checksums where they lie in the file. A pass reads its part of them: pages that are mapped stay held."""
-        return np.frombuffer(self._bytes, "<u8", count=self.layout.blocks(len(self)), offset=self._places.checksums)
+        """All checksums, where they lie in the file."""
+        return np.frombuffer(self._bytes, SUM, count=self.layout.blocks(len(self)), offset=self._places.checksums)
 
     @cached_property
     def _dense(self) -> np.ndarray:
@@ -178,3 +191,6 @@ class Shard:
         count = self.record.rows * int(np.prod(self.layout.shape))
         flat = np.frombuffer(self._bytes, ON_DISK[self.layout.dtype], count=count, offset=self._places.features)
         return flat.reshape(self.record.rows, *self.layout.shape)
+
+
+_mapped: deque[weakref.ref[Shard]] = deque()  # those with a map of their file, the oldest first
