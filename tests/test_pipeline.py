@@ -75,36 +75,6 @@ def test_the_plots_of_dvc_are_drawn_without_a_network(project: Project) -> None:
     assert '"labels": "5"' in page
 
 
-def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Project) -> None:
-    project.settle(listed())
-    params = listed()
-    params["extract"]["glyphs"]["taps"]["whole"] = {"node": "block2", "dtype": "float32"}
-    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
-    params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
-    real = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["freeze"]["small"] = real["freeze"]["small"] | {"arguments": {"classes": 10, "widths": [4, 4]}}
-    params["teach"] = {"tuned": {"run": "tuned", "backbone": "glyphs", "datasets": ["digits"]}}
-    student = real["distill"]["student_tuned"] | {"labels_per_class": [5], "epochs": 1}
-    params["distill"] = {"student": student}
-    ran, output = project.repro(params)
-    runs = ("tuned", "from_block2")
-    assert {"extract@glyphs", *(f"finetune@{run}" for run in runs)} <= {*ran}
-    assert {"freeze@small", "teach@tuned", "distill@student", "evaluate"} <= {*ran}
-    assert re.search(r"^digits_logistic: accuracy .*, as before$", output, re.MULTILINE)
-    assert re.search(r"^student: accuracy [^,]*, [^,]*$", output, re.MULTILINE)
-    assert re.search(r"^n5-draw0: \d+ samples an epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
-    assert project.read("data/models/student/model.json")["teachers"][0]["run"] == "tuned"
-    assert list(project.read("data/metrics/distill/student.json")["teachers"]) == ["tuned"]
-    assert re.search(r"^block2: 50 rows, .* stored; ", output, re.MULTILINE)
-    for run in runs:
-        made = project.read(f"data/models/{run}/model.json")
-        assert made["fits"][0]["frozen"]["before"] == made["fits"][0]["frozen"]["after"]
-        assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
-        assert project.read(f"data/metrics/runs/{run}.json")["test_rows"] > 50
-    comparisons = (project.root / "data/comparisons/digits.json").read_text()
-    assert all(run in comparisons for run in (*runs, "student", "digits_logistic"))
-
-
 def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     project.settle(listed())
     path = project.root / "digits.csv"
@@ -138,6 +108,35 @@ def test_another_head_and_another_task_run_their_own_stages_and_extract_nothing(
     audit = project.read("data/tasks/parity.audit.json")
     assert list(audit["classes"]["test"]) == ["even", "odd"]
     assert audit["near_duplicates"]["tap"] == "penultimate"
+
+
+def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Project) -> None:
+    params = listed()
+    params["extract"]["glyphs"]["taps"]["whole"] = {"node": "block2", "dtype": "float32"}
+    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
+    params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
+    real = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["freeze"]["small"] = real["freeze"]["small"] | {"arguments": {"classes": 10, "widths": [4, 4]}}
+    params["teach"] = {"tuned": {"run": "tuned", "backbone": "glyphs", "datasets": ["digits"]}}
+    student = real["distill"]["student_tuned"] | {"labels_per_class": [5], "epochs": 1}
+    params["distill"] = {"student": student}
+    ran, output = project.repro(params)
+    runs = ("tuned", "from_block2")
+    assert {"extract@glyphs", *(f"finetune@{run}" for run in runs)} <= {*ran}
+    assert {"freeze@small", "teach@tuned", "distill@student", "evaluate"} <= {*ran}
+    assert re.search(r"^digits_logistic: accuracy .*, as before$", output, re.MULTILINE)
+    assert re.search(r"^student: accuracy [^,]*, [^,]*$", output, re.MULTILINE)
+    assert re.search(r"^n5-draw0: \d+ samples an epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
+    assert project.read("data/models/student/model.json")["teachers"][0]["run"] == "tuned"
+    assert list(project.read("data/metrics/distill/student.json")["teachers"]) == ["tuned"]
+    assert re.search(r"^block2: 50 rows, .* stored; ", output, re.MULTILINE)
+    for run in runs:
+        made = project.read(f"data/models/{run}/model.json")
+        assert made["fits"][0]["frozen"]["before"] == made["fits"][0]["frozen"]["after"]
+        assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
+        assert project.read(f"data/metrics/runs/{run}.json")["test_rows"] > 50
+    comparisons = (project.root / "data/comparisons/digits.json").read_text()
+    assert all(run in comparisons for run in (*runs, "student", "digits_logistic"))
 
 
 def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
