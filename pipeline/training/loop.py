@@ -107,9 +107,7 @@ def train(
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = math.ceil(math.ceil(len(samples) / config.batch_size) / config.accumulate)
     seed_everything(config.seed)
-    chosen: Any = optimiser_of(network, frozen, config)
-    wrapped: Any
-    wrapped, chosen = fabric.setup(network, chosen)
+    wrapped, chosen = placed(network, frozen, setting)
     average = _average(network, config.ema)
     kept: nn.Module = network if average is None else average.module
     last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
@@ -160,6 +158,13 @@ def train(
         frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
     network.eval()
     return state.history
+
+
+def placed(network: nn.Module, frozen: "Frozen", setting: Setting) -> tuple[Any, Any]:
+    """The network on its devices and its optimiser; its weights lie channels-last in memory, as its images do."""
+    network.to(memory_format=torch.channels_last)
+    wrapped, chosen = setting.fabric.setup(network, optimiser_of(network, frozen, setting.config))
+    return wrapped, chosen
 
 
 def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: Setting) -> Tensor:

@@ -4,15 +4,14 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from pipeline.runtime import seed_everything
 from pipeline.text import table
 from pipeline.training.freezing import Frozen
-from pipeline.training.loop import Setting, step
-from pipeline.training.optimisation import optimiser_of, set_rate
+from pipeline.training.loop import Setting, placed, step
+from pipeline.training.optimisation import set_rate
 from pipeline.training.samples import Batch, Samples
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
@@ -40,8 +39,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
     """
     config = setting.config
     seed_everything(config.seed)
-    chosen: Any = optimiser_of(network, frozen, config)
-    wrapped, chosen = setting.fabric.setup(network, chosen)
+    wrapped, chosen = placed(network, frozen, setting)
     frozen.start(0)
     frozen.train_mode(network)
     found: list[tuple[float, float]] = []
