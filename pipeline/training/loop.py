@@ -162,7 +162,7 @@ def train(
 
 def placed(network: nn.Module, frozen: "Frozen", setting: Setting) -> tuple[Any, Any]:
     """The network on its devices and its optimiser; its weights lie channels-last in memory, as its images do."""
-    network.to(memory_format=torch.channels_last)
+    frozen.network.to(memory_format=torch.channels_last)
     wrapped, chosen = setting.fabric.setup(network, optimiser_of(network, frozen, setting.config))
     return wrapped, chosen
 

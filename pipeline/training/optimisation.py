@@ -43,7 +43,7 @@ def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.opt
     own = [{**group, BASE: group["lr"]} for group in groups]
     if config.optimiser == "sgd":
         return torch.optim.SGD(own, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(own, lr=config.learning_rate, fused=True)
+    return torch.optim.AdamW(own, lr=config.learning_rate)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, multiple: float) -> None:
