@@ -41,6 +41,7 @@ lock: $(VENV)/.installed  ## choose versions anew, within the ranges of pyprojec
 
 bench: $(VENV)/.installed  ## run all benchmarks that need no GPU, each with few repetitions
 	@python benchmarks/threads.py
+	@python benchmarks/waiting.py
 	@python benchmarks/intervals.py
 	@python benchmarks/store.py --rows 50000 --maps 320 --keys 1000000
 	@python benchmarks/crash.py --kills 20
