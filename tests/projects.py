@@ -37,7 +37,7 @@ class Project:
             source, target = ROOT / name, root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target)
             else:
                 shutil.copyfile(source, target)
         (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")

@@ -167,8 +167,8 @@ def test_no_stage_writes_into_a_file_that_dvc_keeps(project: Project) -> None:
     project.write(params)
     stages = project.run("dvc", "stage", "list", "--name-only").split()
     project.by_hand(*stages)
-    ran, _ = project.repro(params, "evaluate")
-    assert sorted(ran) == ["audit@digits", "evaluate", "fit@digits_logistic", "split@digits"]  # all of data/tasks
+    ran, _ = project.repro(params, "fit@digits_logistic")
+    assert ran == ["split@digits", "fit@digits_logistic"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert are_whole(project)
     assert lie_once(project)

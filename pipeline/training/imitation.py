@@ -33,10 +33,10 @@ def soft_binary(student: Tensor, teacher: Tensor, *, temperature: float) -> Tens
 def decoupled(
     student: Tensor, teacher: Tensor, classes: Tensor, *, temperature: float, alpha: float, beta: float
 ) -> Tensor:
-    """Decoupled distillation (Zhao et al. 2022, eq. 7): alpha TCKD + beta NCKD, of logits (n, classes); (n,).
+    """Decoupled distillation (Zhao et al. 2022, section 3): alpha TCKD + beta NCKD, of logits (n, classes); (n,).
 
     `classes`: the target class of each row, int64 (n,). TCKD: the divergence of (target, not target); NCKD: that of the
-    softmax over all classes but the target (eq. 4 and 5). Both times T², as the authors' code has it.
+    softmax over all classes but the target. Both times T², as the authors' code has it.
     """
     own = classes[:, None]
     others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
@@ -53,7 +53,7 @@ def decoupled(
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """A hint (Romero et al. 2015, eq. 3): half the squared distance of rows (n, ...), the student's projected; (n,).
+    """A hint (Romero et al. 2015, section 2.2): half the squared distance of rows (n, ...), the student's projected; (n,).
 
     Over the number of values in a row: so a weight means the same for layers of any size.
     """
@@ -61,7 +61,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer (Zagoruyko and Komodakis 2017, eq. 2, p = 2): of maps (n, channels, h, w); (n,).
+    """Attention transfer (Zagoruyko and Komodakis 2017, section 3.1, p = 2): of maps (n, channels, h, w); (n,).
 
     Half the distance of the attention maps, each the sum of squares over the channels, over its own norm. Channels may
     differ. The published code has the mean of the squared differences instead: its weights are about h w times larger.
