@@ -53,9 +53,10 @@ def decoupled(
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """A hint (Romero et al. 2015, section 2.2): half the squared distance of rows (n, ...), the student's projected; (n,).
+    """A hint (Romero et al. 2015, section 2.2): half the squared distance of rows (n, ...); (n,).
 
-    Over the number of values in a row: so a weight means the same for layers of any size.
+    The student's rows come projected. Over the number of values in a row: so a weight means the same for layers of any
+    size.
     """
     return 0.5 * (student - teacher).square().flatten(1).mean(dim=1)
 
