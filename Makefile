@@ -21,7 +21,7 @@ repro: $(VENV)/.installed .dvc/config.local  ## run the pipeline, print the lead
 	@echo && icecore leaderboard
 
 test: $(VENV)/.installed  ## run the whole test suite
-	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a process a core: more threads would only wait
+	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # processes keep the cores busy: more threads would only wait
 
 lint: $(VENV)/.installed  ## check format, lint and types
 	@ruff format --check .

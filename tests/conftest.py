@@ -32,6 +32,11 @@ LONGEST = (
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests also wait, for disks and for processes that they start."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: a process takes whole files, and the last one would keep a core waiting."""
     place = {name: number for number, name in enumerate(LONGEST)}
