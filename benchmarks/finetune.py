@@ -13,8 +13,9 @@ cuts      seconds an epoch, from three cuts of each network, runs in turn, round
 views     the price of stored views in the place of live augmentation: accuracy on test rows of the epoch with the best
           validation, mean and range over seeds, and seconds: of the extraction, of an epoch, of both together
 gradual   unfreezing in three steps, as three runs on stored rows of three cuts, which one extraction gives, against one
-          run that runs the frozen part anew: plain SGD, so that both are the same steps; `moved` and `apart` are the
-          largest change of a weight in training, and between the two, in parts of the largest weight of its tensor
+          run that runs the frozen part anew: plain SGD without dropout, so that both are the same steps; `moved` and
+          `apart` are the largest change of a weight in training, and between the two, in parts of the largest weight
+          of its tensor
 sanity    ResNet-20 on lossless images of CIFAR-10: benchmarks/sanity.py says what should come out; left out where the
           images are not there
 
@@ -36,6 +37,7 @@ from torch import nn
 from tuned import Fit, Place, named, placed
 
 from pipeline.backbones import artefact
+from pipeline.training.ready import Prepared, Run
 from pipeline.training.samples import Batch, Samples
 
 CUTS = {
@@ -145,7 +147,7 @@ def views(given: argparse.Namespace) -> None:
                 seconds = place.extract([node], views={"count": count, "augment": augment}) + clean
                 clean = seconds  # what was there before was paid for then
                 run = shared | {"input": "features", "tap": named(node), "views": count}
-                rows.append(price(f"{count} stored views", seconds, place, given, **run))
+                rows.append(price(f"{count} stored view{'s' * (count > 1)}", seconds, place, given, **run))
             run = shared | {"input": "pixels", "train": {"from_tap": node}, "augment": augment}
             rows.append(price("live", 0.0, place, given, **run))
             head = "augmentation | accuracy | least | most | extraction, s | an epoch, s | together, s"
@@ -199,9 +201,8 @@ def gradual(given: argparse.Namespace) -> None:
             rows = []
             for seed in range(given.seeds):
                 steps = {number * epochs: node for number, node in enumerate(nodes) if number}
-                live = place.fit(
-                    seed=seed, **shared | {"epochs": 3 * epochs, "train": {"from_tap": nodes[0]}, "unfreeze": steps}
-                )
+                run = shared | {"epochs": 3 * epochs, "train": {"from_tap": nodes[0]}, "unfreeze": steps}
+                live = place.fit(begun=certain(place.begin(seed=seed, **run)))
                 stored = sequence(place, nodes, seed=seed, shared=shared)
                 start = place.begin(seed=seed, **shared)[1].network
                 moved, off = apart(live.one.network, start), apart(live.one.network, stored[-1].one.network)
@@ -220,11 +221,19 @@ def sequence(place: Place, nodes: tuple[str, ...], *, seed: int, shared: dict[st
     """A run on the stored rows of each node, each from the weights of the one before."""
     fits: list[Fit] = []
     for number, node in enumerate(nodes):
-        run, one = place.begin(seed=seed, input="features", tap=named(node), **shared)
+        run, one = certain(place.begin(seed=seed, input="features", tap=named(node), **shared))
         if fits:
             one.network.load_state_dict(fits[-1].one.network.state_dict())
         fits.append(place.fit(begun=(run, one), samples=Later(one.samples, number * shared["epochs"])))
     return fits
+
+
+def certain(begun: tuple[Run, Prepared]) -> tuple[Run, Prepared]:
+    """A run whose steps hang on its rows alone: without dropout, whose draws follow from the number of the step."""
+    for part in begun[1].network.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return begun
 
 
 def sum_of(fit: Fit, epochs: int) -> float:
