@@ -110,7 +110,7 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
             except EngineError as error:
                 print(f"| {model} | {precision} | {name} | left out: {error} |", flush=True)
         try:
-            taken = choose("auto", job, pixels, samples=10**9, say=lambda _: None).name
+            taken = choose("auto", job, lambda: pixels, samples=10**9, say=lambda _: None).name
         except EngineError as error:
             taken = ""
             print(f"| {model} | {precision} | auto | {str(error).splitlines()[-1]} |", flush=True)
