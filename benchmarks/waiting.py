@@ -25,11 +25,11 @@ ROUNDS = 3
 
 
 def steps() -> dict[str, float]:
-    """The mean seconds of a step of the default run's network (batch of 16) and of MobileNetV2 (8 photos of 160 px)."""
-    glyphs, photos = GlyphNet(classes=10, widths=(24, 48, 96)), mobilenet_v2(num_classes=10)
+    """The mean seconds of a step of the default run's network (batch of 16) and of MobileNetV2 (8 images of 160 px)."""
+    small, large = GlyphNet(classes=10, widths=(24, 48, 96)), mobilenet_v2(num_classes=10)
     return {
-        "glyphs": _mean(glyphs, torch.rand(16, 32, 32, 1), count=60),
-        "mobilenet_v2": _mean(photos, torch.rand(8, 160, 160, 3), count=10),
+        "glyphs": _mean(small, torch.rand(16, 32, 32, 1), count=60),
+        "mobilenet_v2": _mean(large, torch.rand(8, 160, 160, 3), count=10),
     }
 
 
@@ -58,8 +58,8 @@ def measured(beside: str) -> None:
             found[way].append(json.loads(done.stdout))
     print(f"{beside:<28} {'glyphs':>10} {'mobilenet_v2':>13}")
     for way, rounds in found.items():
-        glyphs, photos = (np.median([one[name] for one in rounds]) * 1e3 for name in ("glyphs", "mobilenet_v2"))
-        print(f"{way:<28} {glyphs:7.1f} ms {photos:10.1f} ms", flush=True)
+        small, large = (np.median([one[name] for one in rounds]) * 1e3 for name in ("glyphs", "mobilenet_v2"))
+        print(f"{way:<28} {small:7.1f} ms {large:10.1f} ms", flush=True)
 
 
 def main() -> None:

@@ -90,9 +90,15 @@ def write_digits(folder: Path) -> None:
             Image.fromarray((pixels * 15).astype(np.uint8)).save(folder / str(label) / f"{number:02d}.png")
 
 
+def default() -> dict[str, Any]:
+    """The settings of the default run."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return params
+
+
 def small() -> dict[str, Any]:
     """The default settings with little of everything: 300 digits (`write_digits`), which the network learns itself."""
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default()
     del params["sample"]["glyphs"]
     params["prepare"] = {"digits": {"root": "digits"}}
     params["pretrain"]["glyphs"] |= {"dataset": "digits", "steps": 4, "batch_size": 16, "widths": [8, 8, 8]}

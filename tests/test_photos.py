@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
 from PIL import Image
-from projects import ROOT, Project
+from projects import Project, default
 
 DEVICES = ("calculator", "keyboard", "laptop", "monitor", "mouse", "projector")
 ALL = {"train": 1, "validation": 0, "test": 0}
@@ -62,7 +61,7 @@ def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
         "caltech": {"root": str(office / "caltech")},
         "copies": {"root": str(folder / "copies")},
     }
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {
+    params = default() | {
         "sample": {},
         "pretrain": {},
         "finetune": {},
