@@ -134,12 +134,14 @@ class Pixels(Words):
 def test_the_first_pixels_are_those_of_the_first_samples_that_can_be_read(tmp_path: Path) -> None:
     units = [samples_of(tmp_path, [f"{word}{n} {n}" for n in range(6)]) for word in ("bad ", "a", "b")]
     expected = [bytes(Path(place.path).read_bytes())[-1] for unit in units[1:] for place in unit.places()]
+    wanted = np.concatenate([unit.keys for unit in units[1:]])
     with contextlib.closing(Threads(Pixels(), 1)) as threads:
         for count in (1, 5, 6, 7, 12, 50):
-            found = first_pixels(units, threads, count=count, batch_size=4)
-            assert found.tolist() == [[value] for value in expected[:count]]
-        assert first_pixels(units[:1], threads, count=3, batch_size=4).tolist() == []
-        assert first_pixels([], threads, count=3, batch_size=4).tolist() == []
+            keys, pixels = first_pixels(units, threads, count=count, batch_size=4)
+            assert pixels.tolist() == [[value] for value in expected[:count]]
+            assert keys.tolist() == wanted[:count].tolist()
+        for none in (units[:1], []):
+            assert [part.tolist() for part in first_pixels(none, threads, count=3, batch_size=4)] == [[], []]
 
 
 # Containers -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.extract.decoders import Answer, Decoders
 from pipeline.extract.samples import Item, Reject, Samples, items, reading_order
 from pipeline.readers import Sample
+from pipeline.store import keys as key_arrays
 
 AHEAD = 2  # batches that are decoded while the network runs on another
 
@@ -82,11 +83,22 @@ def _batch(part: _Part, answer: Answer) -> Batch:
     return Batch(part.unit, part.last, len(found), part.keys[good], arrays, rejects)
 
 
-def first_pixels(units: Iterable[Samples], decoders: Decoders, *, count: int, batch_size: int) -> np.ndarray:
-    """The pixels of the first `count` samples that can be read, or of all if there are fewer; uint8 (n, ...)."""
-    good: list[np.ndarray] = []
+def first_pixels(
+    units: Iterable[Samples], decoders: Decoders, *, count: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first `count` samples that can be read, or all if there are fewer.
+
+    Returns their keys S16 (n,) and their pixels uint8 (n, ...), both in the order in which the samples are read, which
+    is not the order of the samples where these lie in containers.
+    """
+    keys: list[np.ndarray] = []
+    pixels: list[np.ndarray] = []
     for batch in batches(units, decoders, batch_size=batch_size, ahead=0):
-        good += [batch.arrays["pixels"]] if len(batch.keys) else []
-        if sum(map(len, good)) >= count:
+        if len(batch.keys):
+            keys.append(batch.keys)
+            pixels.append(batch.arrays["pixels"])
+        if sum(map(len, keys)) >= count:
             break
-    return np.concatenate(good)[:count] if good else np.empty((0,), np.uint8)
+    if not keys:
+        return np.empty(0, key_arrays.DTYPE), np.empty((0,), np.uint8)
+    return np.concatenate(keys)[:count], np.concatenate(pixels)[:count]

@@ -41,16 +41,16 @@ def check(
     stored = _first(features, samples, runs)
     if not len(stored) or LOGITS not in backbone.spec.taps:
         return None
-    chosen = samples.take(stored)
-    pixels = first_pixels([chosen], decoders, count=len(stored), batch_size=len(stored))
-    if len(pixels) < len(stored):  # a file changed meanwhile
+    # Keys and pixels come together: samples of a container are read in its order, and a file may have changed meanwhile.
+    keys, pixels = first_pixels([samples.take(stored)], decoders, count=len(stored), batch_size=len(stored))
+    if not len(keys):
         return None
-    plain = create("torch", backbone, {LOGITS: TapSpec(node=LOGITS)}, batch_size=len(stored))
+    plain = create("torch", backbone, {LOGITS: TapSpec(node=LOGITS)}, batch_size=len(keys))
     live = plain.run({"pixels": pixels})[LOGITS]
     reduced = precision not in ("float32", "tf32")
     return check_replay(
         backbone,
-        features.load(chosen.keys),
+        features.load(keys),
         live,
         dtype=spec.dtype,
         where=str(features.folder),

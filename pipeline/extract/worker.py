@@ -98,7 +98,7 @@ class Worker:
         @once
         def pixels() -> np.ndarray:
             """Those that the engine is chosen and let through the gate with."""
-            return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)
+            return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)[1]
 
         self._batch_size, self._engine_of = engines(
             config.engine,
