@@ -41,7 +41,7 @@ def check(
     stored = _first(features, samples, runs)
     if not len(stored) or LOGITS not in backbone.spec.taps:
         return None
-    # Keys and pixels come together: samples of a container are read in its order, and a file may have changed meanwhile.
+    # Keys and pixels come together: containers are read in their own order, and a file may have changed meanwhile.
     keys, pixels = first_pixels([samples.take(stored)], decoders, count=len(stored), batch_size=len(stored))
     if not len(keys):
         return None
