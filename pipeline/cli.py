@@ -201,6 +201,8 @@ def extract(
     say(summary.text(str(out), found.extracted))
     for kind, count in found.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
+    for note in found.prepared.notes:
+        say(f"note: {note}")
     for name in job.extract.taps:
         say(f"{out / name}: {index.read(out / name).stored:,} rows")
     say(f"{out / 'files.parquet'}: their files")

@@ -8,6 +8,7 @@
     container   the tar archive or Parquet file that has the sample among others; null where `path` is a file of its own
     offset      the byte, or the row, at which the sample is in its container
     ...         one column a label; a folder gives `label`, and `split` and `domain` where its layout has them
+    data:size   a label column of the data whose name is one of those above: settings call it `size`, as the data do
 
 `data/manifests/files/<dataset>.parquet` has these without labels: extraction reads this one, so that a change of labels
 never touches it. `data/manifests/<dataset>.excluded.csv` accounts for all others: path, size, kind, reason.
@@ -38,6 +39,14 @@ FILES_SCHEMA = pa.schema(
 FIXED = tuple(FILES_SCHEMA.names)
 IN_CONTAINERS = ("container", "offset")
 """The columns that are null where no sample lies in a container."""
+
+DATA = "data:"
+"""In front of the name of a label column that the manifest has as a column of its own."""
+
+
+def label_column(name: str) -> str:
+    """Return the manifest's name of a label column: `data:size` for `size`, which is in FIXED, and else the name."""
+    return f"{DATA}{name}" if name in FIXED else name
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,17 @@ def read_files(
             for batch in file.iter_batches(columns=there):
                 lacking = [name for name in IN_CONTAINERS if name in columns]
                 yield _with_containers(batch, lacking).select(list(columns))
+
+
+def labels_in(table: pa.Table) -> pa.Table:
+    """Return the label columns of a manifest under the names that the data have for them."""
+    columns = {name: table[name] for name in table.column_names if name not in FIXED}
+    return pa.table(
+        {
+            name.removeprefix(DATA) if label_column(name.removeprefix(DATA)) == name else name: column
+            for name, column in columns.items()
+        }
+    )
 
 
 def _with_containers(table: Any, names: Sequence[str]) -> Any:

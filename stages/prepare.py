@@ -14,6 +14,8 @@ def main() -> None:
     print(f"{name}: {found.found:,} files, {found.rows:,} samples")
     for kind, count in found.excluded.items():
         print(f"  {count:,} {kind}: see {paths.excluded}")
+    for note in found.notes:
+        print(f"  note: {note}")
 
 
 if __name__ == "__main__":

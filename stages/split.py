@@ -9,7 +9,7 @@ from stages import project
 def main() -> None:
     """Write `data/tasks/<name>.parquet`."""
     name, config = project.entry("split")
-    task = split(config, project.MANIFESTS)
+    task = split(config, project.MANIFESTS, say=lambda note: print(f"  note: {note}"))
     task.write(project.TASKS / f"{name}.parquet")
     rows = Counter(task.table["split"].to_pylist())
     what = {"multilabel": f"{len(task.classes)} labels", "regression": "a number a row"}

@@ -153,6 +153,7 @@ def test_class_and_columns_come_from_the_members_beside_the_image(tmp_path: Path
     types = {field.name: field.type for field in found.table.schema if field.name not in FILES_SCHEMA.names}
     assert types == {
         "label": pa.int64(),
+        "data:key": pa.string(),
         "big": pa.string(),
         "both": pa.float64(),
         "inf": pa.string(),
@@ -458,7 +459,8 @@ def test_parquet_files_that_differ_in_their_labels_are_an_error(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         Outcome(root, tmp_path / "manifests", image="image")
     assert str(caught.value).splitlines() == [
-        f"{root}/b.parquet: expected the label columns of {root}/a.parquet. Leave others out with `columns`",
+        f"{root}/b.parquet: expected the label columns of {root}/a.parquet. Set one type for a column with `types`, "
+        "or leave columns out with `columns`",
         "  - label: string and int64",
         "  - more: not there and int64",
     ]

@@ -3,6 +3,8 @@
 roots    what kind of thing each root is: a folder of images, a list, tar archives, Parquet files
 find     the files of a folder, unopened, and what their places say about them
 listed   the same of a list: a CSV or Parquet file of paths and labels
+delimited  the lines of a CSV list: encoding, delimiter, types
+labels   the label columns of a table: names, types, and class names of Hugging Face
 packed   the same of tar archives in the WebDataset convention
 tables   the same of Parquet files with a column of image bytes
 examine  open them all, in processes
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.config import Settings
@@ -34,6 +36,9 @@ Location = Annotated[str, BeforeValidator(_location)]
 """A path, or a URL such as s3://bucket/photos."""
 
 
+LabelType = Literal["text", "integer", "number", "boolean"]
+
+
 class PrepareConfig(Settings):
     """A data set: a folder of class folders, several such folders, a list of files with their labels, or containers.
 
@@ -47,11 +52,22 @@ class PrepareConfig(Settings):
     columns: tuple[str, ...] | None = Field(
         None, description="the labels of a list, of Parquet or of .json to keep; all if not given"
     )
+    types: dict[str, LabelType] = Field({}, description="types of label columns that their values do not show")
+    encoding: str | None = Field(None, description="of a .csv list that is not UTF-8, such as cp1252")
     base: Location | None = Field(
         None, description="what a list's paths are relative to; the list's folder if not given"
     )
     check: Literal["decode", "header"] = Field("decode", description="how far each image is read to see that it is one")
     max_rejected: float = Field(0.05, ge=0, le=1, description="the share of unusable files above which prepare fails")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        try:
+            "".encode(name or "utf-8")
+        except LookupError:
+            raise ValueError(f"expected an encoding that Python knows, such as cp1252, got {name!r}") from None
+        return name
 
 
 @dataclass(frozen=True)

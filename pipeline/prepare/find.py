@@ -4,36 +4,47 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig, listed, packed, tables
 from pipeline.prepare.folders import is_by_split, read_off, refusal
+from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
 from pipeline.sources import files
 
 
-def find(config: PrepareConfig, roots: Sequence[Root] | None = None) -> Iterator[Found]:
-    """The samples of a data set in the order of their paths (of a list or a container: in its order), unopened."""
+def find(
+    config: PrepareConfig, roots: Sequence[Root] | None = None, types: dict[str, pa.DataType] | None = None
+) -> Iterator[Found]:
+    """Yield the samples of a data set in the order of their paths (of a list or a container: in its order), unopened.
+
+    `types`: what `label_types` returns, where that is known already.
+    """
     for root in look(config) if roots is None else roots:
         if root.kind == "files":
             yield from _in_folder(root)
         elif root.kind == "list":
-            yield from listed.find(config)
+            yield from listed.find(config, types)
         elif root.kind == "tar":
             yield from packed.find(config, root)
         else:
             yield from tables.find(config, root)
 
 
-def label_types(config: PrepareConfig, roots: Sequence[Root]) -> dict[str, pa.DataType] | None:
-    """The label columns that the manifest will have, with their types; None where only the values of all samples say.
+def label_types(
+    config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None
+) -> dict[str, pa.DataType] | None:
+    """Return the label columns of the data, with their types; None where only the values of all samples say these.
 
     Raises DataError where a column that the settings name is not there or can be no label.
     """
     kind = roots[0].kind
     if kind == "files":
+        if config.types:
+            raise DataError(f"{config.root}: the label of a folder is its name, a text. Leave `types` out.")
         return {"label": pa.string()}
     if kind == "tar":
         return None
-    return listed.label_types(config) if kind == "list" else tables.label_types(config, roots)
+    return listed.label_types(config, note) if kind == "list" else tables.label_types(config, roots, note)
 
 
 def _in_folder(root: Root) -> Iterator[Found]:

@@ -2,7 +2,8 @@
 
 Members in a row that share their name up to the first dot of the file's name are one sample. It has one image; `.cls`
 is its label, top-level scalars and lists of texts of `.json` are columns, and other members are not looked at. A sample
-that has no `.cls`, and no `label` in its `.json`, has the first folder of its name as label, below those of splits.
+that has no `.cls`, and no `label` in its `.json`, has the first folder of its name as label, below those of splits. A
+`label` of `.json` that differs from `.cls` is the column `data:label`.
 
 A top folder that all samples have in common is passed over where each has another below it and it is not that of a
 split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the classes cat and dog.
@@ -17,9 +18,10 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.errors import DataError
-from pipeline.manifest import FIXED
+from pipeline.manifest import DATA, label_column
 from pipeline.prepare import PLACES, Found, PrepareConfig
 from pipeline.prepare.folders import SPLIT_FOLDERS, is_by_split, read_off, refusal
+from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
 from pipeline.readers import image
 from pipeline.sources import files, tar
@@ -58,23 +60,24 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
     # Labels are known when the last folder was seen; until then what was found waits in a file, not in memory.
     with tempfile.TemporaryFile("w+", encoding="ascii", prefix="icecore-tar-") as waiting:
         for shard in root.shards:
-            for found, folders in _in_archive(shard.path, root.place(shard), config):
+            outer = root.place(shard)
+            for found, folders in _in_archive(shard.path, config):
                 if found.refused[0] is None:
                     layout.see(folders)
-                waiting.write(json.dumps((vars(found), folders)) + "\n")
+                waiting.write(json.dumps((vars(found), folders, outer)) + "\n")
         waiting.seek(0)
         for line in waiting:
-            settings, folders = json.loads(line)
+            settings, folders, outer = json.loads(line)
             kind, reason = settings.pop("refused")
-            label, place = layout.read_off(tuple(folders))
+            label, inner = layout.read_off(tuple(folders))
             if label is not None and kind is None:
                 settings["labels"].setdefault("label", label)
-            settings["place"] = place | settings["place"]
-            yield Found(**settings, refused=(kind, reason))
+            settings["place"], differing = place_of(outer, inner, settings["place"])
+            yield Found(**settings, refused=differing if kind is None else (kind, reason))
     yield from root.strays()
 
 
-def _in_archive(path: str, place: dict[str, str], config: PrepareConfig) -> Iterator[tuple[Found, tuple[str, ...]]]:
+def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[Found, tuple[str, ...]]]:
     """The samples of one archive with the names of their folders."""
     try:
         with files.opened(path, buffering=2**14) as file:
@@ -86,7 +89,7 @@ def _in_archive(path: str, place: dict[str, str], config: PrepareConfig) -> Iter
             group: list[tar.Member] = []
             for member in tar.members(file):
                 if isinstance(member, tar.Damage):
-                    yield from _sample(path, group, place, file, config)
+                    yield from _sample(path, group, file, config)
                     group = []
                     yield Found(path, refused=("unreadable", f"at byte {member.offset:,}: {member.reason}")), ()
                     continue
@@ -95,10 +98,10 @@ def _in_archive(path: str, place: dict[str, str], config: PrepareConfig) -> Iter
                     yield Found(_shown(path, member), refused=refused, size=None), ()
                 elif member.kind == "file":
                     if group and _stem(group[0]) != _stem(member):
-                        yield from _sample(path, group, place, file, config)
+                        yield from _sample(path, group, file, config)
                         group = []
                     group.append(member)
-            yield from _sample(path, group, place, file, config)
+            yield from _sample(path, group, file, config)
     except OSError as error:
         yield Found(path, refused=("unreadable", error.strerror or str(error))), ()
 
@@ -116,7 +119,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
 
 
 def _sample(
-    path: str, group: list[tar.Member], place: dict[str, str], file: BinaryIO, config: PrepareConfig
+    path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig
 ) -> Iterator[tuple[Found, tuple[str, ...]]]:
     """One sample, and whatever of its members cannot be part of it."""
     if not group:
@@ -134,7 +137,7 @@ def _sample(
     except ValueError as error:
         labels, said, refused = {}, {}, ("unreadable", str(error))
     shown = _shown(path, first)
-    yield Found(shown, labels, place | said, refused, path, first.offset, first.size), _parts(first)[:-1]
+    yield Found(shown, labels, said, refused, path, first.offset, first.size), _parts(first)[:-1]
     for other in others:
         reason = f"a second image of one sample: the first is {first.name}"
         yield Found(_shown(path, other), refused=("unreadable", reason)), ()
@@ -152,8 +155,11 @@ def _said(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tup
         texts[kind] = _text(member, kind, file)
     values = _scalars(texts[".json"], config) if ".json" in texts else {}
     if ".cls" in texts:
-        text = texts[".cls"].strip()
-        values["label"] = int(text) if len(text) < 19 and _is_number(text) else text
+        text = texts[".cls"].rstrip("\r\n")  # all else of it is the class, blanks too
+        label = int(text) if len(text) < 19 and _is_number(text) else text
+        if "label" in values and values["label"] != label:
+            values[f"{DATA}label"] = values["label"]
+        values["label"] = label
     return (
         {name: value for name, value in values.items() if name not in PLACES},
         {name: as_text(values[name]) for name in PLACES if name in values},
@@ -166,7 +172,7 @@ def _text(member: tar.Member, kind: str, file: BinaryIO) -> str:
     if member.size > TEXT_LIMIT:
         raise ValueError(f"its {kind}: expected at most {TEXT_LIMIT:,} bytes, got {member.size:,}")
     try:
-        return tar.read_at(file, member.offset, member.size).decode()
+        return tar.read_at(file, member.offset, member.size).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"its {kind} is not UTF-8") from None
 
@@ -185,27 +191,42 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
     """
     try:
         # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
-        values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name)
+        values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         raise ValueError("its .json is damaged") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, _Pairs):
         raise ValueError("its .json holds no object")
+    if values.repeated is not None:
+        raise ValueError(f"its .json has {values.repeated!r} twice")
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if name in FIXED or value is None or (config.columns is not None and name not in (*config.columns, "label")):
+        if value is None or (config.columns is not None and name not in (*config.columns, "label")):
             continue
         if isinstance(value, dict | list):
             wanted = name == "label" or (config.columns is not None and name in config.columns)
             if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
-                found[files.text(name)] = [files.text(one) if isinstance(one, str) else one for one in value]
+                found[label_column(files.text(name))] = [
+                    files.text(one) if isinstance(one, str) else one for one in value
+                ]
                 continue
             if config.columns is None or name not in config.columns:
                 continue
             value = json.dumps(value, ensure_ascii=False)
         if (type(value) is int and not -(2**63) <= value < 2**63) or (type(value) is float and math.isinf(value)):
             value = json.dumps(value)
-        found[files.text(name)] = files.text(value) if isinstance(value, str) else value
+        found[label_column(files.text(name))] = files.text(value) if isinstance(value, str) else value
     return found
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object, and the first name that stands in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = (
+            next((name for name in names if names.count(name) > 1), None) if len(self) < len(names) else None
+        )
 
 
 def as_text(value: Any) -> str:

@@ -9,9 +9,9 @@ import csv
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,36 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, bullets
 from pipeline.files import atomic
-from pipeline.manifest import FILES_SCHEMA, ManifestPaths
+from pipeline.lookalikes import describe
+from pipeline.manifest import DATA, FILES_SCHEMA, ManifestPaths, label_column
 from pipeline.prepare import PLACES, PrepareConfig, values
 from pipeline.prepare.examine import examine
 from pipeline.prepare.find import find, label_types
-from pipeline.prepare.listed import json_type
+from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import Root, look
 from pipeline.runtime import Progress, silent
 from pipeline.sources import UNKNOWN, Place
 
 BLOCK = 16_384
+MOST_NAMES = 10_000
+"""Values of a column above which they are not compared with one another: they are no classes."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of the files. `found` = `rows` + the sum of `excluded`."""
+    """What became of the files. `found` = `rows` + the sum of `excluded`; `notes`: sentences for the user to read."""
 
     found: int
     rows: int
     excluded: dict[str, int]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress = silent) -> Prepared:
     """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable."""
     roots = look(config)
-    types = label_types(config, roots)
+    notes: list[str] = []
+    types = label_types(config, roots, notes.append)
     with (
         tempfile.TemporaryDirectory(prefix="icecore-prepare-") as folder,
         closing(sqlite3.connect(Path(folder) / "files.sqlite")) as database,
@@ -53,24 +58,56 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
             "CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT, container TEXT, offset INTEGER, size INTEGER,"
             " labels TEXT, place TEXT, key TEXT, kind TEXT, reason TEXT)"
         )
-        found = _list_files(database, config, roots)
+        found = _list_files(database, config, roots, types)
         if types is None:
             values.refuse_missing(database, config)
         _inspect_all(database, config, progress)
         excluded = _resolve(database)
         _refuse_too_many(database, config, found, excluded)
-        _write(database, paths, types if types is not None else values.types(database))
-    return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded)
+        if types is None:
+            types = values.types(database, config)
+            notes += values.mixtures(database, config)
+        notes += _moved(config, types) + _like_another(database, config)
+        _write(database, paths, {label_column(name): kind for name, kind in types.items()})
+    return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
 
 
-def _list_files(database: sqlite3.Connection, config: PrepareConfig, roots: list[Root]) -> int:
+def _moved(config: PrepareConfig, types: Iterable[str]) -> list[str]:
+    """A sentence for each label column that has another name in the manifest than in the data."""
+    notes = []
+    for name in types:
+        column = label_column(name)
+        own = column.removeprefix(DATA)
+        if column == f"{DATA}label":
+            notes.append(f"{config.root}: samples have a label in .cls and another one in .json, which is {column!r}.")
+        elif column != own:
+            notes.append(
+                f"{config.root}: the column {own!r} of the data is {column!r} in the manifest, and {own!r} in settings."
+            )
+    return notes
+
+
+def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
+    """Sentences about labels, domains and splits that a person cannot tell from another one, or not see whole."""
+    notes = []
+    for column, name in (("labels", "label"), ("place", "domain"), ("place", "split")):
+        query = f"SELECT DISTINCT {column} ->> ? FROM files WHERE kind IS NULL LIMIT {MOST_NAMES + 1}"
+        texts = [str(text) for (text,) in database.execute(query, (name,)) if text is not None]
+        if len(texts) <= MOST_NAMES:
+            notes += [f"{config.root}: the values of {name!r}: {line}" for line in describe(texts)]
+    return notes
+
+
+def _list_files(
+    database: sqlite3.Connection, config: PrepareConfig, roots: list[Root], types: dict[str, pa.DataType] | None
+) -> int:
     rows = (
         (
             *(file.path, file.container, file.offset, file.size),
             *(json.dumps(said, sort_keys=True) for said in (file.labels, file.place)),
             *file.refused,
         )
-        for file in find(config, roots)
+        for file in find(config, roots, types)
     )
     insert = (
         "INSERT INTO files (path, container, offset, size, labels, place, kind, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -173,13 +210,14 @@ def _write(database: sqlite3.Connection, paths: ManifestPaths, types: dict[str, 
         )
     columns = "key, path, size, container, offset, labels, place"
     kept = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY path")
+    readers = values.readers(plain)
     with ExitStack() as stack:
         rows = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.rows)), schema))
         files = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.files)), FILES_SCHEMA))
         while block := kept.fetchmany(BLOCK):
             records = [
                 {
-                    **values.fitting(json.loads(labels), plain),
+                    **{name: readers[name](value) for name, value in json.loads(labels).items()},
                     **json.loads(place),
                     **dict(zip(FILES_SCHEMA.names, fixed, strict=True)),
                 }

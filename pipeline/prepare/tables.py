@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import DataError, bullets
-from pipeline.prepare import Found, PrepareConfig, listed
+from pipeline.prepare import Found, PrepareConfig
+from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
+from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
 from pipeline.sources import parquet
 
@@ -23,8 +25,9 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
             with parquet.opened(shard.path) as file:
                 if types:
                     for batch in file.iter_batches(columns=list(types)):
-                        for labels, said in listed.said(batch, types):
-                            yield Found(f"{shard.path}/{row}", labels, place | said, container=name, offset=row)
+                        for labels, own in labels_of(batch, types, where=shard.path):
+                            both, refused = place_of(place, own)
+                            yield Found(f"{shard.path}/{row}", labels, both, refused, name, row)
                             row += 1
                 else:
                     for row in range(file.metadata.num_rows):
@@ -34,8 +37,8 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
     yield from root.strays()
 
 
-def label_types(config: PrepareConfig, roots: Sequence[Root]) -> dict[str, pa.DataType]:
-    """The label columns with their types, which all files share; a file that cannot be opened is passed over.
+def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None) -> dict[str, pa.DataType]:
+    """Return the label columns with their types, which all files share; a file that cannot be opened is passed over.
 
     Raises DataError where the files differ, where there is no such column of bytes, or one that can be no label.
     """
@@ -48,17 +51,20 @@ def label_types(config: PrepareConfig, roots: Sequence[Root]) -> dict[str, pa.Da
         except (OSError, pa.ArrowException):
             continue  # `find` says why
         where = config.model_copy(update={"root": path})
-        types = listed.labels_in(schema, where, needed=(column,))
+        types = labels_in(schema, where, needed=(column,), note=note if first is None else lambda _: None)
         if not parquet.holds_bytes(schema.field(column).type):
             kind = schema.field(column).type
             raise DataError(f"{path}: expected {column!r} to be binary, or a struct with `bytes` in it, got {kind}.")
-        listed.refuse_odd(types, where=path)
+        refuse_odd(types, where=path)
         if first is None:
             first = (path, types)
         elif types != first[1]:
             differ = sorted(name for name in {*types, *first[1]} if types.get(name) != first[1].get(name))
             lines = [f"{name}: {first[1].get(name, 'not there')} and {types.get(name, 'not there')}" for name in differ]
-            title = f"{path}: expected the label columns of {first[0]}. Leave others out with `columns`"
+            title = (
+                f"{path}: expected the label columns of {first[0]}. Set one type for a column with `types`, or leave "
+                "columns out with `columns`"
+            )
             raise DataError(bullets(title, lines))
     return first[1] if first is not None else {}
 

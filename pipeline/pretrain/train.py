@@ -79,8 +79,9 @@ def _normalise(images: Tensor) -> Tensor:
 
 def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list[str]]:
     """All images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
-    table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", config.target])
-    labels = table[config.target].to_pylist()
+    column = manifest.label_column(config.target)
+    table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", column])
+    labels = table[column].to_pylist()
     if missing := labels.count(None):
         raise DataError(f"{config.dataset}: {missing:,} rows have no value in {config.target!r}. Give them one.")
     classes = sorted({str(label) for label in labels})

@@ -58,7 +58,7 @@ def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSErr
     that says why there are none: the container is missing, cut off or not the file it was. That they are still the same
     bytes is for the caller to check, by their key. Raises DataError as `read` does.
     """
-    suffix = PARQUET if f"{PARQUET}#" in container.lower() else TAR
+    suffix = TAR if container[-len(TAR) :].lower() == TAR else PARQUET
     module, name = CONTAINERS[suffix].split(":")
     found: Callable[[str, Sequence[Place]], Iterator[bytes | OSError]] = getattr(importlib.import_module(module), name)
     return found(container, places)

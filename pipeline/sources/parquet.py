@@ -1,6 +1,7 @@
 """Parquet files with a column of bytes: plain binary, or the struct of `bytes` and `path` that Hugging Face writes."""
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -34,8 +35,9 @@ def container(path: str, column: str) -> str:
 
 
 def _parts(container: str) -> tuple[str, str]:
-    end = container.lower().index(f"{PARQUET}#") + len(PARQUET)
-    return container[:end], container[end + 1 :]
+    """The path of a file and its column: the folders of the path may have `.parquet#` in their names too."""
+    *_, name = re.finditer(re.escape(PARQUET) + "(?=#)", container, re.IGNORECASE | re.ASCII)
+    return container[: name.end()], container[name.end() + 1 :]
 
 
 def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
@@ -71,20 +73,20 @@ def _answers(file: pq.ParquetFile, column: str, places: Sequence[Place]) -> Iter
         while stop < len(places) and (places[stop].offset or 0) < behind:
             stop += 1
         if stop > next_place:
-            yield from _of_group(file, group, first, leaf, places[next_place:stop])
+            yield from _of_group(file, group, first, column, leaf, places[next_place:stop])
         first, next_place = behind, stop
     for place in places[next_place:]:
         yield OSError(errno.EIO, f"the file has {first:,} rows: it was changed", place.path)
 
 
 def _of_group(
-    file: pq.ParquetFile, group: int, first: int, leaf: str, places: Sequence[Place]
+    file: pq.ParquetFile, group: int, first: int, name: str, leaf: str, places: Sequence[Place]
 ) -> Iterator[bytes | OSError]:
     done = 0
     try:
         batches = file.iter_batches(_batch_rows(file, group, leaf), row_groups=[group], columns=[leaf])
         for batch in batches:
-            column = batch.column(0)
+            column = batch[name]
             values = column.flatten()[0] if pa.types.is_struct(column.type) else column  # null where the struct is
             while done < len(places) and (places[done].offset or 0) < first + len(batch):
                 yield _checked(values[(places[done].offset or 0) - first], places[done])

@@ -1,7 +1,7 @@
 """Make a task: rows and targets, a split for each, few-shot draws; and what is wrong with the outcome."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from pipeline.task import KIND, SPLITS, Task
 MOST = 20  # problems that one error lists
 
 
-def split(config: SplitConfig, manifests: Path) -> Task:
-    """Make the task; raises DataError with what is wrong with the manifests or the outcome."""
-    table = read(config, manifests)
+def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = lambda _: None) -> Task:
+    """Make the task; raises DataError with what is wrong with the manifests or the outcome.
+
+    `say` is called with sentences about values that may be mistakes.
+    """
+    table = read(config, manifests, say)
     keys, targets = table["key"].to_pylist(), table["target"].to_pylist()
     groups = table["group"].to_pylist() if config.group is not None else keys
     splits = _splits(config, table, groups)

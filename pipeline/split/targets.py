@@ -5,7 +5,7 @@ A row whose target is missing or of another kind is an error that names rows, ne
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,32 @@ import pyarrow.compute as pc
 
 from pipeline import manifest
 from pipeline.errors import DataError, bullets, unknown
+from pipeline.lookalikes import describe, group_alike, quote_alike
+from pipeline.manifest import FIXED
 from pipeline.split import SplitConfig
+from pipeline.split.separators import check_separator
 from pipeline.task import LEVEL, TYPES
 
 SHOWN = 5  # rows that an error names
 FEW_ROWS = 20  # below which each of them may well have a class of its own
 
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+
 WHAT = {"classification": "value", "multilabel": "list of labels", "regression": "finite number"}
 
 
-def read(config: SplitConfig, manifests: Path) -> pa.Table:
-    """key, target and domain, and group, column and levels where asked for, of all data sets, sorted by key.
+def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lambda _: None) -> pa.Table:
+    """Return key, target and domain, and group, column and levels where asked for, of all data sets, sorted by key.
 
-    Contents that several data sets have are one row. Raises DataError with what is wrong with the targets.
+    Contents that several data sets have are one row. `say` is called with sentences about values that may be mistakes.
+    Raises DataError with what is wrong with the targets.
     """
-    table = pa.concat_tables([_of_dataset(config, manifests, name) for name in config.datasets])
+    table = pa.concat_tables([_of_dataset(config, manifests, name, say) for name in config.datasets])
     table = table.sort_by([("key", "ascending"), ("domain", "ascending")])
     where = f"of {', '.join(config.datasets)}"
     _refuse_missing(table, config, where)
     table = _renamed(table, config)
+    _compare_names(table, config, say)
     table = _one_row_a_key(table.drop_columns(["path", "said"]), config)
     _refuse_other_kind(table, config, where)
     _refuse_divided_classes(table, config)
@@ -57,42 +64,53 @@ def strata(table: pa.Table, config: SplitConfig) -> list[str]:
     return [min(labels, key=lambda label: (rows[label], label), default="") for labels in targets]
 
 
-def _of_dataset(config: SplitConfig, manifests: Path, dataset: str) -> pa.Table:
+def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, say: Callable[[str], None]) -> pa.Table:
     table = manifest.read(manifests, dataset)
     named = {LEVEL + level: level for level in config.levels}
     if config.group is not None:
         named["group"] = config.group
     if config.by == "column":
         named["column"] = config.column
-    odd = [name for name in dict.fromkeys([*config.columns, *named.values()]) if name not in table.column_names]
+    labels = manifest.labels_in(table)
+    odd = [name for name in dict.fromkeys([*config.columns, *named.values()]) if name not in labels.column_names]
     if odd:
-        found = " ".join(unknown("column", name, table.column_names) for name in odd)
+        found = " ".join(_say_unknown(name, labels.column_names) for name in odd)
         raise DataError(f"{manifests / dataset}.parquet: {found}")
-    if lists := [name for name in named.values() if pa.types.is_list(table[name].type)]:
+    if lists := [name for name in named.values() if pa.types.is_list(labels[name].type)]:
         raise DataError(f"{manifests / dataset}.parquet: expected a value a row, got lists in {', '.join(lists)}.")
-    domain = table["domain"] if "domain" in table.column_names else pa.nulls(len(table), pa.string())
+    domain = labels["domain"] if "domain" in labels.column_names else pa.nulls(len(table), pa.string())
     return pa.table(
         {
             "key": table["key"],
             "path": table["path"],
-            "target": _targets(table, config, f"the target {config.target!r} of {dataset}"),
-            "said": _said(table, config.columns),
+            "target": _targets(labels, config, f"the target {config.target!r} of {dataset}", say),
+            "said": _said(labels, config.columns),
             "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
-            **{name: pc.cast(table[column], pa.string()) for name, column in named.items()},
+            **{name: _as_text(labels[column]) for name, column in named.items()},
         }
     )
 
 
-def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
+def _say_unknown(name: str, there: Sequence[str]) -> str:
+    hint = f" (The manifest's own {name!r} is no label.)" if name in FIXED else ""
+    return unknown("column", name, there) + hint
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as text; of numbers, NaN is no value."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return pc.cast(column, pa.string())
+
+
+def _targets(table: pa.Table, config: SplitConfig, where: str, say: Callable[[str], None]) -> pa.Array:
     """The targets as the kind has them; null where a row has none."""
     column = table[config.columns[0]]
     many = pa.types.is_list(column.type)
     if config.kind == "classification":
         if many:
             raise DataError(f"{where}: expected a class a row, got lists. Say `kind: multilabel`.")
-        if pa.types.is_floating(column.type):
-            column = pc.if_else(pc.is_nan(column), None, column)
-        return pc.cast(column, pa.string())
+        return _as_text(column)
     if config.kind == "regression":
         plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, _is_text, pa.types.is_null)
         if not any(test(column.type) for test in plain):
@@ -106,6 +124,7 @@ def _targets(table: pa.Table, config: SplitConfig, where: str) -> pa.Array:
     elif _is_text(column.type):
         texts = column.to_pylist()
         found = [None if text is None else _labels_in(text, config.separator) for text in texts]
+        check_separator(found, config, say, where=where)
     else:
         raise DataError(
             f"{where}: expected lists, or texts with {config.separator!r} between labels, got {column.type}. "
@@ -136,7 +155,7 @@ def _flags(table: pa.Table, columns: Sequence[str], where: str) -> list[list[str
     """The names of the columns that say 1 or true; raises DataError for columns of anything but 0, 1 and no value."""
     problems, values = [], {}
     for name in columns:
-        values[name] = table[name].to_pylist()
+        values[name] = [_flag(value) for value in table[name].to_pylist()]
         odd = {str(value): None for value in values[name] if value is not None and value not in (0, 1)}
         if odd:
             problems.append(f"{name}: {', '.join(list(odd)[:SHOWN])}")
@@ -144,6 +163,11 @@ def _flags(table: pa.Table, columns: Sequence[str], where: str) -> list[list[str
         raise DataError(bullets(f"{where}: expected columns of 0 and 1, or true and false, got also", problems))
     rows = zip(*values.values(), strict=True)
     return [None if None in row else sorted(n for n, flag in zip(columns, row, strict=True) if flag) for row in rows]
+
+
+def _flag(value: Any) -> Any:
+    """A value of a column of flags; texts are flags where they are written as CSV files write these."""
+    return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _said(table: pa.Table, columns: Sequence[str]) -> list[str]:
@@ -181,6 +205,26 @@ def _renamed(table: pa.Table, config: SplitConfig) -> pa.Table:
     else:
         found = [sorted({config.rename.get(label, label) for label in labels}) for labels in targets]
     return table.set_column(table.column_names.index("target"), "target", pa.array(found, TYPES[config.kind]))
+
+
+def _compare_names(table: pa.Table, config: SplitConfig, say: Callable[[str], None]) -> None:
+    """Say which values of a column look like another one; raises DataError where two classes do."""
+    names: dict[str, list[str]] = {}
+    if config.kind != "regression":
+        column = table["target"].combine_chunks()
+        names["target"] = pc.unique(column.flatten() if config.kind == "multilabel" else column).to_pylist()
+        if alike := group_alike(names["target"]):
+            title = (
+                f"the target {config.target!r} of {', '.join(config.datasets)}: classes that look the same on a "
+                "screen. Make one of them with `rename`, or give them names that differ"
+            )
+            raise DataError(bullets(title, [quote_alike(group) for group in alike[:SHOWN]]))
+    for name in ("group", "domain", *(LEVEL + level for level in config.levels)):
+        if name in table.column_names:
+            names[name] = pc.unique(table[name]).to_pylist()
+    for name, values in names.items():
+        for line in describe(values)[:SHOWN]:
+            say(f"the {name} of {', '.join(config.datasets)}: {line}")
 
 
 def _one_row_a_key(table: pa.Table, config: SplitConfig) -> pa.Table:
