@@ -23,7 +23,7 @@ from pipeline.prepare.labels import given_types
 from pipeline.sources import files, tar
 
 DELIMITERS = (",", ";", "\t", "|")
-INFERRED = (pa.int64(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("s"))
+INFERRED = (pa.int64(), pa.float64(), pa.bool_(), pa.date32())
 """The types that a column of a list can have beside text, in the order in which they are tried."""
 
 BLOCK = 16 * 2**20
@@ -129,17 +129,21 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _keeps(texts: pa.Array, kind: pa.DataType) -> bool:
-    """Whether each text, read as this type, would be written back as it is; `nan` and `inf` are texts."""
+    """Whether each text, read as this type, would be written back as it is; `nan`, `inf` and `-0` are texts."""
     try:
         values = pc.cast(texts, kind)
     except pa.ArrowInvalid:
         return False
-    if pa.types.is_floating(kind) and not pc.all(pc.is_finite(values)).as_py():
-        return False
+    if pa.types.is_floating(kind):
+        finite = pc.all(pc.is_finite(values)).as_py()
+        if not finite or pc.any(pc.equal(texts, "-0")).as_py():  # -0 equals 0
+            return False
     return bool(pc.cast(values, pa.string()).equals(texts))
 
 
 def _cast(texts: pa.Array, kind: pa.DataType, name: str, config: PrepareConfig) -> pa.Array:
+    if pa.types.is_null(kind):
+        return pa.nulls(len(texts))
     try:
         return pc.cast(texts, kind)
     except pa.ArrowInvalid as error:
