@@ -1,6 +1,9 @@
 """The `icecore` command: look at artefacts, check settings, embed a folder. `dvc repro` does the rest."""
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +120,11 @@ def extract(
     engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the network: float32, tf32, bfloat16 or float16.")] = "float32",
     max_rejected: Annotated[float, typer.Option(help="Share of unusable files above which it fails.")] = 0.05,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="A label column of a list or of Parquet to keep; once for each. [default: all]"),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 89_478_485,
     draft: Annotated[
         bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size first: other features.")
     ] = False,
@@ -127,7 +135,12 @@ def extract(
         str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE: its workers do the work.")
     ] = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan", help="Say what would be computed, its bytes and the room on the disk, and stop.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Say what would be computed, its bytes and the room on the disk, and stop. It fetches the weights and "
+            "lists the images.",
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -153,6 +166,67 @@ def extract(
 
       icecore extract --backbone resnet50 --data /shared/photos --out /shared/features --scheduler tcp://10.0.0.5:8786
     """
+    with naming_options():
+        _extract(
+            backbone,
+            data,
+            out,
+            image=image,
+            taps=tap or ["penultimate"],
+            weights={"source": source, "name": weights, "file": file, "sha256": sha256},
+            settings={
+                "dtype": dtype,
+                "max_rejected": max_rejected,
+                "columns": tuple(columns) if columns else None,
+                "max_pixels": max_pixels,
+                "draft": draft,
+                "batch_size": batch_size,
+                "engine": engine,
+                "precision": precision,
+                "run": {"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
+            },
+            plan_only=plan_only,
+            quiet=quiet,
+        )
+
+
+# Settings that messages name, and the options of `icecore extract` that are called otherwise; None: it has no such one.
+OPTIONS = {
+    **{"root": "--data", "taps": "--tap", "image": "--image", "columns": "--columns", "max_pixels": "--max-pixels"},
+    **{"max_rejected": "--max-rejected", "batch_size": "--batch-size", "file": "--file", "weights": "--weights"},
+    **dict.fromkeys(("folders", "base", "path", "check", "disk", "limits", "run", "input", "strip_prefix", "project")),
+}
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Add to an error what the settings that the error names are called here, or where they can be set."""
+    try:
+        yield
+    except PipelineError as error:
+        named = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", str(error)))
+        lines = [f"`{name}` is {OPTIONS[name]} here." for name in named if OPTIONS.get(name)]
+        absent = [f"`{name}`" for name in named if OPTIONS.get(name, "") is None]
+        if absent:
+            is_are = "is a setting" if len(absent) == 1 else "are settings"
+            lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see the README.")
+        if not lines:
+            raise
+        raise type(error)("\n".join([str(error), *lines])) from None
+
+
+def _extract(
+    backbone: str,
+    data: str,
+    out: Path,
+    *,
+    image: str | None,
+    taps: list[str],
+    weights: dict[str, Any],
+    settings: dict[str, Any],
+    plan_only: bool,
+    quiet: bool,
+) -> None:
     from contextlib import nullcontext
 
     from pipeline import embed
@@ -161,20 +235,7 @@ def extract(
     from pipeline.store import cache, index
     from stages import project
 
-    job = embed.job(
-        backbone,
-        tap or ["penultimate"],
-        data,
-        image=image,
-        weights=embed.Weights(source=source, name=weights, file=file, sha256=sha256),
-        dtype=dtype,
-        max_rejected=max_rejected,
-        draft=draft,
-        batch_size=batch_size,
-        engine=engine,
-        precision=precision,
-        run={"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
-    )
+    job = embed.job(backbone, taps, data, image=image, weights=embed.Weights(**weights), **settings)
 
     def stage(name: str) -> Any:
         return nullcontext(silent) if quiet else project.bar(name, "images")
@@ -198,6 +259,8 @@ def extract(
     except Interrupted as error:
         typer.echo(f"interrupted: {error}", err=True)
         raise SystemExit(130) from None
+    for note in found.prepared.notes:
+        say(f"note: {note}")
     say(summary.text(str(out), found.extracted))
     for kind, count in found.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")

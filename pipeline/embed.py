@@ -29,6 +29,7 @@ from pipeline.freeze.run import freeze
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import Progress, silent, versions
 from pipeline.sources import files
 
@@ -79,12 +80,15 @@ def job(
     weights: Weights = Weights(),
     dtype: str = "float16",
     max_rejected: float = 0.05,
+    columns: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
     draft: bool = False,
     **extraction: Any,
 ) -> Job:
     """Check what a user asks for; `taps` as `tap` reads them, `data` and `image` as PrepareConfig, `extraction` as
     ExtractConfig has them.
 
+    `columns`: the label columns to keep, of a list or of Parquet; all if None. `max_pixels`: larger images are refused.
     `draft`: large JPEGs are decoded at a fraction of their size first, which gives other features.
 
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
@@ -96,7 +100,14 @@ def job(
             ".tar archives, Parquet with `image`, or a URL of one of these."
         )
     raw = {
-        "prepare": {"root": str(data), "image": image, "max_rejected": max_rejected},
+        "prepare": {
+            "root": str(data),
+            "image": image,
+            "columns": columns,
+            "max_rejected": max_rejected,
+            "max_pixels": max_pixels,
+            "check": "header",  # the extraction decodes every image, and finds those that are damaged
+        },
         "extract": {
             "datasets": (DATASET,),
             "taps": _taps(taps, dtype),

@@ -37,6 +37,13 @@ FILES_SCHEMA = pa.schema(
     ]
 )
 FIXED = tuple(FILES_SCHEMA.names)
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""How each split may be named, in any case: by folders, and in columns."""
+
 IN_CONTAINERS = ("container", "offset")
 """The columns that are null where no sample lies in a container."""
 
@@ -47,6 +54,12 @@ DATA = "data:"
 def label_column(name: str) -> str:
     """Return the manifest's name of a label column: `data:size` for `size`, which is in FIXED, and else the name."""
     return f"{DATA}{name}" if name in FIXED else name
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder or a value of a column names: train, validation or test; None for another name."""
+    plain = name.strip().casefold()
+    return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import os
 import random
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 CORES = "ICECORE_CORES"
@@ -50,6 +52,22 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def can_start_processes() -> bool:
+    """Return whether processes can be started by spawning: not from a script that has no `if __name__ == "__main__"`.
+
+    A new process runs the script once more, up to the guard, and without one it would start processes in its turn.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(main, "__spec__", None) is not None:  # interactive, or `python -m`
+        return True
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return "__main__" in text
 
 
 def seed_everything(seed: int) -> None:

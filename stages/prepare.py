@@ -4,6 +4,8 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
 from stages import project
 
+DESCRIPTIONS = {"other": "no images, passed over"}
+
 
 def main() -> None:
     """Write the manifest of a data set, and beside it what was left out."""
@@ -13,7 +15,7 @@ def main() -> None:
         found = prepare(config, paths, progress=progress)
     print(f"{name}: {found.found:,} files, {found.rows:,} samples")
     for kind, count in found.excluded.items():
-        print(f"  {count:,} {kind}: see {paths.excluded}")
+        print(f"  {count:,} {DESCRIPTIONS.get(kind, kind)}: see {paths.excluded}")
     for note in found.notes:
         print(f"  note: {note}")
 

@@ -17,6 +17,7 @@ import yaml
 
 from pipeline import cli, manifest
 from pipeline.compare import CompareConfig, compare
+from pipeline.errors import StoreError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit import FitConfig
@@ -647,3 +648,39 @@ def test_what_the_system_refuses_is_said_without_a_traceback(data: Path, tmp_pat
     assert said.code != 0
     assert "error: " in said.error
     assert "Not a directory" in said.error or "File exists" in said.error
+
+
+def test_a_user_without_a_home_folder_is_told_of_the_cache() -> None:
+    code = (
+        "import os; import platformdirs.unix; from pipeline.store import cache\n"
+        "for name in ('HOME', 'ICECORE_CACHE', 'XDG_CACHE_HOME'): os.environ.pop(name, None)\n"
+        "if os.getuid() == 0: os.setuid(12345)  # of whom the system knows no more, as of `docker --user`\n"
+        "else: os.environ['XDG_CACHE_HOME'] = ''; os.path.expanduser = lambda path: path\n"
+        "try: cache.default_root()\n"
+        "except Exception as error: print(f'{type(error).__name__}: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = "StoreError: the feature cache: this user has no home folder. Set ICECORE_CACHE to a folder for it.\n"
+    assert done.stdout == expected, done.stderr
+
+
+def test_errors_of_a_one_off_extraction_name_its_options(icecore: Command, data: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x"], "objects": [[{"a": 1.0}]]}), tmp_path / "a.parquet")
+    (tmp_path / "photos" / "x").mkdir(parents=True)
+    (tmp_path / "shards").mkdir()
+    shutil.copy(tmp_path / "a.parquet", tmp_path / "shards")
+    expected = {
+        "a.parquet": (["--image", "image"], "`columns` is --columns here."),
+        "shards": ([], "`image` is --image here."),
+        "photos": ([], "`root` is --data here."),
+    }
+    for name, (options, line) in expected.items():
+        backbone = data / "backbones" / "tiny"
+        found = icecore(
+            "extract", "--backbone", backbone, "--data", tmp_path / name, "--out", tmp_path / "out", *options
+        )
+        assert found.code == 1
+        assert found.error.splitlines()[-1] == line
+    line = "`disk` is a setting of a project's params.yaml, see"
+    with pytest.raises(StoreError, match=rf"(?s)`disk: warn` .*\n{line}"), cli.naming_options():
+        raise StoreError("too little room: `disk: warn` tries it all the same")

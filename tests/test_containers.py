@@ -366,7 +366,7 @@ def test_a_folder_of_archives_is_read_in_their_order(tmp_path: Path) -> None:
     ]
     assert found.excluded == {
         ".hidden": ("hidden", "a hidden file, or one in a hidden folder"),
-        "index.txt": ("unreadable", "beside containers, and no .tar itself: move it away"),
+        "index.txt": ("other", "no image, by its extension"),
     }
 
 

@@ -349,7 +349,7 @@ def test_too_many_unusable_files_stop_it_unless_that_is_allowed(
     backbone: Path, image_folder: Folder, tmp_path: Path
 ) -> None:
     photos = image_folder(("cat",), each=3)
-    (photos / "notes.txt").write_text("no picture")
+    (photos / "cat" / "damaged.png").write_text("no picture")
     with pytest.raises(
         DataError, match=r"1 of 4 files cannot be used, more than the share of 0.05 that `max_rejected`"
     ):

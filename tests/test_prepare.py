@@ -5,6 +5,8 @@ import datetime
 import decimal
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,9 +148,9 @@ def test_rows_are_sorted_by_path_and_extraction_reads_the_same_ones_without_labe
 
 REASONS = {
     "dog/empty.png": ("unreadable", "empty file"),
-    "dog/notes.txt": ("unreadable", "not an image that Pillow can read"),
-    "dog/deep/note.txt": ("unreadable", "not an image that Pillow can read"),
-    "dog/deep-/note.txt": ("unreadable", "not an image that Pillow can read"),
+    "dog/notes.txt": ("other", "no image, by its extension"),
+    "dog/deep/note.txt": ("other", "no image, by its extension"),
+    "dog/deep-/note.txt": ("other", "no image, by its extension"),
     "dog/cut.png": ("unreadable", "damaged image: image file is truncated"),
     "dog/warned.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
     "dog/bomb.png": ("unreadable", "more than 89,478,485 pixels: refused as a decompression bomb"),
@@ -184,8 +186,9 @@ def test_the_list_of_excluded_files_has_their_sizes_where_they_were_opened(messy
     excluded = messy.excluded
     assert list(excluded) == sorted(excluded)
     assert excluded["dog/empty.png"]["size"] == "0"
-    assert excluded["dog/notes.txt"]["size"] == "8"
-    assert excluded["cat/gone.png"]["size"] == excluded["cat/.DS_Store"]["size"] == ""
+    assert (
+        excluded["dog/notes.txt"]["size"] == excluded["cat/gone.png"]["size"] == excluded["cat/.DS_Store"]["size"] == ""
+    )
 
 
 @pytest.mark.parametrize("alone", [0.0, 3600.0], ids=["processes", "no processes"])
@@ -209,7 +212,7 @@ def test_too_many_unusable_files_are_an_error_that_names_the_first_and_writes_no
         prepared(messy.root, tmp_path / "manifests")
     title, *lines = str(caught.value).splitlines()
     assert title == (
-        f"{messy.root}: 13 of 29 files cannot be used, more than the share of 0.05 that `max_rejected` allows. "
+        f"{messy.root}: 10 of 26 files cannot be used, more than the share of 0.05 that `max_rejected` allows. "
         "The first of them:"
     )
     assert len(lines) == 5
@@ -237,6 +240,80 @@ def test_folders_named_train_val_and_test_give_the_split(tmp_path: Path) -> None
     }
     assert outcome.column("label")["val/dog/0.png"] == "dog"
     assert outcome.prepared.excluded == {"hidden": 1}
+
+
+LITTER = (
+    "Thumbs.db",
+    "desktop.ini",
+    "cat/Thumbs.db",
+    "__MACOSX/cat/._0.png",
+    "@eaDir/0.png",
+    "cat/~$list.tmp",
+    "a.png~",
+)
+OTHER = ("README", "notes.TXT", "cat/labels.csv", "cat/clip.mp4", "dog/data.json")
+
+
+def test_litter_and_files_that_are_no_images_are_no_rejects_and_no_rows(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for number, label in enumerate(("cat", "dog") * 3):
+        write_image(root / label / f"{number}.png", seed=number)
+    for number, name in enumerate((*LITTER, *OTHER)):
+        write_image(root / f"{name}.png", seed=50 + number).rename(root / name)  # even where it could be decoded
+    (root / "README").write_text("ten photos")
+    outcome = prepared(root, tmp_path / "manifests", max_rejected=0)
+    assert outcome.prepared.rows == 6
+    assert outcome.prepared.excluded == {"hidden": 1, "other": len(LITTER) + len(OTHER) - 1}
+    assert set(outcome.column("label").values()) == {"cat", "dog"}
+    assert outcome.excluded["README"]["reason"] == "not an image that Pillow can read"
+    assert outcome.excluded["desktop.ini"]["reason"].startswith("left behind by an operating system")
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("Training", "Testing", "__MACOSX"), {"train", "test"}),
+        (("TRAIN", "Dev", ".ipynb_checkpoints", "@eaDir"), {"train", "validation"}),
+    ],
+)
+def test_folders_of_splits_have_any_case_and_litter_beside_them(
+    tmp_path: Path, folders: tuple[str, ...], splits: set[str]
+) -> None:
+    for number, folder in enumerate(folders):
+        write_image(tmp_path / "photos" / folder / "cat" / "0.png", seed=number)
+    outcome = prepared(tmp_path / "photos", tmp_path / "manifests")
+    assert set(outcome.column("split").values()) == splits
+    assert set(outcome.column("label").values()) == {"cat"}
+
+
+def test_folders_of_splits_beside_others_are_refused_and_classes_like_splits_are_noted(
+    tmp_path: Path,
+) -> None:
+    for number, folder in enumerate(("train", "Test", "extra")):
+        write_image(tmp_path / "photos" / folder / "cat" / "0.png", seed=number)
+    with pytest.raises(DataError, match=r"photos: expected either .*, got Test, train and beside them extra. Move the"):
+        prepared(tmp_path / "photos", tmp_path / "manifests")
+    for number, folder in enumerate(("train", "bus", "eval_set")):
+        write_image(tmp_path / "vehicles" / folder / "0.png", seed=number)
+    outcome = prepared(tmp_path / "vehicles", tmp_path / "manifests")
+    assert set(outcome.column("label").values()) == {"train", "bus", "eval_set"}
+    (note,) = outcome.prepared.notes
+    assert note.startswith("classes that look like splits: eval_set, train. If they are, name their folders train,")
+
+
+def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / "photos" / "cat" / f"{number}.png", seed=number)
+    (tmp_path / "script.py").write_text(
+        "from pathlib import Path\n"
+        "from pipeline.manifest import ManifestPaths\n"
+        "from pipeline.prepare import PrepareConfig, examine\n"
+        "from pipeline.prepare.run import prepare\n"
+        "examine.ALONE = 0.0\n"
+        "print(prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x')).rows)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

@@ -278,14 +278,25 @@ def test_a_column_may_have_any_name_and_no_validation_rows(manifest: Manifest, t
 
 @pytest.mark.parametrize(
     ("values", "odd"),
-    [(["Train", "test"], "Train"), ([None, "train"], "None"), ([1, 2], "1, 2"), (list("gfedcba"), "a, b, c, d, e")],
+    [
+        (["Trainer", "test"], "Trainer"),
+        ([None, "train"], "no value"),
+        ([1, 2], "1, 2"),
+        (list("gfedcba"), "a, b, c, d"),
+    ],
 )
 def test_odd_values_in_the_split_column_are_named(
     manifest: Manifest, tmp_path: Path, values: list[Any], odd: str
 ) -> None:
     manifest(label=["cat", "dog", "cat", "dog", "cat", "dog", "cat"][: len(values)], split=values)
-    with pytest.raises(DataError, match=f"the split column 'split': expected train, validation, test, got also {odd}."):
+    with pytest.raises(DataError, match=f"the split column 'split': expected train, training for .*; got also {odd}"):
         split(config(by="column"), tmp_path)
+
+
+def test_a_split_column_names_splits_as_folders_do(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat", "dog"] * 3, split=["Train", "training", "val", "DEV", "Testing", " test "])
+    task = split(config(by="column"), tmp_path)
+    assert [len(task.rows(name)) for name in ("train", "validation", "test")] == [2, 2, 2]
 
 
 def test_a_column_that_divides_groups_is_an_error(manifest: Manifest, tmp_path: Path) -> None:

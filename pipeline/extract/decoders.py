@@ -23,7 +23,7 @@ from pipeline.errors import ClusterError
 from pipeline.extract.decoding import Packed, There, begin, decode, nothing
 from pipeline.extract.samples import Item, Reject, read_all
 from pipeline.readers import BatchReader, Reader, Sample
-from pipeline.runtime import cores
+from pipeline.runtime import can_start_processes, cores
 
 Kind = Literal["auto", "threads", "processes"]
 Answer = Callable[[], list[Sample | Reject]]
@@ -64,7 +64,13 @@ def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool 
             "decode: expected a worker that may start processes, got a daemon, which is what Dask makes of workers. "
             "Start them with DASK_DISTRIBUTED__WORKER__DAEMON=False, or set `run: {decode: threads}`."
         )
-    if hasattr(os, "memfd_create") and not daemon and (kind == "processes" or (kind == "auto" and many)):
+    if kind == "processes" and not can_start_processes():
+        raise ClusterError(
+            "decode: expected a script that may start processes, got one without `if __name__ == '__main__'`, which "
+            "each process would run again. Put its calls under that line, or set `run: {decode: threads}`."
+        )
+    wanted = kind == "processes" or (kind == "auto" and many and can_start_processes())
+    if hasattr(os, "memfd_create") and not daemon and wanted:
         return Processes(reader, cores(), sample_bytes=sample_bytes)
     return Threads(reader, cores())
 

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.config import Settings
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.sources import files
 
 # The columns that say where a row belongs: from folders or from a list, always text, and no labels.
@@ -58,6 +59,7 @@ class PrepareConfig(Settings):
         None, description="what a list's paths are relative to; the list's folder if not given"
     )
     check: Literal["decode", "header"] = Field("decode", description="how far each image is read to see that it is one")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are refused, as decompression bombs")
     max_rejected: float = Field(0.05, ge=0, le=1, description="the share of unusable files above which prepare fails")
 
     @field_validator("encoding")

@@ -3,20 +3,23 @@
 What is done within the first half second is done without: processes take longer to start than a small folder does.
 """
 
+import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import PurePosixPath
 
 from pipeline import sources
 from pipeline.errors import DataError
 from pipeline.files import content_key
-from pipeline.readers import image
-from pipeline.runtime import cores
+from pipeline.readers import image, image_files
+from pipeline.readers.image_files import MAX_PIXELS
+from pipeline.runtime import can_start_processes, cores
 from pipeline.sources import Place, files
 
 Answer = tuple[str | None, int | None, str | None, str | None]
@@ -24,6 +27,12 @@ Answer = tuple[str | None, int | None, str | None, str | None]
 
 Item = str | bytes | OSError
 """What a process gets of a sample: the path of a local file, which it reads itself, or its bytes, or why not."""
+
+UNRECOGNISED = "unrecognised"
+"""The kind of trouble with bytes that are of no known format."""
+
+ARCHIVES = (".tar", ".parquet", ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+"""Extensions of files in which samples may lie that would be missed."""
 
 BLOCK = 16_384
 CHUNK_ROWS = 64
@@ -33,27 +42,44 @@ CONNECTIONS = 16
 ALONE = 0.5  # seconds before processes are started
 
 
-def examine(rows: Iterable[tuple[int, Place]], check: str, *, where: str) -> Iterator[tuple[int, Answer]]:
-    """Number and answer of each sample, in the order given; those of one container stand together, by their offsets.
+def examine(
+    rows: Iterable[tuple[int, Place]], check: str, *, where: str, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[int, Answer]]:
+    """Yield number and answer of each sample, in the order given; containers' samples stand together, by their offsets.
 
-    Local files are read where they are checked. Containers are read here, from front to back, and remote files over
-    several connections. Raises DataError where a process is killed.
+    A file of no known format without an image's extension is of the kind "other", and no reject. Local files are read
+    where they are checked. Containers are read here, from front to back, and remote files over several connections.
+    Raises DataError where a process is killed.
     """
     end = time.monotonic() + ALONE
+    inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
     chunks = _chunks(rows)
     for chunk, items in chunks:
-        for number, ((row, _), item) in enumerate(zip(chunk, items, strict=True)):
+        for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
             if time.monotonic() > end:
                 rest = itertools.chain([(chunk[number:], items[number:])], chunks)
-                yield from _by_processes(rest, check, where=where)
+                yield from _on_all_cores(rest, inspect_items, where=where)
                 return
-            yield row, inspect_one(item, check)
+            yield row, _settle(place, inspect_items([item])[0])
 
 
-def _by_processes(
-    chunks: Iterable[tuple[list[tuple[int, Place]], list[Item]]], check: str, *, where: str
+def _settle(place: Place, answer: Answer) -> Answer:
+    """Tell a file that is no image by its name and its content from an image that is damaged."""
+    key, size, kind, reason = answer
+    if kind != UNRECOGNISED:
+        return answer
+    suffix = PurePosixPath(place.path).suffix.lower()
+    is_lost = place.container is not None or suffix in image_files.extensions() or suffix in ARCHIVES
+    return key, size, "unreadable" if is_lost else "other", reason
+
+
+def _on_all_cores(
+    chunks: Iterable[tuple[list[tuple[int, Place]], list[Item]]],
+    inspect_items: Callable[[Sequence[Item]], list[Answer]],
+    *,
+    where: str,
 ) -> Iterator[tuple[int, Answer]]:
-    with _processes() as pool:
+    with _workers() as pool:
         flying: deque[tuple[list[tuple[int, Place]], int, Future[list[Answer]]]] = deque()
 
         def land() -> Iterator[tuple[int, Answer]]:
@@ -62,14 +88,14 @@ def _by_processes(
                 answers = future.result()
             except BrokenProcessPool:
                 raise DataError(_killed(where, [place for _, place in chunk])) from None
-            yield from ((row, answer) for (row, _), answer in zip(chunk, answers, strict=True))
+            yield from ((row, _settle(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
 
         for chunk, items in chunks:
             weight = sum(len(item) for item in items if isinstance(item, bytes))
             while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
                 yield from land()
             try:
-                future = pool.submit(inspect_many, items, check)
+                future = pool.submit(inspect_items, items)
             except BrokenProcessPool:
                 raise DataError(_killed(where, [place for _, place in (flying[0][0] if flying else chunk)])) from None
             flying.append((chunk, weight, future))
@@ -77,40 +103,43 @@ def _by_processes(
             yield from land()
 
 
-def inspect_many(items: Sequence[Item], check: str) -> list[Answer]:
-    """`inspect_one` of each."""
-    return [inspect_one(item, check) for item in items]
+def inspect_many(items: Sequence[Item], check: str, max_pixels: int = MAX_PIXELS) -> list[Answer]:
+    """Inspect local files by their paths, and judge samples by their bytes."""
+    return [
+        inspect(item, check, max_pixels) if isinstance(item, str) else judge(item, check, max_pixels) for item in items
+    ]
 
 
-def inspect_one(item: Item, check: str) -> Answer:
-    """`inspect` of a local file, `judge` of bytes."""
-    return inspect(item, check) if isinstance(item, str) else judge(item, check)
-
-
-def inspect(path: str, check: str) -> Answer:
+def inspect(path: str, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
     """Open one file: its key, size, and, if it cannot be used, what kind of trouble and the reason."""
     try:
         data = sources.read(path)
     except OSError as error:
-        return judge(error, check)
-    return judge(data, check)
+        return judge(error, check, max_pixels)
+    return judge(data, check, max_pixels)
 
 
-def judge(data: bytes | OSError, check: str) -> Answer:
+def judge(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
     """The same of a sample that was read, or could not be."""
     if isinstance(data, OSError):
         return None, None, "unreadable", data.strerror or str(data)
     try:
-        image.check(data, whole=check == "decode")
+        image.check(data, whole=check == "decode", max_pixels=max_pixels)
+    except image.NotAnImageError as error:
+        return content_key(data), len(data), UNRECOGNISED, str(error)
     except DataError as error:
         return content_key(data), len(data), "unreadable", str(error)
     return content_key(data), len(data), None, None
 
 
 @contextmanager
-def _processes() -> Iterator[ProcessPoolExecutor]:
-    """A process a core; where the work ends early, what they have not begun is dropped."""
-    pool = ProcessPoolExecutor(max_workers=cores(), mp_context=get_context("spawn"))
+def _workers() -> Iterator[Executor]:
+    """A process per core, or a thread where the script has no guard; what has not begun is dropped at an early end."""
+    pool: Executor
+    if can_start_processes():
+        pool = ProcessPoolExecutor(max_workers=cores(), mp_context=get_context("spawn"))
+    else:
+        pool = ThreadPoolExecutor(max_workers=cores())
     try:
         yield pool
     finally:

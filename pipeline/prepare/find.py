@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig, listed, packed, tables
-from pipeline.prepare.folders import is_by_split, read_off, refusal
+from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
 from pipeline.sources import files
@@ -48,9 +48,12 @@ def label_types(
 
 
 def _in_folder(root: Root) -> Iterator[Found]:
-    by_split = is_by_split(files.folders(root.path))
+    by_split = is_by_split(files.folders(root.path), where=root.path)
     for entry in files.walk(root.path):
         label, place = read_off(entry.names[:-1], by_split=by_split)
         if root.domain is not None:
             place["domain"] = root.domain
-        yield Found(entry.path, {"label": label}, place, refusal(entry.names))
+        refused = refusal(entry.names)
+        if refused[0] is None and is_other_file(entry.names[-1]):
+            refused = ("other", "no image, by its extension")
+        yield Found(entry.path, {"label": label}, place, refused)

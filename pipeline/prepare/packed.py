@@ -20,20 +20,25 @@ from typing import Any, BinaryIO
 from pipeline.errors import DataError
 from pipeline.manifest import DATA, label_column
 from pipeline.prepare import PLACES, Found, PrepareConfig
-from pipeline.prepare.folders import SPLIT_FOLDERS, is_by_split, read_off, refusal
+from pipeline.prepare.folders import counts_as_folder, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
-from pipeline.readers import image
+from pipeline.readers import image_files
 from pipeline.sources import files, tar
 
 TEXT_LIMIT = 16 * 2**20
 """Bytes of a .json or .cls member above which it is not read."""
 
 
+TOPS = 64
+"""Names of top folders that are kept: more than splits have say that they are classes."""
+
+
 @dataclass
 class Layout:
     """What the folders of all samples of a root have in common, seen one sample after another."""
 
+    root: str
     tops: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     depth: float = math.inf
 
@@ -41,13 +46,13 @@ class Layout:
         """One sample more, by the names of its folders."""
         self.depth = min(self.depth, len(folders))
         for seen, name in zip(self.tops, folders, strict=False):
-            if len(seen) <= len(SPLIT_FOLDERS):  # more names than there are splits say no more
+            if len(seen) < TOPS and counts_as_folder(name):
                 seen.add(name)
 
     def read_off(self, folders: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
         """Label and place of a sample, once all were seen."""
-        wrapped = self.depth > 1 and len(self.tops[0]) == 1 and not is_by_split(self.tops[0])
-        return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped]))
+        wrapped = self.depth > 1 and len(self.tops[0]) == 1 and not is_by_split(self.tops[0], where=self.root)
+        return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
 
 
 def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
@@ -56,7 +61,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
     What is no sample comes with the reason: damage, links, samples without an image. Raises DataError for an archive
     that is compressed.
     """
-    layout = Layout()
+    layout = Layout(root.path)
     # Labels are known when the last folder was seen; until then what was found waits in a file, not in memory.
     with tempfile.TemporaryFile("w+", encoding="ascii", prefix="icecore-tar-") as waiting:
         for shard in root.shards:
@@ -113,7 +118,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
         return None if member.kind == "folder" else (kind, reason)
     if member.kind in ("link", "special"):
         return "unreadable", str(member.refused)
-    if member.kind == "folder" and _suffix(member) in image.extensions():
+    if member.kind == "folder" and _suffix(member) in image_files.extensions():
         return "unreadable", "a folder with the name of an image"
     return None
 
@@ -124,9 +129,14 @@ def _sample(
     """One sample, and whatever of its members cannot be part of it."""
     if not group:
         return
-    images = [member for member in group if _suffix(member) in image.extensions()]
+    images = [member for member in group if _suffix(member) in image_files.extensions()]
     if not images:
-        there = sorted({_extension(member) or "no extension" for member in group[:100]})
+        extensions = {_extension(member) for member in group[:100]}
+        if not extensions & {".cls", ".json"} and all(is_other_file(member.name) for member in group):
+            for member in group:
+                yield Found(_shown(path, member), refused=("other", "no image, by its extension")), ()
+            return
+        there = sorted(extension or "no extension" for extension in extensions)
         reason = f"a sample without an image: it has {', '.join(there[:5])}"
         yield Found(_shown(path, group[0]), refused=("unreadable", reason)), ()
         return

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.prepare.folders import SPLIT_FOLDERS
+from pipeline.manifest import split_of
 
 Refused = tuple[str, str] | tuple[None, None]
 
@@ -24,4 +24,4 @@ def place_of(*sources: Mapping[str, str]) -> tuple[dict[str, str], Refused]:
 
 
 def _plain(value: str) -> str:
-    return SPLIT_FOLDERS.get(value.lower(), value)
+    return split_of(value) or value

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig
-from pipeline.prepare.folders import is_by_split, read_off, refusal
-from pipeline.readers import image
+from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
+from pipeline.readers import image_files
 from pipeline.sources import PARQUET, TAR, files
 
 COMPRESSED = (
@@ -41,7 +41,7 @@ class Root:
     @property
     def by_split(self) -> bool:
         """Whether the containers lie in folders of splits."""
-        return is_by_split(entry.names[0] for entry in self.shards if len(entry.names) > 1)
+        return is_by_split((entry.names[0] for entry in self.shards if len(entry.names) > 1), where=self.path)
 
     def place(self, shard: files.Entry) -> dict[str, str]:
         """What the folders of a container say about its samples."""
@@ -56,7 +56,9 @@ class Root:
         for entry in files.walk(self.path):
             if entry.path not in shards:
                 refused = refusal(entry.names)
-                if refused[0] is None:
+                if refused[0] is None and is_other_file(entry.names[-1]):
+                    refused = ("other", "no image, by its extension")
+                elif refused[0] is None:
                     refused = ("unreadable", f"beside containers, and no .{self.kind} itself: move it away")
                 yield Found(entry.path, refused=refused)
 
@@ -109,7 +111,7 @@ def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
         name = entry.names[-1].lower()
         if refusal(entry.names)[0] is not None:
             continue
-        if PurePosixPath(name).suffix in image.extensions() and config.image is None:
+        if PurePosixPath(name).suffix in image_files.extensions() and config.image is None:
             return Root(path, "files", domain)
         if name.endswith((TAR, PARQUET, *COMPRESSED)):
             shards.append(entry)

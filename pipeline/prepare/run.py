@@ -25,6 +25,7 @@ from pipeline.manifest import DATA, FILES_SCHEMA, ManifestPaths, label_column
 from pipeline.prepare import PLACES, PrepareConfig, values
 from pipeline.prepare.examine import examine
 from pipeline.prepare.find import find, label_types
+from pipeline.prepare.folders import describe_odd_classes
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import Root, look
 from pipeline.runtime import Progress, silent
@@ -43,6 +44,7 @@ class Prepared:
     rows: int
     excluded: dict[str, int]
     notes: tuple[str, ...] = field(default=(), compare=False)
+    """What looks wrong with the labels, a line each."""
 
 
 def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress = silent) -> Prepared:
@@ -67,6 +69,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
         if types is None:
             types = values.types(database, config)
             notes += values.mixtures(database, config)
+        notes += describe_odd_classes(_classes(database))
         notes += _moved(config, types) + _like_another(database, config)
         _write(database, paths, {label_column(name): kind for name, kind in types.items()})
     return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
@@ -139,7 +142,7 @@ def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: 
 
     def answers() -> Iterator[tuple[Any, ...]]:
         nonlocal done
-        for row, answer in examine(rows, config.check, where=config.root):
+        for row, answer in examine(rows, config.check, where=config.root, max_pixels=config.max_pixels):
             done += 1
             progress(done, total)
             yield (*answer, row)
@@ -175,11 +178,19 @@ def _resolve(database: sqlite3.Connection) -> dict[str, int]:
     return dict(database.execute("SELECT kind, count(*) FROM files WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind"))
 
 
+def _classes(database: sqlite3.Connection) -> Iterator[str]:
+    """Yield the distinct texts of `label` among the rows of the manifest."""
+    label = "json_extract(labels, '$.label')"
+    query = f"SELECT DISTINCT {label} FROM files WHERE kind IS NULL AND typeof({label}) = 'text'"
+    return (text for (text,) in database.execute(query))
+
+
 def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found: int, excluded: dict[str, int]) -> None:
     rejected = excluded.get("unreadable", 0) + excluded.get("conflict", 0)
-    looked_at = found - excluded.get("hidden", 0)
+    looked_at = found - excluded.get("hidden", 0) - excluded.get("other", 0)
     if looked_at == 0:
-        raise DataError(f"{config.root}: there are only hidden files in it. Set `root` to what holds the files.")
+        what = "hidden files" if not excluded.get("other") else "files that are no images"
+        raise DataError(f"{config.root}: there are only {what} in it. Set `root` to what holds the images.")
     # A quotient: 0.29 * 100 is a little less than 29, and 29 / 100 is 0.29.
     if rejected / looked_at <= config.max_rejected and rejected < looked_at:
         return

@@ -1,6 +1,6 @@
-"""Images: any file that Pillow reads, to uint8 pixels of one size and one colour mode.
+"""Images: any file that Pillow decodes in the process, to uint8 pixels of one size and one colour mode.
 
-The steps, in this order: EXIF rotation, conversion to `mode` (transparent pixels over white, 16-bit grey scaled to 8),
+The steps, in this order: EXIF rotation, conversion to `mode` (transparent pixels over white, more bits scaled to 8),
 resize of the shorter side (or to an exact size), centre crop. Resizing is Pillow's, which is antialiased, with
 torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
 
@@ -9,28 +9,26 @@ With `view` an augmented copy is read, see augment.py.
 """
 
 import contextlib
-import functools
-import io
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import DataError, EngineError
 from pipeline.files import KEY_BYTES, content_key
-from pipeline.readers import Sample
+from pipeline.readers import Sample, image_files
 from pipeline.readers.augment import View
+from pipeline.readers.image_files import MAX_PIXELS
 
-VERSION = 1
+T = TypeVar("T")
 
-# Above MAX_IMAGE_PIXELS Pillow only warns, and refuses from twice that. An archive of photos has no use for either.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+VERSION = 2
+"""1: 12-bit TIFF was read as 16-bit, 16-bit TIFF in which 0 is white as its negative."""
 
 # EXIF's orientation, to what makes the image upright.
 TURNS = {
@@ -77,10 +75,8 @@ INTERPOLATIONS = {
 }
 
 
-@functools.cache
-def extensions() -> frozenset[str]:
-    """The extensions of files that Pillow can open, in lower case and with their dot."""
-    return frozenset(name for name, format in Image.registered_extensions().items() if format in Image.OPEN)
+class NotAnImageError(DataError):
+    """Bytes that are of no known image format."""
 
 
 class ImageSpec(Settings):
@@ -140,7 +136,7 @@ class ImageReader:
                 f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a "
                 "CUDA device. Freeze the backbone with `decoder: pillow`."
             )
-        image = _small(data, self.spec) if self.spec.draft else None
+        image = _read_either(data, lambda readable: _small(readable, self.spec)) if self.spec.draft else None
         if image is None:
             image = decode(data, mode=self.spec.mode)
             if self.spec.resize is not None:
@@ -165,39 +161,78 @@ def viewed(pixels: np.ndarray, spec: ImageSpec, data: bytes) -> np.ndarray:
     return found
 
 
-def decode(data: bytes, *, mode: str) -> Image.Image:
-    """Bytes to an upright image in `mode`; raises DataError with the reason."""
-    with opened(data) as image:
+def decode(data: bytes, *, mode: str, max_pixels: int | None = None) -> Image.Image:
+    """Decode bytes to an upright image in `mode`; raises DataError with the reason.
+
+    `max_pixels`: refuse larger images. What `prepare` let through needs no limit.
+    """
+    return _read_either(data, lambda readable: _decode(readable, mode, max_pixels))
+
+
+def check(data: bytes, *, whole: bool, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise DataError if the bytes are no usable image; only the header is looked at unless `whole`."""
+    if whole:
+        decode(data, mode="RGB", max_pixels=max_pixels)
+        return
+    _read_either(data, lambda readable: _open_only(readable, max_pixels))
+
+
+def _read_either(data: bytes, read: Callable[[bytes], T]) -> T:
+    """Read an image, and where that fails the same image without its metadata, which must not cost the pixels."""
+    try:
+        return read(data)
+    except DataError:
+        bare = image_files.without_metadata(data)
+        if bare is None or bare == data:
+            raise
+        try:
+            return read(bare)
+        except DataError:
+            pass
+        raise
+
+
+def _decode(data: bytes, mode: str, max_pixels: int | None) -> Image.Image:
+    with opened(data, max_pixels=max_pixels) as image:
         image.load()
         return _to_mode(_upright(image), mode)
 
 
-def check(data: bytes, *, whole: bool) -> None:
-    """Raise DataError if the bytes are no usable image; only the header is looked at unless `whole`."""
-    if whole:
-        decode(data, mode="RGB")
-        return
-    with opened(data):
+def _open_only(data: bytes, max_pixels: int) -> None:
+    with opened(data, max_pixels=max_pixels):
         pass
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
-    """An open image; whatever Pillow has against it becomes a DataError with a short reason."""
+def opened(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image; whatever Pillow has against the bytes becomes a DataError with a short reason."""
     if not data:
         raise DataError("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with image_files.open_image(data) as image:
+            _refuse_size(image.size, max_pixels)
+            if reason := image_files.refuse_tiff(image):
+                raise DataError(reason)
             # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
             if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
                 raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
             yield image
     except UnidentifiedImageError:
-        raise DataError("not an image that Pillow can read") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused as a decompression bomb") from None
+        other = image_files.describe_other(data)
+        raise (DataError(other) if other else NotAnImageError("not an image that Pillow can read")) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"refused as a decompression bomb: {error}") from None
     except DAMAGE as error:
         raise DataError(f"damaged image: {error}") from None
+
+
+def _refuse_size(size: tuple[int, int], max_pixels: int | None) -> None:
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        raise DataError(
+            f"more than {max_pixels:,} pixels: refused as a decompression bomb, unless `max_pixels` allows its "
+            f"{width} × {height}"
+        )
 
 
 def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
@@ -225,7 +260,10 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
     """What makes an image upright, by its EXIF orientation; None where it is."""
-    return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DAMAGE:  # metadata that is damaged does not cost the pixels
+        return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -236,11 +274,32 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = _to_8_bits(image)
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None, "it is not converted in place"
+        image = converted
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of 12 or 16 bits to 8; a value that stands for transparent becomes white, and 0 black."""
+    values = np.asarray(image).astype(np.int64)
+    clear = image.info.get("transparency")
+    transparent = values == clear if isinstance(clear, int) else None
+    bits, negative = image_files.tiff_bits(image) or (16, False)
+    grey = values * 255 // (4095 if bits == 12 else 65535)
+    if negative:
+        grey = 255 - grey
+    if transparent is not None:
+        grey[transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
@@ -251,9 +310,9 @@ def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, i
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
-    most, longer = Image.MAX_IMAGE_PIXELS, int(resize * max(size) / min(size))
-    if most is not None and longer * resize > most:
-        raise DataError(f"a strip of {width}×{height}: resized it would have more than {most:,} pixels")
+    longer = int(resize * max(size) / min(size))
+    if longer * resize > MAX_PIXELS:
+        raise DataError(f"a strip of {width}×{height}: resized it would have more than {MAX_PIXELS:,} pixels")
     return (resize, longer) if width <= height else (longer, resize)
 
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets
+from pipeline.manifest import SPLIT_NAMES, split_of
 from pipeline.split import SplitConfig
 from pipeline.split.assign import Assigned, assign, assign_by_domain, few_shot_ranks, limited
 from pipeline.split.targets import read, strata
-from pipeline.task import KIND, SPLITS, Task
+from pipeline.task import KIND, Task
 
 MOST = 20  # problems that one error lists
 
@@ -54,12 +55,16 @@ def _splits(config: SplitConfig, table: pa.Table, groups: Sequence[str]) -> Assi
 
 
 def _from_column(config: SplitConfig, values: list[Any]) -> Assigned:
-    odd = sorted({str(value) for value in values if value not in SPLITS})
+    names = {value: split_of(str(value)) for value in set(values) if value is not None}
+    odd = sorted(str(value) for value, name in names.items() if name is None)
+    if None in values:
+        odd.append("no value")
     if odd:
+        known = "; ".join(f"{', '.join(names)} for {split}" for split, names in SPLIT_NAMES.items())
         raise DataError(
-            f"the split column {config.column!r}: expected {', '.join(SPLITS)}, got also {', '.join(odd[:5])}."
+            f"the split column {config.column!r}: expected {known}, in any case; got also {', '.join(odd[:5])}."
         )
-    return list(values)
+    return [names[value] for value in values]
 
 
 def _refuse_divided(config: SplitConfig, groups: Sequence[str], splits: Assigned, what: str) -> None:

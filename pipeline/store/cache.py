@@ -45,8 +45,15 @@ ELSEWHERE = "Set ICECORE_CACHE to a folder that can: what is only in this one is
 
 
 def default_root() -> Path:
-    """$ICECORE_CACHE, or the user's cache directory."""
-    return Path(os.environ.get("ICECORE_CACHE") or platformdirs.user_cache_path("icecore"))
+    """Return $ICECORE_CACHE, or the user's cache directory; raises StoreError where there is neither."""
+    if named := os.environ.get("ICECORE_CACHE"):
+        return Path(named)
+    folder = platformdirs.user_cache_path("icecore")
+    if not folder.is_absolute():  # `~` stands for no folder, as of a user without an entry in /etc/passwd
+        raise StoreError(
+            "the feature cache: this user has no home folder. Set ICECORE_CACHE to a folder for the cache."
+        )
+    return folder
 
 
 @contextlib.contextmanager
