@@ -48,12 +48,12 @@ def default_root() -> Path:
     """Return $ICECORE_CACHE, or the user's cache directory; raises StoreError where there is neither."""
     if named := os.environ.get("ICECORE_CACHE"):
         return Path(named)
-    folder = platformdirs.user_cache_path("icecore")
-    if not folder.is_absolute():  # `~` stands for no folder, as of a user without an entry in /etc/passwd
+    try:
+        return platformdirs.user_cache_path("icecore")
+    except RuntimeError:  # as of a user without an entry in /etc/passwd
         raise StoreError(
-            "the feature cache: this user has no home folder. Set ICECORE_CACHE to a folder for the cache."
-        )
-    return folder
+            "the feature cache: this user has no home folder. Set ICECORE_CACHE to a folder for it."
+        ) from None
 
 
 @contextlib.contextmanager
