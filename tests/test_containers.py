@@ -358,7 +358,7 @@ def test_a_folder_of_archives_is_read_in_their_order(tmp_path: Path) -> None:
     pack(root / "a.tar", pictures("pets/cat/0.png", "pets/cat/1.png"))
     (root / ".hidden").touch()
     (root / "index.txt").write_text("a.tar b.tar")
-    found = Outcome(root, tmp_path / "manifests", max_rejected=0.5)
+    found = Outcome(root, tmp_path / "manifests")
     assert [(path, row["label"]) for path, row in found.rows.items()] == [
         ("a.tar/pets/cat/0.png", "cat"),
         ("a.tar/pets/cat/1.png", "cat"),

@@ -621,3 +621,104 @@ def test_columns_that_are_not_asked_for_decide_nothing(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path,label,odd,odd\n0.png,cat,\xff,1\n")
     found = Outcome(tmp_path / "list.csv", tmp_path / "manifests", columns=("label",))
     assert found.table["label"].to_pylist() == ["cat"]
+
+
+def test_tab_separated_lists_are_lists_and_others_are_named(tmp_path: Path) -> None:
+    images(tmp_path, 1)
+    (tmp_path / "list.tsv").write_text("path\tlabel\n0.png\tcat\n")
+    assert Outcome(tmp_path / "list.tsv", tmp_path / "manifests").table["label"].to_pylist() == ["cat"]
+    (tmp_path / "list.jsonl").touch()
+    with pytest.raises(DataError, match=r"Write a list of another kind, such as .jsonl, as .csv or .parquet."):
+        Outcome(tmp_path / "list.jsonl", tmp_path / "manifests")
+
+
+# What other tools write ----------------------------------------------------------------------------------------------
+
+
+def img2dataset(folder: Path, shard: int, *, first: int) -> None:
+    """A shard as img2dataset 1.47 writes it: an archive, a table with a row for each URL, and statistics."""
+    rows = [
+        {
+            "url": f"http://x/{n}",
+            "caption": f"a photo {n}",
+            "key": f"{shard:05d}{n:04d}",
+            "status": "success",
+            "width": 8,
+        }
+        for n in range(3)
+    ]
+    rows[2] |= {"status": "failed_to_download", "width": None}
+    members: list[tuple[str, bytes]] = []
+    for number, row in enumerate(rows[:2]):
+        members += [(f"{row['key']}.jpg", picture(first + number)), (f"{row['key']}.txt", b"a photo")]
+        members += [(f"{row['key']}.json", json.dumps(row, indent=4).encode())]
+    pack(folder / f"{shard:05d}.tar", members)
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{shard:05d}.parquet")
+    (folder / f"{shard:05d}_stats.json").write_text('{"count": 3, "successes": 2}')
+
+
+def test_an_output_folder_of_img2dataset_is_read(tmp_path: Path) -> None:
+    for shard in range(2):
+        img2dataset(tmp_path / "out", shard, first=10 * shard)
+    for name in ("00000.idx", "index.json", "README", "00001.tar.md5"):
+        (tmp_path / "out" / name).touch()
+    found = Outcome(tmp_path / "out", tmp_path / "manifests")
+    assert (found.prepared.rows, found.prepared.excluded) == (4, {"other": 8})
+    assert found.excluded["00000.parquet"] == ("other", "a table of what is in the archive of its name")
+    assert found.excluded["00000_stats.json"] == ("other", "no image, by its extension")
+    assert found.column("data:key")["00001.tar/000010000.jpg"] == "000010000"
+    assert found.column("caption")["00000.tar/000000001.jpg"] == "a photo 1"
+    (tmp_path / "out" / "other.parquet").write_bytes((tmp_path / "out" / "00000.parquet").read_bytes())
+    with pytest.raises(DataError, match=r"expected either .tar or .parquet files, got both"):
+        Outcome(tmp_path / "out", tmp_path / "manifests")
+
+
+def test_its_output_as_parquet_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    rows = {"jpg": [picture(0), picture(1), None], "key": ["a", "b", "c"], "status": ["success", "success", "failed"]}
+    pq.write_table(pa.table(rows), tmp_path / "out" / "00000.parquet")
+    (tmp_path / "out" / "00000_stats.json").touch()
+    found = Outcome(tmp_path / "out", tmp_path / "manifests", image="jpg", max_rejected=0.5)
+    assert found.column("data:key") == {"00000.parquet/0": "a", "00000.parquet/1": "b"}
+    assert found.prepared.excluded == {"other": 1, "unreadable": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "todo"),
+    [
+        ("metadata.csv", "Set `root: {path}` and `path: file_name` to read them."),
+        ("metadata.jsonl", "Write it as CSV or Parquet, and set `root` to that."),
+        ("0.json", "Pack the folder as a .tar, with a .json for each image, or write a list as CSV or Parquet."),
+    ],
+)
+def test_labels_that_are_not_read_with_a_folder_are_noted(name: str, todo: str, tmp_path: Path) -> None:
+    names = images(tmp_path / "photos" / "train", 20)
+    path = tmp_path / "photos" / "train" / name
+    path.write_text("file_name,label\n" + "".join(f"{image},cat\n" for image in names))
+    found = Outcome(tmp_path / "photos", tmp_path / "manifests")
+    [note] = found.prepared.notes
+    assert note == f"{path} may hold labels, which are not read with a folder of images. {todo.format(path=path)}"
+    if name == "metadata.csv":
+        listed = Outcome(path, tmp_path / "manifests", path="file_name")
+        assert set(listed.table["label"].to_pylist()) == {"cat"}
+        assert listed.prepared.rows == 20
+
+
+# Names whose lower case is longer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["İstanbul", "x.parquet#y", "x.TAR", "ẞ.Parquet#image"])
+def test_containers_below_folders_of_odd_names_are_read(folder: str, tmp_path: Path) -> None:
+    pack(tmp_path / folder / "a.TAR", [("0.png", picture(0))])
+    with_features(tmp_path / folder / "b.PARQUET", {}, label=["cat"])
+    for name, config in (("a.TAR", {}), ("b.PARQUET", {"image": "image"})):
+        found = Outcome(tmp_path / folder / name, tmp_path / "manifests", **config)
+        assert found.prepared.rows == 1
+        assert found.reread() == found.column("key")
+
+
+def test_a_column_of_bytes_beside_one_that_begins_with_its_name_is_read(tmp_path: Path) -> None:
+    columns = {"jpg.caption": [b"no image"], "jpg": [picture(0)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = Outcome(tmp_path / "a.parquet", tmp_path / "manifests", image="jpg", columns=())
+    assert found.reread() == found.column("key")

@@ -7,6 +7,7 @@ delimited  the lines of a CSV list: encoding, delimiter, types
 labels   the label columns of a table: names, types, and class names of Hugging Face
 packed   the same of tar archives in the WebDataset convention
 tables   the same of Parquet files with a column of image bytes
+companions  what other tools write beside images and archives, and is no sample
 examine  open them all, in processes
 run      find duplicates and conflicts, write the manifest
 """

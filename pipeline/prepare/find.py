@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig, listed, packed, tables
+from pipeline.prepare.companions import is_table_of_labels
 from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
@@ -54,6 +55,8 @@ def _in_folder(root: Root) -> Iterator[Found]:
         if root.domain is not None:
             place["domain"] = root.domain
         refused = refusal(entry.names)
-        if refused[0] is None and is_other_file(entry.names[-1]):
+        if refused[0] is None and is_table_of_labels(entry.names[-1]):
+            refused = ("other", "a table of labels, which is not read with its folder")
+        elif refused[0] is None and is_other_file(entry.names[-1]):
             refused = ("other", "no image, by its extension")
         yield Found(entry.path, {"label": label}, place, refused)

@@ -25,9 +25,10 @@ OTHER_FILES = frozenset(
         *("xls", "xlsx", "ods", "db", "sqlite", "sqlite3", "npy", "npz", "mat", "pkl", "pickle", "pt", "pth", "onnx"),
         *("safetensors", "py", "ipynb", "pyc", "r", "m", "sh", "bat", "exe", "dll", "so", "sha256", "sha1", "md5"),
         *("mp4", "mov", "avi", "mkv", "webm", "m4v", "mpg", "mpeg", "wmv", "mp3", "wav", "flac", "ogg", "m4a", "srt"),
-        *("xmp", "dvc", "lock", "bak", "old", "swp"),
+        *("xmp", "dvc", "lock", "bak", "old", "swp", "idx", "index"),
     }
 )
+OTHER_NAMES = frozenset({"readme", "license", "licence", "copying", "authors", "changelog"})
 
 # What the names of splits begin with, for folders that look like splits and are named otherwise.
 LOOKS_LIKE_SPLIT = re.compile(
@@ -96,5 +97,5 @@ def is_litter(names: Sequence[str]) -> bool:
 
 
 def is_other_file(name: str) -> bool:
-    """Return whether a file is plainly no image, going by its extension."""
-    return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES
+    """Return whether a file is plainly no image, going by its extension, or by its name where it has none."""
+    return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES or name.lower() in OTHER_NAMES

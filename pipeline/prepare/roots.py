@@ -8,6 +8,7 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig
+from pipeline.prepare.companions import is_table_of, stems
 from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
 from pipeline.readers import image_files
 from pipeline.sources import PARQUET, TAR, files
@@ -53,10 +54,13 @@ class Root:
         shards = {entry.path for entry in self.shards}
         if self.path in shards:
             return
+        archives = stems(shards)
         for entry in files.walk(self.path):
             if entry.path not in shards:
                 refused = refusal(entry.names)
-                if refused[0] is None and is_other_file(entry.names[-1]):
+                if refused[0] is None and is_table_of(entry.path, archives):
+                    refused = ("other", "a table of what is in the archive of its name")
+                elif refused[0] is None and is_other_file(entry.names[-1]):
                     refused = ("other", "no image, by its extension")
                 elif refused[0] is None:
                     refused = ("unreadable", f"beside containers, and no .{self.kind} itself: move it away")
@@ -93,8 +97,11 @@ def _of_file(config: PrepareConfig) -> Root:
     root = config.root
     _refuse_compressed([root])
     suffix = PurePosixPath(root).suffix.lower()
-    if suffix not in (".csv", PARQUET, TAR):
-        raise DataError(f"{root}: expected a folder, a .csv or a .parquet list, or a .tar.")
+    if suffix not in (".csv", ".tsv", PARQUET, TAR):
+        raise DataError(
+            f"{root}: expected a folder, a .csv or a .parquet list, or a .tar. Write a list of another kind, such as "
+            ".jsonl, as .csv or .parquet."
+        )
     if config.image is not None and suffix != PARQUET:
         raise DataError(f"{root}: expected Parquet, since `image` names a column of bytes, got {suffix}. Leave it out.")
     packed = suffix == TAR or config.image is not None
@@ -120,6 +127,9 @@ def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
             raise DataError(f"{path}: expected .parquet files, since `image` names their column of bytes, got none.")
         return Root(path, "files", domain)
     _refuse_compressed(entry.path for entry in shards)
+    if config.image is None:
+        archives = stems(entry.path for entry in shards)
+        shards = [entry for entry in shards if not is_table_of(entry.path, archives)]
     kinds = {entry.path.rpartition(".")[2].lower() for entry in shards}
     if len(kinds) > 1:
         raise DataError(f"{path}: expected either .tar or .parquet files, got both. Make a data set of each.")

@@ -23,6 +23,7 @@ from pipeline.files import atomic
 from pipeline.lookalikes import describe
 from pipeline.manifest import DATA, FILES_SCHEMA, ManifestPaths, label_column
 from pipeline.prepare import PLACES, PrepareConfig, values
+from pipeline.prepare.companions import TABLES, use_of_table
 from pipeline.prepare.examine import examine
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.folders import describe_odd_classes
@@ -71,6 +72,8 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
             notes += values.mixtures(database, config)
         notes += describe_odd_classes(_classes(database))
         notes += _moved(config, types) + _like_another(database, config)
+        if roots[0].kind == "files":
+            notes += _labels_unread(database)
         _write(database, paths, {label_column(name): kind for name, kind in types.items()})
     return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
 
@@ -88,6 +91,15 @@ def _moved(config: PrepareConfig, types: Iterable[str]) -> list[str]:
                 f"{config.root}: the column {own!r} of the data is {column!r} in the manifest, and {own!r} in settings."
             )
     return notes
+
+
+def _labels_unread(database: sqlite3.Connection) -> list[str]:
+    """A sentence where labels may lie among images in a file that is not read with a folder of images."""
+    query = "SELECT path FROM files WHERE kind IS NOT NULL AND path LIKE ? ORDER BY path LIMIT 1"
+    for name in (*TABLES, "%.json"):
+        for (path,) in database.execute(query, (f"%/{name}",)):
+            return [use_of_table(path)]
+    return []
 
 
 def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
