@@ -660,7 +660,7 @@ def img2dataset(folder: Path, shard: int, *, first: int) -> None:
 def test_an_output_folder_of_img2dataset_is_read(tmp_path: Path) -> None:
     for shard in range(2):
         img2dataset(tmp_path / "out", shard, first=10 * shard)
-    for name in ("00000.idx", "index.json", "README", "00001.tar.md5"):
+    for name in ("00000.idx", "index.json", "README.md", "00001.tar.md5"):
         (tmp_path / "out" / name).touch()
     found = Outcome(tmp_path / "out", tmp_path / "manifests")
     assert (found.prepared.rows, found.prepared.excluded) == (4, {"other": 8})

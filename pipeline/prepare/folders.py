@@ -28,7 +28,6 @@ OTHER_FILES = frozenset(
         *("xmp", "dvc", "lock", "bak", "old", "swp", "idx", "index"),
     }
 )
-OTHER_NAMES = frozenset({"readme", "license", "licence", "copying", "authors", "changelog"})
 
 # What the names of splits begin with, for folders that look like splits and are named otherwise.
 LOOKS_LIKE_SPLIT = re.compile(
@@ -97,5 +96,5 @@ def is_litter(names: Sequence[str]) -> bool:
 
 
 def is_other_file(name: str) -> bool:
-    """Return whether a file is plainly no image, going by its extension, or by its name where it has none."""
-    return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES or name.lower() in OTHER_NAMES
+    """Return whether a file is plainly no image, going by its extension."""
+    return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES
