@@ -80,9 +80,12 @@ def check(params: Annotated[Path, typer.Argument(help="The settings to check.")]
 
       icecore check && dvc repro
     """
+    from pipeline.params import check_rewriting
     from stages import project
 
     values = project.settings(params)
+    for line in check_rewriting(params):
+        typer.echo(f"note: {line}", err=True)
     counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]
     typer.echo(f"{params}: no problems ({', '.join(counts)})")
 

@@ -9,15 +9,14 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError, bullets, unknown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LONGEST = 128  # characters of a name: files put suffixes behind it
 # Where pydantic speaks of Python rather than of YAML.
 EXPECTED = {"path_type": "expected a path", "tuple_type": "expected a list", "too_short": "expected at least one entry"}
 UNTOLD = ("union_tag_not_found", "union_tag_invalid")
@@ -28,7 +27,7 @@ _TYPE = re.compile(r"[\[\(]|^(str|int|float|bool|constrained-.*)$")
 class Settings(BaseModel):
     """Base of every settings model: unknown keys are errors, values do not change after they were checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,6 @@ class Section:
     named: bool = False
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Run the command in the root of an icecore project.") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML. {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}.")
-    return raw
-
-
 def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict[str, Any], list[str]]:
     """Check a whole file; return the models of the sections that are right, and all problems of the others."""
     values: dict[str, Any] = {}
@@ -65,13 +49,24 @@ def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict
         if name not in raw:
             problems.append(f"{name}: this section is missing.")
             continue
-        found = raw[name] if raw[name] is not None else {}
-        if section.named:
+        found = raw[name]
+        if found is None and section.named:
+            values[name], more = (
+                {},
+                [f"{name}: expected a mapping of names, got nothing. For none write `{name}: {{}}`."],
+            )
+        elif section.named:
             values[name], more = _check_named(name, found, section.model)
         else:
-            values[name], more = _check_model((name,), found, section.model)
+            values[name], more = _check_model((name,), {} if found is None else found, section.model)
         problems += more
     return values, problems
+
+
+def with_colon(path: str) -> str:
+    """Write an import path with a colon: `package.module.Net`, which needs no quotes, as `package.module:Net`."""
+    module, dot, name = path.rpartition(".")
+    return f"{module}:{name}" if dot and ":" not in path else path
 
 
 def refuse(problems: Iterable[str], *, where: str = "params.yaml") -> None:
@@ -87,14 +82,38 @@ def _check_named(section: str, found: Any, model: Any) -> tuple[dict[str, Settin
         return {}, [f"{section}: expected a mapping of names, got {found!r}."]
     values, problems = {}, []
     for key, value in found.items():
-        if not NAME.fullmatch(str(key)):
-            problems.append(f"{section}.{key}: a name has letters, digits, '-' and '_' only: it becomes a file's name.")
+        if wrong := _check_name(key, [one for one in found if isinstance(one, str)]):
+            problems.append(f"{section}.{key}: {wrong}")
             continue
-        checked, more = _check_model((section, str(key)), value if value is not None else {}, model)
+        checked, more = _check_model((section, key), value if value is not None else {}, model)
         problems += more
         if checked is not None:
-            values[str(key)] = checked
+            values[key] = checked
     return values, problems
+
+
+def _check_name(name: Any, names: list[str]) -> str:
+    """What is wrong with the name of an entry, if anything; `names` are those of its section."""
+    if not isinstance(name, str):
+        return (
+            f"expected text as a name, got {name!r}: DVC addresses entries by text. Write it in quotes, here and "
+            "where it is named."
+        )
+    if not NAME.fullmatch(name):
+        return "a name has letters, digits, '-' and '_' only, first a letter or a digit: it becomes a file's name."
+    if len(name) > LONGEST:
+        return f"a name has {LONGEST} characters at most, got {len(name)}: it becomes a file's name."
+    return same_but_for_case(name, names)
+
+
+def same_but_for_case(name: str, names: Iterable[str]) -> str:
+    """Say which of the names before `name` is one file with it where case does not count; "" if there is none."""
+    for one in names:
+        if one == name:
+            break
+        if one.lower() == name.lower():
+            return f"expected a name that differs from {one!r} by more than its case: on many disks both are one file."
+    return ""
 
 
 def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Settings | None, list[str]]:

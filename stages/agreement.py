@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import unknown
+from stages.names import RESERVED, unusable_names
 
 
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
@@ -13,8 +14,14 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     `values` are the entries that are right by themselves. One of `raw` that is wrong in itself, or a section that is
     missing, is a problem that is known: it is not reported once more by those who name it.
     """
-    problems: list[str] = []
     named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    problems = unusable_names(named)
+    values = {
+        section: {name: one for name, one in found.items() if name.lower() not in RESERVED}
+        if isinstance(found, dict)
+        else found
+        for section, found in values.items()
+    }
 
     def expect(where: str, what: str, name: str, section: str) -> None:
         if section in named and name not in named[section]:
@@ -60,8 +67,6 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
     problems: list[str] = []
     extracted = values.get("extract", {})
     for name, item in values.get("finetune", {}).items():
-        if name in named.get("fit", ()):
-            problems.append(f"finetune.{name}: expected a name that no run of `fit` has. Rename one of the two.")
         if item.task not in named.get("split", [item.task]):
             problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
         section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
@@ -102,8 +107,6 @@ def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> li
     taught = values.get("teach", {})
     for name, item in values.get("distill", {}).items():
         where = f"distill.{name}"
-        if name in (*named.get("fit", ()), *named.get("finetune", ())):
-            problems.append(f"{where}: expected a name that no run of `fit` or `finetune` has. Rename one of the two.")
         if item.student not in named.get("freeze", [item.student]):
             problems.append(f"{where}.student: {unknown('backbone', item.student, named['freeze'])}")
         for dataset in item.datasets:
@@ -173,8 +176,9 @@ def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):
                 problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
-        if item.backbone not in named.get("extract", [item.backbone]):
-            problems.append(f"{where}.backbone: {unknown('backbone', item.backbone, named['extract'])}")
+        section = "extract" if item.run in named.get("fit", ()) else "freeze"  # a network computes its rows itself
+        if item.backbone not in named.get(section, [item.backbone]):
+            problems.append(f"{where}.backbone: {unknown('backbone', item.backbone, named[section])}")
         if item.run in named.get("distill", ()):
             problems.append(
                 f"{where}.run: expected a run of fit or finetune, got {item.run!r} of distill, which needs teachers "

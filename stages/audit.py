@@ -9,7 +9,7 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/tasks/<name>.audit.json`."""
+    """Write `data/audits/<name>.json`."""
     name, config = project.entry("split", sys.argv[1:])
     values = project.settings()
     found = audit(
@@ -22,7 +22,7 @@ def main() -> None:
         extracted={key: Extracted(one.datasets, list(one.taps)) for key, one in values["extract"].items()},
         say=lambda line: print(f"{name}: {line}", flush=True),
     )
-    write_json(project.TASKS / f"{name}.audit.json", found)
+    write_json(project.AUDITS / f"{name}.json", found)
     near, odd = found["near_duplicates"], found["contradicted"]
     print(f"{name}: {_said(near, 'near duplicates across splits')}; {_said(odd, 'labels that neighbours contradict')}")
 

@@ -3,7 +3,7 @@
 from pipeline.extract import summary
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import extract
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.store import cache
 from stages import project
 
@@ -11,7 +11,8 @@ from stages import project
 def main() -> None:
     """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed.
 
-    `data/metrics/extract/<backbone>.json` has what the summary says.
+    `data/metrics/extract/<backbone>.json` has what the summary says, and `data/digests/<backbone>/features.json` the
+    digest of each folder.
     """
     name, config = project.entry("extract")
     hits = 0.0
@@ -34,6 +35,8 @@ def main() -> None:
             log=project.log,
             watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
         )
+    digests = {path.parent.name: read_json(path)["digest"] for path in (project.FEATURES / name).glob("*/index.json")}
+    write_json(project.DIGESTS / name / "features.json", digests)
     print(summary.text(name, found))
     write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
 

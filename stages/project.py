@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Section, check, read_params, refuse
+from pipeline.config import Section, check, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
+from pipeline.params import read_params, unusual_values
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
@@ -19,7 +20,9 @@ MANIFESTS = DATA / "manifests"
 PRETRAINED = DATA / "pretrained"
 BACKBONES = DATA / "backbones"
 FEATURES = DATA / "features"
+DIGESTS = DATA / "digests"
 TASKS = DATA / "tasks"
+AUDITS = DATA / "audits"
 MODELS = DATA / "models"
 TEACHERS = DATA / "teachers"
 PREDICTIONS = DATA / "predictions"
@@ -71,6 +74,8 @@ def settings(path: Path = PARAMS) -> dict[str, Any]:
     """All of params.yaml, checked; raises ConfigError with every problem of the file."""
     raw = read_params(path)
     values, problems = check(raw, sections())
+    known = {line.partition(": ")[0] for line in problems}
+    problems += [line for line in unusual_values(raw) if line.partition(": ")[0] not in known]
     refuse([*problems, *disagreements(values, raw)], where=str(path))
     return values
 

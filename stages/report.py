@@ -13,7 +13,7 @@ def main() -> None:
         runs,
         project.REPORT,
         comparisons=project.COMPARISONS,
-        tasks=project.TASKS,
+        audits=project.AUDITS,
         backbones=project.BACKBONES,
         footprints=project.METRICS / "distill",
     )

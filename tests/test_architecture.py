@@ -293,7 +293,7 @@ GLOBAL = {"audit", "evaluate", "compare", "report"}
 
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:
-    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project", "agreement"}
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project", "agreement", "names"}
     library = {name.rstrip("/") for name in layers()}
     library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
     assert set(DVC) == set(PARAMS) == files
@@ -365,7 +365,10 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 
 # Code that every stage uses and none depends on: a change there changes what is said of settings and errors, and no
 # result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
-PLUMBING = frozenset({"pipeline", "pipeline.errors", "pipeline.config", "stages", "stages.project", "stages.agreement"})
+PLUMBING = frozenset(
+    {"pipeline", *(f"pipeline.{name}" for name in ("errors", "params", "config"))}
+    | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "names"))}
+)
 
 
 @pytest.mark.parametrize("stage", DVC)

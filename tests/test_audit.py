@@ -454,7 +454,7 @@ def test_the_stage_writes_the_audit_and_says_what_was_found(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["audit.py", "pets"])
     project.run(stages.audit.main)
-    found = project.TASKS / "pets.audit.json"
+    found = project.AUDITS / "pets.json"
     counted = json.loads(found.read_text())
     said = capsys.readouterr().out.splitlines()
     assert said == [

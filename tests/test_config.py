@@ -1,6 +1,7 @@
 """Settings: every problem of params.yaml in one message, each with the path of its key; and how a stage fails."""
 
 import copy
+import datetime
 import re
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import check, read_params
+from pipeline.config import check
 from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
+from pipeline.params import read_params
 from stages import project
 
 ROOT = Path(__file__).parent.parent
@@ -70,9 +72,9 @@ def test_checked_settings_do_not_change() -> None:
         values["evaluate"].seed = 1
 
 
-def test_a_section_without_a_value_has_its_defaults_or_no_entries(tmp_path: Path) -> None:
+def test_a_section_without_a_value_has_its_defaults_and_an_empty_one_no_entries(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("\n".join(f"{section}:" for section in project.SECTIONS))
+    path.write_text("\n".join(f"{name}:{' {}' if named else ''}" for name, (_, named) in project.SECTIONS.items()))
     values = project.settings(path)
     assert values["fit"] == {}
     assert values["evaluate"].interval == 0.95
@@ -218,6 +220,24 @@ ONE_PROBLEM = {
         "split.digits.rename.1: expected a valid string, got 1.",
     ),
     "a number that is too large": ({"evaluate.interval": 2}, "evaluate.interval: expected less than 1, got 2."),
+    "a section of entries without a value": (
+        {"teach": None, "distill": {}},
+        "teach: expected a mapping of names, got nothing. For none write `teach: {}`.",
+    ),
+    "a rate without an end": (
+        {"finetune.digits_tuned.learning_rate": float("inf")},
+        "finetune.digits_tuned.learning_rate: expected a finite number, got inf.",
+    ),
+    "what is no number": (
+        {"fit.digits_logistic.params": {"C": float("nan")}},
+        "fit.digits_logistic.params.C: expected a number, got .nan, which equals nothing: DVC would run the stage every"
+        " time.",
+    ),
+    "a date": (
+        {"fit.digits_logistic.params": {"C": datetime.date(2001, 2, 3)}},
+        "fit.digits_logistic.params.C: expected text, a number, a list or a mapping, got datetime.date(2001, 2, 3)"
+        " (date). Write text that looks like a date in quotes, and leave tags such as !!set out.",
+    ),
     "a number without an end": (
         {"split.digits.sizes.train": float("inf")},
         "split.digits.sizes.train: expected a finite number, got inf.",
@@ -255,7 +275,10 @@ def test_each_missing_section_is_named_and_is_the_only_problem(problems: Check, 
 @pytest.mark.parametrize("name", ["a b", "a/b", "../up", ".hidden", "-x", "ä", ""])
 def test_a_name_that_cannot_be_a_file_name_is_refused(problems: Check, name: str) -> None:
     raw_entry = {"source": "digits"}
-    expected = f"sample.{name}: a name has letters, digits, '-' and '_' only: it becomes a file's name."
+    expected = (
+        f"sample.{name}: a name has letters, digits, '-' and '_' only, first a letter or a digit: it becomes a "
+        "file's name."
+    )
     assert problems({"sample": {**REAL["sample"], name: raw_entry}}) == [expected]
 
 
@@ -265,12 +288,57 @@ def test_letters_digits_hyphens_and_underscores_make_a_name(tmp_path: Path, name
     assert name in project.settings(tmp_path / "params.yaml")["sample"]
 
 
-def test_a_number_is_a_name_too_and_other_sections_can_name_it(tmp_path: Path) -> None:
-    entries = {**REAL["prepare"], 2024: {"root": "data/raw/2024"}}
-    (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump(changed({"prepare": entries, "split.more": {"datasets": ["2024"]}}))
-    )
-    assert "2024" in project.settings(tmp_path / "params.yaml")["prepare"]
+# Names that DVC could not address, and such as mean something else; what is in the file, and the one problem.
+NAMES = {
+    "a number": ("prepare", 2024, "prepare.2024: expected text as a name, got 2024: DVC addresses entries by text."),
+    "a share": ("sample", 1.5, "sample.1.5: expected text as a name, got 1.5: DVC addresses entries by text."),
+    "true": ("sample", True, "sample.True: expected text as a name, got True: DVC addresses entries by text."),
+    "nothing": ("sample", None, "sample.None: expected text as a name, got None: DVC addresses entries by text."),
+    "too long": ("sample", "x" * 129, f"sample.{'x' * 129}: a name has 128 characters at most, got 129"),
+    "another case": (
+        "prepare",
+        "Digits",
+        "prepare.Digits: expected a name that differs from 'digits' by more than its",
+    ),
+    "backbone": (
+        "fit",
+        "backbone",
+        "fit.backbone: expected another name, since `start: backbone` and `run: backbone` m",
+    ),
+    "Scratch": (
+        "fit",
+        "Scratch",
+        "fit.Scratch: expected another name, since `start: scratch` means new weights. Rename",
+    ),
+    "none": (
+        "fit",
+        "none",
+        "fit.none: expected another name, since `teacher: none` means no teacher. Rename the entry.",
+    ),
+    "of finetune": ("finetune", "scratch", "finetune.scratch: expected another name, since `start: scratch` means new"),
+    "of distill": ("distill", "backbone", "distill.backbone: expected another name, since `start: backbone` and `run"),
+    "of a teacher": ("teach", "none", "teach.none: expected another name, since `teacher: none` means no teacher."),
+    "of two sections": ("finetune", "digits_full", "finetune.digits_full: expected a name that no run of `fit` has."),
+    "of the third": (
+        "distill",
+        "parity_logistic",
+        "distill.parity_logistic: expected a name that no run of `fit` or `finetune`",
+    ),
+    "of two but for case": (
+        "distill",
+        "Digits_Full",
+        "distill.Digits_Full: expected a name that differs from 'digits_full'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_name_that_means_something_else_or_cannot_be_addressed_is_refused(problems: Check, case: str) -> None:
+    section, name, message = NAMES[case]
+    like = {"finetune": "digits_tuned", "distill": "student_tuned", "fit": "digits_full", "teach": "tuned"}
+    entry = REAL[section][like.get(section, "digits")]
+    (line,) = problems({section: {**REAL[section], name: entry}})
+    assert line.startswith(message)
 
 
 # Several problems ----------------------------------------------------------------------------------------------------
@@ -565,10 +633,7 @@ def test_a_tap_is_named_like_a_folder() -> None:
     ]
 
 
-def test_runs_of_two_sections_have_names_of_their_own(problems: Check) -> None:
+def test_a_run_from_a_tap_names_a_tap_of_the_extraction(problems: Check) -> None:
     run = {"task": "digits", "backbone": "glyphs", "start": "backbone"}
-    assert problems({"finetune.digits_full": run}) == [
-        "finetune.digits_full: expected a name that no run of `fit` has. Rename one of the two."
-    ]
     (line,) = problems({"finetune.digits_full2": run | {"input": "features", "tap": "blok2"}})
     assert line.startswith("finetune.digits_full2.tap: unknown tap 'blok2'. Did you mean 'block2'")

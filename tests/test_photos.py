@@ -137,13 +137,13 @@ def test_copies_that_were_saved_once_more_are_found_across_splits(photos: Photos
     project, params, _ = photos
     project.write(settings(params, "copied", "amazon_webcam"))
     project.by_hand("split@copied", "audit@copied", "split@amazon_webcam", "audit@amazon_webcam")
-    copied = project.read("data/tasks/copied.audit.json")["near_duplicates"]
+    copied = project.read("data/audits/copied.json")["near_duplicates"]
     pairs = {tuple(Path(path).parts[-2:] for path in pair["paths"]) for pair in copied["pairs"]}
     planted = {tuple(path.parts[-2:]) for path in (project.root.parent / "copies").rglob("*.jpg")}
     assert len(planted) == 20
     assert pairs == {(path, path) for path in planted}
     assert copied["count"] == 20
-    shifted = project.read("data/tasks/amazon_webcam.audit.json")
+    shifted = project.read("data/audits/amazon_webcam.json")
     assert shifted["near_duplicates"]["count"] <= 5  # other photos than those are hardly ever so near
     assert shifted["domains"] == {"train": {"amazon": 933}, "test": {"webcam": 295}}
     assert 0 < shifted["shift"]["splits"][0]["distance"] < 0.3

@@ -38,7 +38,7 @@ def test_every_artefact_lies_where_the_design_says(project: Project) -> None:
         "data/backbones/glyphs/weights.safetensors",
         "data/features/glyphs/block3/index.json",
         "data/tasks/digits.parquet",
-        "data/tasks/digits.audit.json",
+        "data/audits/digits.json",
         "data/models/digits_logistic/model.json",
         "data/predictions/digits_logistic.parquet",
         "data/metrics/runs/digits_logistic.json",
@@ -106,7 +106,7 @@ def test_another_head_and_another_task_run_their_own_stages_and_extract_nothing(
     own = ["fit@digits_knn", "split@parity", "audit@parity", "fit@parity_logistic"]
     assert sorted(ran) == sorted([*own, "evaluate", "compare", "report"])
     assert "Stage 'extract@glyphs' didn't change, skipping" in output
-    audit = project.read("data/tasks/parity.audit.json")
+    audit = project.read("data/audits/parity.json")
     assert list(audit["classes"]["test"]) == ["even", "odd"]
     assert audit["near_duplicates"]["tap"] == "penultimate"
 

@@ -382,8 +382,8 @@ AUDIT: dict[str, Any] = {
 def with_audit(folder: Path, audit: Any) -> Page:
     """The page of one run whose task was audited."""
     runs = [one_run(folder)]
-    write_json(folder / "tasks" / "animals.audit.json", audit)
-    page.write(ReportConfig(), runs, folder / "report" / "index.html", tasks=folder / "tasks")
+    write_json(folder / "audits" / "animals.json", audit)
+    page.write(ReportConfig(), runs, folder / "report" / "index.html", audits=folder / "audits")
     return Page(folder / "report" / "index.html")
 
 

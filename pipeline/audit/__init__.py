@@ -4,7 +4,7 @@ Nothing is changed and nothing is chosen by what is found; the report shows it.
 
 counts      rows of each class, domain and split; distances between their distributions; copies that were left out
 neighbours  near duplicates across splits, and labels that the nearest rows contradict, by cached features
-run         all of it, as `data/tasks/<task>.audit.json`
+run         all of it, as `data/audits/<task>.json`
 """
 
 from collections.abc import Mapping, Sequence

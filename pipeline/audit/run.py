@@ -30,7 +30,7 @@ def audit(
     extracted: Mapping[str, Extracted],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What `data/tasks/<task>.audit.json` has.
+    """What `data/audits/<task>.json` has.
 
     `features` holds a folder a backbone, and `extracted` says what each is of. Where none has the data sets of the
     task, the parts that need features are only the reason `why`.

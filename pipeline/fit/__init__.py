@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline import heads
-from pipeline.config import Settings
+from pipeline.config import Settings, with_colon
 from pipeline.errors import unknown
 from pipeline.heads.preparation import Pca, Scale
 from pipeline.heads.search import SearchConfig
@@ -70,8 +70,8 @@ class FitConfig(Settings):
     @classmethod
     def _form(cls, head: Any) -> Any:
         if isinstance(head, dict):
-            return {name: {} if params is None else params for name, params in head.items()}
-        return head
+            return {_named(name): {} if params is None else params for name, params in head.items()}
+        return [_named(name) for name in head] if isinstance(head, list | tuple) else _named(head)
 
     @field_validator("search", mode="before")
     @classmethod
@@ -122,6 +122,10 @@ class FitConfig(Settings):
 def joined(taps: str | tuple[str, ...]) -> str:
     """The name of an input: its taps joined by +."""
     return taps if isinstance(taps, str) else "+".join(taps)
+
+
+def _named(head: Any) -> Any:
+    return with_colon(head) if isinstance(head, str) else head
 
 
 def called(head: str) -> str:

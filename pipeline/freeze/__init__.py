@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from pipeline.backbones.spec import InputSpec
-from pipeline.config import Settings
+from pipeline.config import Settings, with_colon
 from pipeline.files import read_json, sha256_file
 from pipeline.readers.image import ImageSpec, without_what_is_off
 
@@ -159,10 +159,17 @@ class Module(LocalWeights):
     """A network of the user's own, by the import path of what builds it."""
 
     source: Literal["module"]
-    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:name")
+    factory: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:name, or package.module.name"
+    )
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="of the factory, by name")
     seed: int | None = Field(None, ge=0, description="of random weights, where there is no `file`: a baseline")
     input: InputConfig
+
+    @field_validator("factory", mode="before")
+    @classmethod
+    def _with_colon(cls, factory: Any) -> Any:
+        return with_colon(factory) if isinstance(factory, str) else factory
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

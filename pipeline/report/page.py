@@ -22,13 +22,13 @@ def write(
     path: Path,
     *,
     comparisons: Path | None = None,
-    tasks: Path | None = None,
+    audits: Path | None = None,
     backbones: Path | None = None,
     footprints: Path | None = None,
 ) -> None:
     """Write the page of some runs, as `leaderboard.read` gives them.
 
-    `comparisons`, `tasks`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
+    `comparisons`, `audits`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
     `distill` wrote; what is not there is left out of the page.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -47,7 +47,7 @@ def write(
     every = {run["run"]: run for run in runs}
     costs = {name: found for name in every if (found := _there(footprints, f"{name}.json")) is not None}
     told = [
-        _task(name, found, _there(comparisons, f"{name}.json"), _there(tasks, f"{name}.audit.json"))
+        _task(name, found, _there(comparisons, f"{name}.json"), _there(audits, f"{name}.json"))
         | _networks(name, found, every, _there(comparisons, f"{name}.json"), costs)
         for name, found in leaderboard.by_task(runs).items()
     ]

@@ -1,0 +1,124 @@
+"""params.yaml as DVC reads it: YAML 1.2, by the same library and the same loader.
+
+Two readers would give one text two meanings: YAML 1.1 reads `1e-3` as text, `on` as true, `010` as 8 and `1:30` as 90.
+DVC also rewrites the file (`dvc exp run -S`), and does not keep quotes; `check_rewriting` says what that would break.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+COLON = " In {…} and […] put a value with `:` in quotes."
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Run the command in the root of an icecore project.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML. {_explain(error)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}.")
+    return raw
+
+
+def _explain(error: Exception) -> str:
+    """The reader's message: what, and in which line; without its advice to programmers."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
+    text = "\n".join(lines[:advice])
+    return text + (COLON if "found unexpected ':'" in text else "")
+
+
+def unusual_values(raw: Mapping[Any, Any]) -> list[str]:
+    """Name the values that DVC cannot hold or compare, such as dates, each as a problem with its path."""
+    try:
+        return list(_unusual(raw, (), ()))
+    except RecursionError:
+        return ["expected settings, got mappings and lists that lie too deep in each other."]
+
+
+def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Iterator[str]:
+    where = ".".join(path)
+    if id(value) in above:
+        yield f"{where}: expected a value, got an anchor that stands within itself."
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if _is_plain(key):
+                yield from _unusual(inner, (*path, str(key)), (*above, id(value)))
+            else:
+                yield f"{where}: expected text as a key, got {key!r}. Write it in quotes."
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _unusual(inner, (*path, str(number)), (*above, id(value)))
+    elif isinstance(value, float) and math.isnan(value):
+        yield f"{where}: expected a number, got .nan, which equals nothing: DVC would run the stage every time."
+    elif not _is_plain(value):
+        yield (
+            f"{where}: expected text, a number, a list or a mapping, got {value!r} ({type(value).__name__}). Write "
+            "text that looks like a date in quotes, and leave tags such as !!set out."
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def check_rewriting(path: Path) -> list[str]:
+    """List the values of params.yaml that nobody could read after `dvc exp run -S`, each with what to write instead.
+
+    DVC writes text without quotes where YAML 1.2 lets it, and its own reader refuses some of that between braces and
+    brackets: `{root: s3://bucket}`.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML().load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        return [f"`dvc exp run -S` cannot rewrite params.yaml. {_explain(error)}"]
+    lost = dict.fromkeys(where for where, text in _in_flow(raw, (), inside=False) if not _survives(text))
+    return [
+        f"{where}: `dvc exp run -S` rewrites params.yaml without these quotes, and cannot read it then. Write the "
+        "mapping or list that holds it without braces or brackets, an entry a line."
+        for where in lost
+    ]
+
+
+def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tuple[str, str]]:
+    """The texts between braces and brackets, keys too, each with the path of its value."""
+    if isinstance(value, dict | list):
+        flow: Any = value
+        inside = inside or bool(flow.fa.flow_style())
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            here = (*path, str(key))
+            yield from _in_flow(key, here, inside=inside and isinstance(value, dict))
+            yield from _in_flow(inner, here, inside=inside)
+    elif inside and isinstance(value, str):
+        yield ".".join(path), value
+
+
+def _survives(text: str) -> bool:
+    """Whether DVC reads a text again that it wrote between brackets."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    written = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = True
+    writer.dump({text: text}, written)
+    try:
+        return bool(YAML(typ="safe").load(written.getvalue()) == {text: text})
+    except YAMLError:
+        return False
