@@ -25,6 +25,8 @@ def normalise_look(name: str) -> str:
     Composed letters; blanks of any width as one, and none at the ends; no letters without width; Latin letters in the
     place of those of other scripts that are drawn alike. Case stays, since it can be seen.
     """
+    if name.isascii() and name.isprintable():
+        return " ".join(name.split())
     letters = []
     for letter in name:
         if unicodedata.decomposition(letter).startswith(_AS_DRAWN) or "\u2160" <= letter <= "\u217f":
@@ -84,4 +86,4 @@ def _has_no_width(letter: str) -> bool:
 def _is_odd(name: str) -> bool:
     """Whether a name has blanks at its ends or in pairs, or letters that no script needs and no screen shows."""
     controls = any(unicodedata.category(one) == "Cc" or one in "\u200b\u2060\ufeff\u00ad" for one in name)
-    return controls or name != name.strip() or "  " in name
+    return controls or name != name.strip() or not name or "  " in name

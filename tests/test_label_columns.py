@@ -481,6 +481,18 @@ def test_groups_domains_and_levels_that_look_the_same_are_noted(tmp_path: Path) 
     ]
 
 
+def test_columns_whose_names_look_the_same_are_noted(tmp_path: Path) -> None:
+    found = as_csv(tmp_path, {"label": ["a", "b"], " label": ["c", "d"]})
+    assert found.table.select(["label", " label"]).to_pydict() == {"label": ["a", "b"], " label": ["c", "d"]}
+    assert found.prepared.notes == (f"{found.root}: the columns ' label' and 'label' look the same.",)
+
+
+def test_numbers_that_are_none_do_not_hide_what_labels_look_like(tmp_path: Path) -> None:
+    found = as_parquet(tmp_path, {"label": ["a", "a "], "score": [float("nan"), float("inf")]})
+    assert str(found.table["score"].to_pylist()) == "[nan, inf]"
+    assert len(found.prepared.notes) == 1
+
+
 def test_a_group_that_is_not_a_number_is_none(tmp_path: Path) -> None:
     write_manifest(tmp_path, label=["a", "b"], patient=[1.0, float("nan")])
     with pytest.raises(DataError, match="the group 'patient' of photos: 20 rows have no value"):

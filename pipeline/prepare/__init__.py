@@ -9,6 +9,7 @@ packed   the same of tar archives in the WebDataset convention
 tables   the same of Parquet files with a column of image bytes
 companions  what other tools write beside images and archives, and is no sample
 examine  open them all, in processes
+notes    sentences about labels that may be mistakes
 run      find duplicates and conflicts, write the manifest
 """
 

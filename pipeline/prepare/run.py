@@ -9,7 +9,7 @@ import csv
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +20,17 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, bullets
 from pipeline.files import atomic
-from pipeline.lookalikes import describe
-from pipeline.manifest import DATA, FILES_SCHEMA, ManifestPaths, label_column
-from pipeline.prepare import PLACES, PrepareConfig, values
-from pipeline.prepare.companions import TABLES, use_of_table
+from pipeline.manifest import FILES_SCHEMA, ManifestPaths, label_column
+from pipeline.prepare import PLACES, Found, PrepareConfig, values
 from pipeline.prepare.examine import examine
 from pipeline.prepare.find import find, label_types
-from pipeline.prepare.folders import describe_odd_classes
 from pipeline.prepare.labels import json_type
+from pipeline.prepare.notes import NAMED, describe_labels
 from pipeline.prepare.roots import Root, look
 from pipeline.runtime import Progress, silent
 from pipeline.sources import UNKNOWN, Place
 
 BLOCK = 16_384
-MOST_NAMES = 10_000
-"""Values of a column above which they are not compared with one another: they are no classes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
     ):
         database.execute(
             "CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT, container TEXT, offset INTEGER, size INTEGER,"
-            " labels TEXT, place TEXT, key TEXT, kind TEXT, reason TEXT)"
+            " labels TEXT, place TEXT, key TEXT, kind TEXT, reason TEXT, label TEXT, domain TEXT, split TEXT)"
         )
         found = _list_files(database, config, roots, types)
         if types is None:
@@ -70,47 +66,15 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
         if types is None:
             types = values.types(database, config)
             notes += values.mixtures(database, config)
-        notes += describe_odd_classes(_classes(database))
-        notes += _moved(config, types) + _like_another(database, config)
-        if roots[0].kind == "files":
-            notes += _labels_unread(database)
+        notes += describe_labels(database, config, roots, types)
         _write(database, paths, {label_column(name): kind for name, kind in types.items()})
     return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
 
 
-def _moved(config: PrepareConfig, types: Iterable[str]) -> list[str]:
-    """A sentence for each label column that has another name in the manifest than in the data."""
-    notes = []
-    for name in types:
-        column = label_column(name)
-        own = column.removeprefix(DATA)
-        if column == f"{DATA}label":
-            notes.append(f"{config.root}: samples have a label in .cls and another one in .json, which is {column!r}.")
-        elif column != own:
-            notes.append(
-                f"{config.root}: the column {own!r} of the data is {column!r} in the manifest, and {own!r} in settings."
-            )
-    return notes
-
-
-def _labels_unread(database: sqlite3.Connection) -> list[str]:
-    """A sentence where labels may lie among images in a file that is not read with a folder of images."""
-    query = "SELECT path FROM files WHERE kind IS NOT NULL AND path LIKE ? ORDER BY path LIMIT 1"
-    for name in (*TABLES, "%.json"):
-        for (path,) in database.execute(query, (f"%/{name}",)):
-            return [use_of_table(path)]
-    return []
-
-
-def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
-    """Sentences about labels, domains and splits that a person cannot tell from another one, or not see whole."""
-    notes = []
-    for column, name in (("labels", "label"), ("place", "domain"), ("place", "split")):
-        query = f"SELECT DISTINCT {column} ->> ? FROM files WHERE kind IS NULL LIMIT {MOST_NAMES + 1}"
-        texts = [str(text) for (text,) in database.execute(query, (name,)) if text is not None]
-        if len(texts) <= MOST_NAMES:
-            notes += [f"{config.root}: the values of {name!r}: {line}" for line in describe(texts)]
-    return notes
+def _names_of(file: Found) -> list[str | None]:
+    """The label, the domain and the split of a sample, where these are texts."""
+    values = {**file.labels, **file.place}
+    return [values[name] if isinstance(values.get(name), str) else None for name in NAMED]
 
 
 def _list_files(
@@ -121,11 +85,13 @@ def _list_files(
             *(file.path, file.container, file.offset, file.size),
             *(json.dumps(said, sort_keys=True) for said in (file.labels, file.place)),
             *file.refused,
+            *_names_of(file),
         )
         for file in find(config, roots, types)
     )
     insert = (
-        "INSERT INTO files (path, container, offset, size, labels, place, kind, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO files (path, container, offset, size, labels, place, kind, reason, label, domain, split)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     found = database.executemany(insert, rows).rowcount
     if found < 1:
@@ -188,13 +154,6 @@ def _resolve(database: sqlite3.Connection) -> dict[str, int]:
         """
     )
     return dict(database.execute("SELECT kind, count(*) FROM files WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind"))
-
-
-def _classes(database: sqlite3.Connection) -> Iterator[str]:
-    """Yield the distinct texts of `label` among the rows of the manifest."""
-    label = "json_extract(labels, '$.label')"
-    query = f"SELECT DISTINCT {label} FROM files WHERE kind IS NULL AND typeof({label}) = 'text'"
-    return (text for (text,) in database.execute(query))
 
 
 def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found: int, excluded: dict[str, int]) -> None:
