@@ -197,7 +197,22 @@ def extract(
 OPTIONS = {
     **{"root": "--data", "taps": "--tap", "image": "--image", "columns": "--columns", "max_pixels": "--max-pixels"},
     **{"max_rejected": "--max-rejected", "batch_size": "--batch-size", "file": "--file", "weights": "--weights"},
-    **dict.fromkeys(("folders", "base", "path", "types", "encoding", "check", "disk", "limits", "run", "input", "strip_prefix", "project")),
+    **dict.fromkeys(
+        (
+            "folders",
+            "base",
+            "path",
+            "types",
+            "encoding",
+            "check",
+            "disk",
+            "limits",
+            "run",
+            "input",
+            "strip_prefix",
+            "project",
+        )
+    ),
 }
 
 
