@@ -279,6 +279,8 @@ def test_a_name_that_stands_twice_in_json_refuses_the_sample(tmp_path: Path) -> 
     path = webdataset(tmp_path / "a.tar", [{"json": '{"label": 1, "label": 2}'}, {"json": "{}"}])
     found = Outcome(path, tmp_path / "manifests", max_rejected=0.5)
     assert found.excluded == {"000000.png": ("unreadable", "its .json has 'label' twice")}
+    path = webdataset(tmp_path / "b.tar", [{"json": '{"odd": 1, "odd": 2, "label": 3}'}])
+    assert Outcome(path, tmp_path / "manifests", columns=("label",)).table["label"].to_pylist() == [3]
 
 
 def test_a_mark_at_the_front_of_a_text_is_no_part_of_it(tmp_path: Path) -> None:
@@ -349,13 +351,17 @@ def test_numbers_of_a_class_label_are_its_names(tmp_path: Path) -> None:
         "oldest": [NAMES],
         "twins": {"names": ["crane", "crane", "owl"], "_type": "ClassLabel"},
         "plain": {"dtype": "int64", "_type": "Value"},
+        "floats": NAMES,
+        "coded": NAMES,
         "unnamed": {"num_classes": 3, "names": None, "_type": "ClassLabel"},
     }
     columns = {name: [2, 0, -1, None] for name in ("label", "twins", "plain", "unnamed")}
+    columns |= {"floats": [2.0, 0.0, -1.0, None], "coded": pa.array([2, 0, -1, None]).dictionary_encode()}
     columns |= dict.fromkeys(("old", "new", "oldest"), several)
     path = with_features(tmp_path / "a.parquet", features, **columns)
     found = Outcome(path, tmp_path / "manifests", image="image").table
-    assert found["label"].to_pylist() == ["owl", "cat", None, None]
+    for name in ("label", "floats", "coded"):
+        assert found[name].to_pylist() == ["owl", "cat", None, None]
     for name in ("old", "new", "oldest"):
         assert found[name].to_pylist() == [["cat", "owl"], [], ["dog"], [None]]
     assert found["twins"].to_pylist() == ["owl", "crane (0)", None, None]
@@ -434,6 +440,8 @@ def test_classes_that_look_the_same_are_an_error_until_they_are_renamed(pair: tu
         "them names that differ",
         f"  - {one!a} and {other!a}",
     ]
+    with pytest.raises(DataError, match=r"class '.*' looks the same as .*: write its codes between double quotes"):
+        task(tmp_path, rename={f"{one}\u2060\u200b": "x"})
     found, _ = task(tmp_path, rename={other: one})
     assert set(found.targets) == {one, "dog", "emu"}
 
@@ -519,6 +527,15 @@ def test_texts_with_another_separator_are_an_error_that_names_it(tmp_path: Path)
     assert said == [message.partition(" Set")[0].replace("\\", "") + " If they are, set `separator: ','`."]
 
 
+def test_a_mark_that_no_label_has_separates_whatever_the_parts_are(tmp_path: Path) -> None:
+    write_manifest(tmp_path, tags=["red|round", "blue|square", "red|square", "green|oval"])
+    with pytest.raises(DataError, match=r"labels such as 'blue\|square' are read as one .* Set `separator: '\|'`"):
+        task(tmp_path, kind="multilabel", target="tags")
+    write_manifest(tmp_path, tags=["red,round", "blue,square", "red,square"] * 2, rows=36)
+    with pytest.raises(DataError, match=r"Set `separator: ','`"):
+        task(tmp_path, kind="multilabel", target="tags")
+
+
 def test_a_few_texts_with_another_separator_are_noted(tmp_path: Path) -> None:
     write_manifest(tmp_path, tags=["sea;sun", "sun|sea", "sea", "sun"])
     _, [said] = task(tmp_path, kind="multilabel", target="tags")
@@ -526,7 +543,8 @@ def test_a_few_texts_with_another_separator_are_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tags", [["Doe, John", "Doe, Jane", "Roe, Al"], ["cat, tabby", "owl", "dog"], ["a;b", "a", "b"]]
+    "tags",
+    [["Doe, John", "Doe, Jane", "Roe, Al"], ["cat, tabby", "owl", "dog"], ["a;b", "a", "b"], ["n/a", "cat", "owl"]],
 )
 def test_texts_that_may_well_be_one_label_are_left_as_they_are(tags: list[str], tmp_path: Path) -> None:
     write_manifest(tmp_path, rows=39, tags=tags)

@@ -81,6 +81,8 @@ def labels_of(
     columns = {}
     for name, kind in types.items():
         column = batch[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         if name in named and _is_textual(kind):
             column = _with_names(column, named[name], where=f"{where}: the column {name!r}")
         try:
@@ -147,7 +149,9 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _with_names(column: pa.Array, names: list[str], *, where: str) -> pa.Array:
     """Class names in the place of numbers, in lists too; -1 is no label."""
-    if not pa.types.is_integer(column.type):
+    if pa.types.is_floating(column.type):  # pandas writes whole numbers so where some have no value
+        column = pc.if_else(pc.is_nan(column), None, column)
+    elif not pa.types.is_integer(column.type):
         if not pa.types.is_nested(column.type):
             return column
         rows = [None if row is None else [_name(one, names, where) for one in row] for row in column.to_pylist()]
@@ -155,15 +159,15 @@ def _with_names(column: pa.Array, names: list[str], *, where: str) -> pa.Array:
     return pa.array([_name(one, names, where) for one in column.to_pylist()], pa.string())
 
 
-def _name(number: int | None, names: list[str], where: str) -> str | None:
+def _name(number: float | None, names: list[str], where: str) -> str | None:
     if number is None or number == -1:
         return None
-    if not 0 <= number < len(names):
+    if number not in range(len(names)):
         raise DataError(
             f"{where}: expected numbers of its {len(names):,} classes, 0 to {len(names) - 1}, or -1 for none, got "
             f"{number}. Correct it, or keep the numbers with `types`: integer."
         )
-    return names[number]
+    return names[int(number)]
 
 
 def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[str]]) -> pa.DataType:
@@ -173,7 +177,7 @@ def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[st
         given = given_types(config)[field.name]
         return pa.list_(given) if pa.types.is_list(kind) else given
     if field.name in named:
-        if pa.types.is_integer(kind):
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             return pa.string()
         if pa.types.is_list(kind) and pa.types.is_integer(kind.value_type):
             return pa.list_(pa.string())

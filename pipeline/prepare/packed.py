@@ -12,6 +12,7 @@ split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the class
 import json
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -206,8 +207,8 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
         raise ValueError("its .json is damaged") from None
     if not isinstance(values, _Pairs):
         raise ValueError("its .json holds no object")
-    if values.repeated is not None:
-        raise ValueError(f"its .json has {values.repeated!r} twice")
+    if repeated := sorted(name for name in values.repeated if config.columns is None or name in config.columns):
+        raise ValueError(f"its .json has {repeated[0]!r} twice")
     found: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or (config.columns is not None and name not in (*config.columns, "label")):
@@ -229,14 +230,12 @@ def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object, and the first name that stands in it twice."""
+    """A JSON object, and the names that stand in it twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        self.repeated = (
-            next((name for name in names if names.count(name) > 1), None) if len(self) < len(names) else None
-        )
+        times = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {name for name, count in times.items() if count > 1}
 
 
 def as_text(value: Any) -> str:

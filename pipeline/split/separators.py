@@ -9,6 +9,9 @@ from pipeline.split import SplitConfig
 SEPARATORS = (";", ",", "|", "/", "\t")
 """What people write between labels."""
 
+IN_LABELS = (",", "/")
+"""Those that stand in single labels too."""
+
 
 def check_separator(
     labels: Sequence[Sequence[str] | None],
@@ -45,9 +48,14 @@ def check_separator(
 
 
 def _separates(mark: str, labels: Iterable[str]) -> bool:
-    """Whether labels with this mark are several labels, plainly: the parts of most are parts of others, or labels."""
+    """Whether labels with this mark are several labels, plainly.
+
+    A comma or a slash may well be part of a label: then most parts of such labels are labels elsewhere too.
+    """
     parts = {label: {part.strip() for part in label.split(mark)} - {""} for label in labels}
-    several = {label: found for label, found in parts.items() if len(found) > 1}
+    several = [found for found in parts.values() if len(found) > 1]
+    if mark not in IN_LABELS:
+        return bool(several)
     times = Counter(part for found in parts.values() for part in found)
-    known = [label for label, found in several.items() if all(times[part] > 1 for part in found)]
-    return bool(known) and 2 * len(known) > len(several)
+    again = [times[part] > 1 for found in several for part in found]
+    return bool(again) and 2 * sum(again) >= len(again)

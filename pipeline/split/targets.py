@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline import manifest
 from pipeline.errors import DataError, bullets, unknown
-from pipeline.lookalikes import describe, group_alike, quote_alike
+from pipeline.lookalikes import describe, group_alike, normalise_look, quote_alike
 from pipeline.manifest import FIXED
 from pipeline.split import SplitConfig
 from pipeline.split.separators import check_separator
@@ -198,7 +198,7 @@ def _renamed(table: pa.Table, config: SplitConfig) -> pa.Table:
         return table
     targets = table["target"].to_pylist()
     there = set(targets) if config.kind == "classification" else {label for labels in targets for label in labels}
-    if odd := [unknown("class", name, there) for name in config.rename if name not in there]:
+    if odd := [_say_no_class(name, there) for name in config.rename if name not in there]:
         raise DataError(bullets(f"`rename` of a task on {', '.join(config.datasets)}", odd))
     if config.kind == "classification":
         found: list[Any] = [config.rename.get(target, target) for target in targets]
@@ -225,6 +225,13 @@ def _compare_names(table: pa.Table, config: SplitConfig, say: Callable[[str], No
     for name, values in names.items():
         for line in describe(values)[:SHOWN]:
             say(f"the {name} of {', '.join(config.datasets)}: {line}")
+
+
+def _say_no_class(name: str, there: set[str]) -> str:
+    twins = [one for one in there if normalise_look(one) == normalise_look(name)]
+    if twins:
+        return f"class {name!a} looks the same as {quote_alike(sorted(twins))}: write its codes between double quotes."
+    return unknown("class", name, there)
 
 
 def _one_row_a_key(table: pa.Table, config: SplitConfig) -> pa.Table:
