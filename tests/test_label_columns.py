@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_containers import Outcome, pack, picture, table, webdataset
 
+import stages.prepare
+import stages.split
 from pipeline.errors import DataError
 from pipeline.lookalikes import describe, group_alike
 from pipeline.manifest import ManifestPaths
@@ -25,6 +28,7 @@ from pipeline.prepare.listed import label_types
 from pipeline.split import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import LEVEL
+from stages import project
 
 Columns = dict[str, list[Any]]
 
@@ -615,13 +619,27 @@ def test_lists_of_other_delimiters_and_encodings_are_read(data: bytes, config: d
             {"columns": ("label",)},
             "the value of 'x' in the row of '0.png'",
         ),
+        (b'path,label\n0.png,"a\n' + b"x" * 2**18 + b'"\n', {}, "1 of 1 files cannot be used"),
+        (b"path" + b"x" * 2**18 + b",label\n", {}, "unknown column 'path'"),
         (
             b'path,label\n0.png,"' + b"x\n" * 2**24,
             {},
             "a row of more than 16,777,216 bytes. Close the quote that is open",
         ),
     ],
-    ids=["utf-16", "cp1252", "ascii", "spreadsheet", "gzip", "delimiter", "quote", "quote elsewhere", "long row"],
+    ids=[
+        "utf-16",
+        "cp1252",
+        "ascii",
+        "spreadsheet",
+        "gzip",
+        "delimiter",
+        "quote",
+        "quote elsewhere",
+        "long line",
+        "long name",
+        "long row",
+    ],
 )
 def test_lists_that_cannot_be_read_say_why(data: bytes, config: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(data)
@@ -752,3 +770,35 @@ def test_a_column_of_bytes_beside_one_that_begins_with_its_name_is_read(tmp_path
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     found = Outcome(tmp_path / "a.parquet", tmp_path / "manifests", image="jpg", columns=())
     assert found.reread() == found.column("key")
+
+
+# The stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_print_what_may_be_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = images(tmp_path / "data" / "raw", 40)
+    rows = [
+        (name, "ab"[number % 2], f"p{number} " if number > 32 else f"p{number}") for number, name in enumerate(names)
+    ]
+    (tmp_path / "data" / "raw" / "list.csv").write_text(lines(",", [("path", "label", "size"), *rows]), newline="")
+    params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"]["digits"]["root"] = "data/raw/list.csv"
+    params["split"]["digits"] = {"datasets": ["digits"], "group": "size"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stage", "digits"])
+    project.run(stages.prepare.main)
+    assert capsys.readouterr().out.splitlines() == [
+        "digits: 40 files, 40 samples",
+        "  note: data/raw/list.csv: the column 'size' of the data is 'data:size' in the manifest, and 'size' in "
+        "settings.",
+    ]
+    project.run(stages.split.main)
+    *notes, last, _ = capsys.readouterr().out.splitlines()
+    assert notes == [
+        f"  note: the group of digits: 'p{number} ' has blanks or control characters that cannot be seen."
+        for number in range(33, 38)
+    ]
+    assert last == "  note: the group of digits: 2 more of the kind."

@@ -5,9 +5,10 @@ A column has a type only where every value of the list, once read as that type, 
 """
 
 import codecs
+import contextlib
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -73,7 +74,7 @@ def dialect(config: PrepareConfig) -> Dialect:
     excel = _EXCEL.fullmatch(lines[0]) if lines else None
     if excel is not None:
         return Dialect(encoding, excel[1], 1)
-    headers = {mark: next(csv.reader(lines, delimiter=mark), []) for mark in DELIMITERS}
+    headers = {mark: next(_parse(lines, mark), []) for mark in DELIMITERS}
     having = [mark for mark, names in headers.items() if config.path in names]
     return Dialect(encoding, [*having, max(DELIMITERS, key=lambda mark: len(headers[mark]))][0], 0)
 
@@ -164,13 +165,19 @@ def _refuse_swallowed(batch: pa.RecordBatch, at: int, config: PrepareConfig, how
         value, path = batch.column(at)[row].as_py(), batch.column(path_at)[row].as_py() or ""
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         suffix = PurePosixPath(path.splitlines()[0] if path else "").suffix
-        for line in csv.reader(text.splitlines()[1:], delimiter=how.delimiter):
+        for line in _parse(text.splitlines()[1:], how.delimiter):
             if len(line) == batch.num_columns and suffix and PurePosixPath(line[path_at]).suffix == suffix:
                 raise DataError(
                     f"{config.root}: the value of {batch.schema.names[at]!r} in the row of {path!r} goes on over "
                     f"further rows, that of {line[path_at]!r} first. Close its quote, or write a quote inside a value "
                     'as two: "".'
                 )
+
+
+def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """The rows of lines, up to the first that `csv` does not read: one with a value of more than 128 KiB."""
+    with contextlib.suppress(csv.Error):
+        yield from csv.reader(lines, delimiter=delimiter)
 
 
 @contextmanager

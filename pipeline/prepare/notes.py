@@ -13,6 +13,9 @@ from pipeline.prepare.roots import Root
 NAMED = ("label", *PLACES)
 """The columns whose texts are compared with one another."""
 
+SHOWN = 5
+"""Sentences about the values of a column that are written."""
+
 MOST_NAMES = 10_000
 """Values of a column above which they are not compared with one another: they are no classes."""
 
@@ -59,7 +62,9 @@ def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[s
         query = f"SELECT DISTINCT {name} FROM files WHERE kind IS NULL AND {name} IS NOT NULL LIMIT {MOST_NAMES + 1}"
         texts = [text for (text,) in database.execute(query)]
         if len(texts) <= MOST_NAMES:
-            notes += [f"{config.root}: the values of {name!r}: {line}" for line in describe(texts)]
+            lines = describe(texts)
+            notes += [f"{config.root}: the values of {name!r}: {line}" for line in lines[:SHOWN]]
+            notes += [f"{config.root}: {len(lines) - SHOWN:,} more of the kind."] if len(lines) > SHOWN else []
     return notes
 
 

@@ -223,8 +223,11 @@ def _compare_names(table: pa.Table, config: SplitConfig, say: Callable[[str], No
         if name in table.column_names:
             names[name] = pc.unique(table[name]).to_pylist()
     for name, values in names.items():
-        for line in describe(values)[:SHOWN]:
+        lines = describe(values)
+        for line in lines[:SHOWN]:
             say(f"the {name} of {', '.join(config.datasets)}: {line}")
+        if len(lines) > SHOWN:
+            say(f"the {name} of {', '.join(config.datasets)}: {len(lines) - SHOWN:,} more of the kind.")
 
 
 def _say_no_class(name: str, there: set[str]) -> str:
