@@ -264,6 +264,9 @@ def test_types_that_cannot_be_given_are_errors(tmp_path: Path) -> None:
         Outcome(tmp_path, tmp_path / "manifests", types={"label": "text"})
     with pytest.raises(DataError, match=r"'count': expected bool in each row, got: numbers other than 0 and 1"):
         as_parquet(tmp_path, {"count": [1, 2]}, types={"count": "boolean"})
+    for way in (as_parquet, as_parquet_list):
+        with pytest.raises(DataError, match=r"the column 'box': expected string in each row, got: Unsupported cast"):
+            way(tmp_path, {"box": [{"x": 1}]}, types={"box": "text"})
     with pytest.raises(DataError, match=r"the label 'n': expected int64, got 1.5. Set another type in `types`"):
         as_tar(tmp_path, {"n": [1, 1.5]}, types={"n": "integer"})
 
@@ -605,7 +608,12 @@ def test_lists_of_other_delimiters_and_encodings_are_read(data: bytes, config: d
     [
         (lines(",").encode("utf-16-le"), {}, "it is UTF-16 without a mark, or no text. Set `encoding: utf-16-le`"),
         (lines(",").encode("cp1252"), {}, "not UTF-8: .*Row #2: .* Set `encoding: cp1252` where Windows wrote it"),
-        (lines(",").encode("cp1252"), {"encoding": "ascii"}, "not ascii: .* Set another `encoding`."),
+        ("path,Größe\n".encode("cp1252"), {}, "not utf-8: .* Set `encoding: cp1252` where Windows wrote it"),
+        (
+            lines(",").encode("cp1252"),
+            {"encoding": "ascii"},
+            "not ascii: .* Set another `encoding`, or save the list as UTF-8.",
+        ),
         (b"PK\x03\x04" + bytes(100), {}, r"expected a list of text lines, got zip \(a spreadsheet\?\). Save it as CSV"),
         (b"\x1f\x8b" + bytes(100), {}, "expected a list of text lines, got gzip. Save it as CSV, uncompressed."),
         (b"name^label\n", {}, "unknown column 'path'"),
@@ -630,6 +638,7 @@ def test_lists_of_other_delimiters_and_encodings_are_read(data: bytes, config: d
     ids=[
         "utf-16",
         "cp1252",
+        "header",
         "ascii",
         "spreadsheet",
         "gzip",

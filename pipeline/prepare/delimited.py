@@ -211,7 +211,8 @@ def _said_of(config: PrepareConfig, how: Dialect) -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:
-        raise DataError(f"{config.root}: not {how.encoding}: {error}. Set another `encoding`.") from None
+        hint = "`encoding: cp1252` where Windows wrote it" if how.encoding == "utf-8" else "another `encoding`"
+        raise DataError(f"{config.root}: not {how.encoding}: {error}. Set {hint}, or save the list as UTF-8.") from None
     except pa.ArrowInvalid as error:
         reason = str(error)
         if "invalid UTF8" in reason:

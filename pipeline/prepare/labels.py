@@ -88,7 +88,7 @@ def labels_of(
         try:
             column.validate(full=True)
             column = _cast(column, pa.string() if name in PLACES else kind)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(f"{where}: the column {name!r}: expected {kind} in each row, got: {error}.") from None
         columns[label_column(name)] = pc.cast(column, json_type(column.type)).to_pylist()
     for row in range(len(batch)):
