@@ -413,6 +413,11 @@ def main() -> None:
     """Entry point; errors that were raised on purpose, and those of the system, are printed without a traceback."""
     try:
         app()
+    except PermissionError as error:
+        from pipeline.files import denied
+
+        refused = error if error.filename is None else denied(Path(error.filename))
+        raise SystemExit(f"error: {refused.filename}: {refused.strerror}. Change its owner or mode.") from None
     except (PipelineError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

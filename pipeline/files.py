@@ -1,18 +1,21 @@
 """Files that appear whole or not at all, and the digests that name them.
 
 A file is written under a temporary name in the folder it will live in, flushed to the disk and renamed; whoever looks
-sees the old file, no file, or the whole new one.
+sees the old file, no file, or the whole new one. A folder that replaces another changes places with it in one step.
 """
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,11 @@ from typing import Any, Literal
 
 KEY_BYTES = 16
 FICLONE = 0x40049409  # ioctl_ficlone(2)
+TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+"""Names that `scratch` gives."""
+
+RENAME_EXCHANGE = 2  # renameat2(2)
+AT_FDCWD = -100
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says where there is no room left
 
 
@@ -64,24 +72,31 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
             error.filename = str(folder)  # write(2) does not say where the disk was full
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a whole folder; of a folder what cannot be removed stays for `sweep`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path, *, older_than: float = 86_400.0) -> int:
     """Remove the temporary files and folders of dead processes of this machine, and anybody's that are a day old.
 
-    Returns how many there were.
+    Only names that `scratch` gives are touched. Returns how many there were.
     """
     removed = 0
     for path in folder.glob(".*.tmp"):
-        host, process = path.name.split(".")[-4:-2]
+        name = TEMPORARY.fullmatch(path.name)
+        if name is None:
+            continue
         try:
-            dead = host == _host() and not _alive(int(process))
+            dead = name["host"] == _host() and not _alive(int(name["process"]))
             if dead or time.time() - path.stat().st_mtime > older_than:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                _remove(path)
                 removed += 1
         except OSError:  # another process was faster, or the folder cannot be written
             continue
@@ -97,7 +112,7 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):  # somebody else's; or no number of a process
         return True
     return True
 
@@ -109,10 +124,56 @@ def flush(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush a finished file to the disk and give it its name, in one step."""
+    """Flush a finished file to the disk and give it its name, in one step, with the mode that the umask gives."""
+    open_to_others(temporary)
     flush(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file that only its owner may read the mode that a plain new file gets in its folder.
+
+    Some libraries make files with mode 0600 whatever the umask. A file that is read-only stays so.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return
+    with scratch(path.parent, "mode") as plain:  # the umask cannot be read without changing it for other threads
+        plain.touch()
+        usual = stat.S_IMODE(plain.stat().st_mode)
+    path.chmod(usual if mode & stat.S_IWUSR else usual & ~0o222)
+
+
+def denied(path: Path) -> PermissionError:
+    """Return the error for a file that this process may not read, with its owner and mode and those of the process."""
+    there = path
+    while True:
+        try:
+            status = there.stat()
+            break
+        except OSError:
+            if there == there.parent:
+                return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            there = there.parent
+    which = "it" if there == path else str(there)
+    user = f", this process runs as user {os.geteuid()}" if hasattr(os, "geteuid") else ""
+    text = (
+        f"{os.strerror(errno.EACCES)}: {which} belongs to user {status.st_uid} with the mode "
+        f"{stat.S_IMODE(status.st_mode):04o}{user}"
+    )
+    return PermissionError(errno.EACCES, text, str(path))
+
+
+def check_readable(path: Path) -> None:
+    """Raise the PermissionError of `denied` for a file that may not be read, which libraries report as damage."""
+    try:
+        with path.open("rb"):
+            return
+    except PermissionError:
+        raise denied(path) from None
+    except OSError:  # it is missing, or a folder: the reader says so
+        return
 
 
 @contextlib.contextmanager
@@ -125,16 +186,51 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it takes that name and replaces what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as temporary:
-        filled = Path(temporary) / path.name
-        filled.mkdir()
-        yield filled
+    """Yield an empty temporary folder beside `path`; on success it takes that name and replaces what was there.
+
+    At every moment `path` is the whole old folder or the whole new one. Where the system cannot exchange two folders,
+    the old one is first renamed to `.<name>.replaced`, and the next call puts it back if a kill came in between.
+    """
+    aside = path.with_name(f".{path.name}.replaced")
+    if aside.is_dir():
         if path.exists():
-            path.rename(Path(temporary) / "replaced")
-        filled.rename(path)
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
+    if path.parent.is_dir():
+        sweep(path.parent)
+        _sweep_unmarked(path)
+    with scratch(path.parent, path.name) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if not path.is_dir():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            path.rename(aside)
+            temporary.rename(path)
         sync_folder(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep_unmarked(path: Path) -> None:
+    """Remove what version 0.1.0 left of `path` after a kill, `.<name>.<8 characters>/`, once it is a day old."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        if not left.is_dir() or {entry.name for entry in left.iterdir()} - {path.name, "replaced"}:
+            continue  # somebody else's
+        if not path.exists() and (left / "replaced").is_dir():
+            (left / "replaced").rename(path)
+        if time.time() - left.stat().st_mtime > 86_400.0:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; return whether the system can."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # no Linux, or an old one
+        return False
+    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return done == 0
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import Section, check, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.params import read_params, unusual_values
+from pipeline.files import denied
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
@@ -126,6 +127,8 @@ def run(stage: Callable[[], None]) -> None:
     except OSError as error:
         if error.strerror is None:  # raised by a library, not by the system
             raise
+        if isinstance(error, PermissionError) and error.filename is not None:
+            error = denied(Path(error.filename))
         where = f"{error.filename}: " if error.filename is not None else ""
         raise SystemExit(f"error: {where}{error.strerror}.{HINTS.get(type(error), '')}") from None
 

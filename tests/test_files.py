@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.files import (
     read_json,
     scratch,
     sha256_file,
+    sweep,
     write_json,
     write_text,
 )
@@ -253,3 +256,151 @@ def test_equal_contents_and_only_those_have_equal_keys(one: bytes, other: bytes)
 def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# What a kill leaves --------------------------------------------------------------------------------------------------
+
+
+def test_only_temporary_files_of_our_own_names_are_swept(tmp_path: Path) -> None:
+    strangers = [".x.tmp", ".tmp", ".a.b.c.d.tmp", ".x.0123abcd.notanumber.89abcdef.tmp"]
+    for name in strangers:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    dead = subprocess.run(
+        [sys.executable, "-c", KILLED.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert dead.returncode == -9, dead.stderr
+    assert len(names(tmp_path)) == len(strangers) + 2  # a folder and a file in it
+    with scratch(tmp_path, "live") as live:
+        live.touch()
+        assert sweep(tmp_path) == 1
+        assert names(tmp_path) == sorted([*strangers, live.name])
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from pipeline.files import scratch
+with scratch(Path({folder!r}), "f") as temporary:
+    temporary.mkdir()
+    (temporary / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("call", range(3))
+def test_a_kill_at_any_rename_leaves_the_whole_old_or_the_whole_new_folder(
+    tmp_path: Path, call: int, exchange: bool
+) -> None:
+    """The process ends in the place of its n-th rename; without an exchange the next call puts the old folder back."""
+    folder = tmp_path / "f"
+    write_text(folder / "a.txt", "old")
+    arguments = [str(folder), str(call), str(exchange)]
+    subprocess.run([sys.executable, "-c", EXCHANGED, *arguments], check=False, capture_output=True)
+    if exchange:
+        assert names(folder) in (["a.txt"], ["b.txt"])
+
+    def fail() -> None:
+        with fresh_folder(folder):
+            assert names(folder) in (["a.txt"], ["b.txt"])
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        fail()
+    assert names(tmp_path) in (["f", "f/a.txt"], ["f", "f/b.txt"])
+
+
+EXCHANGED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import files
+folder, last, exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
+events = 0
+def watch(event, arguments):
+    global events
+    if event in ("os.rename", "ctypes.dlopen", "os.rmdir", "shutil.rmtree"):
+        events += 1
+        if events > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+if not exchange:
+    files._exchange = lambda one, other: False
+with files.fresh_folder(folder) as new:
+    (new / "b.txt").write_text("new")
+    sys.addaudithook(watch)
+"""
+
+
+def test_what_an_earlier_version_left_of_a_folder_is_put_back_or_swept(tmp_path: Path) -> None:
+    write_text(tmp_path / ".f.ab12_xyz" / "replaced" / "a.txt", "old")
+    write_text(tmp_path / ".f.ab12_xyz" / "f" / "b.txt", "half")
+    write_text(tmp_path / ".f.stranger" / "notes.txt", "of a user")
+    for left in (".f.ab12_xyz", ".f.stranger"):
+        os.utime(tmp_path / left, (0, 0))
+    with fresh_folder(tmp_path / "f"):
+        assert (tmp_path / "f" / "a.txt").read_text() == "old"
+        os.utime(tmp_path / ".f.ab12_xyz", (0, 0))
+    with fresh_folder(tmp_path / "f"):
+        assert not (tmp_path / ".f.ab12_xyz").exists()
+    assert names(tmp_path) == [".f.stranger", ".f.stranger/notes.txt", "f"]
+
+
+# Modes and owners ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.parametrize("own", [0o600, 0o400])
+def test_a_published_file_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, usual: int, own: int) -> None:
+    """Libraries make files with mode 0600, as safetensors does; what is read-only stays read-only."""
+    earlier = os.umask(umask)
+    try:
+        with atomic(tmp_path / "a") as temporary:
+            temporary.write_text("text")
+            temporary.chmod(own)
+    finally:
+        os.umask(earlier)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == (usual if own == 0o600 else usual & 0o444)
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_of_somebody_else_is_refused_with_owner_and_mode(tmp_path: Path) -> None:
+    """Each reader states the refusal of the system, and not that the file is damaged."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if str(folder) != "/" and not folder.stat().st_mode & stat.S_IXOTH:
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    (tmp_path / "shard.h5").write_bytes(b"content")
+    (tmp_path / "shard.h5").chmod(0o600)
+    write_text(tmp_path / "closed" / "a.json", "{}")
+    (tmp_path / "closed").chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", SOMEBODY, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    owner = "Permission denied: it belongs to user 0 with the mode 0600, this process runs as user 65534"
+    assert done == [
+        f"{tmp_path}/shard.h5: {owner}",
+        f"{tmp_path}/closed/a.json: {owner.replace('it', f'{tmp_path}/closed', 1).replace('0600', '0700')}",
+    ]
+
+
+SOMEBODY = """
+import os, sys
+from pathlib import Path
+from pipeline.files import check_readable
+from pipeline.store.examine import examine
+from pipeline.store.layout import Layout, ShardRecord
+folder = Path(sys.argv[1])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+def examined(path):
+    examine(path, ShardRecord("0" * 64, 1, 7, "", ""), Layout("0" * 64, "float32", (1,)))
+for read, name in (
+    (examined, "shard.h5"),
+    (check_readable, "closed/a.json"),
+):
+    try:
+        read(folder / name)
+    except PermissionError as error:
+        print(f"{error.filename}: {error.strerror}")
+"""

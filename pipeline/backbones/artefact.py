@@ -21,7 +21,7 @@ from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
-from pipeline.files import atomic, read_json, write_json
+from pipeline.files import atomic, check_readable, read_json, write_json
 
 JSON, WEIGHTS = "backbone.json", "weights.safetensors"
 
@@ -145,6 +145,7 @@ def read(folder: Path) -> Backbone:
     """Read a backbone and check its weights against their digest; raises BackboneError with what is wrong."""
     spec = read_spec(folder)
     remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+    check_readable(folder / WEIGHTS)
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:

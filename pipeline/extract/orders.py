@@ -8,7 +8,6 @@ The folder lies in the feature cache, which every worker must see anyhow, and is
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,7 @@ def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Pat
     """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
     with scratch(assignment.cache_root / JOBS, "job") as folder:
         folder.mkdir()
-        try:
-            yield folder, _write(folder, assignment, works)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield folder, _write(folder, assignment, works)
 
 
 def leftovers(cache_root: Path) -> int:

@@ -7,7 +7,6 @@ for this sample on this machine as it is now. Nothing that is computed here is k
 
 import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.request import Request
 from pipeline.extract.samples import Reject, items, reading_order
+from pipeline.files import scratch
 from pipeline.readers import Sample, image_reader
 from pipeline.store.cache import Column
 from pipeline.text import duration
@@ -175,11 +175,10 @@ def _read(
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:
     """Seconds that storing rows takes in the cache's file system, in a folder that is removed."""
-    cache_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_root, prefix=".pilot.") as folder:
+    with scratch(cache_root, "pilot") as folder:
         begin = time.perf_counter()
         for tap, rows in values.items():
-            column = Column(Path(folder) / request.columns[tap].address, request.columns[tap].identity)
+            column = Column(folder / request.columns[tap].address, request.columns[tap].identity)
             column.add(keys[: len(rows)], rows, provenance={})
         return time.perf_counter() - begin
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StoreError
 from pipeline.extract import orders
 from pipeline.extract.clock import Spent
 from pipeline.extract.work import Stored
@@ -57,6 +57,9 @@ def _make(folder: str, number: int, *, store: bool) -> Made:
                 (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
         except PipelineError as error:  # trying again would not help
             return Made(number, None, spent, list(_said), error)
+        except PermissionError as error:  # of a sample it is a reject: this one is of the job's own files
+            refused = StoreError(f"{error.filename}: {error.strerror}. Change its owner or mode, then run again.")
+            return Made(number, None, spent, list(_said), refused)
         return Made(number, stored, spent, list(_said))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import BackboneError
-from pipeline.files import sha256_file
+from pipeline.files import check_readable, sha256_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the weights in what they save."""
@@ -18,6 +18,7 @@ def read_state_dict(file: Path, *, sha256: str, strip_prefix: str = "") -> Mappi
     """Read a state dict and take the keys below a prefix; raises BackboneError with what is wrong with the file."""
     if not file.is_file():
         raise BackboneError(f"{file}: no such weights file. Set `file` to a .safetensors or .pth state dict.")
+    check_readable(file)
     found = sha256_file(file)
     if not found.startswith(sha256.lower()):
         raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {found}.")

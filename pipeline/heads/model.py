@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, bullets, unknown
-from pipeline.files import read_json
+from pipeline.files import check_readable, read_json
 from pipeline.heads import training_rows
 from pipeline.heads.rows import Rows, blocks
 from pipeline.heads.scores import predictions_of, scores_of
@@ -140,6 +140,7 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = (), 
 def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
     """The estimator in a file, which runs no code; raises HeadError as `load` does."""
     skops = skops_io()
+    check_readable(path)
     try:
         names = skops.get_untrusted_types(file=path)
         if strange := sorted({*names} - {*TRUSTED, *trusted}):

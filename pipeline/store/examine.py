@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.files import check_readable
 from pipeline.store.layout import REMEDY, ZSTD_FILTER, Layout, ShardRecord
 
 
@@ -28,6 +29,7 @@ class Places:
 def examine(path: Path, record: ShardRecord, layout: Layout) -> Places:
     """Note where everything lies; raise StoreError for whatever a shard has no use for."""
     expected = layout.datasets(record.rows)
+    check_readable(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             if sorted(file) != sorted(expected):
