@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.config import Section, check, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
-from pipeline.params import read_params, unusual_values
 from pipeline.files import denied
+from pipeline.params import read_params, unusual_values
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
