@@ -5,6 +5,12 @@ else draws random numbers. The seed follows from the sample's key and a number (
 network trains on pixels, that of a view where features of augmented samples are stored. So with equal seeds view 3 has
 the pixels of epoch 3, and it can be made again from what its identity says.
 
+Crops and warps (random_resized_crop, random_crop, rotation, affine) need what the centre crop cuts off, as torchvision's
+reference recipe crops an image before anything else has cropped it. They get the uncropped image: decoded and resized as
+in evaluation, without the centre crop. The first random crop brings it to the final size. Without a random crop, the
+last warp is followed by the centre crop. Transforms that neither crop nor warp get the centre crop, the very pixels of
+evaluation.
+
 Settings are checked without torch, which is imported by what transforms.
 """
 
@@ -15,7 +21,7 @@ from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.config import Settings
 from pipeline.errors import EngineError
@@ -40,40 +46,62 @@ Ratios = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 Grey = Annotated[int, Field(ge=0, le=255)]
 Interpolation = Literal["nearest", "bilinear"]
 
+VERSION: Literal[2] = 2
+
 
 class _Transform(Settings):
     """One transform of torchvision's `transforms.v2`: its class, and parameters under the names that it has there."""
 
     made_of: ClassVar[str]
+    crops: ClassVar[bool] = False
+    """Whether the result has the final size, cut at random."""
+
+    warps: ClassVar[bool] = False
+    """Whether pixels move, so that pixels from outside of the centre crop may come in."""
 
     def build(self, size: tuple[int, int]) -> Any:
-        """The transform, for images of a height and a width."""
+        """The transform, for images that are to have a height and a width."""
         from torchvision.transforms import InterpolationMode, v2
 
         values = self.model_dump(exclude={"name"})
         if "interpolation" in values:
             values["interpolation"] = InterpolationMode(values["interpolation"])
-        if "Crop" in self.made_of:
+        if self.crops:
             values["size"] = size
         return getattr(v2, self.made_of)(**values)
 
 
 class RandomResizedCrop(_Transform):
-    """A part of the image, by its share of the area and its width over height, resized to the whole."""
+    """A part of the image, by its share of the area and its width over height, resized to the final size (bilinear)."""
 
     made_of = "RandomResizedCrop"
+    crops = True
     name: Literal["random_resized_crop"]
     scale: Shares = (0.08, 1.0)
     ratio: Ratios = (3 / 4, 4 / 3)
 
 
 class RandomCrop(_Transform):
-    """A part of the padded image, as large as the image."""
+    """A part of the padded image, of the final size."""
 
     made_of = "RandomCrop"
+    crops = True
     name: Literal["random_crop"]
     padding: Annotated[int, Field(ge=1)] = 4
     padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
+
+    def build(self, size: tuple[int, int]) -> Any:
+        """The same; images smaller than the final size are first padded with zeros, as the centre crop pads them."""
+        from torchvision.transforms import v2
+        from torchvision.transforms.v2 import functional
+
+        height, width = size
+        crop = super().build(size)
+
+        def padded(image: Any) -> Any:
+            return functional.center_crop(image, [max(height, image.shape[1]), max(width, image.shape[2])])
+
+        return v2.Compose([padded, crop])
 
 
 class HorizontalFlip(_Transform):
@@ -96,6 +124,7 @@ class Rotation(_Transform):
     """Turned by up to so many degrees either way; corners are filled."""
 
     made_of = "RandomRotation"
+    warps = True
     name: Literal["rotation"]
     degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
     interpolation: Interpolation = "bilinear"
@@ -106,6 +135,7 @@ class Affine(_Transform):
     """Turned, moved by shares of the sides, scaled and sheared (degrees)."""
 
     made_of = "RandomAffine"
+    warps = True
     name: Literal["affine"]
     degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     translate: tuple[Share, Share] | None = None
@@ -179,6 +209,11 @@ AugmentConfig = tuple[Transform, ...]
 """Transforms by name and parameters, in their order. A field of settings; without any, pixels stay as they are."""
 
 
+def needs_uncropped(transforms: AugmentConfig) -> bool:
+    """Whether transforms crop or warp: such transforms get images without the centre crop."""
+    return any(one.crops or one.warps for one in transforms)
+
+
 class View(Settings):
     """An augmented copy of every sample: all that is needed to make it again."""
 
@@ -186,9 +221,17 @@ class View(Settings):
     seed: int = 0
     number: Annotated[int, Field(ge=0)]
     torchvision: str = Field(default_factory=_installed, description="whose transforms these are")
+    version: Literal[2] = Field(default=VERSION, description="of what crops and warps are given; 1: the centre crop")
 
-    def __call__(self, pixels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """The view's pixels of samples (n, height, width, channels) uint8 with these keys (n,) S16.
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `version` out where nothing crops or warps: pixels, and so addresses, are those of version 1."""
+        return {k: value for k, value in write(self).items() if k != "version" or needs_uncropped(self.augment)}
+
+    def __call__(
+        self, images: Sequence[np.ndarray], keys: np.ndarray, *, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The view's pixels of samples uint8 (height, width, channels) with these keys (n,) S16: see `augment`.
 
         Raises EngineError if another torchvision is installed: its transforms may be others.
         """
@@ -197,7 +240,7 @@ class View(Settings):
                 f"view {self.number}: expected torchvision {self.torchvision}, got {_installed()}, whose transforms "
                 "may give other pixels. Install that version, or extract the views again."
             )
-        return augment(pixels, self.augment, seeds=seeds_of(self.seed, self.number, keys))
+        return augment(images, self.augment, seeds=seeds_of(self.seed, self.number, keys), size=size)
 
 
 class Views(Settings):
@@ -212,11 +255,22 @@ class Views(Settings):
         return View(augment=self.augment, seed=self.seed, number=number)
 
 
-def augment(pixels: np.ndarray, transforms: AugmentConfig, *, seeds: Sequence[int]) -> np.ndarray:
-    """Transform images uint8 (n, height, width, channels), one seed each, to as many of the same shape."""
-    found = np.empty_like(pixels)
+def augment(
+    images: Sequence[np.ndarray],
+    transforms: AugmentConfig,
+    *,
+    seeds: Sequence[int],
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Transform images uint8 (height, width, channels), one seed each, to an array (n, *size, channels).
+
+    `size`: height and width of the centre crop, for images without it; None: that of the images, all of one size.
+    """
+    height, width, channels = images[0].shape
+    height, width = size or (height, width)
+    found = np.empty((len(images), height, width, channels), np.uint8)
     for row, seed in enumerate(seeds):
-        found[row] = _one(pixels[row], transforms, seed)
+        found[row] = _one(images[row], transforms, seed, (height, width))
     return found
 
 
@@ -232,12 +286,12 @@ def seeds_of(seed: int, number: int, keys: np.ndarray) -> list[int]:
     return [seed_of(seed, number, data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
 
 
-def _one(image: np.ndarray, transforms: AugmentConfig, seed: int) -> np.ndarray:
+def _one(image: np.ndarray, transforms: AugmentConfig, seed: int, size: tuple[int, int]) -> np.ndarray:
     import torch
 
     value = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
     with _drawing()(torch.Generator().manual_seed(seed)):
-        for transform in _built(transforms, image.shape[:2]):
+        for transform in _built(transforms, size):
             value = transform(value)
     found: np.ndarray = value.permute(1, 2, 0).numpy()
     return found
@@ -245,7 +299,14 @@ def _one(image: np.ndarray, transforms: AugmentConfig, seed: int) -> np.ndarray:
 
 @functools.cache
 def _built(transforms: AugmentConfig, size: tuple[int, int]) -> list[Any]:
-    return [one.build(size) for one in transforms]
+    """The transforms, with the crop that brings an uncropped image to its final size: see the top of this file."""
+    from torchvision.transforms import v2
+
+    found = [one.build(size) for one in transforms]
+    if not any(one.crops for one in transforms):
+        warps = [place for place, one in enumerate(transforms) if one.warps]
+        found.insert(warps[-1] + 1 if warps else 0, v2.CenterCrop(size))
+    return found
 
 
 @functools.cache

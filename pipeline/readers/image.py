@@ -5,7 +5,7 @@ resize of the shorter side (or to an exact size), centre crop. Resizing is Pillo
 torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
 
 With `draft` they do not, where a JPEG is much larger than it is to be: fine detail is never decoded (DCT scaling).
-With `view` an augmented copy is read, see augment.py.
+With `view` an augmented copy is read; crops and warps then get the image before the centre crop, see augment.py.
 """
 
 import contextlib
@@ -144,20 +144,18 @@ class ImageReader:
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
-        if self.spec.crop is not None:
-            pixels = _centre_crop(pixels, self.spec.crop)
-        return {"pixels": viewed(np.ascontiguousarray(pixels), self.spec, data)}
+        return {"pixels": shaped(pixels, self.spec, data)}
 
 
-def viewed(pixels: np.ndarray, spec: ImageSpec, data: bytes) -> np.ndarray:
-    """The pixels of a sample (height, width, channels), or those of the view that a spec asks for.
+def shaped(pixels: np.ndarray, spec: ImageSpec, data: bytes) -> np.ndarray:
+    """Cut the centre out of resized pixels (height, width, channels), or make the view that a spec asks for.
 
     Raises EngineError for a view of another torchvision.
     """
     if spec.view is None:
-        return pixels
+        return np.ascontiguousarray(pixels if spec.crop is None else centre_crop(pixels, spec.crop))
     key = np.frombuffer(bytes.fromhex(content_key(data)), f"S{KEY_BYTES}")
-    found: np.ndarray = spec.view(pixels[None], key)[0]
+    found: np.ndarray = spec.view([pixels], key, size=spec.crop)[0]
     return found
 
 
@@ -316,7 +314,7 @@ def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, i
     return (resize, longer) if width <= height else (longer, resize)
 
 
-def _centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+def centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
     """Cut the centre out; smaller images are padded with zeros first, as torchvision does."""
     height, width = crop
     missing_h, missing_w = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])

@@ -16,7 +16,7 @@ from PIL import Image, JpegImagePlugin
 
 from pipeline.errors import DataError, EngineError
 from pipeline.readers import Sample
-from pipeline.readers.image import ImageReader, ImageSpec, opened, target, turn_of, viewed
+from pipeline.readers.image import ImageReader, ImageSpec, opened, shaped, target, turn_of
 
 if TYPE_CHECKING:
     import torch
@@ -104,10 +104,10 @@ class NvjpegReader:
                 return error
             by = InterpolationMode(self.spec.interpolation)
             image = functional.resize(image, [height, width], interpolation=by, antialias=True)
-        if self.spec.crop is not None:
+        if self.spec.crop is not None and self.spec.view is None:  # on the device, so that fewer bytes leave it
             image = functional.center_crop(image, list(self.spec.crop))
         pixels: np.ndarray = image.permute(1, 2, 0).contiguous().cpu().numpy()
-        return {"pixels": viewed(pixels, self.spec, data)}
+        return {"pixels": shaped(pixels, self.spec, data)}
 
     def _on_host(self, data: bytes) -> Sample | DataError:
         try:
