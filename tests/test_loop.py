@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.history import History
-from pipeline.training.loop import Setting, make_fabric, outputs, step, train
+from pipeline.training.loop import Setting, make_fabric, outputs, step, steps_per_epoch, train
 from pipeline.training.losses import Objective, mixing
 from pipeline.training.lr_range import range_test, suggested
 from pipeline.training.optimisation import optimiser
@@ -295,11 +295,34 @@ def test_a_loss_that_explodes_is_refused_by_its_weights_or_numbers(tmp_path: Pat
     assert not (tmp_path / "run" / LAST).exists()
 
 
-@pytest.mark.parametrize(("rows", "size"), [(9, 8), (5, 1)])
-def test_a_batch_of_one_is_refused_where_batch_norm_is_trained(tmp_path: Path, rows: int, size: int) -> None:
-    with pytest.raises(ConfigError, match="expected two samples at least"):
+@pytest.mark.parametrize(
+    ("rows", "size", "message"),
+    [
+        (5, 1, r"batch: expected two samples at least, .* got 1\. Set a larger `batch_size` or `batch_norm: frozen`"),
+        (1, 8, r"training rows: expected two at least, .* got 1\. Train on more samples, or set `batch_norm: frozen`"),
+        (1, 1, "training rows: expected two at least"),
+    ],
+)
+def test_batches_of_one_are_refused_where_batch_norm_is_trained(
+    tmp_path: Path, rows: int, size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", rows=rows, batch_size=size)
+    found = tuning.backbone(tmp_path / "backbone")
+    with pytest.raises(ConfigError, match=message):
+        range_test(found.module, tuning.samples(rows), tuning.setting(batch_size=size), tuning.all_of(found))
     run(tmp_path / "run", rows=rows, batch_size=size, frozen={"batch_norm": "frozen"}, epochs=1)
+
+
+@pytest.mark.parametrize(("rows", "accumulate", "steps"), [(9, 1, 1), (25, 1, 3), (25, 2, 2), (33, 2, 2), (34, 2, 3)])
+def test_a_last_batch_of_one_is_trained_with_the_batch_before(
+    tmp_path: Path, rows: int, accumulate: int, steps: int
+) -> None:
+    done: list[tuple[int, int]] = []
+    settings = {"rows": rows, "batch_size": 8, "epochs": 2, "accumulate": accumulate}
+    run(tmp_path / "run", progress=lambda *counts: done.append(counts), **settings)
+    assert done == [(number + 1, 2 * steps) for number in range(2 * steps)]
+    assert steps_per_epoch(rows, tuning.setting(batch_size=8, accumulate=accumulate).config) == steps
 
 
 def test_labels_without_an_output_are_refused(tmp_path: Path) -> None:

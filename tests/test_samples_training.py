@@ -1,5 +1,6 @@
 """Training samples: every sample once an epoch, in an order and with pixels or rows that seed, epoch and key decide."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pipeline.store.features import Features
 from pipeline.training import pixels as pixels_module
 from pipeline.training import samples as module
 from pipeline.training.pixels import Pixels, decoded
-from pipeline.training.samples import Batch, FeatureSamples, PixelSamples, Samples, drawn
+from pipeline.training.samples import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, drawn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,12 +93,13 @@ def targets(batches: Sequence[Batch]) -> list[int]:
 
 
 @pytest.mark.parametrize("samples", ["pixels", "held", "windows"], indirect=True)
-@pytest.mark.parametrize("size", [1, 7, 16, 100])
+@pytest.mark.parametrize("size", [1, 7, 16, 59, 100])
 def test_every_sample_comes_once_with_its_own_target_and_key(samples: Samples, size: int) -> None:
     known = keys_of(60)
     for epoch in (None, 0, 5):
         batches = list(samples.batches(size, epoch=epoch))
-        assert [len(batch.keys) for batch in batches] == [size] * (60 // size) + [60 % size] * bool(60 % size)
+        sizes = [size] * (60 // size) + [60 % size] * bool(60 % size)
+        assert [len(batch.keys) for batch in batches] == ([60] if size == 59 else sizes)
         assert sorted(targets(batches)) == list(range(60))
         for batch in batches:
             assert (known[batch.targets.numpy()] == batch.keys).all()
@@ -159,6 +161,35 @@ def test_windows_hold_every_row_once_whatever_their_sizes(count: int, size: int,
         assert (order == rows._shuffled(1, step)).all()
 
 
+@pytest.mark.parametrize("kind", ["pixels", "held", "windows"])
+def test_a_last_batch_of_one_is_put_into_the_batch_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm cannot train on one sample. Batches, resumed epochs and counts agree on it."""
+    if kind == "windows":
+        monkeypatch.setattr(module, "IN_MEMORY", 0)
+        monkeypatch.setattr(module, "WINDOW_BYTES", 20 * 48)
+    found: Samples = of_pixels(41) if kind == "pixels" else of_features(tmp_path, 41)
+    for epoch in (None, 1):
+        whole = list(found.batches(10, epoch=epoch))
+        assert [len(batch.keys) for batch in whole] == [10, 10, 10, 11]
+        assert len({key for batch in whole for key in batch.keys.tolist()}) == 41
+        for start in range(6):
+            rest = list(found.batches(10, epoch=epoch, start=start))
+            assert len(rest) == max(0, 4 - start)
+            assert all((left.keys == right.keys).all() for left, right in zip(whole[start:], rest, strict=True))
+            assert all(torch.equal(left.inputs, right.inputs) for left, right in zip(whole[start:], rest, strict=True))
+
+
+@given(rows=st.integers(1, 50), size=st.integers(1, 12))
+def test_batches_are_as_many_as_their_count_and_none_of_several_has_one_row(rows: int, size: int) -> None:
+    parts = _batches(np.arange(rows), size, 0)
+    assert len(parts) == batch_count(rows, size)
+    assert np.concatenate(parts).tolist() == list(range(rows))
+    assert rows == 1 or size == 1 or min(map(len, parts)) > 1
+    assert max(map(len, parts)) <= size + (size > 1)
+
+
 # Pixels --------------------------------------------------------------------------------------------------------------
 
 
@@ -217,12 +248,14 @@ def test_samples_are_decoded_once_into_memory_or_into_a_file_that_is_used_again(
     np.testing.assert_array_equal(first.array, held.array)
     assert isinstance(first.array, np.memmap)
     (file,) = folder.iterdir()
-    before = file.stat().st_mtime_ns
+    before = file.stat().st_ino
+    os.utime(file, (1, 1))
     for path in (tmp_path / "photos").rglob("*.png"):
         path.unlink()
     again = decoded(glyphs.INPUT, stored, folder=folder)
     np.testing.assert_array_equal(again.array, held.array)
-    assert file.stat().st_mtime_ns == before
+    assert file.stat().st_ino == before
+    assert file.stat().st_mtime > 1  # its age counts from the last use
     batches = list(PixelSamples(again, torch.arange(12), stored.keys, seed=0).batches(5, epoch=0))
     assert sorted(targets(batches)) == list(range(12))
 

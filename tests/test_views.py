@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import artefact, glyphs
-from pipeline.backbones.spec import BackboneSpec, Tap, TapSpec
+from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.config import Section, check
 from pipeline.engines import create
 from pipeline.errors import EngineError, StoreError
@@ -28,7 +28,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers import image_reader
-from pipeline.readers.augment import View, Views
+from pipeline.readers.augment import View, Views, as_made_now
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.readers.nvjpeg import NvjpegReader
 from pipeline.store import keys as key_arrays
@@ -119,6 +119,29 @@ def test_a_view_has_an_address_by_its_transforms_seed_number_and_torchvision() -
     found = {address(identity(spec.viewed(view), TapSpec(node="x"))) for view in (None, *others)}
     assert len(found) == 6
     assert identity(spec.viewed(base), TapSpec(node="x"))["reader"]["view"] == json.loads(base.model_dump_json())
+
+
+def test_views_that_crop_or_warp_have_a_version_and_addresses_of_all_others_stay() -> None:
+    """Crops and warps got the centre crop before: their old views must not be mixed with new ones."""
+    crop = ImageSpec(resize=256, crop=(224, 224))
+    inputs = InputSpec(image=crop, mean=(0.5,) * 3, std=(0.5,) * 3)
+    spec = BackboneSpec(
+        architecture={"a": 1}, origin={}, weights_digest="cd" * 32, input=inputs, taps={"x": Tap(shape=(1,))}
+    )
+    flip, rotation = (
+        {"augment": [{"name": name}], "number": 1, "torchvision": "0.1"} for name in ("horizontal_flip", "rotation")
+    )
+    addresses = {
+        None: "69746446563ae283abed75e7bc596fd10faa0c329c00a52b41f5e95b767de590",
+        "flip": "230dc58267b52df1fc512b061d4324f4fa6940997812091d54a43b29b0d49ee2",
+        "rotation": "a8de753f518ea6f9eb81b03d75c06866a3dacff7dc7cc427995bad3c86fffe99",
+    }
+    for name, view in {None: None, "flip": flip, "rotation": rotation}.items():
+        seen = spec.viewed(None if view is None else View.model_validate(view))
+        assert address(identity(seen, TapSpec(node="x"))) == addresses[name], name
+    written = View.model_validate(rotation).model_dump(mode="json")
+    assert (written["version"], "version" in View.model_validate(flip).model_dump(mode="json")) == (2, False)
+    assert as_made_now({name: value for name, value in written.items() if name != "version"}) == written
 
 
 # Extraction ----------------------------------------------------------------------------------------------------------
@@ -292,8 +315,11 @@ def test_a_reader_of_a_view_augments_what_the_plain_one_reads(tmp_path: Path, de
         data = (tmp_path / name).read_bytes()
         make = image_reader if decoder == "pillow" else (lambda spec: NvjpegReader(spec, device="cpu"))
         keys = key_arrays.from_hex([content_key(data)])
-        expected = view(make(plain)(data)["pixels"][None], keys)[0]
-        np.testing.assert_array_equal(make(with_view)(data)["pixels"], expected)
+        uncropped = make(plain.model_copy(update={"crop": None}))(data)["pixels"]
+        assert uncropped.shape == (32, 38, 3)
+        np.testing.assert_array_equal(
+            make(with_view)(data)["pixels"], view([uncropped], keys, size=(24, 24))[0], strict=True
+        )
     assert ImageReader(with_view).identity["view"]["number"] == 1
 
 

@@ -20,6 +20,8 @@ AHEAD = 2  # batches that are decoded while the network runs on another
 class Batch:
     """What became of some samples: keys (S16) and named arrays (n, ...) of those that could be read.
 
+    Images of different sizes, which uncropped ones are, come as an array of n arrays.
+
     `unit`: which of the units they belong to; `last`: its last batch. `rows`: how many samples were dealt with.
     """
 
@@ -78,9 +80,19 @@ def _batch(part: _Part, answer: Answer) -> Batch:
     found = answer()
     good = [row for row, one in enumerate(found) if not isinstance(one, Reject)]
     read = [one for one in found if not isinstance(one, Reject)]
-    arrays = {name: np.stack([one[name] for one in read]) for name in (read[0] if read else ())}
+    arrays = {name: _together([one[name] for one in read]) for name in (read[0] if read else ())}
     rejects = [one for one in found if isinstance(one, Reject)]
     return Batch(part.unit, part.last, len(found), part.keys[good], arrays, rejects)
+
+
+def _together(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stack arrays of one shape; put arrays of several shapes into an array of arrays."""
+    if len({one.shape for one in arrays}) == 1:
+        return np.stack(arrays)
+    found = np.empty(len(arrays), object)
+    for row, one in enumerate(arrays):
+        found[row] = one
+    return found
 
 
 def first_pixels(

@@ -5,10 +5,10 @@ else draws random numbers. The seed follows from the sample's key and a number (
 network trains on pixels, that of a view where features of augmented samples are stored. So with equal seeds view 3 has
 the pixels of epoch 3, and it can be made again from what its identity says.
 
-Crops and warps (random_resized_crop, random_crop, rotation, affine) need what the centre crop cuts off, as torchvision's
-reference recipe crops an image before anything else has cropped it. They get the uncropped image: decoded and resized as
-in evaluation, without the centre crop. The first random crop brings it to the final size. Without a random crop, the
-last warp is followed by the centre crop. Transforms that neither crop nor warp get the centre crop, the very pixels of
+Crops and warps (random_resized_crop, random_crop, rotation, affine) need what the centre crop cuts off: torchvision's
+reference recipe crops an image that nothing else has cropped. They get the uncropped image: decoded and resized as in
+evaluation, without the centre crop. The first random crop brings it to the final size. Without a random crop, the last
+warp is followed by the centre crop. Transforms that neither crop nor warp get the centre crop, the very pixels of
 evaluation.
 
 Settings are checked without torch, which is imported by what transforms.
@@ -16,7 +16,7 @@ Settings are checked without torch, which is imported by what transforms.
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -241,6 +241,13 @@ class View(Settings):
                 "may give other pixels. Install that version, or extract the views again."
             )
         return augment(images, self.augment, seeds=seeds_of(self.seed, self.number, keys), size=size)
+
+
+def as_made_now(view: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stored view, as an identity has it, says where it is made again with these settings."""
+    return View.model_validate({name: value for name, value in view.items() if name != "version"}).model_dump(
+        mode="json"
+    )
 
 
 class Views(Settings):

@@ -13,7 +13,7 @@ from pipeline.files import read_json, sha256_file
 from pipeline.heads import model
 from pipeline.heads.model import Model
 from pipeline.heads.rows import Rows, blocks
-from pipeline.readers.augment import Views
+from pipeline.readers.augment import Views, as_made_now
 from pipeline.runtime import versions
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
@@ -168,7 +168,7 @@ def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) ->
     """
     if not views:
         return None
-    first = views[0][0].identity["reader"]["view"]
+    first = as_made_now(views[0][0].identity["reader"]["view"])
     problems = []
     for number, taps in enumerate(views):
         for tap, own in zip(taps, clean, strict=True):

@@ -75,9 +75,9 @@ class _Compared:
 def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int = ROWS, seed: int = 0) -> Verified:
     """Compute the scores of some samples again, at most `count` of those of `pixels`, and compare.
 
-    `pixels`: samples as they are, read as the teacher reads them. Raises TrainingError where the teacher was made by
-    something else, with the fields that differ, and where values are off, with how far and the first key; DataError
-    where a sample has no scores.
+    `pixels`: samples read as the teacher reads them, decoded for the transforms of its views. Raises TrainingError
+    where the teacher was made by something else, with the fields that differ, and where values are off, with how far
+    and the first key; DataError where a sample has no scores.
     """
     network = artefact.read(sources.network)
     _check_made(teacher, sources, network.spec)
@@ -92,9 +92,10 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
         lowered = precision in ("bfloat16", "float16")
         engine = create("torch", network, taps, batch_size=len(keys), precision=precision if lowered else "float32")
         for view in views:
-            images = np.array(pixels.array[chosen])
+            images = pixels.clean(chosen)
             if view is not None:
-                images = teacher.view(view)(images, keys)
+                height, width, _ = pixels.shape
+                images = teacher.view(view)(pixels.images(chosen), keys, size=(height, width))
             live = engine.run({"pixels": images})
             made = _of_head if teacher.identity["source"] == "head" else _of_network
             for one in made(teacher, sources, taps, live, keys, view):

@@ -7,7 +7,6 @@ What was trained before, with the same settings, data, teachers, weights and cod
 """
 
 import contextlib
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from pipeline.predictions import Predictions, Writer
 from pipeline.runtime import Progress, silent
 from pipeline.training import DistillConfig, record
 from pipeline.training.lesson import Lesson, answers
-from pipeline.training.loop import Log, make_fabric, outputs, quiet
+from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
 from pipeline.training.ready import Prepared
 from pipeline.training.record import Trained
 from pipeline.training.samples import PixelSamples
@@ -53,7 +52,7 @@ def distill(
     for training, found in zip(trainings, lessons, strict=True):
         say(_foreseen(run, training, found))
     fabric = make_fabric(config)
-    steps = [config.epochs * math.ceil(math.ceil(len(one.keys) / config.batch_size) / config.accumulate)
+    steps = [config.epochs * steps_per_epoch(len(one.keys), config)
              for one in lessons]  # fmt: skip
     rows = [record.measured(one.task, where=one.path) for one in run.subjects]
     best: Trained | None = None

@@ -3,7 +3,6 @@
 A training set that was trained before, with the same settings, data, weights and code, comes from the cache.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from pipeline.runtime import Progress, silent
 from pipeline.training import FinetuneConfig, pixels, record
 from pipeline.training.breakeven import break_even
 from pipeline.training.inputs import FromFeatures, compare, stored
-from pipeline.training.loop import Log, make_fabric, outputs, quiet
+from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
 from pipeline.training.lr_range import RangeTest, range_test
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
 from pipeline.training.record import Trained
@@ -46,7 +45,7 @@ def finetune(
     trainings = list(training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
     measured = record.measured(run.task, where=paths.task)
     fabric = make_fabric(config)
-    steps = [config.epochs * math.ceil(len(one.rows) / config.batch_size / config.accumulate) for one in trainings]
+    steps = [config.epochs * steps_per_epoch(len(one.rows), config) for one in trainings]
     best: Trained | None = None
     records = []
     with Writer(paths.predictions, run.task.kind, run.task.classes, {HEAD: record.scores_of(run.task)}) as writer:

@@ -135,13 +135,23 @@ class Frozen:
             if isinstance(part, _BatchNorm) and name in self._phase.live
         ]
 
-    def check_batch(self, rows: int) -> None:
-        """Raise ConfigError for a batch of one sample, if a BatchNorm layer is to learn from it."""
-        if rows < 2 and (norms := self.norms()):
+    def check_batch(self, size: int, *, rows: int | None = None) -> None:
+        """Raise ConfigError for batches of one sample, if a BatchNorm layer is to learn from them.
+
+        size: of a batch. rows: how many there are to train on; None: enough. A last batch of one sample needs no check:
+        `samples.batches` puts it into the batch before.
+        """
+        if min(size, size if rows is None else rows) >= 2 or not (norms := self.norms()):
+            return
+        if rows == 1:
             raise ConfigError(
-                f"batch: expected two samples at least, for {len(norms)} BatchNorm layers take the statistics of a "
-                f"batch, got {rows}. Set a larger `batch_size` or `batch_norm: frozen`."
+                f"training rows: expected two at least, for {len(norms)} BatchNorm layers take the statistics of a "
+                "batch, got 1. Train on more samples, or set `batch_norm: frozen`."
             )
+        raise ConfigError(
+            f"batch: expected two samples at least, for {len(norms)} BatchNorm layers take the statistics of a "
+            f"batch, got {size}. Set a larger `batch_size` or `batch_norm: frozen`."
+        )
 
     @torch.no_grad()
     def recalibrate(self, run: nn.Module, batches: Iterable[Tensor]) -> int:

@@ -16,7 +16,7 @@ from pipeline.backbones.taps import collect
 from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
 from pipeline.extract import folder_of
 from pipeline.extract import samples as extracted
-from pipeline.readers.augment import AugmentConfig
+from pipeline.readers.augment import AugmentConfig, as_made_now
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
@@ -166,8 +166,9 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
             "`dtype: float32`."
         )
     expected = identity(spec, TapSpec(node=found["node"], dtype=found["dtype"]), precision=found["precision"])
-    bare = {**found, "reader": {name: value for name, value in found["reader"].items() if name != "view"}}
-    if problems := differences(expected, bare):
+    if "view" in found["reader"]:
+        expected["reader"]["view"] = as_made_now(found["reader"]["view"])
+    if problems := differences(expected, found):
         raise StoreError(
             bullets(
                 f"{features.folder}: expected features of the backbone as it is, got others. Extract again", problems
@@ -195,7 +196,7 @@ def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Fe
     """
     network.eval()
     like = next(network.parameters())
-    images = normalised(torch.from_numpy(np.ascontiguousarray(pixels.array)), spec.input).to(like)
+    images = normalised(torch.from_numpy(pixels.clean(np.arange(len(pixels.keys)))), spec.input).to(like)
     with torch.inference_mode():
         live = collect(network, images, {"live": TapSpec(node=node)}, spec.taps)["live"].float().cpu().numpy()
     rows = features.load(pixels.keys).astype(np.float32)

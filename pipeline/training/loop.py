@@ -29,6 +29,7 @@ from pipeline.training.finite import Losses
 from pipeline.training.history import Curves, History, Row, line
 from pipeline.training.losses import Goal, Mix
 from pipeline.training.optimisation import multiple, optimiser_of, set_rate
+from pipeline.training.samples import batch_count
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -105,7 +106,7 @@ def train(
     config, fabric = setting.config, setting.fabric
     _refuse_impossible(samples, validation, config)
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
-    steps = math.ceil(math.ceil(len(samples) / config.batch_size) / config.accumulate)
+    steps = steps_per_epoch(len(samples), config)
     seed_everything(config.seed)
     wrapped, chosen = placed(network, frozen, setting)
     average = _average(network, config.ema)
@@ -116,7 +117,7 @@ def train(
     saved = time.monotonic()
     while not state.history.stopped:
         frozen.start(state.epoch)
-        frozen.check_batch(len(samples) % config.batch_size or config.batch_size)
+        frozen.check_batch(config.batch_size, rows=len(samples))
         frozen.train_mode(network)
         seen, losses = state.history.monitored(config), Losses(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
@@ -158,6 +159,11 @@ def train(
         frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
     network.eval()
     return state.history
+
+
+def steps_per_epoch(rows: int, config: LoopConfig) -> int:
+    """How many steps the optimiser takes in an epoch of some training rows."""
+    return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
 def placed(network: nn.Module, frozen: "Frozen", setting: Setting) -> tuple[Any, Any]:

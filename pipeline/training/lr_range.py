@@ -41,6 +41,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
     seed_everything(config.seed)
     wrapped, chosen = placed(network, frozen, setting)
     frozen.start(0)
+    frozen.check_batch(config.batch_size, rows=len(samples))
     frozen.train_mode(network)
     found: list[tuple[float, float]] = []
     average = 0.0

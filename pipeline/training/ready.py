@@ -94,7 +94,8 @@ def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> 
         inputs = FromFeatures(config.tap, clean.identity["node"], clean, views, keys)
     else:
         found = stored(paths.manifests, datasets, keys)
-        decoded = pixels.decoded(source.spec.input, found, folder=paths.cache / "pixels")
+        folder = paths.cache / "pixels"
+        decoded = pixels.decoded(source.spec.input, found, folder=folder, transforms=config.augment)
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
     return Run(config, task, source, inputs, None if whole else paths.start, whole)
 

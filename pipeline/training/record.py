@@ -199,6 +199,6 @@ def named(log: Log, name: str, line: str) -> None:
 
 def tidy(cache: Path) -> None:
     """Remove what trainings left in the cache and nobody used for `KEPT_DAYS`."""
-    for path in (*(cache / "training").glob("*"), *(cache / "pixels").glob("pixels-*.npy")):
+    for path in (*(cache / "training").glob("*"), *(cache / "pixels").glob("pixels-*")):
         if time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ seed, the number of the epoch and the keys: not on threads, and not on the epoch
 checkpoint sees what it would have seen, and a student sees the pixels whose features its teacher stored.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,8 +53,9 @@ class Samples(Protocol):
         ...
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """All samples once, from batch `start` on; the last batch may be short.
+        """All samples once, from batch `start` on; the last batch may be short, or have one sample more than `size`.
 
+        A last batch of one sample would be: BatchNorm cannot train on it, so that sample is put into the batch before.
         Without an epoch they come in the order of their keys as given, clean; in an epoch shuffled, and augmented where
         that is asked for.
         """
@@ -86,7 +89,7 @@ class PixelSamples:
     @property
     def shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return self._pixels.array.shape[1:]
+        return self._pixels.shape
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
         """See `Samples`; the next batches are made in threads meanwhile."""
@@ -95,25 +98,25 @@ class PixelSamples:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
             return Batch(inputs, self.told(rows, epoch), self.keys[rows])
 
-        order = _order(len(self), seed=self.seed, epoch=epoch)[start * size :]
-        return beside(make, _cut(order, size))
+        return beside(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
     def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | Signals:  # noqa: ARG002 - a view may have its own
         """The targets of some rows in an epoch."""
         return self.targets[torch.from_numpy(rows)]
 
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
-        pixels, keys = np.asarray(self._pixels.array[self._rows[rows]]), self.keys[rows]
-        if epoch is None:
-            return pixels
+        places, keys, size = self._rows[rows], self.keys[rows], (self.shape[0], self.shape[1])
+        if epoch is None or (self._views is None and not self._transforms):
+            return self._pixels.clean(places)
         if self._views is None:
-            if not self._transforms:
-                return pixels
-            return augment(pixels, self._transforms, seeds=seeds_of(self.seed, epoch, keys))
+            seeds = seeds_of(self.seed, epoch, keys)
+            return augment(self._pixels.images(places), self._transforms, seeds=seeds, size=size)
         numbers = drawn(self.seed, epoch, keys, self._views.count)
+        pixels = np.empty((len(rows), *self.shape), np.uint8)
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            pixels[here] = self._views.view(number)(pixels[here], keys[here])
+            images = self._pixels.images(places[here])
+            pixels[here] = self._views.view(number)(images, keys[here], size=size)
         return pixels
 
 
@@ -144,15 +147,16 @@ class FeatureSamples:
         about 128 MiB, so that reading stays sequential. Which rows a window has then depends on `size` too.
         """
         window = size if self._held is not None else max(1, WINDOW_BYTES // self._row_bytes // size) * size
-        order = self._shuffled(epoch, window)[start * size :]
+        numbered = enumerate(_batches(self._shuffled(epoch, window), size, start), start)
         # A resumed epoch starts within a window: its rest is one.
-        first = -(start * size) % window
-        windows = [part for part in [order[:first], *_cut(order[first:], window)] if len(part)]
-        for rows, values in zip(windows, beside(lambda part: self._read(part, epoch), windows, threads=1), strict=True):
-            for own in _cut(np.arange(len(rows)), size):
-                inputs = torch.from_numpy(values[own[0] : own[-1] + 1]).float()
-                chosen = rows[own]
-                yield Batch(inputs, self.targets[torch.from_numpy(chosen)], self.keys[chosen])
+        groups = itertools.groupby(numbered, key=lambda one: one[0] * size // window)
+        windows = [[rows for _, rows in group] for _, group in groups]
+        read = beside(lambda parts: self._read(np.concatenate(parts), epoch), windows, threads=1)
+        for parts, values in zip(windows, read, strict=True):
+            ends = np.cumsum([len(rows) for rows in parts])
+            for rows, own in zip(parts, np.split(values, ends[:-1]), strict=True):
+                inputs = torch.from_numpy(own).float()
+                yield Batch(inputs, self.targets[torch.from_numpy(rows)], self.keys[rows])
 
     def _shuffled(self, epoch: int | None, window: int) -> np.ndarray:
         if epoch is None or self._held is not None or len(self) <= window:
@@ -198,6 +202,18 @@ def drawn(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
 
 def _order(count: int, *, seed: int, epoch: int | None) -> np.ndarray:
     return np.arange(count) if epoch is None else np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def batch_count(rows: int, size: int) -> int:
+    """How many batches an epoch of some rows has, when a last batch of one row is put into the batch before."""
+    return math.ceil(rows / size) - (rows > size and rows % size == 1)
+
+
+def _batches(order: np.ndarray, size: int, start: int) -> list[np.ndarray]:
+    """The rows of each batch of an epoch, from batch `start` on."""
+    count = batch_count(len(order), size)
+    stops = [*range(size, count * size, size), len(order)]
+    return [order[number * size : stops[number]] for number in range(start, count)]
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -101,7 +101,8 @@ def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> R
             for name in nodes:
                 teacher.hint_shape(name)
         hints = {name: spec.taps[node] for name, node in nodes.items()}
-    decoded = pixels.decoded(source.spec.input, samples, folder=paths.cache / "pixels")
+    transforms = config.augment if views is None else views.augment
+    decoded = pixels.decoded(source.spec.input, samples, folder=paths.cache / "pixels", transforms=transforms)
     return Run(config, found, source, decoded, views, extra, hints, live)
 
 
@@ -181,7 +182,8 @@ def _verify(teacher: Teacher, paths: Paths, samples: Samples, *, seed: int) -> N
     rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
     sources = sources_of(teacher, paths)
     inputs = artefact.read_spec(sources.network).input
-    some = pixels.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels")
+    transforms = () if teacher.views is None else teacher.views.augment
+    some = pixels.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels", transforms=transforms)
     verify.recompute(teacher, sources, some, seed=seed)
 
 
