@@ -6,6 +6,7 @@ listed   the same of a list: a CSV or Parquet file of paths and labels
 delimited  the lines of a CSV list: encoding, delimiter, types
 labels   the label columns of a table: names, types, and class names of Hugging Face
 packed   the same of tar archives in the WebDataset convention
+members  the labels in the .json and .cls of a sample in a tar archive
 tables   the same of Parquet files with a column of image bytes
 companions  what other tools write beside images and archives, and is no sample
 examine  open them all, in processes

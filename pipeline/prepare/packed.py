@@ -12,16 +12,16 @@ split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the class
 import json
 import math
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.errors import DataError
-from pipeline.manifest import DATA, label_column
+from pipeline.manifest import DATA
 from pipeline.prepare import PLACES, Found, PrepareConfig
 from pipeline.prepare.folders import counts_as_folder, is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.members import as_text, read_class, read_json
 from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
 from pipeline.readers import image_files
@@ -164,10 +164,9 @@ def _said(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tup
         if kind in texts:
             raise ValueError(f"its sample has two {kind} members")
         texts[kind] = _text(member, kind, file)
-    values = _scalars(texts[".json"], config) if ".json" in texts else {}
+    values = read_json(texts[".json"], config) if ".json" in texts else {}
     if ".cls" in texts:
-        text = texts[".cls"].rstrip("\r\n")  # all else of it is the class, blanks too
-        label = int(text) if len(text) < 19 and _is_number(text) else text
+        label = read_class(texts[".cls"])
         if "label" in values and values["label"] != label:
             values[f"{DATA}label"] = values["label"]
         values["label"] = label
@@ -186,61 +185,6 @@ def _text(member: tar.Member, kind: str, file: BinaryIO) -> str:
         return tar.read_at(file, member.offset, member.size).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"its {kind} is not UTF-8") from None
-
-
-def _is_number(text: str) -> bool:
-    """Whether a text is a whole number in the one way that numbers are written: 7, but not 007."""
-    digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and str(int(text)) == text
-
-
-def _scalars(text: str, config: PrepareConfig) -> dict[str, Any]:
-    """The top-level scalars of a JSON object that are labels, and lists of them; what a manifest cannot hold is text.
-
-    A list of texts is a list of labels; one of whole numbers or truth values is where the settings name it, and of
-    those named any other is text.
-    """
-    try:
-        # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
-        values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        raise ValueError("its .json is damaged") from None
-    if not isinstance(values, _Pairs):
-        raise ValueError("its .json holds no object")
-    if repeated := sorted(name for name in values.repeated if config.columns is None or name in config.columns):
-        raise ValueError(f"its .json has {repeated[0]!r} twice")
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if value is None or (config.columns is not None and name not in (*config.columns, "label")):
-            continue
-        if isinstance(value, dict | list):
-            wanted = name == "label" or (config.columns is not None and name in config.columns)
-            if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
-                found[label_column(files.text(name))] = [
-                    files.text(one) if isinstance(one, str) else one for one in value
-                ]
-                continue
-            if config.columns is None or name not in config.columns:
-                continue
-            value = json.dumps(value, ensure_ascii=False)
-        if (type(value) is int and not -(2**63) <= value < 2**63) or (type(value) is float and math.isinf(value)):
-            value = json.dumps(value)
-        found[label_column(files.text(name))] = files.text(value) if isinstance(value, str) else value
-    return found
-
-
-class _Pairs(dict[str, Any]):
-    """A JSON object, and the names that stand in it twice."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        times = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
-        self.repeated = {name for name, count in times.items() if count > 1}
-
-
-def as_text(value: Any) -> str:
-    """A scalar of JSON as text: true and 2.5 as they are written, texts without quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _parts(member: tar.Member) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ added can move rows of their class over the cuts, over each cut at most as many 
 train, validation and test, or the domains can say the split instead.
 
 targets   the rows of the manifests, their targets as the kind of task has them
+names     class names renamed, and names that look the same
 separators  whether the texts of a multilabel task have another separator than the one that is set
 assign    a split for each row, few-shot draws, limits a class
 run       all of it, and what is wrong with the outcome
