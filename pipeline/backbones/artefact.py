@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline.backbones import ARCHITECTURES
+from pipeline.backbones import ARCHITECTURES, probe
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
@@ -111,6 +111,7 @@ def write(
         taps=taps,
         aliases=aliases(architecture, taps),
         classes=tuple(classes),
+        probe=probe.take(network, inputs.shape, source=str(origin.get("source", ""))),
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)
@@ -142,7 +143,10 @@ def read_spec(folder: Path) -> BackboneSpec:
 
 
 def read(folder: Path) -> Backbone:
-    """Read a backbone and check its weights against their digest; raises BackboneError with what is wrong."""
+    """Read a backbone; check its weights against their digest, and its outputs against its probe.
+
+    Raises BackboneError with what is wrong.
+    """
     spec = read_spec(folder)
     remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
     check_readable(folder / WEIGHTS)
@@ -158,4 +162,6 @@ def read(folder: Path) -> Backbone:
         )
     network = build(spec.architecture)
     load_state(network, state, where=str(folder))
+    if spec.probe is not None:
+        probe.check(freeze(network), spec.input.shape, spec.probe, where=str(folder))
     return Backbone(spec=spec, module=freeze(network))

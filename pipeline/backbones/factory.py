@@ -6,42 +6,45 @@ backbone.json names the path, and a file that is opened must run no code. So thr
   is installed, or that stands in the project. A file beside a backbone.json is none, for `data/` is no package.
 * The name is a subclass of `torch.nn.Module`, or a function that says in its annotation that it returns one. What is
   made to do something else (`subprocess:run`, `os:system`, `torch.hub:load`) is never called.
-* The code is that which was frozen: its digest is kept, and is part of the address of all features.
+* The code is that which was frozen, with all that it imports (`user_code.py`): digests and versions are kept, and are
+  part of the address of all features.
 """
 
 import importlib
 import inspect
-import sys
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pipeline.backbones import user_code
 from pipeline.errors import BackboneError, unknown
-from pipeline.files import sha256_file
 
 
 def architecture(path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What backbone.json keeps: the path, the arguments, and the digest of the file that the code is in.
+    """Return what backbone.json keeps: the path, the arguments, the digests of own modules, versions of packages.
 
     Imports the code, so that what this draws at random does not lie between a seed and the network.
     """
-    code = sha256_file(_file(path))
+    module = path.partition(":")[0]
+    user_code.file_of(module, where=path)
+    code = user_code.trace(module)
     _factory(path)
-    return {"family": "module", "factory": path, "arguments": dict(arguments), "code": code}
+    return {
+        "family": "module",
+        "factory": path,
+        "arguments": dict(arguments),
+        "code": code.digests(),
+        "packages": code.packages,
+    }
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The network of a factory; raises BackboneError if it is none, fails, or is not the code that was frozen."""
-    path, file = architecture["factory"], _file(architecture["factory"])
-    found = sha256_file(file)
-    if found != architecture["code"]:
-        raise BackboneError(
-            f"{path}: expected {file} as it was frozen, with the SHA-256 {architecture['code'][:16]}…, got "
-            f"{found[:16]}…. Freeze the backbone again."
-        )
+    """Build the network of a factory; raises BackboneError if it is none, fails, or is not the code that was frozen."""
+    path = architecture["factory"]
+    user_code.file_of(path.partition(":")[0], where=path)
+    user_code.check(path, architecture)
     factory = _factory(path)
     try:
         network = factory(**architecture["arguments"])
@@ -53,26 +56,6 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise BackboneError(f"{path}: expected a torch.nn.Module, got {type(network).__name__}.")
     return network
-
-
-def _file(path: str) -> Path:
-    """The file of a factory's module, found without importing anything."""
-    module = path.partition(":")[0]
-    places: Any = None
-    name, origin = "", None
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        specs = (finder.find_spec(name, places) for finder in sys.meta_path)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None:
-            raise BackboneError(f"{path}: expected a module that Python finds, got no module {name!r}.")
-        if not spec.has_location or spec.origin is None:
-            raise BackboneError(
-                f"{path}: expected a module in regular packages, got {name!r}, which has no file of its own. "
-                "Where it is a folder of yours, put an empty __init__.py into it."
-            )
-        places, origin = spec.submodule_search_locations or [], spec.origin
-    return Path(str(origin))
 
 
 def _factory(path: str) -> Callable[..., Any]:

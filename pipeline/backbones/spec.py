@@ -71,6 +71,14 @@ class Tap(Settings):
         return "post" if operation in ACTIVATIONS else "pre" if operation in WEIGHTED else None
 
 
+class Probe(Settings):
+    """What the network gave for one fixed image when it was written; see probe.py."""
+
+    values: tuple[float, ...] = Field(description="of all outputs, evenly spaced")
+    largest: float = Field(description="the largest absolute value of all outputs")
+    versions: dict[str, str] = Field(description="of the packages that computed it")
+
+
 class BackboneSpec(Settings):
     """The whole of backbone.json."""
 
@@ -84,6 +92,9 @@ class BackboneSpec(Settings):
         default_factory=dict, description="other names of nodes: those of papers and of other libraries"
     )
     classes: tuple[str, ...] = ()
+    probe: Probe | None = Field(
+        default=None, description="None where it was written before there were probes, or draws"
+    )
 
     def node(self, name: str) -> str:
         """The node that a name or an alias stands for; a name that is neither comes back as it is."""

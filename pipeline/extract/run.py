@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import artefact
+from pipeline.backbones import artefact, probe
+from pipeline.backbones.spec import Probe
 from pipeline.engines.select import Say, gpus
-from pipeline.errors import DataError, Interrupted, bullets
+from pipeline.errors import DataError, Interrupted, StoreError, bullets
 from pipeline.extract import ExtractConfig, card, cluster, oracle, orders
 from pipeline.extract.clock import Spent
 from pipeline.extract.forecast import Forecast, refuse
@@ -74,6 +75,8 @@ def extract(
     with alone(cache_root, out):
         some = read_samples(manifests, config.datasets) if samples is None else samples
         request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
+        for one in request.all:
+            refuse_other_values(one)
         orders.leftovers(cache_root)
         _sweep(request)
         found = foresee(request, cache_root=cache_root, out=out)
@@ -103,6 +106,7 @@ def _extract(
     reasons: dict[str, str] = {}
     before, total = 0, sum(len(one.rows) for one in request.all)
     for one in request.all:
+        _keep_probes(one)
 
         def told(done: int, _: int, before: int = before) -> None:
             watch(spent)
@@ -118,6 +122,32 @@ def _extract(
     counts = Counter(reasons[key] for key in refused)
     stored = {one.folder(tap): rows for one in request.all for tap, rows in one.stored.items()}
     return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent)
+
+
+def refuse_other_values(request: Request) -> None:
+    """Raise StoreError where cached rows are of a network that gave other values, of the same weights and settings."""
+    if request.spec.probe is None:
+        return
+    for tap, column in request.columns.items():
+        if column.probe is None:
+            continue
+        computed_by = Probe.model_validate(column.probe)
+        off = probe.difference(computed_by, request.spec.probe)
+        if off > probe.TOLERANCE:
+            raise StoreError(
+                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of one "
+                f"whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They must not "
+                f"be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or install what they "
+                "were computed with."
+            )
+
+
+def _keep_probes(request: Request) -> None:
+    """Note in each column that gets rows what the network gives for its fixed image."""
+    if request.spec.probe is not None:
+        for tap in request.lacking:
+            if request.columns[tap].probe is None:
+                request.columns[tap].keep_probe(request.spec.probe.model_dump(mode="json"))
 
 
 def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:

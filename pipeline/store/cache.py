@@ -6,6 +6,7 @@
                                /<sha256>.json     its record, provenance and the keys of the same unit that can never
                                                   give features, with reasons; last: without it the shard is not
                                /rejected/<digest>.json   such keys of units that gave no shard
+                               /probe.json        what the network gave for a fixed image: rows of another are refused
                                /parity/<digest>.json     what was measured of an engine that computes its rows
                                /used              touched whenever a project links the column
                   /locks/      a file for each features folder: who extracts into it
@@ -174,6 +175,17 @@ class Column:
         if reasons:
             with self._writing():
                 write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
+
+    @property
+    def probe(self) -> Mapping[str, Any] | None:
+        """What the network gave for its fixed image that computed the rows; None where that is not known."""
+        path = self.folder / "probe.json"
+        return read_note(path) if path.is_file() else None
+
+    def keep_probe(self, probe: Mapping[str, Any]) -> None:
+        """Note what the network gives for its fixed image, before it computes rows."""
+        with self._writing():
+            write_json(self.folder / "probe.json", dict(probe))
 
     def touch(self) -> None:
         """Note that the column was used now; a cache that cannot be written is used all the same."""

@@ -1,0 +1,185 @@
+"""The code that a user's network is made of: all modules that it imports, followed without running any of them.
+
+A module is the user's own where it lies neither in Python's library nor among installed packages; own modules count by
+the digest of their files, installed packages by their versions. Imports are read off the source, those in functions and
+`importlib.import_module("a.name")` too. What a name that is put together at run time imports is not seen, nor are files
+that code reads.
+"""
+
+import ast
+import functools
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BackboneError
+from pipeline.files import sha256_file
+
+OWN_PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Own modules with their files, and the installed packages that these import, with their versions."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of the file of each own module."""
+        return {name: sha256_file(file) for name, file in sorted(self.files.items())}
+
+
+def trace(module: str) -> Code:
+    """Follow the imports of a module; raises BackboneError where the module, or the source of an own one, is missing."""
+    code, waiting, tops = Code(), [module], set[str]()
+    code.files[module] = file_of(module, where=module)
+    seen = {module}
+    while waiting:
+        for name in _imported(waiting.pop(), code.files):
+            for part in _with_parents(name):
+                top = part.partition(".")[0]
+                if part in seen or top in sys.stdlib_module_names:
+                    continue
+                seen.add(part)
+                file = _find(part)
+                if file is None:
+                    continue
+                if top == OWN_PACKAGE or is_installed(file):
+                    tops.add(top)
+                else:
+                    code.files[part] = file
+                    waiting.append(part)
+    code.packages.update(_versions(tops))
+    return code
+
+
+def check(path: str, frozen: Mapping[str, Any]) -> None:
+    """Raise BackboneError where the code of a factory is not that which `architecture` keeps, with what differs."""
+    if not isinstance(frozen.get("code"), dict):
+        raise BackboneError(
+            f"{path}: frozen by a version of icecore that did not look at what its module imports. {_AGAIN}"
+        )
+    now = trace(path.partition(":")[0])
+    lines = [*_differences(frozen["code"], now.digests()), *_differences(frozen["packages"], now.packages)]
+    if lines:
+        raise BackboneError(
+            f"{path}: expected the code as it was frozen, but {'; '.join(lines)}. Features of the network as it was "
+            f"stay stored. {_AGAIN}"
+        )
+
+
+_AGAIN = "Freeze the backbone again: `dvc repro -f freeze@<its name>`."
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*before, *now}):
+        if name not in now:
+            yield f"{name} is no longer imported"
+        elif name not in before:
+            yield f"{name} is imported too"
+        elif before[name] != now[name]:
+            yield f"{name} changed ({before[name][:16]} to {now[name][:16]})"
+
+
+def is_installed(file: Path) -> bool:
+    """Return whether a file belongs to Python or to an installed package, and not to the user's own code."""
+    return any(file.is_relative_to(place) for place in _installed_places())
+
+
+@functools.cache
+def _installed_places() -> tuple[Path, ...]:
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return tuple(Path(path).resolve() for path in [*paths, *site.getsitepackages(), site.getusersitepackages()])
+
+
+def _versions(tops: set[str]) -> dict[str, str]:
+    """The versions of the packages that bring some top-level modules; without the tag of a build, such as +cpu."""
+    names = {name for top in tops for name in _packages_with(top)}
+    return {name: metadata.version(name).partition("+")[0] for name in sorted(names)}
+
+
+@functools.cache
+def _packages_with(top: str) -> tuple[str, ...]:
+    """The installed packages that bring a top-level module; most have its name."""
+    if top == OWN_PACKAGE:
+        return ("icecore",)
+    try:
+        metadata.version(top)
+    except metadata.PackageNotFoundError:
+        return tuple(metadata.packages_distributions().get(top, ()))
+    return (top,)
+
+
+def file_of(module: str, *, where: str) -> Path:
+    """Find the file of a module in regular packages, without importing anything; raises BackboneError without one."""
+    places: Any = None
+    name, origin = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = _spec(name, places)
+        if spec is None:
+            raise BackboneError(f"{where}: expected a module that Python finds, got no module {name!r}.")
+        if not spec.has_location or spec.origin is None:
+            raise BackboneError(
+                f"{where}: expected a module in regular packages, got {name!r}, which has no file of its own. "
+                "Where it is a folder of yours, put an empty __init__.py into it."
+            )
+        places, origin = spec.submodule_search_locations or [], spec.origin
+    return Path(str(origin)).resolve()
+
+
+def _find(module: str) -> Path | None:
+    """The file of a module, in packages of any kind; None where there is none, as of a class that is imported."""
+    places: Any = None
+    name, spec = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = _spec(name, places)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations or []
+    return Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
+
+
+def _spec(name: str, places: Any) -> Any:
+    specs = (finder.find_spec(name, places) for finder in sys.meta_path)
+    return next((spec for spec in specs if spec is not None), None)
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """The packages around a module, and the module: importing it runs them all."""
+    parts = name.split(".")
+    return (".".join(parts[: count + 1]) for count in range(len(parts)))
+
+
+def _imported(module: str, files: Mapping[str, Path]) -> Iterator[str]:
+    """The names that the source of an own module imports; some may be of classes and functions, not of modules."""
+    file = files[module]
+    yield module  # and with it the packages around it
+    if file.suffix != ".py":
+        return
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError):
+        return  # importing it says what is wrong
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            if base:
+                yield base
+                yield from (f"{base}.{one.name}" for one in node.names if one.name != "*")
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.args[0].value.lstrip(".")
