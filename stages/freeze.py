@@ -1,6 +1,14 @@
 """Freeze a backbone: `python -m stages.freeze glyphs`."""
 
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.backbones import user_code
+from pipeline.errors import BackboneError
 from pipeline.files import write_json
+from pipeline.freeze import Module
 from pipeline.freeze.run import freeze
 from stages import project
 
@@ -10,8 +18,35 @@ def main() -> None:
     name, config = project.entry("freeze")
     spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED)
     write_json(project.DIGESTS / name / "backbone.json", {"weights_digest": spec.weights_digest})
+    if isinstance(config, Module):
+        link_code(project.settings()["freeze"].values(), project.CODE / "module")
     print(f"{name}: weights {spec.weights_digest[:16]}, input {spec.input.shape}, {len(spec.taps)} taps")
     print(f"  `icecore info {project.BACKBONES / name}` lists them")
+
+
+def link_code(configs: Iterable[object], folder: Path) -> None:
+    """Link the users' own modules that entries build networks from into a folder that DVC watches.
+
+    All entries get the same links, whichever of them is frozen first, and links to what is no longer used go.
+    """
+    files: dict[str, Path] = {}
+    for config in configs:
+        if isinstance(config, Module):
+            with contextlib.suppress(BackboneError):  # the stage of that entry says what is wrong
+                files |= user_code.trace(config.factory.partition(":")[0]).files
+    own = {
+        f"{module}{file.suffix}": file
+        for module, file in files.items()
+        if not module.startswith(f"{user_code.OWN_PACKAGE}.") and not user_code.is_installed(file)
+    }
+    for link in folder.iterdir():
+        if link.is_symlink() and link.name not in own:
+            link.unlink()
+    for link_name, file in own.items():
+        link, target = folder / link_name, Path(os.path.relpath(file, folder.resolve()))
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 if __name__ == "__main__":

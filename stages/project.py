@@ -19,6 +19,7 @@ DATA = Path("data")
 RAW = DATA / "raw"
 MANIFESTS = DATA / "manifests"
 PRETRAINED = DATA / "pretrained"
+CODE = DATA / "code"
 BACKBONES = DATA / "backbones"
 FEATURES = DATA / "features"
 DIGESTS = DATA / "digests"

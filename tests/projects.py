@@ -23,7 +23,14 @@ for stage in sys.argv[1:]:
     runpy.run_module(f"stages.{name}", run_name="__main__")
 """
 COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
-KEPT = tuple(f"data/{name}/.gitignore" for name in ("pretrained", "models/backbone", "models/scratch", "teachers"))
+SOURCES = ("pretrained", "folder", "torchvision", "timm", "module")
+KEPT = tuple(
+    f"data/{name}/.gitignore"
+    for name in (
+        *("pretrained", "models/backbone", "models/scratch", "teachers"),
+        *(f"code/{source}" for source in SOURCES),
+    )
+)
 
 
 class Project:

@@ -739,7 +739,7 @@ def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, e
     assert contents(large.out) == contents(undisturbed)
     (card,) = card_of(large, "wide")["cards"]
     assert card["engine"]["engine"] == engine
-    assert 0 < card["parity"]["relative"] < 1e-4
+    assert 0 <= card["parity"]["relative"] < 1e-4  # 0 where a processor has the same kernels for both
 
 
 def test_engines_compute_the_same_features_under_the_same_address(job: Job) -> None:

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.backbones import artefact, factory
-from pipeline.errors import BackboneError
+from pipeline import embed
+from pipeline.backbones import artefact, factory, glyphs
+from pipeline.errors import BackboneError, StoreError
 from pipeline.files import sha256_file
 from pipeline.freeze import FreezeConfig
 from pipeline.freeze.run import freeze
+from stages.freeze import link_code
+
+Folder = Callable[..., Path]
 
 INPUT = {"resize": [8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 CODE = '''
@@ -114,7 +119,8 @@ def test_a_network_of_the_users_own_is_frozen_with_weights_from_a_file(code: Pat
         "family": "module",
         "factory": path,
         "arguments": {"width": 6},
-        "code": sha256_file(code),
+        "code": {"theirnets": sha256_file(code.with_name("__init__.py")), "theirnets.small": sha256_file(code)},
+        "packages": {"torch": metadata.version("torch").partition("+")[0]},
     }
     assert spec.origin == {"source": "module", "factory": path, "file": "w.ckpt", "sha256": digest}
     assert spec.taps["conv"].shape == (6, 6, 6)
@@ -145,7 +151,7 @@ def test_random_weights_follow_from_their_seed_and_leave_the_generator_alone(cod
     [
         ({}, "expected `file`, or `seed` for random weights, got neither"),
         ({"seed": 0, "file": "w.pth", "sha256": "12345678"}, "expected `file`, or `seed` for random weights, got both"),
-        ({"seed": 0, "factory": "theirnets.small"}, "String should match pattern"),
+        ({"seed": 0, "factory": "theirnets/small"}, "String should match pattern"),
         ({"seed": 0, "input": {"resize": 8}}, "input: expected 3 numbers in `mean` for mode RGB, got 0; .*both sides"),
         ({"seed": 0, "arguments": {"width": {1, 2}}}, "not a valid JSON value"),
     ],
@@ -239,7 +245,7 @@ def test_code_that_changed_since_it_was_frozen_is_refused(code: Path, tmp_path: 
     freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
     code.write_text(CODE.replace(".relu()", ".sigmoid()"))
     message = (
-        r"theirnets.small:make: expected .*small.py as it was frozen, with the SHA-256 .*. Freeze the backbone again."
+        r"small:make: expected the code as it was frozen, but theirnets.small changed \(.*\). .* `dvc repro -f free"
     )
     with pytest.raises(BackboneError, match=message):
         artefact.read(tmp_path / "backbone")
@@ -250,9 +256,136 @@ def test_a_hostile_backbone_calls_nothing(code: Path, tmp_path: Path) -> None:
     file = tmp_path / "backbone" / "backbone.json"
     said = json.loads(file.read_text())
     said["architecture"] |= {"factory": "subprocess:run", "arguments": {"args": ["touch", "the code ran"]}}
-    said["architecture"]["code"] = sha256_file(Path(subprocess.__file__))
+    said["architecture"] |= {"code": {"subprocess": sha256_file(Path(subprocess.__file__))}, "packages": {}}
     file.write_text(json.dumps(said))
     with pytest.raises(BackboneError, match=r"subprocess:run: expected a subclass of torch.nn.Module"):
         artefact.read(tmp_path / "backbone")
     assert code.is_file()
     assert not (tmp_path / "the code ran").exists()
+
+
+# Code that the network's module imports ------------------------------------------------------------------------------
+
+PARTS = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x))
+"""
+WHOLE = """
+from torch import nn
+{imported}
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.block(x).mean((2, 3)))
+"""
+WAYS = {
+    "from the package": "from theirnets.blocks import Block",
+    "relative": "from .blocks import Block",
+    "of the package": "from theirnets import blocks; Block = blocks.Block",
+    "through another": "from theirnets.more import Block",
+    "in a function": "def Block(width):\n    from theirnets.blocks import Block as B\n    return B(width)",
+    "by a text": "import importlib; Block = importlib.import_module('theirnets.blocks').Block",
+    "from a folder without __init__": "from plain.blocks import Block",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_change_of_any_module_that_is_imported_is_noticed(code: Path, tmp_path: Path, way: str) -> None:
+    package = code.parent
+    blocks = tmp_path / "plain" / "blocks.py" if "folder" in way else package / "blocks.py"
+    blocks.parent.mkdir(exist_ok=True)
+    blocks.write_text(PARTS)
+    (package / "more.py").write_text("from .blocks import *")
+    (package / "net.py").write_text(WHOLE.format(imported=WAYS[way]))
+    spec = freeze(settings_of(factory="theirnets.net:Net", seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    name = "plain.blocks" if "folder" in way else "theirnets.blocks"
+    assert spec.architecture["code"][name] == sha256_file(blocks)
+    artefact.read(tmp_path / "backbone")
+    blocks.write_text(PARTS.replace("torch.relu", "torch.tanh"))
+    with pytest.raises(BackboneError, match=rf"expected the code as it was frozen, but {name} changed"):
+        artefact.read(tmp_path / "backbone")
+    again = freeze(settings_of(factory="theirnets.net:Net", seed=0), tmp_path / "again", pretrained=tmp_path)
+    assert again.weights_digest == spec.weights_digest
+    assert again.architecture != spec.architecture
+    if "folder" in way:
+        sys.modules.pop("plain.blocks")
+
+
+def test_other_versions_and_imports_are_noticed(code: Path, tmp_path: Path) -> None:
+    freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    file = tmp_path / "backbone" / "backbone.json"
+    said = json.loads(file.read_text())
+    said["architecture"]["packages"] = {"torch": "1.0", "gone": "2"}
+    said["architecture"]["code"]["theirnets.old"] = "ab" * 32
+    file.write_text(json.dumps(said))
+    message = r"but theirnets.old is no longer imported; gone is no longer imported; torch changed \(1.0 to [\d.]+\)"
+    with pytest.raises(BackboneError, match=message):
+        artefact.read(tmp_path / "backbone")
+    said["architecture"]["code"] = sha256_file(code)
+    file.write_text(json.dumps(said))
+    with pytest.raises(BackboneError, match=r"frozen by a version of icecore that did not look at what its module imp"):
+        artefact.read(tmp_path / "backbone")
+
+
+def test_other_outputs_of_the_same_weights_and_code_are_noticed_and_their_rows_never_mixed(
+    tmp_path: Path, image_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = glyphs.GlyphNet(classes=3, widths=(8, 4))
+    architecture = {"family": "glyphs", "classes": 3, "widths": [8, 4]}
+    folder, photos = tmp_path / "net", image_folder()
+    spec = artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    assert spec.probe is not None
+    assert set(spec.probe.versions) == {"torch", "torchvision"}
+
+    def embed_photos() -> int:
+        job = embed.job(str(folder), ["logits"], photos, engine="torch")
+        found = embed.embed(job, tmp_path / "features", cache_root=tmp_path / "cache")
+        return sum(found.extracted.plan.missing.values())
+
+    assert embed_photos() == 12
+    # As an upgrade of torch would do that changes what a layer computes.
+    forward = torch.nn.BatchNorm2d.forward
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: forward(self, x) * 1.01)
+    with pytest.raises(BackboneError, match=r"outputs that the network gave when it was written, .* by 0.0\d+. The v"):
+        artefact.read(folder)
+    artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)  # frozen again
+    next((photos / "cat").iterdir()).unlink()
+    with pytest.raises(StoreError, match=r"logits: expected cached rows of a network .* `icecore cache prune --add"):
+        embed_photos()
+
+
+def test_a_network_that_draws_at_random_has_no_probe(code: Path, tmp_path: Path) -> None:
+    code.write_text(CODE.replace(".relu()", ".relu().mul(torch.rand(1))"))
+    spec = freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    assert spec.probe is None
+    assert artefact.read(tmp_path / "backbone").spec == spec
+
+
+def test_dvc_is_given_links_to_the_code(code: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "code" / "module"
+    folder.mkdir(parents=True)
+    (folder / ".gitignore").touch()
+    (folder / "gone.py").symlink_to("nowhere.py")
+    own, ours = (
+        settings_of(arguments={"width": 4}, seed=0),
+        settings_of(factory="pipeline.backbones.glyphs:GlyphNet", seed=0),
+    )
+    for _ in range(2):
+        link_code([own, ours, object()], folder)
+        assert sorted(path.name for path in folder.iterdir()) == [".gitignore", "theirnets.py", "theirnets.small.py"]
+        assert (folder / "theirnets.small.py").read_text() == code.read_text()
+    link_code([ours], folder)
+    assert [path.name for path in folder.iterdir()] == [".gitignore"]

@@ -1,6 +1,7 @@
 """The whole pipeline, by `dvc repro`, in a copy of the project: what runs, what is left alone, and what comes out."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -159,3 +160,27 @@ def test_a_wrong_setting_stops_the_first_stage_with_every_problem(project: Proje
     assert "split.digits: unknown key 'taget'. Did you mean 'target'" in output
     assert "fit.digits_logistic.head: unknown head 'logitsic'. Did you mean 'logistic'" in output
     assert "Traceback" not in output
+
+
+def test_dvc_freezes_a_network_again_when_a_module_changes_that_its_code_imports(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    package = project.root / "mynets"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "blocks.py").write_text("import torch\n\nACTIVATION = torch.relu\n")
+    (package / "net.py").write_text(
+        "from torch import nn\n\nfrom mynets.blocks import ACTIVATION\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.last = nn.Linear(192, 2)\n\n"
+        "    def forward(self, x):\n        return self.last(ACTIVATION(x.flatten(1)))\n"
+    )
+    sides = {"resize": [8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    entry = {"source": "module", "factory": "mynets.net:Net", "seed": 0, "input": sides}
+    params = small() | {"freeze": {"own": entry}, "extract": {}, "fit": {}, "split": {}, "pretrain": {}, "prepare": {}}
+    params["sample"] = {}
+    assert project.repro(params, "freeze@own")[0] == ["freeze@own"]
+    before = project.read("data/backbones/own/backbone.json")
+    assert project.repro(params, "freeze@own")[0] == []
+    (package / "blocks.py").write_text("import torch\n\nACTIVATION = torch.tanh\n")
+    assert project.repro(params, "freeze@own")[0] == ["freeze@own"]
+    after = project.read("data/backbones/own/backbone.json")
+    assert before["architecture"]["code"]["mynets.blocks"] != after["architecture"]["code"]["mynets.blocks"]

@@ -41,7 +41,7 @@ def take(network: nn.Module, shape: tuple[int, int, int], *, source: str = "") -
     first, second = (_outputs(network, shape) for _ in range(2))
     if first.shape != second.shape or not np.array_equal(first, second) or not np.isfinite(first).all():
         return None
-    places = np.linspace(0, len(first) - 1, min(VALUES, len(first))).astype(int) if len(first) else []
+    places = np.linspace(0, max(0, len(first) - 1), min(VALUES, len(first))).astype(int)
     packages = PACKAGES if source != "timm" else (*PACKAGES, "timm")
     return Probe(
         values=tuple(float(f"{value:.6g}") for value in first[places]),

@@ -92,9 +92,7 @@ class BackboneSpec(Settings):
         default_factory=dict, description="other names of nodes: those of papers and of other libraries"
     )
     classes: tuple[str, ...] = ()
-    probe: Probe | None = Field(
-        default=None, description="None where it was written before there were probes, or draws"
-    )
+    probe: Probe | None = Field(default=None, description="None of older files, and where it draws at random")
 
     def node(self, name: str) -> str:
         """The node that a name or an alias stands for; a name that is neither comes back as it is."""

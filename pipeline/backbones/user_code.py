@@ -36,7 +36,7 @@ class Code:
 
 
 def trace(module: str) -> Code:
-    """Follow the imports of a module; raises BackboneError where the module, or the source of an own one, is missing."""
+    """Follow the imports of a module; raises BackboneError where the module is missing."""
     code, waiting, tops = Code(), [module], set[str]()
     code.files[module] = file_of(module, where=module)
     seen = {module}

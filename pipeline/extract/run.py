@@ -135,10 +135,10 @@ def refuse_other_values(request: Request) -> None:
         off = probe.difference(computed_by, request.spec.probe)
         if off > probe.TOLERANCE:
             raise StoreError(
-                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of one "
-                f"whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They must not "
-                f"be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or install what they "
-                "were computed with."
+                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
+                f"one whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They "
+                f"must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
+                "install what they were computed with."
             )
 
 
