@@ -18,11 +18,13 @@ from test_taps import case_of
 from torch import nn
 from torchvision import models
 
-from pipeline.backbones import artefact, headed, taps
+from pipeline.backbones import artefact, factory, headed, taps
 from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.replay import replay
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, HeadError
 from pipeline.heads import create
+from pipeline.training.cut import suffix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,21 +171,20 @@ def test_a_network_without_maps_at_its_end_has_no_place_for_a_convolution() -> N
         headed.replace_classifier(found.spec, found.module, classes=3, convolution=3)
 
 
-class Headless(nn.Module):
-    """Ends in a mean."""
+class Several(nn.Module):
+    """Returns no tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(inputs)).mean((2, 3))
+    def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": self.conv(inputs)}
 
 
-def test_a_network_that_does_not_end_in_a_layer_is_refused() -> None:
-    found = backbone(Headless(), family="module")
-    message = r"module: expected a network that ends in a linear layer or a convolution, to be replaced, got none"
+def test_a_network_that_gives_no_tensor_gets_no_classifier() -> None:
+    found = backbone(Several(), family="module")
+    message = r"module: expected a network that gives one tensor with a row per image, to put a classifier on, got none"
     with pytest.raises(BackboneError, match=message):
         headed.replace_classifier(found.spec, found.module, classes=3)
 
@@ -287,3 +288,111 @@ def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
     made, architecture = headed.replace_classifier(found.spec, found.module, classes=3)
     with pytest.raises(BackboneError, match="to start from a fitted head, got Conv2d"):
         headed.start_from(made, architecture, nn.Linear(512, 3))
+
+
+# Ends of more than one layer ------------------------------------------------------------------------------------------
+
+
+class End(nn.Module):
+    """Ends in a linear layer or in two, and in what `kind` does with their outputs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.body = nn.Conv2d(3, 6, 3, stride=2)
+        self.head, self.second = nn.Linear(6, 5), nn.Linear(6, 5) if kind in ("heads", "auxiliary") else None
+        self.relu, self.scale = nn.ReLU(inplace=True), nn.Parameter(torch.tensor(3.0))
+        if kind == "scale module":
+            self.after: Any = Scale()
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        rows = self.body(inputs).mean((2, 3))
+        if self.kind == "none":
+            return rows
+        if self.kind == "maps":
+            return self.body(inputs)
+        value = self.head(rows)
+        if self.kind == "heads":
+            return (value + self.second(rows.flip(1))) / 2  # type: ignore[misc]
+        if self.kind == "auxiliary":
+            return (value, self.second(rows)) if self.training else value  # type: ignore[misc]
+        after = {
+            "linear": lambda: value,
+            "relu": lambda: self.relu(value),
+            "sigmoid": lambda: value.sigmoid(),
+            "log_softmax": lambda: value.log_softmax(1),
+            "temperature": lambda: value * self.scale,
+            "normalised": lambda: nn.functional.normalize(value),
+            "scale module": lambda: self.after(value),
+        }
+        return after[self.kind]()
+
+
+class Scale(nn.Module):
+    """A temperature in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor([7.0]))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * self.by
+
+
+def make_end(kind: str) -> nn.Module:
+    """A factory of networks, for `source: module`."""
+    return End(kind)
+
+
+ENDS = {
+    "linear": (6, "head", False),
+    "relu": (6, "head", True),
+    "sigmoid": (6, "head", True),
+    "log_softmax": (6, "head", True),
+    "temperature": (6, "head", True),
+    "normalised": (6, "head", True),
+    "scale module": (6, "head", True),
+    "auxiliary": (6, "head", True),
+    "heads": (5, headed.APPENDED, False),
+    "none": (6, headed.APPENDED, False),
+    "maps": ((6, 15, 15), headed.APPENDED, False),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old_one(
+    kind: str, tmp_path: Path
+) -> None:
+    width, at, ends = ENDS[kind]
+    torch.manual_seed(0)
+    base = factory.architecture(f"{__name__}:make_end", {"kind": kind})
+    found = backbone(make_end(kind), **base)
+    assert found.spec.taps["penultimate"].shape == (width if isinstance(width, tuple) else (width,))
+    inputs = images(found.spec, 4)
+    with torch.no_grad():
+        rows = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
+    np.testing.assert_allclose(replay(found, rows.numpy()), found.module(inputs).detach().numpy(), atol=1e-6)
+    made, architecture = headed.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
+    assert (architecture["at"], bool(architecture.get("ends"))) == (at, ends)
+    last = headed.last_layer(made, architecture)
+    expected = nn.functional.linear(
+        rows.mean((2, 3)) if kind == "maps" else rows, last.get_parameter("weight"), last.get_parameter("bias")
+    )
+    assert torch.allclose(made(inputs), expected, atol=1e-6)
+    made.train()
+    assert torch.allclose(copy.deepcopy(made)(inputs), expected, atol=1e-6)
+    made(inputs).square().mean().backward()
+    assert all(float(one.grad.abs().sum()) > 0 for one in last.parameters() if one.grad is not None)
+    again = written("new", made.eval(), architecture, tmp_path, found)
+    with torch.no_grad():
+        assert torch.equal(again.module(inputs), made(inputs))
+        new = taps.collect(again.module, inputs, {"x": TapSpec(node="penultimate")}, again.spec.taps)["x"]
+        np.testing.assert_allclose(replay(again, new.numpy()), made(inputs).numpy(), atol=1e-6)
+    if kind != "maps":
+        part = suffix(made, "penultimate", spec=found.spec)
+        assert torch.allclose(part(rows), expected, atol=1e-6)
+    # a classifier that was put in before is replaced at the same place
+    twice, second = headed.replace_classifier(again.spec, again.module, classes=2, hidden=4)
+    assert second["at"] == at
+    assert twice(inputs).shape == (4, 2)
+    assert artefact.build(second)(inputs).shape == (4, 2)

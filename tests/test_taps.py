@@ -401,7 +401,7 @@ def test_keywords_and_tuples_pass_through() -> None:
     assert torch.equal(values["head"], network.head(values["getitem"]))
 
 
-def test_a_network_of_two_heads_has_no_penultimate_layer() -> None:
+def test_the_penultimate_rows_of_a_network_of_two_heads_are_its_output() -> None:
     class Distilled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -413,7 +413,7 @@ def test_a_network_of_two_heads_has_no_penultimate_layer() -> None:
 
     found = survey(artefact.freeze(Distilled()), (3, 8, 8))
     assert {"one", "other", "amax", "logits"} <= set(found)
-    assert "penultimate" not in found
+    assert (found["penultimate"].shape, found["penultimate"].input_of) == ((2,), None)
 
 
 def test_costs_and_activations_are_stated() -> None:
@@ -754,11 +754,19 @@ def test_replay_refuses_rows_and_logits_of_other_shapes() -> None:
         check_replay(backbone, np.zeros((2, 512)), np.zeros((3, 9)), dtype="float32", where="x")
 
 
-def test_replay_refuses_a_network_that_ends_in_no_layer_of_weights() -> None:
+def test_rows_of_a_network_without_a_last_layer_are_its_output() -> None:
     network = artefact.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()))
     spec = described({"family": "x"}, (3, 8, 8), survey(network, (3, 8, 8)))
-    message = r"x: unknown node 'penultimate'\. Expected .* Only a network that ends in a linear layer or a convolution"
-    with pytest.raises(BackboneError, match=message):
+    rows = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
+    assert np.array_equal(replay(Backbone(spec, network), rows), rows)
+    with pytest.raises(BackboneError, match=r"as large as \(256,\), got \(4,\)"):
+        replay(Backbone(spec, network), np.zeros((2, 4), np.float32))
+
+
+def test_a_network_that_gives_no_tensor_has_nothing_to_replay() -> None:
+    network = artefact.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LSTM(8, 4)))
+    spec = described({"family": "x"}, (3, 8, 8), {})
+    with pytest.raises(BackboneError, match=r"x: unknown node 'penultimate'.* Only a network that gives one tensor"):
         replay(Backbone(spec, network), np.zeros((2, 4), np.float32))
 
 

@@ -1,7 +1,12 @@
-"""A network with a new classifier: the family `headed` of architectures, for any network that ends in one layer.
+"""A network with a new classifier: the family `headed` of architectures, for any network that gives one tensor.
 
 The classifier is the layer whose input is the node `penultimate`. Nobody has to know its name, and all other modules
 keep theirs, so that taps and weights of the network before are those of the network after.
+
+The output of the network is that of the new classifier, averaged over positions where there are several. Where more
+follows the old classifier than a pooling or a reshape (SqueezeNet's ReLU, a softmax, a temperature, auxiliary outputs in
+training), the network ends at the new one (`ends`). Where no single layer gives the output (a network without a
+classifier, or with several), the new classifier is appended to it (`APPENDED`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.backbones.taps import PENULTIMATE
+from pipeline.backbones.taps import APPENDED, PENULTIMATE, one_path
 from pipeline.errors import BackboneError, HeadError
 
 
@@ -31,13 +36,15 @@ def replace_classifier(
     dropout: the share of values that are dropped before each layer of the classifier. hidden: the width of a layer
     before the last, with a ReLU. convolution: the side of a convolution that is put after the last maps, as wide as
     they are, with a BatchNorm and a ReLU. The new weights are drawn from torch's global generator. Raises BackboneError
-    if the network does not end in a linear layer or a convolution, or has no place for a convolution.
+    if the network gives no vector or maps, or has no place for a convolution.
     """
+    at = place_of(spec)
     architecture = {
         "family": "headed",
         "name": str(spec.architecture.get("name", "")),
         "base": dict(spec.architecture),
-        "at": place_of(spec),
+        "at": at,
+        **(_appended(spec) if at == APPENDED else _end(spec, network, at)),
         "classes": classes,
         "dropout": dropout,
         "hidden": hidden,
@@ -52,16 +59,19 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def place_of(spec: BackboneSpec) -> str:
-    """The name of the classifier, be it one layer or several; raises BackboneError if there is no such layer."""
+    """Return the name of the classifier, be it one layer or several; `APPENDED` where the network has none.
+
+    Raises BackboneError for a network without the node `penultimate`.
+    """
     if spec.architecture.get("family") == "headed":
         return str(spec.architecture["at"])
     tap = spec.taps.get(PENULTIMATE)
-    if tap is None or tap.input_of is None:
+    if tap is None:
         raise BackboneError(
-            f"{_named(spec)}: expected a network that ends in a linear layer or a convolution, to be replaced, got "
-            f"none ({PENULTIMATE!r} is no node of it). Give it such a layer with a factory of yours."
+            f"{_named(spec)}: expected a network that gives one tensor with a row per image, to put a classifier on, "
+            f"got none ({PENULTIMATE!r} is no node of it). Return a tensor from a factory of yours."
         )
-    return tap.input_of
+    return tap.input_of or APPENDED
 
 
 def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,26 +157,133 @@ def head_from_linear(
     return layer
 
 
+class _Value:
+    """The last output of a classifier. A copy of a network begins without one."""
+
+    tensor: Tensor | None = None
+
+    def __deepcopy__(self, _memo: object) -> "_Value":
+        return _Value()
+
+
+class _Last(nn.Sequential):
+    """Layers whose output is kept as it was made, for the network to end with."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.value = _Value()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = super().forward(inputs)
+        self.value.tensor = output.clone()  # before a ReLU overwrites it
+        return output
+
+
+def _ending(network: nn.Module, at: str, axes: Sequence[int]) -> nn.Module:
+    """The same network, whose output is that of its part `at`, averaged over some axes."""
+    base: Any = type(network)
+
+    def forward(self: nn.Module, images: Tensor) -> Any:
+        value = base.forward(self, images)
+        part = self.get_submodule(at)
+        value = part.value.tensor if isinstance(part, _Last) else part(value.mean(axes) if axes else value)
+        return value.mean(axes) if axes and isinstance(part, _Last) else value
+
+    network.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    return network
+
+
+def _appended(spec: BackboneSpec) -> dict[str, Any]:
+    """The width of a network's output, and the axes over which it is averaged."""
+    tap = spec.taps[PENULTIMATE]
+    if len(tap.shape) == 1:
+        return {"width": tap.shape[0], "axes": []}
+    if tap.layout == "CHW":
+        return {"width": tap.shape[0], "axes": [2, 3]}
+    if tap.layout in ("HWC", "LC"):
+        return {"width": tap.shape[-1], "axes": list(range(1, len(tap.shape)))}
+    raise BackboneError(
+        f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, got "
+        f"rows of the shape {tap.shape}. Pool them in a factory of yours."
+    )
+
+
+@torch.no_grad()
+def _end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
+    """Where a network has to end at a new classifier: the axes over which its output is averaged.
+
+    Nothing where the network's output is its classifier's as it is or pooled. The output of the classifier is replaced
+    by random numbers, so that the answer does not depend on weights. A part that has weights and does not run in
+    evaluation is an auxiliary classifier, which is no output of ours in training.
+    """
+    if spec.architecture.get("family") == "headed":
+        known = {name: spec.architecture[name] for name in ("ends", "axes") if name in spec.architecture}
+        return known if "ends" in known else {}
+    like = next(network.parameters())
+    if like.device.type == "meta":
+        return {}
+    ran, given = set[str](), list[Tensor]()
+    generator = torch.Generator().manual_seed(0)
+
+    def replace(_part: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        given.append(torch.randn(output.shape, generator=generator).to(output))
+        return given[0].clone()
+
+    hooks = [
+        part.register_forward_pre_hook(lambda _part, _args, name=name: ran.add(name))
+        for name, part in network.named_modules()
+    ]
+    hooks.append(network.get_submodule(at).register_forward_hook(replace))
+    modes = [(part, part.training) for part in network.modules()]
+    try:
+        with one_path():
+            output = network.eval()(torch.zeros(2, *spec.input.shape).to(like))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, mode in modes:
+            part.training = mode
+    value = given[0]
+    last = isinstance(network.get_submodule(at), nn.Conv2d)
+    axes = list(range(2, value.ndim)) if last else list(range(1, value.ndim - 1))
+    poolings = [value, value.mean(axes), value.amax(axes)] if axes else [value]
+    plain = isinstance(output, Tensor) and any(
+        one.numel() == output.numel() and torch.allclose(one.flatten(), output.flatten(), atol=1e-5) for one in poolings
+    )
+    aside = [
+        name
+        for name, part in network.named_children()
+        if _layers(part) and not any(one == name or one.startswith(f"{name}.") for one in ran)
+    ]
+    return {} if plain and not aside else {"ends": True, "axes": axes}
+
+
 def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
     """The network with the parts that the architecture adds, on the device and in the mode of the network."""
-    old = _layers(network.get_submodule(architecture["at"]))[0]
-    width, classes, hidden = (
-        old.weight.shape[1] * getattr(old, "groups", 1),
-        architecture["classes"],
-        architecture["hidden"],
-    )
+    at, classes, hidden = architecture["at"], architecture["classes"], architecture["hidden"]
+    like = next(network.parameters())
+    if "width" in architecture and not hasattr(network, at):
+        old: Any = nn.Linear(1, 1, device="meta")
+        width = architecture["width"]
+    else:
+        old = _layers(network.get_submodule(at))[0]
+        width = architecture.get("width") or old.weight.shape[1] * getattr(old, "groups", 1)
     parts = [_like(old, width, hidden or classes)]
     if hidden:
         parts += [nn.ReLU(), _like(old, hidden, classes, first=False)]
     if share := architecture["dropout"]:
         parts = [one for part in parts for one in ([] if isinstance(part, nn.ReLU) else [nn.Dropout(share)]) + [part]]
-    new = {architecture["at"]: parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
+    ends = bool(architecture.get("ends"))
+    new = {at: _Last(*parts) if ends else parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
     if more := architecture["convolution"]:
         convolution = nn.Conv2d(more["width"], more["width"], more["side"], padding="same", bias=False)
         new[more["at"]] = nn.Sequential(convolution, nn.BatchNorm2d(more["width"]), nn.ReLU())
     for name, part in new.items():
         owner, _, last = name.rpartition(".")
-        network.get_submodule(owner).add_module(last, part.to(old.weight).train(network.training))
+        network.get_submodule(owner).add_module(last, part.to(like).train(network.training))
+    is_first = architecture["base"].get("family") != "headed"
+    if is_first and (ends or "width" in architecture):
+        network = _ending(network, at, architecture["axes"])
     return network
 
 

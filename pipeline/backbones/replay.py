@@ -24,20 +24,23 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
     """Rows of `penultimate`, unpooled or flattened (n, ...), to logits float32 (n, classes).
 
-    Raises BackboneError if the network has no such node, or if the rows have another size.
+    A network without a last layer gives its rows as they are. Raises BackboneError if the network has no such node, or
+    if the rows have another size.
     """
     name = backbone.spec.architecture.get("name") or backbone.spec.architecture.get("family")
     tap = backbone.spec.taps.get(PENULTIMATE)
-    if tap is None or tap.input_of is None:
+    if tap is None:
         raise BackboneError(
-            f"{name}: {unknown('node', PENULTIMATE, backbone.spec.taps)} Only a network that ends in a linear layer or "
-            "a convolution can replay it."
+            f"{name}: {unknown('node', PENULTIMATE, backbone.spec.taps)} Only a network that gives one tensor with a "
+            "row per image can replay it."
         )
     if int(np.prod(rows.shape[1:])) != int(np.prod(tap.shape)):
         raise BackboneError(
             f"{name}: expected rows of `{PENULTIMATE}` as large as {tap.shape}, got {rows.shape[1:]}. Store the tap "
             "with `pool: none` or `pool: flatten`, and without `project`."
         )
+    if tap.input_of is None:  # the rows are the network's output
+        return rows.astype(np.float32).reshape(len(rows), *tap.shape)
     like = next(backbone.module.parameters())
     cached = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).reshape(len(rows), *tap.shape)
     images = torch.zeros(BATCH, *backbone.spec.input.shape, device=like.device, dtype=like.dtype)
@@ -64,6 +67,7 @@ def check_replay(
         raise BackboneError(f"{where}: expected logits of the shape {replayed.shape}, got {live.shape}.")
     if not len(rows):
         return {"rows": 0, "error": 0.0, "agreement": 1.0}
+    replayed, live = replayed.reshape(len(rows), -1), live.reshape(len(rows), -1)
     errors = np.abs(replayed - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
     # A comparison with NaN is false, so a row that is not finite is off.
     off = np.flatnonzero(~(errors <= TOLERANCE[dtype]))

@@ -44,6 +44,9 @@ def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
     if head and LOGITS in found and _decides(module, head, _images(shape, seed=1)):
         mixed = first.input_digests[head] != again.input_digests[head]
         found[PENULTIMATE] = first.inputs[head].model_copy(update={"mixed": mixed})
+    elif LOGITS in found:  # no single layer gives the output: it is the last vector there is
+        head = None
+        found[PENULTIMATE] = found[LOGITS].model_copy(update={"kind": PENULTIMATE})
     width_of_head = first.inputs[head].shape[-1:] if head else ()
     taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
     # The penultimate layer comes where it belongs: before what is made of it.
@@ -130,9 +133,16 @@ class _Observed:
         self.whole = True
 
     def head(self) -> str | None:
-        """The name of the last layer with weights, if it is a linear one or a convolution that runs once."""
+        """Return the name of the last layer with weights, if it is a linear one or a convolution that runs once.
+
+        A module with a single number, such as a temperature, is no layer.
+        """
         parts = dict(self.module.named_modules())
-        weighted = {name for name, part in parts.items() if name and any(True for _ in part.parameters(recurse=False))}
+        weighted = {
+            name
+            for name, part in parts.items()
+            if name and any(one.numel() > 1 for one in part.parameters(recurse=False))
+        }
         ran = [name for name in self.nodes if name in weighted]
         if not ran or not isinstance(parts[ran[-1]], nn.Linear | nn.Conv2d) or self.calls[ran[-1]] != 1:
             return None
@@ -158,7 +168,10 @@ class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
     """The nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
-    inputs = {PENULTIMATE: larger.inputs.get(str(nodes[PENULTIMATE].input_of))} if PENULTIMATE in nodes else {}
+    inputs = {}
+    if PENULTIMATE in nodes:
+        part = nodes[PENULTIMATE].input_of
+        inputs[PENULTIMATE] = larger.nodes.get(LOGITS) if part is None else larger.inputs.get(part)
     layouts: dict[str, Layout | None] = {}
     for name, tap in nodes.items():
         seen = inputs.get(name, larger.nodes.get(name))

@@ -4,7 +4,8 @@ A node is one of
 
     input            the network's own input, after normalisation: the raw pixels
     logits           the network's own output
-    penultimate      what its last layer gets: one vector a sample in nearly all classifiers
+    penultimate      what its last layer gets: one vector a sample in nearly all classifiers; the network's own output
+                     where no single layer gives it (no classifier, or several)
     layer1.0.relu    a module, by its name: what it returns; with _1, _2, … for later calls of the same module
     layer1.0.add     a function that is called outside of torch's own layers, by the module that calls it and its own
                      name, numbered likewise: the names that torchvision's graphs have
@@ -27,6 +28,7 @@ from pipeline.backbones.pooling import pool
 from pipeline.backbones.spec import Tap, TapSpec
 
 INPUT, LOGITS, PENULTIMATE = "input", "logits", "penultimate"
+APPENDED = "new_classifier"  # the part of a network whose classifier was appended to its output: `headed`
 FUNCTION = "function"  # the kind of a node that is no module
 
 # Operators that Python has several names for. A graph has one.
@@ -89,7 +91,7 @@ def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[No
 
     Gradients flow; what is kept must be cloned, for the network may overwrite it in place.
     """
-    modules = {**dict(module.named_modules()), LOGITS: module}
+    modules = {**dict(module.named_modules()), LOGITS: module, PENULTIMATE: module}
     functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
     with contextlib.ExitStack() as stack:
         if functions:
@@ -98,10 +100,9 @@ def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[No
         else:
             aside = seen
         for node, tap in taps.items():
-            if tap.input_of is not None:
-                stack.callback(
-                    module.get_submodule(tap.input_of).register_forward_pre_hook(_before(node, aside)).remove
-                )
+            part = tap.input_of or (APPENDED if node == PENULTIMATE and APPENDED in modules else None)
+            if part is not None:
+                stack.callback(module.get_submodule(part).register_forward_pre_hook(_before(node, aside)).remove)
             elif node not in functions:
                 name = node.removesuffix(f"_{tap.call}") if tap.call else node
                 stack.callback(modules[name].register_forward_hook(_after(node, tap.call, aside)).remove)

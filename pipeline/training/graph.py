@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from pipeline.backbones.spec import Tap
-from pipeline.backbones.taps import INPUT, LOGITS
+from pipeline.backbones.taps import APPENDED, INPUT, LOGITS, PENULTIMATE
 from pipeline.errors import BackboneError
 from pipeline.training.tracer import Kind, Tracer
 
@@ -119,6 +119,8 @@ def trace(network: nn.Module, *, name: str) -> Traced:
             "a graph it cannot be cut: train it on pixels, with `head`, `full` or `patterns`."
         ) from error
     names = {**tracer.names, **_ends(graph, name)}
+    if APPENDED in tracer.inputs:
+        names[PENULTIMATE] = tracer.inputs[APPENDED]
     return Traced(network, graph, names, tracer.inputs, tracer.kinds, tracer.scopes)
 
 
