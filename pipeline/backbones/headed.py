@@ -4,8 +4,8 @@ The classifier is the layer whose input is the node `penultimate`. Nobody has to
 keep theirs, so that taps and weights of the network before are those of the network after.
 
 The output of the network is that of the new classifier, averaged over positions where there are several. Where more
-follows the old classifier than a pooling or a reshape (SqueezeNet's ReLU, a softmax, a temperature, auxiliary outputs in
-training), the network ends at the new one (`ends`). Where no single layer gives the output (a network without a
+follows the old classifier than a pooling or a reshape (SqueezeNet's ReLU, a softmax, a temperature, auxiliary outputs
+in training), the network ends at the new one (`ends`). Where no single layer gives the output (a network without a
 classifier, or with several), the new classifier is appended to it (`APPENDED`).
 """
 
@@ -174,7 +174,7 @@ class _Last(nn.Sequential):
         self.value = _Value()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = super().forward(inputs)
+        output: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
         self.value.tensor = output.clone()  # before a ReLU overwrites it
         return output
 
@@ -184,10 +184,11 @@ def _ending(network: nn.Module, at: str, axes: Sequence[int]) -> nn.Module:
     base: Any = type(network)
 
     def forward(self: nn.Module, images: Tensor) -> Any:
-        value = base.forward(self, images)
-        part = self.get_submodule(at)
-        value = part.value.tensor if isinstance(part, _Last) else part(value.mean(axes) if axes else value)
-        return value.mean(axes) if axes and isinstance(part, _Last) else value
+        value, part = base.forward(self, images), self.get_submodule(at)
+        if isinstance(part, _Last):
+            kept: Any = part.value.tensor
+            return kept.mean(axes) if axes else kept
+        return part(value.mean(axes) if axes else value)
 
     network.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
     return network
@@ -203,8 +204,8 @@ def _appended(spec: BackboneSpec) -> dict[str, Any]:
     if tap.layout in ("HWC", "LC"):
         return {"width": tap.shape[-1], "axes": list(range(1, len(tap.shape)))}
     raise BackboneError(
-        f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, got "
-        f"rows of the shape {tap.shape}. Pool them in a factory of yours."
+        f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, "
+        f"got rows of the shape {tap.shape}. Pool them in a factory of yours."
     )
 
 
@@ -217,8 +218,7 @@ def _end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
     evaluation is an auxiliary classifier, which is no output of ours in training.
     """
     if spec.architecture.get("family") == "headed":
-        known = {name: spec.architecture[name] for name in ("ends", "axes") if name in spec.architecture}
-        return known if "ends" in known else {}
+        return {name: spec.architecture[name] for name in ("ends", "axes") if "ends" in spec.architecture}
     like = next(network.parameters())
     if like.device.type == "meta":
         return {}
