@@ -23,7 +23,7 @@ from pipeline.extract.room import foresee, shortage
 from pipeline.extract.run import Extracted, extract
 from pipeline.extract.samples import read_samples
 from pipeline.extract.worker import Assignment
-from pipeline.files import content_key
+from pipeline.files import content_key, digest
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -34,6 +34,7 @@ from pipeline.readers.nvjpeg import NvjpegReader
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import address, identity
+from pipeline.training.inputs import open_features
 from pipeline.training.pixels import Pixels, decoded
 from pipeline.training.samples import FeatureSamples, PixelSamples
 
@@ -292,6 +293,20 @@ def test_a_student_on_pixels_sees_the_views_whose_features_come_from_the_store(j
             np.testing.assert_allclose(normalised(left.inputs), right.inputs.numpy(), atol=1e-6)
         seen.append(np.concatenate([left.inputs.numpy() for left, _ in pairs]))
     assert not np.array_equal(seen[0], seen[1])
+
+
+def test_old_views_that_were_cropped_before_they_were_augmented_are_refused(job: Job) -> None:
+    job.extract(views=views(1))
+    spec = artefact.read_spec(job.backbone)
+    assert len(open_features(job.out, "seen", spec, views=1)[1]) == 1
+    index = job.out / "seen.view0" / "index.json"
+    text = json.loads(index.read_text())
+    del text["identity"]["reader"]["view"]["version"]
+    text["address"] = address(text["identity"])
+    text["digest"] = digest({name: value for name, value in text.items() if name != "digest"})
+    index.write_text(json.dumps(text))
+    with pytest.raises(StoreError, match=r"(?s)Extract again.*reader\.view\.version: expected 2, got None"):
+        open_features(job.out, "seen", spec, views=1)
 
 
 def test_views_that_were_never_extracted_are_said_to_be_missing(job: Job) -> None:
