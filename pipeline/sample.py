@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.files import fresh_folder
@@ -33,6 +33,12 @@ class SampleConfig(Settings):
 
     source: Literal["digits", "glyphs"]
     sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = (18, 22, 26)
+
+    @model_validator(mode="after")
+    def _of_letters(self) -> "SampleConfig":
+        if self.source == "digits" and "sizes" in self.model_fields_set:
+            raise ValueError("`sizes` are of `source: glyphs`: leave them out")
+        return self
 
 
 def sample(config: SampleConfig, folder: Path, *, progress: Progress = silent) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import unknown
+from stages.effects import unsuited_settings
 from stages.names import RESERVED, unusable_names
 
 
@@ -59,6 +60,7 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     problems += _of_finetune(values, named)
     problems += _of_teach(values, named)
     problems += _of_distill(values, named)
+    problems += unsuited_settings(values)
     return problems
 
 
@@ -87,10 +89,19 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
 
 def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     """What does not go together with the network of the run that a run of finetune starts from."""
+    heads = (
+        {"hidden", "convolution"} & item.classifier.model_fields_set if item.start in values.get("fit", {}) else set()
+    )
+    if heads:
+        return [
+            f"classifier: expected one layer, that of {item.start}, got {' and '.join(sorted(heads))}. Leave it out."
+        ]
     before = values.get("finetune", {}).get(item.start) or values.get("distill", {}).get(item.start)
     if before is None:
         return []
     problems = []
+    if item.classifier.model_fields_set:
+        problems.append(f"classifier: expected none, since the network of {item.start} has one. Leave it out.")
     own = getattr(before, "backbone", None) or before.student
     if item.backbone != own:
         problems.append(f"backbone: expected {own!r}, that of {item.start}, got {item.backbone!r}.")
@@ -218,6 +229,11 @@ def _of_head(item: Any, run: Any, values: Mapping[str, Any]) -> list[str]:
         problems.append(f"input: {unknown('input', item.input, inputs)}")
     if item.head is not None and item.head not in run.heads:
         problems.append(f"head: {unknown('head', item.head, run.heads)}")
+    problems += [
+        f"{field}: expected it with a network, got {item.run}, a run of fit, whose heads need none. Leave it out."
+        for field in ("engine", "precision", "batch_size")
+        if field in item.model_fields_set
+    ]
     if item.hints:
         problems.append("hints: expected a network, which has nodes, got a run of fit. Leave them out.")
     if item.views is not None and not isinstance(item.views, int):

@@ -293,7 +293,13 @@ GLOBAL = {"audit", "evaluate", "compare", "report"}
 
 
 def test_a_stage_has_one_name_in_all_four_places() -> None:
-    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "project", "agreement", "names"}
+    files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {
+        "__init__",
+        "project",
+        "agreement",
+        "names",
+        "effects",
+    }
     library = {name.rstrip("/") for name in layers()}
     library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
     assert set(DVC) == set(PARAMS) == files
@@ -368,7 +374,7 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 # result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
 PLUMBING = frozenset(
     {"pipeline", *(f"pipeline.{name}" for name in ("errors", "params", "config"))}
-    | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "names"))}
+    | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "names", "effects"))}
 )
 
 

@@ -12,6 +12,7 @@ one          one fit: search, calibration, refit, predictions
 run          all of them, and what they leave on disk
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -20,7 +21,8 @@ from pipeline import heads
 from pipeline.config import Settings, with_colon
 from pipeline.errors import unknown
 from pipeline.heads.preparation import Pca, Scale
-from pipeline.heads.search import SearchConfig
+from pipeline.heads.search import GRIDS, SearchConfig
+from pipeline.task import Kind
 from pipeline.workers import WorkersConfig
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -73,6 +75,11 @@ class FitConfig(Settings):
             return {_named(name): {} if params is None else params for name, params in head.items()}
         return [_named(name) for name in head] if isinstance(head, list | tuple) else _named(head)
 
+    @field_validator("pca", mode="before")
+    @classmethod
+    def _number(cls, pca: Any) -> Any:
+        return {"components": pca} if isinstance(pca, int | float) and not isinstance(pca, bool) else pca
+
     @field_validator("search", mode="before")
     @classmethod
     def _sweep(cls, search: Any) -> Any:
@@ -116,7 +123,39 @@ class FitConfig(Settings):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
         if streaming and self.search is not None and self.search.method == "halving":
             raise ValueError(f"{streaming[0]} reads all of its rows: expected `method: grid` or `optuna`, got halving")
+        if idle := list(self._idle(streaming)):
+            raise ValueError("; ".join(idle))
         return self
+
+    def _idle(self, streaming: list[str]) -> Iterator[str]:
+        """The settings that have no effect with these heads; those by import path may have anything."""
+        names = [name for name, _ in self.heads.values()]
+        if self.device != "cpu" and len(streaming) == len(names):
+            yield f"`device` is of heads in memory, and {', '.join(names)} reads blocks: leave `device` out"
+        if self.run != RunConfig() and not streaming:
+            yield f"`run` is of streaming heads, and {', '.join(names)} is none: leave `run` out"
+
+    def unsuited(self, kind: Kind, *, validation: bool) -> list[str]:
+        """Return what does not suit a task of a kind, with or without validation rows; each begins with the setting."""
+        problems = []
+        if kind == "regression" and self.calibrate is not None:
+            problems.append("calibrate: expected none for a regression, which has no probabilities. Leave it out.")
+        names = [name for name, _ in self.heads.values()]
+        if self.search is not None and self.search.parameter is None:
+            problems += [
+                f"search: {name} has no sweep of its own. Name a `parameter` and its `values`, or search in a run without it."
+                for name in names
+                if name.removeprefix(heads.STREAMING) not in GRIDS
+            ]
+        if self.seeds > 1 and not any(heads.is_import_path(name) or heads.may_be_random(name, kind) for name in names):
+            problems.append(f"seeds: expected a head that starts at random, got {', '.join(names)}. Leave it out.")
+        if not validation:
+            problems += [
+                f"{name}: expected a task with validation rows, got one without. Give it some, or leave this out."
+                for name in ("search", "calibrate", "refit")
+                if getattr(self, name)
+            ]
+        return problems
 
 
 def joined(taps: str | tuple[str, ...]) -> str:

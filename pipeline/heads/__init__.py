@@ -96,6 +96,12 @@ def is_random(name: str, kind: Kind) -> bool:
     return "random_state" in (_estimator(name, path).get_params() if is_import_path(name) else defaults)
 
 
+def may_be_random(name: str, kind: Kind) -> bool:
+    """Whether a head of the table has a `random_state`; unlike `is_random` without loading any class."""
+    table = REGRESSIONS if kind == "regression" else HEADS
+    return "random_state" in table.get(name, ("", {}))[1]
+
+
 def create(
     name: str,
     params: Mapping[str, Any],

@@ -53,6 +53,8 @@ class SearchConfig(Settings):
             raise ValueError("expected both `parameter` and `values`, or neither of them")
         if self.values and len(set(map(repr, self.values))) < max(2, len(self.values)):
             raise ValueError("expected two or more `values`, each once")
+        if self.method != "optuna" and "trials" in self.model_fields_set:
+            raise ValueError(f"`trials` belongs to `method: optuna`, got {self.method}: leave it out")
         return self
 
 

@@ -127,6 +127,16 @@ class SplitConfig(Settings):
             problems.append("`by: domain` needs a share of training rows in `sizes`")
         if self.limit_per_class is not None and self.sizes.as_counts:
             problems.append("`sizes` in rows a class are a limit already: leave out `limit_per_class`")
+        stated = self.model_fields_set
+        idle = {
+            "`column` is read with `by: column` alone": "column" in stated and self.by != "column",
+            "`separator` is of `kind: multilabel` with one target column": "separator" in stated
+            and (self.kind != "multilabel" or not isinstance(self.target, str)),
+            "`bins` are strata of a regression with `stratify: true`": "bins" in stated
+            and (self.kind != "regression" or not self.stratify),
+            "`stratify` cuts nothing with `by: column`": self.by == "column" and self.stratify,
+        }
+        problems += [f"{what}: leave it out" for what, given in idle.items() if given]
         if problems:
             raise ValueError("; ".join(problems))
         return self

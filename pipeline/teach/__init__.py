@@ -73,6 +73,8 @@ class TeachConfig(Settings):
             raise ValueError(f"`hints`: expected different nodes, and not the logits, got {', '.join(self.hints)}")
         if self.top_k is None and "top_k_temperature" in self.model_fields_set:
             raise ValueError("`top_k_temperature`: expected it with `top_k`, got none")
+        if "hints_dtype" in self.model_fields_set and not self.hints:
+            raise ValueError("`hints_dtype`: expected it with `hints`, got none")
         if self.classes and self.run != BACKBONE:
             raise ValueError(f"`classes`: expected them with `run: {BACKBONE}`, got {self.run!r}, which knows its own")
         return self

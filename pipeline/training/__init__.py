@@ -11,6 +11,7 @@ phases        which parameters and modules are trained from an epoch on
 freezing      what of a network is trained, and what is frozen for good
 losses        losses by the kind of task, class weights, mixup and cutmix
 signals       what teachers say of the samples of a batch, and labels
+effects       settings that would change nothing, or do not suit a task
 knowledge     the settings of the losses of distillation
 imitation     losses by which a student imitates a teacher
 pairs         nodes of student and teacher that are compared, and in which form
@@ -42,6 +43,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.readers.augment import AugmentConfig
+from pipeline.task import Kind
+from pipeline.training import effects
 from pipeline.training.knowledge import LossesConfig
 from pipeline.training.parts import BatchNorms, Part
 
@@ -87,11 +90,13 @@ class LoopConfig(Settings):
 
     @model_validator(mode="after")
     def _together(self) -> "LoopConfig":
-        if self.optimiser == "adamw" and "momentum" in self.model_fields_set:
-            raise ValueError("`momentum` belongs to `optimiser: sgd`, adamw has its own: leave it out")
-        if self.monitor == "accuracy" and (self.schedule, self.weights, self.patience) == ("constant", "last", None):
-            raise ValueError("nothing looks at `monitor` where the last weights are kept: leave it out")
+        if idle := list(effects.idle_settings(self)):
+            raise ValueError("; ".join(idle))
         return self
+
+    def unsuited(self, kind: Kind, *, validation: bool) -> list[str]:
+        """Return what does not suit a task of a kind, with or without validation rows; each begins with the setting."""
+        return list(effects.unsuited(self, kind, validation=validation))
 
 
 class ClassifierConfig(Settings):
@@ -122,6 +127,8 @@ class RunConfig(LoopConfig):
     def _each_once(self) -> Self:
         if len(set(self.labels_per_class)) < len(self.labels_per_class):
             raise ValueError("`labels_per_class`: expected each number once")
+        if idle := list(effects.idle_in_run(self)):
+            raise ValueError("; ".join(idle))
         return self
 
 
@@ -164,6 +171,8 @@ class FinetuneConfig(RunConfig):
             raise ValueError("`start: scratch` has nothing to freeze: expected `train: full` and `batch_norm: train`")
         if self.unfreeze and self.devices > 1:
             raise ValueError("`unfreeze` changes what several devices keep equal: expected `devices: 1`")
+        if idle := list(effects.idle_in_finetuning(self)):
+            raise ValueError("; ".join(idle))
         return self
 
 
@@ -233,6 +242,10 @@ class DistillConfig(RunConfig):
             raise ValueError("`labels_per_class` changes nothing where `labels` have no weight: leave it out")
         if self.start == SCRATCH and self.batch_norm == "frozen":
             raise ValueError("`start: scratch` has no statistics to keep: expected `batch_norm: train`")
+        if not labels and (self.label_smoothing or self.class_weights != "none"):
+            raise ValueError("`label_smoothing` and `class_weights` are of `losses.labels`, which have no weight")
+        if not self.taught and (self.datasets or self.pixels == "own"):
+            raise ValueError("`datasets` and `pixels: own` are for what a teacher says: leave them out without one")
         if self.mixup or self.cutmix:
             raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
         return self._pixels_fit()

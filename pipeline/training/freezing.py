@@ -31,9 +31,10 @@ def prepare(
     """Freeze a network but for a part of it.
 
     unfreeze: from which epoch on what comes after which node is trained; until the first of them it is `what`. new:
-    modules with weights of no use yet (`headed.new_parts`), which are never frozen. Raises BackboneError or ConfigError
-    where the network has no such part, where a new module would be frozen, and where something that was trained would
-    be frozen later.
+    modules with weights of no use yet (`headed.new_parts`), which are never frozen; patterns train them too.
+
+    Raises BackboneError or ConfigError where the network has no such part, where a new module would be frozen, and where
+    something that was trained would be frozen later.
     """
     phases = [phase(network, spec, what, 0, new)]
     for epoch, node in sorted((unfreeze or {}).items()):
@@ -46,9 +47,10 @@ def prepare(
             )
     cold = [name for name, _ in network.named_parameters() if within(name, new) and name not in phases[0].trained]
     if cold:
+        convolution = ", or leave `convolution` out" if len(new) > 1 else ""
         raise ConfigError(
             f"train: expected a part with all that is new in the network, got one without {', '.join(cold[:4])}. Train "
-            "from an earlier node, or leave `convolution` out."
+            f"from an earlier node{convolution}."
         )
     if batch_norm == "frozen":
         still = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}

@@ -20,7 +20,10 @@ class FromTap(Settings):
 
 
 class Patterns(Settings):
-    """The parameters whose names, or the names of modules around them, match one of some patterns with `*` and `?`."""
+    """The parameters whose names, or the names of modules around them, match one of some patterns with `*` and `?`.
+
+    The classifier of a run is trained too, whatever they say.
+    """
 
     patterns: Annotated[tuple[str, ...], Field(min_length=1)]
 

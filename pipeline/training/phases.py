@@ -42,7 +42,8 @@ def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: S
         live = {name for name in modules if within(name, parts)}.union(*map(around, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
     if isinstance(what, Patterns):
-        trained = _matching(parameters, what.patterns)
+        # A new classifier is of no use as it was drawn, and patterns name parts of the network that was there before.
+        trained = _matching(parameters, what.patterns) | {name for name in parameters if within(name, new)}
         return Phase(epoch, None, trained, _live(network, spec, trained))
     if isinstance(what, LastBlocks):
         what = FromTap(from_tap=_start(network, spec, what.last_k))

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import last_layer, new_parts
+from pipeline.config import refuse
 from pipeline.errors import TrainingError
 from pipeline.files import digest, sha256_bytes, sha256_file
 from pipeline.runtime import versions
@@ -79,6 +80,7 @@ class Prepared:
 def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
     """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
     task = Task.read(paths.task)
+    refuse(config.unsuited(task.kind, validation=len(task.rows("validation")) > 0), where=str(paths.task))
     whole = paths.start is not None and has_network(paths.start)
     if whole:
         assert paths.start is not None, "it has a network"

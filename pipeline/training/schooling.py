@@ -13,6 +13,7 @@ from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import new_parts
 from pipeline.backbones.spec import Tap
+from pipeline.config import refuse
 from pipeline.errors import TrainingError
 from pipeline.extract import samples as extracted
 from pipeline.extract.samples import Samples
@@ -77,6 +78,7 @@ def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> R
     Of each teacher a handful of scores is computed again. Raises what `distill.distill` does.
     """
     found = subjects(config, tasks=paths.tasks, teachers=paths.teachers)
+    refuse(config.unsuited(found[0].task.kind, validation=len(found[0].task.rows("validation")) > 0))
     source = artefact.read(paths.student)
     views = check_pixels(config, found, source.spec.input)
     every = tuple(dict.fromkeys([*datasets, *config.datasets]))

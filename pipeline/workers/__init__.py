@@ -45,4 +45,6 @@ class WorkersConfig(Settings):
     def _one_place(self) -> "WorkersConfig":
         if self.scheduler is not None and self.workers != type(self).model_fields["workers"].default:
             raise ValueError("a scheduler has its own workers: leave out `workers`, or `scheduler`")
+        if self.tls is not None and self.scheduler is None:
+            raise ValueError("`tls` is of a scheduler: expected `scheduler: tls://…` with it, or leave it out")
         return self
