@@ -143,7 +143,7 @@ class FitConfig(Settings):
         names = [name for name, _ in self.heads.values()]
         if self.search is not None and self.search.parameter is None:
             problems += [
-                f"search: {name} has no sweep of its own. Name a `parameter` and its `values`, or search in a run without it."
+                f"search: {name} has no sweep of its own. Name a `parameter` and `values`, or leave the head out."
                 for name in names
                 if name.removeprefix(heads.STREAMING) not in GRIDS
             ]

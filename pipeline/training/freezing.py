@@ -33,8 +33,8 @@ def prepare(
     unfreeze: from which epoch on what comes after which node is trained; until the first of them it is `what`. new:
     modules with weights of no use yet (`headed.new_parts`), which are never frozen; patterns train them too.
 
-    Raises BackboneError or ConfigError where the network has no such part, where a new module would be frozen, and where
-    something that was trained would be frozen later.
+    Raises BackboneError or ConfigError where the network has no such part, where a new module would be frozen, and
+    where something that was trained would be frozen later.
     """
     phases = [phase(network, spec, what, 0, new)]
     for epoch, node in sorted((unfreeze or {}).items()):

@@ -1,0 +1,73 @@
+"""Settings of a training that would change nothing, or that do not suit a task. Values only, no torch.
+
+Each is returned as a line that begins with the setting and ends with what to do.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.task import Kind
+
+if TYPE_CHECKING:
+    from pipeline.training import FinetuneConfig, LoopConfig, RunConfig
+
+OF_SCHEDULES = {
+    "milestones": ("step",),
+    "decay": ("step", "plateau"),
+    "plateau": ("plateau",),
+    "warmup": ("cosine", "step", "plateau", "constant"),
+}
+"""The schedules that each setting belongs to."""
+
+
+def idle_settings(config: "LoopConfig") -> Iterator[str]:
+    """Yield the settings of the loop that no other setting gives an effect."""
+    stated = config.model_fields_set
+    if config.optimiser == "adamw" and "momentum" in stated:
+        yield "`momentum` belongs to `optimiser: sgd`, adamw has its own: leave it out"
+    for name, schedules in OF_SCHEDULES.items():
+        if name in stated and config.schedule not in schedules:
+            yield f"`{name}` belongs to `schedule: {' or '.join(schedules)}`, got {config.schedule}: leave it out"
+    watched = config.schedule == "plateau" or config.weights == "best" or config.patience is not None
+    if config.monitor == "accuracy" and not watched:
+        yield "nothing looks at `monitor` where the last weights are kept: leave it out"
+
+
+def idle_in_run(config: "RunConfig") -> Iterator[str]:
+    """Yield the settings of a run's training sets that have no effect."""
+    if config.draws > 1 and not config.labels_per_class:
+        yield "`draws` are of few labels: expected `labels_per_class` with it, or leave it out"
+
+
+def idle_in_finetuning(config: "FinetuneConfig") -> Iterator[str]:
+    """Yield the settings of fine-tuning that nothing follows from."""
+    late = sorted(epoch for epoch in config.unfreeze if epoch >= config.epochs)
+    if late:
+        last = config.epochs - 1
+        yield f"`unfreeze` from epoch {late[0]} on never happens: expected at most {last}, the last of `epochs`, from 0"
+    if config.unfreeze and config.input == "pixels" and config.train in (None, "full"):
+        yield "`unfreeze` has nothing to add where all is trained: expected `train` with less, such as `train: head`"
+
+
+def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[str]:
+    """Yield the settings that do not suit a task of a kind; `validation`: whether the task has such rows."""
+    if kind == "regression":
+        if config.label_smoothing:
+            yield "label_smoothing: expected none for a regression, which has no classes. Leave it out."
+        if config.class_weights != "none":
+            yield "class_weights: expected none for a regression, which has no classes. Leave it out."
+        if config.monitor == "accuracy":
+            yield "monitor: expected loss for a regression, which has no accuracy, got accuracy. Leave it out."
+    if kind != "classification":
+        for name in ("mixup", "cutmix"):
+            if getattr(config, name):
+                yield f"{name}: expected none for a {kind}: it mixes images of two classes. Leave it out."
+    if not validation:
+        asked = {
+            "patience": config.patience is not None,
+            "schedule: plateau": config.schedule == "plateau",
+            "weights: best": config.weights == "best" and "weights" in config.model_fields_set,
+            "monitor": "monitor" in config.model_fields_set,
+        }
+        for name in (name for name, given in asked.items() if given):
+            yield f"{name}: expected a task with validation rows, got one without. Give it some, or leave this out."
