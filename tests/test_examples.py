@@ -110,7 +110,7 @@ PROSE = re.compile(
     r"^(Sections that|Data sets:|Weights that lie|`input:`|a network of our|what the network|unpooled:|node or alias;"
     r"|another task|standard, l2|metric: log_loss"
     r"|of this machine|Fine-tuning:|or a run of|a run of |where the run"
-    r"|a backbone's own|number: so|engine, precision|or backbone|losses: a weight|batch_norm, classifier|one of finetune"
+    r"|a backbone's own|number: so|engine, precision|or backbone|losses: a weight|batch_norm, classifier|one of fine"
     r"|source: module|factory: |arguments: |input: \{resize|count: 4|augment: \[\{name: random_resized|It is YAML|\d"
     r"|needs none)"
 )
