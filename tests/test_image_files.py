@@ -115,6 +115,7 @@ CHUNKS = {
     "international text": chunk(b"iTXt", b"name\0\1\0\0\0" + zlib.compress(LARGE)),
     "many texts": chunk(b"tEXt", b"name\0" + b"x" * 2**20) * 80,
     "damaged Exif": chunk(b"eXIf", b"MM\0*\0\0\0\xff junk"),
+    "Exif with another checksum": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", sound=False),
     "Exif that is none": chunk(b"eXIf", b"\xff" * 9),
     "a checksum": chunk(b"tEXt", b"name\0text", sound=False),
     "a damaged profile": chunk(b"iCCP", b"name\0\0junk"),
@@ -219,6 +220,28 @@ KINDS = {
         ),
         NOISE,
     ),
+    **{
+        f"RGB of 16 bits in planes, {order}": (
+            tiff(
+                np.ascontiguousarray(RGB16.transpose(2, 0, 1)).astype(f"{order}u2").tobytes(),
+                size=(2, 1),
+                bits=(16,) * 3,
+                order=order,
+                t262=(2,),
+                t284=(2,),
+            ),
+            RGB16 // 257,
+        )
+        for order in "<>"
+    },
+    "a palette of 16 bits": (
+        tiff(bytes([0, 1]), size=(2, 1), bits=(8,), t262=(3,), t320=(257, 2570, *[0] * 254, 514, *[0] * 511)),
+        np.array([[[1, 2, 0], [10, 0, 0]]]),
+    ),
+    "a palette of 8 bits": (
+        tiff(bytes([0, 1]), size=(2, 1), bits=(8,), t262=(3,), t320=(1, 10, *[0] * 254, 2, *[0] * 511)),
+        np.array([[[1, 2, 0], [10, 0, 0]]]),
+    ),
     "grey and alpha that was multiplied": (
         tiff(bytes([100, 255, 0, 0, 50, 128]), size=(3, 1), bits=(8, 8), t338=(1,)),
         np.array([[100, 255, 177]]),
@@ -267,6 +290,15 @@ REFUSED = {
 }
 
 
+def test_a_reduced_copy_in_front_of_the_page_is_not_taken_for_the_image() -> None:
+    page, other = tiff(bytes(4), size=(4, 1), bits=(8,), t254=(1,)), tiff(bytes(4), size=(4, 1), bits=(8,))
+    at = page.rindex(bytes(8))  # the offset of the next directory, in front of the pixels
+    data = page[:at] + struct.pack("<L", 8) + page[at + 4 :]
+    assert read(page).shape == read(other).shape == (1, 4, 3)
+    with pytest.raises(DataError, match="a TIFF whose first page is a reduced copy of another: save the full page as"):
+        image.check(data, whole=False)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_tiff_that_would_be_read_wrongly_is_refused_with_the_reason(name: str) -> None:
     data, reason = REFUSED[name]
@@ -280,3 +312,26 @@ def test_a_grey_that_stands_for_transparent_is_white_in_16_bits_too() -> None:
     pixels = zlib.compress(b"\0" + struct.pack(">3H", 0, 32896, 65535))
     parts = chunk(b"IHDR", header) + chunk(b"tRNS", struct.pack(">H", 0)) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     assert read(b"\x89PNG\r\n\x1a\n" + parts, "L").ravel().tolist() == [255, 128, 255]
+
+
+def png(raw: bytes, *, size: tuple[int, int], bits: int, colour: int, clear: tuple[int, ...]) -> bytes:
+    """A PNG with a transparent colour (PNG specification, 11.3.2.1)."""
+    header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
+    parts = (b"IHDR", header), (b"tRNS", struct.pack(f">{len(clear)}H", *clear)), (b"IDAT", zlib.compress(raw))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+
+
+@pytest.mark.parametrize(("bits", "raw"), [(1, b"\0\x40"), (2, b"\0\x1b"), (4, b"\0\x01\x23"), (8, b"\0\0\1\2\3")])
+def test_the_transparent_grey_of_a_png_has_the_bits_of_the_file(bits: int, raw: bytes) -> None:
+    step = 255 // (2**bits - 1)
+    count = min(4, 2**bits)
+    for clear in range(count):
+        expected = [255 if value == clear else value * step for value in range(count)]
+        data = png(raw, size=(count, 1), bits=bits, colour=0, clear=(clear,))
+        assert read(data, "L").ravel().tolist() == expected
+
+
+def test_the_transparent_colour_of_a_png_has_16_bits() -> None:
+    raw = b"\0" + struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x3400, 0x7800, 0xBC00)
+    data = png(raw, size=(2, 1), bits=16, colour=2, clear=(0x1234, 0x5678, 0x9ABC))
+    assert read(data).tolist() == [[[255, 255, 255], [0x34, 0x78, 0xBC]]]

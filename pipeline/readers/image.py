@@ -214,6 +214,7 @@ def opened(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Imag
             # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
             if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
                 raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
+            image_files.correct(image, data)
             yield image
     except UnidentifiedImageError:
         other = image_files.describe_other(data)

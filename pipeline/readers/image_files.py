@@ -7,9 +7,10 @@ Ghostscript, whatever the name of the file) or ask plugins: their files are refu
 import functools
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImagePalette, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """Pixels of an image that is opened where nothing else is set: above these Pillow suspects a decompression bomb."""
@@ -111,7 +112,9 @@ def without_metadata(data: bytes) -> bytes | None:
     Pillow refuses an image for what its texts, its colour profile or its checksums of these are.
     """
     if data.startswith(PNG_SIGNATURE):
-        return PNG_SIGNATURE + b"".join(chunk for kind, chunk in _png_chunks(data) if kind in PNG_CHUNKS)
+        return PNG_SIGNATURE + b"".join(
+            chunk for kind, chunk in _png_chunks(data) if kind in PNG_CHUNKS and (kind != b"eXIf" or _is_sound(chunk))
+        )
     if data.startswith(b"\xff\xd8\xff"):
         return b"\xff\xd8" + b"".join(_jpeg_parts(data))
     return None
@@ -123,6 +126,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         (size,) = struct.unpack_from(">I", data, at)
         yield data[at + 4 : at + 8], data[at : at + 12 + size]
         at += 12 + size
+
+
+def _is_sound(chunk: bytes) -> bool:
+    """Return whether the checksum of a PNG chunk is right."""
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
@@ -159,8 +167,37 @@ def refuse_tiff(image: Image.Image) -> str | None:
     tags = getattr(image, "tag_v2", None)
     if tags is None or image.format != "TIFF":
         return None
-    if 50706 in tags or (int(tags.get(254, 0)) & 1 and 330 in tags):
+    is_reduced = bool(int(tags.get(254, 0)) & 1)
+    if 50706 in tags or (is_reduced and 330 in tags):
         return "a camera's raw file, of which Pillow reads a preview: develop it to TIFF or JPEG"
+    if is_reduced and tags.next:
+        return "a TIFF whose first page is a reduced copy of another: save the full page as a file of its own"
     if 2 in tags.get(339, ()) and max(tags.get(258, (1,))) <= 16:
         return "signed pixels, of which black and white are not known: convert them to unsigned 8 or 16 bits"
     return None
+
+
+def correct(image: Image.Image, data: bytes) -> None:
+    """Correct in place, before its pixels are decoded, what Pillow takes wrongly from an open image's header.
+
+    PNG: the transparent colour, which Pillow compares with pixels that are scaled to 8 bits, has the bits of the file.
+    TIFF: a palette of 8 bits, which libtiff reads by this rule too, and 16-bit samples in planes, uncompressed.
+    """
+    if image.format == "PNG" and data[12:16] == b"IHDR" and "transparency" in image.info:
+        bits, clear = data[24], image.info["transparency"]
+        if image.mode == "L" and bits < 8 and isinstance(clear, int):
+            image.info["transparency"] = clear * 255 // (2**bits - 1)
+        elif image.mode == "RGB" and bits == 16:
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or image.format != "TIFF":
+        return
+    palette = tags.get(320, ())
+    if image.mode == "P" and palette and max(palette) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(palette))
+    if image.mode == "RGB" and tags.get(284) == 2 and tags.get(258) == (16, 16, 16):
+        order = "B" if tags.prefix == b"MM" else "L"
+        image.tile = [
+            tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
+            for tile in image.tile
+        ]
