@@ -17,6 +17,7 @@ never touches it. `data/manifests/<dataset>.excluded.csv` accounts for all other
 lack the two columns, and are read as if they were null.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,11 @@ FILES_SCHEMA = pa.schema(
 )
 FIXED = tuple(FILES_SCHEMA.names)
 SPLIT_NAMES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "tr"),
     "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
 }
-"""How each split may be named, in any case: by folders, and in columns."""
+"""How each split may be named, in any case, also with `_set` or `-set` behind: by folders, and in columns."""
 
 IN_CONTAINERS = ("container", "offset")
 """The columns that are null where no sample lies in a container."""
@@ -58,7 +59,7 @@ def label_column(name: str) -> str:
 
 def split_of(name: str) -> str | None:
     """Return the split that a folder or a value of a column names: train, validation or test; None for another name."""
-    plain = name.strip().casefold()
+    plain = re.sub(r"[ _-]?set$", "", name.strip().casefold())
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 

@@ -250,6 +250,10 @@ LITTER = (
     "@eaDir/0.png",
     "cat/~$list.tmp",
     "a.png~",
+    "cat/photo.jpg_original",
+    "found.000/0.png",
+    "cat/_vti_cnf/0.png",
+    "cat/@__thumb/0.png",
 )
 OTHER = ("README", "notes.TXT", "cat/labels.csv", "cat/clip.mp4", "dog/data.json")
 
@@ -293,12 +297,12 @@ def test_folders_of_splits_beside_others_are_refused_and_classes_like_splits_are
         write_image(tmp_path / "photos" / folder / "cat" / "0.png", seed=number)
     with pytest.raises(DataError, match=r"photos: expected either .*, got Test, train and beside them extra. Move the"):
         prepared(tmp_path / "photos", tmp_path / "manifests")
-    for number, folder in enumerate(("train", "bus", "eval_set")):
+    for number, folder in enumerate(("train", "bus", "evals")):
         write_image(tmp_path / "vehicles" / folder / "0.png", seed=number)
     outcome = prepared(tmp_path / "vehicles", tmp_path / "manifests")
-    assert set(outcome.column("label").values()) == {"train", "bus", "eval_set"}
+    assert set(outcome.column("label").values()) == {"train", "bus", "evals"}
     (note,) = outcome.prepared.notes
-    assert note.startswith("classes that look like splits: eval_set, train. If they are, name their folders train,")
+    assert note.startswith("classes that look like splits: evals, train. If they are, name their folders train,")
 
 
 def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> None:
@@ -314,6 +318,51 @@ def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> No
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
+def test_a_script_that_processes_cannot_run_again_is_told_of_the_guard(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "cat" / "0.png")
+    (tmp_path / "script.py").write_text(
+        "# __main__ stands here, but guards nothing\n"
+        "from pathlib import Path\n"
+        "from pipeline.errors import DataError\n"
+        "from pipeline.manifest import ManifestPaths\n"
+        "from pipeline.prepare import PrepareConfig, examine\n"
+        "from pipeline.prepare.run import prepare\n"
+        "examine.ALONE = 0.0\n"
+        "try: prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x'))\n"
+        "except DataError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    expected = "photos: the processes that check images could not start; their traceback is above. A script that prep"
+    assert expected in done.stdout
+    assert "memory" not in done.stdout
+
+
+def test_what_a_list_names_and_images_of_other_kinds_are_rejects_where_they_cannot_be_read(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    write_image(root / "cat" / "0.png")
+    (root / "cat" / "1.mrw").write_bytes(b"\0MRM" + bytes(40))  # a raw file whose bytes nothing is known of
+    (root / "cat" / "2").write_bytes(b"no image")
+    outcome = prepared(root, tmp_path / "manifests", max_rejected=0.9)
+    assert outcome.prepared.excluded == {"unreadable": 1, "other": 1}
+    (root / "list.csv").write_text("path\ncat/0.png\ncat/1.mrw\ncat/2\n")
+    outcome = prepared(root / "list.csv", tmp_path / "manifests", max_rejected=0.9)
+    assert outcome.prepared.excluded == {"unreadable": 2}
+
+
+def test_folders_that_are_read_as_one_split_are_noted(tmp_path: Path) -> None:
+    for number, folder in enumerate(("training_set", "Test-Set", "holdout", "TR", "eval")):
+        write_image(tmp_path / "photos" / folder / "cat" / "0.png", seed=number)
+    outcome = prepared(tmp_path / "photos", tmp_path / "manifests")
+    splits = sorted(outcome.column("split").values())
+    assert splits == ["test"] * 3 + ["train"] * 2
+    assert outcome.prepared.notes == (
+        "TR, training_set: these folders are all read as train. If they are not one split, give a list with a column "
+        "of splits.",
+        "Test-Set, eval, holdout: these folders are all read as test. If they are not one split, give a list with a "
+        "column of splits.",
+    )
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

@@ -289,7 +289,9 @@ def test_odd_values_in_the_split_column_are_named(
     manifest: Manifest, tmp_path: Path, values: list[Any], odd: str
 ) -> None:
     manifest(label=["cat", "dog", "cat", "dog", "cat", "dog", "cat"][: len(values)], split=values)
-    with pytest.raises(DataError, match=f"the split column 'split': expected train, training for .*; got also {odd}"):
+    with pytest.raises(
+        DataError, match=f"the split column 'split': expected train, training, tr for .*; got also {odd}"
+    ):
         split(config(by="column"), tmp_path)
 
 

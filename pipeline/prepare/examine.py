@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import PurePosixPath
 
 from pipeline import sources
@@ -31,6 +32,44 @@ Item = str | bytes | OSError
 UNRECOGNISED = "unrecognised"
 """The kind of trouble with bytes that are of no known format."""
 
+OTHER_IMAGES = (
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+        ".jxl",
+        ".dcm",
+        ".dicom",
+        ".svg",
+        ".eps",
+        ".ps",
+        ".ai",
+        ".psb",
+        ".wmf",
+        ".emf",
+    ),
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+    *(".raw", ".rwl", ".3fr", ".fff", ".iiq", ".mrw", ".x3f", ".kdc", ".dcr", ".erf", ".mef", ".mos", ".exr", ".hdr"),
+    *(
+        ".czi",
+        ".lif",
+        ".nd2",
+        ".oib",
+        ".oif",
+        ".lsm",
+        ".vsi",
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".fits",
+        ".fit",
+        ".xcf",
+    ),
+)
+"""Extensions of images that are not read: one of these is a sample that would be missed."""
+
 ARCHIVES = (".tar", ".parquet", ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 """Extensions of files in which samples may lie that would be missed."""
 
@@ -43,43 +82,52 @@ ALONE = 0.5  # seconds before processes are started
 
 
 def examine(
-    rows: Iterable[tuple[int, Place]], check: str, *, where: str, max_pixels: int = MAX_PIXELS
+    rows: Iterable[tuple[int, Place]],
+    check: str,
+    *,
+    where: str,
+    max_pixels: int = MAX_PIXELS,
+    all_are_samples: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield number and answer of each sample, in the order given; containers' samples stand together, by their offsets.
 
-    A file of no known format without an image's extension is of the kind "other", and no reject. Local files are read
+    A file of no known format without an image's extension is of the kind "other", and no reject, unless
+    `all_are_samples`, as of a list. Local files are read
     where they are checked. Containers are read here, from front to back, and remote files over several connections.
     Raises DataError where a process is killed.
     """
     end = time.monotonic() + ALONE
     inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
+    settle = functools.partial(_settle, all_are_samples=all_are_samples)
     chunks = _chunks(rows)
     for chunk, items in chunks:
         for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
             if time.monotonic() > end:
                 rest = itertools.chain([(chunk[number:], items[number:])], chunks)
-                yield from _on_all_cores(rest, inspect_items, where=where)
+                yield from _on_all_cores(rest, inspect_items, settle, where=where)
                 return
-            yield row, _settle(place, inspect_items([item])[0])
+            yield row, settle(place, inspect_items([item])[0])
 
 
-def _settle(place: Place, answer: Answer) -> Answer:
+def _settle(place: Place, answer: Answer, *, all_are_samples: bool) -> Answer:
     """Tell a file that is no image by its name and its content from an image that is damaged."""
     key, size, kind, reason = answer
     if kind != UNRECOGNISED:
         return answer
     suffix = PurePosixPath(place.path).suffix.lower()
-    is_lost = place.container is not None or suffix in image_files.extensions() or suffix in ARCHIVES
+    is_image = suffix in image_files.extensions() or suffix in OTHER_IMAGES
+    is_lost = all_are_samples or place.container is not None or is_image or suffix in ARCHIVES
     return key, size, "unreadable" if is_lost else "other", reason
 
 
 def _on_all_cores(
     chunks: Iterable[tuple[list[tuple[int, Place]], list[Item]]],
     inspect_items: Callable[[Sequence[Item]], list[Answer]],
+    settle: Callable[[Place, Answer], Answer],
     *,
     where: str,
 ) -> Iterator[tuple[int, Answer]]:
-    with _workers() as pool:
+    with _workers() as (pool, started):
         flying: deque[tuple[list[tuple[int, Place]], int, Future[list[Answer]]]] = deque()
 
         def land() -> Iterator[tuple[int, Answer]]:
@@ -87,8 +135,8 @@ def _on_all_cores(
             try:
                 answers = future.result()
             except BrokenProcessPool:
-                raise DataError(_killed(where, [place for _, place in chunk])) from None
-            yield from ((row, _settle(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
+                raise DataError(_killed(where, [place for _, place in chunk], has_started=started.is_set())) from None
+            yield from ((row, settle(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
 
         for chunk, items in chunks:
             weight = sum(len(item) for item in items if isinstance(item, bytes))
@@ -97,7 +145,8 @@ def _on_all_cores(
             try:
                 future = pool.submit(inspect_items, items)
             except BrokenProcessPool:
-                raise DataError(_killed(where, [place for _, place in (flying[0][0] if flying else chunk)])) from None
+                places = [place for _, place in (flying[0][0] if flying else chunk)]
+                raise DataError(_killed(where, places, has_started=started.is_set())) from None
             flying.append((chunk, weight, future))
         while flying:
             yield from land()
@@ -133,20 +182,34 @@ def judge(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> An
 
 
 @contextmanager
-def _workers() -> Iterator[Executor]:
-    """A process per core, or a thread where the script has no guard; what has not begun is dropped at an early end."""
+def _workers() -> Iterator[tuple[Executor, Event]]:
+    """A process per core, or a thread where the script has no guard; and an event that is set once one has started.
+
+    What has not begun is dropped at an early end.
+    """
     pool: Executor
+    context = get_context("spawn")
+    started = context.Event()
     if can_start_processes():
-        pool = ProcessPoolExecutor(max_workers=cores(), mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(cores(), mp_context=context, initializer=_announce, initargs=(started,))
     else:
         pool = ThreadPoolExecutor(max_workers=cores())
     try:
-        yield pool
+        yield pool, started
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _killed(where: str, places: Sequence[Place]) -> str:
+def _announce(started: Event) -> None:
+    started.set()
+
+
+def _killed(where: str, places: Sequence[Place], *, has_started: bool) -> str:
+    if not has_started:
+        return (
+            f"{where}: the processes that check images could not start; their traceback is above. A script that "
+            "prepares images is a file, and makes its calls under `if __name__ == '__main__'`."
+        )
     return (
         f"{where}: a process that was checking images was killed, at {places[0].path} or one of the "
         f"{len(places):,} after it. The usual reason is a lack of memory: look for a very large image there, or set "

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.prepare import Found, PrepareConfig, listed, packed, tables
 from pipeline.prepare.companions import is_table_of_labels
-from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.folders import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
 from pipeline.sources import files
@@ -42,6 +42,10 @@ def label_types(
     if kind == "files":
         if config.types:
             raise DataError(f"{config.root}: the label of a folder is its name, a text. Leave `types` out.")
+        for root in roots:
+            tops = files.folders(root.path)
+            for line in describe_joined_splits(tops) if is_by_split(tops, where=root.path) else ():
+                note(line)
         return {"label": pa.string()}
     if kind == "tar":
         return None

@@ -13,9 +13,12 @@ LITTER = frozenset(
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "photothumb.db"),
         *("__macosx", "@eadir", "$recycle.bin", "recycler", "system volume information", "lost+found", "lost.dir"),
         *("#recycle", "@recycle", "@tmp", "#snapshot", "msocache", "__pycache__"),
+        *("@__thumb", "@sharebin", "@synoresource", "found.000", "_vti_cnf", "resource.frk", "autorun.inf"),
     }
 )
 LITTER_ENDS = ("~", "zone.identifier", ".crdownload", ".part", ".partial", ".tmp", ".lnk", ".url", ".aae", ".thm")
+# exiftool's copy of a photo whose tags it wrote, photo.jpg_original, has the same pixels.
+LITTER_COPY = re.compile(r".+\.[a-z0-9]+_original")
 
 # Extensions of files that plainly are no images. Those of archives are missing: what they hold would be missed.
 OTHER_FILES = frozenset(
@@ -57,6 +60,21 @@ def is_by_split(tops: Iterable[str], *, where: str) -> bool:
     return bool(names) and not others
 
 
+def describe_joined_splits(tops: Iterable[str]) -> list[str]:
+    """Return a line for each split that several of the top folders name, such as `test` and `holdout`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(tops):
+        split = split_of(name) if counts_as_folder(name) else None
+        if split is not None:
+            found.setdefault(split, []).append(name)
+    return [
+        f"{', '.join(names)}: these folders are all read as {split}. If they are not one split, give a list with a "
+        "column of splits."
+        for split, names in found.items()
+        if len(names) > 1
+    ]
+
+
 def describe_odd_classes(classes: Iterable[str]) -> list[str]:
     """Return a line for classes whose names look like those of splits."""
     odd = sorted(name for name in classes if split_of(name) or LOOKS_LIKE_SPLIT.fullmatch(name.casefold()))
@@ -92,7 +110,9 @@ def refusal(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
 def is_litter(names: Sequence[str]) -> bool:
     """Return whether a file, or one of the folders around it, was left behind by a system, a program or a device."""
     lower = [name.casefold() for name in names]
-    return any(name in LITTER for name in lower) or (bool(lower) and lower[-1].endswith(LITTER_ENDS))
+    return any(name in LITTER for name in lower) or any(
+        name.endswith(LITTER_ENDS) or LITTER_COPY.fullmatch(name) for name in lower[-1:]
+    )
 
 
 def is_other_file(name: str) -> bool:

@@ -60,7 +60,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
         found = _list_files(database, config, roots, types)
         if types is None:
             values.refuse_missing(database, config)
-        _inspect_all(database, config, progress)
+        _inspect_all(database, config, progress, is_list=roots[0].kind == "list")
         excluded = _resolve(database)
         _refuse_too_many(database, config, found, excluded)
         if types is None:
@@ -108,7 +108,7 @@ def _list_files(
     return found
 
 
-def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: Progress) -> None:
+def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: Progress, *, is_list: bool) -> None:
     (total,) = database.execute("SELECT count(*) FROM files WHERE kind IS NULL").fetchone()
     columns = "id, path, container, offset, size"
     pending = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY id")
@@ -120,7 +120,9 @@ def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: 
 
     def answers() -> Iterator[tuple[Any, ...]]:
         nonlocal done
-        for row, answer in examine(rows, config.check, where=config.root, max_pixels=config.max_pixels):
+        for row, answer in examine(
+            rows, config.check, where=config.root, max_pixels=config.max_pixels, all_are_samples=is_list
+        ):
             done += 1
             progress(done, total)
             yield (*answer, row)

@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image, ImagePalette, UnidentifiedImageError
+from PIL import Image, ImagePalette, TiffImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """Pixels of an image that is opened where nothing else is set: above these Pillow suspects a decompression bomb."""
@@ -189,9 +189,9 @@ def correct(image: Image.Image, data: bytes) -> None:
             image.info["transparency"] = clear * 255 // (2**bits - 1)
         elif image.mode == "RGB" and bits == 16:
             image.info["transparency"] = tuple(value >> 8 for value in clear)
-    tags = getattr(image, "tag_v2", None)
-    if tags is None or image.format != "TIFF":
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
+    tags = image.tag_v2
     palette = tags.get(320, ())
     if image.mode == "P" and palette and max(palette) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(palette))
