@@ -198,6 +198,8 @@ def correct(image: Image.Image, data: bytes) -> None:
     if image.mode == "RGB" and tags.get(284) == 2 and tags.get(258) == (16, 16, 16):
         order = "B" if tags.prefix == b"MM" else "L"
         image.tile = [
-            tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
+            tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:]))
+            if tile.codec_name == "raw" and isinstance(tile.args, tuple)
+            else tile
             for tile in image.tile
         ]
