@@ -11,6 +11,7 @@ import typer
 
 from pipeline import cache_cli
 from pipeline.errors import Interrupted, PipelineError
+from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 app = typer.Typer(
     help="Transfer-learning features: extracted once, reused by every head. The pipeline itself is run by `dvc repro`.",
@@ -411,8 +412,10 @@ def features_export(
 
 def main() -> None:
     """Entry point; errors that were raised on purpose, and those of the system, are printed without a traceback."""
+    print_any_text()
     try:
-        app()
+        with closed_pipe_is_quiet():
+            app()
     except PermissionError as error:
         from pipeline.files import denied
 

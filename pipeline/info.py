@@ -1,7 +1,7 @@
 """Describe any artefact: what it is, what is in it, what it was made from."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ def describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
     try:
-        for marker, reader in {"backbone.json": _backbone, "index.json": _features, "model.json": _model}.items():
+        for marker, reader in READERS.items():
             if (path / marker).is_file():
                 return {"path": str(path), **reader(path)}
         if path.suffix in (".parquet", ".json"):
@@ -26,7 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
     except ValueError as error:  # what JSON and Parquet readers raise for files that are not whole
         raise DataError(f"{path}: damaged, or not what its name says: {error}") from None
     raise DataError(
-        f"{path}: no artefact of icecore. Expected a folder with backbone.json, index.json or model.json, "
+        f"{path}: no artefact of icecore. Expected a folder with {' or '.join(READERS)}, "
         "a .parquet of manifests, tasks or predictions, or the .json of a run's metrics."
     )
 
@@ -78,6 +78,19 @@ def _model(path: Path) -> dict[str, Any]:
     return {"artefact": "model", **read_json(path / "model.json"), "heads": heads}
 
 
+def _teacher(path: Path) -> dict[str, Any]:
+    return {"artefact": "teacher", **read_json(path / "teacher.json")}
+
+
+READERS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+    "backbone.json": _backbone,
+    "index.json": _features,
+    "model.json": _model,
+    "teacher.json": _teacher,
+}
+"""Files that make a folder an artefact, and what describes each."""
+
+
 def _table(path: Path) -> dict[str, Any]:
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
@@ -109,6 +122,10 @@ def _numbers(path: Path) -> dict[str, Any]:
         "comparison": "across",
         "metrics": "test_rows",
         "audit": "byte_duplicates",
+        "extraction metrics": "rows_computed",
+        "distillation metrics": "student",
+        "digest": "weights_digest",
+        "card": "cards",
     }
     for artefact, field in known.items():
         if isinstance(found, dict) and field in found:

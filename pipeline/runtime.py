@@ -1,11 +1,13 @@
 """What the machine offers: cores, threads, seeds, and the versions that a record names."""
 
+import contextlib
+import io
 import os
 import random
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +70,24 @@ def can_start_processes() -> bool:
     except OSError:
         return True
     return "__main__" in text
+
+
+def print_any_text() -> None:
+    """Let standard output and error print every text: what their encoding lacks is written as `?`, and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def closed_pipe_is_quiet() -> Iterator[None]:
+    """End the process without a word where nobody reads standard output any more, as with `| head -1`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(141) from None  # as a shell sees a process that SIGPIPE ended
 
 
 def seed_everything(seed: int) -> None:

@@ -11,6 +11,7 @@ from pipeline.config import Section, check, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
 from pipeline.params import read_params, unusual_values
+from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
@@ -118,8 +119,10 @@ def run(stage: Callable[[], None]) -> None:
 
     A stage that the user ends exits with 130, as a shell expects of a process that was interrupted.
     """
+    print_any_text()
     try:
-        stage()
+        with closed_pipe_is_quiet():
+            stage()
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         raise SystemExit(130) from None

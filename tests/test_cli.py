@@ -203,6 +203,36 @@ ARTEFACTS = {
 }
 
 
+def test_info_knows_teachers_and_the_metrics_of_stages(icecore: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "teachers" / "tuned"
+    write_json(folder / "teacher.json", {"format": 1, "columns": {"logits": {"address": "ab" * 32}}, "top_k": None})
+    assert "artefact: teacher\n" in icecore("info", folder).out
+    for name, content in {
+        "extraction metrics": {"samples": 3, "rows_computed": 6},
+        "distillation metrics": {"student": {"parameters": 10}, "teachers": {}},
+        "digest": {"weights_digest": "ab"},
+        "card": {"cards": []},
+    }.items():
+        write_json(tmp_path / "x.json", content)
+        assert f"artefact: {name}" in icecore("info", tmp_path / "x.json").out.splitlines()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_what_a_stream_cannot_encode_ends_nothing(data: Path, encoding: str) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "info", str(data / "backbones" / "tiny")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"block1: 4" in done.stdout  # × is in Latin-1 and not in ASCII
+
+
+def test_a_reader_that_stops_reading_ends_the_command_quietly(data: Path) -> None:
+    command = f"{sys.executable} -m pipeline.cli info {data / 'backbones' / 'tiny'} --json | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, check=False)
+    assert done.stdout == b"{\n"
+    assert done.stderr == b""
+
+
 def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 

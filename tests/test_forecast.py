@@ -262,6 +262,19 @@ def test_the_pilot_of_nothing_is_none_and_of_auto_says_that_another_engine_may_b
     assert pilot(work.request(), cache_root=work.cache) is None
 
 
+def test_the_pilot_counts_the_views_that_are_missing(work: Work) -> None:
+    work.extract()
+    views = {"count": 2, "augment": [{"name": "horizontal_flip"}]}
+    found = pilot(work.request(views=views), cache_root=work.cache)
+    assert found is not None
+    assert (found.samples, found.sampled) == (24, 24)  # 12 of each view, none of the samples as they are
+    assert found.low < found.seconds < found.high
+    work.extract(views={**views, "count": 1})
+    rest = pilot(work.request(views=views), cache_root=work.cache)
+    assert rest is not None
+    assert rest.samples == 12
+
+
 def test_the_pilot_counts_what_it_cannot_read_and_fails_where_that_is_all(work: Work) -> None:
     request = work.request()
     paths = [Path(path) for path in request.samples.where["path"].to_pylist()]

@@ -68,13 +68,40 @@ class Rates:
 
 
 def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0) -> Rates | None:
-    """Measure on about `images` of the samples that lack a tap; None if nothing is missing.
+    """Measure on about `images` of the samples that lack a tap, of each view too; None if nothing is missing.
 
     Raises DataError if none of them can be read, and what the engine and the store raise in a run.
     """
-    chosen = sample(request.rows, images, seed=seed)
-    if not len(chosen):
+    passes = [one for one in request.all if len(one.rows)]
+    if not passes:
         return None
+    each = max(1, images // len(passes))
+    return _together([_measure(one, cache_root=cache_root, images=each, seed=seed) for one in passes])
+
+
+def _together(passes: list[Rates]) -> Rates:
+    """One pass over the samples after another: seconds and samples add up."""
+    first, *others = passes
+    if not others:
+        return first
+    seconds = {part: sum(one.samples / one.rates[part] for one in passes) for part in PARTS}
+    samples = sum(one.samples for one in passes)
+    return replace(
+        first,
+        sampled=sum(one.sampled for one in passes),
+        unreadable=sum(one.unreadable for one in passes),
+        samples=samples,
+        rates={part: samples / max(spent, 1e-9) for part, spent in seconds.items()},
+        bottleneck=bottleneck(seconds),
+        seconds=sum(one.seconds for one in passes),
+        low=sum(one.low for one in passes),
+        high=sum(one.high for one in passes),
+    )
+
+
+def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> Rates:
+    """Measure one pass, over the samples as they are or over one view of them."""
+    chosen = sample(request.rows, images, seed=seed)
     loaded = artefact.read(request.backbone)
     config = request.config
     size = min(config.batch, max(1, len(chosen) // BATCHES))
