@@ -34,6 +34,7 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
         ["image: image", "folders: [amazon, webcam]", "path: path", "columns: [label]", "check: decode"],
     ),
     ("prepare.digits", {}, ["max_rejected: 0.05", "max_pixels: 89478485"]),
+    ("prepare.digits", {}, ["types: {code: text, score: number}", "encoding: cp1252"]),
     ("freeze", {}, ["mobilenet: {source: torchvision, model: mobilenet_v2, weights: IMAGENET1K_V1}"]),
     ("freeze", {}, ["resnet:    {source: timm, model: resnet50, weights: a1_in1k}"]),
     ("freeze", {}, ["tuned:     {source: folder, folder: /path/backbone, digest: 1a2b3c4d}"]),
