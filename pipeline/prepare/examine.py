@@ -7,10 +7,10 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import PurePosixPath
@@ -99,14 +99,14 @@ def examine(
     end = time.monotonic() + ALONE
     inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
     settle = functools.partial(_settle, all_are_samples=all_are_samples)
-    chunks = _chunks(rows)
-    for chunk, items in chunks:
-        for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
-            if time.monotonic() > end:
-                rest = itertools.chain([(chunk[number:], items[number:])], chunks)
-                yield from _on_all_cores(rest, inspect_items, settle, where=where)
-                return
-            yield row, settle(place, inspect_items([item])[0])
+    with closing(_chunks(rows)) as chunks:  # at an error too, since it holds a container open
+        for chunk, items in chunks:
+            for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
+                if time.monotonic() > end:
+                    rest = itertools.chain([(chunk[number:], items[number:])], chunks)
+                    yield from _on_all_cores(rest, inspect_items, settle, where=where)
+                    return
+                yield row, settle(place, inspect_items([item])[0])
 
 
 def _settle(place: Place, answer: Answer, *, all_are_samples: bool) -> Answer:
@@ -217,7 +217,7 @@ def _killed(where: str, places: Sequence[Place], *, has_started: bool) -> str:
     )
 
 
-def _chunks(rows: Iterable[tuple[int, Place]]) -> Iterator[tuple[list[tuple[int, Place]], list[Item]]]:
+def _chunks(rows: Iterable[tuple[int, Place]]) -> Generator[tuple[list[tuple[int, Place]], list[Item]]]:
     """Samples in small groups, each with what a process gets of it."""
     waiting = iter(rows)
     while block := list(itertools.islice(waiting, BLOCK)):
