@@ -55,11 +55,18 @@ bench: $(VENV)/.installed  ## run all benchmarks that need no GPU, each with few
 bench-peers: $(VENV)/.installed $(PEERS)/.installed  ## compare extraction with thingsvision, which it installs apart
 	@python benchmarks/extract.py --peers $(PEERS)/bin/python --rerun 0 $(BENCH)
 
-clean:  ## remove what was generated: the environment, data/, caches of tools. The feature cache outside stays
+# What stages write, below data/: of data/raw only what `sample` writes, and never a file that no stage made.
+MADE := manifests pretrained backbones features digests tasks audits models teachers predictions curves metrics plots \
+        comparisons report $(addprefix raw/,digits glyphs)
+
+clean:  ## remove what was generated: the environment, what stages wrote to data/, caches of tools. Your own files stay
 	@rm -rf $(VENV) $(PEERS) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find data -mindepth 1 ! -name .gitignore ! -name '*.dvc' -type f -delete
+	@for folder in $(MADE); do \
+	  [ ! -d data/$$folder ] || find data/$$folder -mindepth 1 ! -name .gitignore ! -name '*.dvc' -type f -delete; done
+	@find data/code -type l -delete
 	@find data -mindepth 1 -type d -empty -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find data -type f ! -name .gitignore ! -name '*.dvc' | sed 's/^/kept: /'
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "icecore needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

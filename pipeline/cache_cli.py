@@ -1,7 +1,7 @@
 """`icecore cache`: look at the feature cache, and look after it."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ app = typer.Typer(help="The feature cache that all projects of this machine shar
 
 @app.command("list")
 def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the columns of the cache: what they are, their size and when they were last used.
+    """List the columns of the cache: what they are, their size and when they were last used; then its other folders.
 
     Example:
 
@@ -21,7 +21,7 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
     from pipeline.store import cache, upkeep
 
     root = cache.default_root()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "address": column.address,
             "network": column.identity.get("architecture", {}),
@@ -35,8 +35,17 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
         }
         for column in cache.columns(root)
     ]
+    others = [entry for entry in upkeep.entries(root) if entry.column is None]
+    folders: list[dict[str, Any]] = [
+        {
+            "folder": folder,
+            "entries": sum(entry.folder == folder for entry in others),
+            "bytes": sum(entry.bytes for entry in others if entry.folder == folder),
+        }
+        for folder in dict.fromkeys(entry.folder for entry in others)
+    ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([*rows, *folders], indent=2, ensure_ascii=False))
         return
     for row in rows:
         name = row["network"].get("name") or row["network"].get("family")
@@ -44,7 +53,10 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
             f"{row['address'][:12]}  {row['last_used'][:10]}  {row['rows']:>12,} rows  {row['bytes'] / 1e6:>9,.1f} MB "
             f" {name} {row['node']} {row['pool']} {row['dtype']}"
         )
-    typer.echo(f"{root}: {len(rows)} columns, {sum(row['bytes'] for row in rows) / 1e6:,.1f} MB")
+    for one in folders:
+        typer.echo(f"{one['folder']}/: {one['entries']:,} entries, {one['bytes'] / 1e6:,.1f} MB")
+    total = sum(row["bytes"] for row in [*rows, *folders])
+    typer.echo(f"{root}: {len(rows)} columns, {total / 1e6:,.1f} MB")
 
 
 @app.command("verify")
@@ -95,12 +107,17 @@ def cache_prune(
         str | None, typer.Option(help="Remove what no project used for so long: 12h, 30d, 8w.")
     ] = None,
     max_size: Annotated[str | None, typer.Option(help="Remove the longest unused until this suffices: 200GB.")] = None,
+    address: Annotated[str | None, typer.Option(help="Remove the columns whose address begins so.")] = None,
 ) -> None:
-    """Remove columns that are not used any more. What a project's data/features/ links stays there.
+    """Remove what is not used any more: columns, graphs, decoded images, trainings.
 
-    Example:
+    What a project's data/features/ links stays there, and its bytes stay on the disk until no project links them.
+
+    Examples:
 
       icecore cache prune --unused-for 30d --max-size 200GB
+
+      icecore cache prune --address 1a2b3c4d5e6f
     """
     import time
 
@@ -108,7 +125,11 @@ def cache_prune(
 
     limit = None if max_size is None else upkeep.parse_size(max_size)
     seconds = None if unused_for is None else upkeep.parse_duration(unused_for)
-    removed = upkeep.prune(cache.default_root(), unused_for=seconds, max_bytes=limit, now=time.time())
-    for column in removed:
-        typer.echo(f"removed {column.address[:12]} {column.identity.get('node')}")
-    typer.echo(f"{cache.default_root()}: {len(removed)} columns removed")
+    removed = upkeep.prune(cache.default_root(), unused_for=seconds, max_bytes=limit, address=address, now=time.time())
+    for entry in removed:
+        typer.echo(f"removed {entry.name}")
+    of_columns = sum(entry.column is not None for entry in removed)
+    others = len(removed) - of_columns
+    typer.echo(
+        f"{cache.default_root()}: {of_columns} columns removed" + (f", and {others} other entries" if others else "")
+    )

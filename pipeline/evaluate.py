@@ -22,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.files import digest, read_json, sha256_file, write_json, write_text
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
+from pipeline.runtime import versions
 
 CODE = (
     "evaluate.py",
@@ -32,6 +33,7 @@ CODE = (
     "predictions.py",
     "task.py",
     "files.py",
+    "runtime.py",
 )
 """What works the numbers out: files beside this one."""
 
@@ -55,10 +57,11 @@ class EvaluateConfig(Settings):
 
 
 def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
-    """What the numbers of a run follow from, as a digest: settings, files, and the code that works them out."""
+    """Return a digest of what the numbers of a run follow from: settings, files, the code and the packages."""
     files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
     code = [sha256_file(Path(__file__).with_name(name)) for name in CODE]
-    return digest({"settings": config.model_dump(mode="json"), "files": files, "code": code})
+    made_by = versions("scikit-learn", "numpy", "scipy")
+    return digest({"settings": config.model_dump(mode="json"), "files": files, "code": code, "versions": made_by})
 
 
 def is_current(now: str, *, tables: Path, others: Sequence[Path]) -> bool:

@@ -64,7 +64,7 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
     The name carries host and process, so that `sweep` can tell a killed process's leftovers from a live writer's file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = temporary_path(folder, name)
     try:
         yield temporary
     except OSError as error:
@@ -73,6 +73,11 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
         raise
     finally:
         _remove(temporary)
+
+
+def temporary_path(folder: Path, name: str) -> Path:
+    """Return a name in a folder that nothing has, and that `sweep` removes once this process has ended."""
+    return folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import graphlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -462,3 +463,23 @@ def test_the_locked_requirements_name_packages_and_no_place_to_get_them() -> Non
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert any(line.startswith("numpy==") for line in lines)
     assert [line for line in lines if "://" in line or line.startswith("-")] == []
+
+
+def test_cleaning_leaves_every_file_that_no_stage_made(tmp_path: Path) -> None:
+    """People put their photos below data/raw."""
+    own = ("data/raw/photos/cat/0.jpg", "data/raw/photos.csv", "data/notes.txt", "data/raw/shards/a.tar")
+    made = ("data/raw/digits/0/0.png", "data/features/net/tap/a.h5", "data/models/run/model.json", "data/audits/a.json")
+    kept = ("data/.gitignore", "data/models/backbone/.gitignore", "data/code/module/.gitignore", "data/raw/x.dvc")
+    for name in (*own, *made, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data" / "code" / "module" / "net.py").symlink_to(ROOT / "Makefile")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "data").rglob("*") if not path.is_dir()}
+    assert left == {*own, *kept}
+    assert sorted(done.stdout.splitlines()) == sorted(f"kept: {name}" for name in own)
+    outs = {out.removeprefix("data/").partition("/")[0] for name in DVC for out in outs_of(name)}
+    listed = re.search(r"MADE := (.*\\\n.*)", (ROOT / "Makefile").read_text())
+    assert listed is not None
+    assert outs - {"raw"} <= {*listed[1].split()}

@@ -2,7 +2,6 @@
 
 import copy
 import datetime
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -564,13 +563,16 @@ def test_an_error_on_purpose_is_printed_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(13, "Permission denied", "data/x"), "data/x: Permission denied. Change its owner or mode."),
-        (FileNotFoundError(2, "No such file or directory", "data/x"), "data/x: No such file or directory."),
-        (OSError(28, "No space left on device"), "No space left on device."),
+        (
+            PermissionError(13, "Permission denied", "data/x"),
+            r"data/x: Permission denied: .* belongs to user \d+ with the mode \d{4}.*\. Change its owner or mode\.",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "data/x"), r"data/x: No such file or directory\."),
+        (OSError(28, "No space left on device"), r"No space left on device\."),
     ],
 )
 def test_what_the_system_refuses_is_printed_with_the_file(error: OSError, message: str) -> None:
-    with pytest.raises(SystemExit, match=f"^error: {re.escape(message)}$"):
+    with pytest.raises(SystemExit, match=f"^error: {message}$"):
         project.run(stage(error))
 
 

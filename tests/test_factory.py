@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import embed
-from pipeline.backbones import artefact, factory, glyphs
+from pipeline.backbones import artefact, factory, glyphs, user_code
 from pipeline.errors import BackboneError, StoreError
 from pipeline.files import sha256_file
 from pipeline.freeze import FreezeConfig
@@ -389,3 +389,36 @@ def test_dvc_is_given_links_to_the_code(code: Path, tmp_path: Path) -> None:
         assert (folder / "theirnets.small.py").read_text() == code.read_text()
     link_code([ours], folder)
     assert [path.name for path in folder.iterdir()] == [".gitignore"]
+
+
+# The code of icecore that trains -------------------------------------------------------------------------------------
+
+
+def test_the_cache_of_trainings_depends_on_all_code_that_trains_and_on_no_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune = user_code.trace("pipeline.training.finetune", of_icecore=True)
+    distill = user_code.trace("pipeline.training.distill", of_icecore=True)
+    shared = {
+        "pipeline.readers.augment",
+        "pipeline.backbones.headed",
+        "pipeline.extract.feed",
+        "pipeline.training.loop",
+    }
+    assert shared <= {*finetune.files} & {*distill.files}
+    assert "pipeline.training.imitation" not in finetune.files  # distillation alone
+    assert "pipeline.report.page" not in distill.files
+    assert finetune.packages == {}
+    file = tmp_path / "module.py"
+
+    def digest_with(text: str) -> str:
+        file.write_text(text)
+        code = user_code.Code({"pipeline.training.finetune": file})
+        monkeypatch.setattr(user_code, "trace", lambda *_, **__: code)
+        user_code.digest_of_icecore.cache_clear()
+        return user_code.digest_of_icecore("pipeline.training.finetune")
+
+    plain = digest_with("def double(x):\n    return 2 * x\n")
+    assert digest_with('"""Words."""\n\ndef double(x):  # a reason\n    """Double."""\n    return 2 * x\n') == plain
+    assert digest_with("def double(x):\n    return 3 * x\n") != plain
+    user_code.digest_of_icecore.cache_clear()

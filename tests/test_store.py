@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import StoreError
-from pipeline.files import content_key, digest, scratch, sha256_file
+from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
 from pipeline.store import cache, index, shard, upkeep, writing
 from pipeline.store import keys as key_arrays
@@ -838,9 +839,41 @@ def test_pruning_removes_what_was_not_used_and_then_what_was_used_longest_ago(tm
     assert [column.last_used() for column in columns] == [0, 1000, 2000, 3000]
     one = upkeep.size(columns[0])
     assert upkeep.prune(tmp_path, now=3000.0) == []
-    assert upkeep.prune(tmp_path, unused_for=2500, now=3000.0) == [columns[0]]
-    assert upkeep.prune(tmp_path, max_bytes=one, now=3000.0) == columns[1:3]
+    assert [entry.column for entry in upkeep.prune(tmp_path, unused_for=2500, now=3000.0)] == [columns[0]]
+    assert [entry.column for entry in upkeep.prune(tmp_path, max_bytes=one, now=3000.0)] == columns[1:3]
     assert list(cache.columns(tmp_path)) == [columns[3]]
+    with pytest.raises(StoreError, match="expected a column whose address begins with 'zz', got none"):
+        upkeep.prune(tmp_path, address="zz", now=3000.0)
+    assert [entry.column for entry in upkeep.prune(tmp_path, address=columns[3].address[:8], now=0.0)] == [columns[3]]
+
+
+def test_pruning_goes_through_every_folder_and_leaves_what_was_used_within_the_hour(tmp_path: Path) -> None:
+    column = cache.column(tmp_path, IDENTITY)
+    add(column, [1, 2])
+    for number, folder in enumerate(upkeep.FOLDERS):
+        for name, used in (("old", 1000 + number), ("new", 9000)):
+            path = tmp_path / folder / name / "file" if number % 2 else tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(100))
+            for one in (path, path.parent) if number % 2 else (path,):
+                os.utime(one, (used, used))
+    column.touch()
+    os.utime(column.folder / "used", (9000, 9000))
+    there = upkeep.entries(tmp_path)
+    assert [entry.folder for entry in there[: len(upkeep.FOLDERS)]] == list(upkeep.FOLDERS)
+    assert sum(entry.bytes for entry in there) == 200 * len(upkeep.FOLDERS) + upkeep.size(column)
+    # What a prune that was killed had put aside, of this version and the one before, is no column and goes.
+    for aside in (temporary_path(tmp_path / "v2", "a" * 64), tmp_path / "v2" / f".{column.address}.removed"):
+        shutil.copytree(column.folder, aside)
+    (tmp_path / "v2" / temporary_path(tmp_path, "b").name.replace(str(os.getpid()), "999999999")).mkdir()
+    (tmp_path / "v2" / ".x.tmp").touch()  # somebody else's
+    removed = upkeep.prune(tmp_path, max_bytes=0, now=9100.0)
+    assert {entry.folder for entry in removed} == {*upkeep.FOLDERS, "v2"}
+    assert {path.name for folder in upkeep.FOLDERS for path in (tmp_path / folder).iterdir()} == {"new"}
+    assert not (tmp_path / "v2" / f".{column.address}.removed").exists()
+    assert not list(cache.columns(tmp_path))
+    assert upkeep.prune(tmp_path, unused_for=50, now=9100.0) != []
+    assert [path for folder in upkeep.FOLDERS for path in (tmp_path / folder).iterdir()] == []
 
 
 @pytest.mark.parametrize(("text", "size"), [("200GB", 200 * 10**9), ("1MiB", 2**20), ("12", 12)])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BackboneError
-from pipeline.files import sha256_file
+from pipeline.files import digest, sha256_bytes, sha256_file
 
 OWN_PACKAGE = __name__.partition(".")[0]
 
@@ -35,8 +35,11 @@ class Code:
         return {name: sha256_file(file) for name, file in sorted(self.files.items())}
 
 
-def trace(module: str) -> Code:
-    """Follow the imports of a module; raises BackboneError where the module is missing."""
+def trace(module: str, *, of_icecore: bool = False) -> Code:
+    """Follow the imports of a module; raises BackboneError where the module is missing.
+
+    `of_icecore`: the modules of icecore count as own ones, and no packages are looked up.
+    """
     code, waiting, tops = Code(), [module], set[str]()
     code.files[module] = file_of(module, where=module)
     seen = {module}
@@ -44,19 +47,38 @@ def trace(module: str) -> Code:
         for name in _imported(waiting.pop(), code.files):
             for part in _with_parents(name):
                 top = part.partition(".")[0]
-                if part in seen or top in sys.stdlib_module_names:
+                if part in seen or top in tops or top in sys.stdlib_module_names:
                     continue
                 seen.add(part)
                 file = _find(part)
                 if file is None:
                     continue
-                if top == OWN_PACKAGE or is_installed(file):
+                if is_installed(file) if top != OWN_PACKAGE else not of_icecore:
                     tops.add(top)
                 else:
                     code.files[part] = file
                     waiting.append(part)
-    code.packages.update(_versions(tops))
+    if not of_icecore:
+        code.packages.update(_versions(tops))
     return code
+
+
+@functools.cache
+def digest_of_icecore(module: str) -> str:
+    """Return a digest of a module of icecore and all of icecore that it imports, without comments and docstrings."""
+    files = trace(module, of_icecore=True).files
+    return digest({name: _without_words(file) for name, file in sorted(files.items())})
+
+
+def _without_words(file: Path) -> str:
+    """The SHA-256 of the syntax tree of a module without its docstrings."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return sha256_bytes(ast.dump(tree).encode())
 
 
 def check(path: str, frozen: Mapping[str, Any]) -> None:

@@ -10,12 +10,16 @@
                                /parity/<digest>.json     what was measured of an engine that computes its rows
                                /used              touched whenever a project links the column
                   /locks/      a file for each features folder: who extracts into it
+                  /jobs/       what workers are told, while an extraction runs
                   /onnx/       exported graphs, as large as the weights in them
+                  /tensorrt/   graphs that TensorRT compiled
                   /engines/    which engine was the fastest here
+                  /batches/    sizes of batches that fit a GPU
                   /teach/      caches of their own, while logits are computed of which a teacher keeps the largest
+                  /training/   checkpoints and results of trainings
+                  /pixels/     decoded images that networks are trained on
 
-`upkeep.prune` removes whole columns with all that is in them. It leaves the folders beside `v2`: a lock may be held,
-and graphs and choices belong to no column.
+`upkeep.prune` removes whole columns with all that is in them, and entries of the other folders but locks and jobs.
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
@@ -269,7 +273,8 @@ def column(root: Path, identity: Mapping[str, Any]) -> Column:
 def columns(root: Path) -> Iterator[Column]:
     """Every column of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
-        yield Column(path.parent, read_note(path))
+        if not path.parent.name.startswith("."):  # one that is being removed
+            yield Column(path.parent, read_note(path))
 
 
 def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:

@@ -1,14 +1,17 @@
 """Looking after the feature cache: what is damaged, how large it is, what may go."""
 
+import contextlib
 import re
 import shutil
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import sweep
+from pipeline.files import sweep, temporary_path
 from pipeline.store import shard
 from pipeline.store.cache import Column, columns
 from pipeline.store.layout import ShardRecord
@@ -29,25 +32,90 @@ def leftovers(column: Column) -> int:
     return sweep(column.folder) + sweep(column.folder / "rejected")
 
 
-def prune(root: Path, *, unused_for: float | None = None, max_bytes: int | None = None, now: float) -> list[Column]:
-    """Remove whole columns: those not used for so many seconds, then the longest unused until `max_bytes` suffice.
+FOLDERS = ("onnx", "tensorrt", "engines", "batches", "teach", "training", "pixels")
+"""The folders of the cache beside the columns, each of entries that can be made again."""
 
-    What `data/features/` of a project links stays there. Returns the columns that were removed.
+IN_USE = 3600.0
+"""Seconds since an entry of `FOLDERS` was used in which a size alone does not remove it: a job may be at work on it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache can do without: a column, or a file or folder of one of `FOLDERS`. `used`: seconds since 1970."""
+
+    folder: str
+    path: Path
+    bytes: int
+    used: float
+    column: Column | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        node = "" if self.column is None else f" {self.column.identity.get('node')}"
+        return f"{self.path.name[:12]}{node}" if self.column is not None else f"{self.folder}/{self.path.name[:24]}"
+
+
+def entries(root: Path) -> list[Entry]:
+    """Return all that the cache can do without, the longest unused first."""
+    found = [Entry("v2", one.folder, size(one), one.last_used(), one) for one in columns(root)]
+    for folder in FOLDERS:
+        for path in (root / folder).glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
+                found.append(Entry(folder, path, *_bytes_and_use(path)))
+    return sorted(found, key=lambda entry: (entry.used, entry.path))
+
+
+def prune(
+    root: Path,
+    *,
+    unused_for: float | None = None,
+    max_bytes: int | None = None,
+    address: str | None = None,
+    now: float,
+) -> list[Entry]:
+    """Remove what was not used for so many seconds, then the longest unused until `max_bytes` suffice for all.
+
+    `address`: remove the columns whose address begins so. What `data/features/` of a project links stays there, and its
+    bytes stay on the disk until the last link is gone. Returns the entries that were removed. Raises StoreError where
+    no column has the address.
     """
-    ordered = sorted(columns(root), key=lambda column: column.last_used())
-    kept: list[Column] = []
-    removed: list[Column] = []
-    for column in ordered:
-        stale = unused_for is not None and now - column.last_used() > unused_for
-        (removed if stale else kept).append(column)
-    while max_bytes is not None and kept and sum(map(size, kept)) > max_bytes:
-        removed.append(kept.pop(0))
-    for column in removed:
-        # Aside first: a reader sees the whole column or none of it.
-        aside = column.folder.with_name(f".{column.folder.name}.removed")
-        column.folder.rename(aside)
-        shutil.rmtree(aside)
+    _finish_removals(root)
+    there = entries(root)
+    removed = [entry for entry in there if unused_for is not None and now - entry.used > unused_for]
+    if address is not None:
+        named = [entry for entry in there if entry.column is not None and entry.path.name.startswith(address)]
+        if not named:
+            raise StoreError(f"{root}: expected a column whose address begins with {address!r}, got none.")
+        removed += [entry for entry in named if entry not in removed]
+    kept = [entry for entry in there if entry not in removed]
+    over = -1 if max_bytes is None else sum(entry.bytes for entry in kept) - max_bytes
+    for entry in kept:
+        is_in_use = entry.column is None and now - entry.used < IN_USE
+        if over > 0 and not is_in_use:
+            removed.append(entry)
+            over -= entry.bytes
+    for entry in removed:
+        # Aside first: a reader sees the whole of it or none.
+        aside = temporary_path(entry.path.parent, entry.path.name)
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            entry.path.rename(aside)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
     return removed
+
+
+def _finish_removals(root: Path) -> None:
+    """Remove what a prune that was killed had put aside."""
+    for folder in ("v2", *FOLDERS):
+        sweep(root / folder)
+        for path in (root / folder).glob(".*.removed"):  # of versions before
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _bytes_and_use(path: Path) -> tuple[int, float]:
+    """The bytes of a file or folder, and when anything in it was last changed or marked as used."""
+    stats = [one.stat() for one in (path, *(path.rglob("*") if path.is_dir() else ()))]
+    return sum(one.st_size for one in stats if stat.S_ISREG(one.st_mode)), max(one.st_mtime for one in stats)
 
 
 def parse_size(text: str) -> int:

@@ -11,9 +11,10 @@ from torch import nn
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import last_layer, new_parts
+from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.config import refuse
 from pipeline.errors import TrainingError
-from pipeline.files import digest, sha256_bytes, sha256_file
+from pipeline.files import sha256_bytes
 from pipeline.runtime import versions
 from pipeline.store import keys as key_arrays
 from pipeline.task import Task
@@ -154,7 +155,7 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
                 name: sha256_bytes("".join(task.keys[rows]).encode() + targets.of(rows).numpy().tobytes())
                 for name, rows in (("train", training.rows), ("validation", validation))
             },
-            "code": code(),
+            "code": digest_of_icecore("pipeline.training.finetune"),
             "versions": versions("torch", "torchvision", "lightning-fabric"),
         },
     )
@@ -167,10 +168,3 @@ def _check_whole(config: FinetuneConfig) -> None:
             f"classifier: expected none with `start: {config.start}`, whose network has one, got settings of a new "
             "one. Leave it out."
         )
-
-
-def code(*packages: str) -> str:
-    """The digest of the code that trains, and of that of other packages: what the cache holds was made by this code."""
-    here = Path(__file__).parent
-    folders = [here, *(here.parent / name for name in packages)]
-    return digest({f"{one.name}/{path.name}": sha256_file(path) for one in folders for path in one.glob("*.py")})

@@ -13,6 +13,7 @@ from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import new_parts
 from pipeline.backbones.spec import Tap
+from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.config import refuse
 from pipeline.errors import TrainingError
 from pipeline.extract import samples as extracted
@@ -32,7 +33,7 @@ from pipeline.training.loop import Setting
 from pipeline.training.losses import class_weights
 from pipeline.training.pairs import pairs_of
 from pipeline.training.pixels import Pixels
-from pipeline.training.ready import Prepared, code
+from pipeline.training.ready import Prepared
 from pipeline.training.samples import PixelSamples
 from pipeline.training.start import begun
 from pipeline.training.student import Student
@@ -155,7 +156,7 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
                 "train": _digest(found.keys, found.labels, found.known, found.truth),
                 "validation": _digest(first.keys[chosen], told.labels.numpy()),
             },
-            "code": code("teach"),
+            "code": digest_of_icecore("pipeline.training.distill"),
             "versions": versions("torch", "torchvision", "lightning-fabric"),
         },
     )
