@@ -374,14 +374,16 @@ def leaderboard(
     from pipeline.report import leaderboard as board
     from stages import project
 
-    runs = board.read(project.TABLES, list(project.runs(project.settings())))
+    names = list(project.runs(project.settings()))
+    runs = board.read(project.TABLES, names)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"run": run["run"], "task": board.task_of(run), **run["selected"]} for run in runs
         ]
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        typer.echo(f"{board.text(runs)}\n\nreport: {project.REPORT}")
+        notes = [f"{name}: not measured: {why}" for name, why in board.unmeasured(project.TABLES, names).items()]
+        typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
 
 
 @features_app.command("export")

@@ -38,6 +38,10 @@ CODE = (
 """What works the numbers out: files beside this one."""
 
 
+UNAVAILABLE = "unavailable"
+"""The name of the cause why a run was not measured, in its numbers and tables."""
+
+
 class Metric(Settings):
     """What decides, by kind of task: the choice on validation rows, the order of the leaderboard, the intervals."""
 
@@ -82,6 +86,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write the numbers for DVC, the tables behind the report and two plots for `dvc plots`; return the numbers.
 
+    Where the metric cannot be measured of any method, the cause is written as `unavailable` in place of the numbers:
+    `compare` and the report then go on without this run.
+
     `confusion` has the targets and predictions of the selected method's test rows in its first draw, `curve` its metric
     against labels a class. Either has a header alone where there is no such thing.
     """
@@ -90,11 +97,17 @@ def evaluate(
     rows = table(methods, metric, config)
     best = select(rows, metric=metric)
     if best[metric] is None:
-        why = best["degraded"][metric]
-        raise DataError(
-            f"{predictions}: expected a method that {metric} can be measured of, but {why}. Choose another metric in "
+        why = (
+            f"{metric} cannot be measured of any method: {best['degraded'][metric]}. Choose another metric in "
             f"`evaluate.metric.{methods.file.kind}`, or another head."
         )
+        known = {"run": predictions.stem, "kind": methods.file.kind, "metric": metric, UNAVAILABLE: why, "table": rows}
+        stamp = evidence(config, predictions=predictions, task=task, model=model)
+        write_json(tables, {**known, "evidence": stamp, "made_from": read_json(model / "model.json")})
+        _write_csv(confusion, ("target", "predicted"), [])
+        _write_csv(curve, ("labels", "value"), [])
+        write_json(numbers, {"metric": metric, UNAVAILABLE: why})
+        return {"metric": metric, UNAVAILABLE: why}
     chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
     resampling = breakdown.Resampling(metric, config.interval, config.resamples, config.seed)
     write_json(

@@ -1,6 +1,7 @@
 """Compare the runs of every task: `python -m stages.compare`."""
 
 from pipeline.compare import compare
+from pipeline.evaluate import UNAVAILABLE
 from pipeline.files import fresh_folder, read_json
 from stages import project
 
@@ -11,12 +12,19 @@ def main() -> None:
     known = project.runs(values)
     with fresh_folder(project.COMPARISONS) as folder:
         for task in dict.fromkeys(run.task for run in known.values()):
-            runs = [name for name, run in known.items() if run.task == task]
+            tables = {
+                name: read_json(project.TABLES / f"{name}.json") for name, run in known.items() if run.task == task
+            }
+            measured = {name: table for name, table in tables.items() if UNAVAILABLE not in table}
+            for name in tables.keys() - measured.keys():
+                print(f"{task}: {name} is left out: {tables[name][UNAVAILABLE]}")
+            if not measured:
+                continue
             found = compare(
                 values["compare"],
                 task=project.TASKS / f"{task}.parquet",
                 predictions=project.PREDICTIONS,
-                runs={name: read_json(project.TABLES / f"{name}.json") for name in runs},
+                runs=measured,
                 out=folder / f"{task}.json",
             )
             real = sum(pair["better"] is not None for pair in found["across"])

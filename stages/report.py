@@ -7,7 +7,9 @@ from stages import project
 def main() -> None:
     """Write `data/report/index.html` over the runs that params.yaml names, and print the leaderboard."""
     values = project.settings()
-    runs = leaderboard.read(project.TABLES, list(project.runs(values)))
+    names = list(project.runs(values))
+    runs = leaderboard.read(project.TABLES, names)
+    unmeasured = leaderboard.unmeasured(project.TABLES, names)
     page.write(
         values["report"],
         runs,
@@ -16,8 +18,11 @@ def main() -> None:
         audits=project.AUDITS,
         backbones=project.BACKBONES,
         footprints=project.METRICS / "distill",
+        unmeasured=unmeasured,
     )
     print(leaderboard.text(runs))
+    for name, cause in unmeasured.items():
+        print(f"{name}: not measured: {cause}")
     print(f"report: {project.REPORT}")
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate import EvaluateConfig, Metric, evaluate, evidence, is_current, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
+from pipeline.report import ReportConfig, leaderboard, page
 from pipeline.task import Kind, Task, column_of
 from stages.evaluate import forget_all_but
 
@@ -442,15 +443,18 @@ def test_several_labels_are_chosen_by_map_and_a_head_without_scores_is_passed_ov
     assert np.mean([row["average_precision"] for row in tables["per_class"]]) == pytest.approx(numbers["map"])
 
 
-def test_where_no_method_has_the_metric_that_decides_it_is_refused(tmp_path: Path) -> None:
+def test_where_no_method_has_the_metric_that_decides_the_run_is_recorded_as_unavailable(tmp_path: Path) -> None:
     targets = np.eye(3, dtype=bool).repeat(3, axis=0)
     tree = answers("tree", targets, targets, np.full((9, 3), np.nan))
-    with pytest.raises(
-        DataError,
-        match=r"expected a method that map can be measured of, but tree gives no scores\. Choose another metric in "
-        r"`evaluate\.metric\.multilabel`",
-    ):
-        evaluated(tmp_path, "multilabel", targets, [tree], {"tree": "none"})
+    numbers, tables = evaluated(tmp_path, "multilabel", targets, [tree], {"tree": "none"})
+    assert numbers["unavailable"] == tables["unavailable"]
+    assert numbers["unavailable"].startswith("map cannot be measured of any method: tree gives no scores. Choose ano")
+    assert tables["table"][0]["subset_accuracy"] == 1.0
+    (tmp_path / "run.json").write_text((tmp_path / "tables.json").read_text())
+    assert leaderboard.read(tmp_path, ["run"]) == []
+    assert leaderboard.unmeasured(tmp_path, ["run"]) == {"run": numbers["unavailable"]}
+    page.write(ReportConfig(), [], tmp_path / "index.html", unmeasured={"run": numbers["unavailable"]})
+    assert "run is not measured: map cannot be measured" in (tmp_path / "index.html").read_text()
 
 
 # What cannot be evaluated --------------------------------------------------------------------------------------------

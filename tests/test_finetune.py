@@ -20,12 +20,14 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipeline import heads
 from pipeline.backbones import artefact
 from pipeline.errors import BackboneError, DataError, HeadError, StoreError, TrainingError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, write_json
+from pipeline.heads import model
 from pipeline.manifest import ManifestPaths, read
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.prepare import PrepareConfig
@@ -37,6 +39,7 @@ from pipeline.training.breakeven import BreakEven
 from pipeline.training.finetune import finetune, lr_range
 from pipeline.training.loop import make_fabric
 from pipeline.training.ready import Paths, opened, prepared
+from pipeline.training.targets import answers
 from pipeline.training_sets import training_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -361,6 +364,7 @@ def fitted(paths: Paths, folder: Path, *, tap: str = "last", head: Any = None, *
         "settings": {},
         "features": {tap: {"address": features.index.address, "identity": features.identity}},
         "fits": [fit],
+        "task": {"kind": task.kind, "classes": task.classes},
     }
     write_json(folder / "model.json", {**made, **more})
     return folder
@@ -447,6 +451,42 @@ def test_a_multilabel_task_gives_independent_probabilities(paths: Paths, project
     (one,) = predicted(paths)
     assert one.targets.shape == one.predicted.shape == one.scores.shape == (18, 4)
     assert np.array_equal(one.predicted, one.scores > 0.5)
+
+
+@pytest.mark.parametrize("head", ["logistic", "ridge", "svm", "streaming_ridge"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
+def test_a_network_answers_as_the_head_that_it_starts_from(
+    paths: Paths, project: Project, tmp_path: Path, kind: Kind, head: str
+) -> None:
+    if kind == "regression" and head == "logistic":
+        pytest.skip("logistic regression predicts no numbers")
+    names: list[Any] = [["dark"] if label == "dark" else ["light", label] for label in project.labels]
+    values: list[Any] = [1000.0 + 100.0 * CLASSES.index(label) + row for row, label in enumerate(project.labels)]
+    task = project.task(kind, values if kind == "regression" else names)
+    place = dataclasses.replace(paths, task=task)
+    estimator = heads.create(head, {}, scale="none", kind=kind)[-1]
+    start = fitted(place, tmp_path / "probe", head=estimator)
+    loaded = opened(config(start="probe"), dataclasses.replace(place, start=start), datasets=["photos"])
+    training = next(training_sets(loaded.task, (), draws=1, where=""))
+    one = prepared(loaded, training, make_fabric(loaded.config))
+    assert one.validation is not None
+    (batch,) = one.validation.batches(32)
+    with torch.no_grad():
+        outputs = one.network.eval()(one.setting.enter(batch.inputs))
+    X = Features.open(paths.features / "last").load(batch.keys)
+    saved = model.read(start / "head.skops")
+    if kind == "regression":
+        found, _ = answers(loaded.task, outputs, one.targets)
+        np.testing.assert_allclose(found, saved.predict(X), rtol=1e-4)
+    else:
+        np.testing.assert_allclose(outputs.numpy(), saved.decision_function(X), atol=1e-3)
+
+
+def test_a_head_of_another_kind_of_task_is_no_start(paths: Paths, project: Project, tmp_path: Path) -> None:
+    start = fitted(paths, tmp_path / "probe")
+    task = project.task("regression", [float(len(label)) for label in project.labels])
+    with pytest.raises(HeadError, match="expected a head of a regression with the classes of this task, got a classif"):
+        run(dataclasses.replace(paths, task=task, start=start), start="probe")
 
 
 def test_tasks_that_do_not_fit_are_refused(paths: Paths, project: Project, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError
 from pipeline.files import sha256_file
 from pipeline.fit import FitConfig
-from pipeline.fit.run import fit
+from pipeline.fit.run import Summary, fit
 from pipeline.predictions import PredictionsFile
 from pipeline.store import index
 from pipeline.store.features import Features
@@ -394,11 +394,29 @@ def test_an_unknown_parameter_is_refused_before_anything_is_written(place: Place
     assert not place.predictions.parent.exists()
 
 
-def test_a_head_that_does_not_converge_names_the_fit_and_leaves_no_predictions(place: Place) -> None:
-    message = r"(?s)logistic on hard, n3-draw0: the head did not converge: .* Raise `max_iter` in `params`"
-    with pytest.raises(HeadError, match=message):
-        place.fit(inputs=["hard"], params={"max_iter": 1}, labels_per_class=[3])
-    assert not list(place.predictions.parent.iterdir())
+def run_of(place: Place, **settings: Any) -> Summary:
+    config = FitConfig(**{"task": "pets", "backbone": "tiny", **settings})
+    paths = {"models": place.models, "predictions": place.predictions}
+    return fit(config, task=place.task, features=place.features, **paths)
+
+
+def test_heads_that_do_not_converge_are_recorded_and_predict_and_the_others_are_kept(place: Place) -> None:
+    done = run_of(place, inputs=("hard",), head={"logistic": {"max_iter": 1}, "ridge": {}}, labels_per_class=(3,))
+    causes = [one["not_converged"] for one in place.model()["fits"]]
+    assert (done.fits, causes[1], causes[3]) == (4, None, None)
+    assert all("failed to converge" in cause for cause in (causes[0], causes[2]))
+    assert any("2 did not converge (logistic.hard.n3-draw0.skops:" in line for line in done.lines)
+    assert [one.head for one in PredictionsFile.open(place.predictions)] == ["logistic", "ridge"] * 2
+
+
+def test_fits_that_cannot_be_made_are_recorded_with_their_cause_and_the_others_are_kept(place: Place) -> None:
+    done = run_of(place, inputs=("easy",), head="knn", labels_per_class=(1, 3))
+    assert (done.fits, len(place.model()["fits"])) == (2, 2)
+    failed = place.model()["failed"]
+    assert [(one["labels"], one["draw"]) for one in failed] == [(1, 0), (1, 1)]
+    assert all("n_neighbors = 5, n_samples_fit = 3" in one["cause"] for one in failed)
+    assert any(note.startswith("not fitted: knn on easy, n1-draw0: scikit-learn refuses") for note in done.notes)
+    assert [one.labels for one in PredictionsFile.open(place.predictions)] == [3, 3]
 
 
 def test_a_value_that_scikit_learn_refuses_names_the_fit(place: Place) -> None:

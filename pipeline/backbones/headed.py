@@ -20,6 +20,7 @@ from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import APPENDED, PENULTIMATE, one_path
 from pipeline.errors import BackboneError, HeadError
+from pipeline.task import Kind
 
 
 def replace_classifier(
@@ -108,11 +109,12 @@ def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.L
     )
 
 
-def linear_of(head: Any, *, classes: Sequence[str]) -> nn.Linear:
-    """A fitted scikit-learn pipeline of scalers and a linear classifier as one layer, float32, rows as `classes`.
+def linear_of(head: Any, *, classes: Sequence[str], kind: Kind = "classification") -> nn.Linear:
+    """Turn a fitted scikit-learn pipeline of scalers and a linear head into one layer, float32, rows as `classes`.
 
-    The softmax of its logits is what `predict_proba` of a logistic regression gives. Raises HeadError for anything
-    that is not linear, and where the classes are others.
+    The softmax of the logits, or of several labels their sigmoid, is what `predict_proba` of a logistic regression
+    gives; of a regression the one output is the prediction. Raises HeadError for anything that is not linear, and where
+    the classes are others.
     """
     *scalers, last = [step for _, step in getattr(head, "steps", [("", head)])]
     mean, scale = np.zeros(1), np.ones(1)
@@ -125,11 +127,21 @@ def linear_of(head: Any, *, classes: Sequence[str]) -> nn.Linear:
         # (x - mean) / scale of one scaler after the other
         mean = mean + scale * (step.mean_ if step.with_mean else 0)
         scale = scale * (step.scale_ if step.with_std else 1)
-    if not hasattr(last, "coef_") or not hasattr(last, "classes_"):
-        raise HeadError(
-            f"head: expected a linear classifier, with `coef_` and `classes_`, got {type(last).__name__}. Start from "
-            "`head: logistic`."
-        )
+    each = getattr(last, "estimators_", None)  # a classifier per label, of one-vs-rest
+    linear = each if kind == "multilabel" and each is not None else [last]
+    if not all(hasattr(one, "coef_") and (kind == "regression" or hasattr(one, "classes_")) for one in linear):
+        wanted, use = "classifier, with `coef_` and `classes_`", "logistic"
+        if kind == "regression":
+            wanted, use = "regression, with `coef_`", "ridge"
+        got = type(last.estimator if kind == "multilabel" and each is not None else last).__name__
+        raise HeadError(f"head: expected a linear {wanted}, got {got}. Start from `head: {use}`.")
+    if kind != "classification":
+        weights = np.concatenate([np.atleast_2d(one.coef_) for one in linear])
+        intercept = np.concatenate([np.atleast_1d(one.intercept_) for one in linear])
+        outputs = 1 if kind == "regression" else len(classes)
+        if len(weights) != outputs:
+            raise HeadError(f"head: expected {outputs} outputs, got {len(weights)}. Fit the head on this task.")
+        return head_from_linear(weights, np.broadcast_to(intercept, outputs), mean=mean, scale=scale)
     known = [str(name) for name in last.classes_]
     if sorted(known) != sorted(classes):
         different = sorted(set(known) ^ set(classes))

@@ -91,7 +91,7 @@ def fit_one(
     temperature, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
-    with refusals(where), threads_for(len(training.rows) * sum(data.widths)):
+    with refusals(where) as unconverged, threads_for(len(training.rows) * sum(data.widths)):
         if config.search is not None:
             held = Rows(source.take(chosen_on), data.targets[chosen_on])
             found = search(
@@ -122,29 +122,39 @@ def fit_one(
         "labels": predicted.labels,
         "draw": predicted.draw,
         "file": f"{head.called}.{data.name}.{training}{seeded}.skops",
-        "params": {**heads.entry(head.name, data.kind)[1], **params},
+        "params": {**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
         "search": None if found is None else found.record,
         "temperature": temperature,
+        "not_converged": unconverged[0] if unconverged else None,
     }
     return Fit(last, predicted, record, learnt[source.order(learnt)])
 
 
 @contextmanager
-def refusals(where: str) -> Iterator[None]:
-    """What scikit-learn has against a head or its training set becomes a HeadError that says which fit it was."""
+def refusals(where: str) -> Iterator[list[str]]:
+    """Turn what scikit-learn has against a head or its training set into a HeadError that names the fit.
+
+    Yields a list, which holds at the end why an optimiser stopped before it converged: such a head still predicts, and
+    the other fits of its run go on. Any other warning is given again.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
+    unconverged: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, ConvergenceWarning):
+                unconverged.append(str(message).splitlines()[0])
+            else:
+                show(message, category, *rest)
+
+        warnings.simplefilter("always", ConvergenceWarning)
+        warnings.showwarning = note  # type: ignore[assignment]
         # NearestCentroid divides by zero where every class has one sample; only its unused scores suffer.
         warnings.filterwarnings("ignore", "invalid value encountered in divide", RuntimeWarning)
         try:
-            yield
-        except ConvergenceWarning as warning:
-            raise HeadError(
-                f"{where}: the head did not converge: {str(warning).splitlines()[0]} "
-                "Raise `max_iter` in `params`, or regularise more."
-            ) from None
+            yield unconverged
         except HeadError as error:
             raise HeadError(f"{where}: {error}") from None
         except ValueError as error:

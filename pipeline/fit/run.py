@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import heads
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, HeadError
 from pipeline.files import atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
@@ -41,10 +41,11 @@ class Summary:
 def fit(
     config: FitConfig, *, task: Path, features: Path, models: Path, predictions: Path, progress: Progress = silent
 ) -> Summary:
-    """Fit and predict everything.
+    """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
     `features` holds a folder a tap; heads go to `models`. Raises HeadError, ConfigError, DataError or StoreError before
-    a fit starts where the task, the taps, the heads and what is asked of them do not go together.
+    a fit starts where the task, the taps, the heads and what is asked of them do not go together, and HeadError with
+    the cause of the first fit where none can be made.
     """
     on, note = device.choose(config.device)
     notes = [note] if note is not None else []
@@ -71,7 +72,10 @@ def fit(
     if holding:
         check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
         columns = load(taps, loaded.keys)
-    total, fits = len(names) * len(trainings) * len(plan), []
+    total = len(names) * len(trainings) * len(plan)
+    fits: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    first: HeadError | None = None
     keys = key_arrays.from_hex(loaded.keys)
     scores = {head.called: head.scores for head in found}
     with Writer(predictions, loaded.kind, loaded.classes, scores) as writer, Sums(config.run) as sums:
@@ -83,14 +87,26 @@ def fit(
                 for head, seed in plan:
                     source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed
-                    one = fit_one(head, data, source, training, config, seed=state)
-                    writer.add(one.predictions)
-                    fits.append(_saved(one, data, models))
-                    progress(len(fits), total)
+                    try:
+                        one = fit_one(head, data, source, training, config, seed=state)
+                    except HeadError as error:
+                        first = first or error
+                        draw = training.draw if training.labels else state
+                        which = {"head": head.called, "input": data.name, "labels": training.labels, "draw": draw}
+                        failed.append({**which, "cause": str(error)})
+                    else:
+                        writer.add(one.predictions)
+                        fits.append(_saved(one, data, models))
+                    progress(len(fits) + len(failed), total)
+        if first is not None and not fits:
+            raise first
         if config.run.several(gpus=0):
             notes += _shared(found, started=sums.started)
-    write_json(models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits})
-    return Summary(total, _lines(fits), notes)
+    write_json(
+        models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits, "failed": failed}
+    )
+    notes += [f"not fitted: {one['cause']}" for one in failed]
+    return Summary(len(fits), _lines(fits), notes)
 
 
 def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
@@ -101,7 +117,7 @@ def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
         if config.search is not None:
             grid_of(config.search, name)
             criteria.check(criteria.criterion(config.search.metric, kind), pipeline, kind=kind)
-        scores: Scores = "none" if name in heads.WITHOUT_SCORES else kind_of_scores(pipeline, kind)
+        scores: Scores = kind_of_scores(pipeline, kind) if heads.has_scores(name, kind) else "none"
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"
@@ -173,6 +189,11 @@ def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
             said.append(f"{searched[0]['metric']} {mean:.4f} on validation rows")
         if warm := [one["temperature"] for one in found if one["temperature"] is not None]:
             said.append(f"temperature {np.mean(warm):.3g}")
+        if stopped := [one for one in found if one["not_converged"] is not None]:
+            said.append(
+                f"{len(stopped):,} did not converge ({stopped[0]['file']}: {stopped[0]['not_converged']}); raise "
+                "`max_iter` in `params`, or regularise more"
+            )
         lines.append(f"{head} on {name}: {'; '.join(said)}")
     return lines
 

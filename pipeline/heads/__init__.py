@@ -32,7 +32,7 @@ HEADS: Mapping[str, Entry] = {
     "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsClassifier", {}),
     "streaming_lda": ("pipeline.heads.discriminant:StreamingLDA", {"shrinkage": "auto"}),
     "streaming_logistic": ("pipeline.heads.logistic:StreamingLogisticRegression", {}),
-    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidgeClassifier", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidgeClassifier", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVC", {"random_state": 0}),
 }
 """Name to class for classes as targets, and the parameters that icecore sets unless told otherwise."""
@@ -44,13 +44,17 @@ REGRESSIONS: Mapping[str, Entry] = {
     "mlp": ("sklearn.neural_network:MLPRegressor", {"max_iter": 1000, "random_state": 0}),
     "ridge": ("sklearn.linear_model:Ridge", {}),
     "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsRegressor", {}),
-    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidge", {}),
+    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidge", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVR", {"random_state": 0}),
 }
 """The same for numbers as targets."""
 
+MULTILABEL: Mapping[str, Entry] = {"centroid": ("pipeline.heads.centroid:StreamingCentroid", {})}
+"""Heads whose class is another for several labels a row. One-vs-rest predicts by decision values, and those of
+NearestCentroid are scaled by class: their signs do not say which mean is the nearest."""
+
 WITHOUT_SCORES = ("centroid",)
-"""Heads whose scores are not used: NearestCentroid's are not a number where a class has a single sample."""
+"""Heads whose scores a classification does not use: NearestCentroid's are no numbers where a class has one sample."""
 
 STREAMING = "streaming_"  # the names of heads that read their rows in blocks
 
@@ -87,7 +91,18 @@ def entry(name: str, kind: Kind) -> Entry:
     table, wants = (REGRESSIONS, "numbers") if kind == "regression" else (HEADS, "classes")
     if name not in table:
         raise HeadError(f"head {name!r}: it cannot learn {wants}, and the task is a {kind}. Use {', '.join(table)}.")
-    return table[name]
+    return MULTILABEL.get(name, table[name]) if kind == "multilabel" else table[name]
+
+
+def has_scores(name: str, kind: Kind) -> bool:
+    """Return whether the scores of a head can be used for this kind of task, if its class gives any."""
+    return name not in WITHOUT_SCORES or (kind == "multilabel" and name in MULTILABEL)
+
+
+def solved(head: Any) -> dict[str, Any]:
+    """Return the penalty that a fitted pipeline of a head chose by itself among its `alphas`; empty for other heads."""
+    last = getattr(head, "steps", [("", head)])[-1][1]
+    return {"alpha": last.alpha_} if getattr(last, "alphas", None) is not None and hasattr(last, "alpha_") else {}
 
 
 def is_random(name: str, kind: Kind) -> bool:

@@ -161,7 +161,10 @@ def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[C
     """A streaming ridge head: one pass, and the head at each penalty, which is the only one of its copy."""
     whole, problem = fitted(copy_of(head, alphas=tuple(values), keep_path=True), X, y)
     for value in values:
-        yield (None if whole is None else whole.at(value).set_params(alphas=(value,), keep_path=False)), problem
+        yield (
+            (None if whole is None else whole.at(value).set_params(alpha=value, alphas=None, keep_path=False)),
+            problem,
+        )
 
 
 def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:

@@ -3,13 +3,13 @@
 from typing import Any, Self
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, svd
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.extmath import svd_flip
 
 from pipeline.errors import HeadError
 from pipeline.heads.moments import moments_of
-from pipeline.heads.rows import checked
+from pipeline.heads.rows import blocks, checked
 from pipeline.heads.streamed import transformed
 from pipeline.heads.sums import Moments
 
@@ -28,31 +28,51 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - the signature of scikit-learn
         """Fit to rows X."""
-        return self.fit_moments(moments_of(checked(self, X, fitting=True)))
+        X = checked(self, X, fitting=True)
+        if X.shape[0] >= X.shape[1]:
+            return self.fit_moments(moments_of(X))
+        # Fewer rows than features take less memory than the scatter of the features, and have as many components.
+        wanted = self._wanted(*X.shape)
+        rows = np.concatenate([block.astype(np.float64) for _, block in blocks(X)])
+        mean = rows.mean(axis=0)
+        rows -= mean
+        _, singular, vectors = svd(rows, full_matrices=False, overwrite_a=True, check_finite=False)
+        return self._keep(singular**2, vectors, wanted, mean=mean, rows=X.shape[0], weight=X.shape[0])
 
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows, of classes or not; raises HeadError for a number of components they do not have."""
-        most = min(moments.rows, moments.width)
+        wanted = self._wanted(moments.rows, moments.width)
+        values, vectors = eigh(moments.scatter(), driver="evd", overwrite_a=True, check_finite=False)
+        values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1].T
+        return self._keep(values, vectors, wanted, mean=moments.mean, rows=moments.rows, weight=moments.weight)
+
+    def _wanted(self, rows: int, width: int) -> float:
+        """Return the number of components, or their share of the variance; raises HeadError for what rows lack."""
+        most = min(rows, width)
         wanted = most if self.n_components is None else self.n_components
         if isinstance(wanted, bool) or not (0 < wanted < 1 or (wanted == int(wanted) and 1 <= wanted <= most)):
             raise HeadError(
                 f"principal components, `n_components`: expected 1 to {most:,}, the smaller of rows and features, or a "
                 f"share of the variance below 1, got {self.n_components!r}. Ask for fewer."
             )
-        if moments.rows < 2:
+        if rows < 2:
             raise ValueError(
-                f"principal components: expected two or more rows, got n_samples={moments.rows}. Variance needs them."
+                f"principal components: expected two or more rows, got n_samples={rows}. Variance needs them."
             )
-        values, vectors = eigh(moments.scatter(), driver="evd", overwrite_a=True, check_finite=False)
-        values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
-        variance = values / (moments.weight - 1)
+        return wanted
+
+    def _keep(
+        self, values: np.ndarray, vectors: np.ndarray, wanted: float, *, mean: np.ndarray, rows: int, weight: float
+    ) -> Self:
+        """Keep the wanted components, of scatters `values` descending along the directions `vectors`, a row each."""
+        variance = values / (weight - 1)
         share = variance / variance.sum() if variance.sum() > 0 else np.zeros_like(variance)
         if wanted < 1:
-            wanted = min(int(np.searchsorted(share.cumsum(), wanted, side="right")) + 1, most)
+            wanted = min(int(np.searchsorted(share.cumsum(), wanted, side="right")) + 1, rows, len(mean))
         kept = slice(0, int(wanted))
-        self.n_features_in_, self.n_samples_, self.mean_ = moments.width, moments.rows, moments.mean
+        self.n_features_in_, self.n_samples_, self.mean_ = len(mean), rows, mean
         self.n_components_ = int(wanted)
-        self.components_ = svd_flip(None, vectors.T[kept].copy(), u_based_decision=False)[1]
+        self.components_ = svd_flip(None, vectors[kept].copy(), u_based_decision=False)[1]
         self.explained_variance_ = variance[kept]
         self.explained_variance_ratio_ = share[kept]
         self.singular_values_ = np.sqrt(values[kept])

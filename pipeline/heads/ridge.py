@@ -1,6 +1,6 @@
 """Ridge regression and ridge classification, exact, from one pass over rows that need not fit into memory.
 
-All penalties are solved from the same sums, and the best is chosen by generalised cross-validation, from these as well.
+The penalty is `alpha`, or of several `alphas` the best by generalised cross-validation, solved from the same sums.
 The problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
 """
 
@@ -20,8 +20,6 @@ from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
 from pipeline.heads.sums import Moments
 
-ALPHAS = tuple((10.0 ** np.linspace(-3, 6, 19)).tolist())
-
 
 class _Ridge(BaseEstimator):  # type: ignore[misc]
     """What regression and classification share: the solution for some targets, and the choice of a penalty.
@@ -31,7 +29,8 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
     `standardize` the penalty is on the coefficients of features divided by their standard deviation.
     """
 
-    alphas: Sequence[float]
+    alphas: Sequence[float] | None
+    alpha: float
     standardize: bool
     keep_path: bool
 
@@ -39,8 +38,10 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         self, moments: Moments, *, pivot: np.ndarray, sums: np.ndarray, squares: np.ndarray, cross: np.ndarray
     ) -> None:
         """Fit to sums of the targets less a pivot, of their squares, and of rows times them (width, targets)."""
-        alphas = np.array(self.alphas, dtype=np.float64)
+        alphas = np.array((self.alpha,) if self.alphas is None else self.alphas, dtype=np.float64)
         if alphas.ndim != 1 or not alphas.size or not (np.isfinite(alphas) & (alphas > 0)).all():
+            if self.alphas is None:
+                raise HeadError(f"ridge, `alpha`: expected a number above 0, got {self.alpha}. 1 is a first try.")
             raise HeadError(f"ridge, `alphas`: expected one or more numbers above 0, got {self.alphas}. Name some.")
         mean = sums / moments.weight
         scale = moments.scale if self.standardize else np.ones(moments.width)
@@ -96,8 +97,16 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
 class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[misc]
     """Ridge regression for one target or several, which share the penalty; X is an array or a row source."""
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, *, standardize: bool = False, keep_path: bool = False) -> None:
+    def __init__(
+        self,
+        alphas: Sequence[float] | None = None,
+        *,
+        alpha: float = 1.0,
+        standardize: bool = False,
+        keep_path: bool = False,
+    ) -> None:
         self.alphas = alphas
+        self.alpha = alpha
         self.standardize = standardize
         self.keep_path = keep_path
 
@@ -133,13 +142,15 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
 
     def __init__(
         self,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[float] | None = None,
         *,
+        alpha: float = 1.0,
         standardize: bool = False,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         keep_path: bool = False,
     ) -> None:
         self.alphas = alphas
+        self.alpha = alpha
         self.standardize = standardize
         self.class_weight = class_weight
         self.keep_path = keep_path

@@ -93,7 +93,7 @@ def search(
     parameter, values = grid_of(config, name)
     inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
     known = getattr(pipeline[-1], "estimator", pipeline[-1]).get_params()
-    if parameter not in known and not (parameter == "alpha" and "alphas" in known):
+    if parameter not in known:
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
     metric = criteria.criterion(config.metric, kind)
     criteria.check(metric, pipeline, kind=kind)

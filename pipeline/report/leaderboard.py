@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.evaluate import UNAVAILABLE
 from pipeline.files import read_json
 from pipeline.text import table
 
@@ -52,12 +53,22 @@ LONG: Mapping[str, tuple[str, ...]] = {
 
 
 def read(tables: Path, names: Sequence[str]) -> list[Run]:
-    """The runs of those names, by task, the best first; raises DataError for one that was not evaluated."""
+    """Read the measured runs of those names, by task, the best first; `unmeasured` has the others.
+
+    Raises DataError for a run that was not evaluated.
+    """
     missing = [name for name in names if not (tables / f"{name}.json").is_file()]
     if missing:
         raise DataError(f"{tables}: no evaluation of {', '.join(missing)}. Run `dvc repro`.")
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
-    return sorted(runs, key=lambda run: (task_of(run), _rank(run), run["run"]))
+    measured = [run for run in runs if UNAVAILABLE not in run]
+    return sorted(measured, key=lambda run: (task_of(run), _rank(run), run["run"]))
+
+
+def unmeasured(tables: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return of each evaluated run that the deciding metric cannot be measured of the cause, by the name of the run."""
+    runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
+    return {run["run"]: run[UNAVAILABLE] for run in runs if UNAVAILABLE in run}
 
 
 def _rank(run: Run) -> float:

@@ -25,11 +25,12 @@ def write(
     audits: Path | None = None,
     backbones: Path | None = None,
     footprints: Path | None = None,
+    unmeasured: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page of some runs, as `leaderboard.read` gives them.
 
     `comparisons`, `audits`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
-    `distill` wrote; what is not there is left out of the page.
+    `distill` wrote; what is not there is left out of the page. `unmeasured` has the causes of `leaderboard.unmeasured`.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -53,7 +54,9 @@ def write(
     ]
     views = [_view(run, task, every, backbones) for task in told for run in task["runs"]]
     page = environment.get_template("page.html")
-    write_text(path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS))
+    write_text(
+        path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS, unmeasured=unmeasured or {})
+    )
 
 
 def _there(folder: Path | None, name: str) -> Any:
@@ -120,7 +123,15 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
         "within": compared["within"].get(run["run"], []) if compared else [],
         "compared": compared,
         "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
+        "unfinished": _unfinished(run["made_from"]),
     }
+
+
+def _unfinished(made_from: Mapping[str, Any]) -> list[str]:
+    """Return a sentence of each fit of a run that did not converge or could not be made."""
+    stopped = [one for one in made_from.get("fits", []) if one.get("not_converged") is not None]
+    lines = [f"{one['file']} did not converge: {one['not_converged']}" for one in stopped]
+    return [*lines, *(f"not fitted: {one['cause']}" for one in made_from.get("failed", []))]
 
 
 def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:

@@ -109,9 +109,11 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
     head, head_file = None, None
     if run.start is not None:
         head, head_file = fitted_head(
-            run.start, labels=training.labels, draw=training.draw, spec=spec, classes=task.classes
+            run.start, labels=training.labels, draw=training.draw, spec=spec, classes=task.classes, kind=task.kind
         )
     targets, validation = targets_of(task, training.rows), task.rows("validation")
+    if head is not None:
+        targets.fold(head)
     size = 1 if task.kind == "regression" else len(task.classes)
     if run.whole:
         network, architecture = copy.deepcopy(run.source.module), dict(spec.architecture)

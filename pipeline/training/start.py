@@ -19,6 +19,7 @@ from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import HeadError
 from pipeline.files import read_json, sha256_file
 from pipeline.heads import model
+from pipeline.task import Kind
 from pipeline.training import SCRATCH, DistillConfig, FinetuneConfig
 
 
@@ -42,7 +43,7 @@ def begun(
 
 
 def fitted_head(
-    run: Path, *, labels: int | None, draw: int | None, spec: BackboneSpec, classes: Sequence[str]
+    run: Path, *, labels: int | None, draw: int | None, spec: BackboneSpec, classes: Sequence[str], kind: Kind
 ) -> tuple[nn.Linear, str]:
     """The head that a run fitted to the same training set, as one layer, and the digest of its file.
 
@@ -51,6 +52,13 @@ def fitted_head(
     if not (run / "model.json").is_file():
         raise HeadError(f"{run}: expected a run's folder with model.json, got none. Run `dvc repro fit@{run.name}`.")
     made = read_json(run / "model.json")
+    learnt = made["task"]
+    if learnt["kind"] != kind or learnt["classes"] != list(classes):
+        different = ", ".join(sorted(set(learnt["classes"]) ^ set(classes))[:12])
+        raise HeadError(
+            f"{run}: expected a head of a {kind} with the classes of this task, got a {learnt['kind']}"
+            f"{f'; the classes differ in: {different}' if different else ''}. Fit the head on this task."
+        )
     wanted = f"a linear head on `{PENULTIMATE}` of this backbone, with `labels_per_class: {labels or 'all'}`"
     if made["settings"].get("refit"):
         raise HeadError(
@@ -68,7 +76,7 @@ def fitted_head(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
     path = run / fits[0]["file"]
-    return linear_of(model.read(path), classes=classes), sha256_file(path)
+    return linear_of(model.read(path), classes=classes, kind=kind), sha256_file(path)
 
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
