@@ -486,6 +486,15 @@ def test_components_are_those_of_scikit_learn(seed: int, width: int, components:
     np.testing.assert_allclose(abs(found.transform(X)), abs(expected.transform(X)), atol=1e-4)
 
 
+@pytest.mark.parametrize("components", [None, 5, 0.8])
+def test_components_of_fewer_rows_than_features_are_those_of_scikit_learn(components: Any) -> None:
+    X = np.random.default_rng(0).normal(3.0, 2.0, size=(12, 4608))
+    found, expected = (one.fit(X) for one in (StreamingPCA(components), PCA(components, svd_solver="full")))
+    assert found.n_components_ == expected.n_components_
+    np.testing.assert_allclose(found.explained_variance_, expected.explained_variance_, atol=1e-9)
+    np.testing.assert_allclose(abs(found.transform(X)), abs(expected.transform(X)), atol=1e-9)
+
+
 @pytest.mark.parametrize("components", [0, 6, -1, 1.5, True, 1e9])
 def test_more_components_than_there_are_are_refused(components: Any) -> None:
     with pytest.raises(HeadError, match=r"`n_components`: expected 1 to 5, the smaller of rows and features, or a sh"):
