@@ -38,10 +38,6 @@ CODE = (
 """What works the numbers out: files beside this one."""
 
 
-UNAVAILABLE = "unavailable"
-"""The name of the cause why a run was not measured, in its numbers and tables."""
-
-
 class Metric(Settings):
     """What decides, by kind of task: the choice on validation rows, the order of the leaderboard, the intervals."""
 
@@ -101,13 +97,19 @@ def evaluate(
             f"{metric} cannot be measured of any method: {best['degraded'][metric]}. Choose another metric in "
             f"`evaluate.metric.{methods.file.kind}`, or another head."
         )
-        known = {"run": predictions.stem, "kind": methods.file.kind, "metric": metric, UNAVAILABLE: why, "table": rows}
+        known = {
+            "run": predictions.stem,
+            "kind": methods.file.kind,
+            "metric": metric,
+            "unavailable": why,
+            "table": rows,
+        }
         stamp = evidence(config, predictions=predictions, task=task, model=model)
         write_json(tables, {**known, "evidence": stamp, "made_from": read_json(model / "model.json")})
         _write_csv(confusion, ("target", "predicted"), [])
         _write_csv(curve, ("labels", "value"), [])
-        write_json(numbers, {"metric": metric, UNAVAILABLE: why})
-        return {"metric": metric, UNAVAILABLE: why}
+        write_json(numbers, {"metric": metric, "unavailable": why})
+        return {"metric": metric, "unavailable": why}
     chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
     resampling = breakdown.Resampling(metric, config.interval, config.resamples, config.seed)
     write_json(

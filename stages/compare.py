@@ -1,7 +1,6 @@
 """Compare the runs of every task: `python -m stages.compare`."""
 
 from pipeline.compare import compare
-from pipeline.evaluate import UNAVAILABLE
 from pipeline.files import fresh_folder, read_json
 from stages import project
 
@@ -15,9 +14,9 @@ def main() -> None:
             tables = {
                 name: read_json(project.TABLES / f"{name}.json") for name, run in known.items() if run.task == task
             }
-            measured = {name: table for name, table in tables.items() if UNAVAILABLE not in table}
+            measured = {name: table for name, table in tables.items() if "unavailable" not in table}
             for name in tables.keys() - measured.keys():
-                print(f"{task}: {name} is left out: {tables[name][UNAVAILABLE]}")
+                print(f"{task}: {name} is left out: {tables[name]['unavailable']}")
             if not measured:
                 continue
             found = compare(

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.evaluate import UNAVAILABLE, EvaluateConfig, evaluate, evidence, is_current
+from pipeline.evaluate import EvaluateConfig, evaluate, evidence, is_current
 from pipeline.files import read_json
 from stages import project
 
@@ -49,8 +49,8 @@ def _evaluated(config: EvaluateConfig, name: str, task: str) -> str:
 
 
 def _line(found: dict[str, Any]) -> str:
-    if UNAVAILABLE in found:
-        return f"not measured: {found[UNAVAILABLE]}"
+    if "unavailable" in found:
+        return f"not measured: {found['unavailable']}"
     metric = found["metric"]
     ends = [found.get(f"{metric}_{end}") for end in ("low", "high")]
     return f"{metric} {found[metric]:.3f}" + ("" if None in ends else f" [{ends[0]:.3f}, {ends[1]:.3f}]")

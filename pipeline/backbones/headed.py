@@ -10,7 +10,7 @@ classifier, or with several), the new classifier is appended to it (`APPENDED`).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import APPENDED, PENULTIMATE, one_path
 from pipeline.errors import BackboneError, HeadError
-from pipeline.task import Kind
 
 
 def replace_classifier(
@@ -109,7 +108,9 @@ def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.L
     )
 
 
-def linear_of(head: Any, *, classes: Sequence[str], kind: Kind = "classification") -> nn.Linear:
+def linear_of(
+    head: Any, *, classes: Sequence[str], kind: Literal["classification", "multilabel", "regression"] = "classification"
+) -> nn.Linear:
     """Turn a fitted scikit-learn pipeline of scalers and a linear head into one layer, float32, rows as `classes`.
 
     The softmax of the logits, or of several labels their sigmoid, is what `predict_proba` of a logistic regression

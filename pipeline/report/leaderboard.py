@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.evaluate import UNAVAILABLE
 from pipeline.files import read_json
 from pipeline.text import table
 
@@ -61,14 +60,14 @@ def read(tables: Path, names: Sequence[str]) -> list[Run]:
     if missing:
         raise DataError(f"{tables}: no evaluation of {', '.join(missing)}. Run `dvc repro`.")
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
-    measured = [run for run in runs if UNAVAILABLE not in run]
+    measured = [run for run in runs if "unavailable" not in run]
     return sorted(measured, key=lambda run: (task_of(run), _rank(run), run["run"]))
 
 
 def unmeasured(tables: Path, names: Sequence[str]) -> dict[str, str]:
     """Return of each evaluated run that the deciding metric cannot be measured of the cause, by the name of the run."""
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
-    return {run["run"]: run[UNAVAILABLE] for run in runs if UNAVAILABLE in run}
+    return {run["run"]: run["unavailable"] for run in runs if "unavailable" in run}
 
 
 def _rank(run: Run) -> float:
