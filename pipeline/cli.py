@@ -117,6 +117,9 @@ def extract(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The first digits of the file's digest, to be sure of it.")] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="Which of several state dicts in the file, such as model_ema.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of stored values: float16, bfloat16, float32 or int8.")] = "float16",
     batch_size: Annotated[
         str, typer.Option(help="Images that the network takes at once; auto: 64 on a CPU, found by trying on a GPU.")
@@ -177,7 +180,7 @@ def extract(
             out,
             image=image,
             taps=tap or ["penultimate"],
-            weights={"source": source, "name": weights, "file": file, "sha256": sha256},
+            weights={"source": source, "name": weights, "file": file, "sha256": sha256, "entry": entry},
             settings={
                 "dtype": dtype,
                 "max_rejected": max_rejected,
@@ -197,7 +200,13 @@ def extract(
 # Settings that messages name, and the options of `icecore extract` that are called otherwise; None: it has no such one.
 OPTIONS = {
     **{"root": "--data", "taps": "--tap", "image": "--image", "columns": "--columns", "max_pixels": "--max-pixels"},
-    **{"max_rejected": "--max-rejected", "batch_size": "--batch-size", "file": "--file", "weights": "--weights"},
+    **{
+        "max_rejected": "--max-rejected",
+        "batch_size": "--batch-size",
+        "file": "--file",
+        "weights": "--weights",
+        "entry": "--entry",
+    },
     **dict.fromkeys(
         (
             "folders",
@@ -269,7 +278,7 @@ def _extract(
 
     root = cache.default_root()
     if plan_only:
-        request, foreseen = embed.plan(job, out, cache_root=root, stage=stage)
+        request, foreseen = embed.plan(job, out, cache_root=root, stage=stage, say=say)
         say(foreseen)
         _say_shortage(request, foreseen, out)
         return

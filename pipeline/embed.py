@@ -51,6 +51,7 @@ class Weights:
     name: str | None = None
     file: Path | None = None
     sha256: str | None = None
+    entry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def job(
     frozen = (own / artefact.JSON).is_file()
     if frozen and weights != Weights():
         raise ConfigError(
-            f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file and sha256."
+            f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file, sha256 and entry."
         )
     if frozen and draft:
         raise ConfigError(
@@ -167,6 +168,8 @@ def _source(model: str, weights: Weights) -> dict[str, Any]:
         settings["sha256"] = weights.sha256 or sha256_file(weights.file)
     elif weights.sha256 is not None:
         settings["sha256"] = weights.sha256
+    if weights.entry is not None:
+        settings["entry"] = weights.entry
     return settings
 
 
@@ -201,7 +204,7 @@ def embed(
 
     Raises what these raise, and ConfigError where the images and the features would lie in one folder.
     """
-    ready = _ready(job, out, stage)
+    ready = _ready(job, out, stage, say)
     with stage("extract") as progress:
         extracted = extract(
             job.extract,
@@ -218,13 +221,18 @@ def embed(
 
 
 def plan(
-    job: Job, out: Path, *, cache_root: Path, stage: Stage = lambda _: nullcontext(silent)
+    job: Job,
+    out: Path,
+    *,
+    cache_root: Path,
+    stage: Stage = lambda _: nullcontext(silent),
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Request, Forecast]:
     """What `embed` would extract, and the bytes of it; freezes and prepares, which is kept, and extracts nothing.
 
     Raises what `embed` raises before it extracts.
     """
-    ready = _ready(job, out, stage)
+    ready = _ready(job, out, stage, say)
     request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
     return request, foresee(request, cache_root=cache_root, out=out)
 
@@ -238,10 +246,10 @@ class _Ready:
     prepared: Prepared
 
 
-def _ready(job: Job, out: Path, stage: Stage) -> _Ready:
+def _ready(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Ready:
     _apart(job, out)
     work = out / WORK
-    backbone = _frozen(job, work)
+    backbone = _frozen(job, work, say)
     spec = artefact.read_spec(backbone)
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
@@ -263,7 +271,7 @@ def _apart(job: Job, out: Path) -> None:
             )
 
 
-def _frozen(job: Job, work: Path) -> Path:
+def _frozen(job: Job, work: Path, say: Callable[[str], None]) -> Path:
     """The backbone's folder; its name follows from the settings, so that others make another backbone beside it."""
     if isinstance(job.backbone, Path):
         return job.backbone
@@ -271,7 +279,7 @@ def _frozen(job: Job, work: Path) -> Path:
     made_from = digest({"settings": job.backbone.model_dump(mode="json", exclude={"file"}), "versions": made_by})
     folder = work / "backbones" / f"{job.backbone.model}-{made_from[:12]}"
     if not (folder / artefact.JSON).is_file():
-        freeze(job.backbone, folder, pretrained=work)
+        freeze(job.backbone, folder, pretrained=work, say=say)
     return folder
 
 

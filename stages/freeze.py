@@ -16,7 +16,7 @@ from stages import project
 def main() -> None:
     """Write `data/backbones/<name>/`, and its digest for stages that may read stored rows of it."""
     name, config = project.entry("freeze")
-    spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED)
+    spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED, say=print)
     write_json(project.DIGESTS / name / "backbone.json", {"weights_digest": spec.weights_digest})
     if isinstance(config, Module):
         link_code(project.settings()["freeze"].values(), project.CODE / "module")

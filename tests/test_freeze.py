@@ -137,6 +137,86 @@ def test_a_checkpoint_may_hold_the_weights_in_an_entry(tmp_path: Path, entry: st
     assert spec.weights_digest == weights_digest(state)
 
 
+A, B = {"a.weight": torch.ones(2, 2)}, {"a.weight": torch.zeros(2, 2), "b": torch.ones(1)}
+ADAM = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "entry", "chosen", "noted"),
+    [
+        ({"model": A, "model_ema": B}, None, A, "read `entry: model` of 2 (model: 1 keys, model_ema: 2 keys)"),
+        ({"model": A, "model_ema": B}, "model_ema", B, "read `entry: model_ema` of 2"),
+        ({"teacher": A, "student": B, "optimizer": ADAM}, "student", B, "read `entry: student` of 2"),
+        ({"model": {"online": A, "target": B}}, "model.target", B, "read `entry: model.target` of 2"),
+        ({"net": A, "optimizer": ADAM, "epoch": 3}, None, A, "read `entry: net`, the only one with weights (1 keys)"),
+        ({"model": A, "optimizer": ADAM, "rng": {"cpu": torch.zeros(9, dtype=torch.uint8)}}, None, A, ""),
+    ],
+)
+def test_an_entry_chooses_among_several_state_dicts(
+    tmp_path: Path, value: Any, entry: str | None, chosen: dict[str, torch.Tensor], noted: str
+) -> None:
+    said: list[str] = []
+    state = read_state_dict(saved(tmp_path / "w.pth", value), sha256="", entry=entry, say=said.append)
+    assert weights_digest(state) == weights_digest(chosen)
+    assert [line.startswith(f"w.pth: {noted}") for line in said] == [True] * bool(noted)
+
+
+@pytest.mark.parametrize(
+    ("value", "entry", "message"),
+    [
+        (
+            {"teacher": A, "student": B},
+            None,
+            r"got 2. Choose one with `entry`\n  - teacher: 1 keys\n  - student: 2 keys",
+        ),
+        ({"state_dict": A, "model": B}, None, r"got 2. Choose one with `entry`"),
+        ({"model": A, "ema": B}, "emma", r"no entry 'emma' .* Expected one of\n  - model: 1 keys\n  - ema: 2 keys"),
+        ({"model": A, "optimizer": ADAM}, "optimizer", r"no entry 'optimizer' with weights .*\n  - model: 1 keys"),
+        ({f"teacher.{key}": value for key, value in B.items()}, "teacher", r"no entries.*`strip_prefix: 'teacher.'`"),
+        (A, "model", r"no entry 'model' in this file, which has no entries. Leave `entry` out."),
+        (ADAM, None, "got the state of an optimiser"),
+        ({"optimizer": ADAM, "epoch": 3}, None, r"got dict without weights: 'optimizer' \(dict\), 'epoch' \(int\)"),
+        ({"model": {**B, "epoch": 3}}, None, r"in 'model', got keys that are no tensors: epoch \(int\)"),
+        ({"model": A, "best": np.float64(0.9)}, None, r"it holds numpy\S+scalar, a value of numpy, such as a score"),
+    ],
+)
+def test_a_checkpoint_that_decides_nothing_is_refused_with_its_entries(
+    tmp_path: Path, value: Any, entry: str | None, message: str
+) -> None:
+    with pytest.raises(BackboneError, match=rf"w.pth: (.|\n)*{message}"):
+        read_state_dict(saved(tmp_path / "w.pth", value), sha256="", entry=entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "m.safetensors.index.json",
+            b'{"weight_map": {"a": "1.bin", "b": "2.bin"}}',
+            r"index of 2 files \(1.bin, 2.bin",
+        ),
+        ("config.json", b"{}", "got JSON. Put the parts"),
+        ("model-00001-of-00003.safetensors", b"", "got one of 3 parts. Put the parts into one"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        ("w.pth", b"<!DOCTYPE html>", "a web page"),
+        ("w.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    ],
+)
+def test_a_file_that_is_not_all_weights_says_what_it_is(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BackboneError, match=message):
+        read_state_dict(tmp_path / name, sha256="")
+
+
+def test_the_content_decides_between_safetensors_and_torch(tmp_path: Path) -> None:
+    safetensors.torch.save_file(B, tmp_path / "w.bin")
+    saved(tmp_path / "w.safetensors", B)
+    for name in ("w.bin", "w.safetensors"):
+        assert weights_digest(read_state_dict(tmp_path / name, sha256="")) == weights_digest(B)
+
+
 def test_a_classifier_of_another_size_has_no_class_names(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pth", random_state(num_classes=7))
     spec = freeze(from_file(file, classes=7), tmp_path / "backbone", pretrained=tmp_path)
@@ -162,7 +242,7 @@ def test_weights_of_another_model_are_refused_by_key(tmp_path: Path) -> None:
         freeze(from_file(file, model="resnet18"), tmp_path / "backbone", pretrained=tmp_path)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.backbone."])
+@pytest.mark.parametrize("prefix", ["module.", "model.backbone.", "_orig_mod.module."])
 def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_path: Path, prefix: str) -> None:
     state = random_state()
     wrapped = {f"{prefix}{key}": value for key, value in state.items()} | {"loss.weight": torch.zeros(2)}
@@ -170,7 +250,9 @@ def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_p
     with pytest.raises(BackboneError, match=r"105 keys differ(.|\n)*- missing: features.0.weight") as caught:
         freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
     assert str(caught.value).endswith(f"Keys begin with '{prefix}': set `strip_prefix: '{prefix}'`.")
-    spec = freeze(from_file(file, strip_prefix=prefix), tmp_path / "backbone", pretrained=tmp_path)
+    said: list[str] = []
+    spec = freeze(from_file(file, strip_prefix=prefix), tmp_path / "backbone", pretrained=tmp_path, say=said.append)
+    assert said == [f"w.ckpt: 1 keys without '{prefix}' are left out: loss.weight"]
     assert spec.weights_digest == weights_digest(state)
 
 
@@ -607,6 +689,7 @@ def test_an_input_that_the_network_refuses_is_named_with_the_reason(tmp_path: Pa
             "`sha256` belongs to `file`, and there is none",
         ),
         ({"source": "torchvision", "model": "x", "strip_prefix": "a."}, "`strip_prefix` belongs to `file`"),
+        ({"source": "torchvision", "model": "x", "entry": "ema"}, "`entry` belongs to `file`"),
         ({"source": "torchvision", "model": "x", "classes": 3}, "`classes` belongs to `file`"),
         ({"source": "keras", "model": "x"}, "'pretrained', 'torchvision', 'timm', 'folder', 'module'"),
         ({"source": "timm", "model": "resnet50.a1_in1k"}, "Write `model: resnet50` and `weights: a1_in1k`"),

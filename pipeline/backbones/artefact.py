@@ -5,6 +5,8 @@ Whatever trains a network writes it with `write`; whatever runs one reads it wit
 
 import hashlib
 import importlib
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +76,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
 
 def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """What to set where weights were saved with a wrapper around the network, such as DataParallel's `module.`."""
-    first = next(iter(own), "")
-    wrapped = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
-    fitting = {prefix: sum(prefix + key in state for key in own) for prefix in wrapped}
-    best = max(fitting, key=lambda prefix: fitting[prefix], default="")
-    if 2 * fitting.get(best, 0) <= len(own):
+    ends = ((key, dot.end()) for key in state for dot in re.finditer(r"\.", key))
+    fitting = Counter(key[:end] for key, end in ends if key[end:] in own)
+    best, count = next(iter(fitting.most_common(1)), ("", 0))
+    if 2 * count <= sum(not key.endswith("num_batches_tracked") for key in own):
         return ""
     return f"\nKeys begin with {best!r}: set `strip_prefix: '{best}'`."
 

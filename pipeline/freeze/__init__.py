@@ -112,6 +112,9 @@ class LocalWeights(Settings):
 
     file: Path | None = Field(None, description="a state dict: .safetensors, or .pth, .pt, .ckpt that hold no code")
     sha256: str | None = Field(None, description="of `file`, at least its first 8 digits")
+    entry: str | None = Field(
+        None, min_length=1, description="of several state dicts in `file`, such as `model_ema` or `ema.state_dict`"
+    )
     strip_prefix: str | None = Field(
         None, min_length=1, description="of the keys in `file`, such as `model.`; keys without it are left out"
     )
@@ -121,7 +124,7 @@ class LocalWeights(Settings):
         if self.file is not None and len(self.sha256 or "") < DIGITS:
             raise ValueError(f"`file` needs `sha256`, its first {DIGITS} digits or more ({_suggest(self.file)})")
         if self.file is None:
-            for name in ("sha256", "strip_prefix", "classes"):
+            for name in ("sha256", "entry", "strip_prefix", "classes"):
                 if getattr(self, name, None) is not None:
                     raise ValueError(f"`{name}` belongs to `file`, and there is none")
         return self

@@ -1,53 +1,188 @@
 """Weights in a file: a state dict, read without running any code from it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.errors import BackboneError
-from pipeline.files import check_readable, sha256_file
+from pipeline.errors import BackboneError, bullets
+from pipeline.files import check_readable, read_json, sha256_file
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Where training scripts keep the weights in what they save."""
+MAIN = ("state_dict", "model_state_dict", "model")
+"""Where training scripts keep the weights in what they save: one of these is read where no entry is named."""
+
+DEPTH = 4  # of entries in entries
+
+SIGNATURES = {
+    b"version https://git-lfs": "a pointer of Git LFS. Fetch the file itself with `git lfs pull`.",
+    b"<": "a web page. Download the file again.",
+    b"\x89HDF": "an HDF5 file, as Keras writes. Convert it to a state dict of torch.",
+}
+"""What files begin with that are often taken for weights."""
+
+SHARD = re.compile(r"-\d+-of-0*(\d+)\.\w+$")
 
 
-def read_state_dict(file: Path, *, sha256: str, strip_prefix: str = "") -> Mapping[str, Tensor]:
-    """Read a state dict and take the keys below a prefix; raises BackboneError with what is wrong with the file."""
+def read_state_dict(
+    file: Path,
+    *,
+    sha256: str,
+    entry: str | None = None,
+    strip_prefix: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> Mapping[str, Tensor]:
+    """Read a state dict and take the keys below a prefix; raises BackboneError with what is wrong with the file.
+
+    entry: which of several state dicts in the file, by keys joined with dots. say: gets what is read where the file
+    holds more than that.
+    """
     if not file.is_file():
         raise BackboneError(f"{file}: no such weights file. Set `file` to a .safetensors or .pth state dict.")
     check_readable(file)
     found = sha256_file(file)
     if not found.startswith(sha256.lower()):
         raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {found}.")
-    return _below(strip_prefix, _read(file), file)
+    return _below(strip_prefix, _choose(_read(file), entry, file, say), file, say)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read(file: Path) -> Any:
+    _refuse_parts(file)
     try:
-        if file.suffix == ".safetensors":
+        if _is_safetensors(file):
             return safetensors.torch.load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with file.open("rb") as opened:  # of a path, torch looks at the name
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged file makes torch's unpickler raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackboneError(
             f"{file}: expected a state dict (names to tensors), got a file that is damaged, or that cannot be read "
-            f"without running code from it: {reason} Where you trust the file, convert it once: load it with "
+            f"without running code from it: {_reason(error)} Where you trust the file, convert it once: load it with "
             "`torch.load(file, weights_only=False)`, and save the state dict in it with "
             "`safetensors.torch.save_file(state_dict, 'weights.safetensors')`."
         ) from None
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), loaded)
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise BackboneError(f"{file}: expected a state dict (names to tensors), got {type(loaded).__name__}.")
-    return loaded
 
 
-def _below(prefix: str, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _refuse_parts(file: Path) -> None:
+    """Raise BackboneError for a file that names others, is one of several, or holds no weights by its first bytes."""
+    if file.suffix == ".json":
+        try:
+            parts = sorted(set(read_json(file)["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            parts = []
+        what = f"the index of {len(parts)} files ({', '.join(parts[:3])}, …)" if parts else "JSON"
+        raise BackboneError(f"{file}: expected one file that holds all weights, got {what}. {_MERGE}")
+    if (shard := SHARD.search(file.name)) and int(shard[1]) > 1:
+        raise BackboneError(f"{file}: expected one file that holds all weights, got one of {shard[1]} parts. {_MERGE}")
+    with file.open("rb") as opened:
+        start = opened.read(32)
+    for signature, what in SIGNATURES.items():
+        if start.startswith(signature):
+            raise BackboneError(f"{file}: expected a state dict (names to tensors), got {what}")
+
+
+_MERGE = (
+    "Put the parts into one: read each, `update` one dict with them, and save that with "
+    "`safetensors.torch.save_file(state_dict, 'weights.safetensors')`."
+)
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether the content is safetensors', whatever the name; where it says nothing, the name decides."""
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    if start.startswith(b"PK"):
+        return False
+    header = int.from_bytes(start[:8], "little")
+    return file.suffix == ".safetensors" or (start[8:] == b"{" and header < file.stat().st_size)
+
+
+def _reason(error: Exception) -> str:
+    """The cause in torch's message, which names it below advice to switch its safety off."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL ([\w.]+)", text):
+        name = refused[1]
+        kind = "a value of numpy, such as a score" if name.startswith("numpy") else "an object"
+        return f"it holds {name}, {kind} that is no tensor."
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
+def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """Return the state dict that is named, or the only one, or the only one under a name in MAIN."""
+    entries = dict(_entries(loaded)) if isinstance(loaded, dict) else {}
+    listed = [f"{name}: {len(state)} keys" for name, state in entries.items() if name]
+    if entry is not None:
+        if entry not in entries:
+            raise BackboneError(_no_entry(loaded, entry, listed, file))
+        name = entry
+    elif len(entries) == 1:
+        (name,) = entries
+    else:
+        main = [name for name in MAIN if name in entries]
+        if len(main) != 1:
+            raise BackboneError(_undecided(loaded, listed, file))
+        (name,) = main
+    if name and len(entries) > 1:
+        say(f"{file.name}: read `entry: {name}` of {len(entries)} ({', '.join(listed)})")
+    elif name and name not in MAIN:
+        say(f"{file.name}: read `entry: {name}`, the only one with weights ({len(entries[name])} keys)")
+    other = [f"{key} ({type(value).__name__})" for key, value in entries[name].items() if not isinstance(value, Tensor)]
+    if other:
+        raise BackboneError(
+            f"{file}: expected a state dict (names to tensors){f' in {name!r}' if name else ''}, got keys that are no "
+            f"tensors: {', '.join(other[:5])}. Save it again without them."
+        )
+    return entries[name]
+
+
+def _entries(value: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Dicts of weights, by keys joined with dots: those that lie deepest; no state of an optimiser, no random state."""
+    if "param_groups" in value or not all(isinstance(key, str) for key in value):
+        return
+    inner = [
+        one
+        for key, part in value.items()
+        if isinstance(part, dict) and depth < DEPTH
+        for one in _entries(part, f"{name}.{key}" if name else key, depth + 1)
+    ]
+    tensors = [part for part in value.values() if isinstance(part, Tensor)]
+    has_weights = any(one.ndim and one.is_floating_point() for one in tensors)
+    if inner and 2 * len(tensors) <= len(value):
+        yield from inner
+    elif has_weights and 2 * len(tensors) > len(value):
+        yield name, dict(value)
+        yield from inner
+
+
+def _no_entry(loaded: Any, entry: str, listed: list[str], file: Path) -> str:
+    if listed:
+        return bullets(f"{file}: no entry {entry!r} with weights in this file. Expected one of", listed)
+    text = f"{file}: no entry {entry!r} in this file, which has no entries. Leave `entry` out"
+    if isinstance(loaded, dict) and any(str(key).startswith(f"{entry}.") for key in loaded):
+        return f"{text}, and set `strip_prefix: '{entry}.'`, with which keys begin."
+    return f"{text}."
+
+
+def _undecided(loaded: Any, listed: list[str], file: Path) -> str:
+    if listed:
+        return bullets(f"{file}: expected one state dict, got {len(listed)}. Choose one with `entry`", listed)
+    got = type(loaded).__name__
+    if isinstance(loaded, dict) and "param_groups" in loaded:
+        got = "the state of an optimiser. The weights of the network were saved elsewhere"
+    elif isinstance(loaded, dict) and loaded:
+        keys = [f"{key!r} ({type(value).__name__})" for key, value in list(loaded.items())[:8]]
+        got += f" without weights: {', '.join(keys)}{', …' if len(loaded) > 8 else ''}"
+    return f"{file}: expected a state dict (names to tensors), got {got}."
+
+
+def _below(prefix: str, state: dict[str, Tensor], file: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if prefix and not found:
         first = ", ".join([*list(state)[:3], *(["…"] if len(state) > 3 else [])])
         raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Mend `strip_prefix`.")
+    if left := [key for key in state if not key.startswith(prefix)]:
+        first = ", ".join([*left[:3], *(["…"] if left[3:] else [])])
+        say(f"{file.name}: {len(left)} keys without {prefix!r} are left out: {first}")
     return found

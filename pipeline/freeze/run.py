@@ -1,6 +1,6 @@
 """The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -27,19 +27,25 @@ class Loaded:
     classes: Iterable[str] = ()
 
 
-def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path) -> BackboneSpec:
-    """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained."""
+Say = Callable[[str], None]
+
+
+def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path, say: Say = lambda _: None) -> BackboneSpec:
+    """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained.
+
+    say: gets what of a weights file is read, where the file holds more.
+    """
     match config:
         case Pretrained():
             loaded = _own(pretrained / config.network)
         case Folder():
             loaded = _own(config.folder, digest=config.digest or "")
         case Torchvision():
-            loaded = _torchvision(config)
+            loaded = _torchvision(config, say)
         case Timm():
-            loaded = _timm(config)
+            loaded = _timm(config, say)
         case Module():
-            loaded = _module(config)
+            loaded = _module(config, say)
         case _:
             assert_never(config)
     try:
@@ -66,7 +72,7 @@ def _own(source: Path, *, digest: str = "") -> Loaded:
     return Loaded(own.module, own.spec.architecture, own.spec.origin, own.spec.input, own.spec.classes)
 
 
-def _torchvision(config: Torchvision) -> Loaded:
+def _torchvision(config: Torchvision, say: Say) -> Loaded:
     from pipeline.backbones import vision  # torchvision takes as long to import as torch
 
     entry = vision.weights_entry(config.model, config.weights)
@@ -76,15 +82,15 @@ def _torchvision(config: Torchvision) -> Loaded:
         state: Mapping[str, Tensor] = vision.download(entry)
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
-        state = _state(config)
-        origin |= _named(config.file)
+        state = _state(config, say)
+        origin |= _named(config)
     network = artefact.build(architecture)
     artefact.load_state(network, vision.current_keys(state), where=f"{config.model} from {config.file or entry.name}")
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
     return Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
 
 
-def _timm(config: Timm) -> Loaded:
+def _timm(config: Timm, say: Say) -> Loaded:
     entry = timm_models.weights_entry(config.model, config.weights)
     architecture = timm_models.architecture(config.model, entry, config.classes)
     origin = {"source": "timm", "model": config.model, "weights": entry.tag or ""}
@@ -93,14 +99,14 @@ def _timm(config: Timm) -> Loaded:
         origin |= timm_models.origin(entry)
     else:
         network = artefact.build(architecture)
-        origin |= _named(config.file)
-        artefact.load_state(network, _state(config), where=f"{config.model} from {config.file}")
+        origin |= _named(config)
+        artefact.load_state(network, _state(config, say), where=f"{config.model} from {config.file}")
     own_size = {"resize", "crop"} <= config.input.model_fields_set
     inputs = timm_models.preprocessing(config.model, entry, own_size=own_size)
     return Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
 
 
-def _module(config: Module) -> Loaded:
+def _module(config: Module, say: Say) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         architecture = factory.architecture(config.factory, config.arguments)
         torch.manual_seed(config.seed or 0)
@@ -109,15 +115,23 @@ def _module(config: Module) -> Loaded:
     if config.file is None:
         origin["seed"] = config.seed
     else:
-        origin |= _named(config.file)
-        artefact.load_state(network, _state(config), where=f"{config.factory} from {config.file}")
+        origin |= _named(config)
+        artefact.load_state(network, _state(config, say), where=f"{config.factory} from {config.file}")
     return Loaded(network, architecture, origin, None)
 
 
-def _state(config: LocalWeights) -> Mapping[str, Tensor]:
+def _state(config: LocalWeights, say: Say) -> Mapping[str, Tensor]:
     assert config.file is not None, "the caller looked"
-    return read_state_dict(config.file, sha256=config.sha256 or "", strip_prefix=config.strip_prefix or "")
+    return read_state_dict(
+        config.file,
+        sha256=config.sha256 or "",
+        entry=config.entry,
+        strip_prefix=config.strip_prefix or "",
+        say=say,
+    )
 
 
-def _named(file: Path) -> dict[str, str]:
-    return {"file": file.name, "sha256": sha256_file(file)}
+def _named(config: LocalWeights) -> dict[str, str]:
+    assert config.file is not None, "the caller looked"
+    named = {"file": config.file.name, "sha256": sha256_file(config.file)}
+    return named | ({} if config.entry is None else {"entry": config.entry})
