@@ -222,7 +222,6 @@ def _pretrain(root: Path, backbone: Path, steps: int) -> None:
     sample(SampleConfig(source="glyphs"), root / "glyphs")
     prepare(PrepareConfig(root=root / "glyphs"), ManifestPaths(root / "manifests", "glyphs"))
     pretrain(PretrainConfig(dataset="glyphs", steps=steps), backbone, manifests=root / "manifests")
-    torch.use_deterministic_algorithms(False)
 
 
 def write_task(paths: Paths, sizes: Mapping[str, int]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CORES = "ICECORE_CORES"
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 Progress = Callable[[int, int], None]
 """Called with (done, total); whoever owns the terminal draws it."""
 
@@ -91,16 +92,37 @@ def closed_pipe_is_quiet() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and make torch prefer repeatable kernels."""
+    """Seed Python, NumPy and torch."""
     import numpy as np
     import torch
 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # They would also fill every tensor before it is written, for who reads what nobody wrote.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """Make torch prefer kernels that repeat their results to the last bit; afterwards its settings are as before.
+
+    cuBLAS repeats its results where `CUBLAS_WORKSPACE_CONFIG` gives it its own workspace; a value that is set stays.
+    """
+    import torch
+
+    own: Any = torch.utils.deterministic
+    mode, fill = torch.get_deterministic_debug_mode(), own.fill_uninitialized_memory
+    workspace = os.environ.get(CUBLAS)
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Torch would also fill every tensor before it is written, for code that reads what nothing wrote.
+        own.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        own.fill_uninitialized_memory = fill
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)
 
 
 def versions(*packages: str) -> dict[str, str]:

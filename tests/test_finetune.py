@@ -57,10 +57,10 @@ VIEWS = {"count": 2, "augment": [{"name": "horizontal_flip"}, {"name": "rotation
 
 @pytest.fixture(autouse=True)
 def _torch_as_before() -> Iterator[None]:
-    """Training switches torch to repeatable kernels; other tests are left as they were."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Training leaves the choice of torch's kernels as it was."""
+    before = torch.get_deterministic_debug_mode()
     yield
-    torch.use_deterministic_algorithms(before)
+    assert torch.get_deterministic_debug_mode() == before
 
 
 class Project:

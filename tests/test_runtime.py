@@ -1,5 +1,7 @@
 """Work on all cores: results come in order, and only a few of them wait. Seeds: all draws repeat themselves."""
 
+import contextlib
+import os
 import random
 import threading
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.runtime import beside, cores, seed_everything
+from pipeline.runtime import CUBLAS, beside, cores, repeatable_kernels, seed_everything
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
@@ -37,17 +39,33 @@ def test_an_error_in_one_item_comes_out_where_its_result_would() -> None:
         next(found)
 
 
-def test_seeded_training_repeats_itself_and_fills_no_memory_beforehand() -> None:
+def test_equal_seeds_give_equal_draws() -> None:
+    drawn = []
+    for _ in range(2):
+        seed_everything(7)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+@pytest.mark.parametrize("mode", ["default", "warn", "error"])
+def test_repeatable_kernels_end_with_their_block(mode: str, workspace: str | None, monkeypatch: Any) -> None:
     own: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), own.fill_uninitialized_memory
+    before = torch.get_deterministic_debug_mode()
+    monkeypatch.delenv(CUBLAS, raising=False)
+    if workspace is not None:
+        monkeypatch.setenv(CUBLAS, workspace)
+    monkeypatch.setattr(own, "fill_uninitialized_memory", True)
     try:
-        drawn = []
-        for _ in range(2):
-            seed_everything(7)
-            drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
-        assert drawn[0] == drawn[1]
-        assert torch.are_deterministic_algorithms_enabled()
-        assert not own.fill_uninitialized_memory
+        torch.set_deterministic_debug_mode(mode)
+        started = torch.get_deterministic_debug_mode()
+        with contextlib.suppress(ZeroDivisionError), repeatable_kernels():
+            assert torch.get_deterministic_debug_mode() == 1  # repeatable kernels, and a warning where there is none
+            assert not own.fill_uninitialized_memory
+            assert os.environ[CUBLAS] == (workspace or ":4096:8")
+            raise ZeroDivisionError
+        assert torch.get_deterministic_debug_mode() == started
+        assert own.fill_uninitialized_memory
+        assert os.environ.get(CUBLAS) == workspace
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        own.fill_uninitialized_memory = before[1]
+        torch.set_deterministic_debug_mode(before)

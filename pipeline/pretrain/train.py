@@ -17,10 +17,11 @@ from pipeline.errors import DataError
 from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.distort import distort
 from pipeline.readers.image import ImageReader
-from pipeline.runtime import Progress, seed_everything, silent
+from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.sources import Place, read, read_many
 
 
+@repeatable_kernels()
 def pretrain(config: PretrainConfig, folder: Path, *, manifests: Path, progress: Progress = silent) -> BackboneSpec:
     """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
 

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.files import digest, sha256_file
 from pipeline.predictions import Predictions, Writer
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import Progress, repeatable_kernels, silent
 from pipeline.training import DistillConfig, record
 from pipeline.training.lesson import Lesson, answers
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
@@ -30,6 +30,7 @@ from pipeline.training_sets import Training, training_sets
 HEAD, INPUT = "distill", "pixels"  # what predictions call them
 
 
+@repeatable_kernels()
 def distill(
     config: DistillConfig,
     paths: Paths,

@@ -12,7 +12,7 @@ import torch
 from pipeline.backbones.headed import last_layer
 from pipeline.files import digest
 from pipeline.predictions import Writer
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import Progress, repeatable_kernels, silent
 from pipeline.training import FinetuneConfig, pixels, record
 from pipeline.training.breakeven import break_even
 from pipeline.training.inputs import FromFeatures, compare, stored
@@ -26,6 +26,7 @@ HEAD = "finetune"  # what predictions call the head
 COMPARED = 64  # samples whose stored rows are compared with live ones at the end
 
 
+@repeatable_kernels()
 def finetune(
     config: FinetuneConfig,
     paths: Paths,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.engines.memory import first_line, is_lack
 from pipeline.errors import TrainingError, bullets
-from pipeline.runtime import Progress, seed_everything, silent
+from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.training import LoopConfig, checkpoint
 from pipeline.training.finite import Losses
 from pipeline.training.history import Curves, History, Row, line
@@ -81,6 +81,7 @@ def make_fabric(config: LoopConfig) -> "Fabric":
     return fabric
 
 
+@repeatable_kernels()
 def train(
     network: nn.Module,
     samples: "Samples",

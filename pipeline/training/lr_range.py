@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pipeline.runtime import seed_everything
+from pipeline.runtime import repeatable_kernels, seed_everything
 from pipeline.text import table
 from pipeline.training.freezing import Frozen
 from pipeline.training.loop import Setting, placed, step
@@ -31,6 +31,7 @@ class RangeTest:
         return f"{table(['learning rate', 'loss'], rows[::every])}\n\nsuggested: `learning_rate: {self.suggested:.1e}`"
 
 
+@repeatable_kernels()
 def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: Frozen) -> RangeTest:
     """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
 
