@@ -18,7 +18,7 @@ from torchvision.models.regnet import BlockParams
 
 from pipeline.backbones import artefact, glyphs, vision
 from pipeline.backbones.artefact import weights_digest
-from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import read_json, sha256_file
@@ -234,6 +234,34 @@ def test_a_classifier_of_another_size_must_be_stated(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=message):
         freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
     assert not (tmp_path / "backbone").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "at", "projection"), [("resnet18", "fc", "fc.0.weight"), ("mobilenet_v3_small", "classifier.3", None)]
+)
+def test_weights_without_a_classifier_make_a_backbone_that_ends_before_it(
+    tmp_path: Path, model: str, at: str, projection: str | None
+) -> None:
+    state = random_state(model)
+    whole = models.get_model(model, weights=None).eval()
+    whole.load_state_dict(state)
+    kept = {key: value for key, value in state.items() if not key.startswith(f"{at}.")}
+    file = saved(tmp_path / "w.pth", kept | ({projection: torch.zeros(2)} if projection else {}))
+    small, said = {"resize": 64, "crop": 64}, list[str]()
+    spec = freeze(from_file(file, model=model, input=small), tmp_path / "b", pretrained=tmp_path, say=said.append)
+    assert f"no weights of the last layer, '{at}'" in said[0]
+    assert ("Left out: fc.0.weight." in said[0]) == bool(projection)
+    assert (spec.classes, spec.origin["without"]) == ((), at)
+    assert spec.taps["penultimate"].input_of is None
+    images, expected = torch.rand(2, 3, 64, 64), list[torch.Tensor]()
+    whole.get_submodule(at).register_forward_pre_hook(lambda _part, args: expected.append(args[0]))
+    with torch.no_grad():
+        whole(images)
+        assert torch.equal(artefact.read(tmp_path / "b").module(images), expected[0])
+    with pytest.raises(BackboneError, match=rf"2 keys differ|3 keys differ(.|\n)*missing: {at}.weight"):
+        freeze(from_file(file, model=model, classes=7), tmp_path / "c", pretrained=tmp_path)
+    with pytest.raises(BackboneError, match=f"tap 'a': no classifier: the weights lack {at!r}. Take `penultimate`"):
+        resolve({"a": TapSpec(node="logits")}, spec, where="b")
 
 
 def test_weights_of_another_model_are_refused_by_key(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 ARCHITECTURES = {
     "glyphs": "pipeline.backbones.glyphs:build",
     "headed": "pipeline.backbones.headed:build",
+    "headless": "pipeline.backbones.headed:build_headless",
     "module": "pipeline.backbones.factory:build",
     "timm": "pipeline.backbones.timm_models:build",
     "torchvision": "pipeline.backbones.vision:build",

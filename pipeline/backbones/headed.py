@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.backbones.taps import APPENDED, PENULTIMATE, one_path
+from pipeline.backbones.taps import APPENDED, PENULTIMATE, NoClassifier, one_path
 from pipeline.errors import BackboneError, HeadError
 
 
@@ -56,6 +56,14 @@ def replace_classifier(
 def build(architecture: Mapping[str, Any]) -> nn.Module:
     """An untrained network from the settings in backbone.json."""
     return _put(artefact.build(architecture["base"]), architecture)
+
+
+def build_headless(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build an untrained network without its last layer: its output is what is made of that layer's input."""
+    network = artefact.build(architecture["base"])
+    owner, _, last = str(architecture["at"]).rpartition(".")
+    network.get_submodule(owner).add_module(last, NoClassifier())
+    return network
 
 
 def place_of(spec: BackboneSpec) -> str:

@@ -165,6 +165,14 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
     ]
     if problems:
         raise BackboneError(bullets(f"{where}: taps that do not exist (`icecore layers` lists all)", problems))
+    if backbone.architecture.get("family") == "headless":
+        problems = [
+            f"tap {name!r}: no classifier: the weights lack {backbone.architecture['at']!r}. Take `penultimate`"
+            for name, spec in found.items()
+            if spec.node == "logits"
+        ]
+        if problems:
+            raise BackboneError(bullets(f"{where}: taps of a classifier that is missing", problems))
     problems = [
         f"tap {name!r}: expected values of one sample, got those of {spec.node!r}, which depend on the other samples "
         "of the batch. Choose a node before it."

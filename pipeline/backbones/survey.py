@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones.spec import Tap
-from pipeline.backbones.taps import FUNCTION, INPUT, LOGITS, PENULTIMATE, Functions, numbered, one_path
+from pipeline.backbones.taps import FUNCTION, INPUT, LOGITS, PENULTIMATE, Functions, NoClassifier, numbered, one_path
 
 ROWS = 2  # in the batch that is sent through
 
@@ -141,7 +141,8 @@ class _Observed:
         weighted = {
             name
             for name, part in parts.items()
-            if name and any(one.numel() > 1 for one in part.parameters(recurse=False))
+            if name
+            and (isinstance(part, NoClassifier) or any(one.numel() > 1 for one in part.parameters(recurse=False)))
         }
         ran = [name for name in self.nodes if name in weighted]
         if not ran or not isinstance(parts[ran[-1]], nn.Linear | nn.Conv2d) or self.calls[ran[-1]] != 1:

@@ -39,6 +39,10 @@ Seen = Callable[[str, Any], None]
 """Called with a node and its value, in the order in which the network makes them."""
 
 
+class NoClassifier(nn.Identity):
+    """Stands where a network had its last layer, which its weights lack: the family `headless`."""
+
+
 class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
     """Raised in the last hook that is needed."""
 

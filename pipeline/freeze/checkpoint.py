@@ -106,6 +106,8 @@ def _reason(error: Exception) -> str:
         name = refused[1]
         kind = "a value of numpy, such as a score" if name.startswith("numpy") else "an object"
         return f"it holds {name}, {kind} that is no tensor."
+    if "WeightsUnpickler error: " in text:  # below its advice, too
+        text = text.partition("WeightsUnpickler error: ")[2].strip()
     return (text.splitlines() or [type(error).__name__])[0]
 
 

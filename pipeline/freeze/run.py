@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones import artefact, factory, timm_models
 from pipeline.backbones.spec import BackboneSpec, InputSpec
+from pipeline.backbones.survey import survey
+from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
 from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
@@ -85,9 +87,10 @@ def _torchvision(config: Torchvision, say: Say) -> Loaded:
         state = _state(config, say)
         origin |= _named(config)
     network = artefact.build(architecture)
-    artefact.load_state(network, vision.current_keys(state), where=f"{config.model} from {config.file or entry.name}")
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
-    return Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
+    loaded = Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
+    where = f"{config.model} from {config.file or entry.name}"
+    return _with_weights(loaded, vision.current_keys(state), config, where=where, say=say)
 
 
 def _timm(config: Timm, say: Say) -> Loaded:
@@ -100,10 +103,12 @@ def _timm(config: Timm, say: Say) -> Loaded:
     else:
         network = artefact.build(architecture)
         origin |= _named(config)
-        artefact.load_state(network, _state(config, say), where=f"{config.model} from {config.file}")
     own_size = {"resize", "crop"} <= config.input.model_fields_set
     inputs = timm_models.preprocessing(config.model, entry, own_size=own_size)
-    return Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
+    loaded = Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
+    if config.file is None:
+        return loaded
+    return _with_weights(loaded, _state(config, say), config, where=f"{config.model} from {config.file}", say=say)
 
 
 def _module(config: Module, say: Say) -> Loaded:
@@ -116,8 +121,45 @@ def _module(config: Module, say: Say) -> Loaded:
         origin["seed"] = config.seed
     else:
         origin |= _named(config)
-        artefact.load_state(network, _state(config, say), where=f"{config.factory} from {config.file}")
+        loaded = Loaded(network, architecture, origin, None)
+        return _with_weights(loaded, _state(config, say), config, where=f"{config.factory} from {config.file}", say=say)
     return Loaded(network, architecture, origin, None)
+
+
+def _with_weights(
+    loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module, *, where: str, say: Say
+) -> Loaded:
+    """Put weights into a network; without its last layer where that is all that they lack, and nobody asked for it."""
+    at = None if getattr(config, "classes", None) else _missing_classifier(loaded, state, config)
+    if at is not None:
+        base = dict(loaded.architecture)
+        architecture = {"family": "headless", "name": str(base.get("name", "")), "base": base, "at": at}
+        other = [key for key in state if key.startswith(f"{at}.")]
+        state = {key: value for key, value in state.items() if key not in other}
+        say(
+            f"{where}: no weights of the last layer, {at!r}. The backbone ends before it: it has no classes, and its "
+            f"output is `penultimate`." + (f" Left out: {', '.join(other)}." if other else "")
+        )
+        origin = {**loaded.origin, "without": at}
+        loaded = Loaded(artefact.build(architecture), architecture, origin, loaded.inputs)
+    artefact.load_state(loaded.network, state, where=where)
+    return loaded
+
+
+def _missing_classifier(loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module) -> str | None:
+    """Return the name of the last layer if a state dict lacks all its weights and no others."""
+    own = loaded.network.state_dict()
+    lacking = {key for key in own if key not in state and not key.endswith("num_batches_tracked")}
+    at = next(iter(lacking), "").rpartition(".")[0]
+    if not at or lacking != {key for key in own if key.rpartition(".")[0] == at}:
+        return None
+    try:
+        shape = config.input.onto(loaded.inputs).shape
+        taps = survey(artefact.freeze(loaded.network), shape)
+    except Exception:  # noqa: BLE001 - what is wrong with the input is named when the backbone is written
+        return None
+    last = taps.get(PENULTIMATE)
+    return at if last is not None and last.input_of == at else None
 
 
 def _state(config: LocalWeights, say: Say) -> Mapping[str, Tensor]:
