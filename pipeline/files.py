@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 KEY_BYTES = 16
 FICLONE = 0x40049409  # ioctl_ficlone(2)
-TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+TEMPORARY = re.compile(r"\..+\.(?P<host>\w{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
 """Names that `scratch` gives."""
 
 RENAME_EXCHANGE = 2  # renameat2(2)

@@ -37,6 +37,7 @@ from pipeline.store.features import Features
 from pipeline.store.identity import address, differences, identity
 from pipeline.store.layout import FORMAT, Layout, ShardRecord, path_of
 from pipeline.store.shard import Shard
+from pipeline.store.use import in_use
 
 # Keys of all kinds, many of them with the zero bytes at the end that NumPy likes to drop.
 SIXTEEN = st.binary(min_size=16, max_size=16)
@@ -828,6 +829,19 @@ def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: P
         os.utime(elsewhere, (0, 0))
         assert upkeep.leftovers(column) == 1
         assert not elsewhere.exists()
+
+
+def test_pruning_leaves_what_a_running_job_holds(tmp_path: Path) -> None:
+    column = cache.column(tmp_path, IDENTITY)
+    training = tmp_path / "training" / "one"
+    with in_use(column.folder), in_use(training):
+        add(column, [1])
+        assert upkeep.prune(tmp_path, unused_for=0, max_bytes=0, address=column.address, now=1e11) == []
+        assert len(column.records()) == 1
+    removed = upkeep.prune(tmp_path, unused_for=0, now=1e11)
+    assert {entry.path for entry in removed} == {column.folder, training}
+    assert not column.folder.exists()
+    assert not training.exists()
 
 
 def test_pruning_removes_what_was_not_used_and_then_what_was_used_longest_ago(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.errors import EngineError
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
 from pipeline.store.cache import writable
+from pipeline.store.use import touch
 
 OPSET = 20
 VERSION = 1
@@ -39,6 +40,7 @@ def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | 
         with writable(cache), atomic(path) as temporary:
             temporary.write_bytes(data)
         return data
+    touch(path)
     return path.read_bytes()
 
 

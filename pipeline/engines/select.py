@@ -29,6 +29,7 @@ from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import cores
 from pipeline.store.cache import writable
+from pipeline.store.use import touch
 from pipeline.text import table
 
 AUTO = "auto"
@@ -232,6 +233,7 @@ def recall(job: Job, samples: int) -> str | None:
         choice = Choice.model_validate(read_json(path))
     except ValueError:  # damaged, or of another version: it is measured again
         return None
+    touch(path)
     if choice.engine not in ENGINES or (choice.samples is not None and samples > choice.samples):
         return None
     return choice.engine

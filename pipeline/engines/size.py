@@ -16,6 +16,7 @@ from pipeline.engines.memory import Measured, best, sizes
 from pipeline.engines.select import Job, Say, fingerprint
 from pipeline.files import digest, read_json, write_json
 from pipeline.store.cache import writable
+from pipeline.store.use import touch
 from pipeline.text import human, table
 
 RUNS = 3  # of a batch of each size, after a first one that prepares kernels
@@ -50,6 +51,7 @@ def _path(job: Job, cache: Path, engine: str) -> Path:
 
 
 def _recall(path: Path) -> int | None:
+    touch(path)
     try:
         return Size.model_validate(read_json(path)).batch_size if path.is_file() else None
     except ValueError:  # damaged, or of another version: it is measured again

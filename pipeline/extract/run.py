@@ -28,6 +28,7 @@ from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.layout import path_of
+from pipeline.store.use import in_use
 from pipeline.text import human
 
 LONG = 20_000  # samples, from which on the time is forecast before a run: shorter ones are soon forecast by their bar
@@ -87,7 +88,11 @@ def extract(
         else:
             refuse(message)
         try:
-            return _extract(request, out, cache_root, progress, say, log, watch)
+            with contextlib.ExitStack() as held:
+                for one in request.all:
+                    for column in one.columns.values():
+                        held.enter_context(in_use(column.folder))
+                return _extract(request, out, cache_root, progress, say, log, watch)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 

@@ -9,6 +9,7 @@ spool      rows that come in batches, until all of a shard are there
 shard      the same file, open, and its rows
 index      index.json, written last: the commit of a features folder
 cache      the columns that every project and branch on this machine shares
+use        which parts of them a running job holds
 upkeep     what of them is damaged, how large they are, what may go
 features   the one class that heads and training read
 export     its rows as one file for others

@@ -15,6 +15,7 @@ from pipeline.files import sweep, temporary_path
 from pipeline.store import shard
 from pipeline.store.cache import Column, columns
 from pipeline.store.layout import ShardRecord
+from pipeline.store.use import unused
 
 
 def damage(column: Column, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
@@ -77,7 +78,8 @@ def prune(
     """Remove what was not used for so many seconds, then the longest unused until `max_bytes` suffice for all.
 
     `address`: remove the columns whose address begins so. What `data/features/` of a project links stays there, and its
-    bytes stay on the disk until the last link is gone. Returns the entries that were removed. Raises StoreError where
+    bytes stay on the disk until the last link is gone. Columns and trainings that a running job holds (`use.py`) stay
+    too. Returns the entries that were removed. Raises StoreError where
     no column has the address.
     """
     _finish_removals(root)
@@ -95,13 +97,18 @@ def prune(
         if over > 0 and not is_in_use:
             removed.append(entry)
             over -= entry.bytes
-    for entry in removed:
-        # Aside first: a reader sees the whole of it or none.
-        aside = temporary_path(entry.path.parent, entry.path.name)
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            entry.path.rename(aside)
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-    return removed
+    return [entry for entry in removed if _remove(entry.path)]
+
+
+def _remove(path: Path) -> bool:
+    """Remove a part of the cache unless a running job holds it; return whether it is gone."""
+    aside = temporary_path(path.parent, path.name)
+    with contextlib.suppress(FileNotFoundError), unused(path) as free:  # another process may remove the same
+        if not free:
+            return False
+        path.rename(aside)  # first: a reader sees the whole of it or none
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    return True
 
 
 def _finish_removals(root: Path) -> None:

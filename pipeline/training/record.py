@@ -22,6 +22,7 @@ from pipeline.errors import DataError, TrainingError
 from pipeline.files import sha256_file, write_json
 from pipeline.predictions import Predictions, Scores
 from pipeline.runtime import Progress, versions
+from pipeline.store.use import in_use
 from pipeline.task import Task
 from pipeline.training.loop import Log, train
 from pipeline.training.ready import Prepared
@@ -64,18 +65,19 @@ def trained(
     """
     config = one.setting.config
     before = one.frozen.digest()
-    history = train(
-        one.module,
-        one.samples,
-        one.validation,
-        one.setting,
-        one.frozen,
-        folder=folder,
-        made_from=one.made_from,
-        progress=progress,
-        log=log,
-        curves=curves,
-    )
+    with in_use(folder):
+        history = train(
+            one.module,
+            one.samples,
+            one.validation,
+            one.setting,
+            one.frozen,
+            folder=folder,
+            made_from=one.made_from,
+            progress=progress,
+            log=log,
+            curves=curves,
+        )
     os.utime(folder)
     after = one.frozen.digest()
     if after != before:
