@@ -6,7 +6,7 @@ Whatever trains a network writes it with `write`; whatever runs one reads it wit
 import hashlib
 import importlib
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,11 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     if problems:
         title = f"{where}: the weights do not fit the architecture, {len(problems)} keys differ. The first of them"
         raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
-    network.load_state_dict(state, strict=True)
+    # Modules ask for the version of their weights' layout (MNASNet refuses none), and files of weights do not keep it.
+    # The names and shapes are those of the network, so its versions hold.
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=True)
 
 
 def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,218 @@
+"""Every classification model of torchvision and one small model of each timm family, from freezing to a training step.
+
+Each model is built with random weights and frozen. Then `penultimate` of two images is extracted, and replayed to the
+logits where the model has a classifier. Then a classifier of three classes is put on the model, one step of training is
+taken, and the trained model is written, read, and compared with itself. Each model runs in a process of its own.
+`python benchmarks/models.py --match '^resnet' --source torchvision` runs a part.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import artefact, headed, timm_models, vision
+from pipeline.backbones.replay import check_replay
+from pipeline.backbones.spec import InputSpec, TapSpec
+from pipeline.backbones.taps import PENULTIMATE
+from pipeline.engines.torch import TorchEngine
+
+CLASSES, IMAGES = 3, 2
+LARGEST = 250_000_000  # parameters: 1 GB of float32
+
+SMALL = re.compile(r"atto|femto|pico|nano|tiny|xxs|xs|small|mini|lite|(^|_)[st](_|$|\d)|[a-z][01](_|$)|0[0-5]0|18|128")
+
+# Kinds of models that are not the smallest of their family: without a classifier, with two, with attention pooling.
+MORE = (
+    "deit_tiny_distilled_patch16_224",
+    "levit_128s",
+    "vit_base_patch16_siglip_224",
+    "vit_base_patch32_clip_224",
+    "vit_small_patch14_reg4_dinov2",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model gave: the shape of a row of `penultimate`, and the name of the new classifier."""
+
+    shape: tuple[int, ...]
+    classifier: str
+
+
+def check_model(architecture: Mapping[str, Any], inputs: InputSpec, folder: Path) -> Result:
+    """Freeze, extract, replay, train one step, write and read one model; raises an error that names the cause."""
+    torch.manual_seed(0)
+    network = artefact.build(architecture)
+    artefact.write(folder / "frozen", network, architecture=architecture, origin={}, inputs=inputs)
+    frozen = artefact.read(folder / "frozen")
+    channels, height, width = inputs.shape
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, height, width, channels), dtype=np.uint8)
+    taps = {PENULTIMATE: TapSpec(node=PENULTIMATE, dtype="float32")}
+    if "logits" in frozen.spec.taps:
+        taps["logits"] = TapSpec(node="logits", dtype="float32")
+    rows = TorchEngine(frozen, taps, batch_size=IMAGES).run({"pixels": pixels})
+    shape = frozen.spec.taps[PENULTIMATE].shape
+    _expect(rows[PENULTIMATE].shape == (IMAGES, *shape), f"rows of {shape}, got {rows[PENULTIMATE].shape[1:]}")
+    _expect(bool(np.isfinite(rows[PENULTIMATE]).all()), "finite features")
+    _expect(not np.array_equal(*rows[PENULTIMATE]), "other features for another image")
+    if "logits" in rows:
+        check_replay(frozen, rows[PENULTIMATE], rows["logits"], dtype="float32", where="replay")
+
+    network, headed_architecture = headed.replace_classifier(frozen.spec, frozen.module, classes=CLASSES)
+    scaled = (pixels / 255 - np.array(inputs.mean)) / np.array(inputs.std)
+    images = torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))
+    train_step(network, images, classifier=headed_architecture["at"])
+    artefact.write(folder / "trained", network, architecture=headed_architecture, origin={}, inputs=inputs)
+    again = artefact.read(folder / "trained").module
+    with torch.inference_mode():
+        before, after = network(images), again(images)
+    _expect(before.shape == (IMAGES, CLASSES), f"logits of {(IMAGES, CLASSES)}, got {tuple(before.shape)}")
+    _expect(torch.allclose(before, after, rtol=1e-4, atol=1e-5), "the trained outputs after writing and reading")
+    return Result(shape, headed_architecture["at"])
+
+
+def train_step(network: nn.Module, images: Tensor, *, classifier: str) -> None:
+    """Take one step on all weights; raises ValueError if the loss is not finite, or weights stay as they were."""
+    network.train().requires_grad_(True)
+    before = {name: one.detach().clone() for name, one in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    logits = network(images)
+    _expect(isinstance(logits, Tensor), f"logits as one tensor in training, got {type(logits).__name__}")
+    loss = nn.functional.cross_entropy(logits, torch.arange(IMAGES))
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    moved = {name for name, one in network.named_parameters() if not torch.equal(one, before[name])}
+    _expect(bool(torch.isfinite(loss)), f"a finite loss, got {float(loss.detach())}")
+    own = {name for name in moved if name.startswith(f"{classifier}.")}
+    _expect(bool(own), "a new classifier that is trained")
+    _expect(bool(moved - own), "weights before the classifier that are trained")
+    network.eval().requires_grad_(False)
+
+
+def torchvision_model(name: str) -> tuple[dict[str, Any], InputSpec, int]:
+    """Return the architecture of a model, its input and its number of parameters."""
+    entry = vision.weights_entry(name, "DEFAULT")
+    return vision.architecture(name, entry, None), vision.preprocessing(entry), int(entry.meta["num_params"])
+
+
+def timm_model(name: str) -> tuple[dict[str, Any], InputSpec, int]:
+    """Return the architecture of a model, its input and its number of parameters."""
+    entry = timm_models.weights_entry(name, None)
+    architecture = timm_models.architecture(name, entry, None)
+    return architecture, timm_models.preprocessing(name, entry), _parameters(architecture)
+
+
+def timm_names() -> list[str]:
+    """Return a small model of each family of timm, chosen by its name, then `MORE`."""
+    import timm
+
+    names = []
+    for family in timm.list_modules():
+        models = [name for name in timm.list_models(module=family) if not name.startswith("test_")]
+        names += sorted(models, key=lambda name: (not SMALL.search(name), len(name), name))[:1]
+    return [*names, *(name for name in MORE if name not in names)]
+
+
+def main() -> None:
+    """Print a row for each model, then how many hold and the causes of the others."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", choices=("torchvision", "timm"), help="only models of this package")
+    parser.add_argument("--match", default="", help="a regular expression; with `--source timm`, any model of timm")
+    parser.add_argument("--seconds", type=float, default=40, help="the longest that a model may take")
+    parser.add_argument("--minutes", type=float, default=120, help="the longest that all may take; the rest is not run")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # threads of a parent do not exist in its forks
+    end = time.monotonic() + 60 * given.minutes
+    outcomes: dict[str, list[str]] = {"ok": [], "skipped": [], "failed": [], "not run": []}
+    print("| model | penultimate | classifier | outcome | seconds |\n|---|---|---|---|---|")
+    for source, name in _chosen(given.source, given.match):
+        if time.monotonic() > end:
+            outcomes["not run"].append(name)
+            continue
+        start = time.perf_counter()
+        shape, classifier, outcome = _in_process(source, name, seconds=given.seconds)
+        row = (f"{source} {name}", shape, classifier, outcome, f"{time.perf_counter() - start:.1f}")
+        print(f"| {' | '.join(row)} |", flush=True)
+        kind = outcome.partition(":")[0]
+        outcomes[kind].append(name if kind == "ok" else f"{name} ({outcome.partition(': ')[2]})")
+    print("\n" + ", ".join(f"{len(names)} {kind}" for kind, names in outcomes.items()))
+    for kind in ("failed", "skipped", "not run"):
+        for name in outcomes[kind]:
+            print(f"{kind}: {name}")
+
+
+def _chosen(source: str | None, match: str) -> Iterator[tuple[str, str]]:
+    if source != "timm":
+        sizes = {name: torchvision_model(name)[2] for name in vision.names()}
+        yield from (
+            ("torchvision", name) for name in sorted(sizes, key=lambda name: sizes[name]) if re.search(match, name)
+        )
+    if source != "torchvision":
+        names = timm_models.names() if source and match else timm_names()
+        yield from (("timm", name) for name in names if re.search(match, name))
+
+
+def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, str]:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(source, name, sender))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            return "", "", f"skipped: more than {seconds:g} s"
+        shape, classifier, outcome = receiver.recv()
+        return shape, classifier, outcome
+    except EOFError:
+        process.join()
+        return "", "", f"failed: the process ended with {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def _report(source: str, name: str, sender: Connection) -> None:
+    warnings.simplefilter("ignore")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), tempfile.TemporaryDirectory() as folder:
+        try:
+            architecture, inputs, parameters = {"torchvision": torchvision_model, "timm": timm_model}[source](name)
+            if parameters > LARGEST:
+                sender.send(("", "", f"skipped: {parameters * 4 / 1e9:.1f} GB of weights"))
+                return
+            result = check_model(architecture, inputs, Path(folder))
+            sender.send((str(result.shape), result.classifier, "ok"))
+        except Exception as error:  # noqa: BLE001 - any model may raise anything; the table says what
+            line = (str(error).splitlines() or [""])[0]
+            sender.send(("", "", f"failed: {type(error).__name__}: {line}".replace("|", "/")))
+
+
+def _parameters(architecture: Mapping[str, Any]) -> int:
+    """The number of parameters of a model that is built without memory; 0 where it cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return sum(one.numel() for one in artefact.build(architecture).parameters())
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"expected {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Models of torchvision and timm with ends of every kind, by `benchmarks/models.py`: frozen, extracted, trained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from projects import ROOT
+from torch import nn
+
+from pipeline.backbones.spec import InputSpec
+from pipeline.readers.image import ImageSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[ModuleType]:
+    """The benchmark, imported as it is when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import models
+
+        yield models
+
+
+def inputs(side: int) -> InputSpec:
+    """A square input of a side."""
+    return InputSpec(image=ImageSpec(resize=(side, side)), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+VIT = {"num_classes": 0, "img_size": [64, 64]}
+TORCHVISION: dict[str, tuple[dict[str, Any], int, tuple[int, ...], str]] = {
+    "squeezenet1_1": ({}, 64, (512, 3, 3), "classifier.1"),
+    "mobilenet_v3_small": ({}, 64, (1024,), "classifier.3"),
+    "mnasnet0_5": ({}, 64, (1280,), "classifier.1"),
+    "googlenet": ({"transform_input": True, "init_weights": False}, 64, (1024,), "fc"),
+}
+TIMM: dict[str, tuple[dict[str, Any], int, tuple[int, ...], str]] = {
+    "vit_tiny_patch16_224": (VIT, 64, (192,), "new_classifier"),
+    "deit_tiny_distilled_patch16_224": ({"num_classes": 5, "img_size": [64, 64]}, 64, (5,), "new_classifier"),
+    "convnext_atto": ({"num_classes": 5}, 64, (320,), "head.fc"),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_model_of_torchvision_is_extracted_and_trained(name: str, models: ModuleType, tmp_path: Path) -> None:
+    options, side, shape, classifier = TORCHVISION[name]
+    architecture = {"family": "torchvision", "name": name, **options}
+    assert models.check_model(architecture, inputs(side), tmp_path) == models.Result(shape, classifier)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_a_model_of_timm_is_extracted_and_trained(name: str, models: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    options, side, shape, classifier = TIMM[name]
+    architecture = {"family": "timm", "name": name, "tag": "", **options}
+    assert models.check_model(architecture, inputs(side), tmp_path) == models.Result(shape, classifier)
+
+
+class Two(nn.Linear):
+    """Gives two tensors in training."""
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return images, images
+
+
+def test_a_model_that_does_not_train_is_named(models: ModuleType) -> None:
+    with pytest.raises(ValueError, match="expected logits as one tensor in training, got tuple"):
+        models.train_step(Two(2, 3), torch.zeros(2, 2), classifier="weight")
+    network = nn.Sequential(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="expected weights before the classifier that are trained"):
+        models.train_step(network, torch.ones(2, 2), classifier="0")
