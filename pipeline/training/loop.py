@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones import artefact
 from pipeline.engines.memory import first_line, is_lack
 from pipeline.errors import TrainingError, bullets
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
@@ -154,7 +155,10 @@ def train(
     drawn.end()
     fabric.barrier()
     is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
-    network.load_state_dict(kept.state_dict() if is_last else safetensors.torch.load_file(best))
+    if is_last:
+        network.load_state_dict(kept.state_dict())
+    else:
+        artefact.load_state(network, safetensors.torch.load_file(best), where=str(best))
     if frozen.batch_norm == "recalibrate":
         batches = samples.batches(config.batch_size)
         frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
