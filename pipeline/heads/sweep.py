@@ -65,7 +65,7 @@ def sweep(
             if head is not None:
                 try:
                     score = criteria.measure(metric, head, X_validation, validation.y, kind=kind, classes=classes)
-                except ValueError as error:  # such as more neighbours than there are training rows
+                except (ValueError, HeadError) as error:  # such as more neighbours than there are training rows
                     problem = str(error).splitlines()[0]
             if score is not None and math.isnan(score):
                 score, problem = None, f"{metric} is not a number"
