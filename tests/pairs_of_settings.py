@@ -275,7 +275,7 @@ def _nearest_mean(X: np.ndarray, y: np.ndarray, *, cosine: bool) -> Callable[...
 
 
 def _pooled_discriminant(X: np.ndarray, y: np.ndarray) -> Callable[..., Any]:
-    """Linear discriminant analysis by the Ledoit-Wolf estimate for all rows about their class means, of scaled units."""
+    """Linear discriminants by the Ledoit-Wolf estimate for all rows about their class means, each feature scaled."""
     classes, numbers = np.unique(y, return_inverse=True)
     means = np.stack([X[y == name].mean(axis=0, dtype=np.float64) for name in classes])
     rest = X - means[numbers]

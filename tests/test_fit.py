@@ -419,6 +419,15 @@ def test_fits_that_cannot_be_made_are_recorded_with_their_cause_and_the_others_a
     assert [one.labels for one in PredictionsFile.open(place.predictions)] == [3, 3]
 
 
+@pytest.mark.parametrize("head", ["knn", "streaming_knn"])
+def test_a_search_records_more_neighbours_than_training_rows_and_goes_on(place: Place, head: str) -> None:
+    place.fit(head=head, search="sweep")
+    search = place.model()["fits"][0]["search"]
+    assert [value for value, problem in zip(search["values"], search["problems"], strict=True) if problem] == [
+        *(value for value in search["values"] if value > 3 * TRAIN)
+    ]
+
+
 def test_a_value_that_scikit_learn_refuses_names_the_fit(place: Place) -> None:
     message = r"logistic on easy, all: scikit-learn refuses the head or its training set: .*'C' parameter"
     with pytest.raises(HeadError, match=message):
