@@ -38,6 +38,11 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("freeze", {}, ["mobilenet: {source: torchvision, model: mobilenet_v2, weights: IMAGENET1K_V1}"]),
     ("freeze", {}, ["resnet:    {source: timm, model: resnet50, weights: a1_in1k}"]),
     ("freeze", {}, ["tuned:     {source: folder, folder: /path/backbone, digest: 1a2b3c4d}"]),
+    (
+        "freeze.resnet",
+        {"file": "/path/weights.pth", "sha256": "12345678"},
+        ["entry: model_ema", "strip_prefix: model."],
+    ),
     ("extract.glyphs.taps.pixels", {}, ["project: 256", "dtype: float16"]),
     ("extract.glyphs", {}, ["batch_size: auto", "engine: auto", "precision: float32", "limits: {relative: 0.001}"]),
     ("extract.glyphs", {}, ["shard_mb: 128", "disk: refuse"]),
