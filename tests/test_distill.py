@@ -605,7 +605,7 @@ STUDENT = {
         (
             "distill.one",
             STUDENT | {"datasets": ["glyph"], "teacher": "none", "losses": {"labels": 1}},
-            "distill.one.data",
+            "distill.one: `datasets` and `pixels: own` are for what a teacher says: leave them out without one.",
         ),
         (
             "distill.one",

@@ -344,7 +344,7 @@ def test_what_has_no_row_a_sample_is_not_offered_even_if_it_has_as_many() -> Non
             pairs = torch.ones(2, 3, device=images.device) * 2
             return images.mean((2, 3)) + pairs.sum()
 
-    assert list(survey(Pairs().eval(), (3, 8, 8))) == ["input", "mean", "add", "logits"]
+    assert list(survey(Pairs().eval(), (3, 8, 8))) == ["input", "mean", "add", "penultimate", "logits"]
 
 
 def test_modules_with_the_names_of_the_networks_ends_do_not_hide_them() -> None:
@@ -376,7 +376,7 @@ def test_a_function_is_numbered_on_from_a_layer_of_its_name() -> None:
 
     network, images = Same().eval(), torch.randn(2, 3, 8, 8)
     found = survey(network, (3, 8, 8))
-    assert list(found) == ["input", "relu", "sub", "relu_1", "logits"]
+    assert list(found) == ["input", "relu", "sub", "relu_1", "penultimate", "logits"]
     values = taps.collect(network, images, {node: TapSpec(node=node) for node in found}, found)
     assert torch.equal(values["relu"], images.relu())
     assert torch.equal(values["relu_1"], (images.relu() - 1).relu())
@@ -395,7 +395,8 @@ def test_keywords_and_tuples_pass_through() -> None:
     network, images = artefact.freeze(Odd()), torch.randn(2, 3, 4, 4)
     found = survey(network, (3, 4, 4))
     assert {"conv", "flatten", "getitem", "head", "logits"} <= set(found)
-    assert not {"memory", "penultimate"} & set(found)
+    assert "memory" not in found
+    assert found["penultimate"].input_of is None  # a layer that is called by keyword: the network's own output
     specs = {node: TapSpec(node=node) for node in ("conv", "getitem", "head")}
     values = taps.collect(network, images, specs, found)
     assert torch.equal(values["head"], network.head(values["getitem"]))

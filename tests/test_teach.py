@@ -718,6 +718,7 @@ def test_a_network_in_the_teachers_place_is_refused_with_the_field(
     def other(found: dict[str, Any]) -> None:
         found["input"]["image"]["resize"] = [36, 36]
         found["input"]["mean"] = [0.9]
+        found["probe"] = None  # it was taken of an image of the size before
 
     edit(tmp_path / "net" / "backbone.json", other)
     message = made_by(world, pixels, found, "tuned", network=tmp_path / "net")

@@ -67,7 +67,7 @@ def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[
             "patience": config.patience is not None,
             "schedule: plateau": config.schedule == "plateau",
             "weights: best": config.weights == "best" and "weights" in config.model_fields_set,
-            "monitor": "monitor" in config.model_fields_set,
+            "monitor": config.monitor == "accuracy",
         }
         for name in (name for name, given in asked.items() if given):
             yield f"{name}: expected a task with validation rows, got one without. Give it some, or leave this out."
