@@ -54,7 +54,7 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "patience without rows": ("finetune", TUNED | {"patience": 2}, UNCHOSEN, ".patience: expected a task with validat"),
     "plateau without rows": ("finetune", TUNED | {"schedule": "plateau"}, UNCHOSEN, ".schedule: plateau: expected a t"),
     "best without rows": ("finetune", TUNED | {"weights": "best"}, UNCHOSEN, ".weights: best: expected a task with va"),
-    "monitor without rows": ("finetune", TUNED | {"monitor": "accuracy"}, UNCHOSEN, ".monitor: expected a task with va"),
+    "monitor without rows": ("finetune", TUNED | {"monitor": "accuracy"}, UNCHOSEN, ".monitor: expected a task with v"),
     "a classifier of a run of fit": (
         "finetune", TUNED | {"start": "digits_full", "classifier": {"hidden": 8}}, {},
         ".classifier: expected one layer, that of digits_full, got hidden. Leave it out.",

@@ -253,8 +253,8 @@ def test_a_run_with_workers_leaves_the_bytes_of_one_without(
 
 def test_workers_that_have_nothing_to_do_are_not_started(place: Place) -> None:
     run = {"scheduler": "tcp://127.0.0.1:1"}  # where nobody is
-    done = place.run(FitConfig(task="pets", backbone="tiny", inputs=("easy",), head="logistic", run=run))
-    assert done.notes == ["run: no worker was started: every training set is one piece, or is held in memory."]
+    with pytest.raises(ValidationError, match="`run` is of streaming heads, and logistic is none: leave `run` out"):
+        FitConfig(task="pets", backbone="tiny", inputs=("easy",), head="logistic", run=run)
     # The rows of the draws are one piece; those that are predicted are several, but nothing is summed of them.
     few = {"head": "streaming_lda", "labels_per_class": (3,), "run": run}
     done = place.run(FitConfig(task="pets", backbone="tiny", inputs=("easy",), **few))
