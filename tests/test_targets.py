@@ -134,7 +134,7 @@ def test_a_stratified_regression_cuts_each_quantile_at_its_shares(manifest: Mani
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=60), st.integers(2, 8))
 def test_equal_numbers_are_of_one_quantile_and_larger_ones_of_none_below(values: list[int], bins: int) -> None:
     table = pa.table({"target": pa.array(values, pa.float64())})
-    found = [int(place) for place in strata(table, config(kind="regression", bins=bins))]
+    found = [int(place) for place in strata(table, config(kind="regression", stratify=True, bins=bins))]
     pairs = sorted(zip(values, found, strict=True))
     assert [place for _, place in pairs] == sorted(found)
     assert len(set(pairs)) == len(set(values))
