@@ -32,7 +32,7 @@ class Parity(Settings):
     """How one tap of one engine compares; `overlap` is None where there are too few rows to tell."""
 
     rows: int
-    relative: float
+    relative: float = Field(allow_inf_nan=True)
     cosine: float
     median_cosine: float
     top1: float
