@@ -140,11 +140,8 @@ def _packages_with(top: str) -> tuple[str, ...]:
 
 def file_of(module: str, *, where: str) -> Path:
     """Find the file of a module in regular packages, without importing anything; raises BackboneError without one."""
-    places: Any = None
-    name, origin = "", None
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = _spec(name, places)
+    origin = None
+    for name, spec in _specs(module):
         if spec is None:
             raise BackboneError(f"{where}: expected a module that Python finds, got no module {name!r}.")
         if not spec.has_location or spec.origin is None:
@@ -152,26 +149,28 @@ def file_of(module: str, *, where: str) -> Path:
                 f"{where}: expected a module in regular packages, got {name!r}, which has no file of its own. "
                 "Where it is a folder of yours, put an empty __init__.py into it."
             )
-        places, origin = spec.submodule_search_locations or [], spec.origin
+        origin = spec.origin
     return Path(str(origin)).resolve()
 
 
 def _find(module: str) -> Path | None:
     """The file of a module, in packages of any kind; None where there is none, as of a class that is imported."""
-    places: Any = None
-    name, spec = "", None
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = _spec(name, places)
-        if spec is None:
-            return None
-        places = spec.submodule_search_locations or []
+    spec = None
+    for _, spec in _specs(module):  # noqa: B007  # the last one counts
+        pass
     return Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
 
 
-def _spec(name: str, places: Any) -> Any:
-    specs = (finder.find_spec(name, places) for finder in sys.meta_path)
-    return next((spec for spec in specs if spec is not None), None)
+def _specs(module: str) -> Iterator[tuple[str, Any]]:
+    """Yield each package around a module, and the module, by name with its spec; None of one that is missing, last."""
+    places: Any = None
+    for name in _with_parents(module):
+        specs = (finder.find_spec(name, places) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        yield name, spec
+        if spec is None:
+            return
+        places = spec.submodule_search_locations or []
 
 
 def _with_parents(name: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from pipeline.errors import StoreError
 from pipeline.files import sweep, temporary_path
 from pipeline.store import shard
-from pipeline.store.cache import Column, columns
+from pipeline.store.cache import VERSION, Column, columns
 from pipeline.store.layout import ShardRecord
 from pipeline.store.use import unused
 
@@ -59,7 +59,7 @@ class Entry:
 
 def entries(root: Path) -> list[Entry]:
     """Return all that the cache can do without, the longest unused first."""
-    found = [Entry("v2", one.folder, size(one), one.last_used(), one) for one in columns(root)]
+    found = [Entry(VERSION, one.folder, size(one), one.last_used(), one) for one in columns(root)]
     for folder in FOLDERS:
         for path in (root / folder).glob("[!.]*"):
             with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
@@ -79,8 +79,7 @@ def prune(
 
     `address`: remove the columns whose address begins so. What `data/features/` of a project links stays there, and its
     bytes stay on the disk until the last link is gone. Columns and trainings that a running job holds (`use.py`) stay
-    too. Returns the entries that were removed. Raises StoreError where
-    no column has the address.
+    too. Returns the entries that were removed. Raises StoreError where no column has the address.
     """
     _finish_removals(root)
     there = entries(root)
@@ -113,7 +112,7 @@ def _remove(path: Path) -> bool:
 
 def _finish_removals(root: Path) -> None:
     """Remove what a prune that was killed had put aside."""
-    for folder in ("v2", *FOLDERS):
+    for folder in (VERSION, *FOLDERS):
         sweep(root / folder)
         for path in (root / folder).glob(".*.removed"):  # of versions before
             shutil.rmtree(path, ignore_errors=True)
