@@ -395,6 +395,46 @@ def leaderboard(
         typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
 
 
+@app.command()
+def wrong(
+    run: Annotated[str, typer.Argument(help="A run of fit, finetune or distill in params.yaml.")],
+    most: Annotated[int, typer.Option(min=1, help="How many samples to list.")] = 50,
+    draw: Annotated[int | None, typer.Option(help="The few-shot draw or seed. [default: the first]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the test samples that a run's selected method answers wrongly, the most confident answer first.
+
+    Each has its path, and the training sample whose features are most similar to its own. Of numbers the largest errors
+    come first.
+
+    Examples:
+
+      icecore wrong digits_full
+
+      icecore wrong digits_logistic --most 10 --draw 2 --json
+    """
+    from pipeline.errors import DataError
+    from pipeline.files import read_json
+    from pipeline.task import Task
+    from pipeline.wrong import find_mistakes, taps_of
+    from stages import project
+
+    config = project.named_run(run)
+    evaluated = project.TABLES / f"{run}.json"
+    if not evaluated.is_file():
+        raise DataError(f"{evaluated}: no evaluation of {run}. Run `dvc repro`.")
+    evaluation, task = read_json(evaluated), project.TASKS / f"{config.task}.parquet"
+    mistakes = find_mistakes(
+        evaluation,
+        predictions=project.PREDICTIONS / f"{run}.parquet",
+        task=task,
+        taps=taps_of(evaluation, project.FEATURES, Task.read(task)),
+        most=most,
+        draw=draw,
+    )
+    typer.echo(json.dumps(mistakes.to_json(), indent=2, ensure_ascii=False) if as_json else str(mistakes))
+
+
 @features_app.command("export")
 def features_export(
     folder: Annotated[Path, typer.Argument(help="A tap's folder, such as data/features/glyphs/block3.")],

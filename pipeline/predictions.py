@@ -6,7 +6,7 @@
     input      the tap or taps that the head saw, such as block2 or block2+penultimate
     labels     labels a class in training; null where the whole training split was used
     draw       the few-shot draw, or the seed of the head where the run has several; null where there is one fit alone
-    key, split
+    key, path, split
     target, predicted   as a task has them: text, lists of text, or float64
     score:<class>   float32, a column a class; null where the head gives no scores; no such column in a regression
 
@@ -14,7 +14,7 @@ The schema's metadata says under `kind` what the targets are, and under `scores:
 `probability`, `decision` values or `none`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,8 +53,18 @@ class Predictions:
 class Writer:
     """Writes one fit after the other; the file appears when the last was written."""
 
-    def __init__(self, path: Path, kind: Kind, classes: list[str], scores: Mapping[str, Scores]) -> None:
-        self.path, self.kind, self.classes = path, kind, classes
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        classes: list[str],
+        scores: Mapping[str, Scores],
+        *,
+        paths_of: Callable[[np.ndarray], pa.Array] | None = None,
+    ) -> None:
+        """Write to `path`; `paths_of` returns the path of the sample of each key, as `Task.paths_of` does."""
+        self.path, self.kind, self.classes, self._paths_of = path, kind, classes, paths_of
+        self._keys, self._paths = np.empty(0, dtype=object), pa.array([], pa.string())
         self._schema = pa.schema(
             [
                 ("head", pa.string()),
@@ -62,6 +72,7 @@ class Writer:
                 ("labels", pa.int32()),
                 ("draw", pa.int32()),
                 ("key", pa.string()),
+                ("path", pa.string()),
                 ("split", pa.string()),
                 ("target", TYPES[kind]),
                 ("predicted", TYPES[kind]),
@@ -93,12 +104,21 @@ class Writer:
             "labels": [one.labels] * rows,
             "draw": [one.draw] * rows,
             "key": one.keys,
+            "path": self._look_up(one.keys),
             "split": one.splits,
             "target": column_of(one.targets, self.kind, self.classes),
             "predicted": column_of(one.predicted, self.kind, self.classes),
             **{SCORE + name: pa.array(one.scores[:, i], from_pandas=True) for i, name in enumerate(self.classes)},
         }
         self._file.write_table(pa.table(columns, schema=self._schema))
+
+    def _look_up(self, keys: np.ndarray) -> pa.Array:
+        """Return the paths of keys, which are nearly always those of the fit before."""
+        if self._paths_of is None:
+            return pa.nulls(len(keys), pa.string())
+        if not np.array_equal(self._keys, keys):
+            self._keys, self._paths = keys, self._paths_of(keys)
+        return self._paths
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`:
 
     key      32 hex digits
+    path     as the manifest has it; of a content that lies in several places, the first
     target   the class, as text; of a multilabel task a list of classes, may be empty; of a regression float64
     split    train | validation | test
     domain   where the manifest has one
@@ -61,6 +62,12 @@ class Task:
     def keys(self) -> np.ndarray:
         """The keys, as text of 32 hex digits."""
         return np.asarray(self.table["key"])
+
+    def paths_of(self, keys: np.ndarray) -> pa.Array:
+        """The path of each key of the task; null in a task that was written without paths."""
+        if "path" not in self.table.column_names:
+            return pa.nulls(len(keys), pa.string())
+        return self.table["path"].combine_chunks().take(pa.array(np.searchsorted(self.keys, keys)))
 
     @property
     def kind(self) -> Kind:

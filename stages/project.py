@@ -104,6 +104,13 @@ def runs(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values["fit"], **values["finetune"], **values["distill"]}
 
 
+def named_run(name: str) -> Any:
+    """Return the settings of a run; raises ConfigError with the runs that there are."""
+    named = runs(settings())
+    _known("fit, finetune and distill", [name], named)
+    return named[name]
+
+
 def _arguments(argv: list[str] | None) -> list[str]:
     return [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
 

@@ -266,7 +266,7 @@ def test_a_column_says_the_split_whatever_the_sizes_are(manifest: Manifest, tmp_
     manifest(label=["cat"] * 4 + ["dog"] * 4, split=names)
     task = split(config(by="column", sizes={"train": 500, "validation": 0, "test": 500}), tmp_path)
     assert {key: name for key, _, name in rows_of(task)} == {key(n): name for n, name in enumerate(names)}
-    assert task.table.column_names == ["key", "target", "split", "domain"]
+    assert task.table.column_names == ["key", "path", "target", "split", "domain"]
 
 
 def test_a_column_may_have_any_name_and_no_validation_rows(manifest: Manifest, tmp_path: Path) -> None:
@@ -730,7 +730,17 @@ def test_a_task_comes_back_from_its_file(few: Task, tmp_path: Path) -> None:
     few.write(tmp_path / "tasks" / "photos.parquet")
     back = Task.read(tmp_path / "tasks" / "photos.parquet")
     assert back.table.equals(few.table)
-    assert back.table.column_names == ["key", "target", "split", "domain", "draw_0", "draw_1", "draw_2", "draw_3"]
+    assert back.table.column_names == [
+        "key",
+        "path",
+        "target",
+        "split",
+        "domain",
+        "draw_0",
+        "draw_1",
+        "draw_2",
+        "draw_3",
+    ]
     assert len(back) == 150
     assert list(back.keys) == sorted(back.keys)
     assert sum(len(back.rows(name)) for name in SPLITS) == 150

@@ -78,7 +78,10 @@ def fit(
     first: HeadError | None = None
     keys = key_arrays.from_hex(loaded.keys)
     scores = {head.called: head.scores for head in found}
-    with Writer(predictions, loaded.kind, loaded.classes, scores) as writer, Sums(config.run) as sums:
+    with (
+        Writer(predictions, loaded.kind, loaded.classes, scores, paths_of=loaded.paths_of) as writer,
+        Sums(config.run) as sums,
+    ):
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None

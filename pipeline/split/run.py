@@ -36,7 +36,8 @@ def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = 
     if config.few_shot is not None:
         for draw, ranks in enumerate(few_shot_ranks(keys, targets, splits, config.few_shot, seed=config.seed)):
             table = table.append_column(f"draw_{draw}", pa.array(ranks, pa.int32()))
-    order = ["key", "target", "split", *(n for n in table.column_names if n not in ("key", "target", "split"))]
+    first = ("key", "path", "target", "split")
+    order = [*first, *(name for name in table.column_names if name not in first)]
     table = table.select(order).filter(pc.is_valid(table["split"]))
     return Task(table.replace_schema_metadata({KIND: config.kind}))
 

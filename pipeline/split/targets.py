@@ -29,7 +29,7 @@ WHAT = {"classification": "value", "multilabel": "list of labels", "regression":
 
 
 def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lambda _: None) -> pa.Table:
-    """Return key, target and domain, and group, column and levels where asked for, of all data sets, sorted by key.
+    """Return key, path, target, domain, and group, column and levels where asked for, of all data sets, sorted by key.
 
     Contents that several data sets have are one row. `say` is called with sentences about values that may be mistakes.
     Raises DataError with what is wrong with the targets.
@@ -40,7 +40,7 @@ def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lamb
     _refuse_missing(table, config, where)
     table = rename_classes(table, config)
     compare_names(table, config, say)
-    table = _one_row_a_key(table.drop_columns(["path", "said"]), config)
+    table = _one_row_a_key(table.drop_columns(["said"]), config)
     _refuse_other_kind(table, config, where)
     _refuse_divided_classes(table, config)
     return table

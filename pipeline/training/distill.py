@@ -101,7 +101,8 @@ def _foreseen(run: Run, training: Training, found: Lesson) -> str:
 def _writer(run: Run, number: int, paths: Paths) -> Writer:
     one = run.subjects[number]
     path = paths.predictions if number == 0 else paths.model / "predictions" / f"{one.name}.parquet"
-    return Writer(path, one.task.kind, one.classes, {HEAD: record.scores_of(one.task)})
+    scores = {HEAD: record.scores_of(one.task)}
+    return Writer(path, one.task.kind, one.classes, scores, paths_of=one.task.paths_of)
 
 
 def _predictions(run: Run, number: int, training: Training, one: Prepared, rows: np.ndarray) -> Predictions:

@@ -49,7 +49,8 @@ def finetune(
     steps = [config.epochs * steps_per_epoch(len(one.rows), config) for one in trainings]
     best: Trained | None = None
     records = []
-    with Writer(paths.predictions, run.task.kind, run.task.classes, {HEAD: record.scores_of(run.task)}) as writer:
+    scores, paths_of = {HEAD: record.scores_of(run.task)}, run.task.paths_of
+    with Writer(paths.predictions, run.task.kind, run.task.classes, scores, paths_of=paths_of) as writer:
         for number, training in enumerate(trainings):
             one = prepared(run, training, fabric)
             if number == 0:
