@@ -419,6 +419,25 @@ def test_fits_that_cannot_be_made_are_recorded_with_their_cause_and_the_others_a
     assert [one.labels for one in PredictionsFile.open(place.predictions)] == [3, 3]
 
 
+def test_fits_of_any_class_that_fail_or_cannot_be_saved_cost_no_other_fit(place: Place) -> None:
+    given = {"failing:Failing": {"error": "TypeError"}, "failing:Unsaved": {}, "ridge": {}}
+    done = run_of(place, inputs=("easy",), head=given)
+    assert [one.head for one in PredictionsFile.open(place.predictions)] == ["ridge"]
+    causes = {one["head"]: one["cause"] for one in place.model()["failed"]}
+    assert causes["Failing"] == "Failing on easy, all: TypeError: the fit ends"
+    assert causes["Unsaved"].startswith(f"{place.models / 'Unsaved.easy.all.skops'}: the head cannot be saved: ")
+    assert [f"not fitted: {cause}" for cause in causes.values()] == done.notes
+    assert sorted(path.name for path in place.models.iterdir()) == ["model.json", "ridge.easy.all.skops"]
+
+
+def test_a_penalty_that_is_none_is_recorded_with_what_is_expected(place: Place) -> None:
+    run_of(place, inputs=("easy",), head={"streaming_ridge": {"alpha": 0}, "ridge": {}})
+    [failed] = place.model()["failed"]
+    assert failed["cause"] == (
+        "streaming_ridge on easy, all: ridge, `alpha`: expected a number above 0, got 0. 1 is a first try."
+    )
+
+
 @pytest.mark.parametrize("head", ["knn", "streaming_knn"])
 def test_a_search_records_more_neighbours_than_training_rows_and_goes_on(place: Place, head: str) -> None:
     place.fit(head=head, search="sweep")

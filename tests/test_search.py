@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline import heads
 from pipeline.errors import HeadError
 from pipeline.heads import criteria, paths, search
+from pipeline.heads.logistic import StreamingLogisticRegression
 from pipeline.heads.logistic_loss import Loss, Point
 from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
 from pipeline.heads.starts import starts
@@ -276,6 +277,65 @@ def test_a_value_that_scikit_learn_refuses_is_recorded() -> None:
     assert found.record["validation"][0] is None
     assert "n_neighbors" in found.record["problems"][0]
     assert found.value == 5
+
+
+def test_whatever_a_class_raises_with_a_value_is_recorded_and_the_search_goes_on() -> None:
+    told = {
+        "HeadError": "the fit ends",
+        "LinAlgError": "the fit ends",
+        "FloatingPointError": "FloatingPointError: the fit ends",
+        "NotImplementedError": "NotImplementedError: the fit ends",
+        "MemoryError": "MemoryError: the fit ends",
+        "predict HeadError": "the fit ends",
+        "predict KeyError": r"KeyError: 'the fit ends\nhere'",
+    }
+    found = swept("failing:Failing", "error", [*told, "none", "TypeError"])
+    assert found.record["problems"] == [*told.values(), None, "TypeError: the fit ends"]
+    assert found.value == "none"
+    for error in ("StoreError", "ClusterError", "PermissionError"):  # of the rows, not of a head
+        with pytest.raises(Exception, match="the fit ends") as ended:
+            swept("failing:Failing", "error", ["none", error])
+        assert ended.typename == error
+
+
+@pytest.mark.parametrize(
+    ("head", "parameter"), [("streaming_ridge", "alpha"), ("streaming_logistic", "C"), ("ridge", "alpha")]
+)
+def test_a_value_out_of_range_leaves_the_others_as_they_are_alone(head: str, parameter: str) -> None:
+    found = swept(head, parameter, [-1.0, 2.0, "auto"])
+    alone = swept(head, parameter, [2.0])
+    assert [problem is None for problem in found.record["problems"]] == [False, True, False]
+    assert found.record["validation"][1] == alone.record["validation"][0]
+    assert np.allclose(found.head[-1].coef_, alone.head[-1].coef_, rtol=1e-5)
+
+
+class FailsAtOne(StreamingLogisticRegression):
+    """Ends where C is 1, after the first pass."""
+
+    def _search(self, *args: Any, **more: Any) -> Point:
+        if self.C == 1.0:
+            raise FloatingPointError("overflow")
+        return super()._search(*args, **more)
+
+
+def test_passes_go_on_behind_a_value_of_c_that_fails() -> None:
+    given = rows(60)
+    alone = [StreamingLogisticRegression(C).fit(given.X, given.y) for C in (0.1, 10.0)]
+    first, failed, last = paths.candidates(FailsAtOne(), "C", [0.1, 1.0, 10.0], given.X, given.y)
+    assert failed == (None, "FloatingPointError: overflow")
+    for (found, problem), wanted in zip((first, last), alone, strict=True):
+        assert found is not None
+        assert problem is None
+        assert np.allclose(found.predict_proba(given.X), wanted.predict_proba(given.X), atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rows_whose_squares_cannot_be_added_end_no_search() -> None:
+    head, given = heads.create("logistic", {"max_iter": 2}, scale="none")[-1], rows(60)
+    with pytest.raises(HeadError, match="expected values whose squares can be added"):
+        next(starts(head, [0.1, 1.0], given.X * np.float32(1e25), given.y))  # type: ignore[arg-type]
+    found = list(paths.candidates(head, "C", [0.1, 1.0], given.X * np.float32(1e25), given.y))
+    assert [problem is not None for _, problem in found] == [True, True]
 
 
 def test_values_of_which_none_can_be_used_are_told_one_by_one() -> None:

@@ -13,6 +13,7 @@ from pipeline.errors import HeadError
 from pipeline.fit import FitConfig
 from pipeline.fit.inputs import Matrix, Stream
 from pipeline.heads import calibration, device
+from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.scores import answers_of
 from pipeline.heads.search import search
 from pipeline.heads.sweep import Rows
@@ -132,7 +133,7 @@ def fit_one(
 
 @contextmanager
 def refusals(where: str) -> Iterator[list[str]]:
-    """Turn what scikit-learn has against a head or its training set into a HeadError that names the fit.
+    """Turn what scikit-learn, or any class by import path, has against a fit into a HeadError that names the fit.
 
     Yields a list, which holds at the end why an optimiser stopped before it converged: such a head still predicts, and
     the other fits of its run go on. Any other warning is given again.
@@ -159,6 +160,8 @@ def refusals(where: str) -> Iterator[list[str]]:
             raise HeadError(f"{where}: {error}") from None
         except ValueError as error:
             raise HeadError(f"{where}: scikit-learn refuses the head or its training set: {error}") from None
+        except Exception as error:
+            raise HeadError(f"{where}: {cause_of_failure(error)}") from error
 
 
 def threads_for(values: int) -> AbstractContextManager[Any]:

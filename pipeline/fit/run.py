@@ -17,6 +17,7 @@ from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, w
 from pipeline.fit.one import Data, Fit, Head, fit_one
 from pipeline.fit.sums import Sums
 from pipeline.heads import calibration, criteria, device
+from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import grid_of
 from pipeline.heads.skops_import import skops_io
@@ -92,6 +93,7 @@ def fit(
                     state = training.draw if head.random and training.draw is not None else seed
                     try:
                         one = fit_one(head, data, source, training, config, seed=state)
+                        record = _saved(one, data, models)
                     except HeadError as error:
                         first = first or error
                         draw = training.draw if training.labels else state
@@ -99,7 +101,7 @@ def fit(
                         failed.append({**which, "cause": str(error)})
                     else:
                         writer.add(one.predictions)
-                        fits.append(_saved(one, data, models))
+                        fits.append(record)
                     progress(len(fits) + len(failed), total)
         if first is not None and not fits:
             raise first
@@ -211,9 +213,12 @@ def _save(head: Any, path: Path) -> None:
 
 
 def _saved(one: Fit, data: Data, models: Path) -> dict[str, Any]:
-    """Write a head, and what `model.json` says of it."""
+    """Write a head, and return what `model.json` says of it; raises HeadError for a class that skops cannot save."""
     path = models / one.record["file"]
-    _save(one.head, path)
+    try:
+        _save(one.head, path)
+    except Exception as error:
+        raise HeadError(f"{path}: the head cannot be saved: {cause_of_failure(error)}") from error
     if not looks_at_rows(one.head):
         return one.record
     return {**one.record, "rows": write_keys(path.with_suffix(".keys.npy"), data.keys[one.rows])}

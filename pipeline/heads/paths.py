@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import HeadError
 from pipeline.heads import device
+from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.labels import weights_of
-from pipeline.heads.starts import starts
+from pipeline.heads.starts import Start, starts
 
 Candidate = tuple[Any | None, str | None]
-"""A fitted head, or none where scikit-learn refuses the value; and what is against choosing it, if anything is."""
+"""A fitted head, or None where the fit failed with the value; and what is against choosing it, if anything is."""
 
 BLOCK = 4096  # rows that are in float64 at a time
 
@@ -27,13 +29,23 @@ def candidates(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.n
     kind = type(head).__name__
     if kind == "LogisticRegression" and parameter == "C" and head.solver in ("lbfgs", "newton-cg", "sag", "saga"):
         return _warm(head, values, X, y)
-    if kind in ("Ridge", "RidgeClassifier") and parameter == "alpha" and _has_path(head, X, y):
-        return _ridge(head, values, X, y)
-    if parameter == "C" and hasattr(head, "fit_path"):
-        return _path(head, values, X, y)
-    if parameter == "alpha" and hasattr(head, "at"):
-        return _at(head, values, X, y)
+    if all(map(_is_penalty, values)):  # the class says what is wrong with others, value by value
+        if kind in ("Ridge", "RidgeClassifier") and parameter == "alpha" and _has_path(head, X, y):
+            return _ridge(head, values, X, y)
+        if parameter == "C" and hasattr(head, "fit_path"):
+            return _path(head, values, X, y)
+        if parameter == "alpha" and hasattr(head, "at"):
+            return _at(head, values, X, y)
+    return each(head, parameter, values, X, y)
+
+
+def each(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+    """Fit a copy of the head with each value by itself."""
     return (fitted(copy_of(head, **{parameter: value}), X, y) for value in values)
+
+
+def _is_penalty(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf
 
 
 def copy_of(head: Any, **params: Any) -> Any:
@@ -44,15 +56,15 @@ def copy_of(head: Any, **params: Any) -> Any:
 
 
 def fitted(head: Any, X: Any, y: np.ndarray) -> Candidate:
-    """Fit a head in place; a value that is refused and one that does not converge are told, not raised."""
+    """Fit a head in place; that the fit fails or does not converge is returned, not raised."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         try:
             head.fit(X, y)
-        except ValueError as error:
-            return None, str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 - classes by import path raise nearly anything
+            return None, cause_of_failure(error)
     return device.to_arrays(head), _problem(caught)
 
 
@@ -78,11 +90,12 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
     path: list[np.ndarray] = []
     near = starts(head, values, X, y)
     for value in values:
-        if near is not None:
-            moving.coef_, moving.intercept_ = next(near)
+        start = None if near is None else _start_near(near)
+        if start is not None:
+            moving.coef_, moving.intercept_ = start
         elif len(path) > 1:
-            start = _ahead(path)
-            moving.coef_, moving.intercept_ = start[:, :-1], start[:, -1]
+            point = _ahead(path)
+            moving.coef_, moving.intercept_ = point[:, :-1], point[:, -1]
         found, problem = fitted(moving.set_params(C=value), X, y)
         if found is None:
             path.clear()
@@ -91,6 +104,14 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
         path = [*path[-2:], np.column_stack([found.coef_, np.broadcast_to(found.intercept_, len(found.coef_))])]
         # A fit puts new arrays into the head, so that a shallow copy keeps those of this value.
         yield copy.copy(found).set_params(warm_start=head.warm_start), problem
+
+
+def _start_near(near: Iterator[Start]) -> Start | None:
+    """Return the next start; None where the axes of these rows cannot be had, for squares beyond floating point."""
+    try:
+        return next(near, None)
+    except (HeadError, ValueError, ArithmeticError):
+        return None
 
 
 def _ahead(path: Sequence[np.ndarray]) -> np.ndarray:
@@ -115,8 +136,8 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
     Friedman, The Elements of Statistical Learning, equation 3.47); with fewer rows than columns the same of XX'.
     """
     first, problem = fitted(copy_of(head, alpha=max(values)), X, y)
-    if first is None or min(values) <= 0:  # scikit-learn says what is wrong, value by value
-        yield from (fitted(copy_of(head, alpha=value), X, y) for value in values)
+    if first is None:  # scikit-learn says what is wrong, value by value
+        yield from each(head, "alpha", values, X, y)
         return
     targets, weights = _encoded(head, y)
     offset = np.average(X, axis=0, weights=weights, keepdims=True).astype(np.float64)
@@ -168,12 +189,16 @@ def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[C
 
 
 def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """A streaming logistic head: passes that go on from one value to the next."""
+    """A streaming logistic head: passes that go on from one value to the next, and anew behind one that failed."""
     from sklearn.exceptions import ConvergenceWarning
 
     going = head.fit_path(X, y, values)
-    for _ in values:
+    for number in range(len(values)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            found = next(going)
-        yield found, _problem(caught)
+            try:
+                found = next(going)
+            except Exception as error:  # noqa: BLE001 - as of any other head
+                problem, going = cause_of_failure(error), head.fit_path(X, y, values[number + 1 :])
+                found = None
+        yield found, problem if found is None else _problem(caught)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.errors import HeadError, bullets
 from pipeline.heads import criteria, device
+from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.paths import candidates
 from pipeline.task import Kind
 
@@ -45,8 +46,8 @@ def sweep(
 ) -> Found:
     """Fit a head for each value, in their order, and keep the one that is best on validation rows.
 
-    The preparation is fitted once. `pipeline.heads.paths` says how heads share work between values. A value that
-    scikit-learn refuses, or with which the head does not converge, is recorded and not chosen. Raises HeadError where
+    The preparation is fitted once. `pipeline.heads.paths` says how heads share work between values. A value with
+    which the fit fails, or does not converge, is recorded and not chosen. Raises HeadError where
     that is so of all.
     """
     from sklearn.pipeline import make_pipeline
@@ -65,8 +66,8 @@ def sweep(
             if head is not None:
                 try:
                     score = criteria.measure(metric, head, X_validation, validation.y, kind=kind, classes=classes)
-                except (ValueError, HeadError) as error:  # such as more neighbours than there are training rows
-                    problem = str(error).splitlines()[0]
+                except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
+                    problem = cause_of_failure(error)
             if score is not None and math.isnan(score):
                 score, problem = None, f"{metric} is not a number"
             curve.append(score)
