@@ -128,7 +128,8 @@ def create(
 ) -> Any:
     """An unfitted scikit-learn pipeline: the preparation that was asked for, then the head.
 
-    `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves. Raises
+    `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves, unless they
+    weigh classes. Raises
     HeadError for a head that is not there or of the wrong kind, and for parameters that the class does not have.
     """
     from sklearn.multiclass import OneVsRestClassifier
@@ -139,7 +140,8 @@ def create(
     head = _estimator(name, path)
     _check_kind(head, name, kind)
     given = dict(params)
-    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params():
+    alike = given.get("class_weight") is None  # weighted sums have other deviations than a scaler, which weighs no row
+    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params() and alike:
         given.setdefault("standardize", True)  # from the pass that the head takes anyway
         before = []
     else:
