@@ -21,7 +21,8 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     """scikit-learn's LogisticRegression with its L2 penalty, for arrays and row sources, from passes over the rows.
 
     `standardize` fits to rows less their mean, divided by their standard deviation (as a StandardScaler before it; both
-    are weighted where classes are), and has that in `coef_` and `intercept_`. With `warm_start` a fit goes on from the last one.
+    are weighted where classes are), and has that in `coef_` and `intercept_`. With `warm_start` a fit goes on from the
+    last one.
 
     The first pass takes the second moments of the rows, and the search is along their axes (`pipeline.heads.descent`):
     memory is O(width² + width x classes).
