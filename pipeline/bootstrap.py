@@ -24,7 +24,7 @@ MOST: dict[str, int] = {"map": 1000}
 def statistic(metric: str, one: Predictions, classes: Sequence[str]) -> Statistic:
     """A metric of resampled rows, equal to scikit-learn's of the rows that the counts stand for.
 
-    Classes that have no row in a resample are left out of balanced accuracy and mean average precision.
+    Classes that have no row in a resample are left out of balanced accuracy, macro-F1 and mean average precision.
     """
     return STATISTICS[metric](one, classes)
 
@@ -116,8 +116,17 @@ def _balanced_accuracy(one: Predictions, classes: Sequence[str]) -> Statistic:
 
 def _macro_f1(one: Predictions, classes: Sequence[str]) -> Statistic:
     target, guess = members(one, classes)
-    both, either = (target & guess).astype(np.float64), target.astype(np.float64) + guess
-    return lambda counts: np.nan_to_num(_share(2 * (counts @ both), counts @ either)).mean(axis=1)
+    both, there, either = (
+        (target & guess).astype(np.float64),
+        target.astype(np.float64),
+        target.astype(np.float64) + guess,
+    )
+
+    def found(counts: np.ndarray) -> np.ndarray:
+        f1 = _share(2 * (counts @ both), counts @ either)
+        return _mean(np.where(counts @ there > 0, f1, np.nan))
+
+    return found
 
 
 def _map(one: Predictions, classes: Sequence[str]) -> Statistic:

@@ -149,7 +149,10 @@ def _scatter(one: Predictions) -> list[list[float]]:
 
 
 def _per_class(one: Predictions, classes: Sequence[str], draws: int, *, scored: bool) -> list[dict[str, Any]] | None:
-    """Precision, recall, F1, average precision and test rows of each class; None of a regression."""
+    """Return precision, recall, F1, average precision and test rows of each class; None of a regression.
+
+    A class without test rows is not measured.
+    """
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
     if not classes:
@@ -163,9 +166,7 @@ def _per_class(one: Predictions, classes: Sequence[str], draws: int, *, scored: 
         found.append(
             {
                 "class": name,
-                "precision": float(p),
-                "recall": float(r),
-                "f1": float(f),
+                **{key: float(v) if n else None for key, v in (("precision", p), ("recall", r), ("f1", f))},
                 "average_precision": ap,
                 "rows": int(n) // draws,
             }

@@ -23,6 +23,7 @@ from pipeline.files import digest, read_json, sha256_file, write_json, write_tex
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
 from pipeline.runtime import versions
+from pipeline.task import describe_rare
 
 CODE = (
     "evaluate.py",
@@ -122,6 +123,7 @@ def evaluate(
             "metric": metric,
             "higher_is_better": metric not in metrics.LOWER_IS_BETTER,
             "classes": methods.file.classes,
+            "rare": describe_rare(methods.task.rare, methods.file.kind),
             "interval": config.interval,
             "table": rows,
             "selected": best,

@@ -63,6 +63,17 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
+def split_of_file(name: str) -> str | None:
+    """Return the split that the file of a hub names: validation for `valid-00001-of-00002.parquet`; None for another.
+
+    The name of the split stands at the end, or before the number of a part: `train.parquet`, `cifar10-test-0001.tar`.
+    """
+    words = "|".join(word for names in SPLIT_NAMES.values() for word in names)
+    pattern = rf"(?:.*[^a-z])?({words})(?:[ _-]?set)?(?:[ _-]?[0-9].*)?"
+    found = re.fullmatch(pattern, name.partition(".")[0].casefold())
+    return split_of(found[1]) if found else None
+
+
 @dataclass(frozen=True)
 class ManifestPaths:
     """Where the three files of a data set lie below the manifests' folder."""

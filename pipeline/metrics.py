@@ -63,10 +63,11 @@ def classification(
     """Metrics of a classification.
 
     `targets`, `predicted`: class names (n,). `scores`: (n, classes) in the order of `classes`, or None: then `given`
-    counts as none. Balanced accuracy is the mean recall of the classes that have rows; micro-F1 is accuracy, since a
-    row has one class. AUROC and average precision are those of the second of two classes, otherwise one against the
-    rest, averaged over classes that have rows; top-5 is left out where there are no more than five classes. Log loss is
-    in nats; the Brier score is between 0 and 1 for two classes, and 2 for more, as scikit-learn has it.
+    counts as none. Balanced accuracy and macro-F1 are the mean recall and F1 of the classes that have rows; micro-F1
+    is accuracy, since a row has one class. AUROC and average precision are those of the second of two classes,
+    otherwise one against the rest, averaged over classes that have rows; top-5 is left out where there are no more than
+    five classes. Log loss is in nats; the Brier score is between 0 and 1 for two classes, and 2 for more, as
+    scikit-learn has it.
     """
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -77,7 +78,7 @@ def classification(
         {
             "accuracy": accuracy,
             "balanced_accuracy": float(np.mean(recall[np.unique(target)])),
-            "macro_f1": float(np.mean(f1)),
+            "macro_f1": float(np.mean(f1[np.unique(target)])),
             "micro_f1": accuracy,  # with one class a row they are the same
         }
     )
@@ -146,16 +147,17 @@ def multilabel(
 ) -> Measured:
     """Metrics of a multilabel task: bool (n, classes) twice, and scores (n, classes).
 
-    `map` is the mean of the average precisions of the classes that have rows, AUROC that of classes that some rows have
-    and others have not. Subset accuracy counts rows whose classes are all right.
+    `map` and macro-F1 are means over the classes that have rows, AUROC that of classes that some rows have and others
+    have not. Subset accuracy counts rows whose classes are all right.
     """
     from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss, roc_auc_score
 
-    found = Measured({"map": None})
+    found, there = Measured({"map": None}), targets.any(axis=0)
+    f1 = f1_score(targets, predicted, average=None, zero_division=0.0)
     found.values.update(
         {
             "micro_f1": float(f1_score(targets, predicted, average="micro", zero_division=0.0)),
-            "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
+            "macro_f1": float(np.mean(f1[there])) if there.any() else 0.0,
             "subset_accuracy": float(accuracy_score(targets, predicted)),
             "hamming_loss": float(hamming_loss(targets, predicted)),
         }
@@ -163,7 +165,6 @@ def multilabel(
     if given == "none":
         found.drop(["map", "auroc"], f"{head} gives no scores")
         return found
-    there = targets.any(axis=0)
     if there.any():
         found.values["map"] = float(average_precision_score(targets[:, there], scores[:, there], average="macro"))
     else:

@@ -1,6 +1,7 @@
 """The task: which sample has which target and stands in which split.
 
-`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`:
+`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`, and under `rare`
+the classes that lack training or test rows (`pipeline/split/rare.py`):
 
     key      32 hex digits
     path     as the manifest has it; of a content that lies in several places, the first
@@ -14,7 +15,8 @@
              A larger n contains the smaller ones.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -30,6 +32,9 @@ SPLITS = ("train", "validation", "test")
 Kind = Literal["classification", "multilabel", "regression"]
 LEVEL = "level:"  # in front of a level's name: a column
 KIND = "kind"  # in the metadata of the schema, also of predictions
+RARE = "rare"  # in the metadata of the schema
+OTHER = "other"  # the class that `rare: merge` makes
+SHOWN = 8  # classes that a sentence names
 TYPES: dict[Kind, pa.DataType] = {
     "classification": pa.string(),
     "multilabel": pa.list_(pa.string()),
@@ -75,6 +80,16 @@ class Task:
         return cast(Kind, (self.table.schema.metadata or {}).get(KIND.encode(), b"classification").decode())
 
     @property
+    def rare(self) -> dict[str, dict[str, int]]:
+        """What the split did with classes that lack rows: each class with its rows in the task, by what was done.
+
+        `merged` to one class; `unlearnt`, without training rows (of labels also those that all training rows have);
+        `dropped`, without test rows; `unmeasured`, the same but learnt, with its training rows.
+        """
+        found: dict[str, dict[str, int]] = json.loads((self.table.schema.metadata or {}).get(RARE.encode(), b"{}"))
+        return found
+
+    @property
     def targets(self) -> np.ndarray:
         """The target of each row: text (n,), bool (n, classes) of a multilabel task, float64 (n,) of a regression."""
         return array_of(self.table["target"], self.kind, self.classes)
@@ -106,6 +121,30 @@ class Task:
         """The row numbers of the training set of one draw with so many labels a class."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)
         return np.flatnonzero((rank >= 0) & (rank < labels_per_class))
+
+
+def describe_rare(rare: Mapping[str, Mapping[str, int]], kind: Kind) -> list[str]:
+    """Return a sentence for each thing that the split did with classes that lack rows; `rare` as `Task.rare`."""
+    what, leave = ("labels", "") if kind == "multilabel" else ("classes", ", with their rows")
+    all_rows = " or all of them" if kind == "multilabel" else ""
+    sentences = {
+        "merged": f"lack training or test rows and are one, {OTHER!r}",
+        "unlearnt": f"have no training row{all_rows} and are left out{leave}",
+        "dropped": f"have no test row and are left out{leave}",
+        "unmeasured": "have no test row: they are learnt and not measured",
+    }
+    rows = {"unmeasured": "training rows"}
+    return [
+        f"{len(rare[key]):,} {what} {sentence} ({rows.get(key, 'rows')}: {name_some(rare[key])})."
+        for key, sentence in sentences.items()
+        if key in rare
+    ]
+
+
+def name_some(rows: Mapping[str, int]) -> str:
+    """Return the first classes with their rows, and how many more there are: `cat 3, dog 1, and 7 more`."""
+    names = [f"{name} {count:,}" for name, count in list(rows.items())[:SHOWN]]
+    return ", ".join(names) + (f", and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else "")
 
 
 def array_of(column: pa.ChunkedArray, kind: Kind, classes: Sequence[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The training sets that a task offers: its whole training split, or few-shot draws of it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,10 @@ class Training:
 def training_sets(
     task: Task, labels_per_class: Sequence[int], *, where: str, draws: int | None = None
 ) -> Iterator[Training]:
-    """The training sets that a run asks for, `draws` of each number of labels, or as many as the task has.
+    """Yield the training sets that a run asks for, `draws` of each number of labels, or as many as the task has.
 
-    Raises DataError where the task has none of that kind.
+    A class with fewer training rows than labels are asked for has all of them. Raises DataError where the task has no
+    training sets of that kind.
     """
     if not labels_per_class:
         rows = task.rows("train")
@@ -42,10 +44,11 @@ def training_sets(
         raise DataError(
             f"{where}: expected {draws} few-shot draws, got {task.draws}. Give the task `few_shot` with as many."
         )
+    all_rows = Counter(task.targets[task.rows("train")])
     for labels in labels_per_class:
         for draw in range(task.draws if draws is None else draws):
             rows = task.few(draw, labels)
-            if len(rows) < labels * len(task.classes):
+            if len(rows) < sum(min(labels, there) for there in all_rows.values()):
                 raise DataError(
                     f"{where}: expected {labels} training rows of each of {len(task.classes)} classes, got "
                     f"{len(rows)} in all. Raise `few_shot.labels_per_class` of the task, or ask for fewer."

@@ -13,7 +13,7 @@ def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
         for name, item in values.get(section, {}).items():
             task = values.get("split", {}).get(item.task)
             if task is not None:
-                # A column of the data may hold validation rows: that is known when the run starts.
-                validation = task.by == "column" or "validation" in task.needed
+                # The data may say validation rows: that is known when the run starts.
+                validation = task.by in ("auto", "column") or "validation" in task.needed
                 problems += [f"{section}.{name}.{line}" for line in item.unsuited(task.kind, validation=validation)]
     return problems

@@ -339,6 +339,26 @@ def test_the_first_folder_below_a_common_one_is_the_label(
     assert [one.place.get("split") for one in listed] == splits
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (
+            ("train-00000-of-00002.tar", "train-00001-of-00002.tar", "test-00000-of-00001.tar"),
+            ["test", "train", "train"],
+        ),
+        (("pets-train-0000.tar", "pets-valid-0000.tar"), ["train", "validation"]),
+        (("train-00000-of-00001-a09b74b3ef9c3b56.tar", "test_set.tar"), ["test", "train"]),
+        (("train-0.tar", "train-1.tar"), [None, None]),  # one split divides nothing
+        (("train-0.tar", "pretrain-test-extra.tar"), [None, None]),
+        (("0000.tar", "test.tar"), [None, None]),
+    ],
+)
+def test_the_files_of_a_hub_name_splits(names: tuple[str, ...], splits: list[str | None], tmp_path: Path) -> None:
+    for name in names:
+        pack(tmp_path / "data" / name, pictures(f"{name[:9]}.png"))
+    assert sorted((one.place.get("split") for one in find(PrepareConfig(root=tmp_path))), key=str) == splits
+
+
 def test_real_archives_of_class_folders(assets: Path, tmp_path: Path) -> None:
     found = Outcome(assets / "images" / "cifar10-subset.tar", tmp_path)
     assert found.prepared == Prepared(found=7000, rows=7000, excluded={})

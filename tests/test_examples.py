@@ -49,6 +49,8 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("extract.glyphs.run", {}, ["workers: auto", "decode: auto", "scheduler: tcp://10.0.0.5:8786"]),
     ("extract.glyphs.run", {"scheduler": "tls://a:1"}, ["tls: {ca: ca.pem, cert: cert.pem, key: key.pem}"]),
     ("split.digits", {}, ["stratify: true", "group: patient", "by: column", "rename: {'1': odd, '2': even}"]),
+    ("split.digits", {}, ["use: {val: test}", "by: hash", "rare: keep"]),
+    ("split.more", {"datasets": ["digits"], "kind": "multilabel"}, ["empty: none"]),
     ("split.digits", {}, ["levels: [family, genus]", "limit_per_class: 1000"]),
     (
         "split.digits",

@@ -23,6 +23,7 @@ from pipeline.split import FewShot, SplitConfig, SplitSizes
 from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
 from pipeline.split.run import split
 from pipeline.task import SPLITS, Task
+from pipeline.training_sets import training_sets
 from stages import project
 
 ROOT = Path(__file__).parent.parent
@@ -317,7 +318,7 @@ def test_a_column_that_divides_groups_is_an_error(manifest: Manifest, tmp_path: 
 def test_a_class_without_training_or_test_rows_in_the_column_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat", "cat", "dog", "emu"], split=["train", "test", "train", "test"])
     with pytest.raises(DataError) as caught:
-        split(config(by="column"), tmp_path)
+        split(config(by="column", rare="refuse"), tmp_path)
     assert str(caught.value).splitlines() == [
         "the split leaves classes without rows; add samples or change the column 'split'",
         "  - class 'dog': expected at least 1 rows in test, got 0.",
@@ -362,6 +363,17 @@ def test_training_sets_of_a_draw_are_balanced_nested_and_only_from_train(few: Ta
             assert Counter(few.targets[rows]) == {"cat": labels, "dog": labels}
             assert smaller < set(rows) <= training
             smaller = set(rows)
+
+
+def test_a_class_with_few_training_rows_gives_all_of_them_to_every_draw(manifest: Manifest, tmp_path: Path) -> None:
+    manifest(label=["cat"] * 20 + ["dog"] * 5, split=["train"] * 15 + ["test"] * 5 + ["train"] * 3 + ["test"] * 2)
+    said: list[str] = []
+    task = split(config(few_shot={"labels_per_class": 10, "draws": 2}), tmp_path, say=said.append)
+    trainings = list(training_sets(task, [2, 10], where="task"))
+    assert [Counter(task.targets[one.rows])["dog"] for one in trainings] == [2, 2, 3, 3]
+    assert said[-1] == "1 classes have fewer than the 10 training rows of `few_shot`, and all draws have these: dog 3."
+    with pytest.raises(DataError, match=r"expected 11 training rows of each of 2 classes, got 13 in all. Raise"):
+        list(training_sets(task, [11], where="task"))
 
 
 def test_draws_differ_and_another_seed_gives_others() -> None:
@@ -542,7 +554,7 @@ def test_a_class_that_the_test_domain_lacks_is_an_error(manifest: Manifest, tmp_
     with pytest.raises(
         DataError, match=r"samples or change `domains`\n  - class 'dog': expected at least 1 rows in test"
     ):
-        split(config(by="domain", domains={"train": ["a"], "test": ["b"]}), tmp_path)
+        split(config(by="domain", domains={"train": ["a"], "test": ["b"]}, rare="refuse"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -625,7 +637,7 @@ def test_a_manifest_that_was_never_made_is_an_error(tmp_path: Path) -> None:
 def test_classes_without_rows_in_a_split_are_all_named(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat"] * 40 + ["dog", "dog", "emu"])
     with pytest.raises(DataError) as caught:
-        split(config(stratify=True), tmp_path)
+        split(config(stratify=True, rare="refuse"), tmp_path)
     title, *lines = str(caught.value).splitlines()
     assert title == "the split leaves classes without rows; add samples or change `sizes`"
     assert [line.split(": ")[0] for line in lines] == ["  - class 'dog'", "  - class 'emu'", "  - class 'emu'"]
@@ -643,7 +655,7 @@ def test_a_class_without_test_rows_is_no_error_where_no_test_rows_are_asked_for(
 def test_a_class_with_fewer_rows_than_the_counts_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat"] * 20 + ["dog"] * 11)
     with pytest.raises(DataError, match=r"- class 'dog': expected at least 6 rows in train, got 5.") as caught:
-        split(config(sizes={"train": 6, "validation": 2, "test": 4}), tmp_path)
+        split(config(sizes={"train": 6, "validation": 2, "test": 4}, rare="refuse"), tmp_path)
     assert "cat" not in str(caught.value)
 
 

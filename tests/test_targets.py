@@ -200,7 +200,12 @@ def test_rows_without_a_list_of_labels_are_an_error_and_an_empty_list_is_none(
     with pytest.raises(DataError) as caught:
         split(config(kind="multilabel", target="tags"), tmp_path)
     assert "2 rows have no list of labels" in lines(caught)[0]
+    assert "If an empty cell is a sample with none of the labels, write `empty: none`." in lines(caught)[0]
     assert lines(caught)[1:] == ["  - 001.png: no value", "  - 003.png: ['sea', None]"]
+    manifest(tags=[["sun"], None, [], ["sea"]] * 9, text=["sun", None, "", "sea"] * 9)
+    for target in ("tags", "text"):
+        task = split(config(kind="multilabel", target=target, empty="none"), tmp_path)
+        assert labels_of(task) == {("sun",): 9, (): 18, ("sea",): 9}
 
 
 def test_flags_that_are_neither_0_nor_1_are_named_and_missing_ones_too(manifest: Manifest, tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_labels_without_rows_in_a_split_and_those_of_every_row_are_all_named(
 ) -> None:
     manifest(tags=[["sun", "sea"], ["sun"], ["sun", "dog"]], split=["train", "train", "test"])
     with pytest.raises(DataError) as caught:
-        split(config(kind="multilabel", target="tags", by="column"), tmp_path)
+        split(config(kind="multilabel", target="tags", by="column", rare="refuse"), tmp_path)
     assert lines(caught) == [
         "the split leaves labels without rows; add samples or change the column 'split'",
         "  - label 'dog': expected at least 1 rows with it in train, got 0.",
@@ -298,7 +303,7 @@ def test_a_column_with_a_value_a_row_holds_no_classes(manifest: Manifest, tmp_pa
 def test_a_class_with_one_sample_is_an_error_that_names_it(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat"] * 30 + ["dog"] * 30 + ["emu"])
     with pytest.raises(DataError, match=r"leaves classes without rows; add samples or change `sizes`\n  - class 'emu'"):
-        split(config(), tmp_path)
+        split(config(rare="refuse"), tmp_path)
 
 
 # Levels --------------------------------------------------------------------------------------------------------------

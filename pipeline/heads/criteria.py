@@ -41,13 +41,17 @@ def check(name: str, head: Any, *, kind: Kind) -> None:
 
 
 def measure(name: str, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str]) -> float:
-    """A metric of a fitted head on rows X with targets y as a task has them."""
+    """A metric of a fitted head on rows X with targets y as a task has them.
+
+    Means over classes are over those that have rows among y.
+    """
     from sklearn import metrics
 
     if name in ("log_loss", "map"):
         found = scores_of(head, X, kind=kind, scores=kind_of_scores(head, kind), classes=classes)
         if name == "map":
-            return float(metrics.average_precision_score(y, found, average="macro"))
+            ranked = np.flatnonzero(y.any(axis=0))
+            return float(metrics.average_precision_score(y[:, ranked], found[:, ranked], average="macro"))
         if kind == "multilabel":
             pairs = [np.stack([1 - one, one], axis=1) for one in found.T.astype(np.float64)]
             return float(np.mean([metrics.log_loss(y[:, i], pair, labels=[0, 1]) for i, pair in enumerate(pairs)]))
@@ -57,11 +61,15 @@ def measure(name: str, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes:
     predicted = predictions_of(head, X, kind=kind)
     by_name = {
         "accuracy": metrics.accuracy_score,
-        "balanced_accuracy": metrics.balanced_accuracy_score,
         "r2": metrics.r2_score,
         "mae": metrics.mean_absolute_error,
         "rmse": metrics.root_mean_squared_error,
     }
-    if name.endswith("_f1"):
-        return float(metrics.f1_score(y, predicted, average=name.removesuffix("_f1"), zero_division=0.0))
+    there = np.flatnonzero(y.any(axis=0)) if kind == "multilabel" else np.unique(y)
+    if name == "balanced_accuracy":
+        return float(metrics.recall_score(y, predicted, labels=there, average="macro", zero_division=0.0))
+    if name == "macro_f1":
+        return float(metrics.f1_score(y, predicted, labels=there, average="macro", zero_division=0.0))
+    if name == "micro_f1":
+        return float(metrics.f1_score(y, predicted, average="micro", zero_division=0.0))
     return float(by_name[name](y, predicted))

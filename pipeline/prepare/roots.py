@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal
 
 from pipeline.errors import DataError
+from pipeline.manifest import split_of_file
 from pipeline.prepare import Found, PrepareConfig
 from pipeline.prepare.companions import is_table_of, stems
 from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
@@ -39,14 +41,23 @@ class Root:
     domain: str | None = None
     shards: tuple[files.Entry, ...] = ()
 
-    @property
+    @cached_property
     def by_split(self) -> bool:
         """Whether the containers lie in folders of splits."""
         return is_by_split((entry.names[0] for entry in self.shards if len(entry.names) > 1), where=self.path)
 
+    @cached_property
+    def split_by_name(self) -> bool:
+        """Whether the names of all containers are those of splits, and of more than one."""
+        splits = {split_of_file(entry.names[-1]) for entry in self.shards}
+        return not self.by_split and None not in splits and len(splits) > 1
+
     def place(self, shard: files.Entry) -> dict[str, str]:
-        """What the folders of a container say about its samples."""
+        """Return what the folders of a container, or its name, say about its samples."""
         _, place = read_off(shard.names[:-1], by_split=self.by_split)
+        split = split_of_file(shard.names[-1]) if self.split_by_name else None
+        if split is not None:
+            place["split"] = split
         return place if self.domain is None else {**place, "domain": self.domain}
 
     def strays(self) -> Iterator[Found]:

@@ -124,6 +124,7 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
         "compared": compared,
         "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
         "unfinished": _unfinished(run["made_from"]),
+        "rare": run.get("rare", []),
     }
 
 

@@ -1,30 +1,36 @@
 """Split a task: which rows train, which choose, which report, and what is to be learned of them.
 
-By default a row's split is a function of its key (or its group) and the task's seed alone: rows that are added later
+A split that the data have is used: folders named train, validation and test, a column `split`, the files of a hub.
+Every other row's split is a function of its key (or its group) and the task's seed alone: rows that are added later
 move no row that was there. With `stratify` every class is cut at exact shares or counts of its own; then rows that are
-added can move rows of their class over the cuts, over each cut at most as many as were added. A column, folders named
-train, validation and test, or the domains can say the split instead.
+added can move rows of their class over the cuts, over each cut at most as many as were added. Another column, or the
+domains, can say the split instead.
 
 targets   the rows of the manifests, their targets as the kind of task has them
 names     class names renamed, and names that look the same
 separators  whether the texts of a multilabel task have another separator than the one that is set
+given     the splits that a column of the data says
 assign    a split for each row, few-shot draws, limits a class
+rare      classes that lack training or test rows
 run       all of it, and what is wrong with the outcome
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.task import SPLITS, Kind
 
-Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False, description="share, or rows per class")]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class SplitSizes(Settings):
-    """Shares of all rows that sum to 1, or, all above 1 or zero, exact rows a class."""
+    """Shares of all rows that sum to 1, or, all above 1 or zero, exact rows per class.
+
+    A split that is left out has no rows, where the others make a whole: {train: 0.8, validation: 0.2}, {train: 60}.
+    """
 
     train: Size = 0.6
     validation: Size = 0.2
@@ -34,6 +40,14 @@ class SplitSizes(Settings):
     def as_counts(self) -> bool:
         """Whether the sizes are rows a class."""
         return max(self.train, self.validation, self.test) > 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, sizes: Any) -> Any:
+        given = [size for size in sizes.values() if isinstance(size, int | float)] if isinstance(sizes, dict) else []
+        if given and (max(given) > 1 or abs(sum(given) - 1) <= 1e-6):
+            return dict.fromkeys(cls.model_fields, 0) | sizes
+        return sizes
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -77,16 +91,31 @@ class SplitConfig(Settings):
     separator: Annotated[str, Field(min_length=1)] = Field(";", description="between the labels of a text, multilabel")
     levels: tuple[str, ...] = Field((), description="columns of coarser classes, each class in one of them")
     rename: dict[str, str] = Field({}, description="class names to merge or rename; others stay as they are")
-    by: Literal["hash", "column", "domain"] = Field("hash", description="`column` and `domain` say the split instead")
-    column: str = "split"
-    domains: Domains | None = None
-    sizes: SplitSizes = SplitSizes()
-    stratify: bool = False
+    by: Literal["auto", "hash", "column", "domain"] = Field(
+        "auto",
+        description="who says the split: auto, folders of splits or a column `split` where there are some, and `sizes` "
+        "for other rows; hash, `sizes` alone; column, each row's value; domain, `domains`",
+    )
+    column: str = Field("split", description="the column of `by: column`")
+    use: dict[str, Literal["train", "validation", "test", "none"]] = Field(
+        {}, description="what a split of the data is used as, such as {val: test}; none leaves its rows out"
+    )
+    domains: Domains | None = Field(None, description="the domains of each split, with `by: domain`")
+    sizes: SplitSizes = Field(SplitSizes(), description="of rows that nothing else gives a split")
+    rare: Literal["keep", "drop", "merge", "refuse"] = Field(
+        "keep",
+        description="classes without training or test rows: keep learns and measures what can be, drop leaves them "
+        "out, merge makes the class `other` of them, refuse stops",
+    )
+    empty: Literal["refuse", "none"] = Field(
+        "refuse", description="an empty cell of a multilabel column: a mistake, or a row with none of the labels"
+    )
+    stratify: bool = Field(False, description="cut every class at exact shares of its own")
     bins: Annotated[int, Field(ge=2)] = Field(10, description="quantiles that are strata, regression")
     group: str | None = Field(None, description="a column; rows that share its value stay together")
     limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows a class, at most")
-    few_shot: FewShot | None = None
-    seed: int = 0
+    few_shot: FewShot | None = Field(None, description="small training sets, for `labels_per_class` of runs")
+    seed: int = Field(0, description="of the split and the draws")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -95,7 +124,10 @@ class SplitConfig(Settings):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The splits that must have rows of each class, or rows at all."""
+        """The splits that must have rows, and with `rare: refuse` rows of each class.
+
+        With `by: auto` those of data that say no split.
+        """
         if self.by == "column":
             return ("train", "test")
         if self.by == "domain":
@@ -135,6 +167,13 @@ class SplitConfig(Settings):
             "`bins` are strata of a regression with `stratify: true`": "bins" in stated
             and (self.kind != "regression" or not self.stratify),
             "`stratify` cuts nothing with `by: column`": self.by == "column" and self.stratify,
+            "`use` is of splits that the data have, and `by` says others": bool(self.use)
+            and self.by in ("hash", "domain"),
+            "`rare` is of classes, and a regression has none": "rare" in stated and self.kind == "regression",
+            "`empty` is of `kind: multilabel` with one target column": "empty" in stated
+            and (self.kind != "multilabel" or not isinstance(self.target, str)),
+            "`levels` say where each class belongs, and `rare: merge` makes one of several": bool(self.levels)
+            and self.rare == "merge",
         }
         problems += [f"{what}: leave it out" for what, given in idle.items() if given]
         if problems:

@@ -27,7 +27,7 @@ def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) ->
 
     `strata` are the classes, or what stands for them where a task is stratified.
     """
-    return _assign(strata, groups, config, {name: getattr(config.sizes, name) for name in ORDER})
+    return assign_shares(strata, groups, config, {name: getattr(config.sizes, name) for name in ORDER})
 
 
 def assign_by_domain(
@@ -47,17 +47,24 @@ def assign_by_domain(
         sharing = ("train", "validation") if split == "train" and not asked.validation else (split,)
         wanted = {name: getattr(config.sizes, name) if name in sharing else 0.0 for name in ORDER}
         if not config.sizes.as_counts:
-            total = sum(wanted.values())
-            wanted = {name: size / total if total else float(name == split) for name, size in wanted.items()}
+            wanted = normalise(wanted) or {name: float(name == split) for name in ORDER}
         rows = [row for row, domain in enumerate(domains) if domain in names]
-        parts = _assign([strata[row] for row in rows], [groups[row] for row in rows], config, wanted)
+        parts = assign_shares([strata[row] for row in rows], [groups[row] for row in rows], config, wanted)
         for row, part in zip(rows, parts, strict=True):
             found[row] = part
     return found
 
 
-def _assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]) -> Assigned:
-    """Splits in the shares, or of the rows a class, that are wanted of each."""
+def normalise(wanted: Mapping[str, float]) -> dict[str, float]:
+    """Return shares that sum to 1; none where all are 0."""
+    total = sum(wanted.values())
+    return {name: size / total for name, size in wanted.items()} if total else {}
+
+
+def assign_shares(
+    strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]
+) -> Assigned:
+    """Return splits in the shares, which sum to 1, or with the rows per class, that are wanted of each."""
     counts = config.sizes.as_counts
     places = {group: position(group, salt=f"split-{config.seed}") for group in dict.fromkeys(groups)}
     if not (config.stratify or counts):

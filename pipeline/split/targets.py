@@ -40,7 +40,7 @@ def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lamb
     _refuse_missing(table, config, where)
     table = rename_classes(table, config)
     compare_names(table, config, say)
-    table = _one_row_a_key(table.drop_columns(["said"]), config)
+    table = _one_row_a_key(table.drop_columns(["said"]), config, say)
     _refuse_other_kind(table, config, where)
     _refuse_divided_classes(table, config)
     return table
@@ -69,9 +69,9 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, say: Callabl
     named = {LEVEL + level: level for level in config.levels}
     if config.group is not None:
         named["group"] = config.group
-    if config.by == "column":
-        named["column"] = config.column
     labels = manifest.labels_in(table)
+    if config.by == "column" or (config.by == "auto" and _says_splits(labels, config)):
+        named["column"] = config.column
     odd = [name for name in dict.fromkeys([*config.columns, *named.values()]) if name not in labels.column_names]
     if odd:
         found = " ".join(_say_unknown(name, labels.column_names) for name in odd)
@@ -87,8 +87,15 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, say: Callabl
             "said": _said(labels, config.columns),
             "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
             **{name: _as_text(labels[column]) for name, column in named.items()},
+            **({} if "column" in named or config.by != "auto" else {"column": pa.nulls(len(table), pa.string())}),
         }
     )
+
+
+def _says_splits(labels: pa.Table, config: SplitConfig) -> bool:
+    """Return whether a data set has a column of splits that the task does not learn from."""
+    name = config.column
+    return name in labels.column_names and name not in config.columns and not pa.types.is_list(labels[name].type)
 
 
 def _say_unknown(name: str, there: Sequence[str]) -> str:
@@ -120,10 +127,10 @@ def _targets(table: pa.Table, config: SplitConfig, where: str, say: Callable[[st
         return pa.array(_flags(table, config.columns, where), TYPES["multilabel"])
     if many:
         labels = pc.cast(column, TYPES["multilabel"]).to_pylist()
-        found = [None if row is None or None in row else sorted(set(row)) for row in labels]
+        found = [_unless_empty(row, config) if row is None or None in row else sorted(set(row)) for row in labels]
     elif _is_text(column.type):
         texts = column.to_pylist()
-        found = [None if text is None else _labels_in(text, config.separator) for text in texts]
+        found = [_unless_empty(text, config) if text is None else _labels_in(text, config.separator) for text in texts]
         check_separator(found, config, say, where=where)
     else:
         raise DataError(
@@ -131,6 +138,11 @@ def _targets(table: pa.Table, config: SplitConfig, where: str, say: Callable[[st
             "Name several columns of 0 and 1, or another column."
         )
     return pa.array(found, TYPES["multilabel"])
+
+
+def _unless_empty(value: Any, config: SplitConfig) -> list[str] | None:
+    """Return no labels for an empty cell, where `empty` says that it has none; None for a mistake."""
+    return [] if value is None and config.empty == "none" else None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -184,24 +196,34 @@ def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
             continue
         rows = table.filter(pc.is_null(table[column]))
         kind = WHAT[config.kind] if what == "target" else "value"
+        hint = ""
+        if what == "target" and config.kind == "multilabel" and isinstance(config.target, str):
+            hint = " If an empty cell is a sample with none of the labels, write `empty: none`."
         title = (
             f"the {what} {name!r} {where}: {len(rows):,} rows have no {kind}. "
-            "Give them one, or leave them out of the data set. The first of them:"
+            f"Give them one, or leave them out of the data set.{hint} The first of them:"
         )
         said = rows["said"].to_pylist() if what == "target" else ["no value"] * len(rows)
         lines = [f"{path}: {value}" for path, value in sorted(zip(rows["path"].to_pylist(), said, strict=True))]
         raise DataError(bullets(title, lines[:SHOWN]))
 
 
-def _one_row_a_key(table: pa.Table, config: SplitConfig) -> pa.Table:
-    """Data sets may share contents: keep the first, refuse two targets for one content."""
+def _one_row_a_key(table: pa.Table, config: SplitConfig, say: Callable[[str], None]) -> pa.Table:
+    """Data sets may share contents: keep the first, of which a split is said; refuse two targets for one content."""
     keys, targets = table["key"].to_pylist(), table["target"].to_pylist()
+    said = table["column"].to_pylist() if "column" in table.column_names else [None] * len(keys)
     first: dict[str, int] = {}
-    conflicts = []
+    conflicts, divided = [], set()
     for row, key in enumerate(keys):
         before = first.setdefault(key, row)
         if targets[before] != targets[row]:
             conflicts.append(f"{key}: {targets[before]!r} and {targets[row]!r}")
+        if said[before] is None and said[row] is not None:
+            first[key] = row
+        elif said[row] not in (None, said[before]):
+            divided.add(key)
+    if divided:
+        say(f"{', '.join(config.datasets)}: {len(divided):,} contents are of several splits; the first one counts.")
     if conflicts:
         title = f"{', '.join(config.datasets)}: {len(conflicts)} contents have two targets"
         raise DataError(bullets(title, conflicts[:SHOWN]))

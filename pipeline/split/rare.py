@@ -1,0 +1,157 @@
+"""Classes and labels that lack rows to learn from, or rows to be measured on: kept, dropped, merged or refused.
+
+A class without training rows cannot be learnt: its rows leave the task, and a label without training rows, or with all
+of them, leaves the rows that have it. A class without test rows is learnt, and not measured.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import DataError, bullets
+from pipeline.split import SplitConfig
+from pipeline.split.assign import Assigned
+from pipeline.task import OTHER, SPLITS, TYPES, describe_rare, name_some
+
+MOST = 20  # problems that one error lists
+
+Rows = Mapping[tuple[str, str | None], int]
+"""How many rows each class, or label, has in each split."""
+
+
+def settle_rare(
+    config: SplitConfig, table: pa.Table, splits: Assigned, say: Callable[[str], None]
+) -> tuple[pa.Table, Assigned, dict[str, dict[str, int]]]:
+    """Return the rows and their splits with rare classes treated as `rare` says, and what was done.
+
+    The last is what `Task.rare` returns. `say` is called with a sentence for each thing that was done. Raises DataError
+    with every rare class for `rare: refuse`, and where less than two classes, or one label, are left.
+    """
+    if config.kind == "regression":
+        return table, splits, {}
+    targets = table["target"].to_pylist()
+    many = config.kind == "multilabel"
+    rows = _count_rows(targets, splits, many=many)
+    if config.rare == "refuse":
+        _refuse_rare(config, rows, Counter(splits), many=many)
+        return table, splits, {}
+    done: dict[str, dict[str, int]] = {}
+    if config.rare == "merge" and (gone := [*_unlearnt(rows, splits, many=many), *_untested(rows, splits)]):
+        if OTHER in {name for name, _ in rows}:
+            raise DataError(
+                f"`rare: merge` of a task on {', '.join(config.datasets)}: expected no class {OTHER!r}, since it makes "
+                "one. Give it another name with `rename`."
+            )
+        done["merged"] = {name: _all_rows(rows, name) for name in sorted(gone)}
+        targets = _replace(targets, dict.fromkeys(gone, OTHER), many=many)
+        rows = _count_rows(targets, splits, many=many)
+    for line in _describe_short(config, rows) if config.sizes.as_counts else ():
+        say(line)
+    untested = sorted(_untested(rows, splits))
+    lacking = {"unlearnt": sorted(_unlearnt(rows, splits, many=many))}
+    if config.rare == "drop":
+        lacking["dropped"], untested = untested, []
+    left_out = {name for names in lacking.values() for name in names}
+    done |= {why: {name: _all_rows(rows, name) for name in names} for why, names in lacking.items() if names}
+    if untested := [name for name in untested if name not in left_out]:
+        done["unmeasured"] = {name: rows[name, "train"] for name in untested}
+    if not done:
+        return table, splits, done
+    _refuse_too_few(config, rows, left_out, many=many)
+    for line in describe_rare(done, config.kind):
+        say(line)
+    if many:
+        targets = _replace(targets, dict.fromkeys(left_out), many=True)
+    else:
+        splits = [None if target in left_out else name for target, name in zip(targets, splits, strict=True)]
+    place, column = table.column_names.index("target"), pa.array(targets, TYPES[config.kind])
+    return table.set_column(place, "target", column), splits, done
+
+
+def what_splits(config: SplitConfig) -> str:
+    """Return the setting that says the split, as an error names it."""
+    return {"column": f"the column {config.column!r}", "domain": "`domains`"}.get(config.by, "`sizes`")
+
+
+def _describe_short(config: SplitConfig, rows: Rows) -> list[str]:
+    """Return a sentence for each split of which classes have fewer rows than `sizes` asks for."""
+    lines = []
+    for split in SPLITS:
+        want = int(getattr(config.sizes, split))
+        short = {name: rows.get((name, split), 0) for name in sorted(_classes(rows))}
+        short = {name: got for name, got in short.items() if got < want}
+        if short and config.by in ("auto", "hash") and not config.group:
+            lines.append(f"{len(short):,} classes have fewer than {want:,} rows in {split}: {name_some(short)}.")
+    return lines
+
+
+def _count_rows(targets: Sequence[Any], splits: Assigned, *, many: bool) -> Counter[tuple[str, str | None]]:
+    if not many:
+        return Counter(zip(targets, splits, strict=True))
+    return Counter((label, name) for labels, name in zip(targets, splits, strict=True) for label in labels)
+
+
+def _all_rows(rows: Rows, name: str) -> int:
+    return sum(count for (one, split), count in rows.items() if one == name and split is not None)
+
+
+def _classes(rows: Rows) -> list[str]:
+    """Return the classes that have rows in the task."""
+    return list(dict.fromkeys(name for (name, split) in rows if split is not None))
+
+
+def _unlearnt(rows: Rows, splits: Assigned, *, many: bool) -> list[str]:
+    """Return classes without training rows, and labels that all training rows have."""
+    every = splits.count("train") if many else -1
+    return [name for name in _classes(rows) if not rows.get((name, "train")) or rows[name, "train"] == every]
+
+
+def _untested(rows: Rows, splits: Assigned) -> list[str]:
+    """Return classes with training rows and without test rows; none where the task has no test rows."""
+    if "test" not in splits:
+        return []
+    return [name for name in _classes(rows) if rows.get((name, "train")) and not rows.get((name, "test"))]
+
+
+def _replace(targets: Sequence[Any], names: Mapping[str, str | None], *, many: bool) -> list[Any]:
+    """Return the targets with other names for some classes; None takes a label out of its rows."""
+    if not many:
+        return [names.get(target, target) for target in targets]
+    replaced = ({names.get(label, label) for label in labels} for labels in targets)
+    return [sorted(label for label in labels if label is not None) for labels in replaced]
+
+
+def _refuse_too_few(config: SplitConfig, rows: Rows, left_out: Collection[str], *, many: bool) -> None:
+    left = sorted(set(_classes(rows)) - set(left_out))
+    if len(left) < (1 if many else 2):
+        what = "labels" if many else "classes"
+        title = (
+            f"the split leaves {', '.join(left) or 'none'} of the {what} to learn; add samples or change "
+            f"{what_splits(config)}"
+        )
+        raise DataError(bullets(title, _without_rows(config, rows, {}, many=many)[:MOST]))
+
+
+def _refuse_rare(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None, int], *, many: bool) -> None:
+    """Raise DataError with each class that lacks rows in a split."""
+    if problems := _without_rows(config, rows, all_rows, many=many):
+        what = "labels" if many else "classes"
+        title = f"the split leaves {what} without rows; add samples or change {what_splits(config)}"
+        raise DataError(bullets(title, problems[:MOST]))
+
+
+def _without_rows(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None, int], *, many: bool) -> list[str]:
+    counts = config.sizes.as_counts and config.by != "column"
+    kind, of_it = ("label", " with it") if many else ("class", "")
+    problems = []
+    for name in sorted(_classes(rows)):
+        for split in config.needed:
+            want = max(1, int(getattr(config.sizes, split))) if counts else 1
+            got = rows.get((name, split), 0)
+            if got < want and not (config.group and got):
+                problems.append(f"{kind} {name!r}: expected at least {want} rows{of_it} in {split}, got {got}.")
+            elif many and split == "train" and got == all_rows.get(split):
+                problems.append(f"label {name!r}: expected at least 1 rows without it in {split}, got 0.")
+    return problems
