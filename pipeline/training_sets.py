@@ -28,7 +28,7 @@ def training_sets(
     """Yield the training sets that a run asks for, `draws` of each number of labels, or as many as the task has.
 
     A class with fewer training rows than labels are asked for has all of them. Raises DataError where the task has no
-    training sets of that kind.
+    training sets of that kind, and where no class has so many rows.
     """
     if not labels_per_class:
         rows = task.rows("train")
@@ -48,7 +48,7 @@ def training_sets(
     for labels in labels_per_class:
         for draw in range(task.draws if draws is None else draws):
             rows = task.few(draw, labels)
-            if len(rows) < sum(min(labels, there) for there in all_rows.values()):
+            if labels > max(all_rows.values()) or len(rows) < sum(min(labels, own) for own in all_rows.values()):
                 raise DataError(
                     f"{where}: expected {labels} training rows of each of {len(task.classes)} classes, got "
                     f"{len(rows)} in all. Raise `few_shot.labels_per_class` of the task, or ask for fewer."

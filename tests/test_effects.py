@@ -13,7 +13,7 @@ from stages import project
 
 SECTIONS = project.sections()
 REGRESSION, MULTILABEL = {"kind": "regression", "target": "age"}, {"kind": "multilabel", "target": "tags"}
-UNCHOSEN = {"sizes": {"train": 0.7, "validation": 0, "test": 0.3}}
+UNCHOSEN = {"by": "hash", "sizes": {"train": 0.7, "validation": 0, "test": 0.3}}
 
 FIT = {"task": "more", "backbone": "glyphs", "inputs": ["block3"]}
 TUNED = {"task": "more", "backbone": "glyphs", "start": "backbone"}
