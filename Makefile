@@ -16,9 +16,7 @@ help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 repro: $(VENV)/.installed .dvc/config.local  ## run the pipeline, print the leaderboard and where the report lies
-	@icecore check
-	@dvc repro
-	@echo && icecore leaderboard
+	@icecore repro
 
 test: $(VENV)/.installed  ## run the whole test suite
 	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # processes keep the cores busy: more threads would only wait

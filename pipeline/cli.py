@@ -14,7 +14,8 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 app = typer.Typer(
-    help="Transfer-learning features: extracted once, reused by every head. The pipeline itself is run by `dvc repro`.",
+    help="Transfer-learning features: extracted once, reused by every head. `icecore repro` runs the pipeline, as "
+    "`dvc repro` does, and shows where it is.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -393,6 +394,32 @@ def leaderboard(
     else:
         notes = [f"{name}: not measured: {why}" for name, why in board.unmeasured(project.TABLES, names).items()]
         typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def repro(context: typer.Context) -> None:
+    """Check params.yaml, run `dvc repro`, and print the leaderboard; every argument is passed on to DVC.
+
+    Shows the number of each stage, how long it took, about what time is left by earlier runs, and where the time went.
+
+    Examples:
+
+      icecore repro
+
+      icecore repro extract@glyphs
+
+      icecore repro --force --downstream fit@digits_full
+    """
+    from pipeline.params import read_params
+    from pipeline.reproduce import reproduce, stages_of
+    from stages import project
+
+    values = project.settings()
+    status = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
+    if status:
+        raise SystemExit(status)
+    if not context.args and project.runs(values):
+        leaderboard()
 
 
 @app.command()

@@ -32,7 +32,7 @@ def main() -> None:
     )
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.bar(f"distill {name}", "steps") as progress:
-        found = distill.distill(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
+        found = distill.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths, threads=cores()))
     labels = f"{found['labels'] or 'all'} labels a class, {found['samples']:,} samples"
     print(f"{name}: {labels}; {line(found['kept'], config)}")

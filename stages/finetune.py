@@ -30,7 +30,7 @@ def main() -> None:
         print(finetune.lr_range(config, paths, datasets=datasets))
         return
     with project.bar(f"finetune {name}", "steps") as progress:
-        found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=project.log, say=print)
+        found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
     print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows; {line(found['kept'], config)}")
 
 

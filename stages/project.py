@@ -1,6 +1,7 @@
 """What every stage needs: the checked settings, the paths of the artefacts, a progress bar, one way to fail."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
+WORTH = 3.0  # seconds of work before a bar foresees its end
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 RAW = DATA / "raw"
@@ -159,6 +161,13 @@ class Bar:
         """What is shown behind the rate from the next move on."""
         self._drawn.set_postfix_str(text, refresh=False)
 
+    def log(self, line: str) -> None:
+        """Print a line above the bar, and also where there is none, but not with `--quiet`."""
+        if _has_bar():
+            self._drawn.write(line, file=sys.stderr)  # as the bar, or the two would be mixed
+        else:
+            log(line)
+
 
 def log(line: str) -> None:
     """A line for a log file: where a person looks on, the bar says enough."""
@@ -170,11 +179,31 @@ def _has_bar() -> bool:
     return QUIET not in sys.argv and sys.stderr.isatty()
 
 
+def _has_size() -> bool:
+    """Return whether the terminal says how large it is; others say 0 by 0, and a bar of that size would not be seen."""
+    try:
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Bar]:
-    """A progress bar with rate and time left; none with `--quiet`, and where the output is no terminal."""
+    """A progress bar with rate and time left; none with `--quiet`, and where the output is no terminal.
+
+    The time that is left is shown from `WORTH` seconds on: a rate that was measured for less says little.
+    """
     from tqdm import tqdm
 
+    class Drawn(tqdm):  # type: ignore[type-arg]
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            known: dict[str, Any] = super().format_dict
+            left = "<{remaining}" if known["elapsed"] >= WORTH else ""
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}" + left + ", {rate_fmt}{postfix}]"
+            return {**known, "bar_format": form}
+
     hidden = not _has_bar()
-    with tqdm(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, dynamic_ncols=True, disable=hidden) as drawn:
+    size: dict[str, Any] = {"dynamic_ncols": True} if hidden or _has_size() else {"ncols": 80, "nrows": 24}
+    with Drawn(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, disable=hidden, **size) as drawn:
         yield Bar(drawn)

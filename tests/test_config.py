@@ -1,7 +1,11 @@
 """Settings: every problem of params.yaml in one message, each with the path of its key; and how a stage fails."""
 
+import contextlib
 import copy
 import datetime
+import os
+import pty
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -605,6 +609,30 @@ def test_a_progress_bar_shows_how_much_is_done_and_a_note(
     shown = capsys.readouterr().err
     assert "prepare digits: 100%" in shown
     assert "read 20%" in shown
+
+
+def test_a_terminal_of_unknown_size_gets_a_bar_and_the_lines_of_a_training() -> None:
+    code = """
+from stages import project
+with project.bar("fit digits", "heads") as progress:
+    progress(1, 4)
+    progress.log("epoch 1 of 2: loss 0.5")
+    progress(4, 4)
+"""
+    own, other = pty.openpty()
+    assert os.get_terminal_size(other) == (0, 0)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=other, cwd=ROOT) as process:
+        os.close(other)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(own, 4096):
+                shown += part
+        assert process.wait() == 0
+    os.close(own)
+    lines = shown.decode().replace("\r", "\n").splitlines()
+    assert "epoch 1 of 2: loss 0.5" in lines
+    [last] = [line for line in lines if line.startswith("fit digits: 100%")]
+    assert "4/4 [00:00, " in last  # no end is foreseen of what takes less than seconds
 
 
 def test_there_is_no_progress_bar_without_a_terminal_or_where_it_shall_be_quiet(

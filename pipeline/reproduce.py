@@ -1,0 +1,166 @@
+"""Run `dvc repro` and show where it is: the number of each stage, the time that is left, and where the time went.
+
+DVC decides what runs. Its lines about stages are read from its standard output; what stages print passes through, and
+their progress bars, which go to standard error, are not touched. Seconds of each stage are kept in `TIMES`, below DVC's
+own folder for what no other machine needs; the time that is left is the sum of those of stages that are to come.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_json, write_json
+from pipeline.text import duration
+
+TIMES = Path(".dvc") / "tmp" / "icecore-times.json"
+RUNNING = re.compile(r"Running stage '(?:[^']*:)?([^':]+)':$")
+UNCHANGED = re.compile(
+    r"Stage '(?:[^']*:)?([^':]+)' (?:didn't change, skipping|is cached - skipping run, checking out outputs)"
+)
+DONE = re.compile(r"(Updating|Generating) lock file ")
+OF_DVC = re.compile(
+    r"> python -m stages\.|To (track the changes|enable auto staging)|\tgit add |\tdvc config core\.autostage|"
+    r"Use `dvc push` to send"
+)
+"""Lines of DVC that say nothing beyond the headings."""
+
+SLOWEST = 5  # stages that the end names
+
+
+def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Return the names of the stages of dvc.yaml, in its order; `foreach` makes one of each entry of a section."""
+    names = []
+    for name, stage in pipeline["stages"].items():
+        if "foreach" not in stage:
+            names.append(name)
+            continue
+        section = str(stage["foreach"]).removeprefix("${").removesuffix("}")
+        names += [f"{name}@{entry}" for entry in params.get(section) or {}]
+    return names
+
+
+@dataclass
+class Run:
+    """A run of DVC as its lines tell it."""
+
+    stages: Sequence[str]
+    """Those that may run; none where that is not known."""
+
+    known: Mapping[str, float]
+    """Seconds of stages in earlier runs."""
+
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    spent: dict[str, float] = field(default_factory=dict)
+    unchanged: list[str] = field(default_factory=list)
+    current: str | None = None
+
+    def __post_init__(self) -> None:
+        self._begun = self._since = self.clock()
+        self._skipped = 0  # since the last line about them
+
+    def read(self, lines: Iterable[str]) -> None:
+        """Show what the lines of DVC say, as they come."""
+        for line in lines:
+            self.take(line.rstrip("\n"))
+
+    def end(self, status: int) -> None:
+        """Close the last stage, by the exit status of DVC."""
+        if status and self.current is not None:
+            self.say(f"{self.current}: not done, after {duration(self.clock() - self._since)}\n")
+            self.current = None
+        self._close()
+        self._say_skipped()
+
+    def take(self, line: str) -> None:
+        """Show one line, or what stands in its place."""
+        if match := RUNNING.match(line):
+            self._close()
+            self._say_skipped()
+            self.current, self._since = match[1], self.clock()
+            self.say(f"Running stage {self._number()}, {self.current}{self._left()}")
+        elif match := UNCHANGED.match(line):
+            self._close()
+            self.unchanged.append(match[1])
+            self._skipped += 1
+        elif DONE.match(line):
+            self._close()
+        elif line and not OF_DVC.match(line):
+            self.say(line)
+
+    def _number(self) -> str:
+        number = len(self.spent) + len(self.unchanged) + 1
+        return f"{number} of {len(self.stages)}" if self.stages else str(number)
+
+    def _left(self) -> str:
+        """About how long the stages that are to come take; nothing where that is not known of any."""
+        rest = [name for name in self.stages if name not in self.spent and name not in self.unchanged]
+        times = [self.known[name] for name in rest if name in self.known]
+        if not times:
+            return ""
+        new = len(rest) - len(times)
+        more = f" and {new} new {'stage' if new == 1 else 'stages'}" if new else ""
+        return f" (left: at most {duration(sum(times))} by earlier runs{more})"
+
+    def _close(self) -> None:
+        """Say how long the stage took that ran until now."""
+        if self.current is not None:
+            self.spent[self.current] = self.clock() - self._since
+            self.say(f"{self.current}: done in {duration(self.spent[self.current])}\n")
+            self.current = None
+
+    def _say_skipped(self) -> None:
+        if self._skipped:
+            self.say(f"{self._skipped} {'stage is' if self._skipped == 1 else 'stages are'} as before\n")
+            self._skipped = 0
+
+    def summary(self) -> str:
+        """Return where the time went."""
+        whole = self.clock() - self._begun
+        counts = f"{len(self.spent)} of {len(self.spent) + len(self.unchanged)} stages ran, in {duration(whole)}"
+        if not self.spent:
+            return counts
+        slowest = sorted(self.spent, key=lambda name: -self.spent[name])
+        parts = [f"{name} {duration(self.spent[name])}" for name in slowest[:SLOWEST]]
+        if others := slowest[SLOWEST:]:
+            parts.append(f"{len(others)} others {duration(sum(self.spent[name] for name in others))}")
+        parts.append(f"DVC itself {duration(whole - sum(self.spent.values()))}")
+        return f"{counts}: {', '.join(parts)}"
+
+
+def reproduce(arguments: Sequence[str], *, stages: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `dvc repro` with some arguments, show its stages as `Run` does, and return its exit status.
+
+    A run that the user ends is waited for: DVC ends its stage, which keeps what it has, and then itself.
+    """
+    known = _times()
+    run = Run([] if arguments else stages, known, say)
+    command = [sys.executable, "-m", "dvc", "repro", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # or what stages print would come when they end
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts DVC and its stage as well
+        try:
+            run.read(process.stdout or ())
+            run.end(status := process.wait())
+        finally:
+            signal.signal(signal.SIGINT, before)
+    if TIMES.parent.is_dir():
+        write_json(TIMES, {**known, **{name: round(seconds, 2) for name, seconds in run.spent.items()}})
+    say(run.summary())
+    return status
+
+
+def _times() -> dict[str, float]:
+    """The seconds of earlier runs; none where the file is damaged, since they only serve to foresee."""
+    try:
+        found = read_json(TIMES)
+        return {str(name): float(seconds) for name, seconds in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

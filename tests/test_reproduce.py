@@ -1,0 +1,126 @@
+"""`icecore repro`: what it shows of a run of DVC, and that it ends as DVC does."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.reproduce import TIMES, Run, reproduce, stages_of
+
+LINES = """\
+Stage 'sample@digits' didn't change, skipping
+Stage 'prepare@digits' is cached - skipping run, checking out outputs
+
+Running stage 'freeze@net':
+> python -m stages.freeze net
+net: weights 8899534011cf0f01
+Updating lock file 'dvc.lock'
+
+Running stage 'fit@photos':
+> python -m stages.fit photos
+photos: 8 heads
+Updating lock file 'dvc.lock'
+Stage 'report' didn't change, skipping
+
+To track the changes with git, run:
+
+\tgit add dvc.lock
+
+To enable auto staging, run:
+
+\tdvc config core.autostage true
+Use `dvc push` to send your updates to remote storage.
+"""
+STAGES = ["sample@digits", "prepare@digits", "freeze@net", "fit@photos", "report"]
+
+
+def run(known: dict[str, float], *, status: int = 0, lines: str = LINES, stages: list[str] = STAGES) -> tuple[str, Run]:
+    """What a run shows, at a clock that goes on by two seconds whenever it is read."""
+    shown: list[str] = []
+    times = iter(range(0, 1000, 2))
+    one = Run(stages, known, shown.append, clock=lambda: float(next(times)))
+    one.read(lines.splitlines(keepends=True))
+    one.end(status)
+    return "\n".join(shown), one
+
+
+def test_each_stage_has_its_number_its_time_and_what_is_left() -> None:
+    shown, one = run({"freeze@net": 60.0, "fit@photos": 120.0, "sample@digits": 500.0})
+    assert shown.split("\n") == [
+        "2 stages are as before",
+        "",
+        "Running stage 3 of 5, freeze@net (left: at most 3 min by earlier runs and 1 new stage)",
+        "net: weights 8899534011cf0f01",
+        "freeze@net: done in 2.0 s",
+        "",
+        "Running stage 4 of 5, fit@photos (left: at most 2 min by earlier runs and 1 new stage)",
+        "photos: 8 heads",
+        "fit@photos: done in 2.0 s",
+        "",
+        "1 stage is as before",
+        "",
+    ]
+    assert one.summary() == "2 of 5 stages ran, in 10.0 s: freeze@net 2.0 s, fit@photos 2.0 s, DVC itself 6.0 s"
+
+
+def test_no_time_is_foreseen_before_there_is_one_to_go_by() -> None:
+    shown, _ = run({})
+    assert "Running stage 3 of 5, freeze@net\n" in shown
+
+
+def test_a_stage_that_fails_is_not_called_done_nor_counted() -> None:
+    shown, one = run({}, status=255, lines="Running stage 'fit@photos':\n> python -m stages.fit photos\n")
+    assert shown.endswith("fit@photos: not done, after 2.0 s\n")
+    assert one.summary() == "0 of 0 stages ran, in 6.0 s"
+
+
+def test_many_stages_are_summed_up() -> None:
+    stages = [f"fit@run{number}" for number in range(7)]
+    _, one = run({}, lines="".join(f"Running stage '{name}':\n" for name in stages), stages=stages)
+    assert one.summary().split(": ", 1)[1].endswith("fit@run4 2.0 s, 2 others 4.0 s, DVC itself 16.0 s")
+
+
+def test_the_stages_of_a_section_are_its_entries() -> None:
+    pipeline = {"stages": {"fit": {"foreach": "${fit}"}, "tune": {"foreach": "${tune}"}, "report": {"cmd": "true"}}}
+    assert stages_of(pipeline, {"fit": {"a": {}, "b": {}}, "tune": {}}) == ["fit@a", "fit@b", "report"]
+
+
+def test_dvc_is_run_and_its_status_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], check=True)
+    Path("dvc.yaml").write_text(
+        "stages:\n  first: {cmd: echo one | tee one, outs: [one]}\n  second: {cmd: test -e here, deps: [one]}\n"
+    )
+    shown: list[str] = []
+    assert reproduce([], stages=["first", "second"], say=shown.append) != 0
+    assert [line.partition(" ")[0] for line in shown if line] == [
+        "Running",
+        ">",
+        "one",
+        "first:",
+        "Running",
+        ">",
+        "second:",
+        "1",
+    ]
+    assert "Running stage 1 of 2, first" in shown
+    assert [*json.loads(TIMES.read_text())] == ["first"]
+
+    Path("here").touch()
+    shown.clear()
+    assert reproduce(["second"], stages=["first", "second"], say=shown.append) == 0
+    assert shown[:2] == ["1 stage is as before\n", "Running stage 2, second"]
+    assert shown[-1].startswith("1 of 2 stages ran, in ")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"first": null}', "{"])
+def test_damaged_times_of_earlier_runs_cost_only_the_forecast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    from pipeline import reproduce as module
+
+    monkeypatch.chdir(tmp_path)
+    TIMES.parent.mkdir(parents=True)
+    TIMES.write_text(text)
+    assert module._times() == {}
