@@ -198,7 +198,7 @@ def bar(title: str, unit: str) -> Iterator[Bar]:
     class Drawn(tqdm):  # type: ignore[type-arg]
         @property
         def format_dict(self) -> dict[str, Any]:
-            known: dict[str, Any] = super().format_dict
+            known = dict(super().format_dict)
             left = "<{remaining}" if known["elapsed"] >= WORTH else ""
             form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}" + left + ", {rate_fmt}{postfix}]"
             return {**known, "bar_format": form}
