@@ -15,5 +15,26 @@ def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
             if task is not None:
                 # The data may say validation rows: that is known when the run starts.
                 validation = task.by in ("auto", "column") or "validation" in task.needed
-                problems += [f"{section}.{name}.{line}" for line in item.unsuited(task.kind, validation=validation)]
+                lines = [*item.unsuited(task.kind, validation=validation), *_of_few_labels(item, task)]
+                problems += [f"{section}.{name}.{line}" for line in lines]
+    return problems
+
+
+def _of_few_labels(run: Any, task: Any) -> list[str]:
+    """Return what a run asks of few-shot training sets that its task has not."""
+    if not run.labels_per_class:
+        return []
+    if task.few_shot is None:
+        return [
+            f"labels_per_class: expected `few_shot` in `split.{run.task}`, got none. Give it "
+            f"`few_shot: {{labels_per_class: {max(run.labels_per_class)}}}`, or leave this out."
+        ]
+    problems, most = [], task.few_shot
+    if max(run.labels_per_class) > most.labels_per_class:
+        problems.append(
+            f"labels_per_class: expected at most {most.labels_per_class}, those of `split.{run.task}.few_shot`, got "
+            f"{max(run.labels_per_class)}."
+        )
+    if getattr(run, "draws", 1) > most.draws:
+        problems.append(f"draws: expected at most {most.draws}, those of `split.{run.task}.few_shot`, got {run.draws}.")
     return problems

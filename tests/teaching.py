@@ -44,11 +44,11 @@ def write_photos(folder: Path, *, each: int = EACH, seed: int = 0) -> None:
 class World:
     """A project's folders, without the project."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **more: Any) -> None:
         self.root = root
         self.add("photos")
         tuning.backbone(root / "net", widths=(4, 6, 8))
-        self.extract(("photos",))
+        self.extract(("photos",), **more)
         rows = read(root / "manifests", "photos").sort_by("key")
         self.keys, self.labels = rows["key"].to_pylist(), rows["label"].to_pylist()
 

@@ -13,6 +13,7 @@ from stages import project
 
 SECTIONS = project.sections()
 REGRESSION, MULTILABEL = {"kind": "regression", "target": "age"}, {"kind": "multilabel", "target": "tags"}
+FEW = {"few_shot": {"labels_per_class": 5, "draws": 2}}
 UNCHOSEN = {"by": "hash", "sizes": {"train": 0.7, "validation": 0, "test": 0.3}}
 
 FIT = {"task": "more", "backbone": "glyphs", "inputs": ["block3"]}
@@ -88,6 +89,39 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "trials of a grid": (
         "fit", FIT | {"search": {"trials": 9}}, {}, ".search: `trials` belongs to `method: optuna`, got grid: leave it",
     ),
+    "a metric of another kind": (
+        "fit", FIT | {"head": "ridge", "search": {"metric": "accuracy"}}, REGRESSION,
+        ".search.metric: of a regression: unknown metric 'accuracy'. Expected one of: mae, r2, rmse.",
+    ),
+    "few labels without draws": (
+        "fit", FIT | {"labels_per_class": [5]}, {},
+        ".labels_per_class: expected `few_shot` in `split.more`, got none. Give it `few_shot: {labels_per_class: 5}`",
+    ),
+    "more labels than the draws have": (
+        "finetune", TUNED | {"labels_per_class": [3, 9]}, FEW, ".labels_per_class: expected at most 5, those of `split",
+    ),
+    "more draws than there are": (
+        "distill", STUDENT | {"labels_per_class": [5], "draws": 3}, FEW, ".draws: expected at most 2, those of `split.",
+    ),
+    "unlabelled rows that there are not": (
+        "distill", STUDENT | {"unlabelled": True}, {}, ": `unlabelled` adds the rows that `labels_per_class` leaves",
+    ),
+    "soft targets without weight": (
+        "distill", STUDENT | {"losses": {"soft": {"weight": 0}, "decoupled": {}, "labels": 1}}, {},
+        ": `losses.soft` has no weight: expected one above 0, or leave it out",
+    ),
+    "decoupled parts without weight": (
+        "distill", STUDENT | {"losses": {"soft": {}, "decoupled": {"alpha": 0, "beta": 0}}}, {},
+        ": `losses.decoupled` has no weight: expected one above 0, or leave it out",
+    ),
+    "hints without weight": (
+        "distill", STUDENT | {"losses": {"soft": {}, "hints": [{"student": "a", "teacher": "b", "weight": [0, 0]}]}},
+        {}, ": `losses.hints.0` has no weight: expected one above 0, or leave it out",
+    ),
+    "the seed of no projection": (
+        "extract", {"datasets": ["digits"], "taps": {"a": {"node": "block3", "project_seed": 1}}}, {},
+        ".taps.a: `project_seed` draws what `project` asks for: expected both, or leave it out",
+    ),
     "parameters of several": (
         "fit", FIT | {"head": ["logistic", "ridge"], "params": {"C": 1}}, {}, ": `params` is of one head. Of several w",
     ),
@@ -144,6 +178,9 @@ def test_a_setting_without_effect_is_the_one_problem(case: str) -> None:
         ("fit", FIT | {"head": ["mlp", "ridge"], "seeds": 2, "search": "sweep"}, {}),
         ("fit", FIT | {"head": "sklearn.svm.SVC", "seeds": 2}, {}),
         ("fit", FIT | {"head": ["logistic", "streaming_ridge"], "device": "cuda", "run": {"workers": 2}}, {}),
+        ("fit", FIT | {"head": "ridge", "search": {"metric": "mae"}}, REGRESSION),
+        ("distill", STUDENT | {"labels_per_class": [5], "draws": 2, "unlabelled": True}, FEW),
+        ("distill", STUDENT | {"losses": {"relational": {"distance": 0}, "soft": {"weight": [0, 1]}, "labels": 0}}, {}),
         ("split", MULTILABEL | {"separator": "|"}, {}),
         ("split", REGRESSION | {"bins": 4, "stratify": True}, {}),
     ],

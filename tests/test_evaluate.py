@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -455,6 +456,82 @@ def test_where_no_method_has_the_metric_that_decides_the_run_is_recorded_as_unav
     assert leaderboard.unmeasured(tmp_path, ["run"]) == {"run": numbers["unavailable"]}
     page.write(ReportConfig(), [], tmp_path / "index.html", unmeasured={"run": numbers["unavailable"]})
     assert "run is not measured: map cannot be measured" in (tmp_path / "index.html").read_text()
+
+
+def test_the_stages_pass_over_a_run_that_cannot_be_measured_and_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from projects import default
+
+    from stages import compare as compare_stage
+    from stages import evaluate as evaluate_stage
+    from stages import report as report_stage
+
+    params = default() | {name: {} for name in ("finetune", "teach", "distill")}
+    params["split"] = {name: {"datasets": ["digits"], "target": "a", "kind": "multilabel"} for name in ("tags", "rest")}
+    fit = {"backbone": "glyphs", "inputs": ["block3"], "head": ["forest", "ridge"]}
+    tasks = {"tree": "tags", "right": "tags", "wrong": "tags", "lone": "rest"}
+    params["fit"] = {name: {"task": task, **fit} for name, task in tasks.items()}
+    params["evaluate"]["resamples"] = params["compare"]["resamples"] = 100
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    targets = np.eye(3, dtype=bool).repeat(12, axis=0)
+    scores = targets * 0.8 + np.linspace(0, 0.1, 36)[:, None]
+    for name, task in tasks.items():
+        known = name in ("right", "wrong")
+        given = scores if name == "right" else np.roll(scores, 4, axis=0) if known else np.full_like(scores, np.nan)
+        one = answers("head", targets, given > 0.5 if known else targets, given)
+        with Writer(
+            Path(f"data/predictions/{name}.parquet"),
+            "multilabel",
+            CLASSES,
+            {"head": "probability" if known else "none"},
+        ) as writer:
+            writer.add(one)
+        table = pa.table(
+            {"key": one.keys, "target": column_of(targets, "multilabel", CLASSES), "split": one.splits}
+        ).replace_schema_metadata({"kind": "multilabel"})
+        Task(table).write(Path(f"data/tasks/{task}.parquet"))
+        fits = [{"file": f"{name}.skops", "not_converged": "max_iter" if name == "right" else None}]
+        failed = [{"cause": "knn on block3, all: too few rows"}] if name == "right" else []
+        made = {"settings": {"task": task, **fit}, "features": {}, "fits": fits, "failed": failed, "versions": {}}
+        made["task"] = {"name": task, "sha256": "cd" * 32}
+        write_json(Path(f"data/models/{name}/model.json"), made)
+
+    def printed(stage: Any, *names: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["stage", *names])
+        stage.main()
+        return capsys.readouterr().out.splitlines()
+
+    cause = "map cannot be measured of any method: head gives no scores."
+    lines = printed(evaluate_stage)
+    assert [line.partition(": ")[0] for line in lines] == list(tasks)
+    assert [line.partition(": ")[2].startswith(f"not measured: {cause}") for line in lines] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert lines[1].startswith("right: map 1.000 [1.000, 1.000]")
+    lines = printed(compare_stage)
+    assert [line[: len(line.partition(cause)[0])] for line in lines] == [
+        "tags: tree is left out: ",
+        "tags: 1 of 1 differences between runs are real",
+        "rest: lone is left out: ",
+    ]
+    assert [path.name for path in Path("data/comparisons").iterdir()] == ["tags.json"]
+    [pair] = json.loads(Path("data/comparisons/tags.json").read_text())["across"]
+    assert pair["better"] == "right: head on tap"
+    lines = printed(report_stage)
+    assert [line for line in lines if "not measured" in line] == [
+        line for line in lines if line.startswith((f"tree: not measured: {cause}", f"lone: not measured: {cause}"))
+    ]
+    assert sum("not measured" in line for line in lines) == 2
+    assert [line.split()[:2] for line in lines[2:4]] == [["tags", "right"], ["tags", "wrong"]]
+    text = Path("data/report/index.html").read_text()
+    assert "right.skops did not converge: max_iter" in text
+    assert "not fitted: knn on block3, all: too few rows" in text
+    assert f"tree is not measured: {cause}" in text
 
 
 # What cannot be evaluated --------------------------------------------------------------------------------------------

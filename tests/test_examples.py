@@ -53,8 +53,8 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("split.more", {"datasets": ["digits"], "kind": "multilabel"}, ["empty: none"]),
     ("split.digits", {}, ["levels: [family, genus]", "limit_per_class: 1000"]),
     (
-        "split.digits",
-        {"few_shot": None},
+        "split.more",
+        {"datasets": ["digits"]},
         ["sizes: {train: 0.6, validation: 0.1, test: 0.3}", "{train: 60, validation: 10"],
     ),
     ("split.digits", {"domains": {"train": ["amazon"], "test": ["webcam"]}}, ["by: domain"]),
@@ -201,7 +201,7 @@ def test_a_block_of_the_documents_can_be_taken_in(block: str) -> None:
     taps = {"penultimate": {"node": "penultimate"}, "block12": {"node": "block.12", "pool": "avg2x2"}}
     params["freeze"] |= {"mobilenet": params["freeze"]["resnet"]}
     params["extract"]["mobilenet"] = {"datasets": ["photos"], "taps": taps | {"deep": {"node": "features.13"}}}
-    params["split"]["photos"] = {"datasets": ["photos"]}
+    params["split"]["photos"] = {"datasets": ["photos"], "few_shot": {"labels_per_class": 10}}
     probe = {"task": "photos", "backbone": "mobilenet", "inputs": ["penultimate"]}
     params["fit"]["photos_logistic"] = probe
     params["finetune"]["photos_tuned"] = {"task": "photos", "backbone": "mobilenet", "start": "backbone"}

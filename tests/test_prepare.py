@@ -30,6 +30,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.examine import inspect
 from pipeline.prepare.find import find
+from pipeline.prepare.roots import look
 from pipeline.prepare.run import Prepared, prepare
 from stages import project
 
@@ -641,6 +642,24 @@ def test_a_root_that_is_neither_folder_nor_list_is_an_error(tmp_path: Path) -> N
     (tmp_path / "list.txt").touch()
     with pytest.raises(DataError, match=r"list.txt: expected a folder, a .csv or a .parquet list"):
         prepared(tmp_path / "list.txt", tmp_path / "manifests")
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({"path": "file"}, "`path`"),
+        ({"base": "x"}, "`base`"),
+        ({"path": "path", "encoding": "cp1252"}, "`path` and `enc"),
+    ],
+)
+def test_settings_of_lists_are_refused_of_a_folder(tmp_path: Path, more: dict[str, Any], names: str) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match=rf"{tmp_path}: expected a list of files with {names}.*, got none\. Leave `"):
+        look(PrepareConfig(root=tmp_path, **more))
+    (tmp_path / "list.csv").write_text("path,label\n")
+    assert [root.kind for root in look(PrepareConfig(root=tmp_path / "list.csv", **more))] == ["list"]
+    with pytest.raises(DataError, match="expected a folder, since `folders` names folders below it, got a file"):
+        look(PrepareConfig(root=tmp_path / "list.csv", folders=("a",)))
 
 
 def test_a_folder_of_several_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -777,6 +777,7 @@ def test_the_stage_says_what_is_learned(
     shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["split"]["digits"] = {"datasets": ["digits"], "kind": kind}
+    raw |= {name: {} for name in ("fit", "finetune", "teach", "distill")}  # which ask for few labels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["split.py", "digits"])

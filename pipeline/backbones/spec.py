@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import BackboneError, bullets, unknown
@@ -123,6 +123,12 @@ class TapSpec(Settings):
         if pool not in POOLINGS[:-1] and not GRID.fullmatch(pool):
             raise ValueError(f"unknown pooling. Expected one of: {', '.join(POOLINGS)}")
         return pool
+
+    @model_validator(mode="after")
+    def _projected(self) -> "TapSpec":
+        if self.project is None and self.project_seed:
+            raise ValueError("`project_seed` draws what `project` asks for: expected both, or leave it out")
+        return self
 
 
 def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline import heads
 from pipeline.config import Settings, with_colon
 from pipeline.errors import unknown
+from pipeline.heads.criteria import CRITERIA
 from pipeline.heads.preparation import Pca, Scale
 from pipeline.heads.search import GRIDS, SearchConfig
 from pipeline.task import Kind
@@ -141,6 +142,8 @@ class FitConfig(Settings):
         if kind == "regression" and self.calibrate is not None:
             problems.append("calibrate: expected none for a regression, which has no probabilities. Leave it out.")
         names = [name for name, _ in self.heads.values()]
+        if self.search is not None and self.search.metric not in (None, *CRITERIA[kind]):
+            problems.append(f"search.metric: of a {kind}: {unknown('metric', str(self.search.metric), CRITERIA[kind])}")
         if self.search is not None and self.search.parameter is None:
             problems += [
                 f"search: {name} has no sweep of its own. Name a `parameter` and `values`, or leave the head out."

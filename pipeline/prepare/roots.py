@@ -82,8 +82,19 @@ def look(config: PrepareConfig) -> list[Root]:
     """The roots of a data set; all are of one kind.
 
     A folder is one of containers where it holds .tar or .parquet files and no images (files with an extension that
-    Pillow knows). Raises DataError for what is not there, for compressed archives and for containers of two kinds.
+    Pillow knows). Raises DataError for what is not there, for compressed archives, for containers of two kinds, and for
+    settings of lists without a list.
     """
+    roots = _roots(config)
+    if roots[0].kind != "list":
+        idle = [name for name in ("path", "base", "encoding") if name in config.model_fields_set]
+        if idle:
+            names = " and ".join(f"`{name}`" for name in idle)
+            raise DataError(f"{config.root}: expected a list of files with {names}, got none. Leave {names} out.")
+    return roots
+
+
+def _roots(config: PrepareConfig) -> list[Root]:
     root = config.root
     there = files.kind(root)
     if there is None:
@@ -116,7 +127,7 @@ def _of_file(config: PrepareConfig) -> Root:
     if config.image is not None and suffix != PARQUET:
         raise DataError(f"{root}: expected Parquet, since `image` names a column of bytes, got {suffix}. Leave it out.")
     packed = suffix == TAR or config.image is not None
-    if config.folders and packed:
+    if config.folders:
         raise DataError(f"{root}: expected a folder, since `folders` names folders below it, got a file. Leave it out.")
     if not packed:
         return Root(root, "list")

@@ -248,6 +248,8 @@ class DistillConfig(RunConfig):
             raise ValueError("`datasets` and `pixels: own` are for what a teacher says: leave them out without one")
         if self.mixup or self.cutmix:
             raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
+        if idle := list(effects.idle_in_distillation(self)):
+            raise ValueError("; ".join(idle))
         return self._pixels_fit()
 
     def _pixels_fit(self) -> Self:
