@@ -795,6 +795,7 @@ def test_the_stages_print_what_may_be_a_mistake(
     params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"]["digits"]["root"] = "data/raw/list.csv"
     params["split"]["digits"] = {"datasets": ["digits"], "group": "size"}
+    params |= {name: {} for name in ("fit", "finetune", "teach", "distill")}  # which ask for few labels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["stage", "digits"])
