@@ -9,6 +9,9 @@ alike for both methods; its p-value is twice the share of resamples in which the
 **McNemar's test** (1947), exact, asks of the rows that one method alone has right whether either method has more of
 them. It is one of accuracy and knows nothing of training, so it is made where accuracy is compared and both methods
 have a single draw. A difference is called real only if every test that was made says so after the correction.
+
+The interval of a difference has the level at which Holm's procedure judges its bootstrap, 1 - significance / (m - i) of
+the i-th smallest, from 0, of m p-values. So an interval that holds 0 never stands by a bootstrap that tells apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -152,7 +155,6 @@ def _judged(
     """A row a pair of one family, with both tests and the verdict."""
     found: list[dict[str, Any]] = []
     for a, b, differences in pairs:
-        ends = bootstrap.interval(differences, 1 - config.significance)
         right_a, right_b = (a.correct, b.correct) if metric == "accuracy" else (None, None)
         found.append(
             {
@@ -161,8 +163,6 @@ def _judged(
                 "value_a": a.value,
                 "value_b": b.value,
                 "difference": a.value - b.value,
-                "low": ends[0] if ends is not None else None,
-                "high": ends[1] if ends is not None else None,
                 "bootstrap": {"p": p_of(differences)},
                 "mcnemar": mcnemar(right_a, right_b) if right_a is not None and right_b is not None else None,
             }
@@ -171,6 +171,11 @@ def _judged(
         made = [row[test] for row in found if row[test] is not None]
         for one, corrected in zip(made, holm([one["p"] for one in made]), strict=True):
             one["p_holm"] = corrected
+    order = np.argsort([row["bootstrap"]["p"] for row in found], kind="stable")
+    for place, number in enumerate(order):
+        level = 1 - config.significance / (len(found) - place)
+        ends = bootstrap.interval(pairs[number][2], level)
+        found[number] |= {"level": level, "low": ends and ends[0], "high": ends and ends[1]}
     for row in found:
         tests = [row[test] for test in ("bootstrap", "mcnemar") if row[test] is not None]
         real = all(one["p_holm"] < config.significance for one in tests)

@@ -119,6 +119,18 @@ def test_a_large_difference_is_real_and_a_small_one_is_not(bench: Bench) -> None
     assert (first["mcnemar"]["only_a"], first["mcnemar"]["only_b"], first["mcnemar"]["p"]) == (1, 0, 1.0)
 
 
+def test_an_interval_is_corrected_as_its_p_value_is(bench: Bench) -> None:
+    for count in (60, 80, 83, 90):
+        bench.run(f"right{count}", {"tap": right(count)})
+    rows = bench.compare(CompareConfig(significance=0.1, resamples=2000))["across"]
+    by_p = sorted(rows, key=lambda row: row["bootstrap"]["p"])
+    assert sorted(row["level"] for row in rows) == pytest.approx([1 - 0.1 / left for left in (1, 2, 3, 4, 5, 6)])
+    assert by_p[-1]["level"] == pytest.approx(0.9)
+    for row in rows:
+        apart = row["low"] > 0 or row["high"] < 0
+        assert apart == (row["bootstrap"]["p_holm"] < 0.1), row
+
+
 def test_methods_that_answer_alike_do_not_differ(bench: Bench) -> None:
     for name in ("one", "two"):
         bench.run(name, {"tap": right(70)})

@@ -498,8 +498,9 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
     tuned(tmp_path, "lpft", start="frozen")
     tuned(tmp_path, "more", start="tuned")
     tuned(tmp_path, "middle", input="features", tap="block1_whole", labels=(None,))
+    tuned(tmp_path, "lpft_middle", start="frozen", input="features", tap="block1_whole")
     plots = tuned(tmp_path, "scratch", start="scratch")
-    names = ["scratch", "more", "middle", "lpft", "last", "new_head", "tuned", "frozen_full", "frozen"]
+    names = ["scratch", "more", "middle", "lpft", "lpft_middle", "last", "new_head", "tuned", "frozen_full", "frozen"]
     runs = leaderboard.read(plots, names)
     head, *rows = table_after(write_page(tmp_path, runs), "Frozen and trained")
     assert head == ["how", "run", "1", "5", "10", "all"]
@@ -508,8 +509,9 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
         ["frozen features of tiny", "frozen_full"],
         ["fine-tuned: a new classifier alone", "new_head"],
         ["fine-tuned: the last 2 blocks, unfrozen step by step", "last"],
-        ["from the stored tap block1_whole: what follows it", "middle"],
+        ["fine-tuned: what follows the stored tap block1_whole", "middle"],
         ["LP-FT: the head of frozen first, then all layers", "lpft"],
+        ["LP-FT: the head of frozen first, then what follows the stored tap block1_whole", "lpft_middle"],
         ["from the network of tuned: all layers", "more"],
         ["fine-tuned: all layers", "tuned"],
         ["tiny from scratch", "scratch"],

@@ -20,6 +20,9 @@ def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
     if "backbone" not in made:
         return FROZEN, f"frozen features of {settings['backbone']}"
     start, what = settings["start"], _what(settings["train"])
+    from_tap = settings["input"] == "features"
+    if from_tap and settings["train"] in (None, "full"):
+        what = f"what follows the stored tap {settings['tap']}"
     if settings["unfreeze"]:
         what += ", unfrozen step by step"
     if start == "scratch":
@@ -29,8 +32,8 @@ def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
         if network:
             return FULL, f"from the network of {start}: {what}"
         return LP_FT, f"LP-FT: the head of {start} first, then {what}"
-    if settings["input"] == "features":
-        return TAP, f"from the stored tap {settings['tap']}: {what if settings['train'] else 'what follows it'}"
+    if from_tap:
+        return TAP, f"fine-tuned: {what}"
     place = FULL if settings["train"] in (None, "full") else CLASSIFIER if settings["train"] == "head" else PART
     return place, f"fine-tuned: {what}"
 
