@@ -47,6 +47,8 @@ def read(predictions: Path, task: Path) -> Methods:
     foreign = sorted(set(file.classes) - set(told.classes))
     if foreign:
         raise DataError(f"{predictions}: expected classes of {task}, got {', '.join(foreign[:12])}. {again}")
+    # Runs are compared column by column, so that equal columns must be equal classes, however a file orders its own.
+    file = replace(file, classes=sorted(file.classes, key=told.classes.index))
     order = [told.classes.index(name) for name in file.classes]
     targets = told.targets[:, order] if told.kind == "multilabel" else told.targets
     fits: dict[Method, list[Predictions]] = {}

@@ -2,6 +2,7 @@
 measured rates, the summary, an interruption, a second process.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,9 @@ from pipeline import cli
 from pipeline.backbones import artefact, glyphs
 from pipeline.errors import DataError, Interrupted, StoreError
 from pipeline.extract import ExtractConfig, forecast, summary
+from pipeline.extract import pilot as pilot_module
 from pipeline.extract.clock import NAMES, Spent
+from pipeline.extract.decoders import Threads
 from pipeline.extract.forecast import Forecast, Size, Space
 from pipeline.extract.lock import alone, path_of
 from pipeline.extract.pilot import pilot, sample
@@ -34,8 +38,10 @@ from pipeline.extract.run import Extracted, extract
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
+from pipeline.readers import image_reader
 from pipeline.store import index
 from pipeline.store.layout import Layout
+from pipeline.training.pixels import decoded
 from stages import project
 
 Folder = Callable[..., Path]
@@ -239,6 +245,21 @@ def test_what_would_fit_is_measured_against_the_fullest_file_system() -> None:
 
 
 # The pilot ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_pilot_stores_the_rows_of_an_archive_under_their_keys(image_folder: Folder, tmp_path: Path) -> None:
+    files = sorted(image_folder().rglob("*.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for place in np.random.default_rng(1).permutation(len(files)):
+            archive.add(files[place], f"{files[place].parent.name}/{files[place].name}")
+    (tmp_path / "packed").mkdir()
+    packed = Work(tmp_path / "packed", tmp_path / "a.tar")
+    request = packed.request()
+    pixels = decoded(request.spec.input, request.samples, folder=tmp_path)
+    with contextlib.closing(Threads(image_reader(request.spec.input.image), 1)) as pool:
+        keys, batches, rejects, _ = pilot_module._read(request, np.arange(2, 9), pool, 3)
+    assert (keys.tolist(), rejects) == (request.samples.keys[2:9].tolist(), [])
+    np.testing.assert_array_equal(np.concatenate(batches), pixels.clean(pixels.rows(keys)))
 
 
 def test_the_pilot_measures_every_part_and_keeps_nothing(work: Work) -> None:
@@ -453,6 +474,7 @@ import os, signal, sys
 from pathlib import Path
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
+from pipeline.training.pixels import decoded
 from stages import project
 
 def progress(done, total):

@@ -1,6 +1,7 @@
 """Training samples: every sample once an epoch, in an order and with pixels or rows that seed, epoch and key decide."""
 
 import os
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.backbones import glyphs
 from pipeline.errors import DataError, StoreError
 from pipeline.extract.run import commit
 from pipeline.extract.samples import Samples as Stored
-from pipeline.extract.samples import read_samples
+from pipeline.extract.samples import read_samples, reading_order
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -271,6 +272,36 @@ def test_a_sample_that_cannot_be_read_ends_it_and_leaves_no_file(
         decoded(glyphs.INPUT, stored, folder=tmp_path / "scratch")
     assert victim.as_posix() in str(caught.value)
     assert not list((tmp_path / "scratch").glob("*"))
+
+
+@pytest.mark.parametrize("form", ["array", "mapped", "uncropped"])
+def test_pixels_of_an_archive_are_those_of_the_folder_in_whatever_order_it_has_them(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for place in np.random.default_rng(1).permutation(len(files)):
+            archive.add(files[place], f"{files[place].parent.name}/{files[place].name}")
+        archive.add(files[0], "cat/copy.png")
+    prepare(PrepareConfig(root=tmp_path / "a.tar"), ManifestPaths(tmp_path / "manifests", "packed"))
+    packed = read_samples(tmp_path / "manifests", ("packed",))
+    assert (np.diff(reading_order(packed)) < 0).any()  # which is not the order of the keys
+    monkeypatch.setattr(pixels_module, "IN_MEMORY", 2**28 if form == "array" else 1000)
+    monkeypatch.setattr(pixels_module, "AT_ONCE", 5)
+    inputs = glyphs.INPUT
+    if form == "uncropped":
+        image = inputs.image.model_copy(update={"resize": 40, "crop": (32, 32)})
+        inputs = inputs.model_copy(update={"image": image})
+    chosen = {"transforms": TRANSFORMS} if form == "uncropped" else {}
+    one, other = (
+        decoded(inputs, samples, folder=tmp_path / name, **chosen)
+        for name, samples in (("folder", stored), ("archive", packed))
+    )
+    assert one.keys.tolist() == other.keys.tolist()
+    rows = np.random.default_rng(2).integers(0, 12, 20)
+    np.testing.assert_array_equal(one.clean(rows), other.clean(rows))
+    for row, image in zip(rows, other.images(rows), strict=True):
+        np.testing.assert_array_equal(one.images(np.array([row]))[0], image)
 
 
 # Stored rows ---------------------------------------------------------------------------------------------------------

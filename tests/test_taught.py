@@ -44,11 +44,13 @@ class Bench:
         sure: float = 0.9,
         labels: Sequence[int | None] = (None,),
         scores: Scores = "probability",
+        classes: Sequence[str] = ("no", "yes"),
         **made_from: Any,
     ) -> None:
         """A run with a fit for each range of test rows that it has wrong, and each number of labels, draws from 0."""
         predictions = self.folder / f"{name}.parquet"
-        with Writer(predictions, self.kind, list(NAMES), {head: scores}) as writer:
+        columns = [list(NAMES).index(name) for name in classes]
+        with Writer(predictions, self.kind, list(classes), {head: scores}) as writer:
             for count in labels:
                 for draw, mistaken in enumerate(wrong):
                     right = np.ones(len(KEYS), bool)
@@ -56,7 +58,8 @@ class Bench:
                     numbers = np.where(right, np.arange(len(KEYS)), np.arange(len(KEYS)) + 1) % 2
                     found = np.where(np.arange(2) == numbers[:, None], sure, 1 - sure).astype(np.float32)
                     several = self.kind == "multilabel"
-                    targets = TARGETS[:, None] == NAMES if several else TARGETS
+                    found = found[:, columns]
+                    targets = TARGETS[:, None] == NAMES[columns] if several else TARGETS
                     predicted = found > 0.5 if several else NAMES[numbers]
                     shown = None if count is None and len(wrong) == 1 else draw
                     writer.add(Predictions(head, "pixels", count, shown, KEYS, SPLITS, targets, predicted, found))
@@ -166,6 +169,18 @@ def test_decision_values_have_no_divergence_and_no_average(bench: Bench) -> None
     first, second = bench.taught()
     assert first["divergence"] is None
     assert second["divergence"] > 0
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_classes_are_matched_by_name_in_whatever_order_a_file_has_them(tmp_path: Path, kind: Kind) -> None:
+    bench = Bench(tmp_path, kind)
+    bench.run("tuned", [range(0, 4)], head="finetune", classes=("yes", "no"))
+    bench.run("learned", [range(0, 14)], student="small", teachers=[teacher("wise", "tuned")])
+    [one] = bench.taught()
+    assert one["agreement"] == pytest.approx(0.9)
+    sure = {"classification": 1, "multilabel": 2}[kind] * 0.8 * math.log(9)  # 0.9 log 9 + 0.1 log (1/9) a pair
+    assert one["divergence"] == pytest.approx(0.1 * sure)
+    assert bench.evaluated["tuned"]["classes"] == ["no", "yes"]
 
 
 def test_draws_of_a_student_are_averaged(bench: Bench) -> None:

@@ -179,7 +179,7 @@ def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 def _read(
     request: Request, chosen: np.ndarray, pool: Decoders, size: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
-    """Keys and batches of pixels, what could not be read, and seconds a sample of each batch."""
+    """Return the keys, sorted, and batches of pixels in their order, what could not be read, and seconds per sample."""
     samples = request.samples.take(chosen)
     samples = samples.take(reading_order(samples))
     found: list[Sample | Reject] = []
@@ -193,11 +193,11 @@ def _read(
             break
         found += pool.submit(part)()
         seconds.append((time.perf_counter() - begin) / len(part))
-    good = [item["pixels"] for item in found if isinstance(item, dict)]
-    batches = [np.stack(good[start : start + size]) for start in range(0, len(good), size)]
-    read = np.array([isinstance(item, dict) for item in found])
-    order = np.argsort(samples.keys[read], kind="stable")
-    return samples.keys[read][order], batches, [item for item in found if isinstance(item, Reject)], seconds
+    order = np.argsort(samples.keys, kind="stable")  # rows are stored in the order of the keys
+    good = [row for row in order if isinstance(found[row], dict)]
+    pixels = [item["pixels"] for row in good if isinstance(item := found[row], dict)]
+    batches = [np.stack(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    return samples.keys[good], batches, [item for item in found if isinstance(item, Reject)], seconds
 
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:
