@@ -54,7 +54,7 @@ bench-peers: $(VENV)/.installed $(PEERS)/.installed  ## compare extraction with 
 	@python benchmarks/extract.py --peers $(PEERS)/bin/python --rerun 0 $(BENCH)
 
 # What stages write, below data/: of data/raw only what `sample` writes, and never a file that no stage made.
-MADE := manifests pretrained backbones features digests tasks audits models teachers predictions curves metrics plots \
+MADE := settings manifests pretrained backbones features digests tasks audits models teachers predictions curves metrics plots \
         comparisons report $(addprefix raw/,digits glyphs)
 
 clean:  ## remove what was generated: the environment, what stages wrote to data/, caches of tools. Your own files stay
@@ -80,6 +80,9 @@ $(PEERS)/.installed:
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check thingsvision==2.7.3
 	@touch $@
 
-# A source archive has no .git: DVC must be told that it is not to look for one.
+# Once in each clone. What runs here changes dvc.lock, whose digests are those of this machine: git keeps the empty one that
+# it has, until `git update-index --no-skip-worktree dvc.lock`. DVC refuses a dvc.lock that git ignores. A source archive
+# has no .git, and DVC is not to look for one.
 .dvc/config.local:
+	@if git ls-files --error-unmatch dvc.lock >/dev/null 2>&1; then git update-index --skip-worktree dvc.lock; fi
 	@git -C . rev-parse >/dev/null 2>&1 && : > $@ || printf '[core]\n    no_scm = true\n' > $@

@@ -42,18 +42,18 @@ class Section:
 
 
 def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict[str, Any], list[str]]:
-    """Check a whole file; return the models of the sections that are right, and all problems of the others."""
+    """Check a whole file; return the models of the sections that are right, and all problems of the others.
+
+    A section that is left out has no entries, or its defaults.
+    """
     values: dict[str, Any] = {}
     problems = [unknown("section", str(key), sections) for key in raw if key not in sections]
     for name, section in sections.items():
-        if name not in raw:
-            problems.append(f"{name}: this section is missing.")
-            continue
-        found = raw[name]
+        found = raw.get(name, {})
         if found is None and section.named:
             values[name], more = (
                 {},
-                [f"{name}: expected a mapping of names, got nothing. For none write `{name}: {{}}`."],
+                [f"{name}: expected a mapping of names, got nothing. For none leave the section out."],
             )
         elif section.named:
             values[name], more = _check_named(name, found, section.model)

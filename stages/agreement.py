@@ -12,10 +12,11 @@ from stages.names import RESERVED, unusable_names
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
     """Names in one section that another section does not have.
 
-    `values` are the entries that are right by themselves. One of `raw` that is wrong in itself, or a section that is
-    missing, is a problem that is known: it is not reported once more by those who name it.
+    `values` are the entries that are right by themselves. One of `raw` that is wrong in itself is a problem that is
+    known: it is not reported once more by those who name it. A section that is left out has no entries.
     """
-    named = {section: [str(name) for name in found] for section, found in raw.items() if isinstance(found, dict)}
+    given = {section: raw.get(section, {}) for section in {**values, **raw}}
+    named = {section: [str(name) for name in found] for section, found in given.items() if isinstance(found, dict)}
     problems = unusable_names(named)
     values = {
         section: {name: one for name, one in found.items() if name.lower() not in RESERVED}

@@ -19,6 +19,7 @@ QUIET = "--quiet"
 WORTH = 3.0  # seconds of work before a bar foresees its end
 PARAMS = Path("params.yaml")
 DATA = Path("data")
+SETTINGS = DATA / "settings"
 RAW = DATA / "raw"
 MANIFESTS = DATA / "manifests"
 PRETRAINED = DATA / "pretrained"

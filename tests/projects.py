@@ -65,11 +65,15 @@ class Project:
         (self.root / "params.yaml").write_text(yaml.safe_dump(dict(params)))
 
     def repro(self, params: Mapping[str, Any], *targets: str) -> tuple[list[str], str]:
-        """Write params.yaml and run DVC; return the stages that ran, in their order, and all output."""
+        """Write params.yaml and run DVC; return the stages that ran, in their order, and all output.
+
+        The stage `settings` runs whenever params.yaml changed, and is not among them.
+        """
         self.write(params)
         output = self.run("dvc", "repro", *targets)
         self._last = (params, targets)
-        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")], output
+        ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+        return [stage for stage in ran if stage != "settings"], output
 
     def settle(self, params: Mapping[str, Any], *targets: str) -> None:
         """Run DVC, unless that is what was run last: a process that finds nothing to do takes seconds."""

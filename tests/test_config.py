@@ -225,7 +225,7 @@ ONE_PROBLEM = {
     "a number that is too large": ({"evaluate.interval": 2}, "evaluate.interval: expected less than 1, got 2."),
     "a section of entries without a value": (
         {"teach": None, "distill": {}},
-        "teach: expected a mapping of names, got nothing. For none write `teach: {}`.",
+        "teach: expected a mapping of names, got nothing. For none leave the section out.",
     ),
     "a rate without an end": (
         {"finetune.digits_tuned.learning_rate": float("inf")},
@@ -270,9 +270,22 @@ def test_a_problem_is_one_line_with_the_path_of_its_key(problems: Check, case: s
     assert problems(changes) == [line]
 
 
-@pytest.mark.parametrize("section", project.SECTIONS)
-def test_each_missing_section_is_named_and_is_the_only_problem(problems: Check, section: str) -> None:
-    assert problems(without=(section,)) == [f"{section}: this section is missing."]
+def test_a_section_that_is_left_out_has_no_entries_or_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("prepare: {photos: {root: photos}}\nsplit: {photos: {datasets: [photos]}}\n")
+    values = project.settings(path)
+    assert list(values) == list(project.SECTIONS)
+    assert {name for name, found in values.items() if found == {}} == {
+        *("sample", "pretrain", "freeze", "extract", "fit", "finetune", "teach", "distill")
+    }
+    assert values["evaluate"].interval == 0.95
+    path.write_text("fit: {run: {task: digits, backbone: net, inputs: [block]}}\n")
+    with pytest.raises(ConfigError) as caught:
+        project.settings(path)
+    assert str(caught.value).splitlines()[1:] == [
+        "  - fit.run.task: unknown task 'digits'. Expected one of: (there are none).",
+        "  - fit.run.backbone: unknown backbone 'net'. Expected one of: (there are none).",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", "../up", ".hidden", "-x", "ä", ""])
@@ -485,9 +498,7 @@ def test_no_half_wrong_file_makes_the_check_crash(
     except ConfigError as error:
         _, *lines = str(error).splitlines()
         assert len(lines) == len(set(lines)) > 0
-        assert all(f"  - {section}: this section is missing." in lines for section in without)
     else:
-        assert not without
         assert set(values) == set(project.SECTIONS)
 
 

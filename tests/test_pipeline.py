@@ -12,7 +12,8 @@ from projects import Project, default, small, write_digits
 def listed() -> dict[str, Any]:
     """The small settings with the digits as a list, where a label changes without an image or what the network saw."""
     params = small()
-    params["sample"] = {}
+    for section in ("sample", "audit", "finetune", "teach", "distill"):  # which may be left out
+        del params[section]
     params["prepare"] = {"digits": {"root": "digits.csv", "base": "."}, "folders": {"root": "digits"}}
     params["pretrain"]["glyphs"]["dataset"] = "folders"
     # Unpooled: a network is trained from it.
