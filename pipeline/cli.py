@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import cache_cli
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import ConfigError, Interrupted, PipelineError, unknown
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 app = typer.Typer(
@@ -72,6 +72,30 @@ def layers(
     spec = read_spec(named if named.is_dir() and not backbone.is_absolute() else backbone)
     found = listing.rows(spec, functions=everything, match=match)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else listing.text(found))
+
+
+@app.command()
+def settings(
+    section: Annotated[str | None, typer.Argument(help="A section of params.yaml. [default: all]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """List every key of params.yaml, with its type, default and meaning.
+
+    Examples:
+
+      icecore settings split
+
+      icecore settings --json
+    """
+    from pipeline import reference
+    from stages import project
+
+    sections = project.sections()
+    if section is not None and section not in sections:
+        raise ConfigError(unknown("section", section, sections))
+    chosen = sections if section is None else {section: sections[section]}
+    found = reference.settings_to_json(chosen) if as_json else reference.describe_settings(chosen)
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else found)
 
 
 @app.command()

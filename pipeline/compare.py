@@ -38,9 +38,11 @@ COMPARED: Mapping[Kind, str] = {"regression": "mae"}
 class CompareConfig(Settings):
     """How methods are compared."""
 
-    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    resamples: Annotated[int, Field(ge=100)] = 10_000
-    seed: int = 0
+    significance: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="level of the tests, all together"
+    )
+    resamples: Annotated[int, Field(ge=100)] = Field(default=10_000, description="of the paired bootstrap")
+    seed: int = Field(default=0, description="of the bootstrap")
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Setting
         return TypeAdapter(model).validate_python(found), []
     except ValidationError as error:
         problems = [dict(problem) for problem in error.errors(include_url=False)]
-        kinds = _models_in(model)
+        kinds = models_in(model)
         if len(kinds) == 1:
             return None, [_say(path, problem, kinds[0]) for problem in problems if not _follows(problem)]
         return None, [_say_variant(path, problem, kinds) for problem in problems if not _follows(problem)]
@@ -186,7 +186,7 @@ def _keys_at(model: type[Settings], path: Iterable[str]) -> list[str]:
     here: list[Any] = [model]
     for part in path:
         here = [below for annotation in here for below in _below(annotation, part)]
-    return [name for annotation in here for kind in _models_in(annotation) for name in kind.model_fields]
+    return [name for annotation in here for kind in models_in(annotation) for name in kind.model_fields]
 
 
 def _below(annotation: Any, part: str) -> list[Any]:
@@ -202,7 +202,8 @@ def _below(annotation: Any, part: str) -> list[Any]:
     return [below for one in inner for below in _below(one, part)]
 
 
-def _models_in(annotation: Any) -> list[type[Settings]]:
+def models_in(annotation: Any) -> list[type[Settings]]:
+    """Return the settings models in a type."""
     if inspect.isclass(annotation) and issubclass(annotation, Settings):
         return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
+    return [model for inner in typing.get_args(annotation) for model in models_in(inner)]

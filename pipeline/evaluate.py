@@ -42,19 +42,21 @@ CODE = (
 class Metric(Settings):
     """What decides, by kind of task: the choice on validation rows, the order of the leaderboard, the intervals."""
 
-    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
-    multilabel: Literal["map", "macro_f1"] = "map"
-    regression: Literal["r2", "mae"] = "r2"
+    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
+        default="accuracy", description="of classes"
+    )
+    multilabel: Literal["map", "macro_f1"] = Field(default="map", description="of several labels")
+    regression: Literal["r2", "mae"] = Field(default="r2", description="of numbers")
 
 
 class EvaluateConfig(Settings):
     """How runs are measured."""
 
-    metric: Metric = Metric()
-    interval: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    calibration_bins: Annotated[int, Field(ge=2)] = 15
-    seed: int = 0
+    metric: Metric = Field(default=Metric(), description="what decides, by kind of task")
+    interval: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="confidence level")
+    resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="of the bootstrap")
+    calibration_bins: Annotated[int, Field(ge=2)] = Field(default=15, description="bins of confidence")
+    seed: int = Field(default=0, description="of the bootstrap")
 
 
 def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:

@@ -31,8 +31,12 @@ Picture = tuple[str, str, Image.Image]
 class SampleConfig(Settings):
     """Which sample data to write."""
 
-    source: Literal["digits", "glyphs"]
-    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = (18, 22, 26)
+    source: Literal["digits", "glyphs"] = Field(
+        description="scikit-learn's digits, or letters and digits printed in matplotlib's fonts"
+    )
+    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = Field(
+        default=(18, 22, 26), description="of glyphs: heights of the letters, in points"
+    )
 
     @model_validator(mode="after")
     def _of_letters(self) -> "SampleConfig":

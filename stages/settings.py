@@ -1,7 +1,7 @@
 """Write the sections of params.yaml that a stage depends on as a whole: `python -m stages.settings`.
 
-DVC cannot depend on a key that params.yaml lacks. Stages that read whole sections depend on these files instead, so that
-a section may be left out, and a change of another section runs no stage again.
+DVC cannot depend on a key that params.yaml lacks. Stages that read whole sections depend on these files instead, so
+that a section may be left out, and a change of another section runs no stage again.
 """
 
 from pipeline.files import fresh_folder, write_json

@@ -462,6 +462,21 @@ def test_check_prints_every_problem_and_ends_with_an_error(tmp_path: Path) -> No
     assert "Traceback" not in said.error
 
 
+def test_settings_lists_the_keys_of_a_section(icecore: Command) -> None:
+    said = icecore("settings", "report")
+    expected = "report: The report's page.\n  report.title: text; default icecore report\n      of the page"
+    assert said == Said(0, expected, "")
+    (title,) = json.loads(icecore("settings", "report", "--json").out)
+    assert title == {
+        "key": "report.title",
+        "type": "text",
+        "default": "default icecore report",
+        "meaning": "of the page",
+    }
+    assert "unknown section 'reprot'. Did you mean 'report'" in icecore("settings", "reprot").error
+    assert "split.NAME.sizes.train: number; default 0.6" in icecore("settings").out
+
+
 def test_check_of_missing_settings_says_where_to_run_it(
     icecore: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,8 @@ from pipeline.config import Settings
 class Source(Settings):
     """The features that an audit looks at."""
 
-    backbone: str
-    tap: str
+    backbone: str = Field(description="an entry of `extract`")
+    tap: str = Field(description="a tap of that entry")
 
 
 class AuditConfig(Settings):
@@ -33,7 +33,7 @@ class AuditConfig(Settings):
     tap: str = Field("penultimate", description="of the first extraction that has the task's data sets")
     features: dict[str, Source] = Field({}, description="other features, by task")
     most_rows: Annotated[int, Field(ge=2, description="above, a sample of the rows is looked at")] = 100_000
-    seed: int = 0
+    seed: int = Field(default=0, description="of the sample of larger tasks")
 
 
 class Extracted(NamedTuple):

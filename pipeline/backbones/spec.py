@@ -115,7 +115,7 @@ class TapSpec(Settings):
         default=None, ge=1, description="dimensions of a random projection of the pooled, flat row"
     )
     project_seed: int = Field(default=0, ge=0, description="of the random projection")
-    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(default="float16", description="of stored values")
 
     @field_validator("pool")
     @classmethod

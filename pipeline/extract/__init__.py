@@ -52,8 +52,10 @@ class RunConfig(WorkersConfig):
 class ExtractConfig(Settings):
     """What to extract with one backbone."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    taps: Annotated[dict[str, TapSpec], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
+    taps: Annotated[dict[str, TapSpec], Field(min_length=1)] = Field(
+        description="name of a tap to its node and pooling"
+    )
     views: Annotated[
         Views | None, Field(description="augmented copies of every sample, each extracted beside the clean ones")
     ] = None
@@ -71,7 +73,7 @@ class ExtractConfig(Settings):
         Literal["refuse", "warn"], Field(description="what happens where the features do not fit; maps may compress")
     ] = "refuse"
 
-    run: RunConfig = RunConfig()
+    run: RunConfig = Field(default=RunConfig(), description="who computes; no value depends on it")
 
     @property
     def batch(self) -> int:

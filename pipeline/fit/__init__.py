@@ -38,23 +38,29 @@ class RunConfig(WorkersConfig):
 class FitConfig(Settings):
     """A run: one head or several on one task, over some inputs, numbers of labels and draws."""
 
-    task: str
-    backbone: str
+    task: str = Field(description="an entry of `split`")
+    backbone: str = Field(description="an entry of `extract`")
     inputs: Annotated[tuple[str | Input, ...], Field(min_length=1, description="taps, or lists of taps to join")]
     head: str | tuple[str, ...] | dict[str, dict[str, Any]] = Field(
         "logistic", description="a name or an import path, a list of them, or a mapping of them to their parameters"
     )
     params: dict[str, Any] = Field({}, description="of the head's scikit-learn class, where there is one head")
     scale: Scale = Field("standard", description="of each tap by itself, before taps are joined")
-    pca: Pca | None = None
+    pca: Pca | None = Field(
+        default=None, description="principal components of each input: a number, a share of the variance, or settings"
+    )
     search: SearchConfig | None = Field(None, description="`sweep`, or settings of a search on validation rows")
     refit: bool = Field(False, description="fit the chosen head to training and validation rows before the test")
-    calibrate: Literal["temperature"] | None = None
+    calibrate: Literal["temperature"] | None = Field(
+        default=None, description="divide the scores by a temperature that validation rows choose"
+    )
     labels_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="few-shot; empty: all of train")
     seeds: Annotated[int, Field(ge=1, description="fits of each head that starts at random")] = 1
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where heads in memory are fitted")
     memory_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="by default half of what is free")
-    run: RunConfig = RunConfig()
+    run: RunConfig = Field(
+        default=RunConfig(), description="who makes the sums of streaming heads; no value depends on it"
+    )
 
     @property
     def taps(self) -> list[str]:

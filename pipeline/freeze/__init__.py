@@ -29,14 +29,18 @@ Side = Annotated[int, Field(ge=1)]
 class InputConfig(Settings):
     """Preprocessing that replaces the source's own, setting by setting."""
 
-    mode: Literal["RGB", "L"] = "RGB"
+    mode: Literal["RGB", "L"] = Field(default="RGB", description="RGB, or L for grey")
     resize: Side | tuple[Side, Side] | None = Field(default=None, description="the shorter side, or height and width")
     crop: tuple[Side, Side] | None = Field(default=None, description="height and width; one number is both")
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
+        default="bilinear", description="of the resize"
+    )
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first: other pixels")
     decoder: Literal["pillow", "nvjpeg"] = Field(default="pillow", description="nvjpeg: on a CUDA device; other pixels")
-    mean: tuple[float, ...] = ()
-    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    mean: tuple[float, ...] = Field(default=(), description="per channel, subtracted from pixels between 0 and 1")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(), description="per channel, the divisor after that"
+    )
 
     @field_validator("crop", mode="before")
     @classmethod
@@ -87,16 +91,16 @@ class Pretrained(Settings):
 
     source: Literal["pretrained"]
     network: str = Field(description="the name of a network below `pretrain`")
-    input: InputConfig = InputConfig()
+    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
 
 
 class Folder(Settings):
     """A backbone that icecore wrote anywhere: pretrained, fine-tuned, distilled or frozen."""
 
     source: Literal["folder"]
-    folder: Path
+    folder: Path = Field(description="a backbone that icecore wrote")
     digest: str | None = Field(None, validate_default=True, description="of its weights, at least the first 8 digits")
-    input: InputConfig = InputConfig()
+    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -137,7 +141,7 @@ class Torchvision(LocalWeights):
     model: str = Field(description="such as mobilenet_v2")
     weights: str = Field("DEFAULT", description="entry of the weights enum; preprocessing comes from it")
     classes: int | None = Field(None, ge=1, description="outputs of the classifier in `file`, if not the enum's")
-    input: InputConfig = InputConfig()
+    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
 
 
 class Timm(LocalWeights):
@@ -147,7 +151,7 @@ class Timm(LocalWeights):
     model: str = Field(description="such as resnet50, without a tag")
     weights: str | None = Field(None, description="timm's tag, such as a1_in1k; preprocessing comes from it")
     classes: int | None = Field(None, ge=1, description="outputs of the classifier in `file`, if not the tag's")
-    input: InputConfig = InputConfig()
+    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
 
     @field_validator("model")
     @classmethod
@@ -167,7 +171,7 @@ class Module(LocalWeights):
     )
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="of the factory, by name")
     seed: int | None = Field(None, ge=0, description="of random weights, where there is no `file`: a baseline")
-    input: InputConfig
+    input: InputConfig = Field(description="the preprocessing")
 
     @field_validator("factory", mode="before")
     @classmethod

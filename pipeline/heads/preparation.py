@@ -14,10 +14,10 @@ Scale = Literal["standard", "l2", "none"]
 class Pca(Settings):
     """Principal components of the scaled input."""
 
-    components: (
-        Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1, description="share of variance")]
+    components: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="a number, or the share of the variance that they explain"
     )
-    whiten: bool = False
+    whiten: bool = Field(default=False, description="give each component the variance 1")
 
 
 def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:

@@ -44,8 +44,11 @@ class SearchConfig(Settings):
     parameter: str | None = Field(None, description="of the head's class; by default that of the head's own sweep")
     values: tuple[Any, ...] = Field((), description="by default those of the head's own sweep")
     metric: str | None = Field(None, description="by default accuracy, of many labels map, of a regression r2")
-    method: Literal["grid", "halving", "optuna"] = "grid"
-    trials: Annotated[int, Field(ge=2)] = 50
+    method: Literal["grid", "halving", "optuna"] = Field(
+        default="grid",
+        description="try every value, give bad ones few rows, or let optuna choose between the ends",
+    )
+    trials: Annotated[int, Field(ge=2)] = Field(default=50, description="values that optuna tries")
 
     @model_validator(mode="after")
     def _both(self) -> "SearchConfig":

@@ -77,8 +77,8 @@ class RandomResizedCrop(_Transform):
     made_of = "RandomResizedCrop"
     crops = True
     name: Literal["random_resized_crop"]
-    scale: Shares = (0.08, 1.0)
-    ratio: Ratios = (3 / 4, 4 / 3)
+    scale: Shares = Field(default=(0.08, 1.0), description="smallest and largest share of the area")
+    ratio: Ratios = Field(default=(3 / 4, 4 / 3), description="smallest and largest width over height")
 
 
 class RandomCrop(_Transform):
@@ -87,8 +87,10 @@ class RandomCrop(_Transform):
     made_of = "RandomCrop"
     crops = True
     name: Literal["random_crop"]
-    padding: Annotated[int, Field(ge=1)] = 4
-    padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = "constant"
+    padding: Annotated[int, Field(ge=1)] = Field(default=4, description="pixels on each side before the crop")
+    padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = Field(
+        default="constant", description="what the padding is filled with"
+    )
 
     def build(self, size: tuple[int, int]) -> Any:
         """The same; images smaller than the final size are first padded with zeros, as the centre crop pads them."""
@@ -109,7 +111,7 @@ class HorizontalFlip(_Transform):
 
     made_of = "RandomHorizontalFlip"
     name: Literal["horizontal_flip"]
-    p: Share = 0.5
+    p: Share = Field(default=0.5, description="probability")
 
 
 class VerticalFlip(_Transform):
@@ -117,7 +119,7 @@ class VerticalFlip(_Transform):
 
     made_of = "RandomVerticalFlip"
     name: Literal["vertical_flip"]
-    p: Share = 0.5
+    p: Share = Field(default=0.5, description="probability")
 
 
 class Rotation(_Transform):
@@ -126,9 +128,9 @@ class Rotation(_Transform):
     made_of = "RandomRotation"
     warps = True
     name: Literal["rotation"]
-    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
-    interpolation: Interpolation = "bilinear"
-    fill: Grey = 0
+    degrees: Annotated[float, Field(gt=0, le=180)] = Field(default=15.0, description="largest angle, to either side")
+    interpolation: Interpolation = Field(default="bilinear", description="of the pixels")
+    fill: Grey = Field(default=0, description="value of pixels outside, 0 to 255")
 
 
 class Affine(_Transform):
@@ -137,12 +139,14 @@ class Affine(_Transform):
     made_of = "RandomAffine"
     warps = True
     name: Literal["affine"]
-    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    translate: tuple[Share, Share] | None = None
-    scale: Ratios | None = None
-    shear: Annotated[float, Field(gt=0, lt=90)] | None = None
-    interpolation: Interpolation = "bilinear"
-    fill: Grey = 0
+    degrees: Annotated[float, Field(ge=0, le=180)] = Field(default=15.0, description="largest angle, to either side")
+    translate: tuple[Share, Share] | None = Field(
+        default=None, description="largest shift as a share of width and height"
+    )
+    scale: Ratios | None = Field(default=None, description="smallest and largest factor of the size")
+    shear: Annotated[float, Field(gt=0, lt=90)] | None = Field(default=None, description="largest shear, in degrees")
+    interpolation: Interpolation = Field(default="bilinear", description="of the pixels")
+    fill: Grey = Field(default=0, description="value of pixels outside, 0 to 255")
 
 
 class ColorJitter(_Transform):
@@ -150,10 +154,12 @@ class ColorJitter(_Transform):
 
     made_of = "ColorJitter"
     name: Literal["color_jitter"]
-    brightness: Annotated[float, Field(ge=0)] = 0.4
-    contrast: Annotated[float, Field(ge=0)] = 0.4
-    saturation: Annotated[float, Field(ge=0)] = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    brightness: Annotated[float, Field(ge=0)] = Field(default=0.4, description="largest change, as a share")
+    contrast: Annotated[float, Field(ge=0)] = Field(default=0.4, description="largest change, as a share")
+    saturation: Annotated[float, Field(ge=0)] = Field(default=0.4, description="largest change, as a share")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.1, description="largest change, as a share of the circle"
+    )
 
 
 class Grayscale(_Transform):
@@ -161,7 +167,7 @@ class Grayscale(_Transform):
 
     made_of = "RandomGrayscale"
     name: Literal["grayscale"]
-    p: Share = 0.1
+    p: Share = Field(default=0.1, description="probability")
 
 
 class GaussianBlur(_Transform):
@@ -169,8 +175,10 @@ class GaussianBlur(_Transform):
 
     made_of = "GaussianBlur"
     name: Literal["gaussian_blur"]
-    kernel_size: Literal[3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23] = 5
-    sigma: Ratios = (0.1, 2.0)
+    kernel_size: Literal[3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23] = Field(
+        default=5, description="width of the filter in pixels"
+    )
+    sigma: Ratios = Field(default=(0.1, 2.0), description="smallest and largest standard deviation in pixels")
 
 
 class RandAugment(_Transform):
@@ -178,8 +186,8 @@ class RandAugment(_Transform):
 
     made_of = "RandAugment"
     name: Literal["rand_augment"]
-    num_ops: Annotated[int, Field(ge=1)] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    num_ops: Annotated[int, Field(ge=1)] = Field(default=2, description="operations per image")
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(default=9, description="strength, 0 to 30")
 
 
 class TrivialAugment(_Transform):
@@ -194,10 +202,10 @@ class RandomErasing(_Transform):
 
     made_of = "RandomErasing"
     name: Literal["random_erasing"]
-    p: Share = 0.5
-    scale: Shares = (0.02, 0.33)
-    ratio: Ratios = (0.3, 3.3)
-    value: Grey = 0
+    p: Share = Field(default=0.5, description="probability")
+    scale: Shares = Field(default=(0.02, 0.33), description="smallest and largest share of the area")
+    ratio: Ratios = Field(default=(0.3, 3.3), description="smallest and largest width over height")
+    value: Grey = Field(default=0, description="what the pixels become, 0 to 255")
 
 
 Transform = Annotated[
@@ -253,9 +261,9 @@ def as_made_now(view: Mapping[str, Any]) -> dict[str, Any]:
 class Views(Settings):
     """So many augmented copies of every sample."""
 
-    count: Annotated[int, Field(ge=1)]
-    augment: Annotated[AugmentConfig, Field(min_length=1)]
-    seed: int = 0
+    count: Annotated[int, Field(ge=1)] = Field(description="augmented copies of each sample")
+    augment: Annotated[AugmentConfig, Field(min_length=1)] = Field(description="the transforms, in their order")
+    seed: int = Field(default=0, description="of what they draw")
 
     def view(self, number: int) -> View:
         """One of them."""

@@ -10,10 +10,12 @@ page          the page, from page.html and run.html, and of a task task.html, st
               and audit.html
 """
 
+from pydantic import Field
+
 from pipeline.config import Settings
 
 
 class ReportConfig(Settings):
     """The report's page."""
 
-    title: str = "icecore report"
+    title: str = Field(default="icecore report", description="of the page")

@@ -63,9 +63,9 @@ class SplitSizes(Settings):
 class Domains(Settings):
     """Which domains each split has; rows of others are not in the task."""
 
-    train: Names
+    train: Names = Field(description="domains whose rows train")
     validation: tuple[str, ...] = Field((), description="none: rows of train's domains, in the proportion of `sizes`")
-    test: Names
+    test: Names = Field(description="domains whose rows report")
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -78,44 +78,47 @@ class Domains(Settings):
 class FewShot(Settings):
     """Small training sets: `draws` seeded orders of the training rows of each class, up to `labels_per_class`."""
 
-    labels_per_class: Annotated[int, Field(ge=1)]
-    draws: Annotated[int, Field(ge=1)] = 5
+    labels_per_class: Annotated[int, Field(ge=1)] = Field(description="training rows of each class in the largest set")
+    draws: Annotated[int, Field(ge=1)] = Field(default=5, description="seeded draws")
 
 
 class SplitConfig(Settings):
     """A task over one or several data sets."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    kind: Kind = "classification"
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
+    kind: Kind = Field(
+        default="classification", description="a class per row, any number of labels per row, or a number per row"
+    )
     target: str | Names = Field("label", description="a column; of a multilabel task also several of 0 and 1")
     separator: Annotated[str, Field(min_length=1)] = Field(";", description="between the labels of a text, multilabel")
     levels: tuple[str, ...] = Field((), description="columns of coarser classes, each class in one of them")
     rename: dict[str, str] = Field({}, description="class names to merge or rename; others stay as they are")
     by: Literal["auto", "hash", "column", "domain"] = Field(
-        "auto",
+        default="auto",
         description="who says the split: auto, folders of splits or a column `split` where there are some, and `sizes` "
         "for other rows; hash, `sizes` alone; column, each row's value; domain, `domains`",
     )
-    column: str = Field("split", description="the column of `by: column`")
+    column: str = Field(default="split", description="the column of `by: column`")
     use: dict[str, Literal["train", "validation", "test", "none"]] = Field(
-        {}, description="what a split of the data is used as, such as {val: test}; none leaves its rows out"
+        default={}, description="what a split of the data is used as, such as {val: test}; none leaves its rows out"
     )
-    domains: Domains | None = Field(None, description="the domains of each split, with `by: domain`")
-    sizes: SplitSizes = Field(SplitSizes(), description="of rows that nothing else gives a split")
+    domains: Domains | None = Field(default=None, description="the domains of each split, with `by: domain`")
+    sizes: SplitSizes = Field(default=SplitSizes(), description="of rows that nothing else gives a split")
     rare: Literal["keep", "drop", "merge", "refuse"] = Field(
-        "keep",
+        default="keep",
         description="classes without training or test rows: keep learns and measures what can be, drop leaves them "
         "out, merge makes the class `other` of them, refuse stops",
     )
     empty: Literal["refuse", "none"] = Field(
-        "refuse", description="an empty cell of a multilabel column: a mistake, or a row with none of the labels"
+        default="refuse",
+        description="an empty cell of a multilabel column: a mistake, or a row with none of the labels",
     )
-    stratify: bool = Field(False, description="cut every class at exact shares of its own")
+    stratify: bool = Field(default=False, description="cut every class at exact shares of its own")
     bins: Annotated[int, Field(ge=2)] = Field(10, description="quantiles that are strata, regression")
     group: str | None = Field(None, description="a column; rows that share its value stay together")
     limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows a class, at most")
-    few_shot: FewShot | None = Field(None, description="small training sets, for `labels_per_class` of runs")
-    seed: int = Field(0, description="of the split and the draws")
+    few_shot: FewShot | None = Field(default=None, description="small training sets, for `labels_per_class` of runs")
+    seed: int = Field(default=0, description="of the split and the draws")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class TeachConfig(Settings):
 
     run: Annotated[str, Field(description="of fit or of finetune; or backbone: its own classifier")]
     backbone: Annotated[str, Field(description="that the run stands on")]
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
     input: Annotated[str | None, Field(description="of a run of fit: the tap, or taps joined by +")] = None
     head: Annotated[str | None, Field(description="of a run of fit")] = None
     labels: Annotated[int | None, Field(ge=1, description="of a run of fit: labels a class")] = None
@@ -60,10 +60,14 @@ class TeachConfig(Settings):
     hints: Annotated[
         tuple[str, ...], Field(description="nodes of a network whose rows are stored too, as they are")
     ] = ()
-    hints_dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    hints_dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
+        default="float16", description="of stored rows of `hints`"
+    )
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="images that the network takes at once"
+    )
     engine: Annotated[Literal[Name, "auto"], Field(description="of a network, as extraction has it")] = "auto"
-    precision: Precision = "float32"
+    precision: Precision = Field(default="float32", description="of the network")
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without scores")] = 0.01
 
     @model_validator(mode="after")

@@ -55,22 +55,24 @@ Rate = Annotated[float, Field(gt=0)]
 class LoopConfig(Settings):
     """How a network is trained, whatever it is trained for."""
 
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    epochs: Annotated[int, Field(ge=1)] = Field(default=20, description="passes over the training rows")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="samples per step")
     accumulate: Annotated[int, Field(ge=1, description="batches a step of the optimiser")] = 1
-    learning_rate: Rate = 0.001
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Rate = Field(default=0.001, description="the highest one")
+    optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw or sgd")
     momentum: Annotated[Share, Field(description="of sgd")] = 0.9
     weight_decay: Annotated[float, Field(ge=0, description="not on norms and biases")] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1, description="learning rate of a layer over that of the next")] = 1.0
-    schedule: Literal["cosine", "one_cycle", "step", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "one_cycle", "step", "plateau", "constant"] = Field(
+        default="cosine", description="of the learning rate"
+    )
     warmup: Annotated[Share, Field(description="share of all steps; one_cycle has its own")] = 0.1
     milestones: Annotated[tuple[Share, ...], Field(description="of step: shares of all steps")] = (0.5, 0.75)
     decay: Annotated[float, Field(gt=0, lt=1, description="of step and plateau: factor")] = 0.1
     plateau: Annotated[int, Field(ge=1, description="of plateau: epochs without a better validation")] = 3
     clip: Annotated[Rate | None, Field(description="largest norm of the gradient")] = None
     ema: Annotated[Share | None, Field(description="decay of the moving average of the weights")] = None
-    label_smoothing: Share = 0.0
+    label_smoothing: Share = Field(default=0.0, description="share of each target that goes to all classes")
     class_weights: Annotated[
         Literal["none", "balanced"] | dict[str, Rate], Field(description="or a weight a class, 1 for those left out")
     ] = "none"
@@ -83,10 +85,12 @@ class LoopConfig(Settings):
     weights: Annotated[Literal["best", "last"], Field(description="which are kept; best needs validation rows")] = (
         "best"
     )
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the computation")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
+    devices: Annotated[int, Field(ge=1)] = Field(default=1, description="how many GPUs")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of the classifier, the order of samples and the augmentation"
+    )
 
     @model_validator(mode="after")
     def _together(self) -> "LoopConfig":
@@ -115,8 +119,8 @@ FROM_BACKBONE = (BACKBONE, SCRATCH)
 class RunConfig(LoopConfig):
     """A run: one network on one task, over some numbers of labels and draws."""
 
-    task: str
-    classifier: ClassifierConfig = ClassifierConfig()
+    task: str = Field(description="an entry of `split`")
+    classifier: ClassifierConfig = Field(default=ClassifierConfig(), description="of the new last layer")
     labels_per_class: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...], Field(description="few-shot; empty: all of train")
     ] = ()
@@ -135,7 +139,7 @@ class RunConfig(LoopConfig):
 class FinetuneConfig(RunConfig):
     """A network that is trained further on labels."""
 
-    backbone: str
+    backbone: str = Field(description="an entry of `freeze`, or of `extract` for `input: features`")
     start: Annotated[
         str,
         Field(
@@ -152,7 +156,10 @@ class FinetuneConfig(RunConfig):
     unfreeze: Annotated[
         dict[Annotated[int, Field(ge=1)], str], Field(description="from an epoch on, train what is after a node")
     ] = {}
-    batch_norm: BatchNorms = "frozen"
+    batch_norm: BatchNorms = Field(
+        default="frozen",
+        description="of the trained part: statistics as they are, trained, or measured anew at the end",
+    )
 
     @model_validator(mode="after")
     def _of_one_input(self) -> "FinetuneConfig":
@@ -190,7 +197,7 @@ class DistillConfig(RunConfig):
     teacher: Annotated[
         Teachers, Field(description="of teach; several: the mean of their probabilities; none: labels alone")
     ]
-    losses: LossesConfig
+    losses: LossesConfig = Field(description="what the student learns, with weights")
     unlabelled: Annotated[
         bool,
         Field(description="the other training rows too; without a teacher labelled rows come again in their place"),
@@ -204,7 +211,9 @@ class DistillConfig(RunConfig):
     also: Annotated[
         dict[str, Teachers], Field(description="further tasks with their teachers: a classifier of each side by side")
     ] = {}
-    batch_norm: BatchNorms = "train"
+    batch_norm: BatchNorms = Field(
+        default="train", description="of the student: statistics as they are, trained, or measured anew at the end"
+    )
 
     @property
     def teachers(self) -> dict[str, tuple[str, ...]]:

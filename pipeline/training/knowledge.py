@@ -36,16 +36,16 @@ class Soft(Settings):
     """Soft targets (Hinton et al. 2015)."""
 
     weight: Weight = 1.0
-    temperature: Temperature = 4.0
+    temperature: Temperature = Field(default=4.0, description="divides the logits of both")
 
 
 class Decoupled(Settings):
     """Decoupled distillation (Zhao et al. 2022): `alpha` of the target class, `beta` of the others."""
 
     weight: Weight = 1.0
-    temperature: Temperature = 4.0
-    alpha: Amount = 1.0
-    beta: Amount = 8.0
+    temperature: Temperature = Field(default=4.0, description="divides the logits of both")
+    alpha: Amount = Field(default=1.0, description="weight of the target class")
+    beta: Amount = Field(default=8.0, description="weight of the other classes")
 
 
 class OfNodes(Settings):
@@ -69,11 +69,15 @@ class LossesConfig(Settings):
     """What a student learns from, each with its weight; the loss of a row is the sum."""
 
     labels: Annotated[Weight, Field(description="cross-entropy with the labels of those rows that have one")] = 0.0
-    soft: Soft | None = None
-    decoupled: Decoupled | None = None
+    soft: Soft | None = Field(default=None, description="of the teacher's softened probabilities (Hinton et al. 2015)")
+    decoupled: Decoupled | None = Field(
+        default=None, description="of the target class and the others apart (Zhao et al. 2022)"
+    )
     hints: Annotated[tuple[OfNodes, ...], Field(description="with learned projections (Romero et al. 2015)")] = ()
     attention: Annotated[tuple[OfNodes, ...], Field(description="of maps (Zagoruyko and Komodakis 2017)")] = ()
-    relational: Relational | None = None
+    relational: Relational | None = Field(
+        default=None, description="of distances and angles between samples (Park et al. 2019)"
+    )
 
     @property
     def weights(self) -> dict[str, Weight]:

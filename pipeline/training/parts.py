@@ -10,13 +10,13 @@ from pipeline.config import Settings
 class LastBlocks(Settings):
     """The last blocks: residual blocks, blocks of transformers, and layers outside of such blocks."""
 
-    last_k: Annotated[int, Field(ge=1)]
+    last_k: Annotated[int, Field(ge=1)] = Field(description="so many last blocks are trained")
 
 
 class FromTap(Settings):
     """Everything that runs after a node; a node at which the network can be cut in two."""
 
-    from_tap: str
+    from_tap: str = Field(description="what comes after this node is trained")
 
 
 class Patterns(Settings):
@@ -25,7 +25,9 @@ class Patterns(Settings):
     The classifier of a run is trained too, whatever they say.
     """
 
-    patterns: Annotated[tuple[str, ...], Field(min_length=1)]
+    patterns: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="names of parameters that are trained, with * for anything"
+    )
 
 
 Part = Literal["head", "full"] | LastBlocks | FromTap | Patterns

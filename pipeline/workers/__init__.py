@@ -17,9 +17,9 @@ from pipeline.config import Settings
 class TLS(Settings):
     """The files of an encrypted connection to Dask, PEM."""
 
-    ca: Path
-    cert: Path
-    key: Path
+    ca: Path = Field(description="certificate of the authority")
+    cert: Path = Field(description="own certificate")
+    key: Path = Field(description="own private key")
 
 
 class WorkersConfig(Settings):

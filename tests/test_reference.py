@@ -1,0 +1,50 @@
+"""The list of settings: every key of every section, with its type, default and meaning, as the models have them."""
+
+import pytest
+
+from pipeline import reference
+from stages import project
+
+SECTIONS = project.sections()
+FOUND = {one.key: one for name, section in SECTIONS.items() for one in reference.list_settings(name, section)}
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "default", "meaning"),
+    [
+        ("split.NAME.sizes.test", "number", "default 0.2", "share, or rows per class"),
+        ("split.NAME.use", "mapping of text to train | validation | test | none", "default {}", "what a split of the"),
+        ("split.NAME.target", "text or list of text", "default label", "a column; of a multilabel task also several"),
+        ("prepare.NAME.root", "text", "needed", "a folder, a .csv or .parquet list, a .tar, or a URL of one of these"),
+        ("freeze.NAME(torchvision).weights", "text", "default DEFAULT", "entry of the weights enum; preprocessing"),
+        ("freeze.NAME(pretrained).source", "pretrained", "needed", "A network that the stage `pretrain` trained here"),
+        ("extract.NAME.taps.NAME.dtype", "float16 | bfloat16 | float32 | int8", "default float16", "of stored values"),
+        ("extract.NAME.views.augment[](rotation).degrees", "number", "default 15", "largest angle, to either side"),
+        ("fit.NAME.memory_gb", "number or none", "default none", "by default half of what is free"),
+        ("evaluate.metric", "settings", "", "what decides, by kind of task"),
+        ("distill.NAME.losses.soft.temperature", "number", "default 4", "divides the logits of both"),
+        ("report.title", "text", "default icecore report", "of the page"),
+    ],
+)
+def test_a_setting_has_its_type_default_and_meaning(key: str, kind: str, default: str, meaning: str) -> None:
+    found = FOUND[key]
+    assert (found.type, found.default) == (kind, default)
+    assert found.meaning.startswith(meaning)
+
+
+def test_every_key_of_every_section_is_listed_with_a_meaning() -> None:
+    assert len(FOUND) > 440
+    assert all(one.meaning for one in FOUND.values())
+    for name, (_, named) in project.SECTIONS.items():
+        assert any(key.startswith(f"{name}.NAME" if named else f"{name}.") for key in FOUND)
+
+
+def test_settings_are_two_lines_each_below_what_the_section_is() -> None:
+    text = reference.describe_settings({"report": SECTIONS["report"], "compare": SECTIONS["compare"]})
+    assert text.splitlines()[:5] == [
+        "report: The report's page.",
+        "  report.title: text; default icecore report",
+        "      of the page",
+        "",
+        "compare: How methods are compared.",
+    ]
