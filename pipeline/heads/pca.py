@@ -9,7 +9,8 @@ from sklearn.utils.extmath import svd_flip
 
 from pipeline.errors import HeadError
 from pipeline.heads.moments import moments_of
-from pipeline.heads.rows import blocks, checked
+from pipeline.heads.row_space import held, is_smaller
+from pipeline.heads.rows import checked
 from pipeline.heads.streamed import transformed
 from pipeline.heads.sums import Moments
 
@@ -29,11 +30,11 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - the signature of scikit-learn
         """Fit to rows X."""
         X = checked(self, X, fitting=True)
-        if X.shape[0] >= X.shape[1]:
+        if not is_smaller(X):
             return self.fit_moments(moments_of(X))
         # Fewer rows than features take less memory than the scatter of the features, and have as many components.
         wanted = self._wanted(*X.shape)
-        rows = np.concatenate([block.astype(np.float64) for _, block in blocks(X)])
+        rows = held(X)
         mean = rows.mean(axis=0)
         rows -= mean
         _, singular, vectors = svd(rows, full_matrices=False, overwrite_a=True, check_finite=False)

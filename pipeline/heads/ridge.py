@@ -1,14 +1,15 @@
 """Ridge regression and ridge classification, exact, from one pass over rows that need not fit into memory.
 
 The penalty is `alpha`, or of several `alphas` the best by generalised cross-validation, solved from the same sums.
+Of fewer rows than features it is solved in the space of the rows, without a matrix of features.
 The problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,6 +17,7 @@ from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of, numbers_of, weights_of
 from pipeline.heads.moments import moments_of
 from pipeline.heads.ridge_path import factorise
+from pipeline.heads.row_space import deviations, held, is_smaller, row_space
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
 from pipeline.heads.sums import Moments
@@ -63,6 +65,20 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
     def _solve_targets(self, moments: Moments) -> None:
         of = moments
         self._solve(of, pivot=of.target_pivot, sums=of.target_sums, squares=of.target_squares, cross=of.cross)
+
+    def _fit_in_row_space(self, X: Any, weights: np.ndarray | None, fit: Callable[[Self, np.ndarray], Self]) -> Self:
+        """Fit to fewer rows than features, in rows x rows: `fit` takes a copy of this head and the coordinates."""
+        rows = held(X)
+        scale = deviations(rows, weights) if self.standardize else np.ones(rows.shape[1])
+        space = row_space(rows, centre=rows.mean(axis=0), scale=scale)
+        inner = fit(clone(self).set_params(standardize=False), space.coordinates)
+        for name in vars(inner).keys() - self.get_params().keys():
+            setattr(self, name, getattr(inner, name))
+        self.n_features_in_ = rows.shape[1]
+        self.coef_path_ = np.stack([space.coefficients(along) for along in inner.coef_path_])
+        self.intercept_path_ = inner.intercept_path_ - self.coef_path_ @ space.centre
+        self._choose(inner.alpha_)
+        return self
 
     def _choose(self, alpha: float) -> None:
         number = int(np.flatnonzero(self.path_alphas_ == alpha)[0])
@@ -113,7 +129,10 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and targets y, (rows,) or (rows, targets)."""
         X = checked(self, X, fitting=True)
-        return self.fit_moments(moments_of(X, numbers_of(self, X, y)))
+        targets = numbers_of(self, X, y)
+        if is_smaller(X):
+            return self._fit_in_row_space(X, None, lambda head, rows: head.fit_moments(moments_of(rows, targets)))
+        return self.fit_moments(moments_of(X, targets))
 
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows and targets; raises HeadError where they are of classes."""
@@ -170,7 +189,11 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
             given, classes = labels_of(self, X, y)
             targets = given
         weights = weights_of(self.class_weight, given)
-        return self.fit_moments(moments_of(X, targets, classes=classes, weights=weights))
+
+        def fit(head: Self, rows: Any) -> Self:
+            return head.fit_moments(moments_of(rows, targets, classes=classes, weights=weights))
+
+        return self._fit_in_row_space(X, weights, fit) if is_smaller(X) else fit(self, X)
 
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows with classes (weighted already), or with targets of 1 and -1, a label each."""
