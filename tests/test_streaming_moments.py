@@ -495,6 +495,66 @@ def test_components_of_fewer_rows_than_features_are_those_of_scikit_learn(compon
     np.testing.assert_allclose(abs(found.transform(X)), abs(expected.transform(X)), atol=1e-9)
 
 
+# Fewer rows than features --------------------------------------------------------------------------------------------
+
+
+def few_rows(width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """60 rows in float32, one feature constant and one constant in each class; classes, three to two; targets."""
+    random, classes = np.random.default_rng(width), np.arange(60) % 7 % 3
+    X = random.normal(size=(60, width)) * np.linspace(0.5, 2, width) + 1 + 0.1 * classes[:, None]
+    X[:, 3], X[:, 5] = 2, classes
+    return X.astype(np.float32), classes, random.normal(size=(60, 2))
+
+
+@pytest.mark.parametrize("width", [70, 4608])  # of which a matrix of features takes half a minute to decompose
+def test_ridge_of_few_rows_is_that_of_scikit_learn(width: int) -> None:
+    X, classes, targets = few_rows(width)
+    rows = X.astype(np.float64)
+    found, wanted = StreamingRidge(alpha=3.0).fit(X, targets), Ridge(alpha=3.0).fit(rows, targets)
+    assert np.allclose(found.coef_, wanted.coef_, atol=1e-12)
+    assert np.allclose(found.predict(X), wanted.predict(rows))
+    weighed = {"alpha": 3.0, "class_weight": "balanced"}
+    head, other = StreamingRidgeClassifier(**weighed).fit(X, classes), RidgeClassifier(**weighed).fit(rows, classes)
+    assert np.allclose(head.coef_, other.coef_, atol=1e-12)
+    assert np.allclose(head.decision_function(X), other.decision_function(rows))
+    scaled = StreamingRidge(alpha=3.0, standardize=True).fit(X, targets)
+    pipeline = make_pipeline(StandardScaler(), Ridge(alpha=3.0)).fit(rows, targets)
+    assert np.allclose(scaled.predict(X + 1), pipeline.predict(rows + 1))
+
+
+def test_penalties_of_few_rows_have_the_scores_of_the_sums() -> None:
+    X, _, targets = few_rows(70)
+    head = StreamingRidge((1.0, 10.0, 1000.0), standardize=True, keep_path=True)
+    found = clone(head).fit(X, targets)
+    wanted = clone(head).fit_moments(moments_of(X.astype(np.float64), targets))
+    assert found.alpha_ == wanted.alpha_
+    assert np.allclose(found.gcv_values_, wanted.gcv_values_)
+    assert np.allclose(found.coef_path_, wanted.coef_path_, atol=1e-12)
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.3, 1.0, "auto"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_discriminants_of_few_rows_are_those_of_the_sums(shrinkage: Any, standardize: bool) -> None:
+    X, classes, _ = few_rows(70)
+    rows = X.astype(np.float64)
+    for y in (classes, np.arange(60) % 2):
+        found = StreamingLDA(shrinkage, standardize=standardize).fit(X, y)
+        wanted = StreamingLDA(shrinkage, standardize=standardize)
+        wanted.fit_moments(moments_of(rows, y, classes=np.unique(y)), rows, y)
+        assert found.shrinkage_ == pytest.approx(wanted.shrinkage_)
+        assert np.allclose(found.coef_, wanted.coef_, rtol=1e-6, atol=1e-8 * np.abs(wanted.coef_).max())
+        assert np.allclose(found.intercept_, wanted.intercept_)
+
+
+def test_discriminants_of_few_rows_of_many_features_solve_their_equations() -> None:
+    X, classes, _ = few_rows(4608)
+    head = StreamingLDA(0.3).fit(X, classes)
+    rest = X - head.means_[classes]
+    level = float((rest**2).mean())
+    applied = 0.7 * head.coef_ @ rest.T @ rest / len(X) + 0.3 * level * head.coef_
+    assert np.allclose(applied, head.means_ - head.priors_ @ head.means_, atol=1e-6)
+
+
 @pytest.mark.parametrize("components", [0, 6, -1, 1.5, True, 1e9])
 def test_more_components_than_there_are_are_refused(components: Any) -> None:
     with pytest.raises(HeadError, match=r"`n_components`: expected 1 to 5, the smaller of rows and features, or a sh"):

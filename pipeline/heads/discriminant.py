@@ -2,6 +2,7 @@
 
 A row is compared with the class means by the covariance of rows about them, pooled over the classes: Hastie,
 Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 4.3. Shrinkage "auto" takes a second pass.
+Of fewer rows than features it is solved in the space of the rows, without a matrix of features.
 """
 
 from typing import Any, Literal, Self
@@ -16,6 +17,7 @@ from pipeline.errors import HeadError
 from pipeline.heads.labels import labels_of, numbered
 from pipeline.heads.moments import moments_of
 from pipeline.heads.pieces import each
+from pipeline.heads.row_space import deviations, held, is_smaller, row_space
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks, small_blocks
 from pipeline.heads.sums import Moments
@@ -49,8 +51,58 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fit to rows X and classes y (rows,)."""
         X = checked(self, X, fitting=True)
         labels, classes = labels_of(self, X, y)
+        if is_smaller(X):
+            return self._fit_in_row_space(held(X), numbered(labels, classes), classes)
         moments = moments_of(X, labels, classes=classes)
         return self.fit_moments(moments, X, labels)
+
+    def _fit_in_row_space(self, rows: np.ndarray, groups: np.ndarray, classes: np.ndarray) -> Self:
+        """Fit to fewer rows than features, in rows x rows: no feature varies outside of the space of the rows."""
+        counts = np.bincount(groups).astype(np.float64)
+        self.priors_ = self._priors(counts)
+        self.classes_, self.n_features_in_ = classes, rows.shape[1]
+        self.means_ = np.stack([rows[groups == number].mean(axis=0) for number in range(len(classes))])
+        rest, mean = rows - self.means_[groups], rows.mean(axis=0)
+        within = np.sqrt((rest**2).mean(axis=0))
+        still = within <= 10 * np.finfo(np.float64).eps * np.abs(mean)
+        rest[:, still] = 0.0
+        self._check_varies(still, rows=len(rows))
+        auto = self.shrinkage == "auto"
+        amount = 0.0 if auto else self._number()
+        own = deviations(rows, None) if self.standardize else np.ones(len(mean))
+        scale = own if amount else np.where(still, 1.0, within)
+        space = row_space(self.means_[groups] + rest, centre=mean, scale=scale)
+        rest /= scale
+        along = rest @ space.basis
+        covariance = along.T @ along / len(rows)
+        level = float((rest**2).sum()) / rest.size
+        if auto:
+            fourth = float(((rest**2).sum(axis=1) ** 2).sum())
+            square = float((covariance**2).sum())
+            amount = _ledoit_wolf_amount(fourth, square, level, count=len(rows), width=len(mean))
+        self.shrinkage_ = amount
+        covariance = (1 - amount) * covariance + amount * level * np.eye(len(covariance))
+        values, vectors = eigh(covariance, driver="evd", check_finite=False)
+        kept = vectors[:, values > len(mean) * np.finfo(np.float64).eps * values[-1]]
+        values = values[-kept.shape[1] :]
+        apart = (self.means_ - self.priors_ @ self.means_) / scale @ space.basis
+        return self._keep(space.coefficients((apart @ kept) / values @ kept.T))
+
+    def _check_varies(self, still: np.ndarray, *, rows: int) -> None:
+        if still.all():
+            raise HeadError(
+                f"discriminant analysis: expected rows that vary about the mean of their class, got {rows:,} "
+                f"rows of {len(self.classes_):,} classes that do not. Label more samples, or use nearest class means."
+            )
+
+    def _keep(self, coef: np.ndarray) -> Self:
+        """Keep coefficients (classes, width) with their intercepts; of two classes their difference."""
+        centre = self.priors_ @ self.means_
+        intercept = np.log(self.priors_) - ((self.means_ + centre) / 2 * coef).sum(axis=1)
+        if len(self.classes_) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        self.coef_, self.intercept_ = coef, intercept
+        return self
 
     def fit_moments(self, moments: Moments, X: Any = None, y: Any = None) -> Self:
         """Fit to the sums of rows with classes; "auto" reads the rows X and their classes y again.
@@ -60,16 +112,12 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if moments.classes is None:
             raise HeadError("discriminant analysis: expected moments of classes, got none. Name them in moments_of.")
-        self.priors_ = self._priors(moments)
+        self.priors_ = self._priors(moments.weights)
         self.classes_, self.means_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
         covariance = moments.within() / moments.weight
         still = np.diag(covariance) <= 4 * moments.rounding * np.diag(moments.gram) / moments.weight
         covariance[still], covariance[:, still] = 0.0, 0.0
-        if still.all():
-            raise HeadError(
-                f"discriminant analysis: expected rows that vary about the mean of their class, got {moments.rows:,} "
-                f"rows of {len(self.classes_):,} classes that do not. Label more samples, or use nearest class means."
-            )
+        self._check_varies(still, rows=moments.rows)
         auto = self.shrinkage == "auto"
         scale = moments.scale if self.standardize else np.ones(moments.width)
         scale = _deviations(covariance) if auto else scale
@@ -77,12 +125,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.shrinkage_ = self._ledoit_wolf(X, y, scale, covariance) if auto else self._number()
         covariance = shrunk_covariance(covariance, self.shrinkage_) * (scale * scale[:, None])
         centre = self.priors_ @ self.means_
-        coef = _solve(covariance, (self.means_ - centre).T, rounding=moments.rounding).T
-        intercept = np.log(self.priors_) - ((self.means_ + centre) / 2 * coef).sum(axis=1)
-        if len(self.classes_) == 2:
-            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_, self.intercept_ = coef, intercept
-        return self
+        return self._keep(_solve(covariance, (self.means_ - centre).T, rounding=moments.rounding).T)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log densities of the classes times their priors, less a number a row: (rows, classes), or (rows,) for two."""
@@ -109,13 +152,13 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return float(self.shrinkage)
 
-    def _priors(self, moments: Moments) -> np.ndarray:
+    def _priors(self, weights: np.ndarray) -> np.ndarray:
         if self.priors is None:
-            return moments.weights / moments.weight
+            return np.asarray(weights / weights.sum())
         priors = np.asarray(self.priors, dtype=np.float64)
-        if priors.shape != moments.weights.shape or not (priors > 0).all() or abs(priors.sum() - 1) > 1e-5:
+        if priors.shape != weights.shape or not (priors > 0).all() or abs(priors.sum() - 1) > 1e-5:
             raise HeadError(
-                f"discriminant analysis, `priors`: expected {len(moments.weights)} numbers above 0, one a class, that "
+                f"discriminant analysis, `priors`: expected {len(weights)} numbers above 0, one a class, that "
                 f"add up to 1, got {self.priors}. Leave them out to have the shares of the classes."
             )
         return np.asarray(priors / priors.sum())
@@ -132,9 +175,14 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fourth = sum(each(X, _fourth, (groups,), (self.means_, scale)))
         count, width = len(groups), len(scale)
         square, mean = float((covariance**2).sum()), float(np.trace(covariance)) / width
-        apart = (square - width * mean**2) / width
-        noise = min((fourth / count - square) / (width * count), apart)
-        return noise / apart if noise > 0 else 0.0
+        return _ledoit_wolf_amount(fourth, square, mean, count=count, width=width)
+
+
+def _ledoit_wolf_amount(fourth: float, square: float, mean: float, *, count: int, width: int) -> float:
+    """Return the amount from Σ |z|⁴, the sum of the covariance's squares and the mean of its diagonal."""
+    apart = (square - width * mean**2) / width
+    noise = min((fourth / count - square) / (width * count), apart)
+    return noise / apart if noise > 0 else 0.0
 
 
 def _fourth(work: tuple[Any, ...]) -> float:
