@@ -175,6 +175,9 @@ def extract(
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print what was measured of every engine, and of every tap.")
+    ] = False,
 ) -> None:
     """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
 
@@ -219,6 +222,7 @@ def extract(
             },
             plan_only=plan_only,
             quiet=quiet,
+            verbose=verbose,
         )
 
 
@@ -279,6 +283,7 @@ def _extract(
     settings: dict[str, Any],
     plan_only: bool,
     quiet: bool,
+    verbose: bool,
 ) -> None:
     from contextlib import nullcontext
 
@@ -295,7 +300,8 @@ def _extract(
 
     def say(text: object) -> None:
         if not quiet:
-            typer.echo(text)
+            more = getattr(text, "more", "") if verbose else ""
+            typer.echo(f"{text}\n{more}" if more else text)
 
     def log(line: str) -> None:
         if not quiet:

@@ -3,6 +3,18 @@
 from collections.abc import Sequence
 
 
+class Line(str):
+    """A line for people; `more` explains it to those who ask for it."""
+
+    more: str
+
+    def __new__(cls, text: str, more: str = "") -> "Line":
+        """Make a line that is `text` wherever text is wanted."""
+        line = super().__new__(cls, text)
+        line.more = more
+        return line
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, inset: bool = False) -> str:
     """Columns for the terminal, all to the left, with a line under the header.
 

@@ -31,7 +31,7 @@ def main() -> None:
             cache_root=cache.default_root(),
             progress=progress,
             announce=announce,
-            say=print,
+            say=project.say,
             log=project.log,
             watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
         )

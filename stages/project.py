@@ -16,6 +16,7 @@ from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
+VERBOSE = "--verbose"
 WORTH = 3.0  # seconds of work before a bar foresees its end
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -90,7 +91,9 @@ def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
     """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
     arguments, named = _arguments(argv), settings()[section]
     if len(arguments) != 1:
-        raise ConfigError(f"usage: python -m stages.{section} NAME [{QUIET}], where NAME is one of: {', '.join(named)}")
+        raise ConfigError(
+            f"usage: python -m stages.{section} NAME [{QUIET}] [{VERBOSE}], where NAME is one of: {', '.join(named)}"
+        )
     _known(section, arguments, named)
     return arguments[0], named[arguments[0]]
 
@@ -115,7 +118,7 @@ def named_run(name: str) -> Any:
 
 
 def _arguments(argv: list[str] | None) -> list[str]:
-    return [one for one in (sys.argv[1:] if argv is None else argv) if one != QUIET]
+    return [one for one in (sys.argv[1:] if argv is None else argv) if one not in (QUIET, VERBOSE)]
 
 
 def _known(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
@@ -168,6 +171,12 @@ class Bar:
             self._drawn.write(line, file=sys.stderr)  # as the bar, or the two would be mixed
         else:
             log(line)
+
+
+def say(line: str) -> None:
+    """Print a line; with `--verbose` also what explains it."""
+    more = getattr(line, "more", "")
+    print(f"{line}\n{more}" if more and VERBOSE in sys.argv else line, flush=True)
 
 
 def log(line: str) -> None:

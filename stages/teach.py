@@ -18,7 +18,7 @@ def main() -> None:
         cache=cache.default_root(),
     )
     with project.bar(f"teach {name}", "samples") as progress:
-        found = teach(config, paths, progress=progress, announce=print, say=print, log=project.log)
+        found = teach(config, paths, progress=progress, announce=print, say=project.say, log=project.log)
     print(f"{name}: {found}")
 
 

@@ -540,7 +540,8 @@ def test_a_stage_gets_the_entry_that_it_was_called_for(monkeypatch: pytest.Monke
 def test_a_stage_that_is_called_wrongly_says_how_it_is_called() -> None:
     for arguments in ([], ["digits", "glyphs"]):
         with pytest.raises(
-            ConfigError, match=r"usage: python -m stages.prepare NAME \[--quiet\], where NAME is one of: digits, gl"
+            ConfigError,
+            match=r"usage: python -m stages.prepare NAME \[--quiet\] \[--verbose\], where NAME is one of: digits, ",
         ):
             project.entry("prepare", arguments)
     with pytest.raises(ConfigError, match=r"params.yaml: unknown entry of prepare 'digit'. Did you mean 'digits'\?"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,8 @@ def test_reduced_precision_differs_and_stays_near(precision: str) -> None:
     assert 1e-5 < card.parity["norm"].relative < 0.05
     assert card.autocast == card.parity
     assert f"torch, {precision}, beside torch float32" in str(card)
+    median = min(parity.median_cosine for parity in card.parity.values())
+    assert card.verdict == f"near torch float32: median cosine {median:.4f}"
 
 
 def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs: Path) -> None:
@@ -474,7 +477,8 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
     chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
     assert chosen.name == "torch"
     assert chosen.card is not None
-    assert said == ["engine: torch, float32: the whole job takes it about 0 s, too little to try others"]
+    assert (said, chosen.why) == ([], "the whole job takes it about 0 s, too little to try others")
+    assert chosen.card.verdict == "the values of torch float32, bit for bit"
     assert recall(job, 24) == recall(job, 3) == "torch"
     assert recall(job, 25) is None
 
@@ -492,16 +496,17 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
     said: list[str] = []
     job = job_of(Glyphs, exported)
     chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
-    lines = said[-1].splitlines()
+    lines = chosen.measured.splitlines()
+    assert re.fullmatch(r"the fastest|[0-9]+\.[0-9] times as fast as torch", chosen.why)
     assert lines[0].split() == ["engine,", "float32", "samples/s", "of", "torch"]
     assert lines[1].split()[0] == chosen.name
     assert lines[1].endswith("taken")
     assert {line.split()[0] for line in lines[1:]} == set(ON_CPU)
-    assert "not tried: the job is too short" in said[-1]
-    said.clear()
+    assert "not tried: the job is too short" in chosen.measured
+    assert said == []
     again = choose("auto", job, lambda: PIXELS, samples=10**9, say=said.append)
     assert (again.name, again.card) == (chosen.name, None)
-    assert said == [f"engine: {chosen.name}, float32 (remembered for this machine and backbone)"]
+    assert (again.why, said) == ("remembered for this machine and backbone", [])
     other = dataclasses.replace(job, batch_size=4)
     assert recall(other, 24) is None
 

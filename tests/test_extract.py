@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ from pipeline.sources import Place
 from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
+from pipeline.text import Line
 
 Folder = Callable[..., Path]
 
@@ -724,7 +726,7 @@ def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, e
     said: list[str] = []
     undisturbed = large.root / "undisturbed"
     large.extract(WANTED, out=undisturbed, cache_root=large.root / "other cache", engine=engine, say=said.append)
-    assert said[0].startswith(f"{engine}, float32, beside torch float32")
+    assert said[0].startswith(f"engine: {engine}, float32, as the settings say; the values of torch float32")
     # A graph has the same bytes whenever it is exported (test_engines), and that takes seconds.
     shutil.copytree(large.root / "other cache" / "onnx", large.cache / "onnx")
     with pytest.raises(Interrupted):
@@ -735,7 +737,7 @@ def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, e
     for note in large.cache.rglob(f"{record.name}.json"):
         note.unlink()
     large.extract(WANTED, engine=engine, say=said.append)
-    assert said == []  # the gate was passed before
+    assert said == [f"engine: {engine}, float32, as the settings say"]  # the gate was passed before
     assert contents(large.out) == contents(undisturbed)
     (card,) = card_of(large, "wide")["cards"]
     assert card["engine"]["engine"] == engine
@@ -763,8 +765,13 @@ def test_another_precision_gives_other_features(job: Job) -> None:
 def test_auto_tells_what_it_took_and_a_short_job_is_torch(job: Job) -> None:
     said: list[str] = []
     job.extract(engine="auto", say=said.append)
-    assert said[0].startswith("engine: torch, float32: the whole job takes it about")
-    assert said[1].startswith("torch, float32, beside torch float32")
+    assert re.fullmatch(
+        r"engine: torch, float32, the whole job takes it about \d+ s, too little to try others; the values of torch "
+        "float32, bit for bit",
+        said[0],
+    )
+    assert isinstance(said[0], Line)
+    assert said[0].more.startswith("torch, float32, beside torch float32\n")
 
 
 def test_an_engine_or_a_precision_that_is_none_is_refused() -> None:

@@ -27,6 +27,18 @@ class Card(Settings):
     batches: dict[str, dict[str, Parity]]
     autocast: dict[str, Parity] | None = None
 
+    @property
+    def verdict(self) -> str:
+        """What the gate measured, in some words."""
+        taps = self.parity.values()
+        if self.engine["precision"] == "float32":
+            off = max(parity.relative for parity in taps)
+            if off == 0:
+                return "the values of torch float32, bit for bit"
+            return f"the values of torch float32 (off by at most {off:.0e} of the largest)"
+        cosine = min(parity.median_cosine for parity in taps)
+        return f"near torch float32: median cosine {cosine:.4f}"
+
     def __str__(self) -> str:
         title = f"{self.engine['engine']}, {self.engine['precision']}, beside torch float32"
         return f"{title}\n{report(self.parity)}"

@@ -74,11 +74,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An engine, and the card if the gate was passed just now."""
+    """An engine, why it was chosen, and the card if the gate was passed just now."""
 
     name: str
     engine: Engine
     card: Card | None = None
+    why: str = "as the settings say"
+    measured: str = ""
+    """What every engine did, as a table, where they were tried."""
 
 
 class Choice(Settings):
@@ -103,8 +106,7 @@ def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: in
         except EngineError as error:
             say(f"engine {remembered}, remembered for this machine, cannot run any more: {error}")
         else:
-            say(f"engine: {remembered}, {job.precision} (remembered for this machine and backbone)")
-            return Chosen(remembered, made)
+            return Chosen(remembered, made, why="remembered for this machine and backbone")
     return _measure(job, pixels(), samples=samples, say=say)
 
 
@@ -138,7 +140,7 @@ def candidates(precision: str) -> list[str]:
 
 def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
     if not len(pixels):  # there is nothing to run
-        return Chosen("torch", job.engine("torch"))
+        return Chosen("torch", job.engine("torch"), why="nothing is to be computed")
     names, batch = candidates(job.precision), pixels[: job.batch_size]
     if not names:
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
@@ -157,8 +159,6 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
             notes[name] = str(error)
             say(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    if short:
-        say(f"engine: torch, {job.precision}: the whole job takes it about {whole:.0f} s, too little to try others")
     best = {} if short else _time(engines, batch)
     torch_seconds = best.get("torch", seconds)
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
@@ -168,11 +168,14 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
             notes[name] = "refused: " + str(error).replace("\n", " ")
             say(f"engine {name} is refused: {error}")
             continue
-        if not short:
-            unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
-            say(_table(job, best, torch_seconds, {name: "taken"} | unlike | notes))
         remember(job, Choice(engine=name, samples=samples if short else None))
-        return Chosen(name, engines[name], card)
+        if short:
+            why = f"the whole job takes it about {whole:.0f} s, too little to try others"
+            return Chosen(name, engines[name], card, why)
+        unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
+        drawn = _table(job, best, torch_seconds, {name: "taken"} | unlike | notes)
+        why = "the fastest" if name == "torch" else f"{torch_seconds / best[name]:.1f} times as fast as torch"
+        return Chosen(name, engines[name], card, why, drawn)
     raise EngineError(bullets("no engine computes these taps", notes.values()))
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.engines import Engine
-from pipeline.engines.select import Chosen, Job, Say, choose, gate
+from pipeline.engines.select import Job, Say, choose, gate
 from pipeline.engines.size import batch_size
 from pipeline.extract import card
 from pipeline.store.cache import Column
+from pipeline.text import Line
 
 EngineOf = Callable[[tuple[str, ...]], Engine]
 """The engine for some of the taps."""
@@ -38,12 +39,16 @@ def engines(
     chosen = choose(wanted, job, pixels, samples=samples, say=say)
     if find_size and len(pixels()):
         job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), say=say))
-        chosen = Chosen(chosen.name, job.engine(chosen.name))
+        chosen = replace(chosen, engine=job.engine(chosen.name), card=None)
+    verdict, more = "", [chosen.measured]
     if not all(card.there(columns[tap], chosen.engine) for tap in lacking) and len(pixels()):
         measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels())
-        say(str(measured))
         for tap, column in columns.items():
             card.write(column, measured, tap)
+        verdict = f"; {measured.verdict}"
+        more.append(str(measured))
+    line = f"engine: {chosen.name}, {job.precision}, {chosen.why}{verdict}"
+    say(Line(line, "\n".join(text for text in more if text)))
     made = {tuple(job.specs): chosen.engine}
 
     def engine_of(taps: tuple[str, ...]) -> Engine:
