@@ -289,7 +289,7 @@ def _extract(
 
     from pipeline import embed
     from pipeline.extract import summary
-    from pipeline.runtime import silent
+    from pipeline.runtime import process_seconds, silent
     from pipeline.store import cache, index
     from stages import project
 
@@ -320,7 +320,7 @@ def _extract(
         raise SystemExit(130) from None
     for note in found.prepared.notes:
         say(f"note: {note}")
-    say(summary.text(str(out), found.extracted))
+    say(summary.text(str(out), found.extracted, process=process_seconds()))
     for kind, count in found.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
     for note in found.prepared.notes:

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,6 +90,13 @@ def closed_pipe_is_quiet() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         raise SystemExit(141) from None  # as a shell sees a process that SIGPIPE ended
+
+
+def process_seconds() -> float:
+    """Return the seconds since this process was started, Python's own start included."""
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())
 
 
 def seed_everything(seed: int) -> None:

@@ -4,6 +4,7 @@ from pipeline.extract import summary
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import extract
 from pipeline.files import read_json, write_json
+from pipeline.runtime import process_seconds
 from pipeline.store import cache
 from stages import project
 
@@ -37,7 +38,7 @@ def main() -> None:
         )
     digests = {path.parent.name: read_json(path)["digest"] for path in (project.FEATURES / name).glob("*/index.json")}
     write_json(project.DIGESTS / name / "features.json", digests)
-    print(summary.text(name, found))
+    print(summary.text(name, found, process=process_seconds()))
     write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
 
 

@@ -416,28 +416,32 @@ def test_time_is_counted_where_it_is_spent_also_where_a_part_fails() -> None:
 
 
 def test_the_summary_says_what_was_computed_reused_and_rejected(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = summary.text("net", work.extract()).splitlines()
+    lines = summary.text("net", work.extract(), process=50.0).splitlines()
     assert lines[0] == "net: 12 samples, 0 rejected; rows of all taps: 24 to compute, 0 reused"
     assert lines[1].startswith("12 samples in ")
     assert "the bottleneck is " in lines[1]
-    assert lines[2].startswith("peak memory: ")
-    assert len(lines) == 3
+    assert lines[2].startswith("50.0 s in all: before the extraction ")
+    assert lines[3].startswith("peak memory: ")
+    assert len(lines) == 4
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    again = summary.text("net", work.extract()).splitlines()
-    assert again == ["net: 12 samples, 0 rejected; rows of all taps: 0 to compute, 24 reused"]
+    again = summary.text("net", work.extract(), process=50.0).splitlines()
+    assert again[0] == "net: 12 samples, 0 rejected; rows of all taps: 0 to compute, 24 reused"
+    assert len(again) == 2
 
 
 def test_the_summary_counts_reasons_and_the_time_that_reuse_spared(work: Work) -> None:
     work.extract()
     todo = plan({"a": np.arange(12) < 8}, unit_rows=4)
     reasons = {f"reason {number}": 9 - number for number in range(7)}
-    done = Extracted(todo, 42, reasons, {"a": 8}, Spent(4, {"read": 1.0, "forward": 0.5, "write": 0.5}))
-    lines = summary.text("net", done).splitlines()
+    done = Extracted(todo, 42, reasons, {"a": 8}, Spent(4, {"read": 1.0, "forward": 0.5, "write": 0.5}), 12.5)
+    lines = summary.text("net", done, process=50.0).splitlines()
     assert lines[0] == "net: 12 samples, 42 rejected; rows of all taps: 4 to compute, 8 reused"
     assert lines[1] == "  rejected: 9 × reason 0"
     assert lines[6] == "  rejected: 7 for other reasons"
     assert "the bottleneck is reading and decoding" in lines[7]
-    assert lines[8] == "reuse spared 8 samples: about 4.0 s at this rate"
+    parts = "before the extraction 37.5 s, engine, checks and links 10.5 s, the samples 2.0 s"
+    assert lines[8] == f"50.0 s in all: {parts}"
+    assert lines[9] == "reuse spared 8 samples: about 4.0 s at this rate"
 
 
 def test_rejected_samples_are_counted_by_reason_now_and_when_they_are_known(work: Work) -> None:
@@ -450,7 +454,7 @@ def test_rejected_samples_are_counted_by_reason_now_and_when_they_are_known(work
     changed = "changed since its data set was prepared; run prepare again"
     assert done.reasons == {"No such file or directory": 2, changed: 1}
     assert list(done.reasons) == ["No such file or directory", changed]
-    assert "  rejected: 2 × No such file or directory" in summary.text("net", done)
+    assert "  rejected: 2 × No such file or directory" in summary.text("net", done, process=50.0)
 
 
 # An interruption ------------------------------------------------------------------------------------------------------

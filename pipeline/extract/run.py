@@ -1,9 +1,10 @@
 """Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,17 @@ PILOT_BATCHES = 4
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap."""
+    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap.
+
+    `seconds`: of all of it, of which `spent` has those of the samples that were run.
+    """
 
     plan: Plan
     rejected: int
     reasons: Mapping[str, int]
     stored: Mapping[str, int]
     spent: Spent
+    seconds: float
 
 
 def extract(
@@ -71,6 +76,7 @@ def extract(
     float32, DataError if more samples than `max_rejected` gave no features, Interrupted if the user ends it: the shard
     that was being made is dropped.
     """
+    begun = time.perf_counter()
     spec = artefact.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
@@ -92,7 +98,8 @@ def extract(
                 for one in request.all:
                     for column in one.columns.values():
                         held.enter_context(in_use(column.folder))
-                return _extract(request, out, cache_root, progress, say, log, watch)
+                done = _extract(request, out, cache_root, progress, say, log, watch)
+                return replace(done, seconds=time.perf_counter() - begun)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 
@@ -126,7 +133,7 @@ def _extract(
     refuse_too_many(request.config.max_rejected, len(request.samples.keys), refused)
     counts = Counter(reasons[key] for key in refused)
     stored = {one.folder(tap): rows for one in request.all for tap, rows in one.stored.items()}
-    return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent)
+    return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent, 0.0)
 
 
 def refuse_other_values(request: Request) -> None:

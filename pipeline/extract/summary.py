@@ -9,8 +9,11 @@ from pipeline.text import duration, human
 REASONS = 5  # that are named
 
 
-def text(name: str, done: Extracted) -> str:
-    """The summary, a line a fact. The time that reuse saved is that of the samples the network did not run on."""
+def text(name: str, done: Extracted, *, process: float) -> str:
+    """The summary, a line a fact. The time that reuse saved is that of the samples the network did not run on.
+
+    `process`: seconds since the process was started, in which all of it was done.
+    """
     todo, spent = done.plan, done.spent
     computed, reused = sum(todo.missing.values()), sum(done.stored.values())
     lines = [
@@ -23,9 +26,16 @@ def text(name: str, done: Extracted) -> str:
         lines.append(f"  rejected: {sum(count for _, count in reasons[REASONS:]):,} for other reasons")
     if spent.rate is not None:
         lines.append(f"{spent.samples:,} samples in {duration(spent.whole)}: {spent}")
-        if todo.spared:
-            saved = duration(todo.spared / spent.rate)
-            lines.append(f"reuse spared {todo.spared:,} samples: about {saved} at this rate")
+    parts = {
+        "before the extraction": process - done.seconds,
+        "engine, checks and links": done.seconds - spent.whole,
+        "the samples": spent.whole,
+    }
+    shown = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds >= 0.05)
+    lines.append(f"{duration(process)} in all: {shown}")
+    if spent.rate is not None and todo.spared:
+        saved = duration(todo.spared / spent.rate)
+        lines.append(f"reuse spared {todo.spared:,} samples: about {saved} at this rate")
     peak = peak_memory()
     if peak is not None:
         lines.append(f"peak memory: {human(peak)}")
