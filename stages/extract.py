@@ -3,17 +3,17 @@
 from pipeline.extract import summary
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import extract
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.runtime import process_seconds
-from pipeline.store import cache
+from pipeline.store import cache, index
 from stages import project
 
 
 def main() -> None:
     """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed.
 
-    `data/metrics/extract/<backbone>.json` has what the summary says, and `data/digests/<backbone>/features.json` the
-    digest of each folder.
+    `data/metrics/extract/<backbone>.json` has what the summary says, and `data/digests/<backbone>/features.json` a
+    digest of what each folder has, whatever shards the rows lie in: stages that read features depend on it.
     """
     name, config = project.entry("extract")
     hits = 0.0
@@ -36,7 +36,8 @@ def main() -> None:
             log=project.log,
             watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
         )
-    digests = {path.parent.name: read_json(path)["digest"] for path in (project.FEATURES / name).glob("*/index.json")}
+    folders = sorted(path.parent for path in (project.FEATURES / name).glob("*/index.json"))
+    digests = {folder.name: index.contents(folder) for folder in folders}
     write_json(project.DIGESTS / name / "features.json", digests)
     print(summary.text(name, found, process=process_seconds()))
     write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))

@@ -546,6 +546,26 @@ def test_an_index_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_the_contents_of_a_folder_are_which_samples_have_which_features_whatever_shards_they_lie_in(
+    tmp_path: Path,
+) -> None:
+    store(tmp_path / "one", [1, 2], [3], rejected={key(4): "damaged"})
+    whole = index.contents(tmp_path / "one")
+    others = {
+        "one shard": ([1, 2, 3], {key(4): "damaged"}),
+        "another sample": ([1, 2, 5], {key(4): "damaged"}),
+        "another reason": ([1, 2, 3], {key(4): "empty"}),
+        "none rejected": ([1, 2, 3], {}),
+    }
+    found = {}
+    for name, (numbers, rejected) in others.items():
+        store(tmp_path / name, numbers, rejected=rejected)
+        found[name] = index.contents(tmp_path / name)
+    assert found.pop("one shard") == whole
+    assert index.read(tmp_path / "one").shards != index.read(tmp_path / "one shard").shards
+    assert len({whole, *found.values()}) == 4
+
+
 def test_a_commit_removes_what_it_does_not_name_and_nothing_else(tmp_path: Path) -> None:
     before = store(tmp_path, [1, 2], [3])
     (tmp_path / "note.txt").touch()
