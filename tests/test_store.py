@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
 from pipeline.store import cache, index, shard, upkeep, writing
@@ -665,6 +665,24 @@ def test_the_cache_lies_where_icecore_cache_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ICECORE_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.default_root().name == "icecore"
+
+
+def test_a_project_may_say_where_its_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tmp_path / cache.CONFIG
+    config.parent.mkdir()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    config.write_text("cache: ./.cache\n")
+    monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "here"))
+    assert cache.default_root() == tmp_path / "here"
+    monkeypatch.delenv("ICECORE_CACHE")
+    assert cache.default_root() == tmp_path / ".cache"
+    config.write_text("cache: /shared/features\n")
+    assert cache.default_root() == Path("/shared/features")
+    for wrong in ("cache: 3", "cache: ''", "cach: .cache", "{}", "{cache: a, size: 3}"):
+        config.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"\.icecore/config: expected one line such as `cache: \.cache`, got \{"):
+            cache.default_root()
 
 
 def test_added_rows_are_there_for_whoever_opens_the_column_next(tmp_path: Path) -> None:

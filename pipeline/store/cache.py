@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, write_json
+from pipeline.params import read_params
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard, writing
 from pipeline.store.encoding import encode
@@ -45,14 +46,27 @@ from pipeline.store.layout import REMEDY, Layout, ShardRecord, path_of
 from pipeline.store.spool import Spool, spool
 
 VERSION = "v2"
+CONFIG = Path(".icecore") / "config"
 FULL = "Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
 ELSEWHERE = "Set ICECORE_CACHE to a folder that can: what is only in this one is computed there again."
 
 
 def default_root() -> Path:
-    """Return $ICECORE_CACHE, or the user's cache directory; raises StoreError where there is neither."""
+    """Return $ICECORE_CACHE, or the `cache` of the nearest `.icecore/config`, or the user's cache directory.
+
+    `.icecore/config` is looked for in the current folder and above; a path in it is relative to the folder that it lies
+    in. Raises ConfigError where the file says anything else, and StoreError where there is none of the three.
+    """
     if named := os.environ.get("ICECORE_CACHE"):
         return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        config = folder / CONFIG
+        if config.is_file():
+            settings = read_params(config)
+            if list(settings) != ["cache"] or not isinstance(settings["cache"], str) or not settings["cache"]:
+                raise ConfigError(f"{config}: expected one line such as `cache: .cache`, got {settings}.")
+            return folder / Path(settings["cache"]).expanduser()
     try:
         return platformdirs.user_cache_path("icecore")
     except RuntimeError:  # as of a user without an entry in /etc/passwd
