@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import unknown
+from stages.coverage import uncovered
 from stages.effects import unsuited_settings
 from stages.names import RESERVED, unusable_names
 
@@ -62,6 +63,7 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     problems += _of_teach(values, named)
     problems += _of_distill(values, named)
     problems += unsuited_settings(values)
+    problems += uncovered(values)
     return problems
 
 

@@ -303,6 +303,8 @@ def test_a_stage_has_one_name_in_all_four_places() -> None:
         "agreement",
         "names",
         "effects",
+        "coverage",
+        "preflight",
     }
     library = {name.rstrip("/") for name in layers()}
     library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
@@ -397,7 +399,7 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 # result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
 PLUMBING = frozenset(
     {"pipeline", *(f"pipeline.{name}" for name in ("errors", "params", "config"))}
-    | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "names", "effects"))}
+    | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "coverage", "names", "effects"))}
 )
 
 

@@ -1,0 +1,108 @@
+"""That tasks, extractions and starts hold what runs ask of them, as far as params.yaml tells it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+LAST = ("penultimate", "cls")
+"""Nodes that are what the last layer gets."""
+
+LINEAR = ("logistic", "ridge", "svm", "lda", "streaming_logistic", "streaming_ridge", "streaming_lda")
+"""Heads of the table that are one layer, whatever the kind of the task."""
+
+Values = Mapping[str, Any]
+
+
+def uncovered(values: Values) -> list[str]:
+    """Return a problem for each thing that a run asks of its task, its extraction or its start, and that is not there."""
+    return [*_rows_not_extracted(values), *_labels_not_drawn(values), *_starts_without_head(values)]
+
+
+def _rows_not_extracted(values: Values) -> Iterator[str]:
+    """Yield runs over data sets that the extraction of their backbone lacks."""
+    readers = [("fit", name, item, item.task) for name, item in values.get("fit", {}).items()]
+    readers += [
+        ("finetune", name, item, item.task)
+        for name, item in values.get("finetune", {}).items()
+        if item.input == "features"
+    ]
+    for section, name, item, task in readers:
+        split = values.get("split", {}).get(task)
+        if split is not None:
+            yield from _lacking(values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} is over")
+    for name, item in values.get("teach", {}).items():
+        if item.run in values.get("fit", {}):
+            yield from _lacking(values, f"teach.{name}.datasets", item.backbone, item.datasets, "a head scores")
+
+
+def _lacking(values: Values, where: str, backbone: str, datasets: Sequence[str], what: str) -> Iterator[str]:
+    extracted = values.get("extract", {}).get(backbone)
+    known = [one for one in datasets if one in values.get("prepare", {})]
+    lacking = [one for one in known if extracted is not None and one not in extracted.datasets]
+    if lacking:
+        yield (
+            f"{where}: {what} {', '.join(lacking)}, which {backbone} is not extracted for. Add to "
+            f"`extract.{backbone}.datasets`, or leave out."
+        )
+
+
+def _labels_not_drawn(values: Values) -> Iterator[str]:
+    """Yield runs on few labels whose task draws none, or fewer, or fewer times."""
+    for section in ("fit", "finetune", "distill"):
+        for name, item in values.get(section, {}).items():
+            task = values.get("split", {}).get(item.task)
+            if task is None or not item.labels_per_class:
+                continue
+            most, where = max(item.labels_per_class), f"{section}.{name}"
+            if task.few_shot is None:
+                yield (
+                    f"{where}.labels_per_class: expected a task with `few_shot`, got {item.task} without. Give it "
+                    f"`few_shot: {{labels_per_class: {most}}}`, or leave this out."
+                )
+            elif task.few_shot.labels_per_class < most:
+                yield (
+                    f"{where}.labels_per_class: expected at most {task.few_shot.labels_per_class}, that of `few_shot` of "
+                    f"{item.task}, got {most}. Raise `few_shot.labels_per_class`."
+                )
+            elif section != "fit" and item.draws > task.few_shot.draws:
+                yield (
+                    f"{where}.draws: expected at most {task.few_shot.draws}, that of `few_shot` of {item.task}, got "
+                    f"{item.draws}. Raise `few_shot.draws`."
+                )
+
+
+def _starts_without_head(values: Values) -> Iterator[str]:
+    """Yield runs of finetune that start at a run of fit without the head of a network's last layer."""
+    for name, item in values.get("finetune", {}).items():
+        run = values.get("fit", {}).get(item.start)
+        extracted = values.get("extract", {}).get(item.backbone)
+        if run is None or extracted is None:
+            continue
+        where = f"finetune.{name}.start: expected a run of fit with"
+        if run.backbone != item.backbone:
+            yield f"{where} heads on features of {item.backbone}, got {item.start} on {run.backbone}."
+            continue
+        last = [tap for tap in run.inputs if isinstance(tap, str) and tap in extracted.taps]
+        last = [tap for tap in last if extracted.taps[tap].node in LAST and extracted.taps[tap].project is None]
+        if not last:
+            yield (
+                f"{where} a head on what the last layer gets, got {item.start} on {_named(run.inputs)}. Add a tap with "
+                "`node: penultimate` to its `inputs`."
+            )
+        odd = [one for one, (head, _) in run.heads.items() if ":" not in head and head not in LINEAR]
+        if len(run.heads) > 1 or odd:
+            got = ", ".join(run.heads)
+            yield f"{where} one linear head, got {item.start} with {got}. Fit `head: logistic` in a run of its own."
+        lacking = set(item.labels_per_class) - set(run.labels_per_class)
+        if lacking or (run.labels_per_class and not item.labels_per_class):
+            yield (
+                f"{where} `labels_per_class: {_listed(item.labels_per_class)}`, got {item.start} with "
+                f"{_listed(run.labels_per_class)}."
+            )
+
+
+def _named(inputs: Sequence[Any]) -> str:
+    return ", ".join(one if isinstance(one, str) else "+".join(one) for one in inputs)
+
+
+def _listed(labels: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, labels))}]" if labels else "all"
