@@ -99,17 +99,28 @@ def settings(
 
 
 @app.command()
-def check(params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml")) -> None:
-    """Check params.yaml and print every problem in it.
+def check(
+    params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml"),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The settings alone, without the files, models and data that they name.")
+    ] = False,
+) -> None:
+    """Check params.yaml, and the data, weights, models and nodes that it names, without computing; print every problem.
 
-    Example:
+    Examples:
 
       icecore check && dvc repro
-    """
-    from pipeline.params import check_rewriting
-    from stages import project
 
-    values = project.settings(params)
+      icecore check --fast
+    """
+    from pipeline.config import refuse
+    from pipeline.params import check_rewriting
+    from stages import preflight, project
+
+    values, problems = project.examine(params)
+    if not fast:
+        problems += preflight.find_problems(values)
+    refuse(problems, where=str(params))
     for line in check_rewriting(params):
         typer.echo(f"note: {line}", err=True)
     counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]

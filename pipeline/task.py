@@ -22,8 +22,6 @@ from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.files import atomic
@@ -53,12 +51,16 @@ class Task:
         """Read a task file; raises DataError if it does not exist."""
         if not path.is_file():
             raise DataError(f"{path}: no such task. Run `dvc repro split@{path.stem}`.")
-        return cls(pq.read_table(path))
+        from pyarrow import parquet  # not at the top: settings need the kinds of tasks alone
+
+        return cls(parquet.read_table(path))
 
     def write(self, path: Path) -> None:
         """Write the task in one piece."""
+        from pyarrow import parquet
+
         with atomic(path) as temporary:
-            pq.write_table(self.table, temporary)
+            parquet.write_table(self.table, temporary)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -100,7 +102,7 @@ class Task:
         if self.kind == "regression":
             return []
         column = self.table["target"].combine_chunks()
-        names = pc.unique(column.flatten() if self.kind == "multilabel" else column).to_pylist()
+        names = (column.flatten() if self.kind == "multilabel" else column).unique().to_pylist()
         return sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
 
     @property

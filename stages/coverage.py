@@ -1,4 +1,4 @@
-"""That tasks, extractions and starts hold what runs ask of them, as far as params.yaml tells it."""
+"""That extractions and starts hold what runs ask of them, as far as params.yaml tells it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ Values = Mapping[str, Any]
 
 
 def uncovered(values: Values) -> list[str]:
-    """Return a problem for each thing that a run asks of its task, its extraction or its start, and that is not there."""
-    return [*_rows_not_extracted(values), *_labels_not_drawn(values), *_starts_without_head(values)]
+    """Return a problem for each thing that a run asks of its extraction or its start, and that is not there."""
+    return [*_rows_not_extracted(values), *_starts_without_head(values)]
 
 
 def _rows_not_extracted(values: Values) -> Iterator[str]:
@@ -29,9 +29,6 @@ def _rows_not_extracted(values: Values) -> Iterator[str]:
         split = values.get("split", {}).get(task)
         if split is not None:
             yield from _lacking(values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} is over")
-    for name, item in values.get("teach", {}).items():
-        if item.run in values.get("fit", {}):
-            yield from _lacking(values, f"teach.{name}.datasets", item.backbone, item.datasets, "a head scores")
 
 
 def _lacking(values: Values, where: str, backbone: str, datasets: Sequence[str], what: str) -> Iterator[str]:
@@ -43,31 +40,6 @@ def _lacking(values: Values, where: str, backbone: str, datasets: Sequence[str],
             f"{where}: {what} {', '.join(lacking)}, which {backbone} is not extracted for. Add to "
             f"`extract.{backbone}.datasets`, or leave out."
         )
-
-
-def _labels_not_drawn(values: Values) -> Iterator[str]:
-    """Yield runs on few labels whose task draws none, or fewer, or fewer times."""
-    for section in ("fit", "finetune", "distill"):
-        for name, item in values.get(section, {}).items():
-            task = values.get("split", {}).get(item.task)
-            if task is None or not item.labels_per_class:
-                continue
-            most, where = max(item.labels_per_class), f"{section}.{name}"
-            if task.few_shot is None:
-                yield (
-                    f"{where}.labels_per_class: expected a task with `few_shot`, got {item.task} without. Give it "
-                    f"`few_shot: {{labels_per_class: {most}}}`, or leave this out."
-                )
-            elif task.few_shot.labels_per_class < most:
-                yield (
-                    f"{where}.labels_per_class: expected at most {task.few_shot.labels_per_class}, that of `few_shot` of "
-                    f"{item.task}, got {most}. Raise `few_shot.labels_per_class`."
-                )
-            elif section != "fit" and item.draws > task.few_shot.draws:
-                yield (
-                    f"{where}.draws: expected at most {task.few_shot.draws}, that of `few_shot` of {item.task}, got "
-                    f"{item.draws}. Raise `few_shot.draws`."
-                )
 
 
 def _starts_without_head(values: Values) -> Iterator[str]:

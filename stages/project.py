@@ -78,13 +78,19 @@ def sections() -> dict[str, Section]:
 
 
 def settings(path: Path = PARAMS) -> dict[str, Any]:
-    """All of params.yaml, checked; raises ConfigError with every problem of the file."""
+    """Return all of params.yaml, checked; raises ConfigError with every problem of the file."""
+    values, problems = examine(path)
+    refuse(problems, where=str(path))
+    return values
+
+
+def examine(path: Path = PARAMS) -> tuple[dict[str, Any], list[str]]:
+    """Return the entries of params.yaml that are right by themselves, and every problem of the file."""
     raw = read_params(path)
     values, problems = check(raw, sections())
     known = {line.partition(": ")[0] for line in problems}
     problems += [line for line in unusual_values(raw) if line.partition(": ")[0] not in known]
-    refuse([*problems, *disagreements(values, raw)], where=str(path))
-    return values
+    return values, [*problems, *disagreements(values, raw)]
 
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:

@@ -54,6 +54,21 @@ def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
 
 
+def survey_shapes(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
+    """Return the nodes of a network with their shapes and layouts, without computing: `module` may have no values.
+
+    Empty where the network cannot run so. `penultimate` is left out, since values decide what it is.
+    """
+    channels, height, width = shape
+    found, larger = _Observed(module), _Observed(module)
+    found.imagine(ROWS, shape)
+    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
+    if not found.whole:
+        return {}
+    found.nodes.pop(INPUT, None)
+    return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found.nodes, larger, module, ())}
+
+
 def _images(shape: Shape, *, seed: int) -> Tensor:
     """Random images, the first of them always the same."""
     same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ for this. Any other head is fitted to each value.
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from pipeline.errors import HeadError
 from pipeline.heads import device
 from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.labels import weights_of
-from pipeline.heads.starts import Start, starts
+
+if TYPE_CHECKING:
+    from pipeline.heads.starts import Start
 
 Candidate = tuple[Any | None, str | None]
 """A fitted head, or None where the fit failed with the value; and what is against choosing it, if anything is."""
@@ -86,6 +88,8 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
 
     The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
     """
+    from pipeline.heads.starts import starts  # loads the store, which settings of a search do not need
+
     moving = copy_of(head, warm_start=True)
     path: list[np.ndarray] = []
     near = starts(head, values, X, y)
@@ -106,7 +110,7 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
         yield copy.copy(found).set_params(warm_start=head.warm_start), problem
 
 
-def _start_near(near: Iterator[Start]) -> Start | None:
+def _start_near(near: "Iterator[Start]") -> "Start | None":
     """Return the next start; None where the axes of these rows cannot be had, for squares beyond floating point."""
     try:
         return next(near, None)

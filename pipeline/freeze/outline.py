@@ -1,0 +1,113 @@
+"""Outline a backbone before it is frozen: its nodes, and what is wrong with its names, without weights or computing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.backbones import artefact, factory, timm_models
+from pipeline.backbones.aliases import aliases
+from pipeline.backbones.spec import InputSpec, Tap, TapSpec, pooled_shape
+from pipeline.backbones.survey import survey_shapes
+from pipeline.backbones.taps import LOGITS, PENULTIMATE
+from pipeline.errors import BackboneError, unknown
+from pipeline.files import sha256_file
+from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The nodes of a backbone by their names, and other names of them."""
+
+    taps: Mapping[str, Tap]
+    aliases: Mapping[str, str]
+
+    def check_node(self, name: str) -> str:
+        """Return what is wrong with the name of a node; "" for nothing."""
+        if name in self.taps or name in self.aliases or name in (PENULTIMATE, LOGITS):
+            return ""
+        return unknown("node", name, [*self.aliases, *self.taps])
+
+    def check_tap(self, tap: TapSpec) -> str:
+        """Return what is wrong with a tap, its node and its pooling; "" for nothing."""
+        node = self.aliases.get(tap.node, tap.node)
+        if problem := self.check_node(tap.node):
+            return problem
+        try:
+            if node in self.taps and node != PENULTIMATE:
+                pooled_shape(self.taps[node], tap.pool)
+        except ValueError as error:
+            return f"{error}. Use none or flatten."
+        return ""
+
+
+def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
+    """Return the nodes of a backbone by its settings; None where only the frozen network tells them.
+
+    Networks are built on torch's meta device, where they have shapes and no values. pretrained: as `freeze` has it.
+    Raises BackboneError for a model, weights, a module or a folder that is not there, and for an input that fits none.
+    """
+    if isinstance(config, Pretrained | Folder):
+        folder = config.folder if isinstance(config, Folder) else pretrained / config.network
+        if isinstance(config, Pretrained) and not (folder / artefact.JSON).is_file():
+            return None  # the stage `pretrain` makes it
+        spec = artefact.read_spec(folder)
+        if isinstance(config, Folder) and not spec.weights_digest.startswith((config.digest or "").lower()):
+            raise BackboneError(
+                f"{folder}: expected weights whose digest begins with {config.digest}, got {spec.weights_digest[:16]}."
+            )
+        return Outline(spec.taps, spec.aliases)
+    architecture, stated = _architecture(config)
+    try:
+        inputs = config.input.onto(stated)
+    except ValueError as error:
+        raise BackboneError(f"`input` makes no image: {error}.") from None
+    network = _build(architecture)
+    taps = {} if network is None else survey_shapes(artefact.freeze(network), inputs.shape)
+    return Outline(taps, aliases(architecture, taps)) if taps else None
+
+
+def check_file(config: LocalWeights) -> str:
+    """Return what is wrong with the file of weights: that it is missing, or has another digest; "" for nothing."""
+    if config.file is None:
+        return ""
+    if not config.file.is_file():
+        return f"{config.file}: no such file. Name the file of weights."
+    digest = sha256_file(config.file)
+    if not digest.startswith((config.sha256 or "").lower()):
+        return (
+            f"{config.file}: expected a SHA-256 that begins with {config.sha256}, got {digest[:16]}. If the file is "
+            "the one that you mean, set `sha256` to that."
+        )
+    return ""
+
+
+def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
+    """Return how the network is built, and the input that its weights state."""
+    if isinstance(config, Module):
+        return factory.architecture(config.factory, config.arguments), None
+    if isinstance(config, Timm):
+        entry = timm_models.weights_entry(config.model, config.weights)
+        own_size = {"resize", "crop"} <= config.input.model_fields_set
+        stated = timm_models.preprocessing(config.model, entry, own_size=own_size)
+        return timm_models.architecture(config.model, entry, config.classes), stated
+    from pipeline.backbones import vision  # torchvision takes as long to import as torch
+
+    entry = vision.weights_entry(config.model, config.weights)
+    return vision.architecture(config.model, entry, config.classes), vision.preprocessing(entry)
+
+
+def _build(architecture: Mapping[str, Any]) -> nn.Module | None:
+    """Return the network on the meta device; None where it computes with its own weights as it is built."""
+    try:
+        with torch.device("meta"):
+            return artefact.build(architecture)
+    except BackboneError as error:
+        if isinstance(error.__cause__, NotImplementedError | RuntimeError):
+            return None
+        raise
+    except (NotImplementedError, RuntimeError):
+        return None

@@ -1,0 +1,173 @@
+"""`icecore check` looks at what params.yaml names: data, weights, models, nodes, prepared data sets, starts of runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.files import content_key, sha256_file
+from pipeline.manifest import ManifestPaths
+from stages import preflight, project
+
+Problems = Callable[[str], list[str]]
+
+BACKBONE = "freeze: {net: {source: torchvision, model: squeezenet1_1, weights: IMAGENET1K_V1}}\n"
+TAPS = "extract: {net: {datasets: [pets], taps: {last: {node: penultimate}, fire: {node: fire9, pool: mean}}}}\n"
+DATA = "prepare: {pets: {root: pets}, more: {root: pets}}\n"
+TASK = "split: {pets: {datasets: [pets], few_shot: {labels_per_class: 5}}, both: {datasets: [pets, more]}}\n"
+
+
+@pytest.fixture
+def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
+    """A function that returns the problems of a params.yaml, in a project with a folder of pets."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "0.png").touch()
+
+    def check(text: str) -> list[str]:
+        Path("params.yaml").write_text(text)
+        values, found = project.examine()
+        return [*found, *preflight.find_problems(values)]
+
+    return check
+
+
+def test_what_is_right_has_no_problem(problems: Problems) -> None:
+    run = "fit: {probe: {task: pets, backbone: net, inputs: [last, fire]}}\n"
+    tuned = (
+        "finetune: {tuned: {task: pets, backbone: net, start: probe, train: {from_tap: fire9}, unfreeze: {1: fire8}}}\n"
+    )
+    sample = "sample: {digits: {source: digits}}\n"
+    made = DATA.replace("}\n", ", digits: {root: data/raw/digits}, far: {root: 's3://bucket/photos'}}\n")
+    assert problems(sample + made + BACKBONE + TAPS + TASK + run + tuned) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "prepare: {a: {root: nowhere}}",
+            "prepare.a: nowhere: no such folder or list. Set `root` to what holds th",
+        ),
+        (
+            "prepare: {a: {root: .}}",
+            "prepare.a.root: expected a folder that holds no outputs of stages, got ., with data",
+        ),
+        (
+            "prepare: {a: {root: pets, folders: [cat, emu]}}",
+            "prepare.a: pets/emu: no such folder. `folders` names",
+        ),
+        (
+            "prepare: {a: {root: pets, base: nowhere}}",
+            "prepare.a.base: nowhere: no such folder. Set it to what the paths",
+        ),
+        (
+            "freeze: {a: {source: torchvision, model: squeezenet1_2}}",
+            "freeze.a: unknown torchvision classification model 'squeezenet1_2'. Did you mean 'squeezenet1_1'",
+        ),
+        (
+            "freeze: {a: {source: torchvision, model: squeezenet1_1, weights: V2}}",
+            "freeze.a: squeezenet1_1: unknown weights 'V2'. Expected one of: DEFAULT, IMAGENET1K_V1.",
+        ),
+        (
+            BACKBONE.replace("IMAGENET1K_V1", "IMAGENET1K_V1, file: nowhere.pth, sha256: '12345678'"),
+            "freeze.net.file: nowhere.pth: no such file. Name the file of weights.",
+        ),
+        (
+            BACKBONE.replace("IMAGENET1K_V1", "IMAGENET1K_V1, file: some.pth, sha256: '12345678'"),
+            "freeze.net.file: some.pth: expected a SHA-256 that begins with 12345678, got ",
+        ),
+        (
+            BACKBONE.replace("IMAGENET1K_V1", "IMAGENET1K_V1, input: {mode: L, mean: [0.5, 0.5]}"),
+            "freeze.net: `input` makes no image:",
+        ),
+        (
+            "freeze: {a: {source: module, factory: nowhere.Net, seed: 0, input: {resize: [8, 8], mean: [0, 0, 0], std: "
+            "[1, 1, 1]}}}",
+            "freeze.a: nowhere:Net: expected a module that Python finds, got no module 'nowhere'.",
+        ),
+        ("freeze: {a: {source: folder, folder: nowhere, digest: '12345678'}}", "freeze.a: nowhere"),
+        (
+            DATA + BACKBONE + TAPS.replace("fire9, pool: mean", "fire10"),
+            "extract.net.taps.fire: unknown node 'fire10'. Did you mean 'fire9'",
+        ),
+        (
+            DATA + BACKBONE + TAPS.replace("mean", "cls"),
+            "extract.net.taps.fire: pooling 'cls' needs tokens, but a row has the shape (512, 13, 13). Use none or ",
+        ),
+        (
+            DATA
+            + BACKBONE
+            + TASK
+            + "finetune: {a: {task: pets, backbone: net, start: backbone, train: {from_tap: no}}}",
+            "finetune.a.train.from_tap: unknown node 'no'.",
+        ),
+    ],
+)
+def test_what_is_not_there_is_the_one_problem(problems: Problems, text: str, problem: str) -> None:
+    torch.save({"weight": torch.zeros(1)}, "some.pth")
+    Path("some.csv").write_text("path,label\n0.png,cat\n1.png,dog\n")
+    assert not sha256_file(Path("some.pth")).startswith("12345678")
+    (line,) = problems(text)
+    assert line.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("by: domain, domains: {train: [cats], test: [dogs]}", "`domains` of a task on pets: unknown domain 'cats'."),
+        ("target: lable", "unknown column 'lable'. Did you mean 'label'?"),
+        ("rename: {emu: bird}", "`rename` of a task on pets: unknown class 'emu'."),
+        ("use: {val: test}", "`use` of a task on pets: the data say no split. Leave it out."),
+    ],
+)
+def test_tasks_are_tried_on_data_sets_that_are_prepared(problems: Problems, options: str, problem: str) -> None:
+    text = f"prepare: {{pets: {{root: pets}}}}\nsplit: {{pets: {{datasets: [pets], {options}}}}}\n"
+    assert problems(text) == []
+    keys = [content_key(str(row).encode()) for row in range(40)]
+    paths = ManifestPaths(project.MANIFESTS, "pets").rows
+    paths.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"key": keys, "path": keys, "label": ["cat", "dog"] * 20}), paths)
+    (line,) = problems(text)
+    assert line.startswith("split.pets: ")
+    assert problem in line
+    assert line.endswith("(By the last `dvc repro prepare@pets`.)")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "fit: {a: {task: both, backbone: net, inputs: [last]}}",
+            "fit.a.task: both is over more, which net is not extracted for. Add to `extract.net.datasets`, or leave",
+        ),
+        (
+            "finetune: {a: {task: both, backbone: net, start: backbone, input: features, tap: map}}",
+            "finetune.a.task: both is over more, which net is not extracted for.",
+        ),
+        (
+            "fit: {a: {task: pets, backbone: net, inputs: [fire, [fire, last]]}}\n"
+            "finetune: {b: {task: pets, backbone: net, start: a}}",
+            "finetune.b.start: expected a run of fit with a head on what the last layer gets, got a on fire, fi",
+        ),
+        (
+            "fit: {a: {task: pets, backbone: net, inputs: [last], head: forest}}\n"
+            "finetune: {b: {task: pets, backbone: net, start: a}}",
+            "finetune.b.start: expected a run of fit with one linear head, got a with forest. Fit `head: logistic`",
+        ),
+        (
+            "fit: {a: {task: pets, backbone: net, inputs: [last], labels_per_class: [1, 5]}}\n"
+            "finetune: {b: {task: pets, backbone: net, start: a, labels_per_class: [2]}}",
+            "finetune.b.start: expected a run of fit with `labels_per_class: [2]`, got a with [1, 5].",
+        ),
+    ],
+)
+def test_runs_over_rows_not_extracted_and_starts_without_a_head(problems: Problems, text: str, problem: str) -> None:
+    backbone = "freeze: {net: {source: folder, folder: nowhere, digest: '12345678'}}\n"
+    taps = TAPS.replace("}}}}\n", "}, map: {node: fire9}}}}\n")
+    first, *_ = problems(DATA + backbone + taps + TASK + text)
+    assert first.startswith(problem)
