@@ -19,7 +19,10 @@ def find_problems(values: Values) -> list[str]:
 
 
 def _of_data(values: Values) -> Iterator[str]:
-    """Yield data sets whose root, folders or columns are not there; roots that `sample` writes, and URLs, are left out."""
+    """Yield data sets whose root, folders or columns are not there.
+
+    Roots that `sample` writes are left out until it has, and URLs, since asking for them takes a network.
+    """
     from pipeline.prepare.find import label_types
     from pipeline.prepare.roots import look
     from pipeline.sources import files
