@@ -62,8 +62,16 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
             "prepare.a: pets/emu: no such folder. `folders` names",
         ),
         (
-            "prepare: {a: {root: pets, base: nowhere}}",
-            "prepare.a.base: nowhere: no such folder. Set it to what the paths",
+            "prepare: {a: {root: some.csv, base: nowhere}}",
+            "prepare.a.base: nowhere: no such folder. Set it to what the",
+        ),
+        (
+            "prepare: {a: {root: some.csv, path: file}}",
+            "prepare.a: some.csv: the list's columns are not as expected: unkn",
+        ),
+        (
+            "prepare: {a: {root: some.csv, columns: [lable]}}",
+            "prepare.a: some.csv: the list's columns are not as expecte",
         ),
         (
             "freeze: {a: {source: torchvision, model: squeezenet1_2}}",
