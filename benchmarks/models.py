@@ -2,7 +2,8 @@
 
 Each model is built with random weights and frozen. Then `penultimate` of two images is extracted, and replayed to the
 logits where the model has a classifier. Then a classifier of three classes is put on the model, one step of training is
-taken, and the trained model is written, read, and compared with itself. Each model runs in a process of its own.
+taken, and the trained model is written, read, and compared with itself. Images are small where the model takes such.
+Each model runs in a process of its own.
 `python benchmarks/models.py --match '^resnet' --source torchvision` runs a part.
 """
 
@@ -25,13 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import artefact, headed, timm_models, vision
-from pipeline.backbones.replay import check_replay
-from pipeline.backbones.spec import InputSpec, TapSpec
+from pipeline.backbones.replay import check_replay, expected_logits
+from pipeline.backbones.spec import WIDE, InputSpec, TapSpec
 from pipeline.backbones.taps import PENULTIMATE
 from pipeline.engines.torch import TorchEngine
 
 CLASSES, IMAGES = 3, 2
 LARGEST = 250_000_000  # parameters: 1 GB of float32
+SIDES = (112, 96)  # of small images: 112 is what patches of 14 and 16 and windows of 7 divide
+TRIED = 4  # models of a family of timm, of which the smallest is taken
 
 SMALL = re.compile(r"atto|femto|pico|nano|tiny|xxs|xs|small|mini|lite|(^|_)[st](_|$|\d)|[a-z][01](_|$)|0[0-5]0|18|128")
 
@@ -67,10 +70,12 @@ def check_model(architecture: Mapping[str, Any], inputs: InputSpec, folder: Path
     rows = TorchEngine(frozen, taps, batch_size=IMAGES).run({"pixels": pixels})
     shape = frozen.spec.taps[PENULTIMATE].shape
     _expect(rows[PENULTIMATE].shape == (IMAGES, *shape), f"rows of {shape}, got {rows[PENULTIMATE].shape[1:]}")
+    _expect(len(shape) == 1 and shape[0] <= WIDE, f"a vector of at most {WIDE:,} values, got rows of {shape}")
     _expect(bool(np.isfinite(rows[PENULTIMATE]).all()), "finite features")
     _expect(not np.array_equal(*rows[PENULTIMATE]), "other features for another image")
     if "logits" in rows:
-        check_replay(frozen, rows[PENULTIMATE], rows["logits"], dtype="float32", where="replay")
+        logits = expected_logits(frozen, rows[PENULTIMATE], rows["logits"])
+        check_replay(frozen, rows[PENULTIMATE], logits, dtype="float32", where="replay")
 
     network, headed_architecture = headed.replace_classifier(frozen.spec, frozen.module, classes=CLASSES)
     scaled = (pixels / 255 - np.array(inputs.mean)) / np.array(inputs.std)
@@ -123,7 +128,8 @@ def timm_names() -> list[str]:
     names = []
     for family in timm.list_modules():
         models = [name for name in timm.list_models(module=family) if not name.startswith("test_")]
-        names += sorted(models, key=lambda name: (not SMALL.search(name), len(name), name))[:1]
+        likely = sorted(models, key=lambda name: (not SMALL.search(name), len(name), name))[:TRIED]
+        names.append(min(likely, key=lambda name: timm_model(name)[2]))
     return [*names, *(name for name in MORE if name not in names)]
 
 
@@ -138,15 +144,16 @@ def main() -> None:
     torch.set_num_threads(1)  # threads of a parent do not exist in its forks
     end = time.monotonic() + 60 * given.minutes
     outcomes: dict[str, list[str]] = {"ok": [], "skipped": [], "failed": [], "not run": []}
-    print("| model | penultimate | classifier | outcome | seconds |\n|---|---|---|---|---|")
+    print("| model | side | penultimate | classifier | outcome | seconds |\n|---|---|---|---|---|---|")
     for source, name in _chosen(given.source, given.match):
         if time.monotonic() > end:
             outcomes["not run"].append(name)
             continue
         start = time.perf_counter()
-        shape, classifier, outcome = _in_process(source, name, seconds=given.seconds)
-        row = (f"{source} {name}", shape, classifier, outcome, f"{time.perf_counter() - start:.1f}")
+        cells = _in_process(source, name, seconds=given.seconds)
+        row = (f"{source} {name}", *cells, f"{time.perf_counter() - start:.1f}")
         print(f"| {' | '.join(row)} |", flush=True)
+        outcome = cells[-1]
         kind = outcome.partition(":")[0]
         outcomes[kind].append(name if kind == "ok" else f"{name} ({outcome.partition(': ')[2]})")
     print("\n" + ", ".join(f"{len(names)} {kind}" for kind, names in outcomes.items()))
@@ -166,7 +173,8 @@ def _chosen(source: str | None, match: str) -> Iterator[tuple[str, str]]:
         yield from (("timm", name) for name in names if re.search(match, name))
 
 
-def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, str]:
+def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, str, str]:
+    """Return the cells of a model: the side of its images, `penultimate`, the classifier, the outcome."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(source, name, sender))
@@ -174,12 +182,12 @@ def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, st
     sender.close()
     try:
         if not receiver.poll(seconds):
-            return "", "", f"skipped: more than {seconds:g} s"
-        shape, classifier, outcome = receiver.recv()
-        return shape, classifier, outcome
+            return "", "", "", f"skipped: more than {seconds:g} s"
+        side, shape, classifier, outcome = receiver.recv()
+        return side, shape, classifier, outcome
     except EOFError:
         process.join()
-        return "", "", f"failed: the process ended with {process.exitcode}"
+        return "", "", "", f"failed: the process ended with {process.exitcode}"
     finally:
         process.kill()
         process.join()
@@ -188,25 +196,49 @@ def _in_process(source: str, name: str, *, seconds: float) -> tuple[str, str, st
 def _report(source: str, name: str, sender: Connection) -> None:
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), tempfile.TemporaryDirectory() as folder:
+        side = ""
         try:
             architecture, inputs, parameters = {"torchvision": torchvision_model, "timm": timm_model}[source](name)
+            side = str(inputs.size[0])
             if parameters > LARGEST:
-                sender.send(("", "", f"skipped: {parameters * 4 / 1e9:.1f} GB of weights"))
+                sender.send((side, "", "", f"skipped: {parameters * 4 / 1e9:.1f} GB of weights"))
                 return
+            architecture, inputs = small(architecture, inputs)
+            side = str(inputs.size[0])
             result = check_model(architecture, inputs, Path(folder))
-            sender.send((str(result.shape), result.classifier, "ok"))
+            sender.send((side, str(result.shape), result.classifier, "ok"))
         except Exception as error:  # noqa: BLE001 - any model may raise anything; the table says what
             line = (str(error).splitlines() or [""])[0]
-            sender.send(("", "", f"failed: {type(error).__name__}: {line}".replace("|", "/")))
+            sender.send((side, "", "", f"failed: {type(error).__name__}: {line}".replace("|", "/")))
+
+
+def small(architecture: Mapping[str, Any], inputs: InputSpec) -> tuple[dict[str, Any], InputSpec]:
+    """Return the model and its input for the smallest of `SIDES` that it runs on, or as they are."""
+    for side in SIDES:
+        for option in ({}, {"img_size": [side, side]}, {"image_size": side}):
+            image = inputs.image.model_copy(update={"resize": (side, side), "crop": None})
+            other = {**architecture, **option}
+            try:
+                network = _on_meta(other)
+                for training in (False, True):
+                    network.train(training)(torch.empty(IMAGES, 3, side, side, device="meta"))
+            except Exception:  # noqa: BLE001 - whatever the model says, it does not take this size
+                continue
+            return other, inputs.model_copy(update={"image": image})
+    return dict(architecture), inputs
+
+
+def _on_meta(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build a model without memory; with some for a moment where its initialisation needs values."""
+    try:
+        with torch.device("meta"):
+            return artefact.build(architecture)
+    except (RuntimeError, NotImplementedError):
+        return artefact.build(architecture).to("meta")
 
 
 def _parameters(architecture: Mapping[str, Any]) -> int:
-    """The number of parameters of a model that is built without memory; 0 where it cannot be built so."""
-    try:
-        with torch.device("meta"):
-            return sum(one.numel() for one in artefact.build(architecture).parameters())
-    except (RuntimeError, NotImplementedError):
-        return 0
+    return sum(one.numel() for one in _on_meta(architecture).parameters())
 
 
 def _expect(holds: bool, what: str) -> None:

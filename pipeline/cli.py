@@ -51,10 +51,14 @@ def info(
 def layers(
     backbone: Annotated[Path, typer.Argument(help="A name below data/backbones, or a backbone's folder.")],
     match: Annotated[str, typer.Option(help="Only nodes with this in their name, alias or kind.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Show functions between the modules too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all nodes: what is inside of blocks, and functions between the modules.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the nodes of a backbone that can be taps: aliases, shapes, bytes a sample, share of the cost.
+    """List the blocks of a backbone, which can be taps: aliases, shapes, bytes per sample, share of the cost.
+
+    `--match` looks at the modules inside of blocks too, `--all` lists every node.
 
     Examples:
 
@@ -70,7 +74,7 @@ def layers(
 
     named = project.BACKBONES / backbone
     spec = read_spec(named if named.is_dir() and not backbone.is_absolute() else backbone)
-    found = listing.rows(spec, functions=everything, match=match)
+    found = listing.rows(spec, functions=everything, short=not everything and not match, match=match)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else listing.text(found))
 
 

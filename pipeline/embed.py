@@ -22,7 +22,7 @@ from pipeline.extract import ExtractConfig
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.request import Request, checked, read
 from pipeline.extract.room import foresee
-from pipeline.extract.run import Extracted, extract
+from pipeline.extract.run import Extracted, extract, wide_taps
 from pipeline.files import atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
 from pipeline.freeze.run import freeze
@@ -234,6 +234,8 @@ def plan(
     """
     ready = _ready(job, out, stage, say)
     request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
+    for line in wide_taps(request):
+        say(line)
     return request, foresee(request, cache_root=cache_root, out=out)
 
 
@@ -251,6 +253,8 @@ def _ready(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Re
     work = out / WORK
     backbone = _frozen(job, work, say)
     spec = artefact.read_spec(backbone)
+    if not isinstance(job.backbone, Path):
+        say(f"{job.backbone.model}: images: {spec.input.description}")
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
     with stage("prepare") as progress:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
+from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import BackboneError
 from pipeline.text import human, table
 
@@ -16,17 +17,18 @@ COLUMNS = {"none": ("none",), "mean": ("mean",), "mean+std": ("mean+std",), "avg
            "token": ("cls", "mean_tokens")}  # fmt: skip
 
 
-def rows(spec: BackboneSpec, *, functions: bool = True, match: str = "") -> list[dict[str, Any]]:
+def rows(spec: BackboneSpec, *, functions: bool = True, short: bool = False, match: str = "") -> list[dict[str, Any]]:
     """The nodes in the order in which the network makes them, as JSON values.
 
-    Without `functions`, modules alone, and those functions that have an alias. `match` is looked for in nodes, aliases
-    and kinds. Raises BackboneError if nothing is left.
+    Without `functions`, modules alone, and those functions that have an alias. `short`: blocks, and nodes that have an
+    alias. `match` is looked for in nodes, aliases and kinds. Raises BackboneError if nothing is left.
     """
     whole = max(1, *(tap.multiply_adds for tap in spec.taps.values()))
+    listed = blocks(spec) if short else spec.taps.keys()
     found = []
     for node, tap in spec.taps.items():
         names = [alias for alias, target in spec.aliases.items() if target == node]
-        if tap.kind == "function" and not functions and not names:
+        if (tap.kind == "function" and not functions and not names) or (node not in listed and not names):
             continue
         if not any(match.lower() in text.lower() for text in (node, tap.kind, *names)):
             continue
@@ -43,12 +45,40 @@ def rows(spec: BackboneSpec, *, functions: bool = True, match: str = "") -> list
                 "multiply_adds": tap.multiply_adds,
                 "share": tap.multiply_adds / whole,
                 "mixed": tap.mixed,
+                "meaning": meaning(tap) if node == PENULTIMATE else "",
             }
         )
     if not found:
         hint = "" if functions else " `--all` shows functions too."
         raise BackboneError(f"expected nodes that match {match!r}, got none of {len(spec.taps)}.{hint}")
     return found
+
+
+def blocks(spec: BackboneSpec) -> set[str]:
+    """Return the modules that no other module holds, but a sequence or one that holds most of the network."""
+    modules = [node for node, tap in spec.taps.items() if tap.kind != "function"]
+    holders = {
+        node
+        for node in modules
+        if spec.taps[node].kind == "Sequential"
+        or 2 * sum(other.startswith(f"{node}.") for other in modules) > len(modules)
+    }
+    return {
+        node for node in modules if not any(node.startswith(f"{other}.") for other in modules if other not in holders)
+    }
+
+
+def meaning(tap: Tap) -> str:
+    """Say what `penultimate` of a network is."""
+    of = "the mean over positions of " if tap.averaged else ""
+    if tap.input_of is not None:
+        return f"{of}what {tap.input_of} gets, the last layer"
+    if not tap.parts:
+        return f"{of}the network's output: no last layer gives it"
+    *first, last = tap.parts
+    names = f"{', '.join(first)} and {last}" if first else last
+    same = len({(part.start, part.stop) for part in tap.parts.values()}) == 1
+    return f"what {names} get{'s' if not first else ', all the same' if same else ', one after the other'}"
 
 
 def sizes(tap: Tap) -> dict[str, int]:
@@ -76,4 +106,5 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
     note = (
         "bytes a sample in float16 (flatten as none; max and gem as mean); cost: share of the multiply-adds up to there"
     )
-    return "\n".join([table(head, lines), "", note])
+    meanings = [f"{row['node']}: {row['meaning']}" for row in found if row.get("meaning")]
+    return "\n".join([table(head, lines), "", *meanings, note])

@@ -21,7 +21,8 @@ def main() -> None:
     if isinstance(config, Module):
         link_code(project.settings()["freeze"].values(), project.CODE / "module")
     print(f"{name}: weights {spec.weights_digest[:16]}, input {spec.input.shape}, {len(spec.taps)} taps")
-    print(f"  `icecore info {project.BACKBONES / name}` lists them")
+    print(f"  images: {spec.input.description}")
+    print(f"  `icecore layers {name}` lists the taps")
 
 
 def link_code(configs: Iterable[object], folder: Path) -> None:

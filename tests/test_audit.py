@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import stages.audit
-from pipeline.audit import AuditConfig, Extracted, choose, counts, neighbours
+from pipeline.audit import AuditConfig, Extracted, Source, choose, counts, neighbours
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
 from pipeline.audit.run import audit
 from pipeline.errors import ConfigError
@@ -311,12 +311,16 @@ EXTRACTED = {
 
 
 def test_the_first_extraction_of_all_data_sets_is_taken() -> None:
-    assert choose(AuditConfig(), "t", ["digits"], EXTRACTED) == ("small", ["penultimate"])
-    assert choose(AuditConfig(), "t", ["digits", "photos"], EXTRACTED) == ("large", ["block1", "block9"])
-    assert choose(AuditConfig(tap="block2"), "t", ["digits"], EXTRACTED) == ("small", ["block2"])
+    def chosen(config: AuditConfig, name: str, *datasets: str) -> list[tuple[str, str]]:
+        return [(one.backbone, one.tap) for one in choose(config, name, datasets, EXTRACTED) if isinstance(one, Source)]
+
+    large = [("large", "block1"), ("large", "block9")]
+    assert chosen(AuditConfig(), "t", "digits") == [("small", "block2"), ("small", "penultimate"), *large]
+    assert chosen(AuditConfig(), "t", "digits", "photos") == large
+    assert chosen(AuditConfig(tap="block2"), "t", "digits") == [("small", "block2")]
+    assert chosen(AuditConfig(tap="block2"), "t", "digits", "photos") == large
     own = AuditConfig(features={"t": {"backbone": "large", "tap": "block9"}})
-    assert choose(own, "t", ["digits"], EXTRACTED) == ("large", ["block9"])
-    assert choose(own, "other", ["digits"], EXTRACTED) == ("small", ["penultimate"])
+    assert chosen(own, "t", "digits") == [("large", "block9")]
 
 
 def test_where_no_extraction_has_the_data_sets_the_reason_is_given() -> None:

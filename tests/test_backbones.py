@@ -336,7 +336,7 @@ def test_a_network_of_one_input_size_is_surveyed_all_the_same() -> None:
         "windows": "other",
         "tokens": "LC",
         "head": "LC",
-        "penultimate": "LC",
+        "penultimate": "other",
         "logits": "LC",
     }
 

@@ -346,6 +346,7 @@ def test_layers_lists_modules_with_their_shapes_sizes_and_costs(icecore: Command
     assert lines["block1.1"][1:4] == ["BatchNorm2d", "pre:", "native_batch_norm"]
     assert lines["block1.2"][1:5] == ["ReLU", "post:", "relu", "4×32×32"]
     assert lines["logits"][-1] == "100.0%"
+    assert "penultimate: what classifier gets, the last layer\n" in said.out
     assert "bytes a sample in float16" in said.out
 
 
@@ -390,8 +391,11 @@ def test_layers_finds_a_backbone_by_its_name_and_shows_functions_if_asked(
     def nodes(*options: str) -> list[str]:
         return [row["node"] for row in json.loads(icecore("layers", "net", "--json", *options).out)]
 
-    assert "layer1.0.add" not in nodes()
-    assert "layer1.0.add" in nodes("--all")
+    assert nodes() == [
+        "input", "conv1", "bn1", "relu", "maxpool", "layer1.0", "layer1.1", "layer1", "layer2.0", "layer2.1", "layer2",
+        "layer3.0", "layer3.1", "layer3", "layer4.0", "layer4.1", "layer4", "avgpool", "fc", "penultimate", "logits",
+    ]  # fmt: skip
+    assert {"layer1.0.add", "layer1.0.conv1"} <= set(nodes("--all"))
     assert nodes("--match", "RES3") == ["layer2"]
     assert nodes("--match", "layer2.0.bn") == ["layer2.0.bn1", "layer2.0.bn2"]
     assert set(nodes("--match", "basicblock")) == {f"layer{a}.{b}" for a in (1, 2, 3, 4) for b in (0, 1)}

@@ -12,13 +12,16 @@ import safetensors.torch
 import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
+from test_taps import Heads
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
 
 from pipeline.backbones import artefact, glyphs, vision
 from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.headed import replace_classifier
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
+from pipeline.backbones.taps import collect
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import read_json, sha256_file
@@ -226,14 +229,83 @@ def test_a_classifier_of_another_size_has_no_class_names(tmp_path: Path) -> None
     assert artefact.read(tmp_path / "backbone").spec == spec
 
 
-def test_a_classifier_of_another_size_must_be_stated(tmp_path: Path) -> None:
-    file = saved(tmp_path / "w.pth", random_state(num_classes=7))
-    message = (
-        r"squeezenet1_1 from .*w.pth: the weights do not fit .*, 2 keys differ(.|\n)*\(1000, 512, 1, 1\).*\(7, 512, 1"
+def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    state = random_state(num_classes=7)
+    file, said = saved(tmp_path / "w.pth", {"model": state, "epoch": 3}), list[str]()
+    spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path, say=said.append)
+    text = " ".join(said)
+    assert "weights of the last layer, 'classifier.1', give 7 outputs, and the model's another number (to" in text
+    assert "set `classes: 7`). The backbone ends before it" in text
+    # The entry that was read without being named is kept too.
+    assert (spec.origin["without"], spec.origin["other_classes"], spec.origin["entry"]) == ("classifier.1", 7, "model")
+    assert spec.taps["penultimate"].shape == (512,)
+    with pytest.raises(
+        BackboneError, match=r"the weights of 'classifier.1' are of 7 classes. Take `penultimate`, or f"
+    ):
+        resolve({"a": TapSpec(node="logits")}, spec, where="b")
+    with pytest.raises(BackboneError, match=r"2 keys differ(.|\n)*\(8, 512, 1, 1\).*\(7, 512, 1"):
+        freeze(from_file(file, classes=8), tmp_path / "other", pretrained=tmp_path)
+    assert not (tmp_path / "other").exists()
+
+
+def test_several_layers_of_a_classifier_may_be_missing_and_no_others(tmp_path: Path) -> None:
+    model, small = "mobilenet_v3_small", {"resize": 64, "crop": 64}
+    state = random_state(model)
+    kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    file, said = saved(tmp_path / "w.pth", kept), list[str]()
+    spec = freeze(from_file(file, model=model, input=small), tmp_path / "b", pretrained=tmp_path, say=said.append)
+    assert "no weights of the last layer, 'classifier'. The backbone ends before it" in said[0]
+    assert spec.taps["penultimate"].shape == (576,)
+    shorter = saved(
+        tmp_path / "s.pth", {key: value for key, value in kept.items() if not key.startswith("features.12.")}
     )
-    with pytest.raises(BackboneError, match=message):
-        freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
-    assert not (tmp_path / "backbone").exists()
+    with pytest.raises(BackboneError, match="9 keys differ"):
+        freeze(from_file(shorter, model=model, input=small), tmp_path / "c", pretrained=tmp_path)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_the_classifiers_of_two_heads_may_be_missing(norms: bool, tmp_path: Path) -> None:
+    factory = f"{__name__}:two_heads"
+    state = {key: value for key, value in two_heads(norms).state_dict().items() if key.startswith("conv.")}
+    file = saved(tmp_path / "w.pth", state)
+    inputs = {"resize": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = settings_of(
+        source="module",
+        factory=factory,
+        arguments={"norms": norms},
+        file=file,
+        sha256=sha256_file(file)[:12],
+        input=inputs,
+    )
+    spec = freeze(config, tmp_path / "b", pretrained=tmp_path)
+    assert spec.architecture["at"] == ["one", "other"]
+    again = artefact.read(tmp_path / "b")
+    images = torch.rand(2, 3, 8, 8)
+    maps = again.module.conv(images)
+    rows = collect(again.module, images, {"x": TapSpec(node="penultimate")}, spec.taps)["x"]
+    assert torch.equal(rows, torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
+    network, architecture = replace_classifier(spec, again.module, classes=3)
+    assert torch.allclose(network(images), network.new_classifier(rows))
+    assert artefact.build(architecture)(images).shape == (2, 3)
+
+
+def two_heads(norms: bool) -> torch.nn.Module:
+    """A factory of a network of two heads."""
+    return Heads(same=False, norms=norms)
+
+
+def test_weights_in_a_file_that_may_want_one_of_several_preprocessings_ask_for_their_entry(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", random_state("mobilenet_v2"))
+    config = {"source": "torchvision", "model": "mobilenet_v2", "file": file, "sha256": sha256_file(file)[:12]}
+    with pytest.raises(
+        BackboneError, match=r"mobilenet_v2: expected `weights` with `file`(.|\n)*IMAGENET1K_V1: RGB, r"
+    ):
+        freeze(settings_of(**config), tmp_path / "b", pretrained=tmp_path)
+    small = {"resize": 64, "crop": 64}  # what differs is set: nothing is left to ask
+    spec = freeze(settings_of(**config, input=small), tmp_path / "b", pretrained=tmp_path)
+    assert spec.input.description == (
+        "RGB, resize the shorter side to 64 (bilinear), crop 64×64, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    )
 
 
 @pytest.mark.parametrize(

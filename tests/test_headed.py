@@ -284,10 +284,6 @@ def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
         made, architecture = headed.replace_classifier(found.spec, found.module, **{"classes": 3, **options})
         with pytest.raises(BackboneError, match=message):
             headed.start_from(made, architecture, nn.Linear(8, 3))
-    found = family("squeezenet1_1")
-    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3)
-    with pytest.raises(BackboneError, match="to start from a fitted head, got Conv2d"):
-        headed.start_from(made, architecture, nn.Linear(512, 3))
 
 
 # Ends of more than one layer ------------------------------------------------------------------------------------------
@@ -300,10 +296,16 @@ class End(nn.Module):
         super().__init__()
         self.kind = kind
         self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6, momentum=0, affine=True))
-        self.head, self.second = nn.Linear(6, 5), nn.Linear(6, 5) if kind in ("heads", "auxiliary") else None
+        self.head: nn.Module = nn.Conv2d(6, 5, 1) if kind == "convolution" else nn.Linear(6, 5)
+        self.second = nn.Linear(6, 5) if kind in ("heads", "same heads", "auxiliary") else None
         self.relu, self.scale = nn.ReLU(inplace=True), nn.Parameter(torch.tensor(3.0))
+        self.by_class = nn.Parameter(torch.ones(5))
         if kind == "scale module":
             self.after: Any = Scale()
+        if kind in ("norm", "norm of classes"):
+            self.after = nn.BatchNorm1d(5)
+        if kind == "norm of classes":
+            self.num_classes = 5
 
     def forward(self, inputs: torch.Tensor) -> Any:
         rows = self.body(inputs).mean((2, 3))
@@ -311,9 +313,15 @@ class End(nn.Module):
             return rows
         if self.kind == "maps":
             return self.body(inputs)
+        if self.kind == "keyword":
+            return self.head(input=rows)
+        if self.kind == "convolution":
+            return self.head(self.body(inputs)).relu().mean((2, 3))
         value = self.head(rows)
         if self.kind == "heads":
             return (value + self.second(rows.flip(1))) / 2  # type: ignore[misc]
+        if self.kind == "same heads":
+            return (value + self.second(rows)) / 2  # type: ignore[misc]
         if self.kind == "auxiliary":
             return (value, self.second(rows)) if self.training else value  # type: ignore[misc]
         after = {
@@ -324,6 +332,10 @@ class End(nn.Module):
             "temperature": lambda: value * self.scale,
             "normalised": lambda: nn.functional.normalize(value),
             "scale module": lambda: self.after(value),
+            "softmax": lambda: value.softmax(1),
+            "scale per class": lambda: value * self.by_class,
+            "norm": lambda: self.after(value),
+            "norm of classes": lambda: self.after(value),
         }
         return after[self.kind]()
 
@@ -353,9 +365,16 @@ ENDS = {
     "normalised": (6, "head", True),
     "scale module": (6, "head", True),
     "auxiliary": (6, "head", True),
-    "heads": (5, headed.APPENDED, False),
+    "softmax": (6, "head", True),
+    "scale per class": (6, "head", True),
+    "norm of classes": (6, "head", True),
+    "norm": (5, headed.APPENDED, False),
+    "keyword": (6, "head", False),
+    "convolution": (6, "head", True),
+    "heads": (12, headed.APPENDED, False),
+    "same heads": (6, headed.APPENDED, False),
     "none": (6, headed.APPENDED, False),
-    "maps": ((6, 15, 15), headed.APPENDED, False),
+    "maps": (6, headed.APPENDED, False),
 }
 
 
@@ -365,20 +384,21 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
     torch.manual_seed(0)
     base = factory.architecture(f"{__name__}:make_end", {"kind": kind})
     found = backbone(make_end(kind), **base)
-    assert found.spec.taps["penultimate"].shape == (width if isinstance(width, tuple) else (width,))
+    assert found.spec.taps["penultimate"].shape == (width,)
     inputs = images(found.spec, 4)
     with torch.no_grad():
         rows = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
-    np.testing.assert_allclose(replay(found, rows.numpy()), found.module(inputs).detach().numpy(), atol=1e-6)
+    if kind not in ("maps", "convolution"):  # whose rows are means
+        np.testing.assert_allclose(replay(found, rows.numpy()), found.module(inputs).detach().numpy(), atol=1e-6)
     made, architecture = headed.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
     assert (architecture["at"], bool(architecture.get("ends"))) == (at, ends)
     last = headed.last_layer(made, architecture)
-    expected = nn.functional.linear(
-        rows.mean((2, 3)) if kind == "maps" else rows, last.get_parameter("weight"), last.get_parameter("bias")
-    )
+    expected = nn.functional.linear(rows, last.get_parameter("weight").flatten(1), last.get_parameter("bias"))
     assert torch.allclose(made(inputs), expected, atol=1e-6)
     made.train()
     made.get_submodule("body").eval()
+    if kind == "norm":
+        made.get_submodule("after").eval()
     assert torch.allclose(copy.deepcopy(made)(inputs), expected, atol=1e-6)
     made(inputs).square().mean().backward()
     assert all(float(one.grad.abs().sum()) > 0 for one in last.parameters() if one.grad is not None)
@@ -387,9 +407,12 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
         assert torch.equal(again.module(inputs), made(inputs))
         new = taps.collect(again.module, inputs, {"x": TapSpec(node="penultimate")}, again.spec.taps)["x"]
         np.testing.assert_allclose(replay(again, new.numpy()), made(inputs).numpy(), atol=1e-6)
-    if kind != "maps":
-        part = suffix(made, "penultimate", spec=found.spec)
-        assert torch.allclose(part(rows), expected, atol=1e-6)
+    part = suffix(made, "penultimate", spec=found.spec)
+    assert torch.allclose(part(rows), expected, atol=1e-6)
+    start = nn.Linear(width, 3)
+    headed.start_from(made, architecture, start)
+    with torch.no_grad():
+        assert torch.allclose(made(inputs), start(rows), atol=1e-6)
     # a classifier that was put in before is replaced at the same place
     twice, second = headed.replace_classifier(again.spec, again.module, classes=2, hidden=4)
     assert second["at"] == at

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from projects import ROOT
+from small_networks import backbone
 from torch import nn
+from torchvision import models as torchvision
 
+from pipeline.backbones import headed
 from pipeline.backbones.spec import InputSpec
 from pipeline.readers.image import ImageSpec
 
@@ -31,17 +34,17 @@ def inputs(side: int) -> InputSpec:
     return InputSpec(image=ImageSpec(resize=(side, side)), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-VIT = {"num_classes": 0, "img_size": [64, 64]}
+VIT = {"num_classes": 0, "img_size": [32, 32]}
 TORCHVISION: dict[str, tuple[dict[str, Any], int, tuple[int, ...], str]] = {
-    "squeezenet1_1": ({}, 64, (512, 3, 3), "classifier.1"),
-    "mobilenet_v3_small": ({}, 64, (1024,), "classifier.3"),
-    "mnasnet0_5": ({}, 64, (1280,), "classifier.1"),
+    "squeezenet1_1": ({}, 32, (512,), "classifier.1"),
+    "mobilenet_v3_small": ({}, 32, (1024,), "classifier.3"),
+    "mnasnet0_5": ({}, 32, (1280,), "classifier.1"),
     "googlenet": ({"transform_input": True, "init_weights": False}, 64, (1024,), "fc"),
 }
 TIMM: dict[str, tuple[dict[str, Any], int, tuple[int, ...], str]] = {
-    "vit_tiny_patch16_224": (VIT, 64, (192,), "new_classifier"),
-    "deit_tiny_distilled_patch16_224": ({"num_classes": 5, "img_size": [64, 64]}, 64, (5,), "new_classifier"),
-    "convnext_atto": ({"num_classes": 5}, 64, (320,), "head.fc"),
+    "vit_tiny_patch16_224": (VIT, 32, (192,), "new_classifier"),
+    "deit_tiny_distilled_patch16_224": ({"num_classes": 5, "img_size": [32, 32]}, 32, (384,), "new_classifier"),
+    "convnext_atto": ({"num_classes": 5}, 32, (320,), "head.fc"),
 }
 
 
@@ -58,6 +61,18 @@ def test_a_model_of_timm_is_extracted_and_trained(name: str, models: ModuleType,
     options, side, shape, classifier = TIMM[name]
     architecture = {"family": "timm", "name": name, "tag": "", **options}
     assert models.check_model(architecture, inputs(side), tmp_path) == models.Result(shape, classifier)
+
+
+def test_inception_ends_at_its_new_classifier_in_training_too() -> None:
+    found = backbone(torchvision.get_model("inception_v3", weights=None, init_weights=False, num_classes=5), side=80)
+    assert (found.spec.taps["penultimate"].shape, found.spec.taps["penultimate"].input_of) == ((2048,), "fc")
+    network, architecture = headed.replace_classifier(found.spec, found.module, classes=3)
+    assert (architecture["at"], architecture["ends"]) == ("fc", True)
+    rows = []
+    network.fc.register_forward_pre_hook(lambda _part, args: rows.append(args[0]))
+    with torch.no_grad():
+        logits = network.train()(torch.randn(2, 3, 299, 299))  # the auxiliary classifier takes no smaller images
+        assert torch.equal(logits, nn.Sequential(*network.fc)(rows[0]))
 
 
 class Two(nn.Linear):

@@ -24,7 +24,7 @@ from pipeline.backbones import artefact, glyphs, projection, taps
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.pooling import pool
-from pipeline.backbones.replay import check_replay, replay
+from pipeline.backbones.replay import check_replay, expected_logits, replay
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape, resolve
 from pipeline.backbones.survey import survey
 from pipeline.engines.torch import TorchEngine
@@ -33,7 +33,7 @@ from pipeline.files import sha256_file
 from pipeline.freeze import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader, ImageSpec
-from pipeline.store.identity import identity
+from pipeline.store.identity import address, identity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -396,25 +396,109 @@ def test_keywords_and_tuples_pass_through() -> None:
     found = survey(network, (3, 4, 4))
     assert {"conv", "flatten", "getitem", "head", "logits"} <= set(found)
     assert "memory" not in found
-    assert found["penultimate"].input_of is None  # a layer that is called by keyword: the network's own output
-    specs = {node: TapSpec(node=node) for node in ("conv", "getitem", "head")}
+    assert (found["penultimate"].input_of, found["penultimate"].shape) == ("head", (5,))
+    specs = {node: TapSpec(node=node) for node in ("conv", "getitem", "head", "penultimate")}
     values = taps.collect(network, images, specs, found)
     assert torch.equal(values["head"], network.head(values["getitem"]))
+    assert torch.equal(values["penultimate"], values["getitem"])
+    spec = described({"family": "x"}, (3, 4, 4), found)
+    np.testing.assert_allclose(
+        replay(Backbone(spec, network), values["getitem"].numpy()), network(images).detach().numpy(), atol=1e-6
+    )
+    assert identity(spec, TapSpec(node="penultimate"))["definition"] == {"revision": 1}  # it was the output before
 
 
-def test_the_penultimate_rows_of_a_network_of_two_heads_are_its_output() -> None:
-    class Distilled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.one, self.other = nn.Conv2d(3, 4, 1), nn.Linear(4, 2), nn.Linear(4, 2)
+class Heads(nn.Module):
+    """Two heads, of a linear layer or of a norm and a linear layer each, on different vectors or on the same."""
 
-        def forward(self, images: Tensor) -> Tensor:
-            maps = self.conv(images)
-            return (self.one(maps.mean((2, 3))) + self.other(maps.amax((2, 3)))) / 2
+    def __init__(self, *, same: bool, norms: bool) -> None:
+        super().__init__()
+        self.same, self.conv = same, nn.Conv2d(3, 4, 1)
+        self.one, self.other = (
+            nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)) if norms else nn.Linear(4, 2) for _ in range(2)
+        )
 
-    found = survey(artefact.freeze(Distilled()), (3, 8, 8))
-    assert {"one", "other", "amax", "logits"} <= set(found)
-    assert (found["penultimate"].shape, found["penultimate"].input_of) == ((2,), None)
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        rows = maps.mean((2, 3))
+        return (self.one(rows) + self.other(rows if self.same else maps.amax((2, 3)))) / 2
+
+
+@pytest.mark.parametrize(
+    ("same", "norms", "parts"),
+    [
+        (False, False, {"one": (0, 4), "other": (4, 8)}),
+        (True, False, {"one": (0, 4), "other": (0, 4)}),
+        (True, True, {"one": (0, 4), "other": (0, 4)}),
+        (False, True, {"one.1": (0, 4), "other.1": (4, 8)}),
+    ],
+)
+def test_the_penultimate_rows_of_a_network_of_two_heads_are_what_the_heads_get(
+    same: bool, norms: bool, parts: dict[str, tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    network, images = artefact.freeze(Heads(same=same, norms=norms)), torch.randn(3, 3, 8, 8)
+    found = survey(network, (3, 8, 8))
+    last = found["penultimate"]
+    assert {name: (part.start, part.stop) for name, part in last.parts.items()} == parts
+    assert last.shape == (max(stop for _, stop in parts.values()),)
+    maps = network.conv(images)
+    rows = [maps.mean((2, 3)), maps.mean((2, 3)) if same else maps.amax((2, 3))]
+    if norms and not same:
+        rows = [network.one[0](rows[0]), network.other[0](rows[1])]
+    expected = rows[0] if same else torch.cat(rows, 1)
+    value = taps.collect(network, images, {"x": TapSpec(node="penultimate")}, found)["x"]
+    assert torch.equal(value, expected)
+    backbone = Backbone(described({"family": "x"}, (3, 8, 8), found), network)
+    np.testing.assert_allclose(replay(backbone, value.numpy()), network(images).numpy(), atol=1e-6)
+
+
+def last_of(*layers: nn.Module, classes: int | None = None) -> Tap:
+    """`penultimate` of layers one after the other, in a network that may say how many classes it has."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *layers)
+    if classes is not None:
+        network.num_classes = classes  # type: ignore[assignment]
+    return survey(artefact.freeze(network), (3, 8, 8))["penultimate"]
+
+
+def test_what_a_classifier_is_follows_from_the_layers_and_from_what_the_network_says() -> None:
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    relu, norm = nn.ReLU(), nn.BatchNorm1d(5)
+    # A 1x1 convolution, and one that sees its whole input, classify; any other makes features.
+    assert last_of(nn.Conv2d(4, 5, 1), relu, pool).model_dump(include={"shape", "input_of", "averaged"}) == {
+        "shape": (4,), "input_of": "2", "averaged": (2, 3),
+    }  # fmt: skip
+    assert (last_of(nn.Conv2d(4, 5, 6), nn.Flatten()).shape, last_of(nn.Conv2d(4, 5, 6)).averaged) == ((4, 6, 6), ())
+    features = last_of(nn.Conv2d(4, 5, 3), relu, pool)
+    assert (features.shape, features.input_of, features.revision) == ((5,), None, 1)
+    assert last_of(nn.Conv2d(4, 5, 3), relu).averaged == (2, 3)  # maps are averaged
+    # timm says `num_classes = 0`; others leave an identity under the classifier's name.
+    assert last_of(nn.Conv2d(4, 5, 1), relu, pool, classes=0).shape == (5,)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), pool)
+    network.add_module("embed", nn.Linear(4, 5))
+    network.add_module("fc", nn.Identity())
+    assert survey(artefact.freeze(network), (3, 8, 8))["penultimate"].shape == (5,)
+    # A norm behind a layer as wide as the classes belongs to the classifier; behind another it makes features.
+    assert last_of(pool, nn.Linear(4, 5), norm, classes=5).input_of == "3"
+    assert last_of(pool, nn.Linear(4, 5), norm).input_of is None
+
+
+def test_an_average_is_the_pooling_of_before_and_any_other_row_has_a_new_address() -> None:
+    case = case_of("squeezenet1_1")
+    spec = case.backbone().spec
+    old = spec.model_copy(
+        update={"taps": {**spec.taps, "penultimate": spec.taps["classifier.0"].model_copy(update={"kind": "x"})}}
+    )
+    none, mean = TapSpec(node="penultimate"), TapSpec(node="penultimate", pool="mean")
+    assert address(identity(spec, mean)) == address(identity(old, mean))
+    assert address(identity(spec, none)) != address(identity(old, none))
+    assert "definition" not in identity(case_of("resnet18").backbone().spec, none)
+    values = case.values("penultimate", "classifier.0")
+    assert spec.taps["penultimate"].shape == (512,)
+    assert torch.equal(values["penultimate"], values["classifier.0"].mean((2, 3)))
+    assert torch.equal(case.values("penultimate", pooling="mean")["penultimate"], values["penultimate"])
+    with pytest.raises(ValueError, match=r"pooling 'max' needs all positions, but a row is their mean, of the shape"):
+        pooled_shape(spec.taps["penultimate"], "max")
 
 
 def test_costs_and_activations_are_stated() -> None:
@@ -686,8 +770,10 @@ def test_penultimate_features_through_the_networks_own_end_give_its_logits(name:
     found = case.values("penultimate", "logits")
     with torch.inference_mode(), taps.one_path():
         assert torch.equal(found["logits"], case.network(case.images))
-    rows, logits = found["penultimate"].numpy(), found["logits"].numpy()
+    rows = found["penultimate"].numpy()
     backbone = case.backbone()
+    logits = expected_logits(backbone, rows, found["logits"].numpy())
+    assert bool(backbone.spec.taps["penultimate"].averaged) == (name == "squeezenet1_1")
     replayed = replay(backbone, rows)
     assert np.ptp(logits, axis=0).max() > 0
     np.testing.assert_allclose(replayed, logits, rtol=1e-4, atol=1e-5 * np.abs(logits).max())
@@ -710,7 +796,8 @@ def stored(rows: np.ndarray, dtype: str) -> np.ndarray:
 def test_stored_rows_are_checked_against_live_logits(dtype: str) -> None:
     case = case_of("squeezenet1_1")
     found = case.values("penultimate", "logits")
-    rows, logits = stored(found["penultimate"].numpy(), dtype), found["logits"].numpy()
+    rows = stored(found["penultimate"].numpy(), dtype)
+    logits = expected_logits(case.backbone(), found["penultimate"].numpy(), found["logits"].numpy())
     said = check_replay(case.backbone(), rows, logits, dtype=dtype, where="data/features/x")
     assert said["rows"] == 3
     assert said["error"] < {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2, "int8": 5e-2}[dtype]
@@ -812,6 +899,7 @@ def test_real_weights_name_as_many_of_a_hundred_photos_as_was_measured(
     labels = np.array([int(path.name.split("_")[0]) for path in photos])
     best = np.argsort(-logits, axis=1)[:, :5]
     assert ((best[:, 0] == labels).sum(), (best == labels[:, None]).any(1).sum()) == (top1, top5)
+    expected = expected_logits(backbone, rows[:16], logits[:16])
     for dtype in ("float32", "float16", "bfloat16", "int8"):
-        said = check_replay(backbone, stored(rows[:16], dtype), logits[:16], dtype=dtype, where=model)
+        said = check_replay(backbone, stored(rows[:16], dtype), expected, dtype=dtype, where=model)
         assert said["rows"] == 16

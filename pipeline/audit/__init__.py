@@ -30,7 +30,9 @@ class AuditConfig(Settings):
     contradicted: Annotated[float, Field(gt=0.5, le=1, description="share of them that must name one other class")] = (
         0.8
     )
-    tap: str = Field("penultimate", description="of the first extraction that has the task's data sets")
+    tap: str | None = Field(
+        None, description="of an extraction that has the task's data sets; default: the narrowest pooled tap of all"
+    )
     features: dict[str, Source] = Field({}, description="other features, by task")
     most_rows: Annotated[int, Field(ge=2, description="above, a sample of the rows is looked at")] = 100_000
     seed: int = Field(default=0, description="of the sample of larger tasks")
@@ -45,15 +47,19 @@ class Extracted(NamedTuple):
 
 def choose(
     config: AuditConfig, name: str, datasets: Sequence[str], extracted: Mapping[str, Extracted]
-) -> tuple[str, Sequence[str]] | str:
-    """The backbone for a task, and its taps of which the narrowest is to be taken; or why there is none.
+) -> list[Source] | str:
+    """Return the features of which the narrowest are to be taken for a task; or why there are none.
 
-    What the settings name for the task comes first, then the first extraction of all its data sets.
+    What the settings name for the task comes first, then the tap that they name, of all extractions that have the data
+    sets of the task.
     """
     if name in config.features:
-        source = config.features[name]
-        return source.backbone, [source.tap]
-    for backbone, one in extracted.items():
-        if set(datasets) <= set(one.datasets):
-            return backbone, [config.tap] if config.tap in one.taps else list(one.taps)
-    return f"no extraction has all data sets of the task: {', '.join(datasets)}"
+        return [config.features[name]]
+    there = [
+        Source(backbone=backbone, tap=tap)
+        for backbone, one in extracted.items()
+        if set(datasets) <= set(one.datasets)
+        for tap in one.taps
+    ]
+    named = [source for source in there if source.tap == config.tap]
+    return named or there or f"no extraction has all data sets of the task: {', '.join(datasets)}"

@@ -1,5 +1,6 @@
 """Audit one task, and say what it costs before it is begun."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,10 @@ def audit(
     chosen = choose(config, name, datasets, extracted)
     if isinstance(chosen, str):
         return found | {"near_duplicates": {"why": chosen}, "contradicted": {"why": chosen}}
-    backbone, taps = chosen
-    opened = {tap: Features.open(features / backbone / tap) for tap in taps}
-    tap = min(opened, key=lambda one: (int(np.prod(opened[one].shape)), one))
-    seen = look(config, loaded, opened[tap])
+    opened = [Features.open(features / source.backbone / source.tap) for source in chosen]
+    best = min(range(len(chosen)), key=lambda one: _width(opened[one]))
+    backbone, tap = chosen[best].backbone, chosen[best].tap
+    seen = look(config, loaded, opened[best])
     about = {"backbone": backbone, "tap": tap, **seen.about}
     why = _no_judgement(config, seen)
     cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
@@ -62,6 +63,12 @@ def audit(
     odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
     _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))
     return found | {"near_duplicates": near, "contradicted": odd}
+
+
+def _width(tap: Features) -> tuple[bool, bool, int]:
+    """Return what taps are chosen by: vectors before maps, features before pixels and logits, then the narrowest."""
+    node = tap.index.identity.get("node")
+    return len(tap.shape) > 1, node in ("input", "logits"), math.prod(tap.shape)
 
 
 @dataclass(frozen=True)

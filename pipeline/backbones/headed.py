@@ -4,9 +4,10 @@ The classifier is the layer whose input is the node `penultimate`. Nobody has to
 keep theirs, so that taps and weights of the network before are those of the network after.
 
 The output of the network is that of the new classifier, averaged over positions where there are several. Where more
-follows the old classifier than a pooling or a reshape (SqueezeNet's ReLU, a softmax, a temperature, auxiliary outputs
-in training), the network ends at the new one (`ends`). Where no single layer gives the output (a network without a
-classifier, or with several), the new classifier is appended to it (`APPENDED`).
+follows the old classifier than a mean or a reshape (SqueezeNet's ReLU, a softmax, a temperature, a scale per class,
+auxiliary outputs in training), the network ends at the new one (`ends`): nothing behind it runs. Where several layers
+give the output side by side, the network ends at these, and the new classifier is appended to what they get
+(`APPENDED`, `parts`). Where no layer gives the output (a network without a classifier), it is appended to the output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import artefact
-from pipeline.backbones.spec import BackboneSpec
-from pipeline.backbones.taps import APPENDED, PENULTIMATE, NoClassifier, one_path
+from pipeline.backbones.spec import BackboneSpec, InputPart, Tap
+from pipeline.backbones.taps import APPENDED, PENULTIMATE, NoClassifier, join, one_path
 from pipeline.errors import BackboneError, HeadError
 
 
@@ -59,11 +60,21 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def build_headless(architecture: Mapping[str, Any]) -> nn.Module:
-    """Build an untrained network without its last layer: its output is what is made of that layer's input."""
+    """Build an untrained network without its classifier: its output is what is made of the classifier's input."""
     network = artefact.build(architecture["base"])
-    owner, _, last = str(architecture["at"]).rpartition(".")
-    network.get_submodule(owner).add_module(last, NoClassifier())
+    for name in missing_of(architecture):
+        owner, _, last = name.rpartition(".")
+        maps = any(isinstance(part, nn.Conv2d) for part in network.get_submodule(name).modules())
+        network.get_submodule(owner).add_module(last, NoClassifier(maps=maps))
     return network
+
+
+def missing_of(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules that a headless architecture is without; none of other architectures."""
+    if architecture.get("family") != "headless":
+        return ()
+    at = architecture["at"]
+    return (at,) if isinstance(at, str) else tuple(at)
 
 
 def place_of(spec: BackboneSpec) -> str:
@@ -102,13 +113,13 @@ def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.L
     Raises BackboneError if the classifier is not one linear layer of this shape on what the network had before.
     """
     last = last_layer(network, architecture)
-    shape = tuple(linear.weight.shape)
-    if architecture["hidden"] or architecture["convolution"] or not isinstance(last, nn.Linear):
-        found = "`hidden` or `convolution`" if isinstance(last, nn.Linear) else type(last).__name__
-    elif tuple(last.weight.shape) != shape:
-        found = f"one of {tuple(last.weight.shape)}"
-    else:
-        last.load_state_dict(linear.state_dict())
+    weight, shape = last.get_parameter("weight"), tuple(linear.weight.shape)
+    if architecture["hidden"] or architecture["convolution"]:
+        found = "`hidden` or `convolution`"
+    elif tuple(weight.flatten(1).shape) != shape:
+        found = f"one of {tuple(weight.shape)}"
+    else:  # a 1x1 convolution is the linear layer at each position, whose mean is the linear layer of the mean
+        last.load_state_dict({"weight": linear.weight.view_as(weight), "bias": linear.bias})
         return
     raise BackboneError(
         f"{architecture['name'] or 'network'}: expected a classifier of one linear layer of the shape {shape}, to "
@@ -178,37 +189,67 @@ def head_from_linear(
     return layer
 
 
-class _Value:
-    """The last output of a classifier. A copy of a network begins without one."""
+class _Ended(Exception):  # noqa: N818 - it ends a forward pass, it is no error
+    """Raised where a network ends: what its classifier gave, or what several classifiers got."""
 
-    tensor: Tensor | None = None
-
-    def __deepcopy__(self, _memo: object) -> "_Value":
-        return _Value()
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.values = values
 
 
 class _Last(nn.Sequential):
-    """Layers whose output is kept as it was made, for the network to end with."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(*layers)
-        self.value = _Value()
+    """Layers at which the network ends with their output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
-        self.value.tensor = output.clone()  # before a ReLU overwrites it
-        return output
+        raise _Ended([output])
 
 
-def _ending(network: nn.Module, at: str, axes: Sequence[int]) -> nn.Module:
-    """The same network, whose output is that of its part `at`, averaged over some axes."""
+class _Gathered:
+    """What several modules got in a forward pass. A copy of a network begins without any."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.values = tuple(names), dict[str, Tensor]()
+
+    def __deepcopy__(self, _memo: object) -> "_Gathered":
+        return _Gathered(self.names)
+
+
+class _Ending(nn.Module):
+    """Stands where one of several classifiers was; the network ends when all have got their inputs."""
+
+    def __init__(self, name: str, gathered: _Gathered, old: nn.Module) -> None:
+        super().__init__()
+        self.name, self.gathered = name, gathered
+        self.width = 0 if isinstance(old, NoClassifier) else int(_layers(old)[-1].weight.shape[0])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Keep the inputs, and give zeros as wide as the output of the old classifier."""
+        self.gathered.values[self.name] = inputs
+        if len(self.gathered.values) == len(self.gathered.names):
+            values = [self.gathered.values[name] for name in self.gathered.names]
+            self.gathered.values.clear()
+            raise _Ended(values)
+        return nn.functional.pad(inputs[..., :1] * 0, (0, self.width - 1)) if self.width else inputs
+
+
+def _ending(network: nn.Module, at: str, axes: Sequence[int], parts: Mapping[str, Any] | None = None) -> nn.Module:
+    """The same network, whose output is that of its part `at`, averaged over some axes.
+
+    parts: the modules whose inputs the part `at` gets, where it is not the network's output.
+    """
     base: Any = type(network)
+    joined = None if parts is None else Tap(shape=(), parts={name: InputPart(**part) for name, part in parts.items()})
 
     def forward(self: nn.Module, images: Tensor) -> Any:
-        value, part = base.forward(self, images), self.get_submodule(at)
-        if isinstance(part, _Last):
-            kept: Any = part.value.tensor
-            return kept.mean(axes) if axes else kept
+        part = self.get_submodule(at)
+        try:
+            value = base.forward(self, images)
+        except _Ended as ended:
+            if joined is not None:
+                return part(join(ended.values, joined))
+            (value,) = ended.values
+            return value.mean(tuple(axes)) if axes else value
         return part(value.mean(axes) if axes else value)
 
     network.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
@@ -216,14 +257,11 @@ def _ending(network: nn.Module, at: str, axes: Sequence[int]) -> nn.Module:
 
 
 def _appended(spec: BackboneSpec) -> dict[str, Any]:
-    """The width of a network's output, and the axes over which it is averaged."""
+    """The width of what an appended classifier gets, and how that is made of the network's output, or of `parts`."""
     tap = spec.taps[PENULTIMATE]
     if len(tap.shape) == 1:
-        return {"width": tap.shape[0], "axes": []}
-    if tap.layout == "CHW":
-        return {"width": tap.shape[0], "axes": [2, 3]}
-    if tap.layout in ("HWC", "LC"):
-        return {"width": tap.shape[-1], "axes": list(range(1, len(tap.shape)))}
+        parts = {name: part.model_dump(mode="json") for name, part in tap.parts.items()}
+        return {"width": tap.shape[0], "axes": list(tap.averaged), **({"parts": parts} if parts else {})}
     raise BackboneError(
         f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, "
         f"got rows of the shape {tap.shape}. Pool them in a factory of yours."
@@ -234,20 +272,24 @@ def _appended(spec: BackboneSpec) -> dict[str, Any]:
 def _end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
     """Where a network has to end at a new classifier: the axes over which its output is averaged.
 
-    Nothing where the network's output is its classifier's as it is or pooled. The output of the classifier is replaced
-    by random numbers, so that the answer does not depend on weights. A part that has weights and does not run in
-    evaluation is an auxiliary classifier, which is no output of ours in training.
+    Nothing where the network's output is its classifier's as it is, or its mean. The output of the classifier is
+    replaced by random numbers, so that the answer does not depend on weights, and by one more of them than it has,
+    which a scale per class does not take. A part that has weights and does not run in evaluation is an auxiliary
+    classifier, which is no output of ours in training.
     """
     if spec.architecture.get("family") == "headed":
         return {name: spec.architecture[name] for name in ("ends", "axes") if "ends" in spec.architecture}
     like = next(network.parameters())
     if like.device.type == "meta":
         return {}
+    last = isinstance(network.get_submodule(at), nn.Conv2d)
     ran, given = set[str](), list[Tensor]()
     generator = torch.Generator().manual_seed(0)
 
     def replace(_part: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        given.append(torch.randn(output.shape, generator=generator).to(output))
+        channel = 1 if last else output.ndim - 1
+        shape = [size + (axis == channel) for axis, size in enumerate(output.shape)]
+        given.append(torch.randn(shape, generator=generator).to(output))
         return given[0].clone()
 
     hooks = [
@@ -259,15 +301,16 @@ def _end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
     try:
         with one_path():
             output = network.eval()(torch.zeros(2, *spec.input.shape).to(like))
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        output = None  # what follows takes the old number of classes only
     finally:
         for hook in hooks:
             hook.remove()
         for part, mode in modes:
             part.training = mode
     value = given[0]
-    last = isinstance(network.get_submodule(at), nn.Conv2d)
     axes = list(range(2, value.ndim)) if last else list(range(1, value.ndim - 1))
-    poolings = [value, value.mean(axes), value.amax(axes)] if axes else [value]
+    poolings = [value, value.mean(axes)] if axes else [value]
     plain = isinstance(output, Tensor) and any(
         one.numel() == output.numel() and torch.allclose(one.flatten(), output.flatten(), atol=1e-5) for one in poolings
     )
@@ -295,7 +338,12 @@ def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
     if share := architecture["dropout"]:
         parts = [one for part in parts for one in ([] if isinstance(part, nn.ReLU) else [nn.Dropout(share)]) + [part]]
     ends = bool(architecture.get("ends"))
-    new = {at: _Last(*parts) if ends else parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
+    parts_of = architecture.get("parts", {})
+    gathered = _Gathered(list(parts_of))
+    new: dict[str, nn.Module] = {
+        name: _Ending(name, gathered, network.get_submodule(name)) for name in parts_of if "width" in architecture
+    }
+    new |= {at: _Last(*parts) if ends else parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
     if more := architecture["convolution"]:
         convolution = nn.Conv2d(more["width"], more["width"], more["side"], padding="same", bias=False)
         new[more["at"]] = nn.Sequential(convolution, nn.BatchNorm2d(more["width"]), nn.ReLU())
@@ -304,7 +352,7 @@ def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
         network.get_submodule(owner).add_module(last, part.to(like).train(network.training))
     is_first = architecture["base"].get("family") != "headed"
     if is_first and (ends or "width" in architecture):
-        network = _ending(network, at, architecture["axes"])
+        network = _ending(network, at, architecture["axes"], architecture.get("parts"))
     return network
 
 
@@ -328,8 +376,9 @@ def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module
 
 def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
     """Where a layer can be put after the last maps: at the end of the last sequence of modules that gives maps."""
-    nodes = list(spec.taps)
-    for node in reversed(nodes[: nodes.index(str(spec.taps[PENULTIMATE].input_of))]):
+    nodes, last = list(spec.taps), spec.taps[PENULTIMATE]
+    classifier = last.input_of or next(iter(last.parts), PENULTIMATE)
+    for node in reversed(nodes[: nodes.index(classifier)]):
         tap = spec.taps[node]
         if tap.layout != "CHW" or tap.kind != "Sequential" or tap.call or not _in_line(network, node):
             continue

@@ -20,7 +20,7 @@ GEM_P, GEM_LEAST = 3.0, 1e-6  # the published defaults
 
 def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
     """Pool one tap's output (n, ...); the result never shares memory with `value`."""
-    if pooling == "none":
+    if pooling == "none" or (pooling == "mean" and tap.averaged):
         return value.clone(memory_format=torch.contiguous_format)
     if pooling == "flatten":
         return value.flatten(1).clone()

@@ -4,13 +4,17 @@ The whole network runs on empty images, and what its last layer is about to get 
 everything behind that layer's input runs as the network has it, whatever the architecture.
 """
 
+import contextlib
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.taps import PENULTIMATE, one_path
+from pipeline.backbones.spec import InputPart
+from pipeline.backbones.taps import PENULTIMATE, first_input, one_path, with_first_input
 from pipeline.errors import BackboneError, unknown
 
 BATCH = 16
@@ -24,7 +28,8 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
     """Rows of `penultimate`, unpooled or flattened (n, ...), to logits float32 (n, classes).
 
-    A network without a last layer gives its rows as they are. Raises BackboneError if the network has no such node, or
+    A row that is a mean over positions stands at each of them. A network without a classifier gives its rows as they
+    are. Raises BackboneError if the network has no such node, or
     if the rows have another size.
     """
     name = backbone.spec.architecture.get("name") or backbone.spec.architecture.get("family")
@@ -34,22 +39,52 @@ def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
             f"{name}: {unknown('node', PENULTIMATE, backbone.spec.taps)} Only a network that gives one tensor with a "
             "row per image can replay it."
         )
-    if int(np.prod(rows.shape[1:])) != int(np.prod(tap.shape)):
+    size = math.prod(tap.shape)
+    if math.prod(rows.shape[1:]) != size:
         raise BackboneError(
             f"{name}: expected rows of `{PENULTIMATE}` as large as {tap.shape}, got {rows.shape[1:]}. Store the tap "
             "with `pool: none` or `pool: flatten`, and without `project`."
         )
-    if tap.input_of is None:  # the rows are the network's output
+    parts = tap.parts or (
+        {} if tap.input_of is None else {tap.input_of: InputPart(start=0, stop=size, axes=tap.averaged)}
+    )
+    if not parts:  # the rows are the network's output
         return rows.astype(np.float32).reshape(len(rows), *tap.shape)
     like = next(backbone.module.parameters())
-    cached = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).reshape(len(rows), *tap.shape)
+    cached = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).reshape(len(rows), size)
     images = torch.zeros(BATCH, *backbone.spec.input.shape, device=like.device, dtype=like.dtype)
     found = []
-    for part in cached.split(BATCH):  # type: ignore[no-untyped-call]
-        put: Any = lambda _module, args, part=part: (part.to(like), *args[1:])  # noqa: E731
-        with backbone.module.get_submodule(tap.input_of).register_forward_pre_hook(put), one_path():
-            found.append(backbone.module(images[: len(part)]).float().cpu().numpy())
+    for some in cached.split(BATCH):  # type: ignore[no-untyped-call]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(one_path())
+            for module, part in parts.items():
+                hook = _putting(some[:, part.start : part.stop].to(like), part.axes)
+                before = backbone.module.get_submodule(module).register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(before.remove)
+            found.append(backbone.module(images[: len(some)]).float().cpu().numpy())
     return np.concatenate(found) if found else np.empty((0, *backbone.spec.taps["logits"].shape), np.float32)
+
+
+def _putting(rows: Tensor, axes: tuple[int, ...]) -> Any:
+    """Return a hook that puts rows (n, width) in the place of what a module gets, the same at all positions."""
+
+    def put(_module: Any, args: Any, kwargs: Any) -> Any:
+        shape = first_input(args, kwargs).shape
+        narrow = [1 if axis in axes else size for axis, size in enumerate(shape)]
+        return with_first_input(args, kwargs, rows.reshape(narrow).expand(shape))
+
+    return put
+
+
+def expected_logits(backbone: Backbone, rows: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Return what the replay of rows has to give: the network's logits (n, classes).
+
+    Of rows that are means over positions, the replay of `rows`, computed now: what stands behind the classifier may be
+    no linear function of such a mean, as SqueezeNet's ReLU.
+    """
+    tap = backbone.spec.taps[PENULTIMATE]
+    averaged = tap.averaged or any(part.axes for part in tap.parts.values())
+    return replay(backbone, rows) if averaged else logits
 
 
 def check_replay(

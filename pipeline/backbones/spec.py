@@ -28,6 +28,10 @@ WEIGHTED = ("convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "native_ba
 """Operations of torch that a non-linearity usually follows: convolutions, linear layers and norms."""
 
 
+WIDE = 8192
+"""Values of a row: a wider tap is seldom meant."""
+
+
 class InputSpec(Settings):
     """The tensor that the network wants: the pixels of `image`, divided by 255, minus `mean`, divided by `std`."""
 
@@ -43,9 +47,28 @@ class InputSpec(Settings):
         return size
 
     @property
+    def description(self) -> str:
+        """What is done to an image, as one line for people."""
+        image, (height, width) = self.image, self.size
+        resize = image.resize
+        sides = f"{resize[0]}×{resize[1]}" if isinstance(resize, tuple) else f"the shorter side to {resize}"
+        steps = [] if resize is None else [f"resize {sides} ({image.interpolation})"]
+        steps += [f"crop {height}×{width}"] if image.crop is not None else []
+        numbers = ((name, " ".join(f"{one:g}" for one in getattr(self, name))) for name in ("mean", "std"))
+        return ", ".join([image.mode, *steps, *(f"{name} {text}" for name, text in numbers)])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return (1 if self.image.mode == "L" else 3, *self.size)
+
+
+class InputPart(Settings):
+    """The part of a joined vector that one of several modules gets, averaged over some axes of what it really gets."""
+
+    start: int
+    stop: int
+    axes: tuple[int, ...] = ()
 
 
 class Tap(Settings):
@@ -63,6 +86,16 @@ class Tap(Settings):
     call: int = Field(default=0, description="which call of the module, from 0")
     input_of: str | None = Field(default=None, description="the module whose input this is, not its output")
     mixed: bool = Field(default=False, description="whether a row depends on the other samples of its batch")
+    averaged: tuple[int, ...] = Field(default=(), description="axes of a batch over which the value is averaged")
+    parts: dict[str, InputPart] = Field(
+        default_factory=dict, description="the modules whose inputs are joined to this, where they are several"
+    )
+    revision: int = Field(default=0, description="raised where the node was another place before")
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What of the node's meaning is not in its name; empty where the name says all."""
+        return self.model_dump(include={"averaged", "parts", "revision"}, mode="json", exclude_defaults=True)
 
     @property
     def activation(self) -> Literal["pre", "post"] | None:
@@ -137,6 +170,13 @@ def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:
         return tap.shape
     if pool == "flatten":
         return (math.prod(tap.shape),)
+    if pool == "mean" and tap.averaged:
+        return tap.shape
+    if tap.averaged:
+        raise ValueError(
+            f"pooling {pool!r} needs all positions, but a row is their mean, of the shape {tap.shape}. Take the node "
+            "before it, which gives the map or the tokens"
+        )
     if pool in TOKEN_POOLINGS:
         if tap.layout != "LC":
             raise ValueError(f"pooling {pool!r} needs tokens, but a row has the shape {tap.shape}")
@@ -172,8 +212,12 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
     if problems:
         raise BackboneError(bullets(f"{where}: taps that do not exist (`icecore layers` lists all)", problems))
     if backbone.architecture.get("family") == "headless":
+        at, number = backbone.architecture["at"], backbone.origin.get("other_classes")
+        names = repr(at) if isinstance(at, str) else " and ".join(map(repr, at))
+        lack = f"the weights lack {names}" if number is None else f"the weights of {names} are of {number} classes"
         problems = [
-            f"tap {name!r}: no classifier: the weights lack {backbone.architecture['at']!r}. Take `penultimate`"
+            f"tap {name!r}: no classifier: {lack}. Take `penultimate`"
+            + ("" if number is None else f", or freeze the backbone with `classes: {number}`")
             for name, spec in found.items()
             if spec.node == "logits"
         ]

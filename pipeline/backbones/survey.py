@@ -3,6 +3,7 @@
 import contextlib
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.spec import Tap
-from pipeline.backbones.taps import FUNCTION, INPUT, LOGITS, PENULTIMATE, Functions, NoClassifier, numbered, one_path
+from pipeline.backbones.classifier import decide, find_classifier, has_weights
+from pipeline.backbones.spec import InputPart, Tap
+from pipeline.backbones.taps import (
+    FUNCTION,
+    INPUT,
+    LOGITS,
+    PENULTIMATE,
+    Functions,
+    NoClassifier,
+    first_input,
+    numbered,
+    one_path,
+)
 
 ROWS = 2  # in the batch that is sent through
 
@@ -40,15 +52,15 @@ def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
         if not more.whole or (name in more.nodes and more.nodes[name].shape == tap.shape)
     }
     found.pop(INPUT, None)  # a module of this name is hidden by what the name stands for
-    head = first.head()
-    if head and LOGITS in found and _decides(module, head, _images(shape, seed=1)):
-        mixed = first.input_digests[head] != again.input_digests[head]
-        found[PENULTIMATE] = first.inputs[head].model_copy(update={"mixed": mixed})
-    elif LOGITS in found:  # no single layer gives the output: it is the last vector there is
-        head = None
-        found[PENULTIMATE] = found[LOGITS].model_copy(update={"kind": PENULTIMATE})
-    width_of_head = first.inputs[head].shape[-1:] if head else ()
+    images = _images(shape, seed=1)
+    parts = first.classifier(images) if LOGITS in found else {}
+    if LOGITS in found:
+        tap = _penultimate(first, again, parts)
+        found[PENULTIMATE] = tap.model_copy(update={"revision": int(list(parts) != first.last_layer(images))})
+    width_of_head = first.inputs[next(iter(parts))].shape[-1:] if parts else ()
     taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
+    if LOGITS in taps:
+        taps[PENULTIMATE] = _averaged(taps[PENULTIMATE], parts)
     # The penultimate layer comes where it belongs: before what is made of it.
     order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
@@ -69,20 +81,36 @@ def survey_shapes(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, T
     return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found.nodes, larger, module, ())}
 
 
+def _penultimate(first: "_Observed", again: "_Observed", parts: dict[str, InputPart]) -> Tap:
+    """Return the node of what the classifier gets, before any average; of the output where there is no classifier."""
+    digests = [[one.input_digests[name] for name in parts] or one.digests[LOGITS] for one in (first, again)]
+    mixed = digests[0] != digests[1]
+    if not parts:
+        return first.nodes[LOGITS].model_copy(update={"mixed": mixed, "kind": PENULTIMATE})
+    last = first.inputs[next(reversed(parts))]
+    if len(parts) > 1 or not isinstance(first.module.get_submodule(next(iter(parts))), nn.Linear | nn.Conv2d):
+        shape = (max(part.stop for part in parts.values()),)
+        last = last.model_copy(update={"shape": shape, "input_of": None, "parts": dict(parts)})
+    return last.model_copy(update={"mixed": mixed})
+
+
+def _averaged(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
+    """Return the node as a vector: its mean over positions, where it has some."""
+    if tap.parts or len(tap.shape) == 1:
+        return tap
+    layouts: dict[str, Shape] = {"CHW": (2, 3), "HWC": (1, 2), "LC": (1,)}
+    axes = next(iter(parts.values())).axes if parts else layouts.get(tap.layout, ())
+    if not axes:
+        return tap
+    shape = tuple(size for axis, size in enumerate(tap.shape, start=1) if axis not in axes)
+    update = {"shape": shape, "averaged": axes, "layout": "other", "operation": "mean", "prefix": 0}
+    return tap.model_copy(update={**update, "class_token": False})
+
+
 def _images(shape: Shape, *, seed: int) -> Tensor:
     """Random images, the first of them always the same."""
     same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
-
-
-def _decides(module: nn.Module, head: str, images: Tensor) -> bool:
-    """Whether the logits follow from what a layer gets; in a network of two heads they do not."""
-    part, kept = module.get_submodule(head), list[Tensor]()
-    with torch.no_grad(), one_path():
-        with part.register_forward_pre_hook(lambda _part, args: kept.append(args[0].clone())):
-            logits = module(images)
-        with part.register_forward_pre_hook(lambda _part, args: (kept[0], *args[1:])):
-            return torch.equal(module(images.flip(0, 2)), logits)
 
 
 class _Observed:
@@ -94,6 +122,7 @@ class _Observed:
         self.calls: Counter[str] = Counter()
         self.nodes: dict[str, Tap] = {}
         self.inputs: dict[str, Tap] = {}
+        self.by_name: set[str] = set()  # modules whose input came as a keyword
         self.digests: dict[str, int] = {}  # of the first row
         self.input_digests: dict[str, int] = {}
 
@@ -124,7 +153,11 @@ class _Observed:
             def keep(_name: str, value: Any) -> None:
                 seen(self.inputs, self.input_digests, name, value, kind=PENULTIMATE, input_of=name)
 
-            return lambda _part, args: functions.aside(keep)(name, args[0] if args else None)
+            def hook(_part: nn.Module, args: Any, kwargs: Any) -> None:
+                self.by_name.update(() if args else (name,))
+                functions.aside(keep)(name, first_input(args, kwargs))
+
+            return hook
 
         def after(name: str) -> Any:
             def hook(part: nn.Module, _args: Any, output: Any) -> None:
@@ -140,29 +173,33 @@ class _Observed:
 
         with contextlib.ExitStack() as stack:
             for name, part in self.module.named_modules():
-                stack.callback(part.register_forward_pre_hook(before(name)).remove)
+                stack.callback(part.register_forward_pre_hook(before(name), with_kwargs=True).remove)
                 stack.callback(part.register_forward_hook(after(name)).remove)
             for context in (torch.no_grad(), one_path(), *((flops, last) if measure else ()), functions):
                 stack.enter_context(context)
             torch.func.functional_call(self.module, state or {}, (images,))
         self.whole = True
 
-    def head(self) -> str | None:
-        """Return the name of the last layer with weights, if it is a linear one or a convolution that runs once.
+    def classifier(self, images: Tensor) -> dict[str, InputPart]:
+        """Return the modules whose inputs decide the output, each with its part of the vector of all."""
+        parts = dict(self.module.named_modules())
+        ran = [name for name in self.nodes if name in parts and name]
+        once = [name for name in ran if self.calls[name] == 1]
+        return find_classifier(self.module, images, ran=ran, once=once, inputs=self.inputs)
 
-        A module with a single number, such as a temperature, is no layer.
+    def last_layer(self, images: Tensor) -> list[str]:
+        """Return the classifier by the first rule, which addresses of stored rows stand for: one layer or none.
+
+        It was the last layer with weights, if it is linear or any convolution and was called by place.
         """
         parts = dict(self.module.named_modules())
-        weighted = {
-            name
-            for name, part in parts.items()
-            if name
-            and (isinstance(part, NoClassifier) or any(one.numel() > 1 for one in part.parameters(recurse=False)))
-        }
-        ran = [name for name in self.nodes if name in weighted]
-        if not ran or not isinstance(parts[ran[-1]], nn.Linear | nn.Conv2d) or self.calls[ran[-1]] != 1:
-            return None
-        return ran[-1] if ran[-1] in self.inputs else None
+        ran = [name for name in self.nodes if name and name in parts]
+        weighted = [name for name in ran if has_weights(parts[name]) or isinstance(parts[name], NoClassifier)]
+        last = weighted[-1:]
+        usable = last and isinstance(parts[last[0]], nn.Linear | nn.Conv2d) and self.calls[last[0]] == 1
+        if not usable or last[0] not in self.inputs or last[0] in self.by_name:
+            return []
+        return last if decide(self.module, last, images) else []
 
 
 def _digest(row: Tensor) -> int:

@@ -4,8 +4,10 @@ A node is one of
 
     input            the network's own input, after normalisation: the raw pixels
     logits           the network's own output
-    penultimate      what its last layer gets: one vector a sample in nearly all classifiers; the network's own output
-                     where no single layer gives it (no classifier, or several)
+    penultimate      one vector per sample: what the classifier gets, averaged over positions where that is a map or
+                     tokens. Of several classifiers side by side what all get, one after the other where they get
+                     different vectors. Without a classifier the network's own output, averaged likewise. The rule for
+                     what a classifier is stands in classifier.py
     layer1.0.relu    a module, by its name: what it returns; with _1, _2, … for later calls of the same module
     layer1.0.add     a function that is called outside of torch's own layers, by the module that calls it and its own
                      name, numbered likewise: the names that torchvision's graphs have
@@ -17,7 +19,7 @@ what else is asked for. The forward pass stops after the last node that is neede
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +42,14 @@ Seen = Callable[[str, Any], None]
 
 
 class NoClassifier(nn.Identity):
-    """Stands where a network had its last layer, which its weights lack: the family `headless`."""
+    """Stands where a network had its classifier, which its weights lack: the family `headless`.
+
+    maps: whether the classifier was a convolution, so that channels come first.
+    """
+
+    def __init__(self, *, maps: bool = False) -> None:
+        super().__init__()
+        self.maps = maps
 
 
 class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
@@ -98,23 +107,72 @@ def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[No
     modules = {**dict(module.named_modules()), LOGITS: module, PENULTIMATE: module}
     functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
     with contextlib.ExitStack() as stack:
-        if functions:
-            watched = stack.enter_context(Functions(module, seen, only=functions))
-            aside = watched.aside(seen)
-        else:
-            aside = seen
+        watched = stack.enter_context(Functions(module, seen, only=functions)) if functions else None
         for node, tap in taps.items():
-            part = tap.input_of or (APPENDED if node == PENULTIMATE and APPENDED in modules else None)
+            # A classifier that was appended gets the node as it is, whatever it was made of.
+            appended = node == PENULTIMATE and tap.input_of is None and APPENDED in modules
+            into = seen if appended else _averaging(seen, tap.averaged)
+            into = into if watched is None else watched.aside(into)
+            part = APPENDED if appended else tap.input_of
             if part is not None:
-                stack.callback(module.get_submodule(part).register_forward_pre_hook(_before(node, aside)).remove)
-            elif node not in functions:
+                hooks = {part: _before(node, into)}
+            elif tap.parts:
+                hooks = _joining(node, tap, into)
+            else:
+                hooks = {}
+            for name, hook in hooks.items():
+                before = module.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(before.remove)
+            if not hooks and node not in functions:
                 name = node.removesuffix(f"_{tap.call}") if tap.call else node
-                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, aside)).remove)
+                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, into)).remove)
         yield
 
 
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call, by place or by name; None without any."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def with_first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of a call with another first one."""
+    if args:
+        return (value, *args[1:]), dict(kwargs)
+    return args, {**kwargs, next(iter(kwargs)): value}
+
+
+def _averaging(seen: Seen, axes: tuple[int, ...]) -> Seen:
+    return (lambda node, value: seen(node, value.mean(axes))) if axes else seen
+
+
 def _before(node: str, seen: Seen) -> Any:
-    return lambda _module, args: seen(node, args[0])
+    return lambda _module, args, kwargs: seen(node, first_input(args, kwargs))
+
+
+def _joining(node: str, tap: Tap, seen: Seen) -> dict[str, Any]:
+    """Return a hook for each of several modules; the last that runs gives the vector of what all got."""
+    got: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            got[name] = first_input(args, kwargs)
+            if len(got) == len(tap.parts):
+                values = [got[one] for one in tap.parts]
+                got.clear()
+                seen(node, join(values, tap))
+
+        return keep
+
+    return {name: hook(name) for name in tap.parts}
+
+
+def join(values: Sequence[Tensor], tap: Tap) -> Tensor:
+    """Join what the modules of `tap.parts` get to one vector per sample (n, width): averaged, equal parts once."""
+    found = {}
+    for value, part in zip(values, tap.parts.values(), strict=True):
+        if (part.start, part.stop) not in found:
+            found[part.start, part.stop] = (value.mean(part.axes) if part.axes else value).flatten(1)
+    return torch.cat(list(found.values()), 1)
 
 
 def _after(node: str, call: int, seen: Seen) -> Any:
@@ -135,7 +193,7 @@ class Functions(TorchFunctionMode):
     def __enter__(self) -> "Functions":
         for name, part in self._module.named_modules():
             self._hooks.callback(part.register_forward_pre_hook(self._enter_module(name, leaf=is_leaf(part))).remove)
-            self._hooks.callback(part.register_forward_hook(self._leave_module).remove)
+            self._hooks.callback(part.register_forward_hook(self._leave_module, always_call=True).remove)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

@@ -3,6 +3,7 @@
 timm is an extra: `pip install 'icecore[timm]'`. It is imported when a model of it is asked for.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -31,13 +32,27 @@ def weights_entry(model: str, tag: str | None) -> Any:
     """timm's settings of a set of weights; raises BackboneError with the models or the tags that exist."""
     timm = _timm()
     _known(model)
-    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*") if name.partition(".")[0] == model]
+    tags = _tags(model)
     if tag is not None and tag not in tags:
         raise BackboneError(f"{model}: {unknown('weights', tag, tags)}")
     entry = timm.models.get_pretrained_cfg(model if tag is None else f"{model}.{tag}")
     if entry is None:
         raise BackboneError(f"{model}: expected a model with preprocessing of its own, and timm states none for it.")
     return entry
+
+
+def _tags(model: str) -> list[str]:
+    names = _timm().list_pretrained(f"{model}.*")
+    return [name.partition(".")[2] for name in names if name.partition(".")[0] == model]
+
+
+def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputSpec]:
+    """The input of each set of weights of a model, by its tag; without those that icecore cannot reproduce."""
+    found = {}
+    for tag in _tags(model):
+        with contextlib.suppress(BackboneError):
+            found[tag] = preprocessing(model, weights_entry(model, tag), own_size=own_size)
+    return found
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:

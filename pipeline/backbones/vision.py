@@ -54,6 +54,11 @@ def weights_entry(model: str, weights: str) -> Any:
     return entries[weights]
 
 
+def entries(model: str) -> list[Any]:
+    """All entries of the model's weights enum."""
+    return list(models.get_model_weights(model))
+
+
 def preprocessing(entry: Any) -> InputSpec:
     """The input that a set of weights was trained for, as torchvision states it."""
     preset = entry.transforms()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.replay import check_replay
+from pipeline.backbones.replay import check_replay, expected_logits
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.taps import LOGITS, PENULTIMATE
 from pipeline.engines import create
@@ -34,7 +34,7 @@ def check(
     runs: Iterable[np.ndarray],
     decoders: Decoders,
 ) -> Mapping[str, float | int] | None:
-    """Replay the first stored ones among some runs of rows of `samples`; compare them with logits computed now.
+    """Replay the first stored ones among some runs of rows of `samples`; compare them with what is computed now.
 
     Returns what `check_replay` does, or None where no row can be compared. Raises BackboneError if a row is off.
     """
@@ -45,13 +45,13 @@ def check(
     keys, pixels = first_pixels([samples.take(stored)], decoders, count=len(stored), batch_size=len(stored))
     if not len(keys):
         return None
-    plain = create("torch", backbone, {LOGITS: TapSpec(node=LOGITS)}, batch_size=len(keys))
-    live = plain.run({"pixels": pixels})[LOGITS]
+    taps = {name: TapSpec(node=name, dtype="float32") for name in (PENULTIMATE, LOGITS)}
+    live = create("torch", backbone, taps, batch_size=len(keys)).run({"pixels": pixels})
     reduced = precision not in ("float32", "tf32")
     return check_replay(
         backbone,
         features.load(keys),
-        live,
+        expected_logits(backbone, live[PENULTIMATE], live[LOGITS]),
         dtype=spec.dtype,
         where=str(features.folder),
         cosine=limits.reduced_cosine if reduced else None,

@@ -1,6 +1,7 @@
 """Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.backbones import artefact, probe
-from pipeline.backbones.spec import Probe
+from pipeline.backbones.spec import WIDE, Probe
 from pipeline.engines.select import Say, gpus
 from pipeline.errors import DataError, Interrupted, StoreError, bullets
 from pipeline.extract import ExtractConfig, card, cluster, oracle, orders
@@ -88,6 +89,8 @@ def extract(
         _sweep(request)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
+        for line in wide_taps(request):
+            say(line)
         message = shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
             say(message)
@@ -134,6 +137,20 @@ def _extract(
     counts = Counter(reasons[key] for key in refused)
     stored = {one.folder(tap): rows for one in request.all for tap, rows in one.stored.items()}
     return Extracted(request.whole, len(refused), dict(counts.most_common()), stored, spent, 0.0)
+
+
+def wide_taps(request: Request) -> list[str]:
+    """Say which taps have rows wider than `WIDE` values, and what they take."""
+    found = []
+    for tap, shape in request.shapes.items():
+        width, size = math.prod(shape), request.columns[tap].layout(shape).row_bytes
+        if width > WIDE:
+            found.append(
+                f"note: {tap} has {width:,} values per sample, {human(size)} each and "
+                f"{human(size * len(request.samples.keys) * len(request.all))} for all samples. If a vector is meant, "
+                "set a `pool`, `project`, or the node `penultimate`"
+            )
+    return found
 
 
 def refuse_other_values(request: Request) -> None:

@@ -35,7 +35,16 @@ def read_state_dict(
     strip_prefix: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, Tensor]:
-    """Read a state dict and take the keys below a prefix; raises BackboneError with what is wrong with the file.
+    """Read a state dict, as `read_entry` does, without the name of its entry."""
+    return read_entry(file, sha256=sha256, entry=entry, strip_prefix=strip_prefix, say=say)[0]
+
+
+def read_entry(
+    file: Path, *, sha256: str, entry: str | None, strip_prefix: str, say: Callable[[str], None]
+) -> tuple[Mapping[str, Tensor], str]:
+    """Read a state dict, take the keys below a prefix, and return them with the name of the entry that was read.
+
+    Raises BackboneError with what is wrong with the file.
 
     entry: which of several state dicts in the file, by keys joined with dots. say: gets what is read where the file
     holds more than that.
@@ -46,7 +55,8 @@ def read_state_dict(
     found = sha256_file(file)
     if not found.startswith(sha256.lower()):
         raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {found}.")
-    return _below(strip_prefix, _choose(_read(file), entry, file, say), file, say)
+    name, state = _choose(_read(file), entry, file, say)
+    return _below(strip_prefix, state, file, say), name
 
 
 def _read(file: Path) -> Any:
@@ -111,8 +121,8 @@ def _reason(error: Exception) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
-def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
-    """Return the state dict that is named, or the only one, or the only one under a name in MAIN."""
+def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], None]) -> tuple[str, dict[str, Tensor]]:
+    """Return the state dict that is named, or the only one, or the only one under a name in MAIN, with its name."""
     entries = dict(_entries(loaded)) if isinstance(loaded, dict) else {}
     listed = [f"{name}: {len(state)} keys" for name, state in entries.items() if name]
     if entry is not None:
@@ -136,7 +146,7 @@ def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], Non
             f"{file}: expected a state dict (names to tensors){f' in {name!r}' if name else ''}, got keys that are no "
             f"tensors: {', '.join(other[:5])}. Save it again without them."
         )
-    return entries[name]
+    return name, entries[name]
 
 
 def _entries(value: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:

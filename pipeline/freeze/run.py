@@ -1,7 +1,8 @@
 """The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import artefact, factory, timm_models
+from pipeline.backbones.classifier import decide
 from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.backbones.survey import survey
 from pipeline.backbones.taps import PENULTIMATE
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, bullets
 from pipeline.files import sha256_file
 from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
-from pipeline.freeze.checkpoint import read_state_dict
+from pipeline.freeze.checkpoint import read_entry
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def _torchvision(config: Torchvision, say: Say) -> Loaded:
         state: Mapping[str, Tensor] = vision.download(entry)
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
-        state = _state(config, say)
-        origin |= _named(config)
+        _refuse_guess(config, {one.name: vision.preprocessing(one) for one in vision.entries(config.model)})
+        state, named = _from_file(config, say)
+        origin |= named
     network = artefact.build(architecture)
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
     loaded = Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
@@ -102,13 +105,15 @@ def _timm(config: Timm, say: Say) -> Loaded:
         origin |= timm_models.origin(entry)
     else:
         network = artefact.build(architecture)
-        origin |= _named(config)
     own_size = {"resize", "crop"} <= config.input.model_fields_set
     inputs = timm_models.preprocessing(config.model, entry, own_size=own_size)
     loaded = Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
     if config.file is None:
         return loaded
-    return _with_weights(loaded, _state(config, say), config, where=f"{config.model} from {config.file}", say=say)
+    _refuse_guess(config, timm_models.all_preprocessing(config.model, own_size=own_size))
+    state, named = _from_file(config, say)
+    loaded = replace(loaded, origin={**origin, **named})
+    return _with_weights(loaded, state, config, where=f"{config.model} from {config.file}", say=say)
 
 
 def _module(config: Module, say: Say) -> Loaded:
@@ -120,60 +125,114 @@ def _module(config: Module, say: Say) -> Loaded:
     if config.file is None:
         origin["seed"] = config.seed
     else:
-        origin |= _named(config)
-        loaded = Loaded(network, architecture, origin, None)
-        return _with_weights(loaded, _state(config, say), config, where=f"{config.factory} from {config.file}", say=say)
+        state, named = _from_file(config, say)
+        loaded = Loaded(network, architecture, origin | named, None)
+        return _with_weights(loaded, state, config, where=f"{config.factory} from {config.file}", say=say)
     return Loaded(network, architecture, origin, None)
+
+
+def _refuse_guess(config: Torchvision | Timm, entries: Mapping[str, InputSpec]) -> None:
+    """Raise BackboneError where weights in a file may want one of several preprocessings, and nobody says which."""
+    if "weights" in config.model_fields_set and config.weights is not None:
+        return
+    found: dict[str, list[str]] = {}
+    for name, own in entries.items():
+        with contextlib.suppress(ValueError):  # `freeze` says what is wrong with `input`
+            found.setdefault(config.input.onto(own).description, []).append(name)
+    if len(found) > 1:
+        title = (
+            f"{config.model}: expected `weights` with `file`, since the sets of weights that the model has differ in "
+            f"preprocessing, and {config.file} does not say which it wants. Set `weights` to one of"
+        )
+        raise BackboneError(bullets(title, [f"{', '.join(names)}: {text}" for text, names in found.items()]))
 
 
 def _with_weights(
     loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module, *, where: str, say: Say
 ) -> Loaded:
-    """Put weights into a network; without its last layer where that is all that they lack, and nobody asked for it."""
-    at = None if getattr(config, "classes", None) else _missing_classifier(loaded, state, config)
-    if at is not None:
+    """Put weights into a network; without its classifier where nothing else misfits, and nobody asked for it."""
+    at = () if getattr(config, "classes", None) else _unfitting_classifier(loaded, state, config)
+    if at:
         base = dict(loaded.architecture)
-        architecture = {"family": "headless", "name": str(base.get("name", "")), "base": base, "at": at}
-        other = [key for key in state if key.startswith(f"{at}.")]
+        architecture = {
+            "family": "headless",
+            "name": str(base.get("name", "")),
+            "base": base,
+            "at": at[0] if len(at) == 1 else list(at),
+        }
+        other = [key for key in state if any(key.startswith(f"{name}.") for name in at)]
+        own = loaded.network.state_dict()
+        outputs = {len(state[key]) for key in other if key in own and state[key].ndim == own[key].ndim}
+        say(_without(at, other, outputs, config, where=where))
         state = {key: value for key, value in state.items() if key not in other}
-        say(
-            f"{where}: no weights of the last layer, {at!r}. The backbone ends before it: it has no classes, and its "
-            f"output is `penultimate`." + (f" Left out: {', '.join(other)}." if other else "")
-        )
-        origin = {**loaded.origin, "without": at}
+        origin = {**loaded.origin, "without": architecture["at"]}
+        if len(outputs) == 1:
+            origin["other_classes"] = outputs.pop()
         loaded = Loaded(artefact.build(architecture), architecture, origin, loaded.inputs)
     artefact.load_state(loaded.network, state, where=where)
     return loaded
 
 
-def _missing_classifier(loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module) -> str | None:
-    """Return the name of the last layer if a state dict lacks all its weights and no others."""
-    own = loaded.network.state_dict()
-    lacking = {key for key in own if key not in state and not key.endswith("num_batches_tracked")}
-    at = next(iter(lacking), "").rpartition(".")[0]
-    if not at or lacking != {key for key in own if key.rpartition(".")[0] == at}:
-        return None
+def _without(at: Sequence[str], other: Sequence[str], outputs: set[int], config: object, *, where: str) -> str:
+    """Say why a backbone ends before its classifier, and what makes one with it."""
+    names = " and ".join(repr(name) for name in at)
+    layer = "layer" if len(at) == 1 else "layers"
+    if len(outputs) == 1:
+        (number,) = outputs
+        make = "give the factory that number" if isinstance(config, Module) else f"set `classes: {number}`"
+        start = (
+            f"the file's weights of the last {layer}, {names}, give {number} outputs, and the model's another number "
+            f"(to have them, {make})"
+        )
+    else:
+        start = f"no weights of the last {layer}, {names}"
+    return f"{where}: {start}. The backbone ends before it: it has no classes, and its output is `penultimate`." + (
+        f" Left out: {', '.join(other)}." if other else ""
+    )
+
+
+def _unfitting_classifier(
+    loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module
+) -> tuple[str, ...]:
+    """Return the modules of the classifier if all weights of these, and no others, are missing or of another shape."""
+    own = {key: value for key, value in loaded.network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    lacking = {key for key, value in own.items() if key not in state or state[key].shape != value.shape}
+    at: list[str] = []
+    for name, _ in loaded.network.named_modules():
+        keys = {key for key in own if key.startswith(f"{name}.")}
+        if name and keys and keys <= lacking and not any(name.startswith(f"{other}.") for other in at):
+            owners = {key.rpartition(".")[0] for key in keys}
+            if owners == {name} or len(owners) > 1:  # of a sequence with one layer that has weights, that layer
+                at.append(name)
+    if not at or lacking != {key for key in own if any(key.startswith(f"{name}.") for name in at)}:
+        return ()
     try:
         shape = config.input.onto(loaded.inputs).shape
-        taps = survey(artefact.freeze(loaded.network), shape)
+        network = artefact.freeze(loaded.network)
+        last = survey(network, shape)[PENULTIMATE]
+        heads = [last.input_of] if last.input_of is not None else list(last.parts)
+        inside = bool(heads) and all(any(head == name or head.startswith(f"{name}.") for name in at) for head in heads)
+        # Convolutions make features: what lacks some is no network that only its classifier is missing of.
+        inside &= not any(
+            isinstance(part, nn.Conv2d) and f"{name}.{inner}".rstrip(".") not in heads
+            for name in at
+            for inner, part in network.get_submodule(name).named_modules()
+        )
+        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        return tuple(at) if inside and decide(network, at, images) else ()
     except Exception:  # noqa: BLE001 - what is wrong with the input is named when the backbone is written
-        return None
-    last = taps.get(PENULTIMATE)
-    return at if last is not None and last.input_of == at else None
+        return ()
 
 
-def _state(config: LocalWeights, say: Say) -> Mapping[str, Tensor]:
+def _from_file(config: LocalWeights, say: Say) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Read the weights of a file, and return what backbone.json keeps of where they came from."""
     assert config.file is not None, "the caller looked"
-    return read_state_dict(
+    state, entry = read_entry(
         config.file,
         sha256=config.sha256 or "",
         entry=config.entry,
         strip_prefix=config.strip_prefix or "",
         say=say,
     )
-
-
-def _named(config: LocalWeights) -> dict[str, str]:
-    assert config.file is not None, "the caller looked"
     named = {"file": config.file.name, "sha256": sha256_file(config.file)}
-    return named | ({} if config.entry is None else {"entry": config.entry})
+    return state, named | ({"entry": entry} if entry else {})

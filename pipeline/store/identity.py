@@ -27,6 +27,10 @@ def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32"
         "precision": precision,
         "dtype": tap.dtype,
     }
+    definition = backbone.taps[node].definition
+    # The mean of a map has the same values whoever takes it: the node or the pooling.
+    if definition and not (tap.pool == "mean" and set(definition) == {"averaged"}):
+        whole["definition"] = definition
     if tap.project is not None:
         width = math.prod(pooled_shape(backbone.taps[node], tap.pool))
         drawn = projection.digest(width, tap.project, tap.project_seed)

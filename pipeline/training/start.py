@@ -81,5 +81,9 @@ def fitted_head(
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
     """Whether features are what the last layer of a backbone gets, whole."""
-    same = identity["weights"] == spec.weights_digest and identity["node"] == PENULTIMATE
-    return same and identity["pool"] in ("none", "flatten") and "projection" not in identity
+    last = spec.taps.get(PENULTIMATE)
+    if last is None or identity["weights"] != spec.weights_digest or identity["node"] != PENULTIMATE:
+        return False
+    pools = ("none", "flatten", "mean") if last.averaged else ("none", "flatten")
+    same = identity["pool"] == "mean" or identity.get("definition", {}) == last.definition
+    return same and identity["pool"] in pools and "projection" not in identity

@@ -1,12 +1,12 @@
 """What comes after a cut of a network, as a module: stored rows of a tap to logits."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.backbones.spec import BackboneSpec
+from pipeline.backbones.spec import BackboneSpec, Tap
 from pipeline.backbones.taps import one_path
 from pipeline.errors import BackboneError
 from pipeline.training.graph import Traced, trace
@@ -41,13 +41,14 @@ class Suffix(nn.Module):
     def _compile(self) -> Forward:
         name = named(self.spec)
         traced = trace(self.network, name=name)
-        cut = traced.find(self.node, self.spec.taps[self.node])
+        tap = self.spec.taps[self.node]
+        cut = traced.find(self.node, tap)
         if cut is None or traced.logits in traced.after(traced.input, around=cut):
             raise BackboneError(
                 f"{name}: expected {self.node!r} to cut the network in training as it does in evaluation, and it does "
                 "not. Choose another node, or train on pixels."
             )
-        forward: Forward = type(fx.GraphModule(self.network, _graph(traced, cut, self.spec))).forward
+        forward: Forward = type(fx.GraphModule(self.network, _graph(traced, cut, tap, self.spec))).forward
         return forward
 
 
@@ -56,11 +57,13 @@ def named(spec: BackboneSpec) -> str:
     return str(spec.architecture.get("name") or spec.architecture.get("family") or "network")
 
 
-def _graph(traced: Traced, cut: fx.Node, spec: BackboneSpec) -> fx.Graph:
+def _graph(traced: Traced, cut: fx.Node, tap: Tap, spec: BackboneSpec) -> fx.Graph:
     """The graph from rows to logits."""
     needed, asking = traced.rest(cut)
     graph = fx.Graph()
-    made = {cut: graph.placeholder("rows")}
+    rows = graph.placeholder("rows")
+    # A linear layer gives of a mean over positions the mean of what it gives: the mean stands at one position.
+    made = {cut: graph.call_function(_at_one_position, (rows, tap.averaged)) if tap.input_of else rows}
     for node in traced.graph.nodes:
         if node in asking:
             made[node] = _answer(graph, made[cut], node, traced, spec)
@@ -68,6 +71,13 @@ def _graph(traced: Traced, cut: fx.Node, spec: BackboneSpec) -> fx.Graph:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(made[traced.logits])
     return graph
+
+
+def _at_one_position(rows: Tensor, axes: Sequence[int]) -> Tensor:
+    """Rows with axes of one position each."""
+    for axis in axes:
+        rows = rows.unsqueeze(axis)
+    return rows
 
 
 def _answer(graph: fx.Graph, rows: fx.Node, node: fx.Node, traced: Traced, spec: BackboneSpec) -> fx.Node:

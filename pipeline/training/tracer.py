@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from pipeline.backbones.taps import OPERATORS, is_leaf, numbered
+from pipeline.backbones.taps import OPERATORS, first_input, is_leaf, numbered
 
 Kind = Literal["tensor", "number", "several", "one of several"]
 
@@ -44,11 +44,14 @@ class Tracer(fx.Tracer):
     ) -> Any:
         """Call a module under its path, and note what it returns."""
         path = self.path_of_module(m)
-        if args and isinstance(args[0], fx.Proxy):
-            self.inputs.setdefault(path, args[0].node)
+        given = first_input(args, kwargs)
+        if isinstance(given, fx.Proxy):
+            self.inputs.setdefault(path, given.node)
         self._paths.append(path)
-        value = super().call_module(m, forward, args, kwargs)
-        self._paths.pop()
+        try:
+            value = super().call_module(m, forward, args, kwargs)
+        finally:  # a network may end inside of a module
+            self._paths.pop()
         if isinstance(value, fx.Proxy):
             self.names[numbered(path, self._module_calls[path])] = value.node
         self._module_calls[path] += 1
