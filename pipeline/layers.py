@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
-from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import BackboneError
 from pipeline.text import human, table
 
@@ -45,7 +44,7 @@ def rows(spec: BackboneSpec, *, functions: bool = True, short: bool = False, mat
                 "multiply_adds": tap.multiply_adds,
                 "share": tap.multiply_adds / whole,
                 "mixed": tap.mixed,
-                "meaning": meaning(tap) if node == PENULTIMATE else "",
+                "meaning": meaning(tap) if node == "penultimate" else "",
             }
         )
     if not found:
