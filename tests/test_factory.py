@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import embed
 from pipeline.backbones import artefact, factory, glyphs, user_code
+from pipeline.backbones.user_code import source_digest
 from pipeline.errors import BackboneError, StoreError
 from pipeline.files import sha256_file
 from pipeline.freeze import FreezeConfig
@@ -119,7 +120,7 @@ def test_a_network_of_the_users_own_is_frozen_with_weights_from_a_file(code: Pat
         "family": "module",
         "factory": path,
         "arguments": {"width": 6},
-        "code": {"theirnets": sha256_file(code.with_name("__init__.py")), "theirnets.small": sha256_file(code)},
+        "code": {"theirnets": source_digest(code.with_name("__init__.py")), "theirnets.small": source_digest(code)},
         "packages": {"torch": metadata.version("torch").partition("+")[0]},
     }
     assert spec.origin == {"source": "module", "factory": path, "file": "w.ckpt", "sha256": digest}
@@ -312,7 +313,7 @@ def test_a_change_of_any_module_that_is_imported_is_noticed(code: Path, tmp_path
     (package / "net.py").write_text(WHOLE.format(imported=WAYS[way]))
     spec = freeze(settings_of(factory="theirnets.net:Net", seed=0), tmp_path / "backbone", pretrained=tmp_path)
     name = "plain.blocks" if "folder" in way else "theirnets.blocks"
-    assert spec.architecture["code"][name] == sha256_file(blocks)
+    assert spec.architecture["code"][name] == source_digest(blocks)
     artefact.read(tmp_path / "backbone")
     blocks.write_text(PARTS.replace("torch.relu", "torch.tanh"))
     with pytest.raises(BackboneError, match=rf"expected the code as it was frozen, but {name} changed"):
@@ -418,7 +419,89 @@ def test_the_cache_of_trainings_depends_on_all_code_that_trains_and_on_no_commen
         user_code.digest_of_icecore.cache_clear()
         return user_code.digest_of_icecore("pipeline.training.finetune")
 
-    plain = digest_with("def double(x):\n    return 2 * x\n")
-    assert digest_with('"""Words."""\n\ndef double(x):  # a reason\n    """Double."""\n    return 2 * x\n') == plain
-    assert digest_with("def double(x):\n    return 3 * x\n") != plain
+    plain = digest_with(PLAIN)
+    assert digest_with(SAME["documented"]) == plain
+    assert digest_with(OTHER["number"]) != plain
     user_code.digest_of_icecore.cache_clear()
+
+
+PLAIN = (
+    "class Half:\n    share = 0.5\n\n    def of(self, x, name='é'):\n        return f'{x:.3f}', self.share * x, None\n"
+)
+SAME = {
+    "documented": '''"""Words."""
+class Half:  # a reason
+    """A half."""
+
+    share = 0.5
+    """A text under an attribute."""
+
+    def of(self, x, name='é'):
+        """Halve."""
+
+        # before it
+        return f'{x:.3f}', self.share * x, None
+''',
+    "another layout": PLAIN.replace("'", '"').replace("(self, x, name", "(\n        self,\n    x, name"),
+    "line ends": PLAIN.replace("\n", "\r\n"),
+    "another encoding": ("# -*- coding: latin-1 -*-\n" + PLAIN).encode("latin-1"),
+}
+OTHER = {
+    "number": PLAIN.replace("0.5", "0.25"),
+    "name": PLAIN.replace("share * x", "other * x"),
+    "text": PLAIN.replace(".3f", ".4f"),
+    "a text in the place of None": PLAIN.replace("None", "'None'"),
+    "nested otherwise": PLAIN.replace("self.share * x, None", "(self.share * x, None)"),
+    "order": PLAIN.replace("self.share * x, None", "None, self.share * x"),
+    "default": PLAIN.replace(", name='é'", ", *, name='é'"),
+}
+
+
+def test_a_digest_of_a_module_is_of_what_it_does_in_every_version_of_python(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+
+    def digest_with(text: str | bytes) -> str:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return source_digest(file)
+
+    plain = digest_with(PLAIN)
+    assert plain == "4132762be0dc0c87795d71b493c639382fdae3232c11008bac1b1c529bde0ee7"
+    assert {name: digest_with(text) for name, text in SAME.items()} == dict.fromkeys(SAME, plain)
+    others = {digest_with(text) for text in OTHER.values()}
+    assert len({*others, plain}) == len(OTHER) + 1
+    deep = f"total = {' + '.join(['1'] * 400)}"
+    assert digest_with(deep) == digest_with(f"{deep}  # a reason") != digest_with(f"{deep} + 1")
+    for text in (
+        "def (",
+        b"\xff\0",
+        f"{'-' * 50_000}1",
+        f"total = {'1 + ' * 5000}1",
+    ):  # Python cannot import it, and says why
+        assert digest_with(text) == sha256_file(file)
+    assert source_digest(file.rename(tmp_path / "compiled.so")) == sha256_file(tmp_path / "compiled.so")
+
+
+def test_words_about_code_change_no_backbone_and_no_address(code: Path, tmp_path: Path) -> None:
+    config = settings_of(arguments={"width": 4}, seed=0)
+    freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+    before = (tmp_path / "backbone" / "backbone.json").read_bytes()
+    code.write_text(CODE.replace('"""Networks of a user."""', "# Networks of mine.") + "# the end\n")
+    assert artefact.read(tmp_path / "backbone").spec.architecture["code"]["theirnets.small"] == source_digest(code)
+    freeze(config, tmp_path / "backbone", pretrained=tmp_path)
+    assert (tmp_path / "backbone" / "backbone.json").read_bytes() == before
+
+
+def test_a_backbone_with_digests_of_bytes_is_read_and_keeps_its_addresses(code: Path, tmp_path: Path) -> None:
+    spec = freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
+    file = tmp_path / "backbone" / "backbone.json"
+    said = json.loads(file.read_text())
+    said["architecture"]["code"] = {
+        "theirnets": sha256_file(code.with_name("__init__.py")),
+        "theirnets.small": sha256_file(code),
+    }
+    file.write_text(json.dumps(said))
+    found = artefact.read(tmp_path / "backbone")
+    assert found.spec.architecture["code"] == said["architecture"]["code"] != spec.architecture["code"]
+    code.write_text(CODE.replace(".relu()", ".sigmoid()"))
+    with pytest.raises(BackboneError, match=r"but theirnets.small changed \("):
+        artefact.read(tmp_path / "backbone")

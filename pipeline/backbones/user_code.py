@@ -1,9 +1,9 @@
 """The code that a user's network is made of: all modules that it imports, followed without running any of them.
 
 A module is the user's own where it lies neither in Python's library nor among installed packages; own modules count by
-the digest of their files, installed packages by their versions. Imports are read off the source, those in functions and
-`importlib.import_module("a.name")` too. What a name that is put together at run time imports is not seen, nor are files
-that code reads.
+the digest of what their source does, without comments and docstrings, installed packages by their versions. Imports are
+read off the source, those in functions and `importlib.import_module("a.name")` too. What a name that is put together at
+run time imports is not seen, nor are files that code reads.
 """
 
 import ast
@@ -21,6 +21,8 @@ from pipeline.errors import BackboneError
 from pipeline.files import digest, sha256_bytes, sha256_file
 
 OWN_PACKAGE = __name__.partition(".")[0]
+# What ast.parse raises for a source that Python cannot import either; the import names the reason.
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,13 @@ class Code:
     packages: dict[str, str] = field(default_factory=dict)
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the file of each own module."""
-        return {name: sha256_file(file) for name, file in sorted(self.files.items())}
+        """Return the digest of each own module by `source_digest`."""
+        return {name: source_digest(file) for name, file in sorted(self.files.items())}
+
+    def known(self, name: str, kept: str) -> str:
+        """Return a digest of an own module, for one of its bytes as they are now that of `source_digest`."""
+        file = self.files.get(name)
+        return source_digest(file) if file is not None and sha256_file(file) == kept else kept
 
 
 def trace(module: str, *, of_icecore: bool = False) -> Code:
@@ -66,29 +73,60 @@ def trace(module: str, *, of_icecore: bool = False) -> Code:
 @functools.cache
 def digest_of_icecore(module: str) -> str:
     """Return a digest of a module of icecore and all of icecore that it imports, without comments and docstrings."""
-    files = trace(module, of_icecore=True).files
-    return digest({name: _without_words(file) for name, file in sorted(files.items())})
+    return digest(trace(module, of_icecore=True).digests())
 
 
-def _without_words(file: Path) -> str:
-    """The SHA-256 of the syntax tree of a module without its docstrings."""
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
-    return sha256_bytes(ast.dump(tree).encode())
+def source_digest(file: Path) -> str:
+    """Return the SHA-256 of what a module does: of its syntax tree without comments, docstrings and layout.
+
+    Versions of Python agree on it. A module that is no Python source, such as a compiled one, counts by its bytes.
+    """
+    if file.suffix != ".py":
+        return sha256_file(file)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except UNREADABLE:
+        return sha256_file(file)
+    return sha256_bytes("\n".join(_words(tree)).encode())
+
+
+def _words(tree: ast.AST) -> Iterator[str]:
+    """Yield the nodes of a syntax tree from the top: the name of each and how many parts follow, and plain values.
+
+    Left out are places, empty fields, which versions of Python add, and statements that are a constant.
+    """
+    waiting: list[Any] = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, ast.AST):
+            fields = [(name, value) for name, value in ast.iter_fields(part) if value is not None and value != []]
+            yield f"{type(part).__name__} {len(fields)}"
+            waiting += [each for field in reversed(fields) for each in reversed(field)]
+        elif isinstance(part, list):
+            statements = [each for each in part if not _is_constant(each)]
+            yield f"list {len(statements)}"
+            waiting += reversed(statements)
+        else:
+            yield ascii(part)
+
+
+def _is_constant(statement: Any) -> bool:
+    """Return whether a statement is a constant alone: a docstring, a text under an attribute, or `...`."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def check(path: str, frozen: Mapping[str, Any]) -> None:
-    """Raise BackboneError where the code of a factory is not that which `architecture` keeps, with what differs."""
+    """Raise BackboneError where the code of a factory is not that which `architecture` keeps, with what differs.
+
+    Backbones of earlier versions of icecore keep the SHA-256 of the bytes of own modules, which counts as well.
+    """
     if not isinstance(frozen.get("code"), dict):
         raise BackboneError(
             f"{path}: frozen by a version of icecore that did not look at what its module imports. {_AGAIN}"
         )
     now = trace(path.partition(":")[0])
-    lines = [*_differences(frozen["code"], now.digests()), *_differences(frozen["packages"], now.packages)]
+    kept = {name: now.known(name, before) for name, before in frozen["code"].items()}
+    lines = [*_differences(kept, now.digests()), *_differences(frozen["packages"], now.packages)]
     if lines:
         raise BackboneError(
             f"{path}: expected the code as it was frozen, but {'; '.join(lines)}. Features of the network as it was "
@@ -188,8 +226,8 @@ def _imported(module: str, files: Mapping[str, Path]) -> Iterator[str]:
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     try:
         tree = ast.parse(file.read_bytes(), filename=str(file))
-    except (SyntaxError, ValueError):
-        return  # importing it says what is wrong
+    except UNREADABLE:
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names)
