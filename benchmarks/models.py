@@ -118,7 +118,8 @@ def timm_model(name: str) -> tuple[dict[str, Any], InputSpec, int]:
     """Return the architecture of a model, its input and its number of parameters."""
     entry = timm_models.weights_entry(name, None)
     architecture = timm_models.architecture(name, entry, None)
-    return architecture, timm_models.preprocessing(name, entry), _parameters(architecture)
+    inputs = timm_models.preprocessing(name, entry, own_size=True)
+    return architecture, inputs, _parameters(architecture)
 
 
 def timm_names() -> list[str]:

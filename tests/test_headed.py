@@ -18,6 +18,7 @@ from test_taps import case_of
 from torch import nn
 from torchvision import models
 
+from pipeline import engines
 from pipeline.backbones import artefact, factory, headed, taps
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.replay import replay
@@ -418,3 +419,19 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
     assert second["at"] == at
     assert twice(inputs).shape == (4, 2)
     assert artefact.build(second)(inputs).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine"), [("convolution", "onnxruntime"), ("scale per class", "openvino"), ("heads", "openvino")]
+)
+def test_a_network_that_ends_at_its_new_classifier_is_exported_with_its_values(kind: str, engine: str) -> None:
+    pytest.importorskip(engine)
+    torch.manual_seed(0)
+    found = backbone(make_end(kind), **factory.architecture(f"{__name__}:make_end", {"kind": kind}))
+    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3)
+    ended = backbone(artefact.freeze(made), **architecture)
+    specs = {node: TapSpec(node=node, dtype="float32") for node in ("penultimate", "logits")}
+    pixels = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)}
+    expected, got = (engines.create(name, ended, specs, batch_size=5).run(pixels) for name in ("torch", engine))
+    for node in specs:
+        np.testing.assert_allclose(got[node], expected[node], rtol=1e-4, atol=1e-5, err_msg=node)

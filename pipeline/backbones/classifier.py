@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.spec import InputPart, Tap
-from pipeline.backbones.taps import APPENDED, NoClassifier, first_input, one_path, with_first_input
+from pipeline.backbones.taps import APPENDED, ENDS_AT, NoClassifier, first_input, one_path, with_first_input
 
 NAMES = ("fc", "head", "head_dist", "classifier", "linear", "last_linear", "logits", "output")
 """What modules that classify are called; their parts may be numbered."""
@@ -42,6 +42,9 @@ def find_classifier(
     if (getattr(module, "num_classes", None) == 0 and not hasattr(module, APPENDED)) or _is_taken_out(parts, ran):
         return {}
     layers = [name for name in ran if has_weights(parts[name])]
+    if at := getattr(module, ENDS_AT, None):  # what runs after that makes none of the output
+        end = max((number for number, name in enumerate(layers) if f"{name}.".startswith(f"{at}.")), default=-1)
+        layers = layers[: end + 1] or layers
     while len(layers) > 1 and _is_behind(parts, layers, getattr(module, "num_classes", None)):
         layers.pop()
     usable = [name for name in once if name in inputs]

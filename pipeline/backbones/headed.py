@@ -5,9 +5,9 @@ keep theirs, so that taps and weights of the network before are those of the net
 
 The output of the network is that of the new classifier, averaged over positions where there are several. Where more
 follows the old classifier than a mean or a reshape (SqueezeNet's ReLU, a softmax, a temperature, a scale per class,
-auxiliary outputs in training), the network ends at the new one (`ends`): nothing behind it runs. Where several layers
-give the output side by side, the network ends at these, and the new classifier is appended to what they get
-(`APPENDED`, `parts`). Where no layer gives the output (a network without a classifier), it is appended to the output.
+auxiliary outputs in training), the network ends at the new one (`ends`): what is behind it is no part of the output.
+Where several layers give the output side by side, the new classifier is appended to what they get (`APPENDED`, `parts`).
+Where no layer gives the output (a network without a classifier), it is appended to the output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import BackboneSpec, InputPart, Tap
-from pipeline.backbones.taps import APPENDED, PENULTIMATE, NoClassifier, join, one_path
+from pipeline.backbones.taps import APPENDED, ENDS_AT, PENULTIMATE, NoClassifier, join, one_path
 from pipeline.errors import BackboneError, HeadError
 
 
@@ -189,71 +189,78 @@ def head_from_linear(
     return layer
 
 
-class _Ended(Exception):  # noqa: N818 - it ends a forward pass, it is no error
-    """Raised where a network ends: what its classifier gave, or what several classifiers got."""
+class _Kept:
+    """The last tensor that a network ends with, at one of its modules. A copy of a network begins without one."""
 
-    def __init__(self, values: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.values = values
+    tensor: Tensor | None = None
+
+    def __deepcopy__(self, _memo: object) -> "_Kept":
+        return _Kept()
 
 
 class _Last(nn.Sequential):
-    """Layers at which the network ends with their output."""
+    """Layers at which the network ends with their output.
+
+    What follows them in the network runs on zeros of the width that it was made for, and is no part of the output.
+    width: of the output of the old classifier.
+    """
+
+    def __init__(self, *layers: nn.Module, width: int) -> None:
+        super().__init__(*layers)
+        self.kept, self.width = _Kept(), width
 
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
-        raise _Ended([output])
+        self.kept.tensor = output
+        if isinstance(_layers(self)[-1], nn.Conv2d):
+            return nn.functional.pad(output[:, :1] * 0, (0, 0, 0, 0, 0, self.width - 1))
+        return nn.functional.pad(output[..., :1] * 0, (0, self.width - 1))
 
 
-class _Gathered:
-    """What several modules got in a forward pass. A copy of a network begins without any."""
+class _Input(nn.Module):
+    """Stands where one of several classifiers was, and keeps what that got.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names, self.values = tuple(names), dict[str, Tensor]()
+    width: of the output of the old classifier; None where the weights have none of it.
+    """
 
-    def __deepcopy__(self, _memo: object) -> "_Gathered":
-        return _Gathered(self.names)
-
-
-class _Ending(nn.Module):
-    """Stands where one of several classifiers was; the network ends when all have got their inputs."""
-
-    def __init__(self, name: str, gathered: _Gathered, old: nn.Module) -> None:
+    def __init__(self, width: int | None) -> None:
         super().__init__()
-        self.name, self.gathered = name, gathered
-        self.width = 0 if isinstance(old, NoClassifier) else int(_layers(old)[-1].weight.shape[0])
+        self.kept, self.width = _Kept(), width
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Keep the inputs, and give zeros as wide as the output of the old classifier."""
-        self.gathered.values[self.name] = inputs
-        if len(self.gathered.values) == len(self.gathered.names):
-            values = [self.gathered.values[name] for name in self.gathered.names]
-            self.gathered.values.clear()
-            raise _Ended(values)
-        return nn.functional.pad(inputs[..., :1] * 0, (0, self.width - 1)) if self.width else inputs
+        self.kept.tensor = inputs
+        return inputs if self.width is None else nn.functional.pad(inputs[..., :1] * 0, (0, self.width - 1))
 
 
-def _ending(network: nn.Module, at: str, axes: Sequence[int], parts: Mapping[str, Any] | None = None) -> nn.Module:
+def _ending(network: nn.Module, at: str, axes: Sequence[int], parts: Mapping[str, Any]) -> nn.Module:
     """The same network, whose output is that of its part `at`, averaged over some axes.
 
-    parts: the modules whose inputs the part `at` gets, where it is not the network's output.
+    parts: the modules whose inputs the part `at` gets, where it does not get the network's output.
     """
     base: Any = type(network)
-    joined = None if parts is None else Tap(shape=(), parts={name: InputPart(**part) for name, part in parts.items()})
+    joined = Tap(shape=(), parts={name: InputPart(**part) for name, part in parts.items()})
 
     def forward(self: nn.Module, images: Tensor) -> Any:
-        part = self.get_submodule(at)
-        try:
-            value = base.forward(self, images)
-        except _Ended as ended:
-            if joined is not None:
-                return part(join(ended.values, joined))
-            (value,) = ended.values
-            return value.mean(tuple(axes)) if axes else value
-        return part(value.mean(axes) if axes else value)
+        value: Any = base.forward(self, images)
+        part: Any = self.get_submodule(at)
+        if parts:
+            return part(join([self.get_submodule(name).kept.tensor for name in parts], joined))  # type: ignore[union-attr, misc]
+        if isinstance(part, _Last):
+            value = part.kept.tensor
+        pooled = value.mean(tuple(axes)) if axes else value
+        return pooled if isinstance(part, _Last) else part(pooled)
 
-    network.__class__ = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    members = {"forward": forward, "__module__": base.__module__, ENDS_AT: at}
+    network.__class__ = type(base.__name__, (base,), members)
     return network
+
+
+def _width(old: nn.Module) -> int | None:
+    """Return the width of the output of a classifier, as the network was made for it."""
+    if isinstance(old, _Last):
+        return old.width
+    layers = _layers(old)
+    return int(layers[-1].weight.shape[0]) if layers else None
 
 
 def _appended(spec: BackboneSpec) -> dict[str, Any]:
@@ -338,12 +345,12 @@ def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
     if share := architecture["dropout"]:
         parts = [one for part in parts for one in ([] if isinstance(part, nn.ReLU) else [nn.Dropout(share)]) + [part]]
     ends = bool(architecture.get("ends"))
-    parts_of = architecture.get("parts", {})
-    gathered = _Gathered(list(parts_of))
-    new: dict[str, nn.Module] = {
-        name: _Ending(name, gathered, network.get_submodule(name)) for name in parts_of if "width" in architecture
-    }
-    new |= {at: _Last(*parts) if ends else parts[0] if len(parts) == 1 else nn.Sequential(*parts)}
+    inputs = architecture.get("parts", {})
+    new: dict[str, nn.Module] = {name: _Input(_width(network.get_submodule(name))) for name in inputs}
+    if ends:
+        new[at] = _Last(*parts, width=_width(network.get_submodule(at)) or classes)
+    else:
+        new[at] = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     if more := architecture["convolution"]:
         convolution = nn.Conv2d(more["width"], more["width"], more["side"], padding="same", bias=False)
         new[more["at"]] = nn.Sequential(convolution, nn.BatchNorm2d(more["width"]), nn.ReLU())
@@ -352,7 +359,7 @@ def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
         network.get_submodule(owner).add_module(last, part.to(like).train(network.training))
     is_first = architecture["base"].get("family") != "headed"
     if is_first and (ends or "width" in architecture):
-        network = _ending(network, at, architecture["axes"], architecture.get("parts"))
+        network = _ending(network, at, architecture["axes"], inputs)
     return network
 
 

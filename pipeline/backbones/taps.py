@@ -31,6 +31,7 @@ from pipeline.backbones.spec import Tap, TapSpec
 
 INPUT, LOGITS, PENULTIMATE = "input", "logits", "penultimate"
 APPENDED = "new_classifier"  # the part of a network whose classifier was appended to its output: `headed`
+ENDS_AT = "ends_at"  # the attribute of a network that names the part whose output is its own: `headed`
 FUNCTION = "function"  # the kind of a node that is no module
 
 # Operators that Python has several names for. A graph has one.
@@ -193,7 +194,7 @@ class Functions(TorchFunctionMode):
     def __enter__(self) -> "Functions":
         for name, part in self._module.named_modules():
             self._hooks.callback(part.register_forward_pre_hook(self._enter_module(name, leaf=is_leaf(part))).remove)
-            self._hooks.callback(part.register_forward_hook(self._leave_module, always_call=True).remove)
+            self._hooks.callback(part.register_forward_hook(self._leave_module).remove)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

@@ -48,10 +48,8 @@ class Tracer(fx.Tracer):
         if isinstance(given, fx.Proxy):
             self.inputs.setdefault(path, given.node)
         self._paths.append(path)
-        try:
-            value = super().call_module(m, forward, args, kwargs)
-        finally:  # a network may end inside of a module
-            self._paths.pop()
+        value = super().call_module(m, forward, args, kwargs)
+        self._paths.pop()
         if isinstance(value, fx.Proxy):
             self.names[numbered(path, self._module_calls[path])] = value.node
         self._module_calls[path] += 1
