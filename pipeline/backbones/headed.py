@@ -6,8 +6,8 @@ keep theirs, so that taps and weights of the network before are those of the net
 The output of the network is that of the new classifier, averaged over positions where there are several. Where more
 follows the old classifier than a mean or a reshape (SqueezeNet's ReLU, a softmax, a temperature, a scale per class,
 auxiliary outputs in training), the network ends at the new one (`ends`): what is behind it is no part of the output.
-Where several layers give the output side by side, the new classifier is appended to what they get (`APPENDED`, `parts`).
-Where no layer gives the output (a network without a classifier), it is appended to the output.
+Where several layers give the output side by side, the new classifier is appended to what they get (`APPENDED`,
+`parts`). Where no layer gives the output (a network without a classifier), it is appended to the output.
 """
 
 from collections.abc import Mapping, Sequence
