@@ -196,6 +196,19 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
     return found
 
 
+def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return the log loss of each row in nats, float64 (n,); of several labels its mean over the labels.
+
+    `scores`: probabilities (n, classes). They are kept as far from 0 and 1 as scikit-learn keeps them.
+    """
+    eps = np.finfo(np.float64).eps
+    given = scores.astype(np.float64)
+    if kind == "multilabel":
+        return np.asarray(-np.log(np.where(targets, given, 1 - given).clip(eps, 1.0)).mean(axis=1))
+    given /= given.sum(axis=1, keepdims=True)
+    return np.asarray(-np.log(given[np.arange(len(given)), codes(targets, classes)].clip(eps, 1.0)))
+
+
 def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = 15) -> list[dict[str, Any]]:
     """Equal-width bins of confidence: count, mean confidence and accuracy of each bin that is not empty."""
     places = np.clip((confidence * bins).astype(int), 0, bins - 1)

@@ -1,11 +1,12 @@
 """Fit heads on stored features: all heads, inputs, numbers of labels, draws and seeds of a run, each tap read once.
 
-The training rows of the task fit a head. Validation rows may choose a parameter of it (`search`) and its temperature
-(`calibrate`); then it may be fitted once more to training and validation rows (`refit`). Predictions of validation rows
-are always of a head that was not fitted to them, those of test rows of the last one. Test rows choose nothing.
+Rows that are held out choose a parameter of a head (`search`) and its temperature (`calibrate`): the validation rows
+of the task where they are many, else each fold of training and validation rows in its turn (`validation`). Then the
+head is fitted to all rows that are not test rows (`refit`). Predictions of training and validation rows are always of a
+head that was not fitted to them, those of test rows of the last one. Test rows choose nothing.
 
 FitConfig    the settings of a run
-training     the rows of a task that heads are fitted to
+folds        the rows that are held out, and those that the last head learns from
 inputs       the features of a run, in memory or in blocks
 sums         who makes the sums of streaming heads
 one          one fit: search, calibration, refit, predictions
@@ -22,9 +23,15 @@ from pipeline.config import Settings, with_colon
 from pipeline.errors import unknown
 from pipeline.heads.criteria import CRITERIA
 from pipeline.heads.preparation import Pca, Scale
-from pipeline.heads.search import GRIDS, SearchConfig
+from pipeline.heads.search import GRIDS, SearchConfig, automatic
 from pipeline.task import Kind
 from pipeline.workers import WorkersConfig
+
+FOLDS = 5
+"""Folds that rows are held out in, unless `validation` says how many."""
+
+SPLIT_ROWS = 1000
+"""From so many validation rows on they choose, and no folds: `python benchmarks/validation.py`."""
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -49,10 +56,15 @@ class FitConfig(Settings):
     pca: Pca | None = Field(
         default=None, description="principal components of each input: a number, a share of the variance, or settings"
     )
-    search: SearchConfig | None = Field(None, description="`sweep`, or settings of a search on validation rows")
-    refit: bool = Field(False, description="fit the chosen head to training and validation rows before the test")
+    search: Literal["auto", "none"] | SearchConfig = Field(
+        "auto", description="`auto`: a sweep of logistic and ridge heads; `sweep`, of others too; or its settings"
+    )
+    validation: Literal["auto", "split", "folds"] | Annotated[int, Field(ge=2)] = Field(
+        "auto", description="what chooses: many validation rows, or folds; or how many folds"
+    )
+    refit: bool = Field(True, description="fit the chosen head to training and validation rows before the test")
     calibrate: Literal["temperature"] | None = Field(
-        default=None, description="divide the scores by a temperature that validation rows choose"
+        default=None, description="divide the scores by a temperature that held-out rows choose"
     )
     labels_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="few-shot; empty: all of train")
     seeds: Annotated[int, Field(ge=1, description="fits of each head that starts at random")] = 1
@@ -90,9 +102,11 @@ class FitConfig(Settings):
     @field_validator("search", mode="before")
     @classmethod
     def _sweep(cls, search: Any) -> Any:
-        if isinstance(search, str):
+        if search is None:
+            return "none"
+        if isinstance(search, str) and search not in ("auto", "none"):
             if search != "sweep":
-                raise ValueError("expected `sweep` or a mapping of settings")
+                raise ValueError("expected `auto`, `sweep`, `none` or a mapping of settings")
             return {}
         return search
 
@@ -119,7 +133,7 @@ class FitConfig(Settings):
     def _together(self) -> "FitConfig":
         if self.params and not isinstance(self.head, str):
             raise ValueError("`params` is of one head. Of several write `head: {logistic: {C: 10}, ridge: {}}`")
-        if self.labels_per_class and self.refit:
+        if self.labels_per_class and self.refit and "refit" in self.model_fields_set:
             raise ValueError(
                 "`refit` adds all validation rows: a few-shot set would have other than `labels_per_class`"
             )
@@ -128,11 +142,24 @@ class FitConfig(Settings):
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
         if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
-        if streaming and self.search is not None and self.search.method == "halving":
+        if streaming and isinstance(self.search, SearchConfig) and self.search.method == "halving":
             raise ValueError(f"{streaming[0]} reads all of its rows: expected `method: grid` or `optuna`, got halving")
+        if not self.takes_folds and self.validation not in ("auto", "split"):
+            raise ValueError("`validation`: folds are of `method: grid`. Leave `validation` out, or choose that method")
         if idle := list(self._idle(streaming)):
             raise ValueError("; ".join(idle))
         return self
+
+    @property
+    def takes_folds(self) -> bool:
+        """Whether what chooses may be folds: not for the searches with a budget."""
+        return not isinstance(self.search, SearchConfig) or self.search.method == "grid"
+
+    def search_of(self, name: str, params: dict[str, Any]) -> SearchConfig | None:
+        """Return what is searched of a head with these parameters; None where nothing is."""
+        if isinstance(self.search, SearchConfig):
+            return self.search
+        return automatic(name, params) if self.search == "auto" else None
 
     def _idle(self, streaming: list[str]) -> Iterator[str]:
         """The settings that have no effect with these heads; those by import path may have anything."""
@@ -148,9 +175,10 @@ class FitConfig(Settings):
         if kind == "regression" and self.calibrate is not None:
             problems.append("calibrate: expected none for a regression, which has no probabilities. Leave it out.")
         names = [name for name, _ in self.heads.values()]
-        if self.search is not None and self.search.metric not in (None, *CRITERIA[kind]):
-            problems.append(f"search.metric: of a {kind}: {unknown('metric', str(self.search.metric), CRITERIA[kind])}")
-        if self.search is not None and self.search.parameter is None:
+        searched = self.search if isinstance(self.search, SearchConfig) else None
+        if searched is not None and searched.metric not in (None, *CRITERIA[kind]):
+            problems.append(f"search.metric: of a {kind}: {unknown('metric', str(searched.metric), CRITERIA[kind])}")
+        if searched is not None and searched.parameter is None:
             problems += [
                 f"search: {name} has no sweep of its own. Name a `parameter` and `values`, or leave the head out."
                 for name in names
@@ -158,13 +186,19 @@ class FitConfig(Settings):
             ]
         if self.seeds > 1 and not any(heads.is_import_path(name) or heads.may_be_random(name, kind) for name in names):
             problems.append(f"seeds: expected a head that starts at random, got {', '.join(names)}. Leave it out.")
-        if not validation:
-            problems += [
-                f"{name}: expected a task with validation rows, got one without. Give it some, or leave this out."
-                for name in ("search", "calibrate", "refit")
-                if getattr(self, name)
-            ]
+        if not validation and self.needs_split:
+            problems.append(
+                f"{self.needs_split}: expected a task with validation rows, got one without. Give it some, or leave "
+                "this out."
+            )
         return problems
+
+    @property
+    def needs_split(self) -> str:
+        """Return the setting that needs validation rows in the task; empty where folds do."""
+        if self.validation == "split":
+            return "validation"
+        return "" if self.takes_folds else "search"
 
 
 def joined(taps: str | tuple[str, ...]) -> str:

@@ -17,8 +17,8 @@ from pipeline.store.features import Features
 from pipeline.workers import WorkersConfig
 
 GB = 1e9
-# Beside the taps themselves: the joined input, its training rows, and these once more, scaled.
-COPIES = 3
+# Besides the taps themselves: the joined input and its training rows.
+COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,21 @@ def load(taps: Mapping[str, Features], keys: np.ndarray) -> dict[str, np.ndarray
 
 
 def check_memory(
-    taps: Mapping[str, Features], inputs: Sequence[str], *, rows: int, memory_gb: float | None, who: str
+    taps: Mapping[str, Features],
+    inputs: Sequence[str],
+    *,
+    rows: int,
+    memory_gb: float | None,
+    who: str,
+    copies: int = 1,
 ) -> None:
-    """Raises HeadError, with the numbers, where heads that hold all rows would need more memory than they may use."""
+    """Raises HeadError, with the numbers, where heads that hold all rows would need more memory than they may use.
+
+    `copies`: how many scaled training sets are held at once, one per fold of a search.
+    """
     allowed = memory_gb * GB if memory_gb is not None else available() / 2
     widest = max(sum(width(taps[tap]) for tap in name.split("+")) for name in inputs)
-    needed = 4 * rows * (sum(map(width, taps.values())) + COPIES * widest)
+    needed = 4 * rows * (sum(map(width, taps.values())) + (COPIES + copies) * widest)
     if needed > allowed:
         streaming = [name for name in heads.known() if heads.is_streaming(name)]
         raise HeadError(

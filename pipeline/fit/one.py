@@ -1,4 +1,4 @@
-"""One fit of a run: choose on validation rows, calibrate on them, refit with them, predict what was not learnt from."""
+"""One fit of a run: choose on held-out rows, calibrate on them, fit to all rows, predict what was not learned from."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,13 @@ import numpy as np
 from pipeline import heads
 from pipeline.errors import HeadError
 from pipeline.fit import FitConfig
+from pipeline.fit.folds import Validation
 from pipeline.fit.inputs import Matrix, Stream
 from pipeline.heads import calibration, device
 from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.scores import answers_of
-from pipeline.heads.search import search
-from pipeline.heads.sweep import Rows
+from pipeline.heads.search import SearchConfig, search
+from pipeline.heads.sweep import Fold, Rows
 from pipeline.predictions import Predictions, Scores
 from pipeline.task import Kind
 from pipeline.training_sets import Training
@@ -27,12 +28,17 @@ SMALL = 5_000_000
 
 @dataclass(frozen=True)
 class Head:
-    """A head of a run: what predictions call it, its name in the table or import path, its parameters and scores."""
+    """A head of a run: what predictions call it, its name in the table or import path, its parameters and scores.
+
+    `plain`: its scores without a temperature. `search`: what is searched of it; None where nothing is.
+    """
 
     called: str
     name: str
     params: dict[str, Any]
     scores: Scores
+    plain: Scores
+    search: SearchConfig | None
     random: bool
     on: str | None
     """The torch device that it is fitted on; None for arrays."""
@@ -72,6 +78,7 @@ def fit_one(
     data: Data,
     source: Matrix | Stream,
     training: Training,
+    validation: Validation,
     config: FitConfig,
     *,
     seed: int | None,
@@ -86,37 +93,40 @@ def fit_one(
     pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
     seeded = "" if seed is None or training.labels else f"-seed{seed}"
     where = f"{head.called} on {data.name}, {training}{seeded}"
-    train = _training(data, source, training.rows)
-    validation, test = (np.flatnonzero(data.splits == split) for split in ("validation", "test"))
-    chosen_on = validation[source.order(validation)]
-    temperature, found = None, None
+    calibrated, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
-    with refusals(where) as unconverged, threads_for(len(training.rows) * sum(data.widths)):
-        if config.search is not None:
-            held = Rows(source.take(chosen_on), data.targets[chosen_on])
+    with refusals(where) as unconverged, threads_for(len(validation.learnt) * sum(data.widths)):
+        folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
+        if head.search is not None and folds:
             found = search(
                 pipeline,
                 head.name,
-                config.search,
-                train=train,
-                validation=held,
+                head.search,
+                folds,
                 kind=data.kind,
                 classes=data.classes,
+                given=head.plain,
                 on=head.on,
             )
-            pipeline, params = found.head, {**params, found.parameter: found.value}
+            fitted = list(found.heads)
+            pipeline = _unfitted(fitted[0])
+            params |= {found.parameter: found.value}
         else:
-            _fit(pipeline, train, head.on)
-        first = pipeline
+            fitted = [_fitted(pipeline, fold.train, head.on) for fold in folds]
+        if len(folds) == 1 and np.array_equal(validation.learnt, validation.parts[0].train):
+            last = fitted[0]
+        else:
+            last = _fitted(pipeline, _rows(data, source, validation.learnt), head.on)
         if config.calibrate is not None:
-            X = np.asarray(source.take(chosen_on)[0 : len(chosen_on)])
-            first = calibration.by_temperature(pipeline, X, data.targets[chosen_on], classes=data.classes)
-            temperature = calibration.temperature_of(first)
-        learnt = np.sort(np.concatenate([training.rows, validation])) if config.refit else training.rows
-        last = _refitted(pipeline, first, _training(data, source, learnt), config, head.on) if config.refit else first
-        parts = [(first, validation), (last, test)] if config.refit else [(last, np.concatenate([validation, test]))]
-        predicted = _predicted(head, data, source, training, parts, seed=seed)
+            if not folds:
+                raise HeadError("calibrate: expected rows that can be held out, got too few. Leave `calibrate` out.")
+            parts = [(one, fold.held.X, fold.held.y) for one, fold in zip(fitted, folds, strict=True)]
+            calibrated = calibration.by_temperature(parts)
+            fitted = [calibration.with_head(calibrated, one) for one in fitted]
+            last = calibration.with_head(calibrated, last)
+        predicted = _predicted(head, data, source, training, validation, [*fitted, last], seed=seed)
+    learnt = validation.learnt
     record = {
         "head": head.called,
         "input": data.name,
@@ -124,8 +134,11 @@ def fit_one(
         "draw": predicted.draw,
         "file": f"{head.called}.{data.name}.{training}{seeded}.skops",
         "params": {**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
+        "validation": validation.record,
         "search": None if found is None else found.record,
-        "temperature": temperature,
+        "temperature": None if calibrated is None else calibration.temperature_of(calibrated),
+        "refit": bool((data.splits[learnt] == "validation").any()),
+        "learned_rows": len(learnt),
         "not_converged": unconverged[0] if unconverged else None,
     }
     return Fit(last, predicted, record, learnt[source.order(learnt)])
@@ -171,30 +184,27 @@ def threads_for(values: int) -> AbstractContextManager[Any]:
     return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
-def _training(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
-    """Rows and what is to be learnt of them, in the order in which they are best read."""
+def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
+    """Rows and what is to be learned of them, in the order in which they are best read."""
     rows = rows[source.order(rows)]
-    return Rows(source.take(rows), _as_learnt(data.targets[rows], data.kind))
+    targets = data.targets[rows]
+    return Rows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
 
 
-def _as_learnt(targets: np.ndarray, kind: Kind) -> np.ndarray:
-    return targets.astype(np.int8) if kind == "multilabel" else targets
-
-
-def _fit(pipeline: Any, rows: Rows, on: str | None) -> None:
-    with device.tensors(on):
-        pipeline.fit(device.placed(rows.X, on), rows.y)
-    for _, step in pipeline.steps if on is not None else ():
-        device.to_arrays(step)
-
-
-def _refitted(pipeline: Any, first: Any, rows: Rows, config: FitConfig, on: str | None) -> Any:
-    """The head with what was chosen, fitted to training and validation rows; its temperature is the one before."""
+def _unfitted(pipeline: Any) -> Any:
     from sklearn.base import clone
 
-    again = clone(pipeline)
-    _fit(again, rows, on)
-    return again if config.calibrate is None else calibration.with_head(first, again)
+    return clone(pipeline)
+
+
+def _fitted(pipeline: Any, rows: Rows, on: str | None) -> Any:
+    """A copy of a pipeline, fitted to rows."""
+    found = _unfitted(pipeline)
+    with device.tensors(on):
+        found.fit(device.placed(rows.X, on), rows.y)
+    for _, step in found.steps if on is not None else ():
+        device.to_arrays(step)
+    return found
 
 
 def _predicted(
@@ -202,27 +212,37 @@ def _predicted(
     data: Data,
     source: Matrix | Stream,
     training: Training,
-    parts: Sequence[tuple[Any, np.ndarray]],
+    validation: Validation,
+    fitted: Sequence[Any],
     *,
     seed: int | None,
 ) -> Predictions:
+    """Predict held-out rows by the heads of their parts, then rows that nothing learned from by the last head.
+
+    All that are no test rows stand under `validation`, also training rows that a fold held out.
+    """
+    held = validation.held
+    left = np.setdiff1d(np.flatnonzero(data.splits == "validation"), np.union1d(held, validation.learnt))
+    blocks = [part.held for part in validation.parts] + [np.concatenate([left, np.flatnonzero(data.splits == "test")])]
     answers = []
-    for fitted, rows in parts:
+    for one, rows in zip(fitted, blocks, strict=True):
         if not len(rows):
             continue
         order = source.order(rows)
         X, back = source.take(rows[order]), np.argsort(order)
-        found = answers_of(fitted, X, kind=data.kind, scores=head.scores, classes=data.classes)
+        found = answers_of(one, X, kind=data.kind, scores=head.scores, classes=data.classes)
         answers.append((found[0][back], found[1][back]))
-    rows = np.concatenate([rows for _, rows in parts])
+    rows = np.concatenate(blocks)
+    place = np.lexsort((rows, data.splits[rows] == "test"))
+    rows = rows[place]
     return Predictions(
         head=head.called,
         input=data.name,
         labels=training.labels,
         draw=training.draw if training.labels else seed,
         keys=data.keys[rows],
-        splits=data.splits[rows],
+        splits=np.where(data.splits[rows] == "test", "test", "validation").astype(object),
         targets=data.targets[rows],
-        predicted=np.concatenate([predicted for predicted, _ in answers]),
-        scores=np.concatenate([scores for _, scores in answers]),
+        predicted=np.concatenate([predicted for predicted, _ in answers])[place],
+        scores=np.concatenate([scores for _, scores in answers])[place],
     )

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, DataError, HeadError
 from pipeline.files import atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
+from pipeline.fit.folds import Validation, validation_of
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
 from pipeline.fit.one import Data, Fit, Head, fit_one
 from pipeline.fit.sums import Sums
@@ -57,6 +58,8 @@ def fit(
     for training in trainings:
         if training.labels is None:  # a draw has rows of every class
             check_classes(loaded, training.rows, where=str(task))
+    validated = [validation_of(config, loaded, training) for training in trainings]
+    notes += _of_folds(validated)
     plan = [(head, seed) for head in _heads(config, loaded.kind, on) for seed in _seeds(head, config)]
     found = [head for head, _ in plan]
     if on is not None:
@@ -67,11 +70,10 @@ def fit(
     names = [joined(one) for one in config.inputs]
     holding = sorted({head.called for head in found if not head.streaming})
     columns = {}
-    if config.calibrate is not None:
-        rows = len(loaded.rows("validation"))
-        check_memory(taps, names, rows=rows, memory_gb=config.memory_gb, who="calibrate: validation rows")
     if holding:
-        check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding))
+        searched = any(head.search is not None and not head.streaming for head in found)
+        copies = max(len(one.parts) for one in validated) if searched else 1
+        check_memory(taps, names, rows=len(loaded), memory_gb=config.memory_gb, who=", ".join(holding), copies=copies)
         columns = load(taps, loaded.keys)
     total = len(names) * len(trainings) * len(plan)
     fits: list[dict[str, Any]] = []
@@ -86,13 +88,13 @@ def fit(
         for data in _inputs(loaded, names, taps):
             parts = data.name.split("+")
             matrix = Matrix(_joined([columns[tap] for tap in parts])) if holding else None
-            for training in trainings:
+            for training, validation in zip(trainings, validated, strict=True):
                 stream = Stream(tuple(taps[tap] for tap in parts), keys, sums)
                 for head, seed in plan:
                     source = stream if head.streaming or matrix is None else matrix
                     state = training.draw if head.random and training.draw is not None else seed
                     try:
-                        one = fit_one(head, data, source, training, config, seed=state)
+                        one = fit_one(head, data, source, training, validation, config, seed=state)
                         record = _saved(one, data, models)
                     except HeadError as error:
                         first = first or error
@@ -111,7 +113,7 @@ def fit(
         models / "model.json", {**_made_from(config, taps, task, loaded, scores), "fits": fits, "failed": failed}
     )
     notes += [f"not fitted: {one['cause']}" for one in failed]
-    return Summary(len(fits), _lines(fits), notes)
+    return Summary(len(fits), _lines(fits), [*notes, *_at_the_end(fits)])
 
 
 def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
@@ -119,15 +121,17 @@ def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
     found = []
     for called, (name, params) in config.heads.items():
         pipeline = heads.create(name, params, scale=config.scale, kind=kind, pca=config.pca)
-        if config.search is not None:
-            grid_of(config.search, name)
-            criteria.check(criteria.criterion(config.search.metric, kind), pipeline, kind=kind)
-        scores: Scores = kind_of_scores(pipeline, kind) if heads.has_scores(name, kind) else "none"
+        plain: Scores = kind_of_scores(pipeline, kind) if heads.has_scores(name, kind) else "none"
+        search, scores = config.search_of(name, params), plain
+        if search is not None:
+            grid_of(search, name)
+            criteria.check(criteria.criterion(search.metric, kind, plain), pipeline, kind=kind)
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"
-        fits_there = device.supports(pipeline) and (config.search is None or config.search.method == "grid")
-        found.append(Head(called, name, params, scores, heads.is_random(name, kind), on if fits_there else None))
+        fits_there = device.supports(pipeline) and config.takes_folds
+        random = heads.is_random(name, kind)
+        found.append(Head(called, name, params, scores, plain, search, random, on if fits_there else None))
     if config.seeds > 1 and not any(head.random for head in found):
         raise ConfigError(
             f"seeds: expected a head that starts at random, got {', '.join(config.heads)}: each fit would be the same. "
@@ -144,10 +148,9 @@ def _check_splits(config: FitConfig, task: Task, *, where: str) -> None:
     validation, test = task.rows("validation"), task.rows("test")
     if not len(validation) + len(test):
         raise DataError(f"{where}: expected validation or test rows to predict, got none. Change the task's `sizes`.")
-    asked = [name for name in ("search", "calibrate", "refit") if getattr(config, name) not in (None, False)]
-    if asked and not len(validation):
+    if config.needs_split and not len(validation):
         raise DataError(
-            f"{where}: expected validation rows for `{asked[0]}`, got none, and test rows must not choose. "
+            f"{where}: expected validation rows for `{config.needs_split}`, got none, and test rows must not choose. "
             "Give the task's `sizes` a validation share."
         )
 
@@ -191,7 +194,7 @@ def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
             said.append(f"{searched[0]['parameter']} {', '.join(values)} of {len(searched[0]['values'])} values")
             best = [dict(zip(map(_shown, one["values"]), one["validation"], strict=True)) for one in searched]
             mean = np.mean([scores[_shown(one["chosen"])] for one, scores in zip(searched, best, strict=True)])
-            said.append(f"{searched[0]['metric']} {mean:.4f} on validation rows")
+            said.append(f"{searched[0]['metric']} {mean:.4f} on {_held(found)}")
         if warm := [one["temperature"] for one in found if one["temperature"] is not None]:
             said.append(f"temperature {np.mean(warm):.3g}")
         if stopped := [one for one in found if one["not_converged"] is not None]:
@@ -200,6 +203,35 @@ def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
                 "`max_iter` in `params`, or regularise more"
             )
         lines.append(f"{head} on {name}: {'; '.join(said)}")
+    return lines
+
+
+def _held(fits: Sequence[dict[str, Any]]) -> str:
+    """On which rows was chosen."""
+    rows = sorted({one["validation"]["held_rows"] for one in fits})
+    many = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
+    folds = sorted({one["validation"].get("folds", 0) for one in fits})
+    return f"{many} held-out rows" + (f" ({folds[-1]} folds)" if folds[-1] else "")
+
+
+def _of_folds(validated: Sequence[Validation]) -> list[str]:
+    """What is to be said of how rows are held out, each once."""
+    return [f"validation: {note}" for note in dict.fromkeys(note for one in validated for note in one.notes)]
+
+
+def _at_the_end(fits: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each head on each input whose best value is the first or the last of its values."""
+    lines = []
+    for head, name in dict.fromkeys((one["head"], one["input"]) for one in fits):
+        searches = [one["search"] for one in fits if (one["head"], one["input"]) == (head, name) and one["search"]]
+        ends = [one for one in searches if one.get("at_the_end")]
+        if ends:
+            share = f" in {len(ends):,} of {len(searches):,} fits" if len(searches) > 1 else ""
+            values = ", ".join(dict.fromkeys(_shown(one["chosen"]) for one in ends))
+            lines.append(
+                f"{head} on {name}: the best {ends[0]['parameter']} is at the end of its values{share} ({values}). "
+                "Name further `values` in `search` to see whether they are better."
+            )
     return lines
 
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.heads import criteria
+from pipeline.heads.criteria import Held
 from pipeline.heads.paths import copy_of, fitted
-from pipeline.heads.sweep import Found, Rows, sweep
+from pipeline.heads.sweep import Fold, Found, sweep
+from pipeline.predictions import Scores
 from pipeline.task import Kind
 
 
@@ -22,12 +24,12 @@ def halving(
     pipeline: Any,
     parameter: str,
     values: Sequence[Any],
-    train: Rows,
-    validation: Rows,
+    fold: Fold,
     *,
     metric: str,
     kind: Kind,
     classes: Sequence[str],
+    given: Scores,
 ) -> Found:
     """Successive halving over the values; the winner is fitted to all training rows.
 
@@ -38,8 +40,10 @@ def halving(
     from sklearn.model_selection import HalvingGridSearchCV, PredefinedSplit
 
     def score(head: Any, X: Any, y: np.ndarray) -> float:
-        return criteria.sign(metric) * criteria.measure(metric, head, X, y, kind=kind, classes=classes)
+        held = Held.of(head, X, y, kind=kind, classes=classes, given=given)
+        return criteria.sign(metric) * criteria.measure(metric, held, kind=kind, classes=classes)
 
+    train, validation = fold.train, fold.held
     step = f"{pipeline.steps[-1][0]}__{parameter}"
     fold = PredefinedSplit(np.repeat([-1, 0], [len(train.y), len(validation.y)]))
     race = HalvingGridSearchCV(
@@ -70,19 +74,19 @@ def halving(
         "rounds": rounds,
         "chosen": value,
     }
-    return Found(head, parameter, value, record)
+    return Found([head], parameter, value, record)
 
 
 def optuna(
     pipeline: Any,
     parameter: str,
     values: Sequence[Any],
-    train: Rows,
-    validation: Rows,
+    fold: Fold,
     *,
     metric: str,
     kind: Kind,
     classes: Sequence[str],
+    given: Scores,
     trials: int,
 ) -> Found:
     """Trials between the smallest and the largest of numbers, or among `values` of any other kind.
@@ -100,7 +104,7 @@ def optuna(
     def act(trial: Any) -> float:
         value = _suggested(trial, parameter, values)
         try:
-            found = sweep(pipeline, parameter, [value], train, validation, metric=metric, kind=kind, classes=classes)
+            found = sweep(pipeline, parameter, [value], [fold], metric=metric, kind=kind, classes=classes, given=given)
         except HeadError as error:
             failed.append(str(error))
             raise library.TrialPruned from None
@@ -115,7 +119,7 @@ def optuna(
     best = max(tried, key=lambda found: criteria.sign(metric) * found.record["validation"][0])
     scores = [found.record["validation"][0] for found in tried]
     record = {"values": [found.value for found in tried], "validation": scores, "chosen": best.value}
-    return Found(best.head, parameter, best.value, record)
+    return Found([best.head], parameter, best.value, record)
 
 
 def _suggested(trial: Any, parameter: str, values: Sequence[Any]) -> Any:

@@ -1,6 +1,6 @@
 """Calibration by temperature: one number that divides a head's scores, so that its probabilities can be believed.
 
-The temperature is the one with the least log loss on validation rows (Guo et al. 2017, On Calibration of Modern Neural
+The temperature is the one with the least log loss on held-out rows (Guo et al. 2017, On Calibration of Modern Neural
 Networks, section 4.2). These rows have then chosen it: their own log loss and calibration error are a little too good,
 and test rows report. No prediction changes, since the order of the classes does not; a head without probabilities, such
 as a ridge classifier, gets them.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import HeadError
 from pipeline.predictions import Scores
@@ -28,23 +29,49 @@ def check(head: str, scores: Scores, *, kind: Kind) -> None:
         )
 
 
-def by_temperature(head: Any, X: np.ndarray, y: np.ndarray, *, classes: Sequence[str]) -> Any:
-    """A fitted head with a temperature learnt from validation rows X (rows, width) and their classes y, text (rows,).
+class _Answers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator whose rows are numbers of rows that were answered before."""
 
-    Raises HeadError where a class has no validation row: the temperature would be of other classes.
+    def __init__(self, classes: np.ndarray, values: np.ndarray) -> None:
+        self.classes_, self.values = classes, values
+
+    def _of(self, X: np.ndarray) -> np.ndarray:
+        return np.asarray(self.values[X[:, 0].astype(np.int64)])
+
+
+class _Decisions(_Answers):
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Return the decision values of some rows."""
+        return self._of(X)
+
+
+class _Probabilities(_Answers):
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the probabilities of some rows."""
+        return self._of(X)
+
+
+def by_temperature(parts: Sequence[tuple[Any, Any, np.ndarray]]) -> Any:
+    """Return a calibrated head, to be given a fitted one by `with_head`, with a temperature learned from held-out rows.
+
+    `parts`: fitted heads of one class, each with rows X (rows, width) that it was not fitted to and their classes,
+    text (rows,). A class of the heads without such a row counts as one that no row is of.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
     from sklearn.model_selection import KFold
 
-    if missing := sorted(set(classes) - set(y)):
-        raise HeadError(
-            f"calibrate: expected validation rows of every class, got none of {', '.join(missing[:12])}. "
-            "Give the task's `sizes` a larger validation share."
-        )
+    classes = parts[0][0].classes_
+    decides = hasattr(parts[0][0], "decision_function")
+    values = np.concatenate([head.decision_function(X) if decides else head.predict_proba(X) for head, X, _ in parts])
+    y = np.concatenate([y for *_, y in parts])
+    missing = np.setdiff1d(classes, y)
+    rows = np.concatenate([np.arange(len(y)), np.zeros(len(missing), dtype=np.int64)])[:, None]
+    weights = np.repeat([1.0, 0.0], [len(y), len(missing)])
+    held = (_Decisions if decides else _Probabilities)(classes, values)
     # The folds mean nothing, since a frozen head learns from none; by default each class would need five rows.
-    found = CalibratedClassifierCV(FrozenEstimator(head), method="temperature", cv=KFold(2)).fit(X, y)
-    return found.set_params(cv=None)
+    found = CalibratedClassifierCV(FrozenEstimator(held), method="temperature", cv=KFold(2))
+    return found.fit(rows, np.concatenate([y, missing]), sample_weight=weights).set_params(cv=None)
 
 
 def temperature_of(calibrated: Any) -> float:
@@ -53,7 +80,7 @@ def temperature_of(calibrated: Any) -> float:
 
 
 def with_head(calibrated: Any, head: Any) -> Any:
-    """The same temperature on another fitted head with the same classes: one that was refitted on more rows."""
+    """Return the same temperature on a fitted head with the same classes."""
     from sklearn.frozen import FrozenEstimator
 
     other = copy.deepcopy(calibrated)

@@ -1,12 +1,15 @@
-"""What a search makes as good as it can on validation rows: scikit-learn's metrics, by name."""
+"""What a search makes as good as it can on held-out rows: scikit-learn's metrics, by name."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, unknown
-from pipeline.heads.scores import kind_of_scores, predictions_of, scores_of
+from pipeline.heads.scores import answers_of, kind_of_scores
+from pipeline.metrics import codes, row_log_losses
+from pipeline.predictions import Scores
 from pipeline.task import Kind
 
 CRITERIA: Mapping[Kind, Mapping[str, bool]] = {
@@ -14,13 +17,47 @@ CRITERIA: Mapping[Kind, Mapping[str, bool]] = {
     "multilabel": {"map": True, "macro_f1": True, "micro_f1": True, "log_loss": False},
     "regression": {"r2": True, "mae": False, "rmse": False},
 }
-"""The metrics of each kind of task, the first one the default, and whether larger is better."""
+"""The metrics of each kind of task, and whether larger is better; the first decides for heads without probabilities."""
+
+LOG_TEMPERATURES = (-6.0, 6.0)
+"""Natural logarithms of the temperatures among which `uncertainty` looks for the best."""
 
 
-def criterion(name: str | None, kind: Kind) -> str:
-    """The metric by its name, or the default of the kind; raises HeadError for one that the kind does not have."""
+@dataclass(frozen=True)
+class Held:
+    """What a head answers on rows that it was not fitted to.
+
+    `targets` and `predicted` as a task has targets; `scores`: (rows, classes) float32, NaN where `given` is none.
+    """
+
+    targets: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+    given: Scores
+
+    @classmethod
+    def of(cls, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str], given: Scores) -> "Held":
+        """Return the answers of a fitted head on rows X with targets y; raises ValueError as `answers_of` does."""
+        predicted, scores = answers_of(head, X, kind=kind, scores=given, classes=classes)
+        return cls(np.asarray(y, dtype=bool) if kind == "multilabel" else y, predicted, scores, given)
+
+
+def joined(parts: Sequence[Held]) -> Held:
+    """Return the answers on several sets of rows as those on one."""
+    columns = ([getattr(one, name) for one in parts] for name in ("targets", "predicted", "scores"))
+    targets, predicted, scores = map(np.concatenate, columns)
+    return Held(targets, predicted, scores, parts[0].given)
+
+
+def criterion(name: str | None, kind: Kind, given: Scores) -> str:
+    """Return the metric of that name; without a name log loss for heads with probabilities, else the kind's first.
+
+    Raises HeadError for a metric that the kind does not have.
+    """
     if name is not None and name not in CRITERIA[kind]:
         raise HeadError(f"search: a {kind}: {unknown('metric', name, CRITERIA[kind])}")
+    if name is None and given == "probability":
+        return "log_loss"
     return name or next(iter(CRITERIA[kind]))
 
 
@@ -40,36 +77,66 @@ def check(name: str, head: Any, *, kind: Kind) -> None:
         )
 
 
-def measure(name: str, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str]) -> float:
-    """A metric of a fitted head on rows X with targets y as a task has them.
-
-    Means over classes are over those that have rows among y.
-    """
+def measure(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> float:
+    """Return a metric of the answers on held-out rows; means over classes are over those that have such rows."""
     from sklearn import metrics
 
-    if name in ("log_loss", "map"):
-        found = scores_of(head, X, kind=kind, scores=kind_of_scores(head, kind), classes=classes)
-        if name == "map":
-            ranked = np.flatnonzero(y.any(axis=0))
-            return float(metrics.average_precision_score(y[:, ranked], found[:, ranked], average="macro"))
-        if kind == "multilabel":
-            pairs = [np.stack([1 - one, one], axis=1) for one in found.T.astype(np.float64)]
-            return float(np.mean([metrics.log_loss(y[:, i], pair, labels=[0, 1]) for i, pair in enumerate(pairs)]))
-        order = np.argsort(classes)  # as scikit-learn has the labels
-        given = found[:, order].astype(np.float64)
-        return float(metrics.log_loss(y, given / given.sum(axis=1, keepdims=True), labels=np.asarray(classes)[order]))
-    predicted = predictions_of(head, X, kind=kind)
+    if name == "log_loss":
+        return float(row_log_losses(kind, held.targets, held.scores, classes).mean())
+    if name == "map":
+        there = held.targets.any(axis=0)
+        if not there.any():
+            return float("nan")
+        return float(metrics.average_precision_score(held.targets[:, there], held.scores[:, there], average="macro"))
     by_name = {
         "accuracy": metrics.accuracy_score,
         "r2": metrics.r2_score,
         "mae": metrics.mean_absolute_error,
         "rmse": metrics.root_mean_squared_error,
     }
-    there = np.flatnonzero(y.any(axis=0)) if kind == "multilabel" else np.unique(y)
-    if name == "balanced_accuracy":
-        return float(metrics.recall_score(y, predicted, labels=there, average="macro", zero_division=0.0))
-    if name == "macro_f1":
-        return float(metrics.f1_score(y, predicted, labels=there, average="macro", zero_division=0.0))
+    if name in ("balanced_accuracy", "macro_f1"):
+        known = np.flatnonzero(held.targets.any(axis=0)) if kind == "multilabel" else np.unique(held.targets)
+        mean = metrics.recall_score if name == "balanced_accuracy" else metrics.f1_score
+        return float(mean(held.targets, held.predicted, labels=known, average="macro", zero_division=0.0))
     if name == "micro_f1":
-        return float(metrics.f1_score(y, predicted, average="micro", zero_division=0.0))
-    return float(by_name[name](y, predicted))
+        return float(metrics.f1_score(held.targets, held.predicted, average="micro", zero_division=0.0))
+    return float(by_name[name](held.targets, held.predicted))
+
+
+def by_row(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> np.ndarray | None:
+    """Return numbers, one per row, whose mean is the metric; None where it is no such mean."""
+    if name == "log_loss":
+        return row_log_losses(kind, held.targets, held.scores, classes)
+    if name == "mae":
+        return np.asarray(np.abs(held.targets - held.predicted))
+    if name == "r2":
+        spread = held.targets.var()
+        return None if spread == 0 else np.asarray(1 - (held.targets - held.predicted) ** 2 / spread)
+    if name in ("accuracy", "balanced_accuracy"):
+        right = np.asarray(held.targets == held.predicted, dtype=np.float64)
+        if name == "accuracy":
+            return right
+        _, places, counts = np.unique(held.targets.astype(str), return_inverse=True, return_counts=True)
+        return np.asarray(right * len(right) / (len(counts) * counts[places]))
+    return None
+
+
+def uncertainty(held: Held, *, kind: Kind, classes: Sequence[str]) -> float | None:
+    """Return the log loss of probabilities; of decision values that at their best temperature; None without scores."""
+    if kind == "regression" or held.given == "none":
+        return None
+    if held.given == "probability":
+        return float(row_log_losses(kind, held.targets, held.scores, classes).mean())
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    scores = held.scores.astype(np.float64)
+    places = None if kind == "multilabel" else codes(held.targets, classes)
+
+    def loss(log: float) -> float:
+        warm = scores * np.exp(-log)
+        if places is None:
+            return float(np.logaddexp(0, np.where(held.targets, -warm, warm)).mean())
+        return float((logsumexp(warm, axis=1) - warm[np.arange(len(warm)), places]).mean())
+
+    return float(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 0.01}).fun)

@@ -1,8 +1,9 @@
-"""Choose a parameter of a head on validation rows: by a sweep over values, by successive halving, or with Optuna.
+"""Choose a parameter of a head on held-out rows: by a sweep over values, by successive halving, or with Optuna.
 
-The head is fitted to training rows alone, for each value; validation rows choose; test rows are not seen. The values go
-from the most regularised to the least, and of equals the first is chosen. What was tried and how stands in the record,
-which `model.json` keeps.
+The head is fitted for each value to the training rows of a split, or of each fold; the rows that are held out choose;
+test rows are not seen. Heads with probabilities are chosen by log loss, others by the metric of their kind of task; of
+values within one standard error of the best by such a metric, the one with the least log loss is chosen. What was tried
+and how stands in the record, which `model.json` keeps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from pydantic import Field, model_validator
 from pipeline.config import Settings
 from pipeline.errors import HeadError, unknown
 from pipeline.heads import budgeted, criteria
-from pipeline.heads.sweep import Found, Rows, sweep
+from pipeline.heads.sweep import Fold, Found, sweep
+from pipeline.predictions import Scores
 from pipeline.task import Kind
 
 GRIDS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
@@ -37,13 +39,18 @@ REGULARISES: Mapping[str, int] = {
 }
 """Whether the small (1) or the large (-1) values of a parameter regularise more; of others the given order counts."""
 
+AUTO: tuple[str, ...] = ("logistic", "ridge", "streaming_logistic", "streaming_ridge")
+"""Heads that are searched where no `search` is named: all values of theirs cost about as much as a few single fits."""
+
 
 class SearchConfig(Settings):
-    """What to choose on validation rows, and how."""
+    """What to choose on held-out rows, and how."""
 
     parameter: str | None = Field(None, description="of the head's class; by default that of the head's own sweep")
     values: tuple[Any, ...] = Field((), description="by default those of the head's own sweep")
-    metric: str | None = Field(None, description="by default accuracy, of many labels map, of a regression r2")
+    metric: str | None = Field(
+        None, description="by default log_loss; without probabilities accuracy, of many labels map, of a regression r2"
+    )
     method: Literal["grid", "halving", "optuna"] = Field(
         default="grid",
         description="try every value, give bad ones few rows, or let optuna choose between the ends",
@@ -78,36 +85,46 @@ def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
     return config.parameter, tuple(sorted(config.values, key=lambda value: direction * value))
 
 
+def automatic(name: str, params: Mapping[str, Any]) -> SearchConfig | None:
+    """Return the search of a head for which none is named: its own sweep, unless `params` say what it would choose."""
+    if name not in AUTO or {GRIDS[name.removeprefix("streaming_")][0], "alphas"} & set(params):
+        return None
+    return SearchConfig.model_validate({})
+
+
 def search(
     pipeline: Any,
     name: str,
     config: SearchConfig,
+    folds: Sequence[Fold],
     *,
-    train: Rows,
-    validation: Rows,
     kind: Kind,
     classes: Sequence[str],
+    given: Scores,
     on: str | None = None,
 ) -> Found:
-    """Choose a value of an unfitted pipeline's head and fit it; `on` is a torch device for `device.tensors`.
+    """Choose a value of an unfitted pipeline's head; `on` is a torch device for `device.tensors`.
 
-    Raises HeadError where the head lacks the parameter, cannot give what the metric needs, or fits with no value.
+    `given`: what the scores of the head are. Raises HeadError where the head lacks the parameter, cannot give what the
+    metric needs, or fits with no value.
     """
     parameter, values = grid_of(config, name)
     inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
     known = getattr(pipeline[-1], "estimator", pipeline[-1]).get_params()
     if parameter not in known:
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
-    metric = criteria.criterion(config.metric, kind)
+    metric = criteria.criterion(config.metric, kind, given)
     criteria.check(metric, pipeline, kind=kind)
     protocol: dict[str, Any] = {"method": config.method, "metric": metric}
-    what = (pipeline, inner + parameter, values, train, validation)
+    measured: dict[str, Any] = {"metric": metric, "kind": kind, "classes": classes, "given": given}
+    what = (pipeline, inner + parameter, values)
     if config.method == "grid":
-        found = sweep(*what, metric=metric, kind=kind, classes=classes, on=on)
+        found = sweep(*what, folds, **measured, on=on)
     elif config.method == "halving":
-        found = budgeted.halving(*what, metric=metric, kind=kind, classes=classes)
+        found = budgeted.halving(*what, folds[0], **measured)
     else:
-        found = budgeted.optuna(*what, metric=metric, kind=kind, classes=classes, trials=config.trials)
+        found = budgeted.optuna(*what, folds[0], **measured, trials=config.trials)
         protocol["trials"] = config.trials
-    rows = {"training_rows": len(train.y), "validation_rows": len(validation.y)}
-    return Found(found.head, parameter, found.value, {"parameter": parameter, **protocol, **rows, **found.record})
+    held = sum(len(fold.held.y) for fold in folds)
+    rows = {"training_rows": len(folds[0].train.y), "validation_rows": held}
+    return Found(found.heads, parameter, found.value, {"parameter": parameter, **protocol, **rows, **found.record})

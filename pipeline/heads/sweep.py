@@ -1,4 +1,8 @@
-"""A sweep: a head fitted with each value of a parameter, and the one that is best on validation rows."""
+"""A sweep: a head fitted with each value of a parameter, and the value that is best on held-out rows.
+
+One split or several folds: for each value a head per fold is fitted to the fold's training rows, and the answers on the
+held-out rows of all folds are measured together.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,74 +13,216 @@ import numpy as np
 
 from pipeline.errors import HeadError, bullets
 from pipeline.heads import criteria, device
+from pipeline.heads.criteria import Held
 from pipeline.heads.failures import cause_of_failure
-from pipeline.heads.paths import candidates
+from pipeline.heads.paths import candidates, copy_of, fitted
+from pipeline.predictions import Scores
 from pipeline.task import Kind
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Training or validation rows: X (rows, width), targets as a task has them."""
+    """Training or held-out rows: X (rows, width), targets as a task has them."""
 
     X: Any
     y: np.ndarray
 
 
 @dataclass(frozen=True)
-class Found:
-    """A fitted pipeline with the chosen value, and how it was chosen."""
+class Fold:
+    """Training rows, and the rows that are held out from them."""
 
-    head: Any
+    train: Rows
+    held: Rows
+
+
+@dataclass(frozen=True)
+class Found:
+    """The chosen value, a fitted pipeline with it for each fold, and how it was chosen."""
+
+    heads: Sequence[Any]
     parameter: str
     value: Any
     record: dict[str, Any]
+
+    @property
+    def head(self) -> Any:
+        """The pipeline of the first fold; of a split the only one."""
+        return self.heads[0]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A value of the parameter on the held-out rows.
+
+    `score`: of the metric that decides; `problem`: why the value cannot be chosen; `by_row` as `criteria.by_row`;
+    `uncertainty` as `criteria.uncertainty`, or the score itself where log loss decides.
+    """
+
+    score: float | None = None
+    problem: str | None = None
+    by_row: np.ndarray | None = None
+    uncertainty: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the value can be chosen."""
+        return self.score is not None and self.problem is None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A fold after the pipeline's steps before the head, which are fitted to its training rows."""
+
+    steps: Sequence[Any]
+    X: Any
+    y: np.ndarray
+    held: Rows
 
 
 def sweep(
     pipeline: Any,
     parameter: str,
     values: Sequence[Any],
-    train: Rows,
-    validation: Rows,
+    folds: Sequence[Fold],
     *,
     metric: str = "accuracy",
     kind: Kind = "classification",
     classes: Sequence[str],
+    given: Scores,
     on: str | None = None,
 ) -> Found:
-    """Fit a head for each value, in their order, and keep the one that is best on validation rows.
+    """Fit a head per fold for each value, in their order, and choose a value on the held-out rows of all folds.
 
-    The preparation is fitted once. `pipeline.heads.paths` says how heads share work between values. A value with
-    which the fit fails, or does not converge, is recorded and not chosen. Raises HeadError where
-    that is so of all.
+    `given`: what the scores of the head are. The preparation is fitted once per fold. `pipeline.heads.paths` says how
+    heads share work between values. A value with which a fit fails, or does not converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
+    tried: list[Tried] = []
+    best: tuple[int, list[Any]] | None = None
+    with device.tensors(on):
+        ready = [_prepared(pipeline, fold, on) for fold in folds]
+        running = zip(*(candidates(pipeline[-1], parameter, values, one.X, one.y) for one in ready), strict=True)
+        for found in running:
+            heads = [head for head, _ in found]
+            problem = next((why for _, why in found if why is not None), None)
+            one = Tried(problem=problem)
+            if all(head is not None for head in heads):
+                one = _measured(heads, ready, problem, metric=metric, kind=kind, classes=classes, given=given)
+            tried.append(one)
+            if one.usable and (best is None or _loss(one, metric) < _loss(tried[best[0]], metric)):
+                best = len(tried) - 1, heads
+        if best is None:
+            lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
+            raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", lines))
+        close = within_one_error(tried, metric)
+        chosen = min(close, key=lambda number: _least(tried[number], metric))
+        if chosen != best[0]:
+            again = ((copy_of(pipeline[-1], **{parameter: values[chosen]}), one) for one in ready)
+            best = chosen, [fitted(head, one.X, one.y)[0] for head, one in again]
+    return Found(
+        [_joined(one.steps, head) for one, head in zip(ready, best[1], strict=True)],
+        parameter,
+        values[chosen],
+        _record(values, tried, chosen, close, metric),
+    )
+
+
+def _prepared(pipeline: Any, fold: Fold, on: str | None) -> _Prepared:
+    from sklearn.base import clone
+
+    X = device.placed(fold.train.X, on)
+    if len(pipeline.steps) == 1:
+        return _Prepared([], X, fold.train.y, fold.held)
+    before = clone(pipeline[:-1])
+    X = before.fit_transform(X, fold.train.y)
+    before = device.to_arrays(before)
+    return _Prepared(
+        [step for _, step in before.steps], X, fold.train.y, Rows(before.transform(fold.held.X), fold.held.y)
+    )
+
+
+def _joined(steps: Sequence[Any], head: Any) -> Any:
     from sklearn.pipeline import make_pipeline
 
-    before = pipeline[:-1] if len(pipeline.steps) > 1 else None
-    X, X_validation = device.placed(train.X, on), validation.X
-    curve: list[float | None] = []
-    problems: list[str | None] = []
-    best: tuple[float, Any, Any] | None = None
-    with device.tensors(on):
-        if before is not None:
-            X = before.fit_transform(X, train.y)
-            X_validation = device.to_arrays(before).transform(X_validation)
-        for value, (head, found) in zip(values, candidates(pipeline[-1], parameter, values, X, train.y), strict=True):
-            score, problem = None, found
-            if head is not None:
-                try:
-                    score = criteria.measure(metric, head, X_validation, validation.y, kind=kind, classes=classes)
-                except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
-                    problem = cause_of_failure(error)
-            if score is not None and math.isnan(score):
-                score, problem = None, f"{metric} is not a number"
-            curve.append(score)
-            problems.append(problem)
-            if score is not None and problem is None and (best is None or score * criteria.sign(metric) > best[0]):
-                best = score * criteria.sign(metric), value, head
-    if best is None:
-        told = (f"{value}: {problem}" for value, problem in zip(values, problems, strict=True))
-        raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", told))
-    steps = [step for _, step in before.steps] if before is not None else []
-    record = {"values": list(values), "validation": curve, "problems": problems, "chosen": best[1]}
-    return Found(make_pipeline(*steps, best[2]), parameter, best[1], record)
+    return make_pipeline(*steps, head)
+
+
+def _measured(
+    heads: Sequence[Any],
+    ready: Sequence[_Prepared],
+    problem: str | None,
+    *,
+    metric: str,
+    kind: Kind,
+    classes: Sequence[str],
+    given: Scores,
+) -> Tried:
+    """Measure the heads of one value on the held-out rows of all folds."""
+    try:
+        parts = [
+            Held.of(head, one.held.X, one.held.y, kind=kind, classes=classes, given=given)
+            for head, one in zip(heads, ready, strict=True)
+        ]
+        held = criteria.joined(parts)
+        score = criteria.measure(metric, held, kind=kind, classes=classes)
+    except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
+        return Tried(problem=problem or cause_of_failure(error))
+    if math.isnan(score):
+        return Tried(problem=problem or f"{metric} is not a number")
+    unsure = score if metric == "log_loss" else criteria.uncertainty(held, kind=kind, classes=classes)
+    return Tried(score, problem, criteria.by_row(metric, held, kind=kind, classes=classes), unsure)
+
+
+def _loss(one: Tried, metric: str) -> float:
+    """The score of a value that can be chosen, less is better."""
+    assert one.score is not None, "the value can be chosen"
+    return -criteria.sign(metric) * one.score
+
+
+def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
+    """Return the numbers of the values whose score is within one standard error of the best score.
+
+    The standard error is that of the mean difference per row, since all values are measured on the same rows; of a
+    metric that is no mean over rows only equal scores count.
+    """
+    usable = [number for number, one in enumerate(tried) if one.usable]
+    best = tried[min(usable, key=lambda number: _loss(tried[number], metric))]
+    return [
+        number
+        for number in usable
+        if _loss(tried[number], metric) - _loss(best, metric) <= _error_between(tried[number], best)
+    ]
+
+
+def _error_between(one: Tried, other: Tried) -> float:
+    """The standard error of the mean difference per row; 0 where the metric is no mean over rows."""
+    if one.by_row is None or other.by_row is None or len(one.by_row) < 2:
+        return 0.0
+    return float(np.std(one.by_row - other.by_row, ddof=1) / np.sqrt(len(one.by_row)))
+
+
+def _least(one: Tried, metric: str) -> tuple[float, float]:
+    """What is least for the value to choose: the log loss, and then the loss by the metric that decides."""
+    loss = _loss(one, metric)
+    return (loss if one.uncertainty is None else one.uncertainty), loss
+
+
+def _record(
+    values: Sequence[Any], tried: Sequence[Tried], chosen: int, close: Sequence[int], metric: str
+) -> dict[str, Any]:
+    """What `model.json` says of the search: the curve, and what decided."""
+    one = tried[chosen]
+    rows = one.by_row
+    error = None if rows is None or len(rows) < 2 else float(np.std(rows, ddof=1) / np.sqrt(len(rows)))
+    scores = {other.score for other in tried if other.usable}
+    ordered = len(values) > 2 and all(isinstance(value, int | float) for value in values)
+    return {
+        "values": list(values),
+        "validation": [other.score for other in tried],
+        "log_loss": None if metric == "log_loss" else [other.uncertainty for other in tried],
+        "problems": [other.problem for other in tried],
+        "standard_error": error,
+        "within_one_standard_error": [values[number] for number in close],
+        "chosen": values[chosen],
+        "at_the_end": ordered and len(scores) > 1 and chosen in (0, len(values) - 1),
+    }

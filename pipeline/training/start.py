@@ -60,11 +60,6 @@ def fitted_head(
             f"{f'; the classes differ in: {different}' if different else ''}. Fit the head on this task."
         )
     wanted = f"a linear head on `{PENULTIMATE}` of this backbone, with `labels_per_class: {labels or 'all'}`"
-    if made["settings"].get("refit"):
-        raise HeadError(
-            f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
-            "refitted to them. Fit it without `refit`."
-        )
     last = [name for name, feature in made["features"].items() if _is_last(feature["identity"], spec)]
     fits = [one for one in made["fits"] if one["input"] in last and (one["labels"], one["draw"]) == (labels, draw)]
     if not fits:
@@ -74,6 +69,11 @@ def fitted_head(
         names = ", ".join(sorted(one["file"] for one in fits))
         raise HeadError(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
+        )
+    if fits[0].get("refit", made["settings"].get("refit")):
+        raise HeadError(
+            f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
+            "refitted to them. Fit it with `refit: false`."
         )
     path = run / fits[0]["file"]
     return linear_of(model.read(path), classes=classes, kind=kind), sha256_file(path)

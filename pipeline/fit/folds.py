@@ -1,0 +1,200 @@
+"""Which rows are held out from a training set: those of the validation split, or each fold in its turn.
+
+Folds are of all rows that are learned from. They keep the classes' shares, rows of one group stay together, and where
+the test rows are of other domains than the rest, each fold is a domain. A class that would be missing from the training
+rows of some fold is never held out: with its whole group, where there are groups.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.fit import FOLDS, SPLIT_ROWS, FitConfig
+from pipeline.task import Task
+from pipeline.training_sets import Training
+
+SEED = 0
+MOST_DOMAINS = 10  # that are each held out in turn; more are held out several at a time
+MOST_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Part:
+    """Row numbers of a task: what a head is fitted to, and what is held out from it."""
+
+    train: np.ndarray
+    held: np.ndarray
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The rows that the last head of a training set learns from, and the parts that choose before.
+
+    `record` is what `model.json` says; `notes` are sentences about what a person may not expect.
+    """
+
+    learnt: np.ndarray
+    parts: Sequence[Part]
+    record: dict[str, Any]
+    notes: Sequence[str] = ()
+
+    @property
+    def held(self) -> np.ndarray:
+        """The numbers of all rows that some part holds out, ascending."""
+        return np.sort(np.concatenate([part.held for part in self.parts])) if self.parts else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that are learned from: their numbers, and of each row its stratum, its unit and its labels.
+
+    `strata`: text, the class or the rarest label; None of a regression. `units`: rows of one unit stay together; None
+    where each row stands by itself. `member`: bool (rows, classes).
+    """
+
+    numbers: np.ndarray
+    strata: np.ndarray | None
+    units: np.ndarray | None
+    member: np.ndarray = field(repr=False)
+
+
+def validation_of(config: FitConfig, task: Task, training: Training) -> Validation:
+    """Return how a training set is validated; without `parts` where nothing can be held out."""
+    own = task.rows("validation")
+    learnt = training.rows
+    if config.refit and training.labels is None:
+        learnt = np.sort(np.concatenate([training.rows, own]))
+    split = _split(training.rows, own, learnt)
+    wanted = config.validation
+    if wanted == "auto" and (len(own) >= SPLIT_ROWS or not config.takes_folds):
+        wanted = "split"
+    if wanted == "split":
+        return split
+    found = _folds(task, learnt, FOLDS if isinstance(wanted, str) else wanted)
+    if found is not None:
+        return found
+    why = f"{training}: too few rows of each class or group for folds of {len(learnt):,} rows"
+    instead = f"{len(own):,} validation rows choose instead" if len(own) else "nothing is held out, and nothing chosen"
+    return Validation(learnt, split.parts, split.record, [f"{why}; {instead}."])
+
+
+def _split(rows: np.ndarray, own: np.ndarray, learnt: np.ndarray) -> Validation:
+    if not len(own):
+        return Validation(learnt, [], {"method": "none"})
+    return Validation(learnt, [Part(rows, own)], {"method": "split", "held_rows": len(own)})
+
+
+def _folds(task: Task, numbers: np.ndarray, count: int) -> Validation | None:
+    rows, unit, notes = _rows(task, numbers)
+    splitter, name, k = _splitter(rows, count, unit)
+    if splitter is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # the notes say so, with names
+        parts = list(splitter.split(np.zeros(len(numbers)), rows.strata, rows.units))
+    kept = _never_held(rows, [train for train, _ in parts], unit)
+    found = [
+        Part(numbers[np.sort(np.concatenate([train, held[kept[held]]]))], numbers[held[~kept[held]]])
+        for train, held in parts
+        if len(train) and not kept[held].all()
+    ]
+    if not found:
+        return None
+    held_rows = sum(len(part.held) for part in found)
+    record = {"method": "folds", "splitter": name, "folds": len(found), "seed": SEED, "held_rows": held_rows}
+    if unit == "domain":
+        notes = [f"each of {len(found)} folds holds out rows of other domains", *notes]
+    notes += _rare(rows, k, int(kept.sum()))
+    return Validation(numbers, found, record, notes)
+
+
+Unit = Literal["row", "group", "domain"]
+
+
+def _rows(task: Task, numbers: np.ndarray) -> tuple[_Rows, Unit, list[str]]:
+    """The rows with what keeps them together, and what is to be said of that."""
+    targets = task.targets[numbers]
+    strata: np.ndarray | None = None
+    member = np.zeros((len(numbers), 0), dtype=bool)
+    if task.kind == "classification":
+        names, places = np.unique(targets.astype(str), return_inverse=True)
+        strata, member = names[places], places[:, None] == np.arange(len(names))
+    elif task.kind == "multilabel":
+        member = targets
+        counts = np.where(member, member.sum(axis=0), len(member) + 1)
+        rarest = np.where(member.any(axis=1), counts.argmin(axis=1), -1)
+        strata = rarest.astype(str)
+    columns = task.table.column_names
+    groups = task.table["group"].to_numpy(zero_copy_only=False)[numbers] if "group" in columns else None
+    if "domain" in columns:
+        every = task.table["domain"].to_numpy(zero_copy_only=False)
+        own, tested = set(every[numbers]), set(every[task.rows("test")])
+        if None not in own | tested and tested and not own & tested:
+            domains = every[numbers].astype(str)
+            whole = groups is None or all(len(set(domains[groups == group])) == 1 for group in set(groups))
+            if len(own) > 1 and whole:
+                return _Rows(numbers, strata, domains, member), "domain", []
+            return (
+                _Rows(numbers, strata, None if groups is None else groups.astype(str), member),
+                "row" if groups is None else "group",
+                [
+                    f"test rows are of other domains ({_named(tested)}) than all held-out rows ({_named(own)}), which "
+                    "therefore look better"
+                ],
+            )
+    if groups is not None:
+        return _Rows(numbers, strata, groups.astype(str), member), "group", []
+    return _Rows(numbers, strata, None, member), "row", []
+
+
+def _splitter(rows: _Rows, count: int, unit: Unit) -> tuple[Any, str, int]:
+    """A splitter of scikit-learn, its name and its number of folds; None where there would be fewer than two."""
+    from sklearn import model_selection
+
+    k = min(count, len(rows.numbers) if rows.units is None else len(set(rows.units)))
+    if rows.strata is not None and unit != "domain":
+        k = min(k, int(np.unique(rows.strata, return_counts=True)[1].max()))
+    if k < 2:
+        return None, "none", k
+    if unit == "domain":
+        domains = len(set(rows.units if rows.units is not None else ()))
+        if domains <= MOST_DOMAINS:
+            return model_selection.LeaveOneGroupOut(), "LeaveOneGroupOut", domains
+        name = "GroupKFold"
+    else:
+        name = f"{'' if rows.strata is None else 'Stratified'}{'' if rows.units is None else 'Group'}KFold"
+    return getattr(model_selection, name)(n_splits=k, shuffle=True, random_state=SEED), name, k
+
+
+def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.ndarray:
+    """Which rows are learned from in every fold, bool (rows,): those of classes that a fold would not learn.
+
+    Of several labels also the rows without a label that all training rows of a fold have.
+    """
+    kept = np.zeros(len(rows.numbers), dtype=bool)
+    for train in trains:
+        missing = rows.member.any(axis=0) & ~rows.member[train].any(axis=0)
+        kept |= rows.member[:, missing].any(axis=1)
+        always = rows.member[train].all(axis=0) & ~rows.member.all(axis=0)
+        kept |= ~rows.member[:, always].all(axis=1)
+    if unit == "group" and rows.units is not None and kept.any():
+        kept = np.isin(rows.units, np.unique(rows.units[kept]))
+    return kept
+
+
+def _rare(rows: _Rows, folds: int, kept: int) -> list[str]:
+    """What is to be said of classes with fewer rows than folds, and of rows that are never held out."""
+    counts = rows.member.sum(axis=0)
+    few = int(((counts > 0) & (counts < folds)).sum())
+    notes = [f"{few:,} of {int((counts > 0).sum()):,} classes have fewer rows than {folds} folds"] if few else []
+    if kept:
+        notes.append(f"{kept:,} rows are learned from in every fold, since their class or label would else be missing")
+    return notes
+
+
+def _named(names: set[Any]) -> str:
+    listed = sorted(map(str, names))
+    return ", ".join(listed[:MOST_NAMED]) + (", …" if len(listed) > MOST_NAMED else "")
