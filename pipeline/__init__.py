@@ -4,8 +4,8 @@ The map of the library. A file imports from its own layer or from one below it.
 
     0  errors  files  params  config  reference  runtime  text  lookalikes  workers/
     1  manifest  task  training_sets  predictions  metrics  bootstrap  sources/  readers/  backbones/  engines/  store/
-    2  sample  prepare/  pretrain/  freeze/  extract/  training/  split/  audit/  heads/  fit/  teach/
-    3  embed  methods  wrong  reproduce  breakdown  evaluate  taught  compare  report/  info  layers  cache_cli  cli
+    2  sample  prepare/  pretrain/  freeze/  extract/  training/  split/  audit/  heads/  fit/  teach/  choice  layers
+    3  embed  methods  undecided  wrong  reproduce  breakdown  evaluate  taught  compare  report/  info  cache_cli  cli
 
 Nothing is re-exported here: import a name from the module that defines it.
 """

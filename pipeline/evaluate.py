@@ -1,8 +1,8 @@
-"""Evaluate a run from its predictions: choose on validation rows, report on test rows.
+"""Evaluate a run from its predictions: choose on held-out rows, report on test rows.
 
 For each method (a head, an input and a number of labels): the mean of each metric over the draws, on the test rows,
-with a bootstrap interval of the metric that decides. The method with the best mean validation value of that metric at
-the largest number of labels is `selected`; only for it are the tables of classes, groups and levels made.
+with a bootstrap interval of the metric that decides. At the largest number of labels the method that `pipeline.choice`
+chooses on held-out rows is `selected`; only for it are the tables of classes, groups and levels made.
 
 What a run's numbers follow from stands with them, as a digest: while it is the same they are not worked out again.
 """
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import bootstrap, breakdown, metrics
+from pipeline import bootstrap, breakdown, choice, metrics, undecided
 from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.files import digest, read_json, sha256_file, write_json, write_text
@@ -27,6 +27,8 @@ from pipeline.task import describe_rare
 
 CODE = (
     "evaluate.py",
+    "choice.py",
+    "undecided.py",
     "breakdown.py",
     "methods.py",
     "bootstrap.py",
@@ -39,8 +41,15 @@ CODE = (
 """What works the numbers out: files beside this one."""
 
 
+MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
+"""What `undecided.mark` adds to a row."""
+
+
 class Metric(Settings):
-    """What decides, by kind of task: the choice on validation rows, the order of the leaderboard, the intervals."""
+    """What decides, by kind of task: the order of the leaderboard and the intervals.
+
+    Accuracy and map leave the choice on held-out rows to log loss where every method gives probabilities.
+    """
 
     classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
         default="accuracy", description="of classes"
@@ -129,12 +138,13 @@ def evaluate(
             "interval": config.interval,
             "table": rows,
             "selected": best,
+            "undecided": choice.sentence(rows, best),
             **breakdown.of(methods, chosen, resampling, bins=config.calibration_bins),
         },
     )
     _write_confusion(confusion, methods, chosen[0])
     _write_curve(curve, rows, best, metric)
-    hidden = {"degraded", f"{metric}_spread", f"validation_{metric}"}
+    hidden = {"degraded", f"{metric}_spread", f"validation_{metric}", *MARKS}
     found = {"metric": metric, **{name: value for name, value in best.items() if name not in hidden}}
     write_json(numbers, {name: value for name, value in found.items() if value is not None})
     return found
@@ -150,11 +160,13 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
         for row, found in zip(measured, values, strict=True):
             ends = bootstrap.interval(found, config.interval)
             row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
+    for labels in dict.fromkeys(row["labels"] for row in measured):
+        undecided.mark([row for row in measured if row["labels"] == labels], methods, metric, seed=config.seed)
     return rows
 
 
 def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[str, Any]:
-    """The row with the best validation value among those with the most labels; the first of equals.
+    """The row that held-out rows choose among those with the most labels; the first of equals.
 
     A method that the metric cannot be measured of is passed over where another one can be chosen. Raises DataError if
     there is something to choose and no validation row to choose with.
@@ -172,8 +184,7 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
             "and the test rows must not choose. Give the task's `sizes` a validation share, or the run one input and "
             "head."
         )
-    better = min if metric in metrics.LOWER_IS_BETTER else max
-    return better(known, key=lambda row: row[f"validation_{metric}"])
+    return choice.best_of(known, metric, higher=metric not in metrics.LOWER_IS_BETTER)
 
 
 def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def main() -> None:
     forget_all_but(runs)
     for name in names:
         print(f"{name}: {_evaluated(values['evaluate'], name, runs[name].task)}")
+        if undecided := read_json(project.TABLES / f"{name}.json").get("undecided"):
+            print(f"{name}: {undecided}.")
 
 
 def forget_all_but(runs: Collection[str]) -> None:

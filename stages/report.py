@@ -1,6 +1,6 @@
 """Write the report: `python -m stages.report`."""
 
-from pipeline.report import leaderboard, page
+from pipeline.report import leaderboard, page, trained
 from stages import project
 
 
@@ -21,6 +21,9 @@ def main() -> None:
         unmeasured=unmeasured,
     )
     print(leaderboard.text(runs))
+    for same in leaderboard.by_task(runs).values():
+        for line in trained.below_probe(same):
+            print(f"note: {line}")
     for name, cause in unmeasured.items():
         print(f"{name}: not measured: {cause}")
     print(f"report: {project.REPORT}")

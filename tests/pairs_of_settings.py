@@ -162,7 +162,7 @@ def run(cell: Cell, place: Place) -> Outcome:
         settings = {name: value for name, value in cell._asdict().items() if name not in ("kind", "inputs")}
         params = FASTER.get(cell.head, {})
         given: dict[str, Any] = {**settings, "task": "pets", "backbone": "tiny", "inputs": [cell.inputs]}
-        config = FitConfig(**given, params=params)
+        config = FitConfig(**given, params=params, validation="split")
         place.run(config)
     except (ValidationError, ConfigError, HeadError) as error:
         reasons = [reason for words, reason in REFUSALS.items() if re.search(words, str(error))]

@@ -22,6 +22,10 @@ from pipeline.task import KIND, Kind, Task
 
 TRAIN, VALIDATION, TEST = 6, 2, 3
 DRAWS = 2
+PLAIN: Mapping[str, Any] = {"search": "none", "validation": "split", "refit": False}
+"""Settings of one fit to the training split: what most tests look at."""
+DEFAULTS: Mapping[str, Any] = {"search": "auto", "validation": "auto", "refit": True}
+"""What these settings are where none is given."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Place:
         return self.root / "predictions" / "run.parquet"
 
     def fit(self, *, inputs: Sequence[Any] = ("easy",), **settings: Any) -> list[Predictions]:
-        """Fit, and read back what was predicted."""
-        config = FitConfig(task="pets", backbone="tiny", inputs=tuple(inputs), **settings)
+        """Fit, and read back what was predicted; with `PLAIN` settings, unless others are given."""
+        config = FitConfig(task="pets", backbone="tiny", inputs=tuple(inputs), **{**PLAIN, **settings})
         done = self.run(config)
         found = list(PredictionsFile.open(self.predictions))
         assert len(found) == done.fits == len(self.model()["fits"])

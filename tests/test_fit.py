@@ -10,6 +10,8 @@ import pytest
 import skops.io
 from places import TRAIN, Place, make, retarget, write_features, write_task
 from pydantic import ValidationError
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError
@@ -157,7 +159,8 @@ def test_model_json_names_everything_that_the_run_was_made_from(place: Place) ->
         "params": {"C": 0.5},
         "scale": "standard",
         "pca": None,
-        "search": None,
+        "search": "none",
+        "validation": "split",
         "refit": False,
         "calibrate": None,
         "labels_per_class": [2],
@@ -335,7 +338,8 @@ def test_a_line_says_what_was_chosen_for_each_head_and_input(place: Place) -> No
         "knn on hard: 1 fit",
         "ridge on hard: 1 fit",
     ]
-    assert done.lines[0] == "knn on easy: 1 fit; n_neighbors 10 of 7 values; accuracy 1.0000 on validation rows"
+    chosen = "n_neighbors 5 of 7 values; log_loss 0.0000 on 24 held-out rows (5 folds)"
+    assert done.lines[0] == f"knn on easy: 1 fit; {chosen}"
     place.root.joinpath("again").mkdir()
     few = config.model_copy(update={"search": None, "labels_per_class": (1, 2), "calibrate": "temperature"})
     lines = place.run(few.model_copy(update={"head": "ridge"})).lines
@@ -534,14 +538,22 @@ def test_what_validation_rows_decide_needs_them(tmp_path: Path, asked: dict[str,
         place.fit(**asked)
 
 
-def test_a_class_without_validation_rows_has_no_temperature(place: Place) -> None:
+def test_a_class_without_validation_rows_does_not_move_the_temperature(place: Place) -> None:
     table = Task.read(place.task).table
     kept = (pa.compute.field("target") != "bee") | (pa.compute.field("split") != "validation")
     Task(table.filter(kept)).write(place.task)
-    with pytest.raises(
-        HeadError, match=r"ridge on easy, all: calibrate: expected validation rows of every class.* bee"
-    ):
-        place.fit(head="ridge", calibrate="temperature")
+    [before] = place.fit(inputs=["hard"])
+    place.fit(inputs=["hard"], calibrate="temperature")
+    rows = before.splits == "validation"
+    assert "bee" not in set(before.targets[rows])
+    logits = np.log(before.scores[rows].astype(np.float64))
+    own = np.array([["ape", "bee", "cat"].index(name) for name in before.targets[rows]])
+
+    def loss(log: float) -> float:
+        return float(-log_softmax(logits * np.exp(-log), axis=1)[np.arange(len(own)), own].mean())
+
+    best = np.exp(minimize_scalar(loss, bounds=(-10, 10), options={"xatol": 1e-8}).x)
+    assert place.model()["fits"][0]["temperature"] == pytest.approx(best, rel=1e-2)
 
 
 def test_a_head_without_scores_has_no_temperature(place: Place) -> None:
@@ -576,7 +588,8 @@ def test_a_parameter_that_only_other_heads_have_is_refused(place: Place) -> None
         ({"head": ["svm", "rigde"]}, "unknown head 'rigde'. Did you mean 'ridge'"),
         ({"refit": True, "labels_per_class": [1]}, "`refit` adds all validation rows"),
         ({"seeds": 2, "labels_per_class": [1]}, "the draws of few labels are the seeds"),
-        ({"search": "swoop"}, "expected `sweep` or a mapping of settings"),
+        ({"search": "swoop"}, "expected `auto`, `sweep`, `none` or a mapping of settings"),
+        ({"search": {"method": "halving"}, "validation": 5}, "folds are of `method: grid`. Leave `validation` out"),
         ({"search": {"parameter": "C"}}, "expected both `parameter` and `values`"),
         ({"search": {"parameter": "C", "values": [1, 1]}}, "expected two or more `values`, each once"),
         ({"pca": {"components": 1.5}}, "less than 1"),

@@ -375,8 +375,7 @@ def test_rows_that_do_not_fit_name_the_streaming_heads(place: Place) -> None:
     )
     with pytest.raises(HeadError, match=message):
         place.fit(memory_gb=1e-6)
-    with pytest.raises(HeadError, match="calibrate: validation rows: expected 36 rows that fit into 1e-06 GB"):
-        place.fit(head="streaming_ridge", memory_gb=1e-6, calibrate="temperature")
+    place.fit(head="streaming_ridge", memory_gb=1e-6, calibrate="temperature")  # of its scores alone
 
 
 def test_halving_is_refused() -> None:

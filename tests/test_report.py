@@ -571,7 +571,8 @@ def test_what_is_best_at_a_number_of_labels_is_chosen_on_validation_rows() -> No
     ]
     run: Run = {"metric": "r2", "higher_is_better": True, "table": rows}
     assert trained.best(run, 5) == rows[1]
-    assert trained.best(run | {"higher_is_better": False}, 5) == rows[0]
+    errors = [{name.replace("r2", "mae"): value for name, value in row.items()} for row in rows]
+    assert trained.best({"metric": "mae", "higher_is_better": False, "table": errors}, 5) == errors[0]
     assert trained.best(run, 9) == rows[3], "there is no other"
     assert trained.best(run | {"table": [rows[3], rows[3]]}, 9) is None, "and the test rows choose nothing"
 
@@ -687,7 +688,7 @@ def test_students_are_told_apart_from_other_networks(tmp_path: Path) -> None:
         ["small, taught by wise", "learned"],
         ["small, on labels alone", "alone"],
     ]
-    assert "Small, taught by wise. Chosen on validation rows" in " ".join("".join(read.text).split())
+    assert "Small, taught by wise. Chosen on held-out rows" in " ".join("".join(read.text).split())
 
 
 def test_a_page_without_comparisons_has_no_pairs_of_students(tmp_path: Path) -> None:

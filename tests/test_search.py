@@ -20,9 +20,10 @@ from pipeline.errors import HeadError
 from pipeline.heads import criteria, paths, search
 from pipeline.heads.logistic import StreamingLogisticRegression
 from pipeline.heads.logistic_loss import Loss, Point
+from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
 from pipeline.heads.starts import starts
-from pipeline.heads.sweep import Found, Rows, sweep
+from pipeline.heads.sweep import Fold, Found, Rows, sweep
 
 CLASSES = ["a", "b", "c"]
 
@@ -37,7 +38,8 @@ def rows(number: int, *, width: int = 6, seed: int = 0, noise: float = 2.0, clas
 
 def swept(head: str, parameter: str, values: list[Any], *, metric: str = "accuracy", **params: Any) -> Found:
     pipeline = heads.create(head, params, scale="standard")
-    return sweep(pipeline, parameter, values, rows(60), rows(90, seed=1), metric=metric, classes=CLASSES)
+    folds, given = [Fold(rows(60), rows(90, seed=1))], kind_of_scores(pipeline, "classification")
+    return sweep(pipeline, parameter, values, folds, metric=metric, classes=CLASSES, given=given)
 
 
 @pytest.fixture
@@ -79,20 +81,28 @@ def test_the_curve_is_what_each_value_gives_alone(head: str, parameter: str, val
     # Log loss moves with where L-BFGS stops within its tolerance; counts of right rows do not.
     np.testing.assert_allclose(found.record["validation"], expected, rtol=2e-3 if metric == "log_loss" else 1e-12)
     best = np.argmin(expected) if metric == "log_loss" else np.argmax(expected)
-    assert found.value == found.record["chosen"] == values[best]
+    close = found.record["within_one_standard_error"]
+    assert values[best] in close
+    assert found.value == found.record["chosen"]
+    if metric == "log_loss":
+        assert found.value == values[best]
+    else:
+        losses = dict(zip(values, found.record["log_loss"], strict=True))
+        assert found.value == min(close, key=lambda value: losses[value])
     assert found.head[-1].get_params()[parameter] == found.value
 
 
-def test_of_equal_values_the_most_regularised_is_chosen(place: Place) -> None:
-    for head, (parameter, values) in (("logistic", GRIDS["logistic"]), ("ridge", GRIDS["ridge"])):
-        place.fit(head=head, search="sweep")
+def test_of_equally_accurate_values_the_one_with_the_least_log_loss_is_chosen(place: Place) -> None:
+    for head in ("logistic", "ridge"):
+        place.fit(head=head, search={"metric": "accuracy"})
         [record] = [one["search"] for one in place.model()["fits"]]
-        best = [
-            v for v, s in zip(record["values"], record["validation"], strict=True) if s == max(record["validation"])
-        ]
+        values, scores, losses = (record[name] for name in ("values", "validation", "log_loss"))
+        best = [value for value, score in zip(values, scores, strict=True) if score == max(scores)]
         assert len(best) > 1
-        assert record["values"] == list(values)
-        assert record["chosen"] == (min(best) if REGULARISES[parameter] == 1 else max(best))
+        assert values == list(GRIDS[head][1])
+        assert set(best) <= set(record["within_one_standard_error"])
+        least = min(record["within_one_standard_error"], key=lambda value: losses[values.index(value)])
+        assert record["chosen"] == least != values[0]
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -140,14 +150,18 @@ def test_the_record_says_the_whole_protocol(place: Place) -> None:
     place.fit(inputs=["hard"], search={"parameter": "C", "values": [10, 0.1], "metric": "log_loss"})
     [one] = place.model()["fits"]
     record = one["search"]
-    assert {k: v for k, v in record.items() if k not in ("validation", "chosen")} == {
+    measured = ("validation", "chosen", "standard_error", "within_one_standard_error")
+    assert {k: v for k, v in record.items() if k not in measured} == {
         "parameter": "C",
         "method": "grid",
         "metric": "log_loss",
         "training_rows": 36,
         "validation_rows": 30,
         "values": [0.1, 10],
+        "left_out": [],
+        "log_loss": None,
         "problems": [None, None],
+        "at_the_end": False,
     }
     assert len(record["validation"]) == 2
     assert place.model()["settings"]["search"]["metric"] == "log_loss"

@@ -195,10 +195,17 @@ class FitConfig(Settings):
 
     @property
     def needs_split(self) -> str:
-        """Return the setting that needs validation rows in the task; empty where folds do."""
-        if self.validation == "split":
-            return "validation"
-        return "" if self.takes_folds else "search"
+        """Return the setting that needs validation rows in the task; empty where folds do, or nothing is held out."""
+        if not self.takes_folds:
+            return "search"
+        if self.validation != "split":
+            return ""
+        asked = {
+            "search": isinstance(self.search, SearchConfig),
+            "calibrate": self.calibrate is not None,
+            "refit": self.refit and "refit" in self.model_fields_set,
+        }
+        return next((name for name, wanted in asked.items() if wanted), "")
 
 
 def joined(taps: str | tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ rows of some fold is never held out: with its whole group, where there are group
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,13 +33,15 @@ class Part:
 class Validation:
     """The rows that the last head of a training set learns from, and the parts that choose before.
 
-    `record` is what `model.json` says; `notes` are sentences about what a person may not expect.
+    `record` is what `model.json` says; `notes` are sentences about what a person may not expect. `instead`: how a head
+    is validated that cannot be fitted to the folds.
     """
 
-    learnt: np.ndarray
+    learned: np.ndarray
     parts: Sequence[Part]
     record: dict[str, Any]
     notes: Sequence[str] = ()
+    instead: "Validation | None" = None
 
     @property
     def held(self) -> np.ndarray:
@@ -64,27 +66,27 @@ class _Rows:
 def validation_of(config: FitConfig, task: Task, training: Training) -> Validation:
     """Return how a training set is validated; without `parts` where nothing can be held out."""
     own = task.rows("validation")
-    learnt = training.rows
+    learned = training.rows
     if config.refit and training.labels is None:
-        learnt = np.sort(np.concatenate([training.rows, own]))
-    split = _split(training.rows, own, learnt)
+        learned = np.sort(np.concatenate([training.rows, own]))
+    split = _split(training.rows, own, learned)
     wanted = config.validation
     if wanted == "auto" and (len(own) >= SPLIT_ROWS or not config.takes_folds):
         wanted = "split"
     if wanted == "split":
         return split
-    found = _folds(task, learnt, FOLDS if isinstance(wanted, str) else wanted)
+    found = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
     if found is not None:
-        return found
-    why = f"{training}: too few rows of each class or group for folds of {len(learnt):,} rows"
+        return replace(found, instead=split)
+    why = f"{training}: too few rows of each class or group for folds of {len(learned):,} rows"
     instead = f"{len(own):,} validation rows choose instead" if len(own) else "nothing is held out, and nothing chosen"
-    return Validation(learnt, split.parts, split.record, [f"{why}; {instead}."])
+    return Validation(learned, split.parts, split.record, [f"{why}; {instead}."])
 
 
-def _split(rows: np.ndarray, own: np.ndarray, learnt: np.ndarray) -> Validation:
+def _split(rows: np.ndarray, own: np.ndarray, learned: np.ndarray) -> Validation:
     if not len(own):
-        return Validation(learnt, [], {"method": "none"})
-    return Validation(learnt, [Part(rows, own)], {"method": "split", "held_rows": len(own)})
+        return Validation(learned, [], {"method": "none"})
+    return Validation(learned, [Part(rows, own)], {"method": "split", "held_rows": len(own)})
 
 
 def _folds(task: Task, numbers: np.ndarray, count: int) -> Validation | None:

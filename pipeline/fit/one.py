@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,48 +85,63 @@ def fit_one(
 ) -> Fit:
     """Fit one head to one training set of one input, with `seed` as its random state.
 
-    Raises HeadError that names the fit.
+    A head that cannot be fitted to the folds, such as one that needs more rows, is fitted without them. Raises
+    HeadError that names the fit.
     """
+    try:
+        return _fit(head, data, source, training, validation, config, seed=seed)
+    except HeadError as error:
+        if validation.instead is None:
+            raise
+        why = {"folds_failed": str(error.__cause__ or error)}
+        instead = replace(validation.instead, record={**validation.instead.record, **why})
+    return _fit(head, data, source, training, instead, config, seed=seed)
+
+
+def _fit(
+    head: Head,
+    data: Data,
+    source: Matrix | Stream,
+    training: Training,
+    validation: Validation,
+    config: FitConfig,
+    *,
+    seed: int | None,
+) -> Fit:
     params = {**head.params}
     if seed is not None:
         params.setdefault("random_state", seed)
     pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
     seeded = "" if seed is None or training.labels else f"-seed{seed}"
     where = f"{head.called} on {data.name}, {training}{seeded}"
+    learned = validation.learned
     calibrated, found = None, None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
-    with refusals(where) as unconverged, threads_for(len(validation.learnt) * sum(data.widths)):
+    with refusals(where) as unconverged, threads_for(len(learned) * sum(data.widths)):
         folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
         if head.search is not None and folds:
-            found = search(
-                pipeline,
-                head.name,
-                head.search,
-                folds,
-                kind=data.kind,
-                classes=data.classes,
-                given=head.plain,
-                on=head.on,
-            )
+            how: dict[str, Any] = {"kind": data.kind, "classes": data.classes, "given": head.plain, "on": head.on}
+            found = search(pipeline, head.name, head.search, folds, **how)
             fitted = list(found.heads)
-            pipeline = _unfitted(fitted[0])
+            pipeline = fitted[0]
             params |= {found.parameter: found.value}
         else:
             fitted = [_fitted(pipeline, fold.train, head.on) for fold in folds]
-        if len(folds) == 1 and np.array_equal(validation.learnt, validation.parts[0].train):
+        if len(folds) == 1 and np.array_equal(learned, validation.parts[0].train):
             last = fitted[0]
         else:
-            last = _fitted(pipeline, _rows(data, source, validation.learnt), head.on)
+            unconverged.clear()  # of heads that do not stay
+            last = _fitted(pipeline, _rows(data, source, learned), head.on)
         if config.calibrate is not None:
             if not folds:
-                raise HeadError("calibrate: expected rows that can be held out, got too few. Leave `calibrate` out.")
+                raise HeadError("calibrate: expected rows that can be held out, got none. Leave `calibrate` out.")
             parts = [(one, fold.held.X, fold.held.y) for one, fold in zip(fitted, folds, strict=True)]
             calibrated = calibration.by_temperature(parts)
+            same = last is fitted[0]
             fitted = [calibration.with_head(calibrated, one) for one in fitted]
-            last = calibration.with_head(calibrated, last)
+            last = fitted[0] if same else calibration.with_head(calibrated, last)
         predicted = _predicted(head, data, source, training, validation, [*fitted, last], seed=seed)
-    learnt = validation.learnt
     record = {
         "head": head.called,
         "input": data.name,
@@ -137,11 +152,11 @@ def fit_one(
         "validation": validation.record,
         "search": None if found is None else found.record,
         "temperature": None if calibrated is None else calibration.temperature_of(calibrated),
-        "refit": bool((data.splits[learnt] == "validation").any()),
-        "learned_rows": len(learnt),
+        "refit": bool((data.splits[learned] == "validation").any()),
+        "learned_rows": len(learned),
         "not_converged": unconverged[0] if unconverged else None,
     }
-    return Fit(last, predicted, record, learnt[source.order(learnt)])
+    return Fit(last, predicted, record, learned[source.order(learned)])
 
 
 @contextmanager
@@ -191,15 +206,11 @@ def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
     return Rows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
 
 
-def _unfitted(pipeline: Any) -> Any:
-    from sklearn.base import clone
-
-    return clone(pipeline)
-
-
 def _fitted(pipeline: Any, rows: Rows, on: str | None) -> Any:
     """A copy of a pipeline, fitted to rows."""
-    found = _unfitted(pipeline)
+    from sklearn.base import clone
+
+    found = clone(pipeline)
     with device.tensors(on):
         found.fit(device.placed(rows.X, on), rows.y)
     for _, step in found.steps if on is not None else ():
@@ -222,8 +233,10 @@ def _predicted(
     All that are no test rows stand under `validation`, also training rows that a fold held out.
     """
     held = validation.held
-    left = np.setdiff1d(np.flatnonzero(data.splits == "validation"), np.union1d(held, validation.learnt))
+    left = np.setdiff1d(np.flatnonzero(data.splits == "validation"), np.union1d(held, validation.learned))
     blocks = [part.held for part in validation.parts] + [np.concatenate([left, np.flatnonzero(data.splits == "test")])]
+    if len(fitted) > 1 and fitted[-1] is fitted[0]:  # one pass for the rows of one head
+        fitted, blocks = fitted[:1], [np.concatenate(blocks)]
     answers = []
     for one, rows in zip(fitted, blocks, strict=True):
         if not len(rows):

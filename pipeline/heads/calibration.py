@@ -7,15 +7,17 @@ as a ridge classifier, gets them.
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import HeadError
 from pipeline.predictions import Scores
 from pipeline.task import Kind
+
+FOLDS = 2  # of scikit-learn's calibration; they mean nothing, since what is frozen learns from none
 
 
 def check(head: str, scores: Scores, *, kind: Kind) -> None:
@@ -29,49 +31,33 @@ def check(head: str, scores: Scores, *, kind: Kind) -> None:
         )
 
 
-class _Answers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """An estimator whose rows are numbers of rows that were answered before."""
-
-    def __init__(self, classes: np.ndarray, values: np.ndarray) -> None:
-        self.classes_, self.values = classes, values
-
-    def _of(self, X: np.ndarray) -> np.ndarray:
-        return np.asarray(self.values[X[:, 0].astype(np.int64)])
-
-
-class _Decisions(_Answers):
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Return the decision values of some rows."""
-        return self._of(X)
-
-
-class _Probabilities(_Answers):
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of some rows."""
-        return self._of(X)
-
-
 def by_temperature(parts: Sequence[tuple[Any, Any, np.ndarray]]) -> Any:
     """Return a calibrated head, to be given a fitted one by `with_head`, with a temperature learned from held-out rows.
 
     `parts`: fitted heads of one class, each with rows X (rows, width) that it was not fitted to and their classes,
-    text (rows,). A class of the heads without such a row counts as one that no row is of.
+    text (rows,). A class of the heads without such rows counts as one that no row is of.
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
     from sklearn.model_selection import KFold
 
+    from pipeline.heads.answered import Decisions, Probabilities
+
     classes = parts[0][0].classes_
     decides = hasattr(parts[0][0], "decision_function")
     values = np.concatenate([head.decision_function(X) if decides else head.predict_proba(X) for head, X, _ in parts])
     y = np.concatenate([y for *_, y in parts])
-    missing = np.setdiff1d(classes, y)
-    rows = np.concatenate([np.arange(len(y)), np.zeros(len(missing), dtype=np.int64)])[:, None]
-    weights = np.repeat([1.0, 0.0], [len(y), len(missing)])
-    held = (_Decisions if decides else _Probabilities)(classes, values)
-    # The folds mean nothing, since a frozen head learns from none; by default each class would need five rows.
-    found = CalibratedClassifierCV(FrozenEstimator(held), method="temperature", cv=KFold(2))
-    return found.fit(rows, np.concatenate([y, missing]), sample_weight=weights).set_params(cv=None)
+    # scikit-learn wants a row of each class in each fold: rows that weigh nothing are added where there are fewer.
+    lacking = [name for name in classes for _ in range(FOLDS - int((y == name).sum()))]
+    rows = np.concatenate([np.arange(len(y)), np.zeros(len(lacking), dtype=np.int64)])[:, None]
+    weights = np.repeat([1.0, 0.0], [len(y), len(lacking)]) if lacking else None
+    targets = np.concatenate([y, np.array(lacking, dtype=y.dtype)])
+    held = (Decisions if decides else Probabilities)(classes, values)
+    found = CalibratedClassifierCV(FrozenEstimator(held), method="temperature", cv=KFold(FOLDS))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Since FrozenEstimator does not appear", UserWarning)  # weights calibrate
+        found.fit(rows, targets, sample_weight=weights)
+    return found.set_params(cv=None)
 
 
 def temperature_of(calibrated: Any) -> float:

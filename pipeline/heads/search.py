@@ -68,6 +68,10 @@ class SearchConfig(Settings):
         return self
 
 
+class AutoSearch(SearchConfig):
+    """The search of a head for which none is named: by log loss it ends where that rises for good."""
+
+
 def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
     """The parameter and its values, from the most regularised; raises HeadError for a head without a sweep."""
     if config.parameter is None:
@@ -85,11 +89,17 @@ def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
     return config.parameter, tuple(sorted(config.values, key=lambda value: direction * value))
 
 
-def automatic(name: str, params: Mapping[str, Any]) -> SearchConfig | None:
-    """Return the search of a head for which none is named: its own sweep, unless `params` say what it would choose."""
-    if name not in AUTO or {GRIDS[name.removeprefix("streaming_")][0], "alphas"} & set(params):
+def automatic(name: str, params: Mapping[str, Any]) -> AutoSearch | None:
+    """Return the search of a head for which none is named: every second value of its own sweep.
+
+    None for heads without an automatic search, and where `params` say what the search would choose.
+    """
+    if name not in AUTO:
         return None
-    return SearchConfig.model_validate({})
+    parameter, values = GRIDS[name.removeprefix("streaming_")]
+    if {parameter, "alphas"} & set(params):
+        return None
+    return AutoSearch.model_validate({"parameter": parameter, "values": values[::2]})
 
 
 def search(
@@ -119,7 +129,7 @@ def search(
     measured: dict[str, Any] = {"metric": metric, "kind": kind, "classes": classes, "given": given}
     what = (pipeline, inner + parameter, values)
     if config.method == "grid":
-        found = sweep(*what, folds, **measured, on=on)
+        found = sweep(*what, folds, **measured, on=on, stops=isinstance(config, AutoSearch))
     elif config.method == "halving":
         found = budgeted.halving(*what, folds[0], **measured)
     else:

@@ -19,6 +19,9 @@ from pipeline.heads.paths import candidates, copy_of, fitted
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
+ENOUGH = 3
+"""Values in a row that are worse than the best, after which the log loss is taken to rise for good."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -91,11 +94,14 @@ def sweep(
     classes: Sequence[str],
     given: Scores,
     on: str | None = None,
+    stops: bool = False,
 ) -> Found:
     """Fit a head per fold for each value, in their order, and choose a value on the held-out rows of all folds.
 
-    `given`: what the scores of the head are. The preparation is fitted once per fold. `pipeline.heads.paths` says how
-    heads share work between values. A value with which a fit fails, or does not converge, is recorded and not chosen. Raises HeadError where that is so of all.
+    `given`: what the scores of the head are. `stops`: by log loss, values after the best one are tried until `ENOUGH`
+    of them in a row are worse by more than a standard error. The preparation is fitted once per fold.
+    `pipeline.heads.paths` says how heads share work between values. A value with which a fit fails, or does not
+    converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
     tried: list[Tried] = []
     best: tuple[int, list[Any]] | None = None
@@ -111,6 +117,8 @@ def sweep(
             tried.append(one)
             if one.usable and (best is None or _loss(one, metric) < _loss(tried[best[0]], metric)):
                 best = len(tried) - 1, heads
+            if stops and best is not None and metric == "log_loss" and _rises(tried[best[0]], tried[best[0] + 1 :]):
+                break
         if best is None:
             lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
             raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", lines))
@@ -194,6 +202,16 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
     ]
 
 
+def _rises(best: Tried, after: Sequence[Tried]) -> bool:
+    """Whether enough of the last values after the best are worse than it by more than a standard error."""
+    last = after[-ENOUGH:]
+    return len(last) == ENOUGH and all(
+        one.score is None or one.score - best.score > _error_between(one, best)
+        for one in last
+        if best.score is not None
+    )
+
+
 def _error_between(one: Tried, other: Tried) -> float:
     """The standard error of the mean difference per row; 0 where the metric is no mean over rows."""
     if one.by_row is None or other.by_row is None or len(one.by_row) < 2:
@@ -217,7 +235,8 @@ def _record(
     scores = {other.score for other in tried if other.usable}
     ordered = len(values) > 2 and all(isinstance(value, int | float) for value in values)
     return {
-        "values": list(values),
+        "values": list(values[: len(tried)]),
+        "left_out": list(values[len(tried) :]),
         "validation": [other.score for other in tried],
         "log_loss": None if metric == "log_loss" else [other.uncertainty for other in tried],
         "problems": [other.problem for other in tried],

@@ -3,6 +3,7 @@
 leaderboard   reads what evaluation wrote, orders it, prints it
 figures       SVG figures of one method: confusion, calibration, predictions
 curves        SVG figures of all methods of a run: against labels, inputs and costs
+chosen        what chose the method of a run, in words
 costs         depth, bytes and multiply-adds of an input
 trained       networks that were trained beside heads on frozen features
 students      students beside their teachers: costs, accuracy, agreement

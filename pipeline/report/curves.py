@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from pipeline.report.chosen import searches
 from pipeline.report.costs import Cost
 from pipeline.report.figures import COLOURS, MARKERS, axes_of, panels
 from pipeline.report.leaderboard import NAMES, Run
 
 MOST_LINES = 7
+WIDE = 30  # times the smallest value, from which on an axis is logarithmic
 
 
 def by_labels(run: Run) -> str | None:
@@ -95,6 +97,30 @@ def by_input(run: Run) -> str | None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(f"test {NAMES[metric]}")
     return found[0]
+
+
+def by_search(run: Run) -> str | None:
+    """The score on held-out rows against the values of the search, a line a draw; None where no number was searched."""
+    found_searches = [one for one in searches(run) if all(_is_number(value) for value in one["values"])]
+    if not found_searches:
+        return None
+    found: list[str] = []
+    with axes_of(4.6, 3.4, found, name=f"{run['run']} by_search") as axes:
+        for one in found_searches:
+            pairs = [pair for pair in zip(one["values"], one["validation"], strict=True) if pair[1] is not None]
+            axes.plot(*zip(*sorted(pairs), strict=True), color=COLOURS[0], linewidth=1.2, marker=".", markersize=4)
+            at = dict(pairs)[one["chosen"]]
+            axes.plot([one["chosen"]], [at], color=COLOURS[1], marker="o", markersize=6, linestyle="none")
+        values = [value for one in found_searches for value in one["values"]]
+        if min(values) > 0 and max(values) / min(values) > WIDE:
+            axes.set_xscale("log")
+        axes.set_xlabel(found_searches[0]["parameter"])
+        axes.set_ylabel(f"held-out {NAMES.get(found_searches[0]['metric'], found_searches[0]['metric'])}")
+    return found[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def by_cost(run: Run, found_costs: Mapping[str, Cost]) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.files import read_json, write_text
-from pipeline.report import ReportConfig, curves, figures, leaderboard, students, trained
+from pipeline.report import ReportConfig, chosen, curves, figures, leaderboard, students, trained
 from pipeline.report.costs import costs as costs_of
 from pipeline.report.leaderboard import Run
 
@@ -103,6 +103,7 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
     drawn = {
         f"{name} against labels": curves.by_labels(run),
         "Inputs at the most labels": curves.by_input(run),
+        "What the search chose": curves.by_search(run),
         "Confusion, percent of each target": figures.confusion(run),
         "Calibration": figures.reliability(run),
         "Predictions of test rows": figures.scatter(run),
@@ -115,6 +116,9 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
         **run,
         "settings": leaderboard.settings_of(run),
         "how": trained.approach(run, every)[1],
+        "chosen": chosen.reason(run),
+        "warnings": chosen.warnings(run),
+        "undecided": run.get("undecided"),
         "name": name,
         "columns": leaderboard.others(run, leaderboard.LONG),
         "figures": {title: Markup(svg) for title, svg in drawn.items() if svg is not None},

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.leaderboard import Run, settings_of
+from pipeline.choice import best_of
+from pipeline.report.leaderboard import NAMES, Run, settings_of
 
 Row = dict[str, Any]
 
@@ -74,7 +75,40 @@ def beside(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | No
     if all(line["place"] == FROZEN for line in lines):
         return None
     counts = sorted({count for line in lines for count in line["cells"]}, key=lambda count: (count is None, count or 0))
-    return {"labels": counts, "lines": sorted(lines, key=lambda line: (line["place"], line["run"]))}
+    return {
+        "labels": counts,
+        "below": below_probe(runs),
+        "lines": sorted(lines, key=lambda line: (line["place"], line["run"])),
+    }
+
+
+def below_probe(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each trained network of a task that is below the frozen probe of its own backbone.
+
+    Both by the methods that held-out rows choose, at the most labels that both have, on test rows.
+    """
+    lines = []
+    probes = [run for run in runs if "backbone" not in run["made_from"] and "student" not in run["made_from"]]
+    for run in runs:
+        own = run["made_from"].get("student") or settings_of(run).get("backbone")
+        for probe in () if run in probes else probes:
+            counts = [count for count in _counts(run) if count in _counts(probe)]
+            if settings_of(probe).get("backbone") != own or not counts:
+                continue
+            labels = max(counts, key=lambda count: float("inf") if count is None else count)
+            rows = best(run, labels), best(probe, labels)
+            values = [None if row is None else row[run["metric"]] for row in rows]
+            if values[0] is None or values[1] is None or (values[0] >= values[1]) == run["higher_is_better"]:
+                continue
+            lines.append(
+                f"{run['run']} is below the frozen probe of its own backbone, {probe['run']}: {NAMES[run['metric']]} "
+                f"{values[0]:.3f} against {values[1]:.3f}, {'all' if labels is None else labels} labels a class"
+            )
+    return lines
+
+
+def _counts(run: Run) -> list[int | None]:
+    return list(dict.fromkeys(row["labels"] for row in run["table"]))
 
 
 def best(run: Run, labels: int | None) -> Row | None:
@@ -84,6 +118,4 @@ def best(run: Run, labels: int | None) -> Row | None:
     known = [row for row in rows if row[f"validation_{metric}"] is not None]
     if not known:
         return rows[0] if len(rows) == 1 else None
-    better = max if run["higher_is_better"] else min
-    found: Row = better(known, key=lambda row: row[f"validation_{metric}"])
-    return found
+    return best_of(known, metric, higher=run["higher_is_better"])
