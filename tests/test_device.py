@@ -18,8 +18,8 @@ from pipeline.heads import device, create
 assert device.enable()
 import numpy as np, skops.io
 from pipeline.heads.preparation import Pca
-from pipeline.heads.sweep import Rows, sweep
-from pipeline.fit.one import _fit
+from pipeline.heads.sweep import Fold, Rows, sweep
+from pipeline.fit.one import _fitted
 random = np.random.default_rng(0)
 told = np.arange(90) % 3
 X = (np.eye(3, 8)[told] * 2 + random.normal(size=(90, 8))).astype(np.float32)
@@ -30,7 +30,7 @@ for name, scale, pca in [
 ]:
     on, off = (create(name, {}, scale=scale, pca=pca) for _ in range(2))
     assert device.supports(on), name
-    _fit(device.prepare(on), Rows(X, y), "cpu")
+    on = _fitted(device.prepare(on), Rows(X, y), "cpu")
     off.fit(X, y)
     held = [type(value).__module__ for _, step in on.steps for value in vars(step).values()]
     assert not any(module.startswith("torch") for module in held), held
@@ -39,10 +39,9 @@ for name, scale, pca in [
         np.testing.assert_allclose(on[-1].coef_, off[-1].coef_, rtol=1e-2, atol=1e-3)
     skops.io.dumps(on)
 values = [1e-3, 0.1, 10.0]
-found = [
-    sweep(create("logistic", {}, scale="standard"), "C", values, Rows(X, y), Rows(X, y), classes=list("abc"), on=on)
-    for on in ("cpu", None)
-]
+told = dict(classes=list("abc"), given="probability")
+folds = [Fold(Rows(X, y), Rows(X, y))]
+found = [sweep(create("logistic", {}, scale="standard"), "C", values, folds, **told, on=on) for on in ("cpu", None)]
 np.testing.assert_allclose(*(one.record["validation"] for one in found), atol=0.02)
 np.testing.assert_array_equal(found[0].head.classes_, ["a", "b", "c"])
 skops.io.dumps(found[0].head)

@@ -17,6 +17,7 @@ FEW = {"few_shot": {"labels_per_class": 5, "draws": 2}}
 UNCHOSEN = {"by": "hash", "sizes": {"train": 0.7, "validation": 0, "test": 0.3}}
 
 FIT = {"task": "more", "backbone": "glyphs", "inputs": ["block3"]}
+SPLIT = {"validation": "split"}
 TUNED = {"task": "more", "backbone": "glyphs", "start": "backbone"}
 STUDENT = {
     "task": "more", "student": "small", "start": "scratch", "teacher": "tuned", "losses": {"soft": {}, "labels": 1},
@@ -76,8 +77,8 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "calibration of numbers": (
         "fit", FIT | {"head": "ridge", "calibrate": "temperature"}, REGRESSION, ".calibrate: expected none for a regre",
     ),
-    "a search without rows": ("fit", FIT | {"search": "sweep"}, UNCHOSEN, ".search: expected a task with validation r"),
-    "a refit without rows": ("fit", FIT | {"refit": True}, UNCHOSEN, ".refit: expected a task with validation rows, g"),
+    "a search without rows": ("fit", FIT | SPLIT | {"search": "sweep"}, UNCHOSEN, ".search: expected a task with v"),
+    "a refit without rows": ("fit", FIT | SPLIT | {"refit": True}, UNCHOSEN, ".refit: expected a task with validation"),
     "a search of centroid": (
         "fit", FIT | {"head": "centroid", "search": "sweep"}, {}, ".search: centroid has no sweep of its own. Name a `",
     ),

@@ -16,7 +16,7 @@ run          all of them, and what they leave on disk
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline import heads
 from pipeline.config import Settings, with_colon
@@ -34,6 +34,18 @@ SPLIT_ROWS = 1000
 """From so many validation rows on they choose, and no folds: `python benchmarks/validation.py`."""
 
 Input = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _form(search: Any) -> str:
+    """Which of the forms of `search` a value has."""
+    return "str" if isinstance(search, str) else "constrained-search"
+
+
+Search = Annotated[
+    Annotated[Literal["auto", "none"], Tag("str")] | Annotated[SearchConfig, Tag("constrained-search")],
+    Discriminator(_form),
+]
+"""What to search: what is usual of a head, nothing, or settings."""
 
 
 class RunConfig(WorkersConfig):
@@ -56,7 +68,7 @@ class FitConfig(Settings):
     pca: Pca | None = Field(
         default=None, description="principal components of each input: a number, a share of the variance, or settings"
     )
-    search: Literal["auto", "none"] | SearchConfig = Field(
+    search: Search = Field(
         "auto", description="`auto`: a sweep of logistic and ridge heads; `sweep`, of others too; or its settings"
     )
     validation: Literal["auto", "split", "folds"] | Annotated[int, Field(ge=2)] = Field(

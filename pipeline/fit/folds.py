@@ -78,9 +78,9 @@ def validation_of(config: FitConfig, task: Task, training: Training) -> Validati
     found = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
     if found is not None:
         return replace(found, instead=split)
-    why = f"{training}: too few rows of each class or group for folds of {len(learned):,} rows"
+    some = "all training rows" if training.labels is None else f"{training.labels:,} labels per class"
     instead = f"{len(own):,} validation rows choose instead" if len(own) else "nothing is held out, and nothing chosen"
-    return Validation(learned, split.parts, split.record, [f"{why}; {instead}."])
+    return Validation(learned, split.parts, split.record, [f"{some} are too few for folds; {instead}"])
 
 
 def _split(rows: np.ndarray, own: np.ndarray, learned: np.ndarray) -> Validation:
