@@ -93,7 +93,7 @@ class Place:
     def probe(self, name: str, tap: str, **params: Any) -> None:
         """A run of a logistic head on a tap, from which others may start."""
         fit_heads(
-            FitConfig(task="task", backbone="net", inputs=(tap,), params=params),
+            FitConfig(task="task", backbone="net", inputs=(tap,), params=params, refit=False),
             task=self.paths.task,
             features=self.paths.features,
             models=self.root / "models" / name,

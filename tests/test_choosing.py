@@ -82,6 +82,9 @@ def test_a_run_without_settings_holds_every_row_out_once_and_learns_from_all_tha
     wanted.fit(X[known], task.targets[known])
     saved = skops.io.load(place.models / record["file"])
     np.testing.assert_allclose(saved.predict_proba(X), wanted.predict_proba(X), atol=2e-3)
+    before = skops.io.load(place.models / record["before_refit"])
+    wanted.fit(X[split == "train"], task.targets[split == "train"])
+    np.testing.assert_allclose(before.predict_proba(X), wanted.predict_proba(X), atol=2e-3)
     order = [list(task.keys).index(key) for key in one.keys[held]]
     assert np.abs(one.scores[held] - saved.predict_proba(X[order])).max() > 0.01, "it learned from these rows"
 

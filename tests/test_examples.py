@@ -62,7 +62,8 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("split.more", {"datasets": ["digits"], "target": "age"}, ["kind: multilabel", "kind: regression"]),
     ("audit", {}, ["contradicted: 0.8", "tap: penultimate", "most_rows: 100000"]),
     ("audit", {}, ["features: {digits: {backbone: glyphs, tap: block3}}"]),
-    (FIT, {}, ["pca: 64", "{components: 64, whiten: true}", "search: sweep", "refit: true", "calibrate: temperature"]),
+    (FIT, {}, ["pca: 64", "{components: 64, whiten: true}", "search: auto", "refit: true", "calibrate: temperature"]),
+    (FIT, {}, ["validation: auto"]),
     (FIT, {"head": "mlp"}, ["seeds: 5"]),
     (FIT, {"head": "logistic"}, ["device: cuda", "memory_gb: 16", "{parameter: C, values: [0.1, 1, 10],"]),
     (FIT, {"head": "streaming_ridge"}, ["run: {workers: 4}"]),
@@ -93,7 +94,7 @@ MEANT: Mapping[str, list[Mapping[str, Any]]] = {
     "{train: 60, validation: 10": [{"sizes": {"train": 60, "validation": 10, "test": 20}}],
     "{components: 64, whiten: true}": [{"pca": {"components": 64, "whiten": True}}, {"pca": 0.95}],
     "{parameter: C, values: [0.1, 1, 10],": [
-        {"search": {"parameter": "C", "values": [0.1, 1, 10], "metric": "log_loss", "method": method}}
+        {"search": {"parameter": "C", "values": [0.1, 1, 10], "metric": "accuracy", "method": method}}
         for method in ("grid", "halving", "optuna")
     ],
     "{logistic: {C: 1.0}, ridge: {}}": [

@@ -71,6 +71,8 @@ class Fit:
     record: dict[str, Any]
     rows: np.ndarray
     """The numbers of the rows that the head was fitted to, in that order."""
+    before_refit: Any | None
+    """The same head fitted to the training split alone, from which a network may start: its validation rows are new."""
 
 
 def fit_one(
@@ -133,6 +135,7 @@ def _fit(
         else:
             unconverged.clear()  # of heads that do not stay
             last = _fitted(pipeline, _rows(data, source, learned), head.on)
+        end, stopped = last[-1], list(unconverged)
         if config.calibrate is not None:
             if not folds:
                 raise HeadError("calibrate: expected rows that can be held out, got none. Leave `calibrate` out.")
@@ -141,6 +144,11 @@ def _fit(
             same = last is fitted[0]
             fitted = [calibration.with_head(calibrated, one) for one in fitted]
             last = fitted[0] if same else calibration.with_head(calibrated, last)
+        refit = bool((data.splits[learned] == "validation").any())
+        before = None
+        if refit and _is_linear(end):
+            split = len(folds) == 1 and np.array_equal(validation.parts[0].train, training.rows)
+            before = fitted[0] if split else _fitted(pipeline, _rows(data, source, training.rows), head.on)
         predicted = _predicted(head, data, source, training, validation, [*fitted, last], seed=seed)
     record = {
         "head": head.called,
@@ -152,11 +160,11 @@ def _fit(
         "validation": validation.record,
         "search": None if found is None else found.record,
         "temperature": None if calibrated is None else calibration.temperature_of(calibrated),
-        "refit": bool((data.splits[learned] == "validation").any()),
+        "refit": refit,
         "learned_rows": len(learned),
-        "not_converged": unconverged[0] if unconverged else None,
+        "not_converged": stopped[0] if stopped else None,
     }
-    return Fit(last, predicted, record, learned[source.order(learned)])
+    return Fit(last, predicted, record, learned[source.order(learned)], before)
 
 
 @contextmanager
@@ -197,6 +205,11 @@ def threads_for(values: int) -> AbstractContextManager[Any]:
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1) if values < SMALL else nullcontext()
+
+
+def _is_linear(end: Any) -> bool:
+    """Whether a fitted estimator, or that of its first label, has coefficients."""
+    return any(hasattr(one, "coef_") for one in (end, *getattr(end, "estimators_", ())[:1]))
 
 
 def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:

@@ -249,6 +249,10 @@ def _saved(one: Fit, data: Data, models: Path) -> dict[str, Any]:
     path = models / one.record["file"]
     try:
         _save(one.head, path)
+        if one.before_refit is not None:
+            before = path.with_name(f"{path.stem}.before-refit.skops")
+            _save(one.before_refit, before)
+            one.record["before_refit"] = before.name
     except Exception as error:
         raise HeadError(f"{path}: the head cannot be saved: {cause_of_failure(error)}") from error
     if not looks_at_rows(one.head):

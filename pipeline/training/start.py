@@ -47,6 +47,8 @@ def fitted_head(
 ) -> tuple[nn.Linear, str]:
     """The head that a run fitted to the same training set, as one layer, and the digest of its file.
 
+    Of a run that was refitted the head from before.
+
     Raises HeadError where the run has no such head on the backbone's last features, or one that saw validation rows.
     """
     if not (run / "model.json").is_file():
@@ -70,12 +72,13 @@ def fitted_head(
         raise HeadError(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
-    if fits[0].get("refit", made["settings"].get("refit")):
+    file = fits[0].get("before_refit", fits[0]["file"])
+    if fits[0].get("refit", made["settings"].get("refit")) and "before_refit" not in fits[0]:
         raise HeadError(
             f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
             "refitted to them. Fit it with `refit: false`."
         )
-    path = run / fits[0]["file"]
+    path = run / file
     return linear_of(model.read(path), classes=classes, kind=kind), sha256_file(path)
 
 
