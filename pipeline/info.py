@@ -74,7 +74,7 @@ def _features(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    heads = sorted(file.stem for file in path.glob("*.skops"))
+    heads = sorted(file.stem for file in path.glob("*.skops") if not file.stem.endswith(BEFORE_REFIT))
     return {"artefact": "model", **read_json(path / "model.json"), "heads": heads}
 
 

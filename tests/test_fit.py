@@ -431,7 +431,11 @@ def test_fits_of_any_class_that_fail_or_cannot_be_saved_cost_no_other_fit(place:
     assert causes["Failing"] == "Failing on easy, all: TypeError: the fit ends"
     assert causes["Unsaved"].startswith(f"{place.models / 'Unsaved.easy.all.skops'}: the head cannot be saved: ")
     assert [f"not fitted: {cause}" for cause in causes.values()] == done.notes
-    assert sorted(path.name for path in place.models.iterdir()) == ["model.json", "ridge.easy.all.before-refit.skops", "ridge.easy.all.skops"]
+    assert sorted(path.name for path in place.models.iterdir()) == [
+        "model.json",
+        "ridge.easy.all.before-refit.skops",
+        "ridge.easy.all.skops",
+    ]
 
 
 def test_a_penalty_that_is_none_is_recorded_with_what_is_expected(place: Place) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import Place, make
+from places import PLAIN, Place, make
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
 from test_rows import keys_of, stored
@@ -243,7 +243,8 @@ def test_a_run_with_workers_leaves_the_bytes_of_one_without(
     alone = fitted(place)
     assert any("coef_" in name for name in alone)
     assert any("components_" in name for name in alone) == bool(before)
-    done = place.run(FitConfig(task="pets", backbone="tiny", run={"scheduler": client.scheduler.address}, **settings))
+    shared = {**PLAIN, **settings, "run": {"scheduler": client.scheduler.address}}
+    done = place.run(FitConfig(task="pets", backbone="tiny", **shared))
     assert fitted(place) == alone
     assert done.notes == [
         "streaming_logistic: workers make its first pass; its search reads the training rows here.",
