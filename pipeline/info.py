@@ -74,8 +74,10 @@ def _features(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    heads = sorted(file.stem for file in path.glob("*.skops") if not file.stem.endswith(BEFORE_REFIT))
-    return {"artefact": "model", **read_json(path / "model.json"), "heads": heads}
+    made = read_json(path / "model.json")
+    before = {one.get("before_refit") for one in made.get("fits", ())}
+    heads = sorted(file.stem for file in path.glob("*.skops") if file.name not in before)
+    return {"artefact": "model", **made, "heads": heads}
 
 
 def _teacher(path: Path) -> dict[str, Any]:

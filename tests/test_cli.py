@@ -114,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     fit(
-        FitConfig(task="digits", backbone="tiny", inputs=("penultimate",), validation="split", refit=False),
+        FitConfig(task="digits", backbone="tiny", inputs=("penultimate",), validation="split"),
         task=folder / "tasks" / "digits.parquet",
         features=folder / "features" / "tiny",
         models=folder / "models" / RUN,
