@@ -209,7 +209,7 @@ def test_a_block_of_the_documents_can_be_taken_in(block: str) -> None:
     for section, entries in YAML(typ="safe").load(block.replace("    ...\n", "")).items():
         for name, entry in entries.items():
             there = params[section].get(name, {}) if "..." in block else {}
-            params[section][name] = {**there, **entry}
+            params[section][name] = {**there, **entry} if isinstance(entry, dict) else entry
     assert problems(params) == []
 
 

@@ -101,13 +101,13 @@ def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
 
 
 def _build(architecture: Mapping[str, Any]) -> nn.Module | None:
-    """Return the network on the meta device; None where it computes with its own weights as it is built."""
+    """Return the network on the meta device; None of a user's own that computes while it is built."""
     try:
         with torch.device("meta"):
             return artefact.build(architecture)
     except BackboneError as error:
-        if isinstance(error.__cause__, NotImplementedError | RuntimeError):
+        if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # not of the arguments, but of the device
             return None
         raise
-    except (NotImplementedError, RuntimeError):
-        return None
+    except Exception:  # noqa: BLE001 - networks that compute while they are built raise nearly anything
+        return artefact.build(architecture)
