@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.files import check_readable, read_json
 from pipeline.predictions import SCORES
 from pipeline.task import KIND
 
@@ -94,6 +94,7 @@ READERS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _table(path: Path) -> dict[str, Any]:
+    check_readable(path)
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
     found: dict[str, Any] = {"rows": rows, "columns": columns}

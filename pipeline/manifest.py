@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, unknown
+from pipeline.files import check_readable
 
 FILES_SCHEMA = pa.schema(
     [
@@ -102,6 +103,7 @@ def read(folder: Path, dataset: str, columns: Sequence[str] | None = None) -> pa
     path = ManifestPaths(folder, dataset).rows
     if not path.is_file():
         raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
+    check_readable(path)
     names = pq.read_schema(path).names
     if columns is None:
         return pq.read_table(path)
@@ -120,6 +122,7 @@ def read_files(
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
             raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
+        check_readable(path)
         with pq.ParquetFile(path) as file:
             there = [name for name in columns if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=there):

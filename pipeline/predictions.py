@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.files import publish, scratch
+from pipeline.files import check_readable, publish, scratch
 from pipeline.task import KIND, TYPES, Kind, array_of, column_of
 
 Scores = Literal["probability", "decision", "none"]
@@ -136,6 +136,7 @@ class PredictionsFile:
         """Read the schema; raises DataError if there is no such file."""
         if not path.is_file():
             raise DataError(f"{path}: no such predictions. Run `dvc repro`, or its run {path.stem!r} alone.")
+        check_readable(path)
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]
         told = {name.decode(): value.decode() for name, value in schema.metadata.items()}

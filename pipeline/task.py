@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.files import atomic
+from pipeline.files import atomic, check_readable
 
 SPLITS = ("train", "validation", "test")
 Kind = Literal["classification", "multilabel", "regression"]
@@ -51,6 +51,7 @@ class Task:
         """Read a task file; raises DataError if it does not exist."""
         if not path.is_file():
             raise DataError(f"{path}: no such task. Run `dvc repro split@{path.stem}`.")
+        check_readable(path)
         from pyarrow import parquet  # not at the top: settings need the kinds of tasks alone
 
         return cls(parquet.read_table(path))

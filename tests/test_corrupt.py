@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from unprivileged import closed, open_folder
 
 from pipeline.backbones import artefact, glyphs
 from pipeline.errors import DataError
@@ -289,13 +290,13 @@ def test_a_list_names_a_folder_as_a_file_and_has_the_reason(tmp_path: Path, back
     assert run.excluded() == {"folder.jpg": "not a regular file"}
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_has_the_reason_of_the_system(tmp_path: Path, backbone: Path) -> None:
-    run = Run(tmp_path, backbone)
-    write_good(run.photos, 9)
-    (run.photos / "0000.jpeg").chmod(0)
-    assert run.prepare(max_rejected=0.5).excluded == {"unreadable": 1}
-    assert run.excluded() == {"0000.jpeg": "Permission denied"}
+def test_a_file_that_may_not_be_read_has_the_reason_of_the_system(backbone: Path) -> None:
+    with open_folder() as root:
+        run = Run(root, backbone)
+        write_good(run.photos, 9)
+        with closed(run.photos / "0000.jpeg", root=root):
+            assert run.prepare(max_rejected=0.5).excluded == {"unreadable": 1}
+        assert run.excluded() == {"0000.jpeg": "Permission denied"}
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, backbone: Path) -> None:

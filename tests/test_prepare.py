@@ -21,6 +21,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from unprivileged import closed
 
 import stages.prepare
 from pipeline import manifest
@@ -776,10 +777,12 @@ def test_a_place_that_cannot_be_written_to_is_an_error_with_its_path_and_no_trac
 
 
 def test_a_folder_that_may_not_be_read_is_an_error_with_its_path(in_project: Path) -> None:
-    (in_project / "data/raw/digits/cat").chmod(0)
-    if os.access(in_project / "data/raw/digits/cat", os.R_OK):
-        pytest.skip("root may read everything")
-    with pytest.raises(SystemExit, match=r"^error: data/raw/digits/cat: Permission denied: .*\. Change its owner or"):
+    folder = "data/raw/digits/cat"
+    (in_project / "data" / "manifests" / "files").mkdir(parents=True)
+    with (
+        closed(in_project / folder, root=in_project) as named,
+        pytest.raises(SystemExit, match=f"^error: {folder}: Permission denied: it {named}. Change its owner or"),
+    ):
         project.run(stages.prepare.main)
 
 

@@ -75,6 +75,8 @@ def download(entry: Any) -> dict[str, torch.Tensor]:
     """
     try:
         state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+    except PermissionError:  # torch's cache is another user's
+        raise
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BackboneError(
             f"{entry.url}: the weights could not be loaded: {error}. Where there is no network, fetch that file "

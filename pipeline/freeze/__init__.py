@@ -195,11 +195,16 @@ FreezeConfig = Annotated[Pretrained | Torchvision | Timm | Folder | Module, Fiel
 
 
 def _suggest(file: Path) -> str:
-    return f"sha256: '{sha256_file(file)[:16]}'" if file.is_file() else f"{file}: no such file"
+    try:
+        return f"sha256: '{sha256_file(file)[:16]}'" if file.is_file() else f"{file}: no such file"
+    except PermissionError as error:
+        return f"{error.filename}: {error.strerror}"
 
 
 def _of(folder: Path) -> str:
     try:
         return f"digest: '{read_json(folder / 'backbone.json')['weights_digest'][:16]}'"
+    except PermissionError as error:
+        return f"{error.filename}: {error.strerror}"
     except (OSError, ValueError, LookupError, TypeError):
         return f"{folder}: no backbone there"

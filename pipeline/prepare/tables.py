@@ -33,7 +33,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
                     for row in range(file.metadata.num_rows):
                         yield Found(f"{shard.path}/{row}", {}, place, container=name, offset=row)
         except (OSError, pa.ArrowException) as error:
-            yield Found(shard.path, refused=("unreadable", f"damaged Parquet file, from row {row} on: {_short(error)}"))
+            yield Found(shard.path, refused=("unreadable", _reason(error, row=row)))
     yield from root.strays()
 
 
@@ -69,5 +69,9 @@ def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambd
     return first[1] if first is not None else {}
 
 
-def _short(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+def _reason(error: BaseException, *, row: int) -> str:
+    """Return why a file is read no further; what the system refuses is no damage."""
+    if isinstance(error, PermissionError) and error.strerror:
+        return error.strerror
+    short = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"damaged Parquet file, from row {row} on: {short}"

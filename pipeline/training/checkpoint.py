@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError, bullets
-from pipeline.files import atomic, canonical_json
+from pipeline.files import atomic, canonical_json, check_readable
 from pipeline.store.identity import differences
 from pipeline.training.history import History
 
@@ -58,6 +58,7 @@ def resume(
     """
     if not path.is_file():
         return State()
+    check_readable(path)
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if found := differences(json.loads(saved["settings"]), json.loads(canonical_json(settings))):
         title = f"{path}: expected to go on with the settings that it was begun with, got others"
