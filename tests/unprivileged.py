@@ -21,8 +21,8 @@ def open_folder() -> Iterator[Path]:
 def closed(path: Path, *, root: Path) -> Iterator[str]:
     """Take all rights to a path away, and be nobody where this process is root; yield how a refusal names them.
 
-    Anybody may write below `root`, a folder of `open_folder`, or the working directory where paths are relative. Modules
-    must be imported before: nobody may not read them.
+    Anybody may write below `root`, a folder of `open_folder`, or the working directory where paths are relative.
+    Modules must be imported before: nobody may not read them.
     """
     before, owner = stat.S_IMODE(path.stat().st_mode), path.stat().st_uid
     path.chmod(0)
