@@ -2,6 +2,7 @@
 
 import io
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from pipeline.backbones import artefact, timm_models
-from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.artefact import Backbone, weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.engines.export import address
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
 from pipeline.freeze import FreezeConfig
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
+from pipeline.training.ready import packages
 
 timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
 timm_data = pytest.importorskip("timm.data")
@@ -235,3 +238,31 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: p
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(BackboneError, match=r"timm: not installed .*Run `pip install 'icecore\[timm\]'`."):
         timm_models.weights_entry(SMALL, None)
+
+
+def test_another_version_of_timm_is_another_training_and_another_graph(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = freeze(settings_of(**small), tmp_path / "timm", pretrained=tmp_path)
+    assert spec.probe is not None
+    assert set(spec.probe.versions) == {"timm", "torch", "torchvision"}
+    headed = {"family": "headed", "base": {"family": "headless", "base": spec.architecture}}
+    other = {"family": "headed", "base": {"family": "torchvision", "name": "alexnet"}}
+    assert set(packages(headed, from_pixels=True)) == {
+        *("lightning-fabric", "numpy", "pillow", "timm", "torch", "torchvision"),
+    }
+    assert set(packages(other, from_pixels=False)) == {"lightning-fabric", "numpy", "torch", "torchvision"}
+    backbone = artefact.read(tmp_path / "timm")
+    foreign = Backbone(spec=spec.model_copy(update={"architecture": other}), module=backbone.module)
+    specs = {"logits": TapSpec(node="logits")}
+
+    def keys() -> tuple[str, str, dict[str, str]]:
+        return address(backbone, specs), address(foreign, specs), packages(headed, from_pixels=True)
+
+    before = keys()
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if name == "timm" else installed(name))
+    after = keys()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+    assert after[2] == {**before[2], "timm": "0.0.1"}

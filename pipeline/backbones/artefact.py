@@ -116,7 +116,7 @@ def write(
         taps=taps,
         aliases=aliases(architecture, taps),
         classes=tuple(classes),
-        probe=probe.take(network, inputs.shape, source=str(origin.get("source", ""))),
+        probe=probe.take(network, inputs.shape, packages=probe.packages_of(architecture)),
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)

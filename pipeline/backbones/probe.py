@@ -4,7 +4,7 @@ Weights and architecture can be the same and values others: after an upgrade of 
 anything else that the code uses. Then stored features are those of another network.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,17 +32,26 @@ def difference(one: Probe, other: Probe) -> float:
     return float(off / max(one.largest, np.finfo(np.float32).tiny))
 
 
+def packages_of(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the packages whose code a network of an architecture runs, be it on the base of another."""
+    part: Any = architecture
+    while isinstance(part, Mapping):
+        if part.get("family") == "timm":
+            return (*PACKAGES, "timm")
+        part = part.get("base")
+    return PACKAGES
+
+
 @torch.inference_mode()
-def take(network: nn.Module, shape: tuple[int, int, int], *, source: str = "") -> Probe | None:
+def take(network: nn.Module, shape: tuple[int, int, int], *, packages: Sequence[str] = PACKAGES) -> Probe | None:
     """Run a frozen network on the fixed image; None where two runs differ, as of a network that draws at random.
 
-    `source`: the package that the network comes from, whose version is kept too.
+    `packages`: those whose versions are kept, as `packages_of` names them.
     """
     first, second = (_outputs(network, shape) for _ in range(2))
     if first.shape != second.shape or not np.array_equal(first, second) or not np.isfinite(first).all():
         return None
     places = np.linspace(0, max(0, len(first) - 1), min(VALUES, len(first))).astype(int)
-    packages = PACKAGES if source != "timm" else (*PACKAGES, "timm")
     return Probe(
         values=tuple(float(f"{value:.6g}") for value in first[places]),
         largest=float(f"{np.abs(first).max(initial=0.0):.6g}"),

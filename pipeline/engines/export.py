@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.probe import packages_of
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.tapped import Tapped
 from pipeline.errors import EngineError
@@ -55,7 +56,7 @@ def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
             "weights": spec.weights_digest,
             "input": spec.input.model_dump(mode="json"),
             "taps": [[name, tap.node, tap.pool, spec.taps[tap.node].model_dump()] for name, tap in specs.items()],
-            "versions": versions("torch", "torchvision", "onnx", "onnxscript"),
+            "versions": versions(*packages_of(spec.architecture), "onnx", "onnxscript"),
         }
     )
 

@@ -24,7 +24,7 @@ from pipeline.files import atomic, digest, free, sha256_bytes
 from pipeline.readers import Reader, image_reader
 from pipeline.readers.augment import AugmentConfig, needs_uncropped
 from pipeline.readers.image import centre_crop
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import Progress, silent, versions
 from pipeline.store import keys as key_arrays
 
 IN_MEMORY = 2**28  # bytes of pixels, above which they go to a file
@@ -121,7 +121,11 @@ def decoded(
         for row, image in _read(samples, reader, shape, progress):
             array[row] = image
         return Pixels(samples.keys, array)
-    made_of = {"reader": dict(reader.identity), "keys": sha256_bytes(samples.keys.tobytes())}
+    made_of = {
+        "reader": dict(reader.identity),
+        "keys": sha256_bytes(samples.keys.tobytes()),
+        "versions": versions("pillow"),
+    }
     path = folder / f"pixels-{digest(made_of)[:32]}.{'images' if uncropped else 'npy'}"
     if path.is_file():
         with contextlib.suppress(PermissionError):  # of another user: readable is enough

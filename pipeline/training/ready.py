@@ -1,7 +1,7 @@
 """A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import last_layer, new_parts
+from pipeline.backbones.probe import packages_of
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.config import refuse
 from pipeline.errors import TrainingError
@@ -158,9 +159,15 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
                 for name, rows in (("train", training.rows), ("validation", validation))
             },
             "code": digest_of_icecore("pipeline.training.finetune"),
-            "versions": versions("torch", "torchvision", "lightning-fabric"),
+            "versions": packages(spec.architecture, from_pixels=config.input == "pixels"),
         },
     )
+
+
+def packages(architecture: Mapping[str, Any], *, from_pixels: bool) -> dict[str, str]:
+    """Return the versions of what a training of a network runs; of pixels also that of what decodes them."""
+    pillow = ("pillow",) if from_pixels else ()
+    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *pillow)
 
 
 def _check_whole(config: FinetuneConfig) -> None:

@@ -21,11 +21,11 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import sha256_file, write_json
 from pipeline.predictions import Predictions, Scores
-from pipeline.runtime import Progress, versions
+from pipeline.runtime import Progress
 from pipeline.store.use import in_use
 from pipeline.task import Task
 from pipeline.training.loop import Log, train
-from pipeline.training.ready import Prepared
+from pipeline.training.ready import Prepared, packages
 from pipeline.training.targets import Targets, answers
 from pipeline.training_sets import Training
 
@@ -184,7 +184,7 @@ def write(
             },
             **(more or {}),
             "fits": list(records),
-            "versions": versions("torch", "torchvision", "lightning-fabric"),
+            "versions": packages(best.architecture, from_pixels=not features),
         },
     )
 

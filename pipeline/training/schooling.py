@@ -20,7 +20,6 @@ from pipeline.extract import samples as extracted
 from pipeline.extract.samples import Samples
 from pipeline.files import sha256_bytes
 from pipeline.readers.augment import Views
-from pipeline.runtime import versions
 from pipeline.store import keys as key_arrays
 from pipeline.teach import BACKBONE, verify
 from pipeline.teach.teacher import Teacher
@@ -33,7 +32,7 @@ from pipeline.training.loop import Setting
 from pipeline.training.losses import class_weights
 from pipeline.training.pairs import pairs_of
 from pipeline.training.pixels import Pixels
-from pipeline.training.ready import Prepared
+from pipeline.training.ready import Prepared, packages
 from pipeline.training.samples import PixelSamples
 from pipeline.training.start import begun
 from pipeline.training.student import Student
@@ -157,7 +156,7 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
                 "validation": _digest(first.keys[chosen], told.labels.numpy()),
             },
             "code": digest_of_icecore("pipeline.training.distill"),
-            "versions": versions("torch", "torchvision", "lightning-fabric"),
+            "versions": packages(spec.architecture, from_pixels=True),
         },
     )
 
