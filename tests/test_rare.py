@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import breakdown
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.methods import Methods
+from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.split import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import Task
@@ -96,6 +100,18 @@ def test_what_cannot_be_learnt_at_all_is_refused(
         return
     with pytest.raises(DataError, match=message):
         made(tmp_path, values, **options)
+
+
+def test_a_class_without_test_rows_is_not_measured() -> None:
+    names = np.array(["cat", "dog"], dtype=object)
+    keys, scores = np.array(["0", "1"], dtype=object), np.full((2, 3), 1 / 3, np.float32)
+    one = Predictions("knn", "last", None, None, keys, np.array(["test"] * 2), names, names[[0, 0]], scores)
+    task = Task(pa.table({"key": keys, "target": names, "split": ["test", "test"]}))
+    file = PredictionsFile(Path("run.parquet"), "classification", ["cat", "dog", "yak"], {"knn": "probability"})
+    methods = Methods(file, task, {}, np.arange(2))
+    rows = breakdown.of(methods, [one], breakdown.Resampling("accuracy", 0.95, 100, 0), bins=5)["per_class"]
+    assert rows[2] == {"class": "yak", **dict.fromkeys(("precision", "recall", "f1", "average_precision")), "rows": 0}
+    assert (rows[0]["recall"], rows[1]["recall"]) == (1.0, 0.0)
 
 
 def test_classes_with_fewer_rows_than_the_counts_are_said(tmp_path: Path) -> None:

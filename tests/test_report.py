@@ -1,5 +1,6 @@
 """The report: one page with everything inside, and a leaderboard, from small evaluated runs."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import ReportConfig, curves, figures, leaderboard, page, trained
 from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
-from pipeline.task import Kind, Task, column_of
+from pipeline.task import RARE, Kind, Task, column_of
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 TEN = tuple(str(number) for number in range(10))
@@ -83,6 +84,7 @@ def evaluated(
     head: str = "logistic",
     made_from: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
+    rare: dict[str, dict[str, int]] | None = None,
 ) -> Path:
     """Make up the predictions of a run, evaluate them, and return the folder of evaluations."""
     random, names, each = np.random.default_rng(len(name)), np.array(classes, dtype=object), 4
@@ -125,7 +127,7 @@ def evaluated(
     )
     path = folder / "tasks" / f"{task}-{name}.parquet"
     rows = {"key": [f"{number:032x}" for number in range(len(numbers))], "target": names[numbers], "split": splits}
-    Task(pa.table(rows)).write(path)
+    Task(pa.table(rows).replace_schema_metadata({RARE: json.dumps(rare or {})})).write(path)
     evaluate(
         EvaluateConfig(resamples=100, interval=interval),
         predictions=folder / "predictions" / f"{name}.parquet",
@@ -147,6 +149,13 @@ def one_run(folder: Path, **settings: Any) -> Run:
 def write_page(folder: Path, runs: list[Run], title: str = "A report") -> Page:
     page.write(ReportConfig(title=title), runs, folder / "report" / "index.html")
     return Page(folder / "report" / "index.html")
+
+
+def test_classes_that_lack_rows_stand_in_the_report(tmp_path: Path) -> None:
+    run = one_run(tmp_path, rare={"unlearnt": {"emu": 3}, "unmeasured": {"yak": 1200}})
+    text = " ".join(write_page(tmp_path, [run]).text)
+    assert "1 classes have no training row and are left out, with their rows (rows: emu 3)." in text
+    assert "1 classes have no test row: they are learnt and not measured (training rows: yak 1,200)." in text
 
 
 @pytest.fixture(scope="module")
