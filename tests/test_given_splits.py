@@ -143,13 +143,25 @@ def test_rows_without_a_split_have_that_of_their_group(tmp_path: Path) -> None:
     assert found == {("train", "train"): 18, ("val", "test"): 12, (None, "train"): 6, (None, "test"): 4}
 
 
+def test_photos_without_labels_below_test_can_be_left_out(tmp_path: Path) -> None:
+    keys = [content_key(str(row).encode()) for row in range(40)]
+    table = {"key": keys, "path": keys, "label": ["cat", "dog"] * 15 + [None] * 10, "split": ALL_THREE}
+    path = ManifestPaths(tmp_path, "photos").rows
+    pq.write_table(pa.table(table), path)
+    message = r"10 rows have no value.*All of them are of the split 'test', which `use: \{test: none\}` leaves out"
+    with pytest.raises(DataError, match=message):
+        split(SplitConfig(datasets=("photos",)), tmp_path)
+    task = split(SplitConfig(datasets=("photos",), use={"test": "none"}), tmp_path)
+    assert Counter(task.table["split"].to_pylist()) == {"train": 20, "test": 10}  # the validation rows report
+
+
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
         (["train", "extra"] * 20, {}, r"got also extra. Say what they are with `use: \{extra: train\}`, or `none`"),
         (ALL_THREE, {"use": {"vall": "test"}}, r"`use` of a task on photos0: unknown split 'vall'. Expected one of"),
         (None, {"use": {"val": "test"}}, "`use` of a task on photos0: the data say no split. Leave it out."),
-        (TRAIN_VAL, {"use": {"train": "none"}}, "expected at least 1 rows in train, got 0."),
+        (TRAIN_VAL, {"use": {"train": "test"}}, "expected at least 1 rows in train, got 0."),
     ],
 )
 def test_splits_that_cannot_be_used_are_refused(

@@ -52,21 +52,11 @@ def assign_given(
 
 
 def _read_names(values: Sequence[str | None], config: SplitConfig) -> dict[str, str]:
-    """Return the split of each value, "none" for rows to leave out.
-
-    Raises DataError for values that name no split, and for keys of `use` that no row has.
-    """
+    """Return the split of each value; raises DataError for values that name no split."""
     there = [value for value in dict.fromkeys(values) if value is not None]
-    names: dict[str, str | None] = {value: split_of(value) for value in there}
-    used: dict[str, str] = {}
-    for key, split in config.use.items():
-        meant = [value for value in there if value == key] or [
-            value for value in there if split_of(key) is not None and split_of(value) == split_of(key)
-        ]
-        if not meant:
-            raise DataError(f"`use` of a task on {', '.join(config.datasets)}: {unknown('split', key, there)}")
-        used.update(dict.fromkeys(meant, split))
-    names.update(used)
+    left = {key: split for key, split in config.use.items() if split != "none"}  # rows of the others are gone
+    used = find_used(there, config.model_copy(update={"use": left}))
+    names: dict[str, str | None] = {value: used.get(value, split_of(value)) for value in there}
     odd = sorted(value for value, name in names.items() if name is None)
     if config.by == "column" and None in values and "sizes" not in config.model_fields_set:
         odd.append("no value")
@@ -78,6 +68,21 @@ def _read_names(values: Sequence[str | None], config: SplitConfig) -> dict[str, 
             "`by: hash`."
         )
     return {value: name for value, name in names.items() if name is not None}
+
+
+def find_used(values: Sequence[str], config: SplitConfig) -> dict[str, str]:
+    """Return what `use` makes of values of the split column; a key is a value, or another name of its split.
+
+    Raises DataError for a key that no value has.
+    """
+    used: dict[str, str] = {}
+    for key, split in config.use.items():
+        alike = [value for value in values if split_of(key) is not None and split_of(value) == split_of(key)]
+        meant = [key] if key in values else alike
+        if not meant:
+            raise DataError(f"`use` of a task on {', '.join(config.datasets)}: {unknown('split', key, values)}")
+        used.update(dict.fromkeys(meant, split))
+    return used
 
 
 def names_splits(values: Sequence[str | None], config: SplitConfig) -> bool:

@@ -16,6 +16,7 @@ from pipeline import manifest
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.manifest import FIXED
 from pipeline.split import SplitConfig
+from pipeline.split.given import find_used
 from pipeline.split.names import compare_names, rename_classes
 from pipeline.split.separators import check_separator
 from pipeline.task import LEVEL, TYPES
@@ -36,6 +37,7 @@ def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lamb
     """
     table = pa.concat_tables([_of_dataset(config, manifests, name, say) for name in config.datasets])
     table = table.sort_by([("key", "ascending"), ("domain", "ascending")])
+    table = _without_unused(table, config)
     where = f"of {', '.join(config.datasets)}"
     _refuse_missing(table, config, where)
     table = rename_classes(table, config)
@@ -44,6 +46,18 @@ def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lamb
     _refuse_other_kind(table, config, where)
     _refuse_divided_classes(table, config)
     return table
+
+
+def _without_unused(table: pa.Table, config: SplitConfig) -> pa.Table:
+    """Return the rows but for those of splits that `use` leaves out, which need no target.
+
+    Raises DataError for splits in `use` that no row has.
+    """
+    if not config.use or table["column"].null_count == len(table):
+        return table
+    values = [value for value in pc.unique(table["column"]).to_pylist() if value is not None]
+    unused = [value for value, split in find_used(values, config).items() if split == "none"]
+    return table.filter(pc.invert(pc.is_in(table["column"], pa.array(unused, pa.string()))))
 
 
 def strata(table: pa.Table, config: SplitConfig) -> list[str]:
@@ -197,8 +211,11 @@ def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
         rows = table.filter(pc.is_null(table[column]))
         kind = WHAT[config.kind] if what == "target" else "value"
         hint = ""
+        splits = set(rows["column"].to_pylist()) if "column" in rows.column_names else set()
+        if len(splits) == 1 and (split := splits.pop()) is not None:
+            hint = f" All of them are of the split {split!r}, which `use: {{{split}: none}}` leaves out."
         if what == "target" and config.kind == "multilabel" and isinstance(config.target, str):
-            hint = " If an empty cell is a sample with none of the labels, write `empty: none`."
+            hint += " If an empty cell is a sample with none of the labels, write `empty: none`."
         title = (
             f"the {what} {name!r} {where}: {len(rows):,} rows have no {kind}. "
             f"Give them one, or leave them out of the data set.{hint} The first of them:"
