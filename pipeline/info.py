@@ -1,6 +1,7 @@
 """Describe any artefact: what it is, what is in it, what it was made from."""
 
 from collections import Counter
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 from pipeline.files import check_readable, read_json
 from pipeline.predictions import SCORES
-from pipeline.task import KIND
+from pipeline.task import KIND, RARE, describe_rare
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -108,7 +109,9 @@ def _table(path: Path) -> dict[str, Any]:
     if {"key", "target", "split"} <= {*columns} and "predicted" not in columns:
         kind = (schema.metadata or {}).get(KIND.encode(), b"classification").decode()
         counted = ("split",) if kind == "regression" else ("split", "target")
-        return {"artefact": "task", KIND: kind, **found, **_counts(path, *counted)}
+        rare = json.loads((schema.metadata or {}).get(RARE.encode(), b"{}"))
+        lacking = {"rare classes": describe_rare(rare, kind)} if rare else {}
+        return {"artefact": "task", KIND: kind, **found, **_counts(path, *counted), **lacking}
     if {"key", "path", "size"} <= {*columns}:
         return {
             "artefact": "manifest",

@@ -11,6 +11,7 @@ import pytest
 from pipeline import breakdown
 from pipeline.errors import DataError
 from pipeline.files import content_key
+from pipeline.info import describe
 from pipeline.manifest import ManifestPaths
 from pipeline.methods import Methods
 from pipeline.predictions import Predictions, PredictionsFile
@@ -44,6 +45,7 @@ def test_a_class_that_cannot_be_learnt_leaves_and_one_that_cannot_be_tested_stay
     assert task.classes == ["cat", "dog", "yak"]
     assert len(task) == 8
     assert task.rare == {"unlearnt": {"emu": 2}, "unmeasured": {"yak": 2}}
+    assert describe(tmp_path / "task.parquet")["rare classes"] == said
     assert said == [
         "1 classes have no training row and are left out, with their rows (rows: emu 2).",
         "1 classes have no test row: they are learnt and not measured (training rows: yak 2).",
