@@ -1,7 +1,7 @@
 """Describe any artefact: what it is, what is in it, what it was made from."""
 
-from collections import Counter
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
