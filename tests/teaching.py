@@ -98,6 +98,7 @@ class World:
     ) -> Path:
         """A run of finetune."""
         config = {"task": "task", "backbone": "net", "start": "backbone", "epochs": 1, "batch_size": 8, "device": "cpu"}
+        config["learning_rate"] = 0.001
         paths = training.Paths(
             task=self.task(kind, targets),
             backbone=self.root / "net",

@@ -132,6 +132,7 @@ def paths(project: Project, tmp_path: Path) -> Paths:
 
 def config(**settings: Any) -> FinetuneConfig:
     small = {"task": "photos", "backbone": "net", "start": "backbone", "epochs": 2, "batch_size": 8, "device": "cpu"}
+    small["learning_rate"] = 0.001
     return FinetuneConfig.model_validate(small | settings)
 
 
@@ -541,6 +542,24 @@ def test_the_range_test_of_a_run_writes_nothing(paths: Paths) -> None:
     found = lr_range(config(), paths, datasets=["photos"])
     assert found.suggested > 0
     assert not paths.model.exists()
+
+
+def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    chosen = config(learning_rate="auto")
+    assert FinetuneConfig.model_fields["learning_rate"].default == "auto"
+    finetune(chosen, paths, datasets=["photos"], say=shown.append)
+    suggested = lr_range(chosen, paths, datasets=["photos"]).suggested
+    assert shown[0] == f"learning rate: {suggested:.2g}, by the range test (`learning_rate: auto`)"
+    assert json.loads((paths.model / "model.json").read_text())["settings"]["learning_rate"] == suggested
+    before = predicted(paths)[0].scores
+
+    monkeypatch.setattr("pipeline.training.lr_range.range_test", None)
+    again = run(paths, learning_rate="auto")
+    np.testing.assert_array_equal(predicted(paths)[0].scores, before)
+    assert again["kept"] == run(paths, learning_rate=suggested)["kept"]
 
 
 # Break-even ----------------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def test_another_head_and_another_task_run_their_own_stages_and_extract_nothing(
 def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Project) -> None:
     params = listed()
     tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
+    tuned["learning_rate"] = 0.002
     params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
     real = default()
     params["freeze"]["small"] = real["freeze"]["small"] | {"arguments": {"classes": 10, "widths": [4, 4]}}

@@ -44,7 +44,9 @@ def samples(count: int, *, seed: int = 0, **more: Any) -> PixelSamples:
 
 def setting(**settings: Any) -> Setting:
     """How to train on such samples, on the processor."""
-    config = LoopConfig.model_validate({"device": "cpu", "batch_size": 8, "epochs": 3, **settings})
+    config = LoopConfig.model_validate(
+        {"device": "cpu", "batch_size": 8, "epochs": 3, "learning_rate": 0.001, **settings}
+    )
     return Setting(config, Objective("classification", CLASSES), make_fabric(config), enter)
 
 

@@ -58,7 +58,9 @@ class LoopConfig(Settings):
     epochs: Annotated[int, Field(ge=1)] = Field(default=20, description="passes over the training rows")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="samples per step")
     accumulate: Annotated[int, Field(ge=1, description="batches a step of the optimiser")] = 1
-    learning_rate: Rate = Field(default=0.001, description="the highest one")
+    learning_rate: Rate | Literal["auto"] = Field(
+        default="auto", description="the highest one; auto: by the range test on the largest training set"
+    )
     optimiser: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw or sgd")
     momentum: Annotated[Share, Field(description="of sgd")] = 0.9
     weight_decay: Annotated[float, Field(ge=0, description="not on norms and biases")] = 0.01
@@ -97,6 +99,12 @@ class LoopConfig(Settings):
         if idle := list(effects.idle_settings(self)):
             raise ValueError("; ".join(idle))
         return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, once it is a number: runs replace `auto` before they train."""
+        assert self.learning_rate != "auto", "the range test comes first"
+        return self.learning_rate
 
     def unsuited(self, kind: Kind, *, validation: bool) -> list[str]:
         """Return what does not suit a task of a kind, with or without validation rows; each begins with the setting."""

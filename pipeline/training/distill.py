@@ -8,6 +8,7 @@ What was trained before, with the same settings, data, teachers, weights and cod
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.runtime import Progress, repeatable_kernels, silent
 from pipeline.training import DistillConfig, record
 from pipeline.training.lesson import Lesson, answers
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
+from pipeline.training.lr_range import with_rate
 from pipeline.training.ready import Prepared
 from pipeline.training.record import Trained
 from pipeline.training.samples import PixelSamples
@@ -53,8 +55,15 @@ def distill(
     for training, found in zip(trainings, lessons, strict=True):
         say(_foreseen(run, training, found))
     fabric = make_fabric(config)
-    steps = [config.epochs * steps_per_epoch(len(one.keys), config)
-             for one in lessons]  # fmt: skip
+    most = max(range(len(lessons)), key=lambda number: len(lessons[number].keys))
+    config = with_rate(
+        config,
+        lambda some: prepared(replace(run, config=some), trainings[most], lessons[most], fabric),
+        cache=paths.cache,
+        say=say,
+    )
+    run = replace(run, config=config)
+    steps = [config.epochs * steps_per_epoch(len(one.keys), config) for one in lessons]
     rows = [record.measured(one.task, where=one.path) for one in run.subjects]
     best: Trained | None = None
     records = []

@@ -4,6 +4,7 @@ A training set that was trained before, with the same settings, data, weights an
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.training import FinetuneConfig, pixels, record
 from pipeline.training.breakeven import break_even
 from pipeline.training.inputs import FromFeatures, compare, stored
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
-from pipeline.training.lr_range import RangeTest, range_test
+from pipeline.training.lr_range import ANY, RangeTest, range_test, with_rate
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
 from pipeline.training.record import Trained
 from pipeline.training_sets import training_sets
@@ -46,6 +47,11 @@ def finetune(
     trainings = list(training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
     measured = record.measured(run.task, where=paths.task)
     fabric = make_fabric(config)
+    largest = max(trainings, key=lambda one: len(one.rows))
+    config = with_rate(
+        config, lambda some: prepared(replace(run, config=some), largest, fabric), cache=paths.cache, say=say
+    )
+    run = replace(run, config=config)
     steps = [config.epochs * steps_per_epoch(len(one.rows), config) for one in trainings]
     best: Trained | None = None
     records = []
@@ -85,10 +91,11 @@ def finetune(
 
 
 def lr_range(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RangeTest:
-    """The learning-rate range test on the first training set of a run; raises what `finetune` does."""
+    """The learning-rate range test on the largest training set of a run; raises what `finetune` does."""
     run = opened(config, paths, datasets=datasets)
-    training = next(training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
-    one = prepared(run, training, make_fabric(config))
+    every = training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task))
+    tried = config.model_copy(update={"learning_rate": ANY})
+    one = prepared(replace(run, config=tried), max(every, key=lambda one: len(one.rows)), make_fabric(config))
     return range_test(one.module, one.samples, one.setting, one.frozen)
 
 

@@ -1,20 +1,30 @@
-"""The learning-rate range test: which learning rate to begin with."""
+"""The learning-rate range test: which learning rate a run has, where its settings leave that open."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
+from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import repeatable_kernels, seed_everything
+from pipeline.store.use import in_use
 from pipeline.text import table
+from pipeline.training import RunConfig
 from pipeline.training.freezing import Frozen
 from pipeline.training.loop import Setting, placed, step
 from pipeline.training.optimisation import set_rate
+from pipeline.training.ready import Prepared
 from pipeline.training.samples import Batch, Samples
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
+AUTO = "auto"
+ANY = 1e-3  # the rates that are tried are multiples of that of the settings
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
     average = 0.0
     for number, batch in zip(range(STEPS), _for_ever(samples, config.batch_size), strict=False):
         rate = LEAST * (MOST / LEAST) ** (number / (STEPS - 1))
-        set_rate(chosen, rate / config.learning_rate)
+        set_rate(chosen, rate / config.rate)
         loss = step(wrapped, chosen, [batch], number, setting).item() / len(batch.targets)
         average = 0.9 * average + 0.1 * loss
         smooth = average / (1 - 0.9 ** (number + 1))
@@ -56,6 +66,26 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
             break
         found.append((rate, smooth))
     return RangeTest(tuple(rate for rate, _ in found), tuple(loss for _, loss in found), suggested(found))
+
+
+def with_rate(
+    config: Config, prepare: Callable[[Config], Prepared], *, cache: Path, say: Callable[[str], None]
+) -> Config:
+    """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
+
+    `prepare` makes the training set that is tried ready with some settings. What a test suggested lies beside what was
+    trained, in `<cache>/training/<digest>/rate.json`, and is not worked out again. Raises what `range_test` does.
+    """
+    if config.learning_rate != AUTO:
+        return config
+    one = prepare(config.model_copy(update={"learning_rate": ANY}))
+    note = cache / "training" / digest({"range test": one.made_from})[:32] / "rate.json"
+    with in_use(note.parent):
+        if not note.is_file():
+            write_json(note, {"learning_rate": range_test(one.module, one.samples, one.setting, one.frozen).suggested})
+        rate = read_json(note)["learning_rate"]
+    say(f"learning rate: {rate:.2g}, by the range test (`learning_rate: auto`)")
+    return config.model_copy(update={"learning_rate": rate})
 
 
 def suggested(found: list[tuple[float, float]]) -> float:

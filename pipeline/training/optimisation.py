@@ -26,7 +26,7 @@ def optimiser_of(network: nn.Module, frozen: "Frozen", config: LoopConfig) -> to
 
     `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
     """
-    groups = frozen.groups(config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
+    groups = frozen.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
     inside = {id(one) for one in frozen.network.parameters()}
     around = [one for one in network.parameters() if id(one) not in inside]
     for decay, some in (
@@ -34,7 +34,7 @@ def optimiser_of(network: nn.Module, frozen: "Frozen", config: LoopConfig) -> to
         (0.0, [one for one in around if one.ndim < 2]),
     ):
         if some:
-            groups.append({"params": some, "lr": config.learning_rate, "weight_decay": decay})
+            groups.append({"params": some, "lr": config.rate, "weight_decay": decay})
     return optimiser(groups, config)
 
 
@@ -42,8 +42,8 @@ def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.opt
     """An optimiser over groups of parameters, each with `lr` and `weight_decay`."""
     own = [{**group, BASE: group["lr"]} for group in groups]
     if config.optimiser == "sgd":
-        return torch.optim.SGD(own, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(own, lr=config.learning_rate)
+        return torch.optim.SGD(own, lr=config.rate, momentum=config.momentum)
+    return torch.optim.AdamW(own, lr=config.rate)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, multiple: float) -> None:
