@@ -217,7 +217,6 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
     "torchvision": ("pipeline/backbones/",),
     "timm": (),
     "lightning_fabric": (),
-    "dvclive": (),
     "safetensors": ("pipeline/backbones/", "pipeline/training/", "pipeline/freeze/checkpoint.py"),
     "onnxruntime": ("pipeline/engines/",),
     "sklearn": STREAMING,

@@ -185,13 +185,19 @@ def test_unfreezing_trains_more_from_its_epoch_on(tmp_path: Path) -> None:
     assert moved(3) == {"block1", "block2", "block3", "classifier"}
 
 
-def test_curves_are_files_of_dvclive_and_touch_no_dvc_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_files_for_dvc_plots_also_in_a_repository_without_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
     _, history = run(tmp_path / "run", epochs=3, curves=tmp_path / "curves")
     table = (tmp_path / "curves" / "plots" / "metrics" / "validation_loss.tsv").read_text().split("\n")
     assert table[0].split() == ["step", "validation_loss"]
     assert [float(line.split()[1]) for line in table[1:4]] == [row["validation_loss"] for row in history.rows]
+    last = json.loads((tmp_path / "curves" / "metrics.json").read_text())
+    assert (last["step"], last["validation_loss"]) == (2, history.rows[-1]["validation_loss"])
     assert not list(tmp_path.rglob("dvc.yaml"))
+    assert not (tmp_path / ".dvc").exists()
 
 
 # Going on ------------------------------------------------------------------------------------------------------------
@@ -417,6 +423,11 @@ def test_the_suggested_rate_is_where_the_loss_falls_fastest_well_before_its_lowe
     assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.2, 5.0], strict=True))) == pytest.approx(1e-2)
     assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.6, 5.0], strict=True))) == pytest.approx(1e-3)
     assert suggested([]) == pytest.approx(1e-7)
+    # Noise at first, then the fall: as SqueezeNet's loss on 240 photos.
+    many = np.geomspace(1e-6, 1e-1, 80)
+    losses = 4 - 3 / (1 + (3e-4 / many)) + np.where(many < 1e-5, 0.2 * np.cos(np.arange(80) * 2.0), 0)
+    losses[many > 1e-2] = 9
+    assert 1e-4 < suggested(list(zip(many, losses, strict=True))) < 1e-3
 
 
 def test_equal_validations_keep_the_first_epoch() -> None:

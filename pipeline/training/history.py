@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
-from typing import Any
 
+from pipeline.files import write_json, write_text
 from pipeline.training import LoopConfig
 
 Row = dict[str, float]
@@ -49,26 +50,26 @@ def line(row: Row, config: LoopConfig) -> str:
 
 
 class Curves:
-    """The rows of a history as DVCLive's files in a folder, written anew when a run goes on; none without a folder."""
+    """The rows of a history in a folder, written anew with each epoch; none without a folder.
+
+    `plots/metrics/<name>.tsv` has a line an epoch, and `metrics.json` the last one: the files of DVCLive, which
+    `dvc plots` draws. DVCLive itself needs a repository with commits, and makes a DVC project of one that has none.
+    """
 
     def __init__(self, folder: Path | None, history: History) -> None:
-        self._live: Any = None
+        self._folder, self._history = folder, history
         if folder is not None:
-            from dvclive.live import Live
+            shutil.rmtree(folder / "plots", ignore_errors=True)
+        if history.rows:
+            self.write()
 
-            self._live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None)
-        for row in history.rows:
-            self.add(row)
-
-    def add(self, row: Row) -> None:
-        """Write an epoch."""
-        if self._live is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    self._live.log_metric(name, value)
-            self._live.next_step()
-
-    def end(self) -> None:
-        """No epoch comes any more."""
-        if self._live is not None:
-            self._live.end()
+    def write(self) -> None:
+        """Write all epochs."""
+        if self._folder is None:
+            return
+        rows = self._history.rows
+        for name in [name for name in rows[-1] if name != "epoch"]:
+            lines = [f"{int(row['epoch'])}\t{row[name]}\n" for row in rows if name in row]
+            write_text(self._folder / "plots" / "metrics" / f"{name}.tsv", f"step\t{name}\n" + "".join(lines))
+        last = {name: value for name, value in rows[-1].items() if name != "epoch"}
+        write_json(self._folder / "metrics.json", {**last, "step": int(rows[-1]["epoch"])})

@@ -100,7 +100,7 @@ def train(
     """Train what `frozen` says of a network; it comes back in evaluation mode, with the best or the last weights.
 
     A run whose checkpoint is in `folder` goes on from there. `made_from` says what else than the settings shapes the
-    result, such as data and weights. With `curves`, DVCLive writes its files into that folder.
+    result, such as data and weights. With `curves`, each epoch is written into that folder, as DVCLive does.
 
     Raises TrainingError where settings differ from those of the checkpoint, for a loss that is no finite number (the
     last good checkpoint stays), for labels without an output, for too little memory, and for what cannot be trained.
@@ -150,9 +150,8 @@ def train(
                 checkpoint.save_weights(best, kept)
             checkpoint.save(last, state, network, average, chosen, settings)
         saved = time.monotonic()
-        drawn.add(row)
+        drawn.write()
         log(line(row, config))
-    drawn.end()
     fabric.barrier()
     is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
     if is_last:

@@ -45,7 +45,7 @@ class RangeTest:
 def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: Frozen) -> RangeTest:
     """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
 
-    It ends where the smoothed loss is four times the best. Suggested is the rate at which it fell fastest, but at most
+    It ends where the smoothed loss is four times the best. Suggested is the rate about which it fell fastest, at most
     a tenth of that at which it was lowest. The network is of no more use. Raises TrainingError as training does.
     """
     config = setting.config
@@ -89,9 +89,16 @@ def with_rate(
 
 
 def suggested(found: list[tuple[float, float]]) -> float:
-    """The rate to begin with, of pairs of a rate and the smoothed loss there."""
+    """The rate to begin with, of pairs of a rate and the smoothed loss there.
+
+    Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.
+    """
+    span = max(1, len(found) // 10)
     lowest = min(found, key=lambda pair: pair[1], default=(LEAST, 0.0))[0]
-    falls = [(after[1] - before[1], after[0]) for before, after in itertools.pairwise(found)]
+    falls = [
+        (after[1] - before[1], middle[0])
+        for before, middle, after in zip(found, found[(span + 1) // 2 :], found[span:], strict=False)
+    ]
     return min(lowest / 10, min(falls, default=(0.0, lowest))[1])
 
 
