@@ -17,7 +17,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge, RidgeClassifier, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, RidgeCV
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
@@ -28,6 +28,7 @@ from pipeline.errors import HeadError
 from pipeline.heads import moments, streamed, sums
 from pipeline.heads.centroid import StreamingCentroid
 from pipeline.heads.discriminant import StreamingLDA
+from pipeline.heads.logistic import StreamingLogisticRegression
 from pipeline.heads.moments import Summed, moments_of
 from pipeline.heads.pca import StreamingPCA
 from pipeline.heads.pieces import Pieces, Span, by_threads, even
@@ -553,6 +554,45 @@ def test_discriminants_of_few_rows_of_many_features_solve_their_equations() -> N
     level = float((rest**2).mean())
     applied = 0.7 * head.coef_ @ rest.T @ rest / len(X) + 0.3 * level * head.coef_
     assert np.allclose(applied, head.means_ - head.priors_ @ head.means_, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "settings"), [(4608, {}), (70, {}), (70, {"class_weight": "balanced"}), (70, {"fit_intercept": False})]
+)
+def test_logistic_regression_of_few_rows_is_that_of_scikit_learn(width: int, settings: dict[str, Any]) -> None:
+    X, classes, _ = few_rows(width)
+    rows = X.astype(np.float64)
+    for y in (classes, np.arange(60) % 2):
+        found = StreamingLogisticRegression(C=0.1, tol=1e-7, **settings).fit(rows, y)
+        wanted = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000, **settings).fit(rows, y)
+        assert np.allclose(found.coef_, wanted.coef_, atol=1e-6)
+        assert np.allclose(found.predict_proba(rows), wanted.predict_proba(rows), atol=1e-5)
+        assert found.gap_ < 1e-6
+        again = clone(found).set_params(warm_start=True)
+        again.fit(rows[30:], y[30:])  # from what other rows lead to
+        assert np.allclose(again.fit(rows, y).coef_, wanted.coef_, atol=1e-6)
+    scaled = StreamingLogisticRegression(C=0.1, standardize=True).fit(X, classes)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000)).fit(rows, classes)
+    if not settings:
+        assert np.allclose(scaled.predict_proba(X), pipeline.predict_proba(rows), atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [70, 4608])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_nearest_means_of_few_rows_are_those_of_scikit_learn(width: int, metric: Any, standardize: bool) -> None:
+    X, classes, _ = few_rows(width)
+    rows = X.astype(np.float64)
+    found = StreamingCentroid(metric, standardize=standardize).fit(X, classes)
+    scaled = StandardScaler().fit_transform(rows) if standardize else rows
+    if metric == "euclidean":
+        with pytest.warns(UserWarning, match="zero standard deviation"):  # of the features that are constant
+            wanted = NearestCentroid().fit(scaled, classes).predict(scaled)
+        np.testing.assert_array_equal(found.predict(X), wanted)
+    if width == 70:
+        sums = StreamingCentroid(metric, standardize=standardize)
+        sums.fit_moments(moments_of(rows, classes, classes=np.unique(classes)))
+        assert np.allclose(found.decision_function(X), sums.decision_function(X))
 
 
 @pytest.mark.parametrize("components", [0, 6, -1, 1.5, True, 1e9])

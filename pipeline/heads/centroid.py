@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from pipeline.errors import HeadError, unknown
 from pipeline.heads.labels import labels_of
 from pipeline.heads.moments import moments_of
+from pipeline.heads.row_space import deviations, held, is_smaller
 from pipeline.heads.rows import checked
 from pipeline.heads.streamed import by_blocks
 from pipeline.heads.sums import Moments
@@ -35,12 +36,27 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fit to rows X and classes y (rows,)."""
         X = checked(self, X, fitting=True)
         labels, classes = labels_of(self, X, y)
+        if is_smaller(X):
+            return self._fit_few(held(X), labels, classes)
         return self.fit_moments(moments_of(X, labels, classes=classes))
+
+    def _fit_few(self, rows: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Self:
+        """Fit to fewer rows than features, without the products of features that moments have."""
+        self._check_metric()
+        self.classes_, self.n_features_in_ = classes, rows.shape[1]
+        self.centroids_ = np.stack([rows[labels == name].mean(axis=0) for name in classes])
+        self.center_, self.scale_ = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+        if self.standardize:
+            self.center_, self.scale_ = rows.mean(axis=0), deviations(rows, None)
+        return self
+
+    def _check_metric(self) -> None:
+        if self.metric not in METRICS:
+            raise HeadError(unknown("metric", str(self.metric), METRICS))
 
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows with classes; raises HeadError where they have none, or the metric is unknown."""
-        if self.metric not in METRICS:
-            raise HeadError(unknown("metric", str(self.metric), METRICS))
+        self._check_metric()
         if moments.classes is None:
             raise HeadError("nearest class mean: expected moments of classes, got none. Name them in moments_of.")
         self.classes_, self.centroids_, self.n_features_in_ = moments.classes, moments.class_means, moments.width

@@ -30,7 +30,7 @@ class _Units:
     """
 
     def __init__(self, loss: Loss, penalty: float, curvature: float) -> None:
-        self.axes, self.shape = loss.axes, (len(loss.axes), loss.columns)
+        self.axes, self.shape = loss.axes, (loss.axes.shape[1], loss.columns)
         self.across = np.sqrt(curvature * loss.variances + penalty)[:, None]
         self.upright = np.sqrt(curvature)
 

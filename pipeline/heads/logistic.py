@@ -25,7 +25,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     last one.
 
     The first pass takes the second moments of the rows, and the search is along their axes (`pipeline.heads.descent`):
-    memory is O(width² + width x classes).
+    memory is O(width² + width x classes). Of fewer rows than features they are found in the space of the rows.
 
     Attributes: `classes_`; `coef_` float64 (classes, width), (1, width) of two; `intercept_`; `n_iter_`; `passes_` over
     the rows; `objective_`, scikit-learn's divided by C and the sum of the weights; `gap_`, an upper bound of what it is
@@ -72,7 +72,8 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         loss = self._loss_of(X, y)
         start: Point | None = None
         if before is not None and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X.shape[1]:
-            start = loss.at(before[1].T * loss.scale[:, None], before[2] + before[1] @ loss.center)
+            coef = loss.spanned(before[1].T * loss.scale[:, None])
+            start = loss.at(coef, before[2] + before[1] @ loss.center)
         self._search(loss, start, counted=0)
         return self
 

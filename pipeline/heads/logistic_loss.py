@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.heads.moments import moments_of
+from pipeline.heads.row_space import deviations, held, is_smaller, row_space
 from pipeline.heads.rows import BLOCK_BYTES, blocks
-from pipeline.heads.sums import Moments
+from pipeline.heads.sums import UNITS, Moments
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class Loss:
         self.columns = 1 if classes == 2 else classes
         self.total = float(self.weights.sum())
         self.passes, self.rounding = 1, 0.0
-        moments = moments_of(X, codes, classes=np.arange(classes), weights=weights)
-        self._measure(moments, standardize=standardize)
+        moments = self._measure(X, weights, standardize=standardize)
         own = moments.weights / self.total
         self.shares = own[1:] if classes == 2 else own
 
-    def _measure(self, moments: Moments, *, standardize: bool) -> None:
-        """From the first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
+    def _measure(self, X: Any, weights: np.ndarray | None, *, standardize: bool) -> Moments:
+        """Make the first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
+        if is_smaller(X):
+            return self._measure_in_row_space(X, weights, standardize=standardize)
+        moments = moments_of(X, self.codes, classes=np.arange(self.classes), weights=weights)
         centred = self.with_intercept or standardize
         self.center = moments.mean if centred else np.zeros(moments.width)
         self.scale = moments.scale if standardize else np.ones(moments.width)
@@ -78,6 +81,26 @@ class Loss:
         variances, self.axes = np.linalg.eigh(second)
         # Of directions in which rows vary less than their products are rounded nothing is known.
         self.variances = np.maximum(variances, moments.rounding * variances[-1])
+        return moments
+
+    def _measure_in_row_space(self, X: Any, weights: np.ndarray | None, *, standardize: bool) -> Moments:
+        """Measure fewer rows than features, in rows x rows: `axes` (width, rows) span the rows, so optima too."""
+        rows = held(X)
+        centred = self.with_intercept or standardize
+        self.center = np.average(rows, axis=0, weights=weights) if centred else np.zeros(rows.shape[1])
+        self.scale = deviations(rows, weights) if standardize else np.ones(rows.shape[1])
+        space = row_space(rows, centre=self.center, scale=self.scale)
+        moments = moments_of(space.coordinates, self.codes, classes=np.arange(self.classes), weights=weights)
+        means = moments.class_means * (moments.weights / self.total)[:, None] @ space.basis.T
+        self.class_sums = means[1:].T if self.classes == 2 else means.T
+        variances, vectors = np.linalg.eigh(moments.scatter() / self.total + np.outer(moments.mean, moments.mean))
+        self.axes = space.basis @ vectors
+        self.variances = np.maximum(variances, UNITS * _precision(X) / 2 * variances[-1])
+        return moments
+
+    def spanned(self, coef: np.ndarray) -> np.ndarray:
+        """Return the part of coefficients (width, columns) along the axes: no row sees the rest."""
+        return np.asarray(self.axes @ (self.axes.T @ coef))
 
     def at(self, coef: np.ndarray, intercept: np.ndarray) -> Point:
         """The loss and its gradient at one point: a pass over the rows."""
@@ -145,6 +168,11 @@ class Loss:
             mixed = (1 - part) * entropy - part * float(spread @ np.log(np.where(spread > 0, spread, 1)))
             slope = (1 - part) * point.slope - part * self.class_sums
         return max(0.0, point.value(penalty) - mixed + float(np.vdot(slope, slope)) / (2 * penalty))
+
+
+def _precision(X: Any) -> float:
+    """Return the unit in the last place of products of rows: `blocks` gives float32, or float64 of wider types."""
+    return float(np.finfo(np.float32 if X.dtype in (np.float16, np.float32) else np.float64).eps)
 
 
 def _both(column: np.ndarray, columns: int, *, total: float = 1.0) -> np.ndarray:
