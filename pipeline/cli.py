@@ -430,7 +430,8 @@ def leaderboard(
     from pipeline.report import leaderboard as board
     from stages import project
 
-    names = list(project.runs(project.settings()))
+    every = list(project.runs(project.settings()))
+    names = [name for name in every if (project.TABLES / f"{name}.json").is_file()] or every
     runs = board.read(project.TABLES, names)
     if as_json:
         rows: list[dict[str, Any]] = [
@@ -439,6 +440,8 @@ def leaderboard(
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         notes = [f"{name}: not measured: {why}" for name, why in board.unmeasured(project.TABLES, names).items()]
+        if absent := [name for name in every if name not in names]:
+            notes.append(f"not evaluated: {', '.join(absent)}. Run `icecore repro`.")
         typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
 
 
@@ -461,10 +464,10 @@ def repro(context: typer.Context) -> None:
     from stages import project
 
     values = project.settings()
-    status = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
+    status, ran = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
     if status:
         raise SystemExit(status)
-    if not context.args and project.runs(values):
+    if not context.args and project.runs(values) and "report" not in ran:  # which prints the leaderboard
         leaderboard()
 
 

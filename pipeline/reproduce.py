@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Run:
     spent: dict[str, float] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
     current: str | None = None
+    failed: int = 0
+    """How many ended with an error; with `--keep-going` DVC says only of the last."""
 
     def __post_init__(self) -> None:
         self._begun = self._since = self.clock()
@@ -75,7 +77,7 @@ class Run:
         """Close the last stage, by the exit status of DVC."""
         if status and self.current is not None:
             self.say(f"{self.current}: not done, after {duration(self.clock() - self._since)}\n")
-            self.current = None
+            self.failed, self.current = 1, None
         self._close()
         self._say_skipped()
 
@@ -113,7 +115,7 @@ class Run:
         """Say how long the stage took that ran until now."""
         if self.current is not None:
             self.spent[self.current] = self.clock() - self._since
-            self.say(f"{self.current}: done in {duration(self.spent[self.current])}\n")
+            self.say(f"{self.current}: took {duration(self.spent[self.current])}\n")
             self.current = None
 
     def _say_skipped(self) -> None:
@@ -124,7 +126,8 @@ class Run:
     def summary(self) -> str:
         """Return where the time went."""
         whole = self.clock() - self._begun
-        counts = f"{len(self.spent)} of {len(self.spent) + len(self.unchanged)} stages ran, in {duration(whole)}"
+        every = len(self.spent) + len(self.unchanged) + self.failed
+        counts = f"{len(self.spent)} of {every} stages ran, in {duration(whole)}"
         if not self.spent:
             return counts
         slowest = sorted(self.spent, key=lambda name: -self.spent[name])
@@ -135,8 +138,10 @@ class Run:
         return f"{counts}: {', '.join(parts)}"
 
 
-def reproduce(arguments: Sequence[str], *, stages: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run `dvc repro` with some arguments, show its stages as `Run` does, and return its exit status.
+def reproduce(
+    arguments: Sequence[str], *, stages: Sequence[str], say: Callable[[str], None]
+) -> tuple[int, Collection[str]]:
+    """Run `dvc repro` with some arguments, show its stages as `Run` does; return its exit status and what stages ran.
 
     A run that the user ends is waited for: DVC ends its stage, which keeps what it has, and then itself.
     """
@@ -154,7 +159,7 @@ def reproduce(arguments: Sequence[str], *, stages: Sequence[str], say: Callable[
     if TIMES.parent.is_dir():
         write_json(TIMES, {**known, **{name: round(seconds, 2) for name, seconds in run.spent.items()}})
     say(run.summary())
-    return status
+    return status, run.spent.keys()
 
 
 def _times() -> dict[str, float]:

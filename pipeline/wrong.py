@@ -53,6 +53,8 @@ class Mistakes:
     tested: int
     count: int
     listed: list[Mistake]
+    probable: bool
+    """Whether `confidence` is a probability, and no decision value."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain values."""
@@ -75,7 +77,15 @@ class Mistakes:
         )
         if not self.listed:
             return title
-        header = ["path", "target", "predicted", "confidence", "most similar training sample", "its target", "cosine"]
+        header = [
+            "path",
+            "target",
+            "predicted",
+            "confidence" if self.probable else "score",
+            "most similar training sample",
+            "its target",
+            "cosine",
+        ]
         lines = [
             [
                 one.path,
@@ -116,6 +126,7 @@ def find_mistakes(
     listed = wrong[:most]
     near = _most_similar(methods, one, one.keys[listed], taps(method.input))
     paths = methods.task.paths_of(one.keys[listed]).to_pylist()
+    scores = methods.file.scores.get(one.head, "none")
     mistakes = [
         Mistake(
             path or one.keys[row],
@@ -127,7 +138,7 @@ def find_mistakes(
         )
         for row, path, similar in zip(listed, paths, near, strict=True)
     ]
-    return Mistakes(method, one.draw, methods.file.kind, len(one.keys), len(wrong), mistakes)
+    return Mistakes(method, one.draw, methods.file.kind, len(one.keys), len(wrong), mistakes, scores == "probability")
 
 
 def _fit_of(methods: Methods, method: Method, draw: int | None, *, where: Path) -> Predictions:

@@ -535,6 +535,16 @@ def test_the_leaderboard_names_runs_that_were_not_evaluated(icecore: Command, pr
     assert f"no evaluation of {RUN}. Run `dvc repro`." in said.error
 
 
+def test_the_leaderboard_of_some_runs_names_those_that_it_lacks(icecore: Command, project: Path) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["fit"]["new"] = params["fit"][RUN]
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    said = icecore("leaderboard")
+    assert (said.code, said.error) == (0, "")
+    assert RUN in said.out
+    assert "not evaluated: new. Run `icecore repro`." in said.out.splitlines()
+
+
 def test_the_cache_is_listed_verified_repaired_and_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, icecore: Command
 ) -> None:

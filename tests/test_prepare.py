@@ -574,6 +574,14 @@ def test_unknown_columns_are_all_named_at_once(csv_list: Folder, tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("struct", [False, True])
+def test_parquet_with_images_and_without_paths_names_the_setting_of_images(tmp_path: Path, struct: bool) -> None:
+    image: Any = {"bytes": b"x", "path": None} if struct else b"x"
+    pq.write_table(pa.table({"photo": [image], "label": ["cat"]}), tmp_path / "photos.parquet")
+    with pytest.raises(DataError, match="expected a column of paths, 'path', or `image: photo` for the images in it"):
+        prepare(PrepareConfig(root=str(tmp_path / "photos.parquet")), ManifestPaths(tmp_path, "photos"))
+
+
 def test_two_columns_of_one_name_are_an_error(csv_list: Folder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="- there are two columns 'label'"):
         prepared(csv_list("path,label,label", "0.png,cat,dog"), tmp_path / "manifests")

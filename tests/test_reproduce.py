@@ -52,11 +52,11 @@ def test_each_stage_has_its_number_its_time_and_what_is_left() -> None:
         "",
         "Running stage 3 of 5, freeze@net (left: at most 3 min by earlier runs and 1 new stage)",
         "net: weights 8899534011cf0f01",
-        "freeze@net: done in 2.0 s",
+        "freeze@net: took 2.0 s",
         "",
         "Running stage 4 of 5, fit@photos (left: at most 2 min by earlier runs and 1 new stage)",
         "photos: 8 heads",
-        "fit@photos: done in 2.0 s",
+        "fit@photos: took 2.0 s",
         "",
         "1 stage is as before",
         "",
@@ -72,7 +72,7 @@ def test_no_time_is_foreseen_before_there_is_one_to_go_by() -> None:
 def test_a_stage_that_fails_is_not_called_done_nor_counted() -> None:
     shown, one = run({}, status=255, lines="Running stage 'fit@photos':\n> python -m stages.fit photos\n")
     assert shown.endswith("fit@photos: not done, after 2.0 s\n")
-    assert one.summary() == "0 of 0 stages ran, in 6.0 s"
+    assert one.summary() == "0 of 1 stages ran, in 6.0 s"
 
 
 def test_many_stages_are_summed_up() -> None:
@@ -93,7 +93,7 @@ def test_dvc_is_run_and_its_status_kept(tmp_path: Path, monkeypatch: pytest.Monk
         "stages:\n  first: {cmd: echo one | tee one, outs: [one]}\n  second: {cmd: test -e here, deps: [one]}\n"
     )
     shown: list[str] = []
-    assert reproduce([], stages=["first", "second"], say=shown.append) != 0
+    assert reproduce([], stages=["first", "second"], say=shown.append)[0] != 0
     assert [line.partition(" ")[0] for line in shown if line] == [
         "Running",
         ">",
@@ -109,7 +109,7 @@ def test_dvc_is_run_and_its_status_kept(tmp_path: Path, monkeypatch: pytest.Monk
 
     Path("here").touch()
     shown.clear()
-    assert reproduce(["second"], stages=["first", "second"], say=shown.append) == 0
+    assert reproduce(["second"], stages=["first", "second"], say=shown.append) == (0, {"second"})
     assert shown[:2] == ["1 stage is as before\n", "Running stage 2, second"]
     assert shown[-1].startswith("1 of 2 stages ran, in ")
 

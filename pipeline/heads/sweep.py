@@ -243,5 +243,6 @@ def _record(
         "standard_error": error,
         "within_one_standard_error": [values[number] for number in close],
         "chosen": values[chosen],
-        "at_the_end": ordered and len(scores) > 1 and chosen in (0, len(values) - 1),
+        # A neighbour within one standard error says that the next value would bring nothing either.
+        "at_the_end": ordered and len(scores) > 1 and chosen in (0, len(values) - 1) and list(close) == [chosen],
     }

@@ -36,6 +36,11 @@ def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> 
 def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str, pa.DataType]:
     """Return the label columns of a list with their types; raises DataError for what can be no label."""
     schema = _parquet_schema(config) if _is_parquet(config.root) else pa.schema(delimited.read_types(config))
+    images = [field.name for field in schema if _is_parquet(config.root) and _holds_images(field.type)]
+    if images and config.path not in schema.names:
+        raise DataError(
+            f"{config.root}: expected a column of paths, {config.path!r}, or `image: {images[0]}` for the images in it."
+        )
     found = labels_in(schema, config, needed=(config.path,), note=note)
     refuse_odd(found, where=config.root)
     return found
@@ -63,3 +68,10 @@ def _parquet_schema(config: PrepareConfig) -> pa.Schema:
             return pq.read_schema(file)
     except pa.ArrowInvalid as error:
         raise DataError(f"{config.root}: not a {PurePosixPath(config.root).suffix} list: {error}.") from None
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes them."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
