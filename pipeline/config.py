@@ -122,11 +122,20 @@ def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Setting
     try:
         return TypeAdapter(model).validate_python(found), []
     except ValidationError as error:
-        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        every = [dict(problem) for problem in error.errors(include_url=False)]
+        problems = [problem for problem in every if not _is_of_words(problem, every)]
         kinds = models_in(model)
         if len(kinds) == 1:
             return None, [_say(path, problem, kinds[0]) for problem in problems if not _follows(problem)]
         return None, [_say_variant(path, problem, kinds) for problem in problems if not _follows(problem)]
+
+
+def _is_of_words(problem: dict[str, Any], every: list[dict[str, Any]]) -> bool:
+    """Whether pydantic says of a number that it is none of the words that the key takes too, besides what is wrong."""
+    if problem["type"] != "literal_error" or isinstance(problem["input"], str):
+        return False
+    where = problem["loc"][:-1]
+    return any(other is not problem and other["loc"][:-1] == where for other in every)
 
 
 def _follows(problem: dict[str, Any]) -> bool:

@@ -370,14 +370,12 @@ def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_stages(problems
             "split.digits.sizes": {"train": 0.5, "validation": 0.1, "test": 0.1},
             "report": [],
         },
-        without=("pretrain",),
     )
     assert [line.split(": ")[0] for line in found] == [
         "unknown section 'sampel'. Did you mean 'sample' or 'split'? Expected one of",
         "prepare.digits.root",
         "prepare.digits.max_rejected",
         "prepare.digits",
-        "pretrain",
         "extract.glyphs.taps.pixels.dtype",
         "extract.glyphs.taps.block2",
         "split.digits.sizes",

@@ -58,8 +58,9 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "best without rows": ("finetune", TUNED | {"weights": "best"}, UNCHOSEN, ".weights: best: expected a task with va"),
     "monitor without rows": ("finetune", TUNED | {"monitor": "accuracy"}, UNCHOSEN, ".monitor: expected a task with v"),
     "a classifier of a run of fit": (
-        "finetune", TUNED | {"start": "digits_full", "classifier": {"hidden": 8}}, {},
-        ".classifier: expected one layer, that of digits_full, got hidden. Leave it out.",
+        "finetune", TUNED | {"start": "digits_logistic", "classifier": {"hidden": 8}, "labels_per_class": [10]},
+        {"few_shot": {"labels_per_class": 50, "draws": 5}},
+        ".classifier: expected one layer, that of digits_logistic, got hidden. Leave it out.",
     ),
     "a classifier of a run of finetune": (
         "finetune", TUNED | {"task": "digits", "start": "digits_tuned", "classifier": {"dropout": 0.1}}, {},

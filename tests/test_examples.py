@@ -74,6 +74,7 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     (TUNED, {}, ["classifier: {dropout: 0.2, hidden: 256}", "optimiser: adamw", "schedule: cosine", "warmup: 0.1"]),
     (TUNED, {}, ["label_smoothing: 0.1", "class_weights: balanced", "mixup: 0.2", "cutmix: 1.0", "monitor: loss"]),
     (TUNED, {}, ["patience: 5", "weights: best", "precision: float32", "device: auto", "devices: 1", "seed: 0"]),
+    (TUNED, {}, ["learning_rate: auto"]),
     ("teach", {}, ["own: {run: backbone, backbone: resnet, datasets: [photos]}"]),
     (
         "teach.tuned",

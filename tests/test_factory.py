@@ -123,7 +123,13 @@ def test_a_network_of_the_users_own_is_frozen_with_weights_from_a_file(code: Pat
         "code": {"theirnets": source_digest(code.with_name("__init__.py")), "theirnets.small": source_digest(code)},
         "packages": {"torch": metadata.version("torch").partition("+")[0]},
     }
-    assert spec.origin == {"source": "module", "factory": path, "file": "w.ckpt", "sha256": digest}
+    assert spec.origin == {
+        "source": "module",
+        "factory": path,
+        "file": "w.ckpt",
+        "sha256": digest,
+        "entry": "state_dict",
+    }
     assert spec.taps["conv"].shape == (6, 6, 6)
     backbone = artefact.read(tmp_path / "backbone")
     assert backbone.spec == spec

@@ -20,7 +20,7 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def config(**settings: Any) -> LoopConfig:
-    return LoopConfig.model_validate(settings)
+    return LoopConfig.model_validate({"learning_rate": 0.001, **settings})
 
 
 # Losses --------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_wherever_images_lie_rows_are_those_of_the_folder(cells: ModuleType, ben
     for cell in sample(cells):
         assert bench.check(cell) == ("torch" if cell.engine == "auto" else cell.engine)  # the job is short
     [(keys, rows)] = bench.extract(cells.Cell(**PLAIN))[0].values()
-    assert (len(keys), rows.shape) == (6, (6, 512, 2, 2))  # without the copy and the damaged one
+    assert (len(keys), rows.shape) == (6, (6, 512))  # without the copy and the damaged one
 
 
 @pytest.mark.parametrize("settings", PROCESSES, ids=lambda settings: "-".join(settings.values()))

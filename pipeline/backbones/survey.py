@@ -203,7 +203,9 @@ class _Observed:
 
 
 def _digest(row: Tensor) -> int:
-    return zlib.crc32(row.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    # A copy: of a single value a view may have another stride than 1, and then has no bytes.
+    plain = row.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return zlib.crc32(plain.view(torch.uint8).numpy().data)
 
 
 class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32"
         "precision": precision,
         "dtype": tap.dtype,
     }
-    definition = backbone.taps[node].definition
+    definition = backbone.taps[node].definition if node in backbone.taps else None
     # The mean of a map has the same values whoever takes it: the node or the pooling.
     if definition and not (tap.pool == "mean" and set(definition) == {"averaged"}):
         whole["definition"] = definition
