@@ -534,6 +534,25 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
     assert [bool(cell) for cell in full[2:]] == [False, False, False, True]
 
 
+def of_one_method(name: str, value: float, *, higher: bool, **made: Any) -> Run:
+    """A run with one method of that value on test rows."""
+    row = {"head": "h", "input": "i", "labels": None, "accuracy": value, "validation_accuracy": value}
+    made_from = {"settings": {"backbone": "tiny"}, **made}
+    return {"run": name, "metric": "accuracy", "higher_is_better": higher, "table": [row], "made_from": made_from}
+
+
+@pytest.mark.parametrize(
+    ("value", "higher", "below"), [(0.8, True, True), (0.9, True, False), (0.9, False, False), (0.95, False, True)]
+)
+def test_a_network_below_the_probe_of_its_own_backbone_is_named(value: float, higher: bool, below: bool) -> None:
+    probe = of_one_method("probe", 0.9, higher=higher)
+    other = of_one_method("elsewhere", 0.99, higher=higher) | {"made_from": {"settings": {"backbone": "large"}}}
+    network = of_one_method("tuned", value, higher=higher, backbone={})
+    numbers = f"accuracy {value:.3f} against 0.900, all labels a class"
+    line = f"tuned is below the frozen probe of its own backbone, probe: {numbers}"
+    assert trained.below_probe([probe, other, network]) == ([line] if below else [])
+
+
 def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
     return {run["run"]: run for run in runs}
 

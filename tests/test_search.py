@@ -18,12 +18,13 @@ from sklearn.preprocessing import StandardScaler
 from pipeline import heads
 from pipeline.errors import HeadError
 from pipeline.heads import criteria, paths, search
+from pipeline.heads import sweep as sweep_module
 from pipeline.heads.logistic import StreamingLogisticRegression
 from pipeline.heads.logistic_loss import Loss, Point
 from pipeline.heads.scores import kind_of_scores
 from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
 from pipeline.heads.starts import starts
-from pipeline.heads.sweep import Fold, Found, Rows, sweep
+from pipeline.heads.sweep import Fold, Found, Rows, Tried, sweep, within_one_error
 
 CLASSES = ["a", "b", "c"]
 
@@ -440,3 +441,15 @@ def test_every_metric_of_a_search_knows_its_sign() -> None:
     smaller = {name for found in criteria.CRITERIA.values() for name in found if criteria.sign(name) < 0}
     assert smaller == {"log_loss", "mae", "rmse"}
     assert search.sweep is sweep
+
+
+@pytest.mark.parametrize(("second", "at_the_end"), [(0.11, False), (0.5, True)])
+def test_the_end_of_the_values_is_told_only_where_the_value_before_it_is_worse(second: float, at_the_end: bool) -> None:
+    def tried(loss: float, *rows: float) -> Tried:
+        return Tried(loss, by_row=loss * np.array(rows), uncertainty=loss)
+
+    every = [tried(0.1, 0, 2, 0, 2), tried(second, 2, 0, 2, 0), tried(0.9, 2, 0, 2, 0)]
+    close = within_one_error(every, "log_loss")
+    record = sweep_module._record([1, 2, 3], every, 0, close, "log_loss")
+    assert record["at_the_end"] is at_the_end
+    assert record["within_one_standard_error"] == ([1] if at_the_end else [1, 2])

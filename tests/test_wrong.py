@@ -96,6 +96,9 @@ def test_the_most_confident_mistake_comes_first_with_the_most_similar_training_s
     assert text[0] == "knn on late, all: 3 of 4 test samples are wrong (75.0%)"
     assert text[-2].split() == ["photos/6.jpg", "cat", "dog", "0.800", "photos/3.jpg", "dog", "1.000"]
     assert text[-1] == "… and 2 more: --most 3"
+    assert "confidence" in text[2]
+    decided = run(tmp_path, "classification", PETS, ANSWERS, scores=SURE, given="decision")()
+    assert "score" in str(decided).splitlines()[2].split()
 
 
 def test_a_run_without_mistakes_says_so(tmp_path: Path) -> None:

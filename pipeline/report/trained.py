@@ -98,7 +98,9 @@ def below_probe(runs: Sequence[Run]) -> list[str]:
             labels = max(counts, key=lambda count: float("inf") if count is None else count)
             rows = best(run, labels), best(probe, labels)
             values = [None if row is None else row[run["metric"]] for row in rows]
-            if values[0] is None or values[1] is None or (values[0] >= values[1]) == run["higher_is_better"]:
+            if values[0] is None or values[1] is None:
+                continue
+            if values[0] >= values[1] if run["higher_is_better"] else values[0] <= values[1]:
                 continue
             lines.append(
                 f"{run['run']} is below the frozen probe of its own backbone, {probe['run']}: {NAMES[run['metric']]} "
