@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -28,6 +28,9 @@ class Settings(BaseModel):
     """Base of every settings model: unknown keys are errors, values do not change after they were checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
+
+    REMOVED: ClassVar[Mapping[str, str]] = {}
+    """Keys that were settings once, each with what to write in its place."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) 
     if kind in UNTOLD:
         return _say_untold([*path, *parts], context)
     if kind == "extra_forbidden":
-        return f"{'.'.join([*path, *parts[:-1]])}: {unknown('key', parts[-1], _keys_at(model, parts[:-1]))}"
+        return _say_unknown_key(path, parts, model)
     if kind == "missing":
         return f"{where}: this key is missing."
     if kind == "literal_error":
@@ -190,12 +193,22 @@ def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) 
     return f"{where}: {message.rstrip('.')}{got}."
 
 
-def _keys_at(model: type[Settings], path: Iterable[str]) -> list[str]:
-    """The keys that are allowed at a path below a model."""
+def _say_unknown_key(path: Iterable[str], parts: list[str], model: type[Settings]) -> str:
+    """One line for a key that no model has at its place: what to write in its place, or which keys there are."""
+    *above, key = parts
+    kinds = _models_at(model, above)
+    for kind in kinds:
+        if key in kind.REMOVED:
+            return f"{'.'.join([*path, *parts])}: no longer a setting. {kind.REMOVED[key]}"
+    return f"{'.'.join([*path, *above])}: {unknown('key', key, [name for kind in kinds for name in kind.model_fields])}"
+
+
+def _models_at(model: type[Settings], path: Iterable[str]) -> list[type[Settings]]:
+    """Return the settings models whose keys are allowed at a path below a model."""
     here: list[Any] = [model]
     for part in path:
         here = [below for annotation in here for below in _below(annotation, part)]
-    return [name for annotation in here for kind in models_in(annotation) for name in kind.model_fields]
+    return [kind for annotation in here for kind in models_in(annotation)]
 
 
 def _below(annotation: Any, part: str) -> list[Any]:

@@ -194,8 +194,12 @@ ONE_PROBLEM = {
     ),
     "an unknown key below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"sise": 3}}},
-        "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, decoder,"
-        " draft, interpolation, mean, mode, resize, std.",
+        "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, draft,"
+        " interpolation, mean, mode, resize, std.",
+    ),
+    "a key that was a setting once": (
+        {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"decoder": "pillow"}}},
+        "freeze.more.input.decoder: no longer a setting. Pillow decodes every image: leave it out.",
     ),
     "a wrong value below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"crop": [0, 3]}}},

@@ -38,7 +38,7 @@ from pipeline.extract.run import Extracted, extract
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare import PrepareConfig
 from pipeline.prepare.run import prepare
-from pipeline.readers import image_reader
+from pipeline.readers.image import ImageReader
 from pipeline.store import index
 from pipeline.store.layout import Layout
 from pipeline.training.pixels import decoded
@@ -256,7 +256,7 @@ def test_the_pilot_stores_the_rows_of_an_archive_under_their_keys(image_folder: 
     packed = Work(tmp_path / "packed", tmp_path / "a.tar")
     request = packed.request()
     pixels = decoded(request.spec.input, request.samples, folder=tmp_path)
-    with contextlib.closing(Threads(image_reader(request.spec.input.image), 1)) as pool:
+    with contextlib.closing(Threads(ImageReader(request.spec.input.image), 1)) as pool:
         keys, batches, rejects, _ = pilot_module._read(request, np.arange(2, 9), pool, 3)
     assert (keys.tolist(), rejects) == (request.samples.keys[2:9].tolist(), [])
     np.testing.assert_array_equal(np.concatenate(batches), pixels.clean(pixels.rows(keys)))

@@ -738,10 +738,6 @@ def test_input_without_a_crop_needs_both_sides(elsewhere: BackboneSpec, tmp_path
             {"draft": True, "resize": None},
             "expected `resize` with `draft`, which decodes at a fraction of the size, got",
         ),
-        (
-            {"draft": True, "decoder": "nvjpeg"},
-            "expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size",
-        ),
         ({"crop": None}, "expected `crop`, or both sides in `resize`, got resize: 232, which leaves a side open"),
     ],
 )

@@ -462,7 +462,6 @@ OTHER = {
     "crop": [(8, 8), (8, 9)],
     "interpolation": ["nearest", "bicubic", "lanczos"],
     "draft": [True],
-    "decoder": ["nvjpeg"],
     "view": [{"augment": [{"name": "horizontal_flip"}], "number": number} for number in (0, 1)],
 }
 

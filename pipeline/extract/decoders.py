@@ -21,8 +21,8 @@ import numpy as np
 
 from pipeline.errors import ClusterError
 from pipeline.extract.decoding import Packed, There, begin, decode, nothing
-from pipeline.extract.samples import Item, Reject, read_all
-from pipeline.readers import BatchReader, Reader, Sample
+from pipeline.extract.samples import Item, Reject, read_sample
+from pipeline.readers import Reader, Sample
 from pipeline.runtime import can_start_processes, cores
 
 Kind = Literal["auto", "threads", "processes"]
@@ -30,6 +30,7 @@ Answer = Callable[[], list[Sample | Reject]]
 """Waits for what was asked for: a sample or its reject for each item."""
 
 MANY_CORES = 4  # from which on processes are taken
+PARTS = 4  # for each thread, in which what is submitted is cut
 CHUNK = 8  # items that one process decodes at a time
 REGIONS = 32  # of shared memory for each process; one that is never used takes no memory
 ATTEMPTS = 3  # at one item, where its process is ended
@@ -51,12 +52,10 @@ def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool 
     """Decoders on all cores; `sample_bytes`: of a decoded sample, about.
 
     `auto` takes processes beside a GPU and on many cores, where the system has shared memory without files and this
-    process may start others. A reader of batches decodes on a device: one thread hands it whole batches.
+    process may start others.
 
     Raises ClusterError where processes are asked for and this one may start none.
     """
-    if isinstance(reader, BatchReader):
-        return Threads(reader, 1, shares=1)
     many = beside_gpu or cores() > MANY_CORES
     daemon = current_process().daemon
     if daemon and kind == "processes":
@@ -78,19 +77,18 @@ def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool 
 class Threads:
     """Decoders in this process."""
 
-    def __init__(self, reader: Reader, count: int, *, shares: int = 4) -> None:
-        """`shares`: in how many parts for each thread what is submitted is cut."""
-        self._reader, self._shares = reader, shares * count
+    def __init__(self, reader: Reader, count: int) -> None:
+        self._reader, self._parts = reader, PARTS * count
         self._pool = ThreadPoolExecutor(count)
 
     def submit(self, items: Sequence[Item]) -> Answer:
-        """Begin with some items, a share for each thread."""
-        size = max(1, -(-len(items) // self._shares))
-        futures = [
-            self._pool.submit(read_all, self._reader, items[start : start + size])
-            for start in range(0, len(items), size)
-        ]
+        """Begin with some items, some parts for each thread."""
+        size = max(1, -(-len(items) // self._parts))
+        futures = [self._pool.submit(self._read, items[start : start + size]) for start in range(0, len(items), size)]
         return lambda: [one for future in futures for one in future.result()]
+
+    def _read(self, items: Sequence[Item]) -> list[Sample | Reject]:
+        return [read_sample(self._reader, item) for item in items]
 
     def close(self) -> None:
         """Drop what was not begun."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.extract.samples import Item, Reject, read_all
+from pipeline.extract.samples import Item, Reject, read_sample
 from pipeline.readers import Reader
 from pipeline.runtime import end_with_parent
 
@@ -44,7 +44,7 @@ def decode(items: list[Item], where: int | None, room: int) -> list[Packed | Rej
     """Decode items; their arrays go to shared memory from `where` on as long as there is room."""
     end = None if where is None else where + room
     found: list[Packed | Reject] = []
-    for sample in read_all(_own["reader"], items):
+    for sample in (read_sample(_own["reader"], item) for item in items):
         if isinstance(sample, Reject) or where is None or end is None:
             found.append(sample)
             continue

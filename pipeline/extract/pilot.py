@@ -27,7 +27,8 @@ from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.request import Request
 from pipeline.extract.samples import Reject, items, reading_order
 from pipeline.files import scratch
-from pipeline.readers import Sample, image_reader
+from pipeline.readers import Sample
+from pipeline.readers.image import ImageReader
 from pipeline.store.cache import Column
 from pipeline.text import duration
 
@@ -114,7 +115,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
     specs = {tap: config.taps[tap] for tap in request.lacking}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
-    reader = image_reader(request.spec.input.image)
+    reader = ImageReader(request.spec.input.image)
     pool = decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
     with contextlib.closing(pool):
         found = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)

@@ -1,7 +1,7 @@
 """The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline import manifest, sources
 from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
-from pipeline.readers import BatchReader, Reader, Sample
+from pipeline.readers import Reader, Sample
 from pipeline.runtime import beside
 from pipeline.sources import Place
 from pipeline.sources.files import is_url
@@ -170,17 +170,6 @@ def _read(path: str) -> bytes | OSError:
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
     """Read one sample, make sure that it is still the content of its key, and decode it."""
-    data = fetch(item)
-    if isinstance(data, Reject):
-        return data
-    try:
-        return reader(data)
-    except DataError as error:
-        return _undecodable(item, error)
-
-
-def fetch(item: Item) -> bytes | Reject:
-    """Read one sample, and make sure that it is still the content of its key."""
     path = item.place.path
     try:
         data = sources.read(path) if item.data is None else item.data
@@ -190,21 +179,7 @@ def fetch(item: Item) -> bytes | Reject:
         return Reject(item.key, path, error.strerror or str(error), lasting=False)
     if content_key(data) != item.key:
         return Reject(item.key, path, "changed since its data set was prepared; run prepare again", lasting=False)
-    return data
-
-
-def read_all(reader: Reader, some: Sequence[Item]) -> list[Sample | Reject]:
-    """Read and decode several samples, at once where the reader can."""
-    if not isinstance(reader, BatchReader):
-        return [read_sample(reader, item) for item in some]
-    found: list[Sample | Reject] = []
-    fetched = list(beside(fetch, some))
-    decoded = iter(reader.batch([data for data in fetched if not isinstance(data, Reject)]))
-    for item, data in zip(some, fetched, strict=True):
-        one = data if isinstance(data, Reject) else next(decoded)
-        found.append(_undecodable(item, one) if isinstance(one, DataError) else one)
-    return found
-
-
-def _undecodable(item: Item, error: DataError) -> Reject:
-    return Reject(item.key, item.place.path, str(error), lasting=True)
+    try:
+        return reader(data)
+    except DataError as error:
+        return Reject(item.key, path, str(error), lasting=True)

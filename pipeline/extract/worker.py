@@ -22,8 +22,9 @@ from pipeline.extract.pilot import Rates, rates, sample
 from pipeline.extract.request import Request, row_shapes
 from pipeline.extract.samples import Samples
 from pipeline.extract.work import Stored, Target, Work, make_units
-from pipeline.readers import Reader, image_reader
+from pipeline.readers import Reader
 from pipeline.readers.augment import View
+from pipeline.readers.image import ImageReader
 from pipeline.store import cache
 from pipeline.store.identity import identity
 
@@ -65,7 +66,7 @@ class Worker:
     @cached_property
     def reader(self) -> Reader:
         """What decodes the samples."""
-        return image_reader(self.spec.input.image)
+        return ImageReader(self.spec.input.image)
 
     @cached_property
     def decoders(self) -> Decoders:

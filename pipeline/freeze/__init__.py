@@ -29,6 +29,8 @@ Side = Annotated[int, Field(ge=1)]
 class InputConfig(Settings):
     """Preprocessing that replaces the source's own, setting by setting."""
 
+    REMOVED = {"decoder": "Pillow decodes every image: leave it out."}
+
     mode: Literal["RGB", "L"] = Field(default="RGB", description="RGB, or L for grey")
     resize: Side | tuple[Side, Side] | None = Field(default=None, description="the shorter side, or height and width")
     crop: tuple[Side, Side] | None = Field(default=None, description="height and width; one number is both")
@@ -36,7 +38,6 @@ class InputConfig(Settings):
         default="bilinear", description="of the resize"
     )
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first: other pixels")
-    decoder: Literal["pillow", "nvjpeg"] = Field(default="pillow", description="nvjpeg: on a CUDA device; other pixels")
     mean: tuple[float, ...] = Field(default=(), description="per channel, subtracted from pixels between 0 and 1")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(), description="per channel, the divisor after that"
@@ -57,8 +58,6 @@ class InputConfig(Settings):
         values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **stated}
         if values.get("draft") and values.get("resize") is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
-        if values.get("draft") and values.get("decoder") == "nvjpeg":
-            raise ValueError("expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size")
         image = ImageSpec(**{name: values[name] for name in ImageSpec.model_fields if name in values})
         mean, std = tuple(values.get("mean", ())), tuple(values.get("std", ()))
         channels = 1 if image.mode == "L" else 3

@@ -4,22 +4,10 @@ A reader is deterministic: equal bytes and equal settings give equal arrays. `id
 arrays, and goes into the address of each feature made from them.
 """
 
-import importlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
-
-from pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from pipeline.readers.image import ImageSpec
-
-# By `ImageSpec.decoder`.
-IMAGE_READERS: Mapping[str, str] = {
-    "pillow": "pipeline.readers.image:ImageReader",
-    "nvjpeg": "pipeline.readers.nvjpeg:NvjpegReader",
-}
 
 Sample = dict[str, np.ndarray]
 """Named arrays of one sample, such as `pixels`: uint8, (height, width, channels)."""
@@ -36,19 +24,3 @@ class Reader(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Name, version and settings: what shapes the arrays."""
         ...
-
-
-@runtime_checkable
-class BatchReader(Reader, Protocol):
-    """A reader that takes many samples at once, as a device does."""
-
-    def batch(self, data: Sequence[bytes]) -> list[Sample | DataError]:
-        """Decode samples; those that cannot be used have their reason in their place."""
-        ...
-
-
-def image_reader(spec: "ImageSpec") -> Reader:
-    """The reader of images that a spec asks for; raises EngineError where its device is not there."""
-    module, attribute = IMAGE_READERS[spec.decoder].split(":")
-    made: Reader = getattr(importlib.import_module(module), attribute)(spec)
-    return made

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, UnidentifiedImageErr
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config import Settings
-from pipeline.errors import DataError, EngineError
+from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Sample, image_files
 from pipeline.readers.augment import View
@@ -64,7 +64,7 @@ DAMAGE = (
 # less than with 1.
 GAP = 2
 
-LATER: Mapping[str, Any] = {"draft": False, "decoder": "pillow", "view": None}
+LATER: Mapping[str, Any] = {"draft": False, "view": None}
 """Settings that addresses did not have at first, with the values that leave addresses as they were."""
 
 INTERPOLATIONS = {
@@ -90,19 +90,12 @@ class ImageSpec(Settings):
     crop: tuple[int, int] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first")
-    decoder: Literal["pillow", "nvjpeg"] = Field(
-        default="pillow", description="nvjpeg: on a CUDA device, see nvjpeg.py"
-    )
     view: View | None = Field(default=None, description="an augmented copy in the place of the image")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.draft and self.resize is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
-        if self.decoder == "nvjpeg" and self.draft:
-            raise ValueError("expected `decoder: pillow` with `draft`, got nvjpeg, which decodes at full size")
-        if self.decoder == "nvjpeg" and self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"expected bilinear or bicubic with `decoder: nvjpeg`, got {self.interpolation}")
         return self
 
     @model_serializer(mode="wrap")
@@ -129,13 +122,8 @@ class ImageReader:
     def __call__(self, data: bytes) -> Sample:
         """Decode and resize; raises DataError with the reason if the bytes are no image that can be used.
 
-        Raises EngineError where the pixels are to be those of nvjpeg.
+        Raises EngineError for a view of another torchvision.
         """
-        if self.spec.decoder != "pillow":
-            raise EngineError(
-                f"reader: expected `decoder: pillow`, got {self.spec.decoder}, whose pixels differ and which needs a "
-                "CUDA device. Freeze the backbone with `decoder: pillow`."
-            )
         image = _read_either(data, lambda readable: _small(readable, self.spec)) if self.spec.draft else None
         if image is None:
             image = decode(data, mode=self.spec.mode)
@@ -144,19 +132,11 @@ class ImageReader:
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
-        return {"pixels": shaped(pixels, self.spec, data)}
-
-
-def shaped(pixels: np.ndarray, spec: ImageSpec, data: bytes) -> np.ndarray:
-    """Cut the centre out of resized pixels (height, width, channels), or make the view that a spec asks for.
-
-    Raises EngineError for a view of another torchvision.
-    """
-    if spec.view is None:
-        return np.ascontiguousarray(pixels if spec.crop is None else centre_crop(pixels, spec.crop))
-    key = np.frombuffer(bytes.fromhex(content_key(data)), f"S{KEY_BYTES}")
-    found: np.ndarray = spec.view([pixels], key, size=spec.crop)[0]
-    return found
+        crop, view = self.spec.crop, self.spec.view
+        if view is None:
+            return {"pixels": np.ascontiguousarray(pixels if crop is None else centre_crop(pixels, crop))}
+        key = np.frombuffer(bytes.fromhex(content_key(data)), f"S{KEY_BYTES}")
+        return {"pixels": view([pixels], key, size=crop)[0]}
 
 
 def decode(data: bytes, *, mode: str, max_pixels: int | None = None) -> Image.Image:
@@ -243,7 +223,7 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
     with opened(data) as image:
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             return None
-        turn, size = turn_of(image), image.size
+        turn, size = _turn_of(image), image.size
         if turn in ACROSS:
             height, width = target((size[1], size[0]), spec.resize)
         else:
@@ -257,7 +237,7 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
         return small if turn is None else small.transpose(turn)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """What makes an image upright, by its EXIF orientation; None where it is."""
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -267,7 +247,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
-    turn = turn_of(image)
+    turn = _turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 

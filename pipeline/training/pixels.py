@@ -21,9 +21,9 @@ from pipeline.extract import feed
 from pipeline.extract.decoders import decoders
 from pipeline.extract.samples import Reject, Samples
 from pipeline.files import atomic, digest, free, sha256_bytes
-from pipeline.readers import Reader, image_reader
+from pipeline.readers import Reader
 from pipeline.readers.augment import AugmentConfig, needs_uncropped
-from pipeline.readers.image import centre_crop
+from pipeline.readers.image import ImageReader, centre_crop
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store import keys as key_arrays
 
@@ -110,12 +110,12 @@ def decoded(
     Raises DataError with the first samples that cannot be read: training would not be on the samples of the task.
     Raises StoreError, and leaves no file, where the disk has no room.
     """
-    reader = image_reader(inputs.image)
+    reader = ImageReader(inputs.image)
     channels, *size = inputs.shape
     shape = (len(samples), *size, channels)
     uncropped = inputs.image.crop is not None and needs_uncropped(transforms)
     if uncropped:
-        reader = image_reader(inputs.image.model_copy(update={"crop": None}))
+        reader = ImageReader(inputs.image.model_copy(update={"crop": None}))
     elif math.prod(shape) <= IN_MEMORY:
         array = np.empty(shape, np.uint8)
         for row, image in _read(samples, reader, shape, progress):
