@@ -291,11 +291,12 @@ def test_a_missing_library_names_what_to_install(name: str, extra: str, monkeypa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["onnxruntime_cuda", "onnxruntime_tensorrt"])
-def test_a_provider_that_is_asked_for_and_not_active_is_an_error(name: str, graphs: Path) -> None:
+def test_a_provider_that_is_asked_for_and_not_active_is_an_error(graphs: Path) -> None:
     job = job_of(Residual, graphs)
-    with pytest.raises(EngineError, match=rf"engine '{name}': expected \w+ExecutionProvider to be active, but .*"):
-        job.engine(name)
+    with pytest.raises(
+        EngineError, match=r"engine 'onnxruntime_cuda': expected \w+ExecutionProvider to be active, but"
+    ):
+        job.engine("onnxruntime_cuda")
 
 
 def test_a_provider_that_the_build_has_not_is_an_error(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -785,10 +785,14 @@ def test_an_engine_or_a_precision_that_is_none_is_refused() -> None:
 
 def test_the_check_of_the_settings_names_what_is_near() -> None:
     entry = {"datasets": ["a"], "taps": TAPS, "engine": "onxruntime", "precision": "bfloat"}
-    _, problems = check({"extract": {"x": entry}}, {"extract": Section(ExtractConfig, named=True)})
+    gone = {"datasets": ["a"], "taps": TAPS, "engine": "onnxruntime_tensorrt"}
+    _, problems = check({"extract": {"x": entry, "y": gone}}, {"extract": Section(ExtractConfig, named=True)})
+    assert problems.pop() == (
+        "extract.y.engine: unknown value 'onnxruntime_tensorrt'. Did you mean 'onnxruntime' or 'onnxruntime_cuda'? "
+        "Expected one of: auto, onnxruntime, onnxruntime_cuda, openvino, torch, torch_compiled."
+    )
     assert [line.partition("?")[0] for line in problems] == [
-        "extract.x.engine: unknown value 'onxruntime'. Did you mean 'onnxruntime' or 'onnxruntime_cuda' or "
-        "'onnxruntime_tensorrt'",
+        "extract.x.engine: unknown value 'onxruntime'. Did you mean 'onnxruntime' or 'onnxruntime_cuda'",
         "extract.x.precision: unknown value 'bfloat'. Did you mean 'bfloat16' or 'float32' or 'float16'",
     ]
 

@@ -2,7 +2,7 @@
 
 torch                  eager, CPU or CUDA: what the others are measured against
 torch_compiled         the same through torch.compile
-onnxruntime            the exported graph on the CPU; _cuda and _tensorrt on a GPU
+onnxruntime            the exported graph on the CPU; _cuda on a GPU
 openvino               the same file on the CPU; an extra
 """
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from pipeline.backbones.artefact import Backbone
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
-Name = Literal["torch", "torch_compiled", "onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", "openvino"]
+Name = Literal["torch", "torch_compiled", "onnxruntime", "onnxruntime_cuda", "openvino"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ENGINES: Mapping[str, str] = {
     "torch": "pipeline.engines.torch:TorchEngine",
     "torch_compiled": "pipeline.engines.torch:CompiledEngine",
     "onnxruntime": "pipeline.engines.onnxruntime:CpuEngine",
     "onnxruntime_cuda": "pipeline.engines.onnxruntime:CudaEngine",
-    "onnxruntime_tensorrt": "pipeline.engines.onnxruntime:TensorRTEngine",
     "openvino": "pipeline.engines.openvino:OpenVINOEngine",
 }
 PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
@@ -35,7 +34,6 @@ PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
     "torch_compiled": PRECISIONS,
     "onnxruntime": ("float32",),
     "onnxruntime_cuda": ("float32", "tf32"),
-    "onnxruntime_tensorrt": ("float32", "bfloat16", "float16"),
     "openvino": ("float32", "bfloat16"),
 }
 BATCH = 64  # samples, where no other size is asked for

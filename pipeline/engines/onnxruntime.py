@@ -1,4 +1,4 @@
-"""ONNX Runtime: the exported graph on the CPU, or on a GPU through CUDA or TensorRT."""
+"""ONNX Runtime: the exported graph on the CPU, or on a GPU through CUDA."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,6 @@ class CpuEngine:
 
     NAME = "onnxruntime"
     PROVIDER = "CPUExecutionProvider"
-    FIXED = False
 
     def __init__(
         self,
@@ -34,8 +33,7 @@ class CpuEngine:
         cache: Path | None = None,
     ) -> None:
         self.batch_size, self.precision = batch_size, precision
-        self._specs, self._shape = dict(specs), backbone.spec.input.shape
-        self._smallest = batch_size if self.FIXED else 1
+        self._specs = dict(specs)
         if self.PROVIDER not in onnxruntime.get_available_providers():
             self._refuse("this build of ONNX Runtime has none")
         data = exported(backbone, specs, cache=cache)
@@ -48,7 +46,7 @@ class CpuEngine:
         # Threads that wait by turning would take the cores that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=self._providers(cache))
+            self._session = onnxruntime.InferenceSession(data, options, providers=self._providers())
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises classes of its own
             self._refuse(str(error).strip().splitlines()[0].rstrip("."))
         self._session.disable_fallback()
@@ -62,7 +60,7 @@ class CpuEngine:
             "Install what it needs, or choose another engine."
         ) from None
 
-    def _providers(self, cache: Path | None) -> list[Any]:  # noqa: ARG002 - others keep their plans there
+    def _providers(self) -> list[Any]:
         return [self.PROVIDER]
 
     @property
@@ -74,9 +72,7 @@ class CpuEngine:
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
         pixels = filled(batch["pixels"], self.batch_size)
-        return finished(
-            within_memory(self._forward, pixels, smallest=self._smallest), self._specs, len(batch["pixels"])
-        )
+        return finished(within_memory(self._forward, pixels), self._specs, len(batch["pixels"]))
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
         """A session's run returns when it is done."""
@@ -94,7 +90,7 @@ class CudaEngine(CpuEngine):
     NAME = "onnxruntime_cuda"
     PROVIDER = "CUDAExecutionProvider"
 
-    def _providers(self, cache: Path | None) -> list[Any]:  # noqa: ARG002
+    def _providers(self) -> list[Any]:
         _load_libraries()
         options = {
             "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may find another kernel each time
@@ -118,27 +114,6 @@ class CudaEngine(CpuEngine):
         binding.synchronize_outputs()
         values: list[np.ndarray] = binding.copy_outputs_to_cpu()
         return values
-
-
-class TensorRTEngine(CudaEngine):
-    """The same through TensorRT, which chooses kernels by timing them: bits differ from build to build of its plan."""
-
-    NAME = "onnxruntime_tensorrt"
-    PROVIDER = "TensorrtExecutionProvider"
-    FIXED = True  # the plan is made for one size of batches
-
-    def _providers(self, cache: Path | None) -> list[Any]:
-        channels, height, width = self._shape
-        shape = f"{INPUT}:{self.batch_size}x{height}x{width}x{channels}"
-        options = {
-            "trt_fp16_enable": self.precision == "float16",
-            "trt_bf16_enable": self.precision == "bfloat16",
-            **{f"trt_profile_{which}_shapes": shape for which in ("min", "opt", "max")},
-        }
-        if cache is not None:
-            # The plan is kept, and with it the bits of the features.
-            options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(cache / "tensorrt")}
-        return [(self.PROVIDER, options), *super()._providers(cache)]
 
 
 def _load_libraries() -> None:

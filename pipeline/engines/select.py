@@ -36,14 +36,13 @@ AUTO = "auto"
 SECONDS = 4.0  # of timing, all engines together, after each ran once
 ROUNDS = 2  # at least
 # How long torch must need for the whole job before another engine is prepared: exporting takes seconds, compiling
-# minutes, TensorRT's search many of them.
+# minutes.
 WORTH = {
     "torch": 0.0,
     "onnxruntime": 30.0,
     "openvino": 30.0,
     "onnxruntime_cuda": 30.0,
     "torch_compiled": 1200.0,
-    "onnxruntime_tensorrt": 3600.0,
 }
 
 Say = Callable[[str], None]
@@ -132,7 +131,6 @@ def candidates(precision: str) -> list[str]:
     names = ["torch", "torch_compiled"]
     if torch.cuda.is_available():
         names += ["onnxruntime_cuda"] if _there("onnxruntime") else []
-        names += ["onnxruntime_tensorrt"] if _there("onnxruntime") and _there("tensorrt") else []
     else:
         names += [library for library in ("onnxruntime", "openvino") if _there(library)]
     return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or gpus() > 0)]

@@ -12,7 +12,6 @@
                   /locks/      a file for each features folder: who extracts into it
                   /jobs/       what workers are told, while an extraction runs
                   /onnx/       exported graphs, as large as the weights in them
-                  /tensorrt/   graphs that TensorRT compiled
                   /engines/    which engine was the fastest here
                   /batches/    sizes of batches that fit a GPU
                   /teach/      caches of their own, while logits are computed of which a teacher keeps the largest

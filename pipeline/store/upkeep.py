@@ -33,7 +33,7 @@ def leftovers(column: Column) -> int:
     return sweep(column.folder) + sweep(column.folder / "rejected")
 
 
-FOLDERS = ("onnx", "tensorrt", "engines", "batches", "teach", "training", "pixels")
+FOLDERS = ("onnx", "engines", "batches", "teach", "training", "pixels")
 """The folders of the cache beside the columns, each of entries that can be made again."""
 
 IN_USE = 3600.0
