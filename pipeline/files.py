@@ -7,6 +7,7 @@ sees the old file, no file, or the whole new one. A folder that replaces another
 import contextlib
 import ctypes
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -232,7 +233,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change names in one step; return whether the system can."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # no Linux, or an old one
+    except (AttributeError, OSError):  # no Linux, or an old one
         return False
     done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
     return done == 0
@@ -294,10 +295,6 @@ def link_or_copy(source: Path, target: Path) -> Literal["reflink", "hardlink", "
 
 
 def _reflink(source: Path, target: Path) -> Literal["reflink"] | None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     with source.open("rb") as original, target.open("wb") as clone:
         try:
             fcntl.ioctl(clone.fileno(), FICLONE, original.fileno())

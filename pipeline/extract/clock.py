@@ -1,5 +1,6 @@
 """Where the time of an extraction goes: reading, the forward pass, writing."""
 
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -76,11 +77,7 @@ def bottleneck(seconds: dict[str, float]) -> str:
     return NAMES[max(PARTS, key=lambda part: seconds[part])]
 
 
-def peak_memory() -> int | None:
-    """The most bytes of memory that this process had so far; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process had so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -6,6 +6,7 @@ the file system has no locks, there is none: what is stored stays right all the 
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -18,11 +19,6 @@ from pipeline.files import digest
 @contextlib.contextmanager
 def alone(cache_root: Path, out: Path) -> Iterator[None]:
     """Hold the lock of a features folder; raises StoreError, with the process that holds it, if another does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     path = path_of(cache_root, out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,9 +36,7 @@ def text(name: str, done: Extracted, *, process: float) -> str:
     if spent.rate is not None and todo.spared:
         saved = duration(todo.spared / spent.rate)
         lines.append(f"reuse spared {todo.spared:,} samples: about {saved} at this rate")
-    peak = peak_memory()
-    if peak is not None:
-        lines.append(f"peak memory: {human(peak)}")
+    lines.append(f"peak memory: {human(peak_memory())}")
     return "\n".join(lines)
 
 

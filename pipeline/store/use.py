@@ -5,6 +5,7 @@ Where the file system has no locks, nothing is held, and `prune` goes by the tim
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +49,6 @@ def touch(path: Path) -> None:
 
 def _lock(path: Path, *, shared: bool) -> int | None:
     """A descriptor that holds the lock; None where there are no locks. Raises BlockingIOError where another has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
