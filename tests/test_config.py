@@ -201,6 +201,11 @@ ONE_PROBLEM = {
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"decoder": "pillow"}}},
         "freeze.more.input.decoder: no longer a setting. Pillow decodes every image: leave it out.",
     ),
+    "a way to search that was one once": (
+        {"fit.digits_logistic.search": {"parameter": "C", "values": [1, 2], "method": "halving"}},
+        "fit.digits_logistic.search.method: no longer a setting. Every value is tried: write those to try into"
+        " `values`, and leave this out.",
+    ),
     "a wrong value below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"crop": [0, 3]}}},
         "freeze.more.input.crop.0: expected greater than or equal to 1, got 0.",

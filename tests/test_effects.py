@@ -88,9 +88,6 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "fit", FIT | {"head": "streaming_ridge", "device": "cuda"}, {}, ": `device` is of heads in memory, and streami",
     ),
     "workers in memory": ("fit", FIT | {"run": {"workers": 4}}, {}, ": `run` is of streaming heads, and logistic is n"),
-    "trials of a grid": (
-        "fit", FIT | {"search": {"trials": 9}}, {}, ".search: `trials` belongs to `method: optuna`, got grid: leave it",
-    ),
     "a metric of another kind": (
         "fit", FIT | {"head": "ridge", "search": {"metric": "accuracy"}}, REGRESSION,
         ".search.metric: of a regression: unknown metric 'accuracy'. Expected one of: mae, r2, rmse.",

@@ -593,7 +593,6 @@ def test_a_parameter_that_only_other_heads_have_is_refused(place: Place) -> None
         ({"refit": True, "labels_per_class": [1]}, "`refit` adds all validation rows"),
         ({"seeds": 2, "labels_per_class": [1]}, "the draws of few labels are the seeds"),
         ({"search": "swoop"}, "expected `auto`, `sweep`, `none` or a mapping of settings"),
-        ({"search": {"method": "halving"}, "validation": 5}, "folds are of `method: grid`. Leave `validation` out"),
         ({"search": {"parameter": "C"}}, "expected both `parameter` and `values`"),
         ({"search": {"parameter": "C", "values": [1, 1]}}, "expected two or more `values`, each once"),
         ({"pca": {"components": 1.5}}, "less than 1"),

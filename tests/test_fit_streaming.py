@@ -378,11 +378,6 @@ def test_rows_that_do_not_fit_name_the_streaming_heads(place: Place) -> None:
     place.fit(head="streaming_ridge", memory_gb=1e-6, calibrate="temperature")  # of its scores alone
 
 
-def test_halving_is_refused() -> None:
-    with pytest.raises(ValidationError, match="streaming_lda reads all of its rows: expected `method: grid`"):
-        FitConfig(task="pets", backbone="tiny", inputs=("a",), head="streaming_lda", search={"method": "halving"})
-
-
 def test_lengths_of_joined_taps_are_refused() -> None:
     with pytest.raises(ValidationError, match="streaming_lda cannot take the lengths of joined taps"):
         FitConfig(task="pets", backbone="tiny", inputs=(("a", "b"),), head="streaming_lda", scale="l2")

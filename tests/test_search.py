@@ -1,6 +1,5 @@
 """Choosing a parameter on validation rows: what is chosen, what is recorded, and that shared work changes nothing."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -358,55 +357,6 @@ def test_values_of_which_none_can_be_used_are_told_one_by_one() -> None:
         swept("logistic", "C", [-1, -2])
     with pytest.raises(HeadError, match=r"(?s)no value of alpha gave .*'alpha' parameter"):
         swept("ridge", "alpha", [-1.0, -2.0])
-
-
-# Other ways to search ------------------------------------------------------------------------------------------------
-
-
-def test_halving_ends_with_all_training_rows(place: Place) -> None:
-    place.fit(inputs=["hard"], search={"parameter": "C", "values": [1e-6, 1e-3, 0.1, 1, 10], "method": "halving"})
-    [one] = place.model()["fits"]
-    record = one["search"]
-    assert record["method"] == "halving"
-    assert [len(step["values"]) for step in record["rounds"]] == sorted(
-        (len(step["values"]) for step in record["rounds"]), reverse=True
-    )
-    assert [step["rows"] for step in record["rounds"]] == sorted({step["rows"] for step in record["rounds"]})
-    assert record["chosen"] in record["rounds"][-1]["values"]
-    assert one["params"]["C"] == record["chosen"]
-
-
-def test_a_winner_of_halving_must_converge(place: Place) -> None:
-    with pytest.raises(HeadError, match=r"C .* won the halving, but on all training rows: did not converge"):
-        place.fit(
-            inputs=["hard"],
-            params={"max_iter": 1},
-            search={"parameter": "C", "values": [1, 10, 100], "method": "halving"},
-        )
-
-
-@pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="Optuna is installed")
-def test_without_optuna_its_extra_is_named(place: Place) -> None:
-    with pytest.raises(
-        HeadError, match=r"expected Optuna for `method: optuna`, got none\. Run `pip install 'icecore\["
-    ):
-        place.fit(search={"method": "optuna"})
-
-
-def test_optuna_tries_values_between_the_smallest_and_the_largest(place: Place) -> None:
-    pytest.importorskip("optuna")
-    place.fit(inputs=["hard"], search={"method": "optuna", "parameter": "C", "values": [0.01, 100.0], "trials": 6})
-    [one] = place.model()["fits"]
-    assert (len(one["search"]["values"]), one["search"]["trials"]) == (6, 6)
-    assert all(0.01 <= value <= 100 for value in one["search"]["values"])
-    assert one["params"]["C"] == one["search"]["chosen"]
-    numbers = {"method": "optuna", "parameter": "n_neighbors", "values": [1, 20], "trials": 4}
-    place.fit(inputs=["hard"], head="knn", search=numbers)
-    assert all(isinstance(value, int) for value in place.model()["fits"][0]["search"]["values"])
-    weights = {"method": "optuna", "parameter": "weights", "values": ["uniform", "distance"], "trials": 3}
-    place.fit(inputs=["hard"], head="knn", search=weights)
-    with pytest.raises(HeadError, match=r"none of 2 trials gave a head. The first: search: no value of C"):
-        place.fit(search={"method": "optuna", "parameter": "C", "values": [-2, -1], "trials": 2})
 
 
 # What a head cannot give ---------------------------------------------------------------------------------------------

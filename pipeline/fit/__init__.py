@@ -157,18 +157,9 @@ class FitConfig(Settings):
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
         if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
-        if streaming and isinstance(self.search, SearchConfig) and self.search.method == "halving":
-            raise ValueError(f"{streaming[0]} reads all of its rows: expected `method: grid` or `optuna`, got halving")
-        if not self.takes_folds and self.validation not in ("auto", "split"):
-            raise ValueError("`validation`: folds are of `method: grid`. Leave `validation` out, or choose that method")
         if idle := list(self._idle(streaming)):
             raise ValueError("; ".join(idle))
         return self
-
-    @property
-    def takes_folds(self) -> bool:
-        """Whether what chooses may be folds: not for the searches with a budget."""
-        return not isinstance(self.search, SearchConfig) or self.search.method == "grid"
 
     def search_of(self, name: str, params: dict[str, Any]) -> SearchConfig | None:
         """Return what is searched of a head with these parameters; None where nothing is."""
@@ -211,8 +202,6 @@ class FitConfig(Settings):
     @property
     def needs_split(self) -> str:
         """Return the setting that needs validation rows in the task; empty where folds do, or nothing is held out."""
-        if not self.takes_folds:
-            return "search"
         if self.validation != "split":
             return ""
         asked = {

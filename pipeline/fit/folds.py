@@ -71,7 +71,7 @@ def validation_of(config: FitConfig, task: Task, training: Training) -> Validati
         learned = np.sort(np.concatenate([training.rows, own]))
     split = _split(training.rows, own, learned)
     wanted = config.validation
-    if wanted == "auto" and (len(own) >= SPLIT_ROWS or not config.takes_folds):
+    if wanted == "auto" and len(own) >= SPLIT_ROWS:
         wanted = "split"
     if wanted == "split":
         return split

@@ -129,9 +129,10 @@ def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"
-        fits_there = device.supports(pipeline) and config.takes_folds
         random = heads.is_random(name, kind)
-        found.append(Head(called, name, params, scores, plain, search, random, on if fits_there else None))
+        found.append(
+            Head(called, name, params, scores, plain, search, random, on if device.supports(pipeline) else None)
+        )
     if config.seeds > 1 and not any(head.random for head in found):
         raise ConfigError(
             f"seeds: expected a head that starts at random, got {', '.join(config.heads)}: each fit would be the same. "

@@ -1,4 +1,4 @@
-"""Choose a parameter of a head on held-out rows: by a sweep over values, by successive halving, or with Optuna.
+"""Choose a parameter of a head on held-out rows: by a sweep over values.
 
 The head is fitted for each value to the training rows of a split, or of each fold; the rows that are held out choose;
 test rows are not seen. Heads with probabilities are chosen by log loss, others by the metric of their kind of task; of
@@ -7,14 +7,14 @@ and how stands in the record, which `model.json` keeps.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import HeadError, unknown
-from pipeline.heads import budgeted, criteria
+from pipeline.heads import criteria
 from pipeline.heads.sweep import Fold, Found, sweep
 from pipeline.predictions import Scores
 from pipeline.task import Kind
@@ -46,16 +46,16 @@ AUTO: tuple[str, ...] = ("logistic", "ridge", "streaming_logistic", "streaming_r
 class SearchConfig(Settings):
     """What to choose on held-out rows, and how."""
 
+    REMOVED = {
+        "method": "Every value is tried: write those to try into `values`, and leave this out.",
+        "trials": "Every value is tried: write those to try into `values`, and leave this out.",
+    }
+
     parameter: str | None = Field(None, description="of the head's class; by default that of the head's own sweep")
     values: tuple[Any, ...] = Field((), description="by default those of the head's own sweep")
     metric: str | None = Field(
         None, description="by default log_loss; without probabilities accuracy, of many labels map, of a regression r2"
     )
-    method: Literal["grid", "halving", "optuna"] = Field(
-        default="grid",
-        description="try every value, give bad ones few rows, or let optuna choose between the ends",
-    )
-    trials: Annotated[int, Field(ge=2)] = Field(default=50, description="values that optuna tries")
 
     @model_validator(mode="after")
     def _both(self) -> "SearchConfig":
@@ -63,8 +63,6 @@ class SearchConfig(Settings):
             raise ValueError("expected both `parameter` and `values`, or neither of them")
         if self.values and len(set(map(repr, self.values))) < max(2, len(self.values)):
             raise ValueError("expected two or more `values`, each once")
-        if self.method != "optuna" and "trials" in self.model_fields_set:
-            raise ValueError(f"`trials` belongs to `method: optuna`, got {self.method}: leave it out")
         return self
 
 
@@ -125,16 +123,19 @@ def search(
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
     metric = criteria.criterion(config.metric, kind, given)
     criteria.check(metric, pipeline, kind=kind)
-    protocol: dict[str, Any] = {"method": config.method, "metric": metric}
-    measured: dict[str, Any] = {"metric": metric, "kind": kind, "classes": classes, "given": given}
-    what = (pipeline, inner + parameter, values)
-    if config.method == "grid":
-        found = sweep(*what, folds, **measured, on=on, stops=isinstance(config, AutoSearch))
-    elif config.method == "halving":
-        found = budgeted.halving(*what, folds[0], **measured)
-    else:
-        found = budgeted.optuna(*what, folds[0], **measured, trials=config.trials)
-        protocol["trials"] = config.trials
+    found = sweep(
+        pipeline,
+        inner + parameter,
+        values,
+        folds,
+        metric=metric,
+        kind=kind,
+        classes=classes,
+        given=given,
+        on=on,
+        stops=isinstance(config, AutoSearch),
+    )
     held = sum(len(fold.held.y) for fold in folds)
+    protocol = {"parameter": parameter, "method": "grid", "metric": metric}
     rows = {"training_rows": len(folds[0].train.y), "validation_rows": held}
-    return Found(found.heads, parameter, found.value, {"parameter": parameter, **protocol, **rows, **found.record})
+    return Found(found.heads, parameter, found.value, {**protocol, **rows, **found.record})
