@@ -33,7 +33,7 @@ format: $(VENV)/.installed  ## format and mend what can be mended
 install: $(VENV)/.installed  ## make the environment only
 
 lock: $(VENV)/.installed  ## choose versions anew, within the ranges of pyproject.toml
-	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+	@uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 --upgrade --no-header --no-annotate \
 	  --quiet --output-file requirements.lock
 	@! grep -nE '://|^--' requirements.lock
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.backbones import artefact, timm_models, vision
 from pipeline.config import Section, check, refuse
-from pipeline.errors import BackboneError, ConfigError, DataError, unknown
+from pipeline.errors import BackboneError, ConfigError, DataError, install_command, unknown
 from pipeline.extract import ExtractConfig
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.request import Request, checked, read
@@ -181,9 +181,7 @@ def _having(model: str) -> str:
     known = timm_models.names() if there else []
     if model.partition(".")[0] in known:
         return "timm"
-    libraries = (
-        "torchvision and timm" if there else "torchvision (timm is not installed: `pip install 'icecore[timm]'`)"
-    )
+    libraries = "torchvision and timm" if there else f"torchvision (timm is not installed: `{install_command('timm')}`)"
     raise BackboneError(
         f"{unknown('backbone', model, {*vision.names(), *known})} These are the models of {libraries}; or name the "
         "folder of a backbone that icecore wrote."

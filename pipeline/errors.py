@@ -8,13 +8,15 @@ PipelineError
 ├── ClusterError     other processes or machines cannot be reached, or are gone
 ├── StoreError       features on disk are missing, damaged or made by something else
 ├── HeadError        a head cannot be fitted to what it was given
-└── TrainingError    a network cannot be trained as it was asked to be
+├── TrainingError    a network cannot be trained as it was asked to be
+└── MissingExtraError a library is not installed; the message names the extra that brings it
 
 A message reads `<what> <where>: expected <x>, got <y>. <what to do>`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PipelineError(Exception):
@@ -53,8 +55,35 @@ class TrainingError(PipelineError):
     """A network cannot be trained as it was asked to be."""
 
 
+class MissingExtraError(PipelineError):
+    """A library that an extra of the distribution installs cannot be imported."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The user ended the work; the message says what is kept and how to go on."""
+
+
+DISTRIBUTION = "icecore-features"
+"""The name that pip knows. A distribution called `icecore` is another project."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the libraries of an extra."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+@contextmanager
+def requires(extra: str, *, what: str, error: type[PipelineError] = MissingExtraError) -> Iterator[None]:
+    """Raise `error` with the name of the extra where an import in the block fails.
+
+    what: what needs the libraries, such as `fine-tuning`; the message begins with it.
+    """
+    try:
+        yield
+    except ImportError as cause:
+        raise error(
+            f"{what}: expected the libraries of the extra `{extra}`, got: {cause}. Run `{install_command(extra)}`."
+        ) from cause
 
 
 def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> str:

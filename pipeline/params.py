@@ -10,15 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, requires
 
 COLON = " In {…} and […] put a value with `:` in quotes."
 
 
 def read_params(path: Path) -> dict[str, Any]:
     """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
 
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
@@ -81,8 +82,9 @@ def check_rewriting(path: Path) -> list[str]:
     DVC writes text without quotes where YAML 1.2 lets it, and its own reader refuses some of that between braces and
     brackets: `{root: s3://bucket}`.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
 
     try:
         raw = YAML().load(path.read_text(encoding="utf-8"))
@@ -111,8 +113,9 @@ def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tup
 
 def _survives(text: str) -> bool:
     """Whether DVC reads a text again that it wrote between brackets."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
 
     written = io.StringIO()
     writer = YAML()

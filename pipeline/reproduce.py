@@ -5,6 +5,7 @@ their progress bars, which go to standard error, are not touched. Seconds of eac
 own folder for what no other machine needs; the time that is left is the sum of those of stages that are to come.
 """
 
+import importlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import requires
 from pipeline.files import read_json, write_json
 from pipeline.text import duration
 
@@ -145,6 +147,8 @@ def reproduce(
 
     A run that the user ends is waited for: DVC ends its stage, which keeps what it has, and then itself.
     """
+    with requires("pipeline", what="`icecore repro`"):
+        importlib.import_module("dvc")
     known = _times()
     run = Run([] if arguments else stages, known, say)
     command = [sys.executable, "-m", "dvc", "repro", *arguments]

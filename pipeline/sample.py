@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, model_validator
 
 from pipeline.config import Settings
+from pipeline.errors import requires
 from pipeline.files import fresh_folder
 from pipeline.runtime import Progress, silent
 
@@ -78,7 +79,8 @@ def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
 
 def fonts() -> list[Path]:
     """The fonts of matplotlib that hold all letters and digits, sorted by name."""
-    import matplotlib
+    with requires("report", what="the fonts of printed characters"):
+        import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     found = {path for pattern in FONTS for path in folder.glob(f"{pattern}.ttf") if "Display" not in path.name}

@@ -153,7 +153,7 @@ def test_blocks_are_residual_blocks_blocks_of_transformers_and_layers() -> None:
     ("name", "options"), [("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2})]
 )
 def test_networks_of_timm_are_cut_too(name: str, options: dict[str, Any]) -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
     found = backbone(timm.create_model(name, num_classes=5, **options), family="timm", name=name)
     nodes = legal_cuts(found)
     ends = {"layer1", "layer4.0", "penultimate"} if name == "resnet10t" else {"blocks.0", "blocks.1", "penultimate"}

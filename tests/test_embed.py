@@ -243,7 +243,7 @@ def test_a_tap_is_written_as_its_node_and_pooling(text: str, name: str, settings
 
 
 def test_a_backbone_is_looked_for_in_torchvision_then_in_timm(tmp_path: Path) -> None:
-    pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
     of = {name: embed.job(name, ["x"], tmp_path).backbone for name in ("resnet50", "resnet26", "resnet26.bt_in1k")}
     assert of["resnet50"] == Torchvision(source="torchvision", model="resnet50", weights="DEFAULT")
     assert of["resnet26"] == Timm(source="timm", model="resnet26", weights=None)
@@ -292,9 +292,9 @@ def test_a_model_that_no_library_has_is_an_error_with_names_near_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(BackboneError, match=near) as without:
         embed.job("resnet5O", ["x"], tmp_path)
-    assert "models of torchvision (timm is not installed: `pip install 'icecore[timm]'`)" in str(without.value)
+    assert "models of torchvision (timm is not installed: `pip install 'icecore-features[timm]'`)" in str(without.value)
     monkeypatch.undo()
-    pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
     with pytest.raises(BackboneError, match="unknown backbone 'resnet5O'") as both:
         embed.job("resnet5O", ["x"], tmp_path)
     assert "These are the models of torchvision and timm; or name the folder of a backbone" in str(both.value)

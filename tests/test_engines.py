@@ -282,11 +282,13 @@ def test_tf32_wants_a_gpu() -> None:
         choose("auto", job_of(Glyphs, precision="tf32"), lambda: PIXELS, samples=9, say=print)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("openvino", r"icecore\[openvino\]"), ("onnxruntime", "icecore")])
+@pytest.mark.parametrize(("name", "extra"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
 def test_a_missing_library_names_what_to_install(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, f"pipeline.engines.{name}", raising=False)
-    with pytest.raises(EngineError, match=rf"engine '{name}': .*{name}.* Install it with `pip install '{extra}'`."):
+    with pytest.raises(
+        EngineError, match=rf"engine '{name}': .*{name}.* Run `pip install 'icecore-features\[{extra}\]'`."
+    ):
         create(name, backbone_of(Glyphs), {}, batch_size=1)
 
 

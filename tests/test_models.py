@@ -57,7 +57,7 @@ def test_a_model_of_torchvision_is_extracted_and_trained(name: str, models: Modu
 
 @pytest.mark.parametrize("name", TIMM)
 def test_a_model_of_timm_is_extracted_and_trained(name: str, models: ModuleType, tmp_path: Path) -> None:
-    pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+    pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
     options, side, shape, classifier = TIMM[name]
     architecture = {"family": "timm", "name": name, "tag": "", **options}
     assert models.check_model(architecture, inputs(side), tmp_path) == models.Result(shape, classifier)

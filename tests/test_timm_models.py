@@ -25,7 +25,7 @@ from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
 from pipeline.training.ready import packages
 
-timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra icecore[timm]")
+timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
 timm_data = pytest.importorskip("timm.data")
 
 SMALL = "mobilenetv3_small_050"
@@ -237,7 +237,7 @@ def test_an_image_size_that_the_model_refuses_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(BackboneError, match=r"timm: not installed .*Run `pip install 'icecore\[timm\]'`."):
+    with pytest.raises(BackboneError, match=r"models of timm: .*Run `pip install 'icecore-features\[timm\]'`."):
         timm_models.weights_entry(SMALL, None)
 
 

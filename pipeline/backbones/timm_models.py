@@ -1,6 +1,6 @@
 """Models of timm: weights by timm's tag, preprocessing from the settings that timm keeps beside each set of weights.
 
-timm is an extra: `pip install 'icecore[timm]'`. It is imported when a model of it is asked for.
+timm is an extra of its own. It is imported when a model of it is asked for.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.backbones.spec import InputSpec
-from pipeline.errors import BackboneError, unknown
+from pipeline.errors import BackboneError, requires, unknown
 from pipeline.readers.image import ImageSpec
 
 SETTINGS = ("num_classes", "img_size")
@@ -118,8 +118,6 @@ def _known(model: str) -> None:
 
 
 def _timm() -> Any:
-    try:
+    with requires("timm", what="models of timm", error=BackboneError):
         import timm
-    except ImportError as error:
-        raise BackboneError(f"timm: not installed ({error}). Run `pip install 'icecore[timm]'`.") from None
     return timm

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.errors import BackboneError
 from pipeline.files import digest, sha256_bytes, sha256_file
 
@@ -161,14 +162,16 @@ def _installed_places() -> tuple[Path, ...]:
 def _versions(tops: set[str]) -> dict[str, str]:
     """The versions of the packages that bring some top-level modules; without the tag of a build, such as +cpu."""
     names = {name for top in tops for name in _packages_with(top)}
-    return {name: metadata.version(name).partition("+")[0] for name in sorted(names)}
+    return {
+        name: (__version__ if name == "icecore" else metadata.version(name)).partition("+")[0] for name in sorted(names)
+    }
 
 
 @functools.cache
 def _packages_with(top: str) -> tuple[str, ...]:
     """The installed packages that bring a top-level module; most have its name."""
     if top == OWN_PACKAGE:
-        return ("icecore",)
+        return ("icecore",)  # whatever the distribution is called: backbone.json and addresses keep this name
     try:
         metadata.version(top)
     except metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 
 from pipeline.backbones.spec import TapSpec
-from pipeline.errors import EngineError, unknown
+from pipeline.errors import EngineError, requires, unknown
 
 if TYPE_CHECKING:
     from pipeline.backbones.artefact import Backbone
@@ -37,8 +37,6 @@ PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
     "openvino": ("float32", "bfloat16"),
 }
 BATCH = 64  # samples, where no other size is asked for
-EXTRAS = {"openvino": "icecore[openvino]"}
-
 
 Answer = Callable[[], dict[str, np.ndarray]]
 """Waits for a batch that was begun."""
@@ -85,10 +83,7 @@ def create(
             f"{precision}. Choose another engine, or `auto`."
         )
     module, attribute = ENGINES[name].split(":")
-    try:
+    with requires("openvino" if name == "openvino" else "onnx", what=f"engine {name!r}", error=EngineError):
         made: Any = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        install = EXTRAS.get(name, "icecore")
-        raise EngineError(f"engine {name!r}: {error}. Install it with `pip install '{install}'`.") from None
     engine: Engine = made(backbone, specs, batch_size=batch_size, precision=precision, cache=cache)
     return engine

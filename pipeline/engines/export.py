@@ -16,7 +16,7 @@ from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.probe import packages_of
 from pipeline.backbones.spec import TapSpec
 from pipeline.backbones.tapped import Tapped
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, requires
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
 from pipeline.store.cache import writable
@@ -65,6 +65,9 @@ def export(backbone: Backbone, specs: Mapping[str, TapSpec]) -> bytes:
     """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
     whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
+    with requires("onnx", what="export to ONNX", error=EngineError):
+        import onnx  # noqa: F401  # the exporter needs both
+        import onnxscript  # noqa: F401
     channels, height, width = backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     try:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from pipeline.errors import requires
+
 WRAPPERS = tuple(f"sklearn.externals.array_api_compat.{name}" for name in ("torch", "dask"))
 
 
 def skops_io() -> ModuleType:
     """The module `skops.io`."""
-    with _missing(*WRAPPERS):
+    with requires("pipeline", what="saved heads"), _missing(*WRAPPERS):
         return importlib.import_module("skops.io")
 
 

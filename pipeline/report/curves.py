@@ -1,15 +1,17 @@
 """Curves of the report: the metric of a run's methods against labels a class, inputs, and what inputs cost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from pipeline.report.chosen import searches
 from pipeline.report.costs import Cost
 from pipeline.report.figures import COLOURS, MARKERS, axes_of, panels
 from pipeline.report.leaderboard import NAMES, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_LINES = 7
 WIDE = 30  # times the smallest value, from which on an axis is logarithmic
@@ -183,7 +185,7 @@ def _ticks(sizes: Sequence[float]) -> list[float]:
     return [tick for tick in every if min(sizes) / 2 <= tick <= max(sizes) * 2]
 
 
-def _name_inputs(axes: Axes, x: Mapping[str, float]) -> None:
+def _name_inputs(axes: "Axes", x: Mapping[str, float]) -> None:
     """The name of each input upright above its place on the axis; those of one place on both sides of it."""
     before = None
     for name, place in sorted(x.items(), key=lambda item: (item[1], item[0])):

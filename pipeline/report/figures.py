@@ -5,14 +5,15 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from pipeline.errors import requires
 from pipeline.report.leaderboard import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,8 +33,12 @@ MOST_CLASSES = 30
 
 
 @contextmanager
-def panels(width: float, height: float, columns: int, found: list[str], *, name: str) -> Iterator[list[Axes]]:
+def panels(width: float, height: float, columns: int, found: list[str], *, name: str) -> Iterator[list["Axes"]]:
     """Axes side by side; their SVG is appended to `found`. `name` is one of its own on a page: ids are made from it."""
+    with requires("report", what="figures of the report"):
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text, and has fonts for scripts that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
@@ -47,7 +52,7 @@ def panels(width: float, height: float, columns: int, found: list[str], *, name:
 
 
 @contextmanager
-def axes_of(width: float, height: float, found: list[str], *, name: str) -> Iterator[Axes]:
+def axes_of(width: float, height: float, found: list[str], *, name: str) -> Iterator["Axes"]:
     """Axes to draw on, as `panels` has them."""
     with panels(width, height, 1, found, name=name) as every:
         yield every[0]

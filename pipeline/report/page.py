@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
+from pipeline.errors import requires
 from pipeline.files import read_json, write_text
 from pipeline.report import ReportConfig, chosen, curves, figures, leaderboard, students, trained
 from pipeline.report.costs import costs as costs_of
@@ -32,6 +31,9 @@ def write(
     `comparisons`, `audits`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
     `distill` wrote; what is not there is left out of the page. `unmeasured` has the causes of `leaderboard.unmeasured`.
     """
+    with requires("report", what="the report"):
+        import jinja2
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,6 +90,8 @@ def _networks(
     name: str, runs: list[Run], every: Mapping[str, Run], compared: Any, costs: students.Costs
 ) -> dict[str, Any]:
     """What a task's networks are beside each other, where some were trained."""
+    from markupsafe import Markup
+
     beside = trained.beside(runs, every)
     if beside is not None:
         drawn = curves.by_training(runs, beside["lines"], name=name)
@@ -98,6 +102,8 @@ def _networks(
 
 def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
     """A run as the template wants it."""
+    from markupsafe import Markup
+
     metric = leaderboard.NAMES[run["metric"]]
     name = metric[0].upper() + metric[1:]
     drawn = {

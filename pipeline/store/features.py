@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, requires
 from pipeline.runtime import beside
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
@@ -204,8 +204,9 @@ class Features:
 
     def to_dask(self, *, block_rows: int = 16_384) -> "dask.array.Array":
         """All rows in the order of their keys as a lazy array; each block opens the store where it is computed."""
-        import dask.array
-        from dask import delayed
+        with requires("cluster", what="features as a Dask array"):
+            import dask.array
+            from dask import delayed
 
         store = delayed(self, traverse=False)
         parts = [

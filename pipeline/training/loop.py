@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import artefact
 from pipeline.engines.memory import first_line, is_lack
-from pipeline.errors import TrainingError, bullets
+from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.training import LoopConfig, checkpoint
 from pipeline.training.finite import Losses
@@ -69,7 +69,8 @@ class Setting:
 
 def make_fabric(config: LoopConfig) -> "Fabric":
     """Device, precision and processes; raises TrainingError for devices that are not there."""
-    from lightning_fabric import Fabric
+    with requires("train", what="training a network"):
+        from lightning_fabric import Fabric
 
     there = torch.cuda.device_count()
     if (config.device == "cuda" and not there) or (config.device != "cpu" and 0 < there < config.devices):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, requires
 from pipeline.files import read_json
 from pipeline.runtime import CORES, core_numbers
 from pipeline.workers import WorkersConfig, preload
@@ -27,9 +27,10 @@ CONNECT = 30  # seconds to wait for a scheduler
 @contextlib.contextmanager
 def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
     """Join the cluster of the settings, or start one here that ends with the block."""
-    import dask
-    from distributed import Client
-    from distributed.security import Security
+    with requires("cluster", what="several processes or machines"):
+        import dask
+        from distributed import Client
+        from distributed.security import Security
 
     security = None
     if run.tls is not None:
