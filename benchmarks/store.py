@@ -156,11 +156,6 @@ def dense(root: Path, rows: int) -> Iterator[tuple[str, str, float]]:
         "Parquet",
         paired(lambda: checked.load(keys[: rows // 10]), lambda: pq.read_table(root / "x.parquet")),
     )
-    yield (
-        "epoch, block shuffle, checked",
-        "our pass, checked",
-        paired(lambda: [None for _ in checked.batches(256, shuffle_seed=1)], lambda: passes(checked), runs=3),
-    )
 
 
 def linking(root: Path, shards: int, rows: int) -> Iterator[tuple[str, str, float]]:

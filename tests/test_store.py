@@ -403,14 +403,14 @@ def test_rows_that_change_under_an_open_shard_are_found_when_they_are_read(
     features = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
     record = write(tmp_path, sorted(map(key, range(40))), features)
     path = path_of(tmp_path, record.name)
-    trusting, unchecked = (opened(tmp_path, record, layout(shape=shape), trusted=True, check=c) for c in (True, False))
+    checking, unchecked = (opened(tmp_path, record, layout(shape=shape), check=c) for c in (True, False))
     data = bytearray(path.read_bytes())
     data[end_of_rows(path) - 20] ^= 1
     replace(path, bytes(data))
-    assert np.array_equal(trusting.read(0, 3), features[:3])
+    assert np.array_equal(checking.read(0, 3), features[:3])
     for read in (lambda s: s.read(0, 40), lambda s: s.rows(np.array([39]))):
         with pytest.raises(StoreError, match=r"rows [\d,]+ to 39 are damaged: .*Run `icecore cache repair`"):
-            read(trusting)
+            read(checking)
     if not layout(shape=shape).chunked:
         assert not np.array_equal(unchecked.read(0, 40), features)
 
@@ -495,8 +495,9 @@ def test_a_map_of_another_chunk_or_a_frame_that_is_no_frame_is_refused(tmp_path:
     data = bytearray(path.read_bytes())
     data[info.byte_offset : info.byte_offset + 4] = b"nope"
     replace(path, bytes(data))
+    fitting = ShardRecord(sha256_file(path), 2, record.bytes, record.first, record.last)
     with pytest.raises(StoreError, match=r"rows 0 to 1 are damaged"):
-        opened(tmp_path, record, layout(shape=(3, 4)), trusted=True).read(0, 2)
+        Shard(path, fitting, layout(shape=(3, 4))).read(0, 2)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["keys"], file["checksums"] = np.zeros((2, 16), "|u1"), np.zeros(1, "<u8")
         file.create_dataset("features", data=rows, chunks=(1, 3, 4))
@@ -1116,38 +1117,14 @@ def test_rows_that_were_not_asked_for_are_not_there(tmp_path: Path) -> None:
         found.load(own[:1])
 
 
-@given(size=st.integers(1, 9), seed=st.none() | st.integers(0, 3), some=st.sets(st.sampled_from(list(NUMBERS))))
-def test_an_epoch_gives_every_row_once_with_its_key(
-    features: Features, size: int, seed: int | None, some: set[int]
-) -> None:
+@given(size=st.integers(1, 9), some=st.sets(st.sampled_from(list(NUMBERS))))
+def test_batches_give_every_row_once_with_its_key(features: Features, size: int, some: set[int]) -> None:
     keys = sorted(map(key, some)) or None
-    batches = list(features.batches(size, keys=keys, shuffle_seed=seed))
+    batches = list(features.batches(size, keys=keys))
     assert [len(rows) for _, rows in batches[:-1]] == [size] * (len(batches) - 1)
     seen = [k for own, _ in batches for k in key_arrays.to_hex(own)]
-    assert sorted(seen) == (keys or features.keys)
+    assert seen == (keys or features.keys)
     assert np.array_equal(np.concatenate([rows for _, rows in batches]), rows_of(seen))
-    again = [k for own, _ in features.batches(size, keys=keys, shuffle_seed=seed) for k in key_arrays.to_hex(own)]
-    assert again == seen
-    if seed is None:
-        assert seen == (keys or features.keys)
-
-
-def test_a_block_shuffle_mixes_and_depends_on_its_seed(features: Features) -> None:
-    orders = [
-        [k for own, _ in features.batches(5, shuffle_seed=seed) for k in key_arrays.to_hex(own)] for seed in (0, 1)
-    ]
-    assert orders[0] != orders[1]
-    assert features.keys not in orders
-
-
-def test_a_window_of_a_shuffle_is_bounded(tmp_path: Path) -> None:
-    numbers = range(40)
-    keys = sorted(map(key, numbers))
-    record = write(tmp_path, keys, np.repeat(np.arange(40, dtype=np.float32)[:, None], 200_000, axis=1))
-    found = commit(tmp_path, [record], [keys], layout(shape=(200_000,)))
-    seen = [k for own, _ in found.batches(1, shuffle_seed=0, buffer_mb=4) for k in key_arrays.to_hex(own)]
-    assert sorted(seen) == keys
-    assert seen != keys
 
 
 def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1174,7 +1151,6 @@ def test_features_go_to_other_processes_and_other_libraries(features: Features, 
     copy = pickle.loads(pickle.dumps(features))  # noqa: S301 - what DataLoader does with its own objects
     assert np.array_equal(copy.load(), features.load())
     assert np.array_equal(features.to_torch().numpy(), features.load())
-    assert np.array_equal(features.to_dask(block_rows=5).compute(scheduler="synchronous"), features.load())
     assert export(features, tmp_path / "f.parquet") == 24
     table = pq.read_table(tmp_path / "f.parquet")
     assert table["key"].to_pylist() == features.keys
@@ -1192,9 +1168,8 @@ def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Pat
     for view in (subset, copy):
         assert np.array_equal(view.load(), rows_of(subset.keys))
         assert np.array_equal(view.load(some), rows_of(some))
-        assert np.array_equal(view.to_dask(block_rows=3).compute(scheduler="synchronous"), view.load())
-        seen = [k for own, _ in view.batches(3, shuffle_seed=0) for k in key_arrays.to_hex(own)]
-        assert sorted(seen) == subset.keys
+        seen = [k for own, _ in view.batches(3) for k in key_arrays.to_hex(own)]
+        assert seen == subset.keys
     assert export(subset, tmp_path / "f.parquet") == 4
     with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
         subset.load([key(5)])

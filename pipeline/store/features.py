@@ -7,22 +7,20 @@ spawned: shards are opened where they are read.
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import StoreError, requires
+from pipeline.errors import StoreError
 from pipeline.runtime import beside
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import ON_DISK
-from pipeline.store.layout import CHUNK_BYTES, path_of
+from pipeline.store.layout import path_of
 from pipeline.store.shard import Shard
 
 if TYPE_CHECKING:
-    import dask.array
     import pyarrow as pa
     import torch
 
@@ -138,60 +136,12 @@ class Features:
             found[here] = self._shard(number).rows(rows[here])
         return found
 
-    def batches(
-        self, size: int, *, keys: Keys | None = None, shuffle_seed: int | None = None, buffer_mb: int = 256
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of (keys S16, rows) over some keys or all, once; the last may be short.
-
-        With a seed, rows come in a block shuffle: blocks of about 1 MiB in random order, gathered until `buffer_mb` are
-        full, and mixed there. Memory is bounded by the buffer, reading stays sequential within blocks, and the order
-        depends on the seed and the keys alone.
-        """
+    def batches(self, size: int, *, keys: Keys | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield batches of (keys S16, rows) over some keys, in their order, or over all; the last may be short."""
         known = self.key_array if keys is None else _array(keys)
         places = np.asarray(self._rows[2]) if keys is None else self.find(keys)
-        if shuffle_seed is None:
-            for start in range(0, len(known), size):
-                yield known[start : start + size], self.at(places[start : start + size])
-            return
-        random = np.random.default_rng(shuffle_seed)
-        left_keys, left = known[:0], np.empty((0, *self.shape), dtype=self.dtype)
-        for window, rows in self._windows(places, random, buffer_mb * 2**20 // 2, size):
-            own, mixed = known[window], random.permutation(len(window))
-            start = 0
-            if len(left):  # the batch that the last window could not fill
-                start = min(size - len(left), len(mixed))
-                left_keys = np.concatenate([left_keys, own[mixed[:start]]])
-                left = np.concatenate([left, rows[mixed[:start]]])
-                if len(left) < size:
-                    continue
-                yield left_keys, left
-            whole = start + (len(mixed) - start) // size * size
-            for first in range(start, whole, size):
-                batch = mixed[first : first + size]
-                yield own[batch], rows.take(batch, axis=0)
-            left_keys, left = own[mixed[whole:]], rows.take(mixed[whole:], axis=0)
-        if len(left):
-            yield left_keys, left
-
-    def _windows(
-        self, places: np.ndarray, random: np.random.Generator, buffer_bytes: int, size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows in windows of random blocks: their numbers among `places`, and the rows in a buffer that is reused.
-
-        The next window is read while the caller is at work on this one: there are two buffers.
-        """
-        row_bytes = max(1, int(np.prod(self.shape)) * self.dtype.itemsize)
-        windows = _draw(np.argsort(places, kind="stable"), random, row_bytes, buffer_bytes, size)
-        largest = max(map(len, windows), default=0)
-        buffers = [np.empty((largest, *self.shape), dtype=self.dtype) for _ in windows[:2]]
-        with ThreadPoolExecutor(1) as ahead:
-            reading: list[Future[np.ndarray]] = []
-            for turn, window in enumerate(windows):
-                reading.append(ahead.submit(self.at, places[window], buffers[turn % 2][: len(window)]))
-                if turn:
-                    yield windows[turn - 1], reading.pop(0).result()
-            if reading:
-                yield windows[-1], reading.pop().result()
+        for start in range(0, len(known), size):
+            yield known[start : start + size], self.at(places[start : start + size])
 
     def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
         """The rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""
@@ -201,23 +151,6 @@ class Features:
             stored = (self.load(keys).view(np.uint32) >> 16).astype(np.uint16)
             return torch.from_numpy(stored).view(torch.bfloat16)
         return torch.from_numpy(self.load(keys))
-
-    def to_dask(self, *, block_rows: int = 16_384) -> "dask.array.Array":
-        """All rows in the order of their keys as a lazy array; each block opens the store where it is computed."""
-        with requires("cluster", what="features as a Dask array"):
-            import dask.array
-            from dask import delayed
-
-        store = delayed(self, traverse=False)
-        parts = [
-            dask.array.from_delayed(
-                delayed(Features._range)(store, start, stop),
-                (stop - start, *self.shape),
-                dtype=self.dtype,
-            )
-            for start, stop in _ranges(len(self), block_rows)
-        ]
-        return dask.array.concatenate(parts) if parts else dask.array.empty((0, *self.shape), dtype=self.dtype)
 
     def blocks(self, *, block_rows: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Keys S16 and rows (n, width), flattened, in the order of the keys; a block has at most about 32 MiB."""
@@ -274,20 +207,6 @@ class Features:
 
 def _array(keys: Keys) -> np.ndarray:
     return keys if isinstance(keys, np.ndarray) and keys.dtype == key_arrays.DTYPE else key_arrays.from_hex(keys)
-
-
-def _draw(
-    order: np.ndarray, random: np.random.Generator, row_bytes: int, buffer_bytes: int, size: int
-) -> list[np.ndarray]:
-    """Cut rows, in the order of the disk, into blocks, and put these in random order together, a buffer full each."""
-    block = max(1, CHUNK_BYTES // row_bytes)
-    blocks = [order[start : start + block] for start in range(0, len(order), block)]
-    at_once = max(1, max(buffer_bytes // row_bytes, size) // block)
-    shuffled = random.permutation(len(blocks)).tolist()
-    return [
-        np.concatenate([blocks[number] for number in shuffled[start : start + at_once]])
-        for start in range(0, len(blocks), at_once)
-    ]
 
 
 def _ranges(rows: int, step: int) -> list[tuple[int, int]]:

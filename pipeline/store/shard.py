@@ -44,15 +44,12 @@ def verify(path: Path, record: ShardRecord, *, whole: bool = True) -> None:
 class Shard:
     """An open shard. Rows are checked against their checksums as they are read, unless `check` is False.
 
-    Raises StoreError on opening if the file is damaged (`trusted` leaves the digest out, for callers that have just
-    checked or written it) or has anything in it that a shard does not have.
+    Raises StoreError on opening if the file is damaged or has anything in it that a shard does not have.
     """
 
-    def __init__(
-        self, path: Path, record: ShardRecord, layout: Layout, *, check: bool = True, trusted: bool = False
-    ) -> None:
+    def __init__(self, path: Path, record: ShardRecord, layout: Layout, *, check: bool = True) -> None:
         self.path, self.record, self.layout, self.check = path, record, layout, check
-        verify(path, record, whole=not trusted)
+        verify(path, record)
         self._places = examine(path, record, layout)
 
     def __getstate__(self) -> dict[str, Any]:
