@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import skops.io
 from places import DEFAULTS, Place, make, retarget
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -17,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline import choice
 from pipeline.fit import FitConfig
 from pipeline.fit.folds import Validation, validation_of
+from pipeline.heads.calibration import at_temperature, best_temperature
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
 from pipeline.task import Task
@@ -80,11 +82,11 @@ def test_a_run_without_settings_holds_every_row_out_once_and_learns_from_all_tha
     X, known = rows_of(place, "hard"), split != "test"
     wanted = make_pipeline(StandardScaler(), LogisticRegression(C=record["params"]["C"], max_iter=1000))
     wanted.fit(X[known], task.targets[known])
-    saved = skops.io.load(place.models / record["file"])
-    np.testing.assert_allclose(saved.predict_proba(X), wanted.predict_proba(X), atol=2e-3)
+    saved, warm = skops.io.load(place.models / record["file"]), record["temperature"]
+    np.testing.assert_allclose(saved.predict_proba(X), softmax(wanted.decision_function(X) / warm, axis=1), atol=2e-3)
     before = skops.io.load(place.models / record["before_refit"])
     wanted.fit(X[split == "train"], task.targets[split == "train"])
-    np.testing.assert_allclose(before.predict_proba(X), wanted.predict_proba(X), atol=2e-3)
+    np.testing.assert_allclose(before.predict_proba(X), softmax(wanted.decision_function(X) / warm, axis=1), atol=2e-3)
     order = [list(task.keys).index(key) for key in one.keys[held]]
     assert np.abs(one.scores[held] - saved.predict_proba(X[order])).max() > 0.01, "it learned from these rows"
 
@@ -97,6 +99,30 @@ def test_the_value_with_the_least_log_loss_on_held_out_rows_is_chosen(place: Pla
     held = one.splits == "validation"
     assert loss_of(one, held) == pytest.approx(min(search["validation"]), rel=1e-5)
     assert search["left_out"], "values far behind the best are not tried"
+
+
+def test_values_are_compared_at_their_best_temperatures_unless_a_metric_is_named(place: Place) -> None:
+    values = [1e-2, 1e-1, 1.0]
+    place.fit(inputs=["hard"], **DEFAULTS | {"search": {"parameter": "C", "values": values, "metric": "log_loss"}})
+    [plain] = place.model()["fits"]
+    assert (plain["temperature"], plain["search"]["temperatures"]) == (None, None)
+    place.fit(inputs=["hard"], **DEFAULTS | {"search": {"parameter": "C", "values": values}})
+    [one] = place.model()["fits"]
+    search = one["search"]
+    assert one["temperature"] == search["temperatures"][values.index(search["chosen"])]
+    assert search["temperatures"] == sorted(search["temperatures"]), "less regularised heads are surer"
+    assert all(np.array(search["validation"]) <= np.array(plain["search"]["validation"]) + 1e-3)
+    assert search["validation"][0] < plain["search"]["validation"][0] - 0.05, "its scores are small, and not wrong"
+
+
+def test_a_temperature_of_rows_that_are_all_right_is_finite() -> None:
+    """Of n rows (n + 1) / (n + 2) are taken to be right, and no more certainty is given."""
+    places = np.arange(30) % 3
+    probabilities = np.full((30, 3), 0.15)
+    probabilities[np.arange(30), places] = 0.7
+    temperature = best_temperature(probabilities, places)
+    sure = at_temperature(probabilities, temperature)
+    np.testing.assert_allclose(sure[np.arange(30), places], 31 / 32, atol=1e-3)
 
 
 @pytest.mark.parametrize("rows", [30, 400])

@@ -160,6 +160,7 @@ def test_the_record_says_the_whole_protocol(place: Place) -> None:
         "values": [0.1, 10],
         "left_out": [],
         "log_loss": None,
+        "temperatures": None,
         "problems": [None, None],
         "at_the_end": False,
     }

@@ -117,14 +117,14 @@ def _fit(
     seeded = "" if seed is None or training.labels else f"-seed{seed}"
     where = f"{head.called} on {data.name}, {training}{seeded}"
     learned = validation.learned
-    calibrated, found = None, None
+    found = None
     if head.on is not None:
         pipeline = device.prepare(pipeline)
     with refusals(where) as unconverged, threads_for(len(learned) * sum(data.widths)):
         folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
         if head.search is not None and folds:
             how: dict[str, Any] = {"kind": data.kind, "classes": data.classes, "given": head.plain, "on": head.on}
-            found = search(pipeline, head.name, head.search, folds, **how)
+            found = search(pipeline, head.name, head.search, folds, **how, calibrated=config.calibrate is not None)
             fitted = list(found.heads)
             pipeline = fitted[0]
             params |= {found.parameter: found.value}
@@ -135,12 +135,17 @@ def _fit(
         else:
             unconverged.clear()  # of heads that do not stay
             last = _fitted(pipeline, _rows(data, source, learned), head.on)
+        temperature = None if found is None else found.temperature
+        if temperature is not None:
+            for one in {id(one): one for one in (*fitted, last)}.values():
+                calibration.divide_scores(one, temperature)
         end, stopped = last[-1], list(unconverged)
         if config.calibrate is not None:
             if not folds:
                 raise HeadError("calibrate: expected rows that can be held out, got none. Leave `calibrate` out.")
             parts = [(one, fold.held.X, fold.held.y) for one, fold in zip(fitted, folds, strict=True)]
             calibrated = calibration.by_temperature(parts)
+            temperature = calibration.temperature_of(calibrated)
             same = last is fitted[0]
             fitted = [calibration.with_head(calibrated, one) for one in fitted]
             last = fitted[0] if same else calibration.with_head(calibrated, last)
@@ -149,6 +154,8 @@ def _fit(
         if refit and _is_linear(end):
             split = len(folds) == 1 and np.array_equal(validation.parts[0].train, training.rows)
             before = fitted[0] if split else _fitted(pipeline, _rows(data, source, training.rows), head.on)
+            if not split and found is not None and found.temperature is not None:
+                calibration.divide_scores(before, found.temperature)
         predicted = _predicted(head, data, source, training, validation, [*fitted, last], seed=seed)
     record = {
         "head": head.called,
@@ -159,7 +166,7 @@ def _fit(
         "params": {**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
         "validation": validation.record,
         "search": None if found is None else found.record,
-        "temperature": None if calibrated is None else calibration.temperature_of(calibrated),
+        "temperature": temperature,
         "refit": refit,
         "learned_rows": len(learned),
         "not_converged": stopped[0] if stopped else None,

@@ -17,7 +17,49 @@ from pipeline.errors import HeadError
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
+LOG_TEMPERATURES = (-6.0, 6.0)
+"""Natural logarithms of the temperatures among which the best is looked for."""
+
 FOLDS = 2  # of scikit-learn's calibration; they mean nothing, since what is frozen learns from none
+
+
+def best_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:
+    """Return the temperature with the least log loss on held-out rows, within `LOG_TEMPERATURES`.
+
+    `probabilities`: (rows, classes); `places`: the column of each row's class, int (rows,). Each of n rows counts as
+    one of its class by (n + 1) / (n + 2), Laplace's rule of succession: where all rows are right, the log loss alone
+    would ask for certainty.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logs = _logs(probabilities)
+    right, n, others = np.arange(len(logs)), len(logs), max(1, logs.shape[1] - 1)
+
+    def loss(log: float) -> float:
+        scaled = log_softmax(logs * np.exp(-log), axis=1)
+        own = scaled[right, places]
+        return -float(((n + 1) * own + (scaled.sum(axis=1) - own) / others).mean() / (n + 2))
+
+    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x))
+
+
+def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities (rows, classes) float32 of decision values that are divided by a temperature."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(_logs(probabilities) / temperature, axis=1), dtype=np.float32)
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
+
+
+def divide_scores(pipeline: Any, temperature: float) -> None:
+    """Divide the decision values of a fitted linear classifier by a temperature: its coefficients and intercepts."""
+    end = pipeline[-1]
+    end.coef_, end.intercept_ = end.coef_ / temperature, end.intercept_ / temperature
 
 
 def check(head: str, scores: Scores, *, kind: Kind) -> None:

@@ -2,11 +2,13 @@
 
 The head is fitted for each value to the training rows of a split, or of each fold; the rows that are held out choose;
 test rows are not seen. Heads with probabilities are chosen by log loss, others by the metric of their kind of task; of
-values within one standard error of the best by such a metric, the one with the least log loss is chosen. What was tried
-and how stands in the record, which `model.json` keeps.
+values within one standard error of the best by such a metric, the one with the least log loss is chosen. The log loss
+of logistic regression is that at the best temperature, which then divides its coefficients. What was tried and how
+stands in the record, which `model.json` keeps.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,10 @@ class SearchConfig(Settings):
         return self
 
 
+TEMPERED: tuple[str, ...] = ("logistic", "streaming_logistic")
+"""Heads whose values are compared at their best temperatures, which then divides their coefficients."""
+
+
 class AutoSearch(SearchConfig):
     """The search of a head for which none is named: by log loss it ends where that rises for good."""
 
@@ -110,11 +116,13 @@ def search(
     classes: Sequence[str],
     given: Scores,
     on: str | None = None,
+    calibrated: bool = False,
 ) -> Found:
     """Choose a value of an unfitted pipeline's head; `on` is a torch device for `device.tensors`.
 
-    `given`: what the scores of the head are. Raises HeadError where the head lacks the parameter, cannot give what the
-    metric needs, or fits with no value.
+    `given`: what the scores of the head are. Where no metric is named, the values of `TEMPERED` heads of one class are
+    compared at their best temperatures, unless the head is `calibrated` later. Raises HeadError where the head lacks
+    the parameter, cannot give what the metric needs, or fits with no value.
     """
     parameter, values = grid_of(config, name)
     inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
@@ -123,6 +131,7 @@ def search(
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
     metric = criteria.criterion(config.metric, kind, given)
     criteria.check(metric, pipeline, kind=kind)
+    tempered = config.metric is None and metric == "log_loss" and kind == "classification" and name in TEMPERED
     found = sweep(
         pipeline,
         inner + parameter,
@@ -134,8 +143,9 @@ def search(
         given=given,
         on=on,
         stops=isinstance(config, AutoSearch),
+        tempered=tempered and not calibrated,
     )
     held = sum(len(fold.held.y) for fold in folds)
     protocol = {"parameter": parameter, "method": "grid", "metric": metric}
     rows = {"training_rows": len(folds[0].train.y), "validation_rows": held}
-    return Found(found.heads, parameter, found.value, {**protocol, **rows, **found.record})
+    return replace(found, parameter=parameter, record={**protocol, **rows, **found.record})

@@ -6,16 +6,17 @@ held-out rows of all folds are measured together.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, bullets
-from pipeline.heads import criteria, device
+from pipeline.heads import calibration, criteria, device
 from pipeline.heads.criteria import Held
 from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.paths import candidates, copy_of, fitted
+from pipeline.metrics import codes
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
@@ -41,12 +42,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Found:
-    """The chosen value, a fitted pipeline with it for each fold, and how it was chosen."""
+    """The chosen value, a fitted pipeline with it for each fold, and how it was chosen.
+
+    `temperature`: what the scores of the pipelines are to be divided by; None where that was not asked for.
+    """
 
     heads: Sequence[Any]
     parameter: str
     value: Any
     record: dict[str, Any]
+    temperature: float | None = None
 
     @property
     def head(self) -> Any:
@@ -59,13 +64,16 @@ class Tried:
     """A value of the parameter on the held-out rows.
 
     `score`: of the metric that decides; `problem`: why the value cannot be chosen; `by_row` as `criteria.by_row`;
-    `uncertainty` as `criteria.uncertainty`, or the score itself where log loss decides.
+    `uncertainty` as `criteria.uncertainty`, or the score itself where log loss decides. Where probabilities are
+    measured at their best `temperature`, `untempered` is the log loss of each row without it.
     """
 
     score: float | None = None
     problem: str | None = None
     by_row: np.ndarray | None = None
     uncertainty: float | None = None
+    temperature: float | None = None
+    untempered: np.ndarray | None = None
 
     @property
     def usable(self) -> bool:
@@ -95,11 +103,15 @@ def sweep(
     given: Scores,
     on: str | None = None,
     stops: bool = False,
+    tempered: bool = False,
 ) -> Found:
     """Fit a head per fold for each value, in their order, and choose a value on the held-out rows of all folds.
 
     `given`: what the scores of the head are. `stops`: by log loss, values after the best one are tried until `ENOUGH`
-    of them in a row are worse by more than a standard error. The preparation is fitted once per fold.
+    of them in a row are worse by more than a standard error. `tempered`: the log loss of each value is that at its best
+    temperature (`calibration.best_temperature`), so that a value is chosen by how well it tells classes apart, and not
+    by how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). The preparation is
+    fitted once per fold.
     `pipeline.heads.paths` says how heads share work between values. A value with which a fit fails, or does not
     converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
@@ -113,11 +125,12 @@ def sweep(
             problem = next((why for _, why in found if why is not None), None)
             one = Tried(problem=problem)
             if all(head is not None for head in heads):
-                one = _measured(heads, ready, problem, metric=metric, kind=kind, classes=classes, given=given)
+                how: dict[str, Any] = {"kind": kind, "classes": classes, "given": given}
+                one = _measured(heads, ready, problem, metric=metric, tempered=tempered, **how)
             tried.append(one)
             if one.usable and (best is None or _loss(one, metric) < _loss(tried[best[0]], metric)):
                 best = len(tried) - 1, heads
-            if stops and best is not None and metric == "log_loss" and _rises(tried[best[0]], tried[best[0] + 1 :]):
+            if stops and best is not None and metric == "log_loss" and best[0] < len(tried) - ENOUGH and _rises(tried):
                 break
         if best is None:
             lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
@@ -132,6 +145,7 @@ def sweep(
         parameter,
         values[chosen],
         _record(values, tried, chosen, close, metric),
+        tried[chosen].temperature,
     )
 
 
@@ -161,6 +175,7 @@ def _measured(
     problem: str | None,
     *,
     metric: str,
+    tempered: bool,
     kind: Kind,
     classes: Sequence[str],
     given: Scores,
@@ -172,13 +187,19 @@ def _measured(
             for head, one in zip(heads, ready, strict=True)
         ]
         held = criteria.joined(parts)
+        temperature, untempered = None, None
+        if tempered:
+            untempered = criteria.by_row(metric, held, kind=kind, classes=classes)
+            temperature = calibration.best_temperature(held.scores, codes(held.targets, classes))
+            held = replace(held, scores=calibration.at_temperature(held.scores, temperature))
         score = criteria.measure(metric, held, kind=kind, classes=classes)
     except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
         return Tried(problem=problem or cause_of_failure(error))
     if math.isnan(score):
         return Tried(problem=problem or f"{metric} is not a number")
     unsure = score if metric == "log_loss" else criteria.uncertainty(held, kind=kind, classes=classes)
-    return Tried(score, problem, criteria.by_row(metric, held, kind=kind, classes=classes), unsure)
+    by_row = criteria.by_row(metric, held, kind=kind, classes=classes)
+    return Tried(score, problem, by_row, unsure, temperature, untempered)
 
 
 def _loss(one: Tried, metric: str) -> float:
@@ -202,21 +223,30 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
     ]
 
 
-def _rises(best: Tried, after: Sequence[Tried]) -> bool:
-    """Whether enough of the last values after the best are worse than it by more than a standard error."""
-    last = after[-ENOUGH:]
-    return len(last) == ENOUGH and all(
-        one.score is None or one.score - best.score > _error_between(one, best)
-        for one in last
-        if best.score is not None
-    )
+def _rises(tried: Sequence[Tried]) -> bool:
+    """Whether the log loss of the last values, at no temperature, is worse than the least by over a standard error."""
+    losses = [one.by_row if one.untempered is None else one.untempered for one in tried if one.usable]
+    least = min((one for one in losses if one is not None), key=lambda one: float(one.mean()), default=None)
+    last = tried[-ENOUGH:]
+    if least is None or len(last) < ENOUGH:
+        return False
+    for one in last:
+        rows = one.by_row if one.untempered is None else one.untempered
+        if rows is not None and rows.mean() - least.mean() <= _standard_error(rows - least):
+            return False
+    return True
 
 
 def _error_between(one: Tried, other: Tried) -> float:
     """The standard error of the mean difference per row; 0 where the metric is no mean over rows."""
-    if one.by_row is None or other.by_row is None or len(one.by_row) < 2:
+    if one.by_row is None or other.by_row is None:
         return 0.0
-    return float(np.std(one.by_row - other.by_row, ddof=1) / np.sqrt(len(one.by_row)))
+    return _standard_error(one.by_row - other.by_row)
+
+
+def _standard_error(rows: np.ndarray) -> float:
+    """The standard error of a mean over rows; 0 of a single row."""
+    return float(np.std(rows, ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else 0.0
 
 
 def _least(one: Tried, metric: str) -> tuple[float, float]:
@@ -231,7 +261,7 @@ def _record(
     """What `model.json` says of the search: the curve, and what decided."""
     one = tried[chosen]
     rows = one.by_row
-    error = None if rows is None or len(rows) < 2 else float(np.std(rows, ddof=1) / np.sqrt(len(rows)))
+    error = None if rows is None or len(rows) < 2 else _standard_error(rows)
     scores = {other.score for other in tried if other.usable}
     ordered = len(values) > 2 and all(isinstance(value, int | float) for value in values)
     return {
@@ -239,6 +269,7 @@ def _record(
         "left_out": list(values[len(tried) :]),
         "validation": [other.score for other in tried],
         "log_loss": None if metric == "log_loss" else [other.uncertainty for other in tried],
+        "temperatures": None if one.temperature is None else [other.temperature for other in tried],
         "problems": [other.problem for other in tried],
         "standard_error": error,
         "within_one_standard_error": [values[number] for number in close],
