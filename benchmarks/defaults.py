@@ -7,9 +7,9 @@ and no other setting. The third way is C = 1 on the training rows alone: icecore
 
 Prints for each set and network the accuracy (of several labels the share of equal yes and no) and the log loss of each
 way, means over the seeds of the split, and the 95 % interval of the difference between icecore and the recipe: a paired
-bootstrap over seeds and test rows, in which a row that several seeds test counts as one. `worse` says where the interval is on the wrong side of 0. The last column is
-icecore's time divided by the recipe's, on one thread each, where the recipe takes a second or more.
-benchmarks/labelled.py says which sets there are.
+bootstrap over seeds and test rows, in which a row that several seeds test counts as one. `worse` says where the
+interval is on the wrong side of 0. The last column is icecore's time divided by the recipe's, on one thread each, where
+the recipe takes a second or more. benchmarks/labelled.py says which sets there are.
 """
 
 import argparse
