@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shards
 
 from pipeline.heads.rows import Rows
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.features import Features
 from pipeline.store.layout import Layout
 
@@ -43,7 +43,7 @@ def write(folder: Path, rows: int, width: int, classes: int, *, seed: int = 0) -
         hidden = means[codes] + 4 * random.standard_normal((count, 64), dtype=np.float32)
         x = hidden @ mixing + random.standard_normal((count, width), dtype=np.float32) / 2
         keys = np.sort(np.frombuffer(random.bytes(16 * count), key_arrays.DTYPE))
-        records.append(writing.write(folder, keys, encode(np.maximum(x, 0), "float16"), layout))
+        records.append(shards.write(folder, keys, np.maximum(x, 0), layout))
         held.append(keys)
         labels.append(codes)
     every = np.concatenate(held)

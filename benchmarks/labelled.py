@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import pyarrow.parquet as pq
+import shards
 import timm
 import torch
 from PIL import Image
@@ -29,9 +30,8 @@ from pipeline.files import sha256_file
 from pipeline.freeze import Timm
 from pipeline.freeze.run import freeze
 from pipeline.sample import SampleConfig, sample
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.features import Features
 from pipeline.store.identity import address
 from pipeline.store.layout import Layout
@@ -154,5 +154,5 @@ def store(folder: Path, keys: np.ndarray, rows: np.ndarray) -> None:
     """Write rows (keys, width) as a features folder of float32, in the order of the keys."""
     identity = {"node": folder.name, "pool": "none", "dtype": "float32", "weights": "0" * 64}
     layout, held = Layout(address(identity), "float32", rows.shape[1:]), key_arrays.from_hex(keys)
-    record = writing.write(folder, held, encode(rows, "float32"), layout)
+    record = shards.write(folder, held, rows, layout)
     index.commit(folder, identity=identity, layout=layout, shards=[record], keys=[held], wanted=held, rejected={})

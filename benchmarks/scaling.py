@@ -185,7 +185,9 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     column = request.columns[TAP]
     width = request.shapes[TAP][0]
     for unit in request.plan.units:
-        column.add(samples.keys[unit.rows], np.ones((len(unit.rows), width), np.float32), provenance={})
+        with column.writer((width,)) as writer:
+            writer.append(samples.keys[unit.rows], np.ones((len(unit.rows), width), np.float32))
+            writer.finish(provenance={})
     with steps.step("plan, all known", count):
         of_samples(CONFIG, samples=samples, **asked)
     out = folder / "features" / TAP

@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from shards import write
 
 from pipeline.extract.run import commit
 from pipeline.files import link_or_copy
 from pipeline.runtime import beside, cores
-from pipeline.store import cache, index, writing
+from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.features import Features
 from pipeline.store.layout import ZSTD_LEVEL, Layout, ShardRecord
 
@@ -89,7 +89,7 @@ def build(folder: Path, rows: np.ndarray, keys: np.ndarray, *, shard_rows: int) 
     shutil.rmtree(folder, ignore_errors=True)
     layout = Layout("0" * 64, "float16", rows.shape[1:])
     parts = [slice(start, start + shard_rows) for start in range(0, len(rows), shard_rows)]
-    records = [writing.write(folder, keys[part], encode(rows[part], "float16"), layout) for part in parts]
+    records = [write(folder, keys[part], rows[part], layout) for part in parts]
     held = [keys[part] for part in parts]
     index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=keys, rejected={})
     return layout
@@ -164,7 +164,9 @@ def linking(root: Path, shards: int, rows: int) -> Iterator[tuple[str, str, floa
     column = cache.column(root / "cache", {"node": "x", "dtype": "float16"})
     keys = np.sort(np.frombuffer(random.bytes(16 * shards * rows), key_arrays.DTYPE))
     for part in np.split(keys, shards):
-        column.add(part, random.standard_normal((rows, 2048), dtype=np.float32), provenance={})
+        with column.writer((2048,)) as writer:
+            writer.append(part, random.standard_normal((rows, 2048), dtype=np.float32))
+            writer.finish(provenance={})
     how = link_or_copy(column.path_of(column.records()[0]), root / "how.h5")
     took = seconds(lambda: commit(root / "features", column, keys, (2048,), {}))
     yield f"link {shards} cached shards and commit ({how})", "seconds", took

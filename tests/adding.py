@@ -4,6 +4,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import shards
 
 from pipeline.files import content_key
 from pipeline.store import cache, upkeep
@@ -21,4 +22,4 @@ def add_eight(root: Path, first: int, ready: Connection) -> None:
         own = sorted(content_key(str(100 * part + number).encode()) for number in range(40))
         if not set(own) <= have:
             rows = np.array([[int(k[:6], 16) + c for c in range(2000)] for k in own], np.float32)
-            column.add(key_arrays.from_hex(own), rows, provenance={})
+            shards.add(column, key_arrays.from_hex(own), rows, provenance={})

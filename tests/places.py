@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import shards
 
 from pipeline.files import content_key
 from pipeline.fit import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import Predictions, PredictionsFile
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.identity import address
 from pipeline.store.layout import Layout
 from pipeline.task import KIND, Kind, Task
@@ -87,8 +87,7 @@ def write_features(folder: Path, keys: Sequence[str], values: np.ndarray, *, wei
     identity = {"node": folder.name, "pool": "none", "dtype": "float16", "weights": weights}
     layout = Layout(address(identity), "float16", values.shape[1:])
     records = [
-        writing.write(folder, held[part], encode(values[part], "float16"), layout)
-        for part in np.array_split(np.arange(len(held)), 2)
+        shards.write(folder, held[part], values[part], layout) for part in np.array_split(np.arange(len(held)), 2)
     ]
     index.commit(
         folder,

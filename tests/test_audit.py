@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shards
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +24,8 @@ from pipeline.audit.run import audit
 from pipeline.errors import ConfigError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.identity import address
 from pipeline.store.layout import Layout
 from pipeline.task import KIND, TYPES, Kind, Task
@@ -59,7 +59,7 @@ def write_features(folder: Path, keys: Sequence[str], values: np.ndarray) -> Non
     held, values = key_arrays.from_hex(keys)[order], values[order].astype(np.float32)
     identity = {"node": folder.name, "pool": "none", "dtype": "float32", "weights": "0" * 64}
     layout = Layout(address(identity), "float32", values.shape[1:])
-    record = writing.write(folder, held, encode(values, "float32"), layout)
+    record = shards.write(folder, held, values, layout)
     index.commit(folder, identity=identity, layout=layout, shards=[record], keys=[held], wanted=held, rejected={})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shards
 import yaml
 
 from pipeline import cli, manifest
@@ -22,9 +23,8 @@ from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit import FitConfig
 from pipeline.fit.run import fit
-from pipeline.store import cache, index, writing
+from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.features import Features
 from pipeline.store.layout import Layout
 from pipeline.task import Task
@@ -107,7 +107,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tap,
         identity={"node": "penultimate", "pool": "none", "dtype": "float16", "weights": "cd" * 32},
         layout=layout,
-        shards=[writing.write(tap, held, encode(values[order], "float16"), layout)],
+        shards=[shards.write(tap, held, values[order], layout)],
         keys=[held],
         wanted=held,
         rejected={},
@@ -552,7 +552,7 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(
     identity = {"node": "block1", "pool": "mean", "dtype": "float32", "architecture": {"name": "net"}}
     column = cache.column(tmp_path, identity)
     keys = key_arrays.from_hex(sorted(content_key(bytes([n])) for n in range(3)))
-    record = column.add(keys, np.ones((3, 4), np.float32), provenance={})
+    record = shards.add(column, keys, np.ones((3, 4), np.float32), provenance={})
     listed = icecore("cache", "list").out
     assert column.address[:12] in listed
     assert "net block1 mean float32" in listed

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import shards
 from places import Place, make, retarget, write_features
 from pydantic import ValidationError
 
@@ -18,8 +19,7 @@ from pipeline.heads.model import load
 from pipeline.heads.rows import Rows
 from pipeline.heads.scores import kind_of_scores, scores_of
 from pipeline.predictions import PredictionsFile
-from pipeline.store import index, writing
-from pipeline.store.encoding import encode
+from pipeline.store import index
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task
 
@@ -331,10 +331,7 @@ def scattered(place: Place) -> None:
         keys, rows = before.key_array, before.load()
         layout = before.index.layout
         held = [keys[number::7].copy() for number in range(7)]
-        records = [
-            writing.write(place.features / tap, own, encode(rows[number::7], "float16"), layout)
-            for number, own in enumerate(held)
-        ]
+        records = [shards.write(place.features / tap, own, rows[number::7], layout) for number, own in enumerate(held)]
         index.commit(
             place.features / tap,
             identity=before.identity,

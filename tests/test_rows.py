@@ -8,14 +8,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import HeadError, StoreError
 from pipeline.heads.rows import Rows, blocks, is_source, reading_order
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import Stored, encode
+from pipeline.store.encoding import Stored
 from pipeline.store.features import Features
 from pipeline.store.layout import Layout
 
@@ -25,12 +26,12 @@ def keys_of(rows: int) -> np.ndarray:
     return np.sort(np.frombuffer(np.random.default_rng(rows).bytes(16 * rows), key_arrays.DTYPE))
 
 
-def stored(folder: Path, rows: np.ndarray, keys: np.ndarray, kind: Stored = "float32", *, shards: int = 3) -> Features:
+def stored(folder: Path, rows: np.ndarray, keys: np.ndarray, kind: Stored = "float32", *, count: int = 3) -> Features:
     """A tap of some rows, dealt out to shards one by one, so that neighbours lie in different shards."""
     layout = Layout("0" * 64, kind, rows.shape[1:])
-    held = [keys[number::shards].copy() for number in range(shards)]
-    parts = [encode(rows[number::shards], kind) for number in range(shards)]
-    records = [writing.write(folder, own, part, layout) for own, part in zip(held, parts, strict=True)]
+    held = [keys[number::count].copy() for number in range(count)]
+    parts = [rows[number::count] for number in range(count)]
+    records = [shards.write(folder, own, part, layout) for own, part in zip(held, parts, strict=True)]
     index.commit(folder, identity={}, layout=layout, shards=records, keys=held, wanted=keys, rejected={})
     return Features.open(folder)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shards
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def write_features(
     reader = {"reader": "image", **({} if view is None else {"view": {"number": view}})}
     column = cache.column(folder.parent / "cache", {"node": "x", "dtype": dtype, "reader": reader})
     for part in np.array_split(np.arange(len(keys)), 3):
-        column.add(keys[part], values[part].astype(np.float32), provenance={})
+        shards.add(column, keys[part], values[part].astype(np.float32), provenance={})
     commit(folder, column, keys, values.shape[1:], {})
     return Features.open(folder)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def batches(keys: np.ndarray, values: np.ndarray, cuts: list[int]) -> Iterator[t
     order=st.sampled_from(["sorted", "reversed", "as they come"]),
     seed=st.integers(0, 9),
 )
-def test_a_writer_makes_what_add_makes_of_the_sorted_rows(
+def test_batches_make_the_shard_that_one_of_the_sorted_rows_makes(
     keys: list[str], shape: tuple[int, ...], dtype: Stored, cuts: list[int], order: str, seed: int
 ) -> None:
     came = {"sorted": sorted(keys), "reversed": sorted(keys)[::-1], "as they come": keys}[order]
@@ -67,7 +68,7 @@ def test_a_writer_makes_what_add_makes_of_the_sorted_rows(
     with tempfile.TemporaryDirectory() as name:
         together, apart = (column_in(Path(name) / side, dtype) for side in ("together", "apart"))
         by_key = np.argsort(own)
-        expected = together.add(own[by_key], rows[by_key], **told)
+        expected = shards.add(together, own[by_key], rows[by_key], **told)
         with apart.writer(shape) as writer:
             for some, values in batches(own, rows, cuts):
                 writer.append(some, values)
@@ -77,14 +78,14 @@ def test_a_writer_makes_what_add_makes_of_the_sorted_rows(
 
 @pytest.mark.parametrize("shape", [(700,), (4, 90, 90)])
 @pytest.mark.parametrize("dtype", sorted(ON_DISK))
-def test_many_rows_in_a_wild_order_are_those_of_add(tmp_path: Path, dtype: Stored, shape: tuple[int, ...]) -> None:
+def test_many_rows_in_a_wild_order_make_the_same_shard(tmp_path: Path, dtype: Stored, shape: tuple[int, ...]) -> None:
     count = 3_000 if len(shape) == 1 else 90  # several pieces, blocks and chunks
     random = np.random.default_rng(0)
     keys = np.frombuffer(random.bytes(16 * count), key_arrays.DTYPE)
     keys = np.concatenate([np.sort(keys[: count // 2]), keys[count // 2 :]])
     rows = random.normal(size=(count, *shape)).astype(np.float32)
     order = np.argsort(keys)
-    expected = column_in(tmp_path / "together", dtype).add(keys[order], rows[order], provenance={})
+    expected = shards.add(column_in(tmp_path / "together", dtype), keys[order], rows[order], provenance={})
     apart = column_in(tmp_path / "apart", dtype)
     with apart.writer(shape) as writer:
         for some, values in batches(keys, rows, list(range(7, count, count // 5))):
@@ -162,7 +163,7 @@ def test_a_writer_that_does_not_finish_leaves_no_file(tmp_path: Path, why: str) 
 def test_batches_may_come_from_other_threads(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     keys = np.sort(keys_of(*range(20)))
-    expected = column_in(tmp_path / "together").add(keys, rows, provenance={})
+    expected = shards.add(column_in(tmp_path / "together"), keys, rows, provenance={})
     with column_in(tmp_path / "apart").writer((3,)) as writer:
         for start in range(0, 20, 5):
             with ThreadPoolExecutor(1) as other:

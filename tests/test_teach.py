@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shards
 import torch
 import yaml
 from hypothesis import given, settings
@@ -680,7 +681,7 @@ def test_rows_that_were_written_for_other_samples_are_found(
     first, second = 3, int(np.abs(rows - rows[3]).max(axis=1).argmax())
     rows[[first, second]] = rows[[second, first]]
     column = cache.column(tmp_path / "cache", found.scores[0].identity)
-    column.add(found.keys, rows, provenance={})
+    shards.add(column, found.keys, rows, provenance={})
     shutil.rmtree(tmp_path / "t" / "logits")
     commit(tmp_path / "t" / "logits", column, found.keys, found.scores[0].shape, {})
     again = Teacher.open(tmp_path / "t")  # by address and digest nothing is wrong

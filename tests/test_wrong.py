@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shards
 
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.store import index, writing
+from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import encode
 from pipeline.store.layout import Layout
 from pipeline.task import Kind, Task, column_of
 from pipeline.wrong import Mistakes, Similar, find_mistakes, taps_of
@@ -30,8 +30,8 @@ Listed = Callable[..., Mistakes]
 def stored(folder: Path, rows: np.ndarray) -> Path:
     """Write features of all samples."""
     held, layout = key_arrays.from_hex(KEYS), Layout("ab" * 32, "float32", rows.shape[1:])
-    shards = [writing.write(folder, held, encode(rows, "float32"), layout)]
-    index.commit(folder, identity={}, layout=layout, shards=shards, keys=[held], wanted=held, rejected={})
+    written = [shards.write(folder, held, rows, layout)]
+    index.commit(folder, identity={}, layout=layout, shards=written, keys=[held], wanted=held, rejected={})
     return folder
 
 

@@ -207,7 +207,9 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
         begin = time.perf_counter()
         for tap, rows in values.items():
             column = Column(folder / request.columns[tap].address, request.columns[tap].identity)
-            column.add(keys[: len(rows)], rows, provenance={})
+            with column.writer(rows.shape[1:]) as writer:
+                writer.append(keys[: len(rows)], rows)
+                writer.finish(provenance={})
         return time.perf_counter() - begin
 
 

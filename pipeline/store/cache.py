@@ -39,7 +39,6 @@ from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha25
 from pipeline.params import read_params
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard, writing
-from pipeline.store.encoding import encode
 from pipeline.store.identity import address, differences
 from pipeline.store.layout import REMEDY, Layout, ShardRecord, path_of
 from pipeline.store.spool import Spool, spool
@@ -146,27 +145,6 @@ class Column:
             found |= read_note(path)
         return found
 
-    def add(
-        self,
-        keys: np.ndarray,
-        values: np.ndarray,
-        *,
-        provenance: Mapping[str, Any],
-        rejected: Mapping[str, str] | None = None,
-    ) -> ShardRecord:
-        """Store rows for good. `keys`: S16 (rows,), sorted; `values`: float32 (rows, ...).
-
-        `rejected`: the keys that were tried with them and can never give features, with reasons; known in the same
-        instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
-
-        Raises StoreError as `writing.write` does, and if the cache cannot be written.
-        """
-        layout = self.layout(values.shape[1:])
-        with self._writing():
-            record = writing.write(self.folder, keys, encode(values, layout.dtype), layout)
-            self._commit(record, keys, provenance, rejected)
-        return record
-
     @contextlib.contextmanager
     def writer(self, shape: tuple[int, ...]) -> Iterator["Writer"]:
         """A writer of rows of a shape that come in batches; what it did not finish is dropped at the end."""
@@ -188,7 +166,7 @@ class Column:
             write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
 
     def reject(self, reasons: Mapping[str, str]) -> None:
-        """Remember keys whose content can never give features, where there are no rows to `add` with them."""
+        """Remember keys whose content can never give features, where there are no rows to store with them."""
         if reasons:
             with self._writing():
                 write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
@@ -258,7 +236,10 @@ class Writer:
             self._spool.append(keys, values)
 
     def finish(self, *, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None = None) -> ShardRecord | None:
-        """Store for good what was appended, as `Column.add` does; where that is nothing, reject what is rejected.
+        """Store for good what was appended, and return its record; where that is nothing, reject what is rejected.
+
+        `rejected`: the keys that were tried with the rows and can never give features, with reasons; known in the same
+        instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
 
         Raises StoreError if a key came twice, if the disk is full, and if the cache cannot be written.
         """
@@ -267,7 +248,7 @@ class Writer:
             return None
         with self._column._writing():
             rows = self._spool.sorted()
-            record = writing.write_rows(self._column.folder, rows.keys, rows, self._layout)
+            record = writing.write(self._column.folder, rows.keys, rows, self._layout)
             self._column._commit(record, rows.keys, provenance, rejected)
         self._stack.close()
         self._spool = None

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 Stored = Literal["float16", "bfloat16", "float32", "int8"]
+Unscaled = Literal["float16", "bfloat16", "float32"]
 
 ON_DISK = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "int8": "|i1"}
 """Stored dtype to the NumPy dtype of the bytes."""
@@ -21,23 +22,14 @@ PIECE_BYTES = 2**20  # of rows that are looked at together: stays in the process
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as they are stored; which of them hold finite numbers only (rows,); for int8 the `scale` (channels,)."""
+    """Rows as they are stored, and which of them hold finite numbers only (rows,)."""
 
     values: np.ndarray
     finite: np.ndarray
-    scale: np.ndarray | None = None
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`, C-contiguous."""
-        return np.ascontiguousarray(self.values[start:stop])
 
 
-def encode(values: np.ndarray, stored: Stored) -> Encoded:
-    """Float values (rows, channels, ...) to their stored form. What does not fit is not finite, and never wraps."""
-    if stored == "int8":
-        finite = _finite_rows(np.ascontiguousarray(values, dtype=np.float32), "float32")
-        scale = scale_of(largest(values[finite]))
-        return Encoded(quantise(np.where(_along(finite, values), values, 0), scale), finite, scale)
+def encode(values: np.ndarray, stored: Unscaled) -> Encoded:
+    """Return float values (rows, channels, ...) in their stored form. What does not fit is not finite."""
     if stored == "bfloat16":
         kept = _to_bfloat16(np.ascontiguousarray(values, dtype=np.float32))
     else:
@@ -64,11 +56,6 @@ def quantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     np.divide(values, scale.reshape(1, -1, *[1] * (values.ndim - 2)), out=values)
     np.rint(values, out=values)
     return values.astype(np.int8)
-
-
-def _along(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """One value a row, shaped to go with `values`."""
-    return rows.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def decode(values: np.ndarray, stored: Stored, scale: np.ndarray | None = None) -> np.ndarray:

@@ -16,12 +16,12 @@ import numpy as np
 from pipeline.errors import StoreError
 from pipeline.files import DISK_FULL, scratch
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK, PIECE_BYTES, Stored, encode, largest, quantise, scale_of
+from pipeline.store.encoding import ON_DISK, PIECE_BYTES, Unscaled, encode, largest, quantise, scale_of
 from pipeline.store.layout import Layout, checksums, cut
 from pipeline.store.writing import no_space, pread, pwrite, refuse_unstorable, room_for
 
 
-def kept_as(layout: Layout) -> Stored:
+def kept_as(layout: Layout) -> Unscaled:
     """The dtype of rows in a spool."""
     return "float32" if layout.dtype == "int8" else layout.dtype
 
@@ -105,7 +105,7 @@ class Spooled:
     descriptor: int
     order: np.ndarray
     sums: np.ndarray
-    kept: Stored
+    kept: Unscaled
     shape: tuple[int, ...]
 
     def read(self, start: int, stop: int) -> np.ndarray:

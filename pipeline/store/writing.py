@@ -1,7 +1,7 @@
 """Writing a shard: once, in one session and in row order, without times or host names, so equal rows give equal bytes.
 
-Rows come in pieces from wherever they are held (`Rows`), in memory or in a spool: no more than a few pieces are held
-here. The file gets its name, the SHA-256 of its content, when it is finished, and is never opened for writing again.
+Rows come in pieces from wherever they are held (`Rows`), which is a spool: no more than a few pieces are held here. The
+file gets its name, the SHA-256 of its content, when it is finished, and is never opened for writing again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from pipeline.errors import StoreError
 from pipeline.files import DISK_FULL, flush, free, publish, scratch, sha256_file
 from pipeline.runtime import beside
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK, Encoded, Stored
+from pipeline.store.encoding import ON_DISK, Stored
 from pipeline.store.layout import (
     FORMAT,
     PIECE_BYTES,
@@ -51,17 +51,7 @@ class Rows(Protocol):
         ...
 
 
-def write(folder: Path, keys: np.ndarray, features: Encoded, layout: Layout) -> ShardRecord:
-    """Write a shard of rows that are held in memory, as `write_rows` does.
-
-    `features`: as `encode` gives them. Raises StoreError if a value is not finite (an overflow of float16, above
-    65,504, is found here, before it is stored).
-    """
-    refuse_unstorable(keys, features.finite, layout.dtype)
-    return write_rows(folder, keys, features, layout)
-
-
-def write_rows(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> ShardRecord:
+def write(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> ShardRecord:
     """Write a shard into `folder` under the name of its content; `keys`: S16 (rows,), sorted.
 
     Raises StoreError if the disk is full; then nothing is left there.

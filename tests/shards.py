@@ -1,0 +1,35 @@
+"""Rows that are all there, stored as one shard of a column or of a folder; other processes import it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.store import writing
+from pipeline.store.cache import Column
+from pipeline.store.layout import Layout, ShardRecord
+from pipeline.store.spool import spool
+
+
+def write(folder: Path, keys: np.ndarray, values: np.ndarray, layout: Layout) -> ShardRecord:
+    """Write a shard of rows (keys, ...) into a folder."""
+    with spool(folder, layout) as rows:
+        rows.append(keys, values)
+        ordered = rows.sorted()
+        return writing.write(folder, ordered.keys, ordered, layout)
+
+
+def add(
+    column: Column,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    provenance: Mapping[str, str] | None = None,
+    rejected: Mapping[str, str] | None = None,
+) -> ShardRecord:
+    """Store rows (keys, ...) in a column."""
+    with column.writer(values.shape[1:]) as writer:
+        writer.append(keys, values)
+        record = writer.finish(provenance=provenance or {}, rejected=rejected)
+    assert record is not None
+    return record
