@@ -8,25 +8,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline import cache_cli
 from pipeline.errors import ConfigError, Interrupted, PipelineError, unknown
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
+VECTORS, PROJECT, RESULTS, STORE = "Vectors of a folder", "A project", "Results", "Stored features"
+
+
+class Panels(TyperGroup):
+    """A group whose help lists its commands under the headings of their `rich_help_panel`, as plain text."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Write a section for each heading, with its commands and the first sentence of each."""
+        headings: dict[str, list[tuple[str, str]]] = {VECTORS: [], PROJECT: [], RESULTS: [], STORE: []}
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for name, command in self.commands.items():
+            panel = str(getattr(command, "rich_help_panel", None))
+            headings[panel].append((name, command.get_short_help_str(width)))
+        for heading, rows in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
+    cls=Panels,
     help="Transfer-learning features: extracted once, reused by every head. `icecore repro` runs the pipeline, as "
     "`dvc repro` does, and shows where it is.",
+    epilog="`icecore COMMAND --help` shows the options of a command and examples.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 features_app = typer.Typer(help="Stored features.", no_args_is_help=True)
-app.add_typer(cache_cli.app, name="cache")
-app.add_typer(features_app, name="features")
+app.add_typer(features_app, name="features", rich_help_panel=STORE)
+app.add_typer(cache_cli.app, name="cache", rich_help_panel=STORE)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def info(
     artefact: Annotated[Path, typer.Argument(help="A file or folder below data/.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -47,9 +68,12 @@ def info(
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else render(found))
 
 
-@app.command()
+@app.command(rich_help_panel=VECTORS)
 def layers(
-    backbone: Annotated[Path, typer.Argument(help="A name below data/backbones, or a backbone's folder.")],
+    backbone: Annotated[
+        str,
+        typer.Argument(help="A name below data/backbones, a backbone's folder, or a model of torchvision or timm."),
+    ],
     match: Annotated[str, typer.Option(help="Only nodes with this in their name, alias or kind.")] = "",
     everything: Annotated[
         bool, typer.Option("--all", help="Show all nodes: what is inside of blocks, and functions between the modules.")
@@ -58,9 +82,12 @@ def layers(
 ) -> None:
     """List the blocks of a backbone, which can be taps: aliases, shapes, bytes per sample, share of the cost.
 
-    `--match` looks at the modules inside of blocks too, `--all` lists every node.
+    `--match` looks at the modules inside of blocks too, `--all` lists every node. A model by its name needs no project,
+    and no weights are fetched.
 
     Examples:
+
+      icecore layers resnet50
 
       icecore layers mobilenet
 
@@ -69,16 +96,28 @@ def layers(
       icecore layers mobilenet --all --json
     """
     from pipeline import layers as listing
-    from pipeline.backbones.artefact import read_spec
-    from stages import project
 
-    named = project.BACKBONES / backbone
-    spec = read_spec(named if named.is_dir() and not backbone.is_absolute() else backbone)
-    found = listing.rows(spec, functions=everything, short=not everything and not match, match=match)
+    found = listing.rows(_network(backbone), functions=everything, short=not everything and not match, match=match)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else listing.text(found))
 
 
-@app.command()
+def _network(name: str) -> Any:
+    """Return the nodes of a backbone of the project, of a backbone's folder, or of a model of a library."""
+    from pipeline.backbones.artefact import read_spec
+    from stages import project
+
+    named = project.BACKBONES / name
+    if named.is_dir() and not Path(name).is_absolute():
+        return read_spec(named)
+    if Path(name).exists() or len(Path(name).parts) > 1:
+        return read_spec(name)
+    from pipeline.embed import model_settings
+    from pipeline.freeze.outline import survey_model
+
+    return survey_model(model_settings(name))
+
+
+@app.command(rich_help_panel=PROJECT)
 def settings(
     section: Annotated[str | None, typer.Argument(help="A section of params.yaml. [default: all]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -102,7 +141,7 @@ def settings(
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else found)
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def check(
     params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml"),
     fast: Annotated[
@@ -131,7 +170,7 @@ def check(
     typer.echo(f"{params}: no problems ({', '.join(counts)})")
 
 
-@app.command()
+@app.command(rich_help_panel=VECTORS)
 def extract(
     backbone: Annotated[str, typer.Option(help="A model of torchvision or timm, or the folder of a backbone.")],
     data: Annotated[
@@ -346,7 +385,7 @@ def _extract(
     say(f"{out / 'files.parquet'}: their files")
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def plan(
     name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -364,7 +403,7 @@ def plan(
     _say_shortage(request, found, project.FEATURES / name)
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def forecast(
     name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
     images: Annotated[int, typer.Option(min=1, help="How many samples to measure on; more for a GPU.")] = 64,
@@ -417,7 +456,7 @@ def _say_shortage(request: Any, found: Any, out: Path) -> None:
     refuse(shortage(request, found, cache_root=cache.default_root(), out=out))
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def leaderboard(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -445,7 +484,7 @@ def leaderboard(
         typer.echo("\n\n".join([board.text(runs), *notes, f"report: {project.REPORT}"]))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(rich_help_panel=PROJECT, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def repro(context: typer.Context) -> None:
     """Check params.yaml, run `dvc repro`, and print the leaderboard; every argument is passed on to DVC.
 
@@ -471,7 +510,7 @@ def repro(context: typer.Context) -> None:
         leaderboard()
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def wrong(
     run: Annotated[str, typer.Argument(help="A run of fit, finetune or distill in params.yaml.")],
     most: Annotated[int, typer.Option(min=1, help="How many samples to list.")] = 50,

@@ -23,7 +23,7 @@ from pipeline.extract.forecast import Forecast
 from pipeline.extract.request import Request, checked, read
 from pipeline.extract.room import foresee
 from pipeline.extract.run import Extracted, extract, wide_taps
-from pipeline.files import atomic, digest, link_or_copy, sha256_file
+from pipeline.files import AnyPath, as_path, atomic, digest, link_or_copy, sha256_file
 from pipeline.freeze import Timm, Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
@@ -73,9 +73,9 @@ class Embedded:
 
 
 def job(
-    backbone: str,
+    backbone: AnyPath,
     taps: Iterable[str],
-    data: Path | str,
+    data: AnyPath,
     *,
     image: str | None = None,
     weights: Weights = Weights(),
@@ -95,6 +95,11 @@ def job(
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
     DataError where there are no images.
     """
+    backbone = str(as_path(backbone, "job: backbone"))
+    # A URL stays text: Path would make one slash of two.
+    data = data if isinstance(data, str) else as_path(data, "job: data")
+    if isinstance(taps, str):
+        raise TypeError(f"job: taps: expected a list of texts such as [{taps!r}], got the text {taps!r}.")
     if files.kind(str(data)) is None:
         raise DataError(
             f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list, or "
@@ -152,6 +157,14 @@ def _taps(texts: Iterable[str], dtype: str) -> dict[str, dict[str, str]]:
     return dict(tap(text, dtype) for text in found.values())
 
 
+def model_settings(model: str) -> Torchvision | Timm:
+    """Return the settings of `freeze` for a model by its name; raises BackboneError where no library has it."""
+    values, problems = check({"freeze": _source(model, Weights())}, {"freeze": Section(Named)})
+    refuse(problems, where=model)
+    settings: Torchvision | Timm = values["freeze"]
+    return settings
+
+
 def _source(model: str, weights: Weights) -> dict[str, Any]:
     """Settings of `freeze` for a model's name; a name with a tag, as timm writes them, gives the weights too."""
     name, dot, tag = model.partition(".")
@@ -190,9 +203,9 @@ def _having(model: str) -> str:
 
 def embed(
     job: Job,
-    out: Path,
+    out: AnyPath,
     *,
-    cache_root: Path,
+    cache_root: AnyPath,
     stage: Stage = lambda _: nullcontext(silent),
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -202,6 +215,7 @@ def embed(
 
     Raises what these raise, and ConfigError where the images and the features would lie in one folder.
     """
+    out, cache_root = as_path(out, "embed: out"), as_path(cache_root, "embed: cache_root")
     ready = _ready(job, out, stage, say)
     with stage("extract") as progress:
         extracted = extract(
@@ -220,9 +234,9 @@ def embed(
 
 def plan(
     job: Job,
-    out: Path,
+    out: AnyPath,
     *,
-    cache_root: Path,
+    cache_root: AnyPath,
     stage: Stage = lambda _: nullcontext(silent),
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Request, Forecast]:
@@ -230,6 +244,7 @@ def plan(
 
     Raises what `embed` raises before it extracts.
     """
+    out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
     ready = _ready(job, out, stage, say)
     request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
     for line in wide_taps(request):

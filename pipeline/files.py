@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import socket
@@ -56,6 +57,21 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of a value, as hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+AnyPath = str | os.PathLike[str]
+"""What public functions take as a path."""
+
+
+def as_path(value: AnyPath, what: str) -> Path:
+    """Return a path that was given as str or Path; raises TypeError for another type.
+
+    what: the function and its argument, such as `Features.open: folder`; the message begins with it.
+    """
+    text: Any = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{what}: expected a path as str or Path, got {type(value).__name__} {reprlib.repr(value)}.")
+    return value if isinstance(value, Path) else Path(text)
 
 
 @contextlib.contextmanager

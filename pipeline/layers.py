@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from pipeline.backbones.spec import BackboneSpec, Tap, pooled_shape
+from pipeline.backbones.spec import Tap, pooled_shape
 from pipeline.errors import BackboneError
 from pipeline.text import human, table
 
@@ -16,7 +16,21 @@ COLUMNS = {"none": ("none",), "mean": ("mean",), "mean+std": ("mean+std",), "avg
            "token": ("cls", "mean_tokens")}  # fmt: skip
 
 
-def rows(spec: BackboneSpec, *, functions: bool = True, short: bool = False, match: str = "") -> list[dict[str, Any]]:
+class Network(Protocol):
+    """The nodes of a network and their other names: a BackboneSpec, or the Outline of a model."""
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """The nodes, in the order in which the network makes them."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Other names, each with its node."""
+        ...
+
+
+def rows(spec: Network, *, functions: bool = True, short: bool = False, match: str = "") -> list[dict[str, Any]]:
     """The nodes in the order in which the network makes them, as JSON values.
 
     Without `functions`, modules alone, and those functions that have an alias. `short`: blocks, and nodes that have an
@@ -53,7 +67,7 @@ def rows(spec: BackboneSpec, *, functions: bool = True, short: bool = False, mat
     return found
 
 
-def blocks(spec: BackboneSpec) -> set[str]:
+def blocks(spec: Network) -> set[str]:
     """Return the modules that no other module holds, but a sequence or one that holds most of the network."""
     modules = [node for node, tap in spec.taps.items() if tap.kind != "function"]
     holders = {

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, unknown
-from pipeline.files import check_readable
+from pipeline.files import AnyPath, as_path, check_readable
 
 FILES_SCHEMA = pa.schema(
     [
@@ -98,9 +98,9 @@ class ManifestPaths:
         return self.folder / f"{self.dataset}.excluded.csv"
 
 
-def read(folder: Path, dataset: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read(folder: AnyPath, dataset: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a manifest, or some of its columns; raises DataError if it or a column does not exist."""
-    path = ManifestPaths(folder, dataset).rows
+    path = ManifestPaths(as_path(folder, "manifest.read: folder"), dataset).rows
     if not path.is_file():
         raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
     check_readable(path)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.files import check_readable, publish, scratch
+from pipeline.files import AnyPath, as_path, check_readable, publish, scratch
 from pipeline.task import KIND, TYPES, Kind, array_of, column_of
 
 Scores = Literal["probability", "decision", "none"]
@@ -132,8 +132,9 @@ class PredictionsFile:
     """The kind of scores of each head."""
 
     @classmethod
-    def open(cls, path: Path) -> "PredictionsFile":
+    def open(cls, path: AnyPath) -> "PredictionsFile":
         """Read the schema; raises DataError if there is no such file."""
+        path = as_path(path, "PredictionsFile.open: path")
         if not path.is_file():
             raise DataError(f"{path}: no such predictions. Run `dvc repro`, or its run {path.stem!r} alone.")
         check_readable(path)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.files import atomic, check_readable
+from pipeline.files import AnyPath, as_path, atomic, check_readable
 
 SPLITS = ("train", "validation", "test")
 Kind = Literal["classification", "multilabel", "regression"]
@@ -47,8 +47,9 @@ class Task:
         self.table = table
 
     @classmethod
-    def read(cls, path: Path) -> "Task":
+    def read(cls, path: AnyPath) -> "Task":
         """Read a task file; raises DataError if it does not exist."""
+        path = as_path(path, "Task.read: path")
         if not path.is_file():
             raise DataError(f"{path}: no such task. Run `dvc repro split@{path.stem}`.")
         check_readable(path)

@@ -1,6 +1,7 @@
 """What every stage needs: the checked settings, the paths of the artefacts, a progress bar, one way to fail."""
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -133,12 +134,38 @@ def _known(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
             raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', one, named)}")
 
 
+def usage(stage: Callable[[], None]) -> str:
+    """Return what `--help` of a stage prints: how it is called, what it does and writes, and its options."""
+    name = Path(stage.__code__.co_filename).stem
+    options = {QUIET: "show no progress", VERBOSE: "print more of what was measured"}
+    if name == "finetune":
+        options = {"--lr-range": "try learning rates, and print which is suggested"} | options
+    words = [f"[{option}]" for option in options]
+    if name == "evaluate":
+        words, options = ["[NAME …]", *words], {"NAME": "a run of fit, finetune or distill in params.yaml"} | options
+    elif name == "audit" or SECTIONS.get(name, ("", False))[1]:
+        section = "split" if name == "audit" else name
+        words, options = ["NAME", *words], {"NAME": f"an entry of `{section}` in params.yaml"} | options
+    parts = [
+        f"usage: python -m stages.{name} {' '.join(words)}",
+        inspect.cleandoc(stage.__globals__["__doc__"]),
+        inspect.cleandoc(stage.__doc__ or ""),
+        "\n".join(f"  {option:<12}{meaning}" for option, meaning in options.items()),
+    ]
+    if name in SECTIONS:
+        parts.append(f"`icecore settings {name}` lists its settings.")
+    return "\n\n".join(parts)
+
+
 def run(stage: Callable[[], None]) -> None:
     """Run a stage; an error that was raised on purpose is printed as it is, without a traceback.
 
     A stage that the user ends exits with 130, as a shell expects of a process that was interrupted.
     """
     print_any_text()
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(usage(stage))
+        return
     try:
         with closed_pipe_is_quiet():
             stage()

@@ -167,18 +167,34 @@ def test_help_lists_every_command(icecore: Command) -> None:
     assert all(f"  {name} " in said.out for name in COMMANDS)
 
 
+def test_help_groups_commands_by_what_people_want(icecore: Command) -> None:
+    lines = icecore("--help").out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Vectors of a folder:", "A project:", "Results:", "Stored features:"]
+    vectors = lines[lines.index("Vectors of a folder:") : lines.index("A project:")]
+    assert {line.split()[0] for line in vectors[1:] if line} == {"extract", "layers"}
+
+
 def test_no_arguments_show_the_help(icecore: Command) -> None:
     said = icecore()
     assert "Usage:" in said.out + said.error
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_has_an_example_of_it(icecore: Command, name: str) -> None:
-    said = icecore(name, "--help")
+PARTS = [
+    (str(group.name), str(command.name))
+    for group in cli.app.registered_groups
+    if group.typer_instance is not None
+    for command in group.typer_instance.registered_commands
+]
+
+
+@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), *PARTS], ids=" ".join)
+def test_the_help_of_a_command_has_an_example_of_it(icecore: Command, words: tuple[str, ...]) -> None:
+    said = icecore(*words, "--help")
     assert said.code == 0
     examples = [line.strip() for line in said.out.splitlines() if line.strip().startswith("icecore ")]
     assert examples
-    assert all(example.split()[1] == name for example in examples)
+    assert all(tuple(example.split()[1 : 1 + len(words)]) == words for example in examples)
 
 
 def test_an_unknown_option_is_an_error_of_use(icecore: Command) -> None:
@@ -400,6 +416,21 @@ def test_layers_finds_a_backbone_by_its_name_and_shows_functions_if_asked(
     assert nodes("--match", "layer2.0.bn") == ["layer2.0.bn1", "layer2.0.bn2"]
     assert set(nodes("--match", "basicblock")) == {f"layer{a}.{b}" for a in (1, 2, 3, 4) for b in (0, 1)}
     assert "res3" in icecore("layers", "net", "--match", "layer2").out.split()
+
+
+def test_layers_of_any_model_need_no_project_and_no_weights(
+    icecore: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {row["node"]: row for row in json.loads(icecore("layers", "squeezenet1_1", "--json").out)}
+    assert found["features.12"]["shape"] == [512, 13, 13]
+    assert found["penultimate"]["meaning"] == "the mean over positions of what classifier.1 gets, the last layer"
+    assert list(tmp_path.iterdir()) == []
+    said = icecore("layers", "squeezenet1_2")
+    assert (said.code, said.out) == (1, "")
+    assert "error: unknown backbone 'squeezenet1_2'. Did you mean 'squeezenet1_1'" in said.error
+    said = icecore("layers", "backbones/squeezenet1_1")
+    assert "error: backbones/squeezenet1_1: no backbone there (backbone.json is missing)." in said.error
 
 
 def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore: Command, residual: Path) -> None:

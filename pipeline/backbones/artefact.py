@@ -23,7 +23,7 @@ from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
 from pipeline.errors import BackboneError, bullets, unknown
-from pipeline.files import atomic, check_readable, read_json, write_json
+from pipeline.files import AnyPath, as_path, atomic, check_readable, read_json, write_json
 
 JSON, WEIGHTS = "backbone.json", "weights.safetensors"
 
@@ -107,7 +107,7 @@ def write(
     Raises BackboneError if the network refuses the input.
     """
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    taps = _surveyed(network, inputs, where=folder.name)
+    taps = survey_network(network, inputs, where=folder.name)
     spec = BackboneSpec(
         architecture=dict(architecture),
         origin=dict(origin),
@@ -124,7 +124,8 @@ def write(
     return spec
 
 
-def _surveyed(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
+def survey_network(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
+    """Return the nodes of a network for its input; raises BackboneError if the network refuses the input."""
     try:
         return survey(freeze(network), inputs.shape)
     except Exception as error:
@@ -136,8 +137,9 @@ def _surveyed(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str,
         ) from error
 
 
-def read_spec(folder: Path) -> BackboneSpec:
+def read_spec(folder: AnyPath) -> BackboneSpec:
     """Read backbone.json; raises BackboneError if it is missing or of another format."""
+    folder = as_path(folder, "read_spec: folder")
     path = folder / JSON
     if not path.is_file():
         raise BackboneError(f"{folder}: no backbone there ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
@@ -147,11 +149,12 @@ def read_spec(folder: Path) -> BackboneSpec:
         raise BackboneError(f"{path}: not a backbone of this version of icecore. {error}") from None
 
 
-def read(folder: Path) -> Backbone:
+def read(folder: AnyPath) -> Backbone:
     """Read a backbone; check its weights against their digest, and its outputs against its probe.
 
     Raises BackboneError with what is wrong.
     """
+    folder = as_path(folder, "read: folder")
     spec = read_spec(folder)
     remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
     check_readable(folder / WEIGHTS)

@@ -24,7 +24,7 @@ from pipeline.extract.room import foresee, shortage
 from pipeline.extract.samples import Reject, Samples, read_samples
 from pipeline.extract.work import Work
 from pipeline.extract.worker import Assignment, Worker
-from pipeline.files import link_or_copy
+from pipeline.files import AnyPath, as_path, link_or_copy
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index, upkeep
 from pipeline.store import keys as key_arrays
@@ -55,10 +55,10 @@ class Extracted:
 def extract(
     config: ExtractConfig,
     *,
-    backbone: Path,
-    manifests: Path,
-    out: Path,
-    cache_root: Path,
+    backbone: AnyPath,
+    manifests: AnyPath,
+    out: AnyPath,
+    cache_root: AnyPath,
     samples: Samples | None = None,
     progress: Progress = silent,
     announce: Callable[[Forecast], None] = lambda _: None,
@@ -78,6 +78,8 @@ def extract(
     that was being made is dropped.
     """
     begun = time.perf_counter()
+    backbone, manifests = as_path(backbone, "extract: backbone"), as_path(manifests, "extract: manifests")
+    out, cache_root = as_path(out, "extract: out"), as_path(cache_root, "extract: cache_root")
     spec = artefact.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError
-from pipeline.files import atomic, sha256_file, write_json
+from pipeline.files import AnyPath, as_path, atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
 from pipeline.fit.folds import Validation, validation_of
@@ -41,7 +41,13 @@ class Summary:
 
 
 def fit(
-    config: FitConfig, *, task: Path, features: Path, models: Path, predictions: Path, progress: Progress = silent
+    config: FitConfig,
+    *,
+    task: AnyPath,
+    features: AnyPath,
+    models: AnyPath,
+    predictions: AnyPath,
+    progress: Progress = silent,
 ) -> Summary:
     """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
@@ -49,6 +55,8 @@ def fit(
     a fit starts where the task, the taps, the heads and what is asked of them do not go together, and HeadError with
     the cause of the first fit where none can be made.
     """
+    task, features = as_path(task, "fit: task"), as_path(features, "fit: features")
+    models, predictions = as_path(models, "fit: models"), as_path(predictions, "fit: predictions")
     on, note = device.choose(config.device)
     notes = [note] if note is not None else []
     loaded = Task.read(task)

@@ -15,7 +15,7 @@ from pipeline.backbones.survey import survey_shapes
 from pipeline.backbones.taps import LOGITS, PENULTIMATE
 from pipeline.errors import BackboneError, unknown
 from pipeline.files import sha256_file
-from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm
+from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,19 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
     network = _build(architecture)
     taps = {} if network is None else survey_shapes(artefact.freeze(network), inputs.shape)
     return Outline(taps, aliases(architecture, taps)) if taps else None
+
+
+def survey_model(config: Torchvision | Timm) -> Outline:
+    """Return all nodes of a model of torchvision or timm, with random weights: nothing is downloaded or written.
+
+    Raises BackboneError where the libraries have no such model.
+    """
+    architecture, stated = _architecture(config)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        network = artefact.build(architecture)
+    taps = artefact.survey_network(network, config.input.onto(stated), where=config.model)
+    return Outline(taps, aliases(architecture, taps))
 
 
 def check_file(config: LocalWeights) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, bullets, unknown
-from pipeline.files import check_readable, read_json
+from pipeline.files import AnyPath, as_path, check_readable, read_json
 from pipeline.heads import training_rows
 from pipeline.heads.rows import Rows, blocks
 from pipeline.heads.scores import predictions_of, scores_of
@@ -97,7 +97,9 @@ class Model:
         return np.concatenate([act(block) for _, block in blocks(rows)])
 
 
-def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = (), features: Path | None = None) -> Model:
+def load(
+    folder: AnyPath, file: str | None = None, *, trusted: Sequence[str] = (), features: AnyPath | None = None
+) -> Model:
     """The head of a run's folder by the name of its file, or the only one.
 
     `trusted` names more types that its file may hold, such as those of a class by import path. `features` is the folder
@@ -105,6 +107,8 @@ def load(folder: Path, file: str | None = None, *, trusted: Sequence[str] = (), 
     Raises HeadError where there is no such head, one that holds other types, or other features or training rows than
     those it was fitted on.
     """
+    folder = as_path(folder, "load: folder")
+    features = None if features is None else as_path(features, "load: features")
     if not (folder / "model.json").is_file():
         raise HeadError(
             f"{folder}: expected a run's folder with model.json, got none. Run `dvc repro fit@{folder.name}`."

@@ -12,16 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.files import atomic, write_json
+from pipeline.files import AnyPath, as_path, atomic, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 
 
-def export(features: Features, path: Path) -> int:
+def export(features: Features, path: AnyPath) -> int:
     """Write all rows in the format of the file's suffix, one of EXPORTS; return their number.
 
     Raises StoreError for another suffix. A file appears under its name when it is whole, and never before.
     """
+    path = as_path(path, "export: path")
     if path.suffix not in EXPORTS:
         raise StoreError(f"{path}: expected a name that ends in {', '.join(EXPORTS)}, got {path.suffix!r}.")
     EXPORTS[path.suffix](features, path)

@@ -7,12 +7,12 @@ spawned: shards are opened where they are read.
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.files import AnyPath, as_path
 from pipeline.runtime import beside
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
@@ -33,14 +33,14 @@ EXPORT_BYTES = 2**25  # of the rows that an export holds at once
 class Features:
     """One tap of one backbone, for the samples that it was extracted for."""
 
-    def __init__(self, folder: Path, *, check: bool = True) -> None:
-        self.folder, self.check = folder, check
-        self.index = index.read(folder)
-        self._rows = index.open_rows(folder, self.index)
+    def __init__(self, folder: AnyPath, *, check: bool = True) -> None:
+        self.folder, self.check = as_path(folder, "Features.open: folder"), check
+        self.index = index.read(self.folder)
+        self._rows = index.open_rows(self.folder, self.index)
         self._open: dict[int, Shard] = {}
 
     @classmethod
-    def open(cls, folder: Path, *, check: bool = True) -> "Features":
+    def open(cls, folder: AnyPath, *, check: bool = True) -> "Features":
         """Open a features folder; raises StoreError with what is wrong with it.
 
         The digest of a shard is checked when the first of its rows is read, and rows whenever they are read;

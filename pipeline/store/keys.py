@@ -3,7 +3,10 @@
 Take the bytes of a key with `tobytes`, never by indexing: NumPy drops trailing zero bytes of a single S16 element.
 """
 
+import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +24,26 @@ for _value, _digit in enumerate("0123456789abcdef"):
 
 
 def from_hex(keys: Iterable[str]) -> np.ndarray:
-    """Keys of 32 hex digits to an array of dtype S16."""
-    return np.frombuffer(bytes.fromhex("".join(keys)), dtype=DTYPE)
+    """Keys of 32 hex digits to an array of dtype S16; raises TypeError or DataError where a key is none."""
+    listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else None
+    try:
+        if listed is not None and set(map(len, listed)) <= {2 * KEY_BYTES}:
+            found = np.frombuffer(bytes.fromhex("".join(listed)), dtype=DTYPE)
+            if len(found) == len(listed):  # fromhex passes over blanks
+                return found
+    except (TypeError, ValueError):
+        pass
+    digits = re.compile(rf"[0-9a-fA-F]{{{2 * KEY_BYTES}}}")
+    wrong: Any = keys if listed is None else next(one for one in listed if not _is_key(one, digits))
+    message = (
+        f"keys: expected a list of texts of {2 * KEY_BYTES} hex digits each, or an array of dtype {DTYPE.str[1:]}, got "
+        f"{type(wrong).__name__} {reprlib.repr(wrong)}."
+    )
+    raise DataError(message) if listed is not None and isinstance(wrong, str) else TypeError(message)
+
+
+def _is_key(value: Any, digits: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and digits.fullmatch(value) is not None
 
 
 def from_arrow(column: pa.Array) -> np.ndarray:
