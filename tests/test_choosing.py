@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import skops.io
 from places import DEFAULTS, Place, make, retarget
-from scipy.special import softmax
+from scipy.special import expit, log_expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -123,6 +123,20 @@ def test_a_temperature_of_rows_that_are_all_right_is_finite() -> None:
     temperature = best_temperature(probabilities, places)
     sure = at_temperature(probabilities, temperature)
     np.testing.assert_allclose(sure[np.arange(30), places], 31 / 32, atol=1e-3)
+
+
+def test_labels_share_one_temperature() -> None:
+    targets = np.arange(60).reshape(20, 3) % 4 == 0
+    scores = np.where(targets, 2.0, -2.0) + np.linspace(-3, 3, 60).reshape(20, 3)
+    temperature = best_temperature(expit(scores), targets)
+    expected = expit(scores / temperature)
+    np.testing.assert_allclose(at_temperature(expit(scores), temperature, several=True), expected, atol=1e-6)
+
+    def loss(one: float) -> float:
+        wanted = np.where(targets, 61 / 62, 1 / 62)
+        return float(-(wanted * log_expit(scores / one) + (1 - wanted) * log_expit(-scores / one)).mean())
+
+    assert loss(temperature) < min(loss(0.97 * temperature), loss(1.03 * temperature))
 
 
 @pytest.mark.parametrize("rows", [30, 400])

@@ -23,17 +23,17 @@ LOG_TEMPERATURES = (-6.0, 6.0)
 FOLDS = 2  # of scikit-learn's calibration; they mean nothing, since what is frozen learns from none
 
 
-def best_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:
+def best_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """Return the temperature with the least log loss on held-out rows, within `LOG_TEMPERATURES`.
 
-    `probabilities`: (rows, classes); `places`: the column of each row's class, int (rows,). Each of n rows counts as
-    one of its class by (n + 1) / (n + 2), Laplace's rule of succession: where all rows are right, the log loss alone
-    would ask for certainty.
+    `probabilities`: (rows, classes); `targets`: the column of each row's class, int (rows,), or which labels a row has,
+    bool (rows, classes). Each of n rows, or labels of rows, counts as what it is by (n + 1) / (n + 2), Laplace's rule
+    of succession: where all of them are right, the log loss would ask for certainty.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    logs = _logs(probabilities)
+    logs, places = _logs(probabilities, targets.ndim == 2), targets.astype(np.int64).ravel()
     right, n, others = np.arange(len(logs)), len(logs), max(1, logs.shape[1] - 1)
 
     def loss(log: float) -> float:
@@ -45,21 +45,33 @@ def best_temperature(probabilities: np.ndarray, places: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities (rows, classes) float32 of decision values that are divided by a temperature."""
+def at_temperature(probabilities: np.ndarray, temperature: float, *, several: bool = False) -> np.ndarray:
+    """Return the probabilities (rows, classes) float32 of decision values that are divided by a temperature.
+
+    `several`: a row may have several of the classes, each with a probability of its own.
+    """
     from scipy.special import softmax
 
-    return np.asarray(softmax(_logs(probabilities) / temperature, axis=1), dtype=np.float32)
+    scaled = np.asarray(softmax(_logs(probabilities, several) / temperature, axis=1), dtype=np.float32)
+    return scaled[:, 1].reshape(probabilities.shape) if several else scaled
 
 
-def _logs(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
+def _logs(probabilities: np.ndarray, several: bool) -> np.ndarray:
+    """Return decision values up to a constant per row; with several labels a row (absent, present) for each label."""
+    values = probabilities.astype(np.float64)
+    if several:
+        values = np.stack([1 - values.ravel(), values.ravel()], axis=1)
+    return np.asarray(np.log(np.maximum(values, np.finfo(np.float32).tiny)))
 
 
 def divide_scores(pipeline: Any, temperature: float) -> None:
-    """Divide the decision values of a fitted linear classifier by a temperature: its coefficients and intercepts."""
-    end = pipeline[-1]
-    end.coef_, end.intercept_ = end.coef_ / temperature, end.intercept_ / temperature
+    """Divide the decision values of a fitted linear classifier by a temperature: its coefficients and intercepts.
+
+    Of one classifier per label those of each; one of a label that all training rows have, or none, is a constant.
+    """
+    for one in getattr(pipeline[-1], "estimators_", [pipeline[-1]]):
+        if hasattr(one, "coef_"):
+            one.coef_, one.intercept_ = one.coef_ / temperature, one.intercept_ / temperature
 
 
 def check(head: str, scores: Scores, *, kind: Kind) -> None:

@@ -120,9 +120,9 @@ def search(
 ) -> Found:
     """Choose a value of an unfitted pipeline's head; `on` is a torch device for `device.tensors`.
 
-    `given`: what the scores of the head are. Where no metric is named, the values of `TEMPERED` heads of one class are
-    compared at their best temperatures, unless the head is `calibrated` later. Raises HeadError where the head lacks
-    the parameter, cannot give what the metric needs, or fits with no value.
+    `given`: what the scores of the head are. Where no metric is named, the values of `TEMPERED` heads are compared at
+    their best temperatures, unless the head is `calibrated` later. Raises HeadError where the head lacks the parameter,
+    cannot give what the metric needs, or fits with no value.
     """
     parameter, values = grid_of(config, name)
     inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
@@ -131,7 +131,7 @@ def search(
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
     metric = criteria.criterion(config.metric, kind, given)
     criteria.check(metric, pipeline, kind=kind)
-    tempered = config.metric is None and metric == "log_loss" and kind == "classification" and name in TEMPERED
+    tempered = config.metric is None and metric == "log_loss" and name in TEMPERED and not calibrated
     found = sweep(
         pipeline,
         inner + parameter,
@@ -143,7 +143,7 @@ def search(
         given=given,
         on=on,
         stops=isinstance(config, AutoSearch),
-        tempered=tempered and not calibrated,
+        tempered=tempered,
     )
     held = sum(len(fold.held.y) for fold in folds)
     protocol = {"parameter": parameter, "method": "grid", "metric": metric}

@@ -190,8 +190,10 @@ def _measured(
         temperature, untempered = None, None
         if tempered:
             untempered = criteria.by_row(metric, held, kind=kind, classes=classes)
-            temperature = calibration.best_temperature(held.scores, codes(held.targets, classes))
-            held = replace(held, scores=calibration.at_temperature(held.scores, temperature))
+            several = kind == "multilabel"
+            targets = held.targets if several else codes(held.targets, classes)
+            temperature = calibration.best_temperature(held.scores, targets)
+            held = replace(held, scores=calibration.at_temperature(held.scores, temperature, several=several))
         score = criteria.measure(metric, held, kind=kind, classes=classes)
     except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
         return Tried(problem=problem or cause_of_failure(error))
