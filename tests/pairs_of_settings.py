@@ -16,7 +16,7 @@ from allpairspy import AllPairs
 from places import Place, retarget, write_features, write_task
 from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.base import clone
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
@@ -204,6 +204,10 @@ def wanted(cell: Cell, place: Place, record: Mapping[str, Any]) -> Wanted:
     parts = [first(validation), last(test)]
     temperature = None
     predicted, scores = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    if record["search"] and record["search"]["temperatures"]:
+        temperature = _of_a_search(parts[0][1], targets[validation], task.classes)
+        several = cell.kind == "multilabel"
+        scores = expit(logit(scores) / temperature) if several else softmax(_logits(scores) / temperature, axis=1)
     if cell.calibrate is not None:
         temperature = _temperature(parts[0][1], targets[validation], task.classes)
         scores = softmax(_logits(scores) / temperature, axis=1)
@@ -295,6 +299,21 @@ def _logits(scores: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities; decision values as they are."""
     probabilities = scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1)
     return np.log(scores + 1e-12) if probabilities else scores
+
+
+def _of_a_search(scores: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> float:
+    """Find the temperature that divides coefficients: each of n answers counts by (n + 1) / (n + 2)."""
+    right = y.astype(bool) if y.ndim == 2 else y[:, None] == np.array(classes)
+    if y.ndim == 2:  # a pair of classes per label
+        scores = np.stack([1 - scores.ravel(), scores.ravel()], axis=1)
+        right = np.stack([~right.ravel(), right.ravel()], axis=1)
+    n, others = len(scores), scores.shape[1] - 1
+    weights = np.where(right, (n + 1) / (n + 2), 1 / (n + 2) / others)
+
+    def loss(log: float) -> float:
+        return float(-(weights * log_softmax(_logits(scores) / np.exp(log), axis=1)).sum(axis=1).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))
 
 
 def _temperature(scores: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> float:
