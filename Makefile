@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint format lock bench bench-peers clean
+.PHONY: help install repro test lint format docs lock bench bench-peers clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed  ## check format, lint and types
 format: $(VENV)/.installed  ## format and mend what can be mended
 	@ruff format .
 	@ruff check --fix .
+
+docs: $(VENV)/.installed  ## build the site below docs/_build/html; a warning is an error
+	@python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 install: $(VENV)/.installed  ## make the environment only
 
@@ -58,7 +62,7 @@ MADE := settings manifests pretrained backbones features digests tasks audits mo
         comparisons report $(addprefix raw/,digits glyphs)
 
 clean:  ## remove what was generated: the environment, what stages wrote to data/, caches of tools. Your own files stay
-	@rm -rf $(VENV) $(PEERS) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build docs/settings.md
 	@for folder in $(MADE); do \
 	  [ ! -d data/$$folder ] || find data/$$folder -mindepth 1 ! -name .gitignore ! -name '*.dvc' -type f -delete; done
 	@find data/code -type l -delete

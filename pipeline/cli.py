@@ -320,7 +320,7 @@ def naming_options() -> Iterator[None]:
         absent = [f"`{name}`" for name in named if OPTIONS.get(name, "") is None]
         if absent:
             is_are = "is a setting" if len(absent) == 1 else "are settings"
-            lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see the README.")
+            lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")
         if not lines:
             raise
         raise type(error)("\n".join([str(error), *lines])) from None
