@@ -57,13 +57,44 @@ def resampled(
     return found
 
 
-def interval(values: np.ndarray, level: float) -> tuple[float, float] | None:
-    """Percentile interval of resampled values; None where a metric has no value in any resample."""
+def interval(values: np.ndarray, level: float, *, rows: int | None = None) -> tuple[float, float] | None:
+    """Percentile interval of resampled values; None where a metric has no value in any resample.
+
+    rows: of a metric from 0 to 1, the rows that it is a share of, as `rows_behind` counts them. Where all rows are
+    right, or all wrong, no resample differs, and the interval is that of `exact_interval`.
+    """
     known = values[np.isfinite(values)]
     if not len(known):
         return None
+    if rows and known[0] in (0.0, 1.0) and (known == known[0]).all():
+        return exact_interval(rows if known[0] else 0, rows, level)
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def exact_interval(right: int, rows: int, level: float) -> tuple[float, float]:
+    """Return the interval of a share of independent rows that Clopper and Pearson 1934 invert the binomial test to.
+
+    Of `rows` that are all right it reaches from (alpha / 2) ** (1 / rows), with alpha = 1 - level, to 1. Biometrika
+    26(4), 404-413; `scipy.stats.binomtest(...).proportion_ci`.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(right, rows).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
+
+
+def rows_behind(metric: str, one: Predictions, classes: Sequence[str]) -> int | None:
+    """Return the rows that a metric is a share of; None of a metric that is no share.
+
+    Means over classes have those of the class with the fewest test rows: no other can be wrong as often unseen.
+    """
+    if metric == "accuracy":
+        return len(one.keys)
+    if metric not in ("balanced_accuracy", "macro_f1", "map"):
+        return None
+    counts = members(one, classes)[0].sum(axis=0)
+    return int(min((count for count in counts if count), default=0))
 
 
 def _counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -28,7 +28,8 @@ class Resampling:
     def interval(self, fits: Sequence[Predictions], classes: Sequence[str]) -> tuple[float, float] | None:
         """The interval of the metric's mean over some fits of equal rows."""
         found = bootstrap.resampled(self.metric, [fits], classes, resamples=self.resamples, seed=self.seed)
-        return bootstrap.interval(found[0], self.level)
+        rows = bootstrap.rows_behind(self.metric, fits[0], classes)
+        return bootstrap.interval(found[0], self.level, rows=rows)
 
 
 def of(methods: Methods, fits: list[Predictions], resampling: Resampling, *, bins: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.errors import counted
+
 app = typer.Typer(help="The feature cache that all projects of this machine share.", no_args_is_help=True)
 
 
@@ -54,9 +56,9 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
             f" {name} {row['node']} {row['pool']} {row['dtype']}"
         )
     for one in folders:
-        typer.echo(f"{one['folder']}/: {one['entries']:,} entries, {one['bytes'] / 1e6:,.1f} MB")
+        typer.echo(f"{one['folder']}/: {counted(one['entries'], 'entry', 'entries')}, {one['bytes'] / 1e6:,.1f} MB")
     total = sum(row["bytes"] for row in [*rows, *folders])
-    typer.echo(f"{root}: {len(rows)} columns, {total / 1e6:,.1f} MB")
+    typer.echo(f"{root}: {counted(len(rows), 'column')}, {total / 1e6:,.1f} MB")
 
 
 @app.command("verify")
@@ -95,9 +97,8 @@ def _damaged(*, full: bool, drop: bool) -> int:
             typer.echo(problem)
             if drop:
                 column.drop(record)
-    typer.echo(
-        f"{cache.default_root()}: {shards} shards, {damaged} damaged{' and dropped' if drop and damaged else ''}"
-    )
+    dropped = " and dropped" if drop and damaged else ""
+    typer.echo(f"{cache.default_root()}: {counted(shards, 'shard')}, {damaged} damaged{dropped}")
     return damaged
 
 
@@ -131,5 +132,6 @@ def cache_prune(
     of_columns = sum(entry.column is not None for entry in removed)
     others = len(removed) - of_columns
     typer.echo(
-        f"{cache.default_root()}: {of_columns} columns removed" + (f", and {others} other entries" if others else "")
+        f"{cache.default_root()}: {counted(of_columns, 'column')} removed"
+        + (f", and {counted(others, 'other entry', 'other entries')}" if others else "")
     )

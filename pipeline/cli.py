@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import cache_cli
-from pipeline.errors import ConfigError, Interrupted, PipelineError, unknown
+from pipeline.errors import ConfigError, Interrupted, PipelineError, counted, unknown
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 VECTORS, PROJECT, RESULTS, STORE = "Vectors of a folder", "A project", "Results", "Stored features"
@@ -157,13 +157,13 @@ def check(
       icecore check --fast
     """
     from pipeline.config import refuse
-    from pipeline.params import check_rewriting
+    from pipeline.params import check_rewriting, with_lines
     from stages import preflight, project
 
     values, problems = project.examine(params)
     if not fast:
         problems += preflight.find_problems(values)
-    refuse(problems, where=str(params))
+    refuse(with_lines(problems, params), where=str(params))
     for line in check_rewriting(params):
         typer.echo(f"note: {line}", err=True)
     counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]
@@ -381,7 +381,7 @@ def _extract(
     for note in found.prepared.notes:
         say(f"note: {note}")
     for name in job.extract.taps:
-        say(f"{out / name}: {index.read(out / name).stored:,} rows")
+        say(f"{out / name}: {counted(index.read(out / name).stored, 'row')}")
     say(f"{out / 'files.parquet'}: their files")
 
 
@@ -502,7 +502,7 @@ def repro(context: typer.Context) -> None:
     from pipeline.reproduce import reproduce, stages_of
     from stages import project
 
-    values = project.settings()
+    values = project.settings(lines=True)
     status, ran = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
     if status:
         raise SystemExit(status)
@@ -573,7 +573,7 @@ def features_export(
     from pipeline.store.features import Features
 
     rows = export(Features.open(folder), out)
-    typer.echo(f"{out}: {rows:,} rows")
+    typer.echo(f"{out}: {counted(rows, 'row')}")
 
 
 def main() -> None:

@@ -4,24 +4,19 @@ A settings model stands beside the code it configures and derives from `Settings
 handed a table of sections and checks a whole file against it.
 """
 
-import inspect
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError, bullets, unknown
+from pipeline.errors import ConfigError, bullets, counted, unknown
+from pipeline.messages import describe_errors, in_yaml, key_in_yaml
+from pipeline.repair import BUILT, is_explained, repair
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LONGEST = 128  # characters of a name: files put suffixes behind it
-# Where pydantic speaks of Python rather than of YAML.
-EXPECTED = {"path_type": "expected a path", "tuple_type": "expected a list", "too_short": "expected at least one entry"}
-UNTOLD = ("union_tag_not_found", "union_tag_invalid")
-QUOTED = r"'([^']*)'"
-_TYPE = re.compile(r"[\[\(]|^(str|int|float|bool|constrained-.*)$")
 
 
 class Settings(BaseModel):
@@ -31,6 +26,11 @@ class Settings(BaseModel):
 
     REMOVED: ClassVar[Mapping[str, str]] = {}
     """Keys that were settings once, each with what to write in its place."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the values for `repair`, which goes on with them where only a check of them together fails."""
+        if isinstance(context, dict) and BUILT in context:
+            context[BUILT].append(self)
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,51 @@ class Section:
     named: bool = False
 
 
-def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict[str, Any], list[str]]:
-    """Check a whole file; return the models of the sections that are right, and all problems of the others.
+@dataclass(frozen=True)
+class Checked:
+    """A model with all values of the settings; or, where some of these are wrong, one without them."""
 
-    A section that is left out has no entries, or its defaults.
+    whole: Settings | None = None
+    partial: Settings | None = None
+
+
+class Entries(dict[str, Any]):
+    """The entries of a section by name, without those some of whose values are wrong: `partial` has these.
+
+    An entry in `partial` is looked at for what it names, and is no answer to those who name it.
+    """
+
+    def __init__(self, whole: Mapping[str, Any] = {}, partial: Mapping[str, Any] = {}) -> None:
+        super().__init__(whole)
+        self.partial = dict(partial)
+
+
+def every(values: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
+    """Return name and settings of the entries of a section, also of those that are wrong in part."""
+    entries = values.get(section, {})
+    return [*entries.items(), *getattr(entries, "partial", {}).items()]
+
+
+def check(raw: Mapping[str, Any], sections: Mapping[str, Section]) -> tuple[dict[str, Any], list[str]]:
+    """Check a whole file; return the models of its sections, and all problems.
+
+    Of settings that are wrong the models have what is right of them. A section that is left out has no entries, or its
+    defaults.
     """
     values: dict[str, Any] = {}
-    problems = [unknown("section", str(key), sections) for key in raw if key not in sections]
+    problems = [unknown("section", key_in_yaml(key), sections) for key in raw if key not in sections]
     for name, section in sections.items():
         found = raw.get(name, {})
         if found is None and section.named:
             values[name], more = (
-                {},
+                Entries(),
                 [f"{name}: expected a mapping of names, got nothing. For none leave the section out."],
             )
         elif section.named:
             values[name], more = _check_named(name, found, section.model)
         else:
-            values[name], more = _check_model((name,), {} if found is None else found, section.model)
+            checked, more = _check_model((name,), {} if found is None else found, section.model)
+            values[name] = checked.whole or checked.partial
         problems += more
     return values, problems
 
@@ -76,31 +103,34 @@ def refuse(problems: Iterable[str], *, where: str = "params.yaml") -> None:
     """Raise ConfigError with all problems, if there are any."""
     found = list(problems)
     if found:
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        raise ConfigError(bullets(f"{where}: {count}", found))
+        raise ConfigError(bullets(f"{where}: {counted(len(found), 'problem')}", found))
 
 
-def _check_named(section: str, found: Any, model: Any) -> tuple[dict[str, Settings], list[str]]:
+def _check_named(section: str, found: Any, model: Any) -> tuple[Entries, list[str]]:
     if not isinstance(found, dict):
-        return {}, [f"{section}: expected a mapping of names, got {found!r}."]
-    values, problems = {}, []
+        return Entries(), [f"{section}: expected a mapping of names, got {in_yaml(found)}."]
+    whole: dict[str, Settings] = {}
+    partial: dict[str, Settings] = {}
+    problems = []
     for key, value in found.items():
+        name = key_in_yaml(key)
         if wrong := _check_name(key, [one for one in found if isinstance(one, str)]):
-            problems.append(f"{section}.{key}: {wrong}")
-            continue
-        checked, more = _check_model((section, key), value if value is not None else {}, model)
+            problems.append(f"{section}.{name}: {wrong}")
+        checked, more = _check_model((section, name), value if value is not None else {}, model)
         problems += more
-        if checked is not None:
-            values[key] = checked
-    return values, problems
+        if checked.whole is not None:
+            (partial if wrong else whole)[name] = checked.whole
+        elif checked.partial is not None:
+            partial[name] = checked.partial
+    return Entries(whole, partial), problems
 
 
 def _check_name(name: Any, names: list[str]) -> str:
     """What is wrong with the name of an entry, if anything; `names` are those of its section."""
     if not isinstance(name, str):
         return (
-            f"expected text as a name, got {name!r}: DVC addresses entries by text. Write it in quotes, here and "
-            "where it is named."
+            f"expected text as a name, got {in_yaml(name)}: DVC addresses entries by text. Write it in quotes, here "
+            "and where it is named."
         )
     if not NAME.fullmatch(name):
         return "a name has letters, digits, '-' and '_' only, first a letter or a digit: it becomes a file's name."
@@ -119,113 +149,15 @@ def same_but_for_case(name: str, names: Iterable[str]) -> str:
     return ""
 
 
-def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Settings | None, list[str]]:
+def _check_model(path: tuple[str, ...], found: Any, model: Any) -> tuple[Checked, list[str]]:
     if not isinstance(found, dict):
-        return None, [f"{'.'.join(path)}: expected a mapping of settings, got {found!r}."]
+        return Checked(), [f"{'.'.join(path)}: expected a mapping of settings, got {in_yaml(found)}."]
     try:
-        return TypeAdapter(model).validate_python(found), []
+        return Checked(whole=TypeAdapter(model).validate_python(found)), []
     except ValidationError as error:
-        every = [dict(problem) for problem in error.errors(include_url=False)]
-        problems = [problem for problem in every if not _is_of_words(problem, every)]
-        kinds = models_in(model)
-        if len(kinds) == 1:
-            return None, [_say(path, problem, kinds[0]) for problem in problems if not _follows(problem)]
-        return None, [_say_variant(path, problem, kinds) for problem in problems if not _follows(problem)]
-
-
-def _is_of_words(problem: dict[str, Any], every: list[dict[str, Any]]) -> bool:
-    """Whether pydantic says of a number that it is none of the words that the key takes too, besides what is wrong."""
-    if problem["type"] != "literal_error" or isinstance(problem["input"], str):
-        return False
-    where = problem["loc"][:-1]
-    return any(other is not problem and other["loc"][:-1] == where for other in every)
-
-
-def _follows(problem: dict[str, Any]) -> bool:
-    """Whether pydantic calls a list too short only because it did not count the entries that are wrong."""
-    return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
-
-
-def _say_variant(path: tuple[str, ...], problem: dict[str, Any], kinds: list[type[Settings]]) -> str:
-    """The same of a union: pydantic puts the value that tells the models apart before the path of the key."""
-    if problem["type"] in UNTOLD:
-        return _say_untold(path, problem["ctx"])
-    tag, *location = problem["loc"]
-    return _say(path, {**problem, "loc": tuple(location)}, next(kind for kind in kinds if _is_told_by(kind, tag)))
-
-
-def _say_untold(path: Iterable[str], context: dict[str, Any]) -> str:
-    """The same where the key that tells the models apart is missing, or has none of their values."""
-    where = ".".join([*path, context["discriminator"].strip("'")])
-    if "tag" not in context:
-        return f"{where}: this key is missing."
-    return f"{where}: {unknown('value', context['tag'], re.findall(QUOTED, context['expected_tags']))}"
-
-
-def _is_told_by(model: type[Settings], tag: Any) -> bool:
-    """Whether a value is what tells a model of a union apart."""
-    return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
-
-
-def _say(path: tuple[str, ...], problem: dict[str, Any], model: type[Settings]) -> str:
-    """One pydantic error as a line: the path of the key, what was expected, what was found."""
-    # Types inside a union stand in pydantic's location ("Inputs", "list[str]"); they mean nothing to a user.
-    kind, context = problem["type"], problem.get("ctx", {})
-    *above, last = (str(part) for part in problem["loc"] or ("",))
-    parts = [part for part in above if not _TYPE.search(part)]
-    if kind in ("extra_forbidden", "missing") or not _TYPE.search(last):
-        parts.append(last)
-    where = ".".join(part for part in [*path, *parts] if part)
-    if kind in UNTOLD:
-        return _say_untold([*path, *parts], context)
-    if kind == "extra_forbidden":
-        return _say_unknown_key(path, parts, model)
-    if kind == "missing":
-        return f"{where}: this key is missing."
-    if kind == "literal_error":
-        choices = re.findall(QUOTED, str(context["expected"]))
-        return f"{where}: {unknown('value', str(problem['input']), choices)}"
-    message = EXPECTED.get(kind, problem["msg"].replace("Input should be", "expected"))
-    if kind == "value_error":
-        message = str(context["error"])
-    found = repr(problem["input"])
-    got = "" if isinstance(problem["input"], dict) or found in message else f", got {found}"
-    return f"{where}: {message.rstrip('.')}{got}."
-
-
-def _say_unknown_key(path: Iterable[str], parts: list[str], model: type[Settings]) -> str:
-    """One line for a key that no model has at its place: what to write in its place, or which keys there are."""
-    *above, key = parts
-    kinds = _models_at(model, above)
-    for kind in kinds:
-        if key in kind.REMOVED:
-            return f"{'.'.join([*path, *parts])}: no longer a setting. {kind.REMOVED[key]}"
-    return f"{'.'.join([*path, *above])}: {unknown('key', key, [name for kind in kinds for name in kind.model_fields])}"
-
-
-def _models_at(model: type[Settings], path: Iterable[str]) -> list[type[Settings]]:
-    """Return the settings models whose keys are allowed at a path below a model."""
-    here: list[Any] = [model]
-    for part in path:
-        here = [below for annotation in here for below in _below(annotation, part)]
-    return [kind for annotation in here for kind in models_in(annotation)]
-
-
-def _below(annotation: Any, part: str) -> list[Any]:
-    """The annotations of what stands at a key, or as an entry, of a value with this annotation."""
-    if inspect.isclass(annotation) and issubclass(annotation, Settings):
-        field = annotation.model_fields.get(part)
-        if field is not None:
-            return [field.annotation]
-        return [annotation] if _is_told_by(annotation, part) else []
-    inner = [one for one in typing.get_args(annotation) if one is not Ellipsis]
-    if typing.get_origin(annotation) in (dict, list, tuple):
-        return list(inner[-1:] if typing.get_origin(annotation) is dict else inner)
-    return [below for one in inner for below in _below(one, part)]
-
-
-def models_in(annotation: Any) -> list[type[Settings]]:
-    """Return the settings models in a type."""
-    if inspect.isclass(annotation) and issubclass(annotation, Settings):
-        return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in models_in(inner)]
+        errors = [dict(problem) for problem in error.errors(include_url=False)]
+    repaired = repair(found, model, errors)
+    first = [one for one in errors if not is_explained(one, found, repaired)]
+    lines = [*describe_errors(path, first, model), *describe_errors(path, repaired.later, model)]
+    kept = Checked(partial=repaired.value) if repaired.mended else Checked(whole=repaired.value)
+    return kept, list(dict.fromkeys(lines))

@@ -15,6 +15,7 @@ A message reads `<what> <where>: expected <x>, got <y>. <what to do>`.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -93,6 +94,31 @@ def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> 
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     listed = ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
     return f"unknown {what} {name!r}.{hint} Expected one of: {listed or '(there are none)'}."
+
+
+def unknown_node(name: str, nodes: Iterable[str], *, backbone: str = "NAME") -> str:
+    """Say that a backbone has no such node, which are near it in writing, and what lists them all.
+
+    backbone: what `icecore layers` takes: a backbone of the project, a folder, or a model of torchvision or timm.
+    """
+    names = list(dict.fromkeys(nodes))
+    plain: dict[str, list[str]] = {}
+    for one in names:
+        plain.setdefault(_letters(one), []).append(one)
+    near = difflib.get_close_matches(_letters(name), plain, n=3, cutoff=0.6)
+    meant = [one for letters in near for one in plain[letters]][:3]
+    hint = f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    return f"unknown node {name!r}.{hint} `icecore layers {backbone}` lists its nodes."
+
+
+def _letters(name: str) -> str:
+    """A name without what is easily mistaken in it: case, dots, underscores and blanks."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """Return a number with its noun: `1 row`, `2,000 rows`; `nouns`: the plural, where it is more than an s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 def bullets(title: str, problems: Iterable[str]) -> str:

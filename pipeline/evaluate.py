@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipeline import bootstrap, breakdown, choice, metrics, undecided
 from pipeline.config import Settings
-from pipeline.errors import DataError
+from pipeline.errors import DataError, counted
 from pipeline.files import digest, read_json, sha256_file, write_json, write_text
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
@@ -135,6 +135,7 @@ def evaluate(
             "higher_is_better": metric not in metrics.LOWER_IS_BETTER,
             "classes": methods.file.classes,
             "rare": describe_rare(methods.task.rare, methods.file.kind),
+            "given": methods.task.given,
             "interval": config.interval,
             "table": rows,
             "selected": best,
@@ -157,8 +158,9 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
     tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
     if tested:
         values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
-        for row, found in zip(measured, values, strict=True):
-            ends = bootstrap.interval(found, config.interval)
+        for row, fits, found in zip(measured, tested, values, strict=True):
+            behind = bootstrap.rows_behind(metric, fits[0], methods.file.classes)
+            ends = bootstrap.interval(found, config.interval, rows=behind)
             row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
     for labels in dict.fromkeys(row["labels"] for row in measured):
         undecided.mark([row for row in measured if row["labels"] == labels], methods, metric, seed=config.seed)
@@ -180,9 +182,9 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
     known = [row for row in candidates if row[f"validation_{metric}"] is not None]
     if not known:
         raise DataError(
-            f"{len(candidates)} methods to choose from, but the task has no validation rows to measure {metric} on, "
-            "and the test rows must not choose. Give the task's `sizes` a validation share, or the run one input and "
-            "head."
+            f"{counted(len(candidates), 'method')} to choose from, but the task has no validation rows to measure "
+            f"{metric} on, and the test rows must not choose. Give the task's `sizes` a validation share, or the "
+            "run one input and head."
         )
     return choice.best_of(known, metric, higher=metric not in metrics.LOWER_IS_BETTER)
 

@@ -4,13 +4,16 @@ Two readers would give one text two meanings: YAML 1.1 reads `1e-3` as text, `on
 DVC also rewrites the file (`dvc exp run -S`), and does not keep quotes; `check_rewriting` says what that would break.
 """
 
+import datetime
 import io
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, requires
+from pipeline.messages import in_yaml, key_in_yaml
 
 COLON = " In {…} and […] put a value with `:` in quotes."
 
@@ -28,17 +31,50 @@ def read_params(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML. {_explain(error)}") from None
+        raise ConfigError(f"{path}: not valid YAML. {_explain(error, path)}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}.")
+        raise ConfigError(f"{path}: expected a mapping of sections, got {in_yaml(raw)}.")
     return raw
 
 
-def _explain(error: Exception) -> str:
+def with_lines(problems: Iterable[str], path: Path) -> list[str]:
+    """Return problems of params.yaml, each with the line in which the key stands that it begins with."""
+    from ruamel.yaml import YAML
+
+    found = list(problems)
+    raw = YAML().load(path.read_text(encoding="utf-8")) if found else None
+    return [f"{problem} (line {line})" if (line := _line_of(problem, raw)) else problem for problem in found]
+
+
+def _line_of(problem: str, raw: Any) -> int:
+    """Return the line of the key that a problem begins with, or of what holds it; 0 where there is none."""
+    place, _, message = problem.partition(": ")
+    outside = place.startswith("unknown ")  # of a section
+    unknown_key = re.match(r"unknown (?:key|section) '([^']*)'", problem if outside else message)
+    parts = [] if outside else place.split(".")
+    line = 0
+    for part in [*parts, *([unknown_key[1]] if unknown_key else [])]:
+        marks: Any = getattr(raw, "lc", None)  # where ruamel.yaml keeps lines
+        if isinstance(raw, dict):
+            keys = [key for key in raw if key_in_yaml(key) == part]
+            place_of = marks.key(keys[0]) if keys and keys[0] in marks.data else None
+        elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
+            keys = [int(part)]
+            place_of = marks.item(keys[0])
+        else:
+            break
+        if not keys:
+            break
+        line = place_of[0] + 1 if place_of else line
+        raw = raw[keys[0]]
+    return line
+
+
+def _explain(error: Exception, path: Path) -> str:
     """The reader's message: what, and in which line; without its advice to programmers."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
-    text = "\n".join(lines[:advice])
+    text = "\n".join(lines[:advice]).replace('"<unicode string>"', path.name)
     return text + (COLON if "found unexpected ':'" in text else "")
 
 
@@ -57,9 +93,9 @@ def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Itera
     elif isinstance(value, dict):
         for key, inner in value.items():
             if _is_plain(key):
-                yield from _unusual(inner, (*path, str(key)), (*above, id(value)))
+                yield from _unusual(inner, (*path, key_in_yaml(key)), (*above, id(value)))
             else:
-                yield f"{where}: expected text as a key, got {key!r}. Write it in quotes."
+                yield f"{where}: expected text as a key, got {in_yaml(key)}. Write it in quotes."
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from _unusual(inner, (*path, str(number)), (*above, id(value)))
@@ -67,9 +103,16 @@ def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Itera
         yield f"{where}: expected a number, got .nan, which equals nothing: DVC would run the stage every time."
     elif not _is_plain(value):
         yield (
-            f"{where}: expected text, a number, a list or a mapping, got {value!r} ({type(value).__name__}). Write "
-            "text that looks like a date in quotes, and leave tags such as !!set out."
+            f"{where}: expected text, a number, a list or a mapping, got {_describe(value)}. Write text that looks "
+            "like a date in quotes, and leave tags such as !!set out."
         )
+
+
+def _describe(value: Any) -> str:
+    """Return what YAML calls a value that is neither text, nor number, nor list, nor mapping."""
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
+    return "bytes (!!binary)" if isinstance(value, bytes) else f"a value of YAML's type {type(value).__name__}"
 
 
 def _is_plain(value: Any) -> bool:
@@ -89,7 +132,7 @@ def check_rewriting(path: Path) -> list[str]:
     try:
         raw = YAML().load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
-        return [f"`dvc exp run -S` cannot rewrite params.yaml. {_explain(error)}"]
+        return [f"`dvc exp run -S` cannot rewrite params.yaml. {_explain(error, path)}"]
     lost = dict.fromkeys(where for where, text in _in_flow(raw, (), inside=False) if not _survives(text))
     return [
         f"{where}: `dvc exp run -S` rewrites params.yaml without these quotes, and cannot read it then. Write the "
@@ -104,7 +147,7 @@ def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tup
         flow: Any = value
         inside = inside or bool(flow.fa.flow_style())
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            here = (*path, str(key))
+            here = (*path, key_in_yaml(key))
             yield from _in_flow(key, here, inside=inside and isinstance(value, dict))
             yield from _in_flow(inner, here, inside=inside)
     elif inside and isinstance(value, str):

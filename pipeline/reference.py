@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline.config import Section, Settings, models_in
+from pipeline.config import Section, Settings
+from pipeline.messages import models_in
 
 NAMES = {
     int: "integer",
@@ -67,7 +69,7 @@ def settings_to_json(sections: Mapping[str, Section]) -> list[dict[str, Any]]:
     return [asdict(one) for name, section in sections.items() for one in list_settings(name, section)]
 
 
-def _of_model(model: type[Settings], path: str, depth: int = 0) -> Iterator[Setting]:
+def _of_model(model: type[BaseModel], path: str, depth: int = 0) -> Iterator[Setting]:
     kind = _told_by(model)
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if kind is None else f"{path}({kind[1]}).{name}"
@@ -78,7 +80,7 @@ def _of_model(model: type[Settings], path: str, depth: int = 0) -> Iterator[Sett
             yield from _of_model(one, f"{here}{several}", depth + 1)
 
 
-def _told_by(model: type[Settings]) -> tuple[str, str] | None:
+def _told_by(model: type[BaseModel]) -> tuple[str, str] | None:
     """Return the key and the value that tell a model from the others of its union."""
     for name, field in model.model_fields.items():
         values = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is Literal else ()
@@ -87,7 +89,7 @@ def _told_by(model: type[Settings]) -> tuple[str, str] | None:
     return None
 
 
-def _meaning(model: type[Settings], name: str, field: FieldInfo) -> str:
+def _meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     if field.description:
         return field.description
     if _told_by(model) is not None:  # the key that tells the models apart
@@ -95,7 +97,7 @@ def _meaning(model: type[Settings], name: str, field: FieldInfo) -> str:
     raise AssertionError(f"{model.__name__}.{name}: a setting without a description")
 
 
-def _about(model: type[Settings]) -> str:
+def _about(model: type[BaseModel]) -> str:
     """Return the first paragraph about a model, on one line."""
     return " ".join(inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import requires
+from pipeline.errors import counted, requires
 from pipeline.files import read_json, write_json
 from pipeline.text import duration
 
@@ -110,7 +110,7 @@ class Run:
         if not times:
             return ""
         new = len(rest) - len(times)
-        more = f" and {new} new {'stage' if new == 1 else 'stages'}" if new else ""
+        more = f" and {counted(new, 'new stage')}" if new else ""
         return f" (left: at most {duration(sum(times))} by earlier runs{more})"
 
     def _close(self) -> None:
@@ -122,7 +122,7 @@ class Run:
 
     def _say_skipped(self) -> None:
         if self._skipped:
-            self.say(f"{self._skipped} {'stage is' if self._skipped == 1 else 'stages are'} as before\n")
+            self.say(f"{counted(self._skipped, 'stage is', 'stages are')} as before\n")
             self._skipped = 0
 
     def summary(self) -> str:

@@ -1,7 +1,7 @@
 """The task: which sample has which target and stands in which split.
 
-`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`, and under `rare`
-the classes that lack training or test rows (`pipeline/split/rare.py`):
+`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`, under `rare` the
+classes that lack training or test rows (`pipeline/split/rare.py`), and under `given` what the data say of the split:
 
     key      32 hex digits
     path     as the manifest has it; of a content that lies in several places, the first
@@ -31,6 +31,7 @@ Kind = Literal["classification", "multilabel", "regression"]
 LEVEL = "level:"  # in front of a level's name: a column
 KIND = "kind"  # in the metadata of the schema, also of predictions
 RARE = "rare"  # in the metadata of the schema
+GIVEN = "given"  # in the metadata of the schema
 OTHER = "other"  # the class that `rare: merge` makes
 SHOWN = 8  # classes that a sentence names
 TYPES: dict[Kind, pa.DataType] = {
@@ -94,6 +95,12 @@ class Task:
         return found
 
     @property
+    def given(self) -> list[str]:
+        """A sentence for each thing that the data, or `use`, say of the split; none where `sizes` alone cut rows."""
+        found: list[str] = json.loads((self.table.schema.metadata or {}).get(GIVEN.encode(), b"[]"))
+        return found
+
+    @property
     def targets(self) -> np.ndarray:
         """The target of each row: text (n,), bool (n, classes) of a multilabel task, float64 (n,) of a regression."""
         return array_of(self.table["target"], self.kind, self.classes)
@@ -139,10 +146,18 @@ def describe_rare(rare: Mapping[str, Mapping[str, int]], kind: Kind) -> list[str
     }
     rows = {"unmeasured": "training rows"}
     return [
-        f"{len(rare[key]):,} {what} {sentence} ({rows.get(key, 'rows')}: {name_some(rare[key])})."
+        f"{_one(f'1 {what} {sentence}') if len(rare[key]) == 1 else f'{len(rare[key]):,} {what} {sentence}'} "
+        f"({rows.get(key, 'rows')}: {name_some(rare[key])})."
         for key, sentence in sentences.items()
         if key in rare
     ]
+
+
+def _one(sentence: str) -> str:
+    """Return a sentence about several classes or labels as one about one of them."""
+    words = {"classes": "class", "labels": "label", "lack": "lacks", "have": "has", "are": "is", "they": "it"}
+    words |= {"their": "its"}
+    return " ".join(words.get(word, word) for word in sentence.split())
 
 
 def name_some(rows: Mapping[str, int]) -> str:

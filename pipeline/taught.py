@@ -152,7 +152,7 @@ def _bound(
     if answers:
         values = bootstrap.resampled("accuracy", list(answers.values()), [], resamples=resamples, seed=seed)
         for place, row in zip(answers, values, strict=True):
-            ends = bootstrap.interval(row, level)
+            ends = bootstrap.interval(row, level, rows=len(answers[place][0].keys))
             assert ends is not None, "an accuracy has a value in every resample"
             found[place]["agreement_low"], found[place]["agreement_high"] = ends
 

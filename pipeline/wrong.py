@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.audit.neighbours import Centred, centre
-from pipeline.errors import DataError
+from pipeline.errors import DataError, counted
 from pipeline.heads.nearest import nearest
 from pipeline.heads.rows import Rows
 from pipeline.methods import Method, Methods, read
@@ -68,7 +68,7 @@ class Mistakes:
 
     def __str__(self) -> str:
         drawn = "" if self.draw is None else f", draw {self.draw}"
-        trained = "all" if self.method.labels is None else f"{self.method.labels} labels a class"
+        trained = "all" if self.method.labels is None else f"{counted(self.method.labels, 'label')} a class"
         what = "are not met exactly" if self.kind == "regression" else "are wrong"
         share = self.count / self.tested
         title = (

@@ -4,42 +4,42 @@ import graphlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config import Entries, every
 from pipeline.errors import unknown
+from pipeline.messages import key_in_yaml
 from stages.coverage import uncovered
 from stages.effects import unsuited_settings
-from stages.names import RESERVED, unusable_names
+from stages.names import RESERVED, RUNS, unusable_names
 
 
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
     """Names in one section that another section does not have.
 
-    `values` are the entries that are right by themselves. One of `raw` that is wrong in itself is a problem that is
+    `values`: as `pipeline.config.check` returns them. An entry of `raw` that is wrong in itself is a problem that is
     known: it is not reported once more by those who name it. A section that is left out has no entries.
     """
     given = {section: raw.get(section, {}) for section in {**values, **raw}}
-    named = {section: [str(name) for name in found] for section, found in given.items() if isinstance(found, dict)}
-    problems = unusable_names(named)
-    values = {
-        section: {name: one for name, one in found.items() if name.lower() not in RESERVED}
-        if isinstance(found, dict)
-        else found
-        for section, found in values.items()
+    named = {
+        section: [key_in_yaml(name) for name in found] for section, found in given.items() if isinstance(found, dict)
     }
+    problems = unusable_names(named)
+    values = {section: _without_reserved(section, found) for section, found in values.items()}
+    values["extract"] = _with_known_taps(values.get("extract", {}), given.get("extract"))
 
     def expect(where: str, what: str, name: str, section: str) -> None:
         if section in named and name not in named[section]:
-            problems.append(f"{where}: {unknown(what, name, named[section])}")
+            problems.append(f"{where}: {_say_absent(what, name, section, named)}")
 
-    for name, item in values.get("pretrain", {}).items():
+    for name, item in every(values, "pretrain"):
         expect(f"pretrain.{name}.dataset", "data set", item.dataset, "prepare")
-    for name, item in values.get("freeze", {}).items():
+    for name, item in every(values, "freeze"):
         if item.source == "pretrained":
             expect(f"freeze.{name}.network", "pretrained network", item.network, "pretrain")
-    for name, item in values.get("extract", {}).items():
+    for name, item in every(values, "extract"):
         expect(f"extract.{name}", "backbone", name, "freeze")
         for dataset in item.datasets:
             expect(f"extract.{name}.datasets", "data set", dataset, "prepare")
-    for name, item in values.get("split", {}).items():
+    for name, item in every(values, "split"):
         for dataset in item.datasets:
             expect(f"split.{name}.datasets", "data set", dataset, "prepare")
     for name, item in getattr(values.get("audit"), "features", {}).items():
@@ -52,7 +52,7 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         lacking = sorted(set(task.datasets) - set(extracted.datasets)) if task and extracted is not None else []
         if lacking:
             problems.append(f"audit.features.{name}: {item.backbone} was not extracted for {', '.join(lacking)}.")
-    for name, item in values.get("fit", {}).items():
+    for name, item in every(values, "fit"):
         expect(f"fit.{name}.task", "task", item.task, "split")
         expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")
         extracted = values.get("extract", {}).get(item.backbone)
@@ -67,16 +67,62 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     return problems
 
 
+def _without_reserved(section: str, found: Any) -> Any:
+    """Return the entries of a section; those whose names mean something else are no answer to who names them."""
+    if section not in (*RUNS, "teach") or not isinstance(found, dict):
+        return found
+    reserved = {name: one for name, one in found.items() if name.lower() in RESERVED}
+    right = {name: one for name, one in found.items() if name not in reserved}
+    return Entries(right, {**reserved, **getattr(found, "partial", {})})
+
+
+def _with_known_taps(entries: Any, raw: Any) -> Any:
+    """Return the extractions; one that is wrong in part answers to who names it, where taps and data sets are there."""
+    if not isinstance(entries, Entries) or not isinstance(raw, dict):
+        return entries
+    whole = {
+        name: item
+        for name, item in entries.partial.items()
+        if isinstance(found := raw.get(name), dict)
+        and isinstance(found.get("taps"), dict)
+        and set(item.taps) == set(found["taps"])
+        and list(item.datasets) == found.get("datasets")
+    }
+    rest = {name: item for name, item in entries.partial.items() if name not in whole}
+    return Entries({**entries, **whole}, rest)
+
+
+BEFORE: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("sample",),
+    "freeze": ("pretrain",),
+    "extract": ("freeze",),
+    "split": ("prepare",),
+    "teach": ("fit", "finetune"),
+}
+"""Sections whose entries are often taken for those of the section that is built on them."""
+
+
+def _say_absent(what: str, name: str, section: str, named: Mapping[str, list[str]]) -> str:
+    """Say that a section has no such entry; where the section before it has one, that this is what lacks."""
+    there = next((one for one in BEFORE.get(section, ()) if name in named.get(one, ())), None)
+    if there is None:
+        return unknown(what, name, named[section])
+    return (
+        f"`{there}` has an entry {name!r}, and `{section}` has none. Add `{section}.{name}`, or name one of: "
+        f"{', '.join(sorted(named[section])) or '(there are none)'}."
+    )
+
+
 def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
     """What entries of `finetune` name that other sections do not have."""
     problems: list[str] = []
     extracted = values.get("extract", {})
-    for name, item in values.get("finetune", {}).items():
+    for name, item in every(values, "finetune"):
         if item.task not in named.get("split", [item.task]):
-            problems.append(f"finetune.{name}.task: {unknown('task', item.task, named['split'])}")
+            problems.append(f"finetune.{name}.task: {_say_absent('task', item.task, 'split', named)}")
         section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
         if item.backbone not in named.get(section, [item.backbone]):
-            problems.append(f"finetune.{name}.backbone: {unknown('backbone', item.backbone, named[section])}")
+            problems.append(f"finetune.{name}.backbone: {_say_absent('backbone', item.backbone, section, named)}")
         runs = [one for kind in ("fit", "finetune", "distill") for one in named.get(kind, [item.start]) if one != name]
         if item.start not in ("backbone", "scratch", *runs):
             problems.append(f"finetune.{name}.start: {unknown('start', item.start, ('backbone', 'scratch', *runs))}")
@@ -119,25 +165,24 @@ def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> li
     """What entries of `distill` name that other sections do not have, or that have not what is asked for."""
     problems: list[str] = []
     taught = values.get("teach", {})
-    for name, item in values.get("distill", {}).items():
+    for name, item in every(values, "distill"):
         where = f"distill.{name}"
         if item.student not in named.get("freeze", [item.student]):
-            problems.append(f"{where}.student: {unknown('backbone', item.student, named['freeze'])}")
+            problems.append(f"{where}.student: {_say_absent('backbone', item.student, 'freeze', named)}")
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):
-                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+                problems.append(f"{where}.datasets: {_say_absent('data set', dataset, 'prepare', named)}")
         for task, teachers in item.teachers.items():
             key = "teacher" if task == item.task else f"also.{task}"
             if task not in named.get("split", [task]):
-                problems.append(
-                    f"{where}.{'task' if task == item.task else 'also'}: {unknown('task', task, named['split'])}"
-                )
+                which = "task" if task == item.task else "also"
+                problems.append(f"{where}.{which}: {_say_absent('task', task, 'split', named)}")
             split = values.get("split", {}).get(task)
             wanted = {*(() if split is None else split.datasets), *(item.datasets if task == item.task else ())}
             wanted &= set(named.get("prepare", ()))
             for one in teachers:
                 if one not in named.get("teach", [one]):
-                    problems.append(f"{where}.{key}: {unknown('teacher', one, named['teach'])}")
+                    problems.append(f"{where}.{key}: {_say_absent('teacher', one, 'teach', named)}")
                 elif one in taught:
                     problems += [f"{where}.{line}" for line in _of_teacher(item, key, one, wanted, values)]
     return problems + _circle(values)
@@ -167,10 +212,10 @@ def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mappin
 def _circle(values: Mapping[str, Any]) -> list[str]:
     """Runs that wait for each other: DVC would say so without a way out."""
     trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
-    graph = {name: {item.start} & trained for name, item in values.get("finetune", {}).items()}
+    graph = {name: {item.start} & trained for name, item in every(values, "finetune")}
     graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
     tuned = set(values.get("finetune", {}))
-    graph |= {f"teach.{name}": {item.run} & tuned for name, item in values.get("teach", {}).items()}
+    graph |= {f"teach.{name}": {item.run} & tuned for name, item in every(values, "teach")}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -185,14 +230,14 @@ def _circle(values: Mapping[str, Any]) -> list[str]:
 def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
     """What entries of `teach` name that other sections do not have, and what does not suit the run they name."""
     problems: list[str] = []
-    for name, item in values.get("teach", {}).items():
+    for name, item in every(values, "teach"):
         where = f"teach.{name}"
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):
-                problems.append(f"{where}.datasets: {unknown('data set', dataset, named['prepare'])}")
+                problems.append(f"{where}.datasets: {_say_absent('data set', dataset, 'prepare', named)}")
         section = "extract" if item.run in named.get("fit", ()) else "freeze"  # a network computes its rows itself
         if item.backbone not in named.get(section, [item.backbone]):
-            problems.append(f"{where}.backbone: {unknown('backbone', item.backbone, named[section])}")
+            problems.append(f"{where}.backbone: {_say_absent('backbone', item.backbone, section, named)}")
         if item.run in named.get("distill", ()):
             problems.append(
                 f"{where}.run: expected a run of fit or finetune, got {item.run!r} of distill, which needs teachers "

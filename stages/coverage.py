@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.config import every
+
 LAST = ("penultimate", "cls")
 """Nodes that are what the last layer gets."""
 
@@ -19,11 +21,9 @@ def uncovered(values: Values) -> list[str]:
 
 def _rows_not_extracted(values: Values) -> Iterator[str]:
     """Yield runs over data sets that the extraction of their backbone lacks."""
-    readers = [("fit", name, item, item.task) for name, item in values.get("fit", {}).items()]
+    readers = [("fit", name, item, item.task) for name, item in every(values, "fit")]
     readers += [
-        ("finetune", name, item, item.task)
-        for name, item in values.get("finetune", {}).items()
-        if item.input == "features"
+        ("finetune", name, item, item.task) for name, item in every(values, "finetune") if item.input == "features"
     ]
     for section, name, item, task in readers:
         split = values.get("split", {}).get(task)
@@ -44,7 +44,7 @@ def _lacking(values: Values, where: str, backbone: str, datasets: Sequence[str],
 
 def _starts_without_head(values: Values) -> Iterator[str]:
     """Yield runs of finetune that start at a run of fit without the head of a network's last layer."""
-    for name, item in values.get("finetune", {}).items():
+    for name, item in every(values, "finetune"):
         run = values.get("fit", {}).get(item.start)
         extracted = values.get("extract", {}).get(item.backbone)
         if run is None or extracted is None:

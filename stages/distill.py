@@ -1,5 +1,6 @@
 """Train a student by what teachers say: `python -m stages.distill student_tuned`."""
 
+from pipeline.errors import counted
 from pipeline.files import write_json
 from pipeline.runtime import cores
 from pipeline.store import cache
@@ -34,8 +35,8 @@ def main() -> None:
     with project.bar(f"distill {name}", "steps") as progress:
         found = distill.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths, threads=cores()))
-    labels = f"{found['labels'] or 'all'} labels a class, {found['samples']:,} samples"
-    print(f"{name}: {labels}; {line(found['kept'], config)}")
+    labels = counted(found["labels"], "label") if found["labels"] else "all labels"
+    print(f"{name}: {labels} a class, {counted(found['samples'], 'sample')}; {line(found['kept'], config)}")
 
 
 if __name__ == "__main__":

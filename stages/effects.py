@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config import every
 from stages.names import RUNS
 
 
@@ -10,7 +11,7 @@ def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
     """Return a problem for each setting of a run that its task gives no effect, such as accuracy of a regression."""
     problems = []
     for section in RUNS:
-        for name, item in values.get(section, {}).items():
+        for name, item in every(values, section):
             task = values.get("split", {}).get(item.task)
             if task is not None:
                 # The data may say validation rows: that is known when the run starts.

@@ -2,6 +2,7 @@
 
 import sys
 
+from pipeline.errors import counted
 from pipeline.store import cache
 from pipeline.training import FROM_BACKBONE, finetune
 from pipeline.training.history import line
@@ -31,7 +32,8 @@ def main() -> None:
         return
     with project.bar(f"finetune {name}", "steps") as progress:
         found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
-    print(f"{name}: {found['labels'] or 'all'} labels a class, {found['rows']:,} rows; {line(found['kept'], config)}")
+    labels = counted(found["labels"], "label") if found["labels"] else "all labels"
+    print(f"{name}: {labels} a class, {counted(found['rows'], 'row')}; {line(found['kept'], config)}")
 
 
 if __name__ == "__main__":

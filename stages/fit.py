@@ -1,5 +1,6 @@
 """Fit the heads of a run: `python -m stages.fit digits_logistic`."""
 
+from pipeline.errors import counted
 from pipeline.fit.run import fit
 from stages import project
 
@@ -18,7 +19,7 @@ def main() -> None:
         )
     for line in [*done.lines, *done.notes]:
         print(line)
-    print(f"{name}: {done.fits:,} heads")
+    print(f"{name}: {counted(done.fits, 'head')}")
 
 
 if __name__ == "__main__":

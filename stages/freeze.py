@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.backbones import user_code
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, counted
 from pipeline.files import write_json
 from pipeline.freeze import Module
 from pipeline.freeze.run import freeze
@@ -20,7 +20,7 @@ def main() -> None:
     write_json(project.DIGESTS / name / "backbone.json", {"weights_digest": spec.weights_digest})
     if isinstance(config, Module):
         link_code(project.settings()["freeze"].values(), project.CODE / "module")
-    print(f"{name}: weights {spec.weights_digest[:16]}, input {spec.input.shape}, {len(spec.taps)} taps")
+    print(f"{name}: weights {spec.weights_digest[:16]}, input {spec.input.shape}, {counted(len(spec.taps), 'tap')}")
     print(f"  images: {spec.input.description}")
     print(f"  `icecore layers {name}` lists the taps")
 

@@ -1,21 +1,29 @@
-"""What params.yaml names outside of itself: data, files of weights, models, nodes, and data sets that are prepared.
+"""What params.yaml names outside of itself: data, files of weights, models, nodes, heads, and columns of data sets.
 
 Nothing is computed and nothing is written. What only a stage can know is left to that stage.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import every
 from pipeline.errors import PipelineError
+from pipeline.repair import UNKNOWN
+from pipeline.task import Kind
 from stages import project
 
 Values = Mapping[str, Any]
 
 
 def find_problems(values: Values) -> list[str]:
-    """Return a problem for each thing that is named in the settings and is not there, or is not what it should be."""
-    return [*_of_data(values), *_of_tasks(values), *_of_backbones(values)]
+    """Return a problem for each thing that is named in the settings and is not there, or is not what it should be.
+
+    Entries that are wrong in part are looked at as far as they are right.
+    """
+    problems = [*_of_data(values), *_of_backbones(values), *_of_tasks(values), *_of_heads(values)]
+    return [line for line in problems if UNKNOWN not in line]
 
 
 def _of_data(values: Values) -> Iterator[str]:
@@ -27,12 +35,9 @@ def _of_data(values: Values) -> Iterator[str]:
     from pipeline.prepare.roots import look
     from pipeline.sources import files
 
-    made = {(project.RAW / name).as_posix() for name in values["sample"]}
-    for name, config in values["prepare"].items():
+    for name, config in every(values, "prepare"):
         where, root = f"prepare.{name}", Path(config.root)
-        if any(config.root == one or config.root.startswith(f"{one}/") for one in made) and not root.exists():
-            continue
-        if files.is_url(config.root):
+        if not _is_here(config.root, values):
             continue
         if root.resolve() in (project.DATA.resolve(), *project.DATA.resolve().parents):
             yield (
@@ -49,37 +54,90 @@ def _of_data(values: Values) -> Iterator[str]:
             yield f"{where}.base: {config.base}: no such folder. Set it to what the paths of the list are relative to."
 
 
-def _of_tasks(values: Values) -> Iterator[str]:
-    """Yield what is wrong with tasks over data sets that are prepared: columns, domains, classes, splits."""
-    from pipeline.split.run import split
+def _is_here(root: str, values: Values) -> bool:
+    """Return whether the data of a root can be looked at: no URL, and nothing that `sample` is still to write."""
+    from pipeline.sources import files
 
-    for name, config in values["split"].items():
-        manifests = [project.MANIFESTS / f"{dataset}.parquet" for dataset in config.datasets]
-        if not all(path.is_file() for path in manifests):
-            continue
-        try:
-            split(config, project.MANIFESTS)
-        except PipelineError as error:
-            again = " ".join(f"prepare@{dataset}" for dataset in config.datasets)
-            yield f"split.{name}: {_one_line(error)} (By the last `dvc repro {again}`.)"
+    made = [(project.RAW / name).as_posix() for name, _ in every(values, "sample")]
+    below = any(root == one or root.startswith(f"{one}/") for one in made)
+    return not files.is_url(root) and (not below or Path(root).exists())
+
+
+def _of_tasks(values: Values) -> Iterator[str]:
+    """Yield what is wrong with tasks over their data sets: columns, domains, classes, splits.
+
+    Where all data sets are prepared the task is made. Else their files are listed, unopened.
+    """
+    from pipeline.split.run import check_names, split
+
+    with tempfile.TemporaryDirectory(prefix="icecore-check-") as folder:
+        outlined: dict[str, bool] = {}
+        for name, config in every(values, "split"):
+            datasets = [one for one in config.datasets if one != UNKNOWN]
+            prepared = all((project.MANIFESTS / f"{dataset}.parquet").is_file() for dataset in datasets)
+            try:
+                if prepared:
+                    split(config, project.MANIFESTS)
+                elif all(_outline(dataset, values, Path(folder), outlined) for dataset in datasets):
+                    check_names(config, Path(folder))
+            except PipelineError as error:
+                again = " ".join(f"prepare@{dataset}" for dataset in datasets)
+                source = f"By the last `dvc repro {again}`" if prepared else "By the names of files and the lists"
+                text = _one_line(error).replace(f"{folder}/", "").replace(".parquet: ", ": ")
+                yield f"split.{name}: {text} ({source}.)"
+
+
+def _outline(dataset: str, values: Values, folder: Path, outlined: dict[str, bool]) -> bool:
+    """Write the outline of a data set that is not prepared; return whether there is one."""
+    import pyarrow.parquet as pq
+
+    from pipeline.prepare.outline import outline_manifest
+
+    if dataset not in outlined:
+        outlined[dataset] = False
+        config = values["prepare"].get(dataset)
+        if config is not None and _is_here(config.root, values):
+            try:
+                table = outline_manifest(config)
+            except (PipelineError, OSError):  # `_of_data` says what is wrong
+                table = None
+            if table is not None:
+                pq.write_table(table, folder / f"{dataset}.parquet")
+                outlined[dataset] = True
+    return outlined[dataset]
+
+
+def _of_heads(values: Values) -> Iterator[str]:
+    """Yield what is wrong with heads and their parameters."""
+    from pipeline.heads.check import check_head
+
+    for run, config in every(values, "fit"):
+        task = values["split"].get(config.task)
+        for name, params in config.heads.values():
+            where = f"fit.{run}.head.{name}" if isinstance(config.head, dict) else f"fit.{run}.params"
+            kind: Kind = "classification" if task is None else task.kind
+            for line in check_head(name, params, kind=kind, search=config.search_of(name, params)):
+                place, _, message = line.partition(": ")
+                key = place.removeprefix("params.")
+                yield f"{where}.{key}: {message}" if key != place else f"fit.{run}.{line}"
 
 
 def _of_backbones(values: Values) -> Iterator[str]:
     """Yield what is wrong with backbones, the nodes of their taps, and nodes that trainings name."""
-    if not values["freeze"]:
+    if not every(values, "freeze"):
         return
     from pipeline.freeze import LocalWeights
     from pipeline.freeze.outline import Outline, check_file, outline
 
     outlines: dict[str, Outline | None] = {}
-    for name, config in values["freeze"].items():
+    for name, config in every(values, "freeze"):
         if isinstance(config, LocalWeights) and (problem := check_file(config)):
             yield f"freeze.{name}.file: {problem}"
         try:
             outlines[name] = outline(config, pretrained=project.PRETRAINED)
         except PipelineError as error:
             yield f"freeze.{name}: {_one_line(error)}"
-    for name, config in values["extract"].items():
+    for name, config in every(values, "extract"):
         for tap, spec in config.taps.items():
             found = outlines.get(name)
             if found is not None and (problem := found.check_tap(spec)):
@@ -93,13 +151,13 @@ def _of_backbones(values: Values) -> Iterator[str]:
 def _nodes_of_trainings(values: Values) -> Iterator[tuple[str, str, str]]:
     """Yield each node that a training names, with the setting and the backbone."""
     for section, own in (("finetune", "backbone"), ("distill", "student")):
-        for name, item in values[section].items():
+        for name, item in every(values, section):
             where, backbone = f"{section}.{name}", getattr(item, own)
             if (from_tap := getattr(getattr(item, "train", None), "from_tap", None)) is not None:
                 yield f"{where}.train.from_tap", backbone, from_tap
             for epoch, node in getattr(item, "unfreeze", {}).items():
                 yield f"{where}.unfreeze.{epoch}", backbone, node
-    for name, item in values["teach"].items():
+    for name, item in every(values, "teach"):
         for node in item.hints:
             yield f"teach.{name}.hints", item.backbone, node
 

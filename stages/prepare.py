@@ -1,5 +1,6 @@
 """Prepare a data set: `python -m stages.prepare digits`."""
 
+from pipeline.errors import counted
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
 from stages import project
@@ -13,7 +14,7 @@ def main() -> None:
     paths = ManifestPaths(project.MANIFESTS, name)
     with project.bar(f"prepare {name}", "files") as progress:
         found = prepare(config, paths, progress=progress)
-    print(f"{name}: {found.found:,} files, {found.rows:,} samples")
+    print(f"{name}: {counted(found.found, 'file')}, {counted(found.rows, 'sample')}")
     for kind, count in found.excluded.items():
         print(f"  {count:,} {DESCRIPTIONS.get(kind, kind)}: see {paths.excluded}")
     for note in found.notes:

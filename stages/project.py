@@ -12,7 +12,8 @@ from typing import Any
 from pipeline.config import Section, check, refuse
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
-from pipeline.params import read_params, unusual_values
+from pipeline.params import read_params, unusual_values, with_lines
+from pipeline.repair import UNKNOWN
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 from stages.agreement import disagreements
 
@@ -78,20 +79,20 @@ def sections() -> dict[str, Section]:
     return found
 
 
-def settings(path: Path = PARAMS) -> dict[str, Any]:
-    """Return all of params.yaml, checked; raises ConfigError with every problem of the file."""
+def settings(path: Path = PARAMS, *, lines: bool = False) -> dict[str, Any]:
+    """Return all of params.yaml, checked; raises ConfigError with every problem of the file, and its line if asked."""
     values, problems = examine(path)
-    refuse(problems, where=str(path))
+    refuse(with_lines(problems, path) if lines else problems, where=str(path))
     return values
 
 
 def examine(path: Path = PARAMS) -> tuple[dict[str, Any], list[str]]:
-    """Return the entries of params.yaml that are right by themselves, and every problem of the file."""
+    """Return the settings of params.yaml as far as they are right, and every problem of the file."""
     raw = read_params(path)
     values, problems = check(raw, sections())
     known = {line.partition(": ")[0] for line in problems}
     problems += [line for line in unusual_values(raw) if line.partition(": ")[0] not in known]
-    return values, [*problems, *disagreements(values, raw)]
+    return values, [*problems, *(line for line in disagreements(values, raw) if UNKNOWN not in line)]
 
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:

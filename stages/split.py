@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from pipeline.errors import counted
 from pipeline.split.run import split
 from stages import project
 
@@ -12,9 +13,9 @@ def main() -> None:
     task = split(config, project.MANIFESTS, say=lambda note: print(f"  note: {note}"))
     task.write(project.TASKS / f"{name}.parquet")
     rows = Counter(task.table["split"].to_pylist())
-    what = {"multilabel": f"{len(task.classes)} labels", "regression": "a number a row"}
-    counted = ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True))
-    print(f"{name}: {what.get(task.kind, f'{len(task.classes)} classes')}, {counted}")
+    what = {"multilabel": counted(len(task.classes), "label"), "regression": "a number a row"}
+    parts = ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True))
+    print(f"{name}: {what.get(task.kind, counted(len(task.classes), 'class', 'classes'))}, {parts}")
 
 
 if __name__ == "__main__":

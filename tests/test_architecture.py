@@ -399,7 +399,7 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 # Code that every stage uses and none depends on: a change there changes what is said of settings and errors, and no
 # result. `files` and `runtime` are no plumbing of that kind: they hold the keys of samples, the digests and the seeds.
 PLUMBING = frozenset(
-    {"pipeline", *(f"pipeline.{name}" for name in ("errors", "params", "config"))}
+    {"pipeline", *(f"pipeline.{name}" for name in ("errors", "messages", "repair", "params", "config"))}
     | {"stages", *(f"stages.{name}" for name in ("project", "agreement", "coverage", "names", "effects"))}
 )
 

@@ -44,7 +44,7 @@ def interval_of(
     """The interval of accuracy, of `correct` (draws, rows)."""
     fits = [hits(one, draw=number) for number, one in enumerate(correct)]
     values = bootstrap.resampled("accuracy", [fits], ["a", "b"], resamples=resamples, seed=seed)
-    found = bootstrap.interval(values[0], level)
+    found = bootstrap.interval(values[0], level, rows=bootstrap.rows_behind("accuracy", fits[0], ["a", "b"]))
     assert found is not None
     return found
 
@@ -189,5 +189,11 @@ def test_draws_that_differ_widen_the_interval() -> None:
     assert narrow[1] - narrow[0] < 0.2
 
 
-def test_where_every_row_is_right_the_interval_is_a_point() -> None:
-    assert interval_of(np.ones((3, 10), dtype=bool)) == (1.0, 1.0)
+def test_where_every_row_is_right_or_wrong_the_interval_is_exact() -> None:
+    low, high = interval_of(np.ones((3, 10), dtype=bool))
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
+    assert interval_of(np.zeros((1, 10), dtype=bool)) == (0.0, pytest.approx(1 - low))
+    assert interval_of(np.ones((1, 1), dtype=bool))[0] == pytest.approx(0.025)
+    rare = fit(np.array(["a"] * 8 + ["b"] * 2, dtype=object), np.array(["a"] * 8 + ["b"] * 2, dtype=object))
+    counted = {name: bootstrap.rows_behind(name, rare, ["a", "b", "c"]) for name in ("accuracy", "macro_f1", "mae")}
+    assert counted == {"accuracy": 10, "macro_f1": 2, "mae": None}

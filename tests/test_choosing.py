@@ -180,7 +180,7 @@ def test_one_domain_in_training_is_said_to_flatter(place: Place) -> None:
 def test_few_labels_are_held_out_in_as_many_folds_as_there_are_rows_of_a_class(place: Place) -> None:
     one, *_, three, _ = held_out(place, labels_per_class=[1, 3])
     assert one.record == {"method": "split", "held_rows": 6}
-    assert one.notes == ["1 labels per class are too few for folds; 6 validation rows choose instead"]
+    assert one.notes == ["1 label per class is too few for folds; 6 validation rows choose instead"]
     assert three.record["folds"] == 3
     assert len(three.learned) == 9
     assert sorted(np.concatenate([part.held for part in three.parts])) == sorted(three.learned)
@@ -199,7 +199,7 @@ def test_a_class_with_one_row_is_learned_from_in_every_fold_and_said(place: Plac
     assert all(bee in part.train and bee not in part.held for part in found.parts)
     assert found.notes == [
         "1 of 3 classes have fewer rows than 5 folds",
-        "1 rows are learned from in every fold, since their class or label would else be missing",
+        "1 row is learned from in every fold, since a class or label would else be missing",
     ]
     [one] = place.fit(inputs=["hard"], **DEFAULTS)
     assert np.isfinite(one.scores).all()

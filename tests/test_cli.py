@@ -588,7 +588,7 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(
     assert column.address[:12] in listed
     assert "net block1 mean float32" in listed
     assert json.loads(icecore("cache", "list", "--json").out)[0]["rows"] == 3
-    assert "1 shards, 0 damaged" in icecore("cache", "verify").out
+    assert "1 shard, 0 damaged" in icecore("cache", "verify").out
     path = column.path_of(record)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -602,7 +602,7 @@ def test_the_cache_is_listed_verified_repaired_and_pruned(
     assert column.records() == []
     assert "0 columns removed" in icecore("cache", "prune", "--unused-for", "1d").out
     assert "expected a size" in icecore("cache", "prune", "--max-size", "much").error
-    assert "1 columns removed" in icecore("cache", "prune", "--unused-for", "0h").out
+    assert "1 column removed" in icecore("cache", "prune", "--unused-for", "0h").out
 
 
 def test_features_are_exported_to_parquet(data: Path, tmp_path: Path, icecore: Command) -> None:

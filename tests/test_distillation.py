@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.backbones.spec import Tap
 from pipeline.config import Section, check
 from pipeline.errors import TrainingError
+from pipeline.messages import in_yaml
 from pipeline.training import imitation
 from pipeline.training.distillation import Branch, Distillation
 from pipeline.training.knowledge import LossesConfig, at
@@ -241,7 +242,7 @@ def test_losses_of_no_weight_are_refused(raw: Any) -> None:
 def test_weights_that_are_none_are_refused() -> None:
     for weight in (-1, [1, -1], [], [1, 2, 3], True):
         assert refused({"soft": {"weight": weight}}) == [
-            f"losses.soft.weight: expected a number from 0 on, or two of them, [from, to], got {weight!r}."
+            f"losses.soft.weight: expected a number from 0 on, or two of them, [from, to], got {in_yaml(weight)}."
         ]
     for weight in ("much", float("nan"), float("inf")):
         with pytest.raises(ValidationError, match=r"expected a number from 0 on, or two of them, \[from, to\]"):

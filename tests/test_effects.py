@@ -114,7 +114,8 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         ": `losses.decoupled` has no weight: expected one above 0, or leave it out",
     ),
     "hints without weight": (
-        "distill", STUDENT | {"losses": {"soft": {}, "hints": [{"student": "a", "teacher": "b", "weight": [0, 0]}]}},
+        "distill",
+        STUDENT | {"losses": {"soft": {}, "hints": [{"student": "a", "teacher": "block2", "weight": [0, 0]}]}},
         {}, ": `losses.hints.0` has no weight: expected one above 0, or leave it out",
     ),
     "the seed of no projection": (

@@ -393,7 +393,7 @@ def test_extraction_leaves_the_backbone_as_it_was(job: Job) -> None:
 def test_an_unknown_node_is_refused_before_anything_is_done(job: Job) -> None:
     with pytest.raises(
         BackboneError,
-        match=r"tap 'x': unknown node 'block3'. Did you mean 'block2.*Expected one of: block1, block1.0",
+        match=r"tap 'x': unknown node 'block3'. Did you mean 'block2.*\? `icecore layers NAME` lists",
     ):
         job.extract({"x": {"node": "block3"}})
     assert not job.cache.exists()

@@ -147,11 +147,11 @@ ADAM = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)}}, "pa
 @pytest.mark.parametrize(
     ("value", "entry", "chosen", "noted"),
     [
-        ({"model": A, "model_ema": B}, None, A, "read `entry: model` of 2 (model: 1 keys, model_ema: 2 keys)"),
+        ({"model": A, "model_ema": B}, None, A, "read `entry: model` of 2 (model: 1 key, model_ema: 2 keys)"),
         ({"model": A, "model_ema": B}, "model_ema", B, "read `entry: model_ema` of 2"),
         ({"teacher": A, "student": B, "optimizer": ADAM}, "student", B, "read `entry: student` of 2"),
         ({"model": {"online": A, "target": B}}, "model.target", B, "read `entry: model.target` of 2"),
-        ({"net": A, "optimizer": ADAM, "epoch": 3}, None, A, "read `entry: net`, the only one with weights (1 keys)"),
+        ({"net": A, "optimizer": ADAM, "epoch": 3}, None, A, "read `entry: net`, the only one with weights (1 key)"),
         ({"model": A, "optimizer": ADAM, "rng": {"cpu": torch.zeros(9, dtype=torch.uint8)}}, None, A, ""),
     ],
 )
@@ -170,11 +170,11 @@ def test_an_entry_chooses_among_several_state_dicts(
         (
             {"teacher": A, "student": B},
             None,
-            r"got 2. Choose one with `entry`\n  - teacher: 1 keys\n  - student: 2 keys",
+            r"got 2. Choose one with `entry`\n  - teacher: 1 key\n  - student: 2 keys",
         ),
         ({"state_dict": A, "model": B}, None, r"got 2. Choose one with `entry`"),
-        ({"model": A, "ema": B}, "emma", r"no entry 'emma' .* Expected one of\n  - model: 1 keys\n  - ema: 2 keys"),
-        ({"model": A, "optimizer": ADAM}, "optimizer", r"no entry 'optimizer' with weights .*\n  - model: 1 keys"),
+        ({"model": A, "ema": B}, "emma", r"no entry 'emma' .* Expected one of\n  - model: 1 key\n  - ema: 2 keys"),
+        ({"model": A, "optimizer": ADAM}, "optimizer", r"no entry 'optimizer' with weights .*\n  - model: 1 key"),
         ({f"teacher.{key}": value for key, value in B.items()}, "teacher", r"no entries.*`strip_prefix: 'teacher.'`"),
         (A, "model", r"no entry 'model' in this file, which has no entries. Leave `entry` out."),
         (ADAM, None, "got the state of an optimiser"),
@@ -352,7 +352,7 @@ def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_p
     assert str(caught.value).endswith(f"Keys begin with '{prefix}': set `strip_prefix: '{prefix}'`.")
     said: list[str] = []
     spec = freeze(from_file(file, strip_prefix=prefix), tmp_path / "backbone", pretrained=tmp_path, say=said.append)
-    assert said == [f"w.ckpt: 1 keys without '{prefix}' are left out: loss.weight"]
+    assert said == [f"w.ckpt: 1 key without '{prefix}' left out: loss.weight"]
     assert spec.weights_digest == weights_digest(state)
 
 

@@ -127,6 +127,16 @@ def test_what_was_done_is_said_with_numbers(tmp_path: Path) -> None:
         "no row is of test: the validation rows report, as with `use: {validation: test}`. To choose on them and "
         "report on a part of the training rows, write `use: {validation: validation}`.",
     ]
+    _, said = made(tmp_path, TRAIN_VAL, use={"val": "test"})
+    assert said[0] == "val rows are used as test rows, as `use` says."
+    assert said[1].startswith("`split` of photos0 says the split: 24 train, 16 test. It is read off")
+    config = SplitConfig(datasets=("photos0",), use={"val": "test"})
+    assert split(config, tmp_path).given == said
+    assert split(SplitConfig(datasets=("photos0",), by="hash"), tmp_path).given == []
+    assert split(SplitConfig(datasets=("photos0",), by="column", use={"val": "test"}), tmp_path).given == [
+        "val rows are used as test rows, as `use` says.",
+        "`split` of photos0 says the split: 24 train, 16 test.",
+    ]
     _, said = made(tmp_path, TRAIN_VAL, use={"val": "validation"}, stratify=True)
     assert said[1:] == ["6 test rows are cut from the training rows, by `sizes`: no row is said to be of test."]
     _, said = made(tmp_path, ["fold1"] * 20 + ["fold2"] * 20)
@@ -161,7 +171,7 @@ def test_photos_without_labels_below_test_can_be_left_out(tmp_path: Path) -> Non
         (["train", "extra"] * 20, {}, r"got also extra. Say what they are with `use: \{extra: train\}`, or `none`"),
         (ALL_THREE, {"use": {"vall": "test"}}, r"`use` of a task on photos0: unknown split 'vall'. Expected one of"),
         (None, {"use": {"val": "test"}}, "`use` of a task on photos0: the data say no split. Leave it out."),
-        (TRAIN_VAL, {"use": {"train": "test"}}, "expected at least 1 rows in train, got 0."),
+        (TRAIN_VAL, {"use": {"train": "test"}}, "expected at least 1 row in train, got 0."),
     ],
 )
 def test_splits_that_cannot_be_used_are_refused(

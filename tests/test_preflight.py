@@ -10,6 +10,7 @@ import torch
 
 from pipeline.files import content_key, sha256_file
 from pipeline.manifest import ManifestPaths
+from pipeline.params import with_lines
 from stages import preflight, project
 
 Problems = Callable[[str], list[str]]
@@ -18,6 +19,8 @@ BACKBONE = "freeze: {net: {source: torchvision, model: squeezenet1_1, weights: I
 TAPS = "extract: {net: {datasets: [pets], taps: {last: {node: penultimate}, fire: {node: fire9, pool: mean}}}}\n"
 DATA = "prepare: {pets: {root: pets}, more: {root: pets}}\n"
 TASK = "split: {pets: {datasets: [pets], few_shot: {labels_per_class: 5}}, both: {datasets: [pets, more]}}\n"
+SOME = "<digest of some.pth>"
+PROJECT = DATA + BACKBONE + TAPS + TASK
 
 
 @pytest.fixture
@@ -114,28 +117,134 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
             + "finetune: {a: {task: pets, backbone: net, start: backbone, train: {from_tap: no}}}",
             "finetune.a.train.from_tap: unknown node 'no'.",
         ),
+        (
+            DATA + BACKBONE + TAPS.replace("fire9, pool: mean", "Penultimat"),
+            "extract.net.taps.fire: unknown node 'Penultimat'. Did you mean 'penultimate'? `icecore layers "
+            "squeezenet1_1` lists its nodes.",
+        ),
+        (
+            "freeze: {a: {source: torchvision, model: mobilenet_v2, file: some.pth, sha256: '" + SOME + "'}}",
+            "freeze.a: mobilenet_v2: expected `weights` with `file`, since the sets of weights that the model has diff",
+        ),
+        (
+            PROJECT + "fit: {a: {task: pets, backbone: net, inputs: [last], head: knn, params: {neighbours: 5}}}",
+            "fit.a.params.neighbours: knn (KNeighborsClassifier): unknown parameter 'neighbours'. Did you mean 'n_neig",
+        ),
+        (
+            PROJECT + "fit: {a: {task: pets, backbone: net, inputs: [last], head: sklearn.svm.SVCC}}",
+            "fit.a.head: head 'sklearn.svm:SVCC': expected a class of scikit-learn's kind with fit, predict, get_par",
+        ),
+        (
+            PROJECT
+            + "fit: {a: {task: pets, backbone: net, inputs: [last], head: {knn: {}, forest: {n_estimators: 0}}}}",
+            "fit.a.head.forest.n_estimators: forest (RandomForestClassifier): expected a whole number in the range [1,",
+        ),
+        (
+            PROJECT + "fit: {a: {task: pets, backbone: net, inputs: [last], head: knn, params: {weights: far}}}",
+            "fit.a.params.weights: knn (KNeighborsClassifier): expected one of distance, uniform, a callable or null, "
+            "got 'far'.",
+        ),
+        (
+            PROJECT + "fit: {a: {task: pets, backbone: net, inputs: [last], search: {parameter: C, values: [0, 1]}}}",
+            "fit.a.search.values: logistic (LogisticRegression): expected a number in the range (0.0, inf] for C, got ",
+        ),
+        (
+            PROJECT + "fit: {none: {task: pets, backbone: net, inputs: [last], head: lda, params: {shrink: 1}}}",
+            "fit.none.params.shrink: lda (LinearDiscriminantAnalysis): unknown parameter 'shrink'. Did you mean 'shri",
+        ),
+        (
+            DATA + BACKBONE + TASK + "fit: {a: {task: pets, backbone: net, inputs: [last]}}",
+            "fit.a.backbone: `freeze` has an entry 'net', and `extract` has none. Add `extract.net`, or name one of",
+        ),
+        (
+            DATA + BACKBONE + TAPS + "fit: {a: {task: more, backbone: net, inputs: [last]}}",
+            "fit.a.task: `prepare` has an entry 'more', and `split` has none. Add `split.more`, or name one of: (the",
+        ),
+        (
+            "prepare: {list: {root: some.csv}}\nsplit: {a: {datasets: [list], group: patient}}",
+            "split.a: list: unknown column 'patient'. Expected one of: label.",
+        ),
     ],
 )
 def test_what_is_not_there_is_the_one_problem(problems: Problems, text: str, problem: str) -> None:
     torch.save({"weight": torch.zeros(1)}, "some.pth")
     Path("some.csv").write_text("path,label\n0.png,cat\n1.png,dog\n")
     assert not sha256_file(Path("some.pth")).startswith("12345678")
-    (line,) = problems(text)
+    digest = sha256_file(Path("some.pth"))
+    (line,) = [one for one in problems(text.replace(SOME, digest)) if not one.startswith("fit.none: expected another")]
     assert line.startswith(problem)
+
+
+MISTAKES = """
+prepare:
+  pets: {root: pets, chek: header}
+freeze:
+  net: {source: torchvison, model: squeezenet1_1}
+extract:
+  net: {datasets: [pets], taps: {last: {node: penultimat}, fire: {node: fire9, pol: mean}}, batch_size: many}
+split:
+  pets: {datasets: [pets], target: lable}
+fit:
+  a: {tsk: pest, backbone: net, inputs: [lst]}
+  b: {task: pets, backbone: net, head: knn, params: {neighbours: 5}}
+  none: {task: pets, backbone: nett, inputs: [last]}
+  2024: {task: pets, backbone: net, inputs: [last], refit: maybe}
+finetune:
+  t: {task: pets, backbone: net, start: bb, epochs: 0, unfreeze: {1: fir7}}
+reprot: {}
+"""
+FOUND = """
+unknown section 'reprot'. Did you mean 'report'; 17
+prepare.pets: unknown key 'chek'. Did you mean 'check'; 3
+freeze.net.source: unknown value 'torchvison'. Did you mean 'torchvision'; 5
+extract.net.taps.fire: unknown key 'pol'. Did you mean 'pool'; 7
+extract.net.batch_size: expected a whole number or auto, got 'many'.; 7
+fit.a: unknown key 'tsk'. Did you mean 'task'; 11
+fit.b.inputs: this key is missing.; 12
+fit.2024: expected text as a name, got 2024; 14
+fit.2024.refit: expected true or false, got 'maybe'.; 14
+fit.none: expected another name, since `teacher: none` means no teacher.; 13
+fit.a.task: unknown task 'pest'. Did you mean 'pets'; 11
+fit.a.inputs: unknown tap 'lst'. Did you mean 'last'; 11
+fit.none.backbone: unknown backbone 'nett'. Did you mean 'net'; 13
+finetune.t.start: unknown start 'bb'. Did you mean 'b'; 16
+finetune.t.epochs: expected greater than or equal to 1, got 0.; 16
+finetune.t: `unfreeze` has nothing to add where all is trained; 16
+extract.net.taps.last: unknown node 'penultimat'. Did you mean 'penultimate'?; 7
+finetune.t.unfreeze.1: unknown node 'fir7'; 16
+split.pets: pets: unknown column 'lable'. Did you mean 'label'; 9
+fit.b.params.neighbours: knn (KNeighborsClassifier): unknown parameter 'neighbours'. Did you mean 'n_neighbors'; 12
+"""
+
+
+def test_no_mistake_hides_another_and_each_has_its_line(problems: Problems) -> None:
+    found = with_lines(problems(MISTAKES), Path("params.yaml"))
+    expected = [line.split("; ") for line in FOUND.strip().splitlines()]
+    for message, line in expected:
+        (one,) = [text for text in found if text.startswith(message)]
+        assert one.endswith(f" (line {line})"), one
+    assert len(found) == len(expected)
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ("group: patient", "unknown column 'patient'. Expected one of: label."),
+        ("levels: [family]", "unknown column 'family'. Expected one of: label."),
         ("by: domain, domains: {train: [cats], test: [dogs]}", "`domains` of a task on pets: unknown domain 'cats'."),
         ("target: lable", "unknown column 'lable'. Did you mean 'label'?"),
         ("rename: {emu: bird}", "`rename` of a task on pets: unknown class 'emu'."),
         ("use: {val: test}", "`use` of a task on pets: the data say no split. Leave it out."),
     ],
 )
-def test_tasks_are_tried_on_data_sets_that_are_prepared(problems: Problems, options: str, problem: str) -> None:
+def test_tasks_are_tried_on_data_sets_before_and_after_they_are_prepared(
+    problems: Problems, options: str, problem: str
+) -> None:
     text = f"prepare: {{pets: {{root: pets}}}}\nsplit: {{pets: {{datasets: [pets], {options}}}}}\n"
-    assert problems(text) == []
+    (line,) = problems(text)
+    assert line.startswith("split.pets: ")
+    assert problem in line
+    assert line.endswith("(By the names of files and the lists.)")
     keys = [content_key(str(row).encode()) for row in range(40)]
     paths = ManifestPaths(project.MANIFESTS, "pets").rows
     paths.parent.mkdir(parents=True)

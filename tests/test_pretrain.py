@@ -131,7 +131,7 @@ def test_rows_without_a_label_are_counted(data: Data, tmp_path: Path) -> None:
     table = pq.read_table(path)
     labels = [None, *table["label"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), path)
-    with pytest.raises(DataError, match=r"glyphs: 1 rows have no value in 'label'\. Give them one\."):
+    with pytest.raises(DataError, match=r"glyphs: 1 row has no value in 'label'\. Give it\."):
         pretrain(config(), tmp_path / "net", manifests=data.manifests)
 
 

@@ -47,8 +47,8 @@ def test_a_class_that_cannot_be_learnt_leaves_and_one_that_cannot_be_tested_stay
     assert task.rare == {"unlearnt": {"emu": 2}, "unmeasured": {"yak": 2}}
     assert describe(tmp_path / "task.parquet")["rare classes"] == said
     assert said == [
-        "1 classes have no training row and are left out, with their rows (rows: emu 2).",
-        "1 classes have no test row: they are learnt and not measured (training rows: yak 2).",
+        "1 class has no training row and is left out, with its rows (rows: emu 2).",
+        "1 class has no test row: it is learnt and not measured (training rows: yak 2).",
     ]
 
 
@@ -57,7 +57,7 @@ def test_a_label_that_cannot_be_learnt_leaves_its_rows(tmp_path: Path) -> None:
     assert task.classes == ["dog", "sea", "sun"]
     assert len(task) == 10
     assert task.rare == {"unlearnt": {"emu": 1}, "unmeasured": {"dog": 2}}
-    assert said[0] == "1 labels have no training row or all of them and are left out (rows: emu 1)."
+    assert said[0] == "1 label has no training row or all of them and is left out (rows: emu 1)."
 
 
 def test_a_label_of_every_training_row_cannot_be_learnt(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_rare_classes_are_dropped_or_merged(
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (CLASSES, {"rare": "refuse", "by": "column"}, "class 'emu': expected at least 1 rows in train, got 0."),
+        (CLASSES, {"rare": "refuse", "by": "column"}, "class 'emu': expected at least 1 row in train, got 0."),
         ([*CLASSES[:9], "other"], {"rare": "merge"}, "expected no class 'other', since it makes one. Give it another"),
         (["cat"] * 6 + ["emu"] * 4, {}, "the split leaves cat of the classes to learn; add samples or change `sizes`"),
         ([["sun"]] * 10, {"kind": "multilabel"}, "expected at least two classes, got"),

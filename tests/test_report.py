@@ -24,7 +24,7 @@ from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import ReportConfig, curves, figures, leaderboard, page, trained
 from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
-from pipeline.task import RARE, Kind, Task, column_of
+from pipeline.task import GIVEN, RARE, Kind, Task, column_of
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 TEN = tuple(str(number) for number in range(10))
@@ -85,6 +85,7 @@ def evaluated(
     made_from: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     rare: dict[str, dict[str, int]] | None = None,
+    given: Sequence[str] = (),
 ) -> Path:
     """Make up the predictions of a run, evaluate them, and return the folder of evaluations."""
     random, names, each = np.random.default_rng(len(name)), np.array(classes, dtype=object), 4
@@ -127,7 +128,8 @@ def evaluated(
     )
     path = folder / "tasks" / f"{task}-{name}.parquet"
     rows = {"key": [f"{number:032x}" for number in range(len(numbers))], "target": names[numbers], "split": splits}
-    Task(pa.table(rows).replace_schema_metadata({RARE: json.dumps(rare or {})})).write(path)
+    about = {RARE: json.dumps(rare or {}), GIVEN: json.dumps(list(given))}
+    Task(pa.table(rows).replace_schema_metadata(about)).write(path)
     evaluate(
         EvaluateConfig(resamples=100, interval=interval),
         predictions=folder / "predictions" / f"{name}.parquet",
@@ -154,8 +156,15 @@ def write_page(folder: Path, runs: list[Run], title: str = "A report") -> Page:
 def test_classes_that_lack_rows_stand_in_the_report(tmp_path: Path) -> None:
     run = one_run(tmp_path, rare={"unlearnt": {"emu": 3}, "unmeasured": {"yak": 1200}})
     text = " ".join(write_page(tmp_path, [run]).text)
-    assert "1 classes have no training row and are left out, with their rows (rows: emu 3)." in text
-    assert "1 classes have no test row: they are learnt and not measured (training rows: yak 1,200)." in text
+    assert "1 class has no training row and is left out, with its rows (rows: emu 3)." in text
+    assert "1 class has no test row: it is learnt and not measured (training rows: yak 1,200)." in text
+
+
+def test_who_gave_the_split_stands_in_the_report(tmp_path: Path) -> None:
+    given = ("val rows are used as test rows, as `use` says.", "`split` of pets says the split: 9 train, 3 test.")
+    read = write_page(tmp_path, [one_run(tmp_path, given=given)])
+    assert all(line in " ".join(read.text) for line in given)
+    assert f'<p class="warn">{given[0]}</p>' in Path(tmp_path / "report" / "index.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +284,11 @@ def test_many_classes_have_no_confusion_figure_but_a_table_of_the_most_confused(
 def test_a_run_without_mistakes_has_no_table_of_the_most_confused(tmp_path: Path) -> None:
     read = write_page(tmp_path, [one_run(tmp_path, right=1.0)])
     assert "Most confused" not in read.texts_in("summary")
+    text, table = " ".join(read.text), leaderboard.text([one_run(tmp_path, right=1.0)])
+    for shown in (text, table):  # of 12 test rows
+        assert "0.735–1.000*" in shown
+        assert "* all test rows are right, or all wrong: no resample differs, so the interval is that of Clo" in shown
+    assert "Clopper and Pearson" not in leaderboard.text([one_run(tmp_path, right=0.5)])
 
 
 def test_two_classes_have_every_figure(tmp_path: Path) -> None:
@@ -399,7 +413,7 @@ def with_audit(folder: Path, audit: Any) -> Page:
 def test_the_page_shows_what_the_audit_found_and_how_much_is_left_out(tmp_path: Path) -> None:
     read = with_audit(tmp_path, AUDIT)
     text = re.sub(r"\s+", " ", "".join(read.text))
-    assert "33 near duplicates across splits, 1 labels that neighbours contradict" in text
+    assert "33 near duplicates across splits, 1 label that neighbours contradict" in text
     assert "20 of 30 are shown" in text
     assert "1234" in text
     assert "total variation train and test0.125" in text
@@ -670,7 +684,7 @@ def test_a_teacher_and_its_student_stand_beside_each_other_with_their_costs(tmp_
     assert wise["multiply-adds"] == "2.5 M"
     assert wise["ms, 1 image"] == "1.25 1–1.5 openvino"
     assert wise["ms, 32 images"] == "123 120–130 openvino"
-    assert wise["accuracy, interval"] == "1.000 1.000–1.000"
+    assert wise["accuracy, interval"] == "1.000 0.903–1.000*"
     assert learned["ms, 1 image"] == "1.25 1–1.5 torch"
     run = read_json(tmp_path / "plots" / "learned.json")["selected"]
     assert learned["ECE"] == f"{run['ece']:.3f}"
@@ -804,6 +818,7 @@ def test_the_leaderboard_is_sorted_by_task_then_by_accuracy_then_by_name(tmp_pat
     plots = evaluated(tmp_path, "other", task="aardvarks", right=0.5)
     runs = leaderboard.read(plots, ["weak", "strong", "a_tie", "other"])
     lines = leaderboard.text(runs).splitlines()
+    assert lines.pop().startswith("* all test rows are right, or all wrong")
     assert [line.split()[:2] for line in lines[2:]] == [
         ["aardvarks", "other"],
         ["animals", "a_tie"],

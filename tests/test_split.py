@@ -321,8 +321,8 @@ def test_a_class_without_training_or_test_rows_in_the_column_is_an_error(manifes
         split(config(by="column", rare="refuse"), tmp_path)
     assert str(caught.value).splitlines() == [
         "the split leaves classes without rows; add samples or change the column 'split'",
-        "  - class 'dog': expected at least 1 rows in test, got 0.",
-        "  - class 'emu': expected at least 1 rows in train, got 0.",
+        "  - class 'dog': expected at least 1 row in test, got 0.",
+        "  - class 'emu': expected at least 1 row in train, got 0.",
     ]
 
 
@@ -371,7 +371,7 @@ def test_a_class_with_few_training_rows_gives_all_of_them_to_every_draw(manifest
     task = split(config(few_shot={"labels_per_class": 10, "draws": 2}), tmp_path, say=said.append)
     trainings = list(training_sets(task, [2, 10], where="task"))
     assert [Counter(task.targets[one.rows])["dog"] for one in trainings] == [2, 2, 3, 3]
-    assert said[-1] == "1 classes have fewer than the 10 training rows of `few_shot`, and all draws have these: dog 3."
+    assert said[-1] == "1 class has fewer than the 10 training rows of `few_shot`, and all draws have these: dog 3."
     with pytest.raises(DataError, match=r"expected 11 training rows of each of 2 classes, got 13 in all. Raise"):
         list(training_sets(task, [11], where="task"))
 
@@ -552,7 +552,7 @@ def test_groups_that_two_domains_share_are_an_error(manifest: Manifest, tmp_path
 def test_a_class_that_the_test_domain_lacks_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat", "dog"] * 10 + ["cat"] * 5, domain=["a"] * 20 + ["b"] * 5)
     with pytest.raises(
-        DataError, match=r"samples or change `domains`\n  - class 'dog': expected at least 1 rows in test"
+        DataError, match=r"samples or change `domains`\n  - class 'dog': expected at least 1 row in test"
     ):
         split(config(by="domain", domains={"train": ["a"], "test": ["b"]}, rare="refuse"), tmp_path)
 
@@ -641,7 +641,7 @@ def test_classes_without_rows_in_a_split_are_all_named(manifest: Manifest, tmp_p
     title, *lines = str(caught.value).splitlines()
     assert title == "the split leaves classes without rows; add samples or change `sizes`"
     assert [line.split(": ")[0] for line in lines] == ["  - class 'dog'", "  - class 'emu'", "  - class 'emu'"]
-    assert lines[1] == "  - class 'emu': expected at least 1 rows in validation, got 0."
+    assert lines[1] == "  - class 'emu': expected at least 1 row in validation, got 0."
 
 
 def test_a_class_without_test_rows_is_no_error_where_no_test_rows_are_asked_for(
@@ -694,7 +694,7 @@ def test_two_targets_for_one_content_are_an_error_unless_they_are_one_after_rena
     with pytest.raises(DataError) as caught:
         split(config(datasets=("one", "two")), tmp_path)
     assert str(caught.value).splitlines() == [
-        "one, two: 1 contents have two targets",
+        "one, two: 1 content has two targets",
         f"  - {key(39)}: 'dog' and 'hound'",
     ]
     task = split(config(datasets=("one", "two"), rename={"hound": "dog"}), tmp_path)

@@ -318,7 +318,7 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["  - resize"]
     with pytest.raises(
-        BackboneError, match=r"live: taps that do not exist .*\n.* unknown node 'blok2'\. Did you mean 'bl"
+        BackboneError, match=r"live: taps that do not exist\n.* unknown node 'blok2'\. Did you mean 'bl"
     ):
         Live(found, found.spec.input, hints={"a": "blok2"})
 

@@ -218,7 +218,7 @@ def test_flags_that_are_neither_0_nor_1_are_named_and_missing_ones_too(manifest:
         "  - sea: yes, no",
     ]
     manifest(sun=[0, 1, None], sea=[1, 0, 1])
-    with pytest.raises(DataError, match=r"1 rows have no list of labels.*\n  - 002.png: no value, 1"):
+    with pytest.raises(DataError, match=r"1 row has no list of labels.*\n  - 002.png: no value, 1"):
         split(config(kind="multilabel", target=("sun", "sea")), tmp_path)
 
 
@@ -236,9 +236,9 @@ def test_labels_without_rows_in_a_split_and_those_of_every_row_are_all_named(
         split(config(kind="multilabel", target="tags", by="column", rare="refuse"), tmp_path)
     assert lines(caught) == [
         "the split leaves labels without rows; add samples or change the column 'split'",
-        "  - label 'dog': expected at least 1 rows with it in train, got 0.",
-        "  - label 'sea': expected at least 1 rows with it in test, got 0.",
-        "  - label 'sun': expected at least 1 rows without it in train, got 0.",
+        "  - label 'dog': expected at least 1 row with it in train, got 0.",
+        "  - label 'sea': expected at least 1 row with it in test, got 0.",
+        "  - label 'sun': expected at least 1 row without it in train, got 0.",
     ]
 
 
@@ -269,7 +269,7 @@ def test_two_sets_of_labels_for_one_content_are_an_error_and_their_order_is_none
     task = split(config(datasets=("one", "two"), kind="multilabel", target="tags"), tmp_path)
     assert len(task) == 180
     manifest("two", first=119, tags=[["sea"], ["sun"]])
-    with pytest.raises(DataError, match=r"1 contents have two targets\n.*: \['dog', 'sea', 'sun'\] and \['sea'\]"):
+    with pytest.raises(DataError, match=r"1 content has two targets\n.*: \['dog', 'sea', 'sun'\] and \['sea'\]"):
         split(config(datasets=("one", "two"), kind="multilabel", target="tags"), tmp_path)
 
 

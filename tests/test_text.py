@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.errors import counted
 from pipeline.text import duration, human, table
 
 HEAD, ROWS = ("tap", "rows"), [("deep", "12"), ("a wide one", "3")]
@@ -35,3 +36,17 @@ def test_bytes_are_readable(size: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59, "59.0 s"), (600, "10 min"), (7380, "2 h 3 min")])
 def test_durations_are_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (1, ("row",), "1 row"),
+        (0, ("row",), "0 rows"),
+        (2000, ("row",), "2,000 rows"),
+        (1, ("class has", "classes have"), "1 class has"),
+        (3, ("class has", "classes have"), "3 classes have"),
+    ],
+)
+def test_a_number_and_its_noun_agree(number: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(number, *words) == text

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline import manifest
 from pipeline.audit import AuditConfig, Extracted, choose, counts
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
+from pipeline.errors import counted
 from pipeline.heads.rows import Rows
 from pipeline.split.assign import position
 from pipeline.store import keys as key_arrays
@@ -58,7 +59,7 @@ def audit(
     about = {"backbone": backbone, "tap": tap, **seen.about}
     why = _no_judgement(config, seen)
     cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
-    say(f"{len(seen.rows):,} rows of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds")
+    say(f"{counted(len(seen.rows), 'row')} of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds")
     near: dict[str, Any] = about | _near(config, seen)
     odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
     _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))

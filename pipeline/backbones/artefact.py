@@ -22,7 +22,7 @@ from pipeline.backbones import ARCHITECTURES, probe
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
 from pipeline.backbones.survey import survey
-from pipeline.errors import BackboneError, bullets, unknown
+from pipeline.errors import BackboneError, bullets, counted, unknown
 from pipeline.files import AnyPath, as_path, atomic, check_readable, read_json, write_json
 
 JSON, WEIGHTS = "backbone.json", "weights.safetensors"
@@ -69,7 +69,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
         if key in state and own[key].shape != state[key].shape
     ]
     if problems:
-        title = f"{where}: the weights do not fit the architecture, {len(problems)} keys differ. The first of them"
+        differ = counted(len(problems), "key differs", "keys differ")
+        title = f"{where}: the weights do not fit the architecture, {differ}. The first of them"
         raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
     # Modules ask for the version of their weights' layout (MNASNet refuses none), and files of weights do not keep it.
     # The names and shapes are those of the network, so its versions hold.

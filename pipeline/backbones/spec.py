@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Settings
-from pipeline.errors import BackboneError, bullets, unknown
+from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.readers.augment import View
 from pipeline.readers.image import ImageSpec
 
@@ -205,12 +205,12 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
     found = {name: spec.model_copy(update={"node": backbone.node(spec.node)}) for name, spec in specs.items()}
     known = (*backbone.aliases, *backbone.taps)
     problems = [
-        f"tap {name!r}: {unknown('node', spec.node, known)}"
+        f"tap {name!r}: {unknown_node(spec.node, known)}"
         for name, spec in found.items()
         if spec.node not in backbone.taps
     ]
     if problems:
-        raise BackboneError(bullets(f"{where}: taps that do not exist (`icecore layers` lists all)", problems))
+        raise BackboneError(bullets(f"{where}: taps that do not exist", problems))
     if backbone.architecture.get("family") == "headless":
         at, number = backbone.architecture["at"], backbone.origin.get("other_classes")
         names = repr(at) if isinstance(at, str) else " and ".join(map(repr, at))

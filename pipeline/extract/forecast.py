@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StoreError, bullets
+from pipeline.errors import StoreError, bullets, counted
 from pipeline.extract.plan import Plan
 from pipeline.files import KEY_BYTES, existing, free
 from pipeline.store.layout import Layout
@@ -75,7 +75,7 @@ class Forecast:
         lines = []
         for line, size in zip(str(self.plan).splitlines(), self.sizes.values(), strict=True):
             note = " before compression" if size.maps else ""
-            made = f"{size.shards:,} shard{'s' if size.shards != 1 else ''}"
+            made = counted(size.shards, "shard")
             lines.append(f"{line}; {made}, {human(size.bytes)}{note}" if size.rows else line)
         return "\n".join([*lines, *(f"{space.folder}: {_room(space)}" for space in self.spaces if space.needed)])
 

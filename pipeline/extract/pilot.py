@@ -21,7 +21,7 @@ from pipeline.engines.memory import Measured
 from pipeline.engines.select import AUTO, Job, gpus, recall
 from pipeline.engines.size import measure
 from pipeline.engines.size import text as text_of_sizes
-from pipeline.errors import DataError
+from pipeline.errors import DataError, counted
 from pipeline.extract.clock import PARTS, bottleneck
 from pipeline.extract.decoders import Decoders, decoders
 from pipeline.extract.request import Request
@@ -58,9 +58,9 @@ class Rates:
         unread = f", {self.unreadable} of them unreadable" if self.unreadable else ""
         sizes = f"\n{text_of_sizes(list(self.batches))}" if self.batches else ""
         return (
-            f"pilot: {self.sampled} samples{unread}, engine {self.engine}; samples/s: {rates}\n"
-            f"the bottleneck is {self.bottleneck}; {self.samples:,} samples take about {duration(self.seconds)} "
-            f"(95 %: {duration(self.low)} to {duration(self.high)}){sizes}"
+            f"pilot: {counted(self.sampled, 'sample')}{unread}, engine {self.engine}; samples/s: {rates}\n"
+            f"the bottleneck is {self.bottleneck}; {counted(self.samples, 'sample takes', 'samples take')} about "
+            f"{duration(self.seconds)} (95 %: {duration(self.low)} to {duration(self.high)}){sizes}"
         )
 
     def to_json(self) -> dict[str, Any]:

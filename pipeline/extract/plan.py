@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.errors import counted
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -34,7 +36,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"{tap}: {missing:,} rows to compute, {self.samples - missing:,} known"
+            f"{tap}: {counted(missing, 'row')} to compute, {self.samples - missing:,} known"
             for tap, missing in self.missing.items()
         ]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.backbones import artefact, probe
 from pipeline.backbones.spec import WIDE, Probe
 from pipeline.engines.select import Say, gpus
-from pipeline.errors import DataError, Interrupted, StoreError, bullets
+from pipeline.errors import DataError, Interrupted, StoreError, bullets, counted
 from pipeline.extract import ExtractConfig, card, cluster, oracle, orders
 from pipeline.extract.clock import Spent
 from pipeline.extract.forecast import Forecast, refuse
@@ -148,7 +148,7 @@ def wide_taps(request: Request) -> list[str]:
         width, size = math.prod(shape), request.columns[tap].layout(shape).row_bytes
         if width > WIDE:
             found.append(
-                f"note: {tap} has {width:,} values per sample, {human(size)} each and "
+                f"note: {tap} has {counted(width, 'value')} per sample, {human(size)} each and "
                 f"{human(size * len(request.samples.keys) * len(request.all))} for all samples. If a vector is meant, "
                 "set a `pool`, `project`, or the node `penultimate`"
             )
@@ -227,7 +227,7 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
     for stored in made:
         rejects += stored.rejects
         for tap, shard in stored.shards.items():
-            what = f"{shard.rows:,} rows, {human(shard.bytes)}"
+            what = f"{counted(shard.rows, 'row')}, {human(shard.bytes)}"
             log(f"{request.folder(tap)}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
     _sweep(request)  # what workers left that were killed
     return rejects

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.errors import counted
 from pipeline.extract.clock import bottleneck, peak_memory
 from pipeline.extract.run import Extracted
 from pipeline.text import duration, human
@@ -17,15 +18,15 @@ def text(name: str, done: Extracted, *, process: float) -> str:
     todo, spent = done.plan, done.spent
     computed, reused = sum(todo.missing.values()), sum(done.stored.values())
     lines = [
-        f"{name}: {todo.samples:,} samples, {done.rejected:,} rejected; rows of all taps: {computed:,} to compute, "
-        f"{reused:,} reused"
+        f"{name}: {counted(todo.samples, 'sample')}, {done.rejected:,} rejected; rows of all taps: {computed:,} to "
+        f"compute, {reused:,} reused"
     ]
     reasons = list(done.reasons.items())
     lines += [f"  rejected: {count:,} × {reason}" for reason, count in reasons[:REASONS]]
     if len(reasons) > REASONS:
         lines.append(f"  rejected: {sum(count for _, count in reasons[REASONS:]):,} for other reasons")
     if spent.rate is not None:
-        lines.append(f"{spent.samples:,} samples in {duration(spent.whole)}: {spent}")
+        lines.append(f"{counted(spent.samples, 'sample')} in {duration(spent.whole)}: {spent}")
     parts = {
         "before the extraction": process - done.seconds,
         "engine, checks and links": done.seconds - spent.whole,
@@ -35,7 +36,7 @@ def text(name: str, done: Extracted, *, process: float) -> str:
     lines.append(f"{duration(process)} in all: {shown}")
     if spent.rate is not None and todo.spared:
         saved = duration(todo.spared / spent.rate)
-        lines.append(f"reuse spared {todo.spared:,} samples: about {saved} at this rate")
+        lines.append(f"reuse spared {counted(todo.spared, 'sample')}: about {saved} at this rate")
     lines.append(f"peak memory: {human(peak_memory())}")
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.errors import counted
 from pipeline.fit import FOLDS, SPLIT_ROWS, FitConfig
 from pipeline.task import Task
 from pipeline.training_sets import Training
@@ -78,9 +79,14 @@ def validation_of(config: FitConfig, task: Task, training: Training) -> Validati
     found = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
     if found is not None:
         return replace(found, instead=split)
-    some = "all training rows" if training.labels is None else f"{training.labels:,} labels per class"
+    some = "all training rows" if training.labels is None else f"{counted(training.labels, 'label')} per class"
     instead = f"{len(own):,} validation rows choose instead" if len(own) else "nothing is held out, and nothing chosen"
-    return Validation(learned, split.parts, split.record, [f"{some} are too few for folds; {instead}"])
+    return Validation(
+        learned,
+        split.parts,
+        split.record,
+        [f"{some} {'is' if training.labels == 1 else 'are'} too few for folds; {instead}"],
+    )
 
 
 def _split(rows: np.ndarray, own: np.ndarray, learned: np.ndarray) -> Validation:
@@ -193,7 +199,10 @@ def _rare(rows: _Rows, folds: int, kept: int) -> list[str]:
     few = int(((counts > 0) & (counts < folds)).sum())
     notes = [f"{few:,} of {int((counts > 0).sum()):,} classes have fewer rows than {folds} folds"] if few else []
     if kept:
-        notes.append(f"{kept:,} rows are learned from in every fold, since their class or label would else be missing")
+        notes.append(
+            f"{counted(kept, 'row is', 'rows are')} learned from in every fold, since a class or label would else be "
+            "missing"
+        )
     return notes
 
 

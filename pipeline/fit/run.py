@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import heads
-from pipeline.errors import ConfigError, DataError, HeadError
+from pipeline.errors import ConfigError, DataError, HeadError, counted
 from pipeline.files import AnyPath, as_path, atomic, sha256_file, write_json
 from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
@@ -197,7 +197,7 @@ def _lines(fits: Sequence[dict[str, Any]]) -> list[str]:
         groups[one["head"], one["input"]].append(one)
     lines = []
     for (head, name), found in groups.items():
-        said = ["1 fit" if len(found) == 1 else f"{len(found):,} fits"]
+        said = [counted(len(found), "fit")]
         if searched := [one["search"] for one in found if one["search"]]:
             values = dict.fromkeys(_shown(one["chosen"]) for one in searched)
             said.append(f"{searched[0]['parameter']} {', '.join(values)} of {len(searched[0]['values'])} values")

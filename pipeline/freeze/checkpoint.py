@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.errors import BackboneError, bullets
+from pipeline.errors import BackboneError, bullets, counted
 from pipeline.files import check_readable, read_json, sha256_file
 
 MAIN = ("state_dict", "model_state_dict", "model")
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], None]) -> tuple[str, dict[str, Tensor]]:
     """Return the state dict that is named, or the only one, or the only one under a name in MAIN, with its name."""
     entries = dict(_entries(loaded)) if isinstance(loaded, dict) else {}
-    listed = [f"{name}: {len(state)} keys" for name, state in entries.items() if name]
+    listed = [f"{name}: {counted(len(state), 'key')}" for name, state in entries.items() if name]
     if entry is not None:
         if entry not in entries:
             raise BackboneError(_no_entry(loaded, entry, listed, file))
@@ -139,7 +139,7 @@ def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], Non
     if name and len(entries) > 1:
         say(f"{file.name}: read `entry: {name}` of {len(entries)} ({', '.join(listed)})")
     elif name and name not in MAIN:
-        say(f"{file.name}: read `entry: {name}`, the only one with weights ({len(entries[name])} keys)")
+        say(f"{file.name}: read `entry: {name}`, the only one with weights ({counted(len(entries[name]), 'key')})")
     other = [f"{key} ({type(value).__name__})" for key, value in entries[name].items() if not isinstance(value, Tensor)]
     if other:
         raise BackboneError(
@@ -196,5 +196,5 @@ def _below(prefix: str, state: dict[str, Tensor], file: Path, say: Callable[[str
         raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Mend `strip_prefix`.")
     if left := [key for key in state if not key.startswith(prefix)]:
         first = ", ".join([*left[:3], *(["…"] if left[3:] else [])])
-        say(f"{file.name}: {len(left)} keys without {prefix!r} are left out: {first}")
+        say(f"{file.name}: {counted(len(left), 'key')} without {prefix!r} left out: {first}")
     return found

@@ -1,5 +1,6 @@
 """Outline a backbone before it is frozen: its nodes, and what is wrong with its names, without weights or computing."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.backbones.aliases import aliases
 from pipeline.backbones.spec import InputSpec, Tap, TapSpec, pooled_shape
 from pipeline.backbones.survey import survey_shapes
 from pipeline.backbones.taps import LOGITS, PENULTIMATE
-from pipeline.errors import BackboneError, unknown
+from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.files import sha256_file
 from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 
@@ -25,11 +26,14 @@ class Outline:
     taps: Mapping[str, Tap]
     aliases: Mapping[str, str]
 
+    listed: str = "NAME"
+    """What `icecore layers` takes to list the nodes."""
+
     def check_node(self, name: str) -> str:
         """Return what is wrong with the name of a node; "" for nothing."""
         if name in self.taps or name in self.aliases or name in (PENULTIMATE, LOGITS):
             return ""
-        return unknown("node", name, [*self.aliases, *self.taps])
+        return unknown_node(name, [PENULTIMATE, LOGITS, *self.aliases, *self.taps], backbone=self.listed)
 
     def check_tap(self, tap: TapSpec) -> str:
         """Return what is wrong with a tap, its node and its pooling; "" for nothing."""
@@ -59,15 +63,17 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
             raise BackboneError(
                 f"{folder}: expected weights whose digest begins with {config.digest}, got {spec.weights_digest[:16]}."
             )
-        return Outline(spec.taps, spec.aliases)
+        return Outline(spec.taps, spec.aliases, str(folder))
     architecture, stated = _architecture(config)
+    if isinstance(config, Torchvision | Timm):
+        refuse_guess(config)
     try:
         inputs = config.input.onto(stated)
     except ValueError as error:
         raise BackboneError(f"`input` makes no image: {error}.") from None
     network = _build(architecture)
     taps = {} if network is None else survey_shapes(artefact.freeze(network), inputs.shape)
-    return Outline(taps, aliases(architecture, taps)) if taps else None
+    return Outline(taps, aliases(architecture, taps), getattr(config, "model", "NAME")) if taps else None
 
 
 def survey_model(config: Torchvision | Timm) -> Outline:
@@ -80,7 +86,7 @@ def survey_model(config: Torchvision | Timm) -> Outline:
         torch.manual_seed(0)
         network = artefact.build(architecture)
     taps = artefact.survey_network(network, config.input.onto(stated), where=config.model)
-    return Outline(taps, aliases(architecture, taps))
+    return Outline(taps, aliases(architecture, taps), config.model)
 
 
 def check_file(config: LocalWeights) -> str:
@@ -96,6 +102,29 @@ def check_file(config: LocalWeights) -> str:
             "the one that you mean, set `sha256` to that."
         )
     return ""
+
+
+def refuse_guess(config: Torchvision | Timm) -> None:
+    """Raise BackboneError where weights in a file may want one of several preprocessings, and nobody says which."""
+    if config.file is None or ("weights" in config.model_fields_set and config.weights is not None):
+        return
+    if isinstance(config, Timm):
+        own_size = {"resize", "crop"} <= config.input.model_fields_set
+        entries = timm_models.all_preprocessing(config.model, own_size=own_size)
+    else:
+        from pipeline.backbones import vision  # torchvision takes as long to import as torch
+
+        entries = {one.name: vision.preprocessing(one) for one in vision.entries(config.model)}
+    found: dict[str, list[str]] = {}
+    for name, own in entries.items():
+        with contextlib.suppress(ValueError):  # `freeze` says what is wrong with `input`
+            found.setdefault(config.input.onto(own).description, []).append(name)
+    if len(found) > 1:
+        title = (
+            f"{config.model}: expected `weights` with `file`, since the sets of weights that the model has differ in "
+            f"preprocessing, and {config.file} does not say which it wants. Set `weights` to one of"
+        )
+        raise BackboneError(bullets(title, [f"{', '.join(names)}: {text}" for text, names in found.items()]))
 
 
 def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:

@@ -1,6 +1,5 @@
 """The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from pipeline.backbones.classifier import decide
 from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.backbones.survey import survey
 from pipeline.backbones.taps import PENULTIMATE
-from pipeline.errors import BackboneError, bullets
+from pipeline.errors import BackboneError, counted
 from pipeline.files import sha256_file
 from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 from pipeline.freeze.checkpoint import read_entry
+from pipeline.freeze.outline import refuse_guess
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _torchvision(config: Torchvision, say: Say) -> Loaded:
         state: Mapping[str, Tensor] = vision.download(entry)
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
-        _refuse_guess(config, {one.name: vision.preprocessing(one) for one in vision.entries(config.model)})
+        refuse_guess(config)
         state, named = _from_file(config, say)
         origin |= named
     network = artefact.build(architecture)
@@ -110,7 +110,7 @@ def _timm(config: Timm, say: Say) -> Loaded:
     loaded = Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
     if config.file is None:
         return loaded
-    _refuse_guess(config, timm_models.all_preprocessing(config.model, own_size=own_size))
+    refuse_guess(config)
     state, named = _from_file(config, say)
     loaded = replace(loaded, origin={**origin, **named})
     return _with_weights(loaded, state, config, where=f"{config.model} from {config.file}", say=say)
@@ -129,22 +129,6 @@ def _module(config: Module, say: Say) -> Loaded:
         loaded = Loaded(network, architecture, origin | named, None)
         return _with_weights(loaded, state, config, where=f"{config.factory} from {config.file}", say=say)
     return Loaded(network, architecture, origin, None)
-
-
-def _refuse_guess(config: Torchvision | Timm, entries: Mapping[str, InputSpec]) -> None:
-    """Raise BackboneError where weights in a file may want one of several preprocessings, and nobody says which."""
-    if "weights" in config.model_fields_set and config.weights is not None:
-        return
-    found: dict[str, list[str]] = {}
-    for name, own in entries.items():
-        with contextlib.suppress(ValueError):  # `freeze` says what is wrong with `input`
-            found.setdefault(config.input.onto(own).description, []).append(name)
-    if len(found) > 1:
-        title = (
-            f"{config.model}: expected `weights` with `file`, since the sets of weights that the model has differ in "
-            f"preprocessing, and {config.file} does not say which it wants. Set `weights` to one of"
-        )
-        raise BackboneError(bullets(title, [f"{', '.join(names)}: {text}" for text, names in found.items()]))
 
 
 def _with_weights(
@@ -181,8 +165,8 @@ def _without(at: Sequence[str], other: Sequence[str], outputs: set[int], config:
         (number,) = outputs
         make = "give the factory that number" if isinstance(config, Module) else f"set `classes: {number}`"
         start = (
-            f"the file's weights of the last {layer}, {names}, give {number} outputs, and the model's another number "
-            f"(to have them, {make})"
+            f"the file's weights of the last {layer}, {names}, give {counted(number, 'output')}, and the model's "
+            f"another number (to have them, {make})"
         )
     else:
         start = f"no weights of the last {layer}, {names}"

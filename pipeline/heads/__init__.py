@@ -105,6 +105,11 @@ def solved(head: Any) -> dict[str, Any]:
     return {"alpha": last.alpha_} if getattr(last, "alphas", None) is not None and hasattr(last, "alpha_") else {}
 
 
+def inner(pipeline: Any) -> Any:
+    """Return the head of a pipeline; of one label against the rest, that which learns each label."""
+    return pipeline[-1].estimator if "estimator" in pipeline[-1].get_params() else pipeline[-1]
+
+
 def is_random(name: str, kind: Kind) -> bool:
     """Whether what a head learns depends on its `random_state`; of a class by import path, whether it has one."""
     path, defaults = entry(name, kind)
@@ -148,13 +153,17 @@ def create(
         before = steps(scale, widths, pca, streaming=is_streaming(name))
     for key in given:
         if key not in head.get_params():
-            why = " It cannot weigh classes: use logistic, ridge, svm or forest." if key == "class_weight" else ""
             what = unknown("parameter", key, head.get_params())
-            raise HeadError(f"head {name!r} ({type(head).__name__}): {what}{why}")
+            raise HeadError(f"head {name!r} ({type(head).__name__}): {what}{say_weights(key)}")
     head.set_params(**{**defaults, **given})
     if kind == "multilabel" and not get_tags(head).classifier_tags.multi_label:
         head = OneVsRestClassifier(head)
     return make_pipeline(*before, head)
+
+
+def say_weights(parameter: str) -> str:
+    """Return which heads weigh classes, where that is the parameter that a head lacks; "" for another one."""
+    return " It cannot weigh classes: use logistic, ridge, svm or forest." if parameter == "class_weight" else ""
 
 
 def _estimator(name: str, path: str) -> Any:
@@ -166,6 +175,10 @@ def _estimator(name: str, path: str) -> Any:
         raise HeadError(
             f"head {name!r}: expected an installed module, got {error}. Install it, or use a head of the table."
         ) from None
+    except Exception as error:  # whatever the code of a module raises
+        raise HeadError(
+            f"head {name!r}: the module {module} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
     kind = getattr(found, attribute, None)
     wanted = ("fit", "predict", "get_params", "set_params")
     if not isinstance(kind, type) or not all(hasattr(kind, method) for method in wanted):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
+from pipeline import heads
 from pipeline.config import Settings
 from pipeline.errors import HeadError, unknown
 from pipeline.heads import criteria
@@ -125,8 +126,9 @@ def search(
     cannot give what the metric needs, or fits with no value.
     """
     parameter, values = grid_of(config, name)
-    inner = "estimator__" if "estimator" in pipeline[-1].get_params() else ""
-    known = getattr(pipeline[-1], "estimator", pipeline[-1]).get_params()
+    learner = heads.inner(pipeline)
+    inner = "" if learner is pipeline[-1] else "estimator__"
+    known = learner.get_params()
     if parameter not in known:
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
     metric = criteria.criterion(config.metric, kind, given)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline import manifest
 from pipeline.backbones import artefact, glyphs
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.errors import DataError
+from pipeline.errors import DataError, counted
 from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.distort import distort
 from pipeline.readers.image import ImageReader
@@ -84,7 +84,9 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", column])
     labels = table[column].to_pylist()
     if missing := labels.count(None):
-        raise DataError(f"{config.dataset}: {missing:,} rows have no value in {config.target!r}. Give them one.")
+        raise DataError(
+            f"{config.dataset}: {counted(missing, 'row has', 'rows have')} no value in {config.target!r}. Give it."
+        )
     classes = sorted({str(label) for label in labels})
     if len(classes) < 2:
         raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.errors import counted
 from pipeline.report.leaderboard import NAMES, Run
 
 
@@ -18,7 +19,9 @@ def reason(run: Run) -> str | None:
     if len(methods) > 1 and best.get("validation_rows"):
         name = NAMES.get(best["decided_by"], best["decided_by"])
         name = name if name[:2].isupper() else name[0].upper() + name[1:]
-        parts.append(f"{name} on {best['validation_rows']:,} held-out rows chose among {len(methods):,} methods")
+        parts.append(
+            f"{name} on {best['validation_rows']:,} held-out rows chose among {counted(len(methods), 'method')}"
+        )
     found = searches(run)
     if found:
         values = ", ".join(

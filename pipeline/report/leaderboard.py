@@ -101,10 +101,19 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+EXACT = "all test rows are right, or all wrong: no resample differs, so the interval is that of Clopper and Pearson"
+"""What `*` behind an interval means."""
+
+
+def is_exact(row: Mapping[str, Any], metric: str) -> bool:
+    """Return whether the interval of a row is exact: of a share of 0 or 1, of which the bootstrap has none."""
+    return metric not in ("r2", "mae") and row[metric] in (0, 1) and row[f"{metric}_low"] is not None
+
+
 def interval(row: Mapping[str, Any], metric: str) -> str:
-    """The interval of a metric for a table; a dash where there is none."""
+    """The interval of a metric for a table, with `*` where it is exact; a dash where there is none."""
     ends = [row[f"{metric}_{end}"] for end in ("low", "high")]
-    return "–" if None in ends else f"{ends[0]:.3f}–{ends[1]:.3f}"
+    return "–" if None in ends else f"{ends[0]:.3f}–{ends[1]:.3f}{'*' if is_exact(row, metric) else ''}"
 
 
 def others(run: Run, metrics: Mapping[str, Sequence[str]]) -> list[str]:
@@ -127,5 +136,6 @@ def text(runs: Sequence[Run]) -> str:
             best = run["selected"]
             measured = [number(best[metric]), interval(best, metric), *(number(best.get(name)) for name in more)]
             lines.append([task_of(run), run["run"], best["head"], best["input"], training(best["labels"]), *measured])
-        tables.append(table(head, lines))
+        note = f"\n* {EXACT}" if any(is_exact(run["selected"], metric) for run in same) else ""
+        tables.append(table(head, lines) + note)
     return "\n\n".join(tables)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import requires
+from pipeline.errors import counted, requires
 from pipeline.files import read_json, write_text
 from pipeline.report import ReportConfig, chosen, curves, figures, leaderboard, students, trained
 from pipeline.report.costs import costs as costs_of
@@ -39,7 +39,9 @@ def write(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
+        "counted": counted,
         "number": leaderboard.number,
+        "range": leaderboard.interval,
         "training": leaderboard.training,
         "metric": lambda name: leaderboard.NAMES.get(name, name),
         "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
@@ -81,6 +83,8 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
         "scored": [metric for metric in ("ece", "log_loss") if metric in first["selected"]],
         "degraded": sorted({why for run in runs for why in run["selected"].get("degraded", {}).values()}),
         "bars": bounded,
+        "exact": leaderboard.EXACT if any(leaderboard.is_exact(run["selected"], run["metric"]) for run in runs) else "",
+        "given": list(dict.fromkeys(line for run in runs for line in run.get("given", []))),
         "compared": compared,
         "audit": audit,
     }
@@ -135,6 +139,7 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
         "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
         "unfinished": _unfinished(run["made_from"]),
         "rare": run.get("rare", []),
+        "exact": leaderboard.EXACT if any(leaderboard.is_exact(row, run["metric"]) for row in run["table"]) else "",
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.choice import best_of
+from pipeline.errors import counted
 from pipeline.report.leaderboard import NAMES, Run, settings_of
 
 Row = dict[str, Any]
@@ -104,7 +105,8 @@ def below_probe(runs: Sequence[Run]) -> list[str]:
                 continue
             lines.append(
                 f"{run['run']} is below the frozen probe of its own backbone, {probe['run']}: {NAMES[run['metric']]} "
-                f"{values[0]:.3f} against {values[1]:.3f}, {'all' if labels is None else labels} labels a class"
+                f"{values[0]:.3f} against {values[1]:.3f}, "
+                f"{'all labels' if labels is None else counted(labels, 'label')} a class"
             )
     return lines
 

@@ -29,9 +29,13 @@ def assign_given(
     """
     names = _read_names(values, config)
     splits: Assigned = [None if value is None else names[value] for value in values]
-    if config.by == "column" and "sizes" not in config.model_fields_set:
-        return _left_out(splits)
+    for key, split in config.use.items():
+        if split_of(key) not in (None, split):
+            say(f"{key} rows are {'left out' if split == 'none' else f'used as {split} rows'}, as `use` says.")
     where = f"`{config.column}` of {', '.join(config.datasets)}"
+    if config.by == "column" and "sizes" not in config.model_fields_set:
+        say(f"{where} says the split: {_describe_rows(splits)}.")
+        return _left_out(splits)
     there = {name for name in splits if name is not None}
     if config.by == "auto" and (not there or (len(there) == 1 and None not in splits)):
         if there:

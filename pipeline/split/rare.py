@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import DataError, bullets
+from pipeline.errors import DataError, bullets, counted
 from pipeline.split import SplitConfig
 from pipeline.split.assign import Assigned
 from pipeline.task import OTHER, SPLITS, TYPES, describe_rare, name_some
@@ -83,7 +83,10 @@ def _describe_short(config: SplitConfig, rows: Rows) -> list[str]:
         short = {name: rows.get((name, split), 0) for name in sorted(_classes(rows))}
         short = {name: got for name, got in short.items() if got < want}
         if short and config.by in ("auto", "hash") and not config.group:
-            lines.append(f"{len(short):,} classes have fewer than {want:,} rows in {split}: {name_some(short)}.")
+            lines.append(
+                f"{counted(len(short), 'class has', 'classes have')} fewer than {counted(want, 'row')} in {split}: "
+                f"{name_some(short)}."
+            )
     return lines
 
 
@@ -151,7 +154,9 @@ def _without_rows(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None,
             want = max(1, int(getattr(config.sizes, split))) if counts else 1
             got = rows.get((name, split), 0)
             if got < want and not (config.group and got):
-                problems.append(f"{kind} {name!r}: expected at least {want} rows{of_it} in {split}, got {got}.")
+                problems.append(
+                    f"{kind} {name!r}: expected at least {counted(want, 'row')}{of_it} in {split}, got {got}."
+                )
             elif many and split == "train" and got == all_rows.get(split):
-                problems.append(f"label {name!r}: expected at least 1 rows without it in {split}, got 0.")
+                problems.append(f"label {name!r}: expected at least 1 row without it in {split}, got 0.")
     return problems

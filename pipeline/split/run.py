@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import DataError, bullets
-from pipeline.split import FewShot, SplitConfig
+from pipeline.errors import DataError, bullets, counted
+from pipeline.split import Domains, FewShot, SplitConfig
 from pipeline.split.assign import Assigned, assign, assign_by_domain, few_shot_ranks, limited
 from pipeline.split.given import assign_given, names_splits
 from pipeline.split.rare import settle_rare, what_splits
 from pipeline.split.targets import read, strata
-from pipeline.task import KIND, RARE, Task, name_some
+from pipeline.task import GIVEN, KIND, RARE, Task, name_some
 
 
 def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = lambda _: None) -> Task:
@@ -25,7 +25,8 @@ def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = 
     table = read(config, manifests, say)
     keys = table["key"].to_pylist()
     groups = table["group"].to_pylist() if config.group is not None else keys
-    splits = _splits(config, table, groups, say)
+    given: list[str] = []
+    splits = _splits(config, table, groups, say, given)
     table, splits, rare = settle_rare(config, table, splits, say)
     targets = table["target"].to_pylist()
     if config.limit_per_class is not None:
@@ -41,18 +42,38 @@ def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = 
     order = [*first, *(name for name in table.column_names if name not in first)]
     table = table.select(order).filter(pc.is_valid(table["split"]))
     about = {KIND: config.kind, **({RARE: json.dumps(rare)} if rare else {})}
+    about |= {GIVEN: json.dumps(given)} if given else {}
     return Task(table.replace_schema_metadata(about))
 
 
-def _splits(config: SplitConfig, table: pa.Table, groups: Sequence[str], say: Callable[[str], None]) -> Assigned:
+def check_names(config: SplitConfig, manifests: Path) -> None:
+    """Raise DataError for what a task names and manifests lack: columns, classes, domains, splits; and for its targets.
+
+    Which split a row has by its key is not looked at, so that keys may be those of paths.
+    """
+    table = read(config, manifests)
+    groups = table["group"].to_pylist() if config.group is not None else table["key"].to_pylist()
+    _splits(config, table, groups, lambda _: None, [])
+
+
+def _splits(
+    config: SplitConfig, table: pa.Table, groups: Sequence[str], say: Callable[[str], None], given: list[str]
+) -> Assigned:
+    """Return the split of each row; `given` gets what the data say of it, which `say` is called with too."""
+
+    def note(line: str) -> None:
+        given.append(line)
+        say(line)
+
     if config.domains is not None:
         domains = table["domain"].to_pylist()
+        given.append(f"the domains say the split: {_list_domains(config.domains)}.")
         found = assign_by_domain(strata(table, config), groups, domains, config.domains, config)
         _refuse_divided(config, groups, found, "`domains` divide")
         return found
     values = table["column"].to_pylist() if config.by in ("auto", "column") else []
     if config.by == "column" or names_splits(values, config):
-        found = assign_given(values, strata(table, config), groups, config, say)
+        found = assign_given(values, strata(table, config), groups, config, note)
         _refuse_divided(config, groups, found, f"the split column {config.column!r} divides")
         return found
     if config.use:
@@ -65,13 +86,18 @@ def _splits(config: SplitConfig, table: pa.Table, groups: Sequence[str], say: Ca
     return assign(strata(table, config), groups, config)
 
 
+def _list_domains(domains: Domains) -> str:
+    """Return which domains each split has: `amazon train, webcam test`."""
+    return ", ".join(f"{', '.join(names)} {split}" for split, names in domains if names)
+
+
 def _say_few(few: FewShot, targets: Sequence[str], splits: Assigned, say: Callable[[str], None]) -> None:
     """Say which classes have fewer training rows than `few_shot` has labels per class."""
     rows = Counter(target for target, name in zip(targets, splits, strict=True) if name == "train")
     if short := {name: rows[name] for name in sorted(rows) if rows[name] < few.labels_per_class}:
         say(
-            f"{len(short):,} classes have fewer than the {few.labels_per_class:,} training rows of `few_shot`, and all "
-            f"draws have these: {name_some(short)}."
+            f"{counted(len(short), 'class has', 'classes have')} fewer than the {few.labels_per_class:,} training rows "
+            f"of `few_shot`, and all draws have these: {name_some(short)}."
         )
 
 
@@ -83,7 +109,7 @@ def _refuse_divided(config: SplitConfig, groups: Sequence[str], splits: Assigned
             found.setdefault(group, set()).add(name)
     divided = [f"{group!r}: {', '.join(sorted(names))}" for group, names in sorted(found.items()) if len(names) > 1]
     if divided:
-        raise DataError(bullets(f"{what} {len(divided)} groups of {config.group!r}", divided[:5]))
+        raise DataError(bullets(f"{what} {counted(len(divided), 'group')} of {config.group!r}", divided[:5]))
 
 
 def _check_outcome(config: SplitConfig, splits: Assigned) -> None:
@@ -91,7 +117,7 @@ def _check_outcome(config: SplitConfig, splits: Assigned) -> None:
     needed = config.needed if config.by != "auto" or "test" not in splits else ("train", "test")
     least = 2 if config.kind == "regression" else 1
     problems = [
-        f"expected at least {most} rows in {name}, got {splits.count(name)}."
+        f"expected at least {counted(most, 'row')} in {name}, got {splits.count(name)}."
         for name, most in (("train", least), ("validation", 1), ("test", 1))
         if name in needed and splits.count(name) < most
     ]

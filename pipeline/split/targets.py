@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import manifest
-from pipeline.errors import DataError, bullets, unknown
+from pipeline.errors import DataError, bullets, counted, unknown
 from pipeline.manifest import FIXED
 from pipeline.split import SplitConfig
 from pipeline.split.given import find_used
@@ -217,7 +217,7 @@ def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
         if what == "target" and config.kind == "multilabel" and isinstance(config.target, str):
             hint += " If an empty cell is a sample with none of the labels, write `empty: none`."
         title = (
-            f"the {what} {name!r} {where}: {len(rows):,} rows have no {kind}. "
+            f"the {what} {name!r} {where}: {counted(len(rows), 'row has', 'rows have')} no {kind}. "
             f"Give them one, or leave them out of the data set.{hint} The first of them:"
         )
         said = rows["said"].to_pylist() if what == "target" else ["no value"] * len(rows)
@@ -240,9 +240,12 @@ def _one_row_a_key(table: pa.Table, config: SplitConfig, say: Callable[[str], No
         elif said[row] not in (None, said[before]):
             divided.add(key)
     if divided:
-        say(f"{', '.join(config.datasets)}: {len(divided):,} contents are of several splits; the first one counts.")
+        say(
+            f"{', '.join(config.datasets)}: {counted(len(divided), 'content is', 'contents are')} of several splits; "
+            "the first one counts."
+        )
     if conflicts:
-        title = f"{', '.join(config.datasets)}: {len(conflicts)} contents have two targets"
+        title = f"{', '.join(config.datasets)}: {counted(len(conflicts), 'content has', 'contents have')} two targets"
         raise DataError(bullets(title, conflicts[:SHOWN]))
     return table.take(list(first.values()))
 
@@ -264,8 +267,8 @@ def _refuse_other_kind(table: pa.Table, config: SplitConfig, where: str) -> None
         )
     if config.kind == "classification" and len(targets) >= FEW_ROWS and 2 * len(classes) > len(targets):
         raise DataError(
-            f"{title}: expected classes, got {len(classes):,} values in {len(targets):,} rows. Say `kind: regression` "
-            "if they are numbers, or choose another column."
+            f"{title}: expected classes, got {counted(len(classes), 'value')} in {counted(len(targets), 'row')}. Say "
+            "`kind: regression` if they are numbers, or choose another column."
         )
 
 

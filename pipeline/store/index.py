@@ -26,7 +26,7 @@ from numpy.lib.format import write_array_header_1_0
 from pydantic import ValidationError
 
 from pipeline.config import Settings
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, counted
 from pipeline.files import digest, publish, scratch, sha256_file, sweep, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store.encoding import Stored
@@ -98,8 +98,8 @@ def commit(
     missing = len(wanted) - int(held.sum()) - len(rejected)
     if missing:
         raise StoreError(
-            f"{folder}: {len(wanted):,} samples were asked for, but {int(held.sum()):,} are stored and "
-            f"{len(rejected):,} rejected. Nothing was committed: run the extraction again."
+            f"{folder}: {counted(len(wanted), 'sample was', 'samples were')} asked for, but {int(held.sum()):,} are "
+            f"stored and {len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
     sweep(folder)
     with scratch(folder, "rows") as temporary:

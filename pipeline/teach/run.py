@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.backbones.spec import resolve
 from pipeline.engines.select import Say
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, counted
 from pipeline.extract import folder_of
 from pipeline.extract.forecast import Forecast
 from pipeline.extract.run import commit, extract, refuse_too_many
@@ -51,15 +51,16 @@ class Taught:
     deviation: Mapping[str, Any] | None
 
     def __str__(self) -> str:
-        views = f" and {self.views} views of each" if self.views else ""
-        said = f"{self.rows:,} samples{views}, {self.rejected:,} rejected; {self.classes:,} classes: {self.scores}"
+        views = f" and {counted(self.views, 'view')} of each" if self.views else ""
+        classes = counted(self.classes, "class", "classes")
+        said = f"{counted(self.rows, 'sample')}{views}, {self.rejected:,} rejected; {classes}: {self.scores}"
         if self.deviation is not None:
             off = ", ".join(
                 f"{one['mean']:.2g} (at most {one['max']:.2g}) at temperature {one['temperature']:g}"
                 for one in self.deviation["total_variation"]
             )
             said += f"; total variation to all logits: {off}"
-        return f"{said}; {self.computed:,} rows computed"
+        return f"{said}; {counted(self.computed, 'row')} computed"
 
 
 @dataclass(frozen=True)

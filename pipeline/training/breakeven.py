@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.backbones.taps import collect
+from pipeline.errors import counted
 from pipeline.store.features import Features
 from pipeline.training import FinetuneConfig
 
@@ -57,12 +58,12 @@ class BreakEven:
         size = f"{self.bytes / 2**20:,.1f} MiB" if self.bytes < 2**30 else f"{self.bytes / 2**30:,.1f} GiB"
         copies = f" in {self.views} views" if self.views > 1 else ""
         costs = f"{self.frozen * 1e3:.3g} ms a row to compute, {self.reading * 1e3:.3g} ms to read"
-        needed = f"{self.needed:,} epochs" if math.isfinite(self.needed) else "never"
-        told = f"{self.node}: {self.rows:,} rows{copies}, {size} stored; {costs}; pays after: {needed}"
+        needed = counted(int(self.needed), "epoch") if math.isfinite(self.needed) else "never"
+        told = f"{self.node}: {counted(self.rows, 'row')}{copies}, {size} stored; {costs}; pays after: {needed}"
         if not self.pays:
             advice = "`input: pixels` is faster" if self.stored else "train from pixels, as it is"
-            return f"{told}. It does not pay here, in {self.epochs:,} epochs: {advice}."
-        return f"{told}. It pays here, in {self.epochs:,} epochs."
+            return f"{told}. It does not pay here, in {counted(self.epochs, 'epoch')}: {advice}."
+        return f"{told}. It pays here, in {counted(self.epochs, 'epoch')}."
 
 
 def break_even(

@@ -14,7 +14,7 @@ from torch import fx, nn
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.backbones.taps import FUNCTION, LOGITS, collect, one_path
-from pipeline.errors import BackboneError, bullets, unknown
+from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.training.graph import Traced, around, modes, trace
 from pipeline.training.suffix import Suffix, named
 
@@ -160,7 +160,7 @@ def _checked(traced: Traced, name: str, spec: BackboneSpec) -> str:
     """The node of a name or an alias; raises BackboneError if the network cannot be cut there."""
     node, order = spec.node(name), list(spec.taps)
     if node not in spec.taps:
-        raise BackboneError(f"{named(spec)}: {unknown('node', name, (*spec.aliases, *spec.taps))}")
+        raise BackboneError(f"{named(spec)}: {unknown_node(name, (*spec.aliases, *spec.taps))}")
     legal = [one for one in _legal(traced, spec) if one != node]
     place = traced.find(node, spec.taps[node])
     if spec.taps[node].mixed:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.errors import counted
 from pipeline.files import digest, sha256_file
 from pipeline.predictions import Predictions, Writer
 from pipeline.runtime import Progress, repeatable_kernels, silent
@@ -103,7 +104,7 @@ def _foreseen(run: Run, training: Training, found: Lesson) -> str:
     """What is learned from, in one line."""
     names = ", ".join(one.name for subject in run.subjects for one in subject.teachers)
     out = f"; {found.left_out:,} left out, which are validation or test rows of a task" if found.left_out else ""
-    said = f"{training}: {len(found.keys):,} samples an epoch, {found.labelled:,} with labels{out}"
+    said = f"{training}: {counted(len(found.keys), 'sample')} an epoch, {found.labelled:,} with labels{out}"
     return f"{said}; teachers: {names or 'none'}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.backbones.headed import last_layer
+from pipeline.errors import counted
 from pipeline.files import digest
 from pipeline.predictions import Writer
 from pipeline.runtime import Progress, repeatable_kernels, silent
@@ -107,7 +108,7 @@ def _foreseen(run: Run, one: Prepared, rows: int) -> str:
         return str(break_even(one.network, spec, inputs.node, rows=rows, config=config, reading=reading))
     node = one.frozen.cut(0)
     if node in (None, "input") or config.augment or config.unfreeze:
-        return f"pixels: {rows:,} rows; nothing is frozen that stored rows could stand for"
+        return f"pixels: {counted(rows, 'row')}; nothing is frozen that stored rows could stand for"
     return str(break_even(one.network, spec, node, rows=rows, config=config, reading=None))
 
 

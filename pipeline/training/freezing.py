@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.backbones.artefact import weights_digest
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.training.cut import blocks, in_layer
 from pipeline.training.parts import BatchNorms, FromTap, Part
 from pipeline.training.phases import Phase, phase, within, without
@@ -42,7 +42,7 @@ def prepare(
         if lost := phases[-2].trained - phases[-1].trained:
             raise ConfigError(
                 f"unfreeze: expected that more is trained from epoch {epoch} on, got {node!r}, which freezes "
-                f"{len(lost)} parameters that were trained before, such as {min(lost)}. Name nodes from the last "
+                f"{counted(len(lost), 'parameter')} trained before, such as {min(lost)}. Name nodes from the last "
                 "to the first."
             )
     cold = [name for name, _ in network.named_parameters() if within(name, new) and name not in phases[0].trained]

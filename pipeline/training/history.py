@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+from pipeline.errors import counted
 from pipeline.files import write_json, write_text
 from pipeline.training import LoopConfig
 
@@ -40,7 +41,7 @@ class History:
         if len(known) == config.epochs:
             self.stopped = "all epochs"
         elif config.patience is not None and len(known) - 1 - self.best >= config.patience:
-            self.stopped = f"no better validation for {config.patience} epochs"
+            self.stopped = f"no better validation for {counted(config.patience, 'epoch')}"
 
 
 def line(row: Row, config: LoopConfig) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.backbones.spec import BackboneSpec, Tap
-from pipeline.errors import TrainingError, bullets, unknown
+from pipeline.errors import TrainingError, bullets, unknown, unknown_node
 from pipeline.training.knowledge import LossesConfig
 
 MAPS = ("CHW", "HWC")
@@ -118,7 +118,7 @@ def _pair(name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapp
     node = spec.node(student)
     problems = []
     if node not in spec.taps:
-        problems.append(f"{name}.student: {unknown('node', student, (*spec.aliases, *spec.taps))}")
+        problems.append(f"{name}.student: {unknown_node(student, (*spec.aliases, *spec.taps))}")
     elif spec.taps[node].mixed:
         problems.append(
             f"{name}.student: expected values of one sample, got those of {node!r}, which depend on the other samples "

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.backbones.headed import new_parts, place_of
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.backbones.taps import INPUT, PENULTIMATE, one_path
-from pipeline.errors import ConfigError, bullets, unknown
+from pipeline.errors import ConfigError, bullets, counted, unknown
 from pipeline.training.cut import blocks, suffix_modules, suffix_parameters
 from pipeline.training.graph import around, modes
 from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
@@ -57,7 +57,7 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
     known = blocks(network, spec=spec)
     if last > len(known):
         title = f"last_k: expected at most the {len(known)} blocks that the network has, got {last}. They begin after"
-        lines = [f"{start}: {len(names)} parameters from {names[0]}" for start, names in known]
+        lines = [f"{start}: {counted(len(names), 'parameter')} from {names[0]}" for start, names in known]
         raise ConfigError(bullets(title, lines))
     return known[-last][0]
 
