@@ -130,13 +130,16 @@ def _host() -> str:
 
 
 def _alive(process: int) -> bool:
+    """Return whether a process runs. One that has ended and waits for its parent to ask (a zombie) does not."""
+    import psutil
+
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False
-    except (PermissionError, OverflowError):  # somebody else's; or no number of a process
+    except (PermissionError, OverflowError, psutil.AccessDenied):  # somebody else's; or no number of a process
         return True
-    return True
 
 
 def flush(path: Path) -> None:

@@ -266,15 +266,14 @@ def test_only_temporary_files_of_our_own_names_are_swept(tmp_path: Path) -> None
     for name in strangers:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    dead = subprocess.run(
-        [sys.executable, "-c", KILLED.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
-    )
-    assert dead.returncode == -9, dead.stderr
-    assert len(names(tmp_path)) == len(strangers) + 2  # a folder and a file in it
-    with scratch(tmp_path, "live") as live:
-        live.touch()
-        assert sweep(tmp_path) == 1
-        assert names(tmp_path) == sorted([*strangers, live.name])
+    with subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(tmp_path))]) as dead:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie until the end of the block
+        assert len(names(tmp_path)) == len(strangers) + 2  # a folder and a file in it
+        with scratch(tmp_path, "live") as live:
+            live.touch()
+            assert sweep(tmp_path) == 1
+            assert names(tmp_path) == sorted([*strangers, live.name])
+    assert dead.returncode == -9
 
 
 KILLED = """
