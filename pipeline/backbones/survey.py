@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -142,7 +143,7 @@ class _Observed:
             if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == rows:
                 cost = flops.get_total_flops() // (2 * rows) if measure else 0
                 into[name] = Tap(shape=tuple(value.shape[1:]), operation=last.name, multiply_adds=cost, **more)
-                digests[name] = _digest(value[0]) if value.device.type != "meta" else 0
+                digests[name] = _digest(value) if value.device.type != "meta" else 0
 
         def function(name: str, value: Any) -> None:
             seen(self.nodes, self.digests, name, value, kind=FUNCTION)
@@ -202,10 +203,12 @@ class _Observed:
         return last if decide(self.module, last, images) else []
 
 
-def _digest(row: Tensor) -> int:
-    # A copy: of a single value a view may have another stride than 1, and then has no bytes.
-    plain = row.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
-    return zlib.crc32(plain.view(torch.uint8).numpy().data)
+def _digest(value: Tensor) -> int:
+    """Return a checksum of the first row, by NumPy: each operation of torch passes through the modes that observe."""
+    plain = value.detach()
+    if plain.is_floating_point() and plain.itemsize < 4:
+        plain = plain.float()  # NumPy has no bfloat16
+    return zlib.crc32(np.ascontiguousarray(plain.numpy()[0]).data)
 
 
 class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
