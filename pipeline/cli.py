@@ -374,7 +374,7 @@ def _extract(
         raise SystemExit(130) from None
     for note in found.prepared.notes:
         say(f"note: {note}")
-    say(f"feature cache: {root}")
+    say(summary.describe_cache(root, found.extracted))
     say(summary.text(str(out), found.extracted, process=process_seconds()))
     for kind, count in found.prepared.excluded.items():
         say(f"{count:,} {kind}: see {out / 'excluded.csv'}")

@@ -6,11 +6,13 @@ own folder for what no other machine needs; the time that is left is the sum of 
 """
 
 import importlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,9 @@ OF_DVC = re.compile(
     r"Use `dvc push` to send"
 )
 """Lines of DVC that say nothing beyond the headings."""
+
+ERRORS = "ICECORE_ERRORS"
+"""The variable of the environment that names the file in which stages write their errors down."""
 
 SLOWEST = 5  # stages that the end names
 
@@ -59,12 +64,15 @@ class Run:
     """Seconds of stages in earlier runs."""
 
     say: Callable[[str], None]
+    errors: Callable[[], Mapping[str, str]] = dict
+    """Returns the error of each stage that ended with one until now, as stages write it down."""
+
     clock: Callable[[], float] = time.monotonic
     spent: dict[str, float] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
     current: str | None = None
     failed: int = 0
-    """How many ended with an error; with `--keep-going` DVC says only of the last."""
+    """How many ended with an error."""
 
     def __post_init__(self) -> None:
         self._begun = self._since = self.clock()
@@ -79,7 +87,7 @@ class Run:
         """Close the last stage, by the exit status of DVC."""
         if status and self.current is not None:
             self.say(f"{self.current}: not done, after {duration(self.clock() - self._since)}\n")
-            self.failed, self.current = 1, None
+            self.failed, self.current = self.failed + 1, None
         self._close()
         self._say_skipped()
 
@@ -100,7 +108,7 @@ class Run:
             self.say(line)
 
     def _number(self) -> str:
-        number = len(self.spent) + len(self.unchanged) + 1
+        number = len(self.spent) + len(self.unchanged) + self.failed + 1
         return f"{number} of {len(self.stages)}" if self.stages else str(number)
 
     def _left(self) -> str:
@@ -114,11 +122,17 @@ class Run:
         return f" (left: at most {duration(sum(times))} by earlier runs{more})"
 
     def _close(self) -> None:
-        """Say how long the stage took that ran until now."""
-        if self.current is not None:
-            self.spent[self.current] = self.clock() - self._since
-            self.say(f"{self.current}: took {duration(self.spent[self.current])}\n")
-            self.current = None
+        """Say how long the stage took that ran until now, or that it failed, which `--keep-going` passes over."""
+        if self.current is None:
+            return
+        seconds = self.clock() - self._since
+        if self.current in self.errors():
+            self.failed += 1
+            self.say(f"{self.current}: failed, after {duration(seconds)}\n")
+        else:
+            self.spent[self.current] = seconds
+            self.say(f"{self.current}: took {duration(seconds)}\n")
+        self.current = None
 
     def _say_skipped(self) -> None:
         if self._skipped:
@@ -145,14 +159,18 @@ def reproduce(
 ) -> tuple[int, Collection[str]]:
     """Run `dvc repro` with some arguments, show its stages as `Run` does; return its exit status and what stages ran.
 
-    A run that the user ends is waited for: DVC ends its stage, which keeps what it has, and then itself.
+    Where stages failed, the end names each with its error, and the status is 1. A run that the user ends is waited for:
+    DVC ends its stage, which keeps what it has, and then itself.
     """
     with requires("pipeline", what="`icecore repro`"):
         importlib.import_module("dvc")
     known = _times()
-    run = Run([] if arguments else stages, known, say)
+    noted = tempfile.TemporaryDirectory(prefix="icecore-repro-")
+    errors = Path(noted.name) / "errors.jsonl"
+    run = Run([] if arguments else stages, known, say, errors=lambda: _read_errors(errors))
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # or what stages print would come when they end
+    # Unbuffered, or what stages print would come when they end.
+    environment = {**os.environ, ERRORS: str(errors), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts DVC and its stage as well
         try:
@@ -163,7 +181,24 @@ def reproduce(
     if TIMES.parent.is_dir():
         write_json(TIMES, {**known, **{name: round(seconds, 2) for name, seconds in run.spent.items()}})
     say(run.summary())
-    return status, run.spent.keys()
+    failed = run.errors()
+    for name, error in failed.items():
+        say(f"failed: {name}: {error}")
+    noted.cleanup()
+    return (1 if failed else status), run.spent.keys()
+
+
+def note_error(stage: str, error: str) -> None:
+    """Write down with what error a stage ended, where `icecore repro` runs it."""
+    if path := os.environ.get(ERRORS):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "error": error}) + "\n")
+
+
+def _read_errors(path: Path) -> dict[str, str]:
+    """Return the error of each stage that wrote one down, without the lines after its first."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {one["stage"]: str(one["error"]).partition("\n")[0] for one in map(json.loads, lines)}
 
 
 def _times() -> dict[str, float]:

@@ -39,7 +39,7 @@ def main() -> None:
     folders = sorted(path.parent for path in (project.FEATURES / name).glob("*/index.json"))
     digests = {folder.name: index.contents(folder) for folder in folders}
     write_json(project.DIGESTS / name / "features.json", digests)
-    print(f"feature cache: {cache.default_root()}")
+    print(summary.describe_cache(cache.default_root(), found))
     print(summary.text(name, found, process=process_seconds()))
     write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
 

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
 from pipeline.params import read_params, unusual_values, with_lines
 from pipeline.repair import UNKNOWN
+from pipeline.reproduce import note_error
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 from stages.agreement import disagreements
 
@@ -168,7 +169,7 @@ def run(stage: Callable[[], None]) -> None:
         print(usage(stage))
         return
     try:
-        with closed_pipe_is_quiet():
+        with closed_pipe_is_quiet(), noting_errors(stage):
             stage()
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
@@ -182,6 +183,19 @@ def run(stage: Callable[[], None]) -> None:
             error = denied(Path(error.filename))
         where = f"{error.filename}: " if error.filename is not None else ""
         raise SystemExit(f"error: {where}{error.strerror}.{HINTS.get(type(error), '')}") from None
+
+
+@contextmanager
+def noting_errors(stage: Callable[[], None]) -> Iterator[None]:
+    """Write down with what error a stage ends, for the end of `icecore repro`."""
+    try:
+        yield
+    except Exception as error:
+        named = [one for one in sys.argv[1:] if not one.startswith("-")]
+        name = "@".join([Path(stage.__code__.co_filename).stem, *named[:1]])
+        known = isinstance(error, PipelineError | OSError)
+        note_error(name, str(error) if known else f"{type(error).__name__}: {error}")
+        raise
 
 
 class Bar:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -552,7 +553,8 @@ def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice
     assert FinetuneConfig.model_fields["learning_rate"].default == "auto"
     finetune(chosen, paths, datasets=["photos"], say=shown.append)
     suggested = lr_range(chosen, paths, datasets=["photos"]).suggested
-    assert shown[0] == f"learning rate: {suggested:.2g}, by the range test (`learning_rate: auto`)"
+    found = rf"learning rate: {suggested:.2g}, by a range test of \d+ steps, [\d.]+ s \(`learning_rate: auto`\)"
+    assert re.fullmatch(found, shown[0])
     assert json.loads((paths.model / "model.json").read_text())["settings"]["learning_rate"] == suggested
     before = predicted(paths)[0].scores
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,42 @@ def test_dvc_is_run_and_its_status_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert reproduce(["second"], stages=["first", "second"], say=shown.append) == (0, {"second"})
     assert shown[:2] == ["1 stage is as before\n", "Running stage 2, second"]
     assert shown[-1].startswith("1 of 2 stages ran, in ")
+
+
+FAILING = """
+from pipeline.errors import DataError
+from stages import project
+
+def main():
+    {}
+
+if __name__ == "__main__":
+    project.run(main)
+"""
+
+
+def test_stages_that_fail_are_named_at_the_end_with_their_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], check=True)
+    Path("fit.py").write_text(FAILING.format("raise DataError('photos: no rows.\\n  - train')"))
+    Path("split.py").write_text(FAILING.format("raise ValueError('a bug')"))
+    Path("audit.py").write_text(FAILING.format("print('fine')"))
+    commands = [f"{sys.executable} {name}.py ${{key}}" for name in ("fit", "split", "audit")]
+    each = [f"  {Path(one.split()[1]).stem}: {{foreach: {{one: 1}}, do: {{cmd: '{one}'}}}}\n" for one in commands]
+    Path("dvc.yaml").write_text("stages:\n" + "".join(each))
+    shown: list[str] = []
+    stages = ["fit@one", "split@one", "audit@one"]
+    status, ran = reproduce(["--keep-going"], stages=stages, say=shown.append)
+    assert (status, [*ran]) == (1, ["audit@one"])
+    assert [line.partition(",")[0] for line in shown if "failed" in line] == [
+        "fit@one: failed",
+        "split@one: failed",
+        "failed: fit@one: photos: no rows.",
+        "failed: split@one: ValueError: a bug",
+    ]
+    assert shown[-3].startswith("1 of 3 stages ran, in ")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"first": null}', "{"])

@@ -1,5 +1,6 @@
 """What is said at the end of an extraction: what was computed, reused and rejected, and where the time went."""
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import counted
@@ -39,6 +40,15 @@ def text(name: str, done: Extracted, *, process: float) -> str:
         lines.append(f"reuse spared {counted(todo.spared, 'sample')}: about {saved} at this rate")
     lines.append(f"peak memory: {human(peak_memory())}")
     return "\n".join(lines)
+
+
+def describe_cache(root: Path, done: Extracted) -> str:
+    """Say where the feature cache lies, and how many rows of it were there before: of an earlier run, or a project."""
+    linked = sum(done.stored.values())
+    if not linked:
+        return f"feature cache: {root}"
+    rows = counted(linked, "row was", "rows were")
+    return f"feature cache: {root}; {rows} computed before, by this project or another, and linked from there"
 
 
 def to_json(done: Extracted) -> dict[str, Any]:

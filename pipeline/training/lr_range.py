@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TypeVar
 
 from torch import nn
 
+from pipeline.errors import counted
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import repeatable_kernels, seed_everything
 from pipeline.store.use import in_use
-from pipeline.text import table
+from pipeline.text import duration, table
 from pipeline.training import RunConfig
 from pipeline.training.freezing import Frozen
 from pipeline.training.loop import Setting, placed, step
@@ -81,10 +83,14 @@ def with_rate(
     one = prepare(config.model_copy(update={"learning_rate": ANY}))
     note = cache / "training" / digest({"range test": one.made_from})[:32] / "rate.json"
     with in_use(note.parent):
+        how = "an earlier range test"
         if not note.is_file():
-            write_json(note, {"learning_rate": range_test(one.module, one.samples, one.setting, one.frozen).suggested})
+            begin = time.monotonic()
+            tried = range_test(one.module, one.samples, one.setting, one.frozen)
+            write_json(note, {"learning_rate": tried.suggested})
+            how = f"a range test of {counted(len(tried.rates), 'step')}, {duration(time.monotonic() - begin)}"
         rate = read_json(note)["learning_rate"]
-    say(f"learning rate: {rate:.2g}, by the range test (`learning_rate: auto`)")
+    say(f"learning rate: {rate:.2g}, by {how} (`learning_rate: auto`)")
     return config.model_copy(update={"learning_rate": rate})
 
 
