@@ -128,12 +128,17 @@ def _of_backbones(values: Values) -> Iterator[str]:
         return
     from pipeline.freeze import LocalWeights
     from pipeline.freeze.outline import Outline, check_file, outline
+    from pipeline.freeze.run import load
 
     outlines: dict[str, Outline | None] = {}
     for name, config in every(values, "freeze"):
+        has_file = isinstance(config, LocalWeights) and config.file is not None
         if isinstance(config, LocalWeights) and (problem := check_file(config)):
             yield f"freeze.{name}.file: {problem}"
+            has_file = False
         try:
+            if has_file:
+                load(config, pretrained=project.PRETRAINED)  # whether the weights fit the network
             outlines[name] = outline(config, pretrained=project.PRETRAINED)
         except PipelineError as error:
             yield f"freeze.{name}: {_one_line(error)}"

@@ -158,7 +158,7 @@ def test_random_weights_follow_from_their_seed_and_leave_the_generator_alone(cod
     [
         ({}, "expected `file`, or `seed` for random weights, got neither"),
         ({"seed": 0, "file": "w.pth", "sha256": "12345678"}, "expected `file`, or `seed` for random weights, got both"),
-        ({"seed": 0, "factory": "theirnets/small"}, "String should match pattern"),
+        ({"seed": 0, "factory": "theirnets/small"}, "expected the import path of a class or a function"),
         ({"seed": 0, "input": {"resize": 8}}, "input: expected 3 numbers in `mean` for mode RGB, got 0; .*both sides"),
         ({"seed": 0, "arguments": {"width": {1, 2}}}, "not a valid JSON value"),
     ],

@@ -1,5 +1,6 @@
 """`icecore check` looks at what params.yaml names: data, weights, models, nodes, prepared data sets, starts of runs."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,34 @@ DATA = "prepare: {pets: {root: pets}, more: {root: pets}}\n"
 TASK = "split: {pets: {datasets: [pets], few_shot: {labels_per_class: 5}}, both: {datasets: [pets, more]}}\n"
 SOME = "<digest of some.pth>"
 PROJECT = DATA + BACKBONE + TAPS + TASK
+OWN = (
+    "freeze: {a: {source: module, factory: ownnets.small.Small, arguments: {width: 8}, seed: 0, "
+    "input: {resize: [8, 8], mean: [0, 0, 0], std: [1, 1, 1]}}}"
+)
+NETWORKS = """
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Conv2d(3, width, 3)
+
+    def forward(self, images):
+        return self.layer(images).mean((2, 3))
+
+class Broken(nn.Module):
+    def __init__(self):
+        raise RuntimeError("no server")
+"""
 
 
 @pytest.fixture
 def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
     """A function that returns the problems of a params.yaml, in a project with a folder of pets."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ownnets"]:
+        monkeypatch.delitem(sys.modules, name)
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         (tmp_path / "pets" / name / "0.png").touch()
@@ -127,6 +150,26 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
             "freeze.a: mobilenet_v2: expected `weights` with `file`, since the sets of weights that the model has diff",
         ),
         (
+            OWN.replace("Small", "Smal"),
+            "freeze.a: ownnets.small: unknown name 'Smal'. Did you mean 'Small'",
+        ),
+        (
+            OWN.replace("width: 8", "widht: 8"),
+            "freeze.a: ownnets.small:Small: expected a network for the arguments {'widht': 8}, got TypeError: ",
+        ),
+        (
+            OWN.replace("Small", "Broken").replace("{width: 8}", "{}"),
+            "freeze.a: ownnets.small:Broken: expected a network for the arguments {}, got RuntimeError: no server. Me",
+        ),
+        (
+            OWN.replace("ownnets.small.Small", "ownnets/small.py"),
+            "freeze.a.factory: expected the import path of a class or a function, such as mynets.small.Net for the c",
+        ),
+        (
+            OWN.replace("seed: 0", f"file: some.pth, sha256: '{SOME}'"),
+            "freeze.a: ownnets.small:Small from some.pth: the weights do not fit the architecture, 3 keys differ. The ",
+        ),
+        (
             PROJECT + "fit: {a: {task: pets, backbone: net, inputs: [last], head: knn, params: {neighbours: 5}}}",
             "fit.a.params.neighbours: knn (KNeighborsClassifier): unknown parameter 'neighbours'. Did you mean 'n_neig",
         ),
@@ -169,6 +212,9 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
 def test_what_is_not_there_is_the_one_problem(problems: Problems, text: str, problem: str) -> None:
     torch.save({"weight": torch.zeros(1)}, "some.pth")
     Path("some.csv").write_text("path,label\n0.png,cat\n1.png,dog\n")
+    Path("ownnets").mkdir()
+    Path("ownnets/__init__.py").touch()
+    Path("ownnets/small.py").write_text(NETWORKS)
     assert not sha256_file(Path("some.pth")).startswith("12345678")
     digest = sha256_file(Path("some.pth"))
     (line,) = [one for one in problems(text.replace(SOME, digest)) if not one.startswith("fit.none: expected another")]

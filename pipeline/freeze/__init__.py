@@ -4,6 +4,7 @@ Whatever the source, `input` changes single settings of its preprocessing, and w
 another file is another backbone.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -165,9 +166,7 @@ class Module(LocalWeights):
     """A network of the user's own, by the import path of what builds it."""
 
     source: Literal["module"]
-    factory: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:name, or package.module.name"
-    )
+    factory: str = Field(description="package.module:name, or package.module.name")
     arguments: dict[str, JsonValue] = Field(default_factory=dict, description="of the factory, by name")
     seed: int | None = Field(None, ge=0, description="of random weights, where there is no `file`: a baseline")
     input: InputConfig = Field(description="the preprocessing")
@@ -175,7 +174,15 @@ class Module(LocalWeights):
     @field_validator("factory", mode="before")
     @classmethod
     def _with_colon(cls, factory: Any) -> Any:
-        return with_colon(factory) if isinstance(factory, str) else factory
+        if not isinstance(factory, str):
+            return factory
+        path = with_colon(factory)
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+            raise ValueError(
+                "expected the import path of a class or a function, such as mynets.small.Net for the class Net in "
+                f"mynets/small.py, got {factory!r}"
+            )
+        return path
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

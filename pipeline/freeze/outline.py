@@ -67,12 +67,14 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
     architecture, stated = _architecture(config)
     if isinstance(config, Torchvision | Timm):
         refuse_guess(config)
+    network = _build(architecture)
     try:
         inputs = config.input.onto(stated)
     except ValueError as error:
+        if isinstance(config, Module):
+            return None  # the settings say so
         raise BackboneError(f"`input` makes no image: {error}.") from None
-    network = _build(architecture)
-    taps = {} if network is None else survey_shapes(artefact.freeze(network), inputs.shape)
+    taps = survey_shapes(artefact.freeze(network), inputs.shape)
     return Outline(taps, aliases(architecture, taps), getattr(config, "model", "NAME")) if taps else None
 
 
@@ -142,14 +144,14 @@ def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
     return vision.architecture(config.model, entry, config.classes), vision.preprocessing(entry)
 
 
-def _build(architecture: Mapping[str, Any]) -> nn.Module | None:
-    """Return the network on the meta device; None of a user's own that computes while it is built."""
+def _build(architecture: Mapping[str, Any]) -> nn.Module:
+    """Return the network on the meta device; with values where it computes while it is built."""
     try:
         with torch.device("meta"):
             return artefact.build(architecture)
     except BackboneError as error:
-        if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # not of the arguments, but of the device
-            return None
+        if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # it may be of the device
+            return artefact.build(architecture)
         raise
     except Exception:  # noqa: BLE001 - networks that compute while they are built raise nearly anything
         return artefact.build(architecture)

@@ -39,19 +39,7 @@ def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path, say: Say = l
 
     say: gets what of a weights file is read, where the file holds more.
     """
-    match config:
-        case Pretrained():
-            loaded = _own(pretrained / config.network)
-        case Folder():
-            loaded = _own(config.folder, digest=config.digest or "")
-        case Torchvision():
-            loaded = _torchvision(config, say)
-        case Timm():
-            loaded = _timm(config, say)
-        case Module():
-            loaded = _module(config, say)
-        case _:
-            assert_never(config)
+    loaded = load(config, pretrained=pretrained, say=say)
     try:
         inputs = config.input.onto(loaded.inputs)
     except ValueError as error:
@@ -64,6 +52,26 @@ def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path, say: Say = l
         inputs=inputs,
         classes=loaded.classes,
     )
+
+
+def load(config: FreezeConfig, *, pretrained: Path, say: Say = lambda _: None) -> Loaded:
+    """Return the network of a backbone with its weights; raises BackboneError where these are not there or do not fit.
+
+    pretrained, say: as `freeze` has them.
+    """
+    match config:
+        case Pretrained():
+            return _own(pretrained / config.network)
+        case Folder():
+            return _own(config.folder, digest=config.digest or "")
+        case Torchvision():
+            return _torchvision(config, say)
+        case Timm():
+            return _timm(config, say)
+        case Module():
+            return _module(config, say)
+        case _:
+            assert_never(config)
 
 
 def _own(source: Path, *, digest: str = "") -> Loaded:
