@@ -1,6 +1,5 @@
 """Rows in pieces: how they are cut, and that what is made of them does not depend on who works on a piece."""
 
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from places import PLAIN, Place, make
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
 from test_rows import keys_of, stored
+from worker_tasks import deadly, refusing, square
 
 from pipeline.errors import ClusterError, HeadError
 from pipeline.fit import FitConfig, sums
@@ -160,23 +160,6 @@ def test_rows_too_wide_for_two_pieces_leave_blas_its_threads() -> None:
     assert pieces.alone(threads, 100_000, 0) == own
 
 
-def square(number: int) -> int:
-    """For workers."""
-    return number**2
-
-
-def deadly(number: int) -> int:
-    """Ends the worker at 3."""
-    if number == 3:
-        os._exit(1)
-    return number
-
-
-def refusing(number: int) -> int:
-    """A value that is wrong."""
-    raise HeadError(f"number {number}: expected another, got this. Give another.")
-
-
 def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:
     taken = []
 
@@ -262,11 +245,9 @@ def test_workers_that_have_nothing_to_do_are_not_started(place: Place) -> None:
     assert done.notes == ["run: no worker was started: every training set is one piece, or is held in memory."]
 
 
-@pytest.mark.slow
-def test_a_head_in_memory_beside_streaming_ones_is_named(place: Place) -> None:
-    config = FitConfig(
-        task="pets", backbone="tiny", inputs=("easy",), head=("logistic", "streaming_ridge"), run={"workers": 2}
-    )
+def test_a_head_in_memory_beside_streaming_ones_is_named(place: Place, client: "Client") -> None:
+    heads, run = ("logistic", "streaming_ridge"), {"scheduler": client.scheduler.address}
+    config = FitConfig(task="pets", backbone="tiny", inputs=("easy",), head=heads, run=run)
     assert place.run(config).notes == ["logistic: it holds its training rows; workers have no part in it."]
     assert PredictionsFile.open(place.predictions).scores == {"logistic": "probability", "streaming_ridge": "decision"}
 
