@@ -1,10 +1,6 @@
 """Students: what is taken out of a network, pairs of nodes, a live teacher, and the loop with all of them."""
 
 import copy
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from pipeline.backbones.spec import InputSpec, Tap, TapSpec
 from pipeline.backbones.taps import collect
 from pipeline.errors import BackboneError, TrainingError
 from pipeline.readers.image import ImageSpec
+from pipeline.training import loop
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.knowledge import LossesConfig
 from pipeline.training.live import Live
@@ -349,22 +346,22 @@ def test_stored_scores_and_a_live_teacher_give_the_same_loss_curve(tmp_path: Pat
         assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_run_that_was_ended_goes_on_to_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"rows": 30, "epochs": 4, "ema": 0.9, "accumulate": 2, "batch_size": 4}
     _, expected, history = run(tmp_path / "whole" / "run", **settings)
-    folder = tmp_path / "killed" / "run"
+    folder = tmp_path / "ended" / "run"
     folder.parent.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert child.stdout is not None
-    for line in child.stdout:
-        if int(line) == 6:  # within the second of four epochs
-            break
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    step = loop.step
+
+    def ended(network: Any, chosen: Any, group: Any, number: int, setting: Any) -> Any:
+        if number == 6:  # within the second of four epochs
+            raise KeyboardInterrupt
+        return step(network, chosen, group, number, setting)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, save_seconds=0.0, **settings)
     saved = torch.load(folder / LAST, weights_only=True)
     assert (saved["state"]["epoch"], saved["state"]["batch"]) in ((1, 2), (1, 4))
     assert "projections.hints_0.weight" in saved["network"]
@@ -373,19 +370,6 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert load_file(folder / BEST).keys() == expected.keys()
-
-
-KILLED = """
-import sys, pupils
-from pathlib import Path
-import torch
-from pipeline.training.loop import train
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-one = pupils.lesson(folder.parent, rows=30, epochs=4, ema=0.9, accumulate=2, batch_size=4)
-train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder, save_seconds=0.0,
-      progress=lambda done, total: print(done, flush=True))
-"""
 
 
 def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path: Path) -> None:
