@@ -19,6 +19,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"icecore {release}"
+autodoc_preserve_defaults = True
 default_role = "code"  # of docstrings
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"

@@ -26,7 +26,7 @@ from pydantic import Field
 from pipeline import bootstrap, metrics, taught
 from pipeline.config import Settings
 from pipeline.errors import DataError
-from pipeline.files import write_json
+from pipeline.files import AnyPath, as_path, write_json
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
@@ -63,13 +63,16 @@ class Tested:
 
 
 def compare(
-    config: CompareConfig, *, task: Path, predictions: Path, runs: Mapping[str, Mapping[str, Any]], out: Path
+    config: CompareConfig, *, task: AnyPath, predictions: AnyPath, runs: Mapping[str, Mapping[str, Any]], out: AnyPath
 ) -> dict[str, Any]:
     """Compare the methods of the runs of one task, and write what was found.
 
     `predictions` is the folder of predictions, `runs` what evaluation wrote of each run (`data/plots/<run>.json`).
     Raises DataError where two runs were tested on other rows.
     """
+    task = as_path(task, "compare: task")
+    predictions = as_path(predictions, "compare: predictions")
+    out = as_path(out, "compare: out")
     chosen: list[Tested] = []
     within: dict[str, list[dict[str, Any]]] = {}
     metric = ""

@@ -19,7 +19,7 @@ from pydantic import Field
 from pipeline import bootstrap, breakdown, choice, metrics, undecided
 from pipeline.config import Settings
 from pipeline.errors import DataError, counted
-from pipeline.files import digest, read_json, sha256_file, write_json, write_text
+from pipeline.files import AnyPath, as_path, digest, read_json, sha256_file, write_json, write_text
 from pipeline.methods import Method, Methods, part, read
 from pipeline.predictions import Predictions
 from pipeline.runtime import versions
@@ -84,13 +84,13 @@ def is_current(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
 def evaluate(
     config: EvaluateConfig,
     *,
-    predictions: Path,
-    task: Path,
-    model: Path,
-    numbers: Path,
-    tables: Path,
-    confusion: Path,
-    curve: Path,
+    predictions: AnyPath,
+    task: AnyPath,
+    model: AnyPath,
+    numbers: AnyPath,
+    tables: AnyPath,
+    confusion: AnyPath,
+    curve: AnyPath,
 ) -> dict[str, Any]:
     """Write the numbers for DVC, the tables behind the report and two plots for `dvc plots`; return the numbers.
 
@@ -100,6 +100,13 @@ def evaluate(
     `confusion` has the targets and predictions of the selected method's test rows in its first draw, `curve` its metric
     against labels a class. Either has a header alone where there is no such thing.
     """
+    predictions = as_path(predictions, "evaluate: predictions")
+    task = as_path(task, "evaluate: task")
+    model = as_path(model, "evaluate: model")
+    numbers = as_path(numbers, "evaluate: numbers")
+    tables = as_path(tables, "evaluate: tables")
+    confusion = as_path(confusion, "evaluate: confusion")
+    curve = as_path(curve, "evaluate: curve")
     methods = read(predictions, task)
     metric: str = getattr(config.metric, methods.file.kind)
     rows = table(methods, metric, config)

@@ -20,8 +20,9 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 KEY_BYTES = 16
 FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -72,6 +73,16 @@ def as_path(value: AnyPath, what: str) -> Path:
     if not isinstance(text, str):
         raise TypeError(f"{what}: expected a path as str or Path, got {type(value).__name__} {reprlib.repr(value)}.")
     return value if isinstance(value, Path) else Path(text)
+
+
+class Paths:
+    """A base of frozen dataclasses of paths: a field `Path` may be given as text, and is a Path from then on."""
+
+    def __post_init__(self) -> None:
+        for field in fields(cast(Any, self)):
+            value = getattr(self, field.name)
+            if field.type in (Path, "Path") or (field.type in (Path | None, "Path | None") and value is not None):
+                object.__setattr__(self, field.name, as_path(value, f"{type(self).__name__}: {field.name}"))
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.files import check_readable, read_json
+from pipeline.files import AnyPath, as_path, check_readable, read_json
 from pipeline.predictions import SCORES
 from pipeline.task import KIND, RARE, describe_rare
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: AnyPath) -> dict[str, Any]:
     """An artefact as JSON values; raises DataError if the path is none."""
+    path = as_path(path, "describe: path")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
     try:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, unknown
-from pipeline.files import AnyPath, as_path, check_readable
+from pipeline.files import AnyPath, Paths, as_path, check_readable
 
 FILES_SCHEMA = pa.schema(
     [
@@ -76,7 +76,7 @@ def split_of_file(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class ManifestPaths:
+class ManifestPaths(Paths):
     """Where the three files of a data set lie below the manifests' folder."""
 
     folder: Path

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Settings
 from pipeline.errors import requires
-from pipeline.files import fresh_folder
+from pipeline.files import AnyPath, as_path, fresh_folder
 from pipeline.runtime import Progress, silent
 
 SIDE = 32
@@ -46,8 +46,9 @@ class SampleConfig(Settings):
         return self
 
 
-def sample(config: SampleConfig, folder: Path, *, progress: Progress = silent) -> int:
+def sample(config: SampleConfig, folder: AnyPath, *, progress: Progress = silent) -> int:
     """Write a folder a class; return the number of images."""
+    folder = as_path(folder, "sample: folder")
     pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
     with fresh_folder(folder) as new:
         for number, (label, name, image) in enumerate(pictures, start=1):

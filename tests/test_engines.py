@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -282,14 +283,32 @@ def test_tf32_wants_a_gpu() -> None:
         choose("auto", job_of(Glyphs, precision="tf32"), lambda: PIXELS, samples=9, say=print)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
-def test_a_missing_library_names_what_to_install(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [
+        ("openvino", "openvino", "openvino"),
+        ("onnxruntime", "onnxruntime", "onnx"),
+        ("onnxruntime", "onnxscript", "onnx"),
+    ],
+)
+def test_a_missing_library_names_what_to_install(
+    name: str, library: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = metadata.version
+
+    def version(package: str) -> str:
+        if package == library:
+            raise metadata.PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"pipeline.engines.{name}", raising=False)
     with pytest.raises(
-        EngineError, match=rf"engine '{name}': .*{name}.* Run `pip install 'icecore-features\[{extra}\]'`."
+        EngineError,
+        match=rf"(engine '{name}'|export to ONNX): .*{library}.* Run `pip install 'icecore-features\[{extra}\]'`",
     ):
-        create(name, backbone_of(Glyphs), {}, batch_size=1)
+        create(name, backbone_of(Glyphs), {}, batch_size=1, cache=tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ import pytest
 from pipeline import embed, manifest
 from pipeline.backbones import artefact
 from pipeline.errors import DataError, PipelineError
+from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import as_path
 from pipeline.fit import FitConfig
 from pipeline.fit.run import fit
+from pipeline.freeze import Pretrained
+from pipeline.freeze.run import freeze
 from pipeline.heads import model
+from pipeline.info import describe
+from pipeline.manifest import ManifestPaths
 from pipeline.predictions import PredictionsFile
+from pipeline.split import SplitConfig
+from pipeline.split.run import split
 from pipeline.store.features import Features
 from pipeline.store.keys import from_hex, to_hex
 from pipeline.task import Task
+from pipeline.training.ready import Paths
 from stages import project
 
 STAGES = sorted(path.stem for path in Path(project.__file__).parent.glob("*.py") if "run(main)" in path.read_text())
@@ -62,6 +71,15 @@ def fit_to(path: Any) -> None:
     fit(FIT, task=path, features=NEITHER, models=NEITHER, predictions=NEITHER)
 
 
+def evaluate_of(path: Any) -> None:
+    numbers = dict.fromkeys(("model", "numbers", "tables", "confusion", "curve"), NEITHER)
+    evaluate(EvaluateConfig(), predictions=path, task=NEITHER, **numbers)
+
+
+def freeze_to(folder: Any) -> None:
+    freeze(Pretrained(source="pretrained", network="net"), folder, pretrained=NEITHER)
+
+
 CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("Features.open: folder", Features.open, "no features"),
     ("Task.read: path", Task.read, "no such task"),
@@ -72,6 +90,10 @@ CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("read_spec: folder", artefact.read_spec, "no backbone there"),
     ("extract: out", extract_to, "no backbone there"),
     ("fit: task", fit_to, "no such task"),
+    ("evaluate: predictions", evaluate_of, "no such predictions"),
+    ("describe: path", describe, "no such file or folder"),
+    ("split: manifests", lambda path: split(SplitConfig(datasets=("photos",)), path), "no such manifest"),
+    ("freeze: folder", freeze_to, "no backbone there"),
     ("job: data", lambda path: embed.job("resnet18", ["penultimate"], path), "no such folder or list"),
 ]
 
@@ -95,6 +117,16 @@ def test_a_path_of_bytes_is_no_path() -> None:
 
     with pytest.raises(TypeError, match=r"a: expected a path as str or Path, got Bytes "):
         as_path(Bytes(), "a")  # type: ignore[arg-type]
+
+
+def test_paths_of_a_run_are_text_or_paths() -> None:
+    given: dict[str, Any] = {field.name: f"data/{field.name}" for field in fields(Paths)}
+    made = Paths(**given)
+    assert made == Paths(**{name: Path(path) for name, path in given.items()})
+    assert Paths(**{**given, "start": None}).start is None
+    with pytest.raises(TypeError, match=r"^Paths: task: expected a path as str or Path, got int 3\.$"):
+        Paths(**{**given, "task": 3})
+    assert ManifestPaths("data", "a").rows == Path("data/a.parquet")  # type: ignore[arg-type]
 
 
 def test_one_tap_as_a_text_is_not_taken_for_a_list() -> None:

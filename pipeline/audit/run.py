@@ -14,6 +14,7 @@ from pipeline import manifest
 from pipeline.audit import AuditConfig, Extracted, choose, counts
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
 from pipeline.errors import counted
+from pipeline.files import AnyPath, as_path
 from pipeline.heads.rows import Rows
 from pipeline.split.assign import position
 from pipeline.store import keys as key_arrays
@@ -26,9 +27,9 @@ def audit(
     name: str,
     datasets: Sequence[str],
     *,
-    task: Path,
-    manifests: Path,
-    features: Path,
+    task: AnyPath,
+    manifests: AnyPath,
+    features: AnyPath,
     extracted: Mapping[str, Extracted],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -37,6 +38,9 @@ def audit(
     `features` holds a folder a backbone, and `extracted` says what each is of. Where none has the data sets of the
     task, the parts that need features are only the reason `why`.
     """
+    task = as_path(task, "audit: task")
+    manifests = as_path(manifests, "audit: manifests")
+    features = as_path(features, "audit: features")
     loaded = Task.read(task)
     found = {
         "format": 1,

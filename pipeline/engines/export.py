@@ -31,8 +31,12 @@ INPUT = "/pixels"
 def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> bytes:
     """The ONNX file, from `cache/onnx/` if it was made before.
 
-    Raises EngineError if the network has no graph, and StoreError if the cache cannot be written.
+    Raises EngineError if the network has no graph or the exporter is not installed, and StoreError if the cache cannot
+    be written.
     """
+    with requires("onnx", what="export to ONNX", error=EngineError):
+        import onnx  # noqa: F401  # the exporter needs both
+        import onnxscript  # noqa: F401
     if cache is None:
         return export(backbone, specs)
     path = cache / "onnx" / f"{address(backbone, specs)}.onnx"
@@ -65,9 +69,6 @@ def export(backbone: Backbone, specs: Mapping[str, TapSpec]) -> bytes:
     """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
     whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
-    with requires("onnx", what="export to ONNX", error=EngineError):
-        import onnx  # noqa: F401  # the exporter needs both
-        import onnxscript  # noqa: F401
     channels, height, width = backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     try:

@@ -14,7 +14,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.backbones.survey import survey
 from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import BackboneError, counted
-from pipeline.files import sha256_file
+from pipeline.files import AnyPath, as_path, sha256_file
 from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 from pipeline.freeze.checkpoint import read_entry
 from pipeline.freeze.outline import refuse_guess
@@ -34,11 +34,13 @@ class Loaded:
 Say = Callable[[str], None]
 
 
-def freeze(config: FreezeConfig, folder: Path, *, pretrained: Path, say: Say = lambda _: None) -> BackboneSpec:
+def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, say: Say = lambda _: None) -> BackboneSpec:
     """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained.
 
     say: gets what of a weights file is read, where the file holds more.
     """
+    folder = as_path(folder, "freeze: folder")
+    pretrained = as_path(pretrained, "freeze: pretrained")
     loaded = load(config, pretrained=pretrained, say=say)
     try:
         inputs = config.input.onto(loaded.inputs)

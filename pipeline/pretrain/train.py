@@ -14,6 +14,7 @@ from pipeline import manifest
 from pipeline.backbones import artefact, glyphs
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import DataError, counted
+from pipeline.files import AnyPath, as_path
 from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.distort import distort
 from pipeline.readers.image import ImageReader
@@ -22,11 +23,15 @@ from pipeline.sources import Place, read, read_many
 
 
 @repeatable_kernels()
-def pretrain(config: PretrainConfig, folder: Path, *, manifests: Path, progress: Progress = silent) -> BackboneSpec:
+def pretrain(
+    config: PretrainConfig, folder: AnyPath, *, manifests: AnyPath, progress: Progress = silent
+) -> BackboneSpec:
     """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
 
     A twentieth of the samples is held out, but at least one; its accuracy, undistorted, stands in `origin`.
     """
+    folder = as_path(folder, "pretrain: folder")
+    manifests = as_path(manifests, "pretrain: manifests")
     images, targets, classes = _load(config, manifests)
     seed_everything(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

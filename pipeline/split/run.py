@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, counted
+from pipeline.files import AnyPath, as_path
 from pipeline.split import Domains, FewShot, SplitConfig
 from pipeline.split.assign import Assigned, assign, assign_by_domain, few_shot_ranks, limited
 from pipeline.split.given import assign_given, names_splits
@@ -17,11 +18,12 @@ from pipeline.split.targets import read, strata
 from pipeline.task import GIVEN, KIND, RARE, Task, name_some
 
 
-def split(config: SplitConfig, manifests: Path, *, say: Callable[[str], None] = lambda _: None) -> Task:
+def split(config: SplitConfig, manifests: AnyPath, *, say: Callable[[str], None] = lambda _: None) -> Task:
     """Make the task; raises DataError with what is wrong with the manifests or the outcome.
 
     `say` is called with sentences about values that may be mistakes.
     """
+    manifests = as_path(manifests, "split: manifests")
     table = read(config, manifests, say)
     keys = table["key"].to_pylist()
     groups = table["group"].to_pylist() if config.group is not None else keys

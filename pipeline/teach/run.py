@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import files
 from pipeline.backbones.spec import resolve
 from pipeline.engines.select import Say
 from pipeline.errors import TrainingError, counted
@@ -26,7 +27,7 @@ from pipeline.teach.top_k import TopK
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(files.Paths):
     """Where a teacher is read from and written to. `run`: the folder of its run; None: the backbone by itself."""
 
     run: Path | None

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pipeline import files
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import last_layer, new_parts
@@ -33,7 +34,7 @@ from pipeline.training_sets import Training
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(files.Paths):
     """Where a run reads and writes. `start`: the folder of the run that it starts from."""
 
     task: Path

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipeline import files
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
 from pipeline.backbones.headed import new_parts
@@ -42,7 +43,7 @@ from pipeline.training_sets import Training
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(files.Paths):
     """Where a run reads and writes. `tasks`, `teachers`, `models`, `backbones`, `features`: of all names."""
 
     tasks: Path
