@@ -2,7 +2,6 @@
 
 from pipeline.errors import counted
 from pipeline.files import write_json
-from pipeline.runtime import cores
 from pipeline.store import cache
 from pipeline.training import distill
 from pipeline.training.footprints import footprints
@@ -34,7 +33,7 @@ def main() -> None:
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.bar(f"distill {name}", "steps") as progress:
         found = distill.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
-    write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths, threads=cores()))
+    write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
     labels = counted(found["labels"], "label") if found["labels"] else "all labels"
     print(f"{name}: {labels} a class, {counted(found['samples'], 'sample')}; {line(found['kept'], config)}")
 

@@ -186,7 +186,7 @@ def test_evaluation_reads_what_a_run_leaves(paths: Paths, tmp_path: Path) -> Non
 def test_student_and_teachers_have_footprints_side_by_side(paths: Paths) -> None:
     asked = config(teacher=["tuned", "heads"], epochs=1)
     distill(asked, paths, datasets=["photos"])
-    found = footprints(asked, paths, threads=1)
+    found = footprints(asked, paths)
     assert list(found["teachers"]) == ["tuned", "heads"]
     counts = [one["parameters"] for one in (found["student"], *found["teachers"].values())]
     assert counts[0] < counts[2] < counts[1]  # of a head no classifier of the network runs

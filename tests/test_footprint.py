@@ -9,12 +9,15 @@ import torch
 from small_networks import backbone
 from torch import Tensor, nn
 
-from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.artefact import Backbone, weights_digest
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.footprint import Footprint, Network, footprint, side_by_side
+from pipeline.engines.footprint import IMAGES, Footprint, Network, side_by_side
 from pipeline.runtime import cores
 
-CORES = cores()
+
+def footprint(backbone: Backbone, *, images: int = IMAGES) -> Footprint:
+    """The footprint of one network by itself."""
+    return side_by_side({"": Network(backbone)}, images=images)[""]
 
 
 class Net(nn.Module):
@@ -32,7 +35,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def found() -> Footprint:
-    return footprint(backbone(Net(), side=8), threads=1)
+    return footprint(backbone(Net(), side=8))
 
 
 def test_sizes_are_those_of_the_layers(found: Footprint) -> None:
@@ -46,7 +49,7 @@ def test_times_are_of_one_image_and_of_a_batch_with_their_quartiles(found: Footp
     for one in found.latency_ms.values():
         assert 0 < one.low <= one.median <= one.high
         assert one.engine == "torch", "it is too small for another to be worth preparing"
-    assert found.threads == 1
+    assert found.threads == cores()
 
 
 def test_it_is_read_back_as_it_was_written(found: Footprint) -> None:
@@ -56,7 +59,7 @@ def test_it_is_read_back_as_it_was_written(found: Footprint) -> None:
 @pytest.mark.parametrize("name", ["vgg", "resnet", "mobilenet", "vit"])
 def test_a_network_up_to_its_logits_uses_all_its_parameters(name: str) -> None:
     made = backbone(name)
-    whole = footprint(made, threads=1)
+    whole = footprint(made)
     assert whole.parameters == sum(value.numel() for value in made.module.parameters())
     assert whole.multiply_adds == max(tap.multiply_adds for tap in made.spec.taps.values())
 
@@ -66,7 +69,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
     node = made.spec.node("layer1.0")
     early, late = TapSpec(node=node, pool="mean"), TapSpec(node="penultimate")
     taps = {"part": {"early": early}, "deeper": {"early": early, "late": late}, "whole": None}
-    found = side_by_side({name: Network(made, one) for name, one in taps.items()}, threads=1)
+    found = side_by_side({name: Network(made, one) for name, one in taps.items()})
     names = ("conv1.", "bn1.", "layer1.0.")
     own = [value.numel() for name, value in made.module.named_parameters() if name.startswith(names)]
     assert found["part"].parameters == sum(own)
@@ -77,7 +80,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
 def test_networks_that_are_compared_are_run_by_the_same_engines(tmp_path: Path) -> None:
     small, large = backbone(Net(), side=8), backbone("resnet")
     networks = {"small": Network(small), "large": Network(large)}
-    found = side_by_side(networks, threads=1, images=10**9, cache=tmp_path)
+    found = side_by_side(networks, images=10**9, cache=tmp_path)
     expected = {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
     for one in (latency for each in found.values() for latency in each.latency_ms.values()):
         assert {one.engine, *one.others} == expected
@@ -93,7 +96,7 @@ class Odd(Net):
 
 
 def test_a_network_that_cannot_be_exported_is_left_to_torch() -> None:
-    found = footprint(backbone(Odd(), side=8), threads=1, images=10**9)
+    found = footprint(backbone(Odd(), side=8), images=10**9)
     assert {one.engine for one in found.latency_ms.values()} == {"torch"}
 
 
@@ -103,12 +106,8 @@ def test_measuring_leaves_the_network_and_the_process_as_they_were() -> None:
     network.train().requires_grad_(True)
     before = weights_digest(network.state_dict())
     process = os.sched_getaffinity(0), torch.get_num_threads()
-    assert footprint(made, threads=1).threads == 1
+    footprint(made)
     assert (os.sched_getaffinity(0), torch.get_num_threads()) == process
     assert weights_digest(network.state_dict()) == before
     assert network.training
     assert all(value.requires_grad and value.is_contiguous() for value in network.parameters())
-
-
-def test_no_more_threads_are_told_than_there_are_cores() -> None:
-    assert footprint(backbone(Net(), side=8), threads=10_000).threads == CORES

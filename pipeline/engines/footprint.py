@@ -1,23 +1,22 @@
 """What a network costs whoever runs it: parameters, bytes of weights, multiply-adds, and time on the CPU.
 
-The time is that of the fastest engine here that computes what torch does, of one image and of a batch. Networks that
-are compared are timed in turn, by the same engines: a busy moment is then one of all of them, and a small network is
-not left to a slower engine than a large one. Exporting takes seconds: where torch needs less than that for `IMAGES`
-images of the slowest network, all are left to torch.
+The time is that of the fastest engine here that computes what torch does, of one image and of a batch, on all cores.
+Networks that are compared are timed by the same engines: a small network is not left to a slower engine than a large
+one. Exporting takes seconds: where torch needs less than that for `IMAGES` images of the slowest network, all are left
+to torch.
 """
 
 import contextlib
 import copy
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.benchmark import Measurement, Timer
 
 from pipeline.backbones.artefact import Backbone, freeze
 from pipeline.backbones.spec import TapSpec
@@ -29,13 +28,11 @@ from pipeline.engines.batches import finished
 from pipeline.engines.parity import Limits, compare
 from pipeline.engines.select import WORTH
 from pipeline.errors import EngineError
-from pipeline.runtime import core_numbers, cores
+from pipeline.runtime import cores
 
 BATCHES = (1, 32)
 IMAGES = 10_000  # that an engine must be worth preparing for
-SECONDS = 0.2  # of timing a size of batches, for each network
-ROUNDS = 7  # at least
-TRIALS = 3  # of a batch by torch, the best of which says whether others are worth it
+SECONDS = 0.2  # of timing, at least, for each network, engine and size of batches
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Pixels uint8 (n, height, width, channels) to each tap."""
@@ -69,36 +66,22 @@ class Footprint(Settings):
     latency_ms: dict[int, Latency]
 
 
-def footprint(
-    backbone: Backbone,
-    *,
-    threads: int,
-    taps: Mapping[str, TapSpec] | None = None,
-    images: int = IMAGES,
-    cache: Path | None = None,
-) -> Footprint:
-    """Measure one network by itself; see `side_by_side`."""
-    return side_by_side({"": Network(backbone, taps)}, threads=threads, images=images, cache=cache)[""]
-
-
 def side_by_side(
-    networks: Mapping[str, Network], *, threads: int, images: int = IMAGES, cache: Path | None = None
+    networks: Mapping[str, Network], *, images: int = IMAGES, cache: Path | None = None
 ) -> dict[str, Footprint]:
     """Measure networks by name on the CPU, so that they can be compared.
 
-    `threads`: at most so many, and no more than there are cores. `images`: so many are to be run; other engines than
-    torch are tried if that is worth it. `cache` keeps exported graphs, as extraction does.
+    `images`: so many are to be run; other engines than torch are tried if that is worth it. `cache` keeps exported
+    graphs, as extraction does.
     """
     made = {name: _Measured.of(one) for name, one in networks.items()}
-    used = min(max(1, threads), cores())
-    with _threads_of_torch(used):
-        latency = _latency(made, threads=used, images=images, cache=cache)
+    latency = _latency(made, images=images, cache=cache)
     return {
         name: Footprint(
             parameters=one.parameters,
             bytes=one.bytes,
             multiply_adds=max(one.backbone.spec.taps[spec.node].multiply_adds for spec in one.specs.values()),
-            threads=used,
+            threads=cores(),
             latency_ms=latency[name],
         )
         for name, one in made.items()
@@ -156,53 +139,23 @@ class _Used(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def _threads_of_torch(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _kept_to(count: int) -> Iterator[None]:
-    """Keep to so many cores while engines are made, which take as many threads as there are cores."""
-    every = core_numbers()
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    try:
-        os.sched_setaffinity(0, every[:count])
-        yield
-    finally:
-        os.sched_setaffinity(0, every)
-
-
-def _latency(
-    networks: Mapping[str, _Measured], *, threads: int, images: int, cache: Path | None
-) -> dict[str, dict[int, Latency]]:
+def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
     pixels = {name: one.pixels() for name, one in networks.items()}
-    expected = {name: one.run(pixels[name]) for name, one in networks.items()}  # prepares kernels too
-    slowest = max(min(_milliseconds(one.run, pixels[name]) for _ in range(TRIALS)) for name, one in networks.items())
-    whole = slowest / 1e3 * images / max(BATCHES)
+    expected = {name: one.run(pixels[name]) for name, one in networks.items()}
+    slowest = max(min(_timed(one.run, pixels[name]).times) for name, one in networks.items())
+    whole = slowest * images / max(BATCHES)
     engines = [name for name in ("onnxruntime", "openvino") if whole >= WORTH[name]]
     found: dict[str, dict[int, Latency]] = {name: {} for name in networks}
     for count in BATCHES:
-        timed = []
         for name, one in networks.items():
             runs = {"torch": one.run}
             for engine in engines:
                 # It may not be installed, or not be able to run this network.
-                with contextlib.suppress(EngineError), _kept_to(threads):
+                with contextlib.suppress(EngineError):
                     runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
-            right = [
-                engine for engine, run in runs.items() if _agrees(expected[name], run(pixels[name][:count]), count)
-            ]
-            timed.append(_Timed(name, pixels[name][:count], {engine: runs[engine] for engine in right}))
-        for each, latency in zip(timed, _in_turn(timed), strict=True):
-            found[each.name][count] = latency
+            batch = pixels[name][:count]
+            right = {engine: run for engine, run in runs.items() if _agrees(expected[name], run(batch), count)}
+            found[name][count] = _fastest({engine: _timed(run, batch) for engine, run in right.items()})
     return found
 
 
@@ -227,34 +180,15 @@ def _agrees(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], c
     return not any(compare(expected[tap][:count], got[tap]).problems(Limits(), reduced=False) for tap in expected)
 
 
-class _Timed(NamedTuple):
-    """A network with a batch, and the engines that run it."""
-
-    name: str
-    pixels: np.ndarray
-    runs: Mapping[str, Run]
+def _timed(run: Run, pixels: np.ndarray) -> Measurement:
+    """Measure a batch, in seconds."""
+    timer = Timer("run(pixels)", globals={"run": run, "pixels": pixels}, num_threads=cores())
+    return timer.blocked_autorange(min_run_time=SECONDS)
 
 
-def _in_turn(networks: Sequence[_Timed]) -> list[Latency]:
-    """Of each network the engine with the least median: one run of each engine of each network, round after round."""
-    taken: list[dict[str, list[float]]] = [{engine: [] for engine in one.runs} for one in networks]
-    begin, rounds = time.perf_counter(), 0
-    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * len(networks):
-        for one, times in zip(networks, taken, strict=True):
-            for engine, run in one.runs.items():
-                times[engine].append(_milliseconds(run, one.pixels))
-        rounds += 1
-    return [_fastest(times) for times in taken]
-
-
-def _fastest(times: Mapping[str, Sequence[float]]) -> Latency:
-    medians = {engine: float(np.median(found)) for engine, found in times.items()}
+def _fastest(times: Mapping[str, Measurement]) -> Latency:
+    """Return the times of the engine with the least median, and the medians of the others."""
+    medians = {engine: 1e3 * float(measured.median) for engine, measured in times.items()}
     best = min(medians, key=medians.__getitem__)
-    low, high = (float(value) for value in np.quantile(times[best], (0.25, 0.75)))
+    low, high = (1e3 * float(value) for value in np.quantile(times[best].times, (0.25, 0.75)))
     return Latency(engine=best, median=medians.pop(best), low=low, high=high, others=medians)
-
-
-def _milliseconds(run: Run, pixels: np.ndarray) -> float:
-    start = time.perf_counter()
-    run(pixels)
-    return 1e3 * (time.perf_counter() - start)

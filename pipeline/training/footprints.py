@@ -14,7 +14,7 @@ from pipeline.training.schooling import Paths, sources_of
 STUDENT = ""  # among the names of teachers
 
 
-def footprints(config: DistillConfig, paths: Paths, *, threads: int) -> dict[str, Any]:
+def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
     """The footprint of the student that a run left, and of each teacher of its task by name, as plain values.
 
     Of a head it is that of the network up to the taps that the head sees. Times vary from run to run.
@@ -24,7 +24,7 @@ def footprints(config: DistillConfig, paths: Paths, *, threads: int) -> dict[str
         one = Teacher.open(paths.teachers / name, check=False)
         sources = sources_of(one, paths)
         networks[name] = Network(artefact.read(sources.network), _taps(one, sources))
-    found = side_by_side(networks, threads=threads, cache=paths.cache)
+    found = side_by_side(networks, cache=paths.cache)
     told = {name: one.model_dump(mode="json") for name, one in found.items()}
     return {"student": told.pop(STUDENT), "teachers": told}
 
