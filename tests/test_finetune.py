@@ -36,7 +36,7 @@ from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
 from pipeline.task import KIND, TYPES, Kind, Task
 from pipeline.training import FinetuneConfig
-from pipeline.training.breakeven import BreakEven
+from pipeline.training.breakeven import describe
 from pipeline.training.finetune import finetune, lr_range
 from pipeline.training.loop import make_fabric
 from pipeline.training.ready import Paths, opened, prepared
@@ -568,20 +568,16 @@ def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice
 
 
 def test_the_break_even_is_where_reading_has_saved_what_storing_cost() -> None:
-    pays = BreakEven("block1", rows=1000, row_bytes=2**20, epochs=10, frozen=4e-3, reading=1e-3, stored=False)
-    assert pays.needed == 2
-    assert pays.pays
-    assert str(pays) == (
+    given: dict[str, Any] = {"rows": 1000, "row_bytes": 2**20, "epochs": 10, "frozen": 4e-3, "reading": 1e-3}
+    assert describe("block1", **given, stored=False) == (
         "block1: 1,000 rows, 1,000.0 MiB stored; 4 ms a row to compute, 1 ms to read; pays after: 2 epochs. It pays "
         "here, in 10 epochs."
     )
-    views = dataclasses.replace(pays, views=8)
-    assert views.needed == 11
-    assert str(views).endswith("It does not pay here, in 10 epochs: train from pixels, as it is.")
-    slow = dataclasses.replace(pays, reading=5e-3, stored=True)
-    assert not slow.pays
-    assert str(slow).endswith("pays after: never. It does not pay here, in 10 epochs: `input: pixels` is faster.")
-    assert "1.0 GiB" in str(dataclasses.replace(pays, rows=1024))
+    views = describe("block1", **given, views=8, stored=False)
+    assert "pays after: 11 epochs. It does not pay here, in 10 epochs: train from pixels, as it is." in views
+    slow = describe("block1", **given | {"reading": 5e-3, "rows": 1024})
+    assert slow.endswith("pays after: never. It does not pay here, in 10 epochs: `input: pixels` is faster.")
+    assert "1.0 GiB" in slow
 
 
 def test_model_json_is_plain_json(paths: Paths) -> None:

@@ -5,9 +5,8 @@ each view, and each epoch reads the stored rows.
 """
 
 import math
-import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,50 +21,6 @@ from pipeline.training import FinetuneConfig
 MEASURED = 32  # rows
 
 
-@dataclass(frozen=True)
-class BreakEven:
-    """Measured seconds a row, and what follows from them.
-
-    `frozen`: of the forward pass up to the tap. `reading`: of a stored row. `stored`: whether all rows are there.
-    """
-
-    node: str
-    rows: int
-    row_bytes: int
-    epochs: int
-    frozen: float
-    reading: float
-    views: int = 1
-    stored: bool = True
-
-    @property
-    def bytes(self) -> int:
-        """Of the stored rows of all views."""
-        return self.rows * self.row_bytes * self.views
-
-    @property
-    def needed(self) -> float:
-        """Epochs after which it has paid, whoever extracts: infinite where reading takes as long as computing."""
-        saved = self.frozen - self.reading
-        return math.ceil(self.views * self.frozen / saved) if saved > 0 else math.inf
-
-    @property
-    def pays(self) -> bool:
-        """Whether stored rows make this run shorter."""
-        return self.frozen > self.reading if self.stored else self.epochs >= self.needed
-
-    def __str__(self) -> str:
-        size = f"{self.bytes / 2**20:,.1f} MiB" if self.bytes < 2**30 else f"{self.bytes / 2**30:,.1f} GiB"
-        copies = f" in {self.views} views" if self.views > 1 else ""
-        costs = f"{self.frozen * 1e3:.3g} ms a row to compute, {self.reading * 1e3:.3g} ms to read"
-        needed = counted(int(self.needed), "epoch") if math.isfinite(self.needed) else "never"
-        told = f"{self.node}: {counted(self.rows, 'row')}{copies}, {size} stored; {costs}; pays after: {needed}"
-        if not self.pays:
-            advice = "`input: pixels` is faster" if self.stored else "train from pixels, as it is"
-            return f"{told}. It does not pay here, in {counted(self.epochs, 'epoch')}: {advice}."
-        return f"{told}. It pays here, in {counted(self.epochs, 'epoch')}."
-
-
 def break_even(
     network: nn.Module,
     spec: BackboneSpec,
@@ -74,8 +29,8 @@ def break_even(
     rows: int,
     config: FinetuneConfig,
     reading: tuple[Features, np.ndarray] | None,
-) -> BreakEven:
-    """Measure the forward pass up to a node, and the reading of its rows, on a batch each.
+) -> str:
+    """Measure the forward pass up to a node, and the reading of its rows, on a batch each; say what follows.
 
     `reading`: stored rows and some keys of them; None where none are stored, and copying such rows stands for it.
     """
@@ -87,31 +42,53 @@ def break_even(
     with torch.inference_mode():
         computing = _seconds(lambda: collect(network, images, {"rows": TapSpec(node=node)}, spec.taps)["rows"].cpu())
     if reading is None:
-        row = np.zeros((MEASURED, *shape), np.float32)
-        seconds = _seconds(row.copy)
+        row, dtype = np.zeros((MEASURED, *shape), np.float32), np.dtype(np.float32)
+        copying = _seconds(row.copy) / MEASURED
     else:
         features, keys = reading
-        seconds = _seconds(lambda: features.load(keys[:MEASURED]))
-    counted = MEASURED if reading is None else min(MEASURED, len(reading[1]))
-    dtype = np.dtype(np.float32) if reading is None else reading[0].dtype
-    return BreakEven(
-        node=node,
+        some, dtype = keys[:MEASURED], features.dtype
+        copying = _seconds(lambda: features.load(some)) / len(some)
+    return describe(
+        node,
         rows=rows,
         row_bytes=math.prod(shape) * dtype.itemsize,
         epochs=config.epochs,
         frozen=computing / MEASURED,
-        reading=seconds / counted,
+        reading=copying,
         views=max(1, config.views),
         stored=reading is not None,
     )
 
 
+def describe(
+    node: str,
+    *,
+    rows: int,
+    row_bytes: int,
+    epochs: int,
+    frozen: float,
+    reading: float,
+    views: int = 1,
+    stored: bool = True,
+) -> str:
+    """Return the line that a run prints of stored rows.
+
+    `frozen`: seconds per row of the forward pass up to the tap. `reading`: of a stored row. `stored`: whether all rows
+    are there, so that nothing has to be computed for them.
+    """
+    saved, whole = frozen - reading, rows * row_bytes * views
+    needed = math.ceil(views * frozen / saved) if saved > 0 else math.inf  # epochs, whoever extracts
+    size = f"{whole / 2**20:,.1f} MiB" if whole < 2**30 else f"{whole / 2**30:,.1f} GiB"
+    copies = f" in {views} views" if views > 1 else ""
+    costs = f"{frozen * 1e3:.3g} ms a row to compute, {reading * 1e3:.3g} ms to read"
+    after = counted(int(needed), "epoch") if math.isfinite(needed) else "never"
+    line = f"{node}: {counted(rows, 'row')}{copies}, {size} stored; {costs}; pays after: {after}"
+    if saved > 0 if stored else epochs >= needed:
+        return f"{line}. It pays here, in {counted(epochs, 'epoch')}."
+    advice = "`input: pixels` is faster" if stored else "train from pixels, as it is"
+    return f"{line}. It does not pay here, in {counted(epochs, 'epoch')}: {advice}."
+
+
 def _seconds(act: Callable[[], object]) -> float:
-    """The least time of three, after one that counts for nothing."""
-    act()
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        act()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    """Return the least time of three, after one that counts for nothing."""
+    return min(timeit.repeat(act, number=1, repeat=4)[1:])

@@ -105,11 +105,11 @@ def _foreseen(run: Run, one: Prepared, rows: int) -> str:
     config, spec, inputs = run.config, run.source.spec, run.inputs
     if isinstance(inputs, FromFeatures):
         reading = (inputs.clean, inputs.keys[run.task.rows("train")])
-        return str(break_even(one.network, spec, inputs.node, rows=rows, config=config, reading=reading))
+        return break_even(one.network, spec, inputs.node, rows=rows, config=config, reading=reading)
     node = one.frozen.cut(0)
     if node in (None, "input") or config.augment or config.unfreeze:
         return f"pixels: {counted(rows, 'row')}; nothing is frozen that stored rows could stand for"
-    return str(break_even(one.network, spec, node, rows=rows, config=config, reading=None))
+    return break_even(one.network, spec, node, rows=rows, config=config, reading=None)
 
 
 def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
