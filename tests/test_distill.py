@@ -183,6 +183,7 @@ def test_evaluation_reads_what_a_run_leaves(paths: Paths, tmp_path: Path) -> Non
     assert (found["labels"], found["test_rows"]) == (4, 6)
 
 
+@pytest.mark.usefixtures("one_core")
 def test_student_and_teachers_have_footprints_side_by_side(paths: Paths) -> None:
     asked = config(teacher=["tuned", "heads"], epochs=1)
     distill(asked, paths, datasets=["photos"])

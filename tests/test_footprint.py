@@ -14,6 +14,8 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines.footprint import IMAGES, Footprint, Network, side_by_side
 from pipeline.runtime import cores
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 
 def footprint(backbone: Backbone, *, images: int = IMAGES) -> Footprint:
     """The footprint of one network by itself."""
@@ -34,7 +36,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def found() -> Footprint:
+def found(one_core: None) -> Footprint:  # noqa: ARG001 - it is only to be there
     return footprint(backbone(Net(), side=8))
 
 
