@@ -51,6 +51,7 @@ FINETUNE: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "batch_norm": {name: {"batch_norm": name} for name in ("frozen", "train", "recalibrate")},
     "classifier": {
         "linear": {},
+        "random": {"classifier": {"init": "random"}},
         "hidden": {"classifier": {"hidden": 5, "dropout": 0.2}},
         "convolution": {"classifier": {"convolution": 1}},
     },
@@ -133,6 +134,7 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
         ),
         ("start", "scratch", "batch_norm", "frozen", "`start: scratch` has nothing to freeze"),
         ("start", "a run of fit", "classifier", "hidden|convolution", "expected"),
+        ("start", "a run of fit", "classifier", "random", "`classifier.init` belongs to `start: backbone`"),
         (
             "input",
             "features|views",

@@ -369,7 +369,7 @@ def test_a_student_without_labels_is_fine_tuned_on_the_labelled_target(paths: Pa
     assert np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-4)
     made = read_json(second.model / "model.json")
     assert made["backbone"]["from"] == artefact.read_spec(paths.model / "backbone").weights_digest
-    tuned(second, labels_per_class=[2], learning_rate=0.01, batch_norm="train")
+    tuned(second, labels_per_class=[2], learning_rate=0.01, batch_norm="train", weights="last")
     assert not np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-3)
     third = dataclasses.replace(second, start=second.model, model=tmp_path / "third")
     tuned(third, learning_rate=1e-9, weights="last")
@@ -567,7 +567,7 @@ def test_scores_of_a_network_that_was_trained_again_are_refused(world: World, tm
     shutil.copytree(world.root, tmp_path / "world", symlinks=True)
     more = copy.copy(world)
     more.root = tmp_path / "world"
-    more.finetune("tuned", epochs=1, seed=3)
+    more.finetune("tuned", epochs=1, seed=3, weights="last")
     with pytest.raises(TrainingError, match=r"expected scores of the teacher as it is now(?s:.*)weights: expected "):
         run(at(more.root, tmp_path))
 

@@ -57,6 +57,14 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "plateau without rows": ("finetune", TUNED | {"schedule": "plateau"}, UNCHOSEN, ".schedule: plateau: expected a t"),
     "best without rows": ("finetune", TUNED | {"weights": "best"}, UNCHOSEN, ".weights: best: expected a task with va"),
     "monitor without rows": ("finetune", TUNED | {"monitor": "accuracy"}, UNCHOSEN, ".monitor: expected a task with v"),
+    "a fitted classifier of new weights": (
+        "distill", STUDENT | {"classifier": {"init": "probe"}}, {},
+        ": `classifier.init` belongs to `start: backbone`, got scratch: leave it out",
+    ),
+    "a fitted classifier of two layers": (
+        "finetune", TUNED | {"classifier": {"init": "probe", "hidden": 8}}, {},
+        ".classifier: `init: probe` is of one layer: leave `hidden` and `convolution` out, or `init`",
+    ),
     "a classifier of a run of fit": (
         "finetune", TUNED | {"start": "digits_logistic", "classifier": {"hidden": 8}, "labels_per_class": [10]},
         {"few_shot": {"labels_per_class": 50, "draws": 5}},

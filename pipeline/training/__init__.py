@@ -28,6 +28,7 @@ targets       the targets of a task as tensors
 inputs        pixels or stored rows, and the part of a network that runs on them
 breakeven     after how many epochs stored rows pay for themselves
 start         what a network begins with
+probe         the fitted head as which a new classifier begins
 ready         a run before it is trained
 record        what a run leaves: predictions, a record, and the best network in the backbone format
 finetune      a run on labels: training sets, network, loop
@@ -111,17 +112,32 @@ class LoopConfig(Settings):
         return list(effects.unsuited(self, kind, validation=validation))
 
 
+BACKBONE, SCRATCH = "backbone", "scratch"
+FROM_BACKBONE = (BACKBONE, SCRATCH)
+"""What a run may start from besides another run."""
+
+
 class ClassifierConfig(Settings):
     """The new classifier: a linear layer, or more."""
+
+    init: Literal["probe", "random"] = Field(
+        default="probe",
+        description="what one layer on a backbone's weights starts as: a head fitted to its inputs, or random weights",
+    )
 
     dropout: Annotated[Share, Field(description="before each layer of it")] = 0.0
     hidden: Annotated[int | None, Field(ge=1, description="width of a layer before the last, with a ReLU")] = None
     convolution: Annotated[int | None, Field(ge=1, description="side of a convolution after the last maps")] = None
 
+    @model_validator(mode="after")
+    def _one_layer(self) -> Self:
+        if "init" in self.model_fields_set and self.init == "probe" and (self.hidden or self.convolution):
+            raise ValueError("`init: probe` is of one layer: leave `hidden` and `convolution` out, or `init`")
+        return self
 
-BACKBONE, SCRATCH = "backbone", "scratch"
-FROM_BACKBONE = (BACKBONE, SCRATCH)
-"""What a run may start from besides another run."""
+    def is_fitted(self, start: str) -> bool:
+        """Whether the classifier of a network starts as a fitted head; `start`: of a run."""
+        return self.init == "probe" and start == BACKBONE and not (self.hidden or self.convolution)
 
 
 class RunConfig(LoopConfig):

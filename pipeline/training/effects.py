@@ -41,6 +41,7 @@ def idle_in_run(config: "RunConfig") -> Iterator[str]:
 
 def idle_in_finetuning(config: "FinetuneConfig") -> Iterator[str]:
     """Yield the settings of fine-tuning that nothing follows from."""
+    yield from _idle_init(config)
     late = sorted(epoch for epoch in config.unfreeze if epoch >= config.epochs)
     if late:
         last = config.epochs - 1
@@ -51,6 +52,7 @@ def idle_in_finetuning(config: "FinetuneConfig") -> Iterator[str]:
 
 def idle_in_distillation(config: "DistillConfig") -> Iterator[str]:
     """Yield the settings of distillation that nothing follows from."""
+    yield from _idle_init(config)
     if config.unlabelled and not config.labels_per_class:
         yield "`unlabelled` adds the rows that `labels_per_class` leaves out: expected both, or leave it out"
     losses = config.losses
@@ -61,6 +63,12 @@ def idle_in_distillation(config: "DistillConfig") -> Iterator[str]:
         idle.add("decoupled")
     for name in sorted(idle):
         yield f"`losses.{name}` has no weight: expected one above 0, or leave it out"
+
+
+def _idle_init(config: "FinetuneConfig | DistillConfig") -> Iterator[str]:
+    fits = {"backbone": ("probe", "random"), "scratch": ("random",)}.get(config.start, ())
+    if "init" in config.classifier.model_fields_set and config.classifier.init not in fits:
+        yield f"`classifier.init` belongs to `start: backbone`, got {config.start}: leave it out"
 
 
 def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[str]:

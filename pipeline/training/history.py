@@ -11,37 +11,51 @@ from pipeline.training import LoopConfig
 
 Row = dict[str, float]
 
+START = -1
+"""The epoch of a network before its first."""
+
 
 @dataclasses.dataclass
 class History:
     """A row an epoch with `epoch`, `learning_rate`, `loss`, and where it was measured `validation_loss`, `_accuracy`.
 
-    `best`: the epoch with the best validation, the last where there are no validation rows. `stopped`: why it ended.
+    `start`: the same of the network before the first epoch, where its classifier is fitted already: `epoch` is START.
+    `best`: the epoch with the best validation, START among them; the last where there are no validation rows.
+    `stopped`: why it ended.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
-    best: int = -1
+    best: int = START
     stopped: str = ""
+    start: Row | None = None
 
     def monitored(self, config: LoopConfig) -> list[float]:
         """What validation says of each epoch, less is better; infinite where there is no validation."""
-        accuracy = config.monitor == "accuracy"
-        return [
-            -row["validation_accuracy"]
-            if accuracy and "validation_accuracy" in row
-            else row.get("validation_loss", math.inf)
-            for row in self.rows
-        ]
+        return [_monitored(row, config) for row in self.rows]
 
     def add(self, row: Row, config: LoopConfig) -> None:
         """Take up an epoch; the first of equals stays the best, but without validation the last is."""
         self.rows.append(row)
         known = self.monitored(config)
         self.best = known.index(min(known)) if math.isfinite(min(known)) else len(known) - 1
+        if self.start is not None and _monitored(self.start, config) <= min(known):
+            self.best = START
         if len(known) == config.epochs:
             self.stopped = "all epochs"
         elif config.patience is not None and len(known) - 1 - self.best >= config.patience:
             self.stopped = f"no better validation for {counted(config.patience, 'epoch')}"
+
+    def kept(self, config: LoopConfig) -> Row:
+        """Return the row of the weights that a run keeps."""
+        if config.weights == "last":
+            return self.rows[-1]
+        return self.start if self.best == START and self.start is not None else self.rows[self.best]
+
+
+def _monitored(row: Row, config: LoopConfig) -> float:
+    if config.monitor == "accuracy" and "validation_accuracy" in row:
+        return -row["validation_accuracy"]
+    return row.get("validation_loss", math.inf)
 
 
 def line(row: Row, config: LoopConfig) -> str:

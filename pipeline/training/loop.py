@@ -27,7 +27,7 @@ from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.training import LoopConfig, checkpoint
 from pipeline.training.finite import Losses
-from pipeline.training.history import Curves, History, Row, line
+from pipeline.training.history import START, Curves, History, Row, line
 from pipeline.training.losses import Goal, Mix
 from pipeline.training.optimisation import multiple, optimiser_of, set_rate
 from pipeline.training.samples import batch_count
@@ -57,7 +57,8 @@ def unchanged(inputs: Tensor) -> Tensor:
 class Setting:
     """What surrounds a training step.
 
-    `enter` makes of the inputs of a batch, on the device, what the network takes, such as normalised images.
+    `enter` makes of the inputs of a batch, on the device, what the network takes, such as normalised images. `fitted`:
+    whether the classifier starts as a fitted head, so that the network may be best before its first epoch.
     """
 
     config: LoopConfig
@@ -65,6 +66,7 @@ class Setting:
     fabric: "Fabric"
     enter: Callable[[Tensor], Tensor] = unchanged
     mix: Mix | None = None
+    fitted: bool = False
 
 
 def make_fabric(config: LoopConfig) -> "Fabric":
@@ -117,6 +119,11 @@ def train(
     last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
     state = checkpoint.resume(last, network, average, chosen, settings)
     drawn = Curves(curves if fabric.is_global_zero else None, state.history)
+    if setting.fitted and validation is not None and state.history.start is None:
+        state.history.start = {"epoch": START, **measure(kept, validation, setting)}
+        if fabric.is_global_zero:
+            checkpoint.save_weights(best, kept)
+        log(line(state.history.start, config))
     saved = time.monotonic()
     while not state.history.stopped:
         frozen.start(state.epoch)
@@ -159,7 +166,8 @@ def train(
         network.load_state_dict(kept.state_dict())
     else:
         artefact.load_state(network, safetensors.torch.load_file(best), where=str(best))
-    if frozen.batch_norm == "recalibrate":
+    is_start = config.weights == "best" and state.history.best == START
+    if frozen.batch_norm == "recalibrate" and not is_start:
         batches = samples.batches(config.batch_size)
         frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
     network.eval()

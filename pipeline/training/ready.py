@@ -2,16 +2,17 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from pipeline import files
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.headed import last_layer, new_parts
+from pipeline.backbones.headed import last_layer, new_parts, start_from
 from pipeline.backbones.probe import packages_of
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.config import refuse
@@ -27,6 +28,7 @@ from pipeline.training.inputs import FromFeatures, FromPixels, Inputs, check_fro
 from pipeline.training.loop import Setting
 from pipeline.training.losses import Objective, class_weights, mixing
 from pipeline.training.parts import FromTap
+from pipeline.training.probe import Probe, fit_probe
 from pipeline.training.samples import Samples
 from pipeline.training.start import begun, fitted_head
 from pipeline.training.targets import Targets, targets_of
@@ -53,6 +55,7 @@ class Run:
     """What all training sets of a run share.
 
     `start`: the folder of the fit run whose head it starts from. `whole`: whether `source` has its classifier already.
+    `probes`: the heads that were fitted, by training set.
     """
 
     config: FinetuneConfig
@@ -61,6 +64,7 @@ class Run:
     inputs: Inputs
     start: Path | None
     whole: bool
+    probes: dict[str, Probe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Prepared:
     samples: Samples
     validation: Samples | None
     made_from: dict[str, Any]
+    probes: Sequence[Probe] = ()
+    """As which the classifier starts, one per task; none where it starts otherwise."""
 
 
 def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
@@ -138,15 +144,31 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
     weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
     objective = Objective(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
     mix = mixing(config, task.kind, size, spec.input.shape)
+    setting = Setting(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
+
+    def clean(rows: np.ndarray) -> Samples:
+        return run.inputs.samples(rows, targets.of(rows), training=False, seed=0)
+
+    probe = None
+    if config.classifier.is_fitted(config.start):
+        if str(training) not in run.probes:
+            last = last_layer(network, architecture)
+            run.probes[str(training)] = fit_probe(task, training, last, module, clean, setting)
+        probe = run.probes[str(training)]
+        if probe.linear is not None:
+            head = copy.deepcopy(probe.linear)
+            targets.fold(head)
+            start_from(network, architecture, head)
+            setting = replace(setting, fitted=True)
     return Prepared(
         network,
         module,
         architecture,
         frozen,
-        Setting(config, objective, fabric, run.inputs.enter, mix),
+        setting,
         targets,
         run.inputs.samples(training.rows, targets.of(training.rows), training=True, seed=config.seed),
-        run.inputs.samples(validation, targets.of(validation), training=False, seed=0) if len(validation) else None,
+        clean(validation) if len(validation) else None,
         {
             "settings": config.model_dump(mode="json", exclude=set(LoopConfig.model_fields)),
             "loop": config.model_dump(mode="json", include=set(LoopConfig.model_fields)),
@@ -160,15 +182,16 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
                 for name, rows in (("train", training.rows), ("validation", validation))
             },
             "code": digest_of_icecore("pipeline.training.finetune"),
-            "versions": packages(spec.architecture, from_pixels=config.input == "pixels"),
+            "versions": packages(spec.architecture, from_pixels=config.input == "pixels", probe=probe is not None),
         },
+        () if probe is None else (probe,),
     )
 
 
-def packages(architecture: Mapping[str, Any], *, from_pixels: bool) -> dict[str, str]:
-    """Return the versions of what a training of a network runs; of pixels also that of what decodes them."""
-    pillow = ("pillow",) if from_pixels else ()
-    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *pillow)
+def packages(architecture: Mapping[str, Any], *, from_pixels: bool, probe: bool) -> dict[str, str]:
+    """Return the versions of what a training runs: of pixels also of what decodes them, of a probe of what fits it."""
+    more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
+    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *more)
 
 
 def _check_whole(config: FinetuneConfig) -> None:

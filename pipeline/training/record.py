@@ -65,6 +65,8 @@ def trained(
     """
     config = one.setting.config
     before = one.frozen.digest()
+    for probe in one.probes:
+        log(str(probe))
     with in_use(folder):
         history = train(
             one.module,
@@ -97,7 +99,9 @@ def trained(
         "rows": len(training.rows),
         "epochs": len(history.rows),
         "stopped": history.stopped,
-        "kept": history.rows[history.best if config.weights == "best" else -1],
+        "probes": [probe.record for probe in one.probes],
+        "start": history.start,
+        "kept": history.kept(config),
         "frozen": {"before": before, "after": after},
     }
     return Trained(one.network, one.architecture, record)
@@ -184,7 +188,9 @@ def write(
             },
             **(more or {}),
             "fits": list(records),
-            "versions": packages(best.architecture, from_pixels=not features),
+            "versions": packages(
+                best.architecture, from_pixels=not features, probe=any(one["probes"] for one in records)
+            ),
         },
     )
 

@@ -1,18 +1,19 @@
 """A distillation run before it is trained: its tasks with their teachers, the student, and what it is shown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pipeline import files
 from pipeline.backbones import artefact
 from pipeline.backbones.artefact import Backbone
-from pipeline.backbones.headed import new_parts
+from pipeline.backbones.headed import last_layer, new_parts, start_from
 from pipeline.backbones.spec import Tap
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.config import refuse
@@ -25,7 +26,7 @@ from pipeline.store import keys as key_arrays
 from pipeline.teach import BACKBONE, verify
 from pipeline.teach.teacher import Teacher
 from pipeline.training import DistillConfig, LoopConfig, freezing, pixels
-from pipeline.training.distillation import Distillation
+from pipeline.training.distillation import Branch, Distillation
 from pipeline.training.inputs import normalised, stored
 from pipeline.training.lesson import NO_LABEL, Lesson, LessonSamples, answers, lesson
 from pipeline.training.live import Live
@@ -33,6 +34,7 @@ from pipeline.training.loop import Setting
 from pipeline.training.losses import class_weights
 from pipeline.training.pairs import pairs_of
 from pipeline.training.pixels import Pixels
+from pipeline.training.probe import MOST_ROWS, Probe, fit_probe
 from pipeline.training.ready import Prepared, packages
 from pipeline.training.samples import PixelSamples
 from pipeline.training.start import begun
@@ -61,7 +63,11 @@ class Paths(files.Paths):
 
 @dataclass(frozen=True)
 class Run:
-    """What all training sets of a run share. `extra`: keys of further samples; `hints`: the nodes of the teacher."""
+    """What all training sets of a run share.
+
+    `extra`: keys of further samples. `hints`: the nodes of the teacher. `probes`: the heads that were fitted for each
+    task, by training set.
+    """
 
     config: DistillConfig
     subjects: Sequence[Subject]
@@ -71,6 +77,7 @@ class Run:
     extra: np.ndarray
     hints: dict[str, Tap]
     live: Live | None
+    probes: dict[str, list[Probe]] = field(default_factory=dict)
 
 
 def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
@@ -126,12 +133,24 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
     chosen = first.task.rows("validation")
     told = answers(run.subjects, 0, chosen)
     validation = PixelSamples(run.pixels, told, first.keys[chosen], seed=0) if len(chosen) else None
+    module = Student(network, spec, pairs, live=run.live, seed=config.seed)
+    setting = Setting(config, objective, fabric, partial(_entered, run))
+    probes: list[Probe] = []
+    if config.classifier.is_fitted(config.start):
+        last = last_layer(network, architecture)
+        if str(training) not in run.probes:
+            run.probes[str(training)] = [
+                _probe(run, number, training, found, last, module, setting) for number in range(len(branches))
+            ]
+        probes = run.probes[str(training)]
+        start_from(network, architecture, _joined(last, [*zip(branches, (one.linear for one in probes), strict=True)]))
+        setting = replace(setting, fitted=probes[0].linear is not None)
     return Prepared(
         network,
-        Student(network, spec, pairs, live=run.live, seed=config.seed),
+        module,
         architecture,
         frozen,
-        Setting(config, objective, fabric, partial(_entered, run)),
+        setting,
         targets_of(first.task, training.rows),
         LessonSamples(
             run.pixels,
@@ -157,9 +176,46 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
                 "validation": _digest(first.keys[chosen], told.labels.numpy()),
             },
             "code": digest_of_icecore("pipeline.training.distill"),
-            "versions": packages(spec.architecture, from_pixels=True),
+            "versions": packages(spec.architecture, from_pixels=True, probe=bool(probes)),
         },
+        probes,
     )
+
+
+def _probe(
+    run: Run, number: int, training: Training, found: Lesson, last: nn.Module, student: Student, setting: Setting
+) -> Probe:
+    """Fit the head of one of the tasks to what the student is shown: to labels, and where there is none to teachers."""
+    subject = run.subjects[number]
+    labelled = found.labels[:, number] != NO_LABEL if run.config.reads_labels else np.zeros(len(found.keys), bool)
+    rows = key_arrays.find(subject.keys, found.keys)
+    own = np.unique(rows[labelled & (rows >= 0)])
+    others = np.setdiff1d(rows[found.known[:, number] & (rows >= 0)], own)
+    others = np.sort(np.random.default_rng(0).permutation(others)[:MOST_ROWS])
+    targets = subject.task.targets.copy()
+    if len(others):
+        logits = subject.logits(subject.keys[others], None)
+        several = subject.task.kind == "multilabel"
+        targets[others] = logits > 0 if several else np.asarray(subject.classes, object)[logits.argmax(axis=1)]
+
+    def clean(rows: np.ndarray) -> PixelSamples:
+        return PixelSamples(run.pixels, answers(run.subjects, number, rows), subject.keys[rows], seed=0)
+
+    shown = replace(training, rows=np.union1d(own, others))
+    return fit_probe(subject.task, shown, last, student, clean, setting, targets=targets)
+
+
+def _joined(last: nn.Module, parts: Sequence[tuple[Branch, nn.Linear | None]]) -> nn.Linear:
+    """Return the heads of all tasks as one layer; a task without a head has the outputs of the layer `last`."""
+    weight, bias = last.get_parameter("weight").flatten(1), last.get_parameter("bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        for branch, linear in parts:
+            if linear is not None:
+                layer.weight[branch.start : branch.stop] = linear.weight
+                layer.bias[branch.start : branch.stop] = linear.bias
+    return layer
 
 
 def lesson_of(run: Run, training: Training) -> Lesson:

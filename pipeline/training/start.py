@@ -28,14 +28,15 @@ def begun(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network of its own with a new classifier for so many classes, and how to build it again.
 
-    All that is new is drawn from the seed of the settings. `head`: what the classifier starts from.
+    All that is new is drawn from the seed of the settings. `head`: what the classifier starts from; a probe takes its
+    place later, since it is fitted to what the network computes.
     """
     torch.manual_seed(config.seed)
     network = artefact.build(source.spec.architecture)
     if config.start != SCRATCH:
         artefact.load_state(network, source.module.state_dict(), where="start")
     network, architecture = replace_classifier(
-        source.spec, network, classes=classes, **config.classifier.model_dump(exclude_none=True)
+        source.spec, network, classes=classes, **config.classifier.model_dump(exclude={"init"}, exclude_none=True)
     )
     if head is not None:
         start_from(network, architecture, head)
