@@ -115,6 +115,8 @@ class School:
         """A student that is ready to be trained; `datasets`: whose samples are learned from without labels."""
         losses = SOFT if teacher == TEACHER else LABELS
         given = {"start": "scratch", "losses": losses, "datasets": tuple(datasets), **settings}
+        if given["start"] != "scratch":
+            given.setdefault("classifier", {"init": "random"})
         config = DistillConfig(task="task", student=STUDENT, teacher=teacher, **given)
         run = opened(config, self.paths, datasets=self.datasets)
         (training,) = training_sets(run.subjects[0].task, (), draws=1, where="task")
@@ -210,7 +212,13 @@ def of_digits(root: Path, *, sizes: Mapping[str, int], steps: int, epochs: int) 
     school = School(root, run="tuned")
     tuned.placed(root, "digits", "", images=0, sizes=sizes, steps=steps, size=None)
     config = FinetuneConfig(
-        task="task", backbone="net", start="backbone", batch_norm="train", epochs=epochs, learning_rate=0.002
+        task="task",
+        backbone="net",
+        start="backbone",
+        batch_norm="train",
+        epochs=epochs,
+        learning_rate=0.002,
+        classifier={"init": "random"},
     )
     folder = school.paths.models / school.run
     paths = replace(school.place.paths, model=folder, predictions=folder.with_suffix(".parquet"))

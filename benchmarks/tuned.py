@@ -34,7 +34,7 @@ from pipeline.pretrain import PretrainConfig
 from pipeline.pretrain.train import pretrain
 from pipeline.sample import SampleConfig, sample
 from pipeline.task import Task
-from pipeline.training import FROM_BACKBONE, FinetuneConfig
+from pipeline.training import BACKBONE, FROM_BACKBONE, FinetuneConfig
 from pipeline.training.inputs import FromFeatures, FromPixels
 from pipeline.training.loop import make_fabric, measure, train
 from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
@@ -101,7 +101,8 @@ class Place:
         )
 
     def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[Run, Prepared]:
-        """A run that is ready to be trained; `start`: also a name of `probe`."""
+        """A run that is ready to be trained; `start`: also a name of `probe`; a new classifier is random by default."""
+        settings = {"classifier": {"init": "random"}} | settings if start == BACKBONE else settings
         config = FinetuneConfig(task="task", backbone="net", start=start, **settings)
         paths = self.paths if start in FROM_BACKBONE else replace(self.paths, start=self.root / "models" / start)
         run = opened(config, paths, datasets=("data",))

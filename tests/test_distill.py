@@ -309,6 +309,26 @@ def test_labels_alone_take_as_many_steps_with_the_labelled_rows_again(paths: Pat
     assert read_json(paths.model / "model.json")["teachers"] == []
 
 
+@pytest.mark.parametrize("labels", [0.5, 0.0])
+def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(paths: Paths, world: World, labels: float) -> None:
+    losses = {**SOFT, "labels": labels} if labels else SOFT
+    asked = config(start="backbone", losses=losses, labels_per_class=[4], unlabelled=True)
+    loaded = opened(asked, paths, datasets=["photos"])
+    training = next(training_sets(loaded.subjects[0].task, (4,), draws=1, where=""))
+    one = prepared(loaded, training, lesson_of(loaded, training), make_fabric(asked))
+    (probe,) = one.probes
+    assert (probe.record["head"], probe.record["rows"]) == (
+        "logistic",
+        24,
+    )  # 12 with labels, of the others the teacher's
+    said = Teacher.open(world.root / "teachers" / "tuned").logits(loaded.subjects[0].keys, None).argmax(axis=1)
+    rows = loaded.subjects[0].task.rows("train")
+    samples = loaded.pixels.clean(loaded.pixels.rows(loaded.subjects[0].keys[rows]))
+    learned = one.network.eval()(one.setting.enter(torch.from_numpy(samples))).argmax(dim=1).numpy()
+    assert (learned == said[rows]).mean() > 0.6
+    assert one.setting.fitted
+
+
 def test_several_teachers_teach_the_mean_of_their_probabilities(paths: Paths) -> None:
     found = shown(paths, teacher=["tuned", "heads"], views=2)
     own = [Teacher.open(paths.teachers / name) for name in ("tuned", "heads")]

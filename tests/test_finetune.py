@@ -390,6 +390,42 @@ def test_a_network_starts_with_the_head_that_was_fitted(paths: Paths, tmp_path: 
     assert np.allclose(tuned.scores, head.predict_proba(rows), atol=1e-3)
 
 
+@pytest.mark.parametrize("more", [{}, {"input": "features", "tap": "early", "views": 2}])
+def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows(
+    paths: Paths, more: dict[str, Any]
+) -> None:
+    lines: list[str] = []
+    asked = config(learning_rate=1e-9, weights="last", **more)
+    made = finetune(asked, paths, datasets=["photos"], log=lines.append)
+    (probe,) = made["probes"]
+    assert (probe["head"], probe["rows"], probe["width"]) == ("logistic", 24, 8)
+    assert lines[0] == f"all: classifier: starts as logistic on 24 rows of 8 values, C {probe['params']['C']:.3g}"
+    assert lines[1].startswith("all: epoch 0 of 2: validation loss ")
+    task, features = Task.read(paths.task), Features.open(paths.features / "last")
+    head = make_pipeline(StandardScaler(), LogisticRegression(C=probe["params"]["C"]))
+    rows = task.rows("train")
+    head.fit(features.load(list(task.keys[rows])), task.targets[rows])
+    (tuned,) = predicted(paths)
+    assert np.allclose(tuned.scores, head.predict_proba(features.load(list(tuned.keys))), atol=2e-3)
+
+
+def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) -> None:
+    lines: list[str] = []
+    finetune(config(learning_rate=1e-9, weights="last"), paths, datasets=["photos"])
+    start = predicted(paths)[0].scores
+    made = finetune(config(learning_rate=0.3, batch_norm="recalibrate"), paths, datasets=["photos"], log=lines.append)
+    assert made["kept"] == made["start"]
+    assert made["kept"]["epoch"] == -1
+    assert made["epochs"] == 2
+    assert lines[-1] == (
+        "all: kept: the network before the first epoch; none was better by more than a standard error on 6 validation "
+        "rows"
+    )
+    np.testing.assert_allclose(predicted(paths)[0].scores, start, atol=1e-4)
+    random = run(paths, learning_rate=0.3, classifier={"init": "random"})
+    assert (random["probes"], random["start"]) == ([], None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

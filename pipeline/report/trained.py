@@ -34,6 +34,8 @@ def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
         if network:
             return FULL, f"from the network of {start}: {what}"
         return LP_FT, f"LP-FT: the head of {start} first, then {what}"
+    if any(one.get("probes") for one in made.get("fits", ())):
+        what += ", from a fitted classifier"
     if from_tap:
         return TAP, f"fine-tuned: {what}"
     place = FULL if settings["train"] in (None, "full") else CLASSIFIER if settings["train"] == "head" else PART

@@ -3,7 +3,10 @@
 import dataclasses
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.errors import counted
 from pipeline.files import write_json, write_text
@@ -20,25 +23,41 @@ class History:
     """A row an epoch with `epoch`, `learning_rate`, `loss`, and where it was measured `validation_loss`, `_accuracy`.
 
     `start`: the same of the network before the first epoch, where its classifier is fitted already: `epoch` is START.
-    `best`: the epoch with the best validation, START among them; the last where there are no validation rows.
-    `stopped`: why it ended.
+    `best`: the epoch with the best validation; START where none is better than it by more than a standard error; the
+    last where there are no validation rows. `stopped`: why it ended. `start_rows`: what is monitored of each validation
+    row at the start. `errors`: of each epoch the standard error of its mean difference from these.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
     best: int = START
     stopped: str = ""
     start: Row | None = None
+    start_rows: list[float] = dataclasses.field(default_factory=list)
+    errors: list[float] = dataclasses.field(default_factory=list)
+
+    def begin(self, held: Mapping[str, np.ndarray], config: LoopConfig) -> Row:
+        """Take up the network before its first epoch and return its row; `held` as `loop.by_row` has it."""
+        self.start = {"epoch": START, **means(held)}
+        self.start_rows = _rows(held, config).tolist()
+        return self.start
 
     def monitored(self, config: LoopConfig) -> list[float]:
         """What validation says of each epoch, less is better; infinite where there is no validation."""
         return [_monitored(row, config) for row in self.rows]
 
-    def add(self, row: Row, config: LoopConfig) -> None:
-        """Take up an epoch; the first of equals stays the best, but without validation the last is."""
+    def add(self, row: Row, config: LoopConfig, held: Mapping[str, np.ndarray] | None = None) -> None:
+        """Take up an epoch; the first of equals stays the best, but without validation the last is.
+
+        held: as `loop.by_row` has it. The few validation rows of a small set differ in what they say of two networks:
+        what was there before the first epoch stays unless an epoch is better by more than a standard error.
+        """
         self.rows.append(row)
+        if self.start is not None:
+            apart = _rows(held or {}, config) - np.array(self.start_rows)
+            self.errors.append(float(np.std(apart, ddof=1) / math.sqrt(len(apart))) if len(apart) > 1 else 0.0)
         known = self.monitored(config)
         self.best = known.index(min(known)) if math.isfinite(min(known)) else len(known) - 1
-        if self.start is not None and _monitored(self.start, config) <= min(known):
+        if self.start is not None and _monitored(self.start, config) - min(known) <= self.errors[self.best]:
             self.best = START
         if len(known) == config.epochs:
             self.stopped = "all epochs"
@@ -50,6 +69,18 @@ class History:
         if config.weights == "last":
             return self.rows[-1]
         return self.start if self.best == START and self.start is not None else self.rows[self.best]
+
+
+def means(held: Mapping[str, np.ndarray]) -> Row:
+    """Return the mean of each column over its rows."""
+    return {name: float(values.mean()) for name, values in held.items()}
+
+
+def _rows(held: Mapping[str, np.ndarray], config: LoopConfig) -> np.ndarray:
+    """What is monitored of each validation row, less is better."""
+    if config.monitor == "accuracy" and "validation_accuracy" in held:
+        return -held["validation_accuracy"]
+    return held["validation_loss"]
 
 
 def _monitored(row: Row, config: LoopConfig) -> float:

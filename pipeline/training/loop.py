@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.training import LoopConfig, checkpoint
 from pipeline.training.finite import Losses
-from pipeline.training.history import START, Curves, History, Row, line
+from pipeline.training.history import START, Curves, History, Row, line, means
 from pipeline.training.losses import Goal, Mix
 from pipeline.training.optimisation import multiple, optimiser_of, set_rate
 from pipeline.training.samples import batch_count
@@ -120,10 +121,10 @@ def train(
     state = checkpoint.resume(last, network, average, chosen, settings)
     drawn = Curves(curves if fabric.is_global_zero else None, state.history)
     if setting.fitted and validation is not None and state.history.start is None:
-        state.history.start = {"epoch": START, **measure(kept, validation, setting)}
+        start = state.history.begin(by_row(kept, validation, setting), config)
         if fabric.is_global_zero:
             checkpoint.save_weights(best, kept)
-        log(line(state.history.start, config))
+        log(line(start, config))
     saved = time.monotonic()
     while not state.history.stopped:
         frozen.start(state.epoch)
@@ -148,10 +149,10 @@ def train(
                 saved = time.monotonic()
         losses.look()
         row: Row = {"epoch": state.epoch, "learning_rate": _rate(chosen), "loss": state.total / state.rows}
-        if validation is not None:
-            row |= measure(kept, validation, setting)
+        held = {} if validation is None else by_row(kept, validation, setting)
+        row |= means(held)
         losses.check(row, network)
-        state.history.add(row, config)
+        state.history.add(row, config, held)
         state.epoch, state.batch, state.total, state.rows = state.epoch + 1, 0, 0.0, 0
         if fabric.is_global_zero:
             if state.history.best == row["epoch"]:
@@ -227,15 +228,20 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
 
 def measure(network: nn.Module, samples: "Samples", setting: Setting) -> Row:
     """Mean loss, without smoothing and weights, and accuracy over some samples, in evaluation mode."""
+    return means(by_row(network, samples, setting))
+
+
+def by_row(network: nn.Module, samples: "Samples", setting: Setting) -> dict[str, np.ndarray]:
+    """Return what `measure` takes the means of: of each sample its loss, and 1 where it is right, float64 (n,)."""
     objective = setting.objective
-    total = right = 0.0
+    losses, right = [], []
     for logits, batch in outputs(network, samples, setting):
         objective.check(batch.targets, where="validation")
         targets = batch.targets.to(logits.device)
-        total += float(objective.plain(logits, targets).double().sum())
-        right += float(objective.right(logits, targets).sum())
-    found = {"validation_loss": total / len(samples)}
-    return found if objective.kind == "regression" else {**found, "validation_accuracy": right / len(samples)}
+        losses.append(objective.plain(logits, targets).double().cpu())
+        right.append(objective.right(logits, targets).double().cpu())
+    found = {"validation_loss": torch.cat(losses).numpy()}
+    return found if objective.kind == "regression" else {**found, "validation_accuracy": torch.cat(right).numpy()}
 
 
 def outputs(network: nn.Module, samples: "Samples", setting: Setting) -> "Iterator[tuple[Tensor, Batch]]":

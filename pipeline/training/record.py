@@ -24,6 +24,7 @@ from pipeline.predictions import Predictions, Scores
 from pipeline.runtime import Progress
 from pipeline.store.use import in_use
 from pipeline.task import Task
+from pipeline.training.history import START
 from pipeline.training.loop import Log, train
 from pipeline.training.ready import Prepared, packages
 from pipeline.training.targets import Targets, answers
@@ -81,6 +82,13 @@ def trained(
             curves=curves,
         )
     os.utime(folder)
+    kept = history.kept(config)
+    if kept["epoch"] == START:
+        assert one.validation is not None, "the start was measured"
+        log(
+            "kept: the network before the first epoch; none was better by more than a standard error on "
+            f"{len(one.validation):,} validation rows"
+        )
     after = one.frozen.digest()
     if after != before:
         raise TrainingError(
@@ -101,7 +109,7 @@ def trained(
         "stopped": history.stopped,
         "probes": [probe.record for probe in one.probes],
         "start": history.start,
-        "kept": history.kept(config),
+        "kept": kept,
         "frozen": {"before": before, "after": after},
     }
     return Trained(one.network, one.architecture, record)
