@@ -10,7 +10,8 @@ tap       the last part, from stored rows
 student   SqueezeNet, taught by the probe of MobileNetV2 and by labels
 
 each with a classifier as it starts by default, and with random weights (`classifier: {init: random}`). Prints accuracy
-in % and log loss on test rows, means over the seeds of the split, and the learning rates.
+in % and log loss on test rows, means over the seeds of the split, and of each seed the learning rate
+and the epoch that is kept; 0 is the network before the first.
 """
 
 import argparse
@@ -101,7 +102,7 @@ class Project:
             for place, row in enumerate(own[: count + TEST]):
                 split = "validation" if place < count // 8 else "train" if place < count else "test"
                 rows.append({"key": str(keys[row]), "target": name, "split": split})
-        Task(pa.Table.from_pylist(rows)).write(self.root / "task.parquet")
+        Task(pa.Table.from_pylist(rows).sort_by("key")).write(self.root / "task.parquet")
 
     def probe(self, network: str) -> Path:
         """Fit the probe of a network; return its predictions."""
@@ -164,9 +165,10 @@ class Project:
         distill(DistillConfig.model_validate(given | settings), paths, datasets=["data"])
         return paths.predictions
 
-    def rate(self) -> float:
-        """Return the learning rate of the last run that was trained."""
-        return float(read_json(self.root / "models" / "run" / "model.json")["settings"]["learning_rate"])
+    def chosen(self) -> str:
+        """Return the learning rate of the last run that was trained, and the epoch that it kept; 0 is its start."""
+        made = read_json(self.root / "models" / "run" / "model.json")
+        return f"{made['settings']['learning_rate']:.1g}: {made['fits'][0]['kept']['epoch'] + 1:.0f}"
 
 
 def measured(predictions: Path) -> tuple[float, float]:
@@ -180,7 +182,7 @@ def measured(predictions: Path) -> tuple[float, float]:
 
 def row(project: Project, network: str, way: str, start: str, *, known: int, seeds: range, epochs: int) -> str:
     """Return a line of the table: the probe, and what was trained."""
-    probe, trained, rates = [], [], []
+    probe, trained, chosen = [], [], []
     for seed in seeds:
         project.split(known, seed)
         probe.append(measured(project.probe(network)))
@@ -193,9 +195,9 @@ def row(project: Project, network: str, way: str, start: str, *, known: int, see
             stored = {"input": "features", "tap": "middle"} if way == "tap" else {}
             path = project.tune(network, **settings, **stored)
         trained.append(measured(path))
-        rates.append(f"{project.rate():.1g}")
+        chosen.append(project.chosen())
     cells = [f"{accuracy:.1f} | {loss:.3f}" for accuracy, loss in (np.mean(one, axis=0) for one in (probe, trained))]
-    return f"| {project.root.name} | {network} | {way} | {start} | {' | '.join(cells)} | {', '.join(rates)} |"
+    return f"| {project.root.name} | {network} | {way} | {start} | {' | '.join(cells)} | {', '.join(chosen)} |"
 
 
 def main() -> None:
@@ -214,7 +216,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = given.root or Path(temporary)
         os.environ.setdefault("ICECORE_CACHE", str(root / "cache"))
-        print("| set | network | way | classifier | probe, % | log loss | trained, % | log loss | learning rates |")
+        print("| set | network | way | classifier | probe, % | log loss | trained, % | log loss | rate: epoch |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
         for name in given.sets:
             project = Project(root / f"{given.size}px" / name, given.size)

@@ -138,13 +138,12 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
 
 def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     """What does not go together with the network of the run that a run of finetune starts from."""
-    heads = (
-        {"hidden", "convolution"} & item.classifier.model_fields_set if item.start in values.get("fit", {}) else set()
-    )
-    if heads:
-        return [
-            f"classifier: expected one layer, that of {item.start}, got {' and '.join(sorted(heads))}. Leave it out."
-        ]
+    stated = item.classifier.model_fields_set if item.start in values.get("fit", {}) else set()
+    for names, expected in (({"hidden", "convolution"}, "one layer, that"), ({"init"}, "that")):
+        if given := names & stated:
+            return [
+                f"classifier: expected {expected} of {item.start}, got {' and '.join(sorted(given))}. Leave it out."
+            ]
     before = values.get("finetune", {}).get(item.start) or values.get("distill", {}).get(item.start)
     if before is None:
         return []

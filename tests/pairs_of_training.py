@@ -134,7 +134,7 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
         ),
         ("start", "scratch", "batch_norm", "frozen", "`start: scratch` has nothing to freeze"),
         ("start", "a run of fit", "classifier", "hidden|convolution", "expected"),
-        ("start", "a run of fit", "classifier", "random", "`classifier.init` belongs to `start: backbone`"),
+        ("start", "a run of fit", "classifier", "random", "classifier.init: expected none with `start: "),
         (
             "input",
             "features|views",

@@ -309,24 +309,25 @@ def test_labels_alone_take_as_many_steps_with_the_labelled_rows_again(paths: Pat
     assert read_json(paths.model / "model.json")["teachers"] == []
 
 
-@pytest.mark.parametrize("labels", [0.5, 0.0])
-def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(paths: Paths, world: World, labels: float) -> None:
-    losses = {**SOFT, "labels": labels} if labels else SOFT
-    asked = config(start="backbone", losses=losses, labels_per_class=[4], unlabelled=True)
+@pytest.mark.parametrize(
+    "losses", [{"labels_per_class": [4], "unlabelled": True}, {"losses": SOFT}], ids=["labels", "no labels"]
+)
+def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(
+    paths: Paths, world: World, losses: dict[str, Any]
+) -> None:
+    asked = config(start="backbone", **losses)
     loaded = opened(asked, paths, datasets=["photos"])
-    training = next(training_sets(loaded.subjects[0].task, (4,), draws=1, where=""))
+    subject = loaded.subjects[0]
+    training = next(training_sets(subject.task, asked.labels_per_class, draws=1, where=""))
     one = prepared(loaded, training, lesson_of(loaded, training), make_fabric(asked))
     (probe,) = one.probes
-    assert (probe.record["head"], probe.record["rows"]) == (
-        "logistic",
-        24,
-    )  # 12 with labels, of the others the teacher's
-    said = Teacher.open(world.root / "teachers" / "tuned").logits(loaded.subjects[0].keys, None).argmax(axis=1)
-    rows = loaded.subjects[0].task.rows("train")
-    samples = loaded.pixels.clean(loaded.pixels.rows(loaded.subjects[0].keys[rows]))
-    learned = one.network.eval()(one.setting.enter(torch.from_numpy(samples))).argmax(dim=1).numpy()
-    assert (learned == said[rows]).mean() > 0.6
+    assert (probe.record["head"], probe.record["rows"]) == ("logistic", 24)  # where a row has no label, the teacher's
     assert one.setting.fitted
+    rows = subject.task.rows("train")
+    said = Teacher.open(world.root / "teachers" / "tuned").logits(subject.keys[rows], None).argmax(axis=1)
+    images = torch.from_numpy(loaded.pixels.clean(loaded.pixels.rows(subject.keys[rows])))
+    learned = one.network.eval()(one.setting.enter(images)).argmax(dim=1).numpy()
+    assert (learned == said).mean() > 0.6
 
 
 def test_several_teachers_teach_the_mean_of_their_probabilities(paths: Paths) -> None:

@@ -59,7 +59,7 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "monitor without rows": ("finetune", TUNED | {"monitor": "accuracy"}, UNCHOSEN, ".monitor: expected a task with v"),
     "a fitted classifier of new weights": (
         "distill", STUDENT | {"classifier": {"init": "probe"}}, {},
-        ": `classifier.init` belongs to `start: backbone`, got scratch: leave it out",
+        ": `classifier: {init: probe}` belongs to `start: backbone`, got scratch: leave it out",
     ),
     "a fitted classifier of two layers": (
         "finetune", TUNED | {"classifier": {"init": "probe", "hidden": 8}}, {},
@@ -69,6 +69,11 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "finetune", TUNED | {"start": "digits_logistic", "classifier": {"hidden": 8}, "labels_per_class": [10]},
         {"few_shot": {"labels_per_class": 50, "draws": 5}},
         ".classifier: expected one layer, that of digits_logistic, got hidden. Leave it out.",
+    ),
+    "a random classifier of a run of fit": (
+        "finetune", TUNED | {"start": "digits_logistic", "classifier": {"init": "random"}, "labels_per_class": [10]},
+        {"few_shot": {"labels_per_class": 50, "draws": 5}},
+        ".classifier: expected that of digits_logistic, got init. Leave it out.",
     ),
     "a classifier of a run of finetune": (
         "finetune", TUNED | {"task": "digits", "start": "digits_tuned", "classifier": {"dropout": 0.1}}, {},

@@ -418,8 +418,8 @@ def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) 
     assert made["kept"]["epoch"] == -1
     assert made["epochs"] == 2
     assert lines[-1] == (
-        "all: kept: the network before the first epoch; none was better by more than a standard error on 6 validation "
-        "rows"
+        "all: kept: the network before the first epoch; none was better by more than 2 standard errors on 6 "
+        "validation rows"
     )
     np.testing.assert_allclose(predicted(paths)[0].scores, start, atol=1e-4)
     random = run(paths, learning_rate=0.3, classifier={"init": "random"})

@@ -66,9 +66,8 @@ def idle_in_distillation(config: "DistillConfig") -> Iterator[str]:
 
 
 def _idle_init(config: "FinetuneConfig | DistillConfig") -> Iterator[str]:
-    fits = {"backbone": ("probe", "random"), "scratch": ("random",)}.get(config.start, ())
-    if "init" in config.classifier.model_fields_set and config.classifier.init not in fits:
-        yield f"`classifier.init` belongs to `start: backbone`, got {config.start}: leave it out"
+    if "init" in config.classifier.model_fields_set and config.classifier.init == "probe" and config.start == "scratch":
+        yield "`classifier: {init: probe}` belongs to `start: backbone`, got scratch: leave it out"
 
 
 def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[str]:

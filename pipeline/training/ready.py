@@ -97,6 +97,11 @@ def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> 
         _check_whole(config)
     else:
         source = artefact.read(paths.backbone)
+        if paths.start is not None and "init" in config.classifier.model_fields_set:
+            raise TrainingError(
+                f"classifier.init: expected none with `start: {config.start}`, whose head is the classifier, got "
+                f"{config.classifier.init}. Leave it out."
+            )
     keys = key_arrays.from_hex(list(task.keys))
     inputs: Inputs
     if config.input == "features":

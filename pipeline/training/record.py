@@ -24,7 +24,7 @@ from pipeline.predictions import Predictions, Scores
 from pipeline.runtime import Progress
 from pipeline.store.use import in_use
 from pipeline.task import Task
-from pipeline.training.history import START
+from pipeline.training.history import START, SURE
 from pipeline.training.loop import Log, train
 from pipeline.training.ready import Prepared, packages
 from pipeline.training.targets import Targets, answers
@@ -86,7 +86,7 @@ def trained(
     if kept["epoch"] == START:
         assert one.validation is not None, "the start was measured"
         log(
-            "kept: the network before the first epoch; none was better by more than a standard error on "
+            f"kept: the network before the first epoch; none was better by more than {SURE:g} standard errors on "
             f"{len(one.validation):,} validation rows"
         )
     after = one.frozen.digest()
