@@ -220,14 +220,14 @@ def test_each_number_of_labels_and_draw_is_trained_and_one_of_the_most_labels_is
 
 def test_the_same_run_comes_from_the_cache_and_another_seed_is_another_run(paths: Paths) -> None:
     told: list[Any] = []
-    run(paths)
+    run(paths, weights="last")
     weights = (paths.model / "backbone" / "weights.safetensors").read_bytes()
     shutil.rmtree(paths.model)
     paths.predictions.unlink()
-    finetune(config(), paths, datasets=["photos"], progress=lambda *now: told.append(now))
+    finetune(config(weights="last"), paths, datasets=["photos"], progress=lambda *now: told.append(now))
     assert told == []
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() == weights
-    run(paths, seed=1)
+    run(paths, seed=1, weights="last")
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() != weights
 
 
