@@ -17,7 +17,7 @@ Row = dict[str, float]
 SURE = 2.0
 """Standard errors by which an epoch is to be better than the network before the first: of chance alone 2 in 100 are.
 
-On 30 validation rows one standard error let epochs pass that were worse on test rows: `benchmarks/small_sets.py`.
+On 30 validation rows one standard error let an epoch pass that was worse on test rows: `benchmarks/README.md`.
 """
 
 START = -1
