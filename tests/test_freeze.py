@@ -26,12 +26,17 @@ from pipeline.engines.torch import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import read_json, sha256_file
 from pipeline.freeze import FreezeConfig, InputConfig
-from pipeline.freeze.checkpoint import read_state_dict
+from pipeline.freeze.checkpoint import read_entry
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
 
 SQUEEZENET = "squeezenet1_1"
 ENTRY = models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+
+
+def read_state_dict(file: Path, **options: Any) -> Any:
+    """Read a state dict, without the name of its entry."""
+    return read_entry(file, **options)[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipeline import info, manifest
 from pipeline.backbones import artefact, glyphs
 from pipeline.errors import TrainingError
 from pipeline.freeze import FreezeConfig
-from pipeline.freeze.checkpoint import read_state_dict
+from pipeline.freeze.checkpoint import read_entry
 from pipeline.heads import model
 from pipeline.manifest import ManifestPaths
 from pipeline.predictions import PredictionsFile
@@ -59,7 +59,7 @@ def write_artefacts(root: Path) -> None:
 
 def state_dict(path: Path) -> object:
     """Read weights; the digest of those that may not be read is not asked for."""
-    return read_state_dict(path, sha256="")
+    return read_entry(path, sha256="")
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

@@ -27,20 +27,13 @@ SIGNATURES = {
 SHARD = re.compile(r"-\d+-of-0*(\d+)\.\w+$")
 
 
-def read_state_dict(
+def read_entry(
     file: Path,
     *,
     sha256: str,
     entry: str | None = None,
     strip_prefix: str = "",
     say: Callable[[str], None] = lambda _: None,
-) -> Mapping[str, Tensor]:
-    """Read a state dict, as `read_entry` does, without the name of its entry."""
-    return read_entry(file, sha256=sha256, entry=entry, strip_prefix=strip_prefix, say=say)[0]
-
-
-def read_entry(
-    file: Path, *, sha256: str, entry: str | None, strip_prefix: str, say: Callable[[str], None]
 ) -> tuple[Mapping[str, Tensor], str]:
     """Read a state dict, take the keys below a prefix, and return them with the name of the entry that was read.
 

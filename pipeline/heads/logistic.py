@@ -109,11 +109,6 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
             return np.stack([1 - likely, likely], axis=1)
         return np.asarray(softmax(scores, axis=1))
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """The logarithm of `predict_proba`."""
-        logarithms: np.ndarray = np.log(self.predict_proba(X))
-        return logarithms
-
     def predict(self, X: Any) -> np.ndarray:
         """The most likely class of each row."""
         scores = self.decision_function(X)

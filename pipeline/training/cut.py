@@ -41,11 +41,6 @@ def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Suffix:
     return made
 
 
-def prefix_parameters(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[str]:
-    """The names of all parameters that run before a cut; raises BackboneError as `suffix` does."""
-    return _sides(network, node, spec)[0]
-
-
 def suffix_parameters(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[str]:
     """The names of all parameters that run after a cut; raises BackboneError as `suffix` does."""
     return _sides(network, node, spec)[1]

@@ -77,12 +77,6 @@ def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap])
     return {name: one for name, one in found.items() if name in active}
 
 
-def tap_of(shape: tuple[int, ...]) -> Tap:
-    """A tap of which only the shape of a row is known: vectors, tokens without a class token, maps channels first."""
-    layouts: dict[int, Literal["LC", "CHW"]] = {2: "LC", 3: "CHW"}
-    return Tap(shape=shape, layout=layouts.get(len(shape), "other"))
-
-
 def width_of(tap: Tap) -> int:
     """The channels of maps, and the width of tokens and vectors."""
     return tap.shape[0] if tap.layout == "CHW" else tap.shape[-1]
