@@ -1,7 +1,7 @@
 """Go on with settings that are wrong in part, so that one mistake hides no other.
 
-What is wrong is taken out, a misspelled key is taken for the one that it resembles, and a key that is missing gets a
-value that stands for none. What comes of it is looked at for the names in it, and never used.
+What is wrong is taken out, a misspelled key is taken for the one that it resembles, a text for a list of it, and a key
+that is missing gets a value that stands for none. What comes of it is looked at for the names in it, and never used.
 """
 
 import copy
@@ -115,6 +115,10 @@ def _mend(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
         return True
     if error["type"] == "missing" and (path in repaired.guessed or not isinstance(parent, dict)):
         return path in repaired.guessed
+    is_list_wanted = error["type"] in ("list_type", "tuple_type") and path not in repaired.stand_ins
+    if is_list_wanted and isinstance(parent[key], str):
+        parent[key] = [parent[key]]
+        return True
     repaired.mended.add(path)
     if error["type"] == "missing" or path in repaired.stand_ins:
         number = repaired.stand_ins[path] = repaired.stand_ins.get(path, -1) + 1

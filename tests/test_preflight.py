@@ -229,7 +229,7 @@ freeze:
 extract:
   net: {datasets: [pets], taps: {last: {node: penultimat}, fire: {node: fire9, pol: mean}}, batch_size: many}
 split:
-  pets: {datasets: [pets], target: lable}
+  pets: {datasets: pets, target: lable}
 fit:
   a: {tsk: pest, backbone: net, inputs: [lst]}
   b: {task: pets, backbone: net, head: knn, params: {neighbours: 5}}
@@ -245,6 +245,7 @@ prepare.pets: unknown key 'chek'. Did you mean 'check'; 3
 freeze.net.source: unknown value 'torchvison'. Did you mean 'torchvision'; 5
 extract.net.taps.fire: unknown key 'pol'. Did you mean 'pool'; 7
 extract.net.batch_size: expected a whole number or auto, got 'many'.; 7
+split.pets.datasets: expected a list, got 'pets'.; 9
 fit.a: unknown key 'tsk'. Did you mean 'task'; 11
 fit.b.inputs: this key is missing.; 12
 fit.2024: expected text as a name, got 2024; 14
