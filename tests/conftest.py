@@ -17,18 +17,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
-    "test_photos.py",
-    "test_sharing.py",
     "test_pipeline.py",
-    "test_cluster.py",
     "test_engines.py",
-    "test_taps.py",
-    "test_extract.py",
-    "test_distill.py",
-    "test_student.py",
-    "test_loop.py",
+    "test_photos.py",
+    "test_cluster.py",
+    "test_sharing.py",
+    "test_freeze.py",
+    "test_headed.py",
     "test_teach.py",
-    "test_footprint.py",
+    "test_taps.py",
+    "test_matrix.py",
+    "test_report.py",
+    "test_distill.py",
+    "test_pairs.py",
+    "test_extract.py",
+    "test_cut.py",
+    "test_loop.py",
+    "test_models.py",
+    "test_store.py",
 )
 
 

@@ -85,6 +85,12 @@ class Project:
         self._last = None
         self.run("python", "-c", BY_HAND, *stages)
 
+    def set_up(self, params: Mapping[str, Any]) -> None:
+        """Write params.yaml, run all its stages in one process, and let DVC take what they made as its own."""
+        self.write(params)
+        self.by_hand(*self.run("dvc", "stage", "list", "--name-only").split())
+        self.run("dvc", "commit", "--force")
+
     def read(self, path: str) -> Any:
         """A JSON file of the project."""
         return json.loads((self.root / path).read_text())

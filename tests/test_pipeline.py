@@ -1,12 +1,28 @@
 """The whole pipeline, by `dvc repro`, in a copy of the project: what runs, what is left alone, and what comes out."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from projects import Project, default, small, write_digits
+from test_sharing import are_whole, lie_once, objects
+
+BLOCKS = "import torch\n\nACTIVATION = torch.relu\n"
+NET = """\
+from torch import nn
+
+from mynets.blocks import ACTIVATION
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, stride=4), nn.Linear(256, 10)
+
+    def forward(self, images):
+        return self.last(ACTIVATION(self.first(images)).flatten(1))
+"""
 
 
 def listed() -> dict[str, Any]:
@@ -21,6 +37,23 @@ def listed() -> dict[str, Any]:
     return params
 
 
+def more() -> dict[str, Any]:
+    """The settings with another task and head, networks trained further, and a student of the user's own code."""
+    params, real = listed(), default()
+    params["split"]["parity"] = real["split"]["parity"]
+    knn = {"inputs": ["block3"], "head": "knn", "params": {"n_neighbors": 1}}
+    params["fit"]["parity_knn"] = real["fit"]["parity_logistic"] | knn
+    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
+    tuned["learning_rate"] = 0.002
+    params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
+    own = {"source": "module", "factory": "mynets.net:Net", "seed": 0}
+    params["freeze"]["small"] = own | {"input": real["freeze"]["small"]["input"]}
+    params["teach"] = {"tuned": {"run": "tuned", "backbone": "glyphs", "datasets": ["digits"]}}
+    student = real["distill"]["student_tuned"] | {"labels_per_class": [5], "epochs": 1}
+    params["distill"] = {"student": student}
+    return params
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project(tmp_path_factory.mktemp("small") / "project")
@@ -28,7 +61,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     images = sorted(made.root.glob("digits/*/*.png"))
     rows = [f"{path.relative_to(made.root)},{path.parent.name}" for path in images]
     (made.root / "digits.csv").write_text("\n".join(["path,label", *rows]))
-    made.repro(listed())
+    (made.root / "mynets").mkdir()
+    for name, code in (("__init__", ""), ("blocks", BLOCKS), ("net", NET)):
+        (made.root / f"mynets/{name}.py").write_text(code)
+    made.set_up(listed())
     return made
 
 
@@ -98,35 +134,19 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     )
 
 
-def test_another_head_and_another_task_run_their_own_stages_and_extract_nothing(project: Project) -> None:
+def test_another_task_with_its_head_and_training_run_their_own_stages_and_extract_nothing(project: Project) -> None:
     project.settle(listed())
-    params, real = listed(), default()
-    params["fit"]["digits_knn"] = params["fit"]["digits_logistic"] | {"head": "knn", "params": {"n_neighbors": 1}}
-    params["split"]["parity"] = real["split"]["parity"]
-    params["fit"]["parity_logistic"] = real["fit"]["parity_logistic"] | {"inputs": ["block3"]}
-    ran, output = project.repro(params)
-    own = ["fit@digits_knn", "split@parity", "audit@parity", "fit@parity_logistic"]
-    assert sorted(ran) == sorted([*own, "evaluate", "compare", "report"])
+    ran, output = project.repro(more())
+    heads = ["split@parity", "audit@parity", "fit@parity_knn"]
+    runs = ("tuned", "from_block2")
+    trained = ["freeze@small", *(f"finetune@{run}" for run in runs), "teach@tuned", "distill@student"]
+    assert sorted(ran) == sorted(
+        [*heads, *trained, "evaluate", "compare", "report"]
+    )  # digits_logistic is not fitted again
     assert "Stage 'extract@glyphs' didn't change, skipping" in output
     audit = project.read("data/audits/parity.json")
     assert list(audit["classes"]["test"]) == ["even", "odd"]
     assert audit["near_duplicates"]["tap"] == "penultimate"
-
-
-def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Project) -> None:
-    params = listed()
-    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
-    tuned["learning_rate"] = 0.002
-    params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
-    real = default()
-    params["freeze"]["small"] = real["freeze"]["small"] | {"arguments": {"classes": 10, "widths": [4, 4]}}
-    params["teach"] = {"tuned": {"run": "tuned", "backbone": "glyphs", "datasets": ["digits"]}}
-    student = real["distill"]["student_tuned"] | {"labels_per_class": [5], "epochs": 1}
-    params["distill"] = {"student": student}
-    ran, output = project.repro(params)
-    runs = ("tuned", "from_block2")
-    trained = ["freeze@small", *(f"finetune@{run}" for run in runs), "teach@tuned", "distill@student"]
-    assert sorted(ran) == sorted([*trained, "evaluate", "compare", "report"])  # nothing is extracted or fitted again
     assert re.search(r"^digits_logistic: accuracy .*, as before$", output, re.MULTILINE)
     assert re.search(r"^student: accuracy [^,]*, [^,]*$", output, re.MULTILINE)
     assert re.search(r"^n5-draw0: \d+ samples an epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
@@ -140,6 +160,32 @@ def test_a_network_is_trained_further_from_pixels_and_from_a_tap(project: Projec
         assert project.read(f"data/metrics/runs/{run}.json")["test_rows"] > 50
     comparisons = (project.root / "data/comparisons/digits.json").read_text()
     assert all(run in comparisons for run in (*runs, "student", "digits_logistic"))
+
+
+def test_no_stage_writes_into_a_file_that_dvc_keeps(project: Project) -> None:
+    params = more()
+    project.settle(params)
+    before = {path: path.stat().st_mtime_ns for path in objects(project)}
+    params["split"]["digits"]["seed"] = 1
+    params["report"]["title"] = "another"
+    project.write(params)
+    project.by_hand(*project.run("dvc", "stage", "list", "--name-only").split())
+    ran, _ = project.repro(params, "fit@digits_logistic")
+    assert sorted(ran) == ["fit@digits_logistic", "split@digits"]  # no audit: the report alone reads it
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert are_whole(project)
+    assert lie_once(project)
+
+
+def test_dvc_freezes_a_network_again_when_a_module_changes_that_its_code_imports(project: Project) -> None:
+    params = more()
+    project.repro(params, "freeze@small")
+    before = project.read("data/backbones/small/backbone.json")
+    assert project.repro(params, "freeze@small")[0] == []
+    (project.root / "mynets/blocks.py").write_text(BLOCKS.replace("relu", "tanh"))
+    assert project.repro(params, "freeze@small")[0] == ["freeze@small"]
+    after = project.read("data/backbones/small/backbone.json")
+    assert before["architecture"]["code"]["mynets.blocks"] != after["architecture"]["code"]["mynets.blocks"]
 
 
 def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
@@ -162,27 +208,3 @@ def test_a_wrong_setting_stops_the_first_stage_with_every_problem(project: Proje
     assert "split.digits: unknown key 'taget'. Did you mean 'target'" in output
     assert "fit.digits_logistic.head: unknown head 'logitsic'. Did you mean 'logistic'" in output
     assert "Traceback" not in output
-
-
-def test_dvc_freezes_a_network_again_when_a_module_changes_that_its_code_imports(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project")
-    package = project.root / "mynets"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "blocks.py").write_text("import torch\n\nACTIVATION = torch.relu\n")
-    (package / "net.py").write_text(
-        "from torch import nn\n\nfrom mynets.blocks import ACTIVATION\n\n\nclass Net(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.last = nn.Linear(192, 2)\n\n"
-        "    def forward(self, x):\n        return self.last(ACTIVATION(x.flatten(1)))\n"
-    )
-    sides = {"resize": [8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    entry = {"source": "module", "factory": "mynets.net:Net", "seed": 0, "input": sides}
-    params = small() | {"freeze": {"own": entry}, "extract": {}, "fit": {}, "split": {}, "pretrain": {}, "prepare": {}}
-    params["sample"] = {}
-    assert project.repro(params, "freeze@own")[0] == ["freeze@own"]
-    before = project.read("data/backbones/own/backbone.json")
-    assert project.repro(params, "freeze@own")[0] == []
-    (package / "blocks.py").write_text("import torch\n\nACTIVATION = torch.tanh\n")
-    assert project.repro(params, "freeze@own")[0] == ["freeze@own"]
-    after = project.read("data/backbones/own/backbone.json")
-    assert before["architecture"]["code"]["mynets.blocks"] != after["architecture"]["code"]["mynets.blocks"]
