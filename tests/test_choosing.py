@@ -110,9 +110,20 @@ def test_values_are_compared_at_their_best_temperatures_unless_a_metric_is_named
     [one] = place.model()["fits"]
     search = one["search"]
     assert one["temperature"] == search["temperatures"][values.index(search["chosen"])]
+    assert search["log_loss"] == pytest.approx(plain["search"]["validation"], rel=1e-5)
+    assert values.index(search["chosen"]) <= values.index(plain["search"]["chosen"])
     assert search["temperatures"] == sorted(search["temperatures"]), "less regularised heads are surer"
     assert all(np.array(search["validation"]) <= np.array(plain["search"]["validation"]) + 1e-3)
     assert search["validation"][0] < plain["search"]["validation"][0] - 0.05, "its scores are small, and not wrong"
+
+
+def test_no_value_is_chosen_whose_scores_a_temperature_would_have_to_take_back(tmp_path: Path) -> None:
+    """Where all rows are right at every value, less regularisation is surer for ever."""
+    place = make(tmp_path, splits={"train": 40, "validation": 8, "test": 4})
+    values = [0.1, 10.0, 1e3, 1e5]
+    place.fit(inputs=["easy"], **DEFAULTS | {"search": {"parameter": "C", "values": values}})
+    search = place.model()["fits"][0]["search"]
+    assert values.index(search["chosen"]) <= search["log_loss"].index(min(search["log_loss"]))
 
 
 def test_a_temperature_of_rows_that_are_all_right_is_finite() -> None:

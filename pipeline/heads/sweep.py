@@ -110,8 +110,9 @@ def sweep(
     `given`: what the scores of the head are. `stops`: by log loss, values after the best one are tried until `ENOUGH`
     of them in a row are worse by more than a standard error. `tempered`: the log loss of each value is that at its best
     temperature (`calibration.best_temperature`), so that a value is chosen by how well it tells classes apart, and not
-    by how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). The preparation is
-    fitted once per fold.
+    by how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). Values after the
+    one with the least log loss at no temperature are then not chosen: where all rows are right, a temperature would
+    take back what less and less regularisation adds. The preparation is fitted once per fold.
     `pipeline.heads.paths` says how heads share work between values. A value with which a fit fails, or does not
     converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
@@ -130,12 +131,12 @@ def sweep(
             tried.append(one)
             if one.usable and (best is None or _loss(one, metric) < _loss(tried[best[0]], metric)):
                 best = len(tried) - 1, heads
-            if stops and best is not None and metric == "log_loss" and best[0] < len(tried) - ENOUGH and _rises(tried):
+            if stops and metric == "log_loss" and _rises(tried):
                 break
         if best is None:
             lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
             raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", lines))
-        close = within_one_error(tried, metric)
+        close = within_one_error(tried[: _surest(tried) + 1], metric)
         chosen = min(close, key=lambda number: _least(tried[number], metric))
         if chosen != best[0]:
             again = ((copy_of(pipeline[-1], **{parameter: values[chosen]}), one) for one in ready)
@@ -225,6 +226,16 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
     ]
 
 
+def _surest(tried: Sequence[Tried]) -> int:
+    """Return the number of the value with the least log loss at no temperature; without temperatures the last."""
+    losses = {
+        number: float(one.untempered.mean())
+        for number, one in enumerate(tried)
+        if one.usable and one.untempered is not None
+    }
+    return min(losses, key=lambda number: losses[number], default=len(tried) - 1)
+
+
 def _rises(tried: Sequence[Tried]) -> bool:
     """Whether the log loss of the last values, at no temperature, is worse than the least by over a standard error."""
     losses = [one.by_row if one.untempered is None else one.untempered for one in tried if one.usable]
@@ -257,6 +268,13 @@ def _least(one: Tried, metric: str) -> tuple[float, float]:
     return (loss if one.uncertainty is None else one.uncertainty), loss
 
 
+def _plain_losses(tried: Sequence[Tried]) -> list[float | None] | None:
+    """Return the log loss of each value at no temperature; None where no temperature was asked for."""
+    if all(one.untempered is None for one in tried):
+        return None
+    return [None if one.untempered is None else float(one.untempered.mean()) for one in tried]
+
+
 def _record(
     values: Sequence[Any], tried: Sequence[Tried], chosen: int, close: Sequence[int], metric: str
 ) -> dict[str, Any]:
@@ -270,7 +288,7 @@ def _record(
         "values": list(values[: len(tried)]),
         "left_out": list(values[len(tried) :]),
         "validation": [other.score for other in tried],
-        "log_loss": None if metric == "log_loss" else [other.uncertainty for other in tried],
+        "log_loss": _plain_losses(tried) if metric == "log_loss" else [other.uncertainty for other in tried],
         "temperatures": None if one.temperature is None else [other.temperature for other in tried],
         "problems": [other.problem for other in tried],
         "standard_error": error,
