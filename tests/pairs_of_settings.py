@@ -302,18 +302,20 @@ def _logits(scores: np.ndarray) -> np.ndarray:
 
 
 def _of_a_search(scores: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> float:
-    """Find the temperature that divides coefficients: each of n answers counts by (n + 1) / (n + 2)."""
+    """Find the temperature that divides coefficients: the best one, or that of rows that count by (n + 1) / (n + 2)."""
     right = y.astype(bool) if y.ndim == 2 else y[:, None] == np.array(classes)
     if y.ndim == 2:  # a pair of classes per label
         scores = np.stack([1 - scores.ravel(), scores.ravel()], axis=1)
         right = np.stack([~right.ravel(), right.ravel()], axis=1)
     n, others = len(scores), scores.shape[1] - 1
-    weights = np.where(right, (n + 1) / (n + 2), 1 / (n + 2) / others)
 
-    def loss(log: float) -> float:
-        return float(-(weights * log_softmax(_logits(scores) / np.exp(log), axis=1)).sum(axis=1).mean())
+    def best(weights: np.ndarray) -> float:
+        def loss(log: float) -> float:
+            return float(-(weights * log_softmax(_logits(scores) / np.exp(log), axis=1)).sum(axis=1).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))
+        return float(np.exp(minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), method="bounded").x))
+
+    return sorted([1.0, best(right.astype(float)), best(np.where(right, (n + 1) / (n + 2), 1 / (n + 2) / others))])[1]
 
 
 def _temperature(scores: np.ndarray, y: np.ndarray, classes: Sequence[str]) -> float:

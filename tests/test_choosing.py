@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline import choice
 from pipeline.fit import FitConfig
 from pipeline.fit.folds import Validation, validation_of
-from pipeline.heads.calibration import at_temperature, best_temperature
+from pipeline.heads.calibration import at_temperature, best_temperature, doubted_losses
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
 from pipeline.task import Task
@@ -97,7 +97,7 @@ def test_the_value_with_the_least_log_loss_on_held_out_rows_is_chosen(place: Pla
     assert (search["parameter"], search["metric"], search["validation_rows"]) == ("C", "log_loss", 24)
     assert search["values"][search["validation"].index(min(search["validation"]))] == search["chosen"]
     held = one.splits == "validation"
-    assert loss_of(one, held) == pytest.approx(min(search["validation"]), rel=1e-5)
+    assert loss_of(one, held) == pytest.approx(search["log_loss"][search["values"].index(search["chosen"])], rel=1e-5)
     assert search["left_out"], "values far behind the best are not tried"
 
 
@@ -110,43 +110,40 @@ def test_values_are_compared_at_their_best_temperatures_unless_a_metric_is_named
     [one] = place.model()["fits"]
     search = one["search"]
     assert one["temperature"] == search["temperatures"][values.index(search["chosen"])]
-    assert search["log_loss"] == pytest.approx(plain["search"]["validation"], rel=1e-5)
-    assert values.index(search["chosen"]) <= values.index(plain["search"]["chosen"])
     assert search["temperatures"] == sorted(search["temperatures"]), "less regularised heads are surer"
-    assert all(np.array(search["validation"]) <= np.array(plain["search"]["validation"]) + 1e-3)
-    assert search["validation"][0] < plain["search"]["validation"][0] - 0.05, "its scores are small, and not wrong"
+    assert all(np.array(search["log_loss"]) <= np.array(plain["search"]["validation"]) + 1e-6)
+    assert search["log_loss"][0] < plain["search"]["validation"][0] - 0.05, "its scores are small, and not wrong"
 
 
-def test_no_value_is_chosen_whose_scores_a_temperature_would_have_to_take_back(tmp_path: Path) -> None:
-    """Where all rows are right at every value, less regularisation is surer for ever."""
+def test_rows_that_are_all_right_make_no_head_surer(tmp_path: Path) -> None:
+    """By log loss alone each less regularised value would be better, for ever."""
     place = make(tmp_path, splits={"train": 40, "validation": 8, "test": 4})
-    values = [0.1, 10.0, 1e3, 1e5]
-    place.fit(inputs=["easy"], **DEFAULTS | {"search": {"parameter": "C", "values": values}})
-    search = place.model()["fits"][0]["search"]
-    assert values.index(search["chosen"]) <= search["log_loss"].index(min(search["log_loss"]))
-
-
-def test_a_temperature_of_rows_that_are_all_right_is_finite() -> None:
-    """Of n rows (n + 1) / (n + 2) are taken to be right, and no more certainty is given."""
+    place.fit(inputs=["easy"], **DEFAULTS | {"search": {"parameter": "C", "values": [1e-3, 0.1, 10.0, 1e3, 1e5]}})
+    [one] = place.model()["fits"]
+    assert one["search"]["log_loss"][-1] < 1e-3, "all rows are right"
+    assert (one["search"]["chosen"] < 1e5, one["temperature"] <= 1) == (True, True)
     places = np.arange(30) % 3
+    probabilities = np.full((30, 3), 1e-4)
+    probabilities[np.arange(30), places] = 1 - 2e-4
+    assert best_temperature(probabilities, places) == 1
+    assert doubted_losses(probabilities, places)[0] == pytest.approx(-31 / 32 * np.log(1 - 2e-4) - np.log(1e-4) / 32)
     probabilities = np.full((30, 3), 0.15)
     probabilities[np.arange(30), places] = 0.7
-    temperature = best_temperature(probabilities, places)
-    sure = at_temperature(probabilities, temperature)
+    sure = at_temperature(probabilities, best_temperature(probabilities, places))
     np.testing.assert_allclose(sure[np.arange(30), places], 31 / 32, atol=1e-3)
 
 
 def test_labels_share_one_temperature() -> None:
     targets = np.arange(60).reshape(20, 3) % 4 == 0
-    scores = np.where(targets, 2.0, -2.0) + np.linspace(-3, 3, 60).reshape(20, 3)
+    scores = np.where(targets, 2.0, -2.0) + np.linspace(-6, 6, 60).reshape(20, 3)
     temperature = best_temperature(expit(scores), targets)
     expected = expit(scores / temperature)
     np.testing.assert_allclose(at_temperature(expit(scores), temperature, several=True), expected, atol=1e-6)
 
     def loss(one: float) -> float:
-        wanted = np.where(targets, 61 / 62, 1 / 62)
-        return float(-(wanted * log_expit(scores / one) + (1 - wanted) * log_expit(-scores / one)).mean())
+        return float(-log_expit(np.where(targets, scores, -scores) / one).mean())
 
+    assert temperature > 1, "the scores are too sure, whatever is doubted"
     assert loss(temperature) < min(loss(0.97 * temperature), loss(1.03 * temperature))
 
 

@@ -20,29 +20,57 @@ from pipeline.task import Kind
 LOG_TEMPERATURES = (-6.0, 6.0)
 """Natural logarithms of the temperatures among which the best is looked for."""
 
+TEMPERATURES = (0.25, 4.0)
+"""Of a search: a head whose scores are further off is not made good by a number, and few rows may ask for any."""
+
 FOLDS = 2  # of scikit-learn's calibration; they mean nothing, since what is frozen learns from none
 
 
 def best_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Return the temperature with the least log loss on held-out rows, within `LOG_TEMPERATURES`.
+    """Return the temperature that held-out rows ask for, within `TEMPERATURES`.
 
-    `probabilities`: (rows, classes); `targets`: the column of each row's class, int (rows,), or which labels a row has,
-    bool (rows, classes). Each of n rows, or labels of rows, counts as what it is by (n + 1) / (n + 2), Laplace's rule
-    of succession: where all of them are right, the log loss would ask for certainty.
+    `probabilities`: (rows, classes); `targets` as in `doubted_losses`. It is the number nearest 1 between the
+    temperatures with the least log loss and with the least doubted log loss. Where all rows are right these are near 0
+    and above 1: rows say nothing then, and the scores stay as they are.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
 
     logs, places = _logs(probabilities, targets.ndim == 2), targets.astype(np.int64).ravel()
-    right, n, others = np.arange(len(logs)), len(logs), max(1, logs.shape[1] - 1)
 
-    def loss(log: float) -> float:
-        scaled = log_softmax(logs * np.exp(-log), axis=1)
-        own = scaled[right, places]
-        return -float(((n + 1) * own + (scaled.sum(axis=1) - own) / others).mean() / (n + 2))
+    def best(doubt: float) -> float:
+        def loss(log: float) -> float:
+            return float(_losses(logs * np.exp(-log), places, doubt).mean())
 
-    found = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x))
+        bounds = tuple(np.log(TEMPERATURES))
+        return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
+
+    return float(np.median([best(0.0), 1.0, best(_doubt(places))]))
+
+
+def doubted_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the log loss of each row (rows,), where each of n rows counts as its class by (n + 1) / (n + 2).
+
+    That is Laplace's rule of succession: n rows that are all right do not make certain that the next one is, and the
+    other classes share what is left. `probabilities`: (rows, classes); `targets`: the column of each row's class, int
+    (rows,), or which labels a row has, bool (rows, classes); n is then the number of labels of all rows.
+    """
+    several = targets.ndim == 2
+    places = targets.astype(np.int64).ravel()
+    found = _losses(_logs(probabilities, several), places, _doubt(places))
+    return found.reshape(targets.shape).mean(axis=1) if several else found
+
+
+def _doubt(places: np.ndarray) -> float:
+    return 1 / (len(places) + 2)
+
+
+def _losses(logs: np.ndarray, places: np.ndarray, doubt: float) -> np.ndarray:
+    from scipy.special import log_softmax
+
+    scaled = log_softmax(logs, axis=1)
+    own = scaled[np.arange(len(logs)), places]
+    others = (scaled.sum(axis=1) - own) / max(1, logs.shape[1] - 1)
+    return np.asarray(-(1 - doubt) * own - doubt * others)
 
 
 def at_temperature(probabilities: np.ndarray, temperature: float, *, several: bool = False) -> np.ndarray:

@@ -64,8 +64,9 @@ class Tried:
     """A value of the parameter on the held-out rows.
 
     `score`: of the metric that decides; `problem`: why the value cannot be chosen; `by_row` as `criteria.by_row`;
-    `uncertainty` as `criteria.uncertainty`, or the score itself where log loss decides. Where probabilities are
-    measured at their best `temperature`, `untempered` is the log loss of each row without it.
+    `uncertainty` as `criteria.uncertainty`, or the score itself where log loss decides. Where values are compared at
+    their best `temperature`, score and `by_row` are the doubted log loss there, `untempered` that of each row at none,
+    and `uncertainty` the log loss at the temperature.
     """
 
     score: float | None = None
@@ -108,11 +109,10 @@ def sweep(
     """Fit a head per fold for each value, in their order, and choose a value on the held-out rows of all folds.
 
     `given`: what the scores of the head are. `stops`: by log loss, values after the best one are tried until `ENOUGH`
-    of them in a row are worse by more than a standard error. `tempered`: the log loss of each value is that at its best
-    temperature (`calibration.best_temperature`), so that a value is chosen by how well it tells classes apart, and not
-    by how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). Values after the
-    one with the least log loss at no temperature are then not chosen: where all rows are right, a temperature would
-    take back what less and less regularisation adds. The preparation is fitted once per fold.
+    of them in a row are worse by more than a standard error. `tempered`: values are compared by the doubted log loss at
+    their best temperatures (`pipeline.heads.calibration`): one is chosen by how well it tells classes apart, and not by
+    how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). The preparation is
+    fitted once per fold.
     `pipeline.heads.paths` says how heads share work between values. A value with which a fit fails, or does not
     converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
@@ -136,7 +136,7 @@ def sweep(
         if best is None:
             lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
             raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", lines))
-        close = within_one_error(tried[: _surest(tried) + 1], metric)
+        close = within_one_error(tried, metric)
         chosen = min(close, key=lambda number: _least(tried[number], metric))
         if chosen != best[0]:
             again = ((copy_of(pipeline[-1], **{parameter: values[chosen]}), one) for one in ready)
@@ -188,21 +188,27 @@ def _measured(
             for head, one in zip(heads, ready, strict=True)
         ]
         held = criteria.joined(parts)
-        temperature, untempered = None, None
         if tempered:
-            untempered = criteria.by_row(metric, held, kind=kind, classes=classes)
-            several = kind == "multilabel"
-            targets = held.targets if several else codes(held.targets, classes)
-            temperature = calibration.best_temperature(held.scores, targets)
-            held = replace(held, scores=calibration.at_temperature(held.scores, temperature, several=several))
+            return _at_best_temperature(held, problem, kind=kind, classes=classes)
         score = criteria.measure(metric, held, kind=kind, classes=classes)
     except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
         return Tried(problem=problem or cause_of_failure(error))
     if math.isnan(score):
         return Tried(problem=problem or f"{metric} is not a number")
     unsure = score if metric == "log_loss" else criteria.uncertainty(held, kind=kind, classes=classes)
-    by_row = criteria.by_row(metric, held, kind=kind, classes=classes)
-    return Tried(score, problem, by_row, unsure, temperature, untempered)
+    return Tried(score, problem, criteria.by_row(metric, held, kind=kind, classes=classes), unsure)
+
+
+def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes: Sequence[str]) -> Tried:
+    several = kind == "multilabel"
+    targets = held.targets if several else codes(held.targets, classes)
+    temperature = calibration.best_temperature(held.scores, targets)
+    at_best = replace(held, scores=calibration.at_temperature(held.scores, temperature, several=several))
+    rows = calibration.doubted_losses(at_best.scores, targets)
+    unsure = criteria.measure("log_loss", at_best, kind=kind, classes=classes)
+    return Tried(
+        float(rows.mean()), problem, rows, unsure, temperature, calibration.doubted_losses(held.scores, targets)
+    )
 
 
 def _loss(one: Tried, metric: str) -> float:
@@ -224,16 +230,6 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
         for number in usable
         if _loss(tried[number], metric) - _loss(best, metric) <= _error_between(tried[number], best)
     ]
-
-
-def _surest(tried: Sequence[Tried]) -> int:
-    """Return the number of the value with the least log loss at no temperature; without temperatures the last."""
-    losses = {
-        number: float(one.untempered.mean())
-        for number, one in enumerate(tried)
-        if one.usable and one.untempered is not None
-    }
-    return min(losses, key=lambda number: losses[number], default=len(tried) - 1)
 
 
 def _rises(tried: Sequence[Tried]) -> bool:
@@ -265,14 +261,7 @@ def _standard_error(rows: np.ndarray) -> float:
 def _least(one: Tried, metric: str) -> tuple[float, float]:
     """What is least for the value to choose: the log loss, and then the loss by the metric that decides."""
     loss = _loss(one, metric)
-    return (loss if one.uncertainty is None else one.uncertainty), loss
-
-
-def _plain_losses(tried: Sequence[Tried]) -> list[float | None] | None:
-    """Return the log loss of each value at no temperature; None where no temperature was asked for."""
-    if all(one.untempered is None for one in tried):
-        return None
-    return [None if one.untempered is None else float(one.untempered.mean()) for one in tried]
+    return (loss if one.uncertainty is None or one.temperature is not None else one.uncertainty), loss
 
 
 def _record(
@@ -288,7 +277,7 @@ def _record(
         "values": list(values[: len(tried)]),
         "left_out": list(values[len(tried) :]),
         "validation": [other.score for other in tried],
-        "log_loss": _plain_losses(tried) if metric == "log_loss" else [other.uncertainty for other in tried],
+        "log_loss": [other.uncertainty for other in tried] if metric != "log_loss" or one.temperature else None,
         "temperatures": None if one.temperature is None else [other.temperature for other in tried],
         "problems": [other.problem for other in tried],
         "standard_error": error,
