@@ -28,6 +28,8 @@ from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, write_json
+from pipeline.fit import FitConfig
+from pipeline.fit.run import fit as fit_heads
 from pipeline.heads import model
 from pipeline.manifest import ManifestPaths, read
 from pipeline.predictions import Predictions, PredictionsFile
@@ -401,12 +403,15 @@ def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows
     assert (probe["head"], probe["rows"], probe["width"]) == ("logistic", 24, 8)
     assert lines[0] == f"all: classifier: starts as logistic on 24 rows of 8 values, C {probe['params']['C']:.3g}"
     assert lines[1].startswith("all: epoch 0 of 2: validation loss ")
-    task, features = Task.read(paths.task), Features.open(paths.features / "last")
-    head = make_pipeline(StandardScaler(), LogisticRegression(C=probe["params"]["C"]))
-    rows = task.rows("train")
-    head.fit(features.load(list(task.keys[rows])), task.targets[rows])
-    (tuned,) = predicted(paths)
-    assert np.allclose(tuned.scores, head.predict_proba(features.load(list(tuned.keys))), atol=2e-3)
+    given = {"task": "photos", "backbone": "net", "inputs": ["last"], "validation": "folds", "refit": False}
+    out = paths.model / "heads.parquet"
+    places = {"task": paths.task, "features": paths.features, "models": paths.model / "heads", "predictions": out}
+    fit_heads(FitConfig.model_validate(given), **places)
+    (head,), (tuned,) = list(PredictionsFile.open(out)), predicted(paths)
+    test, other = tuned.splits == "test", head.splits == "test"
+    assert tuned.keys[test].tolist() == head.keys[other].tolist()
+    assert np.allclose(tuned.scores[test], head.scores[other], atol=2e-2)
+    assert read_json(paths.model / "heads" / "model.json")["fits"][0]["params"]["C"] == probe["params"]["C"]
 
 
 def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) -> None:
