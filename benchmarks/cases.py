@@ -14,14 +14,14 @@ import numpy as np
 import pictures
 
 from pipeline import manifest
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines import gate, select
-from pipeline.engines.select import Job, choose
-from pipeline.extract import ExtractConfig
+from pipeline.engines import autotune, parity_gate
+from pipeline.engines.autotune import Job, choose
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import cores
@@ -91,14 +91,14 @@ def prepared(folder: Path, data: str, model: str, precision: str, given: argpars
 
 def decoded(case: Case, paths: list[str]) -> np.ndarray:
     """The pixels of some images, uint8 (images, height, width, channels), by a thread a core."""
-    reader = ImageReader(artefact.read_spec(case.backbone).input.image)
+    reader = ImageReader(serialization.read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         return np.stack([sample["pixels"] for sample in pool.map(lambda path: reader(Path(path).read_bytes()), paths)])
 
 
 def decode(case: Case) -> None:
     """Read and decode every image, and keep none."""
-    reader = ImageReader(artefact.read_spec(case.backbone).input.image)
+    reader = ImageReader(serialization.read_spec(case.backbone).input.image)
     with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(lambda path: reader(Path(path).read_bytes())["pixels"].shape, case.paths):
             pass
@@ -106,11 +106,11 @@ def decode(case: Case) -> None:
 
 def fastest(case: Case) -> Callable[[], None]:
     """Choose the fastest engine that passes the gate; return what runs it over as many images as there are."""
-    backbone = artefact.read(case.backbone)
+    backbone = serialization.read(case.backbone)
     job = Job(backbone, case.taps, case.batch, case.precision, cache=case.folder / "engine-cache")
     shapes = {TAP: backbone.spec.taps[TAP].shape}
-    pixels = decoded(case, case.paths[: gate.rows_for(shapes, case.batch, case.precision)])
-    chosen = choose(select.AUTO, job, lambda: pixels, samples=10**9, say=lambda _: None)
+    pixels = decoded(case, case.paths[: parity_gate.rows_for(shapes, case.batch, case.precision)])
+    chosen = choose(autotune.AUTO, job, lambda: pixels, samples=10**9, say=lambda _: None)
     case.engine = chosen.name
     whole = np.resize(pixels, (case.batch, *pixels.shape[1:]))
 

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.files import content_key, sha256_file
-from pipeline.store import cache, index, upkeep
+from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 
 IDENTITY = {"node": "block1", "dtype": "float32"}
@@ -71,7 +71,7 @@ def work() -> Iterator[None]:
 def write(root: Path, first: int) -> None:
     """Add the shards of the column that are not there, beginning with one of them; say what was committed."""
     column = cache.column(root, IDENTITY)
-    print("swept", upkeep.leftovers(column), flush=True)
+    print("swept", maintenance.leftovers(column), flush=True)
     for turn in range(PARTS):
         part = (first + turn) % PARTS
         own = sorted(content_key(f"{part}/{number}".encode()) for number in range(ROWS))
@@ -89,7 +89,8 @@ def write(root: Path, first: int) -> None:
 
 def extract(root: Path, made: Path) -> None:
     """Extract what `draw` made in `root`, with the cache and the features in `made`."""
-    from pipeline.extract import ExtractConfig, run
+    from pipeline.extract import run
+    from pipeline.extract.config import ExtractConfig
 
     config = ExtractConfig.model_validate({"datasets": ["drawn"], "taps": TAPS, "batch_size": 4, "shard_mb": 1})
     net, manifests = root / "net", root / "manifests"
@@ -100,9 +101,9 @@ def draw(root: Path, pictures: int = PICTURES) -> None:
     """Draw pictures, list them, and write a small GlyphNet of random weights."""
     import torch
 
-    from pipeline.backbones import artefact, glyphs
+    from pipeline.backbones import glyphs, serialization
     from pipeline.manifest import ManifestPaths
-    from pipeline.prepare import PrepareConfig
+    from pipeline.prepare.config import PrepareConfig
     from pipeline.prepare.run import prepare
 
     random = np.random.default_rng(0)
@@ -114,7 +115,7 @@ def draw(root: Path, pictures: int = PICTURES) -> None:
     torch.manual_seed(0)
     network = glyphs.GlyphNet(classes=3, widths=(32, 8))
     architecture = {"family": "glyphs", "classes": 3, "widths": [32, 8]}
-    artefact.write(root / "net", network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    serialization.write(root / "net", network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
 
 
 # What kills -----------------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def kill_writers(root: Path, moments: Sequence[float], whole: dict[str, str], co
     column = cache.column(root, IDENTITY)
     lost = set(said["committed"]) - {record.name for record in column.records()}
     yield from (f"{name}: committed, and lost" for name in sorted(lost))
-    yield from (problem for _, problem in upkeep.damage(column, whole=True))
+    yield from (problem for _, problem in maintenance.damage(column, whole=True))
     left, early = leftovers(root), sum(map(int, said["swept"]))
     late = race([start("--write", root, 0)])["swept"]
     tally(counts, killed, moments, found=early + left, swept=early + sum(map(int, late)))
@@ -192,7 +193,7 @@ def kill_extraction(root: Path, made: Path, moment: float, whole: dict[str, str]
     killed = [start("--extract", root, made)]
     race(killed, [moment])
     for column in cache.columns(made / "cache"):
-        yield from (problem for _, problem in upkeep.damage(column, whole=True))
+        yield from (problem for _, problem in maintenance.damage(column, whole=True))
     for path in made.glob(f"features/*/{index.NAME}"):
         there = {f"features/{path.parent.name}/{name}": value for name, value in contents(path.parent).items()}
         if not there.items() <= whole.items():

@@ -102,7 +102,7 @@ def size(folder: Path) -> dict[Path, int]:
 
 def extract(root: Path, made: Path, mode: str) -> None:
     """Extract what `draw` made in `root`, and print how many samples are done."""
-    from pipeline.extract import ExtractConfig
+    from pipeline.extract.config import ExtractConfig
     from pipeline.extract.run import extract
 
     settings = {"datasets": ["drawn"], "taps": TAPS, "shard_mb": SHARD_MB, "engine": "torch", "run": MODES[mode]}

@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
 from pipeline.metrics import row_log_losses
 from pipeline.predictions import PredictionsFile

@@ -18,15 +18,15 @@ from taught import TEACHER, School
 
 from pipeline import manifest
 from pipeline.backbones.spec import TapSpec
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import sha256_file
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
-from pipeline.freeze import Torchvision
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import Task
 

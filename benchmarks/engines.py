@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pipeline.backbones import artefact
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import serialization
+from pipeline.backbones.nodes import survey
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
-from pipeline.backbones.survey import survey
-from pipeline.engines import select
-from pipeline.engines.select import Job, choose
+from pipeline.engines import autotune
+from pipeline.engines.autotune import Job, choose
 from pipeline.errors import EngineError
 from pipeline.readers.image import ImageSpec
 
@@ -45,7 +45,7 @@ MOBILENET = "weights/mobilenet_v2-tf2_int8_dequant.pth"
 def backbone_of(model: str) -> Backbone:
     """A torchvision network."""
     torch.manual_seed(0)
-    network = artefact.freeze(models.get_model(model, weights=None))
+    network = serialization.freeze(models.get_model(model, weights=None))
     path = Path(os.environ.get("ICECORE_ASSETS", "")) / MOBILENET
     if model == "mobilenet_v2" and path.is_file():
         state = torch.load(path, weights_only=True)
@@ -53,7 +53,7 @@ def backbone_of(model: str) -> Backbone:
     spec = BackboneSpec(
         architecture={"family": "torchvision", "name": model},
         origin={},
-        weights_digest=artefact.weights_digest(network.state_dict()),
+        weights_digest=serialization.weights_digest(network.state_dict()),
         input=INPUT,
         taps=survey(network, INPUT.shape),
     )
@@ -102,7 +102,7 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
     for precision in arguments.precisions:
         job = Job(backbone, {"tap": tap}, arguments.batch, precision, cache=cache)
         engines = {"plain": plain}
-        for name in select.candidates(precision):
+        for name in autotune.candidates(precision):
             if name == "torch_compiled" and not arguments.compiled:
                 continue
             try:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
     if not arguments.compiled:
-        select.WORTH["torch_compiled"] = np.inf
+        autotune.WORTH["torch_compiled"] = np.inf
     print("| network | precision | engine | samples/s | of plain eager torch |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         for model in arguments.models:

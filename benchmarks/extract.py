@@ -39,7 +39,7 @@ import workers
 from cases import HERE, TAP, Case, child, clock, decode, emptied, fastest, prepared, run
 from probe import accuracy
 
-from pipeline.engines import select
+from pipeline.engines import autotune
 from pipeline.errors import PipelineError
 from pipeline.runtime import versions
 from pipeline.store.features import Features
@@ -149,9 +149,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.images <= given.batch:
         parser.error(f"--images: expected more than one batch of {given.batch}, got {given.images}")
-    select.WORTH["torch_compiled"] = np.inf  # minutes of compilation
+    autotune.WORTH["torch_compiled"] = np.inf  # minutes of compilation
     settings = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA") if name in os.environ}
-    print(select.machine(), versions("torch", "torchvision", "onnxruntime-gpu", "openvino", "pillow"), settings)
+    print(autotune.machine(), versions("torch", "torchvision", "onnxruntime-gpu", "openvino", "pillow"), settings)
     if given.memory is not None:
         memory.write(given.memory, given.counts, folder=given.folder)
         return

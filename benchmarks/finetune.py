@@ -36,9 +36,9 @@ import tuned
 from torch import nn
 from tuned import Fit, Place, named, placed
 
-from pipeline.backbones import artefact
-from pipeline.training.ready import Prepared, Run
-from pipeline.training.samples import Batch, Samples
+from pipeline.backbones import serialization
+from pipeline.finetune.setup import Prepared, Run
+from pipeline.training.data import Batch, Samples
 
 CUTS = {
     "mobilenet_v2": ("features.6", "features.13", "features.17"),
@@ -112,7 +112,7 @@ def row_of_cut(place: Place, node: str, given: argparse.Namespace) -> str:
         alone = place.begin(input="features", tap=named(node), **shared)
         keep("alone", place.fit(begun=alone, samples=Held(alone[1].samples, given.batch)).epoch(2))
     bound = best["alone"] + best["reading"]
-    spec = artefact.read_spec(place.paths.backbone)
+    spec = serialization.read_spec(place.paths.backbone)
     whole, before = max(tap.multiply_adds for tap in spec.taps.values()), spec.taps[node].multiply_adds
     rows = len(stored.one.samples)
     numbers = [

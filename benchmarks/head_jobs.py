@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import shards
 
-from pipeline.heads.rows import Rows
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
+from pipeline.streaming.rows import Rows
 
 SHARD = 16_384
 MIB = 2**20
@@ -66,7 +66,7 @@ def features(folder: Path) -> Features:
 
 def ridge(folder: Path, *, rows: int, test: int) -> dict[str, Any]:
     """Ours: 20 penalties from one pass over the store; predictions of test rows at each."""
-    from pipeline.heads.ridge import StreamingRidgeClassifier
+    from pipeline.streaming.ridge import StreamingRidgeClassifier
 
     X, y = opened(folder, 0, rows)
     start = time.perf_counter()
@@ -98,10 +98,10 @@ def large(folder: Path, *, head: str, rows: int, test: int) -> dict[str, Any]:
     """A head fitted to many rows on the disk, and its predictions of test rows."""
     from sklearn.base import clone
 
-    from pipeline.heads.discriminant import StreamingLDA
-    from pipeline.heads.logistic import StreamingLogisticRegression
-    from pipeline.heads.neighbors import StreamingKNeighborsClassifier
-    from pipeline.heads.ridge import StreamingRidgeClassifier
+    from pipeline.streaming.knn import StreamingKNeighborsClassifier
+    from pipeline.streaming.lda import StreamingLDA
+    from pipeline.streaming.logistic import StreamingLogisticRegression
+    from pipeline.streaming.ridge import StreamingRidgeClassifier
 
     heads = {
         "ridge": StreamingRidgeClassifier(alphas=PENALTIES),
@@ -123,7 +123,7 @@ def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, 
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
 
-    from pipeline.heads.logistic import StreamingLogisticRegression
+    from pipeline.streaming.logistic import StreamingLogisticRegression
 
     X, y = opened(folder, 0, rows)
     Cs = np.logspace(-6, 5, values).tolist()
@@ -143,7 +143,7 @@ def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, 
     def sweep() -> list[Any]:
         if not in_memory:
             return list(head.fit_path(data, y, Cs))
-        from pipeline.heads.paths import candidates
+        from pipeline.heads.regularisation_path import candidates
 
         return [found for found, _ in candidates(head, "C", Cs, data, y)]
 
@@ -162,7 +162,7 @@ def count_passes() -> Callable[[], int]:
     """Count passes from now on: of moments, our losses and scikit-learn's. It returns who tells them."""
     from scipy import optimize
 
-    from pipeline.heads.logistic_loss import Loss
+    from pipeline.streaming.logistic_loss import Loss
 
     passes = [0]
     measure, at, searching = Loss._measure, Loss.at, optimize.minimize
@@ -191,7 +191,7 @@ def count_passes() -> Callable[[], int]:
 
 def knn(folder: Path, *, rows: int, queries: int, metric: str, in_memory: bool) -> dict[str, Any]:
     """The 10 nearest rows of each query."""
-    from pipeline.heads.nearest import nearest
+    from pipeline.streaming.exact_search import nearest
 
     X, _ = opened(folder, 0, rows)
     asked = opened(folder, rows, rows + queries)[0][:]

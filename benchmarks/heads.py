@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from head_jobs import SHARD, write
 
-from pipeline.engines import select
+from pipeline.engines import autotune
 from pipeline.runtime import versions
 
 JOBS = Path(__file__).with_name("head_jobs.py")
@@ -120,7 +120,7 @@ def main() -> None:
     def scaled(count: int) -> int:
         return max(200, int(count * given.scale))
 
-    print(f"{select.machine()}, {versions('numpy', 'scikit-learn')}; shards of {SHARD:,} rows")
+    print(f"{autotune.machine()}, {versions('numpy', 'scikit-learn')}; shards of {SHARD:,} rows")
     parts = {
         "ridge": (ridge, {"rows": scaled(50_000), "width": 2048, "classes": 100, "repeats": given.repeats}),
         "large": (large, {"rows": scaled(given.rows), "width": 1024, "classes": 10}),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score
 
-from pipeline import bootstrap, metrics
+from pipeline import metrics
+from pipeline.evaluate import bootstrap
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
 

@@ -27,14 +27,14 @@ from PIL import Image
 
 from pipeline.embed import Weights, embed, job
 from pipeline.files import sha256_file
-from pipeline.freeze import Timm
+from pipeline.freeze.config import Timm
 from pipeline.freeze.run import freeze
-from pipeline.sample import SampleConfig, sample
+from pipeline.sample.run import SampleConfig, sample
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import address
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
 
 COCO, PNEUMONIA = "images/coco128_multilabel.tar", "images/pneumoniamnist_rebuilt.npz"
 SPLITS = ("train", "val", "test")

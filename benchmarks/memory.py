@@ -16,10 +16,10 @@ from typing import Any
 import pictures
 from matplotlib.figure import Figure
 
-from pipeline.engines import select
+from pipeline.engines import autotune
 from pipeline.files import atomic, write_json
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.runtime import versions
 
@@ -47,7 +47,7 @@ def write(results: Path, counts: list[int], *, folder: Path | None) -> None:
         both = [f"{run[name]:.0f} | {run[name] / first[name]:.3f}" for name in ("peak_mib", "own_peak_mib")]
         print(f"| {run['images']:,} | {run['seconds']:.1f} | {' | '.join(both)} |")
     results.mkdir(parents=True, exist_ok=True)
-    told = {"machine": select.machine(), "versions": versions("torch", "numpy", "h5py", "pyarrow"), "runs": runs}
+    told = {"machine": autotune.machine(), "versions": versions("torch", "numpy", "h5py", "pyarrow"), "runs": runs}
     write_json(results / "memory.json", told)
     draw(results / "memory.png", runs)
     print(f"\n{results / 'memory.json'}, {results / 'memory.png'}")

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import artefact, headed, timm_models, vision
+from pipeline.backbones import classifier as headed
+from pipeline.backbones import serialization, timm_models, torchvision_models
+from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.replay import check_replay, expected_logits
 from pipeline.backbones.spec import WIDE, InputSpec, TapSpec
-from pipeline.backbones.taps import PENULTIMATE
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 
 CLASSES, IMAGES = 3, 2
 LARGEST = 250_000_000  # parameters: 1 GB of float32
@@ -59,9 +60,9 @@ class Result:
 def check_model(architecture: Mapping[str, Any], inputs: InputSpec, folder: Path) -> Result:
     """Freeze, extract, replay, train one step, write and read one model; raises an error that names the cause."""
     torch.manual_seed(0)
-    network = artefact.build(architecture)
-    artefact.write(folder / "frozen", network, architecture=architecture, origin={}, inputs=inputs)
-    frozen = artefact.read(folder / "frozen")
+    network = serialization.build(architecture)
+    serialization.write(folder / "frozen", network, architecture=architecture, origin={}, inputs=inputs)
+    frozen = serialization.read(folder / "frozen")
     channels, height, width = inputs.shape
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, height, width, channels), dtype=np.uint8)
     taps = {PENULTIMATE: TapSpec(node=PENULTIMATE, dtype="float32")}
@@ -81,8 +82,8 @@ def check_model(architecture: Mapping[str, Any], inputs: InputSpec, folder: Path
     scaled = (pixels / 255 - np.array(inputs.mean)) / np.array(inputs.std)
     images = torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))
     train_step(network, images, classifier=headed_architecture["at"])
-    artefact.write(folder / "trained", network, architecture=headed_architecture, origin={}, inputs=inputs)
-    again = artefact.read(folder / "trained").module
+    serialization.write(folder / "trained", network, architecture=headed_architecture, origin={}, inputs=inputs)
+    again = serialization.read(folder / "trained").module
     with torch.inference_mode():
         before, after = network(images), again(images)
     _expect(before.shape == (IMAGES, CLASSES), f"logits of {(IMAGES, CLASSES)}, got {tuple(before.shape)}")
@@ -110,8 +111,12 @@ def train_step(network: nn.Module, images: Tensor, *, classifier: str) -> None:
 
 def torchvision_model(name: str) -> tuple[dict[str, Any], InputSpec, int]:
     """Return the architecture of a model, its input and its number of parameters."""
-    entry = vision.weights_entry(name, "DEFAULT")
-    return vision.architecture(name, entry, None), vision.preprocessing(entry), int(entry.meta["num_params"])
+    entry = torchvision_models.weights_entry(name, "DEFAULT")
+    return (
+        torchvision_models.architecture(name, entry, None),
+        torchvision_models.preprocessing(entry),
+        int(entry.meta["num_params"]),
+    )
 
 
 def timm_model(name: str) -> tuple[dict[str, Any], InputSpec, int]:
@@ -165,7 +170,7 @@ def main() -> None:
 
 def _chosen(source: str | None, match: str) -> Iterator[tuple[str, str]]:
     if source != "timm":
-        sizes = {name: torchvision_model(name)[2] for name in vision.names()}
+        sizes = {name: torchvision_model(name)[2] for name in torchvision_models.names()}
         yield from (
             ("torchvision", name) for name in sorted(sizes, key=lambda name: sizes[name]) if re.search(match, name)
         )
@@ -233,9 +238,9 @@ def _on_meta(architecture: Mapping[str, Any]) -> nn.Module:
     """Build a model without memory; with some for a moment where its initialisation needs values."""
     try:
         with torch.device("meta"):
-            return artefact.build(architecture)
+            return serialization.build(architecture)
     except (RuntimeError, NotImplementedError):
-        return artefact.build(architecture).to("meta")
+        return serialization.build(architecture).to("meta")
 
 
 def _parameters(architecture: Mapping[str, Any]) -> int:

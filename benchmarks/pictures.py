@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import InputSpec
 from pipeline.files import sha256_file
-from pipeline.freeze import Torchvision
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageSpec
 
@@ -110,7 +110,7 @@ def tiny(folder: Path) -> Path:
     """A frozen network that takes no time: three blocks of eight channels on 8 × 8 px, random weights."""
     torch.manual_seed(0)
     widths = (8, 8, 8)
-    artefact.write(
+    serialization.write(
         folder,
         glyphs.GlyphNet(classes=2, widths=widths),
         architecture={"family": "glyphs", "classes": 2, "widths": list(widths)},

@@ -8,10 +8,10 @@ from pathlib import Path
 import pictures
 
 from pipeline.backbones.spec import TapSpec
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 
 CONFIG = ExtractConfig(datasets=("tiny",), taps={"x": TapSpec(node="penultimate")}, engine="torch", batch_size=256)

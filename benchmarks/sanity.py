@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuned import Place, named, placed, write_task
 
-from pipeline.training.inputs import FromPixels
+from pipeline.finetune.inputs import FromPixels
 from pipeline.training.loop import measure
 
 CUT, LAST, PROBE = "layer2", "penultimate", "probe"

@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --rows 10000000       the last for 10^7 rows: some minutes, 3 GB of memory
 
     scheduler      units that do nothing by two workers on this machine: handed out a few at a time, as
-                   pipeline/extract/cluster.py does, and given to the scheduler all at once
+                   pipeline/extract/dask_run.py does, and given to the scheduler all at once
     unit           units of one row against one unit of as many rows: spools, shards, fsync, records
     main process   each step over so many rows of a manifest with paths of 60 characters, in a process of its own: its
                    time, the memory it adds for good and at most; `known` is a run that finds all rows in the cache
@@ -32,17 +32,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from memory import resident
 
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.extract import ExtractConfig, RunConfig, cluster, orders
-from pipeline.extract.clock import Spent
+from pipeline.extract import dask_run, job_files
+from pipeline.extract.config import ExtractConfig, RunConfig
 from pipeline.extract.request import of_samples
 from pipeline.extract.run import commit
-from pipeline.extract.samples import read_samples
-from pipeline.extract.work import Stored, Work
+from pipeline.extract.timing import Spent
+from pipeline.extract.units import Stored, Work
 from pipeline.extract.worker import Assignment, Worker
+from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.store import keys as key_arrays
 
@@ -57,19 +58,19 @@ BLOCK = 100_000
 # The scheduler --------------------------------------------------------------------------------------------------------
 
 
-def nothing(folder: str, number: int) -> cluster.Made:
+def nothing(folder: str, number: int) -> dask_run.Made:
     """A unit that is made at once."""
     del folder
-    return cluster.Made(number, Stored([], {}), Spent(), [])
+    return dask_run.Made(number, Stored([], {}), Spent(), [])
 
 
 def tasks(count: int) -> Iterator[tuple[str, str]]:
-    """Units that do nothing: handed out as pipeline/extract/cluster.py does, then all at once."""
+    """Units that do nothing: handed out as pipeline/extract/dask_run.py does, then all at once."""
     begin = time.perf_counter()
-    with cluster.client_of(RunConfig(workers=2), gpus=0) as client:
+    with dask_run.client_of(RunConfig(workers=2), gpus=0) as client:
         yield "two workers started", f"{time.perf_counter() - begin:.1f} s"
         hand_out(client, 50)  # imports
-        for what, ahead in (("handed out a few at a time", 2 * cluster.AHEAD), ("given at once", count)):
+        for what, ahead in (("handed out a few at a time", 2 * dask_run.AHEAD), ("given at once", count)):
             begin = time.perf_counter()
             hand_out(client, count, ahead=ahead)
             each = (time.perf_counter() - begin) / count
@@ -167,7 +168,7 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     """All steps of the main process over so many rows; run in a process of its own. Bytes are those a row."""
     steps, cache_root = Steps(), folder / "cache"
     backbone = folder / "net"
-    spec = artefact.read_spec(backbone)
+    spec = serialization.read_spec(backbone)
     asked = {"backbone": backbone, "spec": spec, "cache_root": cache_root}
     with steps.step("read the manifest", count):
         samples = read_samples(folder / "manifests", CONFIG.datasets)
@@ -176,11 +177,11 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
         told["units"] = len(request.plan.units)
     assignment = Assignment(request.config, backbone, cache_root, count, request.lacking)
     works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
-    with steps.step("write the job's orders", count) as told, orders.written(assignment, works) as (job, number):
-        told["bytes"] = (job / orders.UNITS).stat().st_size / count
-        told["job_bytes"] = (job / orders.JOB).stat().st_size / number
+    with steps.step("write the job's orders", count) as told, job_files.written(assignment, works) as (job, number):
+        told["bytes"] = (job / job_files.UNITS).stat().st_size / count
+        told["job_bytes"] = (job / job_files.JOB).stat().st_size / number
         begin = time.perf_counter()
-        orders.read_work(job, number // 2)
+        job_files.read_work(job, number // 2)
         told["read_ms"] = 1000 * (time.perf_counter() - begin)
     column = request.columns[TAP]
     width = request.shapes[TAP][0]

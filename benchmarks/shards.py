@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import writing
-from pipeline.store.layout import Layout, ShardRecord
+from pipeline.store import shard_writer
+from pipeline.store.shard_format import Layout, ShardRecord
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,4 @@ class Held:
 
 def write(folder: Path, keys: np.ndarray, rows: np.ndarray, layout: Layout) -> ShardRecord:
     """Write rows (keys, ...) of float16 or float32; `keys`: S16, sorted."""
-    return writing.write(folder, keys, Held(rows.astype(layout.dtype, copy=False)), layout)
+    return shard_writer.write(folder, keys, Held(rows.astype(layout.dtype, copy=False)), layout)

@@ -29,25 +29,27 @@ import pyarrow as pa
 
 from pipeline import manifest
 from pipeline.backbones.spec import TapSpec
-from pipeline.extract import ExtractConfig
+from pipeline.distill import setup as distill_setup
+from pipeline.distill.run import distill
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, sha256_file
-from pipeline.fit import FitConfig
+from pipeline.finetune import setup as finetune_setup
+from pipeline.finetune.run import finetune
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
-from pipeline.freeze import Torchvision
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths
 from pipeline.metrics import row_log_losses
 from pipeline.predictions import PredictionsFile
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import Task
-from pipeline.teach import TeachConfig
+from pipeline.teach.config import TeachConfig
 from pipeline.teach.run import Paths as TeachPaths
 from pipeline.teach.run import teach
-from pipeline.training import DistillConfig, FinetuneConfig, ready, schooling
-from pipeline.training.distill import distill
-from pipeline.training.finetune import finetune
+from pipeline.training.config import DistillConfig, FinetuneConfig
 
 CUTS = {"squeezenet1_1": "features.8", "mobilenet_v2": "features.14"}
 """Networks, and the node behind which `tap` trains."""
@@ -119,7 +121,7 @@ class Project:
     def tune(self, network: str, **settings: Any) -> Path:
         """Fine-tune a network; return its predictions."""
         given = {"task": "task", "backbone": network, "start": "backbone", **settings}
-        paths = ready.Paths(
+        paths = finetune_setup.Paths(
             task=self.root / "task.parquet",
             backbone=self.root / "backbones" / network,
             manifests=self.root / "manifests",
@@ -149,7 +151,7 @@ class Project:
     def distill(self, **settings: Any) -> Path:
         """Teach the student; return its predictions."""
         given = {"task": "task", "student": STUDENT, "start": "backbone", "teacher": "head", "losses": LOSSES}
-        paths = schooling.Paths(
+        paths = distill_setup.Paths(
             tasks=self.root,
             student=self.root / "backbones" / STUDENT,
             manifests=self.root / "manifests",

@@ -31,9 +31,9 @@ from pictures import weights_of
 from pipeline import embed
 from pipeline.engines import PRECISIONS, PRECISIONS_OF
 from pipeline.files import read_json, sha256_file
-from pipeline.freeze import Torchvision
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
-from pipeline.store.encoding import Stored, decode, encode, largest, quantise, scale_of
+from pipeline.store.dtypes import Stored, decode, encode, largest, quantise, scale_of
 from pipeline.store.features import Features
 
 TAPS: Mapping[str, tuple[str, ...]] = {

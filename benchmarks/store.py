@@ -29,7 +29,7 @@ from pipeline.runtime import beside, cores
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.store.layout import ZSTD_LEVEL, Layout, ShardRecord
+from pipeline.store.shard_format import ZSTD_LEVEL, Layout, ShardRecord
 
 OPEN = """
 import sys, time, pathlib

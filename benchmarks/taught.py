@@ -18,20 +18,21 @@ import tuned
 from torch import Tensor, nn
 from tuned import Place
 
-from pipeline.backbones import artefact, glyphs
-from pipeline.freeze import Module
+from pipeline.backbones import glyphs, serialization
+from pipeline.distill.dataset import answers
+from pipeline.distill.setup import Paths, Run, lesson_of, opened, prepared
+from pipeline.finetune.run import finetune
+from pipeline.finetune.setup import Prepared
+from pipeline.freeze.config import Module
 from pipeline.freeze.run import freeze
 from pipeline.task import Task
-from pipeline.teach import BACKBONE, TeachConfig
+from pipeline.teach.config import BACKBONE, TeachConfig
 from pipeline.teach.run import Paths as TeachPaths
 from pipeline.teach.run import teach
-from pipeline.training import DistillConfig, FinetuneConfig, checkpoint
-from pipeline.training.finetune import finetune
-from pipeline.training.lesson import answers
+from pipeline.training import checkpoint
+from pipeline.training.config import DistillConfig, FinetuneConfig
+from pipeline.training.data import PixelSamples
 from pipeline.training.loop import make_fabric, outputs
-from pipeline.training.ready import Prepared
-from pipeline.training.samples import PixelSamples
-from pipeline.training.schooling import Paths, Run, lesson_of, opened, prepared
 from pipeline.training_sets import training_sets
 
 TEACHER, STUDENT = "teacher", "student"
@@ -177,10 +178,10 @@ def said(run: Run) -> np.ndarray:
 
 def name_outputs(folder: Path, classes: Sequence[str]) -> None:
     """Give the outputs of a backbone the names of classes, as those of a teacher must have."""
-    found = artefact.read(folder)
+    found = serialization.read(folder)
     spec = found.spec
     written = {"architecture": spec.architecture, "origin": spec.origin, "inputs": spec.input}
-    artefact.write(folder, found.module, **written, classes=classes)
+    serialization.write(folder, found.module, **written, classes=classes)
 
 
 def drawn(model: str, side: int, *, classes: int) -> Module:
@@ -225,7 +226,7 @@ def of_digits(root: Path, *, sizes: Mapping[str, int], steps: int, epochs: int) 
     finetune(config, paths, datasets=school.datasets)
     torch.manual_seed(0)
     classes = school_classes(school)
-    artefact.write(
+    serialization.write(
         school.paths.student,
         glyphs.GlyphNet(classes=len(classes), widths=SMALL),
         architecture={"family": "glyphs", "classes": len(classes), "widths": list(SMALL)},

@@ -18,27 +18,27 @@ import pyarrow as pa
 import torch
 
 from pipeline import manifest
+from pipeline.backbones.hooks import collect
 from pipeline.backbones.spec import TapSpec
-from pipeline.backbones.taps import collect
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import sha256_file
-from pipeline.fit import FitConfig
+from pipeline.finetune.inputs import FromFeatures, FromPixels
+from pipeline.finetune.setup import Paths, Prepared, Run, opened, prepared
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
-from pipeline.freeze import Module, Torchvision
+from pipeline.freeze.config import Module, Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
-from pipeline.pretrain import PretrainConfig
-from pipeline.pretrain.train import pretrain
-from pipeline.sample import SampleConfig, sample
+from pipeline.pretrain.config import PretrainConfig
+from pipeline.pretrain.run import pretrain
+from pipeline.sample.run import SampleConfig, sample
 from pipeline.task import Task
-from pipeline.training import BACKBONE, FROM_BACKBONE, FinetuneConfig
-from pipeline.training.inputs import FromFeatures, FromPixels
+from pipeline.training.config import BACKBONE, FROM_BACKBONE, FinetuneConfig
+from pipeline.training.data import Samples
 from pipeline.training.loop import make_fabric, measure, train
-from pipeline.training.ready import Paths, Prepared, Run, opened, prepared
-from pipeline.training.samples import Samples
 from pipeline.training_sets import training_sets
 
 SIDE = 96  # to which images of CIFAR-10 are resized for networks of larger ones, px

@@ -19,14 +19,15 @@ from pathlib import Path
 from cases import Case, clock, emptied, fastest, prepared
 
 from pipeline.backbones.spec import TapSpec
-from pipeline.extract import ExtractConfig, RunConfig, cluster
+from pipeline.extract import dask_run
+from pipeline.extract.config import ExtractConfig, RunConfig
 from pipeline.extract.run import extract
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 
 WORKERS = 2
-FEW = WORKERS * cluster.AHEAD  # units that are handed out at once: every worker makes some of them
+FEW = WORKERS * dask_run.AHEAD  # units that are handed out at once: every worker makes some of them
 TAPS = {"grid": TapSpec(node="features.18", pool="avg3x3")}
 
 
@@ -64,7 +65,7 @@ def rows(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
 @contextmanager
 def _workers() -> Iterator[str]:
     """The address of a scheduler with workers that share this machine's cores."""
-    with cluster.client_of(RunConfig(workers=WORKERS), gpus=0) as client:
+    with dask_run.client_of(RunConfig(workers=WORKERS), gpus=0) as client:
         yield client.scheduler.address
 
 

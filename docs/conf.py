@@ -7,7 +7,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import __version__, reference  # noqa: E402
+from pipeline import __version__  # noqa: E402
+from pipeline.settings import reference  # noqa: E402
 from stages import project as stages  # noqa: E402
 
 project = "icecore"

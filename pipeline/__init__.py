@@ -2,10 +2,12 @@
 
 The map of the library. A file imports from its own layer or from one below it.
 
-    0  errors  messages  repair  files  params  config  reference  runtime  text  lookalikes  workers/
-    1  manifest  task  training_sets  predictions  metrics  bootstrap  sources/  readers/  backbones/  engines/  store/
-    2  sample  prepare/  pretrain/  freeze/  extract/  training/  split/  audit/  heads/  fit/  teach/  choice  layers
-    3  embed  methods  undecided  wrong  reproduce  breakdown  evaluate  taught  compare  report/  info  cache_cli  cli
+    0  errors  files  runtime  text  lookalikes  settings/  workers/
+    1  manifest  task  training_sets  predictions  metrics  sources/  readers/  loading/  backbones/  engines/  store/
+       partition/
+    2  sample/  prepare/  pretrain/  freeze/  extract/  split/  audit/  streaming/  heads/  fit/  training/  finetune/
+       teach/  distill/
+    3  evaluate/  compare/  report/  embed  cli/
 
 Nothing is re-exported here: import a name from the module that defines it.
 """

@@ -15,23 +15,23 @@ from typing import Annotated, Any
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipeline.backbones import artefact, timm_models, vision
-from pipeline.config import Section, check, refuse
+from pipeline.backbones import serialization, timm_models, torchvision_models
 from pipeline.errors import BackboneError, ConfigError, DataError, install_command, unknown
-from pipeline.extract import ExtractConfig
-from pipeline.extract.forecast import Forecast
+from pipeline.extract.alternatives import foresee
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
-from pipeline.extract.room import foresee
 from pipeline.extract.run import Extracted, extract, wide_taps
 from pipeline.files import AnyPath, as_path, atomic, digest, link_or_copy, sha256_file
-from pipeline.freeze import Timm, Torchvision
+from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import Progress, silent, versions
-from pipeline.sources import files
+from pipeline.settings.check import Section, check, refuse
+from pipeline.sources import filesystem
 
 Named = Annotated[Torchvision | Timm, Field(discriminator="source")]
 """Settings of a backbone that has a name."""
@@ -100,7 +100,7 @@ def job(
     data = data if isinstance(data, str) else as_path(data, "job: data")
     if isinstance(taps, str):
         raise TypeError(f"job: taps: expected a list of texts such as [{taps!r}], got the text {taps!r}.")
-    if files.kind(str(data)) is None:
+    if filesystem.kind(str(data)) is None:
         raise DataError(
             f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list, or "
             ".tar archives, Parquet with `image`, or a URL of one of these."
@@ -123,7 +123,7 @@ def job(
     }
     sections = {"prepare": Section(PrepareConfig), "extract": Section(ExtractConfig)}
     own = Path(backbone)
-    frozen = (own / artefact.JSON).is_file()
+    frozen = (own / serialization.JSON).is_file()
     if frozen and weights != Weights():
         raise ConfigError(
             f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file, sha256 and entry."
@@ -188,7 +188,7 @@ def _source(model: str, weights: Weights) -> dict[str, Any]:
 
 def _having(model: str) -> str:
     """Which library has a model; torchvision, where both do."""
-    if model in vision.names():
+    if model in torchvision_models.names():
         return "torchvision"
     there = importlib.util.find_spec("timm") is not None
     known = timm_models.names() if there else []
@@ -196,8 +196,8 @@ def _having(model: str) -> str:
         return "timm"
     libraries = "torchvision and timm" if there else f"torchvision (timm is not installed: `{install_command('timm')}`)"
     raise BackboneError(
-        f"{unknown('backbone', model, {*vision.names(), *known})} These are the models of {libraries}; or name the "
-        "folder of a backbone that icecore wrote."
+        f"{unknown('backbone', model, {*torchvision_models.names(), *known})} These are the models of {libraries}; or "
+        "name the folder of a backbone that icecore wrote."
     )
 
 
@@ -265,7 +265,7 @@ def _ready(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Re
     _apart(job, out)
     work = out / WORK
     backbone = _frozen(job, work, say)
-    spec = artefact.read_spec(backbone)
+    spec = serialization.read_spec(backbone)
     if not isinstance(job.backbone, Path):
         say(f"{job.backbone.model}: images: {spec.input.description}")
     checked(job.extract, spec, where=str(backbone))  # before the images are read
@@ -277,7 +277,7 @@ def _ready(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Re
 
 
 def _apart(job: Job, out: Path) -> None:
-    here = files.local(job.prepare.root)
+    here = filesystem.local(job.prepare.root)
     if here is None:
         return
     root = here.resolve()
@@ -295,7 +295,7 @@ def _frozen(job: Job, work: Path, say: Callable[[str], None]) -> Path:
     made_by = versions("torch", "torchvision", job.backbone.source)
     made_from = digest({"settings": job.backbone.model_dump(mode="json", exclude={"file"}), "versions": made_by})
     folder = work / "backbones" / f"{job.backbone.model}-{made_from[:12]}"
-    if not (folder / artefact.JSON).is_file():
+    if not (folder / serialization.JSON).is_file():
         freeze(job.backbone, folder, pretrained=work, say=say)
     return folder
 

@@ -4,9 +4,9 @@ import graphlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Entries, every
 from pipeline.errors import unknown
-from pipeline.messages import key_in_yaml
+from pipeline.settings.check import Entries, every
+from pipeline.settings.messages import key_in_yaml
 from stages.coverage import uncovered
 from stages.effects import unsuited_settings
 from stages.names import RESERVED, RUNS, unusable_names
@@ -15,8 +15,8 @@ from stages.names import RESERVED, RUNS, unusable_names
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
     """Names in one section that another section does not have.
 
-    `values`: as `pipeline.config.check` returns them. An entry of `raw` that is wrong in itself is a problem that is
-    known: it is not reported once more by those who name it. A section that is left out has no entries.
+    `values`: as `pipeline.settings.check.check` returns them. An entry of `raw` that is wrong in itself is a problem
+    that is known: it is not reported once more by those who name it. A section that is left out has no entries.
     """
     given = {section: raw.get(section, {}) for section in {**values, **raw}}
     named = {

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.audit import Extracted
+from pipeline.audit.config import Extracted
 from pipeline.audit.run import audit
 from pipeline.files import write_json
 from stages import project

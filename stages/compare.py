@@ -1,6 +1,6 @@
 """Compare the runs of every task: `python -m stages.compare`."""
 
-from pipeline.compare import compare
+from pipeline.compare.run import compare
 from pipeline.files import fresh_folder, read_json
 from stages import project
 

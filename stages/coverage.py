@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import every
+from pipeline.settings.check import every
 
 LAST = ("penultimate", "cls")
 """Nodes that are what the last layer gets."""

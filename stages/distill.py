@@ -1,12 +1,12 @@
 """Train a student by what teachers say: `python -m stages.distill student_tuned`."""
 
+from pipeline.distill import run
+from pipeline.distill.costs import footprints
+from pipeline.distill.setup import Paths
 from pipeline.errors import counted
 from pipeline.files import write_json
 from pipeline.store import cache
-from pipeline.training import distill
-from pipeline.training.footprints import footprints
 from pipeline.training.history import line
-from pipeline.training.schooling import Paths
 from stages import project
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     )
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.bar(f"distill {name}", "steps") as progress:
-        found = distill.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
+        found = run.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
     labels = counted(found["labels"], "label") if found["labels"] else "all labels"
     print(f"{name}: {labels} a class, {counted(found['samples'], 'sample')}; {line(found['kept'], config)}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import every
+from pipeline.settings.check import every
 from stages.names import RUNS
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.evaluate import EvaluateConfig, evaluate, evidence, is_current
+from pipeline.evaluate.run import EvaluateConfig, evaluate, evidence, is_current
 from pipeline.files import read_json
 from stages import project
 

@@ -1,7 +1,7 @@
 """Extract features with a backbone: `python -m stages.extract glyphs`."""
 
 from pipeline.extract import summary
-from pipeline.extract.forecast import Forecast
+from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import extract
 from pipeline.files import write_json
 from pipeline.runtime import process_seconds

@@ -3,10 +3,11 @@
 import sys
 
 from pipeline.errors import counted
+from pipeline.finetune import run
+from pipeline.finetune.setup import Paths
 from pipeline.store import cache
-from pipeline.training import FROM_BACKBONE, finetune
+from pipeline.training.config import FROM_BACKBONE
 from pipeline.training.history import line
-from pipeline.training.ready import Paths
 from stages import project
 
 LR_RANGE = "--lr-range"
@@ -28,10 +29,10 @@ def main() -> None:
         cache=cache.default_root(),
     )
     if LR_RANGE in sys.argv:
-        print(finetune.lr_range(config, paths, datasets=datasets))
+        print(run.lr_range(config, paths, datasets=datasets))
         return
     with project.bar(f"finetune {name}", "steps") as progress:
-        found = finetune.finetune(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
+        found = run.finetune(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
     labels = counted(found["labels"], "label") if found["labels"] else "all labels"
     print(f"{name}: {labels} a class, {counted(found['rows'], 'row')}; {line(found['kept'], config)}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.backbones import user_code
 from pipeline.errors import BackboneError, counted
 from pipeline.files import write_json
-from pipeline.freeze import Module
+from pipeline.freeze.config import Module
 from pipeline.freeze.run import freeze
 from stages import project
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.config import same_but_for_case
+from pipeline.settings.check import same_but_for_case
 
 RUNS = ("fit", "finetune", "distill")
 """Sections whose entries write `data/models/<run>` and `data/predictions/<run>.parquet`."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import every
 from pipeline.errors import PipelineError
-from pipeline.repair import UNKNOWN
+from pipeline.settings.check import every
+from pipeline.settings.repair import UNKNOWN
 from pipeline.task import Kind
 from stages import project
 
@@ -33,7 +33,7 @@ def _of_data(values: Values) -> Iterator[str]:
     """
     from pipeline.prepare.find import label_types
     from pipeline.prepare.roots import look
-    from pipeline.sources import files
+    from pipeline.sources import filesystem as files
 
     for name, config in every(values, "prepare"):
         where, root = f"prepare.{name}", Path(config.root)
@@ -56,7 +56,7 @@ def _of_data(values: Values) -> Iterator[str]:
 
 def _is_here(root: str, values: Values) -> bool:
     """Return whether the data of a root can be looked at: no URL, and nothing that `sample` is still to write."""
-    from pipeline.sources import files
+    from pipeline.sources import filesystem as files
 
     made = [(project.RAW / name).as_posix() for name, _ in every(values, "sample")]
     below = any(root == one or root.startswith(f"{one}/") for one in made)
@@ -126,7 +126,7 @@ def _of_backbones(values: Values) -> Iterator[str]:
     """Yield what is wrong with backbones, the nodes of their taps, and nodes that trainings name."""
     if not every(values, "freeze"):
         return
-    from pipeline.freeze import LocalWeights
+    from pipeline.freeze.config import LocalWeights
     from pipeline.freeze.outline import Outline, check_file, outline
     from pipeline.freeze.run import load
 

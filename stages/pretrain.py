@@ -1,6 +1,6 @@
 """Train a small source network: `python -m stages.pretrain glyphs`."""
 
-from pipeline.pretrain.train import pretrain
+from pipeline.pretrain.run import pretrain
 from stages import project
 
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Section, check, refuse
+from pipeline.cli.reproduce import note_error
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
-from pipeline.params import read_params, unusual_values, with_lines
-from pipeline.repair import UNKNOWN
-from pipeline.reproduce import note_error
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
+from pipeline.settings.check import Section, check, refuse
+from pipeline.settings.params import read_params, unusual_values, with_lines
+from pipeline.settings.repair import UNKNOWN
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
@@ -46,20 +46,20 @@ REPORT = DATA / "report" / "index.html"
 # Section of params.yaml, which is the stage's name, to its settings model. Text, so that a stage depends on the code of
 # its own section only, although it checks the whole file.
 SECTIONS: Mapping[str, tuple[str, bool]] = {
-    "sample": ("pipeline.sample:SampleConfig", True),
-    "prepare": ("pipeline.prepare:PrepareConfig", True),
-    "pretrain": ("pipeline.pretrain:PretrainConfig", True),
-    "freeze": ("pipeline.freeze:FreezeConfig", True),
-    "extract": ("pipeline.extract:ExtractConfig", True),
-    "split": ("pipeline.split:SplitConfig", True),
-    "audit": ("pipeline.audit:AuditConfig", False),
-    "fit": ("pipeline.fit:FitConfig", True),
-    "finetune": ("pipeline.training:FinetuneConfig", True),
-    "teach": ("pipeline.teach:TeachConfig", True),
-    "distill": ("pipeline.training:DistillConfig", True),
-    "evaluate": ("pipeline.evaluate:EvaluateConfig", False),
-    "compare": ("pipeline.compare:CompareConfig", False),
-    "report": ("pipeline.report:ReportConfig", False),
+    "sample": ("pipeline.sample.run:SampleConfig", True),
+    "prepare": ("pipeline.prepare.config:PrepareConfig", True),
+    "pretrain": ("pipeline.pretrain.config:PretrainConfig", True),
+    "freeze": ("pipeline.freeze.config:FreezeConfig", True),
+    "extract": ("pipeline.extract.config:ExtractConfig", True),
+    "split": ("pipeline.split.config:SplitConfig", True),
+    "audit": ("pipeline.audit.config:AuditConfig", False),
+    "fit": ("pipeline.fit.config:FitConfig", True),
+    "finetune": ("pipeline.training.config:FinetuneConfig", True),
+    "teach": ("pipeline.teach.config:TeachConfig", True),
+    "distill": ("pipeline.training.config:DistillConfig", True),
+    "evaluate": ("pipeline.evaluate.run:EvaluateConfig", False),
+    "compare": ("pipeline.compare.run:CompareConfig", False),
+    "report": ("pipeline.report.config:ReportConfig", False),
 }
 
 

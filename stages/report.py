@@ -1,6 +1,6 @@
 """Write the report: `python -m stages.report`."""
 
-from pipeline.report import leaderboard, page, trained
+from pipeline.report import leaderboard, run, trained
 from stages import project
 
 
@@ -10,7 +10,7 @@ def main() -> None:
     names = list(project.runs(values))
     runs = leaderboard.read(project.TABLES, names)
     unmeasured = leaderboard.unmeasured(project.TABLES, names)
-    page.write(
+    run.write(
         values["report"],
         runs,
         project.REPORT,

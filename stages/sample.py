@@ -1,6 +1,6 @@
 """Write sample data: `python -m stages.sample digits`."""
 
-from pipeline.sample import sample
+from pipeline.sample.run import sample
 from stages import project
 
 

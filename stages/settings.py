@@ -5,7 +5,7 @@ that a section may be left out, and a change of another section runs no stage ag
 """
 
 from pipeline.files import fresh_folder, write_json
-from pipeline.params import read_params
+from pipeline.settings.params import read_params
 from stages import project
 
 SHARED = ("extract", "audit", "fit", "finetune", "distill", "evaluate", "compare", "report")

@@ -1,7 +1,7 @@
 """Store a teacher's scores of every sample: `python -m stages.teach tuned`."""
 
 from pipeline.store import cache
-from pipeline.teach import BACKBONE
+from pipeline.teach.config import BACKBONE
 from pipeline.teach.run import Paths, teach
 from stages import project
 

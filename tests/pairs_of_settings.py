@@ -36,7 +36,7 @@ from sklearn.svm import LinearSVC, LinearSVR
 
 from pipeline import heads
 from pipeline.errors import ConfigError, HeadError, PipelineError
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store.features import Features
 from pipeline.task import Task

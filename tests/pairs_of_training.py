@@ -21,16 +21,16 @@ from sklearn.metrics import accuracy_score, mean_squared_error
 from teaching import CLASSES, TAPS, VIEWS, World
 from tuning import backbone
 
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
+from pipeline.distill.run import distill
+from pipeline.distill.setup import Paths as DistillPaths
 from pipeline.errors import PipelineError
 from pipeline.files import content_key
+from pipeline.finetune.run import finetune
+from pipeline.finetune.setup import Paths
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.task import Kind, Task
-from pipeline.training import DistillConfig, FinetuneConfig
-from pipeline.training.distill import distill
-from pipeline.training.finetune import finetune
-from pipeline.training.ready import Paths
-from pipeline.training.schooling import Paths as DistillPaths
+from pipeline.training.config import DistillConfig, FinetuneConfig
 
 FINETUNE: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "kind": {name: {} for name in ("classification", "multilabel", "regression")},
@@ -354,7 +354,7 @@ class Place:
     def _compared(self, stage: str, cell: Cell, out: Path) -> Outcome:
         """Compare the saved network with the predictions of its training set, and these with what was recorded."""
         made = json.loads((out / "model" / "model.json").read_text())
-        saved = artefact.read(out / "model" / "backbone")
+        saved = serialization.read(out / "model" / "backbone")
         which = {name: made["backbone"][name] for name in ("labels", "draw")}
         [got] = [
             one for one in PredictionsFile.open(out / "run.parquet") if (one.labels, one.draw) == (*which.values(),)
@@ -383,7 +383,7 @@ class Place:
             "patterns": ("block1", "block2"),
             "unfreeze": ("block1", "block2"),
         }.get(cell["train"], ("block1",) if cell["input"] != "pixels" else ())
-        before = artefact.read(self.world.root / "net").module.state_dict()
+        before = serialization.read(self.world.root / "net").module.state_dict()
         return (
             [name for name, one in before.items() if name.startswith(frozen) and not torch.equal(one, now[name])]
             if (frozen)

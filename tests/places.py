@@ -11,13 +11,13 @@ import pyarrow as pa
 import shards
 
 from pipeline.files import content_key
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.identity import address
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
 from pipeline.task import KIND, Kind, Task
 
 TRAIN, VALIDATION, TEST = 6, 2, 3

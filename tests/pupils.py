@@ -10,18 +10,18 @@ import torch
 import tuning
 from torch import Tensor
 
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.hooks import collect
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.backbones.taps import collect
+from pipeline.distill.feature_pairs import pairs_of
+from pipeline.distill.knowledge import LossesConfig
+from pipeline.distill.loss import Branch, Distillation
+from pipeline.distill.online_teacher import Live
+from pipeline.distill.student import Output, Student
+from pipeline.distill.targets import Signals
 from pipeline.store import keys as key_arrays
-from pipeline.training.distillation import Branch, Distillation
-from pipeline.training.knowledge import LossesConfig
-from pipeline.training.live import Live
+from pipeline.training.data import Batch, Samples
 from pipeline.training.loop import Setting
-from pipeline.training.pairs import pairs_of
-from pipeline.training.samples import Batch, Samples
-from pipeline.training.signals import Signals
-from pipeline.training.student import Output, Student
 
 NODES = {"block2": "block2", "last": "penultimate"}
 """The teacher's hints by name."""

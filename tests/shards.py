@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import writing
+from pipeline.store import shard_writer
 from pipeline.store.cache import Column
-from pipeline.store.layout import Layout, ShardRecord
-from pipeline.store.spool import spool
+from pipeline.store.row_buffer import spool
+from pipeline.store.shard_format import Layout, ShardRecord
 
 
 def write(folder: Path, keys: np.ndarray, values: np.ndarray, layout: Layout) -> ShardRecord:
@@ -16,7 +16,7 @@ def write(folder: Path, keys: np.ndarray, values: np.ndarray, layout: Layout) ->
     with spool(folder, layout) as rows:
         rows.append(keys, values)
         ordered = rows.sorted()
-        return writing.write(folder, ordered.keys, ordered, layout)
+        return shard_writer.write(folder, ordered.keys, ordered, layout)
 
 
 def add(

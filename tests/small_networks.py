@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import resnet, vgg
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.aliases import aliases
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.nodes import survey
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec
-from pipeline.backbones.survey import survey
 from pipeline.readers.image import ImageSpec
 
 CLASSES = 5
@@ -71,7 +71,7 @@ def _backbone(network: nn.Module, side: int, architecture: dict[str, Any]) -> Ba
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 2)
-    taps = survey(artefact.freeze(network), (channels, side, side))
+    taps = survey(serialization.freeze(network), (channels, side, side))
     image = ImageSpec(mode="L" if channels == 1 else "RGB", resize=(side, side))
     spec = BackboneSpec(
         architecture=architecture,

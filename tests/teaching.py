@@ -9,21 +9,21 @@ import pyarrow as pa
 import tuning
 from PIL import Image
 
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.fit import FitConfig
+from pipeline.finetune import setup as training
+from pipeline.finetune.run import finetune
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
 from pipeline.manifest import ManifestPaths, read
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import KIND, TYPES, Kind, Task
-from pipeline.teach import TeachConfig
+from pipeline.teach.config import TeachConfig
 from pipeline.teach.run import Paths, Taught, teach
 from pipeline.teach.teacher import Teacher
 from pipeline.teach.verify import Sources
-from pipeline.training import FinetuneConfig
-from pipeline.training import ready as training
-from pipeline.training.finetune import finetune
+from pipeline.training.config import FinetuneConfig
 
 CLASSES, EACH = ("dark", "grey", "white"), 12
 TAPS = {"late": {"node": "block2", "pool": "mean"}, "last": {"node": "penultimate", "dtype": "float32"}}

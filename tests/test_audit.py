@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import stages.audit
-from pipeline.audit import AuditConfig, Extracted, Source, choose, counts, neighbours
+from pipeline.audit import counts, neighbours
+from pipeline.audit.config import AuditConfig, Extracted, Source, choose
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
 from pipeline.audit.run import audit
 from pipeline.errors import ConfigError
@@ -27,7 +28,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.identity import address
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
 from pipeline.task import KIND, TYPES, Kind, Task
 from stages import project
 

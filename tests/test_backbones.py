@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision import models
 
-from pipeline.backbones import artefact, glyphs, taps, vision
-from pipeline.backbones.artefact import Backbone, weights_digest
+from pipeline.backbones import glyphs, hooks, serialization, torchvision_models
+from pipeline.backbones.nodes import survey
 from pipeline.backbones.pooling import pool as pool_of
+from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import GRID, BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape, resolve
-from pipeline.backbones.survey import survey
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.readers.image import ImageSpec
 
@@ -47,7 +47,7 @@ def random_network(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 2)
-    return artefact.freeze(network), shape
+    return serialization.freeze(network), shape
 
 
 class Case:
@@ -61,7 +61,7 @@ class Case:
     @torch.inference_mode()
     def values(self, *nodes: str, pool: str = "none") -> dict[str, Tensor]:
         """The values of some nodes, asked for together."""
-        return taps.collect(self.network, self.images, {n: TapSpec(node=n, pool=pool) for n in nodes}, self.taps)
+        return hooks.collect(self.network, self.images, {n: TapSpec(node=n, pool=pool) for n in nodes}, self.taps)
 
     @torch.inference_mode()
     def plainly(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ def tiny(seed: int = 0, *, widths: tuple[int, ...] = (4, 8), classes: int = 3) -
 
 def write_tiny(folder: Path, network: nn.Module | None = None) -> BackboneSpec:
     """Write a small GlyphNet into a folder."""
-    return artefact.write(
+    return serialization.write(
         folder,
         network or tiny(),
         architecture={"family": "glyphs", "classes": 3, "widths": [4, 8]},
@@ -174,7 +174,7 @@ def test_input_and_logits_are_nodes(case: Case) -> None:
 def test_one_node_can_be_pooled_in_two_ways_at_once() -> None:
     case = Case("glyphs")
     specs = {"mean": TapSpec(node="block1", pool="mean"), "whole": TapSpec(node="block1")}
-    found = taps.collect(case.network, case.images, specs, case.taps)
+    found = hooks.collect(case.network, case.images, specs, case.taps)
     assert torch.equal(found["mean"], case.values("block1", pool="mean")["block1"])
     assert torch.equal(found["whole"], case.values("block1")["block1"])
 
@@ -197,7 +197,7 @@ def test_no_hook_is_left_behind_even_if_the_network_fails() -> None:
     case = Case("glyphs")
     case.values("block1", "logits")
     with pytest.raises(RuntimeError):
-        taps.collect(case.network, torch.zeros(1, 5, 32, 32), {"x": TapSpec(node="block2")}, case.taps)
+        hooks.collect(case.network, torch.zeros(1, 5, 32, 32), {"x": TapSpec(node="block2")}, case.taps)
     with pytest.raises(RuntimeError):
         survey(case.network, (5, 32, 32))
     assert not any(part._forward_hooks for part in case.network.modules())
@@ -370,7 +370,7 @@ def test_an_unknown_pooling_is_refused(pool: str) -> None:
 
 def test_a_backbone_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
     network = Case("glyphs").network
-    spec = artefact.write(
+    spec = serialization.write(
         tmp_path / "b",
         network,
         architecture={"family": "glyphs", "classes": 5, "widths": [4, 8, 12]},
@@ -378,11 +378,11 @@ def test_a_backbone_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
         inputs=glyphs.INPUT,
         classes=("a", "b", "c", "d", "é"),
     )
-    again = artefact.read(tmp_path / "b")
+    again = serialization.read(tmp_path / "b")
     images = torch.randn(4, 1, 32, 32)
     with torch.inference_mode():
         assert torch.equal(again.module(images), network(images))
-    assert again.spec == spec == artefact.read_spec(tmp_path / "b")
+    assert again.spec == spec == serialization.read_spec(tmp_path / "b")
     assert spec.taps == Case("glyphs").taps
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["backbone.json", "weights.safetensors"]
 
@@ -395,7 +395,7 @@ def test_a_backbone_in_channels_last_memory_is_written_as_any_other(tmp_path: Pa
 
 def test_a_backbone_is_frozen_and_running_it_changes_nothing(tmp_path: Path) -> None:
     spec = write_tiny(tmp_path)
-    backbone = artefact.read(tmp_path)
+    backbone = serialization.read(tmp_path)
     engine = TorchEngine(backbone, {"l": TapSpec(node="logits"), "b": TapSpec(node="block1.1")}, batch_size=4)
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
@@ -435,7 +435,7 @@ def test_one_changed_bit_of_the_weights_is_found(tmp_path: Path) -> None:
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(BackboneError, match=r"weights with the digest \w{16}…, got \w{16}…. The file was changed or"):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
@@ -444,21 +444,21 @@ def test_a_truncated_weights_file_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "net/weights.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(BackboneError, match=r"weights.safetensors: expected weights, got .*dvc repro -f freeze@net"):
-        artefact.read(tmp_path / "net")
+        serialization.read(tmp_path / "net")
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"weights.safetensors: expected weights, got No such file"):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
 
 
 def test_a_folder_without_a_backbone_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(
         BackboneError, match=r"no backbone there \(backbone.json is missing\). Run `dvc repro freeze@n`"
     ):
-        artefact.read(tmp_path / "n")
+        serialization.read(tmp_path / "n")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_a_folder_without_a_backbone_says_how_to_make_it(tmp_path: Path) -> None
 def test_a_damaged_backbone_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "backbone.json").write_text(text)
     with pytest.raises(BackboneError, match=r"backbone.json: not a backbone of this version of icecore"):
-        artefact.read_spec(tmp_path)
+        serialization.read_spec(tmp_path)
 
 
 def test_a_backbone_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -476,11 +476,11 @@ def test_a_backbone_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         BackboneError, match=r"(?s)not a backbone of this version of icecore.*format.*Input should be 2"
     ):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
     write_tiny(tmp_path)
     edit_json(tmp_path, colour="red")
     with pytest.raises(BackboneError, match="colour"):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
 
 
 @pytest.mark.parametrize("architecture", [{"family": "glyph"}, {}])
@@ -488,7 +488,7 @@ def test_an_unknown_architecture_family_is_refused(tmp_path: Path, architecture:
     write_tiny(tmp_path)
     edit_json(tmp_path, architecture=architecture)
     with pytest.raises(BackboneError, match=r"unknown architecture family '(glyph'. Did you mean 'glyphs'|'.)"):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
 
 
 def test_weights_of_another_shape_are_refused_by_key(tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_weights_of_another_shape_are_refused_by_key(tmp_path: Path) -> None:
         r"weights do not fit .*, 2 keys differ(.|\n)*classifier.weight: the architecture has \(4, 8\), the weights \(3"
     )
     with pytest.raises(BackboneError, match=message):
-        artefact.read(tmp_path)
+        serialization.read(tmp_path)
 
 
 def test_missing_and_surplus_weights_are_named_but_not_all_of_them() -> None:
@@ -506,14 +506,14 @@ def test_missing_and_surplus_weights_are_named_but_not_all_of_them() -> None:
     state = network.state_dict()
     renamed = {name.replace("classifier.bias", "bias"): tensor for name, tensor in state.items()}
     with pytest.raises(BackboneError) as caught:
-        artefact.load_state(network, renamed, where="here")
+        serialization.load_state(network, renamed, where="here")
     assert str(caught.value).splitlines() == [
         "here: the weights do not fit the architecture, 2 keys differ. The first of them",
         "  - missing: classifier.bias (3,)",
         "  - not in the architecture: bias (3,)",
     ]
     with pytest.raises(BackboneError, match=r"the weights do not fit the architecture, \d\d keys differ") as caught:
-        artefact.load_state(network, {}, where="here")
+        serialization.load_state(network, {}, where="here")
     assert len(str(caught.value).splitlines()) == 9
 
 
@@ -521,20 +521,20 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was() -> None:
     network, other = tiny(0), tiny(1)
     digest = weights_digest(network.state_dict())
     with pytest.raises(BackboneError):
-        artefact.load_state(network, {**other.state_dict(), "more": torch.zeros(1)}, where="here")
+        serialization.load_state(network, {**other.state_dict(), "more": torch.zeros(1)}, where="here")
     assert weights_digest(network.state_dict()) == digest
 
 
 def test_weights_from_before_batchnorm_counted_its_batches_fit() -> None:
     network, other = tiny(0), tiny(1)
     state = {name: tensor for name, tensor in other.state_dict().items() if "num_batches_tracked" not in name}
-    artefact.load_state(network, state, where="here")
+    serialization.load_state(network, state, where="here")
     assert weights_digest(network.state_dict()) == weights_digest(other.state_dict())
 
 
 def test_weights_of_half_precision_are_run_in_single_precision() -> None:
     network = tiny(0)
-    artefact.load_state(network, tiny(1).half().state_dict(), where="here")
+    serialization.load_state(network, tiny(1).half().state_dict(), where="here")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
@@ -542,7 +542,7 @@ def test_a_backbone_folder_can_be_copied_and_the_safetensors_file_stands_alone(t
     write_tiny(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     state = safetensors.torch.load_file(tmp_path / "two/weights.safetensors")
-    assert weights_digest(state) == artefact.read(tmp_path / "two").spec.weights_digest
+    assert weights_digest(state) == serialization.read(tmp_path / "two").spec.weights_digest
 
 
 # The engine -----------------------------------------------------------------------------------------------------------
@@ -552,7 +552,7 @@ def test_a_backbone_folder_can_be_copied_and_the_safetensors_file_stands_alone(t
 def tiny_backbone(tmp_path: Path) -> Backbone:
     """A small GlyphNet, read from the disk."""
     write_tiny(tmp_path / "engine")
-    return artefact.read(tmp_path / "engine")
+    return serialization.read(tmp_path / "engine")
 
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (6, 32, 32, 1), dtype=np.uint8)
@@ -603,7 +603,9 @@ def test_the_engine_says_what_it_ran_on(tiny_backbone: Backbone) -> None:
 def test_the_auxiliary_classifiers_of_the_files_have_a_place() -> None:
     with torch.device("meta"):
         for name in ("googlenet", "inception_v3"):
-            built = artefact.build(vision.architecture(name, vision.weights_entry(name, "DEFAULT"), None))
+            built = serialization.build(
+                torchvision_models.architecture(name, torchvision_models.weights_entry(name, "DEFAULT"), None)
+            )
             stored = models.get_model(name, weights=None, aux_logits=True, init_weights=False).state_dict()
             assert set(built.state_dict()) == set(stored)
             assert built.transform_input
@@ -620,6 +622,6 @@ def test_the_old_names_inside_densenet_are_understood() -> None:
         for key, tensor in state.items()
     }
     assert old.keys() != state.keys()
-    assert weights_digest(vision.current_keys(old)) == weights_digest(state)
+    assert weights_digest(torchvision_models.current_keys(old)) == weights_digest(state)
     mobile = models.mobilenet_v2(weights=None).state_dict()
-    assert list(vision.current_keys(mobile)) == list(mobile)
+    assert list(torchvision_models.current_keys(mobile)) == list(mobile)

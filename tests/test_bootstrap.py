@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline import bootstrap, metrics
+from pipeline import metrics
+from pipeline.evaluate import bootstrap
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
 

@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import choice
-from pipeline.fit import FitConfig
+from pipeline.evaluate import choice
+from pipeline.fit.config import FitConfig
 from pipeline.fit.folds import Validation, validation_of
 from pipeline.heads.calibration import at_temperature, best_temperature, doubted_losses
 from pipeline.predictions import Predictions

@@ -16,17 +16,18 @@ import pytest
 import shards
 import yaml
 
-from pipeline import cli, manifest
-from pipeline.compare import CompareConfig, compare
+from pipeline import manifest
+from pipeline.cli import main
+from pipeline.compare.run import CompareConfig, compare
 from pipeline.errors import StoreError
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluate.run import EvaluateConfig, evaluate
 from pipeline.files import content_key, write_json
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
 from pipeline.task import Task
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def icecore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["icecore", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         code, (out, error) = ended.value.code, capsys.readouterr()
         # Python prints a text that it is ended with, and ends with 1.
         return Said(1, out, error + code) if isinstance(code, str) else Said(int(code or 0), out, error)
@@ -70,7 +71,8 @@ def shell(*command: str | Path, cwd: Path) -> Said:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with one small artefact of every kind, written by the code that writes them in earnest."""
-    from pipeline.backbones import artefact, glyphs
+    from pipeline.backbones import glyphs
+    from pipeline.backbones import serialization as artefact
 
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
@@ -142,12 +144,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Help ----------------------------------------------------------------------------------------------------------------
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+COMMANDS = [command.callback.__name__ for command in main.app.registered_commands if command.callback]
 
 
 def test_help_loads_no_library_that_is_slow_to_load(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pipeline.cli import app\n"
+        "import sys\nfrom pipeline.cli.main import app\n"
         "try:\n    app(sys.argv[1:])\n"
         "finally:\n    print('loaded', *sys.modules, file=sys.stderr)"
     )
@@ -182,7 +184,7 @@ def test_no_arguments_show_the_help(icecore: Command) -> None:
 
 PARTS = [
     (str(group.name), str(command.name))
-    for group in cli.app.registered_groups
+    for group in main.app.registered_groups
     if group.typer_instance is not None
     for command in group.typer_instance.registered_commands
 ]
@@ -235,7 +237,7 @@ def test_info_knows_teachers_and_the_metrics_of_stages(icecore: Command, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_what_a_stream_cannot_encode_ends_nothing(data: Path, encoding: str) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "info", str(data / "backbones" / "tiny")]
+    command = [sys.executable, "-m", "pipeline.cli.main", "info", str(data / "backbones" / "tiny")]
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -243,7 +245,7 @@ def test_what_a_stream_cannot_encode_ends_nothing(data: Path, encoding: str) -> 
 
 
 def test_a_reader_that_stops_reading_ends_the_command_quietly(data: Path) -> None:
-    command = f"{sys.executable} -m pipeline.cli info {data / 'backbones' / 'tiny'} --json | head -1"
+    command = f"{sys.executable} -m pipeline.cli.main info {data / 'backbones' / 'tiny'} --json | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, check=False)
     assert done.stdout == b"{\n"
     assert done.stderr == b""
@@ -384,7 +386,7 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a backbone that has functions, aliases and a name."""
     from torchvision import models
 
-    from pipeline.backbones import artefact
+    from pipeline.backbones import serialization as artefact
     from pipeline.backbones.spec import InputSpec
     from pipeline.readers.image import ImageSpec
 
@@ -445,8 +447,8 @@ def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore:
 
 
 def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:
-    from pipeline import layers
     from pipeline.backbones.spec import Tap
+    from pipeline.cli import layers
     from pipeline.text import human
 
     tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)
@@ -486,7 +488,7 @@ def test_a_recipe_is_without_a_problem(icecore: Command, recipe: Path) -> None:
 
 def test_check_prints_every_problem_and_ends_with_an_error(tmp_path: Path) -> None:
     params = wrong_params(tmp_path / "params.yaml")
-    said = shell(sys.executable, "-m", "pipeline.cli", "check", params, cwd=tmp_path)
+    said = shell(sys.executable, "-m", "pipeline.cli.main", "check", params, cwd=tmp_path)
     assert (said.code, said.out) == (1, "")
     first, *problems = said.error.splitlines()
     assert first == f"error: {params}: 3 problems"
@@ -677,7 +679,7 @@ def test_a_plan_that_does_not_fit_is_printed_and_ends_with_an_error(
     image_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: 10)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: 10)
     out = tmp_path / "vectors"
     where = ["--data", image_folder(("cat",), each=3), "--out", out]
     said = icecore("extract", "--backbone", data / "backbones" / "tiny", *where, "--plan")
@@ -772,5 +774,5 @@ def test_errors_of_a_one_off_extraction_name_its_options(icecore: Command, data:
         assert found.code == 1
         assert found.error.splitlines()[-1] == line
     line = "`disk` is a setting of a project's params.yaml, see"
-    with pytest.raises(StoreError, match=rf"(?s)`disk: warn` .*\n{line}"), cli.naming_options():
+    with pytest.raises(StoreError, match=rf"(?s)`disk: warn` .*\n{line}"), main.naming_options():
         raise StoreError("too little room: `disk: warn` tries it all the same")

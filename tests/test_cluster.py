@@ -26,9 +26,11 @@ from PIL import Image
 from test_decoders import gone
 from test_extract import Job, contents, write_backbone
 
-from pipeline.backbones import artefact, factory, glyphs
+from pipeline.backbones import glyphs, user_module
+from pipeline.backbones import serialization as artefact
 from pipeline.errors import ClusterError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, cluster, orders, tasks
+from pipeline.extract import dask_run, dask_tasks, job_files
+from pipeline.extract.config import ExtractConfig
 from pipeline.files import content_key, scratch
 from pipeline.runtime import core_numbers
 from pipeline.workers import client
@@ -47,9 +49,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that takes its time, and ends its process at a white image, while `trap` lies beside it."""
     folder = tmp_path_factory.mktemp("backbones")
     arguments = {"trap": str(folder / "trap"), "delay": DELAY}
-    architecture = factory.architecture("marked:build", arguments)
+    architecture = user_module.architecture("marked:build", arguments)
     artefact.write(
-        folder / "net", factory.build(architecture), architecture=architecture, origin={}, inputs=glyphs.INPUT
+        folder / "net", user_module.build(architecture), architecture=architecture, origin={}, inputs=glyphs.INPUT
     )
     return folder / "net"
 
@@ -343,10 +345,10 @@ def test_orders_of_dead_processes_are_swept_and_those_of_living_ones_are_not(tmp
         dead = alive.with_name(alive.name.replace(f".{os.getpid()}.", f".{ended.pid}."))
         dead.mkdir()
         (dead / "job.json").write_text("{}")
-        assert orders.leftovers(tmp_path) == 1
+        assert job_files.leftovers(tmp_path) == 1
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == [alive.name]
         alive.rmdir()
-    assert orders.leftovers(tmp_path / "nothing") == 0
+    assert job_files.leftovers(tmp_path / "nothing") == 0
 
 
 # A cluster that is there ----------------------------------------------------------------------------------------------
@@ -405,7 +407,7 @@ def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_
     assert list((job.cache / "jobs").iterdir()) == []
     trap.unlink()
 
-    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(dask_run, "PATIENCE", 0.5)
     said: list[str] = []
     with scheduler(file), contextlib.ExitStack() as stack:
 
@@ -442,7 +444,7 @@ def test_a_worker_that_does_not_see_the_orders_says_what_to_share(tmp_path: Path
     message = (
         r"job.json: expected the job's orders in the feature cache, got no such file.*set ICECORE_CACHE to a shared"
     )
-    for made in (tasks.make_ready(str(tmp_path), 0), tasks.make_one(str(tmp_path), 3)):
+    for made in (dask_tasks.make_ready(str(tmp_path), 0), dask_tasks.make_one(str(tmp_path), 3)):
         assert isinstance(made.error, StoreError)
         with pytest.raises(StoreError, match=message):
             raise made.error

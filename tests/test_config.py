@@ -16,9 +16,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import check
 from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
-from pipeline.params import read_params
+from pipeline.settings.check import check
+from pipeline.settings.params import read_params
 from stages import project
 
 ROOT = Path(__file__).parent.parent

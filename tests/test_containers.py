@@ -27,7 +27,7 @@ from pipeline import manifest
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.sources import Place, read, read_many
@@ -583,7 +583,7 @@ def test_settings_that_do_not_fit_the_root_are_errors(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.prepare.examine.ALONE", 0.0)
+    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", 0.0)
     path = pack(tmp_path / "a.tar", pictures(*(f"{number}.png" for number in range(2000))))
 
     def kill(done: int, _: int) -> None:

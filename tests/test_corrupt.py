@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from unprivileged import closed, open_folder
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.errors import DataError
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import Extracted, extract
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.store import index
 from pipeline.store.features import Features
@@ -132,7 +132,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     architecture = {"family": "glyphs", "classes": 3, "widths": [8, 8]}
     network = glyphs.GlyphNet(classes=3, widths=(8, 8))
-    artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    serialization.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
     return folder
 
 

@@ -10,13 +10,13 @@ from small_networks import backbone, glyph_net, images, labels
 from test_taps import case_of
 from torch import Tensor, nn
 
-from pipeline.backbones import taps
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import hooks
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError
-from pipeline.training.cut import blocks, legal_cuts, suffix, suffix_parameters
+from pipeline.partition.graph import trace
+from pipeline.partition.split_points import blocks, legal_cuts, suffix, suffix_parameters
 from pipeline.training.freezing import Frozen, prepare
-from pipeline.training.graph import trace
 from pipeline.training.parts import FromTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def rows_of(found: Backbone, node: str, inputs: Tensor) -> Tensor:
     """The values of a node, float32, as the store would give them."""
     found.module.eval()
     spec = {"rows": TapSpec(node=found.spec.node(node), dtype="float32")}
-    return taps.collect(found.module, inputs, spec, found.spec.taps)["rows"].clone()
+    return hooks.collect(found.module, inputs, spec, found.spec.taps)["rows"].clone()
 
 
 def steps(run: nn.Module, frozen: Frozen, inputs: Tensor, targets: Tensor, *, size: int = 6) -> list[dict[str, Tensor]]:
@@ -96,7 +96,7 @@ def test_what_comes_after_each_legal_cut_gives_the_logits(name: str) -> None:
     nodes = legal_cuts(found)
     assert nodes[0] == "input"
     assert "penultimate" in nodes
-    with torch.no_grad(), taps.one_path():
+    with torch.no_grad(), hooks.one_path():
         logits = case.network(case.images)
     values = case.values(*nodes)
     for node in nodes[:: max(1, len(nodes) // 4)]:

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ClusterError
-from pipeline.extract import decoders as module
-from pipeline.extract.decoders import CHUNK, Decoders, Processes, Threads, decoders
-from pipeline.extract.samples import Item, Reject
 from pipeline.files import content_key
+from pipeline.loading import decoders as module
+from pipeline.loading.decoders import CHUNK, Decoders, Processes, Threads, decoders
+from pipeline.loading.samples import Item, Reject
 from pipeline.readers import Sample
 from pipeline.sources import Place
 
@@ -176,7 +176,7 @@ MAIN = """
 import sys, time
 import psutil
 from deadly import Words
-from pipeline.extract.decoders import Processes
+from pipeline.loading.decoders import Processes
 from test_decoders import children, expected, plain, words
 
 if __name__ == "__main__":

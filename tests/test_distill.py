@@ -17,23 +17,24 @@ from projects import ROOT
 from pydantic import ValidationError
 from teaching import CLASSES, VIEWS, World
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
+from pipeline.distill.costs import footprints
+from pipeline.distill.dataset import LessonSamples
+from pipeline.distill.run import distill
+from pipeline.distill.setup import Paths, lesson_of, opened, prepared
+from pipeline.distill.targets import Signals
 from pipeline.errors import ConfigError, DataError, TrainingError
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluate.run import EvaluateConfig, evaluate
 from pipeline.files import read_json, write_json
+from pipeline.finetune import setup
+from pipeline.finetune.inputs import normalised
+from pipeline.finetune.run import finetune
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store import keys as key_arrays
 from pipeline.task import KIND, Task
 from pipeline.teach.teacher import Teacher
-from pipeline.training import DistillConfig, FinetuneConfig, ready
-from pipeline.training.distill import distill
-from pipeline.training.finetune import finetune
-from pipeline.training.footprints import footprints
-from pipeline.training.inputs import normalised
-from pipeline.training.lesson import LessonSamples
+from pipeline.training.config import DistillConfig, FinetuneConfig
 from pipeline.training.loop import make_fabric
-from pipeline.training.schooling import Paths, lesson_of, opened, prepared
-from pipeline.training.signals import Signals
 from pipeline.training_sets import training_sets
 from stages import project
 
@@ -115,7 +116,7 @@ def shown(paths: Paths, **more: Any) -> LessonSamples:
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
-    return artefact.read(model / "backbone").module.state_dict()
+    return serialization.read(model / "backbone").module.state_dict()
 
 
 def other_task(world: World, root: Path, *, moved: int = 0) -> Paths:
@@ -156,12 +157,13 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
     (told,) = made["teachers"]
     assert (told["name"], told["run"], told["head"]) == ("tuned", "tuned", None)
     assert (
-        told["identity"]["weights"] == artefact.read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
+        told["identity"]["weights"]
+        == serialization.read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
     )
-    assert made["backbone"]["from"] == artefact.read_spec(world.root / "small").weights_digest
+    assert made["backbone"]["from"] == serialization.read_spec(world.root / "small").weights_digest
     assert made["fits"] == [best]
     assert (best["samples"], best["labelled"], best["left_out"]) == (24, 24, 0)
-    student = artefact.read(paths.model / "backbone")
+    student = serialization.read(paths.model / "backbone")
     assert student.spec.classes == CLASSES
     assert student.spec.origin["source"] == "distilled"
     assert not [name for name in student.module.state_dict() if "projection" in name]
@@ -259,7 +261,7 @@ def test_stored_scores_and_a_live_teacher_give_the_same_student(paths: Paths, tm
 @pytest.mark.parametrize("views", [0, 1, 2])
 def test_scores_are_those_of_the_very_pixels_that_the_student_gets(paths: Paths, world: World, views: int) -> None:
     found = shown(paths, views=views)
-    teacher = artefact.read(world.root / "models" / "tuned" / "backbone")
+    teacher = serialization.read(world.root / "models" / "tuned" / "backbone")
     seen = []
     for epoch in range(3):
         for batch in found.batches(8, epoch=epoch):
@@ -278,7 +280,7 @@ def test_rows_that_memory_should_not_hold_are_read_when_they_are_needed(
 ) -> None:
     more: dict[str, Any] = {"views": 2, "losses": {**SOFT, "hints": [{"student": "block2", "teacher": "block2"}]}}
     held = list(shown(paths, **more).batches(8, epoch=1))
-    monkeypatch.setattr("pipeline.training.lesson.IN_MEMORY", 0)
+    monkeypatch.setattr("pipeline.distill.dataset.IN_MEMORY", 0)
     for one, other in zip(held, shown(paths, **more).batches(8, epoch=1), strict=True):
         assert isinstance(one.targets, Signals)
         assert isinstance(other.targets, Signals)
@@ -361,9 +363,9 @@ def test_other_data_sets_are_learned_from_without_labels(world: World, tmp_path:
 # Two phases ----------------------------------------------------------------------------------------------------------
 
 
-def further(paths: Paths, out: Path, **more: Any) -> ready.Paths:
+def further(paths: Paths, out: Path, **more: Any) -> setup.Paths:
     """Fine-tuning that starts from the network of a run."""
-    return ready.Paths(
+    return setup.Paths(
         task=paths.tasks / "task.parquet",
         backbone=paths.student,
         manifests=paths.manifests,
@@ -377,7 +379,7 @@ def further(paths: Paths, out: Path, **more: Any) -> ready.Paths:
     )
 
 
-def tuned(paths: ready.Paths, **more: Any) -> dict[str, Any]:
+def tuned(paths: setup.Paths, **more: Any) -> dict[str, Any]:
     small = {"task": "task", "backbone": "small", "start": "run", "epochs": 1, "batch_size": 8, "device": "cpu"}
     return finetune(FinetuneConfig.model_validate(small | more), paths, datasets=["photos"])
 
@@ -389,12 +391,12 @@ def test_a_student_without_labels_is_fine_tuned_on_the_labelled_target(paths: Pa
     tuned(second, learning_rate=1e-9, weights="last")
     assert np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-4)
     made = read_json(second.model / "model.json")
-    assert made["backbone"]["from"] == artefact.read_spec(paths.model / "backbone").weights_digest
+    assert made["backbone"]["from"] == serialization.read_spec(paths.model / "backbone").weights_digest
     tuned(second, labels_per_class=[2], learning_rate=0.01, batch_norm="train", weights="last")
     assert not np.allclose(predicted(second.predictions).scores, first.scores, atol=1e-3)
     third = dataclasses.replace(second, start=second.model, model=tmp_path / "third")
     tuned(third, learning_rate=1e-9, weights="last")
-    assert artefact.read_spec(tmp_path / "third" / "backbone").classes == CLASSES
+    assert serialization.read_spec(tmp_path / "third" / "backbone").classes == CLASSES
 
 
 def test_a_run_on_another_task_and_a_new_classifier_are_refused(paths: Paths, tmp_path: Path) -> None:
@@ -432,7 +434,7 @@ def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: P
     best = run(paths, also={"brightness": "none"}, epochs=8, class_weights=weights)
     assert best["samples"] == 24
     assert best["also"]["brightness"]["validation_rows"] == 6
-    student = artefact.read(paths.model / "backbone")
+    student = serialization.read(paths.model / "backbone")
     assert student.spec.classes == ("task:dark", "task:grey", "task:white", "brightness:dark", "brightness:light")
     own, other = predicted(paths.predictions), predicted(paths.model / "predictions" / "brightness.parquet")
     assert own.scores.shape == (12, 3)
@@ -556,7 +558,7 @@ def test_a_teacher_that_read_other_pixels_is_refused_with_the_field(paths: Paths
         update={"image": glyphs.INPUT.image.model_copy(update={"resize": (24, 24)}), "mean": (0.4,)}
     )
     architecture = {"family": "glyphs", "classes": 3, "widths": [3, 4]}
-    artefact.write(tmp_path / "tiny", network, architecture=architecture, origin={}, inputs=inputs)
+    serialization.write(tmp_path / "tiny", network, architecture=architecture, origin={}, inputs=inputs)
     other = dataclasses.replace(paths, student=tmp_path / "tiny")
     with pytest.raises(TrainingError) as caught:
         run(other)

@@ -12,17 +12,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.backbones.spec import Tap
-from pipeline.config import Section, check
+from pipeline.distill import kd_losses
+from pipeline.distill.feature_pairs import Pair
+from pipeline.distill.knowledge import LossesConfig, at
+from pipeline.distill.loss import Branch, Distillation
+from pipeline.distill.online_teacher import Told
+from pipeline.distill.student import Output
+from pipeline.distill.targets import Signals
 from pipeline.errors import TrainingError
-from pipeline.messages import in_yaml
-from pipeline.training import imitation
-from pipeline.training.distillation import Branch, Distillation
-from pipeline.training.knowledge import LossesConfig, at
-from pipeline.training.live import Told
+from pipeline.settings.check import Section, check
+from pipeline.settings.messages import in_yaml
 from pipeline.training.losses import Objective
-from pipeline.training.pairs import Pair
-from pipeline.training.signals import Signals
-from pipeline.training.student import Output
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,19 +55,19 @@ def losses(**settings: Any) -> LossesConfig:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_soft_targets_by_hand(temperature: float) -> None:
-    found = imitation.soft(rows(STUDENT), rows(TEACHER), temperature=temperature)
+    found = kd_losses.soft(rows(STUDENT), rows(TEACHER), temperature=temperature)
     wanted = temperature**2 * divergence(softmax(TEACHER / temperature), softmax(STUDENT / temperature))
     assert found.detach().numpy() == pytest.approx(wanted, rel=1e-4)
     # Two classes, T = 1: the teacher says 3/4, 1/4 and the student a half each.
     teacher = torch.tensor([[np.log(3.0), 0.0]])
     by_hand = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
-    assert imitation.soft(torch.zeros(1, 2), teacher, temperature=1.0).item() == pytest.approx(by_hand, rel=1e-5)
+    assert kd_losses.soft(torch.zeros(1, 2), teacher, temperature=1.0).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_soft_targets_have_the_gradient_of_the_paper() -> None:
     # Equation 2: dC/dz = (q - p) / T; times T squared.
     student = rows(STUDENT)
-    imitation.soft(student, torch.tensor(TEACHER).float(), temperature=3.0).sum().backward()
+    kd_losses.soft(student, torch.tensor(TEACHER).float(), temperature=3.0).sum().backward()
     expected = 3.0 * (softmax(STUDENT / 3) - softmax(TEACHER / 3))
     assert student.grad is not None
     assert student.grad.numpy() == pytest.approx(expected, rel=1e-4)
@@ -79,7 +79,7 @@ def test_soft_targets_have_the_gradient_of_the_paper() -> None:
     st.booleans(),
 )
 def test_the_gradient_keeps_its_size_at_any_temperature(values: list[float], temperature: float, binary: bool) -> None:
-    teacher, loss = torch.tensor(values).view(2, 4), imitation.soft_binary if binary else imitation.soft
+    teacher, loss = torch.tensor(values).view(2, 4), kd_losses.soft_binary if binary else kd_losses.soft
 
     def gradient(temperature: float) -> Tensor:
         student = torch.zeros(2, 4, requires_grad=True)
@@ -93,7 +93,7 @@ def test_the_gradient_keeps_its_size_at_any_temperature(values: list[float], tem
 
 
 def test_soft_targets_of_a_multilabel_task_are_a_choice_of_two_in_each_class() -> None:
-    found = imitation.soft_binary(rows(STUDENT), rows(TEACHER), temperature=2.0)
+    found = kd_losses.soft_binary(rows(STUDENT), rows(TEACHER), temperature=2.0)
     own, wanted = (1 / (1 + np.exp(-logits / 2)) for logits in (STUDENT, TEACHER))
     by_hand = divergence(np.stack([wanted, 1 - wanted], axis=2), np.stack([own, 1 - own], axis=2))
     assert found.detach().numpy() == pytest.approx(4 * by_hand.mean(axis=1), rel=1e-4)
@@ -108,7 +108,7 @@ def test_decoupled_distillation_by_hand() -> None:
         among, wanted_among = (values[row, others] / values[row, others].sum() for values in (own, wanted))
         parts = 1.5 * divergence(wanted_both, both) + 6.0 * divergence(wanted_among, among)
         expected.append(4 * parts)
-    found = imitation.decoupled(
+    found = kd_losses.decoupled(
         rows(STUDENT), rows(TEACHER), torch.from_numpy(classes), temperature=2.0, alpha=1.5, beta=6.0
     )
     assert found.detach().numpy() == pytest.approx(np.array(expected), rel=1e-4)
@@ -118,16 +118,16 @@ def test_decoupled_losses_add_up_to_soft_targets() -> None:
     # Zhao et al., equation 6: KD = TCKD + (1 - p of the target) NCKD.
     classes, teacher = torch.tensor([0, 2]), torch.tensor(TEACHER).float()
     options = {"temperature": 1.0, "alpha": 1.0, "beta": 0.0}
-    target = imitation.decoupled(rows(STUDENT), teacher, classes, **options)
-    among = imitation.decoupled(rows(STUDENT), teacher, classes, **{**options, "alpha": 0.0, "beta": 1.0})
+    target = kd_losses.decoupled(rows(STUDENT), teacher, classes, **options)
+    among = kd_losses.decoupled(rows(STUDENT), teacher, classes, **{**options, "alpha": 0.0, "beta": 1.0})
     left = 1 - teacher.softmax(dim=1)[torch.arange(2), classes]
-    assert torch.allclose(target + left * among, imitation.soft(rows(STUDENT), teacher, temperature=1.0), rtol=1e-4)
+    assert torch.allclose(target + left * among, kd_losses.soft(rows(STUDENT), teacher, temperature=1.0), rtol=1e-4)
 
 
 def test_hints_by_hand() -> None:
     # Differences 1, 2 and 0, 4: half of (1 + 4) / 2, and of 16 / 2.
     student, teacher = rows([[[1.0, 2.0]], [[3.0, 4.0]]]), rows([[[2.0, 0.0]], [[3.0, 0.0]]])
-    assert imitation.hint(student, teacher).tolist() == [1.25, 4.0]
+    assert kd_losses.hint(student, teacher).tolist() == [1.25, 4.0]
 
 
 def test_attention_by_hand() -> None:
@@ -136,8 +136,8 @@ def test_attention_by_hand() -> None:
     teacher = rows([[[[4.0, 3.0]], [[0.0, 0.0]], [[0.0, 0.0]]]])
     apart = np.array([9.0, 16.0]) - np.array([16.0, 9.0])
     expected = 0.5 * np.linalg.norm(apart) / np.hypot(9, 16)
-    assert imitation.attention(student, teacher).tolist() == pytest.approx([expected])
-    assert imitation.attention(student, student * -3).item() == pytest.approx(0, abs=1e-6)
+    assert kd_losses.attention(student, teacher).tolist() == pytest.approx([expected])
+    assert kd_losses.attention(student, student * -3).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_distances_by_hand() -> None:
@@ -150,9 +150,9 @@ def test_distances_by_hand() -> None:
     pairs = {(0, 1): huber(1 / 2, 3 / 4), (1, 2): huber(2 / 2, 3 / 4), (0, 2): huber(3 / 2, 6 / 4)}
     expected = [np.mean([value for pair, value in pairs.items() if row in pair]) for row in range(3)]
     known = torch.ones(3, dtype=torch.bool)
-    assert imitation.distance(student, teacher, known).tolist() == pytest.approx(expected)
+    assert kd_losses.distance(student, teacher, known).tolist() == pytest.approx(expected)
     # Far apart Huber's loss is linear: of two rows each distance is the mean.
-    far = imitation.distance(rows([[0.0], [0.1], [8.0]]), rows([[0.0], [8.0], [8.1]]), known)
+    far = kd_losses.distance(rows([[0.0], [0.1], [8.0]]), rows([[0.0], [8.0], [8.1]]), known)
     mean = (0.1 + 7.9 + 8.0) / 3
     by_hand = [(huber(0.1 / mean, 8 / mean) + huber(8 / mean, 8.1 / mean)) / 2]
     assert 7.9 / mean > 1
@@ -165,11 +165,11 @@ def test_angles_by_hand() -> None:
     half = np.sqrt(0.5)
     # Cosines of the teacher: -1 between the two sides of the first row, 1 at both ends.
     expected = [0.5 * 1.0**2, 0.5 * (1 - half) ** 2, 0.5 * (1 - half) ** 2]
-    found = imitation.angle(student, teacher, torch.ones(3, dtype=torch.bool))
+    found = kd_losses.angle(student, teacher, torch.ones(3, dtype=torch.bool))
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [imitation.distance, imitation.angle])
+@pytest.mark.parametrize("loss", [kd_losses.distance, kd_losses.angle])
 def test_relations_are_those_of_the_rows_that_the_teacher_knows(loss: Any) -> None:
     random = np.random.default_rng(0)
     student, teacher = rows(random.normal(size=(6, 4))), rows(random.normal(size=(6, 3)))
@@ -184,15 +184,15 @@ def test_relations_are_those_of_the_rows_that_the_teacher_knows(loss: Any) -> No
 
 
 LOSSES: dict[str, Any] = {
-    "soft": lambda own, wanted: imitation.soft(own, wanted, temperature=0.5),
-    "soft_binary": lambda own, wanted: imitation.soft_binary(own, wanted, temperature=0.5),
-    "decoupled": lambda own, wanted: imitation.decoupled(
+    "soft": lambda own, wanted: kd_losses.soft(own, wanted, temperature=0.5),
+    "soft_binary": lambda own, wanted: kd_losses.soft_binary(own, wanted, temperature=0.5),
+    "decoupled": lambda own, wanted: kd_losses.decoupled(
         own, wanted, wanted.argmax(dim=1), temperature=0.5, alpha=1.0, beta=8.0
     ),
-    "hint": imitation.hint,
-    "attention": lambda own, wanted: imitation.attention(own[:, :, None, None], wanted[:, :, None, None]),
-    "distance": lambda own, wanted: imitation.distance(own, wanted, torch.ones(len(own), dtype=torch.bool)),
-    "angle": lambda own, wanted: imitation.angle(own, wanted, torch.ones(len(own), dtype=torch.bool)),
+    "hint": kd_losses.hint,
+    "attention": lambda own, wanted: kd_losses.attention(own[:, :, None, None], wanted[:, :, None, None]),
+    "distance": lambda own, wanted: kd_losses.distance(own, wanted, torch.ones(len(own), dtype=torch.bool)),
+    "angle": lambda own, wanted: kd_losses.angle(own, wanted, torch.ones(len(own), dtype=torch.bool)),
 }
 
 
@@ -295,7 +295,7 @@ def test_rows_without_a_label_or_a_teacher_have_no_loss_of_it() -> None:
     found = Distillation(ONE, losses(labels=0.5, soft={"weight": 2.0, "temperature": 3.0}), {})(output(), signals())
     logits, teacher = output().logits, signals().logits
     of_labels = Objective("classification", 3)(logits, torch.tensor([0, 0, 2, 0])) * torch.tensor([1, 0, 1, 0])
-    of_teacher = imitation.soft(logits, teacher, temperature=3.0) * torch.tensor([1, 1, 1, 0])
+    of_teacher = kd_losses.soft(logits, teacher, temperature=3.0) * torch.tensor([1, 1, 1, 0])
     assert torch.allclose(found, 0.5 * of_labels + 2.0 * of_teacher)
     assert found[3].item() == 0.0
 
@@ -303,7 +303,7 @@ def test_rows_without_a_label_or_a_teacher_have_no_loss_of_it() -> None:
 def test_the_target_class_of_a_row_without_a_label_is_the_teachers_first_choice() -> None:
     found = Distillation(ONE, losses(decoupled={"temperature": 2.0}), {})(output(), signals())
     classes = torch.tensor([0, 2, 2, 0])  # of the second row the teacher's
-    expected = imitation.decoupled(
+    expected = kd_losses.decoupled(
         output().logits, signals().logits, classes, temperature=2.0, alpha=1.0, beta=8.0
     ) * torch.tensor([1, 1, 1, 0])
     assert torch.allclose(found, expected)
@@ -335,9 +335,9 @@ def test_branches_have_their_own_columns_labels_and_teachers() -> None:
     found = objective(Output(logits, {}, None), given)
     colour = Objective("classification", 2, label_smoothing=0.1, weights=weights["colour"])
     first = colour(logits[:, :2], torch.tensor([1, 0, 0, 0]))
-    first = first + imitation.soft(logits[:, :2], teacher[:, :2], temperature=2.0)
+    first = first + kd_losses.soft(logits[:, :2], teacher[:, :2], temperature=2.0)
     second = Objective("multilabel", 3, label_smoothing=0.1)(logits[:, 2:], truth[:, 2:])
-    second = second + imitation.soft_binary(logits[:, 2:], teacher[:, 2:], temperature=2.0)
+    second = second + kd_losses.soft_binary(logits[:, 2:], teacher[:, 2:], temperature=2.0)
     expected = torch.stack([first[0], second[1], first[2] + second[2], torch.tensor(0.0)])
     assert torch.allclose(found, expected, rtol=1e-5)
     assert objective.kind == "classification"
@@ -366,7 +366,7 @@ def test_a_live_teacher_speaks_of_every_row() -> None:
     objective = Distillation(ONE, losses(soft={}), {})
     silent = signals(logits=torch.zeros(4, 0), known=torch.zeros(4, 1, dtype=torch.bool))
     live = Output(output().logits, {}, Told(signals().logits, {}))
-    expected = imitation.soft(output().logits, signals().logits, temperature=4.0)
+    expected = kd_losses.soft(output().logits, signals().logits, temperature=4.0)
     assert torch.allclose(objective(live, silent), expected)
 
 
@@ -387,9 +387,9 @@ def test_nodes_are_compared_by_their_pairs() -> None:
     found = Distillation(ONE, config, pairs)(output(**{"hints.0": own, "attention.0": one, "relational": own}), given)
     known, teacher = given.known[:, 0], {name: value.half().float() for name, value in hints.items()}
     small = torch.nn.functional.avg_pool2d(teacher["m"], 2)
-    expected = known * (2 * imitation.hint(own, teacher["t"]) + 3 * imitation.attention(one, small))
-    expected = expected + 5 * imitation.distance(own, teacher["t"], known)
-    expected = expected + 7 * imitation.angle(own, teacher["t"], known)
+    expected = known * (2 * kd_losses.hint(own, teacher["t"]) + 3 * kd_losses.attention(one, small))
+    expected = expected + 5 * kd_losses.distance(own, teacher["t"], known)
+    expected = expected + 7 * kd_losses.angle(own, teacher["t"], known)
     assert torch.allclose(found, expected, rtol=1e-5)
 
 

@@ -16,9 +16,9 @@ import torch
 import typer.main
 from PIL import Image
 
-from pipeline import cli
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.spec import InputSpec
+from pipeline.cli import main
 from pipeline.readers.image import ImageSpec
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def test_pages_have_blocks_that_are_run_and_blocks_that_are_not() -> None:
 
 def test_every_command_of_the_pages_is_one_that_there_is() -> None:
     """Blocks that are not run too: names of commands and of their options are right."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     tried = 0
     for block in BLOCKS:
         for words in block.commands:
@@ -113,7 +113,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frozen") / "mobilenet_v2"
     inputs = InputSpec(image=ImageSpec(resize=(32, 32)), mean=(0.5,) * 3, std=(0.5,) * 3)
     settings = {"family": "torchvision", "name": "mobilenet_v2", "num_classes": 1000}
-    artefact.write(folder, module, architecture=settings, origin={}, inputs=inputs)
+    serialization.write(folder, module, architecture=settings, origin={}, inputs=inputs)
     return folder
 
 
@@ -145,7 +145,7 @@ def test_the_blocks_of_a_page_run_in_their_order(page: str, photos: Path, monkey
             assert words[0] == "icecore", f"{words}: expected a command of icecore, or why it is not run"
             monkeypatch.setattr(sys, "argv", words)
             with pytest.raises(SystemExit) as ended:
-                cli.main()
+                main.main()
             assert ended.value.code in (None, 0), words
     if "head" in names:
         assert names["X"].shape == (8, 1280)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from test_examples import at, generous, problems
 
-from pipeline.config import check
-from pipeline.heads.preparation import Pca
-from pipeline.training import FinetuneConfig
+from pipeline.heads.preprocessing import Pca
+from pipeline.settings.check import check
+from pipeline.training.config import FinetuneConfig
 from stages import project
 
 SECTIONS = project.sections()
@@ -231,9 +231,9 @@ def test_a_run_refuses_what_its_task_gives_no_effect_before_it_reads_an_image(tm
     import pyarrow as pa
 
     from pipeline.errors import ConfigError
+    from pipeline.finetune.run import finetune
+    from pipeline.finetune.setup import Paths
     from pipeline.task import KIND, Task
-    from pipeline.training.finetune import finetune
-    from pipeline.training.ready import Paths
 
     rows = {"key": ["0" * 32, "1" * 32], "target": [0.5, 1.5], "split": ["train", "test"]}
     Task(pa.table(rows).replace_schema_metadata({KIND: "regression"})).write(tmp_path / "task.parquet")

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from pipeline import embed
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.embed import Embedded, Weights
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.extract.run import extract
 from pipeline.files import content_key, sha256_file
-from pipeline.freeze import Timm, Torchvision
+from pipeline.freeze.config import Timm, Torchvision
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
@@ -35,7 +35,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     architecture = {"family": "glyphs", "classes": 3, "widths": [8, 4]}
     network = glyphs.GlyphNet(classes=3, widths=(8, 4))
-    artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    serialization.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
     return folder
 
 
@@ -214,16 +214,16 @@ def test_real_photos_through_weights_on_disk(assets: Path, tmp_path: Path) -> No
     features = Features.open(tmp_path / "features" / "features-12-mean")
     assert features.shape == (512,)
     # The photos are of things that ImageNet has; the first class is a word for what the folder is named after.
-    spec = artefact.read_spec(first.backbone)
+    spec = serialization.read_spec(first.backbone)
     logits = Features.open(tmp_path / "features" / "logits")
     files = pq.read_table(tmp_path / "features" / "files.parquet").to_pylist()
     named = {row["label"]: spec.classes[int(logits.load([row["key"]]).argmax())] for row in files}
     assert named["backpack"] == "backpack"
 
-    written = (first.backbone / artefact.JSON).stat().st_mtime_ns
+    written = (first.backbone / serialization.JSON).stat().st_mtime_ns
     again = run("squeezenet1_1", taps, photos, tmp_path, weights=weights)
     assert again.extracted.plan.missing == {"features-12-mean": 0, "logits": 0}
-    assert (again.backbone, (again.backbone / artefact.JSON).stat().st_mtime_ns) == (first.backbone, written)
+    assert (again.backbone, (again.backbone / serialization.JSON).stat().st_mtime_ns) == (first.backbone, written)
 
 
 # What is asked for ---------------------------------------------------------------------------------------------------

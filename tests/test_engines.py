@@ -16,15 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import artefact, projection
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import projection, serialization
+from pipeline.backbones.nodes import survey
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
-from pipeline.backbones.survey import survey
-from pipeline.engines import ENGINES, Engine, create, export, gate, select
-from pipeline.engines import openvino as openvino_engine
-from pipeline.engines.onnxruntime import CudaEngine
+from pipeline.engines import ENGINES, Engine, autotune, create, onnx_export, openvino_engine, parity_gate
+from pipeline.engines.autotune import Choice, Job, choose, recall, remember
+from pipeline.engines.onnxruntime_engine import CudaEngine
 from pipeline.engines.parity import Limits, Parity, compare, cosines, overlap, report
-from pipeline.engines.select import Choice, Job, choose, recall, remember
 from pipeline.errors import EngineError, StoreError
 from pipeline.readers.image import ImageSpec
 
@@ -133,7 +132,7 @@ NETWORKS: Mapping[type[nn.Module], Mapping[str, TapSpec]] = {
 def backbone_of(kind: type[nn.Module]) -> Backbone:
     """A network of random weights, with statistics that normalise something."""
     torch.manual_seed(0)
-    network = artefact.freeze(kind())
+    network = serialization.freeze(kind())
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.2)
@@ -141,7 +140,7 @@ def backbone_of(kind: type[nn.Module]) -> Backbone:
     spec = BackboneSpec(
         architecture={"family": kind.__name__},
         origin={},
-        weights_digest=artefact.weights_digest(network.state_dict()),
+        weights_digest=serialization.weights_digest(network.state_dict()),
         input=INPUT,
         taps=survey(network, INPUT.shape),
     )
@@ -212,18 +211,18 @@ def test_a_network_that_cannot_be_compiled_is_said_to_be_so() -> None:
 
 def test_engines_leave_the_backbone_as_it_was(tmp_path: Path) -> None:
     job = job_of(Residual, tmp_path)  # the first of them that needs a graph exports it
-    before = artefact.weights_digest(job.backbone.module.state_dict())
+    before = serialization.weights_digest(job.backbone.module.state_dict())
     for name in CHEAP:
         job.engine(name).run({"pixels": PIXELS[:3]})
     assert len(list((tmp_path / "onnx").iterdir())) == 1
-    assert artefact.weights_digest(job.backbone.module.state_dict()) == before
+    assert serialization.weights_digest(job.backbone.module.state_dict()) == before
     assert not any(part._forward_hooks for part in job.backbone.module.modules())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_reduced_precision_differs_and_stays_near(precision: str) -> None:
     job = job_of(Residual, precision=precision)
-    card = select.gate(job, "torch", job.engine("torch"), PIXELS)
+    card = autotune.gate(job, "torch", job.engine("torch"), PIXELS)
     assert card.engine["precision"] == precision
     assert 1e-5 < card.parity["norm"].relative < 0.05
     assert card.autocast == card.parity
@@ -239,7 +238,7 @@ def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs:
     except EngineError as error:
         said = str(error)
     else:
-        said = str(select.gate(job, "openvino", engine, PIXELS))
+        said = str(autotune.gate(job, "openvino", engine, PIXELS))
     first = "engine 'openvino', precision 'bfloat16': expected a first request to pass, but it was ended by signal"
     assert said.startswith((first, "openvino, bfloat16, beside torch float32"))
 
@@ -344,7 +343,7 @@ def test_a_graph_that_holds_for_one_batch_size_only_is_refused() -> None:
 def test_a_tap_that_depends_on_the_batch_is_refused_by_its_name(name: str, graphs: Path) -> None:
     job = job_of(Crowd, graphs)
     with pytest.raises(EngineError) as caught:
-        select.gate(job, name, job.engine(name), PIXELS)
+        autotune.gate(job, name, job.engine(name), PIXELS)
     title, *lines = str(caught.value).splitlines()
     assert title == f"engine '{name}', float32: taps that it does not compute as torch float32 does"
     assert all(line.startswith("  - tap 'logits', node 'logits': ") for line in lines)
@@ -354,7 +353,7 @@ def test_a_tap_that_depends_on_the_batch_is_refused_by_its_name(name: str, graph
 def test_one_sample_is_enough_to_find_a_tap_that_depends_on_the_batch() -> None:
     job = job_of(Crowd)
     with pytest.raises(EngineError, match=r"tap 'logits', node 'logits': its values depend on the batch"):
-        select.gate(job, "torch", job.engine("torch"), PIXELS[:1])
+        autotune.gate(job, "torch", job.engine("torch"), PIXELS[:1])
 
 
 class Off:
@@ -374,12 +373,12 @@ def test_a_tap_that_is_off_is_refused_by_its_name_and_limits_can_be_set() -> Non
     job = job_of(Residual)
     off = Off(job.engine("torch"), "sum", 1.01)
     with pytest.raises(EngineError) as caught:
-        select.gate(job, "off", off, PIXELS)
+        autotune.gate(job, "off", off, PIXELS)
     assert str(caught.value).splitlines()[1:] == ["  - tap 'sum', node 'add': relative error 0.01, limit 0.001"]
     wider = dataclasses.replace(job, limits=Limits(relative=0.02))
-    assert select.gate(wider, "off", off, PIXELS).parity["sum"].relative == pytest.approx(0.01, rel=1e-3)
+    assert autotune.gate(wider, "off", off, PIXELS).parity["sum"].relative == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(EngineError, match=r"tap 'sum', node 'add': values that are not finite"):
-        select.gate(job, "off", Off(job.engine("torch"), "sum", np.nan), PIXELS)
+        autotune.gate(job, "off", Off(job.engine("torch"), "sum", np.nan), PIXELS)
 
 
 # Parity ---------------------------------------------------------------------------------------------------------------
@@ -422,9 +421,9 @@ def test_the_table_has_a_line_a_tap() -> None:
 
 
 def test_reduced_precision_is_measured_on_more_rows_but_not_of_wide_taps() -> None:
-    assert gate.rows_for({"a": (4,)}, 8, "float32") == 8
-    assert gate.rows_for({"a": (4,)}, 8, "bfloat16") == 512
-    assert gate.rows_for({"a": (4,), "b": (512, 28, 28)}, 8, "bfloat16") == 167
+    assert parity_gate.rows_for({"a": (4,)}, 8, "float32") == 8
+    assert parity_gate.rows_for({"a": (4,)}, 8, "bfloat16") == 512
+    assert parity_gate.rows_for({"a": (4,), "b": (512, 28, 28)}, 8, "bfloat16") == 167
 
 
 # Export ---------------------------------------------------------------------------------------------------------------
@@ -435,7 +434,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from torch import channels_last
 from tests.test_engines import Residual, NETWORKS, backbone_of
-from pipeline.engines.export import export
+from pipeline.engines.onnx_export import export
 backbone = backbone_of(Residual)
 backbone.module.to(memory_format=channels_last)
 Path(sys.argv[2]).write_bytes(export(backbone, NETWORKS[Residual]))
@@ -445,7 +444,7 @@ Path(sys.argv[2]).write_bytes(export(backbone, NETWORKS[Residual]))
 def test_a_graph_has_the_same_bytes_in_each_process_and_layout_and_no_place_of_a_file(
     graphs: Path, tmp_path: Path
 ) -> None:
-    data = export.exported(backbone_of(Residual), NETWORKS[Residual], cache=graphs)
+    data = onnx_export.exported(backbone_of(Residual), NETWORKS[Residual], cache=graphs)
     root = Path(__file__).parent.parent
     done = [sys.executable, "-c", PROGRAM, str(root), str(tmp_path / "other.onnx")]
     subprocess.run(done, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
@@ -457,12 +456,12 @@ def test_a_graph_has_the_same_bytes_in_each_process_and_layout_and_no_place_of_a
 def test_a_graph_names_its_outputs_after_the_taps_and_takes_any_batch(graphs: Path) -> None:
     import onnx
 
-    data = export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
+    data = onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [output.name for output in model.graph.output] == list(NETWORKS[Glyphs])
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    assert [entry.version for entry in model.opset_import if not entry.domain] == [export.OPSET]
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [onnx_export.OPSET]
     assert not model.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
@@ -473,15 +472,15 @@ def test_a_graph_ends_at_its_last_tap_and_is_kept_and_read_again(
     import onnx
 
     backbone, specs = backbone_of(Glyphs), {"early": TapSpec(node="0", pool="mean")}
-    data = export.exported(backbone, specs, cache=tmp_path)
+    data = onnx_export.exported(backbone, specs, cache=tmp_path)
     model = onnx.load_from_string(data)
     assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
     assert not any("8." in value.name for value in model.graph.initializer)
     (path,) = (tmp_path / "onnx").iterdir()
     assert path.read_bytes() == data
-    monkeypatch.setattr(export, "export", lambda *_: b"")
-    assert export.exported(backbone, specs, cache=tmp_path) == data
-    assert export.exported(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
+    monkeypatch.setattr(onnx_export, "export", lambda *_: b"")
+    assert onnx_export.exported(backbone, specs, cache=tmp_path) == data
+    assert onnx_export.exported(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
 
 
 # Auto -----------------------------------------------------------------------------------------------------------------
@@ -490,8 +489,8 @@ def test_a_graph_ends_at_its_last_tap_and_is_kept_and_read_again(
 @pytest.fixture
 def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine but the compiler is worth trying, and measured briefly."""
-    monkeypatch.setattr(select, "WORTH", {**dict.fromkeys(ENGINES, 0.0), "torch_compiled": np.inf})
-    monkeypatch.setattr(select, "SECONDS", 0.1)
+    monkeypatch.setattr(autotune, "WORTH", {**dict.fromkeys(ENGINES, 0.0), "torch_compiled": np.inf})
+    monkeypatch.setattr(autotune, "SECONDS", 0.1)
 
 
 def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
@@ -509,7 +508,7 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
 @pytest.fixture
 def exported(graphs: Path, tmp_path: Path) -> Path:
     """A cache with the graph of `Glyphs`, and nothing remembered."""
-    export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
+    onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
     shutil.copytree(graphs / "onnx", tmp_path / "onnx")
     return tmp_path
 
@@ -536,15 +535,15 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
 
 @pytest.mark.usefixtures("try_all")
 def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_time", lambda engines, _: {name: 1.0 + (name == "torch") for name in engines})
-    run = select._gate
+    monkeypatch.setattr(autotune, "_time", lambda engines, _: {name: 1.0 + (name == "torch") for name in engines})
+    run = autotune._gate
 
-    def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> gate.Card:
+    def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> parity_gate.Card:
         if engine.provenance["engine"] != "torch":
             engine = Off(engine, "relu", 2)
         return run(job, engine, reference, pixels)
 
-    monkeypatch.setattr(select, "_gate", broken)
+    monkeypatch.setattr(autotune, "_gate", broken)
     said: list[str] = []
     chosen = choose("auto", job_of(Glyphs, exported), lambda: PIXELS, samples=24, say=said.append)
     assert chosen.name == "torch"
@@ -593,12 +592,12 @@ def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_
 
 
 def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "export", lambda *_: b"a graph")
+    monkeypatch.setattr(onnx_export, "export", lambda *_: b"a graph")
     (tmp_path / "file").write_text("")
     with pytest.raises(
         StoreError, match=r"file: the feature cache cannot be written: Not a directory\. Set ICECORE_CAC"
     ):
-        export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=tmp_path / "file")
+        onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=tmp_path / "file")
 
 
 def test_an_engine_that_is_asked_for_is_not_replaced() -> None:
@@ -641,8 +640,8 @@ def real_backbone(model: str, folder: Path) -> Backbone:
     network.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
     image = ImageSpec(mode="RGB", resize=REAL_SIDE, crop=(REAL_SIDE, REAL_SIDE), interpolation="bilinear")
     inputs = InputSpec(image=image, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    artefact.freeze(network)
-    digest = artefact.weights_digest(network.state_dict())
+    serialization.freeze(network)
+    digest = serialization.weights_digest(network.state_dict())
     spec = BackboneSpec(
         architecture={"name": model}, origin={}, weights_digest=digest, input=inputs, taps=survey(network, inputs.shape)
     )
@@ -656,9 +655,9 @@ def test_real_weights_pass_the_gate_in_float32_and_have_a_card_in_bfloat16(
 ) -> None:
     job = Job(real_backbone(model, assets), REAL[model][1], 4, cache=graphs)
     for name in ("onnxruntime", "openvino"):
-        card = select.gate(job, name, job.engine(name), photos[:4])
+        card = autotune.gate(job, name, job.engine(name), photos[:4])
         assert all(parity.relative < 1e-4 for parity in card.parity.values()), str(card)
     reduced = dataclasses.replace(job, precision="bfloat16", limits=Limits(reduced_cosine=0.9))
-    card = select.gate(reduced, "torch", reduced.engine("torch"), photos)
+    card = autotune.gate(reduced, "torch", reduced.engine("torch"), photos)
     assert all(parity.relative > 1e-4 for parity in card.parity.values())
     assert all(parity.median_cosine > 0.9 for parity in card.parity.values()), str(card)

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.evaluate import EvaluateConfig, Metric, evaluate, evidence, is_current, select
+from pipeline.evaluate.run import EvaluateConfig, Metric, evaluate, evidence, is_current, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.report import ReportConfig, leaderboard, page
+from pipeline.report import leaderboard
+from pipeline.report import run as page
+from pipeline.report.config import ReportConfig
 from pipeline.task import Kind, Task, column_of
 from stages.evaluate import forget_all_but
 
@@ -267,7 +269,7 @@ def test_a_run_is_current_until_its_settings_its_files_or_what_was_written_chang
         path.write_bytes(before)
         assert current()
     with pytest.MonkeyPatch.context() as patch:  # another version of scikit-learn may work out other numbers
-        patch.setattr("pipeline.evaluate.versions", lambda *names: dict.fromkeys(names, "9.9"))
+        patch.setattr("pipeline.evaluate.run.versions", lambda *names: dict.fromkeys(names, "9.9"))
         assert not current()
     others[0].unlink()
     assert not current()

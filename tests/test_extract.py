@@ -21,25 +21,26 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.config import Section, check
 from pipeline.engines.parity import Limits
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
-from pipeline.extract import ExtractConfig, oracle, run
-from pipeline.extract.decoders import Threads
-from pipeline.extract.forecast import Forecast
+from pipeline.extract import logit_check, run
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.plan import Plan, plan
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.samples import WHERE, Item, Reject, Samples, read_sample, read_samples
 from pipeline.files import content_key
+from pipeline.loading.decoders import Threads
+from pipeline.loading.samples import WHERE, Item, Reject, Samples, read_sample, read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
+from pipeline.settings.check import Section, check
 from pipeline.sources import Place
-from pipeline.store import cache, index, upkeep
+from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.text import Line
@@ -74,7 +75,7 @@ def write_backbone(folder: Path, *, scale: float = 1.0) -> None:
     with torch.no_grad():
         network.classifier.weight.mul_(scale)
     architecture = {"family": "glyphs", "classes": 3, "widths": [32, 8]}
-    artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    serialization.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
 
 
 def list_files(manifests: Path, dataset: str, paths: list[Path]) -> None:
@@ -275,7 +276,7 @@ def test_features_are_those_of_a_plain_forward_pass_on_the_same_pixels(job: Job)
     reader = ImageReader(glyphs.INPUT.image)
     pixels = np.stack([reader(path.read_bytes())["pixels"] for path in job.files])
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    network = artefact.read(job.backbone).module
+    network = serialization.read(job.backbone).module
     with torch.inference_mode():
         deep = network.block2(network.block1(images.clone())).mean((2, 3)).numpy()
         logits = network(images).numpy()
@@ -378,12 +379,12 @@ def test_a_wide_tap_is_cut_into_several_shards(job: Job) -> None:
 
 def test_extraction_leaves_the_backbone_as_it_was(job: Job) -> None:
     before = contents(job.backbone)
-    loaded = artefact.read(job.backbone)
+    loaded = serialization.read(job.backbone)
     engine = TorchEngine(loaded, {"l": TapSpec(node="logits")}, batch_size=2)
     engine.run({"pixels": np.zeros((2, 32, 32, 1), np.uint8)})
     job.extract()
     assert contents(job.backbone) == before
-    assert artefact.weights_digest(loaded.module.state_dict()) == loaded.spec.weights_digest
+    assert serialization.weights_digest(loaded.module.state_dict()) == loaded.spec.weights_digest
     assert not loaded.module.training
 
 
@@ -573,7 +574,7 @@ def test_a_damaged_shard_in_the_cache_is_found_and_the_remedy_works(job: Job) ->
     ):
         job.extract({**TAPS, **WIDE})
     (column,) = (column for column in cache.columns(job.cache) if column.folder == path.parent)
-    for record, _ in list(upkeep.damage(column, whole=True)):
+    for record, _ in list(maintenance.damage(column, whole=True)):
         column.drop(record)
     assert job.missing({**TAPS, **WIDE}) == {"deep": 0, "logits": 0, "pixels": 0, "wide": 8}
     assert contents(job.out) == before
@@ -838,7 +839,7 @@ def test_penultimate_rows_are_replayed_after_they_are_computed_and_only_then(job
     assert [text for text in said if "own last layer" in text] == []
 
 
-def decoding(backbone: artefact.Backbone) -> Threads:
+def decoding(backbone: serialization.Backbone) -> Threads:
     """Decoders for a backbone."""
     return Threads(ImageReader(backbone.spec.input.image), 1)
 
@@ -851,12 +852,12 @@ def one_sample(key: str, path: str) -> Samples:
 
 def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
     job.extract(LAST)
-    other = artefact.read(job.backbone)
+    other = serialization.read(job.backbone)
     with torch.no_grad():
         other.module.get_submodule("block1.0").weight.mul_(100)
     message = r"features/last: expected cached `penultimate` features to give the network's logits .* rows off"
     with pytest.raises(BackboneError, match=message):
-        oracle.check(
+        logit_check.check(
             job.features("last"),
             TapSpec(**LAST["last"]),
             backbone=other,
@@ -870,14 +871,14 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
 
 def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job: Job) -> None:
     job.extract(LAST)
-    backbone = artefact.read(job.backbone)
+    backbone = serialization.read(job.backbone)
     rest = {
         "samples": read_samples(job.manifests, ("photos",)),
         "runs": [np.arange(12)],
         "decoders": decoding(backbone),
     }
     how = {"precision": "bfloat16", "limits": Limits()}
-    found = oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+    found = logit_check.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
     assert found is not None
     assert found["rows"] == 12
     with torch.no_grad():
@@ -886,12 +887,12 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
                 part.weight.normal_()
     message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
     with pytest.raises(BackboneError, match=message):
-        oracle.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+        logit_check.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
 
 
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     job.extract(LAST)
-    backbone = artefact.read(job.backbone)
+    backbone = serialization.read(job.backbone)
     rest = {
         "backbone": backbone,
         "precision": "float32",
@@ -900,7 +901,7 @@ def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
         "decoders": decoding(backbone),
     }
     unknown = one_sample(content_key(b"unknown"), "x")
-    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
+    assert logit_check.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
     # Its file has changed meanwhile.
     changed = one_sample(job.keys[0], job.files[1].as_posix())
-    assert oracle.check(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None
+    assert logit_check.check(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None

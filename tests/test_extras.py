@@ -34,7 +34,7 @@ def names(requirements: list[str]) -> set[str]:
 def test_the_distribution_has_a_name_and_a_version_of_its_own() -> None:
     assert PROJECT["name"] == "icecore-features"
     assert PROJECT["version"] == pipeline.__version__
-    assert PROJECT["scripts"] == {"icecore": "pipeline.cli:main"}
+    assert PROJECT["scripts"] == {"icecore": "pipeline.cli.main:main"}
 
 
 def test_features_of_networks_that_import_icecore_keep_their_addresses() -> None:
@@ -73,7 +73,7 @@ def test_all_brings_every_extra_that_is_no_tool() -> None:
 
 
 def train() -> None:
-    from pipeline.training import FinetuneConfig
+    from pipeline.training.config import FinetuneConfig
     from pipeline.training.loop import make_fabric
 
     make_fabric(FinetuneConfig(task="t", backbone="b", start="backbone"))
@@ -88,9 +88,10 @@ def connect() -> None:
 
 
 def report() -> None:
-    from pipeline.report import ReportConfig, page
+    from pipeline.report import run
+    from pipeline.report.config import ReportConfig
 
-    page.write(ReportConfig(), [], Path("index.html"))
+    run.write(ReportConfig(), [], Path("index.html"))
 
 
 def draw() -> None:
@@ -101,19 +102,19 @@ def draw() -> None:
 
 
 def fonts() -> None:
-    from pipeline.sample import fonts
+    from pipeline.sample.run import fonts
 
     fonts()
 
 
 def read() -> None:
-    from pipeline.params import read_params
+    from pipeline.settings.params import read_params
 
     read_params(ROOT / "params.yaml")
 
 
 def repro() -> None:
-    from pipeline.reproduce import reproduce
+    from pipeline.cli.reproduce import reproduce
 
     reproduce([], stages=[], say=print)
 
@@ -159,13 +160,13 @@ OPTIONAL = (
 
 def test_vectors_of_a_folder_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import embed
-    from pipeline.backbones import artefact, glyphs
+    from pipeline.backbones import glyphs, serialization
 
     for name in OPTIONAL:
         monkeypatch.setitem(sys.modules, name, None)
     network = glyphs.GlyphNet(classes=2, widths=(4,))
     settings = {"family": "glyphs", "classes": 2, "widths": [4]}
-    artefact.write(
+    serialization.write(
         tmp_path / "tiny", network, architecture=settings, origin={}, inputs=glyphs.INPUT, classes=["n", "y"]
     )
     (tmp_path / "images").mkdir()

@@ -13,11 +13,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import embed
-from pipeline.backbones import artefact, factory, glyphs, user_code
+from pipeline.backbones import glyphs, serialization, user_code, user_module
 from pipeline.backbones.user_code import source_digest
 from pipeline.errors import BackboneError, StoreError
 from pipeline.files import sha256_file
-from pipeline.freeze import FreezeConfig
+from pipeline.freeze.config import FreezeConfig
 from pipeline.freeze.run import freeze
 from stages.freeze import link_code
 
@@ -100,7 +100,7 @@ def settings_of(**settings: Any) -> Any:
 
 def build(path: str, **arguments: Any) -> Any:
     """What a backbone.json with this path would build."""
-    return artefact.build(factory.architecture(path, arguments))
+    return serialization.build(user_module.architecture(path, arguments))
 
 
 # What works -----------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_network_of_the_users_own_is_frozen_with_weights_from_a_file(code: Pat
         "entry": "state_dict",
     }
     assert spec.taps["conv"].shape == (6, 6, 6)
-    backbone = artefact.read(tmp_path / "backbone")
+    backbone = serialization.read(tmp_path / "backbone")
     assert backbone.spec == spec
     assert torch.equal(backbone.module.get_parameter("fc.bias"), state["model.fc.bias"])
 
@@ -255,7 +255,7 @@ def test_code_that_changed_since_it_was_frozen_is_refused(code: Path, tmp_path: 
         r"small:make: expected the code as it was frozen, but theirnets.small changed \(.*\). .* `dvc repro -f free"
     )
     with pytest.raises(BackboneError, match=message):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")
 
 
 def test_a_hostile_backbone_calls_nothing(code: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_hostile_backbone_calls_nothing(code: Path, tmp_path: Path) -> None:
     said["architecture"] |= {"code": {"subprocess": sha256_file(Path(subprocess.__file__))}, "packages": {}}
     file.write_text(json.dumps(said))
     with pytest.raises(BackboneError, match=r"subprocess:run: expected a subclass of torch.nn.Module"):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")
     assert code.is_file()
     assert not (tmp_path / "the code ran").exists()
 
@@ -320,10 +320,10 @@ def test_a_change_of_any_module_that_is_imported_is_noticed(code: Path, tmp_path
     spec = freeze(settings_of(factory="theirnets.net:Net", seed=0), tmp_path / "backbone", pretrained=tmp_path)
     name = "plain.blocks" if "folder" in way else "theirnets.blocks"
     assert spec.architecture["code"][name] == source_digest(blocks)
-    artefact.read(tmp_path / "backbone")
+    serialization.read(tmp_path / "backbone")
     blocks.write_text(PARTS.replace("torch.relu", "torch.tanh"))
     with pytest.raises(BackboneError, match=rf"expected the code as it was frozen, but {name} changed"):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")
     again = freeze(settings_of(factory="theirnets.net:Net", seed=0), tmp_path / "again", pretrained=tmp_path)
     assert again.weights_digest == spec.weights_digest
     assert again.architecture != spec.architecture
@@ -340,11 +340,11 @@ def test_other_versions_and_imports_are_noticed(code: Path, tmp_path: Path) -> N
     file.write_text(json.dumps(said))
     message = r"but theirnets.old is no longer imported; gone is no longer imported; torch changed \(1.0 to [\d.]+\)"
     with pytest.raises(BackboneError, match=message):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")
     said["architecture"]["code"] = sha256_file(code)
     file.write_text(json.dumps(said))
     with pytest.raises(BackboneError, match=r"frozen by a version of icecore that did not look at what its module imp"):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")
 
 
 def test_other_outputs_of_the_same_weights_and_code_are_noticed_and_their_rows_never_mixed(
@@ -353,7 +353,7 @@ def test_other_outputs_of_the_same_weights_and_code_are_noticed_and_their_rows_n
     network = glyphs.GlyphNet(classes=3, widths=(8, 4))
     architecture = {"family": "glyphs", "classes": 3, "widths": [8, 4]}
     folder, photos = tmp_path / "net", image_folder()
-    spec = artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    spec = serialization.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
     assert spec.probe is not None
     assert set(spec.probe.versions) == {"torch", "torchvision"}
 
@@ -367,8 +367,8 @@ def test_other_outputs_of_the_same_weights_and_code_are_noticed_and_their_rows_n
     forward = torch.nn.BatchNorm2d.forward
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: forward(self, x) * 1.01)
     with pytest.raises(BackboneError, match=r"outputs that the network gave when it was written, .* by 0.0\d+. The v"):
-        artefact.read(folder)
-    artefact.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)  # frozen again
+        serialization.read(folder)
+    serialization.write(folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)  # frozen again
     next((photos / "cat").iterdir()).unlink()
     with pytest.raises(StoreError, match=r"logits: expected cached rows of a network .* `icecore cache prune --add"):
         embed_photos()
@@ -378,7 +378,7 @@ def test_a_network_that_draws_at_random_has_no_probe(code: Path, tmp_path: Path)
     code.write_text(CODE.replace(".relu()", ".relu().mul(torch.rand(1))"))
     spec = freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
     assert spec.probe is None
-    assert artefact.read(tmp_path / "backbone").spec == spec
+    assert serialization.read(tmp_path / "backbone").spec == spec
 
 
 def test_dvc_is_given_links_to_the_code(code: Path, tmp_path: Path) -> None:
@@ -404,26 +404,26 @@ def test_dvc_is_given_links_to_the_code(code: Path, tmp_path: Path) -> None:
 def test_the_cache_of_trainings_depends_on_all_code_that_trains_and_on_no_comment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune = user_code.trace("pipeline.training.finetune", of_icecore=True)
-    distill = user_code.trace("pipeline.training.distill", of_icecore=True)
+    finetune = user_code.trace("pipeline.finetune.run", of_icecore=True)
+    distill = user_code.trace("pipeline.distill.run", of_icecore=True)
     shared = {
         "pipeline.readers.augment",
-        "pipeline.backbones.headed",
-        "pipeline.extract.feed",
+        "pipeline.backbones.classifier",
+        "pipeline.loading.batches",
         "pipeline.training.loop",
     }
     assert shared <= {*finetune.files} & {*distill.files}
-    assert "pipeline.training.imitation" not in finetune.files  # distillation alone
-    assert "pipeline.report.page" not in distill.files
+    assert "pipeline.distill.kd_losses" not in finetune.files  # distillation alone
+    assert "pipeline.report.run" not in distill.files
     assert finetune.packages == {}
     file = tmp_path / "module.py"
 
     def digest_with(text: str) -> str:
         file.write_text(text)
-        code = user_code.Code({"pipeline.training.finetune": file})
+        code = user_code.Code({"pipeline.finetune.run": file})
         monkeypatch.setattr(user_code, "trace", lambda *_, **__: code)
         user_code.digest_of_icecore.cache_clear()
-        return user_code.digest_of_icecore("pipeline.training.finetune")
+        return user_code.digest_of_icecore("pipeline.finetune.run")
 
     plain = digest_with(PLAIN)
     assert digest_with(SAME["documented"]) == plain
@@ -492,7 +492,7 @@ def test_words_about_code_change_no_backbone_and_no_address(code: Path, tmp_path
     freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     before = (tmp_path / "backbone" / "backbone.json").read_bytes()
     code.write_text(CODE.replace('"""Networks of a user."""', "# Networks of mine.") + "# the end\n")
-    assert artefact.read(tmp_path / "backbone").spec.architecture["code"]["theirnets.small"] == source_digest(code)
+    assert serialization.read(tmp_path / "backbone").spec.architecture["code"]["theirnets.small"] == source_digest(code)
     freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     assert (tmp_path / "backbone" / "backbone.json").read_bytes() == before
 
@@ -506,8 +506,8 @@ def test_a_backbone_with_digests_of_bytes_is_read_and_keeps_its_addresses(code: 
         "theirnets.small": sha256_file(code),
     }
     file.write_text(json.dumps(said))
-    found = artefact.read(tmp_path / "backbone")
+    found = serialization.read(tmp_path / "backbone")
     assert found.spec.architecture["code"] == said["architecture"]["code"] != spec.architecture["code"]
     code.write_text(CODE.replace(".relu()", ".sigmoid()"))
     with pytest.raises(BackboneError, match=r"but theirnets.small changed \("):
-        artefact.read(tmp_path / "backbone")
+        serialization.read(tmp_path / "backbone")

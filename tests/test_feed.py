@@ -12,11 +12,11 @@ from deadly import Words
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.extract.decoders import Threads
-from pipeline.extract.feed import Batch, batches, first_pixels
 from pipeline.extract.plan import Plan, plan
-from pipeline.extract.samples import WHERE, Samples, reading_order
 from pipeline.files import content_key
+from pipeline.loading.batches import Batch, batches, first_pixels
+from pipeline.loading.decoders import Threads
+from pipeline.loading.samples import WHERE, Samples, reading_order
 from pipeline.readers import Sample
 from pipeline.store import keys as key_arrays
 

@@ -22,26 +22,26 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline import heads
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.errors import BackboneError, DataError, HeadError, StoreError, TrainingError
-from pipeline.evaluate import EvaluateConfig, evaluate
-from pipeline.extract import ExtractConfig
+from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, write_json
-from pipeline.fit import FitConfig
+from pipeline.finetune.breakeven import describe
+from pipeline.finetune.run import finetune, lr_range
+from pipeline.finetune.setup import Paths, opened, prepared
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
-from pipeline.heads import model
+from pipeline.heads import saved as model
 from pipeline.manifest import ManifestPaths, read
 from pipeline.predictions import Predictions, PredictionsFile
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
 from pipeline.task import KIND, TYPES, Kind, Task
-from pipeline.training import FinetuneConfig
-from pipeline.training.breakeven import describe
-from pipeline.training.finetune import finetune, lr_range
+from pipeline.training.config import FinetuneConfig
 from pipeline.training.loop import make_fabric
-from pipeline.training.ready import Paths, opened, prepared
 from pipeline.training.targets import answers
 from pipeline.training_sets import training_sets
 
@@ -179,7 +179,7 @@ def test_a_run_learns_and_leaves_a_network_predictions_curves_and_a_record(paths
 
 def test_the_network_is_a_backbone_that_gives_the_predictions_again(paths: Paths, project: Project) -> None:
     run(paths, classifier={"dropout": 0.2, "hidden": 5})
-    tuned = artefact.read(paths.model / "backbone")
+    tuned = serialization.read(paths.model / "backbone")
     assert tuned.spec.classes == CLASSES
     assert tuned.spec.origin["from"] == project.backbone.spec.weights_digest
     assert tuned.spec.weights_digest != project.backbone.spec.weights_digest
@@ -263,7 +263,7 @@ def test_from_stored_rows_is_from_pixels_with_what_is_before_frozen(paths: Paths
     assert np.allclose(one.scores, other.scores, atol=1e-4)
     frozen = [read_json(folder / "model.json")["fits"][0]["frozen"] for folder in (paths.model, pixels.model)]
     assert frozen[0] == frozen[1]
-    whole, twin = (artefact.read(folder / "backbone") for folder in (paths.model, pixels.model))
+    whole, twin = (serialization.read(folder / "backbone") for folder in (paths.model, pixels.model))
     for name, value in whole.module.state_dict().items():
         assert torch.allclose(value.float(), twin.module.state_dict()[name].float(), atol=1e-4), name
 
@@ -280,8 +280,8 @@ def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: 
     one = prepared(loaded, training, make_fabric(loaded.config))
     with torch.no_grad():
         one.network.block1[0].weight.add_(0.1)  # as if something had trained what was frozen
-    from pipeline.training.inputs import FromFeatures, compare, stored
-    from pipeline.training.pixels import decoded
+    from pipeline.finetune.inputs import FromFeatures, compare, stored
+    from pipeline.loading.image_cache import decoded
 
     assert isinstance(loaded.inputs, FromFeatures)
     some = stored(paths.manifests, ["photos"], loaded.inputs.keys[:4])
@@ -478,7 +478,7 @@ def test_a_regression_predicts_in_the_unit_of_the_task(paths: Paths, project: Pr
     (one,) = predicted(paths)
     assert one.scores.shape == (18, 0)
     assert np.abs(one.predicted - one.targets).mean() < 80
-    tuned = artefact.read(paths.model / "backbone")
+    tuned = serialization.read(paths.model / "backbone")
     loaded = opened(config(), dataclasses.replace(paths, task=task), datasets=["photos"])
     rows = np.concatenate([loaded.task.rows("validation"), loaded.task.rows("test")])
     (batch,) = loaded.inputs.samples(rows, torch.zeros(18), training=False, seed=0).batches(32)
@@ -599,7 +599,7 @@ def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice
     assert json.loads((paths.model / "model.json").read_text())["settings"]["learning_rate"] == suggested
     before = predicted(paths)[0].scores
 
-    monkeypatch.setattr("pipeline.training.lr_range.range_test", None)
+    monkeypatch.setattr("pipeline.training.lr_finder.range_test", None)
     again = run(paths, learning_rate="auto")
     np.testing.assert_array_equal(predicted(paths)[0].scores, before)
     assert again["kept"] == run(paths, learning_rate=suggested)["kept"]

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError
 from pipeline.files import sha256_file
-from pipeline.fit import FitConfig
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import PredictionsFile
 from pipeline.store import index

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from pipeline import heads
 from pipeline.errors import DataError, HeadError, StoreError
-from pipeline.fit import FitConfig
-from pipeline.heads import moments
-from pipeline.heads.model import load
-from pipeline.heads.rows import Rows
-from pipeline.heads.scores import kind_of_scores, scores_of
+from pipeline.fit.config import FitConfig
+from pipeline.heads.outputs import kind_of_scores, scores_of
+from pipeline.heads.saved import load
 from pipeline.predictions import PredictionsFile
 from pipeline.store import index
 from pipeline.store.features import Features
+from pipeline.streaming import accumulate
+from pipeline.streaming.rows import Rows
 from pipeline.task import Kind, Task
 
 SPLITS = {"train": 20, "validation": 12, "test": 10}
@@ -103,7 +103,7 @@ def test_with_the_same_parameters_heads_give_the_same_answers(kind: Kind, rows: 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """How many rows were read from the store, by the number of rows that the source has."""
-    monkeypatch.setattr(moments, "PIVOT_ROWS", 1)
+    monkeypatch.setattr(accumulate, "PIVOT_ROWS", 1)
     counted: dict[int, int] = {}
     reading = Rows.__getitem__
 

@@ -9,9 +9,9 @@ import torch
 from small_networks import backbone
 from torch import Tensor, nn
 
-from pipeline.backbones.artefact import Backbone, weights_digest
+from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.footprint import IMAGES, Footprint, Network, side_by_side
+from pipeline.engines.profiling import IMAGES, Footprint, Network, side_by_side
 from pipeline.runtime import cores
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -21,27 +21,28 @@ import pytest
 import torch
 import yaml
 
-from pipeline import cli
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
+from pipeline.cli import main
 from pipeline.errors import DataError, Interrupted, StoreError
-from pipeline.extract import ExtractConfig, forecast, summary
-from pipeline.extract import pilot as pilot_module
-from pipeline.extract.clock import NAMES, Spent
-from pipeline.extract.decoders import Threads
-from pipeline.extract.forecast import Forecast, Size, Space
+from pipeline.extract import disk_forecast, summary
+from pipeline.extract import throughput as pilot_module
+from pipeline.extract.alternatives import foresee
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_forecast import Forecast, Size, Space
 from pipeline.extract.lock import alone, path_of
-from pipeline.extract.pilot import pilot, sample
 from pipeline.extract.plan import plan
 from pipeline.extract.request import Request, read
-from pipeline.extract.room import foresee
 from pipeline.extract.run import Extracted, extract
+from pipeline.extract.throughput import pilot, sample
+from pipeline.extract.timing import NAMES, Spent
+from pipeline.loading.decoders import Threads
+from pipeline.loading.image_cache import decoded
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.store import index
-from pipeline.store.layout import Layout
-from pipeline.training.pixels import decoded
+from pipeline.store.shard_format import Layout
 from stages import project
 
 Folder = Callable[..., Path]
@@ -61,7 +62,7 @@ class Work:
             root / name for name in ("net", "manifests", "features", "cache")
         )
         torch.manual_seed(0)
-        artefact.write(
+        serialization.write(
             self.backbone,
             glyphs.GlyphNet(classes=3, widths=(32, 8)),
             architecture={"family": "glyphs", "classes": 3, "widths": [32, 8]},
@@ -97,7 +98,7 @@ def work(tmp_path: Path, image_folder: Folder) -> Work:
 
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Let the forecast find so many bytes left on every file system; there are more."""
-    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: free)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: free)
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------
@@ -106,12 +107,12 @@ def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_the_bytes_of_a_tap_are_rows_checksums_keys_and_a_little_for_each_shard() -> None:
     todo = plan({"a": np.arange(10) > 6, "b": np.ones(10, bool)}, unit_rows=4)
     layouts = {"a": Layout("x", "int8", (512,)), "b": Layout("x", "float16", (4, 2, 2))}
-    sizes = forecast.sizes(todo, layouts)
+    sizes = disk_forecast.sizes(todo, layouts)
     assert sizes["a"] == Size(
-        7, 2, 512, 7 * 512 + 2 * 8 + 7 * 32 + 2 * (4 * 512 + forecast.SHARD_BYTES), False, 4 * 2048
+        7, 2, 512, 7 * 512 + 2 * 8 + 7 * 32 + 2 * (4 * 512 + disk_forecast.SHARD_BYTES), False, 4 * 2048
     )
     assert sizes["b"] == Size(0, 0, 32, 0, True)
-    assert [forecast.sizes(todo, layouts, processes=count)["a"].spool for count in (2, 3)] == 2 * [7 * 2048]
+    assert [disk_forecast.sizes(todo, layouts, processes=count)["a"].spool for count in (2, 3)] == 2 * [7 * 2048]
 
 
 def test_the_forecast_of_vectors_is_what_is_written_and_no_less(work: Work) -> None:
@@ -119,7 +120,7 @@ def test_the_forecast_of_vectors_is_what_is_written_and_no_less(work: Work) -> N
     found = work.foresee(taps=taps)
     work.extract(taps=taps)
     written = sum(path.stat().st_size for path in work.cache.rglob("*") if path.suffix in (".h5", ".keys"))
-    assert written <= found.bytes <= written + len(taps) * forecast.SHARD_BYTES
+    assert written <= found.bytes <= written + len(taps) * disk_forecast.SHARD_BYTES
     assert work.foresee(taps=taps).bytes == 0
 
 
@@ -220,10 +221,10 @@ def test_a_features_folder_on_another_file_system_needs_room_for_copies(work: Wo
 
 def test_the_fewest_taps_are_left_out_and_never_all() -> None:
     sizes = {tap: Size(1, 1, bytes, bytes, False) for tap, bytes in (("a", 50), ("b", 100), ("c", 20))}
-    assert forecast.fewer(sizes, 200) == []
-    assert forecast.fewer(sizes, 70) == ["b"]
-    assert forecast.fewer(sizes, 20) == ["b", "a"]
-    assert forecast.fewer(sizes, 0) == ["b", "a"]
+    assert disk_forecast.fewer(sizes, 200) == []
+    assert disk_forecast.fewer(sizes, 70) == ["b"]
+    assert disk_forecast.fewer(sizes, 20) == ["b", "a"]
+    assert disk_forecast.fewer(sizes, 0) == ["b", "a"]
 
 
 def test_what_would_fit_is_measured_against_the_fullest_file_system() -> None:
@@ -236,7 +237,7 @@ def test_what_would_fit_is_measured_against_the_fullest_file_system() -> None:
             ("two", 51, Space(Path("out"), 111, 110)),
         ]
     }
-    text = forecast.shortage(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), others)
+    text = disk_forecast.shortage(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), others)
     assert text is not None
     assert "would fit: one: 50 B" in text
     assert "two" not in text
@@ -346,7 +347,7 @@ def icecore(
     def run(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["icecore", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         return capsys.readouterr().out, str(ended.value.code or "")
 
     return run
@@ -477,7 +478,7 @@ import os, signal, sys
 from pathlib import Path
 from pipeline.extract import ExtractConfig
 from pipeline.extract.run import extract
-from pipeline.training.pixels import decoded
+from pipeline.loading.image_cache import decoded
 from stages import project
 
 def progress(done, total):

@@ -17,17 +17,17 @@ from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
 
-from pipeline.backbones import artefact, glyphs, vision
-from pipeline.backbones.artefact import weights_digest
-from pipeline.backbones.headed import replace_classifier
+from pipeline.backbones import glyphs, serialization, torchvision_models
+from pipeline.backbones.classifier import replace_classifier
+from pipeline.backbones.hooks import collect
+from pipeline.backbones.serialization import weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
-from pipeline.backbones.taps import collect
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import read_json, sha256_file
-from pipeline.freeze import FreezeConfig, InputConfig
-from pipeline.freeze.checkpoint import read_entry
+from pipeline.freeze.config import FreezeConfig, InputConfig
 from pipeline.freeze.run import freeze
+from pipeline.freeze.state_dict import read_entry
 from pipeline.readers.image import ImageReader
 
 SQUEEZENET = "squeezenet1_1"
@@ -87,7 +87,7 @@ def photo(seed: int = 0) -> Image.Image:
 
 def test_a_pretrained_network_is_frozen_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    own = artefact.write(
+    own = serialization.write(
         tmp_path / "pretrained" / "net",
         glyphs.GlyphNet(classes=2, widths=(4,)),
         architecture={"family": "glyphs", "classes": 2, "widths": [4]},
@@ -97,7 +97,7 @@ def test_a_pretrained_network_is_frozen_as_it_is(tmp_path: Path) -> None:
     )
     config = settings_of(source="pretrained", network="net")
     frozen = freeze(config, tmp_path / "backbone", pretrained=tmp_path / "pretrained")
-    assert frozen == own == artefact.read(tmp_path / "backbone").spec
+    assert frozen == own == serialization.read(tmp_path / "backbone").spec
 
 
 def test_a_network_that_was_not_pretrained_is_refused(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_network_that_was_not_pretrained_is_refused(tmp_path: Path) -> None:
 
 
 def test_real_weights_in_a_file_become_a_backbone(real_backbone: Path, real_weights: Path, assets: Path) -> None:
-    backbone = artefact.read(real_backbone)
+    backbone = serialization.read(real_backbone)
     state = torch.load(real_weights, weights_only=True)
     assert weights_digest(backbone.module.state_dict()) == weights_digest(state) == backbone.spec.weights_digest
     assert backbone.spec.origin == {
@@ -131,7 +131,7 @@ def test_the_same_weights_as_safetensors_are_the_same_backbone(
     file = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(torch.load(real_weights, weights_only=True), file)
     spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
-    expected = artefact.read_spec(real_backbone)
+    expected = serialization.read_spec(real_backbone)
     assert spec.weights_digest == expected.weights_digest
     assert spec.model_copy(update={"origin": {}}) == expected.model_copy(update={"origin": {}})
 
@@ -231,7 +231,7 @@ def test_a_classifier_of_another_size_has_no_class_names(tmp_path: Path) -> None
     assert spec.taps["logits"].shape == (7,)
     assert spec.classes == ()
     assert spec.architecture == {"family": "torchvision", "name": SQUEEZENET, "num_classes": 7}
-    assert artefact.read(tmp_path / "backbone").spec == spec
+    assert serialization.read(tmp_path / "backbone").spec == spec
 
 
 def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_the_classifiers_of_two_heads_may_be_missing(norms: bool, tmp_path: Path
     )
     spec = freeze(config, tmp_path / "b", pretrained=tmp_path)
     assert spec.architecture["at"] == ["one", "other"]
-    again = artefact.read(tmp_path / "b")
+    again = serialization.read(tmp_path / "b")
     images = torch.rand(2, 3, 8, 8)
     maps = again.module.conv(images)
     rows = collect(again.module, images, {"x": TapSpec(node="penultimate")}, spec.taps)["x"]
     assert torch.equal(rows, torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
     network, architecture = replace_classifier(spec, again.module, classes=3)
     assert torch.allclose(network(images), network.new_classifier(rows))
-    assert artefact.build(architecture)(images).shape == (2, 3)
+    assert serialization.build(architecture)(images).shape == (2, 3)
 
 
 def two_heads(norms: bool) -> torch.nn.Module:
@@ -334,7 +334,7 @@ def test_weights_without_a_classifier_make_a_backbone_that_ends_before_it(
     whole.get_submodule(at).register_forward_pre_hook(lambda _part, args: expected.append(args[0]))
     with torch.no_grad():
         whole(images)
-        assert torch.equal(artefact.read(tmp_path / "b").module(images), expected[0])
+        assert torch.equal(serialization.read(tmp_path / "b").module(images), expected[0])
     with pytest.raises(BackboneError, match=rf"2 keys differ|3 keys differ(.|\n)*missing: {at}.weight"):
         freeze(from_file(file, model=model, classes=7), tmp_path / "c", pretrained=tmp_path)
     with pytest.raises(BackboneError, match=f"tap 'a': no classifier: the weights lack {at!r}. Take `penultimate`"):
@@ -527,7 +527,7 @@ def test_the_preprocessing_gives_the_numbers_of_torchvision(tmp_path: Path) -> N
     path = tmp_path / "photo.png"
     photo().save(path)
     pixels = ImageReader(spec.input.image)(path.read_bytes())["pixels"]
-    backbone = artefact.read(tmp_path / "backbone")
+    backbone = serialization.read(tmp_path / "backbone")
     ours = TorchEngine(backbone, {"x": TapSpec(node="input")}, batch_size=1).run({"pixels": pixels[None]})["x"]
     theirs = ENTRY.transforms()(photo())
     np.testing.assert_allclose(ours[0], theirs.numpy(), rtol=1e-5, atol=1e-5)
@@ -542,8 +542,8 @@ def test_the_preprocessing_gives_the_numbers_of_torchvision(tmp_path: Path) -> N
     ],
 )
 def test_the_size_and_the_interpolation_come_from_the_entry(model: str, weights: str, size: int) -> None:
-    entry = vision.weights_entry(model, weights)
-    spec = vision.preprocessing(entry)
+    entry = torchvision_models.weights_entry(model, weights)
+    spec = torchvision_models.preprocessing(entry)
     assert spec.size == (size, size)
     data = io.BytesIO()
     photo().save(data, "png")
@@ -553,9 +553,14 @@ def test_the_size_and_the_interpolation_come_from_the_entry(model: str, weights:
 
 
 def test_a_vision_transformer_is_built_for_the_image_size_of_its_weights() -> None:
-    entry = vision.weights_entry("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
-    assert vision.architecture("vit_b_16", entry, None)["image_size"] == 384
-    assert vision.architecture("vit_b_16", vision.weights_entry("vit_b_16", "DEFAULT"), None)["image_size"] == 224
+    entry = torchvision_models.weights_entry("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    assert torchvision_models.architecture("vit_b_16", entry, None)["image_size"] == 384
+    assert (
+        torchvision_models.architecture("vit_b_16", torchvision_models.weights_entry("vit_b_16", "DEFAULT"), None)[
+            "image_size"
+        ]
+        == 224
+    )
 
 
 def test_every_model_of_torchvision_is_built_as_every_set_of_its_weights_states(
@@ -568,20 +573,20 @@ def test_every_model_of_torchvision_is_built_as_every_set_of_its_weights_states(
             return original(*args, **kwargs)
 
     monkeypatch.setattr(BlockParams, "from_init_params", computed)
-    assert len(vision.names()) >= 80
-    for model in vision.names():
+    assert len(torchvision_models.names()) >= 80
+    for model in torchvision_models.names():
         entries = list(models.get_model_weights(model))
         assert entries, model
         counts: dict[str, int] = {}  # several entries may be of one network
         for entry in entries:
-            architecture = vision.architecture(model, entry, None)
+            architecture = torchvision_models.architecture(model, entry, None)
             if str(architecture) not in counts:
                 with torch.device("meta"):  # names and shapes without numbers
-                    named = artefact.build(architecture).named_parameters()
+                    named = serialization.build(architecture).named_parameters()
                 auxiliary = ("aux1.", "aux2.") if model == "googlenet" else ()
                 counts[str(architecture)] = sum(p.numel() for key, p in named if not key.startswith(auxiliary or "-"))
             assert counts[str(architecture)] == entry.meta["num_params"], entry
-            assert vision.preprocessing(entry).size == (entry.transforms().crop_size[0],) * 2
+            assert torchvision_models.preprocessing(entry).size == (entry.transforms().crop_size[0],) * 2
             assert entry.url.startswith("https://")
 
 
@@ -611,13 +616,13 @@ FAMILIES = {
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_a_model_of_every_family_runs_on_the_input_of_its_weights(model: str) -> None:
-    entry = vision.weights_entry(model, "DEFAULT")
+    entry = torchvision_models.weights_entry(model, "DEFAULT")
     with torch.device("meta"):  # shapes without numbers
-        network = artefact.freeze(vision.build(vision.architecture(model, entry, None)))
+        network = serialization.freeze(torchvision_models.build(torchvision_models.architecture(model, entry, None)))
         last = [part for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
         seen: list[tuple[int, ...]] = []
         last.register_forward_pre_hook(lambda _part, args: seen.append(tuple(args[0].shape[1:])))
-        logits = network(torch.zeros(2, *vision.preprocessing(entry).shape))
+        logits = network(torch.zeros(2, *torchvision_models.preprocessing(entry).shape))
     assert logits.shape == (2, 1000)
     assert seen == [FAMILIES[model]]
 
@@ -626,7 +631,7 @@ def test_a_model_of_every_family_runs_on_the_input_of_its_weights(model: str) ->
 def test_models_of_other_families_are_frozen_and_read_again(tmp_path: Path, model: str) -> None:
     file = saved(tmp_path / "w.pth", random_state(model))
     spec = freeze(from_file(file, model=model, weights="IMAGENET1K_V1"), tmp_path / "b", pretrained=tmp_path)
-    assert artefact.read(tmp_path / "b").spec == spec
+    assert serialization.read(tmp_path / "b").spec == spec
     assert len(spec.classes) == 1000
 
 
@@ -634,7 +639,7 @@ def test_weights_without_class_names_make_a_backbone_without_class_names(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = models.VGG16_Weights.IMAGENET1K_FEATURES
-    assert vision.preprocessing(entry).std == pytest.approx((1 / 255,) * 3)
+    assert torchvision_models.preprocessing(entry).std == pytest.approx((1 / 255,) * 3)
     assert entry.meta["categories"] is None
     monkeypatch.setitem(ENTRY.meta, "categories", None)  # as those have: 0.5 GB is too much for a test
     saved(hub / ENTRY.url.rsplit("/", 1)[1], random_state())
@@ -649,7 +654,7 @@ def test_weights_without_class_names_make_a_backbone_without_class_names(
 def elsewhere(tmp_path: Path) -> BackboneSpec:
     """A backbone in the folder `elsewhere`."""
     torch.manual_seed(1)
-    return artefact.write(
+    return serialization.write(
         tmp_path / "elsewhere",
         glyphs.GlyphNet(classes=2, widths=(4,)),
         architecture={"family": "glyphs", "classes": 2, "widths": [4]},
@@ -662,7 +667,7 @@ def elsewhere(tmp_path: Path) -> BackboneSpec:
 def test_a_backbone_of_any_folder_is_frozen_as_it_is(elsewhere: BackboneSpec, tmp_path: Path) -> None:
     config = settings_of(source="folder", folder=tmp_path / "elsewhere", digest=elsewhere.weights_digest[:8].upper())
     assert freeze(config, tmp_path / "backbone", pretrained=tmp_path) == elsewhere
-    assert artefact.read(tmp_path / "backbone").spec == elsewhere
+    assert serialization.read(tmp_path / "backbone").spec == elsewhere
 
 
 @pytest.mark.parametrize("given", [None, "", "1234567"])
@@ -716,7 +721,7 @@ def test_a_draft_is_set_by_input_and_leaves_what_is_written_as_it_was_where_it_i
     assert spec.input.image == own.input.image.model_copy(update={"draft": True})
     assert read_json(tmp_path / "backbone" / "backbone.json")["input"]["image"]["draft"] is True
     assert "draft" not in read_json(tmp_path / "own" / "backbone.json")["input"]["image"]
-    assert artefact.read_spec(tmp_path / "backbone") == spec
+    assert serialization.read_spec(tmp_path / "backbone") == spec
     assert InputConfig(draft=False).onto(spec.input) == own.input
     assert InputConfig(draft=False).model_dump() == InputConfig().model_dump()
     assert "draft" not in InputConfig().model_dump()
@@ -747,7 +752,7 @@ def test_input_without_a_crop_needs_both_sides(elsewhere: BackboneSpec, tmp_path
     ],
 )
 def test_input_that_makes_no_image_is_refused(changes: dict[str, Any], message: str) -> None:
-    own = vision.preprocessing(vision.weights_entry("mobilenet_v2", "IMAGENET1K_V2"))
+    own = torchvision_models.preprocessing(torchvision_models.weights_entry("mobilenet_v2", "IMAGENET1K_V2"))
     with pytest.raises(ValueError, match=message):
         InputConfig(**changes).onto(own)
     assert InputConfig(crop=448, resize=448).onto(own).size == (448, 448)

@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from small_networks import backbone, glyph_net, images, labels
 from torch import Tensor, nn
 
-from pipeline.backbones import headed, taps
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import classifier, hooks
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, ConfigError
-from pipeline.training.cut import suffix
+from pipeline.partition.split_points import suffix
 from pipeline.training.freezing import Frozen, prepare
 from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
 
@@ -32,7 +32,7 @@ SETTINGS: tuple[Any, ...] = (
 @torch.no_grad()
 def features(found: Backbone, node: str, inputs: Tensor) -> Tensor:
     """The values of a node in the modes that the network is in."""
-    return taps.collect(found.module, inputs, {"rows": TapSpec(node=node)}, found.spec.taps)["rows"].clone()
+    return hooks.collect(found.module, inputs, {"rows": TapSpec(node=node)}, found.spec.taps)["rows"].clone()
 
 
 def train(found: Backbone, frozen: Frozen, *, epochs: int = 2) -> None:
@@ -315,8 +315,8 @@ def test_a_batch_of_one_is_refused_where_batch_norm_would_learn_from_it() -> Non
 
 def test_all_that_is_new_is_trained_with_the_head_and_never_frozen() -> None:
     found = glyph_net()
-    network, architecture = headed.replace_classifier(found.spec, found.module, classes=3, hidden=4, convolution=3)
-    new = headed.new_parts(architecture)
+    network, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, hidden=4, convolution=3)
+    new = classifier.new_parts(architecture)
     assert new == ("block3.7", "classifier")
     frozen = prepare(network, found.spec, "head", batch_norm="frozen", new=new)
     found = Backbone(found.spec, network)

@@ -11,26 +11,26 @@ import pyarrow as pa
 import pytest
 
 from pipeline import embed, manifest
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
+from pipeline.cli.info import describe
 from pipeline.errors import DataError, PipelineError
-from pipeline.evaluate import EvaluateConfig, evaluate
-from pipeline.extract import ExtractConfig
+from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import as_path
-from pipeline.fit import FitConfig
+from pipeline.finetune.setup import Paths
+from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
-from pipeline.freeze import Pretrained
+from pipeline.freeze.config import Pretrained
 from pipeline.freeze.run import freeze
-from pipeline.heads import model
-from pipeline.info import describe
+from pipeline.heads import saved
 from pipeline.manifest import ManifestPaths
 from pipeline.predictions import PredictionsFile
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.store.features import Features
 from pipeline.store.keys import from_hex, to_hex
 from pipeline.task import Task
-from pipeline.training.ready import Paths
 from stages import project
 
 STAGES = sorted(path.stem for path in Path(project.__file__).parent.glob("*.py") if "run(main)" in path.read_text())
@@ -84,10 +84,10 @@ CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("Features.open: folder", Features.open, "no features"),
     ("Task.read: path", Task.read, "no such task"),
     ("PredictionsFile.open: path", PredictionsFile.open, "no such predictions"),
-    ("load: folder", model.load, "expected a run's folder with model.json"),
+    ("load: folder", saved.load, "expected a run's folder with model.json"),
     ("manifest.read: folder", lambda path: manifest.read(path, "photos"), "no such manifest"),
-    ("read: folder", artefact.read, "no backbone there"),
-    ("read_spec: folder", artefact.read_spec, "no backbone there"),
+    ("read: folder", serialization.read, "no backbone there"),
+    ("read_spec: folder", serialization.read_spec, "no backbone there"),
     ("extract: out", extract_to, "no backbone there"),
     ("fit: task", fit_to, "no such task"),
     ("evaluate: predictions", evaluate_of, "no such predictions"),

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.split import SplitConfig, SplitSizes
+from pipeline.split.config import SplitConfig, SplitSizes
 from pipeline.split.run import split
 
 TRAIN_VAL = ["train"] * 24 + ["val"] * 16

@@ -19,13 +19,13 @@ from torch import nn
 from torchvision import models
 
 from pipeline import engines
-from pipeline.backbones import artefact, factory, headed, taps
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import classifier, hooks, serialization, user_module
 from pipeline.backbones.replay import replay
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, HeadError
 from pipeline.heads import create
-from pipeline.training.cut import suffix
+from pipeline.partition.split_points import suffix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,14 +56,14 @@ def test_the_classifier_of_any_network_is_replaced_without_its_name(name: str) -
     found = family(name)
     inputs = images(found.spec, 3)
     with torch.no_grad():
-        before = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
+        before = hooks.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
     names = set(found.module.state_dict())
-    made, architecture = headed.replace_classifier(found.spec, found.module, classes=4, dropout=0.5)
+    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=4, dropout=0.5)
     assert made is found.module
-    assert (architecture["at"],) == headed.new_parts(architecture) == (FAMILIES[name],)
+    assert (architecture["at"],) == classifier.new_parts(architecture) == (FAMILIES[name],)
     with torch.no_grad():
         assert made(inputs).shape == (3, 4)
-        after = taps.collect(made, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
+        after = hooks.collect(made, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
     assert torch.equal(before, after)
     old, new = (
         {key for key in keys if not key.startswith(f"{FAMILIES[name]}.")} for keys in (names, made.state_dict())
@@ -81,10 +81,10 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def written(name: str, network: nn.Module, architecture: dict[str, Any], folder: Path, found: Backbone) -> Backbone:
     """A network written and read again."""
-    artefact.write(
+    serialization.write(
         folder / name, network, architecture=architecture, origin={}, inputs=found.spec.input, classes=("a", "b", "c")
     )
-    return artefact.read(folder / name)
+    return serialization.read(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
         side = 64 if name == "squeezenet1_1" else 32
         network = models.get_model(name, weights=None)
         found = backbone(network, side=side, family="torchvision", name=name)
-    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3, **HEADS[head])
+    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, **HEADS[head])
     assert not any(part.training for part in made.modules())  # as the network was
     inputs = images(found.spec, 2)
     with torch.no_grad():
@@ -114,10 +114,10 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
     assert set(again.spec.aliases) >= set(found.spec.aliases) - {"fc8"}
     specs = {"last": TapSpec(node="penultimate"), "out": TapSpec(node="logits"), "first": TapSpec(node="input")}
     with torch.no_grad():
-        values = taps.collect(again.module, inputs, specs, again.spec.taps)
+        values = hooks.collect(again.module, inputs, specs, again.spec.taps)
     assert torch.equal(values["out"], logits)
     assert values["last"].shape[1:] == again.spec.taps["penultimate"].shape
-    assert headed.place_of(again.spec) == headed.place_of(found.spec)
+    assert classifier.place_of(again.spec) == classifier.place_of(found.spec)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
     spec = family(small).spec.model_copy(update={"architecture": {"family": "torchvision", "name": name}})
     with torch.device("meta"):
         network = models.get_model(name, weights=None)
-        made, architecture = headed.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
-        again = artefact.build(architecture)
+        made, architecture = classifier.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
+        again = serialization.build(architecture)
     shapes, found = ({key: one.shape for key, one in part.state_dict().items()} for part in (made, again))
     assert shapes == found
     assert shapes[f"{architecture['at']}.4.weight"] == (4, 6)
@@ -138,9 +138,9 @@ def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
 
 def test_a_new_head_is_replaced_by_another(tmp_path: Path) -> None:
     found = glyph_net()
-    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3, hidden=6, dropout=0.1)
+    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, hidden=6, dropout=0.1)
     once = written("once", made, architecture, tmp_path, found)
-    twice, architecture = headed.replace_classifier(once.spec, once.module, classes=2, hidden=7)
+    twice, architecture = classifier.replace_classifier(once.spec, once.module, classes=2, hidden=7)
     assert [tuple(one.shape) for one in twice.classifier.parameters()] == [(7, 8), (7,), (2, 7), (2,)]
     again = written("twice", twice, architecture, tmp_path, found)
     inputs = images(found.spec, 2)
@@ -152,7 +152,7 @@ def test_the_new_convolution_comes_after_the_last_maps() -> None:
     places = {}
     for name in ("densenet121", "mobilenet", "resnet", "squeezenet1_1", "vgg"):
         found = family(name)
-        network, architecture = headed.replace_classifier(found.spec, found.module, classes=4, convolution=3)
+        network, architecture = classifier.replace_classifier(found.spec, found.module, classes=4, convolution=3)
         places[name] = architecture["convolution"]["at"]
         with torch.no_grad():
             assert network(images(found.spec, 3)).shape == (3, 4)
@@ -169,7 +169,7 @@ def test_a_network_without_maps_at_its_end_has_no_place_for_a_convolution() -> N
     found = backbone("vit")
     message = r"vit: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none\. Leave"
     with pytest.raises(BackboneError, match=message):
-        headed.replace_classifier(found.spec, found.module, classes=3, convolution=3)
+        classifier.replace_classifier(found.spec, found.module, classes=3, convolution=3)
 
 
 class Several(nn.Module):
@@ -187,7 +187,7 @@ def test_a_network_that_gives_no_tensor_gets_no_classifier() -> None:
     found = backbone(Several(), family="module")
     message = r"module: expected a network that gives one tensor with a row per image, to put a classifier on, got none"
     with pytest.raises(BackboneError, match=message):
-        headed.replace_classifier(found.spec, found.module, classes=3)
+        classifier.replace_classifier(found.spec, found.module, classes=3)
 
 
 # From a fitted head --------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_fitted_logistic_regression_is_a_linear_layer(classes: int, scale: Any
         X, y = problem(classes)
     head = create("logistic", {"C": 0.1, "max_iter": 5000}, scale=scale).fit(X, y)
     names = [str(number) for number in range(classes)]
-    layer = headed.linear_of(head, classes=names)
+    layer = classifier.linear_of(head, classes=names)
     with torch.no_grad():
         given = layer(torch.from_numpy(X)).softmax(1).numpy()
     expected = head.predict_proba(X)[:, [list(head.classes_).index(name) for name in names]]
@@ -229,7 +229,7 @@ def test_scalers_one_after_the_other_and_those_that_do_half_are_folded_too() -> 
     ):
         head = make_pipeline(*scalers, LogisticRegression(max_iter=5000)).fit(X, y)
         with torch.no_grad():
-            given = headed.linear_of(head, classes=["0", "1", "2"])(torch.from_numpy(X)).softmax(1).numpy()
+            given = classifier.linear_of(head, classes=["0", "1", "2"])(torch.from_numpy(X)).softmax(1).numpy()
         np.testing.assert_allclose(given, head.predict_proba(X), atol=1e-5)
 
 
@@ -237,14 +237,14 @@ def test_a_network_starts_from_a_fitted_head() -> None:
     found = glyph_net()
     inputs = images(found.spec, 60)
     with torch.no_grad():
-        rows = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"].numpy()
+        rows = hooks.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"].numpy()
     y = np.array(["dog", "cat", "cow"])[np.arange(60) % 3]
     head = create("logistic", {}, scale="standard").fit(rows, y)
     for dropout in (0.0, 0.5):
-        made, architecture = headed.replace_classifier(
+        made, architecture = classifier.replace_classifier(
             found.spec, copy.deepcopy(found.module), classes=3, dropout=dropout
         )
-        headed.start_from(made, architecture, headed.linear_of(head, classes=["cat", "cow", "dog"]))
+        classifier.start_from(made, architecture, classifier.linear_of(head, classes=["cat", "cow", "dog"]))
         with torch.no_grad():
             np.testing.assert_allclose(made(inputs).softmax(1).numpy(), head.predict_proba(rows), atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_a_head_that_is_no_linear_layer_is_refused() -> None:
     ]
     for head, classes, message in refused:
         with pytest.raises(HeadError, match=message):
-            headed.linear_of(head.fit(X, y), classes=classes)
+            classifier.linear_of(head.fit(X, y), classes=classes)
 
 
 def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
@@ -282,9 +282,9 @@ def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
         ({"classes": 4}, r"got one of \(4, 8\)"),
     ):
         found = glyph_net()
-        made, architecture = headed.replace_classifier(found.spec, found.module, **{"classes": 3, **options})
+        made, architecture = classifier.replace_classifier(found.spec, found.module, **{"classes": 3, **options})
         with pytest.raises(BackboneError, match=message):
-            headed.start_from(made, architecture, nn.Linear(8, 3))
+            classifier.start_from(made, architecture, nn.Linear(8, 3))
 
 
 # Ends of more than one layer ------------------------------------------------------------------------------------------
@@ -369,13 +369,13 @@ ENDS = {
     "softmax": (6, "head", True),
     "scale per class": (6, "head", True),
     "norm of classes": (6, "head", True),
-    "norm": (5, headed.APPENDED, False),
+    "norm": (5, classifier.APPENDED, False),
     "keyword": (6, "head", False),
     "convolution": (6, "head", True),
-    "heads": (12, headed.APPENDED, False),
-    "same heads": (6, headed.APPENDED, False),
-    "none": (6, headed.APPENDED, False),
-    "maps": (6, headed.APPENDED, False),
+    "heads": (12, classifier.APPENDED, False),
+    "same heads": (6, classifier.APPENDED, False),
+    "none": (6, classifier.APPENDED, False),
+    "maps": (6, classifier.APPENDED, False),
 }
 
 
@@ -383,17 +383,17 @@ ENDS = {
 def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old_one(kind: str, tmp_path: Path) -> None:
     width, at, ends = ENDS[kind]
     torch.manual_seed(0)
-    base = factory.architecture(f"{__name__}:make_end", {"kind": kind})
+    base = user_module.architecture(f"{__name__}:make_end", {"kind": kind})
     found = backbone(make_end(kind), **base)
     assert found.spec.taps["penultimate"].shape == (width,)
     inputs = images(found.spec, 4)
     with torch.no_grad():
-        rows = taps.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
+        rows = hooks.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
     if kind not in ("maps", "convolution"):  # whose rows are means
         np.testing.assert_allclose(replay(found, rows.numpy()), found.module(inputs).detach().numpy(), atol=1e-6)
-    made, architecture = headed.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
+    made, architecture = classifier.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
     assert (architecture["at"], bool(architecture.get("ends"))) == (at, ends)
-    last = headed.last_layer(made, architecture)
+    last = classifier.last_layer(made, architecture)
     expected = nn.functional.linear(rows, last.get_parameter("weight").flatten(1), last.get_parameter("bias"))
     assert torch.allclose(made(inputs), expected, atol=1e-6)
     made.train()
@@ -406,19 +406,19 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
     again = written("new", made.eval(), architecture, tmp_path, found)
     with torch.no_grad():
         assert torch.equal(again.module(inputs), made(inputs))
-        new = taps.collect(again.module, inputs, {"x": TapSpec(node="penultimate")}, again.spec.taps)["x"]
+        new = hooks.collect(again.module, inputs, {"x": TapSpec(node="penultimate")}, again.spec.taps)["x"]
         np.testing.assert_allclose(replay(again, new.numpy()), made(inputs).numpy(), atol=1e-6)
     part = suffix(made, "penultimate", spec=found.spec)
     assert torch.allclose(part(rows), expected, atol=1e-6)
     start = nn.Linear(width, 3)
-    headed.start_from(made, architecture, start)
+    classifier.start_from(made, architecture, start)
     with torch.no_grad():
         assert torch.allclose(made(inputs), start(rows), atol=1e-6)
     # a classifier that was put in before is replaced at the same place
-    twice, second = headed.replace_classifier(again.spec, again.module, classes=2, hidden=4)
+    twice, second = classifier.replace_classifier(again.spec, again.module, classes=2, hidden=4)
     assert second["at"] == at
     assert twice(inputs).shape == (4, 2)
-    assert artefact.build(second)(inputs).shape == (4, 2)
+    assert serialization.build(second)(inputs).shape == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -427,9 +427,9 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
 def test_a_network_that_ends_at_its_new_classifier_is_exported_with_its_values(kind: str, engine: str) -> None:
     pytest.importorskip(engine)
     torch.manual_seed(0)
-    found = backbone(make_end(kind), **factory.architecture(f"{__name__}:make_end", {"kind": kind}))
-    made, architecture = headed.replace_classifier(found.spec, found.module, classes=3)
-    ended = backbone(artefact.freeze(made), **architecture)
+    found = backbone(make_end(kind), **user_module.architecture(f"{__name__}:make_end", {"kind": kind}))
+    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3)
+    ended = backbone(serialization.freeze(made), **architecture)
     specs = {node: TapSpec(node=node, dtype="float32") for node in ("penultimate", "logits")}
     pixels = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)}
     expected, got = (engines.create(name, ended, specs, batch_size=5).run(pixels) for name in ("torch", engine))

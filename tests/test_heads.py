@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import heads
 from pipeline.errors import HeadError
-from pipeline.heads.model import TRUSTED
-from pipeline.heads.preparation import Scale
+from pipeline.heads.preprocessing import Scale
+from pipeline.heads.saved import TRUSTED
 
 FEW: dict[str, dict[str, Any]] = {"boosting": {"min_samples_leaf": 1, "max_iter": 10}, "forest": {"n_estimators": 5}}
 SCALES = get_args(Scale)

@@ -22,10 +22,10 @@ import stages.split
 from pipeline.errors import DataError
 from pipeline.lookalikes import describe, group_alike
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
+from pipeline.prepare.file_list import label_types
 from pipeline.prepare.find import find
-from pipeline.prepare.listed import label_types
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import LEVEL
 from stages import project
@@ -229,7 +229,7 @@ def test_a_column_of_a_list_has_the_type_that_writes_each_value_back(
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists are parsed in pieces of 1 KiB."""
-    monkeypatch.setattr("pipeline.prepare.delimited.BLOCK", 1024)
+    monkeypatch.setattr("pipeline.prepare.delimited_text.BLOCK", 1024)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import HeadError
-from pipeline.heads import labels
-from pipeline.heads.labels import classes_of, numbered, weights_of
+from pipeline.streaming import targets
+from pipeline.streaming.targets import classes_of, numbered, weights_of
 
 
 @given(st.lists(st.text(max_size=3) | st.sampled_from(["cat", "dog"]), max_size=20), st.integers(1, 7))
 def test_classes_and_their_numbers_are_those_of_numpy_however_rows_are_cut(names: list[str], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labels, "BLOCK", block)
+        patch.setattr(targets, "BLOCK", block)
         given = np.array(names, dtype=str)
         classes, codes = np.unique(given, return_inverse=True)
         np.testing.assert_array_equal(classes_of(given), classes)

@@ -18,9 +18,9 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pipeline.errors import HeadError
-from pipeline.heads import logistic_loss
-from pipeline.heads import rows as reading
-from pipeline.heads.logistic import StreamingLogisticRegression
+from pipeline.streaming import logistic_loss
+from pipeline.streaming import rows as reading
+from pipeline.streaming.logistic import StreamingLogisticRegression
 
 NAMES = np.array(["ape", "bee", "cat", "dog", "eel"], dtype=object)
 
@@ -111,7 +111,7 @@ def test_a_source_gives_what_the_array_gives_and_is_read_a_pass_at_a_time(
     assert np.allclose(parts.predict_proba(mapped), parts.predict_proba(X), atol=1e-6)
     skops.io.dump(parts, tmp_path / "head.skops")
     trusted = skops.io.get_untrusted_types(file=tmp_path / "head.skops")
-    assert trusted == ["pipeline.heads.logistic.StreamingLogisticRegression"]
+    assert trusted == ["pipeline.streaming.logistic.StreamingLogisticRegression"]
     loaded = skops.io.load(tmp_path / "head.skops", trusted=trusted)
     assert np.array_equal(loaded.predict(X), parts.predict(X))
 

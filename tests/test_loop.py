@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.checkpoint import BEST, LAST
+from pipeline.training.data import Batch
 from pipeline.training.history import History
 from pipeline.training.loop import Setting, make_fabric, outputs, step, steps_per_epoch, train
 from pipeline.training.losses import Objective, mixing
-from pipeline.training.lr_range import range_test, suggested
-from pipeline.training.optimisation import optimiser
+from pipeline.training.lr_finder import range_test, suggested
+from pipeline.training.optim import optimiser
 from pipeline.training.parts import FromTap
-from pipeline.training.samples import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.training import LoopConfig
+from pipeline.training.config import LoopConfig
 from pipeline.training.losses import Objective, class_weights, mixing
-from pipeline.training.optimisation import multiple, optimiser, set_rate
+from pipeline.training.optim import multiple, optimiser, set_rate
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0])

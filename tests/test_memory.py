@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backbones import artefact, glyphs
-from pipeline.engines.memory import GAIN, SHARE, SIZES, Measured, best, first_line, is_lack, sizes, within_memory
+from pipeline.backbones import glyphs, serialization
+from pipeline.engines.out_of_memory import GAIN, SHARE, SIZES, Measured, best, first_line, is_lack, sizes, within_memory
 from pipeline.engines.parity import Limits, compare
 from pipeline.errors import EngineError
 from pipeline.files import write_json
@@ -146,7 +146,7 @@ import torch
 from pipeline.backbones import artefact
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import memory
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 
 torch.set_num_threads(1)
 engine = TorchEngine(artefact.read(Path(sys.argv[1])), {"t": TapSpec(node="block1.0", pool="mean")}, batch_size=16)
@@ -172,9 +172,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = glyphs.GlyphNet(classes=3, widths=(32, 8))
     architecture = {"family": "glyphs", "classes": 3, "widths": [32, 8]}
     inputs = glyphs.INPUT.model_copy(update={"image": image})
-    spec = artefact.write(folder, network, architecture=architecture, origin={}, inputs=inputs)
+    spec = serialization.write(folder, network, architecture=architecture, origin={}, inputs=inputs)
     # Without its probe: the process would keep the memory that the whole network took for that image.
-    write_json(folder / artefact.JSON, spec.model_dump(mode="json", exclude={"probe"}))
+    write_json(folder / serialization.JSON, spec.model_dump(mode="json", exclude={"probe"}))
     return folder
 
 

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline import heads
 from pipeline.errors import HeadError, StoreError
-from pipeline.heads.model import TRUSTED, load
+from pipeline.heads.saved import TRUSTED, load
 from pipeline.store.features import Features
 
 FEW: dict[str, dict[str, Any]] = {"boosting": {"min_samples_leaf": 1}, "forest": {"n_estimators": 5}}

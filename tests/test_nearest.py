@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import HeadError
-from pipeline.heads import nearest as searching
-from pipeline.heads import rows as reading
-from pipeline.heads.nearest import Metric, nearest
+from pipeline.streaming import exact_search as searching
+from pipeline.streaming import rows as reading
+from pipeline.streaming.exact_search import Metric, nearest
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pipeline.errors import HeadError
-from pipeline.heads.neighbors import StreamingKNeighborsClassifier, StreamingKNeighborsRegressor
+from pipeline.streaming.knn import StreamingKNeighborsClassifier, StreamingKNeighborsRegressor
 
 WEIGHTS, METRICS = ("uniform", "distance"), ("cosine", "euclidean")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import with_colon
 from pipeline.errors import ConfigError
-from pipeline.params import check_rewriting, read_params, unusual_values
+from pipeline.settings.check import with_colon
+from pipeline.settings.params import check_rewriting, read_params, unusual_values
 
 ROOT = Path(__file__).parent.parent
 

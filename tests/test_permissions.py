@@ -14,15 +14,16 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from unprivileged import closed, open_folder
 
-from pipeline import info, manifest
-from pipeline.backbones import artefact, glyphs
+from pipeline import manifest
+from pipeline.backbones import glyphs, serialization
+from pipeline.cli import info
 from pipeline.errors import TrainingError
-from pipeline.freeze import FreezeConfig
-from pipeline.freeze.checkpoint import read_entry
-from pipeline.heads import model
+from pipeline.freeze.config import FreezeConfig
+from pipeline.freeze.state_dict import read_entry
+from pipeline.heads import saved
 from pipeline.manifest import ManifestPaths
 from pipeline.predictions import PredictionsFile
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import look
 from pipeline.store import index
@@ -46,7 +47,7 @@ def write_artefacts(root: Path) -> None:
     place.fit(head="centroid")
     network = glyphs.GlyphNet(classes=3, widths=(8, 4))
     architecture = {"family": "glyphs", "classes": 3, "widths": [8, 4]}
-    artefact.write(root / "backbone", network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+    serialization.write(root / "backbone", network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
     safetensors.torch.save_file(network.state_dict(), root / "w.safetensors")
     torch.save(network.state_dict(), root / "w.pth")
     torch.save({"format": 1, "settings": '{"seed": 1}'}, root / "last.pt")
@@ -63,14 +64,14 @@ def state_dict(path: Path) -> object:
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "backbone": ("backbone/backbone.json", lambda path: artefact.read(path.parent)),
-    "weights": ("backbone/weights.safetensors", lambda path: artefact.read(path.parent)),
-    "backbone folder": ("backbone", artefact.read),
+    "backbone": ("backbone/backbone.json", lambda path: serialization.read(path.parent)),
+    "weights": ("backbone/weights.safetensors", lambda path: serialization.read(path.parent)),
+    "backbone folder": ("backbone", serialization.read),
     "state dict": ("w.safetensors", state_dict),
     "checkpoint": ("w.pth", state_dict),
     "training": ("last.pt", lambda path: checkpoint.resume(path, torch.nn.Identity(), None, None, {})),
-    "head": ("models/*.skops", model.read),
-    "model": ("models/model.json", lambda path: model.load(path.parent)),
+    "head": ("models/*.skops", saved.read),
+    "model": ("models/model.json", lambda path: saved.load(path.parent)),
     "task": ("tasks/pets.parquet", Task.read),
     "predictions": ("predictions/run.parquet", lambda path: list(PredictionsFile.open(path))),
     "manifest": ("manifests/pets.parquet", lambda path: manifest.read(path.parent, "pets", ["label"])),

@@ -16,17 +16,18 @@ from test_rows import keys_of, stored
 from worker_tasks import deadly, refusing, square
 
 from pipeline.errors import ClusterError, HeadError
-from pipeline.fit import FitConfig, sums
-from pipeline.fit.sums import Sums, by_workers
-from pipeline.heads import pieces
-from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.model import load
-from pipeline.heads.moments import Summed
-from pipeline.heads.pieces import Pieces, by_threads, cut, even, part
-from pipeline.heads.rows import Rows
-from pipeline.heads.scaler import StreamingScaler
+from pipeline.fit import workers
+from pipeline.fit.config import FitConfig
+from pipeline.fit.workers import Sums, by_workers
+from pipeline.heads.saved import load
 from pipeline.predictions import PredictionsFile
-from pipeline.workers import WorkersConfig, in_order
+from pipeline.streaming import chunks
+from pipeline.streaming.accumulate import Summed
+from pipeline.streaming.chunks import Pieces, by_threads, cut, even, part
+from pipeline.streaming.lda import StreamingLDA
+from pipeline.streaming.rows import Rows
+from pipeline.streaming.scaler import StreamingScaler
+from pipeline.workers import WorkersConfig, ordered_map
 from pipeline.workers import client as workers_client
 from pipeline.workers.client import client_of
 
@@ -56,12 +57,12 @@ def rows(tmp_path: Path) -> Rows:
 
 def test_pieces_end_where_shards_do(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cut(rows) == [slice(0, 240)]
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 70)
+    monkeypatch.setattr(chunks, "PIECE_ROWS", 70)
     assert cut(rows) == [slice(0, 60), slice(60, 120), slice(120, 180), slice(180, 240)]  # no end of a shard is near
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 90)
+    monkeypatch.setattr(chunks, "PIECE_ROWS", 90)
     assert cut(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 4 * 6 * 100)
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 10**6)
+    monkeypatch.setattr(chunks, "PIECE_BYTES", 4 * 6 * 100)
+    monkeypatch.setattr(chunks, "PIECE_ROWS", 10**6)
     assert cut(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
 
 
@@ -73,7 +74,7 @@ def test_every_row_is_in_one_piece(count: int, size: int, shards: list[int]) -> 
 
     Some.shards = np.searchsorted(np.sort(shards), np.arange(count), side="right")  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE_ROWS", size)
+        patch.setattr(chunks, "PIECE_ROWS", size)
         found = cut(Some())  # type: ignore[arg-type]
     assert np.concatenate([np.arange(count)[one] for one in found]).tolist() == list(range(count))
     assert all(one.stop > one.start for one in found) or count == 0
@@ -156,8 +157,8 @@ def test_rows_too_wide_for_two_pieces_leave_blas_its_threads() -> None:
     own = threads(None)
     assert list(by_threads(10)(threads, [0, 1])) == [{1}, {1}]
     assert list(by_threads(100_000)(threads, [0, 1])) == [own, own]
-    assert pieces.alone(threads, 10, 0) == {1}
-    assert pieces.alone(threads, 100_000, 0) == own
+    assert chunks.alone(threads, 10, 0) == {1}
+    assert chunks.alone(threads, 100_000, 0) == own
 
 
 def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:
@@ -168,22 +169,22 @@ def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:
             taken.append(number)
             yield number
 
-    found = in_order.in_order(client, square, items())
+    found = ordered_map.in_order(client, square, items())
     assert next(found) == 0
-    assert len(taken) <= 2 * in_order.AHEAD
+    assert len(taken) <= 2 * ordered_map.AHEAD
     assert list(found) == [number**2 for number in range(1, 20)]
-    assert list(in_order.in_order(client, square, [])) == []
+    assert list(ordered_map.in_order(client, square, [])) == []
     with pytest.raises(HeadError, match=r"number 5: expected another, got this\."):
-        list(in_order.in_order(client, refusing, [5]))
+        list(ordered_map.in_order(client, refusing, [5]))
 
 
 @pytest.mark.slow
 def test_a_piece_that_ends_its_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_client, "DEATHS", 0)
-    monkeypatch.setattr(in_order, "AHEAD", 0.5)  # one piece at a time: none other is with a worker that dies
+    monkeypatch.setattr(ordered_map, "AHEAD", 0.5)  # one piece at a time: none other is with a worker that dies
     message = r"workers: expected piece 4 of the work, but it ended every worker that it was given to, by a kill"
     with client_of(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
-        list(in_order.in_order(mortal, deadly, range(6)))
+        list(ordered_map.in_order(mortal, deadly, range(6)))
 
 
 # A run of `fit` ------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ HEADS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A task whose 60 training rows are six pieces or so."""
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 10)
+    monkeypatch.setattr(chunks, "PIECE_ROWS", 10)
     return make(tmp_path, splits={"train": 20, "validation": 12, "test": 10})
 
 
@@ -262,7 +263,7 @@ def test_a_scheduler_that_is_not_there_and_one_without_workers_are_errors(
     with pytest.raises(ClusterError, match=r"scheduler tcp://127\.0\.0\.1:1: expected a Dask scheduler there, got "):
         place.run(FitConfig(**config, run={"scheduler": "tcp://127.0.0.1:1"}))
     monkeypatch.setattr(workers_client, "CONNECT", 30)
-    monkeypatch.setattr(sums, "WAIT", 0.2)
+    monkeypatch.setattr(workers, "WAIT", 0.2)
     with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None, protocol="tcp") as cluster:
         address = cluster.scheduler_address
         message = rf"scheduler {address}: expected a worker within 0\.2 seconds, got none\. Start one with `dask worker"

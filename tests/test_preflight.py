@@ -11,7 +11,7 @@ import torch
 
 from pipeline.files import content_key, sha256_file
 from pipeline.manifest import ManifestPaths
-from pipeline.params import with_lines
+from pipeline.settings.params import with_lines
 from stages import preflight, project
 
 Problems = Callable[[str], list[str]]

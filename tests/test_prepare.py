@@ -28,8 +28,8 @@ from pipeline import manifest
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.prepare import PrepareConfig
-from pipeline.prepare.examine import inspect
+from pipeline.prepare.check_images import inspect
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import look
 from pipeline.prepare.run import Prepared, prepare
@@ -197,7 +197,7 @@ def test_the_list_of_excluded_files_has_their_sizes_where_they_were_opened(messy
 def test_preparing_twice_gives_the_same_bytes(
     messy: Outcome, tmp_path: Path, alone: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.prepare.examine.ALONE", alone)
+    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", alone)
     again = prepared(messy.root, tmp_path, max_rejected=0.9)
     assert again.prepared == messy.prepared
     for name in ("rows", "files", "excluded"):

@@ -13,17 +13,17 @@ import torch
 from PIL import Image, ImageFont
 from pydantic import ValidationError
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.pretrain import PretrainConfig
-from pipeline.pretrain.distort import distort
-from pipeline.pretrain.train import pretrain
+from pipeline.pretrain.augment import distort
+from pipeline.pretrain.config import PretrainConfig
+from pipeline.pretrain.run import pretrain
 from pipeline.readers.image import ImageReader
-from pipeline.sample import draw, fonts
+from pipeline.sample.run import draw, fonts
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_the_network_is_a_backbone_that_says_how_it_was_trained(data: Data, tmp_
     told: list[tuple[int, int]] = []
     spec = pretrain(config(), tmp_path / "net", manifests=data.manifests, progress=lambda *now: told.append(now))
     assert told == [(1, 3), (2, 3), (3, 3)]
-    assert artefact.read(tmp_path / "net").spec == spec
+    assert serialization.read(tmp_path / "net").spec == spec
     assert spec.classes == ("L", "O", "X")
     assert spec.architecture == {"family": "glyphs", "classes": 3, "widths": [4, 8]}
     assert spec.input == glyphs.INPUT
@@ -99,7 +99,7 @@ def test_the_network_is_a_backbone_that_says_how_it_was_trained(data: Data, tmp_
 def test_training_learns_to_tell_letters_apart(data: Data, tmp_path: Path) -> None:
     enough = config(steps=150, batch_size=32, learning_rate=0.01, widths=(8, 16))
     pretrain(enough, tmp_path / "net", manifests=data.manifests)
-    backbone = artefact.read(tmp_path / "net")
+    backbone = serialization.read(tmp_path / "net")
     reader = ImageReader(backbone.spec.input.image)
     pixels = np.stack([reader(path.read_bytes())["pixels"] for path in data.paths])
     logits = TorchEngine(backbone, {"l": TapSpec(node="logits")}, batch_size=30).run({"pixels": pixels})["l"]

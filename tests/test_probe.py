@@ -10,8 +10,8 @@ import torch
 import tuning
 
 from pipeline.task import KIND, TYPES, Kind, Task
-from pipeline.training import probe
-from pipeline.training.probe import Probe, fit_probe, sample
+from pipeline.training import classifier_init
+from pipeline.training.classifier_init import Probe, fit_probe, sample
 from pipeline.training_sets import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,7 @@ def fitted(folder: Path, kind: Kind, targets: list[Any], train: int) -> Probe:
 
 
 def test_of_many_rows_as_many_of_each_class_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MOST_ROWS", 10)
+    monkeypatch.setattr(classifier_init, "MOST_ROWS", 10)
     targets = np.array(["common"] * 50 + ["rare"] * 4 + ["left out"] * 3, dtype=object)
     rows = sample(np.arange(54), targets, "classification")
     assert sorted(rows.tolist()) == rows.tolist()

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import breakdown
+from pipeline.cli.info import describe
 from pipeline.errors import DataError
+from pipeline.evaluate import breakdown
+from pipeline.evaluate.methods import Methods
 from pipeline.files import content_key
-from pipeline.info import describe
 from pipeline.manifest import ManifestPaths
-from pipeline.methods import Methods
 from pipeline.predictions import Predictions, PredictionsFile
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import Task
 

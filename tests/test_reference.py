@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import reference
+from pipeline.settings import reference
 from stages import project
 
 SECTIONS = project.sections()

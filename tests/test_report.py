@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.compare import CompareConfig, compare
-from pipeline.engines.footprint import Footprint, Latency
+from pipeline.compare.run import CompareConfig, compare
+from pipeline.engines.profiling import Footprint, Latency
 from pipeline.errors import DataError
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluate.run import EvaluateConfig, evaluate
 from pipeline.files import read_json, write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.report import ReportConfig, curves, figures, leaderboard, page, trained
+from pipeline.report import curves, figures, leaderboard, trained
+from pipeline.report import run as page
+from pipeline.report.config import ReportConfig
 from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
 from pipeline.task import GIVEN, RARE, Kind, Task, column_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.reproduce import TIMES, Run, reproduce, stages_of
+from pipeline.cli.reproduce import TIMES, Run, reproduce, stages_of
 
 LINES = """\
 Stage 'sample@digits' didn't change, skipping
@@ -155,7 +155,7 @@ def test_stages_that_fail_are_named_at_the_end_with_their_errors(
 def test_damaged_times_of_earlier_runs_cost_only_the_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    from pipeline import reproduce as module
+    from pipeline.cli import reproduce as module
 
     monkeypatch.chdir(tmp_path)
     TIMES.parent.mkdir(parents=True)

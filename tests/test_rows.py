@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import HeadError, StoreError
-from pipeline.heads.rows import Rows, blocks, is_source, reading_order
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import Stored
+from pipeline.store.dtypes import Stored
 from pipeline.store.features import Features
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
+from pipeline.streaming.rows import Rows, blocks, is_source, reading_order
 
 
 def keys_of(rows: int) -> np.ndarray:
@@ -145,7 +145,7 @@ PASS = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from pipeline.heads.rows import Rows, blocks, reading_order
+from pipeline.streaming.rows import Rows, blocks, reading_order
 from pipeline.store.features import Features
 tap = Features.open(Path(sys.argv[1]))
 keys = tap.key_array[: int(sys.argv[2])]

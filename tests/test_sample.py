@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from pipeline.files import content_key
-from pipeline.sample import KINDS, LARGEST, SIDE, SampleConfig, draw, fonts, sample
+from pipeline.sample.run import KINDS, LARGEST, SIDE, SampleConfig, draw, fonts, sample
 
 GLYPHS = SampleConfig(source="glyphs", sizes=(14, 26))
 

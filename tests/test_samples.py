@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.extract.samples import read_samples
 from pipeline.files import content_key
+from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.sources import Place
 from pipeline.store import keys

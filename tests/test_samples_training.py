@@ -16,19 +16,19 @@ from pydantic import TypeAdapter
 from pipeline.backbones import glyphs
 from pipeline.errors import DataError, StoreError
 from pipeline.extract.run import commit
-from pipeline.extract.samples import Samples as Stored
-from pipeline.extract.samples import read_samples, reading_order
+from pipeline.loading import image_cache as pixels_module
+from pipeline.loading.image_cache import Pixels, decoded
+from pipeline.loading.samples import Samples as Stored
+from pipeline.loading.samples import read_samples, reading_order
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import AugmentConfig, Views
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.training import pixels as pixels_module
-from pipeline.training import samples as module
-from pipeline.training.pixels import Pixels, decoded
-from pipeline.training.samples import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, drawn
+from pipeline.training import data as module
+from pipeline.training.data import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, drawn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 
 from pipeline import heads
 from pipeline.heads import calibration
-from pipeline.heads.scores import answers_of, kind_of_scores, predictions_of, scores_of
+from pipeline.heads.outputs import answers_of, kind_of_scores, predictions_of, scores_of
 from pipeline.task import Kind
 
 OURS = sorted({name for name in heads.HEADS if heads.is_streaming(name)} | {"prototypes", "knn"})

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.sources import LIMIT, UNKNOWN, Place, files, parquet, read, read_many, tar
+from pipeline.sources import LIMIT, UNKNOWN, Place, filesystem, parquet, read, read_many, tar
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_more_bytes_than_a_sample_may_have_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.tar"
     path.write_bytes(header("big.jpg", b"\x80" + (LIMIT + 512).to_bytes(11)))
     os.truncate(path, 512 + LIMIT + 512 + 1024)  # the file has a hole: it takes no room
-    with files.opened(str(path)) as file:
+    with filesystem.opened(str(path)) as file:
         [one] = tar.members(file)
     assert isinstance(one, tar.Member)
     assert one.refused == "expected at most 2,147,483,648 bytes, got 2,147,484,160"
@@ -357,18 +357,18 @@ def test_folders_are_walked_in_order(where: str, tmp_path: Path, memory: Any) ->
         path.write_bytes(b"x")
         memory.pipe_file("/b/photos/" + "/".join(parts), b"x")
     root = {"local": f"{tmp_path}/photos", "file": f"file://{tmp_path}/photos", "memory": "memory://b/photos"}[where]
-    assert [entry.names for entry in files.walk(root)] == names
-    assert [entry.path for entry in files.walk(root)] == [f"{root}/{'/'.join(parts)}" for parts in names]
-    assert sorted(files.folders(root)) == ["cat", "dog"]
-    assert [files.kind(f"{root}{below}") for below in ("", "/a.jpg", "/b.jpg")] == ["folder", "file", None]
+    assert [entry.names for entry in filesystem.walk(root)] == names
+    assert [entry.path for entry in filesystem.walk(root)] == [f"{root}/{'/'.join(parts)}" for parts in names]
+    assert sorted(filesystem.folders(root)) == ["cat", "dog"]
+    assert [filesystem.kind(f"{root}{below}") for below in ("", "/a.jpg", "/b.jpg")] == ["folder", "file", None]
 
 
 def test_paths_are_joined_as_they_are_written() -> None:
-    assert files.join("/d", "./a.jpg") == "/d/a.jpg"
-    assert files.join("/d", "/e/a.jpg") == files.join("s3://b/d", "/e/a.jpg") == "/e/a.jpg"
-    assert files.join("s3://b/d", "./c/a.jpg") == "s3://b/d/c/a.jpg"
-    assert files.join("/d", "gs://b/a.jpg") == files.join("s3://b", "gs://b/a.jpg") == "gs://b/a.jpg"
-    assert [files.parent(path) for path in ("s3://b/d/a.csv", "/d/a.csv", "a.csv")] == ["s3://b/d", "/d", "."]
+    assert filesystem.join("/d", "./a.jpg") == "/d/a.jpg"
+    assert filesystem.join("/d", "/e/a.jpg") == filesystem.join("s3://b/d", "/e/a.jpg") == "/e/a.jpg"
+    assert filesystem.join("s3://b/d", "./c/a.jpg") == "s3://b/d/c/a.jpg"
+    assert filesystem.join("/d", "gs://b/a.jpg") == filesystem.join("s3://b", "gs://b/a.jpg") == "gs://b/a.jpg"
+    assert [filesystem.parent(path) for path in ("s3://b/d/a.csv", "/d/a.csv", "a.csv")] == ["s3://b/d", "/d", "."]
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/x.jpg", "s3fs"), ("gs://bucket/x.jpg", "gcsfs")])
@@ -403,7 +403,7 @@ class Failing(MemoryFileSystem):
 
 def test_what_a_remote_file_system_raises_becomes_an_os_error_with_the_reason() -> None:
     fsspec.register_implementation("failing", Failing, clobber=True)
-    for act in (read, files.kind, files.folders, lambda url: list(files.walk(url))):
+    for act in (read, filesystem.kind, filesystem.folders, lambda url: list(filesystem.walk(url))):
         with pytest.raises(OSError, match="RuntimeError: no credentials"):
             act("failing://b/x")
     answers = list(read_many("failing://b/a.tar", places("failing://b/a.tar", archive(PHOTOS))))

@@ -19,8 +19,8 @@ import stages.split
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.split import FewShot, SplitConfig, SplitSizes
 from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
+from pipeline.split.config import FewShot, SplitConfig, SplitSizes
 from pipeline.split.run import split
 from pipeline.task import SPLITS, Task
 from pipeline.training_sets import training_sets

@@ -18,9 +18,9 @@ from pipeline.files import content_key
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
-from pipeline.store.encoding import ON_DISK, Stored
-from pipeline.store.shard import Shard
-from pipeline.store.spool import row_bytes
+from pipeline.store.dtypes import ON_DISK, Stored
+from pipeline.store.row_buffer import row_bytes
+from pipeline.store.shard_reader import Shard
 
 SIXTEEN = st.binary(min_size=16, max_size=16)
 KEY = st.builds(lambda data, zeros: (data[: 16 - zeros] + bytes(zeros)).hex(), SIXTEEN, st.integers(0, 16))

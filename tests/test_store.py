@@ -29,15 +29,15 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
-from pipeline.store import cache, index, shard, upkeep
+from pipeline.store import cache, index, maintenance, shard_reader
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
-from pipeline.store.encoding import ON_DISK, Stored, encode
+from pipeline.store.dtypes import ON_DISK, Stored, encode
 from pipeline.store.export import export
 from pipeline.store.features import Features
 from pipeline.store.identity import address, differences, identity
-from pipeline.store.layout import FORMAT, Layout, ShardRecord, path_of
-from pipeline.store.shard import Shard
+from pipeline.store.shard_format import FORMAT, Layout, ShardRecord, path_of
+from pipeline.store.shard_reader import Shard
 from pipeline.store.use import in_use
 
 # Keys of all kinds, many of them with the zero bytes at the end that NumPy likes to drop.
@@ -362,14 +362,14 @@ def test_a_missing_shard_is_named(written: tuple[Path, ShardRecord]) -> None:
     path, record = written
     path.unlink()
     with pytest.raises(StoreError, match=rf"{path}: the shard is missing. Run `icecore cache repair`"):
-        shard.verify(path, record)
+        shard_reader.verify(path, record)
 
 
 def test_a_shard_of_another_size_is_named_with_both_sizes(written: tuple[Path, ShardRecord]) -> None:
     path, record = written
     replace(path, path.read_bytes()[:-1])
     with pytest.raises(StoreError, match=rf"expected {record.bytes:,} bytes, got {record.bytes - 1:,}. Run"):
-        shard.verify(path, record, whole=False)
+        shard_reader.verify(path, record, whole=False)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -693,7 +693,7 @@ def test_added_rows_are_there_for_whoever_opens_the_column_next(tmp_path: Path) 
     assert column.records() == sorted(records, key=lambda record: record.name)
     assert cached_keys(column) == sorted(map(key, range(1, 6)))
     for record in records:
-        shard.verify(column.path_of(record), record)
+        shard_reader.verify(column.path_of(record), record)
         told = json.loads((column.folder / f"{record.name}.json").read_text())
         assert told["provenance"] == {"engine": "test"}
 
@@ -831,7 +831,7 @@ def test_two_processes_that_add_at_once_do_no_harm(tmp_path: Path) -> None:
     assert cached_keys(column) == sorted(map(key, range(92)))
     assert len(column.rejected()) == 30
     for record in column.records():
-        shard.verify(column.path_of(record), record)
+        shard_reader.verify(column.path_of(record), record)
     assert [path for path in column.folder.rglob("*") if path.name.endswith(".tmp")] == []
 
 
@@ -841,8 +841,8 @@ def test_damage_is_found_and_what_is_dropped_is_gone_while_the_rest_stays(tmp_pa
     flip(column.path_of(flipped))
     replace(column.path_of(cut), b"short")
     (column.folder / f"{unkeyed.name}.keys").write_bytes(b"other")
-    assert {record.name for record, _ in upkeep.damage(column, whole=False)} == {cut.name, unkeyed.name}
-    found = {record.name: problem for record, problem in upkeep.damage(column, whole=True)}
+    assert {record.name for record, _ in maintenance.damage(column, whole=False)} == {cut.name, unkeyed.name}
+    found = {record.name: problem for record, problem in maintenance.damage(column, whole=True)}
     assert found.keys() == {flipped.name, cut.name, unkeyed.name}
     assert "the shard is damaged" in found[flipped.name]
     assert "it is not the file that the shard's record names" in found[unkeyed.name]
@@ -863,11 +863,11 @@ def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: P
         elsewhere = column.folder / f".shard.0badhost.{process.pid}.00000000.tmp"
         for path in (dead, elsewhere):
             path.write_bytes(b"half")
-        assert upkeep.leftovers(column) == 1
+        assert maintenance.leftovers(column) == 1
         assert live.exists()
         assert elsewhere.exists()
         os.utime(elsewhere, (0, 0))
-        assert upkeep.leftovers(column) == 1
+        assert maintenance.leftovers(column) == 1
         assert not elsewhere.exists()
 
 
@@ -876,9 +876,9 @@ def test_pruning_leaves_what_a_running_job_holds(tmp_path: Path) -> None:
     training = tmp_path / "training" / "one"
     with in_use(column.folder), in_use(training):
         add(column, [1])
-        assert upkeep.prune(tmp_path, unused_for=0, max_bytes=0, address=column.address, now=1e11) == []
+        assert maintenance.prune(tmp_path, unused_for=0, max_bytes=0, address=column.address, now=1e11) == []
         assert len(column.records()) == 1
-    removed = upkeep.prune(tmp_path, unused_for=0, now=1e11)
+    removed = maintenance.prune(tmp_path, unused_for=0, now=1e11)
     assert {entry.path for entry in removed} == {column.folder, training}
     assert not column.folder.exists()
     assert not training.exists()
@@ -891,20 +891,22 @@ def test_pruning_removes_what_was_not_used_and_then_what_was_used_longest_ago(tm
         column.touch()
         os.utime(column.folder / "used", (1000 * number, 1000 * number))
     assert [column.last_used() for column in columns] == [0, 1000, 2000, 3000]
-    one = upkeep.size(columns[0])
-    assert upkeep.prune(tmp_path, now=3000.0) == []
-    assert [entry.column for entry in upkeep.prune(tmp_path, unused_for=2500, now=3000.0)] == [columns[0]]
-    assert [entry.column for entry in upkeep.prune(tmp_path, max_bytes=one, now=3000.0)] == columns[1:3]
+    one = maintenance.size(columns[0])
+    assert maintenance.prune(tmp_path, now=3000.0) == []
+    assert [entry.column for entry in maintenance.prune(tmp_path, unused_for=2500, now=3000.0)] == [columns[0]]
+    assert [entry.column for entry in maintenance.prune(tmp_path, max_bytes=one, now=3000.0)] == columns[1:3]
     assert list(cache.columns(tmp_path)) == [columns[3]]
     with pytest.raises(StoreError, match="expected a column whose address begins with 'zz', got none"):
-        upkeep.prune(tmp_path, address="zz", now=3000.0)
-    assert [entry.column for entry in upkeep.prune(tmp_path, address=columns[3].address[:8], now=0.0)] == [columns[3]]
+        maintenance.prune(tmp_path, address="zz", now=3000.0)
+    assert [entry.column for entry in maintenance.prune(tmp_path, address=columns[3].address[:8], now=0.0)] == [
+        columns[3]
+    ]
 
 
 def test_pruning_goes_through_every_folder_and_leaves_what_was_used_within_the_hour(tmp_path: Path) -> None:
     column = cache.column(tmp_path, IDENTITY)
     add(column, [1, 2])
-    for number, folder in enumerate(upkeep.FOLDERS):
+    for number, folder in enumerate(maintenance.FOLDERS):
         for name, used in (("old", 1000 + number), ("new", 9000)):
             path = tmp_path / folder / name / "file" if number % 2 else tmp_path / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -913,38 +915,38 @@ def test_pruning_goes_through_every_folder_and_leaves_what_was_used_within_the_h
                 os.utime(one, (used, used))
     column.touch()
     os.utime(column.folder / "used", (9000, 9000))
-    there = upkeep.entries(tmp_path)
-    assert [entry.folder for entry in there[: len(upkeep.FOLDERS)]] == list(upkeep.FOLDERS)
-    assert sum(entry.bytes for entry in there) == 200 * len(upkeep.FOLDERS) + upkeep.size(column)
+    there = maintenance.entries(tmp_path)
+    assert [entry.folder for entry in there[: len(maintenance.FOLDERS)]] == list(maintenance.FOLDERS)
+    assert sum(entry.bytes for entry in there) == 200 * len(maintenance.FOLDERS) + maintenance.size(column)
     # What a prune that was killed had put aside, of this version and the one before, is no column and goes.
     for aside in (temporary_path(tmp_path / "v2", "a" * 64), tmp_path / "v2" / f".{column.address}.removed"):
         shutil.copytree(column.folder, aside)
     (tmp_path / "v2" / temporary_path(tmp_path, "b").name.replace(str(os.getpid()), "999999999")).mkdir()
     (tmp_path / "v2" / ".x.tmp").touch()  # somebody else's
-    removed = upkeep.prune(tmp_path, max_bytes=0, now=9100.0)
-    assert {entry.folder for entry in removed} == {*upkeep.FOLDERS, "v2"}
-    assert {path.name for folder in upkeep.FOLDERS for path in (tmp_path / folder).iterdir()} == {"new"}
+    removed = maintenance.prune(tmp_path, max_bytes=0, now=9100.0)
+    assert {entry.folder for entry in removed} == {*maintenance.FOLDERS, "v2"}
+    assert {path.name for folder in maintenance.FOLDERS for path in (tmp_path / folder).iterdir()} == {"new"}
     assert not (tmp_path / "v2" / f".{column.address}.removed").exists()
     assert not list(cache.columns(tmp_path))
-    assert upkeep.prune(tmp_path, unused_for=50, now=9100.0) != []
-    assert [path for folder in upkeep.FOLDERS for path in (tmp_path / folder).iterdir()] == []
+    assert maintenance.prune(tmp_path, unused_for=50, now=9100.0) != []
+    assert [path for folder in maintenance.FOLDERS for path in (tmp_path / folder).iterdir()] == []
 
 
 @pytest.mark.parametrize(("text", "size"), [("200GB", 200 * 10**9), ("1MiB", 2**20), ("12", 12)])
 def test_a_size_is_read(text: str, size: int) -> None:
-    assert upkeep.parse_size(text) == size
+    assert maintenance.parse_size(text) == size
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12h", 43_200), ("30d", 2_592_000), ("1w", 604_800)])
 def test_a_duration_is_read(text: str, seconds: int) -> None:
-    assert upkeep.parse_duration(text) == seconds
+    assert maintenance.parse_duration(text) == seconds
 
 
 def test_what_is_no_size_or_duration_is_refused() -> None:
     with pytest.raises(StoreError, match=r"'much': expected a size such as 500MB"):
-        upkeep.parse_size("much")
+        maintenance.parse_size("much")
     with pytest.raises(StoreError, match=r"'30': expected hours, days or weeks such as 12h"):
-        upkeep.parse_duration("30")
+        maintenance.parse_duration("30")
 
 
 def test_the_table_of_rows_is_what_numpy_would_save(tmp_path: Path) -> None:
@@ -973,7 +975,7 @@ def test_thousands_of_shards_are_committed_in_seconds(tmp_path: Path) -> None:
 
 # Each writer is a process of its own, forked from one that has the libraries: sixty times their import would take long.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.store.cache", "pipeline.store.upkeep"])
+PROCESSES.set_forkserver_preload(["pipeline.store.cache", "pipeline.store.maintenance"])
 
 
 def writer(root: Path, first: int) -> tuple[BaseProcess, Connection]:
@@ -1129,7 +1131,7 @@ def test_batches_give_every_row_once_with_its_key(features: Features, size: int,
 
 
 def test_many_shards_take_few_file_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "MAPS", 4)
+    monkeypatch.setattr(shard_reader, "MAPS", 4)
     found = store(tmp_path, *([number] for number in range(40)))
     keys = [key(number) for number in reversed(range(40))]
 

@@ -17,10 +17,10 @@ from test_extract import Job, contents, forbid, write_backbone
 
 from pipeline.errors import StoreError
 from pipeline.files import content_key
-from pipeline.store import cache, index, upkeep
+from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import Column
-from pipeline.store.shard import ShardRecord
+from pipeline.store.shard_reader import ShardRecord
 
 Folder = Callable[..., Path]
 
@@ -106,7 +106,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 def damaged(column: Column) -> list[tuple[ShardRecord, str]]:
     """The shards of which any byte is wrong."""
-    return list(upkeep.damage(column, whole=True))
+    return list(maintenance.damage(column, whole=True))
 
 
 def extract_some(job: Job, **settings: Any) -> None:
@@ -371,7 +371,7 @@ def test_another_layout_beside_ours_is_let_be(job: Job) -> None:
     before = contents(job.cache / "v3")
     assert job.missing() == EVERYTHING
     assert job.missing(progress=forbid) == NOTHING
-    upkeep.prune(job.cache, unused_for=0, now=2e10)
+    maintenance.prune(job.cache, unused_for=0, now=2e10)
     assert list(cache.columns(job.cache)) == []
     assert contents(job.cache / "v3") == before
 

@@ -25,17 +25,18 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_rows import keys_of, stored
 
 from pipeline.errors import HeadError
-from pipeline.heads import moments, streamed, sums
-from pipeline.heads.centroid import StreamingCentroid
-from pipeline.heads.discriminant import StreamingLDA
-from pipeline.heads.logistic import StreamingLogisticRegression
-from pipeline.heads.moments import Summed, moments_of
-from pipeline.heads.pca import StreamingPCA
-from pipeline.heads.pieces import Pieces, Span, by_threads, even
-from pipeline.heads.ridge import StreamingRidge, StreamingRidgeClassifier
-from pipeline.heads.rows import Rows
-from pipeline.heads.scaler import StreamingNormalizer, StreamingScaler
-from pipeline.heads.sums import Moments
+from pipeline.streaming import accumulate, predict
+from pipeline.streaming import moments as sums
+from pipeline.streaming.accumulate import Summed, moments_of
+from pipeline.streaming.centroid import StreamingCentroid
+from pipeline.streaming.chunks import Pieces, Span, by_threads, even
+from pipeline.streaming.lda import StreamingLDA
+from pipeline.streaming.logistic import StreamingLogisticRegression
+from pipeline.streaming.moments import Moments
+from pipeline.streaming.pca import StreamingPCA
+from pipeline.streaming.ridge import StreamingRidge, StreamingRidgeClassifier
+from pipeline.streaming.rows import Rows
+from pipeline.streaming.scaler import StreamingNormalizer, StreamingScaler
 
 CLASSIFIERS = [
     StreamingRidgeClassifier(),
@@ -209,8 +210,8 @@ class Endless:
 
 @pytest.mark.parametrize("estimator", [StreamingRidgeClassifier(), StreamingLDA("auto"), StreamingPCA()], ids=str)
 def test_memory_is_flat_in_rows_but_for_their_classes(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "BYTES", 2**18)
-    monkeypatch.setattr(streamed, "BYTES", 2**18)
+    monkeypatch.setattr(accumulate, "BYTES", 2**18)
+    monkeypatch.setattr(predict, "BYTES", 2**18)
     peaks = []
     for rows in (20_000, 40_000):
         y = np.arange(rows) % 3

@@ -16,20 +16,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.hooks import collect
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputSpec, Tap, TapSpec
-from pipeline.backbones.taps import collect
+from pipeline.distill.feature_pairs import Pair, as_maps, averaged, pairs_of
+from pipeline.distill.knowledge import LossesConfig
+from pipeline.distill.online_teacher import Live
+from pipeline.distill.student import Output, Student
 from pipeline.errors import BackboneError, TrainingError
 from pipeline.readers.image import ImageSpec
 from pipeline.training import loop
 from pipeline.training.checkpoint import BEST, LAST
-from pipeline.training.knowledge import LossesConfig
-from pipeline.training.live import Live
 from pipeline.training.loop import train
-from pipeline.training.lr_range import range_test
-from pipeline.training.optimisation import optimiser_of
-from pipeline.training.pairs import Pair, as_maps, averaged, pairs_of
-from pipeline.training.student import Output, Student
+from pipeline.training.lr_finder import range_test
+from pipeline.training.optim import optimiser_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

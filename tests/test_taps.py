@@ -20,17 +20,17 @@ from torchvision import models
 from torchvision.models import efficientnet, maxvit, resnet, swin_transformer, vgg
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from pipeline.backbones import artefact, glyphs, projection, taps
+from pipeline.backbones import glyphs, hooks, projection, serialization
 from pipeline.backbones.aliases import aliases
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.nodes import survey
 from pipeline.backbones.pooling import pool
 from pipeline.backbones.replay import check_replay, expected_logits, replay
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec, pooled_shape, resolve
-from pipeline.backbones.survey import survey
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.freeze import Torchvision
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.store.identity import address, identity
@@ -119,7 +119,7 @@ class Case:
     def __init__(self, name: str) -> None:
         build, side = FAMILIES[name]
         torch.manual_seed(0)
-        self.name, self.network = name, artefact.freeze(build())
+        self.name, self.network = name, serialization.freeze(build())
         for part in self.network.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.running_mean.normal_(0, 0.1)
@@ -139,7 +139,7 @@ class Case:
     def values(self, *nodes: str, pooling: str = "none") -> dict[str, Tensor]:
         """The values of some nodes, asked for together."""
         specs = {node: TapSpec(node=node, pool=pooling) for node in nodes}
-        return taps.collect(self.network, self.images, specs, self.taps)
+        return hooks.collect(self.network, self.images, specs, self.taps)
 
     @torch.inference_mode()
     def plainly(self) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ class Case:
             return hook
 
         handles = [part.register_forward_hook(keep(name or "logits")) for name, part in self.network.named_modules()]
-        with taps.one_path():
+        with hooks.one_path():
             self.network(self.images.clone())
         for handle in handles:
             handle.remove()
@@ -239,7 +239,7 @@ class InPlace(nn.Module):
 
 def test_all_pairs_of_all_nodes_in_all_poolings_do_not_disturb_each_other() -> None:
     torch.manual_seed(0)
-    network = artefact.freeze(InPlace())
+    network = serialization.freeze(InPlace())
     found = survey(network, (3, 8, 8))
     assert list(found) == [
         "input", "conv", "bn", "relu", "sub", "inner.0", "inner.1", "inner", "add", "sub_1", "relu_1", "sub_2",
@@ -253,9 +253,9 @@ def test_all_pairs_of_all_nodes_in_all_poolings_do_not_disturb_each_other() -> N
         if pooling != "mean" or tap.layout == "CHW"
     ]
     with torch.inference_mode():
-        alone = [taps.collect(network, images.clone(), {"x": spec}, found)["x"] for spec in specs]
+        alone = [hooks.collect(network, images.clone(), {"x": spec}, found)["x"] for spec in specs]
         for (one, left), (other, right) in itertools.combinations(zip(specs, alone, strict=True), 2):
-            together = taps.collect(network, images.clone(), {"x": one, "y": other}, found)
+            together = hooks.collect(network, images.clone(), {"x": one, "y": other}, found)
             assert torch.equal(together["x"], left), (one, other)
             assert torch.equal(together["y"], right), (one, other)
     values = {spec.node: value for spec, value in zip(specs, alone, strict=True) if spec.pool == "none"}
@@ -272,7 +272,7 @@ def test_what_a_pooling_calls_is_no_function_of_the_network() -> None:
     case = case_of("resnet18")
     specs = {"whole": TapSpec(node="layer1", pool="flatten"), "flat": TapSpec(node="flatten")}
     with torch.inference_mode():
-        together = taps.collect(case.network, case.images, specs, case.taps)
+        together = hooks.collect(case.network, case.images, specs, case.taps)
     assert torch.equal(together["flat"], case.values("flatten")["flatten"])
     assert together["whole"].shape != together["flat"].shape
 
@@ -347,7 +347,7 @@ class Mixing(nn.Module):
 
 
 def test_a_node_that_depends_on_the_rest_of_its_batch_is_refused() -> None:
-    found = survey(artefact.freeze(Mixing()), (3, 8, 8))
+    found = survey(serialization.freeze(Mixing()), (3, 8, 8))
     assert [node for node, tap in found.items() if tap.mixed] == ["bn", "mean", "head", "penultimate", "logits"]
     backbone = described({"family": "x"}, (3, 8, 8), found)
     assert resolve({"a": TapSpec(node="conv")}, backbone, where="net")["a"].node == "conv"
@@ -374,10 +374,10 @@ def test_modules_with_the_names_of_the_networks_ends_do_not_hide_them() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.logits(self.input(images).mean((2, 3))) * 3
 
-    network, images = artefact.freeze(Named()), torch.randn(2, 3, 8, 8)
+    network, images = serialization.freeze(Named()), torch.randn(2, 3, 8, 8)
     found = survey(network, (3, 8, 8))
     specs = {node: TapSpec(node=node) for node in found}
-    values = taps.collect(network, images, specs, found)
+    values = hooks.collect(network, images, specs, found)
     assert torch.equal(values["input"], images)
     assert torch.equal(values["logits"], network(images))
     assert torch.equal(values["penultimate"], values["mean"])
@@ -395,7 +395,7 @@ def test_a_function_is_numbered_on_from_a_layer_of_its_name() -> None:
     network, images = Same().eval(), torch.randn(2, 3, 8, 8)
     found = survey(network, (3, 8, 8))
     assert list(found) == ["input", "relu", "sub", "relu_1", "penultimate", "logits"]
-    values = taps.collect(network, images, {node: TapSpec(node=node) for node in found}, found)
+    values = hooks.collect(network, images, {node: TapSpec(node=node) for node in found}, found)
     assert torch.equal(values["relu"], images.relu())
     assert torch.equal(values["relu_1"], (images.relu() - 1).relu())
 
@@ -410,13 +410,13 @@ def test_keywords_and_tuples_pass_through() -> None:
             rows, _ = self.memory(self.conv(input=images).flatten(2).mT)
             return self.head(input=rows[:, -1])
 
-    network, images = artefact.freeze(Odd()), torch.randn(2, 3, 4, 4)
+    network, images = serialization.freeze(Odd()), torch.randn(2, 3, 4, 4)
     found = survey(network, (3, 4, 4))
     assert {"conv", "flatten", "getitem", "head", "logits"} <= set(found)
     assert "memory" not in found
     assert (found["penultimate"].input_of, found["penultimate"].shape) == ("head", (5,))
     specs = {node: TapSpec(node=node) for node in ("conv", "getitem", "head", "penultimate")}
-    values = taps.collect(network, images, specs, found)
+    values = hooks.collect(network, images, specs, found)
     assert torch.equal(values["head"], network.head(values["getitem"]))
     assert torch.equal(values["penultimate"], values["getitem"])
     spec = described({"family": "x"}, (3, 4, 4), found)
@@ -455,7 +455,7 @@ def test_the_penultimate_rows_of_a_network_of_two_heads_are_what_the_heads_get(
     same: bool, norms: bool, parts: dict[str, tuple[int, int]]
 ) -> None:
     torch.manual_seed(0)
-    network, images = artefact.freeze(Heads(same=same, norms=norms)), torch.randn(3, 3, 8, 8)
+    network, images = serialization.freeze(Heads(same=same, norms=norms)), torch.randn(3, 3, 8, 8)
     found = survey(network, (3, 8, 8))
     last = found["penultimate"]
     assert {name: (part.start, part.stop) for name, part in last.parts.items()} == parts
@@ -465,7 +465,7 @@ def test_the_penultimate_rows_of_a_network_of_two_heads_are_what_the_heads_get(
     if norms and not same:
         rows = [network.one[0](rows[0]), network.other[0](rows[1])]
     expected = rows[0] if same else torch.cat(rows, 1)
-    value = taps.collect(network, images, {"x": TapSpec(node="penultimate")}, found)["x"]
+    value = hooks.collect(network, images, {"x": TapSpec(node="penultimate")}, found)["x"]
     assert torch.equal(value, expected)
     backbone = Backbone(described({"family": "x"}, (3, 8, 8), found), network)
     np.testing.assert_allclose(replay(backbone, value.numpy()), network(images).numpy(), atol=1e-6)
@@ -476,7 +476,7 @@ def last_of(*layers: nn.Module, classes: int | None = None) -> Tap:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *layers)
     if classes is not None:
         network.num_classes = classes  # type: ignore[assignment]
-    return survey(artefact.freeze(network), (3, 8, 8))["penultimate"]
+    return survey(serialization.freeze(network), (3, 8, 8))["penultimate"]
 
 
 def test_what_a_classifier_is_follows_from_the_layers_and_from_what_the_network_says() -> None:
@@ -495,7 +495,7 @@ def test_what_a_classifier_is_follows_from_the_layers_and_from_what_the_network_
     network = nn.Sequential(nn.Conv2d(3, 4, 3), pool)
     network.add_module("embed", nn.Linear(4, 5))
     network.add_module("fc", nn.Identity())
-    assert survey(artefact.freeze(network), (3, 8, 8))["penultimate"].shape == (5,)
+    assert survey(serialization.freeze(network), (3, 8, 8))["penultimate"].shape == (5,)
     # A norm behind a layer as wide as the classes belongs to the classifier; behind another it makes features.
     assert last_of(pool, nn.Linear(4, 5), norm, classes=5).input_of == "3"
     assert last_of(pool, nn.Linear(4, 5), norm).input_of is None
@@ -609,7 +609,7 @@ def test_registers_without_a_class_token_are_left_out_of_the_mean_and_are_no_cla
             tokens = self.patches(images).flatten(2).mT
             return self.head(self.norm(torch.cat([self.more.expand(len(images), -1, -1), tokens], 1))[:, 2:].mean(1))
 
-    found = survey(artefact.freeze(Registers()), (3, 8, 8))
+    found = survey(serialization.freeze(Registers()), (3, 8, 8))
     assert (found["norm"].layout, found["norm"].prefix, found["norm"].class_token) == ("LC", 2, False)
     assert (found["flatten"].layout, found["getitem"].prefix) == ("other", 0)
 
@@ -786,7 +786,7 @@ STEMS = (
 def test_penultimate_features_through_the_networks_own_end_give_its_logits(name: str) -> None:
     case = case_of(name)
     found = case.values("penultimate", "logits")
-    with torch.inference_mode(), taps.one_path():
+    with torch.inference_mode(), hooks.one_path():
         assert torch.equal(found["logits"], case.network(case.images))
     rows = found["penultimate"].numpy()
     backbone = case.backbone()
@@ -861,7 +861,7 @@ def test_replay_refuses_rows_and_logits_of_other_shapes() -> None:
 
 
 def test_rows_of_a_network_without_a_last_layer_are_its_output() -> None:
-    network = artefact.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()))
+    network = serialization.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten()))
     spec = described({"family": "x"}, (3, 8, 8), survey(network, (3, 8, 8)))
     rows = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
     assert np.array_equal(replay(Backbone(spec, network), rows), rows)
@@ -870,21 +870,21 @@ def test_rows_of_a_network_without_a_last_layer_are_its_output() -> None:
 
 
 def test_a_network_that_gives_no_tensor_has_nothing_to_replay() -> None:
-    network = artefact.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LSTM(8, 4)))
+    network = serialization.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LSTM(8, 4)))
     spec = described({"family": "x"}, (3, 8, 8), {})
     with pytest.raises(BackboneError, match=r"x: unknown node 'penultimate'.* Only a network that gives one tensor"):
         replay(Backbone(spec, network), np.zeros((2, 4), np.float32))
 
 
 def test_a_glyph_network_is_replayed(tmp_path: Path) -> None:
-    artefact.write(
+    serialization.write(
         tmp_path,
         glyphs.GlyphNet(classes=3, widths=(4, 8)),
         architecture={"family": "glyphs", "classes": 3, "widths": [4, 8]},
         origin={},
         inputs=glyphs.INPUT,
     )
-    backbone = artefact.read(tmp_path)
+    backbone = serialization.read(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
     specs = {"p": TapSpec(node="penultimate"), "l": TapSpec(node="logits")}
     found = TorchEngine(backbone, specs, batch_size=4).run({"pixels": pixels})
@@ -900,7 +900,7 @@ def test_real_weights_name_as_many_of_a_hundred_photos_as_was_measured(assets: P
     config = Torchvision(source="torchvision", model=model, weights="IMAGENET1K_V1", file=file,
                           sha256=sha256_file(file)[:12])  # fmt: skip
     freeze(config, tmp_path / "backbone", pretrained=tmp_path)
-    backbone = artefact.read(tmp_path / "backbone")
+    backbone = serialization.read(tmp_path / "backbone")
     with tarfile.open(assets / "images" / "imagenet-sample-100.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     photos = sorted(tmp_path.rglob("*.JPEG"))

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
-from pipeline.split import SplitConfig
 from pipeline.split.assign import assign
+from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.split.targets import strata
 from pipeline.task import LEVEL, SPLITS, Task

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.compare import CompareConfig, compare
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.compare.run import CompareConfig, compare
+from pipeline.compare.teachers import divergence
+from pipeline.evaluate.run import EvaluateConfig, evaluate
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.task import Kind, Task
-from pipeline.taught import divergence
 
 QUICK = CompareConfig(resamples=400)
 NAMES = np.array(["no", "yes"], dtype=object)

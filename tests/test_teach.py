@@ -19,31 +19,32 @@ from hypothesis.extra.numpy import arrays
 from projects import ROOT
 from teaching import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
 
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError, TrainingError
 from pipeline.extract.run import commit
-from pipeline.extract.samples import read_samples
 from pipeline.files import read_json, write_json
-from pipeline.freeze import Torchvision
+from pipeline.finetune.inputs import normalised, stored
+from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
-from pipeline.heads import model
-from pipeline.heads.model import Model
+from pipeline.heads import saved
+from pipeline.heads.saved import Model
+from pipeline.loading.image_cache import Pixels, decoded
+from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import Views
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.teach import TeachConfig, top_k
+from pipeline.teach import top_k
+from pipeline.teach.config import TeachConfig
+from pipeline.teach.ensemble import averaged, matched
+from pipeline.teach.logits import logits_of, said
 from pipeline.teach.run import Paths, teach
-from pipeline.teach.scores import logits_of, said
-from pipeline.teach.several import averaged, matched
 from pipeline.teach.teacher import Teacher, alike
 from pipeline.teach.top_k import TopK
 from pipeline.teach.verify import Sources, recompute
-from pipeline.training.inputs import normalised, stored
-from pipeline.training.pixels import Pixels, decoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def pixels(world: World) -> Pixels:
-    inputs = artefact.read_spec(world.root / "net").input
+    inputs = serialization.read_spec(world.root / "net").input
     keys = key_arrays.from_hex(world.keys)
     return decoded(inputs, stored(world.root / "manifests", ["photos"], keys), folder=world.root)
 
@@ -80,7 +81,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def live(folder: Path, pixels: np.ndarray) -> np.ndarray:
     """The logits of a network."""
-    network = artefact.read(folder)
+    network = serialization.read(folder)
     with torch.inference_mode():
         found: np.ndarray = network.module(normalised(torch.from_numpy(pixels), network.spec.input)).numpy()
     return found
@@ -98,7 +99,7 @@ def test_a_network_teaches_by_its_own_logits(world: World, pixels: Pixels, tmp_p
     found = Teacher.open(tmp_path / "t")
     folder = world.root / "models" / "tuned" / "backbone"
     assert (found.name, found.kind, found.classes) == ("t", "classification", CLASSES)
-    assert found.identity["weights"] == artefact.read_spec(folder).weights_digest
+    assert found.identity["weights"] == serialization.read_spec(folder).weights_digest
     assert found.views == Views.model_validate({**VIEWS, "seed": 3})
     np.testing.assert_allclose(found.logits(pixels.keys), live(folder, pixels.array), rtol=1e-4, atol=1e-5)
     for view in range(2):
@@ -120,7 +121,7 @@ def test_the_order_of_keys_is_no_matter(world: World, tmp_path: Path) -> None:
 
 def test_a_head_teaches_by_the_log_of_its_probabilities(world: World, tmp_path: Path) -> None:
     found = world.teacher("heads", tmp_path / "t", input="late+last", head="logistic", views=2)
-    head = model.load(world.root / "models" / "heads", "logistic.late+last.all.skops")
+    head = saved.load(world.root / "models" / "heads", "logistic.late+last.all.skops")
     taps = [Features.open(world.root / "features" / name) for name in ("late", "last")]
     probabilities = head.scores(*taps, keys=world.keys)
     np.testing.assert_allclose(torch.from_numpy(found.logits(world.keys)).softmax(dim=1), probabilities, rtol=1e-5)
@@ -210,7 +211,7 @@ def test_a_run_that_ends_in_between_leaves_no_teacher(world: World, tmp_path: Pa
 def head_of(world: World, run: str, **asked: Any) -> tuple[Model, np.ndarray]:
     """A head of a run of its own, and the rows that it was fitted on."""
     folder = world.fit(run, **asked)
-    return model.load(folder), Features.open(world.root / "features" / "last").load().reshape(36, -1)
+    return saved.load(folder), Features.open(world.root / "features" / "last").load().reshape(36, -1)
 
 
 def test_decision_values_are_logits_as_they_are(world: World) -> None:
@@ -474,7 +475,7 @@ def test_a_teacher_of_another_format_is_refused(world: World, tmp_path: Path) ->
 def test_what_reads_images_otherwise_is_told_by_the_field(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = artefact.read_spec(world.root / "net").input
+    inputs = serialization.read_spec(world.root / "net").input
     for teacher in (
         world.teacher("tuned", tmp_path / "t", views=VIEWS),
         world.teacher("heads", tmp_path / "u", input="last"),
@@ -598,7 +599,7 @@ def test_a_teacher_keeps_the_largest_logits_and_says_what_that_costs(
 def test_full_logits_that_were_packed_are_not_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.teach import packed
+    from pipeline.teach import top_k_extract as packed
 
     own = copied(world, tmp_path / "world")
     shutil.rmtree(own.root / "cache")
@@ -620,7 +621,7 @@ def test_full_logits_that_were_packed_are_not_kept(
 def test_a_run_that_was_ended_goes_on_and_leaves_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.teach import packed
+    from pipeline.teach import top_k_extract as packed
 
     monkeypatch.setattr(packed, "DENSE_BYTES", 4 * 3 * 10)  # ten samples at a time
     settings = config("tuned", top_k=2)
@@ -755,7 +756,7 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
     done = teach(config("backbone", **asked), paths)
     assert (done.rows, done.classes, done.computed) == (100, 1000, 100)
     samples = read_samples(manifests, ("photos",))
-    pixels = decoded(artefact.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
+    pixels = decoded(serialization.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
     full = np.concatenate([live(tmp_path / "net", pixels.array[part]) for part in np.array_split(np.arange(100), 5)])
     numbers = np.array([int(Path(place.path).name[:3]) for place in samples.places()])
     found = Teacher.open(tmp_path / "t").logits(samples.keys)

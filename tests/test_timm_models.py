@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from pipeline.backbones import artefact, timm_models
-from pipeline.backbones.artefact import Backbone, weights_digest
+from pipeline.backbones import serialization, timm_models
+from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec
-from pipeline.engines.export import address
-from pipeline.engines.torch import TorchEngine
+from pipeline.engines.onnx_export import address
+from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.freeze import FreezeConfig
+from pipeline.finetune.setup import packages
+from pipeline.freeze.config import FreezeConfig
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
-from pipeline.training.ready import packages
 
 timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
 timm_data = pytest.importorskip("timm.data")
@@ -72,7 +72,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_features_are_those_of_timm_on_its_own_preprocessing(tmp_path: Path, model: str, tap: str) -> None:
     stated = random_weights(tmp_path, model)
     spec = freeze(settings_of(**stated), tmp_path / "backbone", pretrained=tmp_path)
-    backbone = artefact.read(tmp_path / "backbone")
+    backbone = serialization.read(tmp_path / "backbone")
     assert backbone.spec == spec
 
     pixels = ImageReader(spec.input.image)(png())["pixels"]
@@ -195,12 +195,12 @@ def test_an_unknown_tag_is_refused_with_those_that_exist(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["hf-hub:somebody/net", "local-dir:net", "../net"])
 def test_a_backbone_names_a_model_of_timm_and_no_place_to_load_one_from(name: str) -> None:
     with pytest.raises(BackboneError, match=f"unknown timm model '{name}'"):
-        artefact.build({"family": "timm", "name": name, "tag": "x", "num_classes": 2})
+        serialization.build({"family": "timm", "name": name, "tag": "x", "num_classes": 2})
 
 
 def test_settings_of_a_backbone_that_would_load_files_are_not_passed_on(tmp_path: Path) -> None:
     hostile = {"checkpoint_path": str(tmp_path / "gone.pth"), "pretrained": True}
-    network = artefact.build({"family": "timm", "name": SMALL, "tag": "lamb_in1k", "num_classes": 2, **hostile})
+    network = serialization.build({"family": "timm", "name": SMALL, "tag": "lamb_in1k", "num_classes": 2, **hostile})
     assert network.get_submodule("classifier").out_features == 2
 
 
@@ -253,7 +253,7 @@ def test_another_version_of_timm_is_another_training_and_another_graph(
         *("lightning-fabric", "numpy", "pillow", "timm", "torch", "torchvision"),
     }
     assert set(packages(other, from_pixels=False, probe=False)) == {"lightning-fabric", "numpy", "torch", "torchvision"}
-    backbone = artefact.read(tmp_path / "timm")
+    backbone = serialization.read(tmp_path / "timm")
     foreign = Backbone(spec=spec.model_copy(update={"architecture": other}), module=backbone.module)
     specs = {"logits": TapSpec(node="logits")}
 

@@ -16,16 +16,16 @@ from torchvision.transforms import v2
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import StoreError
-from pipeline.extract.samples import Samples as Stored
-from pipeline.extract.samples import read_samples
+from pipeline.loading import image_cache as module
+from pipeline.loading.image_cache import Uncropped, decoded
+from pipeline.loading.samples import Samples as Stored
+from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import AugmentConfig, View, augment
 from pipeline.readers.image import ImageReader, ImageSpec
-from pipeline.training import pixels as module
-from pipeline.training.pixels import Uncropped, decoded
-from pipeline.training.samples import PixelSamples
+from pipeline.training.data import PixelSamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

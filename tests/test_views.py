@@ -11,30 +11,31 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.backbones import artefact, glyphs
+from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
-from pipeline.config import Section, check
 from pipeline.engines import create
 from pipeline.errors import EngineError, StoreError
-from pipeline.extract import ExtractConfig, folder_of, orders
+from pipeline.extract import job_files
+from pipeline.extract.alternatives import foresee, shortage
+from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
-from pipeline.extract.room import foresee, shortage
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.samples import read_samples
 from pipeline.extract.worker import Assignment
 from pipeline.files import content_key, digest
+from pipeline.finetune.inputs import open_features
+from pipeline.loading.image_cache import Pixels, decoded
+from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
-from pipeline.prepare import PrepareConfig
+from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import View, Views, as_made_now
 from pipeline.readers.image import ImageReader, ImageSpec
+from pipeline.settings.check import Section, check
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import address, identity
-from pipeline.training.inputs import open_features
-from pipeline.training.pixels import Pixels, decoded
-from pipeline.training.samples import FeatureSamples, PixelSamples
+from pipeline.training.data import FeatureSamples, PixelSamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +62,7 @@ class Job:
         torch.manual_seed(0)
         network = glyphs.GlyphNet(classes=3, widths=(8, 8))
         architecture = {"family": "glyphs", "classes": 3, "widths": [8, 8]}
-        artefact.write(self.backbone, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
+        serialization.write(self.backbone, network, architecture=architecture, origin={}, inputs=glyphs.INPUT)
         prepare(PrepareConfig(root=photos, max_rejected=0.5), ManifestPaths(self.manifests, "photos"))
 
     def config(self, **settings: Any) -> ExtractConfig:
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def pixels(self) -> Pixels:
-        spec = artefact.read_spec(self.backbone)
+        spec = serialization.read_spec(self.backbone)
         return decoded(spec.input, read_samples(self.manifests, ("photos",)), folder=self.root)
 
 
@@ -156,7 +157,7 @@ def test_each_view_is_what_the_network_makes_of_the_augmented_pixels(job: Job) -
     assert found.plan.missing == {folder_of(tap, view): 12 for view in (None, 0, 1) for tap in TAPS}
     assert calls[-1] == (36, 36)
     assert calls == sorted(calls)
-    backbone = artefact.read(job.backbone)
+    backbone = serialization.read(job.backbone)
     engine = create("torch", backbone, job.config().taps, batch_size=12)
     pixels = job.pixels
     for number in (0, 1):
@@ -236,7 +237,7 @@ def test_views_are_in_the_forecast_and_without_them_it_may_fit(job: Job, monkeyp
     assert found.bytes == 4 * plain.bytes
     assert found.spaces[0].passing == plain.spaces[0].passing  # one view is made after another
     assert "seen.view2: 12 rows to compute, 0 known" in str(found)
-    monkeypatch.setattr("pipeline.extract.forecast.free", lambda _: plain.spaces[0].needed)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: plain.spaces[0].needed)
     message = shortage(request, foresee(request, **room), **room)
     assert message is not None
     assert "would fit: without views" in message
@@ -253,8 +254,8 @@ def test_orders_of_a_job_name_its_view(job: Job) -> None:
     request = read(job.config(views=views(2)), backbone=job.backbone, manifests=job.manifests, cache_root=job.cache)
     for one in request.all:
         assignment = Assignment(one.config, job.backbone, job.cache, 12, one.lacking, one.view)
-        with orders.written(assignment, iter(())) as (folder, _):
-            assert orders.read_assignment(folder) == dataclasses.replace(assignment, cache_root=job.cache.absolute())
+        with job_files.written(assignment, iter(())) as (folder, _):
+            assert job_files.read_assignment(folder) == dataclasses.replace(assignment, cache_root=job.cache.absolute())
 
 
 # Training and extraction see the same --------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ def test_a_student_on_pixels_sees_the_views_whose_features_come_from_the_store(j
 
 def test_old_views_that_were_cropped_before_they_were_augmented_are_refused(job: Job) -> None:
     job.extract(views=views(1))
-    spec = artefact.read_spec(job.backbone)
+    spec = serialization.read_spec(job.backbone)
     assert len(open_features(job.out, "seen", spec, views=1)[1]) == 1
     index = job.out / "seen.view0" / "index.json"
     text = json.loads(index.read_text())

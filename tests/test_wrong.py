@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import shards
 
+from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, taps_of
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.layout import Layout
+from pipeline.store.shard_format import Layout
 from pipeline.task import Kind, Task, column_of
-from pipeline.wrong import Mistakes, Similar, find_mistakes, taps_of
 
 KEYS = np.array([f"{number:032x}" for number in range(8)], dtype=object)
 SPLITS = np.array(["train"] * 4 + ["test"] * 4, dtype=object)
@@ -156,7 +156,7 @@ def test_a_run_that_was_not_measured_has_no_selected_method(tmp_path: Path) -> N
 def test_the_command_lists_mistakes_and_names_what_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline import cli
+    from pipeline.cli import main
     from stages import project
 
     monkeypatch.chdir(tmp_path)
@@ -173,7 +173,7 @@ def test_the_command_lists_mistakes_and_names_what_lacks(
     def shown(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["icecore", "wrong", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         return capsys.readouterr().out + (ended.value.code if isinstance(ended.value.code, str) else "")
 
     assert "unknown entry of fit, finetune and distill 'cats'. Did you mean 'pets'? Expected one of: pets." in shown(

@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones import artefact, glyphs
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import glyphs, serialization
+from pipeline.backbones.serialization import Backbone
+from pipeline.finetune.inputs import normalised
+from pipeline.loading.image_cache import Pixels
 from pipeline.store import keys as key_arrays
-from pipeline.training import LoopConfig, freezing
+from pipeline.training import freezing
+from pipeline.training.config import LoopConfig
+from pipeline.training.data import PixelSamples
 from pipeline.training.freezing import Frozen
-from pipeline.training.inputs import normalised
 from pipeline.training.loop import Setting, make_fabric
 from pipeline.training.losses import Objective
-from pipeline.training.pixels import Pixels
-from pipeline.training.samples import PixelSamples
 
 CLASSES = 3
 
@@ -26,10 +27,10 @@ def backbone(folder: Path, *, widths: tuple[int, ...] = (4, 4, 4), seed: int = 0
     torch.manual_seed(seed)
     network = glyphs.GlyphNet(classes=CLASSES, widths=widths)
     architecture = {"family": "glyphs", "classes": CLASSES, "widths": list(widths)}
-    artefact.write(
+    serialization.write(
         folder, network, architecture=architecture, origin={}, inputs=glyphs.INPUT, classes=[*"abc"[:CLASSES]]
     )
-    return artefact.read(folder)
+    return serialization.read(folder)
 
 
 def samples(count: int, *, seed: int = 0, **more: Any) -> PixelSamples:

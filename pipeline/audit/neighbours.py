@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.heads.nearest import nearest
-from pipeline.heads.rows import blocks
+from pipeline.streaming.exact_search import nearest
+from pipeline.streaming.rows import blocks
 
 BLOCK_ROWS = 4096
 BLOCK_BYTES = 2**25  # of a block of rows; the products of two blocks take at most 64 MiB

@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import manifest
-from pipeline.audit import AuditConfig, Extracted, choose, counts
+from pipeline.audit import counts
+from pipeline.audit.config import AuditConfig, Extracted, choose
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
 from pipeline.errors import counted
 from pipeline.files import AnyPath, as_path
-from pipeline.heads.rows import Rows
 from pipeline.split.assign import position
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
+from pipeline.streaming.rows import Rows
 from pipeline.task import Task
 
 

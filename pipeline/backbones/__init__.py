@@ -5,9 +5,9 @@
 
 ARCHITECTURES = {
     "glyphs": "pipeline.backbones.glyphs:build",
-    "headed": "pipeline.backbones.headed:build",
-    "headless": "pipeline.backbones.headed:build_headless",
-    "module": "pipeline.backbones.factory:build",
+    "headed": "pipeline.backbones.classifier:build",
+    "headless": "pipeline.backbones.classifier:build_headless",
+    "module": "pipeline.backbones.user_module:build",
     "timm": "pipeline.backbones.timm_models:build",
-    "torchvision": "pipeline.backbones.vision:build",
+    "torchvision": "pipeline.backbones.torchvision_models:build",
 }

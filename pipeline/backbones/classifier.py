@@ -1,240 +1,402 @@
-"""The classifier of a network: the layer, or the layers side by side, from whose inputs all of the output follows.
+"""A network with a new classifier: the family `headed` of architectures, for any network that gives one tensor.
 
-A layer of a network is its classifier where
+The classifier is the layer whose input is the node `penultimate`. Nobody has to know its name, and all other modules
+keep theirs, so that taps and weights of the network before are those of the network after.
 
-* it is the last one with weights, runs once, and is linear: `nn.Linear`, a 1x1 convolution, or one that sees its whole
-  input. Any other convolution makes features, also where only a pooling follows it;
-* the output follows from the layer's input alone, whatever the image. Where linear layers of one width work side by
-  side, as those of a distilled transformer, the output follows from what all of them get;
-* the network does not say that it has none: `num_classes = 0`, as timm writes it, or an `nn.Identity` under a
-  classifier's name after the last layer.
-
-A norm or a scale behind a layer as wide as the network's `num_classes` belongs to the end of the classifier.
+The output of the network is that of the new classifier, averaged over positions where there are several. Where more
+follows the old classifier than a mean or a reshape (SqueezeNet's ReLU, a softmax, a temperature, a scale per class,
+auxiliary outputs in training), the network ends at the new one (`ends`): what is behind it is no part of the output.
+Where several layers give the output side by side, the new classifier is appended to what they get (`APPENDED`,
+`parts`). Where no layer gives the output (a network without a classifier), it is appended to the output.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.spec import InputPart, Tap
-from pipeline.backbones.taps import APPENDED, ENDS_AT, NoClassifier, first_input, one_path, with_first_input
-
-NAMES = ("fc", "head", "head_dist", "classifier", "linear", "last_linear", "logits", "output")
-"""What modules that classify are called; their parts may be numbered."""
-
-MOST = 8  # layers side by side
+from pipeline.backbones import serialization
+from pipeline.backbones.hooks import APPENDED, ENDS_AT, PENULTIMATE, NoClassifier, join, one_path
+from pipeline.backbones.spec import BackboneSpec, InputPart, Tap
+from pipeline.errors import BackboneError, HeadError
 
 
-def find_classifier(
-    module: nn.Module, images: Tensor, *, ran: Sequence[str], once: Iterable[str], inputs: Mapping[str, Tap]
-) -> dict[str, InputPart]:
-    """Return the modules that get what the output follows from, each with its part of the joined vector.
-
-    images: any. ran: all modules in the order in which they gave a tensor. once: those that ran once. inputs: what
-    modules got. Empty where the network has no classifier.
-    """
-    parts = dict(module.named_modules())
-    if missing := [name for name in ran if isinstance(parts[name], NoClassifier)]:
-        return _missing(module, missing, images, inputs)
-    if (getattr(module, "num_classes", None) == 0 and not hasattr(module, APPENDED)) or _is_taken_out(parts, ran):
-        return {}
-    layers = [name for name in ran if has_weights(parts[name])]
-    if at := getattr(module, ENDS_AT, None):  # what runs after that makes none of the output
-        end = max((number for number, name in enumerate(layers) if f"{name}.".startswith(f"{at}.")), default=-1)
-        layers = layers[: end + 1] or layers
-    while len(layers) > 1 and _is_behind(parts, layers, getattr(module, "num_classes", None)):
-        layers.pop()
-    usable = [name for name in once if name in inputs]
-    if not layers or layers[-1] not in usable or not _is_linear(parts[layers[-1]], inputs[layers[-1]]):
-        return {}
-    if decide(module, layers[-1:], images):
-        return _joined(parts, layers[-1:], inputs)
-    several = _side_by_side(module, [name for name in layers if name in usable], images)
-    return _joined(parts, several, inputs, module=module, images=images)
-
-
-def has_weights(part: nn.Module) -> bool:
-    """Whether a module has weights itself. One with a single number, such as a temperature, has none."""
-    return any(one.numel() > 1 for one in part.parameters(recurse=False))
-
-
-@torch.no_grad()
-def decide(module: nn.Module, names: Sequence[str], images: Tensor) -> bool:
-    """Whether the output follows from what some modules get: other images give the same."""
-    kept = dict(zip(names, _got(module, names, images), strict=True))
-
-    def put(name: str) -> Any:
-        return lambda _part, args, kwargs: with_first_input(args, kwargs, kept[name])
-
-    with one_path():
-        logits = module(images)
-        again = _hooked(module, {module.get_submodule(name): put(name) for name in names}, images.flip(0, 2))
-    return isinstance(logits, Tensor) and torch.equal(again, logits)
-
-
-def positions(part: nn.Module, got: Tap) -> tuple[int, ...]:
-    """Return the axes of a layer's input, batch axis included, over which a linear layer and a mean can change places.
-
-    None of a convolution that sees its whole input at once: its positions have weights of their own.
-    """
-    if isinstance(part, NoClassifier):
-        maps, pointwise = part.maps, True
-    else:
-        last = [one for one in part.modules() if isinstance(one, nn.Linear | nn.Conv2d)][-1]
-        maps, pointwise = isinstance(last, nn.Conv2d), getattr(last, "kernel_size", (1, 1)) == (1, 1)
-    axes = range(2, 1 + len(got.shape)) if maps else range(1, len(got.shape))
-    return tuple(axes) if pointwise else ()
-
-
-def _hooked(module: nn.Module, hooks: Mapping[nn.Module, Any], images: Tensor) -> Any:
-    """Run a network with a hook before each of some parts."""
-    handles = [part.register_forward_pre_hook(hook, with_kwargs=True) for part, hook in hooks.items()]
-    try:
-        return module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_linear(part: nn.Module, got: Tap) -> bool:
-    if isinstance(part, nn.Conv2d):
-        plain = (part.kernel_size, part.stride, part.padding) == ((1, 1), (1, 1), (0, 0))
-        return plain or (part.kernel_size == got.shape[1:] and part.padding == (0, 0))
-    return isinstance(part, nn.Linear)
-
-
-def _is_taken_out(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
-    """Whether an identity under a classifier's name ran after all layers with weights."""
-    last = max((number for number, name in enumerate(ran) if has_weights(parts[name])), default=-1)
-    for name in ran[last + 1 :]:
-        *_, owner, own = ["", *name.split(".")]
-        if isinstance(parts[name], nn.Identity) and (owner if own.isdigit() else own) in NAMES:
-            return True
-    return False
-
-
-def _is_behind(parts: Mapping[str, nn.Module], layers: Sequence[str], classes: Any) -> bool:
-    """Whether the last layer is a norm or a scale behind a classifier of so many classes."""
-    before, last = parts[layers[-2]], parts[layers[-1]]
-    return isinstance(before, nn.Linear | nn.Conv2d) and _is_norm(last) and before.weight.shape[0] == classes
-
-
-def _is_norm(part: nn.Module) -> bool:
-    """Whether all weights of a module are one number per channel."""
-    return all(one.ndim <= 1 for one in part.parameters(recurse=False))
-
-
-def _side_by_side(module: nn.Module, layers: Sequence[str], images: Tensor) -> list[str]:
-    """Return the last linear layers of which none feeds another, and from whose inputs the output follows."""
-    parts = dict(module.named_modules())
-    found = [layers[-1]]
-    for name in reversed(layers[:-1]):
-        part, last = parts[name], parts[layers[-1]]
-        if _is_norm(part):
-            continue
-        if not (isinstance(part, nn.Linear) and isinstance(last, nn.Linear) and part.out_features == last.out_features):
-            return []
-        feeds, counts = _effects(module, name, found, images)
-        if feeds or len(found) == MOST:
-            return []
-        found = [name, *found] if counts else found
-        if decide(module, found, images):
-            return found
-    return []
-
-
-@torch.no_grad()
-def _effects(module: nn.Module, name: str, others: Sequence[str], images: Tensor) -> tuple[bool, bool]:
-    """Whether another output of a layer changes what some others get, and whether it changes the network's output."""
-    got: list[dict[str, Tensor]] = [{}, {}]
-    outputs = []
-
-    def keep(name: str, values: dict[str, Tensor]) -> Any:
-        return lambda _part, args, kwargs: values.update({name: first_input(args, kwargs).clone()})
-
-    for values, factor in zip(got, (1, -2), strict=True):
-        handle = module.get_submodule(name).register_forward_hook(
-            lambda _part, _args, output, factor=factor: output * factor + (factor < 0)
-        )
-        try:
-            with one_path():
-                outputs.append(
-                    _hooked(module, {module.get_submodule(other): keep(other, values) for other in others}, images)
-                )
-        finally:
-            handle.remove()
-    feeds = any(not torch.equal(got[0][other], got[1][other]) for other in others)
-    return feeds, not torch.equal(*outputs)
-
-
-def _joined(
-    parts: Mapping[str, nn.Module],
-    names: Sequence[str],
-    inputs: Mapping[str, Tap],
+def replace_classifier(
+    spec: BackboneSpec,
+    network: nn.Module,
     *,
-    module: nn.Module | None = None,
-    images: Tensor | None = None,
-) -> dict[str, InputPart]:
-    """Return the parts of a vector that modules get: all of it each, where all get the same, else one after the other.
+    classes: int,
+    dropout: float = 0.0,
+    hidden: int | None = None,
+    convolution: int | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Put a new classifier into a network, and say how to build it again; the network itself is changed.
 
-    Where layers side by side have norms before them that get the same, the modules around these are taken.
+    dropout: the share of values that are dropped before each layer of the classifier. hidden: the width of a layer
+    before the last, with a ReLU. convolution: the side of a convolution that is put after the last maps, as wide as
+    they are, with a BatchNorm and a ReLU. The new weights are drawn from torch's global generator. Raises BackboneError
+    if the network gives no vector or maps, or has no place for a convolution.
     """
-    shared = False
-    if len(names) > 1 and module is not None and images is not None:
-        around = [_around(parts, name, inputs) for name in names]
-        first, *others = _got(module, around, images)
-        shared = all(torch.equal(first, other) for other in others)
-        names = around if shared else names
-    found: dict[str, InputPart] = {}
-    stop = 0
-    for name in names:
-        axes = positions(parts[name], inputs[name])
-        start = 0 if shared else stop
-        stop = start + math.prod(size for axis, size in enumerate(inputs[name].shape, start=1) if axis not in axes)
-        found[name] = InputPart(start=start, stop=stop, axes=axes)
-    return found
+    at = place_of(spec)
+    architecture = {
+        "family": "headed",
+        "name": str(spec.architecture.get("name", "")),
+        "base": dict(spec.architecture),
+        "at": at,
+        **(_appended(spec) if at == APPENDED else _end(spec, network, at)),
+        "classes": classes,
+        "dropout": dropout,
+        "hidden": hidden,
+        "convolution": None if convolution is None else {**_after_maps(spec, network), "side": convolution},
+    }
+    return _put(network, architecture), architecture
 
 
-def _around(parts: Mapping[str, nn.Module], name: str, inputs: Mapping[str, Tap]) -> str:
-    """Return the outermost module around a layer that holds nothing else with weights but norms."""
-    while owner := name.rpartition(".")[0]:
-        layers = [one for one in parts[owner].modules() if has_weights(one) and not _is_norm(one)]
-        if len(layers) != 1 or owner not in inputs:
-            break
-        name = owner
-    return name
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """An untrained network from the settings in backbone.json."""
+    return _put(serialization.build(architecture["base"]), architecture)
+
+
+def build_headless(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build an untrained network without its classifier: its output is what is made of the classifier's input."""
+    network = serialization.build(architecture["base"])
+    for name in missing_of(architecture):
+        owner, _, last = name.rpartition(".")
+        maps = any(isinstance(part, nn.Conv2d) for part in network.get_submodule(name).modules())
+        network.get_submodule(owner).add_module(last, NoClassifier(maps=maps))
+    return network
+
+
+def missing_of(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules that a headless architecture is without; none of other architectures."""
+    if architecture.get("family") != "headless":
+        return ()
+    at = architecture["at"]
+    return (at,) if isinstance(at, str) else tuple(at)
+
+
+def place_of(spec: BackboneSpec) -> str:
+    """Return the name of the classifier, be it one layer or several; `APPENDED` where the network has none.
+
+    Raises BackboneError for a network without the node `penultimate`.
+    """
+    if spec.architecture.get("family") == "headed":
+        return str(spec.architecture["at"])
+    tap = spec.taps.get(PENULTIMATE)
+    if tap is None:
+        raise BackboneError(
+            f"{_named(spec)}: expected a network that gives one tensor with a row per image, to put a classifier on, "
+            f"got none ({PENULTIMATE!r} is no node of it). Return a tensor from a factory of yours."
+        )
+    return tap.input_of or APPENDED
+
+
+def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the modules that a headed architecture adds to its base; none for other architectures."""
+    if architecture.get("family") != "headed":
+        return ()
+    more = architecture["convolution"]
+    return (*([str(more["at"])] if more else []), str(architecture["at"]))
+
+
+def last_layer(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
+    """The layer of a headed network that gives the logits."""
+    last: nn.Module = _layers(network.get_submodule(architecture["at"]))[-1]
+    return last
+
+
+def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.Linear) -> None:
+    """Give the classifier of a headed network the weights of a linear layer, such as `linear_of` makes.
+
+    Raises BackboneError if the classifier is not one linear layer of this shape on what the network had before.
+    """
+    last = last_layer(network, architecture)
+    weight, shape = last.get_parameter("weight"), tuple(linear.weight.shape)
+    if architecture["hidden"] or architecture["convolution"]:
+        found = "`hidden` or `convolution`"
+    elif tuple(weight.flatten(1).shape) != shape:
+        found = f"one of {tuple(weight.shape)}"
+    else:  # a 1x1 convolution is the linear layer at each position, whose mean is the linear layer of the mean
+        last.load_state_dict({"weight": linear.weight.view_as(weight), "bias": linear.bias})
+        return
+    raise BackboneError(
+        f"{architecture['name'] or 'network'}: expected a classifier of one linear layer of the shape {shape}, to "
+        f"start from a fitted head, got {found}. Fit the head on `{PENULTIMATE}`, and leave the classifier one layer."
+    )
+
+
+def linear_of(
+    head: Any, *, classes: Sequence[str], kind: Literal["classification", "multilabel", "regression"] = "classification"
+) -> nn.Linear:
+    """Turn a fitted scikit-learn pipeline of scalers and a linear head into one layer, float32, rows as `classes`.
+
+    The softmax of the logits, or of several labels their sigmoid, is what `predict_proba` of a logistic regression
+    gives; of a regression the one output is the prediction. Raises HeadError for anything that is not linear, and where
+    the classes are others.
+    """
+    *scalers, last = [step for _, step in getattr(head, "steps", [("", head)])]
+    mean, scale = np.zeros(1), np.ones(1)
+    for step in scalers:
+        if type(step).__name__ != "StandardScaler":
+            raise HeadError(
+                f"head: expected StandardScaler and a linear classifier, which one layer can do, got "
+                f"{type(step).__name__}. Fit the head with `scale: standard` or `scale: none`."
+            )
+        # (x - mean) / scale of one scaler after the other
+        mean = mean + scale * (step.mean_ if step.with_mean else 0)
+        scale = scale * (step.scale_ if step.with_std else 1)
+    each = getattr(last, "estimators_", None)  # a classifier per label, of one-vs-rest
+    linear = each if kind == "multilabel" and each is not None else [last]
+    if not all(hasattr(one, "coef_") and (kind == "regression" or hasattr(one, "classes_")) for one in linear):
+        wanted, use = "classifier, with `coef_` and `classes_`", "logistic"
+        if kind == "regression":
+            wanted, use = "regression, with `coef_`", "ridge"
+        got = type(last.estimator if kind == "multilabel" and each is not None else last).__name__
+        raise HeadError(f"head: expected a linear {wanted}, got {got}. Start from `head: {use}`.")
+    if kind != "classification":
+        weights = np.concatenate([np.atleast_2d(one.coef_) for one in linear])
+        intercept = np.concatenate([np.atleast_1d(one.intercept_) for one in linear])
+        outputs = 1 if kind == "regression" else len(classes)
+        if len(weights) != outputs:
+            raise HeadError(f"head: expected {outputs} outputs, got {len(weights)}. Fit the head on this task.")
+        return head_from_linear(weights, np.broadcast_to(intercept, outputs), mean=mean, scale=scale)
+    known = [str(name) for name in last.classes_]
+    if sorted(known) != sorted(classes):
+        different = sorted(set(known) ^ set(classes))
+        raise HeadError(
+            f"head: expected the {len(classes)} classes of the task, got {len(known)}. They differ in: "
+            f"{', '.join(different[:12])}. Fit the head on this task."
+        )
+    weights, intercept = np.atleast_2d(last.coef_), np.atleast_1d(last.intercept_)
+    if len(weights) == 1 and len(known) == 2:  # one decision value s: the probabilities are the softmax of -s/2, s/2
+        weights, intercept = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
+    order = [known.index(name) for name in classes]
+    return head_from_linear(weights[order], intercept[order], mean=mean, scale=scale)
+
+
+def head_from_linear(
+    weights: np.ndarray, intercept: np.ndarray, *, mean: np.ndarray | float = 0.0, scale: np.ndarray | float = 1.0
+) -> nn.Linear:
+    """A linear layer that gives weights @ ((x - mean) / scale) + intercept, in float64; weights (classes, width)."""
+    folded = np.asarray(weights, np.float64) / scale
+    bias = np.asarray(intercept, np.float64) - folded @ np.broadcast_to(mean, folded.shape[1:])
+    layer = nn.Linear(folded.shape[1], folded.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(folded))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer
+
+
+class _Kept:
+    """The last tensor that a network ends with, at one of its modules. A copy of a network begins without one."""
+
+    tensor: Tensor | None = None
+
+    def __deepcopy__(self, _memo: object) -> "_Kept":
+        return _Kept()
+
+
+class _Last(nn.Sequential):
+    """Layers at which the network ends with their output.
+
+    What follows them in the network runs on zeros of the width that it was made for, and is no part of the output.
+    width: of the output of the old classifier.
+    """
+
+    def __init__(self, *layers: nn.Module, width: int) -> None:
+        super().__init__(*layers)
+        self.kept, self.width = _Kept(), width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+        self.kept.tensor = output
+        if isinstance(_layers(self)[-1], nn.Conv2d):
+            return nn.functional.pad(output[:, :1] * 0, (0, 0, 0, 0, 0, self.width - 1))
+        return nn.functional.pad(output[..., :1] * 0, (0, self.width - 1))
+
+
+class _Input(nn.Module):
+    """Stands where one of several classifiers was, and keeps what that got.
+
+    width: of the output of the old classifier; None where the weights have none of it.
+    """
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__()
+        self.kept, self.width = _Kept(), width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.kept.tensor = inputs
+        return inputs if self.width is None else nn.functional.pad(inputs[..., :1] * 0, (0, self.width - 1))
+
+
+def _ending(network: nn.Module, at: str, axes: Sequence[int], parts: Mapping[str, Any]) -> nn.Module:
+    """The same network, whose output is that of its part `at`, averaged over some axes.
+
+    parts: the modules whose inputs the part `at` gets, where it does not get the network's output.
+    """
+    base: Any = type(network)
+    joined = Tap(shape=(), parts={name: InputPart(**part) for name, part in parts.items()})
+
+    def forward(self: nn.Module, images: Tensor) -> Any:
+        value: Any = base.forward(self, images)
+        part: Any = self.get_submodule(at)
+        if parts:
+            return part(join([self.get_submodule(name).kept.tensor for name in parts], joined))  # type: ignore[union-attr, misc]
+        if isinstance(part, _Last):
+            value = part.kept.tensor
+        pooled = value.mean(tuple(axes)) if axes else value
+        return pooled if isinstance(part, _Last) else part(pooled)
+
+    members = {"forward": forward, "__module__": base.__module__, ENDS_AT: at}
+    network.__class__ = type(base.__name__, (base,), members)
+    return network
+
+
+def _width(old: nn.Module) -> int | None:
+    """Return the width of the output of a classifier, as the network was made for it."""
+    if isinstance(old, _Last):
+        return old.width
+    layers = _layers(old)
+    return int(layers[-1].weight.shape[0]) if layers else None
+
+
+def _appended(spec: BackboneSpec) -> dict[str, Any]:
+    """The width of what an appended classifier gets, and how that is made of the network's output, or of `parts`."""
+    tap = spec.taps[PENULTIMATE]
+    if len(tap.shape) == 1:
+        parts = {name: part.model_dump(mode="json") for name, part in tap.parts.items()}
+        return {"width": tap.shape[0], "axes": list(tap.averaged), **({"parts": parts} if parts else {})}
+    raise BackboneError(
+        f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, "
+        f"got rows of the shape {tap.shape}. Pool them in a factory of yours."
+    )
 
 
 @torch.no_grad()
-def _got(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
-    """Return the tensors that some modules get."""
-    kept: dict[str, Tensor] = {}
+def _end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
+    """Where a network has to end at a new classifier: the axes over which its output is averaged.
 
-    def keep(name: str) -> Any:
-        return lambda _part, args, kwargs: kept.update({name: first_input(args, kwargs).clone()})
+    Nothing where the network's output is its classifier's as it is, or its mean. The output of the classifier is
+    replaced by random numbers, so that the answer does not depend on weights, and by one more of them than it has,
+    which a scale per class does not take. A part that has weights and does not run in evaluation is an auxiliary
+    classifier, which is no output of ours in training.
+    """
+    if spec.architecture.get("family") == "headed":
+        return {name: spec.architecture[name] for name in ("ends", "axes") if "ends" in spec.architecture}
+    like = next(network.parameters())
+    if like.device.type == "meta":
+        return {}
+    last = isinstance(network.get_submodule(at), nn.Conv2d)
+    ran, given = set[str](), list[Tensor]()
+    generator = torch.Generator().manual_seed(0)
 
-    with one_path():
-        _hooked(module, {module.get_submodule(name): keep(name) for name in names}, images)
-    return [kept[name] for name in names]
+    def replace(_part: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        channel = 1 if last else output.ndim - 1
+        shape = [size + (axis == channel) for axis, size in enumerate(output.shape)]
+        given.append(torch.randn(shape, generator=generator).to(output))
+        return given[0].clone()
 
-
-@torch.no_grad()
-def _missing(
-    module: nn.Module, names: Sequence[str], images: Tensor, inputs: Mapping[str, Tap]
-) -> dict[str, InputPart]:
-    """Return the parts where classifiers stood; empty where the output is what the only one got, as it is or pooled."""
-    parts = dict(module.named_modules())
-    if len(names) == 1:
+    hooks = [
+        part.register_forward_pre_hook(lambda _part, _args, name=name: ran.add(name))
+        for name, part in network.named_modules()
+    ]
+    hooks.append(network.get_submodule(at).register_forward_hook(replace))
+    modes = [(part, part.training) for part in network.modules()]
+    try:
         with one_path():
-            output = module(images)
-        (got,) = _got(module, names, images)
-        alike = [
-            got,
-            *([got.mean((2, 3)), got.mean((1, 2))] if got.ndim == 4 else [got.mean(1)] if got.ndim == 3 else []),
-        ]
-        if any(one.numel() == output.numel() and torch.allclose(one.flatten(), output.flatten()) for one in alike):
-            return {}
-    return _joined(parts, names, inputs, module=module, images=images)
+            output = network.eval()(torch.zeros(2, *spec.input.shape).to(like))
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        output = None  # what follows takes the old number of classes only
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, mode in modes:
+            part.training = mode
+    value = given[0]
+    axes = list(range(2, value.ndim)) if last else list(range(1, value.ndim - 1))
+    poolings = [value, value.mean(axes)] if axes else [value]
+    plain = isinstance(output, Tensor) and any(
+        one.numel() == output.numel() and torch.allclose(one.flatten(), output.flatten(), atol=1e-5) for one in poolings
+    )
+    aside = [
+        name
+        for name, part in network.named_children()
+        if _layers(part) and not any(one == name or one.startswith(f"{name}.") for one in ran)
+    ]
+    return {} if plain and not aside else {"ends": True, "axes": axes}
+
+
+def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
+    """The network with the parts that the architecture adds, on the device and in the mode of the network."""
+    at, classes, hidden = architecture["at"], architecture["classes"], architecture["hidden"]
+    like = next(network.parameters())
+    if "width" in architecture and not hasattr(network, at):
+        old: Any = nn.Linear(1, 1, device="meta")
+        width = architecture["width"]
+    else:
+        old = _layers(network.get_submodule(at))[0]
+        width = architecture.get("width") or old.weight.shape[1] * getattr(old, "groups", 1)
+    parts = [_like(old, width, hidden or classes)]
+    if hidden:
+        parts += [nn.ReLU(), _like(old, hidden, classes, first=False)]
+    if share := architecture["dropout"]:
+        parts = [one for part in parts for one in ([] if isinstance(part, nn.ReLU) else [nn.Dropout(share)]) + [part]]
+    ends = bool(architecture.get("ends"))
+    inputs = architecture.get("parts", {})
+    new: dict[str, nn.Module] = {name: _Input(_width(network.get_submodule(name))) for name in inputs}
+    if ends:
+        new[at] = _Last(*parts, width=_width(network.get_submodule(at)) or classes)
+    else:
+        new[at] = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    if more := architecture["convolution"]:
+        convolution = nn.Conv2d(more["width"], more["width"], more["side"], padding="same", bias=False)
+        new[more["at"]] = nn.Sequential(convolution, nn.BatchNorm2d(more["width"]), nn.ReLU())
+    for name, part in new.items():
+        owner, _, last = name.rpartition(".")
+        network.get_submodule(owner).add_module(last, part.to(like).train(network.training))
+    is_first = architecture["base"].get("family") != "headed"
+    if is_first and (ends or "width" in architecture):
+        network = _ending(network, at, architecture["axes"], inputs)
+    return network
+
+
+def _named(spec: BackboneSpec) -> str:
+    return str(spec.architecture.get("name") or spec.architecture.get("family"))
+
+
+def _layers(part: nn.Module) -> list[Any]:
+    """The linear layers and convolutions of a classifier, be it one of them."""
+    return [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+
+
+def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module:
+    """A new layer of the kind of the old one."""
+    if isinstance(old, nn.Linear):
+        return nn.Linear(before, after)
+    if not first:
+        return nn.Conv2d(before, after, 1)
+    return nn.Conv2d(before, after, old.kernel_size, stride=old.stride, padding=old.padding, dilation=old.dilation)
+
+
+def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
+    """Where a layer can be put after the last maps: at the end of the last sequence of modules that gives maps."""
+    nodes, last = list(spec.taps), spec.taps[PENULTIMATE]
+    classifier = last.input_of or next(iter(last.parts), PENULTIMATE)
+    for node in reversed(nodes[: nodes.index(classifier)]):
+        tap = spec.taps[node]
+        if tap.layout != "CHW" or tap.kind != "Sequential" or tap.call or not _in_line(network, node):
+            continue
+        return {"at": f"{node}.{len(network.get_submodule(node))}", "width": tap.shape[0]}  # type: ignore[arg-type]
+    raise BackboneError(
+        f"{_named(spec)}: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none. "
+        "Leave `convolution` out."
+    )
+
+
+def _in_line(network: nn.Module, node: str) -> bool:
+    """Whether a sequence of modules stands in the network itself, or in sequences alone: no way leads past it."""
+    owner = node.rpartition(".")[0]
+    return not owner or (type(network.get_submodule(owner)) is nn.Sequential and _in_line(network, owner))

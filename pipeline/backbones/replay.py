@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones.hooks import PENULTIMATE, first_input, one_path, with_first_input
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputPart
-from pipeline.backbones.taps import PENULTIMATE, first_input, one_path, with_first_input
 from pipeline.errors import BackboneError, unknown
 
 BATCH = 16

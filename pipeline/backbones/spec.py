@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config import Settings
 from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.readers.augment import View
 from pipeline.readers.image import ImageSpec
+from pipeline.settings.check import Settings
 
 GRID = re.compile(r"avg([1-9]\d*)x([1-9]\d*)")
 MAP_POOLINGS, TOKEN_POOLINGS = ("mean", "max", "gem", "mean+std"), ("cls", "mean_tokens")

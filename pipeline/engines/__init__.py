@@ -1,9 +1,9 @@
 """Engines run a backbone: a batch of named arrays in, a mapping from tap to array out.
 
-torch                  eager, CPU or CUDA: what the others are measured against
+torch_engine           eager, CPU or CUDA: what the others are measured against
 torch_compiled         the same through torch.compile
-onnxruntime            the exported graph on the CPU; _cuda on a GPU
-openvino               the same file on the CPU; an extra
+onnxruntime_engine     the exported graph on the CPU; _cuda on a GPU
+openvino_engine        the same file on the CPU; an extra
 """
 
 import importlib
@@ -17,17 +17,17 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import EngineError, requires, unknown
 
 if TYPE_CHECKING:
-    from pipeline.backbones.artefact import Backbone
+    from pipeline.backbones.serialization import Backbone
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Name = Literal["torch", "torch_compiled", "onnxruntime", "onnxruntime_cuda", "openvino"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ENGINES: Mapping[str, str] = {
-    "torch": "pipeline.engines.torch:TorchEngine",
-    "torch_compiled": "pipeline.engines.torch:CompiledEngine",
-    "onnxruntime": "pipeline.engines.onnxruntime:CpuEngine",
-    "onnxruntime_cuda": "pipeline.engines.onnxruntime:CudaEngine",
-    "openvino": "pipeline.engines.openvino:OpenVINOEngine",
+    "torch": "pipeline.engines.torch_engine:TorchEngine",
+    "torch_compiled": "pipeline.engines.torch_engine:CompiledEngine",
+    "onnxruntime": "pipeline.engines.onnxruntime_engine:CpuEngine",
+    "onnxruntime_cuda": "pipeline.engines.onnxruntime_engine:CudaEngine",
+    "openvino": "pipeline.engines.openvino_engine:OpenVINOEngine",
 }
 PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
     "torch": PRECISIONS,

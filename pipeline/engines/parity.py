@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.settings.check import Settings
 from pipeline.text import table
 
 NEIGHBOURS = 10

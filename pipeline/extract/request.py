@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
 from pipeline.errors import BackboneError, bullets
-from pipeline.extract import ExtractConfig, folder_of
+from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.plan import Plan, Unit, plan
-from pipeline.extract.samples import Samples, read_samples
+from pipeline.loading.samples import Samples, read_samples
 from pipeline.readers.augment import View
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK
+from pipeline.store.dtypes import ON_DISK
 from pipeline.store.identity import identity
-from pipeline.store.layout import ShardRecord
+from pipeline.store.shard_format import ShardRecord
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: 
 
     Raises BackboneError for a tap that does not exist and for poolings that do not fit.
     """
-    spec = artefact.read_spec(backbone)
+    spec = serialization.read_spec(backbone)
     samples = read_samples(manifests, config.datasets)
     return of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
 

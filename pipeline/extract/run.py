@@ -10,26 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import artefact, probe
+from pipeline.backbones import probe, serialization
 from pipeline.backbones.spec import WIDE, Probe
-from pipeline.engines.select import Say, gpus
+from pipeline.engines.autotune import Say, gpus
 from pipeline.errors import DataError, Interrupted, StoreError, bullets, counted
-from pipeline.extract import ExtractConfig, card, cluster, oracle, orders
-from pipeline.extract.clock import Spent
-from pipeline.extract.forecast import Forecast, refuse
+from pipeline.extract import dask_run, job_files, logit_check, parity_card
+from pipeline.extract.alternatives import foresee, shortage
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_forecast import Forecast, refuse
 from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, of_samples
-from pipeline.extract.room import foresee, shortage
-from pipeline.extract.samples import Reject, Samples, read_samples
-from pipeline.extract.work import Work
+from pipeline.extract.timing import Spent
+from pipeline.extract.units import Work
 from pipeline.extract.worker import Assignment, Worker
 from pipeline.files import AnyPath, as_path, link_or_copy
+from pipeline.loading.samples import Reject, Samples, read_samples
 from pipeline.runtime import Progress, silent
-from pipeline.store import cache, index, upkeep
+from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.store.layout import path_of
+from pipeline.store.shard_format import path_of
 from pipeline.store.use import in_use
 from pipeline.text import human
 
@@ -80,14 +81,14 @@ def extract(
     begun = time.perf_counter()
     backbone, manifests = as_path(backbone, "extract: backbone"), as_path(manifests, "extract: manifests")
     out, cache_root = as_path(out, "extract: out"), as_path(cache_root, "extract: cache_root")
-    spec = artefact.read_spec(backbone)
+    spec = serialization.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with alone(cache_root, out):
         some = read_samples(manifests, config.datasets) if samples is None else samples
         request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
         for one in request.all:
             refuse_other_values(one)
-        orders.leftovers(cache_root)
+        job_files.leftovers(cache_root)
         _sweep(request)
         found = foresee(request, cache_root=cache_root, out=out)
         announce(found)
@@ -217,7 +218,7 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
 
     works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     if config.run.several(gpus()):
-        made = cluster.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
+        made = dask_run.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
         if total >= LONG:
@@ -237,7 +238,7 @@ def _sweep(request: Request) -> None:
     """Remove what dead processes have left in the columns."""
     for one in request.all:
         for column in one.columns.values():
-            upkeep.leftovers(column)
+            maintenance.leftovers(column)
 
 
 def _forecast(request: Request, worker: Worker) -> str:
@@ -265,7 +266,7 @@ def commit(
         wanted=keys,
         rejected=refused,
     )
-    card.link(column, folder)
+    parity_card.link(column, folder)
     column.touch()
     return refused
 
@@ -273,8 +274,8 @@ def commit(
 def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
     specs = request.config.taps
-    for tap in (tap for tap in request.lacking if oracle.replayable(specs[tap])):
-        found = oracle.check(
+    for tap in (tap for tap in request.lacking if logit_check.replayable(specs[tap])):
+        found = logit_check.check(
             Features.open(out / request.folder(tap)),
             specs[tap],
             backbone=worker.backbone,

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import counted
-from pipeline.extract.clock import bottleneck, peak_memory
 from pipeline.extract.run import Extracted
+from pipeline.extract.timing import bottleneck, peak_memory
 from pipeline.text import duration, human
 
 REASONS = 5  # that are named

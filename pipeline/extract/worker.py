@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import artefact
-from pipeline.backbones.artefact import Backbone
+from pipeline.backbones import serialization
+from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.engines import gate
-from pipeline.engines.select import Job, Say, gpus
-from pipeline.extract import ExtractConfig
-from pipeline.extract.clock import Spent
-from pipeline.extract.decoders import Decoders, decoders
-from pipeline.extract.engine import EngineOf, engines
-from pipeline.extract.feed import first_pixels
-from pipeline.extract.pilot import Rates, rates, sample
+from pipeline.engines import parity_gate
+from pipeline.engines.autotune import Job, Say, gpus
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.engine_setup import EngineOf, engines
 from pipeline.extract.request import Request, row_shapes
-from pipeline.extract.samples import Samples
-from pipeline.extract.work import Stored, Target, Work, make_units
+from pipeline.extract.throughput import Rates, rates, sample
+from pipeline.extract.timing import Spent
+from pipeline.extract.units import Stored, Target, Work, make_units
+from pipeline.loading.batches import first_pixels
+from pipeline.loading.decoders import Decoders, decoders
+from pipeline.loading.samples import Samples
 from pipeline.readers import Reader
 from pipeline.readers.augment import View
 from pipeline.readers.image import ImageReader
@@ -56,7 +56,7 @@ class Worker:
     @cached_property
     def backbone(self) -> Backbone:
         """The network with its weights."""
-        return artefact.read(self.assignment.backbone)
+        return serialization.read(self.assignment.backbone)
 
     @cached_property
     def spec(self) -> BackboneSpec:
@@ -94,7 +94,7 @@ class Worker:
         config, targets = self.assignment.config, self.targets
         job = Job(self.backbone, config.taps, config.batch, config.precision, config.limits, self.assignment.cache_root)
         shapes = {tap: target.shape for tap, target in targets.items()}
-        count = gate.rows_for(shapes, job.batch_size, job.precision)
+        count = parity_gate.rows_for(shapes, job.batch_size, job.precision)
 
         @once
         def pixels() -> np.ndarray:

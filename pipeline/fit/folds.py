@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import counted
-from pipeline.fit import FOLDS, SPLIT_ROWS, FitConfig
+from pipeline.fit.config import FOLDS, SPLIT_ROWS, FitConfig
 from pipeline.task import Task
 from pipeline.training_sets import Training
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline import heads
 from pipeline.errors import HeadError, unknown
-from pipeline.fit.sums import Sums
-from pipeline.heads.moments import Summed
-from pipeline.heads.pieces import Pieces, cut
-from pipeline.heads.rows import Rows, reading_order
+from pipeline.fit.workers import Sums
 from pipeline.store.features import Features
+from pipeline.streaming.accumulate import Summed
+from pipeline.streaming.chunks import Pieces, cut
+from pipeline.streaming.rows import Rows, reading_order
 from pipeline.workers import WorkersConfig
 
 GB = 1e9

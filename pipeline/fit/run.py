@@ -11,18 +11,18 @@ import numpy as np
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError, counted
 from pipeline.files import AnyPath, as_path, atomic, sha256_file, write_json
-from pipeline.fit import FitConfig, joined
 from pipeline.fit.checks import check_classes, check_targets
+from pipeline.fit.config import FitConfig, joined
 from pipeline.fit.folds import Validation, validation_of
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
-from pipeline.fit.one import Data, Fit, Head, fit_one
-from pipeline.fit.sums import Sums
-from pipeline.heads import calibration, criteria, device
+from pipeline.fit.single_fit import Data, Fit, Head, fit_one
+from pipeline.fit.workers import Sums
+from pipeline.heads import calibration, gpu, scoring
 from pipeline.heads.failures import cause_of_failure
-from pipeline.heads.scores import kind_of_scores
+from pipeline.heads.knn_rows import looks_at_rows, write_keys
+from pipeline.heads.outputs import kind_of_scores
 from pipeline.heads.search import grid_of
 from pipeline.heads.skops_import import skops_io
-from pipeline.heads.training_rows import looks_at_rows, write_keys
 from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store import keys as key_arrays
@@ -57,7 +57,7 @@ def fit(
     """
     task, features = as_path(task, "fit: task"), as_path(features, "fit: features")
     models, predictions = as_path(models, "fit: models"), as_path(predictions, "fit: predictions")
-    on, note = device.choose(config.device)
+    on, note = gpu.choose(config.device)
     notes = [note] if note is not None else []
     loaded = Task.read(task)
     check_targets(loaded, where=str(task))
@@ -133,14 +133,12 @@ def _heads(config: FitConfig, kind: Kind, on: str | None) -> list[Head]:
         search, scores = config.search_of(name, params), plain
         if search is not None:
             grid_of(search, name)
-            criteria.check(criteria.criterion(search.metric, kind, plain), pipeline, kind=kind)
+            scoring.check(scoring.criterion(search.metric, kind, plain), pipeline, kind=kind)
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"
         random = heads.is_random(name, kind)
-        found.append(
-            Head(called, name, params, scores, plain, search, random, on if device.supports(pipeline) else None)
-        )
+        found.append(Head(called, name, params, scores, plain, search, random, on if gpu.supports(pipeline) else None))
     if config.seeds > 1 and not any(head.random for head in found):
         raise ConfigError(
             f"seeds: expected a head that starts at random, got {', '.join(config.heads)}: each fit would be the same. "

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.backbones import artefact, factory, timm_models
+from pipeline.backbones import serialization, timm_models, user_module
 from pipeline.backbones.aliases import aliases
+from pipeline.backbones.hooks import LOGITS, PENULTIMATE
+from pipeline.backbones.nodes import survey_shapes
 from pipeline.backbones.spec import InputSpec, Tap, TapSpec, pooled_shape
-from pipeline.backbones.survey import survey_shapes
-from pipeline.backbones.taps import LOGITS, PENULTIMATE
 from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.files import sha256_file
-from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
+from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
     """
     if isinstance(config, Pretrained | Folder):
         folder = config.folder if isinstance(config, Folder) else pretrained / config.network
-        if isinstance(config, Pretrained) and not (folder / artefact.JSON).is_file():
+        if isinstance(config, Pretrained) and not (folder / serialization.JSON).is_file():
             return None  # the stage `pretrain` makes it
-        spec = artefact.read_spec(folder)
+        spec = serialization.read_spec(folder)
         if isinstance(config, Folder) and not spec.weights_digest.startswith((config.digest or "").lower()):
             raise BackboneError(
                 f"{folder}: expected weights whose digest begins with {config.digest}, got {spec.weights_digest[:16]}."
@@ -74,7 +74,7 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
         if isinstance(config, Module):
             return None  # the settings say so
         raise BackboneError(f"`input` makes no image: {error}.") from None
-    taps = survey_shapes(artefact.freeze(network), inputs.shape)
+    taps = survey_shapes(serialization.freeze(network), inputs.shape)
     return Outline(taps, aliases(architecture, taps), getattr(config, "model", "NAME")) if taps else None
 
 
@@ -86,8 +86,8 @@ def survey_model(config: Torchvision | Timm) -> Outline:
     architecture, stated = _architecture(config)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        network = artefact.build(architecture)
-    taps = artefact.survey_network(network, config.input.onto(stated), where=config.model)
+        network = serialization.build(architecture)
+    taps = serialization.survey_network(network, config.input.onto(stated), where=config.model)
     return Outline(taps, aliases(architecture, taps), config.model)
 
 
@@ -114,7 +114,7 @@ def refuse_guess(config: Torchvision | Timm) -> None:
         own_size = {"resize", "crop"} <= config.input.model_fields_set
         entries = timm_models.all_preprocessing(config.model, own_size=own_size)
     else:
-        from pipeline.backbones import vision  # torchvision takes as long to import as torch
+        from pipeline.backbones import torchvision_models as vision  # torchvision takes as long to import as torch
 
         entries = {one.name: vision.preprocessing(one) for one in vision.entries(config.model)}
     found: dict[str, list[str]] = {}
@@ -132,13 +132,13 @@ def refuse_guess(config: Torchvision | Timm) -> None:
 def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
     """Return how the network is built, and the input that its weights state."""
     if isinstance(config, Module):
-        return factory.architecture(config.factory, config.arguments), None
+        return user_module.architecture(config.factory, config.arguments), None
     if isinstance(config, Timm):
         entry = timm_models.weights_entry(config.model, config.weights)
         own_size = {"resize", "crop"} <= config.input.model_fields_set
         stated = timm_models.preprocessing(config.model, entry, own_size=own_size)
         return timm_models.architecture(config.model, entry, config.classes), stated
-    from pipeline.backbones import vision  # torchvision takes as long to import as torch
+    from pipeline.backbones import torchvision_models as vision  # torchvision takes as long to import as torch
 
     entry = vision.weights_entry(config.model, config.weights)
     return vision.architecture(config.model, entry, config.classes), vision.preprocessing(entry)
@@ -148,10 +148,10 @@ def _build(architecture: Mapping[str, Any]) -> nn.Module:
     """Return the network on the meta device; with values where it computes while it is built."""
     try:
         with torch.device("meta"):
-            return artefact.build(architecture)
+            return serialization.build(architecture)
     except BackboneError as error:
         if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # it may be of the device
-            return artefact.build(architecture)
+            return serialization.build(architecture)
         raise
     except Exception:  # noqa: BLE001 - networks that compute while they are built raise nearly anything
-        return artefact.build(architecture)
+        return serialization.build(architecture)

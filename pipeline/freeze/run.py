@@ -8,16 +8,16 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import artefact, factory, timm_models
-from pipeline.backbones.classifier import decide
+from pipeline.backbones import serialization, timm_models, user_module
+from pipeline.backbones.hooks import PENULTIMATE
+from pipeline.backbones.nodes import survey
+from pipeline.backbones.penultimate import decide
 from pipeline.backbones.spec import BackboneSpec, InputSpec
-from pipeline.backbones.survey import survey
-from pipeline.backbones.taps import PENULTIMATE
 from pipeline.errors import BackboneError, counted
 from pipeline.files import AnyPath, as_path, sha256_file
-from pipeline.freeze import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
-from pipeline.freeze.checkpoint import read_entry
+from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 from pipeline.freeze.outline import refuse_guess
+from pipeline.freeze.state_dict import read_entry
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, say: S
         inputs = config.input.onto(loaded.inputs)
     except ValueError as error:
         raise BackboneError(f"{folder.name}: `input` makes no image: {error}.") from None
-    return artefact.write(
+    return serialization.write(
         folder,
         loaded.network,
         architecture=loaded.architecture,
@@ -77,7 +77,7 @@ def load(config: FreezeConfig, *, pretrained: Path, say: Say = lambda _: None) -
 
 
 def _own(source: Path, *, digest: str = "") -> Loaded:
-    own = artefact.read(source)
+    own = serialization.read(source)
     if not own.spec.weights_digest.startswith(digest.lower()):
         raise BackboneError(
             f"{source}: expected weights whose digest begins with {digest}, got {own.spec.weights_digest[:16]}. "
@@ -87,23 +87,23 @@ def _own(source: Path, *, digest: str = "") -> Loaded:
 
 
 def _torchvision(config: Torchvision, say: Say) -> Loaded:
-    from pipeline.backbones import vision  # torchvision takes as long to import as torch
+    from pipeline.backbones import torchvision_models  # torchvision takes as long to import as torch
 
-    entry = vision.weights_entry(config.model, config.weights)
-    architecture = vision.architecture(config.model, entry, config.classes)
+    entry = torchvision_models.weights_entry(config.model, config.weights)
+    architecture = torchvision_models.architecture(config.model, entry, config.classes)
     origin = {"source": "torchvision", "model": config.model, "weights": entry.name}
     if config.file is None:
-        state: Mapping[str, Tensor] = vision.download(entry)
+        state: Mapping[str, Tensor] = torchvision_models.download(entry)
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
         refuse_guess(config)
         state, named = _from_file(config, say)
         origin |= named
-    network = artefact.build(architecture)
+    network = serialization.build(architecture)
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
-    loaded = Loaded(network, architecture, origin, vision.preprocessing(entry), classes)
+    loaded = Loaded(network, architecture, origin, torchvision_models.preprocessing(entry), classes)
     where = f"{config.model} from {config.file or entry.name}"
-    return _with_weights(loaded, vision.current_keys(state), config, where=where, say=say)
+    return _with_weights(loaded, torchvision_models.current_keys(state), config, where=where, say=say)
 
 
 def _timm(config: Timm, say: Say) -> Loaded:
@@ -114,7 +114,7 @@ def _timm(config: Timm, say: Say) -> Loaded:
         network = timm_models.download(architecture, entry)
         origin |= timm_models.origin(entry)
     else:
-        network = artefact.build(architecture)
+        network = serialization.build(architecture)
     own_size = {"resize", "crop"} <= config.input.model_fields_set
     inputs = timm_models.preprocessing(config.model, entry, own_size=own_size)
     loaded = Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
@@ -128,9 +128,9 @@ def _timm(config: Timm, say: Say) -> Loaded:
 
 def _module(config: Module, say: Say) -> Loaded:
     with torch.random.fork_rng(devices=[]):
-        architecture = factory.architecture(config.factory, config.arguments)
+        architecture = user_module.architecture(config.factory, config.arguments)
         torch.manual_seed(config.seed or 0)
-        network = artefact.build(architecture)
+        network = serialization.build(architecture)
     origin: dict[str, Any] = {"source": "module", "factory": config.factory}
     if config.file is None:
         origin["seed"] = config.seed
@@ -162,8 +162,8 @@ def _with_weights(
         origin = {**loaded.origin, "without": architecture["at"]}
         if len(outputs) == 1:
             origin["other_classes"] = outputs.pop()
-        loaded = Loaded(artefact.build(architecture), architecture, origin, loaded.inputs)
-    artefact.load_state(loaded.network, state, where=where)
+        loaded = Loaded(serialization.build(architecture), architecture, origin, loaded.inputs)
+    serialization.load_state(loaded.network, state, where=where)
     return loaded
 
 
@@ -202,7 +202,7 @@ def _unfitting_classifier(
         return ()
     try:
         shape = config.input.onto(loaded.inputs).shape
-        network = artefact.freeze(loaded.network)
+        network = serialization.freeze(loaded.network)
         last = survey(network, shape)[PENULTIMATE]
         heads = [last.input_of] if last.input_of is not None else list(last.parts)
         inside = bool(heads) and all(any(head == name or head.startswith(f"{name}.") for name in at) for head in heads)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.errors import HeadError, unknown
-from pipeline.heads.preparation import Pca, Scale, steps
+from pipeline.heads.preprocessing import Pca, Scale, steps
 from pipeline.task import Kind
 
 Entry = tuple[str, Mapping[str, Any]]
@@ -26,13 +26,13 @@ HEADS: Mapping[str, Entry] = {
     "logistic": ("sklearn.linear_model:LogisticRegression", {"max_iter": 1000}),
     "mlp": ("sklearn.neural_network:MLPClassifier", {"max_iter": 1000, "random_state": 0}),
     "naive_bayes": ("sklearn.naive_bayes:GaussianNB", {}),
-    "prototypes": ("pipeline.heads.centroid:StreamingCentroid", {"metric": "cosine"}),
+    "prototypes": ("pipeline.streaming.centroid:StreamingCentroid", {"metric": "cosine"}),
     "ridge": ("sklearn.linear_model:RidgeClassifier", {}),
-    "streaming_centroid": ("pipeline.heads.centroid:StreamingCentroid", {}),
-    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsClassifier", {}),
-    "streaming_lda": ("pipeline.heads.discriminant:StreamingLDA", {"shrinkage": "auto"}),
-    "streaming_logistic": ("pipeline.heads.logistic:StreamingLogisticRegression", {}),
-    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidgeClassifier", {"alpha": 1.0}),
+    "streaming_centroid": ("pipeline.streaming.centroid:StreamingCentroid", {}),
+    "streaming_knn": ("pipeline.streaming.knn:StreamingKNeighborsClassifier", {}),
+    "streaming_lda": ("pipeline.streaming.lda:StreamingLDA", {"shrinkage": "auto"}),
+    "streaming_logistic": ("pipeline.streaming.logistic:StreamingLogisticRegression", {}),
+    "streaming_ridge": ("pipeline.streaming.ridge:StreamingRidgeClassifier", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVC", {"random_state": 0}),
 }
 """Name to class for classes as targets, and the parameters that icecore sets unless told otherwise."""
@@ -43,13 +43,13 @@ REGRESSIONS: Mapping[str, Entry] = {
     "knn": ("sklearn.neighbors:KNeighborsRegressor", {"algorithm": "brute"}),
     "mlp": ("sklearn.neural_network:MLPRegressor", {"max_iter": 1000, "random_state": 0}),
     "ridge": ("sklearn.linear_model:Ridge", {}),
-    "streaming_knn": ("pipeline.heads.neighbors:StreamingKNeighborsRegressor", {}),
-    "streaming_ridge": ("pipeline.heads.ridge:StreamingRidge", {"alpha": 1.0}),
+    "streaming_knn": ("pipeline.streaming.knn:StreamingKNeighborsRegressor", {}),
+    "streaming_ridge": ("pipeline.streaming.ridge:StreamingRidge", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVR", {"random_state": 0}),
 }
 """The same for numbers as targets."""
 
-MULTILABEL: Mapping[str, Entry] = {"centroid": ("pipeline.heads.centroid:StreamingCentroid", {})}
+MULTILABEL: Mapping[str, Entry] = {"centroid": ("pipeline.streaming.centroid:StreamingCentroid", {})}
 """Heads whose class is another for several labels a row. One-vs-rest predicts by decision values, and those of
 NearestCentroid are scaled by class: their signs do not say which mean is the nearest."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import heads
 from pipeline.errors import HeadError, unknown
 from pipeline.heads.search import SearchConfig, grid_of
-from pipeline.messages import in_yaml
+from pipeline.settings.messages import in_yaml
 from pipeline.task import Kind
 
 YAML_WORDS = (

@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline import heads
-from pipeline.config import Settings
 from pipeline.errors import HeadError, unknown
-from pipeline.heads import criteria
+from pipeline.heads import scoring
 from pipeline.heads.sweep import Fold, Found, sweep
 from pipeline.predictions import Scores
+from pipeline.settings.check import Settings
 from pipeline.task import Kind
 
 GRIDS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
@@ -131,8 +131,8 @@ def search(
     known = learner.get_params()
     if parameter not in known:
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
-    metric = criteria.criterion(config.metric, kind, given)
-    criteria.check(metric, pipeline, kind=kind)
+    metric = scoring.criterion(config.metric, kind, given)
+    scoring.check(metric, pipeline, kind=kind)
     tempered = config.metric is None and metric == "log_loss" and name in TEMPERED and not calibrated
     found = sweep(
         pipeline,

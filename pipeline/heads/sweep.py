@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, bullets
-from pipeline.heads import calibration, criteria, device
-from pipeline.heads.criteria import Held
+from pipeline.heads import calibration, gpu, scoring
 from pipeline.heads.failures import cause_of_failure
-from pipeline.heads.paths import candidates, copy_of, fitted
+from pipeline.heads.regularisation_path import candidates, copy_of, fitted
+from pipeline.heads.scoring import Held
 from pipeline.metrics import codes
 from pipeline.predictions import Scores
 from pipeline.task import Kind
@@ -113,12 +113,12 @@ def sweep(
     their best temperatures (`pipeline.heads.calibration`): one is chosen by how well it tells classes apart, and not by
     how sure it is of them (Berta et al. 2025, Rethinking Early Stopping: Refine, Then Calibrate). The preparation is
     fitted once per fold.
-    `pipeline.heads.paths` says how heads share work between values. A value with which a fit fails, or does not
-    converge, is recorded and not chosen. Raises HeadError where that is so of all.
+    `pipeline.heads.regularisation_path` says how heads share work between values. A value with which a fit fails, or
+    does not converge, is recorded and not chosen. Raises HeadError where that is so of all.
     """
     tried: list[Tried] = []
     best: tuple[int, list[Any]] | None = None
-    with device.tensors(on):
+    with gpu.tensors(on):
         ready = [_prepared(pipeline, fold, on) for fold in folds]
         running = zip(*(candidates(pipeline[-1], parameter, values, one.X, one.y) for one in ready), strict=True)
         for found in running:
@@ -153,12 +153,12 @@ def sweep(
 def _prepared(pipeline: Any, fold: Fold, on: str | None) -> _Prepared:
     from sklearn.base import clone
 
-    X = device.placed(fold.train.X, on)
+    X = gpu.placed(fold.train.X, on)
     if len(pipeline.steps) == 1:
         return _Prepared([], X, fold.train.y, fold.held)
     before = clone(pipeline[:-1])
     X = before.fit_transform(X, fold.train.y)
-    before = device.to_arrays(before)
+    before = gpu.to_arrays(before)
     return _Prepared(
         [step for _, step in before.steps], X, fold.train.y, Rows(before.transform(fold.held.X), fold.held.y)
     )
@@ -187,16 +187,16 @@ def _measured(
             Held.of(head, one.held.X, one.held.y, kind=kind, classes=classes, given=given)
             for head, one in zip(heads, ready, strict=True)
         ]
-        held = criteria.joined(parts)
+        held = scoring.joined(parts)
         if tempered:
             return _at_best_temperature(held, problem, kind=kind, classes=classes)
-        score = criteria.measure(metric, held, kind=kind, classes=classes)
+        score = scoring.measure(metric, held, kind=kind, classes=classes)
     except Exception as error:  # noqa: BLE001 - such as more neighbours than there are training rows
         return Tried(problem=problem or cause_of_failure(error))
     if math.isnan(score):
         return Tried(problem=problem or f"{metric} is not a number")
-    unsure = score if metric == "log_loss" else criteria.uncertainty(held, kind=kind, classes=classes)
-    return Tried(score, problem, criteria.by_row(metric, held, kind=kind, classes=classes), unsure)
+    unsure = score if metric == "log_loss" else scoring.uncertainty(held, kind=kind, classes=classes)
+    return Tried(score, problem, scoring.by_row(metric, held, kind=kind, classes=classes), unsure)
 
 
 def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes: Sequence[str]) -> Tried:
@@ -205,7 +205,7 @@ def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes
     temperature = calibration.best_temperature(held.scores, targets)
     at_best = replace(held, scores=calibration.at_temperature(held.scores, temperature, several=several))
     rows = calibration.doubted_losses(at_best.scores, targets)
-    unsure = criteria.measure("log_loss", at_best, kind=kind, classes=classes)
+    unsure = scoring.measure("log_loss", at_best, kind=kind, classes=classes)
     return Tried(
         float(rows.mean()), problem, rows, unsure, temperature, calibration.doubted_losses(held.scores, targets)
     )
@@ -214,7 +214,7 @@ def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes
 def _loss(one: Tried, metric: str) -> float:
     """The score of a value that can be chosen, less is better."""
     assert one.score is not None, "the value can be chosen"
-    return -criteria.sign(metric) * one.score
+    return -scoring.sign(metric) * one.score
 
 
 def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:

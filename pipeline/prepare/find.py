@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.prepare import Found, PrepareConfig, listed, packed, tables
+from pipeline.prepare import file_list, parquet_images, webdataset
 from pipeline.prepare.companions import is_table_of_labels
-from pipeline.prepare.folders import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.image_folder import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
-from pipeline.sources import files
+from pipeline.sources import filesystem
 
 
 def find(
@@ -24,11 +25,11 @@ def find(
         if root.kind == "files":
             yield from _in_folder(root)
         elif root.kind == "list":
-            yield from listed.find(config, types)
+            yield from file_list.find(config, types)
         elif root.kind == "tar":
-            yield from packed.find(config, root)
+            yield from webdataset.find(config, root)
         else:
-            yield from tables.find(config, root)
+            yield from parquet_images.find(config, root)
 
 
 def label_types(
@@ -43,18 +44,18 @@ def label_types(
         if config.types:
             raise DataError(f"{config.root}: the label of a folder is its name, a text. Leave `types` out.")
         for root in roots:
-            tops = files.folders(root.path)
+            tops = filesystem.folders(root.path)
             for line in describe_joined_splits(tops) if is_by_split(tops, where=root.path) else ():
                 note(line)
         return {"label": pa.string()}
     if kind == "tar":
         return None
-    return listed.label_types(config, note) if kind == "list" else tables.label_types(config, roots, note)
+    return file_list.label_types(config, note) if kind == "list" else parquet_images.label_types(config, roots, note)
 
 
 def _in_folder(root: Root) -> Iterator[Found]:
-    by_split = is_by_split(files.folders(root.path), where=root.path)
-    for entry in files.walk(root.path):
+    by_split = is_by_split(filesystem.folders(root.path), where=root.path)
+    for entry in filesystem.walk(root.path):
         label, place = read_off(entry.names[:-1], by_split=by_split)
         if root.domain is not None:
             place["domain"] = root.domain

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.manifest import label_column
-from pipeline.prepare import PLACES, PrepareConfig
+from pipeline.prepare.config import PLACES, PrepareConfig
 
 Note = Callable[[str], None]
 """Called with a sentence about the data that the user is to read."""

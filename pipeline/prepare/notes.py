@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.lookalikes import describe, group_alike, quote_alike
 from pipeline.manifest import DATA, label_column
-from pipeline.prepare import PLACES, PrepareConfig
 from pipeline.prepare.companions import TABLES, use_of_table
-from pipeline.prepare.folders import describe_odd_classes
+from pipeline.prepare.config import PLACES, PrepareConfig
+from pipeline.prepare.image_folder import describe_odd_classes
 from pipeline.prepare.roots import Root
 
 NAMED = ("label", *PLACES)

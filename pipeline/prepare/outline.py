@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import label_column
-from pipeline.prepare import PLACES, Found, PrepareConfig
+from pipeline.prepare.config import PLACES, Found, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import look

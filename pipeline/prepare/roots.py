@@ -9,11 +9,11 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.manifest import split_of_file
-from pipeline.prepare import Found, PrepareConfig
 from pipeline.prepare.companions import is_table_of, stems
-from pipeline.prepare.folders import is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.image_folder import is_by_split, is_other_file, read_off, refusal
 from pipeline.readers import image_files
-from pipeline.sources import PARQUET, TAR, files
+from pipeline.sources import PARQUET, TAR, filesystem
 
 COMPRESSED = (
     ".tgz",
@@ -39,7 +39,7 @@ class Root:
     path: str
     kind: Kind
     domain: str | None = None
-    shards: tuple[files.Entry, ...] = ()
+    shards: tuple[filesystem.Entry, ...] = ()
 
     @cached_property
     def by_split(self) -> bool:
@@ -52,7 +52,7 @@ class Root:
         splits = {split_of_file(entry.names[-1]) for entry in self.shards}
         return not self.by_split and None not in splits and len(splits) > 1
 
-    def place(self, shard: files.Entry) -> dict[str, str]:
+    def place(self, shard: filesystem.Entry) -> dict[str, str]:
         """Return what the folders of a container, or its name, say about its samples."""
         _, place = read_off(shard.names[:-1], by_split=self.by_split)
         split = split_of_file(shard.names[-1]) if self.split_by_name else None
@@ -66,7 +66,7 @@ class Root:
         if self.path in shards:
             return
         archives = stems(shards)
-        for entry in files.walk(self.path):
+        for entry in filesystem.walk(self.path):
             if entry.path not in shards:
                 refused = refusal(entry.names)
                 if refused[0] is None and is_table_of(entry.path, archives):
@@ -96,7 +96,7 @@ def look(config: PrepareConfig) -> list[Root]:
 
 def _roots(config: PrepareConfig) -> list[Root]:
     root = config.root
-    there = files.kind(root)
+    there = filesystem.kind(root)
     if there is None:
         raise DataError(f"{root}: no such folder or list. Set `root` to what holds the files.")
     if there == "file":
@@ -105,8 +105,8 @@ def _roots(config: PrepareConfig) -> list[Root]:
         return [_of_folder(config, root, None)]
     roots = []
     for name in config.folders:
-        path = files.join(root, name)
-        if files.kind(path) != "folder":
+        path = filesystem.join(root, name)
+        if filesystem.kind(path) != "folder":
             raise DataError(f"{path}: no such folder. `folders` names folders below `root`.")
         roots.append(_of_folder(config, path, name))
     kinds = sorted({one.kind for one in roots})
@@ -131,12 +131,14 @@ def _of_file(config: PrepareConfig) -> Root:
         raise DataError(f"{root}: expected a folder, since `folders` names folders below it, got a file. Leave it out.")
     if not packed:
         return Root(root, "list")
-    return Root(root, "tar" if suffix == TAR else "parquet", shards=(files.Entry((PurePosixPath(root).name,), root),))
+    return Root(
+        root, "tar" if suffix == TAR else "parquet", shards=(filesystem.Entry((PurePosixPath(root).name,), root),)
+    )
 
 
 def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
     shards = []
-    for entry in files.walk(path):
+    for entry in filesystem.walk(path):
         name = entry.names[-1].lower()
         if refusal(entry.names)[0] is not None:
             continue

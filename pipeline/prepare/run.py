@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError, bullets
 from pipeline.files import atomic
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths, label_column
-from pipeline.prepare import PLACES, Found, PrepareConfig, values
-from pipeline.prepare.examine import examine
+from pipeline.prepare import label_types as values
+from pipeline.prepare.check_images import examine
+from pipeline.prepare.config import PLACES, Found, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels

@@ -23,9 +23,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from pipeline.config import Settings
 from pipeline.errors import EngineError
 from pipeline.files import KEY_BYTES
+from pipeline.settings.check import Settings
 
 
 @functools.cache

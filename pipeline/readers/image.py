@@ -18,12 +18,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pipeline.config import Settings
 from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Sample, image_files
 from pipeline.readers.augment import View
 from pipeline.readers.image_files import MAX_PIXELS
+from pipeline.settings.check import Settings
 
 T = TypeVar("T")
 

@@ -7,16 +7,6 @@ chosen        what chose the method of a run, in words
 costs         depth, bytes and multiply-adds of an input
 trained       networks that were trained beside heads on frozen features
 students      students beside their teachers: costs, accuracy, agreement
-page          the page, from page.html and run.html, and of a task task.html, students.html, trained.html, pairs.html
+run           the page, from page.html and run.html, and of a task task.html, students.html, trained.html, pairs.html
               and audit.html
 """
-
-from pydantic import Field
-
-from pipeline.config import Settings
-
-
-class ReportConfig(Settings):
-    """The report's page."""
-
-    title: str = Field(default="icecore report", description="of the page")

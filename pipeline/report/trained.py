@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.choice import best_of
 from pipeline.errors import counted
+from pipeline.evaluate.choice import best_of
 from pipeline.report.leaderboard import NAMES, Run, settings_of
 
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """Sources: where the bytes of samples lie and how they are read, apart from what the bytes mean.
 
-files      whole files, local and behind URLs (fsspec)
+filesystem  whole files, local and behind URLs (fsspec)
 tar        members of tar archives, which are read in place and never unpacked
 parquet    rows of Parquet files with a column of bytes
 
@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.sources import files
+from pipeline.sources import filesystem
 
 LIMIT = 2 * 2**30
 """Bytes of a sample above which it is not read from a container."""
@@ -48,7 +48,7 @@ def read(path: str) -> bytes:
 
     Raises OSError, also for what is no regular file, and DataError where a package is missing that reads the URL.
     """
-    return files.read(path)
+    return filesystem.read(path)
 
 
 def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources import LIMIT, PARQUET, UNKNOWN, Place, files
+from pipeline.sources import LIMIT, PARQUET, UNKNOWN, Place, filesystem
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS = 1024
@@ -17,7 +17,7 @@ BATCH_ROWS = 1024
 @contextmanager
 def opened(path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, local or behind a URL; raises OSError, and of Arrow's errors those for a damaged footer."""
-    with files.opened(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
+    with filesystem.opened(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
         yield table
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from pipeline.sources import LIMIT, Place, files
+from pipeline.sources import LIMIT, Place, filesystem
 
 BLOCK = 512
 NAME_LIMIT = 2**20
@@ -59,7 +59,7 @@ def members(file: BinaryIO) -> Iterator[Member | Damage]:
 
     No size that a header claims is believed beyond what the file has. Archives that were joined are one.
     """
-    total = files.size(file)
+    total = filesystem.size(file)
     at, ended = 0, False
     name: str | None = None
     extra: dict[str, str] = {}
@@ -164,8 +164,8 @@ def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSErr
     """The data of some members, by ascending offsets; see `pipeline.sources.read_many`."""
     done = 0
     try:
-        with files.opened(container) as file:
-            total = files.size(file)
+        with filesystem.opened(container) as file:
+            total = filesystem.size(file)
             for place in places:
                 yield _data(file, place, total)
                 done += 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.errors import DataError, bullets, unknown
-from pipeline.split import Domains, FewShot, SplitConfig
+from pipeline.split.config import Domains, FewShot, SplitConfig
 
 Assigned = list[str | None]
 """A split for each row; None for rows that are not in the task."""

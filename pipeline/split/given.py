@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.errors import DataError, unknown
 from pipeline.manifest import SPLIT_NAMES, split_of
-from pipeline.split import SplitConfig
 from pipeline.split.assign import ORDER, Assigned, assign, assign_shares, normalise
+from pipeline.split.config import SplitConfig
 
 Say = Callable[[str], None]
 

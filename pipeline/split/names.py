@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.lookalikes import describe, group_alike, normalise_look, quote_alike
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 from pipeline.task import LEVEL, TYPES
 
 SHOWN = 5  # names or sentences of a kind

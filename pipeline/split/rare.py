@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import DataError, bullets, counted
-from pipeline.split import SplitConfig
 from pipeline.split.assign import Assigned
+from pipeline.split.config import SplitConfig
 from pipeline.task import OTHER, SPLITS, TYPES, describe_rare, name_some
 
 MOST = 20  # problems that one error lists

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, counted
 from pipeline.files import AnyPath, as_path
-from pipeline.split import Domains, FewShot, SplitConfig
 from pipeline.split.assign import Assigned, assign, assign_by_domain, few_shot_ranks, limited
+from pipeline.split.config import Domains, FewShot, SplitConfig
 from pipeline.split.given import assign_given, names_splits
 from pipeline.split.rare import settle_rare, what_splits
 from pipeline.split.targets import read, strata

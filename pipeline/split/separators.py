@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import DataError
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 
 SEPARATORS = (";", ",", "|", "/", "\t")
 """What people write between labels."""

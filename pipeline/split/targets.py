@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline import manifest
 from pipeline.errors import DataError, bullets, counted, unknown
 from pipeline.manifest import FIXED
-from pipeline.split import SplitConfig
+from pipeline.split.config import SplitConfig
 from pipeline.split.given import find_used
 from pipeline.split.names import compare_names, rename_classes
 from pipeline.split.separators import check_separator

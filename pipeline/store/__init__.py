@@ -2,15 +2,15 @@
 
 identity   what made a feature, and the digest of that
 keys       16-byte sample keys as arrays: sorting, looking up
-layout     what is in a shard: rows, blocks, checksums
-examine    where it lies in the file, and a refusal of everything else
-writing    one HDF5 file, written once
-spool      rows that come in batches, until all of a shard are there
-shard      the same file, open, and its rows
+shard_format  what is in a shard: rows, blocks, checksums
+shard_checks  where it lies in the file, and a refusal of everything else
+shard_writer  one HDF5 file, written once
+row_buffer  rows that come in batches, until all of a shard are there
+shard_reader  the same file, open, and its rows
 index      index.json, written last: the commit of a features folder
 cache      the columns that every project and branch on this machine shares
 use        which parts of them a running job holds
-upkeep     what of them is damaged, how large they are, what may go
+maintenance  what of them is damaged, how large they are, what may go
 features   the one class that heads and training read
 export     its rows as one file for others
 """

@@ -36,12 +36,12 @@ import platformdirs
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, write_json
-from pipeline.params import read_params
+from pipeline.settings.params import read_params
 from pipeline.store import keys as key_arrays
-from pipeline.store import shard, writing
+from pipeline.store import shard_reader, shard_writer
 from pipeline.store.identity import address, differences
-from pipeline.store.layout import REMEDY, Layout, ShardRecord, path_of
-from pipeline.store.spool import Spool, spool
+from pipeline.store.row_buffer import Spool, spool
+from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, path_of
 
 VERSION = "v2"
 CONFIG = Path(".icecore") / "config"
@@ -118,7 +118,7 @@ class Column:
 
     def keys(self, record: ShardRecord) -> np.ndarray:
         """The keys of a shard, S16 (rows,); raises StoreError if they are not those of its record."""
-        shard.verify(self.path_of(record), record, whole=False)
+        shard_reader.verify(self.path_of(record), record, whole=False)
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
         if sha256_bytes(data) != read_note(path.with_suffix(".json")).get("keys"):
@@ -132,9 +132,9 @@ class Column:
         touched it since. Whoever reads the rows checks them in any case.
         """
         path = self.path_of(record)
-        shard.verify(path, record, whole=False)
+        shard_reader.verify(path, record, whole=False)
         if path.stat().st_mtime_ns > path.with_suffix(".json").stat().st_mtime_ns:
-            shard.verify(path, record)
+            shard_reader.verify(path, record)
 
     def rejected(self) -> dict[str, str]:
         """Key to reason, of the samples that were tried and can never give features."""
@@ -248,7 +248,7 @@ class Writer:
             return None
         with self._column._writing():
             rows = self._spool.sorted()
-            record = writing.write(self._column.folder, rows.keys, rows, self._layout)
+            record = shard_writer.write(self._column.folder, rows.keys, rows, self._layout)
             self._column._commit(record, rows.keys, provenance, rejected)
         self._stack.close()
         self._spool = None

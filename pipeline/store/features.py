@@ -16,9 +16,9 @@ from pipeline.files import AnyPath, as_path
 from pipeline.runtime import beside
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import ON_DISK
-from pipeline.store.layout import path_of
-from pipeline.store.shard import Shard
+from pipeline.store.dtypes import ON_DISK
+from pipeline.store.shard_format import path_of
+from pipeline.store.shard_reader import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa

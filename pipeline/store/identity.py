@@ -10,7 +10,7 @@ from pipeline.backbones import projection
 from pipeline.backbones.spec import BackboneSpec, TapSpec, pooled_shape
 from pipeline.files import digest
 from pipeline.readers.image import ImageReader
-from pipeline.store.layout import FORMAT
+from pipeline.store.shard_format import FORMAT
 
 
 def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32") -> dict[str, Any]:

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from pydantic import ValidationError
 
-from pipeline.config import Settings
 from pipeline.errors import StoreError, counted
 from pipeline.files import digest, publish, scratch, sha256_file, sweep, write_json
+from pipeline.settings.check import Settings
 from pipeline.store import keys as key_arrays
-from pipeline.store.encoding import Stored
-from pipeline.store.layout import Layout, ShardRecord, path_of
+from pipeline.store.dtypes import Stored
+from pipeline.store.shard_format import Layout, ShardRecord, path_of
 
 NAME = "index.json"
 BLOCK_KEYS = 2**20  # that are hashed at once

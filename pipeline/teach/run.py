@@ -10,18 +10,19 @@ import numpy as np
 
 from pipeline import files
 from pipeline.backbones.spec import resolve
-from pipeline.engines.select import Say
+from pipeline.engines.autotune import Say
 from pipeline.errors import TrainingError, counted
-from pipeline.extract import folder_of
-from pipeline.extract.forecast import Forecast
+from pipeline.extract.config import folder_of
+from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import commit, extract, refuse_too_many
-from pipeline.extract.samples import Samples, read_samples
 from pipeline.files import read_json, write_json
+from pipeline.loading.samples import Samples, read_samples
 from pipeline.readers.augment import Views
 from pipeline.runtime import Progress, silent
 from pipeline.store import cache, index
 from pipeline.task import Kind
-from pipeline.teach import LOGITS, TeachConfig, head, hint_folder, network, packed
+from pipeline.teach import head_teacher, network_teacher, top_k_extract
+from pipeline.teach.config import LOGITS, TeachConfig, hint_folder
 from pipeline.teach.teacher import FORMAT, JSON
 from pipeline.teach.top_k import TopK
 
@@ -104,7 +105,7 @@ def teach(
     opened = {name: index.read(paths.out / name) for name in folders}
     off = None
     if made.identity["top_k"] is not None:
-        off = packed.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
+        off = top_k_extract.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
     write_json(
         paths.out / JSON,
         {
@@ -166,16 +167,16 @@ def _from_network(
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
             "number."
         )
-    own = network.opened(paths.run, paths.backbone, classes=config.classes)
+    own = network_teacher.opened(paths.run, paths.backbone, classes=config.classes)
     packing = _packing(config, len(own.classes))
-    wanted = network.extraction(config, scores=True, hints=True)
+    wanted = network_teacher.extraction(config, scores=True, hints=True)
     nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
-    place = packed.Place(own.folder, paths.manifests, paths.out, paths.cache)
+    place = top_k_extract.Place(own.folder, paths.manifests, paths.out, paths.cache)
     refused: dict[str, str] = {}
     computed = 0
     if packing is not None:
-        alone = network.extraction(config, scores=True, hints=False)
-        refused, ran = packed.pack(
+        alone = network_teacher.extraction(config, scores=True, hints=False)
+        refused, ran = top_k_extract.pack(
             alone,
             packing,
             spec=own.spec,
@@ -188,7 +189,7 @@ def _from_network(
         computed += ran * (1 + (0 if config.views is None else config.views.count))
     if packing is None or config.hints:
         found = extract(
-            network.extraction(config, scores=packing is None, hints=True),
+            network_teacher.extraction(config, scores=packing is None, hints=True),
             backbone=own.folder,
             manifests=paths.manifests,
             out=paths.out,
@@ -217,7 +218,7 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Pr
         raise TrainingError(
             f"{config.run}: expected `hints` with a network, which has nodes, got a run of fit. Leave them out."
         )
-    own = head.opened(config, paths.run, paths.features)
+    own = head_teacher.opened(config, paths.run, paths.features)
     classes = tuple(own.model.classes)
     packing = _packing(config, len(classes))
     width = len(classes) if packing is None else packing.width
@@ -226,10 +227,10 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Pr
     for number in range(len(own.taps)):
         column = cache.column(paths.cache, own.column(number, packing))
         held = cache.covering(column, samples.keys)[2]
-        without = head.rejected(own, number, samples.keys)
+        without = head_teacher.rejected(own, number, samples.keys)
         has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
         missing = samples.keys[has & ~held]
-        head.store(own, number, column, missing, packing=packing)
+        head_teacher.store(own, number, column, missing, packing=packing)
         progress((number + 1) * len(samples), len(own.taps) * len(samples))
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)

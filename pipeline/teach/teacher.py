@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
-from pipeline.extract import folder_of
+from pipeline.extract.config import folder_of
 from pipeline.files import read_json
 from pipeline.readers.augment import View, Views
 from pipeline.readers.image import ImageReader
@@ -23,7 +23,8 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features, Keys
 from pipeline.store.identity import differences
 from pipeline.task import Kind
-from pipeline.teach import LOGITS, hint_folder, top_k
+from pipeline.teach import top_k
+from pipeline.teach.config import LOGITS, hint_folder
 
 JSON, FORMAT = "teacher.json", 1
 

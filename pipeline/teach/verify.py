@@ -11,22 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.replay import TOLERANCE
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.engines import create
 from pipeline.errors import TrainingError, bullets
-from pipeline.extract import folder_of
+from pipeline.extract.config import folder_of
 from pipeline.files import sha256_file
-from pipeline.heads import model
-from pipeline.heads.rows import Rows
+from pipeline.heads import saved
+from pipeline.loading.image_cache import Pixels
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
-from pipeline.teach import LOGITS, hint_folder, top_k
-from pipeline.teach.scores import logits_of
+from pipeline.streaming.rows import Rows
+from pipeline.teach import top_k
+from pipeline.teach.config import LOGITS, hint_folder
+from pipeline.teach.logits import logits_of
 from pipeline.teach.teacher import Teacher
-from pipeline.training.pixels import Pixels
 
 ROWS = 32
 REDUCED = 0.1  # of networks in 16 bits, whose logits stray with the kernels
@@ -79,7 +80,7 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
     where the teacher was made by something else, with the fields that differ, and where values are off, with how far
     and the first key; DataError where a sample has no scores.
     """
-    network = artefact.read(sources.network)
+    network = serialization.read(sources.network)
     _check_made(teacher, sources, network.spec)
     random = np.random.default_rng(seed)
     chosen = np.sort(random.choice(len(pixels.keys), min(count, len(pixels.keys)), replace=False))
@@ -188,7 +189,7 @@ def _of_head(
         )
         for tap, one in zip(taps, stored, strict=True)
     ]
-    loaded = model.load(run, teacher.record["source"]["file"], features=features)
+    loaded = saved.load(run, teacher.record["source"]["file"], features=features)
     logits = logits_of(loaded, Rows(stored, keys)[:])
     if teacher.top_k is not None:
         logits = top_k.unpack(teacher.top_k.pack(logits), logits.shape[1])

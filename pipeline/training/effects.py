@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.task import Kind
 
 if TYPE_CHECKING:
-    from pipeline.training import DistillConfig, FinetuneConfig, LoopConfig, RunConfig
+    from pipeline.training.config import DistillConfig, FinetuneConfig, LoopConfig, RunConfig
 
 OF_SCHEDULES = {
     "milestones": ("step",),

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.backbones.artefact import weights_digest
+from pipeline.backbones.serialization import weights_digest
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, counted
-from pipeline.training.cut import blocks, in_layer
+from pipeline.partition.split_points import blocks, in_layer
 from pipeline.training.parts import BatchNorms, FromTap, Part
-from pipeline.training.phases import Phase, phase, within, without
+from pipeline.training.trainable import Phase, phase, within, without
 
 
 def prepare(

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import counted
 from pipeline.files import write_json, write_text
-from pipeline.training import LoopConfig
+from pipeline.training.config import LoopConfig
 
 Row = dict[str, float]
 

@@ -22,22 +22,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import artefact
-from pipeline.engines.memory import first_line, is_lack
+from pipeline.backbones import serialization
+from pipeline.engines.out_of_memory import first_line, is_lack
 from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
-from pipeline.training import LoopConfig, checkpoint
-from pipeline.training.finite import Losses
+from pipeline.training import checkpoint
+from pipeline.training.config import LoopConfig
+from pipeline.training.data import batch_count
+from pipeline.training.divergence import Losses
 from pipeline.training.history import START, Curves, History, Row, line, means
 from pipeline.training.losses import Goal, Mix
-from pipeline.training.optimisation import multiple, optimiser_of, set_rate
-from pipeline.training.samples import batch_count
+from pipeline.training.optim import multiple, optimiser_of, set_rate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from pipeline.training.data import Batch, Samples
     from pipeline.training.freezing import Frozen
-    from pipeline.training.samples import Batch, Samples
 
 SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
 
@@ -166,7 +167,7 @@ def train(
     if is_last:
         network.load_state_dict(kept.state_dict())
     else:
-        artefact.load_state(network, safetensors.torch.load_file(best), where=str(best))
+        serialization.load_state(network, safetensors.torch.load_file(best), where=str(best))
     is_start = config.weights == "best" and state.history.best == START
     if frozen.batch_norm == "recalibrate" and not is_start:
         batches = samples.batches(config.batch_size)

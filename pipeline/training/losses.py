@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError, TrainingError, unknown
 from pipeline.task import Kind
-from pipeline.training import LoopConfig
+from pipeline.training.config import LoopConfig
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """A batch and its targets, mixed with itself; the targets become shares of the classes."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config import Settings
+from pipeline.settings.check import Settings
 
 
 class LastBlocks(Settings):

@@ -3,7 +3,7 @@
 WorkersConfig   which
 preload         what a worker of this machine does before it works
 client          the connection to Dask
-in_order        items handed out to workers, results in their order
+ordered_map     items handed out to workers, results in their order
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Settings
+from pipeline.settings.check import Settings
 
 
 class TLS(Settings):

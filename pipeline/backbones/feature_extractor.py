@@ -1,0 +1,43 @@
+"""A backbone and some of its taps as one module, which every engine runs or exports: pixels in, pooled rows out."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.hooks import collect
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec
+
+
+class Tapped(nn.Module):
+    """Pixels uint8 (n, height, width, channels) to the taps in the order of `names`, each float32 (n, ...).
+
+    `early`: the forward pass stops after the last tap. Not for tracers, which lose their place there: they run on to
+    the end of the network. What comes after the last tap is in no output, and is left out of the graph.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec], *, early: bool = True) -> None:
+        super().__init__()
+        self.network, self.specs, self.taps = backbone.module, dict(specs), backbone.spec.taps
+        self.names, self.early = tuple(specs), early
+        for name, values in (("mean", backbone.spec.input.mean), ("std", backbone.spec.input.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Normalise, run the network, and pool."""
+        found = collect(self.network, self.normalised(pixels), self.specs, self.taps, early=self.early)
+        return tuple(found[name].float() for name in self.names)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images float32 (n, channels, height, width), channels-last in memory."""
+        return normalised(pixels, self.mean, self.std)
+
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels uint8 (n, h, w, c) to images float32 (n, c, h, w), less `mean`, over `std`, each (1, c, 1, 1)."""
+    # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
+    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

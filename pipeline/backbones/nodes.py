@@ -1,0 +1,278 @@
+"""The survey of a network: all its nodes, with the shape of a row, its layout, what made it and what it costs."""
+
+import contextlib
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.backbones.hooks import (
+    FUNCTION,
+    INPUT,
+    LOGITS,
+    PENULTIMATE,
+    Functions,
+    NoClassifier,
+    first_input,
+    numbered,
+    one_path,
+)
+from pipeline.backbones.penultimate import decide, find_classifier, has_weights
+from pipeline.backbones.spec import InputPart, Tap
+
+ROWS = 2  # in the batch that is sent through
+
+Shape = tuple[int, ...]
+Layout = Literal["CHW", "HWC", "LC", "other"]
+
+
+def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
+    """All nodes of a network that give one tensor with a row a sample, in the order in which they are made.
+
+    The network runs twice, with the same first image beside another: a first row that differs depends on its batch.
+    Then it runs twice without computing, on one image more and on images of twice the size: the first axis must grow
+    with the one, and the axes that grow with the other are height and width.
+    """
+    channels, height, width = shape
+    first, again = _Observed(module), _Observed(module)
+    first.run(_images(shape, seed=1), measure=True)
+    again.run(_images(shape, seed=2))
+    more, larger = _Observed(module), _Observed(module)
+    more.imagine(ROWS + 1, shape)
+    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
+
+    found = {
+        name: tap.model_copy(update={"mixed": first.digests[name] != again.digests.get(name)})
+        for name, tap in first.nodes.items()
+        if not more.whole or (name in more.nodes and more.nodes[name].shape == tap.shape)
+    }
+    found.pop(INPUT, None)  # a module of this name is hidden by what the name stands for
+    images = _images(shape, seed=1)
+    parts = first.classifier(images) if LOGITS in found else {}
+    if LOGITS in found:
+        tap = _penultimate(first, again, parts)
+        found[PENULTIMATE] = tap.model_copy(update={"revision": int(list(parts) != first.last_layer(images))})
+    width_of_head = first.inputs[next(iter(parts))].shape[-1:] if parts else ()
+    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
+    if LOGITS in taps:
+        taps[PENULTIMATE] = _averaged(taps[PENULTIMATE], parts)
+    # The penultimate layer comes where it belongs: before what is made of it.
+    order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
+    return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
+
+
+def survey_shapes(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
+    """Return the nodes of a network with their shapes and layouts, without computing: `module` may have no values.
+
+    Empty where the network cannot run so. `penultimate` is left out, since values decide what it is.
+    """
+    channels, height, width = shape
+    found, larger = _Observed(module), _Observed(module)
+    found.imagine(ROWS, shape)
+    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
+    if not found.whole:
+        return {}
+    found.nodes.pop(INPUT, None)
+    return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found.nodes, larger, module, ())}
+
+
+def _penultimate(first: "_Observed", again: "_Observed", parts: dict[str, InputPart]) -> Tap:
+    """Return the node of what the classifier gets, before any average; of the output where there is no classifier."""
+    digests = [[one.input_digests[name] for name in parts] or one.digests[LOGITS] for one in (first, again)]
+    mixed = digests[0] != digests[1]
+    if not parts:
+        return first.nodes[LOGITS].model_copy(update={"mixed": mixed, "kind": PENULTIMATE})
+    last = first.inputs[next(reversed(parts))]
+    if len(parts) > 1 or not isinstance(first.module.get_submodule(next(iter(parts))), nn.Linear | nn.Conv2d):
+        shape = (max(part.stop for part in parts.values()),)
+        last = last.model_copy(update={"shape": shape, "input_of": None, "parts": dict(parts)})
+    return last.model_copy(update={"mixed": mixed})
+
+
+def _averaged(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
+    """Return the node as a vector: its mean over positions, where it has some."""
+    if tap.parts or len(tap.shape) == 1:
+        return tap
+    layouts: dict[str, Shape] = {"CHW": (2, 3), "HWC": (1, 2), "LC": (1,)}
+    axes = next(iter(parts.values())).axes if parts else layouts.get(tap.layout, ())
+    if not axes:
+        return tap
+    shape = tuple(size for axis, size in enumerate(tap.shape, start=1) if axis not in axes)
+    update = {"shape": shape, "averaged": axes, "layout": "other", "operation": "mean", "prefix": 0}
+    return tap.model_copy(update={**update, "class_token": False})
+
+
+def _images(shape: Shape, *, seed: int) -> Tensor:
+    """Random images, the first of them always the same."""
+    same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
+
+
+class _Observed:
+    """Which nodes were made in a forward pass, and what the modules got as their inputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.whole = False  # whether the pass came to its end
+        self.calls: Counter[str] = Counter()
+        self.nodes: dict[str, Tap] = {}
+        self.inputs: dict[str, Tap] = {}
+        self.by_name: set[str] = set()  # modules whose input came as a keyword
+        self.digests: dict[str, int] = {}  # of the first row
+        self.input_digests: dict[str, int] = {}
+
+    def imagine(self, rows: int, shape: Shape) -> None:
+        """Run shapes without values. What a network did before it refused them tells something all the same."""
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        empty = {name: tensor.to("meta") for name, tensor in state.items()}
+        refusals = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+        with contextlib.suppress(*refusals):
+            self.run(torch.empty(rows, *shape, device="meta"), state=empty)
+
+    def run(self, images: Tensor, *, measure: bool = False, state: dict[str, Tensor] | None = None) -> None:
+        """Run images; what was seen stays, even if the network fails on the way. To measure takes most of the time."""
+        flops, last, rows = FlopCounterMode(display=False), _LastOperation(), len(images)  # type: ignore[no-untyped-call]
+
+        def seen(into: dict[str, Tap], digests: dict[str, int], name: str, value: Any, **more: Any) -> None:
+            if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == rows:
+                cost = flops.get_total_flops() // (2 * rows) if measure else 0
+                into[name] = Tap(shape=tuple(value.shape[1:]), operation=last.name, multiply_adds=cost, **more)
+                digests[name] = _digest(value) if value.device.type != "meta" else 0
+
+        def function(name: str, value: Any) -> None:
+            seen(self.nodes, self.digests, name, value, kind=FUNCTION)
+
+        functions = Functions(self.module, function)
+
+        def before(name: str) -> Any:
+            def keep(_name: str, value: Any) -> None:
+                seen(self.inputs, self.input_digests, name, value, kind=PENULTIMATE, input_of=name)
+
+            def hook(_part: nn.Module, args: Any, kwargs: Any) -> None:
+                self.by_name.update(() if args else (name,))
+                functions.aside(keep)(name, first_input(args, kwargs))
+
+            return hook
+
+        def after(name: str) -> Any:
+            def hook(part: nn.Module, _args: Any, output: Any) -> None:
+                call = self.calls[name]
+                self.calls[name] += 1
+
+                def keep(node: str, value: Any) -> None:
+                    seen(self.nodes, self.digests, node, value, kind=type(part).__name__, call=call)
+
+                functions.aside(keep)(numbered(name, call) if name else LOGITS, output)
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for name, part in self.module.named_modules():
+                stack.callback(part.register_forward_pre_hook(before(name), with_kwargs=True).remove)
+                stack.callback(part.register_forward_hook(after(name)).remove)
+            for context in (torch.no_grad(), one_path(), *((flops, last) if measure else ()), functions):
+                stack.enter_context(context)
+            torch.func.functional_call(self.module, state or {}, (images,))
+        self.whole = True
+
+    def classifier(self, images: Tensor) -> dict[str, InputPart]:
+        """Return the modules whose inputs decide the output, each with its part of the vector of all."""
+        parts = dict(self.module.named_modules())
+        ran = [name for name in self.nodes if name in parts and name]
+        once = [name for name in ran if self.calls[name] == 1]
+        return find_classifier(self.module, images, ran=ran, once=once, inputs=self.inputs)
+
+    def last_layer(self, images: Tensor) -> list[str]:
+        """Return the classifier by the first rule, which addresses of stored rows stand for: one layer or none.
+
+        It was the last layer with weights, if it is linear or any convolution and was called by place.
+        """
+        parts = dict(self.module.named_modules())
+        ran = [name for name in self.nodes if name and name in parts]
+        weighted = [name for name in ran if has_weights(parts[name]) or isinstance(parts[name], NoClassifier)]
+        last = weighted[-1:]
+        usable = last and isinstance(parts[last[0]], nn.Linear | nn.Conv2d) and self.calls[last[0]] == 1
+        if not usable or last[0] not in self.inputs or last[0] in self.by_name:
+            return []
+        return last if decide(self.module, last, images) else []
+
+
+def _digest(value: Tensor) -> int:
+    """Return a checksum of the first row, by NumPy: each operation of torch passes through the modes that observe."""
+    plain = value.detach()
+    if plain.is_floating_point() and plain.itemsize < 4:
+        plain = plain.float()  # NumPy has no bfloat16
+    return zlib.crc32(np.ascontiguousarray(plain.numpy()[0]).data)
+
+
+class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers which operation ran last that makes values: views and copies do not."""
+
+    name = ""
+    SILENT = ("clone", "copy", "detach", "empty", "zeros", "to_copy", "unsafe_view", "as_strided")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0].strip("_")
+        if not func.is_view and name not in self.SILENT:
+            self.name = name
+        return func(*args, **(kwargs or {}))
+
+
+def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
+    """The nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
+    inputs = {}
+    if PENULTIMATE in nodes:
+        part = nodes[PENULTIMATE].input_of
+        inputs[PENULTIMATE] = larger.nodes.get(LOGITS) if part is None else larger.inputs.get(part)
+    layouts: dict[str, Layout | None] = {}
+    for name, tap in nodes.items():
+        seen = inputs.get(name, larger.nodes.get(name))
+        layouts[name] = _layout(tap.shape, seen.shape if seen else tap.shape)
+    # Where a network takes one size only, tokens are as wide as what the last layer gets.
+    lengths = [
+        tap.shape[0]
+        for name, tap in nodes.items()
+        if layouts[name] == "LC" or (layouts[name] is None and len(tap.shape) == 2 and tap.shape[1:] == width)
+    ]
+    length, prefix = max(lengths, default=0), _prefix_tokens(module)
+    class_token = any(getattr(module, name, None) is not None for name in ("class_token", "cls_token"))
+    found = {}
+    for name, tap in nodes.items():
+        layout = layouts[name]
+        if layout is None and len(tap.shape) == 2:
+            layout = "LC" if length and tap.shape[0] in (length, length - prefix) else "other"
+        whole = layout == "LC" and tap.shape[0] == length
+        update = {
+            "layout": layout or "CHW",
+            "prefix": prefix if whole else 0,
+            "class_token": whole and class_token and prefix > 0,
+        }
+        found[name] = tap.model_copy(update=update)
+    return found
+
+
+def _prefix_tokens(module: nn.Module) -> int:
+    """How many tokens stand before those of the patches: timm says it, torchvision's networks have one or none."""
+    return int(getattr(module, "num_prefix_tokens", 1 if hasattr(module, "class_token") else 0))
+
+
+def _layout(row: Shape, larger: Shape) -> Layout | None:
+    """The layout by the axes that grow with the image; None for tokens and maps of a fixed size."""
+    if len(row) not in (2, 3) or len(row) != len(larger):
+        return "other"
+    grown = tuple(after > before for before, after in zip(row, larger, strict=True))
+    if not any(grown):
+        # Maps of a fixed size, such as those after adaptive pooling, are square.
+        return None if len(row) == 2 or row[1] == row[2] else "other"
+    known: dict[tuple[bool, ...], Layout] = {
+        (True, False): "LC",
+        (True, True, False): "HWC",
+        (False, True, True): "CHW",
+    }
+    return known.get(grown, "other")

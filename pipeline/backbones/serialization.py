@@ -1,0 +1,176 @@
+"""The backbone on disk: weights as safetensors, everything else in backbone.json, and the way back to a module.
+
+Whatever trains a network writes it with `write`; whatever runs one reads it with `read`, which checks the digest.
+"""
+
+import hashlib
+import importlib
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pipeline.backbones import ARCHITECTURES, probe
+from pipeline.backbones.aliases import aliases
+from pipeline.backbones.nodes import survey
+from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
+from pipeline.errors import BackboneError, bullets, counted, unknown
+from pipeline.files import AnyPath, as_path, atomic, check_readable, read_json, write_json
+
+JSON, WEIGHTS = "backbone.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network, ready to run: evaluation mode, no gradients."""
+
+    spec: BackboneSpec
+    module: nn.Module
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """An untrained network by its family; raises BackboneError if there is no such family."""
+    family = architecture.get("family", "")
+    if family not in ARCHITECTURES:
+        raise BackboneError(unknown("architecture family", family, ARCHITECTURES))
+    module, attribute = ARCHITECTURES[family].split(":")
+    network: nn.Module = getattr(importlib.import_module(module), attribute)(architecture)
+    return network
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Put weights into a network; raises BackboneError with the first keys and shapes that differ."""
+    own = network.state_dict()
+    # Files older than torch 0.4.1 lack the number of batches that a BatchNorm saw; evaluation mode does not use it.
+    state = {**{key: own[key] for key in own if key.endswith("num_batches_tracked")}, **state}
+    problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
+    problems += [f"not in the architecture: {key} {tuple(state[key].shape)}" for key in state if key not in own]
+    problems += [
+        f"{key}: the architecture has {tuple(own[key].shape)}, the weights {tuple(state[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if problems:
+        differ = counted(len(problems), "key differs", "keys differ")
+        title = f"{where}: the weights do not fit the architecture, {differ}. The first of them"
+        raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
+    # Modules ask for the version of their weights' layout (MNASNet refuses none), and files of weights do not keep it.
+    # The names and shapes are those of the network, so its versions hold.
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=True)
+
+
+def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What to set where weights were saved with a wrapper around the network, such as DataParallel's `module.`."""
+    ends = ((key, dot.end()) for key in state for dot in re.finditer(r"\.", key))
+    fitting = Counter(key[:end] for key, end in ends if key[end:] in own)
+    best, count = next(iter(fitting.most_common(1)), ("", 0))
+    if 2 * count <= sum(not key.endswith("num_batches_tracked") for key in own):
+        return ""
+    return f"\nKeys begin with {best!r}: set `strip_prefix: '{best}'`."
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Evaluation mode and no gradients, for good."""
+    return network.eval().requires_grad_(False)
+
+
+def write(
+    folder: Path,
+    network: nn.Module,
+    *,
+    architecture: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    inputs: InputSpec,
+    classes: Iterable[str] = (),
+) -> BackboneSpec:
+    """Write a network in the backbone format; backbone.json comes last and makes it whole.
+
+    Raises BackboneError if the network refuses the input.
+    """
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    taps = survey_network(network, inputs, where=folder.name)
+    spec = BackboneSpec(
+        architecture=dict(architecture),
+        origin=dict(origin),
+        weights_digest=weights_digest(state),
+        input=inputs,
+        taps=taps,
+        aliases=aliases(architecture, taps),
+        classes=tuple(classes),
+        probe=probe.take(network, inputs.shape, packages=probe.packages_of(architecture)),
+    )
+    with atomic(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    write_json(folder / JSON, spec.model_dump(mode="json"))
+    return spec
+
+
+def survey_network(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
+    """Return the nodes of a network for its input; raises BackboneError if the network refuses the input."""
+    try:
+        return survey(freeze(network), inputs.shape)
+    except Exception as error:
+        channels, height, width = inputs.shape
+        reason = (str(error).splitlines() or [""])[0]
+        raise BackboneError(
+            f"{where}: expected an input that {type(network).__name__} takes, got images of {height}×{width} with "
+            f"{channels} channels: {type(error).__name__}: {reason}. Set `input` to what it was trained with."
+        ) from error
+
+
+def read_spec(folder: AnyPath) -> BackboneSpec:
+    """Read backbone.json; raises BackboneError if it is missing or of another format."""
+    folder = as_path(folder, "read_spec: folder")
+    path = folder / JSON
+    if not path.is_file():
+        raise BackboneError(f"{folder}: no backbone there ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
+    try:
+        return BackboneSpec.model_validate(read_json(path))
+    except (ValidationError, ValueError) as error:
+        raise BackboneError(f"{path}: not a backbone of this version of icecore. {error}") from None
+
+
+def read(folder: AnyPath) -> Backbone:
+    """Read a backbone; check its weights against their digest, and its outputs against its probe.
+
+    Raises BackboneError with what is wrong.
+    """
+    folder = as_path(folder, "read: folder")
+    spec = read_spec(folder)
+    remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+    check_readable(folder / WEIGHTS)
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"{folder / WEIGHTS}: expected weights, got {error}. {remedy}") from None
+    found = weights_digest(state)
+    if found != spec.weights_digest:
+        raise BackboneError(
+            f"{folder / WEIGHTS}: expected weights with the digest {spec.weights_digest[:16]}…, got {found[:16]}…. "
+            f"{remedy}"
+        )
+    network = build(spec.architecture)
+    load_state(network, state, where=str(folder))
+    if spec.probe is not None:
+        probe.check(freeze(network), spec.input.shape, spec.probe, where=str(folder))
+    return Backbone(spec=spec, module=freeze(network))

@@ -1,0 +1,140 @@
+"""`icecore cache`: look at the feature cache, and look after it."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import counted
+
+app = typer.Typer(help="The feature cache that all projects of this machine share.", no_args_is_help=True)
+
+
+@app.command("list")
+def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the columns of the cache: what they are, their size and when they were last used; then its other folders.
+
+    Example:
+
+      icecore cache list
+    """
+    from datetime import UTC, datetime
+
+    from pipeline.store import cache
+    from pipeline.store import maintenance as upkeep
+
+    root = cache.default_root()
+    rows: list[dict[str, Any]] = [
+        {
+            "address": column.address,
+            "network": column.identity.get("architecture", {}),
+            "node": column.identity.get("node"),
+            "pool": column.identity.get("pool"),
+            "dtype": column.identity.get("dtype"),
+            "shards": len(column.records()),
+            "rows": sum(record.rows for record in column.records()),
+            "bytes": upkeep.size(column),
+            "last_used": datetime.fromtimestamp(column.last_used(), UTC).isoformat(timespec="seconds"),
+        }
+        for column in cache.columns(root)
+    ]
+    others = [entry for entry in upkeep.entries(root) if entry.column is None]
+    folders: list[dict[str, Any]] = [
+        {
+            "folder": folder,
+            "entries": sum(entry.folder == folder for entry in others),
+            "bytes": sum(entry.bytes for entry in others if entry.folder == folder),
+        }
+        for folder in dict.fromkeys(entry.folder for entry in others)
+    ]
+    if as_json:
+        typer.echo(json.dumps([*rows, *folders], indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        name = row["network"].get("name") or row["network"].get("family")
+        typer.echo(
+            f"{row['address'][:12]}  {row['last_used'][:10]}  {row['rows']:>12,} rows  {row['bytes'] / 1e6:>9,.1f} MB "
+            f" {name} {row['node']} {row['pool']} {row['dtype']}"
+        )
+    for one in folders:
+        typer.echo(f"{one['folder']}/: {counted(one['entries'], 'entry', 'entries')}, {one['bytes'] / 1e6:,.1f} MB")
+    total = sum(row["bytes"] for row in [*rows, *folders])
+    typer.echo(f"{root}: {counted(len(rows), 'column')}, {total / 1e6:,.1f} MB")
+
+
+@app.command("verify")
+def cache_verify(
+    full: Annotated[bool, typer.Option("--full", help="Read every byte, and not the sizes and keys alone.")] = False,
+) -> None:
+    """Look for damaged shards; exit with 1 if there are any.
+
+    Example:
+
+      icecore cache verify --full
+    """
+    if _damaged(full=full, drop=False):
+        raise SystemExit(1)
+
+
+@app.command("repair")
+def cache_repair() -> None:
+    """Read every byte of the cache and drop the shards that are damaged; the next extraction computes only those rows.
+
+    Example:
+
+      icecore cache repair && dvc repro --force extract@mobilenet
+    """
+    _damaged(full=True, drop=True)
+
+
+def _damaged(*, full: bool, drop: bool) -> int:
+    from pipeline.store import cache
+    from pipeline.store import maintenance as upkeep
+
+    shards, damaged = 0, 0
+    for column in cache.columns(cache.default_root()):
+        shards += len(column.records())
+        for record, problem in list(upkeep.damage(column, whole=full)):
+            damaged += 1
+            typer.echo(problem)
+            if drop:
+                column.drop(record)
+    dropped = " and dropped" if drop and damaged else ""
+    typer.echo(f"{cache.default_root()}: {counted(shards, 'shard')}, {damaged} damaged{dropped}")
+    return damaged
+
+
+@app.command("prune")
+def cache_prune(
+    unused_for: Annotated[
+        str | None, typer.Option(help="Remove what no project used for so long: 12h, 30d, 8w.")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Remove the longest unused until this suffices: 200GB.")] = None,
+    address: Annotated[str | None, typer.Option(help="Remove the columns whose address begins so.")] = None,
+) -> None:
+    """Remove what is not used any more: columns, graphs, decoded images, trainings.
+
+    What a project's data/features/ links stays there, and its bytes stay on the disk until no project links them.
+
+    Examples:
+
+      icecore cache prune --unused-for 30d --max-size 200GB
+
+      icecore cache prune --address 1a2b3c4d5e6f
+    """
+    import time
+
+    from pipeline.store import cache
+    from pipeline.store import maintenance as upkeep
+
+    limit = None if max_size is None else upkeep.parse_size(max_size)
+    seconds = None if unused_for is None else upkeep.parse_duration(unused_for)
+    removed = upkeep.prune(cache.default_root(), unused_for=seconds, max_bytes=limit, address=address, now=time.time())
+    for entry in removed:
+        typer.echo(f"removed {entry.name}")
+    of_columns = sum(entry.column is not None for entry in removed)
+    others = len(removed) - of_columns
+    typer.echo(
+        f"{cache.default_root()}: {counted(of_columns, 'column')} removed"
+        + (f", and {counted(others, 'other entry', 'other entries')}" if others else "")
+    )

@@ -1,0 +1,1 @@
+"""The stage `compare`: paired tests between the methods of each task."""

@@ -1,0 +1,1 @@
+"""The stage `distill`: train a student on the outputs of teachers."""

@@ -1,0 +1,37 @@
+"""What a student and its teachers cost whoever runs them, side by side."""
+
+from typing import Any
+
+from pipeline.backbones import serialization
+from pipeline.backbones.spec import TapSpec
+from pipeline.distill.setup import Paths, sources_of
+from pipeline.engines.profiling import Network, side_by_side
+from pipeline.store.features import Features
+from pipeline.teach import verify
+from pipeline.teach.teacher import Teacher
+from pipeline.training.config import DistillConfig
+
+STUDENT = ""  # among the names of teachers
+
+
+def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
+    """The footprint of the student that a run left, and of each teacher of its task by name, as plain values.
+
+    Of a head it is that of the network up to the taps that the head sees. Times vary from run to run.
+    """
+    networks = {STUDENT: Network(serialization.read(paths.model / "backbone"))}
+    for name in config.teachers[config.task]:
+        one = Teacher.open(paths.teachers / name, check=False)
+        sources = sources_of(one, paths)
+        networks[name] = Network(serialization.read(sources.network), _taps(one, sources))
+    found = side_by_side(networks, cache=paths.cache)
+    told = {name: one.model_dump(mode="json") for name, one in found.items()}
+    return {"student": told.pop(STUDENT), "teachers": told}
+
+
+def _taps(teacher: Teacher, sources: verify.Sources) -> dict[str, TapSpec] | None:
+    """What a head sees; None for a network, which runs to its end."""
+    if teacher.identity["source"] != "head":
+        return None
+    _, features = sources.of_head
+    return {tap: verify.spec_of(Features.open(features / tap).identity) for tap in teacher.identity["features"]}

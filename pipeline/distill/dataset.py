@@ -1,0 +1,218 @@
+"""What a student is shown: which samples, with which labels, and what its teachers say of the pixels that it gets.
+
+A sample that any of the tasks has among its validation or test rows is never trained on, wherever else it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.distill.targets import Signals
+from pipeline.distill.tasks import Subject, check_rows
+from pipeline.loading.image_cache import Pixels
+from pipeline.readers.augment import AugmentConfig, Views
+from pipeline.store import keys as key_arrays
+from pipeline.teach.teacher import Teacher
+from pipeline.training.data import IN_MEMORY, PixelSamples, drawn
+from pipeline.training.targets import targets_of
+from pipeline.training_sets import Training
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The samples of one training set, and what is known of them without teachers.
+
+    keys: S16 (n,). labels, truth: as `Signals` has them. known: bool (n, branches). labelled: samples with a label of
+    the run's task. left_out: samples that are validation or test rows of a task.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray
+    truth: np.ndarray | None
+    known: np.ndarray
+    labelled: int
+    left_out: int
+
+
+def lesson(
+    subjects: Sequence[Subject], training: Training, *, unlabelled: bool, extra: np.ndarray, labels: bool
+) -> Lesson:
+    """The samples of a training set of the first task, sorted by key, with those that have no label.
+
+    Labelled are the few-shot rows with their classes in all tasks, or, where there is no such choice, the training rows
+    of all tasks. unlabelled: the other training rows of all tasks too. extra: further samples S16 (n,), without labels.
+    labels: whether labels teach anything. Where some samples have nothing to learn from, as without a teacher those
+    without a label, the others come again in their place, so that an epoch has as many steps.
+
+    Raises DataError where a teacher has no scores of a row of its task, or the first task's of an extra sample.
+    """
+    first = subjects[0]
+    train = [one.keys[one.split == "train"] for one in subjects]
+    with_labels = first.keys[training.rows] if training.labels is not None else np.concatenate(train)
+    chosen = np.unique(np.concatenate([with_labels, *(train if unlabelled else []), extra]))
+    held = np.unique(np.concatenate([one.keys[one.split != "train"] for one in subjects]))
+    keys = chosen[~_among(chosen, held)]
+    own = _among(keys, np.unique(with_labels))
+    for number, one in enumerate(subjects):
+        needed = np.concatenate([train[number], extra]) if number == 0 else train[number]
+        check_rows(one, keys[_among(keys, np.unique(needed))])
+    numbers = np.stack([_labels(one, keys, own) for one in subjects], axis=1)
+    known = np.stack([one.known(keys) for one in subjects], axis=1)
+    truth = _truth(subjects, keys, numbers)
+    rows = np.flatnonzero(known.any(axis=1) | (labels & (numbers != NO_LABEL).any(axis=1)))
+    if len(rows):
+        rows = rows[np.arange(len(keys)) % len(rows)]
+    return Lesson(
+        keys=keys[rows],
+        labels=numbers[rows],
+        truth=None if truth is None else truth[rows],
+        known=known[rows],
+        labelled=int((numbers[:, 0] != NO_LABEL).sum()),
+        left_out=len(chosen) - len(keys),
+    )
+
+
+def answers(subjects: Sequence[Subject], number: int, rows: np.ndarray) -> Signals:
+    """The targets of some rows of one of the tasks, without a word of teachers: what validation reads."""
+    keys = subjects[number].keys[rows]
+    labels = np.full((len(keys), len(subjects)), NO_LABEL, np.int64)
+    labels[:, number] = _labels(subjects[number], keys, np.ones(len(keys), bool))
+    truth = _truth(subjects, keys, labels)
+    return Signals(
+        torch.from_numpy(labels),
+        torch.empty(len(keys), 0),
+        torch.zeros(len(keys), len(subjects), dtype=torch.bool),
+        truth=None if truth is None else torch.from_numpy(truth),
+    )
+
+
+class LessonSamples(PixelSamples):
+    """The samples of a lesson: pixels as they are, or a stored view drawn anew in each epoch, with its own scores."""
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        found: Lesson,
+        subjects: Sequence[Subject],
+        *,
+        seed: int,
+        hints: Sequence[str] = (),
+        transforms: AugmentConfig = (),
+        views: Views | None = None,
+        live: bool = False,
+    ) -> None:
+        """hints: nodes of the first task's teacher. live: what teachers say comes from elsewhere.
+
+        Raises what `PixelSamples` does, and what `Teacher.logits` and `Teacher.hints` do.
+        """
+        plain = Signals(
+            torch.from_numpy(found.labels),
+            torch.empty(len(found.keys), 0),
+            torch.from_numpy(found.known),
+            truth=None if found.truth is None else torch.from_numpy(found.truth),
+        )
+        super().__init__(pixels, plain, found.keys, seed=seed, transforms=transforms, views=views)
+        self._plain = plain
+        self._scores: _Stored | None = None
+        self._hints: dict[str, _Stored] = {}
+        if live or not any(one.teachers for one in subjects):
+            return
+        width = subjects[-1].branch.stop
+        self._scores = _Stored(found.keys, views, (width,), lambda keys, view: _scores(subjects, keys, view))
+        for node in hints:
+            teacher = subjects[0].teachers[0]
+            shape = teacher.hint_shape(node)
+            self._hints[node] = _Stored(found.keys, views, shape, partial(_rows, teacher, node))
+
+    def told(self, rows: np.ndarray, epoch: int | None) -> Signals:
+        """Labels, and what the teachers say of the pixels that the epoch shows; without an epoch, labels alone."""
+        plain = self._plain[torch.from_numpy(rows)]
+        if epoch is None or self._scores is None:
+            return plain
+        count = 0 if self._views is None else self._views.count
+        numbers = drawn(self.seed, epoch, self.keys[rows], count) if count else np.zeros(len(rows), np.int64)
+        hints = {node: stored.of(rows, numbers) for node, stored in self._hints.items()}
+        return Signals(plain.labels, self._scores.of(rows, numbers), plain.known, hints, plain.truth)
+
+
+class _Stored:
+    """What teachers say of the samples of a lesson, float32 (n, *shape) of each view; in memory where that holds it."""
+
+    def __init__(self, keys: np.ndarray, views: Views | None, shape: tuple[int, ...], read: "_Read") -> None:
+        self._keys, self._read, self._shape = keys, read, shape
+        self._views: Sequence[int | None] = [None] if views is None else range(views.count)
+        wanted = len(self._views) * len(keys) * int(np.prod(shape)) * 4
+        self._held = [read(keys, view) for view in self._views] if wanted <= IN_MEMORY else None
+
+    def of(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
+        """Those of some samples, each of the view with that place among the views."""
+        found = np.empty((len(rows), *self._shape), np.float32)
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            if self._held is not None:
+                found[here] = self._held[number][rows[here]]
+            else:
+                found[here] = self._read(self._keys[rows[here]], self._views[number])
+        return torch.from_numpy(found)
+
+
+_Read = Callable[[np.ndarray, int | None], np.ndarray]
+
+
+def _scores(subjects: Sequence[Subject], keys: np.ndarray, view: int | None) -> np.ndarray:
+    """Logits float32 (n, classes of all tasks); zeros where a task's teachers have no scores."""
+    found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
+    for one in subjects:
+        known = one.known(keys)
+        if known.any():
+            found[known, one.branch.start : one.branch.stop] = one.logits(keys[known], view)
+    return found
+
+
+def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np.ndarray:
+    """The rows of a hint, zeros where the teacher has none."""
+    found = np.zeros((len(keys), *teacher.hint_shape(node)), np.float32)
+    known = teacher.has(keys)
+    if known.any():
+        found[known] = teacher.hints(node, keys[known], view)
+    return found
+
+
+def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which keys are among others, sorted: bool (n,)."""
+    found: np.ndarray = key_arrays.find(others, keys) >= 0
+    return found
+
+
+def _labels(subject: Subject, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The class of each sample in a task, int64 (n,): NO_LABEL where the task lacks it, and where it is not wanted.
+
+    Of a multilabel task 0 where the task has the sample.
+    """
+    rows = key_arrays.find(subject.keys, keys)
+    there = wanted & (rows >= 0)
+    found = np.full(len(keys), NO_LABEL, np.int64)
+    if subject.task.kind == "multilabel":
+        found[there] = 0
+    else:
+        found[there] = targets_of(subject.task, np.empty(0, np.int64)).of(rows[there]).numpy()
+    return found
+
+
+def _truth(subjects: Sequence[Subject], keys: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+    """Which classes a sample has in multilabel tasks, float32 (n, classes of all tasks); None where there are none."""
+    if all(one.task.kind != "multilabel" for one in subjects):
+        return None
+    found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
+    for number, one in enumerate(subjects):
+        if one.task.kind == "multilabel":
+            there = labels[:, number] != NO_LABEL
+            rows = key_arrays.find(one.keys, keys[there])
+            found[there, one.branch.start : one.branch.stop] = one.task.targets[rows]
+    return found

@@ -1,0 +1,156 @@
+"""A node of the student beside a node of its teacher: whether they can be compared, and in which form."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.backbones.spec import BackboneSpec, Tap
+from pipeline.distill.knowledge import LossesConfig
+from pipeline.errors import TrainingError, bullets, unknown, unknown_node
+
+MAPS = ("CHW", "HWC")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two nodes that are compared.
+
+    `node`: of the student. `hint`: the teacher's, by its name. `form`: vectors (n, d), maps (n, channels, *size), or
+    rows of any shape made flat. Maps of different sides are averaged to the smaller ones. `projected`: whether the
+    student's are brought to the teacher's channels by a layer that learns.
+    """
+
+    node: str
+    hint: str
+    student: Tap
+    teacher: Tap
+    form: Literal["vector", "map", "flat"]
+    size: tuple[int, int] = (1, 1)
+    projected: bool = False
+
+    def of_student(self, rows: Tensor) -> Tensor:
+        """The student's rows (n, *its shape) in the form."""
+        return self._formed(rows, self.student)
+
+    def of_teacher(self, rows: Tensor) -> Tensor:
+        """The teacher's rows (n, *its shape) in the form, float32."""
+        return self._formed(rows.float(), self.teacher)
+
+    def projection(self) -> nn.Module:
+        """A new layer from the student's form to the teacher's: linear, or a convolution of one pixel (1 × 1)."""
+        before, after = (width_of(tap) for tap in (self.student, self.teacher))
+        return nn.Linear(before, after) if self.form == "vector" else nn.Conv2d(before, after, 1)
+
+    def _formed(self, rows: Tensor, tap: Tap) -> Tensor:
+        if self.form != "map":
+            return rows.flatten(1)
+        return averaged(as_maps(rows, tap), self.size)
+
+
+def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap]) -> dict[str, Pair]:
+    """The pairs that losses compare, by the names of the losses: `hints.0`, `attention.1`, `relational`.
+
+    `spec`: the student's; `hints`: the teacher's nodes whose rows there are, by name. Losses whose weight is always
+    zero have no pair. Raises TrainingError with all nodes and hints that do not exist, and all pairs whose shapes
+    cannot be compared.
+    """
+    wanted = {f"hints.{number}": one for number, one in enumerate(losses.hints)}
+    wanted |= {f"attention.{number}": one for number, one in enumerate(losses.attention)}
+    named = {name: (one.student, one.teacher) for name, one in wanted.items()}
+    if losses.relational is not None:
+        named["relational"] = (losses.relational.student, losses.relational.teacher)
+    found, problems = {}, []
+    for name, (student, teacher) in named.items():
+        one = _pair(name, student, teacher, spec, hints)
+        if isinstance(one, Pair):
+            found[name] = one
+        else:
+            problems += one
+    if problems:
+        raise TrainingError(bullets("losses: nodes that cannot be compared", problems))
+    active = {name.removesuffix(".distance").removesuffix(".angle") for name in losses.active}
+    return {name: one for name, one in found.items() if name in active}
+
+
+def width_of(tap: Tap) -> int:
+    """The channels of maps, and the width of tokens and vectors."""
+    return tap.shape[0] if tap.layout == "CHW" else tap.shape[-1]
+
+
+def as_maps(rows: Tensor, tap: Tap) -> Tensor:
+    """Rows (n, *shape) of maps or of tokens as maps (n, channels, height, width); tokens before the patches' go."""
+    if tap.layout == "CHW":
+        return rows
+    if tap.layout == "LC":
+        sides = _sides(tap)
+        assert sides is not None, "the pair was refused"
+        rows = rows[:, tap.prefix :].reshape(len(rows), *sides, width_of(tap))
+    return rows.permute(0, 3, 1, 2)
+
+
+def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (n, channels, height, width) to smaller ones, as adaptive average pooling has it, (n, channels, *size).
+
+    As two products of matrices: the gradient of torch's own pooling is not repeatable on a GPU.
+    """
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    down, across = (
+        functional.adaptive_avg_pool1d(torch.eye(before, device=maps.device)[None], after)[0].to(maps.dtype)
+        for before, after in zip(maps.shape[2:], size, strict=True)
+    )
+    return down.T @ maps @ across
+
+
+def _pair(name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapping[str, Tap]) -> Pair | list[str]:
+    """A pair, or what is wrong with it."""
+    node = spec.node(student)
+    problems = []
+    if node not in spec.taps:
+        problems.append(f"{name}.student: {unknown_node(student, (*spec.aliases, *spec.taps))}")
+    elif spec.taps[node].mixed:
+        problems.append(
+            f"{name}.student: expected values of one sample, got those of {node!r}, which depend on the other samples "
+            "of the batch. Choose a node before it."
+        )
+    if teacher not in hints:
+        problems.append(f"{name}.teacher: {unknown('hint', teacher, hints)} Add it to the `hints` of the teacher.")
+    if problems:
+        return problems
+    own, wanted = spec.taps[node], hints[teacher]
+    kind = name.partition(".")[0]
+    if kind == "relational":
+        return Pair(node, teacher, own, wanted, "flat")
+    if kind == "hints" and len(own.shape) == len(wanted.shape) == 1:
+        return Pair(node, teacher, own, wanted, "vector", projected=True)
+    sides, others = _sides(own), _sides(wanted)
+    if sides is None or others is None:
+        most = "two maps or two vectors" if kind == "hints" else "two maps"
+        return [
+            f"{name}: expected {most}, tokens of a square of patches among them, got {_told(own)} of the student's "
+            f"{student!r} and {_told(wanted)} of the teacher's {teacher!r}, which "
+            f"{'no projection brings to one shape' if kind == 'hints' else 'have no attention map'}. Name other nodes."
+        ]
+    size = min(sides[0], others[0]), min(sides[1], others[1])
+    return Pair(node, teacher, own, wanted, "map", size, projected=kind == "hints")
+
+
+def _sides(tap: Tap) -> tuple[int, int] | None:
+    """Height and width of maps, and of tokens where they are those of a square; None: there are none."""
+    if len(tap.shape) == 3 and tap.layout in MAPS:
+        height, width = tap.shape[1:] if tap.layout == "CHW" else tap.shape[:2]
+        return height, width
+    if len(tap.shape) == 2 and tap.layout == "LC":
+        side = math.isqrt(tap.shape[0] - tap.prefix)
+        return (side, side) if side and side**2 == tap.shape[0] - tap.prefix else None
+    return None
+
+
+def _told(tap: Tap) -> str:
+    kind = "maps" if tap.layout in MAPS else "tokens" if tap.layout == "LC" else "rows"
+    return f"{'vectors' if len(tap.shape) == 1 else kind} of the shape {tap.shape}"

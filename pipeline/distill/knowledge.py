@@ -1,0 +1,124 @@
+"""The settings of the losses of distillation. Values only, no torch."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.settings.check import Settings
+
+
+def _weight(value: Any) -> Any:
+    """A weight as it stands, said in one sentence where it is none."""
+    ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if not all(_is_amount(end) for end in ends):
+        raise ValueError("expected a number from 0 on, or two of them, [from, to]")
+    return value
+
+
+def _is_amount(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
+
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[
+    float | tuple[float, float],
+    BeforeValidator(_weight),
+    Field(description="or [from, to]: in a line over the training"),
+]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Soft(Settings):
+    """Soft targets (Hinton et al. 2015)."""
+
+    weight: Weight = 1.0
+    temperature: Temperature = Field(default=4.0, description="divides the logits of both")
+
+
+class Decoupled(Settings):
+    """Decoupled distillation (Zhao et al. 2022): `alpha` of the target class, `beta` of the others."""
+
+    weight: Weight = 1.0
+    temperature: Temperature = Field(default=4.0, description="divides the logits of both")
+    alpha: Amount = Field(default=1.0, description="weight of the target class")
+    beta: Amount = Field(default=8.0, description="weight of the other classes")
+
+
+class OfNodes(Settings):
+    """A node of the student that is to be as a node of the teacher."""
+
+    weight: Weight = 1.0
+    student: Annotated[str, Field(description="a node or an alias of the student")]
+    teacher: Annotated[str, Field(description="a hint that the teacher's entry of `teach` stores")]
+
+
+class Relational(Settings):
+    """Relations between the samples of a batch (Park et al. 2019)."""
+
+    distance: Weight = 25.0
+    angle: Weight = 50.0
+    student: Annotated[str, Field(description="a node or an alias of the student")] = "penultimate"
+    teacher: Annotated[str, Field(description="a hint that the teacher's entry of `teach` stores")] = "penultimate"
+
+
+class LossesConfig(Settings):
+    """What a student learns from, each with its weight; the loss of a row is the sum."""
+
+    labels: Annotated[Weight, Field(description="cross-entropy with the labels of those rows that have one")] = 0.0
+    soft: Soft | None = Field(default=None, description="of the teacher's softened probabilities (Hinton et al. 2015)")
+    decoupled: Decoupled | None = Field(
+        default=None, description="of the target class and the others apart (Zhao et al. 2022)"
+    )
+    hints: Annotated[tuple[OfNodes, ...], Field(description="with learned projections (Romero et al. 2015)")] = ()
+    attention: Annotated[tuple[OfNodes, ...], Field(description="of maps (Zagoruyko and Komodakis 2017)")] = ()
+    relational: Relational | None = Field(
+        default=None, description="of distances and angles between samples (Park et al. 2019)"
+    )
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """All weights by where they stand."""
+        found: dict[str, Weight] = {"labels": self.labels}
+        for name, one in (("soft", self.soft), ("decoupled", self.decoupled)):
+            if one is not None:
+                found[name] = one.weight
+        for name, several in (("hints", self.hints), ("attention", self.attention)):
+            found |= {f"{name}.{number}": one.weight for number, one in enumerate(several)}
+        if self.relational is not None:
+            found |= {"relational.distance": self.relational.distance, "relational.angle": self.relational.angle}
+        return found
+
+    @property
+    def active(self) -> dict[str, Weight]:
+        """The weights that are above zero at some time."""
+        return {name: weight for name, weight in self.weights.items() if at(weight, 0) or at(weight, 1)}
+
+    @property
+    def of_teacher(self) -> tuple[str, ...]:
+        """The losses that need a teacher, such as `soft` and `hints.0`."""
+        return tuple(name for name in self.active if name != "labels")
+
+    @property
+    def hint_names(self) -> tuple[str, ...]:
+        """The teacher's hints that are needed, each once."""
+        found = [one.teacher for one in (*self.hints, *self.attention)]
+        if self.relational is not None:
+            found.append(self.relational.teacher)
+        return tuple(dict.fromkeys(found))
+
+    @model_validator(mode="after")
+    def _something(self) -> "LossesConfig":
+        if not self.active:
+            raise ValueError("expected a loss with a weight above zero, such as `soft: {weight: 0.9, temperature: 4}`")
+        return self
+
+
+def at(weight: float | tuple[float, float], share: float) -> float:
+    """A weight after a share of the training, from 0 to 1."""
+    if isinstance(weight, tuple):
+        return weight[0] + (weight[1] - weight[0]) * share
+    return weight

@@ -1,0 +1,203 @@
+"""What a student minimises: the labels' loss and those that teachers' signals give, each with its weight."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.distill import kd_losses
+from pipeline.distill.feature_pairs import Pair
+from pipeline.distill.knowledge import LossesConfig, at
+from pipeline.distill.online_teacher import Told
+from pipeline.distill.student import Output
+from pipeline.distill.targets import Signals
+from pipeline.errors import TrainingError
+from pipeline.task import Kind
+from pipeline.training.losses import Objective
+
+RELATIONS = {"relational.distance": kd_losses.distance, "relational.angle": kd_losses.angle}
+NODES = {"hints": kd_losses.hint, "attention": kd_losses.attention}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A task of a student: the columns of its outputs from `start` to before `stop`."""
+
+    task: str
+    kind: Kind
+    start: int
+    stop: int
+
+    @property
+    def columns(self) -> slice:
+        """Of logits (n, outputs)."""
+        return slice(self.start, self.stop)
+
+
+class Distillation:
+    """A `losses.Goal` of `Output` and `Signals`; validation measures the first branch by its labels.
+
+    The loss of a row is the sum over losses and branches, each times its weight. A row has none of the labels of a
+    branch where its label is -1, and none of a teacher that does not know it: there a loss is zero, and the mean over a
+    batch is over all of its rows. Hints are of the first branch's teacher. Decoupled distillation takes the label of a
+    row as the target class, and without one the teacher's first choice.
+
+    `pairs`: those of `pairs_of`. `weights`: of classes, by task, as `class_weights` gives them.
+
+    Raises TrainingError for a regression, and for decoupled distillation of a multilabel branch.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        losses: LossesConfig,
+        pairs: Mapping[str, Pair],
+        *,
+        label_smoothing: float = 0.0,
+        weights: Mapping[str, Tensor | None] | None = None,
+    ) -> None:
+        _refuse_kinds(branches, losses)
+        self.branches, self.losses, self.pairs = tuple(branches), losses, dict(pairs)
+        self.outputs = max(branch.stop for branch in branches)
+        self._of_labels = [
+            Objective(
+                branch.kind,
+                branch.stop - branch.start,
+                label_smoothing=label_smoothing,
+                weights=(weights or {}).get(branch.task),
+            )
+            for branch in branches
+        ]
+        self._share = 0.0
+
+    @property
+    def kind(self) -> Kind:
+        """Of the first branch."""
+        return self.branches[0].kind
+
+    def advance(self, share: float) -> None:
+        """Take the weights after a share of the training, from 0 at its first step to 1 at its last."""
+        self._share = share
+
+    def __call__(self, output: Output, targets: Signals) -> Tensor:
+        """The loss of each row, (n,), with the weights of now.
+
+        Raises TrainingError where a loss needs what no teacher gives.
+        """
+        told = Told(targets.logits, targets.hints) if output.teacher is None else output.teacher
+        known = targets.known if output.teacher is None else torch.ones_like(targets.known)
+        self._refuse_missing(told)
+        total = torch.zeros(len(targets), device=output.logits.device)
+        for name, weight in self.losses.active.items():
+            if name == "labels":
+                found = self._sum(lambda place: self._labels(place, output.logits, targets))
+            elif name == "soft":
+                found = self._sum(lambda place: self._soft(place, output.logits, told.logits, known))
+            elif name == "decoupled":
+                found = self._sum(lambda place: self._decoupled(place, output.logits, told.logits, known, targets))
+            else:
+                found = self._compare(name, output, told, known[:, 0])
+            total = total + at(weight, self._share) * found
+        return total
+
+    def plain(self, logits: Tensor, targets: Signals) -> Tensor:
+        """The loss of each row by its label in the first branch, (n,): what validation compares.
+
+        Raises TrainingError for rows without a label.
+        """
+        missing = int((targets.labels[:, 0] < 0).sum())
+        if missing:
+            raise TrainingError(
+                f"validation: expected a label of each row in {self.branches[0].task!r}, got {missing} rows without. "
+                "Validate on labelled rows."
+            )
+        return self._of_labels[0].plain(logits[:, self.branches[0].columns], self._targets(0, targets))
+
+    def right(self, logits: Tensor, targets: Signals) -> Tensor:
+        """Which rows are right in the first branch, bool (n,)."""
+        return self._of_labels[0].right(logits[:, self.branches[0].columns], self._targets(0, targets))
+
+    def check(self, targets: Signals, *, where: str) -> None:
+        """Raise TrainingError for labels that the network has no output for."""
+        for number, branch in enumerate(self.branches):
+            labels = targets.labels[:, number]
+            own = f"{where}, {branch.task}" if len(self.branches) > 1 else where
+            self._of_labels[number].check(labels[labels >= 0], where=own)
+
+    def _sum(self, loss: Callable[[int], Tensor]) -> Tensor:
+        """A loss of logits, over all branches."""
+        return torch.stack([loss(number) for number in range(len(self.branches))]).sum(dim=0)
+
+    def _targets(self, number: int, targets: Signals) -> Tensor:
+        """The labels of a branch as its kind has them; of rows without, those of the first class."""
+        branch = self.branches[number]
+        if branch.kind == "classification":
+            return targets.labels[:, number].clamp(min=0)
+        if targets.truth is None or targets.truth.shape[1] != self.outputs:
+            raise TrainingError(
+                f"{branch.task}: expected the classes of each row, float32 (n, {self.outputs}), of a multilabel task, "
+                f"got {'none' if targets.truth is None else tuple(targets.truth.shape)}. Give `truth` with the signals."
+            )
+        return targets.truth[:, branch.columns]
+
+    def _labels(self, number: int, logits: Tensor, targets: Signals) -> Tensor:
+        own = logits[:, self.branches[number].columns]
+        found = self._of_labels[number](own, self._targets(number, targets))
+        return torch.where(targets.labels[:, number] >= 0, found, 0.0)
+
+    def _soft(self, number: int, logits: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
+        branch, config = self.branches[number], self.losses.soft
+        assert config is not None, "it is active"
+        loss = kd_losses.soft if branch.kind == "classification" else kd_losses.soft_binary
+        found = loss(logits[:, branch.columns], teacher[:, branch.columns], temperature=config.temperature)
+        return torch.where(known[:, number], found, 0.0)
+
+    def _decoupled(self, number: int, logits: Tensor, teacher: Tensor, known: Tensor, targets: Signals) -> Tensor:
+        branch, config = self.branches[number], self.losses.decoupled
+        assert config is not None, "it is active"
+        own, wanted, labels = logits[:, branch.columns], teacher[:, branch.columns], targets.labels[:, number]
+        found = kd_losses.decoupled(
+            own,
+            wanted,
+            torch.where(labels >= 0, labels, wanted.argmax(dim=1)),
+            temperature=config.temperature,
+            alpha=config.alpha,
+            beta=config.beta,
+        )
+        return torch.where(known[:, number], found, 0.0)
+
+    def _compare(self, name: str, output: Output, told: Told, known: Tensor) -> Tensor:
+        """A loss of the nodes of a pair."""
+        own = name if name in self.pairs else "relational"
+        pair = self.pairs[own]
+        student, teacher = output.rows[own], pair.of_teacher(told.hints[pair.hint])
+        if own == "relational":
+            return RELATIONS[name](student, teacher, known)
+        return torch.where(known, NODES[name.partition(".")[0]](student, teacher), 0.0)
+
+    def _refuse_missing(self, told: Told) -> None:
+        of_logits = [name for name in ("soft", "decoupled") if name in self.losses.active]
+        if of_logits and told.logits.shape[1] != self.outputs:
+            raise TrainingError(
+                f"{' and '.join(of_logits)}: expected a teacher's logits of {self.outputs} classes, got "
+                f"{told.logits.shape[1] or 'none'}. Give the run a `teacher` of its classes, or leave the loss out."
+            )
+        lost = {name: pair.hint for name, pair in self.pairs.items() if pair.hint not in told.hints}
+        for name, hint in lost.items():
+            raise TrainingError(
+                f"{name}: expected the teacher's rows of {hint!r}, got {', '.join(told.hints) or 'none'}. Add it to "
+                "the `hints` of the teacher, or leave the loss out."
+            )
+
+
+def _refuse_kinds(branches: Sequence[Branch], losses: LossesConfig) -> None:
+    for branch in branches:
+        if branch.kind == "regression":
+            raise TrainingError(
+                f"{branch.task}: expected classes to distil, got a regression. Fine-tune the student with its targets."
+            )
+        if branch.kind == "multilabel" and losses.decoupled is not None:
+            raise TrainingError(
+                f"{branch.task}: expected one target class a row for `decoupled`, got a multilabel task. Take `soft`."
+            )

@@ -1,0 +1,91 @@
+"""The student: a network, what is taken out of it to be like a teacher's, and learned projections of that."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.hooks import INPUT, watch
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.distill.feature_pairs import Pair
+from pipeline.distill.online_teacher import Live, Told
+from pipeline.errors import TrainingError
+
+
+class Output(NamedTuple):
+    """Of a batch in training: logits (n, classes), the student's rows by the names of pairs, what a live teacher says.
+
+    Fabric looks into tuples and dicts for tensors, and not into frozen dataclasses.
+    """
+
+    logits: Tensor
+    rows: Mapping[str, Tensor]
+    teacher: Told | None
+
+
+class Student(nn.Module):
+    """In training images to `Output`, in evaluation to logits.
+
+    `network` is trained as `Frozen` says and is all that is kept in the end. The projections (`seed`: of their weights)
+    are trained beside it and go with it into checkpoints. `live` is in no checkpoint: it never changes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: BackboneSpec,
+        pairs: Mapping[str, Pair],
+        *,
+        live: Live | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network, self.pairs, self.live = network, dict(pairs), live
+        self._taps = {pair.node: spec.taps[pair.node] for pair in pairs.values()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Names of modules have no dots.
+            projections = {_module(name): pair.projection() for name, pair in pairs.items() if pair.projected}
+        self.projections = nn.ModuleDict(projections)
+
+    def forward(self, images: Tensor) -> Output | Tensor:
+        """Images float32 (n, channels, height, width).
+
+        Raises TrainingError where a node does not run in training, or is of another shape there.
+        """
+        if not self.training:
+            logits: Tensor = self.network(images)
+            return logits
+        told = None if self.live is None else self.live(images)
+        values = {INPUT: images}
+
+        def keep(node: str, value: Tensor) -> None:
+            values[node] = value.clone()  # before the network overwrites it
+
+        with watch(self.network, keep, {node: tap for node, tap in self._taps.items() if node != INPUT}):
+            logits = self.network(images)
+        return Output(logits, {name: self._row(name, pair, values) for name, pair in self.pairs.items()}, told)
+
+    def _row(self, name: str, pair: Pair, values: Mapping[str, Tensor]) -> Tensor:
+        shape = tuple(values[pair.node].shape[1:]) if pair.node in values else None
+        if shape != pair.student.shape:
+            raise TrainingError(
+                f"{name}: expected {pair.node!r} of the shape {pair.student.shape} in training as in evaluation, got "
+                f"{'nothing' if shape is None else shape}. Name another node of the student."
+            )
+        rows = pair.of_student(values[pair.node])
+        if not pair.projected:
+            return rows
+        projected: Tensor = self.projections[_module(name)](rows)
+        return projected
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.live is not None:
+            self.live.move(fn)
+        return self
+
+
+def _module(name: str) -> str:
+    return name.replace(".", "_")

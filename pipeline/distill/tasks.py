@@ -1,0 +1,162 @@
+"""The tasks that a student learns, each with its teachers: classes matched by name, and who speaks of which samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.spec import InputSpec
+from pipeline.distill.loss import Branch
+from pipeline.errors import DataError, TrainingError, bullets
+from pipeline.readers.augment import Views
+from pipeline.store import keys as key_arrays
+from pipeline.task import Task
+from pipeline.teach.ensemble import averaged, matched
+from pipeline.teach.teacher import Teacher, alike
+from pipeline.training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task, its columns of the student's outputs, and its teachers.
+
+    columns: of each teacher, which of its classes each class of the task is.
+    """
+
+    path: Path
+    task: Task
+    branch: Branch
+    teachers: Sequence[Teacher]
+    columns: Sequence[np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return self.branch.task
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Those of the task, S16, sorted."""
+        return key_arrays.from_hex(list(self.task.keys))
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """That of each row of the task, as text."""
+        found: np.ndarray = self.task.table["split"].to_numpy()
+        return found
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Those of the task, in the order of the student's outputs."""
+        return self.task.classes
+
+    def known(self, keys: np.ndarray) -> np.ndarray:
+        """Which samples all of the teachers have scores of, bool (n,); none where there is no teacher."""
+        if not self.teachers:
+            return np.zeros(len(keys), bool)
+        found: np.ndarray = np.logical_and.reduce([one.has(keys) for one in self.teachers])
+        return found
+
+    def logits(self, keys: np.ndarray, view: int | None) -> np.ndarray:
+        """Logits float32 (n, classes of the task), of several teachers those of the mean of their probabilities."""
+        own = [one.logits(keys, view)[:, columns] for one, columns in zip(self.teachers, self.columns, strict=True)]
+        return averaged(own, self.task.kind)
+
+
+def subjects(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[Subject]:
+    """The tasks of a run with their teachers, that of the run first.
+
+    Raises TrainingError for a regression, for a teacher of another kind of task, for classes that differ, and for
+    teachers that do not go together.
+    """
+    found: list[Subject] = []
+    start = 0
+    for name, names in config.teachers.items():
+        path = tasks / f"{name}.parquet"
+        task = Task.read(path)
+        if task.kind == "regression":
+            raise TrainingError(
+                f"{path}: expected a task with classes to learn from a teacher, got a regression. Fine-tune instead."
+            )
+        own = [Teacher.open(teachers / one) for one in names]
+        alike(own)
+        for one in own:
+            if one.kind != task.kind:
+                raise TrainingError(
+                    f"{one.folder}: expected a teacher of a {task.kind}, as the task {name} is, got one of a "
+                    f"{one.kind}. Take a teacher of this task."
+                )
+        columns = [matched(one.classes, task.classes, where=str(one.folder)) for one in own]
+        stop = start + len(task.classes)
+        found.append(Subject(path, task, Branch(name, task.kind, start, stop), own, columns))
+        start = stop
+    return found
+
+
+def output_names(subjects: Sequence[Subject]) -> list[str]:
+    """The names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
+    if len(subjects) == 1:
+        return subjects[0].classes
+    return [f"{one.name}:{name}" for one in subjects for name in one.classes]
+
+
+def check_pixels(config: DistillConfig, subjects: Sequence[Subject], inputs: InputSpec) -> Views | None:
+    """The stored views that the student gets, None for samples as they are.
+
+    Raises TrainingError where student and teacher would not see the same pixels, with the fields, and for views that
+    were not stored.
+    """
+    teachers = {one.name: one for subject in subjects for one in subject.teachers}
+    problems: list[str] = []
+    for one in teachers.values():
+        count = 0 if one.views is None else one.views.count
+        if count < config.views:
+            problems.append(
+                f"{one.folder}: expected {config.views} views, got {count}. Give the entry of `teach` `views` with "
+                f"`count: {config.views}`, or ask for fewer."
+            )
+        if config.pixels == "same" and (different := one.read_as(inputs)):
+            problems.append(
+                f"{one.folder}: expected images read as {config.student} reads them, got other pixels: "
+                f"{'; '.join(different)}. Freeze the student with that `input`, or say `pixels: own`."
+            )
+    if problems:
+        raise TrainingError(bullets("the student would not see what its teachers saw", problems))
+    if not config.views:
+        return None
+    made = {name: one.views.model_copy(update={"count": config.views}) for name, one in teachers.items() if one.views}
+    first, *others = made
+    for name in others:
+        if made[name] != made[first]:
+            raise TrainingError(
+                f"{teachers[name].folder}: expected the views of {teachers[first].folder}, got others: the student "
+                "sees one image for both. Teach both with the same `views`."
+            )
+    return made[first]
+
+
+def check_rows(subject: Subject, keys: np.ndarray) -> None:
+    """Raise DataError unless the teachers of a task have scores of these samples, with how many are missing."""
+    for one in subject.teachers:
+        there = one.has(keys)
+        if not there.all():
+            missing = key_arrays.to_hex(keys[~there])
+            raise DataError(
+                f"{one.folder}: expected scores of all {len(keys):,} samples that {subject.name} is learned from, got "
+                f"{len(missing):,} without, the first is {missing[0]}. Add their data sets to `teach.{one.name}."
+                f"datasets`, or run `dvc repro teach@{one.name}`."
+            )
+
+
+def told(subject: Subject) -> list[dict[str, Any]]:
+    """What model.json says of the teachers of a task."""
+    return [{"name": one.name, **_source(one.record), "identity": dict(one.identity)} for one in subject.teachers]
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The run, and of a run of fit which of its heads."""
+    found = record["settings"] | record["source"]
+    return {name: found[name] for name in ("run", "backbone", "head", "input", "labels", "draw")}

@@ -1,0 +1,138 @@
+"""A backbone and its taps as an ONNX file: pixels in, an output a tap, any batch size, the same bytes each time.
+
+The exporter writes the place of every line of source into the graph, and names values after operations. Both are taken
+out: bytes then depend on nothing but the network, the taps and the versions, and a tap may have any name.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.backbones.feature_extractor import Tapped
+from pipeline.backbones.probe import packages_of
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.errors import EngineError, requires
+from pipeline.files import atomic, digest
+from pipeline.runtime import versions
+from pipeline.store.cache import writable
+from pipeline.store.use import touch
+
+OPSET = 20
+VERSION = 1
+# A tap may be called `pixels`, but its name never holds a slash.
+INPUT = "/pixels"
+
+
+def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> bytes:
+    """The ONNX file, from `cache/onnx/` if it was made before.
+
+    Raises EngineError if the network has no graph or the exporter is not installed, and StoreError if the cache cannot
+    be written.
+    """
+    with requires("onnx", what="export to ONNX", error=EngineError):
+        import onnx  # noqa: F401  # the exporter needs both
+        import onnxscript  # noqa: F401
+    if cache is None:
+        return export(backbone, specs)
+    path = cache / "onnx" / f"{address(backbone, specs)}.onnx"
+    if not path.is_file():
+        data = export(backbone, specs)
+        with writable(cache), atomic(path) as temporary:
+            temporary.write_bytes(data)
+        return data
+    touch(path)
+    return path.read_bytes()
+
+
+def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
+    """The digest of all that shapes the file. Projections and dtypes come after the graph."""
+    spec = backbone.spec
+    return digest(
+        {
+            "version": VERSION,
+            "opset": OPSET,
+            "architecture": spec.architecture,
+            "weights": spec.weights_digest,
+            "input": spec.input.model_dump(mode="json"),
+            "taps": [[name, tap.node, tap.pool, spec.taps[tap.node].model_dump()] for name, tap in specs.items()],
+            "versions": versions(*packages_of(spec.architecture), "onnx", "onnxscript"),
+        }
+    )
+
+
+def export(backbone: Backbone, specs: Mapping[str, TapSpec]) -> bytes:
+    """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
+    module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
+    whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
+    channels, height, width = backbone.spec.input.shape
+    pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                whole,
+                (pixels,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+        stripped = _strip(program.model_proto, list(specs))
+        data: bytes = stripped.SerializeToString(deterministic=True)
+    except Exception as error:  # noqa: BLE001 - whatever stops the exporter is the reason
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            f"the network cannot be exported to ONNX: {reason[0].rstrip('.')}. Choose the engine `torch`."
+        ) from None
+    return data
+
+
+def _strip(model: Any, names: list[str]) -> Any:
+    """Take out what is not the network, and give the input and the outputs their names."""
+    from onnx import helper
+
+    graph = model.graph
+    if len(graph.output) != len(names) or len(graph.input) != 1:
+        raise ValueError(f"expected one input and {len(names)} outputs, got {len(graph.input)} and {len(graph.output)}")
+    rows = graph.input[0].type.tensor_type.shape.dim[0]
+    if not rows.dim_param:
+        # The exporter takes this for a success; `len(images)` in a network is enough, where `images.shape[0]` is not.
+        raise ValueError(f"expected a graph for any batch size, got one for {rows.dim_value} rows")
+    _rename(graph, {graph.input[0].name: INPUT})
+    # An output may be made of another, or be two taps at once: each tap gets a node of its own.
+    graph.node.extend(
+        helper.make_node("Identity", [value.name], [name], name=f"tap {name}")
+        for value, name in zip(graph.output, names, strict=True)
+    )
+    for value, name in zip(graph.output, names, strict=True):
+        value.name = name
+    for part in (model, graph, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    return model
+
+
+def _rename(graph: Any, given: Mapping[str, str]) -> None:
+    """Put a slash before every value of a graph: no tap's name begins with one. Inner graphs too."""
+
+    def renamed(name: str) -> str:
+        return name and given.get(name, f"/{name}")
+
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = renamed(value.name)
+    del graph.value_info[:]
+    for number, node in enumerate(graph.node):
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+        node.name, node.doc_string = f"{number} {node.op_type}", ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inner, given)

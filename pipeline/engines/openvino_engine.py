@@ -1,0 +1,156 @@
+"""OpenVINO: the exported graph on the CPU, a few rows a request, as many requests at once as the processor wants.
+
+Requests of a fixed, small size keep their maps in the processor's cache, and a row's value does not depend on how many
+others are asked for.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines import Answer
+from pipeline.engines.onnx_export import exported
+from pipeline.engines.padding import filled, finished
+from pipeline.errors import EngineError
+from pipeline.runtime import cores, versions
+
+ROWS = 4  # of one request
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVINOEngine:
+    """Runs the graph a few rows at a time, several requests side by side."""
+
+    NAME = "openvino"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        specs: Mapping[str, TapSpec],
+        *,
+        batch_size: int,
+        precision: str = "float32",
+        cache: Path | None = None,
+    ) -> None:
+        self.batch_size, self.precision = batch_size, precision
+        self._specs, channels_first = dict(specs), backbone.spec.input.shape
+        self._shape = (min(ROWS, batch_size), *channels_first[1:], channels_first[0])
+        data = exported(backbone, specs, cache=cache)
+        if precision != "float32":
+            try_in_a_child(data, self._shape, precision)
+        try:
+            compiled = compiled_model(data, self._shape, precision)
+        except RuntimeError as error:
+            raise EngineError(
+                f"engine 'openvino': it cannot run this network: {str(error).strip().splitlines()[-1].rstrip('.')}. "
+                "Choose another engine."
+            ) from None
+        self._queue = openvino.AsyncInferQueue(compiled, max(1, _wanted(compiled)))
+        self._outputs = [tuple(output.shape)[1:] for output in compiled.outputs]
+        self._queue.set_callback(self._store)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Engine, device, precision and versions."""
+        told = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
+        return {**told, "rows_a_request": self._shape[0], **versions("torch", "onnx", "onnxscript", "openvino")}
+
+    def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`pixels` uint8 (n, height, width, channels) to each tap, float32 (n, ...)."""
+        return self.begin(batch)()
+
+    def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
+        """Hand out the requests of a batch; no core waits for the last of them before the next batch is begun."""
+        rows, step = len(batch["pixels"]), self._shape[0]
+        pixels = np.ascontiguousarray(filled(batch["pixels"], -(-rows // step) * step))
+        values = [np.empty((len(pixels), *shape), dtype=np.float32) for shape in self._outputs]
+        left = _Left(len(pixels) // step, pixels)
+        for start in range(0, len(pixels), step):
+            part = slice(start, start + step)
+            self._queue.start_async({0: pixels[part]}, userdata=(values, part, left), share_inputs=True)
+
+        def wait() -> dict[str, np.ndarray]:
+            while not left.wait(1.0):  # seconds
+                self._queue.wait_all()  # raises what a request raised
+            return finished(values, self._specs, rows)
+
+        return wait
+
+    @staticmethod
+    def _store(request: Any, where: "tuple[list[np.ndarray], slice, _Left]") -> None:
+        values, part, left = where
+        for number, value in enumerate(values):
+            value[part] = request.get_output_tensor(number).data
+        left.one_less()
+
+
+class _Left:
+    """How many requests of a batch are not done yet; it keeps the pixels that they read."""
+
+    def __init__(self, count: int, pixels: np.ndarray) -> None:
+        self._pixels = pixels
+        self._count, self._lock, self._none = count, threading.Lock(), threading.Event()
+
+    def one_less(self) -> None:
+        """A request is done."""
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for all of them, so long at most; whether they are done."""
+        return self._none.wait(seconds)
+
+
+def compiled_model(data: bytes, shape: tuple[int, ...], precision: str) -> Any:
+    """Compile an ONNX file for the CPU and inputs of one shape."""
+    core = openvino.Core()
+    model = core.read_model(data)
+    model.reshape(list(shape))
+    hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+    return core.compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": cores()})
+
+
+def _wanted(compiled: Any) -> int:
+    return int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.engines.openvino_engine import compiled_model
+shape = tuple(map(int, sys.argv[3:]))
+compiled_model(Path(sys.argv[1]).read_bytes(), shape, sys.argv[2])({0: np.zeros(shape, np.uint8)})
+"""
+
+
+def try_in_a_child(data: bytes, shape: tuple[int, ...], precision: str) -> None:
+    """Run one request in a process of its own; raises EngineError if that process is ended.
+
+    Some virtual machines name matrix instructions (AMX) among what the processor has, and end whoever uses them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(data)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-W", "ignore", "-c", CHILD, str(path), precision, *map(str, shape)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        how = f"ended by signal {-done.returncode}" if done.returncode < 0 else last.rstrip(".")
+        raise EngineError(
+            f"engine 'openvino', precision {precision!r}: expected a first request to pass, but it was {how}. Choose "
+            "another engine, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 where the processor's AMX cannot be used."
+        )

@@ -1,0 +1,125 @@
+"""The gate before a bulk run: an engine's rows beside those of torch float32, and beside its own in other batches.
+
+A tap that fails is refused by its name. What was measured is the reproducibility card, which lies beside the features.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines import Engine
+from pipeline.engines.parity import Limits, Parity, compare, report
+from pipeline.errors import EngineError, bullets
+from pipeline.settings.check import Settings
+
+REDUCED_ROWS = 512
+ROW_BYTES = 2**28  # of all rows of the widest tap together
+
+
+class Card(Settings):
+    """What was measured of each tap: beside torch float32, in other batches, and torch's own reduced precision."""
+
+    engine: dict[str, Any]
+    limits: Limits
+    parity: dict[str, Parity]
+    batches: dict[str, dict[str, Parity]]
+    autocast: dict[str, Parity] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the gate measured, in some words."""
+        taps = self.parity.values()
+        if self.engine["precision"] == "float32":
+            off = max(parity.relative for parity in taps)
+            if off == 0:
+                return "the values of torch float32, bit for bit"
+            return f"the values of torch float32 (off by at most {off:.0e} of the largest)"
+        cosine = min(parity.median_cosine for parity in taps)
+        return f"near torch float32: median cosine {cosine:.4f}"
+
+    def __str__(self) -> str:
+        title = f"{self.engine['engine']}, {self.engine['precision']}, beside torch float32"
+        return f"{title}\n{report(self.parity)}"
+
+
+def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: str) -> int:
+    """How many samples the gate wants: one batch; for reduced precision 512, or fewer of wide taps."""
+    if precision == "float32":
+        return batch_size
+    widest = max(4 * int(np.prod(shape)) for shape in shapes.values())
+    return max(batch_size, min(REDUCED_ROWS, ROW_BYTES // widest))
+
+
+def run_all(engine: Engine, pixels: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+    """The rows of more samples than one batch has."""
+    parts = [engine.run({"pixels": pixels[start : start + batch_size]}) for start in range(0, len(pixels), batch_size)]
+    return {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
+
+
+def steadiness(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]) -> dict[str, dict[str, Parity]]:
+    """Tap to the same rows in batches of 1, 2 and an odd number, and in another order, beside those of the batch."""
+    count = len(batch)
+    orders: dict[str, np.ndarray] = {"1": np.arange(1), "2": np.arange(min(2, count))}
+    if count > 3:
+        odd = count - 1 if count % 2 == 0 else count - 2
+        orders[str(odd)] = np.arange(odd)
+    orders["reversed"] = np.arange(count)[::-1]
+    found: dict[str, dict[str, Parity]] = {tap: {} for tap in full}
+    for name, order in orders.items():
+        got = engine.run({"pixels": np.ascontiguousarray(batch[order])})
+        for tap, rows in full.items():
+            found[tap][name] = compare(rows[order], got[tap])
+    return found
+
+
+def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
+    """One batch of real samples; where there are too few, their negatives stand beside them."""
+    batch = pixels[:batch_size]
+    return batch if len(batch) == batch_size else np.concatenate([batch, 255 - batch])[:batch_size]
+
+
+def check(
+    engine: Engine,
+    reference: Engine,
+    pixels: np.ndarray,
+    specs: Mapping[str, TapSpec],
+    *,
+    batch_size: int,
+    limits: Limits,
+    autocast: Engine | None = None,
+) -> Card:
+    """Measure an engine on real samples, uint8 (n, height, width, channels).
+
+    `reference` is torch float32. Raises EngineError with every tap that is not near enough to it, or whose values
+    depend on the batch.
+    """
+    told = dict(engine.provenance)
+    reduced = told["precision"] != "float32"
+    batch = batch_of(pixels, batch_size)
+    expected = run_all(reference, pixels, batch_size)
+    got = expected if engine is reference else run_all(engine, pixels, batch_size)
+    parity = {tap: compare(expected[tap], got[tap], neighbours=reduced) for tap in specs}
+    whole = len(pixels) >= batch_size
+    full = {tap: rows[:batch_size] for tap, rows in got.items()} if whole else engine.run({"pixels": batch})
+    batches = steadiness(engine, batch, full)
+    problems = [
+        f"tap {tap!r}, node {specs[tap].node!r}: {problem}"
+        for tap, measured in parity.items()
+        for problem in measured.problems(limits, reduced=reduced)
+    ]
+    problems += [
+        f"tap {tap!r}, node {specs[tap].node!r}: its values depend on the batch ({name}: {problem[0]})"
+        for tap, measured in batches.items()
+        for name, one in measured.items()
+        if (problem := one.problems(limits, reduced=reduced))
+    ]
+    if problems:
+        title = f"engine {told['engine']!r}, {told['precision']}: taps that it does not compute as torch float32 does"
+        raise EngineError(bullets(title, problems))
+    beside_it = None
+    if reduced and autocast is not None:
+        drifted = run_all(autocast, pixels, batch_size)
+        beside_it = {tap: compare(expected[tap], drifted[tap], neighbours=True) for tap in specs}
+    return Card(engine=told, limits=limits, parity=parity, batches=batches, autocast=beside_it)

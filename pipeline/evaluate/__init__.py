@@ -1,0 +1,1 @@
+"""The stage `evaluate`: metrics with intervals of every run."""

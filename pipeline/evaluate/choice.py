@@ -1,0 +1,55 @@
+"""Choose among the methods of a run, by rows that `pipeline.evaluate.undecided` marked; pure functions.
+
+Where every method gives probabilities, the least log loss on held-out rows is chosen, unless a metric other than the
+usual one was asked for. Elsewhere the metric decides, and of the methods within one standard error of the best the one
+with the least log loss is chosen, if all of these give probabilities.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+LOG_LOSS = "log_loss"
+MOST_NAMED = 5
+
+Row = dict[str, Any]
+
+
+def best_of(rows: Sequence[Row], metric: str, *, higher: bool) -> Row:
+    """Return the best row by its marks, the first of equals; unmarked rows are chosen by the metric.
+
+    `higher`: whether larger values of the metric are better.
+    """
+    close = [row for row in rows if row.get("close")] or list(rows)
+    by_loss = all(row.get("close") and row.get("validation_log_loss") is not None for row in close)
+    if by_loss:
+        return min(close, key=lambda row: loss(row, LOG_LOSS, higher=False))
+    return min(close, key=lambda row: loss(row, metric, higher=higher))
+
+
+def loss(row: Row, metric: str, *, higher: bool) -> float:
+    """Return the value of a metric on held-out rows so that less is better; infinite where there is none."""
+    value = row[f"validation_{metric}"]
+    if value is None:
+        return float("inf")
+    return float(-value if higher else value)
+
+
+def sentence(rows: Sequence[Row], best: Row) -> str | None:
+    """Return what held-out rows cannot tell apart, among methods with the labels of the best; None where they can."""
+    close = [row for row in rows if row["labels"] == best["labels"] and row.get("close")]
+    if len(close) < 2:
+        return None
+    several = len({row["head"] for row in rows}) > 1, len({row["input"] for row in rows}) > 1
+    ordered = [best, *(row for row in close if row is not best)]
+    names = [_called(row, *several) for row in ordered[:MOST_NAMED]]
+    if len(ordered) > MOST_NAMED:
+        names.append(f"{len(ordered) - MOST_NAMED:,} more")
+    decided = str(best["decided_by"]).replace("_", " ")
+    return (
+        f"{', '.join(names[:-1])} and {names[-1]} are within one standard error by {decided} on "
+        f"{best['validation_rows']:,} held-out rows: validation cannot tell them apart"
+    )
+
+
+def _called(row: Row, heads: bool, inputs: bool) -> str:
+    return f"{row['head']} on {row['input']}" if heads and inputs else str(row["input" if inputs else "head"])

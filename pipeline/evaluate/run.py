@@ -1,0 +1,246 @@
+"""Evaluate a run from its predictions: choose on held-out rows, report on test rows.
+
+For each method (a head, an input and a number of labels): the mean of each metric over the draws, on the test rows,
+with a bootstrap interval of the metric that decides. At the largest number of labels the method that
+`pipeline.evaluate.choice` chooses on held-out rows is `selected`; only for it are the tables of classes, groups and
+levels made.
+
+What a run's numbers follow from stands with them, as a digest: while it is the same they are not worked out again.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import metrics
+from pipeline.errors import DataError, counted
+from pipeline.evaluate import bootstrap, breakdown, choice, undecided
+from pipeline.evaluate.methods import Method, Methods, part, read
+from pipeline.files import AnyPath, as_path, digest, read_json, sha256_file, write_json, write_text
+from pipeline.predictions import Predictions
+from pipeline.runtime import versions
+from pipeline.settings.check import Settings
+from pipeline.task import describe_rare
+
+CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
+"""What works the numbers out besides this package: files of the package around it."""
+
+MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
+"""What `undecided.mark` adds to a row."""
+
+
+class Metric(Settings):
+    """What decides, by kind of task: the order of the leaderboard and the intervals.
+
+    Accuracy and map leave the choice on held-out rows to log loss where every method gives probabilities.
+    """
+
+    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
+        default="accuracy", description="of classes"
+    )
+    multilabel: Literal["map", "macro_f1"] = Field(default="map", description="of several labels")
+    regression: Literal["r2", "mae"] = Field(default="r2", description="of numbers")
+
+
+class EvaluateConfig(Settings):
+    """How runs are measured."""
+
+    metric: Metric = Field(default=Metric(), description="what decides, by kind of task")
+    interval: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="confidence level")
+    resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="of the bootstrap")
+    calibration_bins: Annotated[int, Field(ge=2)] = Field(default=15, description="bins of confidence")
+    seed: int = Field(default=0, description="of the bootstrap")
+
+
+def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
+    """Return a digest of what the numbers of a run follow from: settings, files, the code and the packages."""
+    files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
+    here = Path(__file__).parent
+    code = [sha256_file(path) for path in (*sorted(here.glob("*.py")), *(here.parent / name for name in CODE))]
+    made_by = versions("scikit-learn", "numpy", "scipy")
+    return digest({"settings": config.model_dump(mode="json"), "files": files, "code": code, "versions": made_by})
+
+
+def is_current(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
+    """Whether a run was evaluated on the evidence that there is now, and all that was written then is still there."""
+    return all(path.is_file() for path in (tables, *others)) and read_json(tables).get("evidence") == now
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    predictions: AnyPath,
+    task: AnyPath,
+    model: AnyPath,
+    numbers: AnyPath,
+    tables: AnyPath,
+    confusion: AnyPath,
+    curve: AnyPath,
+) -> dict[str, Any]:
+    """Write the numbers for DVC, the tables behind the report and two plots for `dvc plots`; return the numbers.
+
+    Where the metric cannot be measured of any method, the cause is written as `unavailable` in place of the numbers:
+    `compare` and the report then go on without this run.
+
+    `confusion` has the targets and predictions of the selected method's test rows in its first draw, `curve` its metric
+    against labels a class. Either has a header alone where there is no such thing.
+    """
+    predictions = as_path(predictions, "evaluate: predictions")
+    task = as_path(task, "evaluate: task")
+    model = as_path(model, "evaluate: model")
+    numbers = as_path(numbers, "evaluate: numbers")
+    tables = as_path(tables, "evaluate: tables")
+    confusion = as_path(confusion, "evaluate: confusion")
+    curve = as_path(curve, "evaluate: curve")
+    methods = read(predictions, task)
+    metric: str = getattr(config.metric, methods.file.kind)
+    rows = table(methods, metric, config)
+    best = select(rows, metric=metric)
+    if best[metric] is None:
+        why = (
+            f"{metric} cannot be measured of any method: {best['degraded'][metric]}. Choose another metric in "
+            f"`evaluate.metric.{methods.file.kind}`, or another head."
+        )
+        known = {
+            "run": predictions.stem,
+            "kind": methods.file.kind,
+            "metric": metric,
+            "unavailable": why,
+            "table": rows,
+        }
+        stamp = evidence(config, predictions=predictions, task=task, model=model)
+        write_json(tables, {**known, "evidence": stamp, "made_from": read_json(model / "model.json")})
+        _write_csv(confusion, ("target", "predicted"), [])
+        _write_csv(curve, ("labels", "value"), [])
+        write_json(numbers, {"metric": metric, "unavailable": why})
+        return {"metric": metric, "unavailable": why}
+    chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
+    resampling = breakdown.Resampling(metric, config.interval, config.resamples, config.seed)
+    write_json(
+        tables,
+        {
+            "run": predictions.stem,
+            "evidence": evidence(config, predictions=predictions, task=task, model=model),
+            "made_from": read_json(model / "model.json"),
+            "kind": methods.file.kind,
+            "metric": metric,
+            "higher_is_better": metric not in metrics.LOWER_IS_BETTER,
+            "classes": methods.file.classes,
+            "rare": describe_rare(methods.task.rare, methods.file.kind),
+            "given": methods.task.given,
+            "interval": config.interval,
+            "table": rows,
+            "selected": best,
+            "undecided": choice.sentence(rows, best),
+            **breakdown.of(methods, chosen, resampling, bins=config.calibration_bins),
+        },
+    )
+    _write_confusion(confusion, methods, chosen[0])
+    _write_curve(curve, rows, best, metric)
+    hidden = {"degraded", f"{metric}_spread", f"validation_{metric}", *MARKS}
+    found = {"metric": metric, **{name: value for name, value in best.items() if name not in hidden}}
+    write_json(numbers, {name: value for name, value in found.items() if value is not None})
+    return found
+
+
+def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """A row a method: means over its draws on test rows, and the interval of the metric that decides."""
+    rows = [_row(methods, config, metric, method) for method in methods.fits]
+    measured = [row for row in rows if row[metric] is not None]
+    tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
+    if tested:
+        values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
+        for row, fits, found in zip(measured, tested, values, strict=True):
+            behind = bootstrap.rows_behind(metric, fits[0], methods.file.classes)
+            ends = bootstrap.interval(found, config.interval, rows=behind)
+            row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
+    for labels in dict.fromkeys(row["labels"] for row in measured):
+        undecided.mark([row for row in measured if row["labels"] == labels], methods, metric, seed=config.seed)
+    return rows
+
+
+def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[str, Any]:
+    """The row that held-out rows choose among those with the most labels; the first of equals.
+
+    A method that the metric cannot be measured of is passed over where another one can be chosen. Raises DataError if
+    there is something to choose and no validation row to choose with.
+    """
+    most = max((row["labels"] for row in rows if row["labels"] is not None), default=None)
+    largest = [row for row in rows if row["labels"] == most]
+    measured = [row for row in largest if metric not in row.get("degraded", {})]
+    candidates = measured or largest[:1]
+    if len(candidates) == 1:
+        return candidates[0]
+    known = [row for row in candidates if row[f"validation_{metric}"] is not None]
+    if not known:
+        raise DataError(
+            f"{counted(len(candidates), 'method')} to choose from, but the task has no validation rows to measure "
+            f"{metric} on, and the test rows must not choose. Give the task's `sizes` a validation share, or the "
+            "run one input and head."
+        )
+    return choice.best_of(known, metric, higher=metric not in metrics.LOWER_IS_BETTER)
+
+
+def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) -> dict[str, Any]:
+    fits = methods.fits[method]
+    tested = [_measure(methods, part(one, one.splits == "test"), config) for one in fits]
+    chooses = [part(one, one.splits == "validation") for one in fits]
+    validated = [bootstrap.value(metric, one, methods.file.classes) for one in chooses]
+    each = [found.values[metric] for found in tested]
+    known = [value for value in each if value is not None]
+    degraded = {name: why for found in tested for name, why in found.degraded.items()}
+    return {
+        **method._asdict(),
+        "draws": len(fits),
+        "test_rows": len(methods.tested),
+        **{name: _mean([found.values[name] for found in tested]) for name in tested[0].values},
+        f"{metric}_low": None,
+        f"{metric}_high": None,
+        f"{metric}_spread": float(np.std(known, ddof=1)) if len(known) == len(fits) > 1 else None,
+        f"validation_{metric}": _mean(validated),
+        **({"degraded": degraded} if degraded else {}),
+    }
+
+
+def _measure(methods: Methods, one: Predictions, config: EvaluateConfig) -> metrics.Measured:
+    return metrics.measure(
+        methods.file.kind,
+        one.targets,
+        one.predicted,
+        one.scores,
+        methods.file.classes,
+        given=methods.file.scores.get(one.head, "none"),
+        head=one.head,
+        bins=config.calibration_bins,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _write_confusion(path: Path, methods: Methods, one: Predictions) -> None:
+    """Target and prediction of each test row, for DVC's template `confusion`."""
+    told = zip(one.targets, one.predicted, strict=True) if methods.file.kind == "classification" else ()
+    _write_csv(path, ("target", "predicted"), list(told))
+
+
+def _write_curve(path: Path, rows: Sequence[dict[str, Any]], best: dict[str, Any], metric: str) -> None:
+    """The selected head and input against labels a class, for DVC's template `linear`."""
+    same = [row for row in rows if (row["head"], row["input"]) == (best["head"], best["input"]) and row["labels"]]
+    told = sorted((row["labels"], row[metric]) for row in same if row[metric] is not None)
+    _write_csv(path, ("labels", "value"), told)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

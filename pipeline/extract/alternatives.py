@@ -1,0 +1,95 @@
+"""Whether what is asked for fits on the disk, and what else would: int8, maps pooled by mean, fewer taps."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines.autotune import gpus
+from pipeline.extract import disk_forecast
+from pipeline.extract.disk_forecast import Forecast, Size
+from pipeline.extract.request import Request, of_samples
+from pipeline.store.shard_format import path_of
+
+
+def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
+    """The bytes of a request with all of its views, and the room there is for them.
+
+    Of a cluster that is there nobody knows yet how many processes it has: one is counted.
+    """
+    run, plan = request.config.run, request.whole
+    sizes = disk_forecast.sizes(
+        plan,
+        {one.folder(tap): column.layout(one.shapes[tap]) for one in request.all for tap, column in one.columns.items()},
+        processes=run.processes(gpus()) if run.scheduler is None else 1,
+    )
+    linked = sum(
+        record.bytes
+        for one in request.all
+        for tap, records in one.shards.items()
+        for record in records
+        if not path_of(out / one.folder(tap), record.name).exists()
+    )
+    written = sum(size.bytes for size in sizes.values())
+    spooled = max(sum(sizes[one.folder(tap)].spool for tap in one.columns) for one in request.all)  # view after view
+    spaces = disk_forecast.spaces(cache_root=cache_root, out=out, written=written, spooled=spooled, linked=linked)
+    return Forecast(plan, sizes, spaces)
+
+
+def shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
+    """What is said where a request does not fit, with what would; None where it does."""
+    if found.fits:
+        return None
+    others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, found)}
+    return disk_forecast.shortage(found, others)
+
+
+def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
+    taps = dict(request.config.taps)
+    int8 = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in taps.items()}
+    mean = {tap: _mean(request, tap) for tap in taps}
+    if int8 != taps:
+        yield "all taps in int8", {"taps": int8}
+    if mean != taps:
+        changed = [tap for tap in taps if mean[tap] != taps[tap]]
+        yield f"{', '.join(changed)} pooled by mean", {"taps": mean}
+        smallest = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in mean.items()}
+        yield "the same in int8", {"taps": smallest}
+    if request.views:
+        yield "without views", {"views": None}
+    sizes = {tap: _of_all_views(request, found, tap) for tap in taps}
+    needed = sum(size.needed for size in sizes.values())
+    room = needed - max(space.needed - space.free for space in found.spaces)
+    dropped = disk_forecast.fewer(sizes, room)
+    if dropped:
+        yield f"without {', '.join(dropped)}", {"taps": {tap: taps[tap] for tap in taps if tap not in dropped}}
+
+
+def _of_all_views(request: Request, found: Forecast, tap: str) -> Size:
+    parts = [found.sizes[one.folder(tap)] for one in request.all]
+    return replace(parts[0], bytes=sum(size.bytes for size in parts), spool=max(size.spool for size in parts))
+
+
+def _mean(request: Request, tap: str) -> TapSpec:
+    """The tap pooled by mean, where it is larger and can be."""
+    spec = request.config.taps[tap]
+    node = request.spec.taps[spec.node]
+    pools = {"CHW": "mean", "HWC": "mean", "LC": "mean_tokens"}
+    if len(node.shape) < 2 or node.layout not in pools or spec.project is not None:
+        return spec
+    pooled = spec.model_copy(update={"pool": pools[node.layout]})
+    channels = node.shape[0] if node.layout == "CHW" else node.shape[-1]
+    larger = (
+        request.columns[tap].layout(request.shapes[tap]).row_bytes > request.columns[tap].layout((channels,)).row_bytes
+    )
+    return pooled if larger else spec
+
+
+def _with(request: Request, changes: Mapping[str, Any], cache_root: Path, out: Path) -> Forecast:
+    """The forecast of a request with other settings: the cache may know some of that too."""
+    config = request.config.model_copy(update=changes)
+    other = of_samples(
+        config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
+    )
+    return foresee(other, cache_root=cache_root, out=out)

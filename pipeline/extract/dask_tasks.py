@@ -1,0 +1,91 @@
+"""The tasks of a worker: what Dask calls in its process. Another than the first finds network and engine ready."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError, StoreError
+from pipeline.extract import job_files
+from pipeline.extract.timing import Spent
+from pipeline.extract.units import Stored
+from pipeline.extract.worker import Worker
+from pipeline.runtime import keep_to_cores
+from pipeline.store import maintenance
+
+TOPIC = "icecore"  # of what workers tell beside their answers
+EVERY = 0.5  # seconds between two notes of progress
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker says of a unit. `said`: lines for the user; `error`: why the whole job cannot go on."""
+
+    unit: int
+    stored: Stored | None
+    spent: Spent
+    said: list[str]
+    error: PipelineError | None = None
+
+
+_workers: dict[str, Worker] = {}
+_said: list[str] = []
+_one = threading.Lock()
+
+
+def make_ready(folder: str, number: int) -> Made:
+    """Choose the engine for a job, on the samples of a unit."""
+    return _make(folder, number, store=False)
+
+
+def make_one(folder: str, number: int) -> Made:
+    """Make one unit of a job."""
+    return _make(folder, number, store=True)
+
+
+def _make(folder: str, number: int, *, store: bool) -> Made:
+    """One at a time in a process, whose cores and GPU it has to itself."""
+    with _one:
+        _said.clear()
+        spent, stored = Spent(), None
+        try:
+            worker = _worker(folder)
+            work = job_files.read_work(Path(folder), number)
+            worker.prepare([work.samples])
+            if store:
+                (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
+        except PipelineError as error:  # trying again would not help
+            return Made(number, None, spent, list(_said), error)
+        except PermissionError as error:  # of a sample it is a reject: this one is of the job's own files
+            refused = StoreError(f"{error.filename}: {error.strerror}. Change its owner or mode, then run again.")
+            return Made(number, None, spent, list(_said), refused)
+        return Made(number, stored, spent, list(_said))
+
+
+def _worker(folder: str) -> Worker:
+    """This process's worker for a job; that of an earlier job ends."""
+    if folder not in _workers:
+        keep_to_cores()
+        for earlier in _workers.values():
+            earlier.close()
+        _workers.clear()
+        worker = _workers[folder] = Worker(job_files.read_assignment(Path(folder)), say=_said.append)
+        for target in worker.targets.values():
+            maintenance.leftovers(target.column)  # of the one that was killed, if this one comes in its place
+    return _workers[folder]
+
+
+def _teller(job: str, unit: int) -> Callable[[int], None]:
+    from distributed import get_worker
+
+    worker, samples, told = get_worker(), 0, time.monotonic()
+
+    def tell(count: int) -> None:
+        nonlocal samples, told
+        samples += count
+        if time.monotonic() - told > EVERY:
+            told = time.monotonic()
+            worker.log_event(TOPIC, {"job": job, "unit": unit, "samples": samples})
+
+    return tell

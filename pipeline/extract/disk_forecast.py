@@ -1,0 +1,176 @@
+"""The forecast of an extraction: the bytes of what is missing, against the room on the disk. Pure, and printable.
+
+Bytes are those of the shards that are to be written, with checksums and keys; of maps before their compression. They go
+to the feature cache, and once more to the features folder where it cannot link them, on another file system. While a
+unit is made, the rows of all of its taps lie in spools too, in the cache: that of int8 has four times its bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StoreError, bullets, counted
+from pipeline.extract.plan import Plan
+from pipeline.files import KEY_BYTES, existing, free
+from pipeline.store.row_buffer import row_bytes
+from pipeline.store.shard_format import Layout
+from pipeline.text import human
+
+SHARD_BYTES = 8192  # of a shard's own: superblock, attributes, the record beside it
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is missing of a tap. `maps`: `bytes` are before compression. `spool`: most bytes of spools at one time."""
+
+    rows: int
+    shards: int
+    row_bytes: int
+    bytes: int
+    maps: bool
+    spool: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free in the cache."""
+        return self.bytes + self.spool
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a file system must have, and has: bytes. `passing`: those needed only while the extraction runs."""
+
+    folder: Path
+    needed: int
+    free: int
+    passing: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan, what it takes a tap, and on which file systems."""
+
+    plan: Plan
+    sizes: Mapping[str, Size]
+    spaces: tuple[Space, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all taps together."""
+        return sum(size.bytes for size in self.sizes.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether every file system has the room."""
+        return all(space.needed <= space.free for space in self.spaces)
+
+    @property
+    def hits(self) -> float:
+        """The share of all rows that the cache knows."""
+        rows = self.plan.samples * len(self.sizes)
+        return 1 - sum(self.plan.missing.values()) / rows if rows else 1.0
+
+    def __str__(self) -> str:
+        lines = []
+        for line, size in zip(str(self.plan).splitlines(), self.sizes.values(), strict=True):
+            note = " before compression" if size.maps else ""
+            made = counted(size.shards, "shard")
+            lines.append(f"{line}; {made}, {human(size.bytes)}{note}" if size.rows else line)
+        return "\n".join([*lines, *(f"{space.folder}: {_room(space)}" for space in self.spaces if space.needed)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        taps = {
+            tap: {
+                "missing": size.rows,
+                "known": self.plan.samples - size.rows,
+                "shards": size.shards,
+                "row_bytes": size.row_bytes,
+                "bytes": size.bytes,
+                "spool": size.spool,
+                "before_compression": size.maps,
+            }
+            for tap, size in self.sizes.items()
+        }
+        spaces = [
+            {"folder": str(one.folder), "needed": one.needed, "passing": one.passing, "free": one.free}
+            for one in self.spaces
+        ]
+        return {"samples": self.plan.samples, "taps": taps, "bytes": self.bytes, "spaces": spaces}
+
+
+def sizes(plan: Plan, layouts: Mapping[str, Layout], *, processes: int = 1) -> dict[str, Size]:
+    """What each tap of a plan takes, where so many processes each make a unit at a time."""
+    found = {}
+    for tap, layout in layouts.items():
+        rows = [len(unit.rows) for unit in plan.units if tap in unit.taps]
+        total = sum(_shard(layout, count) for count in rows)
+        spooled = row_bytes(layout) * sum(sorted(rows)[-processes:])
+        found[tap] = Size(sum(rows), len(rows), layout.row_bytes, total, layout.chunked, spooled)
+    return found
+
+
+def _shard(layout: Layout, rows: int) -> int:
+    scale = 4 * layout.shape[0] if layout.dtype == "int8" else 0
+    keys = 2 * KEY_BYTES * rows  # in the shard, and beside it
+    return rows * layout.row_bytes + 8 * layout.blocks(rows) + keys + scale + SHARD_BYTES
+
+
+def spaces(*, cache_root: Path, out: Path, written: int, spooled: int, linked: int) -> tuple[Space, ...]:
+    """The file systems that an extraction writes to.
+
+    `written`: bytes of new shards; `spooled`: of spools, at one time; `linked`: of shards that `out` is to have beside
+    the new ones and has not.
+    """
+    cache = Space(cache_root, written + spooled, free(cache_root), spooled)
+    if _device(cache_root) == _device(out):
+        return (cache,)
+    return (cache, Space(out, written + linked, free(out)))
+
+
+def _device(folder: Path) -> int:
+    return existing(folder).stat().st_dev
+
+
+def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
+    """What is said where the features do not fit on the disk, or None where they do.
+
+    `others`: what else could be asked for.
+    """
+    if forecast.fits:
+        return None
+    short = [space for space in forecast.spaces if space.needed > space.free]
+    compressed = any(size.maps and size.rows for size in forecast.sizes.values())
+    note = ", maps before compression" if compressed else ""
+    lines = [f"{one.folder}: expected {_room(one)}: {human(one.needed - one.free)} are missing" for one in short]
+    fitting = [f"{label}: {human(other.bytes)}" for label, other in others.items() if other.fits]
+    lines += [f"would fit: {line}" for line in fitting] or ["no other dtype or pooling of these taps would fit"]
+    title = f"the features do not fit on the disk ({human(forecast.bytes)} to compute{note})"
+    remedy = "Change the taps in params.yaml, make room (`icecore cache prune`), or set ICECORE_CACHE to a larger disk."
+    if compressed:
+        remedy += " `disk: warn` tries it all the same."
+    return bullets(title, lines) + f"\n{remedy}"
+
+
+def refuse(message: str | None) -> None:
+    """Raise StoreError where the features do not fit."""
+    if message is not None:
+        raise StoreError(message)
+
+
+def fewer(sizes: Mapping[str, Size], room: int) -> Sequence[str]:
+    """The taps to leave out, largest first, until the rest fits in `room` bytes; all but one at most."""
+    left = sum(size.needed for size in sizes.values())
+    dropped: list[str] = []
+    for tap in sorted(sizes, key=lambda tap: -sizes[tap].needed)[: len(sizes) - 1]:
+        if left <= room:
+            break
+        dropped.append(tap)
+        left -= sizes[tap].needed
+    return dropped
+
+
+def _room(space: Space) -> str:
+    passing = f" ({human(space.passing)} of them while it runs)" if space.passing else ""
+    return f"{human(space.needed)} needed{passing}, {human(space.free)} free"

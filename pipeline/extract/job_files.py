@@ -1,0 +1,89 @@
+"""Work orders: a job on disk, for workers in other processes and on other machines; no manifest travels in a message.
+
+    <folder>/job.json       the assignment, and for each unit the taps that lack it
+    <folder>/units.arrow    the samples, a record batch a unit: a worker maps the file and reads its own
+
+The folder lies in the feature cache, which every worker must see anyhow, and is removed when the job ends.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import StoreError
+from pipeline.extract.config import ExtractConfig
+from pipeline.extract.units import Work
+from pipeline.extract.worker import Assignment
+from pipeline.files import read_json, scratch, sweep, write_json
+from pipeline.loading.samples import SCHEMA, Samples
+from pipeline.readers.augment import View
+
+JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
+
+
+@contextlib.contextmanager
+def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Path, int]]:
+    """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
+    with scratch(assignment.cache_root / JOBS, "job") as folder:
+        folder.mkdir()
+        yield folder, _write(folder, assignment, works)
+
+
+def leftovers(cache_root: Path) -> int:
+    """Remove the orders of killed processes of this machine, and count them. Age says nothing: a job may take days."""
+    return sweep(cache_root / JOBS, older_than=math.inf)
+
+
+def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:
+    taps = []
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(folder / UNITS, SCHEMA, options=options) as file:
+        for work in works:
+            file.write_batch(work.samples.to_batch())
+            taps.append(work.taps)
+    job = {
+        "config": assignment.config.model_dump(mode="json"),
+        "backbone": str(assignment.backbone.absolute()),
+        "cache": str(assignment.cache_root.absolute()),
+        "samples": assignment.samples,
+        "lacking": assignment.lacking,
+        "view": None if assignment.view is None else assignment.view.model_dump(mode="json"),
+        "units": taps,
+    }
+    write_json(folder / JOB, job)
+    return len(taps)
+
+
+def read_assignment(folder: Path) -> Assignment:
+    """What a worker is to make; raises StoreError where it does not see the folder."""
+    job = _read(folder)
+    return Assignment(
+        config=ExtractConfig.model_validate(job["config"]),
+        backbone=Path(job["backbone"]),
+        cache_root=Path(job["cache"]),
+        samples=job["samples"],
+        lacking=tuple(job["lacking"]),
+        view=None if job["view"] is None else View.model_validate(job["view"]),
+    )
+
+
+def read_work(folder: Path, number: int) -> Work:
+    """One unit."""
+    taps = _read(folder)["units"][number]
+    with pa.memory_map(str(folder / UNITS)) as file:
+        batch = pa.ipc.open_file(file).get_batch(number)
+        return Work(Samples.from_batch(batch), tuple(taps))
+
+
+def _read(folder: Path) -> Any:
+    path = folder / JOB
+    if not path.is_file():
+        raise StoreError(
+            f"{path}: expected the job's orders in the feature cache, got no such file. The cache, the backbone and "
+            "the data must lie where every worker sees them under one path: set ICECORE_CACHE to a shared folder."
+        )
+    return read_json(path)

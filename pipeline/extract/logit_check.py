@@ -1,0 +1,69 @@
+"""The oracle after an extraction: stored penultimate rows, through the network's own end, must give its logits."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipeline.backbones.hooks import LOGITS, PENULTIMATE
+from pipeline.backbones.replay import check_replay, expected_logits
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines import create
+from pipeline.engines.parity import Limits
+from pipeline.loading.batches import first_pixels
+from pipeline.loading.decoders import Decoders
+from pipeline.loading.samples import Samples
+from pipeline.store.features import Features
+
+ROWS = 16
+
+
+def replayable(spec: TapSpec) -> bool:
+    """Whether rows of a tap are what the network's last layer gets."""
+    return spec.node == PENULTIMATE and spec.pool in ("none", "flatten") and spec.project is None
+
+
+def check(
+    features: Features,
+    spec: TapSpec,
+    *,
+    backbone: Backbone,
+    precision: str,
+    limits: Limits,
+    samples: Samples,
+    runs: Iterable[np.ndarray],
+    decoders: Decoders,
+) -> Mapping[str, float | int] | None:
+    """Replay the first stored ones among some runs of rows of `samples`; compare them with what is computed now.
+
+    Returns what `check_replay` does, or None where no row can be compared. Raises BackboneError if a row is off.
+    """
+    stored = _first(features, samples, runs)
+    if not len(stored) or LOGITS not in backbone.spec.taps:
+        return None
+    # Keys and pixels come together: containers are read in their own order, and a file may have changed meanwhile.
+    keys, pixels = first_pixels([samples.take(stored)], decoders, count=len(stored), batch_size=len(stored))
+    if not len(keys):
+        return None
+    taps = {name: TapSpec(node=name, dtype="float32") for name in (PENULTIMATE, LOGITS)}
+    live = create("torch", backbone, taps, batch_size=len(keys)).run({"pixels": pixels})
+    reduced = precision not in ("float32", "tf32")
+    return check_replay(
+        backbone,
+        features.load(keys),
+        expected_logits(backbone, live[PENULTIMATE], live[LOGITS]),
+        dtype=spec.dtype,
+        where=str(features.folder),
+        cosine=limits.reduced_cosine if reduced else None,
+    )
+
+
+def _first(features: Features, samples: Samples, runs: Iterable[np.ndarray]) -> np.ndarray:
+    """The first `ROWS` of some rows that are stored."""
+    found = np.empty(0, np.int64)
+    for rows in runs:
+        stored = rows[features.has(samples.keys[rows])]
+        found = np.concatenate([found, stored[: ROWS - len(found)]])
+        if len(found) == ROWS:
+            break
+    return found

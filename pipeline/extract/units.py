@@ -1,0 +1,180 @@
+"""The work of a unit: decode its samples, run the network, store one shard a tap. Every worker runs this.
+
+Decoding, the network and storing overlap, also from one unit to the next: while the network runs on a batch, the next
+ones are decoded and the rows of the last one written. Nothing is kept longer than its batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.engines import Answer, Engine
+from pipeline.errors import StoreError
+from pipeline.extract.timing import Spent
+from pipeline.loading.batches import Batch, batches
+from pipeline.loading.decoders import Decoders
+from pipeline.loading.samples import Reject, Samples
+from pipeline.store.cache import Column, Writer
+from pipeline.store.shard_format import ShardRecord
+
+
+@dataclass(frozen=True)
+class Work:
+    """A unit as a worker gets it: samples, their keys sorted, and the taps that lack them."""
+
+    samples: Samples
+    taps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the rows of a tap go, and the shape of one."""
+
+    column: Column
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Unit:
+    """A unit that is being made."""
+
+    engine: Engine
+    writers: dict[str, Writer]
+    open: ExitStack
+    rejects: list[Reject] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a unit: the samples without features, and the shard of each tap, if it has rows."""
+
+    rejects: list[Reject]
+    shards: Mapping[str, ShardRecord]
+
+
+def make_units(
+    works: Iterable[Work],
+    *,
+    decoders: Decoders,
+    engine_of: Callable[[tuple[str, ...]], Engine],
+    targets: Mapping[str, Target],
+    batch_size: int,
+    done: Callable[[int], None],
+    spent: Spent,
+) -> Iterator[Stored]:
+    """Compute and store the rows of units, one after another; yield what became of each when it is stored.
+
+    `done` is called with the number of samples that were dealt with since the last call. The time goes to `spent`.
+    """
+    taps: list[tuple[str, ...]] = []
+
+    def samples() -> Iterator[Samples]:
+        for work in works:
+            taps.append(work.taps)
+            yield work.samples
+
+    with ExitStack() as everything, ThreadPoolExecutor(1) as thread:
+        storing = _Storing(thread, spent)
+        unit: _Unit | None = None
+        begun: _Begun | None = None
+        for batch in spent.waiting(batches(samples(), decoders, batch_size=batch_size)):
+            if unit is None:
+                unit = _open(taps[batch.unit], engine_of, targets, everything)
+            with spent.on("forward"):
+                answer = unit.engine.begin(batch.arrays) if len(batch.keys) else None
+            if begun is not None:
+                yield from storing.take(begun, done)
+            begun = _Begun(unit, batch, answer)
+            unit = None if batch.last else unit
+        if begun is not None:
+            yield from storing.take(begun, done)
+        yield from storing.end()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that the network runs on, if any of it could be read."""
+
+    unit: _Unit
+    batch: Batch
+    answer: Answer | None
+
+
+class _Storing:
+    """Writes rows in a thread beside the network: a batch at a time, and after its last one the shards of a unit."""
+
+    def __init__(self, thread: ThreadPoolExecutor, spent: Spent) -> None:
+        self._thread, self._spent = thread, spent
+        self._writing: Future[None] | None = None
+        self._ending: Future[Stored] | None = None
+
+    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[Stored]:
+        """Wait for a batch and have it written; yield what became of the unit before, once its shards are there."""
+        unit, batch = begun.unit, begun.batch
+        unit.rejects += batch.rejects
+        if begun.answer is not None:
+            with self._spent.on("forward"):
+                found = begun.answer()
+            with self._spent.on("write"):
+                _wait(self._writing)  # no more than one batch waits to be written
+            self._writing = self._thread.submit(_append, unit, batch.keys, found)
+        self._spent.samples += batch.rows
+        done(batch.rows)
+        if batch.last:
+            yield from self.end()
+            self._ending = self._thread.submit(_finish, unit, self._writing)
+
+    def end(self) -> Iterator[Stored]:
+        """Wait for the shards that are being written."""
+        if self._ending is not None:
+            with self._spent.on("write"):
+                stored = self._ending.result()
+            self._ending = None
+            yield stored
+
+
+def _open(
+    taps: tuple[str, ...],
+    engine_of: Callable[[tuple[str, ...]], Engine],
+    targets: Mapping[str, Target],
+    everything: ExitStack,
+) -> _Unit:
+    own = everything.enter_context(ExitStack())
+    writers = {tap: own.enter_context(targets[tap].column.writer(targets[tap].shape)) for tap in taps}
+    return _Unit(engine_of(taps), writers, own)
+
+
+def _append(unit: _Unit, keys: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+    for tap, writer in unit.writers.items():
+        with _named(tap):
+            writer.append(keys, found[tap])
+
+
+def _finish(unit: _Unit, last: "Future[None] | None") -> Stored:
+    _wait(last)  # nothing is finished that lacks rows
+    lasting = {reject.key: reject.reason for reject in unit.rejects if reject.lasting}
+    shards = {}
+    for tap, writer in unit.writers.items():
+        with _named(tap):
+            record = writer.finish(provenance=unit.engine.provenance, rejected=lasting)
+        if record is not None:
+            shards[tap] = record
+    unit.open.close()
+    return Stored(unit.rejects, shards)
+
+
+def _wait(future: "Future[None] | None") -> None:
+    if future is not None:
+        future.result()
+
+
+@contextmanager
+def _named(tap: str) -> Iterator[None]:
+    """Errors of the store get the name of the tap."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"tap {tap!r}: {error}") from None

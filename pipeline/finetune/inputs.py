@@ -1,0 +1,211 @@
+"""What a run trains on: the pixels of a task's samples, or stored rows of a tap and what of the network follows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import feature_extractor
+from pipeline.backbones.hooks import collect
+from pipeline.backbones.replay import TOLERANCE
+from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
+from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
+from pipeline.extract.config import folder_of
+from pipeline.loading import samples as extracted
+from pipeline.loading.image_cache import Pixels
+from pipeline.partition.split_points import suffix, suffix_parameters
+from pipeline.readers.augment import AugmentConfig, as_made_now
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.store.identity import differences, identity
+from pipeline.training.data import FeatureSamples, PixelSamples, Samples
+from pipeline.training.freezing import Frozen
+
+
+class Inputs(Protocol):
+    """Samples of a task, and the part of a network that runs on them."""
+
+    @property
+    def name(self) -> str:
+        """What predictions call it."""
+        ...
+
+    @property
+    def made_from(self) -> Mapping[str, Any]:
+        """What shapes a batch besides keys and seed."""
+        ...
+
+    def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
+        """Some rows of the task with their targets; augmented, or of augmented views, where they are to train."""
+        ...
+
+    def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
+        """What of a network runs on a batch."""
+        ...
+
+    def enter(self, inputs: Tensor) -> Tensor:
+        """The inputs of a batch, on the device, as that part takes them."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromPixels:
+    """Decoded images, augmented anew in each epoch; the whole network runs."""
+
+    inputs: InputSpec
+    pixels: Pixels
+    keys: np.ndarray
+    augment: AugmentConfig = ()
+    name: str = "pixels"
+
+    @property
+    def made_from(self) -> Mapping[str, Any]:
+        """The preprocessing; augmentation is in the settings of the run."""
+        return {"input": self.inputs.model_dump(mode="json")}
+
+    def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
+        """See `Inputs`."""
+        transforms = self.augment if training else ()
+        return PixelSamples(self.pixels, targets, self.keys[rows], seed=seed, transforms=transforms)
+
+    def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:  # noqa: ARG002 - the other kind needs it
+        """The whole network."""
+        return network
+
+    def enter(self, inputs: Tensor) -> Tensor:
+        """Normalised images float32 (n, channels, height, width), channels-last in memory."""
+        return normalised(inputs, self.inputs)
+
+
+@dataclass(frozen=True)
+class FromFeatures:
+    """Stored rows of a tap, of which an epoch draws a view for each sample; what comes after the tap runs."""
+
+    tap: str
+    node: str
+    clean: Features
+    views: Sequence[Features]
+    keys: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The tap."""
+        return self.tap
+
+    @property
+    def made_from(self) -> Mapping[str, Any]:
+        """The addresses of what is read."""
+        return {"features": [one.index.address for one in (self.clean, *self.views)]}
+
+    def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
+        """See `Inputs`."""
+        views = self.views if training and self.views else [self.clean]
+        return FeatureSamples(views, targets, self.keys[rows], seed=seed)
+
+    def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
+        """What comes after the tap, which has the whole network inside."""
+        return suffix(network, self.node, spec=spec)
+
+    def enter(self, inputs: Tensor) -> Tensor:
+        """Rows, maps among them channels-last in memory."""
+        return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+
+def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
+    """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
+    return feature_extractor.normalised(pixels, mean, std)
+
+
+def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> extracted.Samples:
+    """Where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
+    found = extracted.read_samples(manifests, tuple(datasets))
+    rows = key_arrays.find(found.keys, keys)
+    if (rows < 0).any():
+        missing = key_arrays.to_hex(keys[rows < 0])
+        raise DataError(
+            f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, got "
+            f"{len(missing):,} without, the first is {missing[0]}. The data sets changed: run `dvc repro`."
+        )
+    return found.take(np.unique(rows))
+
+
+def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> tuple[Features, list[Features]]:
+    """The clean features of a tap and the views of it, all whole rows of these weights.
+
+    Raises TrainingError for a tap or a view that was not extracted, and for rows that were pooled; StoreError, naming
+    the fields, for features of another network.
+    """
+    there = sorted(path.parent.name for path in folder.glob("*/index.json"))
+    if tap not in there:
+        raise TrainingError(f"{folder}: {unknown('tap', tap, [name for name in there if '.' not in name])}")
+    wanted = [folder_of(tap, number) for number in range(views)]
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        known = sum(name.startswith(folder_of(tap, 0)[:-1]) for name in there)
+        raise TrainingError(
+            f"{folder}: expected {views} views of {tap!r}, got {known}: there is no {missing[0]}. Give the entry of "
+            f"`extract` `views` with `count: {views}`, or ask for fewer."
+        )
+    clean, *others = [Features.open(folder / name) for name in (folder_of(tap), *wanted)]
+    for features in (clean, *others):
+        _check_identity(features, spec)
+    return clean, others
+
+
+def _check_identity(features: Features, spec: BackboneSpec) -> None:
+    found = features.identity
+    if found["pool"] != "none" or "projection" in found:
+        raise TrainingError(
+            f"{features.folder}: expected whole rows of {found['node']!r}, got rows with `pool: {found['pool']}`"
+            f"{' and a projection' if 'projection' in found else ''}. Extract the tap with `pool: none`, best with "
+            "`dtype: float32`."
+        )
+    expected = identity(spec, TapSpec(node=found["node"], dtype=found["dtype"]), precision=found["precision"])
+    if "view" in found["reader"]:
+        expected["reader"]["view"] = as_made_now(found["reader"]["view"])
+    if problems := differences(expected, found):
+        raise StoreError(
+            bullets(
+                f"{features.folder}: expected features of the backbone as it is, got others. Extract again", problems
+            )
+        )
+
+
+def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: Frozen, node: str, *, epochs: int) -> None:
+    """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
+    after = suffix_parameters(network, node, spec=spec)
+    frozen.start(epochs)  # what is trained at the end has all that was trained before
+    before = [name for name, value in network.named_parameters() if value.requires_grad and name not in after]
+    frozen.start(0)
+    if before:
+        raise TrainingError(
+            f"train: expected a part that runs after the stored tap {node!r}, got {len(before)} parameters before it, "
+            f"such as {before[0]}. Train less, or from `input: pixels`."
+        )
+
+
+def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
+    """How far stored rows are off those that a network gives now, in parts of the largest value of a row's batch.
+
+    Raises TrainingError where that is more than the stored dtype explains: what was trained is no end of this network.
+    """
+    network.eval()
+    like = next(network.parameters())
+    images = normalised(torch.from_numpy(pixels.clean(np.arange(len(pixels.keys)))), spec.input).to(like)
+    with torch.inference_mode():
+        live = collect(network, images, {"live": TapSpec(node=node)}, spec.taps)["live"].float().cpu().numpy()
+    rows = features.load(pixels.keys).astype(np.float32)
+    off = float(np.abs(rows - live).max() / max(float(np.abs(live).max()), np.finfo(np.float32).tiny))
+    most = TOLERANCE[features.index.dtype]
+    if not off <= most:
+        raise TrainingError(
+            f"{features.folder}: expected stored rows of {node!r} to be what the network computes, within {most:g} of "
+            f"the largest value, got {off:.3g} in {len(rows)} rows. The frozen part changed, or the features are of "
+            "other images: extract them again."
+        )
+    return off

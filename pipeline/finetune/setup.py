@@ -1,0 +1,210 @@
+"""A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pipeline import files
+from pipeline.backbones import serialization
+from pipeline.backbones.classifier import last_layer, new_parts, start_from
+from pipeline.backbones.probe import packages_of
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.user_code import digest_of_icecore
+from pipeline.errors import TrainingError
+from pipeline.files import sha256_bytes
+from pipeline.finetune.initial import continued, has_network
+from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features, stored
+from pipeline.loading import image_cache
+from pipeline.runtime import versions
+from pipeline.settings.check import refuse
+from pipeline.store import keys as key_arrays
+from pipeline.task import Task
+from pipeline.training import freezing
+from pipeline.training.classifier_init import Probe, fit_probe
+from pipeline.training.config import ClassifierConfig, FinetuneConfig, LoopConfig
+from pipeline.training.data import Samples
+from pipeline.training.freezing import Frozen
+from pipeline.training.initial import begun, fitted_head
+from pipeline.training.loop import Setting
+from pipeline.training.losses import Objective, class_weights, mixing
+from pipeline.training.parts import FromTap
+from pipeline.training.targets import Targets, targets_of
+from pipeline.training_sets import Training
+
+
+@dataclass(frozen=True)
+class Paths(files.Paths):
+    """Where a run reads and writes. `start`: the folder of the run that it starts from."""
+
+    task: Path
+    backbone: Path
+    manifests: Path
+    features: Path
+    start: Path | None
+    model: Path
+    predictions: Path
+    curves: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all training sets of a run share.
+
+    `start`: the folder of the fit run whose head it starts from. `whole`: whether `source` has its classifier already.
+    `probes`: the heads that were fitted, by training set.
+    """
+
+    config: FinetuneConfig
+    task: Task
+    source: Backbone
+    inputs: Inputs
+    start: Path | None
+    whole: bool
+    probes: dict[str, Probe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network that is about to be trained on one training set, and all that shapes the result."""
+
+    network: nn.Module
+    module: nn.Module
+    """What of it runs on a batch."""
+
+    architecture: dict[str, Any]
+    frozen: Frozen
+    setting: Setting
+    targets: Targets
+    samples: Samples
+    validation: Samples | None
+    made_from: dict[str, Any]
+    probes: Sequence[Probe] = ()
+    """As which the classifier starts, one per task; none where it starts otherwise."""
+
+
+def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
+    """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
+    task = Task.read(paths.task)
+    refuse(config.unsuited(task.kind, validation=len(task.rows("validation")) > 0), where=str(paths.task))
+    whole = paths.start is not None and has_network(paths.start)
+    if whole:
+        assert paths.start is not None, "it has a network"
+        source = continued(paths.start, task, path=paths.task)
+        _check_whole(config)
+    else:
+        source = serialization.read(paths.backbone)
+        if paths.start is not None and "init" in config.classifier.model_fields_set:
+            raise TrainingError(
+                f"classifier.init: expected none with `start: {config.start}`, whose head is the classifier, got "
+                f"{config.classifier.init}. Leave it out."
+            )
+    keys = key_arrays.from_hex(list(task.keys))
+    inputs: Inputs
+    if config.input == "features":
+        assert config.tap is not None, "the settings were checked"
+        clean, views = open_features(paths.features, config.tap, source.spec, views=config.views)
+        inputs = FromFeatures(config.tap, clean.identity["node"], clean, views, keys)
+    else:
+        found = stored(paths.manifests, datasets, keys)
+        folder = paths.cache / "pixels"
+        decoded = image_cache.decoded(source.spec.input, found, folder=folder, transforms=config.augment)
+        inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
+    return Run(config, task, source, inputs, None if whole else paths.start, whole)
+
+
+def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
+    """The network of a training set with what is trained of it, its samples, and how it is trained."""
+    config, task, spec = run.config, run.task, run.source.spec
+    head, head_file = None, None
+    if run.start is not None:
+        head, head_file = fitted_head(
+            run.start, labels=training.labels, draw=training.draw, spec=spec, classes=task.classes, kind=task.kind
+        )
+    targets, validation = targets_of(task, training.rows), task.rows("validation")
+    if head is not None:
+        targets.fold(head)
+    size = 1 if task.kind == "regression" else len(task.classes)
+    if run.whole:
+        network, architecture = copy.deepcopy(run.source.module), dict(spec.architecture)
+        targets.fold(last_layer(network, architecture))
+    else:
+        network, architecture = begun(config, run.source, classes=size, head=head)
+    node = run.inputs.node if isinstance(run.inputs, FromFeatures) else None
+    what = config.train or ("full" if node is None else FromTap(from_tap=node))
+    frozen = freezing.prepare(
+        network,
+        spec,
+        what,
+        batch_norm=config.batch_norm,
+        unfreeze=config.unfreeze,
+        new=new_parts(architecture),
+    )
+    if node is not None:
+        check_frozen(network, spec, frozen, node, epochs=config.epochs)
+    module = run.inputs.trained(network, spec)
+    weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
+    objective = Objective(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
+    mix = mixing(config, task.kind, size, spec.input.shape)
+    setting = Setting(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
+
+    def clean(rows: np.ndarray) -> Samples:
+        return run.inputs.samples(rows, targets.of(rows), training=False, seed=0)
+
+    probe = None
+    if config.classifier.is_fitted(config.start):
+        if str(training) not in run.probes:
+            last = last_layer(network, architecture)
+            run.probes[str(training)] = fit_probe(task, training, last, module, clean, setting)
+        probe = run.probes[str(training)]
+        if probe.linear is not None:
+            head = copy.deepcopy(probe.linear)
+            targets.fold(head)
+            start_from(network, architecture, head)
+            setting = replace(setting, fitted=True)
+    return Prepared(
+        network,
+        module,
+        architecture,
+        frozen,
+        setting,
+        targets,
+        run.inputs.samples(training.rows, targets.of(training.rows), training=True, seed=config.seed),
+        clean(validation) if len(validation) else None,
+        {
+            "settings": config.model_dump(mode="json", exclude=set(LoopConfig.model_fields)),
+            "loop": config.model_dump(mode="json", include=set(LoopConfig.model_fields)),
+            "architecture": architecture,
+            "weights": spec.weights_digest,
+            "start": head_file,
+            "inputs": run.inputs.made_from,
+            "classes": task.classes,
+            "rows": {
+                name: sha256_bytes("".join(task.keys[rows]).encode() + targets.of(rows).numpy().tobytes())
+                for name, rows in (("train", training.rows), ("validation", validation))
+            },
+            "code": digest_of_icecore("pipeline.finetune.run"),
+            "versions": packages(spec.architecture, from_pixels=config.input == "pixels", probe=probe is not None),
+        },
+        () if probe is None else (probe,),
+    )
+
+
+def packages(architecture: Mapping[str, Any], *, from_pixels: bool, probe: bool) -> dict[str, str]:
+    """Return the versions of what a training runs: of pixels also of what decodes them, of a probe of what fits it."""
+    more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
+    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *more)
+
+
+def _check_whole(config: FinetuneConfig) -> None:
+    """Raise TrainingError for settings of a new classifier where a run's own is trained on."""
+    if config.classifier != ClassifierConfig():
+        raise TrainingError(
+            f"classifier: expected none with `start: {config.start}`, whose network has one, got settings of a new "
+            "one. Leave it out."
+        )

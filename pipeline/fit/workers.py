@@ -1,0 +1,71 @@
+"""Who makes the sums of a run's streaming heads: threads of this process, or workers."""
+
+import contextlib
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.errors import ClusterError
+from pipeline.streaming.chunks import Apply, alone, by_threads
+from pipeline.workers import WorkersConfig
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+WAIT = 60  # seconds for a scheduler's first worker
+
+
+class Sums:
+    """For the time of a run; workers are started, or looked for, when there are sums of several pieces."""
+
+    def __init__(self, run: WorkersConfig) -> None:
+        self._run, self._open = run, contextlib.ExitStack()
+        self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    @property
+    def started(self) -> bool:
+        """Whether there was something for workers to do."""
+        return self._client is not None
+
+    def of(self, width: int) -> Apply:
+        """Who works on pieces of rows of this width.
+
+        What is given raises ClusterError where the scheduler of the settings is not there, or has no worker.
+        """
+        if not self._run.several(gpus=0):
+            return by_threads(width)
+        return lambda function, items: by_workers(self._joined(), width)(function, items)
+
+    def _joined(self) -> "Client":
+        if self._client is None:
+            self._client = self._join()
+        return self._client
+
+    def _join(self) -> "Client":
+        from pipeline.workers.client import client_of
+
+        client = self._open.enter_context(client_of(self._run, gpus=0))
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except TimeoutError:
+            address = client.scheduler.address
+            raise ClusterError(
+                f"scheduler {address}: expected a worker within {WAIT} seconds, got none. Start one with "
+                f"`dask worker {address}`, and run again."
+            ) from None
+        return client
+
+
+def by_workers(client: "Client", width: int) -> Apply:
+    """Pieces of so wide rows by workers."""
+    from pipeline.workers.ordered_map import in_order
+
+    return lambda function, items: in_order(client, partial(alone, function, width), items)

@@ -1,0 +1,53 @@
+"""What stands before a head: each tap scaled or normalised by itself, then principal components."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.settings.check import Settings
+
+Scale = Literal["standard", "l2", "none"]
+
+
+class Pca(Settings):
+    """Principal components of the scaled input."""
+
+    components: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="a number, or the share of the variance that they explain"
+    )
+    whiten: bool = Field(default=False, description="give each component the variance 1")
+
+
+def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
+    """Unfitted transformers for taps of these widths side by side; `streaming` ones give sources for row sources.
+
+    To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap, which no
+    streaming transformer does.
+    """
+    if streaming:
+        return _streaming(scale, pca)
+    from sklearn.compose import ColumnTransformer
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
+    found: list[Any] = []
+    if scale == "standard":
+        found.append(StandardScaler())
+    elif scale == "l2" and len(widths) > 1:
+        parts = pairwise(accumulate(widths, initial=0))
+        found.append(ColumnTransformer([(f"tap{i}", Normalizer(), slice(*part)) for i, part in enumerate(parts)]))
+    elif scale == "l2":
+        found.append(Normalizer())
+    if pca is not None:
+        found.append(PCA(pca.components, whiten=pca.whiten, random_state=0))
+    return found
+
+
+def _streaming(scale: Scale, pca: Pca | None) -> list[Any]:
+    from pipeline.streaming.pca import StreamingPCA
+    from pipeline.streaming.scaler import StreamingNormalizer, StreamingScaler
+
+    found: list[Any] = {"standard": [StreamingScaler()], "l2": [StreamingNormalizer()], "none": []}[scale]
+    return found if pca is None else [*found, StreamingPCA(pca.components, whiten=pca.whiten)]

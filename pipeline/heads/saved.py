@@ -1,0 +1,157 @@
+"""A head from its file, applied to features: only to those that are of the kind it was fitted on.
+
+Loading runs no code: a file is read by skops, and one that names a type that is not in `TRUSTED` is refused. What the
+head was fitted on stands beside it in `model.json`, and is compared with the features that it is given.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import HeadError, bullets, unknown
+from pipeline.files import AnyPath, as_path, check_readable, read_json
+from pipeline.heads import knn_rows
+from pipeline.heads.outputs import predictions_of, scores_of
+from pipeline.heads.skops_import import skops_io
+from pipeline.predictions import Scores
+from pipeline.store.features import Features, Keys
+from pipeline.store.identity import differences
+from pipeline.streaming.rows import Rows, blocks
+from pipeline.task import Kind
+
+TRUSTED = (
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._TemperatureScaling",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.metrics._dist_metrics.EuclideanDistance32",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._ball_tree.BallTree32",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neighbors._kd_tree.KDTree32",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "pipeline.streaming.centroid.StreamingCentroid",
+    "pipeline.streaming.lda.StreamingLDA",
+    "pipeline.streaming.logistic.StreamingLogisticRegression",
+    "pipeline.streaming.knn.StreamingKNeighborsClassifier",
+    "pipeline.streaming.knn.StreamingKNeighborsRegressor",
+    "pipeline.streaming.pca.StreamingPCA",
+    "pipeline.streaming.ridge.StreamingRidge",
+    "pipeline.streaming.ridge.StreamingRidgeClassifier",
+    "pipeline.streaming.scaler.StreamingNormalizer",
+    "pipeline.streaming.scaler.StreamingScaler",
+)
+"""Types that a file may name beside those that skops trusts by itself, which are most of scikit-learn's estimators."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted head and what it was fitted on."""
+
+    path: Path
+    head: Any
+    kind: Kind
+    classes: Sequence[str]
+    scores_are: Scores
+    taps: Sequence[str]
+    made_from: Mapping[str, Mapping[str, Any]]
+    """Of each tap: the address and the identity of its features."""
+
+    def check(self, *taps: Features) -> None:
+        """Raises HeadError, with the fields that differ, for features that are not of the kind the head learnt from."""
+        if len(taps) != len(self.taps):
+            raise HeadError(f"{self.path}: expected the features of {', '.join(self.taps)}, got {len(taps)} taps.")
+        problems = []
+        for name, tap in zip(self.taps, taps, strict=True):
+            if tap.index.address != self.made_from[name]["address"]:
+                found = differences(self.made_from[name]["identity"], tap.identity)
+                problems.append(f"{name} ({tap.folder}): {'; '.join(found)}")
+        if problems:
+            title = f"{self.path}: the head was fitted on other features. Extract those, or fit a head on these."
+            raise HeadError(bullets(title, problems))
+
+    def predict(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
+        """What the head predicts of some keys, or of all of the first tap, in their order: as `Task.targets` has it.
+
+        The taps in the order of the head's input. Raises HeadError as `check` does, and StoreError for unknown keys.
+        """
+        return self._each(lambda X: predictions_of(self.head, X, kind=self.kind), taps, keys)
+
+    def scores(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
+        """Its scores (keys, classes), float32, in the order of `classes`; NaN where it has none."""
+
+        def act(X: np.ndarray) -> np.ndarray:
+            return scores_of(self.head, X, kind=self.kind, scores=self.scores_are, classes=self.classes)
+
+        return self._each(act, taps, keys)
+
+    def _each(self, act: Callable[[Any], np.ndarray], taps: Sequence[Features], keys: Keys | None) -> np.ndarray:
+        self.check(*taps)
+        rows = Rows(taps, taps[0].key_array if keys is None else keys)
+        return np.concatenate([act(block) for _, block in blocks(rows)])
+
+
+def load(
+    folder: AnyPath, file: str | None = None, *, trusted: Sequence[str] = (), features: AnyPath | None = None
+) -> Model:
+    """The head of a run's folder by the name of its file, or the only one.
+
+    `trusted` names more types that its file may hold, such as those of a class by import path. `features` is the folder
+    of the backbone's taps: a head that looks at its training rows, as `streaming_knn` does, gets them from there.
+    Raises HeadError where there is no such head, one that holds other types, or other features or training rows than
+    those it was fitted on.
+    """
+    folder = as_path(folder, "load: folder")
+    features = None if features is None else as_path(features, "load: features")
+    if not (folder / "model.json").is_file():
+        raise HeadError(
+            f"{folder}: expected a run's folder with model.json, got none. Run `dvc repro fit@{folder.name}`."
+        )
+    made = read_json(folder / "model.json")
+    if made.get("format") != 2:
+        raise HeadError(f"{folder}: expected a model.json of format 2, got {made.get('format')}. Fit the run again.")
+    fits = {one["file"]: one for one in made["fits"]}
+    if file is None and len(fits) > 1:
+        raise HeadError(
+            f"{folder}: expected the name of one of {len(fits)} heads, got none: {', '.join([*fits][:12])}."
+        )
+    file = next(iter(fits)) if file is None else file
+    if file not in fits:
+        raise HeadError(f"{folder}: {unknown('head', file, fits)}")
+    one, task = fits[file], made["task"]
+    found = Model(
+        path=folder / file,
+        head=read(folder / file, trusted=trusted),
+        kind=task["kind"],
+        classes=task["classes"],
+        scores_are=made["scores"][one["head"]],
+        taps=one["input"].split("+"),
+        made_from=made["features"],
+    )
+    if features is not None and knn_rows.looks_at_rows(found.head):
+        taps = [Features.open(features / name) for name in found.taps]
+        found.check(*taps)
+        knn_rows.give_back(found.head, *taps, record=one.get("rows"), folder=folder)
+    return found
+
+
+def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
+    """The estimator in a file, which runs no code; raises HeadError as `load` does."""
+    skops = skops_io()
+    check_readable(path)
+    try:
+        names = skops.get_untrusted_types(file=path)
+        if strange := sorted({*names} - {*TRUSTED, *trusted}):
+            raise HeadError(
+                f"{path}: expected types that icecore trusts, got {', '.join(strange)}. It was not loaded. "
+                "If you know where the file is from, name them in `trusted`."
+            )
+        return skops.load(path, trusted=names)
+    except (zipfile.BadZipFile, OSError, KeyError) as error:
+        raise HeadError(f"{path}: expected a head that icecore saved, got {error}. Fit the run again.") from None

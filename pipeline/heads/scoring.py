@@ -1,0 +1,140 @@
+"""What a search makes as good as it can on held-out rows: scikit-learn's metrics, by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import HeadError, unknown
+from pipeline.heads.calibration import LOG_TEMPERATURES
+from pipeline.heads.outputs import answers_of, kind_of_scores
+from pipeline.metrics import codes, row_log_losses
+from pipeline.predictions import Scores
+from pipeline.task import Kind
+
+CRITERIA: Mapping[Kind, Mapping[str, bool]] = {
+    "classification": {"accuracy": True, "balanced_accuracy": True, "macro_f1": True, "log_loss": False},
+    "multilabel": {"map": True, "macro_f1": True, "micro_f1": True, "log_loss": False},
+    "regression": {"r2": True, "mae": False, "rmse": False},
+}
+"""The metrics of each kind of task, and whether larger is better; the first decides for heads without probabilities."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a head answers on rows that it was not fitted to.
+
+    `targets` and `predicted` as a task has targets; `scores`: (rows, classes) float32, NaN where `given` is none.
+    """
+
+    targets: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+    given: Scores
+
+    @classmethod
+    def of(cls, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str], given: Scores) -> "Held":
+        """Return the answers of a fitted head on rows X with targets y; raises ValueError as `answers_of` does."""
+        predicted, scores = answers_of(head, X, kind=kind, scores=given, classes=classes)
+        return cls(np.asarray(y, dtype=bool) if kind == "multilabel" else y, predicted, scores, given)
+
+
+def joined(parts: Sequence[Held]) -> Held:
+    """Return the answers on several sets of rows as those on one."""
+    columns = ([getattr(one, name) for one in parts] for name in ("targets", "predicted", "scores"))
+    targets, predicted, scores = map(np.concatenate, columns)
+    return Held(targets, predicted, scores, parts[0].given)
+
+
+def criterion(name: str | None, kind: Kind, given: Scores) -> str:
+    """Return the metric of that name; without a name log loss for heads with probabilities, else the kind's first.
+
+    Raises HeadError for a metric that the kind does not have.
+    """
+    if name is not None and name not in CRITERIA[kind]:
+        raise HeadError(f"search: a {kind}: {unknown('metric', name, CRITERIA[kind])}")
+    if name is None and given == "probability":
+        return "log_loss"
+    return name or next(iter(CRITERIA[kind]))
+
+
+def sign(metric: str) -> int:
+    """1 of a metric that is better when larger, -1 of a loss."""
+    return next(1 if found[metric] else -1 for found in CRITERIA.values() if metric in found)
+
+
+def check(name: str, head: Any, *, kind: Kind) -> None:
+    """Raises HeadError where a metric needs scores that a head, or its class, does not give."""
+    scores = kind_of_scores(head, kind)
+    if (name == "log_loss" and scores != "probability") or (name == "map" and scores == "none"):
+        wanted = "probabilities" if name == "log_loss" else "scores"
+        raise HeadError(
+            f"search: expected a head with {wanted} for {name}, {type(head[-1]).__name__} gives none. "
+            f"Search with another metric: {', '.join(other for other in CRITERIA[kind] if other != name)}."
+        )
+
+
+def measure(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> float:
+    """Return a metric of the answers on held-out rows; means over classes are over those that have such rows."""
+    from sklearn import metrics
+
+    if name == "log_loss":
+        return float(row_log_losses(kind, held.targets, held.scores, classes).mean())
+    if name == "map":
+        there = held.targets.any(axis=0)
+        if not there.any():
+            return float("nan")
+        return float(metrics.average_precision_score(held.targets[:, there], held.scores[:, there], average="macro"))
+    by_name = {
+        "accuracy": metrics.accuracy_score,
+        "r2": metrics.r2_score,
+        "mae": metrics.mean_absolute_error,
+        "rmse": metrics.root_mean_squared_error,
+    }
+    if name in ("balanced_accuracy", "macro_f1"):
+        known = np.flatnonzero(held.targets.any(axis=0)) if kind == "multilabel" else np.unique(held.targets)
+        mean = metrics.recall_score if name == "balanced_accuracy" else metrics.f1_score
+        return float(mean(held.targets, held.predicted, labels=known, average="macro", zero_division=0.0))
+    if name == "micro_f1":
+        return float(metrics.f1_score(held.targets, held.predicted, average="micro", zero_division=0.0))
+    return float(by_name[name](held.targets, held.predicted))
+
+
+def by_row(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> np.ndarray | None:
+    """Return numbers, one per row, whose mean is the metric; None where it is no such mean."""
+    if name == "log_loss":
+        return row_log_losses(kind, held.targets, held.scores, classes)
+    if name == "mae":
+        return np.asarray(np.abs(held.targets - held.predicted))
+    if name == "r2":
+        spread = held.targets.var()
+        return None if spread == 0 else np.asarray(1 - (held.targets - held.predicted) ** 2 / spread)
+    if name in ("accuracy", "balanced_accuracy"):
+        right = np.asarray(held.targets == held.predicted, dtype=np.float64)
+        if name == "accuracy":
+            return right
+        _, places, counts = np.unique(held.targets.astype(str), return_inverse=True, return_counts=True)
+        return np.asarray(right * len(right) / (len(counts) * counts[places]))
+    return None
+
+
+def uncertainty(held: Held, *, kind: Kind, classes: Sequence[str]) -> float | None:
+    """Return the log loss of probabilities; of decision values that at their best temperature; None without scores."""
+    if kind == "regression" or held.given == "none":
+        return None
+    if held.given == "probability":
+        return float(row_log_losses(kind, held.targets, held.scores, classes).mean())
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    scores = held.scores.astype(np.float64)
+    places = None if kind == "multilabel" else codes(held.targets, classes)
+
+    def loss(log: float) -> float:
+        warm = scores * np.exp(-log)
+        if places is None:
+            return float(np.logaddexp(0, np.where(held.targets, -warm, warm)).mean())
+        return float((logsumexp(warm, axis=1) - warm[np.arange(len(warm)), places]).mean())
+
+    return float(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 0.01}).fun)

@@ -1,0 +1,1 @@
+"""From a manifest to decoded batches of named arrays."""

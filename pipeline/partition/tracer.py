@@ -1,0 +1,116 @@
+"""torch.fx's tracer, with the names that taps have: modules by their calls, functions by the module that calls them."""
+
+import functools
+import importlib
+import inspect
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from pipeline.backbones.hooks import OPERATORS, first_input, is_leaf, numbered
+
+Kind = Literal["tensor", "number", "several", "one of several"]
+
+# What is asked of a tensor without looking at its values.
+NUMBERS = ("size", "dim", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "ndimension", "is_floating_point")
+SEVERAL = ("chunk", "split", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "meshgrid")
+PLAIN = ("_operator", "builtins", "math")  # modules of functions that make numbers of numbers
+
+
+class Tracer(fx.Tracer):
+    """Traces a network, and notes the name, the kind and the place of each node."""
+
+    def __init__(self, network: nn.Module) -> None:
+        leaves, functions = _opaque()
+        super().__init__(autowrap_modules=_wrapped(), autowrap_functions=functions)
+        self._network, self._leaves = network, leaves
+        self._paths = [""]
+        self._module_calls, self._calls = Counter[str](), Counter[str]()
+        self.names: dict[str, fx.Node] = {}
+        self.inputs: dict[str, fx.Node] = {}
+        self.kinds: dict[fx.Node, Kind] = {}
+        self.scopes: dict[fx.Node, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        """Layers of torch's own, and what its makers say that no tracer should look into."""
+        return is_leaf(m) or isinstance(m, self._leaves)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a module under its path, and note what it returns."""
+        path = self.path_of_module(m)
+        given = first_input(args, kwargs)
+        if isinstance(given, fx.Proxy):
+            self.inputs.setdefault(path, given.node)
+        self._paths.append(path)
+        value = super().call_module(m, forward, args, kwargs)
+        self._paths.pop()
+        if isinstance(value, fx.Proxy):
+            self.names[numbered(path, self._module_calls[path])] = value.node
+        self._module_calls[path] += 1
+        self._calls[path] += is_leaf(m)  # a function of the same name is numbered on from there
+        return value
+
+    def create_node(self, kind: str, target: Any, *more: Any, **options: Any) -> fx.Node:
+        """Note where a node was called, what kind of value it is, and its name if it is a tensor of a function."""
+        node, scope = super().create_node(kind, target, *more, **options), self._paths[-1]
+        self.scopes[node] = scope
+        self.kinds[node] = _kind(node, self.kinds, self._network)
+        if kind in ("call_function", "call_method") and self.kinds[node] == "tensor":
+            bare = bare_name(node)
+            name = ".".join(filter(None, [scope, OPERATORS.get(bare, bare)]))
+            self.names[numbered(name, self._calls[name])] = node
+            self._calls[name] += 1
+        return node
+
+
+def bare_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; of an attribute that it reads, the attribute."""
+    if node.target is getattr:
+        return str(node.args[1])
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(target).strip("_")
+
+
+def _kind(node: fx.Node, kinds: Mapping[fx.Node, Kind], network: nn.Module) -> Kind:
+    inputs = [kinds[one] for one in node.all_input_nodes]
+    if node.op == "call_module":
+        several = isinstance(network.get_submodule(str(node.target)), nn.MultiheadAttention)
+        return "several" if several else "tensor"
+    if node.op not in ("call_function", "call_method"):
+        return "tensor"
+    name = bare_name(node)
+    if name == "getitem":
+        return {"several": "one of several", "number": "number"}.get(inputs[0], "tensor")  # type: ignore[return-value]
+    if name in NUMBERS or name == "assert":
+        return "number"
+    plain = getattr(node.target, "__module__", None) in PLAIN
+    if plain and inputs and all(kind == "number" for kind in inputs):
+        return "number"
+    return "several" if name in SEVERAL else "tensor"
+
+
+@functools.cache
+def _wrapped() -> tuple[Any, ...]:
+    from torchvision import ops
+
+    return (math, ops)
+
+
+def _opaque() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
+    """The modules and the functions that torchvision and timm keep tracers out of."""
+    from torchvision import ops
+
+    leaves = [one for one in vars(ops).values() if inspect.isclass(one) and issubclass(one, nn.Module)]
+    functions: list[Callable[..., Any]] = []
+    if "timm" in sys.modules:  # a network of timm has imported it
+        layers: Any = importlib.import_module("timm.layers")
+        leaves += layers.get_notrace_modules()
+        functions += [one for one in layers.get_notrace_functions() if callable(one)]
+    leaves = [one for one in leaves if not issubclass(one, nn.Sequential)]
+    return tuple(leaves), tuple(functions)

@@ -1,0 +1,71 @@
+"""The labels in the .json and .cls members of a sample in a tar archive."""
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from pipeline.manifest import label_column
+from pipeline.prepare.config import PrepareConfig
+from pipeline.sources import filesystem
+
+
+def read_class(text: str) -> int | str:
+    """Return the class that a .cls member holds: a number where it is written as one, else all but its line end."""
+    text = text.rstrip("\r\n")
+    return int(text) if len(text) < 19 and _is_number(text) else text
+
+
+def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
+    """Return the top-level scalars of a JSON object that are labels, and lists of them; what no manifest holds is text.
+
+    A list of texts is a list of labels; one of whole numbers or truth values is where the settings name it, and of
+    those named any other is text.
+    """
+    try:
+        # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
+        values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        raise ValueError("its .json is damaged") from None
+    if not isinstance(values, _Pairs):
+        raise ValueError("its .json holds no object")
+    if repeated := sorted(name for name in values.repeated if config.columns is None or name in config.columns):
+        raise ValueError(f"its .json has {repeated[0]!r} twice")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or (config.columns is not None and name not in (*config.columns, "label")):
+            continue
+        if isinstance(value, dict | list):
+            wanted = name == "label" or (config.columns is not None and name in config.columns)
+            if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
+                found[label_column(filesystem.text(name))] = [
+                    filesystem.text(one) if isinstance(one, str) else one for one in value
+                ]
+                continue
+            if config.columns is None or name not in config.columns:
+                continue
+            value = json.dumps(value, ensure_ascii=False)
+        if (type(value) is int and not -(2**63) <= value < 2**63) or (type(value) is float and math.isinf(value)):
+            value = json.dumps(value)
+        found[label_column(filesystem.text(name))] = filesystem.text(value) if isinstance(value, str) else value
+    return found
+
+
+def as_text(value: Any) -> str:
+    """Return a scalar of JSON as text: true and 2.5 as they are written, texts without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object, and the names that stand in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        times = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {name for name, count in times.items() if count > 1}
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number in the one way that numbers are written: 7, but not 007."""
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and str(int(text)) == text

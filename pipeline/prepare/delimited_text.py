@@ -1,0 +1,228 @@
+"""Read lists of text lines: CSV with commas, semicolons, tabs or bars, in any encoding, each column with its type.
+
+A column has a type only where every value of the list, once read as that type, would be written back as it stands:
+`007`, `1e5`, `+1` and `1.0` are texts, and so are all values of their column, unless `types` in the settings says else.
+"""
+
+import codecs
+import contextlib
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from pipeline.errors import DataError
+from pipeline.prepare.config import PLACES, PrepareConfig
+from pipeline.prepare.labels import given_types
+from pipeline.sources import filesystem, tar
+
+DELIMITERS = (",", ";", "\t", "|")
+INFERRED = (pa.int64(), pa.float64(), pa.bool_(), pa.date32())
+"""The types that a column of a list can have beside text, in the order in which they are tried."""
+
+BLOCK = 16 * 2**20
+"""Bytes that are parsed at once: no row is longer."""
+
+HEAD = 2**18
+_MARKS = {  # longer marks first: that of UTF-16 is the start of that of UTF-32
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_EXCEL = re.compile(r"sep=(.)\s*")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a list is written: its encoding, what stands between its values, and the lines above its header."""
+
+    encoding: str
+    delimiter: str
+    skipped: int
+
+
+def dialect(config: PrepareConfig) -> Dialect:
+    """Return how a list is written, by its first bytes; raises DataError for what is no text.
+
+    The delimiter is the first one with which the header has the column of paths.
+    """
+    with filesystem.opened(config.root) as file:
+        head = file.read(HEAD)
+    packed = "zip (a spreadsheet?)" if head.startswith(b"PK\x03\x04") else tar.compression(head)
+    if packed is not None:
+        raise DataError(f"{config.root}: expected a list of text lines, got {packed}. Save it as CSV, uncompressed.")
+    marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    encoding = marked or config.encoding or "utf-8"
+    try:
+        lines = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).lstrip("\ufeff").splitlines(True)
+    except UnicodeError:  # of UTF-16 without a mark, where `encoding` says that there is one
+        lines = []
+    if marked is None and config.encoding is None and b"\0" in head:
+        raise DataError(
+            f"{config.root}: bytes of zero among its letters: it is UTF-16 without a mark, or no text. Set `encoding: "
+            "utf-16-le`, or save the list as UTF-8."
+        )
+    excel = _EXCEL.fullmatch(lines[0]) if lines else None
+    if excel is not None:
+        return Dialect(encoding, excel[1], 1)
+    headers = {mark: next(_parse(lines, mark), []) for mark in DELIMITERS}
+    having = [mark for mark, names in headers.items() if config.path in names]
+    return Dialect(encoding, [*having, max(DELIMITERS, key=lambda mark: len(headers[mark]))][0], 0)
+
+
+def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
+    """Return the columns of a list in their order, with the types that all values have; one pass over the list.
+
+    Raises DataError where the list cannot be read, or where rows lie inside a value whose quote is not closed.
+    """
+    how = dialect(config)
+    with _said_of(config, how), _opened(config, how, {}) as reader:
+        names: list[str] = reader.schema.names
+    texts = {name: pa.string() if _is_wanted(name, config) else pa.binary() for name in names}
+    possible: list[list[pa.DataType]] = [
+        list(INFERRED) if _is_inferred(name, config) else [texts[name]] for name in names
+    ]
+    empty = [True] * len(names)
+    with _said_of(config, how), _opened(config, how, texts) as reader:
+        for batch in reader:
+            for at, column in enumerate(batch.columns):
+                _refuse_swallowed(batch, at, config, how)
+                if column.null_count < len(column):
+                    empty[at] = False
+                    possible[at] = [kind for kind in possible[at] if not _is_text(kind) and _keeps(column, kind)]
+    kinds = given_types(config)
+    found = []
+    for at, name in enumerate(names):
+        inferred = pa.null() if empty[at] else next(iter(possible[at]), texts[name])
+        found.append((name, kinds.get(name, inferred if _is_inferred(name, config) else texts[name])))
+    return found
+
+
+def read_rows(config: PrepareConfig, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    """The rows of a list in their order: of the columns in `types`, as these have them."""
+    how = dialect(config)
+    texts = {name: pa.string() for name in types}
+    with _said_of(config, how), _opened(config, how, texts, only=True) as reader:
+        for batch in reader:
+            columns = [_cast(batch[name], kind, name, config) for name, kind in types.items()]
+            yield pa.RecordBatch.from_arrays(columns, names=list(types))
+
+
+def _is_wanted(name: str, config: PrepareConfig) -> bool:
+    return config.columns is None or name in (config.path, *config.columns)
+
+
+def _is_inferred(name: str, config: PrepareConfig) -> bool:
+    return _is_wanted(name, config) and name not in (config.path, *PLACES) and name not in config.types
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+
+
+def _keeps(texts: pa.Array, kind: pa.DataType) -> bool:
+    """Whether each text, read as this type, would be written back as it is; `nan`, `inf` and `-0` are texts."""
+    try:
+        values = pc.cast(texts, kind)
+    except pa.ArrowInvalid:
+        return False
+    if pa.types.is_floating(kind):
+        finite = pc.all(pc.is_finite(values)).as_py()
+        if not finite or pc.any(pc.equal(texts, "-0")).as_py():  # -0 equals 0
+            return False
+    return bool(pc.cast(values, pa.string()).equals(texts))
+
+
+def _cast(texts: pa.Array, kind: pa.DataType, name: str, config: PrepareConfig) -> pa.Array:
+    if pa.types.is_null(kind):
+        return pa.nulls(len(texts))
+    try:
+        return pc.cast(texts, kind)
+    except pa.ArrowInvalid as error:
+        reason = str(error).partition(":")
+        raise DataError(
+            f"{config.root}: the column {name!r}: expected `types` to fit each value, got{reason[2] or reason[0]}. Set "
+            f"another type for it, or `text`."
+        ) from None
+
+
+def _refuse_swallowed(batch: pa.RecordBatch, at: int, config: PrepareConfig, how: Dialect) -> None:
+    """Raise DataError where a value goes on over lines that are rows of the list: its quote is not closed."""
+    several = pc.fill_null(pc.match_substring(batch.column(at), "\n"), fill_value=False)
+    path_at = batch.schema.get_field_index(config.path)
+    if path_at < 0 or not pc.any(several).as_py():
+        return
+    for row in pc.indices_nonzero(several).to_pylist():
+        value, path = batch.column(at)[row].as_py(), batch.column(path_at)[row].as_py() or ""
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        suffix = PurePosixPath(path.splitlines()[0] if path else "").suffix
+        for line in _parse(text.splitlines()[1:], how.delimiter):
+            if len(line) == batch.num_columns and suffix and PurePosixPath(line[path_at]).suffix == suffix:
+                raise DataError(
+                    f"{config.root}: the value of {batch.schema.names[at]!r} in the row of {path!r} goes on over "
+                    f"further rows, that of {line[path_at]!r} first. Close its quote, or write a quote inside a value "
+                    'as two: "".'
+                )
+
+
+def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """The rows of lines, up to the first that `csv` does not read: one with a value of more than 128 KiB."""
+    with contextlib.suppress(csv.Error):
+        yield from csv.reader(lines, delimiter=delimiter)
+
+
+@contextmanager
+def _opened(
+    config: PrepareConfig, how: Dialect, types: Mapping[str, pa.DataType], *, only: bool = False
+) -> Iterator[Any]:
+    file: BinaryIO
+    with filesystem.opened(config.root) as file:
+        # Nothing between two commas is no value, also of a text; the word NA, for one, is a text like any other.
+        converting = pyarrow.csv.ConvertOptions(
+            column_types=dict(types),
+            include_columns=list(types) if only else [],
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        # In one thread: several would not say in which line something is wrong.
+        reading = pyarrow.csv.ReadOptions(
+            use_threads=False, block_size=BLOCK, encoding=how.encoding, skip_rows=how.skipped
+        )
+        parsing = pyarrow.csv.ParseOptions(delimiter=how.delimiter, newlines_in_values=True)
+        with pyarrow.csv.open_csv(
+            file, read_options=reading, parse_options=parsing, convert_options=converting
+        ) as reader:
+            yield reader
+
+
+@contextmanager
+def _said_of(config: PrepareConfig, how: Dialect) -> Iterator[None]:
+    """Raise DataError with the cause where Arrow cannot read a list."""
+    suffix = PurePosixPath(config.root).suffix
+    try:
+        yield
+    except UnicodeError as error:
+        hint = "`encoding: cp1252` where Windows wrote it" if how.encoding == "utf-8" else "another `encoding`"
+        raise DataError(f"{config.root}: not {how.encoding}: {error}. Set {hint}, or save the list as UTF-8.") from None
+    except pa.ArrowInvalid as error:
+        reason = str(error)
+        if "invalid UTF8" in reason:
+            raise DataError(
+                f"{config.root}: not UTF-8: {reason}. Set `encoding: cp1252` where Windows wrote it, or another "
+                "encoding, or save the list as UTF-8."
+            ) from None
+        if "straddl" in reason:
+            raise DataError(
+                f"{config.root}: a row of more than {BLOCK:,} bytes. Close the quote that is open there, or leave such "
+                "values out of the list."
+            ) from None
+        raise DataError(f"{config.root}: not a {suffix} list: {reason}.") from None

@@ -1,0 +1,78 @@
+"""Lists of files: a CSV or Parquet file with a column of paths and columns of labels."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.prepare import delimited_text
+from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
+from pipeline.sources import PARQUET, filesystem
+
+
+def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> Iterator[Found]:
+    """Yield the files of a list in its order, unopened; raises DataError where a row has no path.
+
+    `types`: what `label_types` returns, where that is known already.
+    """
+    base = config.base or filesystem.parent(config.root)
+    types = label_types(config) if types is None else types
+    for batch in _batches(config, types):
+        try:
+            paths = pc.cast(batch[config.path], pa.string()).to_pylist()
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{config.root}: {config.path!r}, the column of paths: expected text, got: {error}."
+            ) from None
+        for path, (labels, place) in zip(paths, labels_of(batch, types, where=config.root), strict=True):
+            if not path:
+                raise DataError(f"{config.root}: a row without a value in {config.path!r}, the column of paths.")
+            yield Found(filesystem.join(base, path), labels, place)
+
+
+def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str, pa.DataType]:
+    """Return the label columns of a list with their types; raises DataError for what can be no label."""
+    schema = _parquet_schema(config) if _is_parquet(config.root) else pa.schema(delimited_text.read_types(config))
+    images = [field.name for field in schema if _is_parquet(config.root) and _holds_images(field.type)]
+    if images and config.path not in schema.names:
+        raise DataError(
+            f"{config.root}: expected a column of paths, {config.path!r}, or `image: {images[0]}` for the images in it."
+        )
+    found = labels_in(schema, config, needed=(config.path,), note=note)
+    refuse_odd(found, where=config.root)
+    return found
+
+
+def _batches(config: PrepareConfig, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    """The rows of a list, of the column of paths and the label columns."""
+    if not _is_parquet(config.root):
+        yield from delimited_text.read_rows(config, {config.path: pa.string(), **types})
+        return
+    try:
+        with filesystem.opened(config.root) as file, pq.ParquetFile(file) as table:
+            yield from table.iter_batches(columns=[config.path, *types])
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{config.root}: damaged: {error}. Write the list again.") from None
+
+
+def _is_parquet(root: str) -> bool:
+    return PurePosixPath(root).suffix.lower() == PARQUET
+
+
+def _parquet_schema(config: PrepareConfig) -> pa.Schema:
+    try:
+        with filesystem.opened(config.root) as file:
+            return pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{config.root}: not a {PurePosixPath(config.root).suffix} list: {error}.") from None
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes them."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,0 +1,77 @@
+"""Parquet files with a column of image bytes: a sample a row, and the other columns are its labels."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import DataError, bullets
+from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
+from pipeline.prepare.places import place_of
+from pipeline.prepare.roots import Root
+from pipeline.sources import parquet
+
+
+def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
+    """The rows of Parquet files in their order; the column of images is not read.
+
+    What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
+    """
+    column = str(config.image)
+    types = label_types(config, [root])
+    for shard in root.shards:
+        name, place, row = parquet.container(shard.path, column), root.place(shard), 0
+        try:
+            with parquet.opened(shard.path) as file:
+                if types:
+                    for batch in file.iter_batches(columns=list(types)):
+                        for labels, own in labels_of(batch, types, where=shard.path):
+                            both, refused = place_of(place, own)
+                            yield Found(f"{shard.path}/{row}", labels, both, refused, name, row)
+                            row += 1
+                else:
+                    for row in range(file.metadata.num_rows):
+                        yield Found(f"{shard.path}/{row}", {}, place, container=name, offset=row)
+        except (OSError, pa.ArrowException) as error:
+            yield Found(shard.path, refused=("unreadable", _reason(error, row=row)))
+    yield from root.strays()
+
+
+def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None) -> dict[str, pa.DataType]:
+    """Return the label columns with their types, which all files share; a file that cannot be opened is passed over.
+
+    Raises DataError where the files differ, where there is no such column of bytes, or one that can be no label.
+    """
+    column = str(config.image)
+    first: tuple[str, dict[str, pa.DataType]] | None = None
+    for path in (shard.path for root in roots for shard in root.shards):
+        try:
+            with parquet.opened(path) as file:
+                schema = file.schema_arrow
+        except (OSError, pa.ArrowException):
+            continue  # `find` says why
+        where = config.model_copy(update={"root": path})
+        types = labels_in(schema, where, needed=(column,), note=note if first is None else lambda _: None)
+        if not parquet.holds_bytes(schema.field(column).type):
+            kind = schema.field(column).type
+            raise DataError(f"{path}: expected {column!r} to be binary, or a struct with `bytes` in it, got {kind}.")
+        refuse_odd(types, where=path)
+        if first is None:
+            first = (path, types)
+        elif types != first[1]:
+            differ = sorted(name for name in {*types, *first[1]} if types.get(name) != first[1].get(name))
+            lines = [f"{name}: {first[1].get(name, 'not there')} and {types.get(name, 'not there')}" for name in differ]
+            title = (
+                f"{path}: expected the label columns of {first[0]}. Set one type for a column with `types`, or leave "
+                "columns out with `columns`"
+            )
+            raise DataError(bullets(title, lines))
+    return first[1] if first is not None else {}
+
+
+def _reason(error: BaseException, *, row: int) -> str:
+    """Return why a file is read no further; what the system refuses is no damage."""
+    if isinstance(error, PermissionError) and error.strerror:
+        return error.strerror
+    short = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"damaged Parquet file, from row {row} on: {short}"

@@ -1,0 +1,11 @@
+"""Settings of the stage `report`."""
+
+from pydantic import Field
+
+from pipeline.settings.check import Settings
+
+
+class ReportConfig(Settings):
+    """The report's page."""
+
+    title: str = Field(default="icecore report", description="of the page")

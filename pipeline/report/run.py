@@ -1,0 +1,166 @@
+"""The report's page: one HTML file with everything inside, no script and nothing from the network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import counted, requires
+from pipeline.files import read_json, write_text
+from pipeline.report import chosen, curves, figures, leaderboard, students, trained
+from pipeline.report.config import ReportConfig
+from pipeline.report.costs import costs as costs_of
+from pipeline.report.leaderboard import Run
+
+MOST_ROWS = 20  # of a table that may be long
+
+
+def write(
+    config: ReportConfig,
+    runs: list[Run],
+    path: Path,
+    *,
+    comparisons: Path | None = None,
+    audits: Path | None = None,
+    backbones: Path | None = None,
+    footprints: Path | None = None,
+    unmeasured: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page of some runs, as `leaderboard.read` gives them.
+
+    `comparisons`, `audits`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
+    `distill` wrote; what is not there is left out of the page. `unmeasured` has the causes of `leaderboard.unmeasured`.
+    """
+    with requires("report", what="the report"):
+        import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "counted": counted,
+        "number": leaderboard.number,
+        "range": leaderboard.interval,
+        "training": leaderboard.training,
+        "metric": lambda name: leaderboard.NAMES.get(name, name),
+        "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
+        "ms": lambda value: f"{value:.3g}" if value < 100 else f"{value:,.0f}",
+        "millions": lambda value: f"{value / 1e6:,.3g} M" if value < 1e9 else f"{value / 1e9:,.3g} G",
+        "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
+    }
+    every = {run["run"]: run for run in runs}
+    costs = {name: found for name in every if (found := _there(footprints, f"{name}.json")) is not None}
+    told = [
+        _task(name, found, _there(comparisons, f"{name}.json"), _there(audits, f"{name}.json"))
+        | _networks(name, found, every, _there(comparisons, f"{name}.json"), costs)
+        for name, found in leaderboard.by_task(runs).items()
+    ]
+    views = [_view(run, task, every, backbones) for task in told for run in task["runs"]]
+    page = environment.get_template("page.html")
+    write_text(
+        path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS, unmeasured=unmeasured or {})
+    )
+
+
+def _there(folder: Path | None, name: str) -> Any:
+    """A JSON file of a folder, if it is there."""
+    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
+
+
+def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, Any]:
+    """A task as the template wants it."""
+    first = runs[0]
+    values = [run["selected"][f"{run['metric']}_{end}"] for run in runs for end in ("low", "high")]
+    bounded = first["kind"] != "regression" and None not in values
+    return {
+        "name": name,
+        "runs": runs,
+        "kind": first["kind"],
+        "metric": first["metric"],
+        "interval": first["interval"],
+        "columns": leaderboard.others(first, leaderboard.LONG),
+        "scored": [metric for metric in ("ece", "log_loss") if metric in first["selected"]],
+        "degraded": sorted({why for run in runs for why in run["selected"].get("degraded", {}).values()}),
+        "bars": bounded,
+        "exact": leaderboard.EXACT if any(leaderboard.is_exact(run["selected"], run["metric"]) for run in runs) else "",
+        "given": list(dict.fromkeys(line for run in runs for line in run.get("given", []))),
+        "compared": compared,
+        "audit": audit,
+    }
+
+
+def _networks(
+    name: str, runs: list[Run], every: Mapping[str, Run], compared: Any, costs: students.Costs
+) -> dict[str, Any]:
+    """What a task's networks are beside each other, where some were trained."""
+    from markupsafe import Markup
+
+    beside = trained.beside(runs, every)
+    if beside is not None:
+        drawn = curves.by_training(runs, beside["lines"], name=name)
+        beside |= {"figure": None if drawn is None else Markup(drawn)}
+    taught = compared.get("taught", []) if compared else []
+    return {"trained": beside, "students": students.beside(runs, taught, costs)}
+
+
+def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
+    """A run as the template wants it."""
+    from markupsafe import Markup
+
+    metric = leaderboard.NAMES[run["metric"]]
+    name = metric[0].upper() + metric[1:]
+    drawn = {
+        f"{name} against labels": curves.by_labels(run),
+        "Inputs at the most labels": curves.by_input(run),
+        "What the search chose": curves.by_search(run),
+        "Confusion, percent of each target": figures.confusion(run),
+        "Calibration": figures.reliability(run),
+        "Predictions of test rows": figures.scatter(run),
+    }
+    wide = {
+        f"{name} against what an input costs": curves.by_cost(run, costs_of(run, backbones)) if backbones else None,
+    }
+    compared = task["compared"]
+    return {
+        **run,
+        "settings": leaderboard.settings_of(run),
+        "how": trained.approach(run, every)[1],
+        "chosen": chosen.reason(run),
+        "warnings": chosen.warnings(run),
+        "undecided": run.get("undecided"),
+        "name": name,
+        "columns": leaderboard.others(run, leaderboard.LONG),
+        "figures": {title: Markup(svg) for title, svg in drawn.items() if svg is not None},
+        "wide": {title: Markup(svg) for title, svg in wide.items() if svg is not None},
+        "confused": _most_confused(run),
+        "within": compared["within"].get(run["run"], []) if compared else [],
+        "compared": compared,
+        "degraded": sorted({why for row in run["table"] for why in row.get("degraded", {}).values()}),
+        "unfinished": _unfinished(run["made_from"]),
+        "rare": run.get("rare", []),
+        "exact": leaderboard.EXACT if any(leaderboard.is_exact(row, run["metric"]) for row in run["table"]) else "",
+    }
+
+
+def _unfinished(made_from: Mapping[str, Any]) -> list[str]:
+    """Return a sentence of each fit of a run that did not converge or could not be made."""
+    stopped = [one for one in made_from.get("fits", []) if one.get("not_converged") is not None]
+    lines = [f"{one['file']} did not converge: {one['not_converged']}" for one in stopped]
+    return [*lines, *(f"not fitted: {one['cause']}" for one in made_from.get("failed", []))]
+
+
+def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:
+    """The pairs of classes that are mistaken most often, as counts over all draws."""
+    if run["confusion"] is None:
+        return []
+    counts = np.array(run["confusion"])
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(counts, axis=None, kind="stable")[::-1][:most]
+    pairs = [np.unravel_index(place, counts.shape) for place in order]
+    return [
+        {"target": run["classes"][t], "predicted": run["classes"][p], "count": int(counts[t, p])}
+        for t, p in pairs
+        if counts[t, p]
+    ]

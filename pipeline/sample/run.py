@@ -1,0 +1,99 @@
+"""Sample data for the default run: real PNG files, written offline from what scikit-learn and matplotlib carry.
+
+`digits`: the 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998), 8×8 grey, white on black.
+`glyphs`: printed letters and digits in the fonts that matplotlib carries, several sizes, 32×32 grey, white on black.
+"""
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field, model_validator
+
+from pipeline.errors import requires
+from pipeline.files import AnyPath, as_path, fresh_folder
+from pipeline.runtime import Progress, silent
+from pipeline.settings.check import Settings
+
+SIDE = 32
+# The largest size at which the widest letter, a bold W, fits into the frame.
+LARGEST = 27
+# matplotlib's other fonts hold no letters, or a placeholder for each.
+FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
+KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
+
+Picture = tuple[str, str, Image.Image]
+"""Class, name of the file, and the image."""
+
+
+class SampleConfig(Settings):
+    """Which sample data to write."""
+
+    source: Literal["digits", "glyphs"] = Field(
+        description="scikit-learn's digits, or letters and digits printed in matplotlib's fonts"
+    )
+    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = Field(
+        default=(18, 22, 26), description="of glyphs: heights of the letters, in points"
+    )
+
+    @model_validator(mode="after")
+    def _of_letters(self) -> "SampleConfig":
+        if self.source == "digits" and "sizes" in self.model_fields_set:
+            raise ValueError("`sizes` are of `source: glyphs`: leave them out")
+        return self
+
+
+def sample(config: SampleConfig, folder: AnyPath, *, progress: Progress = silent) -> int:
+    """Write a folder a class; return the number of images."""
+    folder = as_path(folder, "sample: folder")
+    pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
+    with fresh_folder(folder) as new:
+        for number, (label, name, image) in enumerate(pictures, start=1):
+            path = new / label / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            progress(number, len(pictures))
+    return len(pictures)
+
+
+def _digits() -> Iterator[Picture]:
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    for number, (pixels, label) in enumerate(zip(bundled.images, bundled.target, strict=True)):
+        grey = np.round(pixels * (255 / 16)).astype(np.uint8)
+        yield str(label), f"{number:04d}", Image.fromarray(grey)
+
+
+def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
+    for font in fonts():
+        for size in sizes:
+            face = ImageFont.truetype(str(font), size)
+            for kind, characters in KINDS.items():
+                for character in characters:
+                    # The kind is in the class, so that a and A stay two folders where names ignore case.
+                    yield f"{kind}_{character}", f"{font.stem}-{size}", draw(character, face)
+
+
+def fonts() -> list[Path]:
+    """The fonts of matplotlib that hold all letters and digits, sorted by name."""
+    with requires("report", what="the fonts of printed characters"):
+        import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    found = {path for pattern in FONTS for path in folder.glob(f"{pattern}.ttf") if "Display" not in path.name}
+    return sorted(found)
+
+
+def draw(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
+    """A character, white on black, its ink in the middle of 32×32 pixels."""
+    canvas = Image.new("L", (3 * SIDE, 3 * SIDE), 0)
+    ImageDraw.Draw(canvas).text((SIDE, SIDE), character, fill=255, font=face)
+    # The box that the font states holds the space up to the next letter too; the ink is what was drawn.
+    ink = canvas.getbbox()
+    assert ink is not None, "fonts() names fonts that hold every character"
+    left, top = (ink[0] + ink[2] - SIDE) // 2, (ink[1] + ink[3] - SIDE) // 2
+    return canvas.crop((left, top, left + SIDE, top + SIDE))

@@ -1,0 +1,1 @@
+"""What params.yaml says: read, checked against the settings of each stage, and described."""

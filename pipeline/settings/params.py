@@ -1,0 +1,170 @@
+"""params.yaml as DVC reads it: YAML 1.2, by the same library and the same loader.
+
+Two readers would give one text two meanings: YAML 1.1 reads `1e-3` as text, `on` as true, `010` as 8 and `1:30` as 90.
+DVC also rewrites the file (`dvc exp run -S`), and does not keep quotes; `check_rewriting` says what that would break.
+"""
+
+import datetime
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, requires
+from pipeline.settings.messages import in_yaml, key_in_yaml
+
+COLON = " In {…} and […] put a value with `:` in quotes."
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Run the command in the root of an icecore project.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid YAML. {_explain(error, path)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {in_yaml(raw)}.")
+    return raw
+
+
+def with_lines(problems: Iterable[str], path: Path) -> list[str]:
+    """Return problems of params.yaml, each with the line in which the key stands that it begins with."""
+    from ruamel.yaml import YAML
+
+    found = list(problems)
+    raw = YAML().load(path.read_text(encoding="utf-8")) if found else None
+    return [f"{problem} (line {line})" if (line := _line_of(problem, raw)) else problem for problem in found]
+
+
+def _line_of(problem: str, raw: Any) -> int:
+    """Return the line of the key that a problem begins with, or of what holds it; 0 where there is none."""
+    place, _, message = problem.partition(": ")
+    outside = place.startswith("unknown ")  # of a section
+    unknown_key = re.match(r"unknown (?:key|section) '([^']*)'", problem if outside else message)
+    parts = [] if outside else place.split(".")
+    line = 0
+    for part in [*parts, *([unknown_key[1]] if unknown_key else [])]:
+        marks: Any = getattr(raw, "lc", None)  # where ruamel.yaml keeps lines
+        if isinstance(raw, dict):
+            keys = [key for key in raw if key_in_yaml(key) == part]
+            place_of = marks.key(keys[0]) if keys and keys[0] in marks.data else None
+        elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
+            keys = [int(part)]
+            place_of = marks.item(keys[0])
+        else:
+            break
+        if not keys:
+            break
+        line = place_of[0] + 1 if place_of else line
+        raw = raw[keys[0]]
+    return line
+
+
+def _explain(error: Exception, path: Path) -> str:
+    """The reader's message: what, and in which line; without its advice to programmers."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
+    text = "\n".join(lines[:advice]).replace('"<unicode string>"', path.name)
+    return text + (COLON if "found unexpected ':'" in text else "")
+
+
+def unusual_values(raw: Mapping[Any, Any]) -> list[str]:
+    """Name the values that DVC cannot hold or compare, such as dates, each as a problem with its path."""
+    try:
+        return list(_unusual(raw, (), ()))
+    except RecursionError:
+        return ["expected settings, got mappings and lists that lie too deep in each other."]
+
+
+def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Iterator[str]:
+    where = ".".join(path)
+    if id(value) in above:
+        yield f"{where}: expected a value, got an anchor that stands within itself."
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if _is_plain(key):
+                yield from _unusual(inner, (*path, key_in_yaml(key)), (*above, id(value)))
+            else:
+                yield f"{where}: expected text as a key, got {in_yaml(key)}. Write it in quotes."
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _unusual(inner, (*path, str(number)), (*above, id(value)))
+    elif isinstance(value, float) and math.isnan(value):
+        yield f"{where}: expected a number, got .nan, which equals nothing: DVC would run the stage every time."
+    elif not _is_plain(value):
+        yield (
+            f"{where}: expected text, a number, a list or a mapping, got {_describe(value)}. Write text that looks "
+            "like a date in quotes, and leave tags such as !!set out."
+        )
+
+
+def _describe(value: Any) -> str:
+    """Return what YAML calls a value that is neither text, nor number, nor list, nor mapping."""
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
+    return "bytes (!!binary)" if isinstance(value, bytes) else f"a value of YAML's type {type(value).__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def check_rewriting(path: Path) -> list[str]:
+    """List the values of params.yaml that nobody could read after `dvc exp run -S`, each with what to write instead.
+
+    DVC writes text without quotes where YAML 1.2 lets it, and its own reader refuses some of that between braces and
+    brackets: `{root: s3://bucket}`.
+    """
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML().load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        return [f"`dvc exp run -S` cannot rewrite params.yaml. {_explain(error, path)}"]
+    lost = dict.fromkeys(where for where, text in _in_flow(raw, (), inside=False) if not _survives(text))
+    return [
+        f"{where}: `dvc exp run -S` rewrites params.yaml without these quotes, and cannot read it then. Write the "
+        "mapping or list that holds it without braces or brackets, an entry a line."
+        for where in lost
+    ]
+
+
+def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tuple[str, str]]:
+    """The texts between braces and brackets, keys too, each with the path of its value."""
+    if isinstance(value, dict | list):
+        flow: Any = value
+        inside = inside or bool(flow.fa.flow_style())
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            here = (*path, key_in_yaml(key))
+            yield from _in_flow(key, here, inside=inside and isinstance(value, dict))
+            yield from _in_flow(inner, here, inside=inside)
+    elif inside and isinstance(value, str):
+        yield ".".join(path), value
+
+
+def _survives(text: str) -> bool:
+    """Whether DVC reads a text again that it wrote between brackets."""
+    with requires("pipeline", what="params.yaml"):
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+
+    written = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = True
+    writer.dump({text: text}, written)
+    try:
+        return bool(YAML(typ="safe").load(written.getvalue()) == {text: text})
+    except YAMLError:
+        return False

@@ -1,0 +1,91 @@
+"""Nearest class mean, from one pass over rows that need not fit into memory; a class may have a single row."""
+
+from typing import Any, Literal, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from pipeline.errors import HeadError, unknown
+from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.moments import Moments
+from pipeline.streaming.predict import by_blocks
+from pipeline.streaming.row_space import deviations, held, is_smaller
+from pipeline.streaming.rows import checked
+from pipeline.streaming.targets import labels_of
+
+METRICS = ("cosine", "euclidean")
+
+
+class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A row has the class whose mean is the nearest, by distance or by angle; X is an array or a row source.
+
+    Decision values are -|x - m|²/2, as of Gaussians of unit variance, or the cosine of x and m. For class means of
+    directions put a Normalizer before; with `standardize` x and m are those of rows less their mean, divided by their
+    standard deviation. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides its decision values
+    by a variance within classes, which is no number where every class has one row.
+
+    Fitted: `centroids_` (classes, width), float64, of the rows as they are; `center_` and `scale_` (width,), which are
+    0 and 1 where nothing is standardized.
+    """
+
+    def __init__(self, metric: Literal["euclidean", "cosine"] = "euclidean", *, standardize: bool = False) -> None:
+        self.metric = metric
+        self.standardize = standardize
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit to rows X and classes y (rows,)."""
+        X = checked(self, X, fitting=True)
+        labels, classes = labels_of(self, X, y)
+        if is_smaller(X):
+            return self._fit_few(held(X), labels, classes)
+        return self.fit_moments(moments_of(X, labels, classes=classes))
+
+    def _fit_few(self, rows: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Self:
+        """Fit to fewer rows than features, without the products of features that moments have."""
+        self._check_metric()
+        self.classes_, self.n_features_in_ = classes, rows.shape[1]
+        self.centroids_ = np.stack([rows[labels == name].mean(axis=0) for name in classes])
+        self.center_, self.scale_ = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+        if self.standardize:
+            self.center_, self.scale_ = rows.mean(axis=0), deviations(rows, None)
+        return self
+
+    def _check_metric(self) -> None:
+        if self.metric not in METRICS:
+            raise HeadError(unknown("metric", str(self.metric), METRICS))
+
+    def fit_moments(self, moments: Moments) -> Self:
+        """Fit to the sums of rows with classes; raises HeadError where they have none, or the metric is unknown."""
+        self._check_metric()
+        if moments.classes is None:
+            raise HeadError("nearest class mean: expected moments of classes, got none. Name them in moments_of.")
+        self.classes_, self.centroids_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
+        self.center_, self.scale_ = np.zeros(moments.width), np.ones(moments.width)
+        if self.standardize:
+            self.center_, self.scale_ = moments.mean, moments.scale
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(rows, classes), or (rows,) for two: that of the second less that of the first."""
+        found = by_blocks(self, X, self._nearness)
+        return np.asarray(found[:, 1] - found[:, 0]) if len(self.classes_) == 2 else found
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of each row (rows,)."""
+        found = by_blocks(self, X, self._nearness)
+        return np.asarray(self.classes_[found.argmax(axis=1)])
+
+    def _nearness(self, block: np.ndarray) -> np.ndarray:
+        if self.metric == "cosine":
+            x, m = (block - self.center_) / self.scale_, (self.centroids_ - self.center_) / self.scale_
+            return np.asarray(_directions(x) @ _directions(m).T)
+        # About the middle of the means, so that squares are of the size of distances.
+        middle = self.centroids_.mean(axis=0)
+        x, m = (block - middle) / self.scale_, (self.centroids_ - middle) / self.scale_
+        return np.asarray(x @ m.T - (m**2).sum(axis=1) / 2 - (x**2).sum(axis=1, keepdims=True) / 2)
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1, or 0 where they are 0."""
+    lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))

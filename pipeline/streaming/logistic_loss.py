@@ -1,0 +1,180 @@
+"""The loss of logistic regression over rows that need not fit into memory: value and gradient from one pass.
+
+With rows x of weight s, their sum n, and λ = 1 / (C n), what is minimised over W and b is scikit-learn's objective over
+C n,
+
+    f(W, b) = 1/n sum s [log sum exp(xW + b) - (xW + b) of the row's class] + λ/2 |W|²,
+
+and with two classes log(1 + exp(xw + b)) - y (xw + b), one column. Products are formed in the rows' precision, float32
+or float64, a block at a time; everything else is in float64.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.moments import UNITS, Moments
+from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
+from pipeline.streaming.rows import BLOCK_BYTES, blocks
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a pass was made, and what it found. Columns are classes, or one column of two."""
+
+    coef: np.ndarray  # (width, columns), of centred and scaled rows
+    intercept: np.ndarray  # (columns,)
+    loss: float  # the mean, without the penalty
+    slope: np.ndarray  # (width, columns): its gradient by coef
+    drift: np.ndarray  # (columns,): its gradient by intercept
+    curvature: float  # the mean of p (1 - p), that of independent columns: 1/c where all c classes are equally likely
+
+    def value(self, penalty: float) -> float:
+        """f, for λ = penalty."""
+        return self.loss + penalty / 2 * float(np.vdot(self.coef, self.coef))
+
+    def gradient(self, penalty: float) -> np.ndarray:
+        """The gradient of f by coef."""
+        return self.slope + penalty * self.coef
+
+    def steepest(self, penalty: float) -> float:
+        """The largest part of the gradient of f: what scikit-learn compares with `tol`."""
+        return float(max(np.abs(self.gradient(penalty)).max(), np.abs(self.drift).max(initial=0)))
+
+
+class Loss:
+    """The loss over some rows and their classes; counts its passes.
+
+    X is a checked array or a row source, `codes` (rows,) the number of each row's class, `weights` (rows,) or None
+    where all rows have the same. Rows are centred where there is an intercept, which changes no optimum, and divided by
+    their standard deviations as well where they are to be standardized.
+    """
+
+    def __init__(
+        self, X: Any, codes: np.ndarray, weights: np.ndarray | None, *, classes: int, intercept: bool, standardize: bool
+    ) -> None:
+        self.X, self.codes, self.classes, self.with_intercept = X, codes, classes, intercept
+        self.weights = np.broadcast_to(np.float64(1), len(codes)) if weights is None else weights
+        self.columns = 1 if classes == 2 else classes
+        self.total = float(self.weights.sum())
+        self.passes, self.rounding = 1, 0.0
+        moments = self._measure(X, weights, standardize=standardize)
+        own = moments.weights / self.total
+        self.shares = own[1:] if classes == 2 else own
+
+    def _measure(self, X: Any, weights: np.ndarray | None, *, standardize: bool) -> Moments:
+        """Make the first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
+        if is_smaller(X):
+            return self._measure_in_row_space(X, weights, standardize=standardize)
+        moments = moments_of(X, self.codes, classes=np.arange(self.classes), weights=weights)
+        centred = self.with_intercept or standardize
+        self.center = moments.mean if centred else np.zeros(moments.width)
+        self.scale = moments.scale if standardize else np.ones(moments.width)
+        second = moments.scatter() / self.total
+        if not centred:
+            second += np.outer(moments.mean, moments.mean)
+        second /= np.outer(self.scale, self.scale)
+        means = (moments.class_means - self.center) / self.scale * (moments.weights / self.total)[:, None]
+        self.class_sums = means[1:].T if self.classes == 2 else means.T
+        variances, self.axes = np.linalg.eigh(second)
+        # Of directions in which rows vary less than their products are rounded nothing is known.
+        self.variances = np.maximum(variances, moments.rounding * variances[-1])
+        return moments
+
+    def _measure_in_row_space(self, X: Any, weights: np.ndarray | None, *, standardize: bool) -> Moments:
+        """Measure fewer rows than features, in rows x rows: `axes` (width, rows) span the rows, so optima too."""
+        rows = held(X)
+        centred = self.with_intercept or standardize
+        self.center = np.average(rows, axis=0, weights=weights) if centred else np.zeros(rows.shape[1])
+        self.scale = deviations(rows, weights) if standardize else np.ones(rows.shape[1])
+        space = row_space(rows, centre=self.center, scale=self.scale)
+        moments = moments_of(space.coordinates, self.codes, classes=np.arange(self.classes), weights=weights)
+        means = moments.class_means * (moments.weights / self.total)[:, None] @ space.basis.T
+        self.class_sums = means[1:].T if self.classes == 2 else means.T
+        variances, vectors = np.linalg.eigh(moments.scatter() / self.total + np.outer(moments.mean, moments.mean))
+        self.axes = space.basis @ vectors
+        self.variances = np.maximum(variances, UNITS * _precision(X) / 2 * variances[-1])
+        return moments
+
+    def spanned(self, coef: np.ndarray) -> np.ndarray:
+        """Return the part of coefficients (width, columns) along the axes: no row sees the rest."""
+        return np.asarray(self.axes @ (self.axes.T @ coef))
+
+    def at(self, coef: np.ndarray, intercept: np.ndarray) -> Point:
+        """The loss and its gradient at one point: a pass over the rows."""
+        self.passes += 1
+        loss, curvature = 0.0, 0.0
+        slope, drift = np.zeros(coef.shape), np.zeros(intercept.shape)
+        unscaled = coef / self.scale[:, None]
+        size = max(1, BLOCK_BYTES // max(4 * self.X.shape[1], 8 * self.columns))
+        for rows, block in blocks(self.X, size=size, check=False):
+            centred = block - self.center.astype(block.dtype)
+            scores = (centred @ unscaled.astype(block.dtype)).astype(np.float64) + intercept
+            residuals, own, bends = self._residuals(scores, self.codes[rows])
+            weights = self.weights[rows] / self.total
+            loss += float(weights @ own)
+            curvature += float(weights @ bends)
+            residuals *= weights[:, None]
+            slope += centred.T @ residuals.astype(block.dtype)
+            drift += residuals.sum(axis=0)
+            self.rounding = max(self.rounding, float(np.finfo(block.dtype).eps))
+        if not self.with_intercept:
+            drift[:] = 0
+        return Point(coef, intercept, loss, slope / self.scale[:, None], drift, curvature)
+
+    def _residuals(self, scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row: probabilities less the truth (rows, columns), its loss, and the mean of p (1 - p)."""
+        from scipy.special import expit
+
+        if self.columns == 1:
+            likely, truth = expit(scores), codes[:, None]
+            return likely - truth, (np.logaddexp(0, scores) - truth * scores)[:, 0], (likely * (1 - likely))[:, 0]
+        each = np.arange(len(scores))
+        scores -= scores.max(axis=1, keepdims=True)
+        own = scores[each, codes]
+        likely = np.exp(scores, out=scores)
+        total = likely.sum(axis=1)
+        likely /= total[:, None]
+        bends = (1 - np.einsum("ij,ij->i", likely, likely)) / (self.columns - 1)
+        likely[each, codes] -= 1
+        return likely, np.log(total) - own, bends
+
+    def gap(self, point: Point, penalty: float) -> float:
+        """An upper bound of f at a point less its minimum, without another pass: the gap to a value of the dual.
+
+        f is the sum of convex functions of the rows' scores z and λ/2 |W|². By Fenchel's duality (Yu, Huang and Lin
+        2011, "Dual coordinate descent methods for logistic regression and maximum entropy models", section 2), for any
+        probabilities q of the rows whose weighted mean is that of the truth y,
+
+            min f >= 1/n sum s H(q) - |1/n sum s x (q - y)'|² / 2λ,    H the entropy.
+
+        The p of a point have that mean only where the drift g is 0; elsewhere q = (1 - ε) p + ε r does, with one
+        r = p̄ - g/ε for all rows, which is a distribution for ε = max g / p̄. As H is concave, H(q) >= (1 - ε) H(p) +
+        ε H(r), and the mean of H(p) is that of the loss less (p - y)z, which is <W, slope> + <b, g>. Without drift this
+        is what strong convexity gives, |gradient|² / 2λ (Boyd and Vandenberghe, Convex Optimization, 9.1.2). It holds
+        within the rounding of a pass.
+        """
+        drift, shares, coef = point.drift, self.shares, point.coef
+        entropy = point.loss - float(np.vdot(coef, point.slope)) - float(point.intercept @ drift)
+        if not self.with_intercept or not drift.any():
+            mixed, slope = entropy, point.slope
+        else:
+            every, lost = _both(shares + drift, self.columns), _both(drift, self.columns, total=0.0)
+            part = min(1.0, float((np.maximum(lost, 0) / np.maximum(every, np.finfo(float).tiny)).max()))
+            part = max(part, np.finfo(float).eps)
+            spread = np.clip(every - lost / part, 0, 1)
+            mixed = (1 - part) * entropy - part * float(spread @ np.log(np.where(spread > 0, spread, 1)))
+            slope = (1 - part) * point.slope - part * self.class_sums
+        return max(0.0, point.value(penalty) - mixed + float(np.vdot(slope, slope)) / (2 * penalty))
+
+
+def _precision(X: Any) -> float:
+    """Return the unit in the last place of products of rows: `blocks` gives float32, or float64 of wider types."""
+    return float(np.finfo(np.float32 if X.dtype in (np.float16, np.float32) else np.float64).eps)
+
+
+def _both(column: np.ndarray, columns: int, *, total: float = 1.0) -> np.ndarray:
+    """All classes, where one column stands for two."""
+    return np.array([total - column[0], column[0]]) if columns == 1 else column

@@ -1,0 +1,71 @@
+"""Predictions and transformed rows, block by block, of rows that need not fit into memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.streaming.chunks import Over, part
+from pipeline.streaming.rows import blocks, checked, is_source
+
+BYTES = 2**23  # of a block; `function` makes copies of it in float64
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
+    """`function` of the rows, an array or a row source, as one array; it gets a block of rows, float32 or float64.
+
+    Raises ValueError, as scikit-learn does, where the rows are not those that the estimator was fitted for, and what
+    `pipeline.streaming.rows.blocks` raises.
+    """
+    X = _expected(estimator, X)
+    found = None
+    for rows, block in small_blocks(X):
+        part = function(block)
+        if found is None:
+            found = np.empty((X.shape[0], *part.shape[1:]), dtype=part.dtype)
+        found[rows] = part
+    return function(np.empty((0, X.shape[1]))) if found is None else found
+
+
+def small_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """As `pipeline.streaming.rows.blocks`, of about 8 MiB: for work that needs several times as much beside them."""
+    return blocks(X, size=max(1, BYTES // (4 * max(1, X.shape[1]))))
+
+
+def transformed(estimator: Any, X: Any, function: Function) -> Any:
+    """The rows after `function`: an array of an array (np.memmap too); of a source one that computes what is read."""
+    if is_source(X) and not isinstance(X, np.ndarray):
+        X = _expected(estimator, X)
+        return Transformed(X, function, (X.shape[0], function(np.zeros((1, X.shape[1]))).shape[1]))
+    return by_blocks(estimator, X, function)
+
+
+@dataclass(frozen=True)
+class Transformed(Over):
+    """A row source over another: float32 rows, computed when they are read."""
+
+    source: Any
+    function: Function
+    shape: tuple[int, int]
+    dtype = np.dtype(np.float32)
+
+    def part(self, rows: slice) -> "Transformed":
+        """Some of the rows, as a source of their own."""
+        own = part(self.source, rows)
+        return Transformed(own, self.function, (own.shape[0], self.shape[1]))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found = np.asarray(self.source[rows])
+        if found.dtype not in (np.float32, np.float64):
+            found = found.astype(np.float32 if found.dtype == np.float16 else np.float64)
+        return self.function(found).astype(self.dtype)
+
+
+def _expected(estimator: Any, X: Any) -> Any:
+    from sklearn.utils.validation import check_is_fitted
+
+    check_is_fitted(estimator)
+    return checked(estimator, X, fitting=False)

@@ -1,0 +1,237 @@
+"""Ridge regression and ridge classification, exact, from one pass over rows that need not fit into memory.
+
+The penalty is `alpha`, or of several `alphas` the best by generalised cross-validation, solved from the same sums.
+Of fewer rows than features it is solved in the space of the rows, without a matrix of features.
+The problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.errors import HeadError
+from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.moments import Moments
+from pipeline.streaming.predict import by_blocks
+from pipeline.streaming.ridge_path import factorise
+from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
+from pipeline.streaming.rows import checked
+from pipeline.streaming.targets import labels_of, numbers_of, weights_of
+
+
+class _Ridge(BaseEstimator):  # type: ignore[misc]
+    """What regression and classification share: the solution for some targets, and the choice of a penalty.
+
+    Fitted: `coef_` and `intercept_` at the penalty `alpha_`; `gcv_values_` (alphas,); and with `keep_path` those of
+    every penalty, `coef_path_` (alphas, targets, width) and `intercept_path_` (alphas, targets). With
+    `standardize` the penalty is on the coefficients of features divided by their standard deviation.
+    """
+
+    alphas: Sequence[float] | None
+    alpha: float
+    standardize: bool
+    keep_path: bool
+
+    def _solve(
+        self, moments: Moments, *, pivot: np.ndarray, sums: np.ndarray, squares: np.ndarray, cross: np.ndarray
+    ) -> None:
+        """Fit to sums of the targets less a pivot, of their squares, and of rows times them (width, targets)."""
+        alphas = np.array((self.alpha,) if self.alphas is None else self.alphas, dtype=np.float64)
+        if alphas.ndim != 1 or not alphas.size or not (np.isfinite(alphas) & (alphas > 0)).all():
+            if self.alphas is None:
+                raise HeadError(f"ridge, `alpha`: expected a number above 0, got {self.alpha}. 1 is a first try.")
+            raise HeadError(f"ridge, `alphas`: expected one or more numbers above 0, got {self.alphas}. Name some.")
+        mean = sums / moments.weight
+        scale = moments.scale if self.standardize else np.ones(moments.width)
+        scatter = moments.scatter()
+        scatter /= scale
+        scatter /= scale[:, None]
+        centred = cross - np.outer(moments.sums.sum(axis=0), mean)
+        factors = factorise(scatter, centred / scale[:, None])
+        about = squares - moments.weight * mean**2
+        scores = [factors.gcv(alpha, about, rows=moments.rows, rounding=moments.rounding) for alpha in alphas.tolist()]
+        best = int(np.argmin(scores))
+        self.n_features_in_ = moments.width
+        self.gcv_values_ = np.array(scores)
+        self.path_alphas_ = alphas if self.keep_path else alphas[best : best + 1]
+        self.coef_path_ = np.stack([(factors.coefficients(a) / scale[:, None]).T for a in self.path_alphas_.tolist()])
+        self.intercept_path_ = pivot + mean - self.coef_path_ @ moments.mean
+        self._choose(float(alphas[best]))
+
+    def _solve_targets(self, moments: Moments) -> None:
+        of = moments
+        self._solve(of, pivot=of.target_pivot, sums=of.target_sums, squares=of.target_squares, cross=of.cross)
+
+    def _fit_in_row_space(self, X: Any, weights: np.ndarray | None, fit: Callable[[Self, np.ndarray], Self]) -> Self:
+        """Fit to fewer rows than features, in rows x rows: `fit` takes a copy of this head and the coordinates."""
+        rows = held(X)
+        scale = deviations(rows, weights) if self.standardize else np.ones(rows.shape[1])
+        space = row_space(rows, centre=rows.mean(axis=0), scale=scale)
+        inner = fit(clone(self).set_params(standardize=False), space.coordinates)
+        for name in vars(inner).keys() - self.get_params().keys():
+            setattr(self, name, getattr(inner, name))
+        self.n_features_in_ = rows.shape[1]
+        self.coef_path_ = np.stack([space.coefficients(along) for along in inner.coef_path_])
+        self.intercept_path_ = inner.intercept_path_ - self.coef_path_ @ space.centre
+        self._choose(inner.alpha_)
+        return self
+
+    def _choose(self, alpha: float) -> None:
+        number = int(np.flatnonzero(self.path_alphas_ == alpha)[0])
+        self.alpha_, self.coef_, self.intercept_ = alpha, self.coef_path_[number], self.intercept_path_[number]
+
+    def at(self, alpha: float) -> Self:
+        """This head with another of its penalties and without the rest: small to save. No row is read.
+
+        Raises HeadError where the penalty is none of `alphas`, or was not kept.
+        """
+        if alpha not in self.path_alphas_:
+            raise HeadError(
+                f"ridge at α = {alpha:g}: expected one of {', '.join(f'{known:g}' for known in self.path_alphas_)}. "
+                "Name the penalty in `alphas`, and set `keep_path` before fitting to have all of them."
+            )
+        other = type(self)(**self.get_params())
+        for name, value in vars(self).items():
+            setattr(other, name, value)
+        chosen = self.path_alphas_ == alpha
+        other.path_alphas_, other.coef_path_ = self.path_alphas_[chosen], self.coef_path_[chosen]
+        other.intercept_path_ = self.intercept_path_[chosen]
+        other._choose(alpha)
+        return other
+
+    def _values(self, X: Any) -> np.ndarray:
+        """(rows, targets)."""
+        check_is_fitted(self)
+        coef, intercept = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
+        return by_blocks(self, X, lambda block: block @ coef.T + intercept)
+
+
+class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[misc]
+    """Ridge regression for one target or several, which share the penalty; X is an array or a row source."""
+
+    def __init__(
+        self,
+        alphas: Sequence[float] | None = None,
+        *,
+        alpha: float = 1.0,
+        standardize: bool = False,
+        keep_path: bool = False,
+    ) -> None:
+        self.alphas = alphas
+        self.alpha = alpha
+        self.standardize = standardize
+        self.keep_path = keep_path
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit to rows X and targets y, (rows,) or (rows, targets)."""
+        X = checked(self, X, fitting=True)
+        targets = numbers_of(self, X, y)
+        if is_smaller(X):
+            return self._fit_in_row_space(X, None, lambda head, rows: head.fit_moments(moments_of(rows, targets)))
+        return self.fit_moments(moments_of(X, targets))
+
+    def fit_moments(self, moments: Moments) -> Self:
+        """Fit to the sums of rows and targets; raises HeadError where they are of classes."""
+        if moments.classes is not None or not len(moments.target_pivot):
+            raise HeadError("ridge regression: expected moments of targets, got none. Call moments_of(X, y).")
+        self._solve_targets(moments)
+        return self
+
+    def _choose(self, alpha: float) -> None:
+        super()._choose(alpha)
+        if len(self.coef_) == 1:
+            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(rows,) for one target, (rows, targets) for several."""
+        found = self._values(X)
+        return found[:, 0] if self.coef_.ndim == 1 else found
+
+
+class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
+    """Ridge regression of targets that are 1 for a class and -1 otherwise; the largest value is the class.
+
+    y may also be an indicator (rows, labels): then each label is predicted by itself. `class_weight` is None,
+    "balanced" or a weight a class, as of scikit-learn's RidgeClassifier.
+    """
+
+    def __init__(
+        self,
+        alphas: Sequence[float] | None = None,
+        *,
+        alpha: float = 1.0,
+        standardize: bool = False,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        keep_path: bool = False,
+    ) -> None:
+        self.alphas = alphas
+        self.alpha = alpha
+        self.standardize = standardize
+        self.class_weight = class_weight
+        self.keep_path = keep_path
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit to rows X and classes y (rows,), or labels (rows, labels) of 0 and 1."""
+        X = checked(self, X, fitting=True)
+        if np.asarray(y).ndim == 2 and type_of_target(y) == "multilabel-indicator":
+            given, classes = numbers_of(self, X, y), None
+            targets = 2 * given - 1
+        else:
+            given, classes = labels_of(self, X, y)
+            targets = given
+        weights = weights_of(self.class_weight, given)
+
+        def fit(head: Self, rows: Any) -> Self:
+            return head.fit_moments(moments_of(rows, targets, classes=classes, weights=weights))
+
+        return self._fit_in_row_space(X, weights, fit) if is_smaller(X) else fit(self, X)
+
+    def fit_moments(self, moments: Moments) -> Self:
+        """Fit to the sums of rows with classes (weighted already), or with targets of 1 and -1, a label each."""
+        if moments.classes is None:
+            if not len(moments.target_pivot):
+                raise HeadError(
+                    "ridge classification: expected moments of classes or labels, got none. Give y to them."
+                )
+            self.multilabel_, self.classes_ = True, np.arange(len(moments.target_pivot))
+            self._solve_targets(moments)
+            return self
+        self.multilabel_, self.classes_ = False, moments.classes
+        positive = slice(1, None) if len(self.classes_) == 2 else slice(None)
+        weights, sums = moments.weights[positive], moments.sums[positive]
+        # Sums over all rows, y being 1 for those of a class and -1 for the others.
+        self._solve(
+            moments,
+            pivot=np.zeros(len(weights)),
+            sums=2 * weights - moments.weight,
+            squares=np.full(len(weights), moments.weight),
+            cross=(2 * sums - moments.sums.sum(axis=0)).T,
+        )
+        return self
+
+    @property
+    def _binary(self) -> bool:
+        return len(self.classes_) == 2 and not self.multilabel_
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(rows, classes); of two classes (rows,), above 0 for the second."""
+        found = self._values(X)
+        return found[:, 0] if self._binary else found
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of each row, (rows,), or its labels (rows, labels) of 0 and 1."""
+        found = self._values(X)
+        if self._binary:
+            return np.asarray(self.classes_[(found[:, 0] > 0).astype(int)])
+        if self.multilabel_:
+            return (found > 0).astype(int)
+        return np.asarray(self.classes_[found.argmax(axis=1)])

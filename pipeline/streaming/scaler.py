@@ -1,0 +1,77 @@
+"""Scalers before a streaming estimator: scikit-learn's own, which then take row sources too."""
+
+import functools
+from typing import Any, Self
+
+import numpy as np
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from pipeline.streaming.chunks import each
+from pipeline.streaming.predict import transformed
+from pipeline.streaming.rows import blocks, checked, is_source
+
+
+class StreamingScaler(StandardScaler):  # type: ignore[misc]
+    """StandardScaler; of a source it takes one pass, and what it transforms is computed when it is read."""
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit to rows X."""
+        if not is_source(X):
+            return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
+        checked(self, X, fitting=True)
+        weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight)
+        found = functools.reduce(_merged, each(X, _seen, (weights,), (sample_weight is not None,)))
+        self.mean_, self.var_, self.scale_ = None, None, None
+        self.n_samples_seen_ = found.n_samples_seen_
+        if self.with_mean or self.with_std:
+            self.mean_ = found.mean_
+        if self.with_std:
+            self.var_, self.scale_ = found.var_, found.scale_
+        return self
+
+    def transform(self, X: Any, copy: bool | None = None) -> Any:
+        """(rows, width): an array of an array, a source of a source."""
+        if isinstance(X, np.ndarray) or not is_source(X):
+            return super().transform(X, copy)
+        return transformed(self, X, super().transform)
+
+
+class StreamingNormalizer(Normalizer):  # type: ignore[misc]
+    """Normalizer; the rows of a source get length 1 when they are read."""
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Look at the shape of X: nothing is fitted."""
+        if not is_source(X):
+            return super().fit(X, y)  # type: ignore[no-any-return]
+        checked(self, X, fitting=True)
+        return self
+
+    def transform(self, X: Any, copy: bool | None = None) -> Any:
+        """(rows, width): an array of an array, a source of a source."""
+        if isinstance(X, np.ndarray) or not is_source(X):
+            return super().transform(X, copy)
+        return transformed(self, X, super().transform)
+
+
+def _seen(work: tuple[Any, ...]) -> StandardScaler:
+    """A scaler of the rows of one piece."""
+    X, weights, weighted = work
+    found = StandardScaler()
+    for rows, block in blocks(X):
+        found.partial_fit(block, sample_weight=weights[rows] if weighted else None)
+    return found
+
+
+def _merged(first: StandardScaler, second: StandardScaler) -> StandardScaler:
+    """A scaler of the rows of both: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
+    one, other = first.n_samples_seen_, second.n_samples_seen_
+    total, apart = one + other, second.mean_ - first.mean_
+    found = StandardScaler()
+    found.n_samples_seen_ = total
+    found.mean_ = first.mean_ + apart * (other / total)
+    found.var_ = (one * first.var_ + other * second.var_ + apart**2 * (one * other / total)) / total
+    # Which features are constant is decided as scikit-learn does: by the rounding of a variance of so many rows.
+    eps = np.finfo(np.float64).eps
+    constant = found.var_ <= total * eps * found.var_ + (total * found.mean_ * eps) ** 2
+    found.scale_ = np.where(constant, 1.0, np.sqrt(found.var_))
+    return found

@@ -1,0 +1,182 @@
+"""A fitted head as a teacher: its scores on stored features, as logits. No network runs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError, HeadError, TrainingError, bullets
+from pipeline.extract.config import folder_of
+from pipeline.files import read_json, sha256_file
+from pipeline.heads import saved as model
+from pipeline.heads.saved import Model
+from pipeline.readers.augment import Views, as_made_now
+from pipeline.runtime import versions
+from pipeline.store import cache
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.store.identity import differences
+from pipeline.store.shard_format import FORMAT
+from pipeline.streaming.rows import Rows, blocks
+from pipeline.teach.config import TeachConfig
+from pipeline.teach.logits import logits_of, said
+from pipeline.teach.top_k import Deviation, TopK
+
+VERSION = 1  # of how rows become logits here
+SHARD_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head, the digest of its file, and its features: of each view the taps of its input, the clean ones first."""
+
+    model: Model
+    fit: dict[str, Any]
+    digest: str
+    taps: Sequence[Sequence[Features]]
+    views: Views | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes its logits."""
+        clean = self.taps[0][0].identity
+        return {
+            "source": "head",
+            "head": self.digest,
+            "features": {name: tap.index.address for name, tap in zip(self.model.taps, self.taps[0], strict=True)},
+            **{name: clean[name] for name in ("weights", "reader", "normalise", "precision")},
+            "node": "+".join(tap.identity["node"] for tap in self.taps[0]),
+            "scores": said(self.model),
+        }
+
+    def column(self, number: int, packing: TopK | None) -> dict[str, Any]:
+        """The identity of the rows of a view, 0 the clean ones."""
+        taps = self.taps[number]
+        own = {
+            **self.identity,
+            "format": FORMAT,
+            "version": VERSION,
+            "classes": list(self.model.classes),
+            "features": {name: tap.index.address for name, tap in zip(self.model.taps, taps, strict=True)},
+            "reader": taps[0].identity["reader"],
+            "pool": "none",
+            "dtype": "float32",
+        }
+        return own if packing is None else {**own, "top_k": asdict(packing)}
+
+    def logits(self, number: int, keys: np.ndarray) -> np.ndarray:
+        """Logits float32 (keys, classes) of a view, 0 the clean ones; raises StoreError for keys without features."""
+        found = [logits_of(self.model, block) for _, block in blocks(Rows(self.taps[number], keys))]
+        return np.concatenate(found) if found else np.empty((0, len(self.model.classes)), np.float32)
+
+
+def opened(config: TeachConfig, run: Path, features: Path) -> Head:
+    """The head of a run that the settings mean, with its features.
+
+    Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it
+    was fitted on; TrainingError for views that were not extracted.
+    """
+    fit = _meant(config, run)
+    loaded = model.load(run, fit["file"], features=features)
+    said(loaded)
+    count = 0
+    if config.views is not None:
+        count = config.views if isinstance(config.views, int) else config.views.count
+    missing = [
+        name
+        for tap in loaded.taps
+        for name in (folder_of(tap, number) for number in (None, *range(count)))
+        if not (features / name / "index.json").is_file()
+    ]
+    if missing:
+        raise TrainingError(
+            f"{features}: expected the taps {', '.join(loaded.taps)} and {count} views of each, got no "
+            f"{', '.join(missing[:5])}. Give the entry of `extract` these taps and `views` with `count: {count}`, or "
+            "the teacher fewer views."
+        )
+    taps = [
+        [Features.open(features / folder_of(tap, number)) for tap in loaded.taps] for number in (None, *range(count))
+    ]
+    loaded.check(*taps[0])
+    return Head(loaded, fit, sha256_file(loaded.path), taps, _views(taps[1:], clean=taps[0]))
+
+
+def store(head: Head, number: int, column: cache.Column, keys: np.ndarray, *, packing: TopK | None) -> None:
+    """Compute the logits of some samples of a view into a column."""
+    width = len(head.model.classes) if packing is None else packing.width
+    for start in range(0, len(keys), SHARD_ROWS):
+        own, deviation = keys[start : start + SHARD_ROWS], Deviation()
+        with column.writer((width,)) as writer:
+            rows = head.logits(number, own)
+            stored = rows if packing is None else packing.pack(rows)
+            if packing is not None:
+                deviation.add(rows, stored)
+            writer.append(own, stored)
+            made = versions("scikit-learn", "numpy")
+            writer.finish(
+                provenance={"engine": "head", **made} | ({} if packing is None else {"top_k": deviation.note})
+            )
+
+
+def rejected(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
+    """Key to reason, of samples whose features were rejected.
+
+    Raises DataError where other samples have no features: these were never extracted.
+    """
+    reasons: dict[str, str] = {}
+    for tap in head.taps[number]:
+        known = {item.key: item.reason for item in tap.index.rejected}
+        names = key_arrays.to_hex(keys[~tap.has(keys)])
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise DataError(
+                f"{tap.folder}: expected features of all {len(keys):,} samples of the teacher's data sets, got none of "
+                f"{len(unknown):,}, the first is {unknown[0]}. Add their data set to the `datasets` of the extraction."
+            )
+        reasons |= {name: known[name] for name in names}
+    return reasons
+
+
+def _meant(config: TeachConfig, run: Path) -> dict[str, Any]:
+    """The one fit of a run that the settings mean."""
+    asked = {name: getattr(config, name) for name in ("input", "head", "labels", "draw")}
+    fits = read_json(run / "model.json")["fits"]
+    found = [one for one in fits if all(value in (None, one[name]) for name, value in asked.items())]
+    if asked["labels"] is None and len(found) > 1:  # all labels, where the run has such a head
+        found = [one for one in found if one["labels"] is None] or found
+    if len(found) != 1:
+        there = [_told(one) for one in (found or fits)]
+        wanted = ", ".join(f"{name}: {value}" for name, value in asked.items() if value is not None)
+        raise HeadError(
+            f"{run}: expected one head as a teacher ({wanted or 'the only one'}), got {len(found)}. Say which by "
+            f"`input`, `head`, `labels` and `draw`: {'; '.join(there[:8])}{'; …' if len(there) > 8 else ''}."
+        )
+    return dict(found[0])
+
+
+def _told(fit: dict[str, Any]) -> str:
+    more = [f"{name} {fit[name]}" for name in ("labels", "draw") if fit[name] is not None]
+    return ", ".join([f"{fit['head']} on {fit['input']}", *more])
+
+
+def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) -> Views | None:
+    """The settings of the views of the taps; raises TrainingError where they are not views of what the clean ones are.
+
+    All views of all taps must be those of one entry of `extract`.
+    """
+    if not views:
+        return None
+    first = as_made_now(views[0][0].identity["reader"]["view"])
+    problems = []
+    for number, taps in enumerate(views):
+        for tap, own in zip(taps, clean, strict=True):
+            found = tap.identity
+            expected = {**own.identity, "reader": {**own.identity["reader"], "view": {**first, "number": number}}}
+            problems += [f"{tap.folder.name}: {line}" for line in differences(expected, found)]
+    if problems:
+        where = views[0][0].folder.parent
+        title = f"{where}: expected views that one entry of `extract` made, got others. Extract again"
+        raise TrainingError(bullets(title, problems))
+    return Views(count=len(views), augment=first["augment"], seed=first["seed"])

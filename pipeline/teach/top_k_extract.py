@@ -1,0 +1,160 @@
+"""Networks of many classes: their logits are computed in full, packed, and dropped; only packed rows stay.
+
+Extraction runs into a cache of its own below the feature cache, for the samples that lack packed rows and no others, so
+many at a time that their logits take `DENSE_BYTES` at most. What a kill leaves there is gone on with by the next run.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.extract.config import ExtractConfig, folder_of
+from pipeline.extract.run import commit, extract
+from pipeline.files import digest, link_or_copy
+from pipeline.loading.samples import Samples
+from pipeline.readers.augment import View
+from pipeline.runtime import Progress
+from pipeline.store import cache
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+from pipeline.store.identity import identity
+from pipeline.teach.config import LOGITS
+from pipeline.teach.top_k import Deviation, TopK
+
+DENSE_BYTES = 2**31
+PRIVATE = "teach"  # the folder of these caches
+KEPT_DAYS = 7  # that what a killed run left there waits for the run that goes on with it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where packed rows come from and go to."""
+
+    backbone: Path
+    manifests: Path
+    out: Path
+    cache_root: Path
+
+
+@dataclass
+class _View:
+    """The column of a view, and which samples it knows."""
+
+    number: int | None
+    column: cache.Column
+    held: np.ndarray
+    known: np.ndarray
+
+
+def pack(
+    config: ExtractConfig,
+    packing: TopK,
+    *,
+    spec: BackboneSpec,
+    samples: Samples,
+    place: Place,
+    progress: Progress,
+    **told: Any,
+) -> tuple[dict[str, str], int]:
+    """Commit packed logits of the samples, and of their views, into `place.out`.
+
+    `config` has the logits as its one tap; `told` goes to `extract`. Returns key to reason of samples without, and how
+    many samples the network ran on. Raises what `extract` does.
+    """
+    views: list[View | None] = [None]
+    if config.views is not None:
+        views += [config.views.view(number) for number in range(config.views.count)]
+    columns = [_view(one, spec, config, packing, samples, place.cache_root) for one in views]
+    missing = np.flatnonzero(~np.logical_and.reduce([one.known for one in columns]))
+    private = place.cache_root / PRIVATE / digest([one.column.address for one in columns])[:32]
+    classes = spec.taps[LOGITS].shape[0]
+    step = max(1, DENSE_BYTES // (4 * classes * len(columns)))
+    refused: dict[str, str] = {}
+    before = 0
+
+    def moved(done: int, _: int) -> None:
+        progress(before + done // len(columns), len(missing))
+
+    for before in range(0, len(missing), step):
+        part = missing[before : before + step]
+        extract(
+            config.model_copy(update={"max_rejected": 1.0}),
+            backbone=place.backbone,
+            manifests=place.manifests,
+            out=private / "features",
+            cache_root=private,
+            samples=samples.take(part),
+            progress=moved,
+            **told,
+        )
+        for one in columns:
+            refused |= _store(one, private, samples.keys[part], ~one.known[part], packing)
+    if private.is_dir():
+        shutil.rmtree(private)
+    _tidy(place.cache_root / PRIVATE)
+    for one in columns:
+        folder = place.out / folder_of(LOGITS, one.number)
+        rejected = {**refused, **one.column.rejected()}
+        refused |= commit(folder, one.column, samples.keys, (packing.width,), rejected)
+    return refused, len(missing)
+
+
+def deviation(column: cache.Column, keys: np.ndarray) -> dict[str, Any]:
+    """How far the shards that hold some rows are off the full softmax, all of their rows together."""
+    found = Deviation()
+    for record in cache.covering(column, keys)[0]:
+        found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
+    return found.note
+
+
+def _view(
+    view: View | None, spec: BackboneSpec, config: ExtractConfig, packing: TopK, samples: Samples, cache_root: Path
+) -> _View:
+    dense = identity(spec.viewed(view), config.taps[LOGITS], precision=config.precision)
+    column = cache.column(cache_root, {**dense, "top_k": asdict(packing)})
+    held = cache.covering(column, samples.keys)[2]
+    known = held.copy()
+    places = key_arrays.find(samples.keys, key_arrays.from_hex(sorted(column.rejected())))
+    known[places[places >= 0]] = True
+    return _View(None if view is None else view.number, column, held, known)
+
+
+def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, packing: TopK) -> Mapping[str, str]:
+    """Pack the logits of one view of some samples; key to reason of those that have none. Then the logits go."""
+    folder = private / "features" / folder_of(LOGITS, one.number)
+    dense = Features.open(folder)
+    column = cache.column(private, dense.identity)
+    wanted, deviation = keys[lacking & dense.has(keys)], Deviation()
+    lasting = column.rejected()
+    with one.column.writer((packing.width,)) as writer:
+        size = max(1, 2**25 // (4 * dense.shape[0]))
+        for own, rows in dense.batches(size, keys=wanted):
+            stored = packing.pack(rows)
+            deviation.add(rows, stored)
+            writer.append(own, stored)
+        engines = [cache.read_note(column.folder / f"{record.name}.json")["provenance"] for record in column.records()]
+        made = dict(engines[0]) if engines else {}
+        writer.finish(provenance={**made, "top_k": deviation.note}, rejected=lasting)
+    for card in sorted((column.folder / "parity").glob("*.json")):
+        if not (one.column.folder / "parity" / card.name).is_file():
+            link_or_copy(card, one.column.folder / "parity" / card.name)
+    for record in column.records():
+        column.drop(record)
+    shutil.rmtree(folder)
+    return {item.key: item.reason for item in dense.index.rejected}
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed runs have left, and nobody went on with."""
+    for one in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
+            last = max(path.stat().st_mtime for path in (one, *one.rglob("*")))
+            if time.time() - last > KEPT_DAYS * 86_400:
+                shutil.rmtree(one)

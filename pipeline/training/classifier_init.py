@@ -1,0 +1,167 @@
+"""The probe: a linear head on what a network's last layer gets, as which a new classifier starts.
+
+Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): the gradients of a random classifier distort the
+features of a network before the classifier has learned anything, and few rows never mend them. The head is the one that
+`fit` takes by default: logistic regression, for numbers ridge, its penalty chosen on folds of the training rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.classifier import linear_of
+from pipeline.errors import HeadError
+from pipeline.fit.config import FitConfig
+from pipeline.fit.folds import validation_of
+from pipeline.fit.inputs import Matrix
+from pipeline.fit.single_fit import Data, Fit, Head, fit_one
+from pipeline.heads.search import automatic
+from pipeline.predictions import Scores
+from pipeline.task import Kind, Task, column_of
+from pipeline.training.data import Samples
+from pipeline.training.loop import Setting, outputs
+from pipeline.training_sets import Training
+
+MOST_ROWS = 10_000
+"""Training rows that a probe is fitted to at most: training starts there, and then reads all rows."""
+
+INPUT = "penultimate"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted head as one layer with an output per class of the task, and what `model.json` says of it.
+
+    `linear`: in the unit of a regression; None where no head can be fitted to the training rows.
+    """
+
+    linear: nn.Linear | None
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        one = self.record
+        if self.linear is None:
+            return f"classifier: starts with random weights, since no head can be fitted. {one['failed']}"
+        chosen = "".join(f", {name} {value:.3g}" for name, value in one["params"].items())
+        return f"classifier: starts as {one['head']} on {one['rows']:,} rows of {one['width']:,} values{chosen}"
+
+
+def fit_probe(
+    task: Task,
+    training: Training,
+    last: nn.Module,
+    module: nn.Module,
+    samples: Callable[[np.ndarray], Samples],
+    setting: Setting,
+    *,
+    targets: np.ndarray | None = None,
+) -> Probe:
+    """Fit a linear head to what the layer `last` of a network gets of training rows, and return it.
+
+    module: what of the network runs on samples. samples: those of some rows of the task, without augmentation. targets:
+    of all rows, in the place of the task's.
+    """
+    targets, classes = task.targets if targets is None else targets, task.classes
+    rows = sample(training.rows, targets, task.kind)
+    X = inputs_of(last, module, samples(rows), setting)
+    targets = targets[rows]
+    learned = _learned(targets, task.kind, classes)
+    names = [name for name, there in zip(classes, learned, strict=True) if there]
+    own = targets[:, learned] if task.kind == "multilabel" else targets
+    table = task.table.take(pa.array(rows))
+    place = table.column_names.index("target")
+    part = Task(table.set_column(place, table.schema.field(place), column_of(own, task.kind, names)))
+    try:
+        found = _fitted(part, Training(np.arange(len(rows)), training.labels, training.draw), X)
+    except HeadError as error:
+        return Probe(None, {"failed": str(error)})
+    linear = linear_of(found.head, classes=names, kind=task.kind)
+    if not all(learned):
+        linear = _with_all_classes(linear, X, targets, learned, task.kind)
+    params = {name: value for name, value in found.record["params"].items() if name in ("C", "alpha")}
+    record = {"head": found.record["head"], "rows": len(rows), "width": X.shape[1], "params": params}
+    return Probe(linear, record)
+
+
+def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Setting) -> np.ndarray:
+    """Return what a layer gets of samples, float32 (n, width), averaged over positions where there are several."""
+    found: list[Tensor] = []
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows = args[0]
+        if rows.ndim > 2:
+            rows = rows.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else rows.flatten(1, -2).mean(1)
+        found.append(rows.float().cpu())
+
+    module.to(setting.fabric.device)
+    hook = last.register_forward_pre_hook(keep)
+    try:
+        for _ in outputs(module, samples, setting):
+            pass
+    finally:
+        hook.remove()
+    return torch.cat(found).numpy()
+
+
+def _fitted(task: Task, training: Training, X: np.ndarray) -> Fit:
+    """Fit the head that `fit` takes by default for this kind of task."""
+    name = "ridge" if task.kind == "regression" else "logistic"
+    given = {
+        "task": "task",
+        "backbone": "network",
+        "inputs": [INPUT],
+        "head": name,
+        "validation": "folds",
+        "refit": False,
+    }
+    config = FitConfig.model_validate(given)
+    scores: Scores = "none" if task.kind == "regression" else "probability"
+    head = Head(name, name, {}, scores, scores, automatic(name, {}), random=False, on=None)
+    splits = task.table["split"].to_numpy()
+    data = Data(task.kind, task.classes, task.targets, task.keys, splits, INPUT, (X.shape[1],))
+    return fit_one(head, data, Matrix(X), training, validation_of(config, task, training), config, seed=None)
+
+
+def sample(rows: np.ndarray, targets: np.ndarray, kind: Kind) -> np.ndarray:
+    """Return at most `MOST_ROWS` of some rows, ascending: of each class as many, where it has them."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    mixed = np.random.default_rng(0).permutation(rows)
+    if kind == "classification":
+        _, classes, counts = np.unique(targets[mixed].astype(str), return_inverse=True, return_counts=True)
+        order = np.argsort(classes, kind="stable")
+        rank = np.empty(len(mixed), np.int64)
+        rank[order] = np.arange(len(mixed)) - np.repeat(np.cumsum(counts) - counts, counts)
+        mixed = mixed[np.argsort(rank, kind="stable")]
+    return np.sort(mixed[:MOST_ROWS])
+
+
+def _learned(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> np.ndarray:
+    """Return which classes can be learned, bool (classes,): of several labels those that only some rows have."""
+    if kind == "multilabel":
+        return np.asarray(targets.any(axis=0) & ~targets.all(axis=0))
+    return np.isin(np.asarray(classes, dtype=str), targets.astype(str))
+
+
+def _with_all_classes(
+    linear: nn.Linear, X: np.ndarray, targets: np.ndarray, learned: np.ndarray, kind: Kind
+) -> nn.Linear:
+    """Return the layer with the other classes too, each about as probable as one more row would make it."""
+    rare = math.log(len(X) + 1)
+    weight, bias = torch.zeros(len(learned), X.shape[1]), torch.empty(len(learned))
+    with torch.no_grad():
+        if kind == "multilabel":
+            bias[:] = torch.where(torch.from_numpy(targets.any(axis=0)), rare, -rare)
+        else:
+            bias[:] = linear(torch.from_numpy(X)).logsumexp(1).mean() - rare
+        weight[torch.from_numpy(learned)] = linear.weight
+        bias[torch.from_numpy(learned)] = linear.bias
+        whole = nn.Linear(X.shape[1], len(learned))
+        whole.load_state_dict({"weight": weight, "bias": bias})
+    return whole

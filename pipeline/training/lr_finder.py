@@ -1,0 +1,113 @@
+"""The learning-rate range test: which learning rate a run has, where its settings leave that open."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from pipeline.errors import counted
+from pipeline.files import digest, read_json, write_json
+from pipeline.finetune.setup import Prepared
+from pipeline.runtime import repeatable_kernels, seed_everything
+from pipeline.store.use import in_use
+from pipeline.text import duration, table
+from pipeline.training.config import RunConfig
+from pipeline.training.data import Batch, Samples
+from pipeline.training.freezing import Frozen
+from pipeline.training.loop import Setting, placed, step
+from pipeline.training.optim import set_rate
+
+LEAST, MOST, STEPS = 1e-6, 1.0, 100
+AUTO = "auto"
+ANY = 1e-3  # the rates that are tried are multiples of that of the settings
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates that were tried, the smoothed loss at each, and the one to begin with."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggested: float
+
+    def __str__(self) -> str:
+        rows = [[f"{rate:.1e}", f"{loss:.4f}"] for rate, loss in zip(self.rates, self.losses, strict=True)]
+        every = max(1, len(rows) // 20)
+        return f"{table(['learning rate', 'loss'], rows[::every])}\n\nsuggested: `learning_rate: {self.suggested:.1e}`"
+
+
+@repeatable_kernels()
+def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: Frozen) -> RangeTest:
+    """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
+
+    It ends where the smoothed loss is four times the best. Suggested is the rate about which it fell fastest, at most
+    a tenth of that at which it was lowest. The network is of no more use. Raises TrainingError as training does.
+    """
+    config = setting.config
+    seed_everything(config.seed)
+    wrapped, chosen = placed(network, frozen, setting)
+    frozen.start(0)
+    frozen.check_batch(config.batch_size, rows=len(samples))
+    frozen.train_mode(network)
+    found: list[tuple[float, float]] = []
+    average = 0.0
+    for number, batch in zip(range(STEPS), _for_ever(samples, config.batch_size), strict=False):
+        rate = LEAST * (MOST / LEAST) ** (number / (STEPS - 1))
+        set_rate(chosen, rate / config.rate)
+        loss = step(wrapped, chosen, [batch], number, setting).item() / len(batch.targets)
+        average = 0.9 * average + 0.1 * loss
+        smooth = average / (1 - 0.9 ** (number + 1))
+        if not math.isfinite(loss) or smooth > 4 * min([smooth, *(one for _, one in found)]):
+            break
+        found.append((rate, smooth))
+    return RangeTest(tuple(rate for rate, _ in found), tuple(loss for _, loss in found), suggested(found))
+
+
+def with_rate(
+    config: Config, prepare: Callable[[Config], Prepared], *, cache: Path, say: Callable[[str], None]
+) -> Config:
+    """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
+
+    `prepare` makes the training set that is tried ready with some settings. What a test suggested lies beside what was
+    trained, in `<cache>/training/<digest>/rate.json`, and is not worked out again. Raises what `range_test` does.
+    """
+    if config.learning_rate != AUTO:
+        return config
+    one = prepare(config.model_copy(update={"learning_rate": ANY}))
+    note = cache / "training" / digest({"range test": one.made_from})[:32] / "rate.json"
+    with in_use(note.parent):
+        how = "an earlier range test"
+        if not note.is_file():
+            begin = time.monotonic()
+            tried = range_test(one.module, one.samples, one.setting, one.frozen)
+            write_json(note, {"learning_rate": tried.suggested})
+            how = f"a range test of {counted(len(tried.rates), 'step')}, {duration(time.monotonic() - begin)}"
+        rate = read_json(note)["learning_rate"]
+    say(f"learning rate: {rate:.2g}, by {how} (`learning_rate: auto`)")
+    return config.model_copy(update={"learning_rate": rate})
+
+
+def suggested(found: list[tuple[float, float]]) -> float:
+    """The rate to begin with, of pairs of a rate and the smoothed loss there.
+
+    Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.
+    """
+    span = max(1, len(found) // 10)
+    lowest = min(found, key=lambda pair: pair[1], default=(LEAST, 0.0))[0]
+    falls = [
+        (after[1] - before[1], middle[0])
+        for before, middle, after in zip(found, found[(span + 1) // 2 :], found[span:], strict=False)
+    ]
+    return min(lowest / 10, min(falls, default=(0.0, lowest))[1])
+
+
+def _for_ever(samples: Samples, size: int) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from samples.batches(size, epoch=epoch)

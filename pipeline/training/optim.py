@@ -1,0 +1,95 @@
+"""Optimisers, and schedules of the learning rate.
+
+A schedule is a function of the step and of the validation so far: it has no state that a checkpoint could lose.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pipeline.training.config import LoopConfig
+
+if TYPE_CHECKING:
+    from pipeline.training.freezing import Frozen
+
+BASE = "base_lr"  # of a group: what its learning rate is a multiple of
+
+# Of the one-cycle schedule, as torch has it: the share of steps upwards, and what the peak is divided by at both ends.
+UPWARDS, FIRST, LAST = 0.3, 25.0, 250_000.0
+
+
+def optimiser_of(network: nn.Module, frozen: "Frozen", config: LoopConfig) -> torch.optim.Optimizer:
+    """An optimiser of what is trained of a network, and of all that stands around it, such as learned projections.
+
+    `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
+    """
+    groups = frozen.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
+    inside = {id(one) for one in frozen.network.parameters()}
+    around = [one for one in network.parameters() if id(one) not in inside]
+    for decay, some in (
+        (config.weight_decay, [one for one in around if one.ndim > 1]),
+        (0.0, [one for one in around if one.ndim < 2]),
+    ):
+        if some:
+            groups.append({"params": some, "lr": config.rate, "weight_decay": decay})
+    return optimiser(groups, config)
+
+
+def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+    """An optimiser over groups of parameters, each with `lr` and `weight_decay`."""
+    own = [{**group, BASE: group["lr"]} for group in groups]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(own, lr=config.rate, momentum=config.momentum)
+    return torch.optim.AdamW(own, lr=config.rate)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, multiple: float) -> None:
+    """Give each group that multiple of its own learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = group[BASE] * multiple
+
+
+def multiple(config: LoopConfig, step: int, steps: int, validation: Sequence[float]) -> float:
+    """What the learning rate is multiplied by at a step, from 0, of `steps`.
+
+    `validation`: what is monitored after each epoch so far, where less is better. Linear warm-up reaches 1 with its
+    last step; then cosine (Loshchilov and Hutter 2017, eq. 5, without restarts), steps, or a plateau's. One-cycle
+    (Smith and Topin 2019) is torch's, without its cycle of the momentum.
+    """
+    if config.schedule == "one_cycle":
+        return _one_cycle(step, steps)
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    if config.schedule == "step":
+        return float(config.decay ** sum(step >= share * steps for share in config.milestones))
+    if config.schedule == "plateau":
+        return float(config.decay ** _plateaus(validation, config.plateau))
+    return 1.0
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    top = UPWARDS * steps - 1
+    if 0 < top >= step:
+        return _between(1 / FIRST, 1.0, step / top)
+    return _between(1.0, 1 / LAST, (step - top) / (steps - 1 - top) if steps - 1 > top else 0.0)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _plateaus(validation: Sequence[float], patience: int) -> int:
+    """How often nothing was better for `patience` epochs; the count begins anew after each time."""
+    best, waited, found = math.inf, 0, 0
+    for value in validation:
+        waited = 0 if value < best else waited + 1
+        best = min(best, value)
+        if waited >= patience:
+            waited, found = 0, found + 1
+    return found

@@ -1,0 +1,121 @@
+"""Phases: which parameters are trained from an epoch on, and which modules are in training mode then."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.backbones.classifier import new_parts, place_of
+from pipeline.backbones.hooks import INPUT, PENULTIMATE, one_path
+from pipeline.backbones.spec import BackboneSpec
+from pipeline.errors import ConfigError, bullets, counted, unknown
+from pipeline.partition.graph import around, modes
+from pipeline.partition.split_points import blocks, suffix_modules, suffix_parameters
+from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is trained from an epoch on."""
+
+    epoch: int
+    cut: str | None  # the node after which everything is trained, if there is one
+    trained: frozenset[str]  # parameters
+    live: frozenset[str]  # modules that are in training mode
+
+
+def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
+    """What is trained from an epoch on, by a setting; `new`: the modules of the head, if more than the classifier.
+
+    Raises BackboneError or ConfigError if the network has no such part.
+    """
+    parameters = [name for name, _ in network.named_parameters()]
+    modules = [name for name, _ in network.named_modules()]
+    if what == "full":
+        return Phase(epoch, INPUT, frozenset(parameters), frozenset(modules))
+    if what == "head":
+        parts = new or new_parts(spec.architecture) or (place_of(spec),)
+        trained = frozenset(name for name in parameters if within(name, parts))
+        live = {name for name in modules if within(name, parts)}.union(*map(around, parts))
+        return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
+    if isinstance(what, Patterns):
+        # A new classifier is of no use as it was drawn, and patterns name parts of the network that was there before.
+        trained = _matching(parameters, what.patterns) | {name for name in parameters if within(name, new)}
+        return Phase(epoch, None, trained, _live(network, spec, trained))
+    if isinstance(what, LastBlocks):
+        what = FromTap(from_tap=_start(network, spec, what.last_k))
+    trained = frozenset(suffix_parameters(network, what.from_tap, spec=spec))
+    live = suffix_modules(network, what.from_tap, spec=spec)
+    return Phase(epoch, spec.node(what.from_tap), trained, frozenset(live))
+
+
+def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
+    """The cut before the last blocks."""
+    known = blocks(network, spec=spec)
+    if last > len(known):
+        title = f"last_k: expected at most the {len(known)} blocks that the network has, got {last}. They begin after"
+        lines = [f"{start}: {counted(len(names), 'parameter')} from {names[0]}" for start, names in known]
+        raise ConfigError(bullets(title, lines))
+    return known[-last][0]
+
+
+def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    """The parameters that match some pattern; raises ConfigError with all patterns that match none."""
+    known = {one for name in parameters for one in around(name) if one}
+    found, problems = set[str](), []
+    for pattern in patterns:
+        fitting = set(fnmatch.filter(known, pattern))
+        matching = {name for name in parameters if fitting.intersection(around(name))}
+        if not matching:
+            problems.append(unknown("parameter or module", pattern, known))
+        found |= matching
+    if problems:
+        raise ConfigError(bullets("train: patterns that match nothing", problems))
+    return frozenset(found)
+
+
+def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> frozenset[str]:
+    """The modules in training mode where parameters are trained here and there.
+
+    Nothing is that runs before the first layer that is trained, and no layer whose own parameters are all frozen.
+    """
+    order: dict[str, int] = {}
+
+    def noting(name: str) -> Callable[..., None]:
+        return lambda _part, _args: order.update({name: order.get(name, len(order))})
+
+    hooks = [part.register_forward_pre_hook(noting(name)) for name, part in network.named_modules()]
+    like = next(network.parameters())
+    try:
+        with modes(network, training=False), torch.no_grad(), one_path():
+            network(torch.zeros(2, *spec.input.shape).to(like))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    owners = {name.rpartition(".")[0] for name in trained}
+    first = min((order[name] for one in owners for name in [_called(one, order)]), default=0)
+    found = {name for one in owners for name in around(one)}
+    for name, part in network.named_modules():
+        frozen = any(True for _ in part.parameters(recurse=False)) and name not in owners
+        if order.get(name, -1) >= first and not frozen:
+            found.add(name)
+    return frozenset(found)
+
+
+def _called(name: str, order: Mapping[str, int]) -> str:
+    """A module that is called, or the nearest around it that is: some layers use the weights of modules in them."""
+    return next((one for one in around(name) if one in order), "")
+
+
+def within(name: str, parts: Sequence[str]) -> bool:
+    """Whether a name is one of some parts, or stands inside of one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def without(phase: Phase, modules: set[str]) -> Phase:
+    """A phase in which some modules are frozen too."""
+    trained = frozenset(name for name in phase.trained if name.rpartition(".")[0] not in modules)
+    return dataclasses.replace(phase, trained=trained, live=phase.live - modules)
