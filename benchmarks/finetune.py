@@ -37,8 +37,9 @@ from torch import nn
 from tuned import Fit, Place, named, placed
 
 from pipeline.backbones import serialization
-from pipeline.finetune.setup import Prepared, Run
+from pipeline.finetune.setup import Run
 from pipeline.training.data import Batch, Samples
+from pipeline.training.job import Prepared
 
 CUTS = {
     "mobilenet_v2": ("features.6", "features.13", "features.17"),

@@ -29,7 +29,8 @@ from pipeline.embed import Weights, embed, job
 from pipeline.files import sha256_file
 from pipeline.freeze.config import Timm
 from pipeline.freeze.run import freeze
-from pipeline.sample.run import SampleConfig, sample
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.run import sample
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features

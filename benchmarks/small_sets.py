@@ -30,11 +30,13 @@ import pyarrow as pa
 from pipeline import manifest
 from pipeline.backbones.spec import TapSpec
 from pipeline.distill import setup as distill_setup
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, sha256_file
 from pipeline.finetune import setup as finetune_setup
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
@@ -49,7 +51,6 @@ from pipeline.task import Task
 from pipeline.teach.config import TeachConfig
 from pipeline.teach.run import Paths as TeachPaths
 from pipeline.teach.run import teach
-from pipeline.training.config import DistillConfig, FinetuneConfig
 
 CUTS = {"squeezenet1_1": "features.8", "mobilenet_v2": "features.14"}
 """Networks, and the node behind which `tap` trains."""

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from tuned import Place
 
 from pipeline.backbones import glyphs, serialization
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.dataset import answers
 from pipeline.distill.setup import Paths, Run, lesson_of, opened, prepared
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
-from pipeline.finetune.setup import Prepared
 from pipeline.freeze.config import Module
 from pipeline.freeze.run import freeze
-from pipeline.task import Task
+from pipeline.task import Task, training_sets
 from pipeline.teach.config import BACKBONE, TeachConfig
 from pipeline.teach.run import Paths as TeachPaths
 from pipeline.teach.run import teach
 from pipeline.training import checkpoint
-from pipeline.training.config import DistillConfig, FinetuneConfig
 from pipeline.training.data import PixelSamples
+from pipeline.training.job import Prepared
 from pipeline.training.loop import make_fabric, outputs
-from pipeline.training_sets import training_sets
 
 TEACHER, STUDENT = "teacher", "student"
 SOFT = {"labels": 0.1, "soft": {"weight": 0.9, "temperature": 4.0}}

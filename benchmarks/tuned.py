@@ -23,8 +23,9 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import sha256_file
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, FromPixels
-from pipeline.finetune.setup import Paths, Prepared, Run, opened, prepared
+from pipeline.finetune.setup import Paths, Run, opened, prepared
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
 from pipeline.freeze.config import Module, Torchvision
@@ -34,12 +35,13 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.pretrain.run import pretrain
-from pipeline.sample.run import SampleConfig, sample
-from pipeline.task import Task
-from pipeline.training.config import BACKBONE, FROM_BACKBONE, FinetuneConfig
+from pipeline.sample.config import SampleConfig
+from pipeline.sample.run import sample
+from pipeline.task import Task, training_sets
+from pipeline.training.config import BACKBONE, FROM_BACKBONE
 from pipeline.training.data import Samples
+from pipeline.training.job import Prepared
 from pipeline.training.loop import make_fabric, measure, train
-from pipeline.training_sets import training_sets
 
 SIDE = 96  # to which images of CIFAR-10 are resized for networks of larger ones, px
 FOLDERS = {"cifar10": "lossless"}  # what pictures.py calls them, where that is another name

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import random
 import sys
@@ -152,3 +153,14 @@ def beside(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | No
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+ERRORS = "ICECORE_ERRORS"
+"""The variable of the environment that names the file in which stages write their errors down."""
+
+
+def note_error(stage: str, error: str) -> None:
+    """Write down with what error a stage ended, where `icecore repro` runs it."""
+    if path := os.environ.get(ERRORS):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "error": error}) + "\n")

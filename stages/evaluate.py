@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.evaluate.run import EvaluateConfig, evaluate, evidence, is_current
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate, evidence, is_current
 from pipeline.files import read_json
 from stages import project
 

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.reproduce import note_error
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
-from pipeline.runtime import closed_pipe_is_quiet, print_any_text
+from pipeline.runtime import closed_pipe_is_quiet, note_error, print_any_text
 from pipeline.settings.check import Section, check, refuse
 from pipeline.settings.params import read_params, unusual_values, with_lines
 from pipeline.settings.repair import UNKNOWN
@@ -46,7 +45,7 @@ REPORT = DATA / "report" / "index.html"
 # Section of params.yaml, which is the stage's name, to its settings model. Text, so that a stage depends on the code of
 # its own section only, although it checks the whole file.
 SECTIONS: Mapping[str, tuple[str, bool]] = {
-    "sample": ("pipeline.sample.run:SampleConfig", True),
+    "sample": ("pipeline.sample.config:SampleConfig", True),
     "prepare": ("pipeline.prepare.config:PrepareConfig", True),
     "pretrain": ("pipeline.pretrain.config:PretrainConfig", True),
     "freeze": ("pipeline.freeze.config:FreezeConfig", True),
@@ -54,11 +53,11 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "split": ("pipeline.split.config:SplitConfig", True),
     "audit": ("pipeline.audit.config:AuditConfig", False),
     "fit": ("pipeline.fit.config:FitConfig", True),
-    "finetune": ("pipeline.training.config:FinetuneConfig", True),
+    "finetune": ("pipeline.finetune.config:FinetuneConfig", True),
     "teach": ("pipeline.teach.config:TeachConfig", True),
-    "distill": ("pipeline.training.config:DistillConfig", True),
-    "evaluate": ("pipeline.evaluate.run:EvaluateConfig", False),
-    "compare": ("pipeline.compare.run:CompareConfig", False),
+    "distill": ("pipeline.distill.config:DistillConfig", True),
+    "evaluate": ("pipeline.evaluate.config:EvaluateConfig", False),
+    "compare": ("pipeline.compare.config:CompareConfig", False),
     "report": ("pipeline.report.config:ReportConfig", False),
 }
 

@@ -1,6 +1,7 @@
 """Write the report: `python -m stages.report`."""
 
-from pipeline.report import leaderboard, run, trained
+from pipeline.report import leaderboard, trained
+from pipeline.report.run import report
 from stages import project
 
 
@@ -10,7 +11,7 @@ def main() -> None:
     names = list(project.runs(values))
     runs = leaderboard.read(project.TABLES, names)
     unmeasured = leaderboard.unmeasured(project.TABLES, names)
-    run.write(
+    report(
         values["report"],
         runs,
         project.REPORT,

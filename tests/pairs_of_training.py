@@ -22,15 +22,16 @@ from teaching import CLASSES, TAPS, VIEWS, World
 from tuning import backbone
 
 from pipeline.backbones import serialization
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.distill.setup import Paths as DistillPaths
 from pipeline.errors import PipelineError
 from pipeline.files import content_key
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.finetune.setup import Paths
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.task import Kind, Task
-from pipeline.training.config import DistillConfig, FinetuneConfig
 
 FINETUNE: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "kind": {name: {} for name in ("classification", "multilabel", "regression")},

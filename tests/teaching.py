@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.finetune import setup as training
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
@@ -23,7 +24,6 @@ from pipeline.teach.config import TeachConfig
 from pipeline.teach.run import Paths, Taught, teach
 from pipeline.teach.teacher import Teacher
 from pipeline.teach.verify import Sources
-from pipeline.training.config import FinetuneConfig
 
 CLASSES, EACH = ("dark", "grey", "white"), 12
 TAPS = {"late": {"node": "block2", "pool": "mean"}, "last": {"node": "penultimate", "dtype": "float32"}}

@@ -195,6 +195,16 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert set(order) == set(MODULES)
 
 
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        if module.startswith("pipeline."):
+            own = graph.setdefault(module.split(".")[1], set())
+            own |= {one.name.split(".")[1] for one in project_imports(module) if one.name.startswith("pipeline.")}
+    order = graphlib.TopologicalSorter({name: others - {name} for name, others in graph.items()}).static_order()
+    assert set(graph) <= set(order)  # raises CycleError with the circle
+
+
 # Heavy libraries -----------------------------------------------------------------------------------------------------
 
 # Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
@@ -314,10 +324,25 @@ def test_a_stage_has_one_name_in_all_four_places() -> None:
         "coverage",
         "preflight",
     }
-    library = {name.rstrip("/") for name in layers()}
-    library |= {path.stem for path in (ROOT / "pipeline" / "training").glob("*.py")}
+    packages = {name.rstrip("/") for name in layers() if name.endswith("/")}
     assert set(DVC) - SHARING == set(PARAMS) == files - SHARING
-    assert set(PARAMS) <= library
+    assert set(PARAMS) <= packages
+
+
+@pytest.mark.parametrize("stage", PARAMS)
+def test_the_package_of_a_stage_has_its_settings_and_its_function(stage: str) -> None:
+    from stages import project
+
+    assert project.SECTIONS[stage][0] == f"pipeline.{stage}.config:{stage.capitalize()}Config"
+    run = ast.parse((ROOT / "pipeline" / stage / "run.py").read_text(encoding="utf-8"))
+    assert stage in {node.name for node in run.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_package_is_small_enough_to_be_read_and_few_modules_lie_loose() -> None:
+    sizes = {path: len(list(path.glob("*.py"))) - 1 for path in (ROOT / "pipeline").iterdir() if path.is_dir()}
+    assert {path.name: size for path, size in sizes.items() if size > 18} == {}  # without __init__
+    assert len(list((ROOT / "pipeline").glob("*.py"))) - 1 <= 10
+    assert list((ROOT / "pipeline").glob("*/*/*.py")) == [], "two levels, never three"
 
 
 def test_the_table_of_sections_has_every_stage() -> None:

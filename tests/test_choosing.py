@@ -21,8 +21,7 @@ from pipeline.fit.folds import Validation, validation_of
 from pipeline.heads.calibration import at_temperature, best_temperature, doubted_losses
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
-from pipeline.task import Task
-from pipeline.training_sets import training_sets
+from pipeline.task import Task, training_sets
 
 CLASSES = ["ape", "bee", "cat"]
 

@@ -18,9 +18,11 @@ import yaml
 
 from pipeline import manifest
 from pipeline.cli import main
-from pipeline.compare.run import CompareConfig, compare
+from pipeline.compare.config import CompareConfig
+from pipeline.compare.run import compare
 from pipeline.errors import StoreError
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.compare.run import CompareConfig, compare, holm, mcnemar, p_of
+from pipeline.compare.config import CompareConfig
+from pipeline.compare.run import compare, holm, mcnemar, p_of
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Writer
 from pipeline.task import Kind, Task

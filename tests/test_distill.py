@@ -18,24 +18,25 @@ from pydantic import ValidationError
 from teaching import CLASSES, VIEWS, World
 
 from pipeline.backbones import glyphs, serialization
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.costs import footprints
 from pipeline.distill.dataset import LessonSamples
 from pipeline.distill.run import distill
 from pipeline.distill.setup import Paths, lesson_of, opened, prepared
 from pipeline.distill.targets import Signals
 from pipeline.errors import ConfigError, DataError, TrainingError
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.files import read_json, write_json
 from pipeline.finetune import setup
-from pipeline.finetune.inputs import normalised
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store import keys as key_arrays
-from pipeline.task import KIND, Task
+from pipeline.task import KIND, Task, training_sets
 from pipeline.teach.teacher import Teacher
-from pipeline.training.config import DistillConfig, FinetuneConfig
+from pipeline.training.data import normalised
 from pipeline.training.loop import make_fabric
-from pipeline.training_sets import training_sets
 from stages import project
 
 pytestmark = pytest.mark.usefixtures("one_thread")

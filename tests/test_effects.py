@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from test_examples import at, generous, problems
 
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.heads.preprocessing import Pca
 from pipeline.settings.check import check
-from pipeline.training.config import FinetuneConfig
 from stages import project
 
 SECTIONS = project.sections()

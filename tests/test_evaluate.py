@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import DataError
-from pipeline.evaluate.run import EvaluateConfig, Metric, evaluate, evidence, is_current, select
+from pipeline.evaluate.config import EvaluateConfig, Metric
+from pipeline.evaluate.run import evaluate, evidence, is_current, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import leaderboard
-from pipeline.report import run as page
 from pipeline.report.config import ReportConfig
+from pipeline.report.run import report
 from pipeline.task import Kind, Task, column_of
 from stages.evaluate import forget_all_but
 
@@ -457,7 +458,7 @@ def test_where_no_method_has_the_metric_that_decides_the_run_is_recorded_as_unav
     (tmp_path / "run.json").write_text((tmp_path / "tables.json").read_text())
     assert leaderboard.read(tmp_path, ["run"]) == []
     assert leaderboard.unmeasured(tmp_path, ["run"]) == {"run": numbers["unavailable"]}
-    page.write(ReportConfig(), [], tmp_path / "index.html", unmeasured={"run": numbers["unavailable"]})
+    report(ReportConfig(), [], tmp_path / "index.html", unmeasured={"run": numbers["unavailable"]})
     assert "run is not measured: map cannot be measured" in (tmp_path / "index.html").read_text()
 
 

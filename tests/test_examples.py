@@ -12,11 +12,11 @@ from projects import default
 from ruamel.yaml import YAML
 from test_finetune import Project, config
 
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.finetune.setup import Paths
 from pipeline.settings.check import check
 from pipeline.settings.params import unusual_values
-from pipeline.training.config import FinetuneConfig
 from stages import project as stages
 from stages.agreement import disagreements
 

@@ -73,7 +73,7 @@ def test_all_brings_every_extra_that_is_no_tool() -> None:
 
 
 def train() -> None:
-    from pipeline.training.config import FinetuneConfig
+    from pipeline.finetune.config import FinetuneConfig
     from pipeline.training.loop import make_fabric
 
     make_fabric(FinetuneConfig(task="t", backbone="b", start="backbone"))
@@ -91,7 +91,7 @@ def report() -> None:
     from pipeline.report import run
     from pipeline.report.config import ReportConfig
 
-    run.write(ReportConfig(), [], Path("index.html"))
+    run.report(ReportConfig(), [], Path("index.html"))
 
 
 def draw() -> None:

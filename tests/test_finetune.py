@@ -24,11 +24,13 @@ from sklearn.preprocessing import StandardScaler
 from pipeline import heads
 from pipeline.backbones import serialization
 from pipeline.errors import BackboneError, DataError, HeadError, StoreError, TrainingError
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import read_json, write_json
 from pipeline.finetune.breakeven import describe
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune, lr_range
 from pipeline.finetune.setup import Paths, opened, prepared
 from pipeline.fit.config import FitConfig
@@ -39,11 +41,9 @@ from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
-from pipeline.task import KIND, TYPES, Kind, Task
-from pipeline.training.config import FinetuneConfig
+from pipeline.task import KIND, TYPES, Kind, Task, training_sets
 from pipeline.training.loop import make_fabric
 from pipeline.training.targets import answers
-from pipeline.training_sets import training_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -280,8 +280,9 @@ def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: 
     one = prepared(loaded, training, make_fabric(loaded.config))
     with torch.no_grad():
         one.network.block1[0].weight.add_(0.1)  # as if something had trained what was frozen
-    from pipeline.finetune.inputs import FromFeatures, compare, stored
+    from pipeline.finetune.inputs import FromFeatures, compare
     from pipeline.loading.image_cache import decoded
+    from pipeline.loading.samples import stored
 
     assert isinstance(loaded.inputs, FromFeatures)
     some = stored(paths.manifests, ["photos"], loaded.inputs.keys[:4])

@@ -14,7 +14,8 @@ from pipeline import embed, manifest
 from pipeline.backbones import serialization
 from pipeline.cli.info import describe
 from pipeline.errors import DataError, PipelineError
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import as_path

@@ -1,6 +1,7 @@
 """A saved head: it comes back as it was, runs no code of its file, and takes features of its own kind alone."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ def test_features_of_another_backbone_with_the_same_tap_are_refused(place: Place
         load(place.models).predict(*opened(place, "easy"))
 
 
+def test_a_head_with_an_estimator_that_moved_since_is_to_be_fitted_again(place: Place) -> None:
+    place.fit(head="streaming_ridge")
+    path = place.models / "streaming_ridge.easy.all.skops"
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in parts.items():
+            file.writestr(name, data.replace(b"pipeline.streaming.ridge", b"pipeline.heads.ridge"))
+    wanted = (
+        r"got pipeline\.heads\.ridge\.StreamingRidgeClassifier of another one\. Fit the run again: `dvc repro -f fit@"
+    )
+    with pytest.raises(HeadError, match=wanted):
+        load(place.models)
+
+
 def test_a_file_with_a_type_that_nobody_trusts_is_not_loaded(place: Place) -> None:
     place.fit()
     skops.io.dump(Stranger(), place.models / "logistic.easy.all.skops")
@@ -130,5 +146,5 @@ def test_a_folder_that_is_no_run_is_refused(place: Place) -> None:
 
 
 def test_trusted_types_are_of_scikit_learn_or_of_the_project() -> None:
-    assert all(name.startswith(("sklearn.", "pipeline.heads.")) for name in TRUSTED)
+    assert all(name.startswith(("sklearn.", "pipeline.streaming.")) for name in TRUSTED)
     assert list(TRUSTED) == sorted(TRUSTED, key=lambda name: (not name.startswith("sklearn."), name))

@@ -9,10 +9,9 @@ import pytest
 import torch
 import tuning
 
-from pipeline.task import KIND, TYPES, Kind, Task
+from pipeline.task import KIND, TYPES, Kind, Task, Training
 from pipeline.training import classifier_init
 from pipeline.training.classifier_init import Probe, fit_probe, sample
-from pipeline.training_sets import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,17 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.compare.run import CompareConfig, compare
+from pipeline.compare.config import CompareConfig
+from pipeline.compare.run import compare
 from pipeline.engines.profiling import Footprint, Latency
 from pipeline.errors import DataError
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.files import read_json, write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import curves, figures, leaderboard, trained
-from pipeline.report import run as page
 from pipeline.report.config import ReportConfig
 from pipeline.report.costs import Cost, costs
 from pipeline.report.leaderboard import Run
+from pipeline.report.run import report
 from pipeline.task import GIVEN, RARE, Kind, Task, column_of
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -151,7 +153,7 @@ def one_run(folder: Path, **settings: Any) -> Run:
 
 
 def write_page(folder: Path, runs: list[Run], title: str = "A report") -> Page:
-    page.write(ReportConfig(title=title), runs, folder / "report" / "index.html")
+    report(ReportConfig(title=title), runs, folder / "report" / "index.html")
     return Page(folder / "report" / "index.html")
 
 
@@ -258,10 +260,10 @@ def test_equal_runs_give_equal_bytes_also_in_another_process(tmp_path: Path) -> 
     plots = evaluated(tmp_path, "digits", classes=TEN)
     first, second, third = (tmp_path / name for name in ("1.html", "2.html", "3.html"))
     for path in (first, second):
-        page.write(ReportConfig(), leaderboard.read(plots, names), path)
+        report(ReportConfig(), leaderboard.read(plots, names), path)
     code = (
         "import sys; from pathlib import Path; from pipeline.report import ReportConfig, leaderboard, page\n"
-        f"page.write(ReportConfig(), leaderboard.read(Path(sys.argv[1]), {names}), Path(sys.argv[2]))"
+        f"report(ReportConfig(), leaderboard.read(Path(sys.argv[1]), {names}), Path(sys.argv[2]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", code, str(plots), str(third)], env=environment, check=True)
@@ -352,7 +354,7 @@ def test_the_page_says_which_differences_are_real(tmp_path: Path) -> None:
     plots = evaluated(tmp_path, "weaker", right=0.2, classes=classes)
     found = compared(tmp_path, ["strong", "weaker"])
     runs = leaderboard.read(plots, ["strong", "weaker"])
-    page.write(ReportConfig(), runs, tmp_path / "report" / "index.html", comparisons=found)
+    report(ReportConfig(), runs, tmp_path / "report" / "index.html", comparisons=found)
     read = Page(tmp_path / "report" / "index.html")
     assert "Which differences are real" in read.texts_in("summary")
     assert read.texts_in("summary").count("The chosen method against the others") == 2
@@ -408,7 +410,7 @@ def with_audit(folder: Path, audit: Any) -> Page:
     """The page of one run whose task was audited."""
     runs = [one_run(folder)]
     write_json(folder / "audits" / "animals.json", audit)
-    page.write(ReportConfig(), runs, folder / "report" / "index.html", audits=folder / "audits")
+    report(ReportConfig(), runs, folder / "report" / "index.html", audits=folder / "audits")
     return Page(folder / "report" / "index.html")
 
 
@@ -489,7 +491,7 @@ def test_a_backbone_that_is_gone_or_is_another_has_no_costs(tmp_path: Path) -> N
 def test_costs_are_on_the_page(tmp_path: Path) -> None:
     run = one_run(tmp_path)
     path = tmp_path / "report" / "index.html"
-    page.write(ReportConfig(), [run], path, backbones=backbone(tmp_path, ["input", "block<3>"]))
+    report(ReportConfig(), [run], path, backbones=backbone(tmp_path, ["input", "block<3>"]))
     assert "Accuracy against what an input costs" in Page(path).texts_in("figcaption")
 
 
@@ -661,7 +663,7 @@ def taught(folder: Path, teachers: Sequence[Any] = (TEACHER,), *, costs: bool = 
         write_json(folder / "footprints" / "learned.json", found)
         write_json(folder / "footprints" / "alone.json", {"student": measured(100), "teachers": {}})
     path = folder / "report" / "index.html"
-    page.write(
+    report(
         ReportConfig(),
         leaderboard.read(plots, names),
         path,

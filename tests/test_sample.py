@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from pipeline.files import content_key
-from pipeline.sample.run import KINDS, LARGEST, SIDE, SampleConfig, draw, fonts, sample
+from pipeline.sample.config import LARGEST, SampleConfig
+from pipeline.sample.run import KINDS, SIDE, draw, fonts, sample
 
 GLYPHS = SampleConfig(source="glyphs", sizes=(14, 26))
 

@@ -22,8 +22,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
 from pipeline.split.config import FewShot, SplitConfig, SplitSizes
 from pipeline.split.run import split
-from pipeline.task import SPLITS, Task
-from pipeline.training_sets import training_sets
+from pipeline.task import SPLITS, Task, training_sets
 from stages import project
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.compare.run import CompareConfig, compare
+from pipeline.compare.config import CompareConfig
+from pipeline.compare.run import compare
 from pipeline.compare.teachers import divergence
-from pipeline.evaluate.run import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.task import Kind, Task

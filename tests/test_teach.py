@@ -23,13 +23,12 @@ from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError, TrainingError
 from pipeline.extract.run import commit
 from pipeline.files import read_json, write_json
-from pipeline.finetune.inputs import normalised, stored
 from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.heads import saved
 from pipeline.heads.saved import Model
 from pipeline.loading.image_cache import Pixels, decoded
-from pipeline.loading.samples import read_samples
+from pipeline.loading.samples import read_samples, stored
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -45,6 +44,7 @@ from pipeline.teach.run import Paths, teach
 from pipeline.teach.teacher import Teacher, alike
 from pipeline.teach.top_k import TopK
 from pipeline.teach.verify import Sources, recompute
+from pipeline.training.data import normalised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

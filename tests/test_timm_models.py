@@ -20,10 +20,10 @@ from pipeline.engines.onnx_export import address
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError
 from pipeline.files import sha256_file
-from pipeline.finetune.setup import packages
 from pipeline.freeze.config import FreezeConfig
 from pipeline.freeze.run import freeze
 from pipeline.readers.image import ImageReader
+from pipeline.training.job import packages
 
 timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
 timm_data = pytest.importorskip("timm.data")

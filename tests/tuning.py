@@ -9,12 +9,11 @@ from torch import Tensor
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.serialization import Backbone
-from pipeline.finetune.inputs import normalised
 from pipeline.loading.image_cache import Pixels
 from pipeline.store import keys as key_arrays
 from pipeline.training import freezing
 from pipeline.training.config import LoopConfig
-from pipeline.training.data import PixelSamples
+from pipeline.training.data import PixelSamples, normalised
 from pipeline.training.freezing import Frozen
 from pipeline.training.loop import Setting, make_fabric
 from pipeline.training.losses import Objective

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.errors import counted, requires
 from pipeline.files import read_json, write_json
+from pipeline.runtime import ERRORS
 from pipeline.text import duration
 
 TIMES = Path(".dvc") / "tmp" / "icecore-times.json"
@@ -35,8 +36,6 @@ OF_DVC = re.compile(
 )
 """Lines of DVC that say nothing beyond the headings."""
 
-ERRORS = "ICECORE_ERRORS"
-"""The variable of the environment that names the file in which stages write their errors down."""
 
 SLOWEST = 5  # stages that the end names
 
@@ -186,13 +185,6 @@ def reproduce(
         say(f"failed: {name}: {error}")
     noted.cleanup()
     return (1 if failed else status), run.spent.keys()
-
-
-def note_error(stage: str, error: str) -> None:
-    """Write down with what error a stage ended, where `icecore repro` runs it."""
-    if path := os.environ.get(ERRORS):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "error": error}) + "\n")
 
 
 def _read_errors(path: Path) -> dict[str, str]:

@@ -18,33 +18,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from pipeline import metrics
 from pipeline.compare import teachers
+from pipeline.compare.config import CompareConfig
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
 from pipeline.evaluate.methods import Method, Methods, part, read
 from pipeline.files import AnyPath, as_path, write_json
 from pipeline.predictions import Predictions
-from pipeline.settings.check import Settings
 from pipeline.task import Kind
 
 COMPARED: Mapping[Kind, str] = {"regression": "mae"}
 """Where not the metric that decides is compared: errors belong to rows, R² to all of them together."""
-
-
-class CompareConfig(Settings):
-    """How methods are compared."""
-
-    significance: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.05, description="level of the tests, all together"
-    )
-    resamples: Annotated[int, Field(ge=100)] = Field(default=10_000, description="of the paired bootstrap")
-    seed: int = Field(default=0, description="of the bootstrap")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from typing import Any
 
 from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.setup import Paths, sources_of
 from pipeline.engines.profiling import Network, side_by_side
 from pipeline.store.features import Features
 from pipeline.teach import verify
 from pipeline.teach.teacher import Teacher
-from pipeline.training.config import DistillConfig
 
 STUDENT = ""  # among the names of teachers
 

@@ -16,10 +16,10 @@ from pipeline.distill.tasks import Subject, check_rows
 from pipeline.loading.image_cache import Pixels
 from pipeline.readers.augment import AugmentConfig, Views
 from pipeline.store import keys as key_arrays
+from pipeline.task import Training
 from pipeline.teach.teacher import Teacher
 from pipeline.training.data import IN_MEMORY, PixelSamples, drawn
 from pipeline.training.targets import targets_of
-from pipeline.training_sets import Training
 
 NO_LABEL = -1
 

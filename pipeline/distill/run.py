@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.dataset import Lesson, answers
 from pipeline.distill.setup import Paths, Run, lesson_of, opened, prepared
 from pipeline.distill.tasks import output_names, told
 from pipeline.errors import counted
 from pipeline.files import digest, sha256_file
-from pipeline.finetune.setup import Prepared
 from pipeline.predictions import Predictions, Writer
 from pipeline.runtime import Progress, repeatable_kernels, silent
+from pipeline.task import Training, training_sets
 from pipeline.training import outputs as record
-from pipeline.training.config import DistillConfig
 from pipeline.training.data import PixelSamples
+from pipeline.training.job import Prepared
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
 from pipeline.training.lr_finder import with_rate
 from pipeline.training.outputs import Trained
-from pipeline.training_sets import Training, training_sets
 
 HEAD, INPUT = "distill", "pixels"  # what predictions call them
 

@@ -16,6 +16,7 @@ from pipeline.backbones.classifier import last_layer, new_parts, start_from
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap
 from pipeline.backbones.user_code import digest_of_icecore
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.dataset import NO_LABEL, Lesson, LessonSamples, answers, lesson
 from pipeline.distill.feature_pairs import pairs_of
 from pipeline.distill.loss import Branch, Distillation
@@ -24,27 +25,26 @@ from pipeline.distill.student import Student
 from pipeline.distill.tasks import Subject, check_pixels, output_names, subjects
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
-from pipeline.finetune.inputs import normalised, stored
-from pipeline.finetune.setup import Prepared, packages
 from pipeline.loading import image_cache as pixels
 from pipeline.loading import samples as extracted
 from pipeline.loading.image_cache import Pixels
-from pipeline.loading.samples import Samples
+from pipeline.loading.samples import Samples, stored
 from pipeline.readers.augment import Views
 from pipeline.settings.check import refuse
 from pipeline.store import keys as key_arrays
+from pipeline.task import Training
 from pipeline.teach import verify
 from pipeline.teach.config import BACKBONE
 from pipeline.teach.teacher import Teacher
 from pipeline.training import freezing
 from pipeline.training.classifier_init import MOST_ROWS, Probe, fit_probe
-from pipeline.training.config import DistillConfig, LoopConfig
-from pipeline.training.data import PixelSamples
-from pipeline.training.initial import begun
+from pipeline.training.config import LoopConfig
+from pipeline.training.data import PixelSamples, normalised
+from pipeline.training.initial import build_network
+from pipeline.training.job import Prepared, packages
 from pipeline.training.loop import Setting
 from pipeline.training.losses import class_weights
 from pipeline.training.targets import targets_of
-from pipeline.training_sets import Training
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,13 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
     """The student of a training set, its samples, and how it is trained."""
     config, spec, first = run.config, run.source.spec, run.subjects[0]
     branches = [one.branch for one in run.subjects]
-    network, architecture = begun(config, run.source, classes=branches[-1].stop)
+    network, architecture = build_network(
+        run.source,
+        start=config.start,
+        classifier=config.classifier,
+        seed=config.seed,
+        classes=branches[-1].stop,
+    )
     frozen = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
     pairs = pairs_of(config.losses, spec, run.hints)
     objective = Distillation(

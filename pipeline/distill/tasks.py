@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones.spec import InputSpec
+from pipeline.distill.config import DistillConfig
 from pipeline.distill.loss import Branch
 from pipeline.errors import DataError, TrainingError, bullets
 from pipeline.readers.augment import Views
@@ -16,7 +17,6 @@ from pipeline.store import keys as key_arrays
 from pipeline.task import Task
 from pipeline.teach.ensemble import averaged, matched
 from pipeline.teach.teacher import Teacher, alike
-from pipeline.training.config import DistillConfig
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,18 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from pipeline import metrics
 from pipeline.errors import DataError, counted
 from pipeline.evaluate import bootstrap, breakdown, choice, undecided
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.methods import Method, Methods, part, read
 from pipeline.files import AnyPath, as_path, digest, read_json, sha256_file, write_json, write_text
 from pipeline.predictions import Predictions
 from pipeline.runtime import versions
-from pipeline.settings.check import Settings
 from pipeline.task import describe_rare
 
 CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
@@ -32,29 +31,6 @@ CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
 
 MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
 """What `undecided.mark` adds to a row."""
-
-
-class Metric(Settings):
-    """What decides, by kind of task: the order of the leaderboard and the intervals.
-
-    Accuracy and map leave the choice on held-out rows to log loss where every method gives probabilities.
-    """
-
-    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
-        default="accuracy", description="of classes"
-    )
-    multilabel: Literal["map", "macro_f1"] = Field(default="map", description="of several labels")
-    regression: Literal["r2", "mae"] = Field(default="r2", description="of numbers")
-
-
-class EvaluateConfig(Settings):
-    """How runs are measured."""
-
-    metric: Metric = Field(default=Metric(), description="what decides, by kind of task")
-    interval: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="confidence level")
-    resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="of the bootstrap")
-    calibration_bins: Annotated[int, Field(ge=2)] = Field(default=15, description="bins of confidence")
-    seed: int = Field(default=0, description="of the bootstrap")
 
 
 def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:

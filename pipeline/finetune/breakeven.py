@@ -15,8 +15,8 @@ from torch import nn
 from pipeline.backbones.hooks import collect
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.errors import counted
+from pipeline.finetune.config import FinetuneConfig
 from pipeline.store.features import Features
-from pipeline.training.config import FinetuneConfig
 
 MEASURED = 32  # rows
 

@@ -9,20 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import feature_extractor
 from pipeline.backbones.hooks import collect
 from pipeline.backbones.replay import TOLERANCE
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
-from pipeline.errors import DataError, StoreError, TrainingError, bullets, unknown
+from pipeline.errors import StoreError, TrainingError, bullets, unknown
 from pipeline.extract.config import folder_of
-from pipeline.loading import samples as extracted
 from pipeline.loading.image_cache import Pixels
 from pipeline.partition.split_points import suffix, suffix_parameters
 from pipeline.readers.augment import AugmentConfig, as_made_now
-from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
-from pipeline.training.data import FeatureSamples, PixelSamples, Samples
+from pipeline.training.data import FeatureSamples, PixelSamples, Samples, normalised
 from pipeline.training.freezing import Frozen
 
 
@@ -113,25 +110,6 @@ class FromFeatures:
     def enter(self, inputs: Tensor) -> Tensor:
         """Rows, maps among them channels-last in memory."""
         return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-
-
-def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
-    """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
-    return feature_extractor.normalised(pixels, mean, std)
-
-
-def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> extracted.Samples:
-    """Where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
-    found = extracted.read_samples(manifests, tuple(datasets))
-    rows = key_arrays.find(found.keys, keys)
-    if (rows < 0).any():
-        missing = key_arrays.to_hex(keys[rows < 0])
-        raise DataError(
-            f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, got "
-            f"{len(missing):,} without, the first is {missing[0]}. The data sets changed: run `dvc repro`."
-        )
-    return found.take(np.unique(rows))
 
 
 def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> tuple[Features, list[Features]]:

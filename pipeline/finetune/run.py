@@ -14,17 +14,19 @@ from pipeline.backbones.classifier import last_layer
 from pipeline.errors import counted
 from pipeline.files import digest
 from pipeline.finetune.breakeven import break_even
-from pipeline.finetune.inputs import FromFeatures, compare, stored
-from pipeline.finetune.setup import Paths, Prepared, Run, opened, prepared
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.inputs import FromFeatures, compare
+from pipeline.finetune.setup import Paths, Run, opened, prepared
 from pipeline.loading import image_cache
+from pipeline.loading.samples import stored
 from pipeline.predictions import Writer
 from pipeline.runtime import Progress, repeatable_kernels, silent
+from pipeline.task import training_sets
 from pipeline.training import outputs as record
-from pipeline.training.config import FinetuneConfig
+from pipeline.training.job import Prepared
 from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
 from pipeline.training.lr_finder import ANY, RangeTest, range_test, with_rate
 from pipeline.training.outputs import Trained
-from pipeline.training_sets import training_sets
 
 HEAD = "finetune"  # what predictions call the head
 COMPARED = 64  # samples whose stored rows are compared with live ones at the end

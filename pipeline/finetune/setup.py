@@ -1,40 +1,38 @@
 """A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from pipeline import files
 from pipeline.backbones import serialization
 from pipeline.backbones.classifier import last_layer, new_parts, start_from
-from pipeline.backbones.probe import packages_of
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
-from pipeline.finetune.initial import continued, has_network
-from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features, stored
+from pipeline.finetune.config import FinetuneConfig
+from pipeline.finetune.initial import continued, fitted_head, has_network
+from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features
 from pipeline.loading import image_cache
-from pipeline.runtime import versions
+from pipeline.loading.samples import stored
 from pipeline.settings.check import refuse
 from pipeline.store import keys as key_arrays
-from pipeline.task import Task
+from pipeline.task import Task, Training
 from pipeline.training import freezing
 from pipeline.training.classifier_init import Probe, fit_probe
-from pipeline.training.config import ClassifierConfig, FinetuneConfig, LoopConfig
+from pipeline.training.config import ClassifierConfig, LoopConfig
 from pipeline.training.data import Samples
-from pipeline.training.freezing import Frozen
-from pipeline.training.initial import begun, fitted_head
+from pipeline.training.initial import build_network
+from pipeline.training.job import Prepared, packages
 from pipeline.training.loop import Setting
 from pipeline.training.losses import Objective, class_weights, mixing
 from pipeline.training.parts import FromTap
-from pipeline.training.targets import Targets, targets_of
-from pipeline.training_sets import Training
+from pipeline.training.targets import targets_of
 
 
 @dataclass(frozen=True)
@@ -67,25 +65,6 @@ class Run:
     start: Path | None
     whole: bool
     probes: dict[str, Probe] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A network that is about to be trained on one training set, and all that shapes the result."""
-
-    network: nn.Module
-    module: nn.Module
-    """What of it runs on a batch."""
-
-    architecture: dict[str, Any]
-    frozen: Frozen
-    setting: Setting
-    targets: Targets
-    samples: Samples
-    validation: Samples | None
-    made_from: dict[str, Any]
-    probes: Sequence[Probe] = ()
-    """As which the classifier starts, one per task; none where it starts otherwise."""
 
 
 def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
@@ -134,7 +113,14 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
         network, architecture = copy.deepcopy(run.source.module), dict(spec.architecture)
         targets.fold(last_layer(network, architecture))
     else:
-        network, architecture = begun(config, run.source, classes=size, head=head)
+        network, architecture = build_network(
+            run.source,
+            start=config.start,
+            classifier=config.classifier,
+            seed=config.seed,
+            classes=size,
+            head=head,
+        )
     node = run.inputs.node if isinstance(run.inputs, FromFeatures) else None
     what = config.train or ("full" if node is None else FromTap(from_tap=node))
     frozen = freezing.prepare(
@@ -193,12 +179,6 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
         },
         () if probe is None else (probe,),
     )
-
-
-def packages(architecture: Mapping[str, Any], *, from_pixels: bool, probe: bool) -> dict[str, str]:
-    """Return the versions of what a training runs: of pixels also of what decodes them, of a probe of what fits it."""
-    more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
-    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *more)
 
 
 def _check_whole(config: FinetuneConfig) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 
 from pipeline.errors import counted
 from pipeline.fit.config import FOLDS, SPLIT_ROWS, FitConfig
-from pipeline.task import Task
-from pipeline.training_sets import Training
+from pipeline.task import Task, Training
 
 SEED = 0
 MOST_DOMAINS = 10  # that are each held out in turn; more are held out several at a time

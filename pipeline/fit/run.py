@@ -27,8 +27,7 @@ from pipeline.predictions import Scores, Writer
 from pipeline.runtime import Progress, silent, versions
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.task import Kind, Task
-from pipeline.training_sets import training_sets
+from pipeline.task import Kind, Task, training_sets
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from pipeline.heads.outputs import answers_of
 from pipeline.heads.search import SearchConfig, search
 from pipeline.heads.sweep import Fold, Rows
 from pipeline.predictions import Predictions, Scores
-from pipeline.task import Kind
-from pipeline.training_sets import Training
+from pipeline.task import Kind, Training
 
 # Values of a training matrix below which threads cost more than they bring: `python benchmarks/threads.py`.
 SMALL = 5_000_000

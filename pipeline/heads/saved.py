@@ -37,10 +37,10 @@ TRUSTED = (
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
     "pipeline.streaming.centroid.StreamingCentroid",
-    "pipeline.streaming.lda.StreamingLDA",
-    "pipeline.streaming.logistic.StreamingLogisticRegression",
     "pipeline.streaming.knn.StreamingKNeighborsClassifier",
     "pipeline.streaming.knn.StreamingKNeighborsRegressor",
+    "pipeline.streaming.lda.StreamingLDA",
+    "pipeline.streaming.logistic.StreamingLogisticRegression",
     "pipeline.streaming.pca.StreamingPCA",
     "pipeline.streaming.ridge.StreamingRidge",
     "pipeline.streaming.ridge.StreamingRidgeClassifier",
@@ -147,6 +147,11 @@ def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
     check_readable(path)
     try:
         names = skops.get_untrusted_types(file=path)
+        if own := sorted(name for name in {*names} - {*TRUSTED, *trusted} if name.startswith("pipeline.")):
+            raise HeadError(
+                f"{path}: expected estimators of this version of icecore, got {', '.join(own)} of another one. Fit the "
+                "run again: `dvc repro -f fit@<its name>`."
+            )
         if strange := sorted({*names} - {*TRUSTED, *trusted}):
             raise HeadError(
                 f"{path}: expected types that icecore trusts, got {', '.join(strange)}. It was not loaded. "

@@ -1,7 +1,7 @@
 """The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,3 +183,16 @@ def read_sample(reader: Reader, item: Item) -> Sample | Reject:
         return reader(data)
     except DataError as error:
         return Reject(item.key, path, str(error), lasting=True)
+
+
+def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Samples:
+    """Where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
+    found = read_samples(manifests, tuple(datasets))
+    rows = key_arrays.find(found.keys, keys)
+    if (rows < 0).any():
+        missing = key_arrays.to_hex(keys[rows < 0])
+        raise DataError(
+            f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, got "
+            f"{len(missing):,} without, the first is {missing[0]}. The data sets changed: run `dvc repro`."
+        )
+    return found.take(np.unique(rows))

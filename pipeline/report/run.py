@@ -16,7 +16,7 @@ from pipeline.report.leaderboard import Run
 MOST_ROWS = 20  # of a table that may be long
 
 
-def write(
+def report(
     config: ReportConfig,
     runs: list[Run],
     path: Path,

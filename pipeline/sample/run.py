@@ -7,43 +7,22 @@
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field, model_validator
 
 from pipeline.errors import requires
 from pipeline.files import AnyPath, as_path, fresh_folder
 from pipeline.runtime import Progress, silent
-from pipeline.settings.check import Settings
+from pipeline.sample.config import SampleConfig
 
 SIDE = 32
-# The largest size at which the widest letter, a bold W, fits into the frame.
-LARGEST = 27
 # matplotlib's other fonts hold no letters, or a placeholder for each.
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
 KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
 
 Picture = tuple[str, str, Image.Image]
 """Class, name of the file, and the image."""
-
-
-class SampleConfig(Settings):
-    """Which sample data to write."""
-
-    source: Literal["digits", "glyphs"] = Field(
-        description="scikit-learn's digits, or letters and digits printed in matplotlib's fonts"
-    )
-    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = Field(
-        default=(18, 22, 26), description="of glyphs: heights of the letters, in points"
-    )
-
-    @model_validator(mode="after")
-    def _of_letters(self) -> "SampleConfig":
-        if self.source == "digits" and "sizes" in self.model_fields_set:
-            raise ValueError("`sizes` are of `source: glyphs`: leave them out")
-        return self
 
 
 def sample(config: SampleConfig, folder: AnyPath, *, progress: Progress = silent) -> int:

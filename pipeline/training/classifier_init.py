@@ -23,10 +23,9 @@ from pipeline.fit.inputs import Matrix
 from pipeline.fit.single_fit import Data, Fit, Head, fit_one
 from pipeline.heads.search import automatic
 from pipeline.predictions import Scores
-from pipeline.task import Kind, Task, column_of
+from pipeline.task import Kind, Task, Training, column_of
 from pipeline.training.data import Samples
 from pipeline.training.loop import Setting, outputs
-from pipeline.training_sets import Training
 
 MOST_ROWS = 10_000
 """Training rows that a probe is fitted to at most: training starts there, and then reads all rows."""

@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.distill.targets import Signals
+from pipeline.backbones import feature_extractor
+from pipeline.backbones.spec import InputSpec
 from pipeline.errors import StoreError
 from pipeline.loading.image_cache import Pixels
 from pipeline.readers.augment import AugmentConfig, Views, augment, seeds_of
@@ -29,6 +30,19 @@ IN_MEMORY = 2**29  # bytes of stored rows of all views, above which they are rea
 WINDOW_BYTES = 2**27  # of a window; four may be in memory
 
 
+class BatchTargets(Protocol):
+    """Targets of a batch that are more than one tensor, such as what teachers say of the same samples."""
+
+    def __len__(self) -> int:
+        """How many rows they have."""
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        """Some rows, by their numbers int64 (m,)."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some samples, on the CPU.
@@ -38,7 +52,7 @@ class Batch:
     """
 
     inputs: Tensor
-    targets: Tensor | Signals
+    targets: Tensor | BatchTargets
     keys: np.ndarray
 
 
@@ -68,7 +82,7 @@ class PixelSamples:
     def __init__(
         self,
         pixels: Pixels,
-        targets: Tensor | Signals,
+        targets: Tensor | BatchTargets,
         keys: np.ndarray,
         *,
         seed: int,
@@ -100,7 +114,7 @@ class PixelSamples:
 
         return beside(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
-    def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | Signals:  # noqa: ARG002 - a view may have its own
+    def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
         """The targets of some rows in an epoch."""
         return self.targets[torch.from_numpy(rows)]
 
@@ -234,3 +248,9 @@ def _alike(views: Sequence[Features]) -> None:
                 f"{view.folder}: expected a view of what {views[0].folder} has, got other features: "
                 f"{'; '.join(problems)}. Extract both with one entry of `extract`."
             )
+
+
+def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
+    """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
+    return feature_extractor.normalised(pixels, mean, std)

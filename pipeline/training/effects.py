@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.task import Kind
 
 if TYPE_CHECKING:
-    from pipeline.training.config import DistillConfig, FinetuneConfig, LoopConfig, RunConfig
+    from pipeline.training.config import ClassifierConfig, LoopConfig, RunConfig
 
 OF_SCHEDULES = {
     "milestones": ("step",),
@@ -39,34 +39,9 @@ def idle_in_run(config: "RunConfig") -> Iterator[str]:
         yield "`draws` are of few labels: expected `labels_per_class` with it, or leave it out"
 
 
-def idle_in_finetuning(config: "FinetuneConfig") -> Iterator[str]:
-    """Yield the settings of fine-tuning that nothing follows from."""
-    yield from _idle_init(config)
-    late = sorted(epoch for epoch in config.unfreeze if epoch >= config.epochs)
-    if late:
-        last = config.epochs - 1
-        yield f"`unfreeze` from epoch {late[0]} on never happens: expected at most {last}, the last of `epochs`, from 0"
-    if config.unfreeze and config.input == "pixels" and config.train in (None, "full"):
-        yield "`unfreeze` has nothing to add where all is trained: expected `train` with less, such as `train: head`"
-
-
-def idle_in_distillation(config: "DistillConfig") -> Iterator[str]:
-    """Yield the settings of distillation that nothing follows from."""
-    yield from _idle_init(config)
-    if config.unlabelled and not config.labels_per_class:
-        yield "`unlabelled` adds the rows that `labels_per_class` leaves out: expected both, or leave it out"
-    losses = config.losses
-    idle = {name for name in losses.weights if name != "labels" and name not in losses.active}
-    if not {"relational.distance", "relational.angle"} <= idle:  # one of the two may be off
-        idle -= {"relational.distance", "relational.angle"}
-    if losses.decoupled is not None and not losses.decoupled.alpha and not losses.decoupled.beta:
-        idle.add("decoupled")
-    for name in sorted(idle):
-        yield f"`losses.{name}` has no weight: expected one above 0, or leave it out"
-
-
-def _idle_init(config: "FinetuneConfig | DistillConfig") -> Iterator[str]:
-    if "init" in config.classifier.model_fields_set and config.classifier.init == "probe" and config.start == "scratch":
+def idle_init(classifier: "ClassifierConfig", start: str) -> Iterator[str]:
+    """Yield where a new classifier cannot start as a probe, whose weights are not there."""
+    if "init" in classifier.model_fields_set and classifier.init == "probe" and start == "scratch":
         yield "`classifier: {init: probe}` belongs to `start: backbone`, got scratch: leave it out"
 
 

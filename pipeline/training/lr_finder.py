@@ -12,13 +12,13 @@ from torch import nn
 
 from pipeline.errors import counted
 from pipeline.files import digest, read_json, write_json
-from pipeline.finetune.setup import Prepared
 from pipeline.runtime import repeatable_kernels, seed_everything
 from pipeline.store.use import in_use
 from pipeline.text import duration, table
 from pipeline.training.config import RunConfig
 from pipeline.training.data import Batch, Samples
 from pipeline.training.freezing import Frozen
+from pipeline.training.job import Prepared
 from pipeline.training.loop import Setting, placed, step
 from pipeline.training.optim import set_rate
 

@@ -20,15 +20,14 @@ from pipeline.backbones import serialization
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import sha256_file, write_json
-from pipeline.finetune.setup import Prepared, packages
 from pipeline.predictions import Predictions, Scores
 from pipeline.runtime import Progress
 from pipeline.store.use import in_use
-from pipeline.task import Task
+from pipeline.task import Task, Training
 from pipeline.training.history import START, SURE
+from pipeline.training.job import Prepared, packages
 from pipeline.training.loop import Log, train
 from pipeline.training.targets import Targets, answers
-from pipeline.training_sets import Training
 
 KEPT_DAYS = 30  # that a training stays in the cache after it was last used
 

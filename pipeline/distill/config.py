@@ -1,0 +1,120 @@
+"""Settings of the stage `distill`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.distill.knowledge import LossesConfig
+from pipeline.training.config import SCRATCH, RunConfig
+from pipeline.training.effects import idle_init
+from pipeline.training.parts import BatchNorms
+
+NONE = "none"
+"""The teacher of those who have none."""
+
+
+Teachers = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class DistillConfig(RunConfig):
+    """A student that learns from stored scores of teachers, and from labels."""
+
+    student: Annotated[str, Field(description="a backbone")]
+    start: Annotated[Literal["backbone", "scratch"], Field(description="its weights, or new ones")]
+    teacher: Annotated[
+        Teachers, Field(description="of teach; several: the mean of their probabilities; none: labels alone")
+    ]
+    losses: LossesConfig = Field(description="what the student learns, with weights")
+    unlabelled: Annotated[
+        bool,
+        Field(description="the other training rows too; without a teacher labelled rows come again in their place"),
+    ] = False
+    datasets: Annotated[tuple[str, ...], Field(description="whose samples are learned from too, without labels")] = ()
+    views: Annotated[int, Field(ge=0, description="stored views of the teacher, drawn from anew each epoch")] = 0
+    live: Annotated[bool, Field(description="the teacher's network runs in each step, the reference")] = False
+    pixels: Annotated[
+        Literal["same", "own"], Field(description="same: read as the teacher read them; own: as the student reads")
+    ] = "same"
+    also: Annotated[
+        dict[str, Teachers], Field(description="further tasks with their teachers: a classifier of each side by side")
+    ] = {}
+    batch_norm: BatchNorms = Field(
+        default="train", description="of the student: statistics as they are, trained, or measured anew at the end"
+    )
+
+    @property
+    def teachers(self) -> dict[str, tuple[str, ...]]:
+        """The names of the teachers of each task, that of the run first; () where there are none."""
+        told = {self.task: self.teacher, **self.also}
+        return {
+            task: (() if names == NONE else (names,)) if isinstance(names, str) else names
+            for task, names in told.items()
+        }
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is any teacher."""
+        return any(self.teachers.values())
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels have a weight at some time."""
+        return "labels" in self.losses.active
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> Self:
+        labels, told = self.reads_labels, self.losses.of_teacher
+        if self.task in self.also:
+            raise ValueError(f"`also`: expected tasks besides {self.task!r}")
+        if not self.taught and not labels:
+            raise ValueError("`teacher: none` and no weight of `labels`: there is nothing to learn from")
+        if not self.taught and told:
+            raise ValueError(f"`teacher: none` has nothing for `{told[0]}`: name a teacher, or leave that loss out")
+        if self.taught and not told:
+            raise ValueError("no loss reads what the teacher says: give `soft`, or say `teacher: none`")
+        if self.losses.hint_names and len(self.teachers[self.task]) != 1:
+            raise ValueError("`hints`, `attention` and `relational` are of one teacher of the task: name one")
+        if self.labels_per_class and self.unlabelled and not labels:
+            raise ValueError("`labels_per_class` changes nothing where `labels` have no weight: leave it out")
+        if self.start == SCRATCH and self.batch_norm == "frozen":
+            raise ValueError("`start: scratch` has no statistics to keep: expected `batch_norm: train`")
+        if not labels and (self.label_smoothing or self.class_weights != "none"):
+            raise ValueError("`label_smoothing` and `class_weights` are of `losses.labels`, which have no weight")
+        if not self.taught and (self.datasets or self.pixels == "own"):
+            raise ValueError("`datasets` and `pixels: own` are for what a teacher says: leave them out without one")
+        if self.mixup or self.cutmix:
+            raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
+        if idle := list(idle_in_distillation(self)):
+            raise ValueError("; ".join(idle))
+        return self._pixels_fit()
+
+    def _pixels_fit(self) -> Self:
+        if self.live and (self.also or len(self.teachers[self.task]) != 1):
+            raise ValueError("`live` runs the one teacher of the one task: expected no `also`, and one `teacher`")
+        if self.views and (self.live or not self.taught):
+            raise ValueError("`views` are stored with a teacher's scores: expected a teacher, and `live: false`")
+        if self.views and self.augment:
+            raise ValueError("`views` are the pixels that the teacher saw: leave `augment` out")
+        if self.augment and self.taught and not self.live:
+            raise ValueError(
+                "`augment` makes pixels that the teacher's stored scores are not of: expected `views`, or `live: true`"
+            )
+        if self.pixels == "own" and (self.views or self.live):
+            raise ValueError("`views` and `live` give student and teacher one image: expected `pixels: same`")
+        return self
+
+
+def idle_in_distillation(config: DistillConfig) -> Iterator[str]:
+    """Yield the settings of distillation that nothing follows from."""
+    yield from idle_init(config.classifier, config.start)
+    if config.unlabelled and not config.labels_per_class:
+        yield "`unlabelled` adds the rows that `labels_per_class` leaves out: expected both, or leave it out"
+    losses = config.losses
+    idle = {name for name in losses.weights if name != "labels" and name not in losses.active}
+    if not {"relational.distance", "relational.angle"} <= idle:  # one of the two may be off
+        idle -= {"relational.distance", "relational.angle"}
+    if losses.decoupled is not None and not losses.decoupled.alpha and not losses.decoupled.beta:
+        idle.add("decoupled")
+    for name in sorted(idle):
+        yield f"`losses.{name}` has no weight: expected one above 0, or leave it out"

@@ -1,0 +1,30 @@
+"""Settings of the stage `evaluate`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings.check import Settings
+
+
+class Metric(Settings):
+    """What decides, by kind of task: the order of the leaderboard and the intervals.
+
+    Accuracy and map leave the choice on held-out rows to log loss where every method gives probabilities.
+    """
+
+    classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
+        default="accuracy", description="of classes"
+    )
+    multilabel: Literal["map", "macro_f1"] = Field(default="map", description="of several labels")
+    regression: Literal["r2", "mae"] = Field(default="r2", description="of numbers")
+
+
+class EvaluateConfig(Settings):
+    """How runs are measured."""
+
+    metric: Metric = Field(default=Metric(), description="what decides, by kind of task")
+    interval: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="confidence level")
+    resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="of the bootstrap")
+    calibration_bins: Annotated[int, Field(ge=2)] = Field(default=15, description="bins of confidence")
+    seed: int = Field(default=0, description="of the bootstrap")

@@ -1,0 +1,27 @@
+"""Settings of the stage `sample`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings.check import Settings
+
+# The largest size at which the widest letter, a bold W, fits into the frame.
+LARGEST = 27
+
+
+class SampleConfig(Settings):
+    """Which sample data to write."""
+
+    source: Literal["digits", "glyphs"] = Field(
+        description="scikit-learn's digits, or letters and digits printed in matplotlib's fonts"
+    )
+    sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = Field(
+        default=(18, 22, 26), description="of glyphs: heights of the letters, in points"
+    )
+
+    @model_validator(mode="after")
+    def _of_letters(self) -> "SampleConfig":
+        if self.source == "digits" and "sizes" in self.model_fields_set:
+            raise ValueError("`sizes` are of `source: glyphs`: leave them out")
+        return self
