@@ -253,6 +253,7 @@ def test_another_version_of_timm_is_another_training_and_another_graph(
         *("lightning-fabric", "numpy", "pillow", "timm", "torch", "torchvision"),
     }
     assert set(packages(other, from_pixels=False, probe=False)) == {"lightning-fabric", "numpy", "torch", "torchvision"}
+    assert "timm" in packages(other, headed, from_pixels=True, probe=False), "a teacher that runs in every step"
     backbone = serialization.read(tmp_path / "timm")
     foreign = Backbone(spec=spec.model_copy(update={"architecture": other}), module=backbone.module)
     specs = {"logits": TapSpec(node="logits")}

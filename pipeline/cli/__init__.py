@@ -1,1 +1,6 @@
-"""The command line: `icecore …`."""
+"""The command line: `icecore …`.
+
+main                        all commands
+info, layers, cache, wrong  what they print
+reproduce                   `icecore repro`: DVC with headings, times and errors
+"""

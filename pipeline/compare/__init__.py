@@ -1,1 +1,6 @@
-"""The stage `compare`: paired tests between the methods of each task."""
+"""Paired tests between the methods of each task.
+
+config    settings: `CompareConfig`
+teachers  students and their teachers
+run       all pairs of a task
+"""

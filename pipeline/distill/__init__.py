@@ -1,1 +1,16 @@
-"""The stage `distill`: train a student on the outputs of teachers."""
+"""Distillation: train a student on labels and on the outputs of teachers.
+
+config          settings: `DistillConfig`
+knowledge       settings of the losses
+tasks           the tasks of a run, each with its teachers
+dataset         the samples of the student, with labels and the outputs of teachers
+targets         the targets of a batch
+student         the student, with projections of the layers that are compared
+online_teacher  a teacher whose network runs in every step
+feature_pairs   a layer of the student and one of its teacher
+kd_losses       the losses of knowledge distillation
+loss            the weighted sum of all losses
+costs           what student and teachers cost
+setup           load tasks, teachers and student; build the job of one training set
+run             train each training set, predict, write the best student
+"""

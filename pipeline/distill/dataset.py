@@ -1,4 +1,4 @@
-"""What a student is shown: which samples, with which labels, and what its teachers say of the pixels that it gets.
+"""The samples of a student, with their labels and the outputs of its teachers for the pixels that it gets.
 
 A sample that any of the tasks has among its validation or test rows is never trained on, wherever else it is.
 """

@@ -47,6 +47,7 @@ class Live:
         named = {name: TapSpec(node=node) for name, node in (hints or {}).items()}
         self._nodes = {**resolve(named, spec, where="live"), LOGITS: TapSpec(node=LOGITS)}
         self._taps = spec.taps
+        self.architecture = spec.architecture
         self._network = teacher.module.eval().requires_grad_(requires_grad=False)
         self._columns = None if columns is None else torch.tensor(columns)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))

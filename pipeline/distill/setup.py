@@ -1,4 +1,4 @@
-"""A distillation run before it is trained: its tasks with their teachers, the student, and what it is shown."""
+"""Load the tasks, teachers and student of a run, and build the job of each training set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -154,6 +154,7 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
         probes = run.probes[str(training)]
         start_from(network, architecture, _joined(last, [*zip(branches, (one.linear for one in probes), strict=True)]))
         setting = replace(setting, fitted=probes[0].linear is not None)
+    architectures = [spec.architecture, *([] if run.live is None else [run.live.architecture])]
     return Prepared(
         network,
         module,
@@ -185,7 +186,7 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
                 "validation": _digest(first.keys[chosen], told.labels.numpy()),
             },
             "code": digest_of_icecore("pipeline.distill.run"),
-            "versions": packages(spec.architecture, from_pixels=True, probe=bool(probes)),
+            "versions": packages(*architectures, from_pixels=True, probe=bool(probes)),
         },
         probes,
     )

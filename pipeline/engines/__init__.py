@@ -1,9 +1,9 @@
 """Engines run a backbone: a batch of named arrays in, a mapping from tap to array out.
 
-torch_engine           eager, CPU or CUDA: what the others are measured against
-torch_compiled         the same through torch.compile
-onnxruntime_engine     the exported graph on the CPU; _cuda on a GPU
-openvino_engine        the same file on the CPU; an extra
+torch_engine        eager, CPU or CUDA: what the others are measured against
+torch_compiled      the same through torch.compile
+onnxruntime_engine  the exported graph on the CPU; _cuda on a GPU
+openvino_engine     the same file on the CPU; an extra
 """
 
 import importlib

@@ -1,20 +1,20 @@
 """Extraction: a frozen backbone over the data once, several taps in one pass, to shards in the feature cache.
 
-request    what is asked for, and the plan of what the cache lacks
-plan       which rows of which taps are missing, cut into units (pure)
+request        what is asked for, and the plan of what the cache lacks
+plan           which rows of which taps are missing, cut into units (pure)
 disk_forecast  the bytes of that against the room on the disk (pure)
-alternatives  whether it fits, and what else would
-throughput  measured rates on a sample, and the time for the rest
-engine_setup  the engine: chosen, through the gate, made for the taps of a unit
-units      units: decode, run, store, overlapping
-worker     what a process makes ready once for all of its units
-job_files  a job on disk, for workers in other processes
-dask_tasks  what Dask calls in a worker
-dask_run   units handed out to several workers
-timing     where the time went
-parity_card  what the engine's parity was, beside the features
-logit_check  stored rows, replayed through the network's own end
-lock       one extraction at a time into a folder
-summary    what is said at the end
-run        all units, here or on a cluster, then the commit of each tap's folder
+alternatives   whether it fits, and what else would
+throughput     measured rates on a sample, and the time for the rest
+engine_setup   the engine: chosen, through the gate, made for the taps of a unit
+units          units: decode, run, store, overlapping
+worker         what a process makes ready once for all of its units
+job_files      a job on disk, for workers in other processes
+dask_tasks     what Dask calls in a worker
+dask_run       units handed out to several workers
+timing         where the time went
+parity_card    what the engine's parity was, beside the features
+logit_check    stored rows, replayed through the network's own end
+lock           one extraction at a time into a folder
+summary        what is said at the end
+run            all units, here or on a cluster, then the commit of each tap's folder
 """

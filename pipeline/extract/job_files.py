@@ -1,4 +1,4 @@
-"""Work orders: a job on disk, for workers in other processes and on other machines; no manifest travels in a message.
+"""Files of a job, for workers in other processes and on other machines: no manifest travels in a message.
 
     <folder>/job.json       the assignment, and for each unit the taps that lack it
     <folder>/units.arrow    the samples, a record batch a unit: a worker maps the file and reads its own

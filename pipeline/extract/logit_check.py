@@ -1,4 +1,4 @@
-"""The oracle after an extraction: stored penultimate rows, through the network's own end, must give its logits."""
+"""Check an extraction: stored penultimate rows, through the end of the network, must give its logits."""
 
 from collections.abc import Iterable, Mapping
 

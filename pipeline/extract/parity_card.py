@@ -1,4 +1,4 @@
-"""The reproducibility card: what the gate measured of an engine, kept with a column and shown beside its features.
+"""The parity card: what was measured of an engine, kept with the cached features and shown with them.
 
     <column>/parity/<digest>.json              a card an engine, device, precision and versions; the first one stays
     data/features/<backbone>/<tap>/card.json   all cards of the column, in the order of their names

@@ -1,4 +1,4 @@
-"""The pilot: rates of reading, forward pass and writing on a seeded sample of what is missing, and the time for all.
+"""Measure the rates of reading, forward pass and writing on a seeded sample of what is missing, and foresee the time.
 
 Each part is measured alone, over several batches. On a CPU reading and the network share the cores, so that their times
 add up; beside a GPU the slower of the two counts. The interval is Student's, from the spread of the batches: it holds

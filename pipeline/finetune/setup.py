@@ -1,4 +1,4 @@
-"""A run before it is trained: its task, backbone and inputs, and of each training set the network and all about it."""
+"""Load the task, backbone and inputs of a run, and build the job of each training set."""
 
 import copy
 from collections.abc import Sequence

@@ -6,9 +6,9 @@ head is fitted to all rows that are not test rows (`refit`). Predictions of trai
 head that was not fitted to them, those of test rows of the last one. Test rows choose nothing.
 
 FitConfig    the settings of a run
-folds        the rows that are held out, and those that the last head learns from
-inputs       the features of a run, in memory or in blocks
-workers      who makes the sums of streaming heads
-single_fit   one fit: search, calibration, refit, predictions
-run          all of them, and what they leave on disk
+folds       the rows that are held out, and those that the last head learns from
+inputs      the features of a run, in memory or in blocks
+workers     who makes the sums of streaming heads
+single_fit  one fit: search, calibration, refit, predictions
+run         all of them, and what they leave on disk
 """

@@ -1,4 +1,4 @@
-"""The feed of the network: the samples of one unit after another, read and decoded ahead, a batch at a time."""
+"""Batches of decoded samples, unit after unit, read and decoded ahead of the network."""
 
 import itertools
 from collections import deque

@@ -1,4 +1,4 @@
-"""What runs in a decoding process: samples in, arrays into the memory that is shared with the main process."""
+"""The code of a decoding process: it puts arrays into memory that is shared with the main process."""
 
 import mmap
 import signal

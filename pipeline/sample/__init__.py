@@ -1,1 +1,5 @@
-"""The stage `sample`: demonstration data."""
+"""Sample data for the demo.
+
+config  settings: `SampleConfig`
+run     write digits and printed characters as PNG files
+"""

@@ -1,8 +1,8 @@
 """Sources: where the bytes of samples lie and how they are read, apart from what the bytes mean.
 
 filesystem  whole files, local and behind URLs (fsspec)
-tar        members of tar archives, which are read in place and never unpacked
-parquet    rows of Parquet files with a column of bytes
+tar         members of tar archives, which are read in place and never unpacked
+parquet     rows of Parquet files with a column of bytes
 
 A file that holds many samples is a container. Each kind of container is read by a function like `read_many`.
 """

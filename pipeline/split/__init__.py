@@ -6,11 +6,11 @@ move no row that was there. With `stratify` every class is cut at exact shares o
 added can move rows of their class over the cuts, over each cut at most as many as were added. Another column, or the
 domains, can say the split instead.
 
-targets   the rows of the manifests, their targets as the kind of task has them
-names     class names renamed, and names that look the same
+targets     the rows of the manifests, their targets as the kind of task has them
+names       class names renamed, and names that look the same
 separators  whether the texts of a multilabel task have another separator than the one that is set
-given     the splits that a column of the data says
-assign    a split for each row, few-shot draws, limits a class
-rare      classes that lack training or test rows
-run       all of it, and what is wrong with the outcome
+given       the splits that a column of the data says
+assign      a split for each row, few-shot draws, limits a class
+rare        classes that lack training or test rows
+run         all of it, and what is wrong with the outcome
 """

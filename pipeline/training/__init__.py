@@ -1,19 +1,19 @@
 """Training of networks: end to end from pixels, or from the middle on stored activations.
 
-data          batches of pixels or of stored rows, in orders that follow from a seed
-parts         the setting that says which part of a network is trained
-trainable     which parameters and modules are trained from an epoch on
-freezing      what of a network is trained, and what is frozen for good
-losses        losses by the kind of task, class weights, mixup and cutmix
-effects       settings that would change nothing, or do not suit a task
-optim         optimisers, and schedules of the learning rate
-lr_finder     the learning-rate range test
-history       what happens, epoch by epoch
-checkpoint    everything that a run goes on with
-divergence    the watch over losses that are no numbers
-loop          the one training loop, on Lightning Fabric
-targets       the targets of a task as tensors
-initial       what a network begins with
+data             batches of pixels or of stored rows, in orders that follow from a seed
+parts            the setting that says which part of a network is trained
+trainable        which parameters and modules are trained from an epoch on
+freezing         what of a network is trained, and what is frozen for good
+losses           losses by the kind of task, class weights, mixup and cutmix
+effects          settings that would change nothing, or do not suit a task
+optim            optimisers, and schedules of the learning rate
+lr_finder        the learning-rate range test
+history          what happens, epoch by epoch
+checkpoint       everything that a run goes on with
+divergence       the watch over losses that are no numbers
+loop             the one training loop, on Lightning Fabric
+targets          the targets of a task as tensors
+initial          what a network begins with
 classifier_init  the fitted head as which a new classifier begins
-outputs       what a run leaves: predictions, a record, and the best network in the backbone format
+outputs          what a run leaves: predictions, a record, and the best network in the backbone format
 """

@@ -1,4 +1,4 @@
-"""Settings of the stage `training`."""
+"""Settings that fine-tuning and distillation share: the loop, the new classifier, the training sets of a run."""
 
 from typing import Annotated, Literal, Self
 

@@ -34,7 +34,8 @@ class Prepared:
     """As which the classifier starts, one per task; none where it starts otherwise."""
 
 
-def packages(architecture: Mapping[str, Any], *, from_pixels: bool, probe: bool) -> dict[str, str]:
-    """Return the versions of what a training runs: of pixels also of what decodes them, of a probe of what fits it."""
+def packages(*architectures: Mapping[str, Any], from_pixels: bool, probe: bool) -> dict[str, str]:
+    """Return the versions of what a training runs: the networks, what decodes pixels, what fits a probe."""
     more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
-    return versions(*packages_of(architecture), "lightning-fabric", "numpy", *more)
+    networks = dict.fromkeys(name for one in architectures for name in packages_of(one))
+    return versions(*networks, "lightning-fabric", "numpy", *more)

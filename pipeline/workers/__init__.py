@@ -1,9 +1,9 @@
 """Other processes that work: on this machine, or those of a Dask cluster that is there.
 
 WorkersConfig   which
-preload         what a worker of this machine does before it works
-client          the connection to Dask
-ordered_map     items handed out to workers, results in their order
+preload      what a worker of this machine does before it works
+client       the connection to Dask
+ordered_map  items handed out to workers, results in their order
 """
 
 from pathlib import Path
