@@ -37,9 +37,9 @@ from torch import nn
 from tuned import Fit, Place, named, placed
 
 from pipeline.backbones import serialization
-from pipeline.finetune.setup import Run
+from pipeline.finetune.setup import RunContext
 from pipeline.training.data import Batch, Samples
-from pipeline.training.job import Prepared
+from pipeline.training.job import TrainingJob
 
 CUTS = {
     "mobilenet_v2": ("features.6", "features.13", "features.17"),
@@ -229,7 +229,7 @@ def sequence(place: Place, nodes: tuple[str, ...], *, seed: int, shared: dict[st
     return fits
 
 
-def certain(begun: tuple[Run, Prepared]) -> tuple[Run, Prepared]:
+def certain(begun: tuple[RunContext, TrainingJob]) -> tuple[RunContext, TrainingJob]:
     """A run whose steps hang on its rows alone: without dropout, whose draws follow from the number of the step."""
     for part in begun[1].network.modules():
         if isinstance(part, nn.Dropout):

@@ -27,7 +27,7 @@ from tuned import Place, named, placed
 
 from pipeline.store.features import Features
 from pipeline.task import Task
-from pipeline.training.loop import measure
+from pipeline.training.loop import evaluate
 
 CUTS = ("features.13", "features.17")
 LAST, PROBE, RECIPE = "penultimate", "probe", "recipe"
@@ -75,7 +75,7 @@ def trained(place: Place, **settings: Any) -> tuple[float, float, str]:
     """The same of a network that is trained once."""
     fit = place.fit(monitor="accuracy", **settings)
     assert fit.one.validation is not None, "the task has validation rows"
-    kept = measure(fit.one.module, fit.one.validation, fit.one.setting)["validation_accuracy"]
+    kept = evaluate(fit.one.module, fit.one.validation, fit.one.setting)["validation_accuracy"]
     return kept, fit.accuracy, f"learning rate {fit.run.config.learning_rate:g}"
 
 

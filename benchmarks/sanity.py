@@ -13,7 +13,7 @@ from pathlib import Path
 from tuned import Place, named, placed, write_task
 
 from pipeline.finetune.inputs import FromPixels
-from pipeline.training.loop import measure
+from pipeline.training.loop import evaluate
 
 CUT, LAST, PROBE = "layer2", "penultimate", "probe"
 RATE, SCRATCH_RATE = 0.0005, 0.003
@@ -34,7 +34,7 @@ def as_it_is(place: Place) -> float:
     assert isinstance(run.inputs, FromPixels), "pixels are read"
     rows = run.task.rows("test")
     held = run.inputs.samples(rows, one.targets.of(rows), training=False, seed=0)
-    return float(measure(run.source.module, held, one.setting)["validation_accuracy"])
+    return float(evaluate(run.source.module, held, one.setting)["validation_accuracy"])
 
 
 def fine_tuned(place: Place, *, epochs: int, start: str = PROBE, batch: int = 16) -> dict[str, float]:

@@ -38,9 +38,9 @@ from pipeline.extract import dask_run, job_files
 from pipeline.extract.config import ExtractConfig, RunConfig
 from pipeline.extract.request import of_samples
 from pipeline.extract.run import commit
-from pipeline.extract.timing import Spent
-from pipeline.extract.units import Stored, Work
-from pipeline.extract.worker import Assignment, Worker
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import UnitInput, UnitResult
+from pipeline.extract.worker import Worker, WorkerJob
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
@@ -61,7 +61,7 @@ BLOCK = 100_000
 def nothing(folder: str, number: int) -> dask_run.Made:
     """A unit that is made at once."""
     del folder
-    return dask_run.Made(number, Stored([], {}), Spent(), [])
+    return dask_run.Made(number, UnitResult([], {}), Timings(), [])
 
 
 def tasks(count: int) -> Iterator[tuple[str, str]]:
@@ -107,14 +107,14 @@ def units(count: int, taps: int, folder: Path) -> Iterator[tuple[str, str]]:
     samples = read_samples(folder / "manifests", ("tiny",))
     took = []
     for name, parts in (("alone", count), ("together", 1)):
-        assignment = Assignment(config, backbone, folder / f"{name}-{taps}", count, tuple(config.taps))
-        works = [Work(samples.take(rows), tuple(config.taps)) for rows in np.array_split(np.arange(count), parts)]
+        assignment = WorkerJob(config, backbone, folder / f"{name}-{taps}", count, tuple(config.taps))
+        works = [UnitInput(samples.take(rows), tuple(config.taps)) for rows in np.array_split(np.arange(count), parts)]
         with contextlib.closing(Worker(assignment, say=lambda _: None)) as worker:
             worker.prepare([samples])
-            for _ in worker.make([replace(works[0])], done=lambda _: None, spent=Spent()):
+            for _ in worker.make([replace(works[0])], done=lambda _: None, spent=Timings()):
                 pass  # threads and folders are there
             begin = time.perf_counter()
-            for _ in worker.make(works, done=lambda _: None, spent=Spent()):
+            for _ in worker.make(works, done=lambda _: None, spent=Timings()):
                 pass
             took.append(time.perf_counter() - begin)
     each = (took[0] - took[1]) / (count - 1)
@@ -175,8 +175,8 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     with steps.step("plan, nothing known", count) as told:
         request = of_samples(CONFIG, samples=samples, **asked)
         told["units"] = len(request.plan.units)
-    assignment = Assignment(request.config, backbone, cache_root, count, request.lacking)
-    works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
+    assignment = WorkerJob(request.config, backbone, cache_root, count, request.lacking)
+    works = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     with steps.step("write the job's orders", count) as told, job_files.written(assignment, works) as (job, number):
         told["bytes"] = (job / job_files.UNITS).stat().st_size / count
         told["job_bytes"] = (job / job_files.JOB).stat().st_size / number

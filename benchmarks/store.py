@@ -25,7 +25,7 @@ from shards import write
 
 from pipeline.extract.run import commit
 from pipeline.files import link_or_copy
-from pipeline.runtime import beside, cores
+from pipeline.runtime import cores, parallel_map
 from pipeline.store import cache, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -72,7 +72,7 @@ def rate(rows: np.ndarray, run: Timed, *, runs: int = 3) -> float:
 
 def compress(blocks: Sequence[memoryview]) -> None:
     """Compress blocks as a shard of maps does, and keep nothing."""
-    for _ in beside(lambda block: len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(block)), blocks):
+    for _ in parallel_map(lambda block: len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(block)), blocks):
         pass
 
 

@@ -20,8 +20,8 @@ from tuned import Place
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.distill.config import DistillConfig
-from pipeline.distill.dataset import answers
-from pipeline.distill.setup import Paths, Run, lesson_of, opened, prepared
+from pipeline.distill.dataset import label_targets
+from pipeline.distill.setup import Paths, RunContext, build_job, load_distill_set, load_run
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.freeze.config import Module
@@ -32,8 +32,8 @@ from pipeline.teach.run import Paths as TeachPaths
 from pipeline.teach.run import teach
 from pipeline.training import checkpoint
 from pipeline.training.data import PixelSamples
-from pipeline.training.job import Prepared
-from pipeline.training.loop import make_fabric, outputs
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import make_fabric, predict_logits
 
 TEACHER, STUDENT = "teacher", "student"
 SOFT = {"labels": 0.1, "soft": {"weight": 0.9, "temperature": 4.0}}
@@ -55,7 +55,7 @@ class Learned:
     last, best, truth: numbers of classes, int64 (rows,).
     """
 
-    one: Prepared
+    one: TrainingJob
     ends: list[float]
     last: np.ndarray
     best: np.ndarray
@@ -112,18 +112,20 @@ class School:
         teach(config, paths)
         return time.perf_counter() - start
 
-    def begin(self, *, teacher: str = TEACHER, datasets: Sequence[str] = (), **settings: Any) -> tuple[Run, Prepared]:
+    def begin(
+        self, *, teacher: str = TEACHER, datasets: Sequence[str] = (), **settings: Any
+    ) -> tuple[RunContext, TrainingJob]:
         """A student that is ready to be trained; `datasets`: whose samples are learned from without labels."""
         losses = SOFT if teacher == TEACHER else LABELS
         given = {"start": "scratch", "losses": losses, "datasets": tuple(datasets), **settings}
         if given["start"] != "scratch":
             given.setdefault("classifier", {"init": "random"})
         config = DistillConfig(task="task", student=STUDENT, teacher=teacher, **given)
-        run = opened(config, self.paths, datasets=self.datasets)
+        run = load_run(config, self.paths, datasets=self.datasets)
         (training,) = training_sets(run.subjects[0].task, (), draws=1, where="task")
-        return run, prepared(run, training, lesson_of(run, training), make_fabric(config))
+        return run, build_job(run, training, load_distill_set(run, training), make_fabric(config))
 
-    def learn(self, *, begun: tuple[Run, Prepared] | None = None, **settings: Any) -> Learned:
+    def learn(self, *, begun: tuple[RunContext, TrainingJob] | None = None, **settings: Any) -> Learned:
         """Train a student, or that which is begun; the last weights, and those of the best validation."""
         run, one = begun or self.begin(**{"weights": "last", **settings})
         folder = self.root / "runs" / f"{time.monotonic_ns()}"
@@ -155,22 +157,22 @@ class Watched:
         return found
 
 
-def watched(begun: tuple[Run, Prepared]) -> tuple[tuple[Run, Prepared], Watched]:
+def watched(begun: tuple[RunContext, TrainingJob]) -> tuple[tuple[RunContext, TrainingJob], Watched]:
     """The same run, whose losses are kept."""
     run, one = begun
     goal = Watched(one.setting.objective)
     return (run, replace(one, setting=replace(one.setting, objective=goal))), goal
 
 
-def predicted(network: nn.Module, run: Run, one: Prepared) -> np.ndarray:
+def predicted(network: nn.Module, run: RunContext, one: TrainingJob) -> np.ndarray:
     """The number of the class of each test row, int64 (rows,)."""
     rows = run.subjects[0].task.rows("test")
-    samples = PixelSamples(run.pixels, answers(run.subjects, 0, rows), run.subjects[0].keys[rows], seed=0)
-    found = [logits.argmax(dim=1).cpu() for logits, _ in outputs(network, samples, one.setting)]
+    samples = PixelSamples(run.pixels, label_targets(run.subjects, 0, rows), run.subjects[0].keys[rows], seed=0)
+    found = [logits.argmax(dim=1).cpu() for logits, _ in predict_logits(network, samples, one.setting)]
     return torch.cat(found).numpy() if found else np.empty(0, np.int64)
 
 
-def said(run: Run) -> np.ndarray:
+def said(run: RunContext) -> np.ndarray:
     """What the teacher says of each test row: the number of the class, int64 (rows,)."""
     first = run.subjects[0]
     return first.logits(first.keys[first.task.rows("test")], None).argmax(axis=1)

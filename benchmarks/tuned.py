@@ -25,7 +25,7 @@ from pipeline.extract.run import extract
 from pipeline.files import sha256_file
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, FromPixels
-from pipeline.finetune.setup import Paths, Run, opened, prepared
+from pipeline.finetune.setup import Paths, RunContext, build_job, load_run
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
 from pipeline.freeze.config import Module, Torchvision
@@ -40,8 +40,8 @@ from pipeline.sample.run import sample
 from pipeline.task import Task, training_sets
 from pipeline.training.config import BACKBONE, FROM_BACKBONE
 from pipeline.training.data import Samples
-from pipeline.training.job import Prepared
-from pipeline.training.loop import make_fabric, measure, train
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import evaluate, make_fabric, train
 
 SIDE = 96  # to which images of CIFAR-10 are resized for networks of larger ones, px
 FOLDERS = {"cifar10": "lossless"}  # what pictures.py calls them, where that is another name
@@ -51,8 +51,8 @@ FOLDERS = {"cifar10": "lossless"}  # what pictures.py calls them, where that is 
 class Fit:
     """A training that was run: what it trained, and when each of its steps ended."""
 
-    run: Run
-    one: Prepared
+    run: RunContext
+    one: TrainingJob
     ends: list[float]
     accuracy: float
 
@@ -102,26 +102,28 @@ class Place:
             predictions=self.root / "models" / f"{name}.parquet",
         )
 
-    def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[Run, Prepared]:
+    def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[RunContext, TrainingJob]:
         """A run that is ready to be trained; `start`: also a name of `probe`; a new classifier is random by default."""
         settings = {"classifier": {"init": "random"}} | settings if start == BACKBONE else settings
         config = FinetuneConfig(task="task", backbone="net", start=start, **settings)
         paths = self.paths if start in FROM_BACKBONE else replace(self.paths, start=self.root / "models" / start)
-        run = opened(config, paths, datasets=("data",))
+        run = load_run(config, paths, datasets=("data",))
         (training,) = training_sets(run.task, (), draws=1, where="task")
-        return run, prepared(run, training, make_fabric(config))
+        return run, build_job(run, training, make_fabric(config))
 
-    def fit(self, *, begun: tuple[Run, Prepared] | None = None, samples: Samples | None = None, **settings: Any) -> Fit:
+    def fit(
+        self, *, begun: tuple[RunContext, TrainingJob] | None = None, samples: Samples | None = None, **settings: Any
+    ) -> Fit:
         """Train; the accuracy is that on test rows. `begun`, `samples`: what is trained, and on what, instead."""
         run, one = begun or self.begin(**settings)
         ends = timed(one, self.root / "runs" / f"{time.monotonic_ns()}", samples=samples)
         test = run.task.rows("test")
         held = run.inputs.samples(test, one.targets.of(test), training=False, seed=0)
-        accuracy = measure(one.module, held, one.setting)["validation_accuracy"] if len(test) else float("nan")
+        accuracy = evaluate(one.module, held, one.setting)["validation_accuracy"] if len(test) else float("nan")
         return Fit(run, one, ends, float(accuracy))
 
 
-def timed(one: Prepared, folder: Path, *, samples: Samples | None = None) -> list[float]:
+def timed(one: TrainingJob, folder: Path, *, samples: Samples | None = None) -> list[float]:
     """Train, on `samples` instead where they are given; when each step ended."""
     ends: list[float] = []
     train(

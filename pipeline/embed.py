@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.backbones import serialization, timm_models, torchvision_models
 from pipeline.errors import BackboneError, ConfigError, DataError, install_command, unknown
-from pipeline.extract.alternatives import foresee
+from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
@@ -100,7 +100,7 @@ def job(
     data = data if isinstance(data, str) else as_path(data, "job: data")
     if isinstance(taps, str):
         raise TypeError(f"job: taps: expected a list of texts such as [{taps!r}], got the text {taps!r}.")
-    if filesystem.kind(str(data)) is None:
+    if filesystem.path_kind(str(data)) is None:
         raise DataError(
             f"{data}: no such folder or list. Expected a folder of images, or a .csv or .parquet list, or "
             ".tar archives, Parquet with `image`, or a URL of one of these."
@@ -249,7 +249,7 @@ def plan(
     request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
     for line in wide_taps(request):
         say(line)
-    return request, foresee(request, cache_root=cache_root, out=out)
+    return request, forecast_disk(request, cache_root=cache_root, out=out)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class Paths:
 def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
     """Yield a temporary path in `folder`, which is made if need be; whatever still lies there at the end is removed.
 
-    The name carries host and process, so that `sweep` can tell a killed process's leftovers from a live writer's file.
+    The name carries host and process, so that `remove_stale` can tell a killed process's leftovers from a live writer's
+    file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder, name)
@@ -104,19 +105,19 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
 
 
 def temporary_path(folder: Path, name: str) -> Path:
-    """Return a name in a folder that nothing has, and that `sweep` removes once this process has ended."""
+    """Return a name in a folder that nothing has, and that `remove_stale` removes once this process has ended."""
     return folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a whole folder; of a folder what cannot be removed stays for `sweep`."""
+    """Remove a file or a whole folder; of a folder what cannot be removed stays for `remove_stale`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, *, older_than: float = 86_400.0) -> int:
+def remove_stale(folder: Path, *, older_than: float = 86_400.0) -> int:
     """Remove the temporary files and folders of dead processes of this machine, and anybody's that are a day old.
 
     Only names that `scratch` gives are touched. Returns how many there were.
@@ -234,7 +235,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         else:
             aside.rename(path)
     if path.parent.is_dir():
-        sweep(path.parent)
+        remove_stale(path.parent)
         _sweep_unmarked(path)
     with scratch(path.parent, path.name) as temporary:
         temporary.mkdir()

@@ -13,8 +13,8 @@
 `data/manifests/files/<dataset>.parquet` has these without labels: extraction reads this one, so that a change of labels
 never touches it. `data/manifests/<dataset>.excluded.csv` accounts for all others: path, size, kind, reason.
 
-`container` and `offset` are what `pipeline.sources.Place` has. Manifests that were written before there were containers
-lack the two columns, and are read as if they were null.
+`container` and `offset` are what `pipeline.sources.SampleLocation` has. Manifests that were written before there were
+containers lack the two columns, and are read as if they were null.
 """
 
 import re

@@ -139,7 +139,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: metadata.version(package) for package in sorted(packages)}
 
 
-def beside(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | None = None) -> Generator[Any]:
+def parallel_map(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | None = None) -> Generator[Any]:
     """`map` in threads, one a core unless said otherwise; only a few results wait for their reader."""
     if len(items) < 2:
         yield from map(act, items)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.run import evaluate, evidence, is_current
+from pipeline.evaluate.run import evaluate, inputs_digest, is_up_to_date
 from pipeline.files import read_json
 from stages import project
 
@@ -46,7 +46,7 @@ def _evaluated(config: EvaluateConfig, name: str, task: str) -> str:
         "task": project.TASKS / f"{task}.parquet",
         "model": project.MODELS / name,
     }
-    if is_current(evidence(config, **made_from), tables=tables, others=list(others.values())):
+    if is_up_to_date(inputs_digest(config, **made_from), tables=tables, others=list(others.values())):
         return f"{_line(read_json(others['numbers']))}, as before"
     return _line(evaluate(config, **made_from, tables=tables, **others))
 

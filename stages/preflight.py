@@ -50,7 +50,7 @@ def _of_data(values: Values) -> Iterator[str]:
         except (PipelineError, OSError) as error:
             yield f"{where}: {_one_line(error)}"
             continue
-        if config.base is not None and not files.is_url(config.base) and files.kind(config.base) != "folder":
+        if config.base is not None and not files.is_url(config.base) and files.path_kind(config.base) != "folder":
             yield f"{where}.base: {config.base}: no such folder. Set it to what the paths of the list are relative to."
 
 

@@ -15,13 +15,13 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.distill.feature_pairs import pairs_of
 from pipeline.distill.knowledge import LossesConfig
-from pipeline.distill.loss import Branch, Distillation
-from pipeline.distill.online_teacher import Live
+from pipeline.distill.loss import DistillationLoss, OutputSlice
+from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.student import Output, Student
-from pipeline.distill.targets import Signals
+from pipeline.distill.targets import DistillTargets
 from pipeline.store import keys as key_arrays
 from pipeline.training.data import Batch, Samples
-from pipeline.training.loop import Setting
+from pipeline.training.loop import TrainContext
 
 NODES = {"block2": "block2", "last": "penultimate"}
 """The teacher's hints by name."""
@@ -44,7 +44,7 @@ class Taught:
     """Samples with signals: those of a teacher's network, computed once, or none."""
 
     inner: Samples
-    signals: Signals
+    signals: DistillTargets
     keys: np.ndarray
 
     def __len__(self) -> int:
@@ -61,14 +61,14 @@ class Taught:
             yield replace(batch, targets=self.signals[torch.from_numpy(key_arrays.find(self.keys, batch.keys))])
 
 
-class Recorded(Distillation):
+class Recorded(DistillationLoss):
     """Distillation that notes the mean loss of each batch."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.curve: list[float] = []
 
-    def __call__(self, output: Output, targets: Signals) -> Tensor:
+    def __call__(self, output: Output, targets: DistillTargets) -> Tensor:
         """As it is."""
         found = super().__call__(output, targets)
         self.curve.append(found.mean().item())
@@ -81,7 +81,7 @@ class Lesson:
 
     backbone: Backbone
     student: Student
-    setting: Setting
+    setting: TrainContext
     objective: Recorded
     samples: Taught
     validation: Taught
@@ -113,7 +113,7 @@ def taught(count: int, source: Backbone | None, *, seed: int = 0) -> Taught:
             hints = collect(source.module, tuning.enter(batch.inputs), specs, source.spec.taps)
         logits = hints.pop("logits")
     known = torch.full((count, 1), source is not None)
-    return Taught(inner, Signals(labels, logits, known, hints), inner.keys)
+    return Taught(inner, DistillTargets(labels, logits, known, hints), inner.keys)
 
 
 def lesson(
@@ -124,14 +124,14 @@ def lesson(
     config = LossesConfig.model_validate(losses or EVERYTHING)
     hints = {name: source.spec.taps[node] for name, node in NODES.items()}
     pairs = pairs_of(config, found.spec, hints)
-    running = Live(source, found.spec.input, hints=NODES) if live else None
-    branch = Branch("bright", "classification", 0, tuning.CLASSES)
+    running = OnlineTeacher(source, found.spec.input, hints=NODES) if live else None
+    branch = OutputSlice("bright", "classification", 0, tuning.CLASSES)
     plain = tuning.setting(**settings)
     objective = Recorded([branch], config, pairs)
     return Lesson(
         found,
         Student(found.module, found.spec, pairs, live=running, seed=7),
-        Setting(plain.config, objective, plain.fabric, tuning.enter),
+        TrainContext(plain.config, objective, plain.fabric, tuning.enter),
         objective,
         taught(rows, None if live else source),
         taught(12, None, seed=1),

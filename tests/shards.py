@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.store import shard_writer
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.store.row_buffer import spool
 from pipeline.store.shard_format import Layout, ShardRecord
 
@@ -20,7 +20,7 @@ def write(folder: Path, keys: np.ndarray, values: np.ndarray, layout: Layout) ->
 
 
 def add(
-    column: Column,
+    column: CacheEntry,
     keys: np.ndarray,
     values: np.ndarray,
     *,

@@ -30,7 +30,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.run import Prepared, prepare
-from pipeline.sources import Place, read, read_many
+from pipeline.sources import SampleLocation, read, read_many
 
 Members = list[tuple[str, bytes]]
 
@@ -92,7 +92,7 @@ class Outcome:
         files = pq.read_table(self.paths.files).sort_by("offset").to_pylist()
         found = {}
         for row in files:
-            place = Place(row["path"], row["container"], row["offset"], row["size"])
+            place = SampleLocation(row["path"], row["container"], row["offset"], row["size"])
             [data] = [read(place.path)] if place.container is None else read_many(place.container, [place])
             assert isinstance(data, bytes)
             found[self.below(row["path"])] = content_key(data)

@@ -24,14 +24,14 @@ from pipeline.loading import decoders as module
 from pipeline.loading.decoders import CHUNK, Decoders, Processes, Threads, decoders
 from pipeline.loading.samples import Item, Reject
 from pipeline.readers import Sample
-from pipeline.sources import Place
+from pipeline.sources import SampleLocation
 
 ROOM = 256  # bytes that a sample is said to have
 
 
 def given_bytes(data: bytes, *, path: str = "box.tar/x") -> Item:
     """A sample that was read already."""
-    return Item(content_key(data), Place(path, "box.tar", 0, len(data)), data)
+    return Item(content_key(data), SampleLocation(path, "box.tar", 0, len(data)), data)
 
 
 def plain(found: list[Sample | Reject]) -> list[object]:
@@ -95,10 +95,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     for number, text in enumerate(("good 1", "good 2", "bad file", "changed", "missing", "", "long " + 900 * "x")):
         path = folder / str(number)
         path.write_text("something else" if text == "changed" else text)
-        found.append(Item(content_key(text.encode()), Place(str(path), None, None, len(text))))
+        found.append(Item(content_key(text.encode()), SampleLocation(str(path), None, None, len(text))))
         if text == "missing":
             path.unlink()
-    cut_off = Item("0" * 32, Place("box.tar/cut", "box.tar", 512, 9), OSError("the archive ends before it"))
+    cut_off = Item("0" * 32, SampleLocation("box.tar/cut", "box.tar", 512, 9), OSError("the archive ends before it"))
     return [*found, given_bytes(b"good 3"), given_bytes(b"bad bytes"), cut_off, given_bytes(b"large " + bytes(30_000))]
 
 

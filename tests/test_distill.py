@@ -20,10 +20,10 @@ from teaching import CLASSES, VIEWS, World
 from pipeline.backbones import glyphs, serialization
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.costs import footprints
-from pipeline.distill.dataset import LessonSamples
+from pipeline.distill.dataset import DistillSamples
 from pipeline.distill.run import distill
-from pipeline.distill.setup import Paths, lesson_of, opened, prepared
-from pipeline.distill.targets import Signals
+from pipeline.distill.setup import Paths, build_job, load_distill_set, load_run
+from pipeline.distill.targets import DistillTargets
 from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
@@ -35,7 +35,7 @@ from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store import keys as key_arrays
 from pipeline.task import KIND, Task, training_sets
 from pipeline.teach.teacher import Teacher
-from pipeline.training.data import normalised
+from pipeline.training.data import normalise
 from pipeline.training.loop import make_fabric
 from stages import project
 
@@ -105,14 +105,14 @@ def predicted(path: Path) -> Predictions:
     return one
 
 
-def shown(paths: Paths, **more: Any) -> LessonSamples:
+def shown(paths: Paths, **more: Any) -> DistillSamples:
     """The training samples of the first training set."""
     asked = config(**more)
-    loaded = opened(asked, paths, datasets=["photos"])
+    loaded = load_run(asked, paths, datasets=["photos"])
     task = loaded.subjects[0].task
     training = next(training_sets(task, asked.labels_per_class, draws=1, where=""))
-    found = prepared(loaded, training, lesson_of(loaded, training), make_fabric(asked)).samples
-    assert isinstance(found, LessonSamples)
+    found = build_job(loaded, training, load_distill_set(loaded, training), make_fabric(asked)).samples
+    assert isinstance(found, DistillSamples)
     return found
 
 
@@ -266,9 +266,9 @@ def test_scores_are_those_of_the_very_pixels_that_the_student_gets(paths: Paths,
     seen = []
     for epoch in range(3):
         for batch in found.batches(8, epoch=epoch):
-            assert isinstance(batch.targets, Signals)
+            assert isinstance(batch.targets, DistillTargets)
             with torch.inference_mode():
-                live = teacher.module(normalised(batch.inputs, teacher.spec.input))
+                live = teacher.module(normalise(batch.inputs, teacher.spec.input))
             assert torch.allclose(batch.targets.logits, live, atol=1e-4)
             seen.append((epoch, batch.inputs.float().mean().item()))
     assert len(seen) == 9
@@ -283,8 +283,8 @@ def test_rows_that_memory_should_not_hold_are_read_when_they_are_needed(
     held = list(shown(paths, **more).batches(8, epoch=1))
     monkeypatch.setattr("pipeline.distill.dataset.IN_MEMORY", 0)
     for one, other in zip(held, shown(paths, **more).batches(8, epoch=1), strict=True):
-        assert isinstance(one.targets, Signals)
-        assert isinstance(other.targets, Signals)
+        assert isinstance(one.targets, DistillTargets)
+        assert isinstance(other.targets, DistillTargets)
         assert torch.equal(one.targets.logits, other.targets.logits)
         assert torch.equal(one.targets.hints["block2"], other.targets.hints["block2"])
 
@@ -292,7 +292,7 @@ def test_rows_that_memory_should_not_hold_are_read_when_they_are_needed(
 def test_of_few_labels_the_other_rows_are_learned_without(paths: Paths) -> None:
     found = shown(paths, labels_per_class=[2], unlabelled=True)
     (batch,) = found.batches(100)
-    assert isinstance(batch.targets, Signals)
+    assert isinstance(batch.targets, DistillTargets)
     assert len(batch.keys) == 24
     assert int((batch.targets.labels >= 0).sum()) == 6
     assert batch.targets.known.all()
@@ -302,7 +302,7 @@ def test_of_few_labels_the_other_rows_are_learned_without(paths: Paths) -> None:
 def test_labels_alone_take_as_many_steps_with_the_labelled_rows_again(paths: Paths) -> None:
     found = shown(paths, teacher="none", losses={"labels": 1.0}, labels_per_class=[2], unlabelled=True)
     (batch,) = found.batches(100)
-    assert isinstance(batch.targets, Signals)
+    assert isinstance(batch.targets, DistillTargets)
     keys, counts = np.unique(batch.keys, return_counts=True)
     assert (len(keys), set(counts)) == (6, {4})
     assert (batch.targets.labels >= 0).all()
@@ -319,10 +319,10 @@ def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(
     paths: Paths, world: World, losses: dict[str, Any]
 ) -> None:
     asked = config(start="backbone", **losses)
-    loaded = opened(asked, paths, datasets=["photos"])
+    loaded = load_run(asked, paths, datasets=["photos"])
     subject = loaded.subjects[0]
     training = next(training_sets(subject.task, asked.labels_per_class, draws=1, where=""))
-    one = prepared(loaded, training, lesson_of(loaded, training), make_fabric(asked))
+    one = build_job(loaded, training, load_distill_set(loaded, training), make_fabric(asked))
     (probe,) = one.probes
     assert (probe.record["head"], probe.record["rows"]) == ("logistic", 24)  # where a row has no label, the teacher's
     assert one.setting.fitted
@@ -337,7 +337,7 @@ def test_several_teachers_teach_the_mean_of_their_probabilities(paths: Paths) ->
     found = shown(paths, teacher=["tuned", "heads"], views=2)
     own = [Teacher.open(paths.teachers / name) for name in ("tuned", "heads")]
     batch = next(iter(found.batches(24, epoch=0)))
-    assert isinstance(batch.targets, Signals)
+    assert isinstance(batch.targets, DistillTargets)
     probabilities = batch.targets.logits.softmax(dim=1)
     means = [
         torch.stack([torch.from_numpy(one.logits(batch.keys, view)).softmax(dim=1) for one in own]).mean(dim=0)
@@ -455,7 +455,7 @@ def test_each_task_is_taught_by_its_own_teachers(world: World, tmp_path: Path) -
     found = shown(paths, also={"again": "heads", "brightness": "none"}, labels_per_class=[4], unlabelled=True)
     (batch,) = found.batches(24, epoch=0)
     told = batch.targets
-    assert isinstance(told, Signals)
+    assert isinstance(told, DistillTargets)
     for start, name in ((0, "tuned"), (3, "heads")):
         own = Teacher.open(paths.teachers / name).logits(batch.keys)
         assert np.allclose(told.logits[:, start : start + 3], own)

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pipeline.backbones.spec import Tap
 from pipeline.distill import kd_losses
-from pipeline.distill.feature_pairs import Pair
+from pipeline.distill.feature_pairs import FeaturePair
 from pipeline.distill.knowledge import LossesConfig, at
-from pipeline.distill.loss import Branch, Distillation
-from pipeline.distill.online_teacher import Told
+from pipeline.distill.loss import DistillationLoss, OutputSlice
+from pipeline.distill.online_teacher import TeacherOutput
 from pipeline.distill.student import Output
-from pipeline.distill.targets import Signals
+from pipeline.distill.targets import DistillTargets
 from pipeline.errors import TrainingError
 from pipeline.settings.check import Section, check
 from pipeline.settings.messages import in_yaml
-from pipeline.training.losses import Objective
+from pipeline.training.losses import SupervisedLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,14 +273,14 @@ def test_weights_change_in_a_line_over_the_training() -> None:
 # The objective -------------------------------------------------------------------------------------------------------
 
 
-def signals(**changes: Any) -> Signals:
+def signals(**changes: Any) -> DistillTargets:
     """Four rows of one branch of three classes: two with labels, all but the last known to the teacher."""
     values = {
         "labels": torch.tensor([[0], [-1], [2], [-1]]),
         "logits": torch.tensor(np.concatenate([TEACHER, TEACHER[::-1]])).float(),
         "known": torch.tensor([[True], [True], [True], [False]]),
     }
-    return Signals(**{**values, **changes})
+    return DistillTargets(**{**values, **changes})
 
 
 def output(**rows: Tensor) -> Output:
@@ -288,20 +288,20 @@ def output(**rows: Tensor) -> Output:
     return Output(logits, rows, None)
 
 
-ONE = (Branch("digits", "classification", 0, 3),)
+ONE = (OutputSlice("digits", "classification", 0, 3),)
 
 
 def test_rows_without_a_label_or_a_teacher_have_no_loss_of_it() -> None:
-    found = Distillation(ONE, losses(labels=0.5, soft={"weight": 2.0, "temperature": 3.0}), {})(output(), signals())
+    found = DistillationLoss(ONE, losses(labels=0.5, soft={"weight": 2.0, "temperature": 3.0}), {})(output(), signals())
     logits, teacher = output().logits, signals().logits
-    of_labels = Objective("classification", 3)(logits, torch.tensor([0, 0, 2, 0])) * torch.tensor([1, 0, 1, 0])
+    of_labels = SupervisedLoss("classification", 3)(logits, torch.tensor([0, 0, 2, 0])) * torch.tensor([1, 0, 1, 0])
     of_teacher = kd_losses.soft(logits, teacher, temperature=3.0) * torch.tensor([1, 1, 1, 0])
     assert torch.allclose(found, 0.5 * of_labels + 2.0 * of_teacher)
     assert found[3].item() == 0.0
 
 
 def test_the_target_class_of_a_row_without_a_label_is_the_teachers_first_choice() -> None:
-    found = Distillation(ONE, losses(decoupled={"temperature": 2.0}), {})(output(), signals())
+    found = DistillationLoss(ONE, losses(decoupled={"temperature": 2.0}), {})(output(), signals())
     classes = torch.tensor([0, 2, 2, 0])  # of the second row the teacher's
     expected = kd_losses.decoupled(
         output().logits, signals().logits, classes, temperature=2.0, alpha=1.0, beta=8.0
@@ -310,9 +310,9 @@ def test_the_target_class_of_a_row_without_a_label_is_the_teachers_first_choice(
 
 
 def test_weights_follow_the_training() -> None:
-    objective = Distillation(ONE, losses(labels=[1.0, 0.0], soft={"weight": [0.0, 2.0]}), {})
-    of_labels = Distillation(ONE, losses(labels=1.0), {})(output(), signals())
-    of_teacher = Distillation(ONE, losses(soft={}), {})(output(), signals())
+    objective = DistillationLoss(ONE, losses(labels=[1.0, 0.0], soft={"weight": [0.0, 2.0]}), {})
+    of_labels = DistillationLoss(ONE, losses(labels=1.0), {})(output(), signals())
+    of_teacher = DistillationLoss(ONE, losses(soft={}), {})(output(), signals())
     for share in (0.0, 0.25, 1.0):
         objective.advance(share)
         expected = (1 - share) * of_labels + 2 * share * of_teacher
@@ -320,10 +320,10 @@ def test_weights_follow_the_training() -> None:
 
 
 def test_branches_have_their_own_columns_labels_and_teachers() -> None:
-    branches = (Branch("colour", "classification", 0, 2), Branch("marks", "multilabel", 2, 5))
+    branches = (OutputSlice("colour", "classification", 0, 2), OutputSlice("marks", "multilabel", 2, 5))
     logits, teacher = torch.randn(4, 5), torch.randn(4, 5)
     truth = torch.tensor([[0, 0, 1, 0, 1.0]] * 4)
-    given = Signals(
+    given = DistillTargets(
         labels=torch.tensor([[1, -1], [-1, 0], [0, 0], [-1, -1]]),
         logits=teacher,
         known=torch.tensor([[True, False], [False, True], [True, True], [False, False]]),
@@ -331,12 +331,12 @@ def test_branches_have_their_own_columns_labels_and_teachers() -> None:
     )
     config = losses(labels=1.0, soft={"temperature": 2.0})
     weights = {"colour": torch.tensor([1.0, 3.0]), "marks": None}
-    objective = Distillation(branches, config, {}, label_smoothing=0.1, weights=weights)
+    objective = DistillationLoss(branches, config, {}, label_smoothing=0.1, weights=weights)
     found = objective(Output(logits, {}, None), given)
-    colour = Objective("classification", 2, label_smoothing=0.1, weights=weights["colour"])
+    colour = SupervisedLoss("classification", 2, label_smoothing=0.1, weights=weights["colour"])
     first = colour(logits[:, :2], torch.tensor([1, 0, 0, 0]))
     first = first + kd_losses.soft(logits[:, :2], teacher[:, :2], temperature=2.0)
-    second = Objective("multilabel", 3, label_smoothing=0.1)(logits[:, 2:], truth[:, 2:])
+    second = SupervisedLoss("multilabel", 3, label_smoothing=0.1)(logits[:, 2:], truth[:, 2:])
     second = second + kd_losses.soft_binary(logits[:, 2:], teacher[:, 2:], temperature=2.0)
     expected = torch.stack([first[0], second[1], first[2] + second[2], torch.tensor(0.0)])
     assert torch.allclose(found, expected, rtol=1e-5)
@@ -349,11 +349,11 @@ def test_branches_have_their_own_columns_labels_and_teachers() -> None:
 
 
 def test_validation_measures_the_labels_of_the_first_branch() -> None:
-    objective = Distillation(ONE, losses(soft={}), {}, label_smoothing=0.2)
+    objective = DistillationLoss(ONE, losses(soft={}), {}, label_smoothing=0.2)
     labelled = signals()[torch.tensor([0, 2])]
     logits = output().logits.detach()[[0, 2]]
     assert torch.allclose(
-        objective.plain(logits, labelled), Objective("classification", 3)(logits, torch.tensor([0, 2]))
+        objective.plain(logits, labelled), SupervisedLoss("classification", 3)(logits, torch.tensor([0, 2]))
     )
     with pytest.raises(TrainingError) as caught:
         objective.plain(output().logits, signals())
@@ -363,17 +363,17 @@ def test_validation_measures_the_labels_of_the_first_branch() -> None:
 
 
 def test_a_live_teacher_speaks_of_every_row() -> None:
-    objective = Distillation(ONE, losses(soft={}), {})
+    objective = DistillationLoss(ONE, losses(soft={}), {})
     silent = signals(logits=torch.zeros(4, 0), known=torch.zeros(4, 1, dtype=torch.bool))
-    live = Output(output().logits, {}, Told(signals().logits, {}))
+    live = Output(output().logits, {}, TeacherOutput(signals().logits, {}))
     expected = kd_losses.soft(output().logits, signals().logits, temperature=4.0)
     assert torch.allclose(objective(live, silent), expected)
 
 
 def test_nodes_are_compared_by_their_pairs() -> None:
-    vectors = Pair("a", "t", Tap(shape=(2,)), Tap(shape=(2,)), "vector", projected=True)
-    maps = Pair("b", "m", Tap(shape=(1, 2, 2), layout="CHW"), Tap(shape=(2, 4, 4), layout="CHW"), "map", (2, 2))
-    flat = Pair("a", "t", Tap(shape=(2,)), Tap(shape=(2,)), "flat")
+    vectors = FeaturePair("a", "t", Tap(shape=(2,)), Tap(shape=(2,)), "vector", projected=True)
+    maps = FeaturePair("b", "m", Tap(shape=(1, 2, 2), layout="CHW"), Tap(shape=(2, 4, 4), layout="CHW"), "map", (2, 2))
+    flat = FeaturePair("a", "t", Tap(shape=(2,)), Tap(shape=(2,)), "flat")
     pairs = {"hints.0": vectors, "attention.0": maps, "relational": flat}
     config = losses(
         hints=[{"student": "a", "teacher": "t", "weight": 2}],
@@ -384,7 +384,9 @@ def test_nodes_are_compared_by_their_pairs() -> None:
     own, one = torch.randn(4, 2, generator=random), torch.rand(4, 1, 2, 2, generator=random)
     hints = {"t": torch.randn(4, 2, generator=random), "m": torch.rand(4, 2, 4, 4, generator=random)}
     given = signals(hints={name: value.half() for name, value in hints.items()})
-    found = Distillation(ONE, config, pairs)(output(**{"hints.0": own, "attention.0": one, "relational": own}), given)
+    found = DistillationLoss(ONE, config, pairs)(
+        output(**{"hints.0": own, "attention.0": one, "relational": own}), given
+    )
     known, teacher = given.known[:, 0], {name: value.half().float() for name, value in hints.items()}
     small = torch.nn.functional.avg_pool2d(teacher["m"], 2)
     expected = known * (2 * kd_losses.hint(own, teacher["t"]) + 3 * kd_losses.attention(one, small))
@@ -394,7 +396,7 @@ def test_nodes_are_compared_by_their_pairs() -> None:
 
 
 def test_a_loss_without_the_signal_that_it_needs_is_refused() -> None:
-    objective = Distillation(ONE, losses(labels=1.0, soft={}, decoupled={}), {})
+    objective = DistillationLoss(ONE, losses(labels=1.0, soft={}, decoupled={}), {})
     for width, got in ((0, "none"), (2, "2")):
         with pytest.raises(TrainingError) as caught:
             objective(output(), signals(logits=torch.zeros(4, width)))
@@ -402,10 +404,10 @@ def test_a_loss_without_the_signal_that_it_needs_is_refused() -> None:
             f"soft and decoupled: expected a teacher's logits of 3 classes, got {got}. Give the run a `teacher` of its "
             "classes, or leave the loss out."
         )
-    pair = Pair("a", "block2", Tap(shape=(2,)), Tap(shape=(2,)), "vector", projected=True)
+    pair = FeaturePair("a", "block2", Tap(shape=(2,)), Tap(shape=(2,)), "vector", projected=True)
     config = losses(hints=[{"student": "a", "teacher": "block2"}])
     with pytest.raises(TrainingError) as caught:
-        Distillation(ONE, config, {"hints.0": pair})(output(), signals(hints={"block1": torch.zeros(4, 2)}))
+        DistillationLoss(ONE, config, {"hints.0": pair})(output(), signals(hints={"block1": torch.zeros(4, 2)}))
     assert str(caught.value) == (
         "hints.0: expected the teacher's rows of 'block2', got block1. Add it to the `hints` of the teacher, or leave "
         "the loss out."
@@ -414,12 +416,12 @@ def test_a_loss_without_the_signal_that_it_needs_is_refused() -> None:
 
 def test_kinds_that_cannot_be_distilled_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"^price: expected classes to distil, got a regression\."):
-        Distillation((Branch("price", "regression", 0, 1),), losses(soft={}), {})
-    marks = (Branch("marks", "multilabel", 0, 3),)
+        DistillationLoss((OutputSlice("price", "regression", 0, 1),), losses(soft={}), {})
+    marks = (OutputSlice("marks", "multilabel", 0, 3),)
     with pytest.raises(TrainingError, match=r"^marks: expected one target class a row for `decoupled`, got a multil"):
-        Distillation(marks, losses(decoupled={}), {})
+        DistillationLoss(marks, losses(decoupled={}), {})
     with pytest.raises(TrainingError) as caught:
-        Distillation(marks, losses(labels=1.0), {})(output(), signals())
+        DistillationLoss(marks, losses(labels=1.0), {})(output(), signals())
     assert str(caught.value) == (
         "marks: expected the classes of each row, float32 (n, 3), of a multilabel task, got none. Give `truth` with "
         "the signals."
@@ -427,7 +429,7 @@ def test_kinds_that_cannot_be_distilled_are_refused() -> None:
 
 
 def test_labels_without_an_output_are_refused() -> None:
-    objective = Distillation((*ONE, Branch("parity", "classification", 3, 5)), losses(labels=1.0), {})
+    objective = DistillationLoss((*ONE, OutputSlice("parity", "classification", 3, 5)), losses(labels=1.0), {})
     labels = torch.tensor([[0, 1], [-1, -1], [2, 2], [1, -1]])
     given = signals(labels=labels, known=torch.ones(4, 2, dtype=torch.bool))
     with pytest.raises(TrainingError, match=r"^step 3, parity: expected labels from 0 to 1, one of 2 classes, got 2\."):

@@ -21,7 +21,7 @@ from pipeline.backbones.nodes import survey
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
 from pipeline.engines import ENGINES, Engine, autotune, create, onnx_export, openvino_engine, parity_gate
-from pipeline.engines.autotune import Choice, Job, choose, recall, remember
+from pipeline.engines.autotune import Choice, Job, choose, load_choice, save_choice
 from pipeline.engines.onnxruntime_engine import CudaEngine
 from pipeline.engines.parity import Limits, Parity, compare, cosines, overlap, report
 from pipeline.errors import EngineError, StoreError
@@ -501,8 +501,8 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
     assert chosen.card is not None
     assert (said, chosen.why) == ([], "the whole job takes it about 0 s, too little to try others")
     assert chosen.card.verdict == "the values of torch float32, bit for bit"
-    assert recall(job, 24) == recall(job, 3) == "torch"
-    assert recall(job, 25) is None
+    assert load_choice(job, 24) == load_choice(job, 3) == "torch"
+    assert load_choice(job, 25) is None
 
 
 @pytest.fixture
@@ -530,7 +530,7 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
     assert (again.name, again.card) == (chosen.name, None)
     assert (again.why, said) == ("remembered for this machine and backbone", [])
     other = dataclasses.replace(job, batch_size=4)
-    assert recall(other, 24) is None
+    assert load_choice(other, 24) is None
 
 
 @pytest.mark.usefixtures("try_all")
@@ -538,7 +538,7 @@ def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: 
     monkeypatch.setattr(autotune, "_time", lambda engines, _: {name: 1.0 + (name == "torch") for name in engines})
     run = autotune._gate
 
-    def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> parity_gate.Card:
+    def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> parity_gate.ParityCard:
         if engine.provenance["engine"] != "torch":
             engine = Off(engine, "relu", 2)
         return run(job, engine, reference, pixels)
@@ -566,7 +566,7 @@ def test_auto_refuses_taps_that_no_engine_computes(tmp_path: Path) -> None:
 
 def test_a_remembered_engine_that_is_gone_is_said_and_replaced(exported: Path) -> None:
     job = job_of(Glyphs, exported)
-    remember(job, Choice(engine="onnxruntime_cuda"))
+    save_choice(job, Choice(engine="onnxruntime_cuda"))
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     said: list[str] = []
@@ -576,19 +576,19 @@ def test_a_remembered_engine_that_is_gone_is_said_and_replaced(exported: Path) -
 
 def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None:
     job = job_of(Glyphs, tmp_path)
-    remember(job, Choice(engine="torch"))
+    save_choice(job, Choice(engine="torch"))
     (path,) = (tmp_path / "engines").iterdir()
     path.write_text("{")
-    assert recall(job, 1) is None
+    assert load_choice(job, 1) is None
     path.write_text('{"engine": "abacus"}')
-    assert recall(job, 1) is None
+    assert load_choice(job, 1) is None
     (tmp_path / "file").write_text("")
     with pytest.raises(
         StoreError, match=r"the feature cache cannot be written: .*Set ICECORE_CACHE to a folder that can."
     ):
-        remember(dataclasses.replace(job, cache=tmp_path / "file"), Choice(engine="torch"))
-    remember(job_of(Glyphs), Choice(engine="torch"))
-    assert recall(job_of(Glyphs), 1) is None
+        save_choice(dataclasses.replace(job, cache=tmp_path / "file"), Choice(engine="torch"))
+    save_choice(job_of(Glyphs), Choice(engine="torch"))
+    assert load_choice(job_of(Glyphs), 1) is None
 
 
 def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from pipeline.evaluate.config import EvaluateConfig, Metric
-from pipeline.evaluate.run import evaluate, evidence, is_current, select
+from pipeline.evaluate.run import evaluate, inputs_digest, is_up_to_date, select
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import leaderboard
@@ -259,7 +259,7 @@ def test_a_run_is_current_until_its_settings_its_files_or_what_was_written_chang
     tables, others = run.folder / "plots/run.json", [run.folder / "metrics/run.json"]
 
     def current(config: EvaluateConfig = QUICK) -> bool:
-        return is_current(evidence(config, **made_from), tables=tables, others=others)
+        return is_up_to_date(inputs_digest(config, **made_from), tables=tables, others=others)
 
     assert current()
     assert not current(EvaluateConfig(resamples=101))

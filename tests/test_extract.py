@@ -39,7 +39,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.settings.check import Section, check
-from pipeline.sources import Place
+from pipeline.sources import SampleLocation
 from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -464,7 +464,7 @@ def test_a_sample_is_read_only_if_it_is_still_what_its_key_says(tmp_path: Path) 
     path = next(tmp_path.glob("*.png"))
     reader = ImageReader(glyphs.INPUT.image)
     key = content_key(path.read_bytes())
-    place = Place(str(path), None, None, path.stat().st_size)
+    place = SampleLocation(str(path), None, None, path.stat().st_size)
     found = read_sample(reader, Item(key, place))
     assert isinstance(found, dict)
     assert found["pixels"].shape == (32, 32, 1)
@@ -857,7 +857,7 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
         other.module.get_submodule("block1.0").weight.mul_(100)
     message = r"features/last: expected cached `penultimate` features to give the network's logits .* rows off"
     with pytest.raises(BackboneError, match=message):
-        logit_check.check(
+        logit_check.check_logits(
             job.features("last"),
             TapSpec(**LAST["last"]),
             backbone=other,
@@ -878,7 +878,7 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
         "decoders": decoding(backbone),
     }
     how = {"precision": "bfloat16", "limits": Limits()}
-    found = logit_check.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+    found = logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
     assert found is not None
     assert found["rows"] == 12
     with torch.no_grad():
@@ -887,7 +887,7 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
                 part.weight.normal_()
     message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
     with pytest.raises(BackboneError, match=message):
-        logit_check.check(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+        logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
 
 
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
@@ -901,7 +901,7 @@ def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
         "decoders": decoding(backbone),
     }
     unknown = one_sample(content_key(b"unknown"), "x")
-    assert logit_check.check(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
+    assert logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), samples=unknown, **rest) is None
     # Its file has changed meanwhile.
     changed = one_sample(job.keys[0], job.files[1].as_posix())
-    assert logit_check.check(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None
+    assert logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), samples=changed, **rest) is None

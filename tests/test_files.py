@@ -22,9 +22,9 @@ from pipeline.files import (
     fresh_folder,
     link_or_copy,
     read_json,
+    remove_stale,
     scratch,
     sha256_file,
-    sweep,
     write_json,
     write_text,
 )
@@ -271,7 +271,7 @@ def test_only_temporary_files_of_our_own_names_are_swept(tmp_path: Path) -> None
         assert len(names(tmp_path)) == len(strangers) + 2  # a folder and a file in it
         with scratch(tmp_path, "live") as live:
             live.touch()
-            assert sweep(tmp_path) == 1
+            assert remove_stale(tmp_path) == 1
             assert names(tmp_path) == sorted([*strangers, live.name])
     assert dead.returncode == -9
 

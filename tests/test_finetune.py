@@ -32,7 +32,7 @@ from pipeline.files import read_json, write_json
 from pipeline.finetune.breakeven import describe
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune, lr_range
-from pipeline.finetune.setup import Paths, opened, prepared
+from pipeline.finetune.setup import Paths, build_job, load_run
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
 from pipeline.heads import saved as model
@@ -275,9 +275,9 @@ def test_epochs_draw_among_views(paths: Paths) -> None:
 
 
 def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: Paths, project: Project) -> None:
-    loaded = opened(config(input="features", tap="early"), paths, datasets=["photos"])
+    loaded = load_run(config(input="features", tap="early"), paths, datasets=["photos"])
     training = next(training_sets(loaded.task, (), draws=1, where=""))
-    one = prepared(loaded, training, make_fabric(loaded.config))
+    one = build_job(loaded, training, make_fabric(loaded.config))
     with torch.no_grad():
         one.network.block1[0].weight.add_(0.1)  # as if something had trained what was frozen
     from pipeline.finetune.inputs import FromFeatures, compare
@@ -379,9 +379,9 @@ def test_a_network_starts_with_the_head_that_was_fitted(paths: Paths, tmp_path: 
     start = fitted(paths, tmp_path / "probe")
     (file,) = start.glob("*.skops")
     head = skops.io.load(file)
-    loaded = opened(config(start="probe"), dataclasses.replace(paths, start=start), datasets=["photos"])
+    loaded = load_run(config(start="probe"), dataclasses.replace(paths, start=start), datasets=["photos"])
     training = next(training_sets(loaded.task, (), draws=1, where=""))
-    one = prepared(loaded, training, make_fabric(loaded.config))
+    one = build_job(loaded, training, make_fabric(loaded.config))
     assert one.validation is not None
     (batch,) = one.validation.batches(32)
     logits = one.network.eval()(one.setting.enter(batch.inputs)).softmax(dim=1).detach().numpy()
@@ -480,7 +480,7 @@ def test_a_regression_predicts_in_the_unit_of_the_task(paths: Paths, project: Pr
     assert one.scores.shape == (18, 0)
     assert np.abs(one.predicted - one.targets).mean() < 80
     tuned = serialization.read(paths.model / "backbone")
-    loaded = opened(config(), dataclasses.replace(paths, task=task), datasets=["photos"])
+    loaded = load_run(config(), dataclasses.replace(paths, task=task), datasets=["photos"])
     rows = np.concatenate([loaded.task.rows("validation"), loaded.task.rows("test")])
     (batch,) = loaded.inputs.samples(rows, torch.zeros(18), training=False, seed=0).batches(32)
     with torch.inference_mode():
@@ -510,9 +510,9 @@ def test_a_network_answers_as_the_head_that_it_starts_from(
     place = dataclasses.replace(paths, task=task)
     estimator = heads.create(head, {}, scale="none", kind=kind)[-1]
     start = fitted(place, tmp_path / "probe", head=estimator)
-    loaded = opened(config(start="probe"), dataclasses.replace(place, start=start), datasets=["photos"])
+    loaded = load_run(config(start="probe"), dataclasses.replace(place, start=start), datasets=["photos"])
     training = next(training_sets(loaded.task, (), draws=1, where=""))
-    one = prepared(loaded, training, make_fabric(loaded.config))
+    one = build_job(loaded, training, make_fabric(loaded.config))
     assert one.validation is not None
     (batch,) = one.validation.batches(32)
     with torch.no_grad():
@@ -574,9 +574,9 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 
 def test_from_scratch_nothing_of_the_backbone_is_left(paths: Paths, project: Project) -> None:
-    loaded = opened(config(start="scratch", batch_norm="train", seed=5), paths, datasets=["photos"])
+    loaded = load_run(config(start="scratch", batch_norm="train", seed=5), paths, datasets=["photos"])
     training = next(training_sets(loaded.task, (), draws=1, where=""))
-    one = prepared(loaded, training, make_fabric(loaded.config))
+    one = build_job(loaded, training, make_fabric(loaded.config))
     known = project.backbone.module.state_dict()
     assert not torch.equal(one.network.state_dict()["block1.0.weight"], known["block1.0.weight"])
 

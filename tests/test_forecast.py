@@ -26,15 +26,15 @@ from pipeline.cli import main
 from pipeline.errors import DataError, Interrupted, StoreError
 from pipeline.extract import disk_forecast, summary
 from pipeline.extract import throughput as pilot_module
-from pipeline.extract.alternatives import foresee
+from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast, Size, Space
 from pipeline.extract.lock import alone, path_of
 from pipeline.extract.plan import plan
 from pipeline.extract.request import Request, read
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.throughput import pilot, sample
-from pipeline.extract.timing import NAMES, Spent
+from pipeline.extract.throughput import measure_throughput, sample
+from pipeline.extract.timing import NAMES, Timings
 from pipeline.loading.decoders import Threads
 from pipeline.loading.image_cache import decoded
 from pipeline.manifest import ManifestPaths
@@ -87,7 +87,7 @@ class Work:
 
     def foresee(self, **settings: Any) -> Forecast:
         """The forecast of an extraction."""
-        return foresee(self.request(**settings), cache_root=self.cache, out=self.out)
+        return forecast_disk(self.request(**settings), cache_root=self.cache, out=self.out)
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_the_pilot_stores_the_rows_of_an_archive_under_their_keys(image_folder: 
 
 
 def test_the_pilot_measures_every_part_and_keeps_nothing(work: Work) -> None:
-    found = pilot(work.request(), cache_root=work.cache)
+    found = measure_throughput(work.request(), cache_root=work.cache)
     assert found is not None
     assert (found.engine, found.sampled, found.unreadable, found.samples) == ("torch, float32", 12, 0, 12)
     assert set(found.rates) == {"read", "forward", "write"}
@@ -276,23 +276,23 @@ def test_the_pilot_measures_every_part_and_keeps_nothing(work: Work) -> None:
 
 
 def test_the_pilot_of_nothing_is_none_and_of_auto_says_that_another_engine_may_be_faster(work: Work) -> None:
-    found = pilot(work.request(engine="auto"), cache_root=work.cache, images=3)
+    found = measure_throughput(work.request(engine="auto"), cache_root=work.cache, images=3)
     assert found is not None
     assert found.engine == "torch, float32 (auto has not measured here yet and may be faster)"
     assert found.sampled == 3
     work.extract()
-    assert pilot(work.request(), cache_root=work.cache) is None
+    assert measure_throughput(work.request(), cache_root=work.cache) is None
 
 
 def test_the_pilot_counts_the_views_that_are_missing(work: Work) -> None:
     work.extract()
     views = {"count": 2, "augment": [{"name": "horizontal_flip"}]}
-    found = pilot(work.request(views=views), cache_root=work.cache)
+    found = measure_throughput(work.request(views=views), cache_root=work.cache)
     assert found is not None
     assert (found.samples, found.sampled) == (24, 24)  # 12 of each view, none of the samples as they are
     assert found.low < found.seconds < found.high
     work.extract(views={**views, "count": 1})
-    rest = pilot(work.request(views=views), cache_root=work.cache)
+    rest = measure_throughput(work.request(views=views), cache_root=work.cache)
     assert rest is not None
     assert rest.samples == 12
 
@@ -301,14 +301,14 @@ def test_the_pilot_counts_what_it_cannot_read_and_fails_where_that_is_all(work: 
     request = work.request()
     paths = [Path(path) for path in request.samples.where["path"].to_pylist()]
     paths[0].unlink()
-    found = pilot(request, cache_root=work.cache)
+    found = measure_throughput(request, cache_root=work.cache)
     assert found is not None
     assert "pilot: 12 samples, 1 of them unreadable, engine torch" in str(found)
     for path in paths[1:]:
         path.unlink()
     message = r"pilot: expected samples that can be read, got none of 12: .*png: No such file or directory"
     with pytest.raises(DataError, match=message):
-        pilot(request, cache_root=work.cache)
+        measure_throughput(request, cache_root=work.cache)
 
 
 def test_the_sample_of_the_pilot_is_seeded_sorted_and_without_one_twice() -> None:
@@ -404,7 +404,7 @@ def test_the_time_of_a_run_is_split_into_reading_the_forward_pass_and_writing(wo
 
 
 def test_time_is_counted_where_it_is_spent_also_where_a_part_fails() -> None:
-    spent = Spent()
+    spent = Timings()
     assert str(spent) == "nothing was computed"
     assert list(spent.waiting([1, 2])) == [1, 2]
     with pytest.raises(ValueError, match="no forward"), spent.on("forward"):
@@ -412,7 +412,7 @@ def test_time_is_counted_where_it_is_spent_also_where_a_part_fails() -> None:
     assert spent.seconds["read"] > 0
     assert spent.seconds["forward"] > 0
     assert spent.seconds["write"] == 0
-    spent = Spent(10, {"read": 1.0, "forward": 3.0, "write": 1.0})
+    spent = Timings(10, {"read": 1.0, "forward": 3.0, "write": 1.0})
     assert str(spent) == "2.0 samples/s (read 20%, forward 60%, write 20%); the bottleneck is the forward pass"
 
 
@@ -433,7 +433,7 @@ def test_the_summary_counts_reasons_and_the_time_that_reuse_spared(work: Work) -
     work.extract()
     todo = plan({"a": np.arange(12) < 8}, unit_rows=4)
     reasons = {f"reason {number}": 9 - number for number in range(7)}
-    done = Extracted(todo, 42, reasons, {"a": 8}, Spent(4, {"read": 1.0, "forward": 0.5, "write": 0.5}), 12.5)
+    done = Extracted(todo, 42, reasons, {"a": 8}, Timings(4, {"read": 1.0, "forward": 0.5, "write": 0.5}), 12.5)
     lines = summary.text("net", done, process=50.0).splitlines()
     assert lines[0] == "net: 12 samples, 42 rejected; rows of all taps: 4 to compute, 8 reused"
     assert lines[1] == "  rejected: 9 × reason 0"

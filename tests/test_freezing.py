@@ -15,7 +15,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, ConfigError
 from pipeline.partition.split_points import suffix
-from pipeline.training.freezing import Frozen, prepare
+from pipeline.training.freezing import TrainableParts, prepare
 from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def features(found: Backbone, node: str, inputs: Tensor) -> Tensor:
     return hooks.collect(found.module, inputs, {"rows": TapSpec(node=node)}, found.spec.taps)["rows"].clone()
 
 
-def train(found: Backbone, frozen: Frozen, *, epochs: int = 2) -> None:
+def train(found: Backbone, frozen: TrainableParts, *, epochs: int = 2) -> None:
     """A few steps of SGD, with the modes that the loop sets each epoch."""
     inputs, targets = images(found.spec, 20), labels(20)
     optimiser = torch.optim.SGD(frozen.groups(0.05), momentum=0.9)

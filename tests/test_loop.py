@@ -19,8 +19,8 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.data import Batch
 from pipeline.training.history import History
-from pipeline.training.loop import Setting, make_fabric, outputs, step, steps_per_epoch, train
-from pipeline.training.losses import Objective, mixing
+from pipeline.training.loop import TrainContext, make_fabric, predict_logits, step, steps_per_epoch, train
+from pipeline.training.losses import SupervisedLoss, mixing
 from pipeline.training.lr_finder import range_test, suggested
 from pipeline.training.optim import optimiser
 from pipeline.training.parts import FromTap
@@ -136,16 +136,16 @@ def test_mixing_and_smoothing_are_of_training_alone(tmp_path: Path) -> None:
     found = tuning.backbone(tmp_path / "backbone")
     plain = tuning.setting(epochs=1, mixup=0.4, cutmix=1.0)
     mix = mixing(plain.config, "classification", tuning.CLASSES, (1, 32, 32))
-    setting = Setting(
+    setting = TrainContext(
         plain.config,
-        Objective("classification", tuning.CLASSES, label_smoothing=0.1),
+        SupervisedLoss("classification", tuning.CLASSES, label_smoothing=0.1),
         plain.fabric,
         tuning.enter,
         mix,
     )
     valid = tuning.samples(12, seed=1)
     history = train(found.module, tuning.samples(24), valid, setting, tuning.all_of(found), folder=tmp_path / "run")
-    logits = torch.cat([one for one, _ in outputs(found.module, valid, plain)])
+    logits = torch.cat([one for one, _ in predict_logits(found.module, valid, plain)])
     expected = nn.functional.cross_entropy(logits, valid.targets)
     assert history.rows[0]["validation_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -283,7 +283,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
 
     calls: list[int] = []
     plain = tuning.setting(epochs=5, warmup=0.0, schedule="constant", learning_rate=0.01)
-    setting = Setting(plain.config, plain.objective, plain.fabric, enter)
+    setting = TrainContext(plain.config, plain.objective, plain.fabric, enter)
     with pytest.raises(TrainingError) as caught:
         train(found.module, spoiled, None, setting, tuning.all_of(found), folder=tmp_path / "run")
     assert str(caught.value) == (
@@ -390,7 +390,7 @@ def test_a_step_is_that_of_torch_by_hand() -> None:
     twin.load_state_dict(network.state_dict())
     rows, labels = torch.randn(10, 4), torch.arange(10) % 3
     plain = tuning.setting(optimiser="sgd", momentum=0.0)
-    setting = Setting(plain.config, plain.objective, plain.fabric)
+    setting = TrainContext(plain.config, plain.objective, plain.fabric)
     groups = [{"params": list(network.parameters()), "lr": 0.1, "weight_decay": 0.0}]
     wrapped, chosen = setting.fabric.setup(network, optimiser(groups, plain.config))
     keys = np.zeros(10, "S16")

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.config import LoopConfig
-from pipeline.training.losses import Objective, class_weights, mixing
-from pipeline.training.optim import multiple, optimiser, set_rate
+from pipeline.training.losses import SupervisedLoss, class_weights, mixing
+from pipeline.training.optim import lr_factor, optimiser, set_lr
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -28,48 +28,48 @@ def config(**settings: Any) -> LoopConfig:
 
 def test_cross_entropy_by_hand_with_smoothing_and_weights() -> None:
     logs = LOGITS.log_softmax(dim=1)
-    assert torch.allclose(Objective("classification", 3)(LOGITS, LABELS), -logs[torch.arange(4), LABELS])
-    smooth = Objective("classification", 3, label_smoothing=0.3)
+    assert torch.allclose(SupervisedLoss("classification", 3)(LOGITS, LABELS), -logs[torch.arange(4), LABELS])
+    smooth = SupervisedLoss("classification", 3, label_smoothing=0.3)
     shares = functional.one_hot(LABELS, 3) * 0.7 + 0.1
     assert torch.allclose(smooth(LOGITS, LABELS), -(shares * logs).sum(dim=1))
     assert torch.allclose(smooth.plain(LOGITS, LABELS), -logs[torch.arange(4), LABELS])
-    heavy = Objective("classification", 3, weights=torch.tensor([1.0, 5.0, 1.0]))
-    plain = Objective("classification", 3)(LOGITS, LABELS)
+    heavy = SupervisedLoss("classification", 3, weights=torch.tensor([1.0, 5.0, 1.0]))
+    plain = SupervisedLoss("classification", 3)(LOGITS, LABELS)
     assert torch.allclose(heavy(LOGITS, LABELS), plain * torch.tensor([1.0, 5.0, 5.0, 1.0]))
 
 
 def test_shares_of_classes_are_targets_too() -> None:
     shares = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
     expected = -(shares * LOGITS.log_softmax(dim=1)).sum(dim=1)
-    assert torch.allclose(Objective("classification", 3)(LOGITS, shares), expected)
+    assert torch.allclose(SupervisedLoss("classification", 3)(LOGITS, shares), expected)
 
 
 def test_binary_cross_entropy_by_hand() -> None:
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     chance = LOGITS.sigmoid()
     by_hand = -(targets * chance.log() + (1 - targets) * (1 - chance).log())
-    assert torch.allclose(Objective("multilabel", 3)(LOGITS, targets), by_hand.mean(dim=1), atol=1e-6)
-    heavy = Objective("multilabel", 3, weights=torch.tensor([2.0, 1.0, 1.0]))
+    assert torch.allclose(SupervisedLoss("multilabel", 3)(LOGITS, targets), by_hand.mean(dim=1), atol=1e-6)
+    heavy = SupervisedLoss("multilabel", 3, weights=torch.tensor([2.0, 1.0, 1.0]))
     by_hand[:, 0] *= torch.where(targets[:, 0] > 0, 2.0, 1.0)
     assert torch.allclose(heavy(LOGITS, targets), by_hand.mean(dim=1), atol=1e-6)
 
 
 def test_squared_error_by_hand() -> None:
-    found = Objective("regression", 1)(torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 1.0]))
+    found = SupervisedLoss("regression", 1)(torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 1.0]))
     assert found.tolist() == [1.0, 9.0]
 
 
 def test_right_rows_by_kind() -> None:
-    assert Objective("classification", 3).right(LOGITS, LABELS).tolist() == [True, False, True, False]
+    assert SupervisedLoss("classification", 3).right(LOGITS, LABELS).tolist() == [True, False, True, False]
     targets = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    assert Objective("multilabel", 3).right(LOGITS, targets).tolist() == [True, True, False, True]
-    assert not Objective("regression", 1).right(LOGITS[:, :1], torch.zeros(4)).any()
+    assert SupervisedLoss("multilabel", 3).right(LOGITS, targets).tolist() == [True, True, False, True]
+    assert not SupervisedLoss("regression", 1).right(LOGITS[:, :1], torch.zeros(4)).any()
 
 
 @pytest.mark.parametrize(("label", "got"), [(3, "3"), (-1, "-1")])
 def test_labels_outside_the_classes_are_refused(label: int, got: str) -> None:
     with pytest.raises(TrainingError) as caught:
-        Objective("classification", 3).check(torch.tensor([0, label, 2]), where="step 7")
+        SupervisedLoss("classification", 3).check(torch.tensor([0, label, 2]), where="step 7")
     assert str(caught.value) == (
         f"step 7: expected labels from 0 to 2, one of 3 classes, got {got}. Are these the classes of the task?"
     )
@@ -142,7 +142,7 @@ def test_settings_that_do_nothing_together_are_refused() -> None:
 
 
 def rates(steps: int = 100, **settings: Any) -> list[float]:
-    return [multiple(config(**settings), step, steps, []) for step in range(steps)]
+    return [lr_factor(config(**settings), step, steps, []) for step in range(steps)]
 
 
 def torch_rates(make: Any, steps: int = 100) -> list[float]:
@@ -169,7 +169,7 @@ def test_one_cycle_is_that_of_torch() -> None:
     expected = torch_rates(
         lambda chosen: torch.optim.lr_scheduler.OneCycleLR(chosen, 1.0, total_steps=101, cycle_momentum=False)
     )
-    found = [multiple(config(schedule="one_cycle"), step, 101, []) for step in range(100)]
+    found = [lr_factor(config(schedule="one_cycle"), step, 101, []) for step in range(100)]
     assert found == pytest.approx(expected, abs=1e-9)
     assert all(0 < rate <= 1 for steps in (1, 2, 3, 4) for rate in rates(steps, schedule="one_cycle"))
 
@@ -184,7 +184,7 @@ def test_a_plateau_lowers_the_rate_after_so_many_epochs_without_a_better_validat
     settings = config(schedule="plateau", plateau=2, decay=0.5, warmup=0.0)
 
     def after(*validation: float) -> float:
-        return multiple(settings, 5, 100, validation)
+        return lr_factor(settings, 5, 100, validation)
 
     assert after(3, 2, 1) == 1.0
     assert after(3, 2, 2.5) == 1.0
@@ -198,6 +198,6 @@ def test_groups_keep_their_own_rates_and_decays_under_a_schedule() -> None:
     groups = [{"params": [one], "lr": 0.1, "weight_decay": 0.0}, {"params": [two], "lr": 0.01, "weight_decay": 0.5}]
     for name in ("adamw", "sgd"):
         chosen = optimiser(groups, config(optimiser=name))
-        set_rate(chosen, 0.5)
+        set_lr(chosen, 0.5)
         assert [group["lr"] for group in chosen.param_groups] == [0.05, 0.005]
         assert [group["weight_decay"] for group in chosen.param_groups] == [0.0, 0.5]

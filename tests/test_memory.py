@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.backbones import glyphs, serialization
-from pipeline.engines.out_of_memory import GAIN, SHARE, SIZES, Measured, best, first_line, is_lack, sizes, within_memory
+from pipeline.engines.out_of_memory import (
+    GAIN,
+    SHARE,
+    SIZES,
+    Measured,
+    best,
+    first_line,
+    is_out_of_memory,
+    run_halving_on_oom,
+    sizes,
+)
 from pipeline.engines.parity import Limits, compare
 from pipeline.errors import EngineError
 from pipeline.files import write_json
@@ -46,7 +56,7 @@ def limited(limit: int, ran: list[int], error: Exception | None = None) -> Calla
 def test_halves_give_the_same_rows_in_the_same_order(rows: int, limit: int) -> None:
     pixels = np.random.default_rng(rows).integers(0, 255, (rows, 2, 2, 1), dtype=np.uint8)
     ran: list[int] = []
-    found = within_memory(limited(limit, ran), pixels)
+    found = run_halving_on_oom(limited(limit, ran), pixels)
     for one, expected in zip(found, limited(rows, [])(pixels), strict=True):
         assert np.array_equal(one, expected)
     assert sum(count for count in ran if count <= limit) == rows
@@ -55,8 +65,8 @@ def test_halves_give_the_same_rows_in_the_same_order(rows: int, limit: int) -> N
 
 @pytest.mark.parametrize("error", LACKS, ids=lambda error: type(error).__name__)
 def test_every_library_says_in_its_own_words_that_memory_is_lacking(error: Exception) -> None:
-    assert is_lack(error)
-    found = within_memory(limited(3, [], error), np.zeros((10, 2, 2, 1), np.uint8))
+    assert is_out_of_memory(error)
+    found = run_halving_on_oom(limited(3, [], error), np.zeros((10, 2, 2, 1), np.uint8))
     assert [one.shape for one in found] == [(10, 4), (10, 1)]
 
 
@@ -68,16 +78,16 @@ def test_what_cannot_be_divided_any_more_is_refused_with_what_to_do(smallest: in
         "ask for fewer taps, pool the maps, or end what else uses the memory"
     )
     with pytest.raises(EngineError, match=message):
-        within_memory(limited(0, ran), np.zeros((8, 24, 32, 3), np.uint8), smallest=smallest)
+        run_halving_on_oom(limited(0, ran), np.zeros((8, 24, 32, 3), np.uint8), smallest=smallest)
     assert ran == [8, 4, 2, 1][: ran.index(smallest) + 1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory"), KeyError("x")])
 def test_other_errors_are_let_through_at_once(error: Exception) -> None:
-    assert not is_lack(error)
+    assert not is_out_of_memory(error)
     ran: list[int] = []
     with pytest.raises(type(error)) as caught:
-        within_memory(limited(0, ran, error), np.zeros((8, 2, 2, 1), np.uint8))
+        run_halving_on_oom(limited(0, ran, error), np.zeros((8, 2, 2, 1), np.uint8))
     assert caught.value is error
     assert ran == [8]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.runtime import CUBLAS, beside, cores, repeatable_kernels, seed_everything
+from pipeline.runtime import CUBLAS, cores, parallel_map, repeatable_kernels, seed_everything
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_results_come_in_the_order_of_their_items(count: int) -> None:
-    assert list(beside(lambda number: number * 2, range(count))) == [2 * number for number in range(count)]
+    assert list(parallel_map(lambda number: number * 2, range(count))) == [2 * number for number in range(count)]
 
 
 def test_no_more_results_are_made_than_a_few_before_they_are_read() -> None:
@@ -27,13 +27,13 @@ def test_no_more_results_are_made_than_a_few_before_they_are_read() -> None:
             begun.append(number)
         return number
 
-    for read, number in enumerate(beside(act, range(100))):
+    for read, number in enumerate(parallel_map(act, range(100))):
         assert read == number
         assert len(begun) <= read + 2 * cores() + 1
 
 
 def test_an_error_in_one_item_comes_out_where_its_result_would() -> None:
-    found = beside(lambda number: 1 // number, [1, 1, 0, 1])
+    found = parallel_map(lambda number: 1 // number, [1, 1, 0, 1])
     assert [next(found), next(found)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(found)

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
-from pipeline.sources import Place
+from pipeline.sources import SampleLocation
 from pipeline.store import keys
 
 
@@ -35,9 +35,9 @@ def test_places_come_with_their_keys_in_any_order(tmp_path: Path) -> None:
     manifest_of(tmp_path, "b", [("z", "b.parquet/3", "b.parquet#image", 3, 9), ("x", "other", None, None, 7)])
     samples = read_samples(tmp_path, ("a", "b"))
     where = {
-        content_key(b"x"): Place("a.tar/x", "a.tar", 512, 7),
-        content_key(b"y"): Place("y.png", None, None, 8),
-        content_key(b"z"): Place("b.parquet/3", "b.parquet#image", 3, 9),
+        content_key(b"x"): SampleLocation("a.tar/x", "a.tar", 512, 7),
+        content_key(b"y"): SampleLocation("y.png", None, None, 8),
+        content_key(b"z"): SampleLocation("b.parquet/3", "b.parquet#image", 3, 9),
     }
     assert keys.to_hex(samples.keys) == sorted(where)
     rows = np.array([2, 0, 1, 0])
@@ -53,7 +53,7 @@ def test_manifests_without_containers_and_without_rows_are_read(tmp_path: Path) 
     old = pq.read_table(ManifestPaths(tmp_path, "new").files).drop_columns(["container", "offset"])
     pq.write_table(old, ManifestPaths(tmp_path, "old").files)
     samples = read_samples(tmp_path, ("none", "old"))
-    assert samples.places() == [Place("x.png", None, None, 1)]
+    assert samples.places() == [SampleLocation("x.png", None, None, 1)]
     assert len(read_samples(tmp_path, ("none",)).keys) == 0
 
 

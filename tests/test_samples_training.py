@@ -28,7 +28,7 @@ from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.training import data as module
-from pipeline.training.data import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, drawn
+from pipeline.training.data import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, view_of_epoch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -318,7 +318,7 @@ def test_rows_are_those_of_their_keys_and_epochs_draw_among_views(samples: Sampl
             assert batch.inputs.dtype == torch.float32
             assert (rows[:, 0, 0] == batch.targets.numpy()).all()
             views[batch.targets.numpy()] = rows[:, 1, 0]
-            expected = 0 if epoch is None else drawn(3, epoch, batch.keys, 2)
+            expected = 0 if epoch is None else view_of_epoch(3, epoch, batch.keys, 2)
             assert (rows[:, 1, 0] == expected).all()
         seen.append(views)
     assert not seen[0].any()

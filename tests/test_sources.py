@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.sources import LIMIT, UNKNOWN, Place, filesystem, parquet, read, read_many, tar
+from pipeline.sources import LIMIT, UNKNOWN, SampleLocation, filesystem, parquet, read, read_many, tar
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def last_reason(data: bytes) -> str:
     return str(last.reason if isinstance(last, tar.Damage) else last.refused)
 
 
-def places(path: Path | str, data: bytes) -> list[Place]:
+def places(path: Path | str, data: bytes) -> list[SampleLocation]:
     """The members of an archive as places."""
     inside = [one for one in found(data) if isinstance(one, tar.Member)]
-    return [Place(f"{path}/{one.name}", str(path), one.offset, one.size) for one in inside]
+    return [SampleLocation(f"{path}/{one.name}", str(path), one.offset, one.size) for one in inside]
 
 
 def reasons(answers: Iterator[bytes | OSError]) -> list[str | None]:
@@ -200,11 +200,11 @@ def test_more_bytes_than_a_sample_may_have_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.tar"
     path.write_bytes(header("big.jpg", b"\x80" + (LIMIT + 512).to_bytes(11)))
     os.truncate(path, 512 + LIMIT + 512 + 1024)  # the file has a hole: it takes no room
-    with filesystem.opened(str(path)) as file:
+    with filesystem.open_file(str(path)) as file:
         [one] = tar.members(file)
     assert isinstance(one, tar.Member)
     assert one.refused == "expected at most 2,147,483,648 bytes, got 2,147,484,160"
-    [answer] = read_many(str(path), [Place("x", str(path), one.offset, one.size)])
+    [answer] = read_many(str(path), [SampleLocation("x", str(path), one.offset, one.size)])
     assert isinstance(answer, OSError)
     assert answer.errno == errno.EFBIG
 
@@ -262,9 +262,11 @@ KINDS = {
 }
 
 
-def row_places(path: Path | str, rows: list[int], *, size: int | None = None) -> list[Place]:
+def row_places(path: Path | str, rows: list[int], *, size: int | None = None) -> list[SampleLocation]:
     """Rows of a Parquet file as places."""
-    return [Place(f"{path}/{row}", f"{path}#image", row, len(ROWS[row]) if size is None else size) for row in rows]
+    return [
+        SampleLocation(f"{path}/{row}", f"{path}#image", row, len(ROWS[row]) if size is None else size) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -326,7 +328,7 @@ def test_a_large_row_group_is_read_a_few_megabytes_at_once(tmp_path: Path) -> No
     pool = pa.default_memory_pool()
     before = pool.bytes_allocated()
     most = 0
-    wanted = [Place(f"{path}/{row}", f"{path}#image", row, len(noise)) for row in range(1000)]
+    wanted = [SampleLocation(f"{path}/{row}", f"{path}#image", row, len(noise)) for row in range(1000)]
     for answer in read_many(f"{path}#image", wanted):
         assert answer == noise
         most = max(most, pool.bytes_allocated() - before)
@@ -360,7 +362,7 @@ def test_folders_are_walked_in_order(where: str, tmp_path: Path, memory: Any) ->
     assert [entry.names for entry in filesystem.walk(root)] == names
     assert [entry.path for entry in filesystem.walk(root)] == [f"{root}/{'/'.join(parts)}" for parts in names]
     assert sorted(filesystem.folders(root)) == ["cat", "dog"]
-    assert [filesystem.kind(f"{root}{below}") for below in ("", "/a.jpg", "/b.jpg")] == ["folder", "file", None]
+    assert [filesystem.path_kind(f"{root}{below}") for below in ("", "/a.jpg", "/b.jpg")] == ["folder", "file", None]
 
 
 def test_paths_are_joined_as_they_are_written() -> None:
@@ -403,7 +405,7 @@ class Failing(MemoryFileSystem):
 
 def test_what_a_remote_file_system_raises_becomes_an_os_error_with_the_reason() -> None:
     fsspec.register_implementation("failing", Failing, clobber=True)
-    for act in (read, filesystem.kind, filesystem.folders, lambda url: list(filesystem.walk(url))):
+    for act in (read, filesystem.path_kind, filesystem.folders, lambda url: list(filesystem.walk(url))):
         with pytest.raises(OSError, match="RuntimeError: no credentials"):
             act("failing://b/x")
     answers = list(read_many("failing://b/a.tar", places("failing://b/a.tar", archive(PHOTOS))))

@@ -17,7 +17,7 @@ from pipeline.errors import StoreError
 from pipeline.files import content_key
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored
 from pipeline.store.row_buffer import row_bytes
 from pipeline.store.shard_reader import Shard
@@ -28,7 +28,7 @@ KEY = st.builds(lambda data, zeros: (data[: 16 - zeros] + bytes(zeros)).hex(), S
 SHAPES = [(1,), (3,), (2, 3), (2, 5, 5), (3_000,), (3, 300, 290)]
 
 
-def column_in(folder: Path, dtype: Stored = "float32") -> Column:
+def column_in(folder: Path, dtype: Stored = "float32") -> CacheEntry:
     """A column that does not exist yet."""
     return cache.column(folder, {"node": "block1", "dtype": dtype})
 

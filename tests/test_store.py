@@ -31,7 +31,7 @@ from pipeline.files import content_key, digest, scratch, sha256_file, temporary_
 from pipeline.readers.image import ImageSpec
 from pipeline.store import cache, index, maintenance, shard_reader
 from pipeline.store import keys as key_arrays
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored, encode
 from pipeline.store.export import export
 from pipeline.store.features import Features
@@ -56,7 +56,7 @@ def rows_of(keys: Sequence[str], *, width: int = 3) -> np.ndarray:
     return np.array([[int(k[:3], 16) + column / 8 for column in range(width)] for k in keys], dtype=np.float32)
 
 
-def add(column: Column, numbers: Sequence[int]) -> ShardRecord:
+def add(column: CacheEntry, numbers: Sequence[int]) -> ShardRecord:
     """Store the samples of some numbers as one shard."""
     keys = sorted(key(number) for number in numbers)
     return shards.add(column, key_arrays.from_hex(keys), rows_of(keys), provenance={"engine": "test"})
@@ -645,7 +645,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 IDENTITY = {"node": "block1", "dtype": "float32"}
 
 
-def cached_keys(column: Column) -> list[str]:
+def cached_keys(column: CacheEntry) -> list[str]:
     """All keys of a column, sorted."""
     return sorted({k for record in column.records() for k in key_arrays.to_hex(column.keys(record))})
 
@@ -739,7 +739,7 @@ def test_covering_chooses_shards_that_together_hold_all_that_can_be_had(
         for numbers in parts:
             add(column, numbers)
         sought = sorted(map(key, wanted))
-        chosen, own, held = cache.covering(column, key_arrays.from_hex(sought))
+        chosen, own, held = cache.shards_for_keys(column, key_arrays.from_hex(sought))
         stored = {key(number) for part in parts for number in part}
         assert held.tolist() == [k in stored for k in sought]
         covered: set[str] = set()
@@ -958,7 +958,7 @@ def test_the_table_of_rows_is_what_numpy_would_save(tmp_path: Path) -> None:
         tmp_path, identity={}, layout=layout, shards=shards, keys=parts, wanted=wanted, rejected=rejected
     )
     places = np.array([0, 1, 2, 1 << 32, 1 << 32 | 2], dtype="<u8")  # of a key in two shards the first counts
-    table = np.stack([*key_arrays.halves(wanted[[0, 2, 4, 5, 6]]), places])
+    table = np.stack([*key_arrays.split_uint64(wanted[[0, 2, 4, 5, 6]]), places])
     np.save(tmp_path / "expected.npy", table)
     assert (tmp_path / made.rows.name).read_bytes() == (tmp_path / "expected.npy").read_bytes()
 

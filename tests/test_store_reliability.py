@@ -19,7 +19,7 @@ from pipeline.errors import StoreError
 from pipeline.files import content_key
 from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.store.shard_reader import ShardRecord
 
 Folder = Callable[..., Path]
@@ -92,7 +92,7 @@ def job(tmp_path: Path, backbone: Path, image_folder: Folder) -> Job:
 SPOOLED = 64 * 2_000 * 4  # bytes of the rows of one part, which wait in a file until their shard is written
 
 
-def add(column: Column, part: int) -> ShardRecord:
+def add(column: CacheEntry, part: int) -> ShardRecord:
     """Add one of many shards, of 64 rows and about 500 kB."""
     keys = sorted(content_key(f"{part}/{number}".encode()) for number in range(64))
     rows = np.array([[int(key[:5], 16) + place for place in range(2_000)] for key in keys], dtype=np.float32)
@@ -104,7 +104,7 @@ def temporary_files(folder: Path) -> list[Path]:
     return list(folder.rglob(".*.tmp"))
 
 
-def damaged(column: Column) -> list[tuple[ShardRecord, str]]:
+def damaged(column: CacheEntry) -> list[tuple[ShardRecord, str]]:
     """The shards of which any byte is wrong."""
     return list(maintenance.damage(column, whole=True))
 

@@ -19,9 +19,9 @@ from torch.nn import functional
 from pipeline.backbones.hooks import collect
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputSpec, Tap, TapSpec
-from pipeline.distill.feature_pairs import Pair, as_maps, averaged, pairs_of
+from pipeline.distill.feature_pairs import FeaturePair, as_maps, average_pool, pairs_of
 from pipeline.distill.knowledge import LossesConfig
-from pipeline.distill.online_teacher import Live
+from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.student import Output, Student
 from pipeline.errors import BackboneError, TrainingError
 from pipeline.readers.image import ImageSpec
@@ -29,7 +29,7 @@ from pipeline.training import loop
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.loop import train
 from pipeline.training.lr_finder import range_test
-from pipeline.training.optim import optimiser_of
+from pipeline.training.optim import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,7 @@ def _torch_as_before() -> Iterator[None]:
     assert torch.get_deterministic_debug_mode() == before
 
 
-def hinted(found: Backbone, *nodes: str, teacher: Tap | None = None) -> dict[str, Pair]:
+def hinted(found: Backbone, *nodes: str, teacher: Tap | None = None) -> dict[str, FeaturePair]:
     """A hint at each of some nodes, of a teacher whose rows have the same shape."""
     hints = {node: teacher or found.spec.taps[found.spec.node(node)] for node in nodes}
     losses = LossesConfig.model_validate({"hints": [{"student": node, "teacher": node} for node in nodes]})
@@ -164,7 +164,7 @@ def test_a_node_that_is_another_in_training_is_refused(node: str, got: str) -> N
 def test_maps_are_averaged_as_adaptive_pooling_has_it(height: int, width: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
     maps = torch.randn(2, 3, height, width)
-    assert torch.allclose(averaged(maps, size), functional.adaptive_avg_pool2d(maps, size), atol=1e-5)
+    assert torch.allclose(average_pool(maps, size), functional.adaptive_avg_pool2d(maps, size), atol=1e-5)
 
 
 def test_maps_channels_last_and_tokens_are_maps_too() -> None:
@@ -268,7 +268,7 @@ def test_a_live_teacher_sees_the_images_normalised_as_its_own() -> None:
     found.module.train()
     theirs = InputSpec(image=found.spec.input.image, mean=(0.2,), std=(0.25,))
     columns = [2, 0, 1]
-    live = Live(found, theirs, columns=columns, hints={"a": "block2", "b": "penultimate"})
+    live = OnlineTeacher(found, theirs, columns=columns, hints={"a": "block2", "b": "penultimate"})
     pixels = torch.rand(3, 1, 32, 32)
     images, own = (pixels - 0.2) / 0.25, (pixels - 0.5) / 0.5
     told = live(images.requires_grad_())
@@ -285,7 +285,7 @@ def test_a_live_teacher_sees_the_images_normalised_as_its_own() -> None:
 def test_a_live_teacher_moves_with_its_student_and_is_in_none_of_its_states() -> None:
     found, teacher = small_networks.backbone("resnet"), small_networks.backbone("vgg")
     plain = Student(found.module, found.spec, {})
-    student = Student(found.module, found.spec, {}, live=Live(teacher, found.spec.input, columns=[0, 1]))
+    student = Student(found.module, found.spec, {}, live=OnlineTeacher(teacher, found.spec.input, columns=[0, 1]))
     assert student.state_dict().keys() == plain.state_dict().keys()
     assert len(list(student.parameters())) == len(list(plain.parameters()))
     assert copy.deepcopy(student).live is student.live
@@ -306,7 +306,7 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
     found = small_networks.glyph_net()
     other = InputSpec(image=ImageSpec(mode="L", resize=(64, 64)), mean=(0.5,), std=(0.5,))
     with pytest.raises(TrainingError) as caught:
-        Live(found, other)
+        OnlineTeacher(found, other)
     lines = str(caught.value).split("\n")
     assert lines[0] == (
         "live: expected a student that reads images as its teacher does, got another. Use stored scores, or give both "
@@ -316,7 +316,7 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
     with pytest.raises(
         BackboneError, match=r"live: taps that do not exist\n.* unknown node 'blok2'\. Did you mean 'bl"
     ):
-        Live(found, found.spec.input, hints={"a": "blok2"})
+        OnlineTeacher(found, found.spec.input, hints={"a": "blok2"})
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
@@ -385,12 +385,12 @@ def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path
 
 def test_projections_learn_at_the_full_rate_and_their_biases_do_not_decay(tmp_path: Path) -> None:
     one = pupils.lesson(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
-    groups = optimiser_of(one.student, one.frozen, one.setting.config).param_groups
+    groups = build_optimizer(one.student, one.frozen, one.setting.config).param_groups
     weights, biases = groups[-2:]
     assert [(group["lr"], group["weight_decay"]) for group in (weights, biases)] == [(0.1, 0.2), (0.1, 0.0)]
     own = {id(parameter) for parameter in one.student.projections.parameters()}
     assert {id(parameter) for group in (weights, biases) for parameter in group["params"]} == own
-    plain = optimiser_of(one.student.network, one.frozen, one.setting.config).param_groups
+    plain = build_optimizer(one.student.network, one.frozen, one.setting.config).param_groups
     assert len(plain) == len(groups) - 2
     assert {id(parameter) for group in plain for parameter in group["params"]}.isdisjoint(own)
 

@@ -38,13 +38,13 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.teach import top_k
 from pipeline.teach.config import TeachConfig
-from pipeline.teach.ensemble import averaged, matched
-from pipeline.teach.logits import logits_of, said
+from pipeline.teach.ensemble import average_logits, match_classes
+from pipeline.teach.logits import describe_logits, logits_of
 from pipeline.teach.run import Paths, teach
-from pipeline.teach.teacher import Teacher, alike
+from pipeline.teach.teacher import Teacher, check_compatible
 from pipeline.teach.top_k import TopK
 from pipeline.teach.verify import Sources, recompute
-from pipeline.training.data import normalised
+from pipeline.training.data import normalise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +83,7 @@ def live(folder: Path, pixels: np.ndarray) -> np.ndarray:
     """The logits of a network."""
     network = serialization.read(folder)
     with torch.inference_mode():
-        found: np.ndarray = network.module(normalised(torch.from_numpy(pixels), network.spec.input)).numpy()
+        found: np.ndarray = network.module(normalise(torch.from_numpy(pixels), network.spec.input)).numpy()
     return found
 
 
@@ -216,7 +216,7 @@ def head_of(world: World, run: str, **asked: Any) -> tuple[Model, np.ndarray]:
 
 def test_decision_values_are_logits_as_they_are(world: World) -> None:
     head, X = head_of(world, "svm", head="svm")
-    assert said(head) == "decision values as they are"
+    assert describe_logits(head) == "decision values as they are"
     np.testing.assert_allclose(logits_of(head, X), head.head.decision_function(X), rtol=1e-5)
 
 
@@ -232,7 +232,7 @@ def test_one_decision_value_of_two_classes_is_halved(world: World) -> None:
 def test_probabilities_of_several_labels_are_log_odds(world: World) -> None:
     several = [["light", "all"] if label == "white" else ["all"] if label == "grey" else [] for label in world.labels]
     head, X = head_of(world, "several", kind="multilabel", targets=several)
-    assert said(head) == "log odds of the probabilities"
+    assert describe_logits(head) == "log odds of the probabilities"
     probabilities = head.head.predict_proba(X)
     np.testing.assert_allclose(1 / (1 + np.exp(-logits_of(head, X))), probabilities, rtol=1e-4)
     head, X = head_of(world, "margins", kind="multilabel", targets=several, head="svm")
@@ -497,9 +497,9 @@ def test_what_reads_images_otherwise_is_told_by_the_field(
 
 def test_teachers_of_other_views_do_not_go_together(world: World, tmp_path: Path) -> None:
     first = world.teacher("tuned", tmp_path / "t", views=VIEWS)
-    alike([first, world.teacher("heads", tmp_path / "u", input="last", views=2)])
+    check_compatible([first, world.teacher("heads", tmp_path / "u", input="last", views=2)])
     with pytest.raises(TrainingError) as told:
-        alike([first, world.teacher("tuned", tmp_path / "v", views={**VIEWS, "seed": 4})])
+        check_compatible([first, world.teacher("tuned", tmp_path / "v", views={**VIEWS, "seed": 4})])
     assert f"{tmp_path / 'v'}: expected a teacher that goes together with {tmp_path / 't'}, got another." in str(
         told.value
     )
@@ -507,15 +507,15 @@ def test_teachers_of_other_views_do_not_go_together(world: World, tmp_path: Path
 
 
 def test_classes_are_matched_by_name() -> None:
-    assert matched(["b", "c", "a"], ["a", "b", "c"], where="t").tolist() == [2, 0, 1]
+    assert match_classes(["b", "c", "a"], ["a", "b", "c"], where="t").tolist() == [2, 0, 1]
     with pytest.raises(TrainingError) as told:
-        matched(["a", "b", "dog"], ["a", "b", "cat", "cow"], where="teachers/t")
+        match_classes(["a", "b", "dog"], ["a", "b", "cat", "cow"], where="teachers/t")
     assert str(told.value) == (
         "teachers/t: expected a teacher of the 4 classes of the task, got one of 3: the teacher alone has dog; the "
         "task alone has cat, cow. Classes are matched by name: rename them, or take another teacher."
     )
     with pytest.raises(TrainingError, match=r"got one of 3: some of them twice\."):
-        matched(["a", "b", "b"], ["a", "b"], where="t")
+        match_classes(["a", "b", "b"], ["a", "b"], where="t")
 
 
 SCORES = arrays(np.float32, (2, 3, 4), elements=st.floats(-30, 30, width=32))
@@ -526,12 +526,12 @@ SCORES = arrays(np.float32, (2, 3, 4), elements=st.floats(-30, 30, width=32))
 def test_an_average_has_the_mean_of_the_probabilities(tables: np.ndarray) -> None:
     wide = torch.from_numpy(tables.astype(np.float64))
     mean = wide.softmax(dim=2).mean(dim=0)
-    found = torch.from_numpy(averaged([*tables], "classification").astype(np.float64))
+    found = torch.from_numpy(average_logits([*tables], "classification").astype(np.float64))
     torch.testing.assert_close(found.softmax(dim=1), mean, rtol=1e-4, atol=1e-7)
     mean = wide.sigmoid().mean(dim=0)
-    found = torch.from_numpy(averaged([*tables], "multilabel").astype(np.float64))
+    found = torch.from_numpy(average_logits([*tables], "multilabel").astype(np.float64))
     torch.testing.assert_close(found.sigmoid(), mean, rtol=1e-4, atol=1e-7)
-    np.testing.assert_array_equal(averaged([tables[0]], "classification"), tables[0])
+    np.testing.assert_array_equal(average_logits([tables[0]], "classification"), tables[0])
 
 
 # The largest logits --------------------------------------------------------------------------------------------------
@@ -547,8 +547,8 @@ def test_packed_rows_are_off_by_the_mass_of_the_rest_at_most(
     packed = TopK(k, exact).pack(logits)
     assert packed.shape == (5, TopK(min(k, 12)).width)
     off = top_k.total_variation(logits, packed, temperature)
-    own = top_k.rest(logits, packed, temperature)
-    filled = top_k.rest(top_k.unpack(packed, 12), packed, temperature)
+    own = top_k.rest_mass(logits, packed, temperature)
+    filled = top_k.rest_mass(top_k.unpack(packed, 12), packed, temperature)
     assert (off <= np.maximum(own, filled) + 1e-6).all()
     if temperature == exact:
         np.testing.assert_allclose(own, filled, atol=1e-5)

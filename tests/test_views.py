@@ -16,12 +16,12 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.engines import create
 from pipeline.errors import EngineError, StoreError
 from pipeline.extract import job_files
-from pipeline.extract.alternatives import foresee, shortage
+from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
 from pipeline.extract.run import Extracted, extract
-from pipeline.extract.worker import Assignment
+from pipeline.extract.worker import WorkerJob
 from pipeline.files import content_key, digest
 from pipeline.finetune.inputs import open_features
 from pipeline.loading.image_cache import Pixels, decoded
@@ -231,19 +231,19 @@ def test_a_replayed_row_of_a_view_is_compared_with_that_view(job: Job) -> None:
 def test_views_are_in_the_forecast_and_without_them_it_may_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     where = {"backbone": job.backbone, "manifests": job.manifests, "cache_root": job.cache}
     room = {"cache_root": job.cache, "out": job.out}
-    plain = foresee(read(job.config(), **where), **room)
+    plain = forecast_disk(read(job.config(), **where), **room)
     request = read(job.config(views=views(3)), **where)
-    found = foresee(request, **room)
+    found = forecast_disk(request, **room)
     assert found.bytes == 4 * plain.bytes
     assert found.spaces[0].passing == plain.spaces[0].passing  # one view is made after another
     assert "seen.view2: 12 rows to compute, 0 known" in str(found)
     monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: plain.spaces[0].needed)
-    message = shortage(request, foresee(request, **room), **room)
+    message = shortage(request, forecast_disk(request, **room), **room)
     assert message is not None
     assert "would fit: without views" in message
     assert "would fit: without seen" in message
     job.extract()
-    assert foresee(read(job.config(views=views(3)), **where), **room).hits == 1 / 4
+    assert forecast_disk(read(job.config(views=views(3)), **where), **room).hits == 1 / 4
 
 
 def test_what_is_spared_counts_passes() -> None:
@@ -253,7 +253,7 @@ def test_what_is_spared_counts_passes() -> None:
 def test_orders_of_a_job_name_its_view(job: Job) -> None:
     request = read(job.config(views=views(2)), backbone=job.backbone, manifests=job.manifests, cache_root=job.cache)
     for one in request.all:
-        assignment = Assignment(one.config, job.backbone, job.cache, 12, one.lacking, one.view)
+        assignment = WorkerJob(one.config, job.backbone, job.cache, 12, one.lacking, one.view)
         with job_files.written(assignment, iter(())) as (folder, _):
             assert job_files.read_assignment(folder) == dataclasses.replace(assignment, cache_root=job.cache.absolute())
 

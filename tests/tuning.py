@@ -13,10 +13,10 @@ from pipeline.loading.image_cache import Pixels
 from pipeline.store import keys as key_arrays
 from pipeline.training import freezing
 from pipeline.training.config import LoopConfig
-from pipeline.training.data import PixelSamples, normalised
-from pipeline.training.freezing import Frozen
-from pipeline.training.loop import Setting, make_fabric
-from pipeline.training.losses import Objective
+from pipeline.training.data import PixelSamples, normalise
+from pipeline.training.freezing import TrainableParts
+from pipeline.training.loop import TrainContext, make_fabric
+from pipeline.training.losses import SupervisedLoss
 
 CLASSES = 3
 
@@ -42,19 +42,19 @@ def samples(count: int, *, seed: int = 0, **more: Any) -> PixelSamples:
     return PixelSamples(Pixels(keys, pixels), torch.from_numpy(targets), keys, seed=seed, **more)
 
 
-def setting(**settings: Any) -> Setting:
+def setting(**settings: Any) -> TrainContext:
     """How to train on such samples, on the processor."""
     config = LoopConfig.model_validate(
         {"device": "cpu", "batch_size": 8, "epochs": 3, "learning_rate": 0.001, **settings}
     )
-    return Setting(config, Objective("classification", CLASSES), make_fabric(config), enter)
+    return TrainContext(config, SupervisedLoss("classification", CLASSES), make_fabric(config), enter)
 
 
 def enter(pixels: Tensor) -> Tensor:
     """Normalised images."""
-    return normalised(pixels, glyphs.INPUT)
+    return normalise(pixels, glyphs.INPUT)
 
 
-def all_of(found: Backbone, *, batch_norm: Any = "train", what: Any = "full", **more: Any) -> Frozen:
+def all_of(found: Backbone, *, batch_norm: Any = "train", what: Any = "full", **more: Any) -> TrainableParts:
     """A network of which everything is trained, or what is said."""
     return freezing.prepare(found.module, found.spec, what, batch_norm=batch_norm, **more)

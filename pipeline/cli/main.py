@@ -418,14 +418,14 @@ def forecast(
 
       icecore forecast mobilenet --images 512 --json
     """
-    from pipeline.extract.throughput import pilot
+    from pipeline.extract.throughput import measure_throughput
     from pipeline.store import cache
     from stages import project
 
     request, found = _foreseen(name)
     if not as_json:
         typer.echo(str(found))
-    rates = pilot(request, cache_root=cache.default_root(), images=images, seed=seed)
+    rates = measure_throughput(request, cache_root=cache.default_root(), images=images, seed=seed)
     if as_json:
         measured = None if rates is None else rates.to_json()
         typer.echo(json.dumps({**found.to_json(), "pilot": measured}, indent=2, ensure_ascii=False))
@@ -436,7 +436,7 @@ def forecast(
 
 def _foreseen(name: str) -> Any:
     """The request of an entry of params.yaml, and the bytes that it takes."""
-    from pipeline.extract.alternatives import foresee
+    from pipeline.extract.alternatives import forecast_disk
     from pipeline.extract.request import read
     from pipeline.store import cache
     from stages import project
@@ -444,7 +444,7 @@ def _foreseen(name: str) -> Any:
     _, config = project.entry("extract", [name])
     root = cache.default_root()
     request = read(config, backbone=project.BACKBONES / name, manifests=project.MANIFESTS, cache_root=root)
-    return request, foresee(request, cache_root=root, out=project.FEATURES / name)
+    return request, forecast_disk(request, cache_root=root, out=project.FEATURES / name)
 
 
 def _say_shortage(request: Any, found: Any, out: Path) -> None:

@@ -84,7 +84,7 @@ def compare(
         _same_rows(chosen[0], best, task)
     # The better one of a pair comes first, as on the leaderboard.
     chosen.sort(key=lambda one: one.value if metric in metrics.LOWER_IS_BETTER else -one.value)
-    besides = list(teachers.beside(runs, lambda run: read(predictions / f"{run}.parquet", task)))
+    besides = list(teachers.comparisons(runs, lambda run: read(predictions / f"{run}.parquet", task)))
     others = [_other(one, metric, methods.file.classes) for one in besides]
     values = _resampled(metric, [*chosen, *others], methods.file.classes, config)
     pairs = [(chosen[a], chosen[b], values[a] - values[b]) for a, b in combinations(range(len(chosen)), 2)]
@@ -180,7 +180,7 @@ def _judged(
     return found
 
 
-def _other(one: teachers.Beside, metric: str, classes: Sequence[str]) -> Tested:
+def _other(one: teachers.Comparison, metric: str, classes: Sequence[str]) -> Tested:
     """What a student stands beside; its compared metric is the mean of its draws, as that of a run is."""
     first = one.fits[0]
     values = [bootstrap.value(metric, fit, classes) for fit in one.fits]

@@ -22,7 +22,7 @@ TINY = float(np.finfo(np.float32).tiny)  # scores are stored as float32: what is
 
 
 @dataclass(frozen=True)
-class Beside:
+class Comparison:
     """A student, and what it is compared with. `run`: of the other; None of an average.
 
     `fits`: test rows of the other, sorted by key. `probability`: whether the scores of both are, of equal classes.
@@ -36,7 +36,7 @@ class Beside:
     probability: bool
 
 
-def beside(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Iterator[Beside]:
+def comparisons(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Iterator[Comparison]:
     """Every student of the runs of a task with each of the others. `read` gives the predictions of a run."""
     for student, evaluated in runs.items():
         made = evaluated["made_from"]
@@ -53,17 +53,17 @@ def beside(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Ite
             if methods is not None and found is not None:
                 same = methods.file.classes == own.classes
                 both = probable and same and methods.file.scores.get(found.head) == "probability"
-                teachers.append(Beside(student, "teacher", entry["name"], entry["run"], [found], both))
+                teachers.append(Comparison(student, "teacher", entry["name"], entry["run"], [found], both))
         yield from teachers
         if len(teachers) == len(entries) > 1 and all(one.probability for one in teachers):
             name = " + ".join(one.name for one in teachers)
             mean = averaged([one.fits[0] for one in teachers], own.classes)
-            yield Beside(student, "average", name, None, [mean], probability=True)
+            yield Comparison(student, "average", name, None, [mean], probability=True)
         for other, baseline in runs.items():
             if same_student(evaluated, baseline):
                 best = baseline["selected"]
                 fits = read(other).fits[Method(best["head"], best["input"], best["labels"])]
-                yield Beside(student, "labels", other, other, [_sorted(one) for one in fits], probability=False)
+                yield Comparison(student, "labels", other, other, [_sorted(one) for one in fits], probability=False)
 
 
 def same_student(taught: Evaluated, other: Evaluated) -> bool:
@@ -100,7 +100,7 @@ def averaged(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions
 
 
 def told(
-    besides: Sequence[Beside],
+    besides: Sequence[Comparison],
     students: Sequence[Sequence[Predictions]],
     kind: Kind,
     *,
@@ -136,7 +136,7 @@ def told(
 
 def _bound(
     found: Sequence[dict[str, Any]],
-    besides: Sequence[Beside],
+    besides: Sequence[Comparison],
     students: Sequence[Sequence[Predictions]],
     *,
     level: float,

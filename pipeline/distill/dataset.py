@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.distill.targets import Signals
-from pipeline.distill.tasks import Subject, check_rows
+from pipeline.distill.targets import DistillTargets
+from pipeline.distill.tasks import StudentTask, check_rows
 from pipeline.loading.image_cache import Pixels
 from pipeline.readers.augment import AugmentConfig, Views
 from pipeline.store import keys as key_arrays
 from pipeline.task import Training
 from pipeline.teach.teacher import Teacher
-from pipeline.training.data import IN_MEMORY, PixelSamples, drawn
+from pipeline.training.data import IN_MEMORY, PixelSamples, view_of_epoch
 from pipeline.training.targets import targets_of
 
 NO_LABEL = -1
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillSet:
     """The samples of one training set, and what is known of them without teachers.
 
-    keys: S16 (n,). labels, truth: as `Signals` has them. known: bool (n, branches). labelled: samples with a label of
-    the run's task. left_out: samples that are validation or test rows of a task.
+    keys: S16 (n,). labels, truth: as `DistillTargets` has them. known: bool (n, branches). labelled: samples with a
+    label of the run's task. left_out: samples that are validation or test rows of a task.
     """
 
     keys: np.ndarray
@@ -40,9 +40,9 @@ class Lesson:
     left_out: int
 
 
-def lesson(
-    subjects: Sequence[Subject], training: Training, *, unlabelled: bool, extra: np.ndarray, labels: bool
-) -> Lesson:
+def build_distill_set(
+    subjects: Sequence[StudentTask], training: Training, *, unlabelled: bool, extra: np.ndarray, labels: bool
+) -> DistillSet:
     """The samples of a training set of the first task, sorted by key, with those that have no label.
 
     Labelled are the few-shot rows with their classes in all tasks, or, where there is no such choice, the training rows
@@ -68,7 +68,7 @@ def lesson(
     rows = np.flatnonzero(known.any(axis=1) | (labels & (numbers != NO_LABEL).any(axis=1)))
     if len(rows):
         rows = rows[np.arange(len(keys)) % len(rows)]
-    return Lesson(
+    return DistillSet(
         keys=keys[rows],
         labels=numbers[rows],
         truth=None if truth is None else truth[rows],
@@ -78,13 +78,13 @@ def lesson(
     )
 
 
-def answers(subjects: Sequence[Subject], number: int, rows: np.ndarray) -> Signals:
+def label_targets(subjects: Sequence[StudentTask], number: int, rows: np.ndarray) -> DistillTargets:
     """The targets of some rows of one of the tasks, without a word of teachers: what validation reads."""
     keys = subjects[number].keys[rows]
     labels = np.full((len(keys), len(subjects)), NO_LABEL, np.int64)
     labels[:, number] = _labels(subjects[number], keys, np.ones(len(keys), bool))
     truth = _truth(subjects, keys, labels)
-    return Signals(
+    return DistillTargets(
         torch.from_numpy(labels),
         torch.empty(len(keys), 0),
         torch.zeros(len(keys), len(subjects), dtype=torch.bool),
@@ -92,14 +92,14 @@ def answers(subjects: Sequence[Subject], number: int, rows: np.ndarray) -> Signa
     )
 
 
-class LessonSamples(PixelSamples):
+class DistillSamples(PixelSamples):
     """The samples of a lesson: pixels as they are, or a stored view drawn anew in each epoch, with its own scores."""
 
     def __init__(
         self,
         pixels: Pixels,
-        found: Lesson,
-        subjects: Sequence[Subject],
+        found: DistillSet,
+        subjects: Sequence[StudentTask],
         *,
         seed: int,
         hints: Sequence[str] = (),
@@ -111,7 +111,7 @@ class LessonSamples(PixelSamples):
 
         Raises what `PixelSamples` does, and what `Teacher.logits` and `Teacher.hints` do.
         """
-        plain = Signals(
+        plain = DistillTargets(
             torch.from_numpy(found.labels),
             torch.empty(len(found.keys), 0),
             torch.from_numpy(found.known),
@@ -130,15 +130,15 @@ class LessonSamples(PixelSamples):
             shape = teacher.hint_shape(node)
             self._hints[node] = _Stored(found.keys, views, shape, partial(_rows, teacher, node))
 
-    def told(self, rows: np.ndarray, epoch: int | None) -> Signals:
+    def told(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
         """Labels, and what the teachers say of the pixels that the epoch shows; without an epoch, labels alone."""
         plain = self._plain[torch.from_numpy(rows)]
         if epoch is None or self._scores is None:
             return plain
         count = 0 if self._views is None else self._views.count
-        numbers = drawn(self.seed, epoch, self.keys[rows], count) if count else np.zeros(len(rows), np.int64)
+        numbers = view_of_epoch(self.seed, epoch, self.keys[rows], count) if count else np.zeros(len(rows), np.int64)
         hints = {node: stored.of(rows, numbers) for node, stored in self._hints.items()}
-        return Signals(plain.labels, self._scores.of(rows, numbers), plain.known, hints, plain.truth)
+        return DistillTargets(plain.labels, self._scores.of(rows, numbers), plain.known, hints, plain.truth)
 
 
 class _Stored:
@@ -165,7 +165,7 @@ class _Stored:
 _Read = Callable[[np.ndarray, int | None], np.ndarray]
 
 
-def _scores(subjects: Sequence[Subject], keys: np.ndarray, view: int | None) -> np.ndarray:
+def _scores(subjects: Sequence[StudentTask], keys: np.ndarray, view: int | None) -> np.ndarray:
     """Logits float32 (n, classes of all tasks); zeros where a task's teachers have no scores."""
     found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
     for one in subjects:
@@ -190,7 +190,7 @@ def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
     return found
 
 
-def _labels(subject: Subject, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _labels(subject: StudentTask, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The class of each sample in a task, int64 (n,): NO_LABEL where the task lacks it, and where it is not wanted.
 
     Of a multilabel task 0 where the task has the sample.
@@ -205,7 +205,7 @@ def _labels(subject: Subject, keys: np.ndarray, wanted: np.ndarray) -> np.ndarra
     return found
 
 
-def _truth(subjects: Sequence[Subject], keys: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+def _truth(subjects: Sequence[StudentTask], keys: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
     """Which classes a sample has in multilabel tasks, float32 (n, classes of all tasks); None where there are none."""
     if all(one.task.kind != "multilabel" for one in subjects):
         return None

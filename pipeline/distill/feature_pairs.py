@@ -17,7 +17,7 @@ MAPS = ("CHW", "HWC")
 
 
 @dataclass(frozen=True)
-class Pair:
+class FeaturePair:
     """Two nodes that are compared.
 
     `node`: of the student. `hint`: the teacher's, by its name. `form`: vectors (n, d), maps (n, channels, *size), or
@@ -49,10 +49,10 @@ class Pair:
     def _formed(self, rows: Tensor, tap: Tap) -> Tensor:
         if self.form != "map":
             return rows.flatten(1)
-        return averaged(as_maps(rows, tap), self.size)
+        return average_pool(as_maps(rows, tap), self.size)
 
 
-def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap]) -> dict[str, Pair]:
+def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap]) -> dict[str, FeaturePair]:
     """The pairs that losses compare, by the names of the losses: `hints.0`, `attention.1`, `relational`.
 
     `spec`: the student's; `hints`: the teacher's nodes whose rows there are, by name. Losses whose weight is always
@@ -67,7 +67,7 @@ def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap])
     found, problems = {}, []
     for name, (student, teacher) in named.items():
         one = _pair(name, student, teacher, spec, hints)
-        if isinstance(one, Pair):
+        if isinstance(one, FeaturePair):
             found[name] = one
         else:
             problems += one
@@ -93,7 +93,7 @@ def as_maps(rows: Tensor, tap: Tap) -> Tensor:
     return rows.permute(0, 3, 1, 2)
 
 
-def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (n, channels, height, width) to smaller ones, as adaptive average pooling has it, (n, channels, *size).
 
     As two products of matrices: the gradient of torch's own pooling is not repeatable on a GPU.
@@ -107,7 +107,9 @@ def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return down.T @ maps @ across
 
 
-def _pair(name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapping[str, Tap]) -> Pair | list[str]:
+def _pair(
+    name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapping[str, Tap]
+) -> FeaturePair | list[str]:
     """A pair, or what is wrong with it."""
     node = spec.node(student)
     problems = []
@@ -125,9 +127,9 @@ def _pair(name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapp
     own, wanted = spec.taps[node], hints[teacher]
     kind = name.partition(".")[0]
     if kind == "relational":
-        return Pair(node, teacher, own, wanted, "flat")
+        return FeaturePair(node, teacher, own, wanted, "flat")
     if kind == "hints" and len(own.shape) == len(wanted.shape) == 1:
-        return Pair(node, teacher, own, wanted, "vector", projected=True)
+        return FeaturePair(node, teacher, own, wanted, "vector", projected=True)
     sides, others = _sides(own), _sides(wanted)
     if sides is None or others is None:
         most = "two maps or two vectors" if kind == "hints" else "two maps"
@@ -137,7 +139,7 @@ def _pair(name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapp
             f"{'no projection brings to one shape' if kind == 'hints' else 'have no attention map'}. Name other nodes."
         ]
     size = min(sides[0], others[0]), min(sides[1], others[1])
-    return Pair(node, teacher, own, wanted, "map", size, projected=kind == "hints")
+    return FeaturePair(node, teacher, own, wanted, "map", size, projected=kind == "hints")
 
 
 def _sides(tap: Tap) -> tuple[int, int] | None:

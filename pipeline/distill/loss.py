@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from pipeline.distill import kd_losses
-from pipeline.distill.feature_pairs import Pair
+from pipeline.distill.feature_pairs import FeaturePair
 from pipeline.distill.knowledge import LossesConfig, at
-from pipeline.distill.online_teacher import Told
+from pipeline.distill.online_teacher import TeacherOutput
 from pipeline.distill.student import Output
-from pipeline.distill.targets import Signals
+from pipeline.distill.targets import DistillTargets
 from pipeline.errors import TrainingError
 from pipeline.task import Kind
-from pipeline.training.losses import Objective
+from pipeline.training.losses import SupervisedLoss
 
 RELATIONS = {"relational.distance": kd_losses.distance, "relational.angle": kd_losses.angle}
 NODES = {"hints": kd_losses.hint, "attention": kd_losses.attention}
 
 
 @dataclass(frozen=True)
-class Branch:
+class OutputSlice:
     """A task of a student: the columns of its outputs from `start` to before `stop`."""
 
     task: str
@@ -35,8 +35,8 @@ class Branch:
         return slice(self.start, self.stop)
 
 
-class Distillation:
-    """A `losses.Goal` of `Output` and `Signals`; validation measures the first branch by its labels.
+class DistillationLoss:
+    """A `losses.Objective` of `Output` and `DistillTargets`; validation measures the first branch by its labels.
 
     The loss of a row is the sum over losses and branches, each times its weight. A row has none of the labels of a
     branch where its label is -1, and none of a teacher that does not know it: there a loss is zero, and the mean over a
@@ -50,9 +50,9 @@ class Distillation:
 
     def __init__(
         self,
-        branches: Sequence[Branch],
+        branches: Sequence[OutputSlice],
         losses: LossesConfig,
-        pairs: Mapping[str, Pair],
+        pairs: Mapping[str, FeaturePair],
         *,
         label_smoothing: float = 0.0,
         weights: Mapping[str, Tensor | None] | None = None,
@@ -61,7 +61,7 @@ class Distillation:
         self.branches, self.losses, self.pairs = tuple(branches), losses, dict(pairs)
         self.outputs = max(branch.stop for branch in branches)
         self._of_labels = [
-            Objective(
+            SupervisedLoss(
                 branch.kind,
                 branch.stop - branch.start,
                 label_smoothing=label_smoothing,
@@ -80,12 +80,12 @@ class Distillation:
         """Take the weights after a share of the training, from 0 at its first step to 1 at its last."""
         self._share = share
 
-    def __call__(self, output: Output, targets: Signals) -> Tensor:
+    def __call__(self, output: Output, targets: DistillTargets) -> Tensor:
         """The loss of each row, (n,), with the weights of now.
 
         Raises TrainingError where a loss needs what no teacher gives.
         """
-        told = Told(targets.logits, targets.hints) if output.teacher is None else output.teacher
+        told = TeacherOutput(targets.logits, targets.hints) if output.teacher is None else output.teacher
         known = targets.known if output.teacher is None else torch.ones_like(targets.known)
         self._refuse_missing(told)
         total = torch.zeros(len(targets), device=output.logits.device)
@@ -101,7 +101,7 @@ class Distillation:
             total = total + at(weight, self._share) * found
         return total
 
-    def plain(self, logits: Tensor, targets: Signals) -> Tensor:
+    def plain(self, logits: Tensor, targets: DistillTargets) -> Tensor:
         """The loss of each row by its label in the first branch, (n,): what validation compares.
 
         Raises TrainingError for rows without a label.
@@ -114,11 +114,11 @@ class Distillation:
             )
         return self._of_labels[0].plain(logits[:, self.branches[0].columns], self._targets(0, targets))
 
-    def right(self, logits: Tensor, targets: Signals) -> Tensor:
+    def right(self, logits: Tensor, targets: DistillTargets) -> Tensor:
         """Which rows are right in the first branch, bool (n,)."""
         return self._of_labels[0].right(logits[:, self.branches[0].columns], self._targets(0, targets))
 
-    def check(self, targets: Signals, *, where: str) -> None:
+    def check(self, targets: DistillTargets, *, where: str) -> None:
         """Raise TrainingError for labels that the network has no output for."""
         for number, branch in enumerate(self.branches):
             labels = targets.labels[:, number]
@@ -129,7 +129,7 @@ class Distillation:
         """A loss of logits, over all branches."""
         return torch.stack([loss(number) for number in range(len(self.branches))]).sum(dim=0)
 
-    def _targets(self, number: int, targets: Signals) -> Tensor:
+    def _targets(self, number: int, targets: DistillTargets) -> Tensor:
         """The labels of a branch as its kind has them; of rows without, those of the first class."""
         branch = self.branches[number]
         if branch.kind == "classification":
@@ -141,7 +141,7 @@ class Distillation:
             )
         return targets.truth[:, branch.columns]
 
-    def _labels(self, number: int, logits: Tensor, targets: Signals) -> Tensor:
+    def _labels(self, number: int, logits: Tensor, targets: DistillTargets) -> Tensor:
         own = logits[:, self.branches[number].columns]
         found = self._of_labels[number](own, self._targets(number, targets))
         return torch.where(targets.labels[:, number] >= 0, found, 0.0)
@@ -153,7 +153,9 @@ class Distillation:
         found = loss(logits[:, branch.columns], teacher[:, branch.columns], temperature=config.temperature)
         return torch.where(known[:, number], found, 0.0)
 
-    def _decoupled(self, number: int, logits: Tensor, teacher: Tensor, known: Tensor, targets: Signals) -> Tensor:
+    def _decoupled(
+        self, number: int, logits: Tensor, teacher: Tensor, known: Tensor, targets: DistillTargets
+    ) -> Tensor:
         branch, config = self.branches[number], self.losses.decoupled
         assert config is not None, "it is active"
         own, wanted, labels = logits[:, branch.columns], teacher[:, branch.columns], targets.labels[:, number]
@@ -167,7 +169,7 @@ class Distillation:
         )
         return torch.where(known[:, number], found, 0.0)
 
-    def _compare(self, name: str, output: Output, told: Told, known: Tensor) -> Tensor:
+    def _compare(self, name: str, output: Output, told: TeacherOutput, known: Tensor) -> Tensor:
         """A loss of the nodes of a pair."""
         own = name if name in self.pairs else "relational"
         pair = self.pairs[own]
@@ -176,7 +178,7 @@ class Distillation:
             return RELATIONS[name](student, teacher, known)
         return torch.where(known, NODES[name.partition(".")[0]](student, teacher), 0.0)
 
-    def _refuse_missing(self, told: Told) -> None:
+    def _refuse_missing(self, told: TeacherOutput) -> None:
         of_logits = [name for name in ("soft", "decoupled") if name in self.losses.active]
         if of_logits and told.logits.shape[1] != self.outputs:
             raise TrainingError(
@@ -191,7 +193,7 @@ class Distillation:
             )
 
 
-def _refuse_kinds(branches: Sequence[Branch], losses: LossesConfig) -> None:
+def _refuse_kinds(branches: Sequence[OutputSlice], losses: LossesConfig) -> None:
     for branch in branches:
         if branch.kind == "regression":
             raise TrainingError(

@@ -14,14 +14,14 @@ from pipeline.readers.image import ImageReader
 from pipeline.store.identity import differences
 
 
-class Told(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a teacher says of a batch: logits float32 (n, classes), and rows of its nodes by the names of the hints."""
 
     logits: Tensor
     hints: Mapping[str, Tensor]
 
 
-class Live:
+class OnlineTeacher:
     """A frozen network, in evaluation mode and float32, on the images that the student gets.
 
     `columns`: which of its outputs stand for the student's classes, in their order; None: as they are. `hints`: its
@@ -61,11 +61,11 @@ class Live:
         self._factor, self._shift = change(self._factor), change(self._shift)
         self._columns = None if self._columns is None else change(self._columns)
 
-    def __deepcopy__(self, _memo: object) -> "Live":
+    def __deepcopy__(self, _memo: object) -> "OnlineTeacher":
         """Itself: copies of a student, such as the moving average of its weights, need no second teacher."""
         return self
 
-    def __call__(self, images: Tensor) -> Told:
+    def __call__(self, images: Tensor) -> TeacherOutput:
         """Images as the student gets them, float32 (n, channels, height, width)."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             its = images * self._factor + self._shift
@@ -73,4 +73,4 @@ class Live:
                 name: value.float() for name, value in collect(self._network, its, self._nodes, self._taps).items()
             }
         logits = found.pop(LOGITS)
-        return Told(logits if self._columns is None else logits[:, self._columns], found)
+        return TeacherOutput(logits if self._columns is None else logits[:, self._columns], found)

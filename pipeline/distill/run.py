@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pipeline.distill.config import DistillConfig
-from pipeline.distill.dataset import Lesson, answers
-from pipeline.distill.setup import Paths, Run, lesson_of, opened, prepared
-from pipeline.distill.tasks import output_names, told
+from pipeline.distill.dataset import DistillSet, label_targets
+from pipeline.distill.setup import Paths, RunContext, build_job, load_distill_set, load_run
+from pipeline.distill.tasks import output_names, teacher_records
 from pipeline.errors import counted
 from pipeline.files import digest, sha256_file
 from pipeline.predictions import Predictions, Writer
@@ -26,8 +26,8 @@ from pipeline.runtime import Progress, repeatable_kernels, silent
 from pipeline.task import Training, training_sets
 from pipeline.training import outputs as record
 from pipeline.training.data import PixelSamples
-from pipeline.training.job import Prepared
-from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import Log, make_fabric, no_log, predict_logits, steps_per_epoch
 from pipeline.training.lr_finder import with_rate
 from pipeline.training.outputs import Trained
 
@@ -41,8 +41,8 @@ def distill(
     *,
     datasets: Sequence[str],
     progress: Progress = silent,
-    log: Log = quiet,
-    say: Log = quiet,
+    log: Log = no_log,
+    say: Log = no_log,
 ) -> dict[str, Any]:
     """Train, predict and write everything; return the record of the student that was kept.
 
@@ -50,30 +50,30 @@ def distill(
     TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers and settings do
     not go together, and where training fails.
     """
-    run = opened(config, paths, datasets=datasets)
+    run = load_run(config, paths, datasets=datasets)
     first = run.subjects[0]
     trainings = list(training_sets(first.task, config.labels_per_class, draws=config.draws, where=str(first.path)))
-    lessons = [lesson_of(run, training) for training in trainings]
+    lessons = [load_distill_set(run, training) for training in trainings]
     for training, found in zip(trainings, lessons, strict=True):
         say(_foreseen(run, training, found))
     fabric = make_fabric(config)
     most = max(range(len(lessons)), key=lambda number: len(lessons[number].keys))
     config = with_rate(
         config,
-        lambda some: prepared(replace(run, config=some), trainings[most], lessons[most], fabric),
+        lambda some: build_job(replace(run, config=some), trainings[most], lessons[most], fabric),
         cache=paths.cache,
         say=say,
     )
     run = replace(run, config=config)
     steps = [config.epochs * steps_per_epoch(len(one.keys), config) for one in lessons]
-    rows = [record.measured(one.task, where=one.path) for one in run.subjects]
+    rows = [record.evaluation_rows(one.task, where=one.path) for one in run.subjects]
     best: Trained | None = None
     records = []
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_writer(run, number, paths)) for number in range(len(run.subjects))]
         for number, (training, found) in enumerate(zip(trainings, lessons, strict=True)):
-            one = prepared(run, training, found, fabric)
-            trained = record.trained(
+            one = build_job(run, training, found, fabric)
+            trained = record.train_or_load(
                 one,
                 training,
                 head=HEAD,
@@ -97,11 +97,11 @@ def distill(
     assert best is not None, "there is a training set"
     if fabric.is_global_zero:
         _write(run, best, records, paths)
-        record.tidy(paths.cache)
+        record.prune_training_cache(paths.cache)
     return best.record
 
 
-def _foreseen(run: Run, training: Training, found: Lesson) -> str:
+def _foreseen(run: RunContext, training: Training, found: DistillSet) -> str:
     """What is learned from, in one line."""
     names = ", ".join(one.name for subject in run.subjects for one in subject.teachers)
     out = f"; {found.left_out:,} left out, which are validation or test rows of a task" if found.left_out else ""
@@ -109,18 +109,18 @@ def _foreseen(run: Run, training: Training, found: Lesson) -> str:
     return f"{said}; teachers: {names or 'none'}"
 
 
-def _writer(run: Run, number: int, paths: Paths) -> Writer:
+def _writer(run: RunContext, number: int, paths: Paths) -> Writer:
     one = run.subjects[number]
     path = paths.predictions if number == 0 else paths.model / "predictions" / f"{one.name}.parquet"
     scores = {HEAD: record.scores_of(one.task)}
     return Writer(path, one.task.kind, one.classes, scores, paths_of=one.task.paths_of)
 
 
-def _predictions(run: Run, number: int, training: Training, one: Prepared, rows: np.ndarray) -> Predictions:
+def _predictions(run: RunContext, number: int, training: Training, one: TrainingJob, rows: np.ndarray) -> Predictions:
     """Those of one of the tasks."""
     subject = run.subjects[number]
-    samples = PixelSamples(run.pixels, answers(run.subjects, number, rows), subject.keys[rows], seed=0)
-    logits = torch.cat([found.cpu() for found, _ in outputs(one.module, samples, one.setting)])
+    samples = PixelSamples(run.pixels, label_targets(run.subjects, number, rows), subject.keys[rows], seed=0)
+    logits = torch.cat([found.cpu() for found, _ in predict_logits(one.module, samples, one.setting)])
     own = logits[:, subject.branch.start : subject.branch.stop]
     return record.predictions(subject.task, rows, own, one.targets, training, head=HEAD, inputs=INPUT)
 
@@ -133,7 +133,7 @@ def _validated(found: Predictions) -> dict[str, Any]:
     return {"validation_rows": int(chosen.sum()), "validation_accuracy": float(right.mean()) if len(right) else None}
 
 
-def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
+def _write(run: RunContext, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
     first, *others = run.subjects
     config = run.config
     record.write(
@@ -151,7 +151,7 @@ def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths)
         features={},
         more={
             "student": config.student,
-            "teachers": told(first),
+            "teachers": teacher_records(first),
             "losses": config.losses.model_dump(mode="json"),
             "also": [
                 {
@@ -159,7 +159,7 @@ def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths)
                     "sha256": sha256_file(one.path),
                     "kind": one.task.kind,
                     "classes": one.classes,
-                    "teachers": told(one),
+                    "teachers": teacher_records(one),
                 }
                 for one in others
             ],

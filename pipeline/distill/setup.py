@@ -17,12 +17,13 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.distill.config import DistillConfig
-from pipeline.distill.dataset import NO_LABEL, Lesson, LessonSamples, answers, lesson
+from pipeline.distill.dataset import NO_LABEL, DistillSamples, DistillSet, build_distill_set, label_targets
 from pipeline.distill.feature_pairs import pairs_of
-from pipeline.distill.loss import Branch, Distillation
-from pipeline.distill.online_teacher import Live
+from pipeline.distill.loss import DistillationLoss, OutputSlice
+from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.student import Student
-from pipeline.distill.tasks import Subject, check_pixels, output_names, subjects
+from pipeline.distill.tasks import StudentTask, check_same_preprocessing, output_names
+from pipeline.distill.tasks import student_tasks as subjects
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
 from pipeline.loading import image_cache as pixels
@@ -39,10 +40,10 @@ from pipeline.teach.teacher import Teacher
 from pipeline.training import freezing
 from pipeline.training.classifier_init import MOST_ROWS, Probe, fit_probe
 from pipeline.training.config import LoopConfig
-from pipeline.training.data import PixelSamples, normalised
+from pipeline.training.data import PixelSamples, normalise
 from pipeline.training.initial import build_network
-from pipeline.training.job import Prepared, packages
-from pipeline.training.loop import Setting
+from pipeline.training.job import TrainingJob, packages
+from pipeline.training.loop import TrainContext
 from pipeline.training.losses import class_weights
 from pipeline.training.targets import targets_of
 
@@ -65,7 +66,7 @@ class Paths(files.Paths):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What all training sets of a run share.
 
     `extra`: keys of further samples. `hints`: the nodes of the teacher. `probes`: the heads that were fitted for each
@@ -73,17 +74,17 @@ class Run:
     """
 
     config: DistillConfig
-    subjects: Sequence[Subject]
+    subjects: Sequence[StudentTask]
     source: Backbone
     pixels: Pixels
     views: Views | None
     extra: np.ndarray
     hints: dict[str, Tap]
-    live: Live | None
+    live: OnlineTeacher | None
     probes: dict[str, list[Probe]] = field(default_factory=dict)
 
 
-def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
+def load_run(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> RunContext:
     """Read tasks, teachers and student, see that they go together, and decode the samples.
 
     Of each teacher a handful of scores is computed again. Raises what `distill.distill` does.
@@ -91,7 +92,7 @@ def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> R
     found = subjects(config, tasks=paths.tasks, teachers=paths.teachers)
     refuse(config.unsuited(found[0].task.kind, validation=len(found[0].task.rows("validation")) > 0))
     source = serialization.read(paths.student)
-    views = check_pixels(config, found, source.spec.input)
+    views = check_same_preprocessing(config, found, source.spec.input)
     every = tuple(dict.fromkeys([*datasets, *config.datasets]))
     extra = np.empty(0, key_arrays.DTYPE)
     if config.datasets:
@@ -109,17 +110,17 @@ def opened(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> R
         nodes = {name: spec.node(name) for name in config.losses.hint_names}
         if config.live:
             columns = found[0].columns[0].tolist()
-            live = Live(serialization.read(folder), source.spec.input, columns=columns, hints=nodes)
+            live = OnlineTeacher(serialization.read(folder), source.spec.input, columns=columns, hints=nodes)
         else:
             for name in nodes:
                 teacher.hint_shape(name)
         hints = {name: spec.taps[node] for name, node in nodes.items()}
     transforms = config.augment if views is None else views.augment
     decoded = pixels.decoded(source.spec.input, samples, folder=paths.cache / "pixels", transforms=transforms)
-    return Run(config, found, source, decoded, views, extra, hints, live)
+    return RunContext(config, found, source, decoded, views, extra, hints, live)
 
 
-def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepared:
+def build_job(run: RunContext, training: Training, found: DistillSet, fabric: Any) -> TrainingJob:
     """The student of a training set, its samples, and how it is trained."""
     config, spec, first = run.config, run.source.spec, run.subjects[0]
     branches = [one.branch for one in run.subjects]
@@ -132,7 +133,7 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
     )
     frozen = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
     pairs = pairs_of(config.losses, spec, run.hints)
-    objective = Distillation(
+    objective = DistillationLoss(
         branches,
         config.losses,
         pairs,
@@ -140,10 +141,10 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
         weights={one.name: _weights(run, number, found) for number, one in enumerate(run.subjects)},
     )
     chosen = first.task.rows("validation")
-    told = answers(run.subjects, 0, chosen)
+    told = label_targets(run.subjects, 0, chosen)
     validation = PixelSamples(run.pixels, told, first.keys[chosen], seed=0) if len(chosen) else None
     module = Student(network, spec, pairs, live=run.live, seed=config.seed)
-    setting = Setting(config, objective, fabric, partial(_entered, run))
+    setting = TrainContext(config, objective, fabric, partial(_entered, run))
     probes: list[Probe] = []
     if config.classifier.is_fitted(config.start):
         last = last_layer(network, architecture)
@@ -155,14 +156,14 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
         start_from(network, architecture, _joined(last, [*zip(branches, (one.linear for one in probes), strict=True)]))
         setting = replace(setting, fitted=probes[0].linear is not None)
     architectures = [spec.architecture, *([] if run.live is None else [run.live.architecture])]
-    return Prepared(
+    return TrainingJob(
         network,
         module,
         architecture,
         frozen,
         setting,
         targets_of(first.task, training.rows),
-        LessonSamples(
+        DistillSamples(
             run.pixels,
             found,
             run.subjects,
@@ -193,7 +194,13 @@ def prepared(run: Run, training: Training, found: Lesson, fabric: Any) -> Prepar
 
 
 def _probe(
-    run: Run, number: int, training: Training, found: Lesson, last: nn.Module, student: Student, setting: Setting
+    run: RunContext,
+    number: int,
+    training: Training,
+    found: DistillSet,
+    last: nn.Module,
+    student: Student,
+    setting: TrainContext,
 ) -> Probe:
     """Fit the head of one of the tasks to what the student is shown: to labels, and where there is none to teachers."""
     subject = run.subjects[number]
@@ -209,13 +216,13 @@ def _probe(
         targets[others] = logits > 0 if several else np.asarray(subject.classes, object)[logits.argmax(axis=1)]
 
     def clean(rows: np.ndarray) -> PixelSamples:
-        return PixelSamples(run.pixels, answers(run.subjects, number, rows), subject.keys[rows], seed=0)
+        return PixelSamples(run.pixels, label_targets(run.subjects, number, rows), subject.keys[rows], seed=0)
 
     shown = replace(training, rows=np.union1d(own, others))
     return fit_probe(subject.task, shown, last, student, clean, setting, targets=targets)
 
 
-def _joined(last: nn.Module, parts: Sequence[tuple[Branch, nn.Linear | None]]) -> nn.Linear:
+def _joined(last: nn.Module, parts: Sequence[tuple[OutputSlice, nn.Linear | None]]) -> nn.Linear:
     """Return the heads of all tasks as one layer; a task without a head has the outputs of the layer `last`."""
     weight, bias = last.get_parameter("weight").flatten(1), last.get_parameter("bias")
     layer = nn.Linear(weight.shape[1], weight.shape[0])
@@ -228,9 +235,12 @@ def _joined(last: nn.Module, parts: Sequence[tuple[Branch, nn.Linear | None]]) -
     return layer
 
 
-def lesson_of(run: Run, training: Training) -> Lesson:
-    """What is learned from in a training set; raises TrainingError where that is nothing, and what `lesson` does."""
-    found = lesson(
+def load_distill_set(run: RunContext, training: Training) -> DistillSet:
+    """Return what is learned from in a training set.
+
+    Raises TrainingError where that is nothing, and what `build_distill_set` does.
+    """
+    found = build_distill_set(
         run.subjects,
         training,
         unlabelled=run.config.unlabelled,
@@ -276,7 +286,7 @@ def _network(teacher: Teacher, paths: Paths) -> Path:
     return sources_of(teacher, paths).network
 
 
-def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:
+def _weights(run: RunContext, number: int, found: DistillSet) -> Tensor | None:
     """The weights of the classes of a task, balanced over the samples that have a label."""
     one, labels = run.subjects[number], found.labels[:, number]
     known = labels != NO_LABEL
@@ -290,8 +300,8 @@ def _weights(run: Run, number: int, found: Lesson) -> Tensor | None:
     return class_weights(run.config.class_weights, targets, one.task.kind, one.classes)
 
 
-def _entered(run: Run, batch: Tensor) -> Tensor:
-    return normalised(batch, run.source.spec.input)
+def _entered(run: RunContext, batch: Tensor) -> Tensor:
+    return normalise(batch, run.source.spec.input)
 
 
 def _digest(*arrays: np.ndarray | None) -> str:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.backbones.hooks import INPUT, watch
 from pipeline.backbones.spec import BackboneSpec
-from pipeline.distill.feature_pairs import Pair
-from pipeline.distill.online_teacher import Live, Told
+from pipeline.distill.feature_pairs import FeaturePair
+from pipeline.distill.online_teacher import OnlineTeacher, TeacherOutput
 from pipeline.errors import TrainingError
 
 
@@ -21,7 +21,7 @@ class Output(NamedTuple):
 
     logits: Tensor
     rows: Mapping[str, Tensor]
-    teacher: Told | None
+    teacher: TeacherOutput | None
 
 
 class Student(nn.Module):
@@ -35,9 +35,9 @@ class Student(nn.Module):
         self,
         network: nn.Module,
         spec: BackboneSpec,
-        pairs: Mapping[str, Pair],
+        pairs: Mapping[str, FeaturePair],
         *,
-        live: Live | None = None,
+        live: OnlineTeacher | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Student(nn.Module):
             logits = self.network(images)
         return Output(logits, {name: self._row(name, pair, values) for name, pair in self.pairs.items()}, told)
 
-    def _row(self, name: str, pair: Pair, values: Mapping[str, Tensor]) -> Tensor:
+    def _row(self, name: str, pair: FeaturePair, values: Mapping[str, Tensor]) -> Tensor:
         shape = tuple(values[pair.node].shape[1:]) if pair.node in values else None
         if shape != pair.student.shape:
             raise TrainingError(

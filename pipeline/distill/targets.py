@@ -11,7 +11,7 @@ from pipeline.errors import TrainingError
 
 
 @dataclass(frozen=True)
-class Signals:
+class DistillTargets:
     """The targets of a batch in distillation, where those of other training are one tensor.
 
     labels   int64 (n, branches): the class of a row in each branch, -1 where it has none. Of a multilabel branch it is
@@ -41,11 +41,11 @@ class Signals:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Tensor) -> "Signals":
+    def __getitem__(self, rows: Tensor) -> "DistillTargets":
         """Some rows, by their numbers int64 (m,)."""
         return self._each(lambda value: value[rows])
 
-    def to(self, device: torch.device | str) -> "Signals":
+    def to(self, device: torch.device | str) -> "DistillTargets":
         """The same on a device."""
         return self._each(lambda value: value.to(device))
 
@@ -54,8 +54,8 @@ class Signals:
         truth = [] if self.truth is None else [("truth", self.truth)]
         return [*own, *truth, *((f"hint {name}", value) for name, value in self.hints.items())]
 
-    def _each(self, change: Any) -> "Signals":
-        return Signals(
+    def _each(self, change: Any) -> "DistillTargets":
+        return DistillTargets(
             change(self.labels),
             change(self.logits),
             change(self.known),

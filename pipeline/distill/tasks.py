@@ -10,17 +10,17 @@ import numpy as np
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.distill.config import DistillConfig
-from pipeline.distill.loss import Branch
+from pipeline.distill.loss import OutputSlice
 from pipeline.errors import DataError, TrainingError, bullets
 from pipeline.readers.augment import Views
 from pipeline.store import keys as key_arrays
 from pipeline.task import Task
-from pipeline.teach.ensemble import averaged, matched
-from pipeline.teach.teacher import Teacher, alike
+from pipeline.teach.ensemble import average_logits, match_classes
+from pipeline.teach.teacher import Teacher, check_compatible
 
 
 @dataclass(frozen=True)
-class Subject:
+class StudentTask:
     """A task, its columns of the student's outputs, and its teachers.
 
     columns: of each teacher, which of its classes each class of the task is.
@@ -28,7 +28,7 @@ class Subject:
 
     path: Path
     task: Task
-    branch: Branch
+    branch: OutputSlice
     teachers: Sequence[Teacher]
     columns: Sequence[np.ndarray]
 
@@ -63,16 +63,16 @@ class Subject:
     def logits(self, keys: np.ndarray, view: int | None) -> np.ndarray:
         """Logits float32 (n, classes of the task), of several teachers those of the mean of their probabilities."""
         own = [one.logits(keys, view)[:, columns] for one, columns in zip(self.teachers, self.columns, strict=True)]
-        return averaged(own, self.task.kind)
+        return average_logits(own, self.task.kind)
 
 
-def subjects(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[Subject]:
+def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[StudentTask]:
     """The tasks of a run with their teachers, that of the run first.
 
     Raises TrainingError for a regression, for a teacher of another kind of task, for classes that differ, and for
     teachers that do not go together.
     """
-    found: list[Subject] = []
+    found: list[StudentTask] = []
     start = 0
     for name, names in config.teachers.items():
         path = tasks / f"{name}.parquet"
@@ -82,28 +82,28 @@ def subjects(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[Subj
                 f"{path}: expected a task with classes to learn from a teacher, got a regression. Fine-tune instead."
             )
         own = [Teacher.open(teachers / one) for one in names]
-        alike(own)
+        check_compatible(own)
         for one in own:
             if one.kind != task.kind:
                 raise TrainingError(
                     f"{one.folder}: expected a teacher of a {task.kind}, as the task {name} is, got one of a "
                     f"{one.kind}. Take a teacher of this task."
                 )
-        columns = [matched(one.classes, task.classes, where=str(one.folder)) for one in own]
+        columns = [match_classes(one.classes, task.classes, where=str(one.folder)) for one in own]
         stop = start + len(task.classes)
-        found.append(Subject(path, task, Branch(name, task.kind, start, stop), own, columns))
+        found.append(StudentTask(path, task, OutputSlice(name, task.kind, start, stop), own, columns))
         start = stop
     return found
 
 
-def output_names(subjects: Sequence[Subject]) -> list[str]:
+def output_names(subjects: Sequence[StudentTask]) -> list[str]:
     """The names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
     if len(subjects) == 1:
         return subjects[0].classes
     return [f"{one.name}:{name}" for one in subjects for name in one.classes]
 
 
-def check_pixels(config: DistillConfig, subjects: Sequence[Subject], inputs: InputSpec) -> Views | None:
+def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTask], inputs: InputSpec) -> Views | None:
     """The stored views that the student gets, None for samples as they are.
 
     Raises TrainingError where student and teacher would not see the same pixels, with the fields, and for views that
@@ -138,7 +138,7 @@ def check_pixels(config: DistillConfig, subjects: Sequence[Subject], inputs: Inp
     return made[first]
 
 
-def check_rows(subject: Subject, keys: np.ndarray) -> None:
+def check_rows(subject: StudentTask, keys: np.ndarray) -> None:
     """Raise DataError unless the teachers of a task have scores of these samples, with how many are missing."""
     for one in subject.teachers:
         there = one.has(keys)
@@ -151,7 +151,7 @@ def check_rows(subject: Subject, keys: np.ndarray) -> None:
             )
 
 
-def told(subject: Subject) -> list[dict[str, Any]]:
+def teacher_records(subject: StudentTask) -> list[dict[str, Any]]:
     """What model.json says of the teachers of a task."""
     return [{"name": one.name, **_source(one.record), "identity": dict(one.identity)} for one in subject.teachers]
 

@@ -23,7 +23,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
 from pipeline.engines.parity import Limits
-from pipeline.engines.parity_gate import Card, check
+from pipeline.engines.parity_gate import ParityCard, check_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import cores
@@ -72,12 +72,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EngineChoice:
     """An engine, why it was chosen, and the card if the gate was passed just now."""
 
     name: str
     engine: Engine
-    card: Card | None = None
+    card: ParityCard | None = None
     why: str = "as the settings say"
     measured: str = ""
     """What every engine did, as a table, where they were tried."""
@@ -90,38 +90,40 @@ class Choice(Settings):
     samples: int | None = None
 
 
-def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, say: Say) -> Chosen:
+def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, say: Say) -> EngineChoice:
     """Take the engine `name`, or for `auto` the best; `pixels` gives the first of the `samples` that are to be run,
     or none where none can be read.
 
     Raises EngineError if the one that was asked for cannot run, or none can. Nothing is gated but what was measured.
     """
     if name != AUTO:
-        return Chosen(name, job.engine(name))
-    remembered = recall(job, samples)
+        return EngineChoice(name, job.engine(name))
+    remembered = load_choice(job, samples)
     if remembered is not None:
         try:
             made = job.engine(remembered)
         except EngineError as error:
             say(f"engine {remembered}, remembered for this machine, cannot run any more: {error}")
         else:
-            return Chosen(remembered, made, why="remembered for this machine and backbone")
+            return EngineChoice(remembered, made, why="remembered for this machine and backbone")
     return _measure(job, pixels(), samples=samples, say=say)
 
 
-def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> Card:
+def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
     """Measure an engine against torch float32; raises EngineError with the taps that fail."""
     plain = name == "torch" and job.precision == "float32"
     reference = engine if plain else job.engine("torch", precision="float32")
     return _gate(job, engine, reference, pixels)
 
 
-def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> Card:
+def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> ParityCard:
     autocast = None
     if job.precision in ("bfloat16", "float16"):
         ours = engine.provenance["engine"] == "torch"
         autocast = engine if ours else job.engine("torch", precision=job.precision)
-    return check(engine, reference, pixels, job.specs, batch_size=job.batch_size, limits=job.limits, autocast=autocast)
+    return check_parity(
+        engine, reference, pixels, job.specs, batch_size=job.batch_size, limits=job.limits, autocast=autocast
+    )
 
 
 def candidates(precision: str) -> list[str]:
@@ -136,9 +138,9 @@ def candidates(precision: str) -> list[str]:
     return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or gpus() > 0)]
 
 
-def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
+def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> EngineChoice:
     if not len(pixels):  # there is nothing to run
-        return Chosen("torch", job.engine("torch"), why="nothing is to be computed")
+        return EngineChoice("torch", job.engine("torch"), why="nothing is to be computed")
     names, batch = candidates(job.precision), pixels[: job.batch_size]
     if not names:
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
@@ -166,14 +168,14 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> Chosen:
             notes[name] = "refused: " + str(error).replace("\n", " ")
             say(f"engine {name} is refused: {error}")
             continue
-        remember(job, Choice(engine=name, samples=samples if short else None))
+        save_choice(job, Choice(engine=name, samples=samples if short else None))
         if short:
             why = f"the whole job takes it about {whole:.0f} s, too little to try others"
-            return Chosen(name, engines[name], card, why)
+            return EngineChoice(name, engines[name], card, why)
         unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
         drawn = _table(job, best, torch_seconds, {name: "taken"} | unlike | notes)
         why = "the fastest" if name == "torch" else f"{torch_seconds / best[name]:.1f} times as fast as torch"
-        return Chosen(name, engines[name], card, why, drawn)
+        return EngineChoice(name, engines[name], card, why, drawn)
     raise EngineError(bullets("no engine computes these taps", notes.values()))
 
 
@@ -217,7 +219,7 @@ def _table(job: Job, best: Mapping[str, float], torch_seconds: float, notes: Map
     )
 
 
-def remember(job: Job, choice: Choice) -> None:
+def save_choice(job: Job, choice: Choice) -> None:
     """Write a choice down; a cache that cannot be written says what to do."""
     if job.cache is None:
         return
@@ -225,7 +227,7 @@ def remember(job: Job, choice: Choice) -> None:
         write_json(_path(job, job.cache), choice.model_dump())
 
 
-def recall(job: Job, samples: int) -> str | None:
+def load_choice(job: Job, samples: int) -> str | None:
     """The engine that was chosen before, if the choice holds for so many samples."""
     path = None if job.cache is None else _path(job, job.cache)
     if path is None or not path.is_file():

@@ -11,8 +11,8 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
 from pipeline.engines.onnx_export import INPUT, exported
-from pipeline.engines.out_of_memory import within_memory
-from pipeline.engines.padding import filled, finished
+from pipeline.engines.out_of_memory import run_halving_on_oom
+from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
 
@@ -71,8 +71,8 @@ class CpuEngine:
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
-        pixels = filled(batch["pixels"], self.batch_size)
-        return finished(within_memory(self._forward, pixels), self._specs, len(batch["pixels"]))
+        pixels = pad_batch(batch["pixels"], self.batch_size)
+        return unpad(run_halving_on_oom(self._forward, pixels), self._specs, len(batch["pixels"]))
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
         """A session's run returns when it is done."""

@@ -20,7 +20,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
 from pipeline.engines.onnx_export import exported
-from pipeline.engines.padding import filled, finished
+from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
 
@@ -72,7 +72,7 @@ class OpenVINOEngine:
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
         """Hand out the requests of a batch; no core waits for the last of them before the next batch is begun."""
         rows, step = len(batch["pixels"]), self._shape[0]
-        pixels = np.ascontiguousarray(filled(batch["pixels"], -(-rows // step) * step))
+        pixels = np.ascontiguousarray(pad_batch(batch["pixels"], -(-rows // step) * step))
         values = [np.empty((len(pixels), *shape), dtype=np.float32) for shape in self._outputs]
         left = _Left(len(pixels) // step, pixels)
         for start in range(0, len(pixels), step):
@@ -82,7 +82,7 @@ class OpenVINOEngine:
         def wait() -> dict[str, np.ndarray]:
             while not left.wait(1.0):  # seconds
                 self._queue.wait_all()  # raises what a request raised
-            return finished(values, self._specs, rows)
+            return unpad(values, self._specs, rows)
 
         return wait
 

@@ -12,7 +12,7 @@ SHARE = 0.8  # of the device's memory that a batch may take
 GAIN = 1.05  # in samples a second for twice the batch, below which more is of no use
 
 
-def is_lack(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was lacking, of the device or of this process."""
     import torch
 
@@ -25,7 +25,7 @@ def is_lack(error: BaseException) -> bool:
     )
 
 
-def within_memory(
+def run_halving_on_oom(
     run: Callable[[np.ndarray], list[np.ndarray]], pixels: np.ndarray, *, smallest: int = 1
 ) -> list[np.ndarray]:
     """Run a batch (n, ...) and return its outputs, (n, ...) each; where memory is lacking, in halves.
@@ -35,7 +35,7 @@ def within_memory(
     try:
         return run(pixels)
     except Exception as error:
-        if not is_lack(error):
+        if not is_out_of_memory(error):
             raise
         if len(pixels) <= smallest:
             raise EngineError(
@@ -45,7 +45,7 @@ def within_memory(
             ) from None
     # Outside of the handler: the error would keep the tensors of its frames alive.
     _release()
-    halves = [within_memory(run, half, smallest=smallest) for half in np.array_split(pixels, 2)]
+    halves = [run_halving_on_oom(run, half, smallest=smallest) for half in np.array_split(pixels, 2)]
     return [np.concatenate(parts) for parts in zip(*halves, strict=True)]
 
 
@@ -82,7 +82,7 @@ def sizes(measure: Callable[[int], Measured], *, memory: int | None) -> Iterator
         try:
             found = measure(size)
         except Exception as error:
-            if not (is_lack(error) or isinstance(error, EngineError)) or before is None:
+            if not (is_out_of_memory(error) or isinstance(error, EngineError)) or before is None:
                 raise
             return
         if memory is not None and found.memory is not None and found.memory > SHARE * memory:

@@ -18,7 +18,7 @@ REDUCED_ROWS = 512
 ROW_BYTES = 2**28  # of all rows of the widest tap together
 
 
-class Card(Settings):
+class ParityCard(Settings):
     """What was measured of each tap: beside torch float32, in other batches, and torch's own reduced precision."""
 
     engine: dict[str, Any]
@@ -58,7 +58,7 @@ def run_all(engine: Engine, pixels: np.ndarray, batch_size: int) -> dict[str, np
     return {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
 
 
-def steadiness(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]) -> dict[str, dict[str, Parity]]:
+def batch_invariance(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]) -> dict[str, dict[str, Parity]]:
     """Tap to the same rows in batches of 1, 2 and an odd number, and in another order, beside those of the batch."""
     count = len(batch)
     orders: dict[str, np.ndarray] = {"1": np.arange(1), "2": np.arange(min(2, count))}
@@ -80,7 +80,7 @@ def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
     return batch if len(batch) == batch_size else np.concatenate([batch, 255 - batch])[:batch_size]
 
 
-def check(
+def check_parity(
     engine: Engine,
     reference: Engine,
     pixels: np.ndarray,
@@ -89,7 +89,7 @@ def check(
     batch_size: int,
     limits: Limits,
     autocast: Engine | None = None,
-) -> Card:
+) -> ParityCard:
     """Measure an engine on real samples, uint8 (n, height, width, channels).
 
     `reference` is torch float32. Raises EngineError with every tap that is not near enough to it, or whose values
@@ -103,7 +103,7 @@ def check(
     parity = {tap: compare(expected[tap], got[tap], neighbours=reduced) for tap in specs}
     whole = len(pixels) >= batch_size
     full = {tap: rows[:batch_size] for tap, rows in got.items()} if whole else engine.run({"pixels": batch})
-    batches = steadiness(engine, batch, full)
+    batches = batch_invariance(engine, batch, full)
     problems = [
         f"tap {tap!r}, node {specs[tap].node!r}: {problem}"
         for tap, measured in parity.items()
@@ -122,4 +122,4 @@ def check(
     if reduced and autocast is not None:
         drifted = run_all(autocast, pixels, batch_size)
         beside_it = {tap: compare(expected[tap], drifted[tap], neighbours=True) for tap in specs}
-    return Card(engine=told, limits=limits, parity=parity, batches=batches, autocast=beside_it)
+    return ParityCard(engine=told, limits=limits, parity=parity, batches=batches, autocast=beside_it)

@@ -24,7 +24,7 @@ from pipeline.backbones.serialization import Backbone, freeze
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import create
 from pipeline.engines.autotune import WORTH
-from pipeline.engines.padding import finished
+from pipeline.engines.padding import unpad
 from pipeline.engines.parity import Limits, compare
 from pipeline.errors import EngineError
 from pipeline.runtime import cores
@@ -166,7 +166,7 @@ def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             values = [value.numpy() for value in network(torch.from_numpy(pixels))]
-        return finished(values, specs, len(pixels))
+        return unpad(values, specs, len(pixels))
 
     return run
 

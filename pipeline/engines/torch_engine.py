@@ -15,8 +15,8 @@ from pipeline.backbones.feature_extractor import Tapped
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
-from pipeline.engines.out_of_memory import first_line, within_memory
-from pipeline.engines.padding import filled, finished
+from pipeline.engines.out_of_memory import first_line, run_halving_on_oom
+from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import versions
 
@@ -70,15 +70,15 @@ class TorchEngine:
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
         """On a GPU the batch crosses the bus while the one before is computed, and so do its rows on the way back."""
-        rows, pixels = len(batch["pixels"]), filled(batch["pixels"], self.batch_size)
+        rows, pixels = len(batch["pixels"]), pad_batch(batch["pixels"], self.batch_size)
         if self.device.type == "cuda":
             try:
                 sent = self._send(pixels)
             except torch.OutOfMemoryError:
                 torch.cuda.synchronize(self.device)  # whoever was begun before is done then
             else:
-                return lambda: finished(sent(), self._specs, rows)
-        found = finished(within_memory(self._compute, pixels, smallest=self._smallest), self._specs, rows)
+                return lambda: unpad(sent(), self._specs, rows)
+        found = unpad(run_halving_on_oom(self._compute, pixels, smallest=self._smallest), self._specs, rows)
         return lambda: found
 
     def _compute(self, pixels: np.ndarray) -> list[np.ndarray]:

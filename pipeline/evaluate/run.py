@@ -33,7 +33,7 @@ MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
 """What `undecided.mark` adds to a row."""
 
 
-def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
+def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
     """Return a digest of what the numbers of a run follow from: settings, files, the code and the packages."""
     files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
     here = Path(__file__).parent
@@ -42,7 +42,7 @@ def evidence(config: EvaluateConfig, *, predictions: Path, task: Path, model: Pa
     return digest({"settings": config.model_dump(mode="json"), "files": files, "code": code, "versions": made_by})
 
 
-def is_current(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
+def is_up_to_date(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
     """Whether a run was evaluated on the evidence that there is now, and all that was written then is still there."""
     return all(path.is_file() for path in (tables, *others)) and read_json(tables).get("evidence") == now
 
@@ -89,7 +89,7 @@ def evaluate(
             "unavailable": why,
             "table": rows,
         }
-        stamp = evidence(config, predictions=predictions, task=task, model=model)
+        stamp = inputs_digest(config, predictions=predictions, task=task, model=model)
         write_json(tables, {**known, "evidence": stamp, "made_from": read_json(model / "model.json")})
         _write_csv(confusion, ("target", "predicted"), [])
         _write_csv(curve, ("labels", "value"), [])
@@ -101,7 +101,7 @@ def evaluate(
         tables,
         {
             "run": predictions.stem,
-            "evidence": evidence(config, predictions=predictions, task=task, model=model),
+            "evidence": inputs_digest(config, predictions=predictions, task=task, model=model),
             "made_from": read_json(model / "model.json"),
             "kind": methods.file.kind,
             "metric": metric,

@@ -13,7 +13,7 @@ from pipeline.extract.request import Request, of_samples
 from pipeline.store.shard_format import path_of
 
 
-def foresee(request: Request, *, cache_root: Path, out: Path) -> Forecast:
+def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
     """The bytes of a request with all of its views, and the room there is for them.
 
     Of a cluster that is there nobody knows yet how many processes it has: one is counted.
@@ -92,4 +92,4 @@ def _with(request: Request, changes: Mapping[str, Any], cache_root: Path, out: P
     other = of_samples(
         config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )
-    return foresee(other, cache_root=cache_root, out=out)
+    return forecast_disk(other, cache_root=cache_root, out=out)

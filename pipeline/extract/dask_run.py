@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engines.autotune import Say
 from pipeline.errors import ClusterError
 from pipeline.extract import job_files
-from pipeline.extract.dask_tasks import TOPIC, Made, make_one, make_ready
-from pipeline.extract.timing import Spent
-from pipeline.extract.units import Stored, Work
-from pipeline.extract.worker import Assignment
+from pipeline.extract.dask_tasks import TOPIC, TaskResult, make_one, make_ready
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import UnitInput, UnitResult
+from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
 from pipeline.store import keys as key_arrays
 from pipeline.workers.client import client_of, there_until_the_end
@@ -35,9 +35,15 @@ PATIENCE = 10.0  # seconds without a finished unit, after which it is asked whet
 
 
 def make_units(
-    assignment: Assignment, works: Iterator[Work], *, gpus: int, done: Callable[[int], None], spent: Spent, say: Say
-) -> Iterator[Stored]:
-    """Make all units on a cluster, as `work.make_units` does here; in the order in which they are ready.
+    assignment: WorkerJob,
+    works: Iterator[UnitInput],
+    *,
+    gpus: int,
+    done: Callable[[int], None],
+    spent: Timings,
+    say: Say,
+) -> Iterator[UnitResult]:
+    """Make all units on a cluster, as `units.make_units` does here; in the order in which they are ready.
 
     Raises ClusterError if the cluster cannot be reached, or is gone before the end; what workers raise on purpose.
     """
@@ -71,7 +77,7 @@ class _Tasks:
         self._ended: SimpleQueue[Any] = SimpleQueue()
         self._running: dict[Any, int] = {}
 
-    def hand_out(self, number: int, make: Callable[[str, int], Made]) -> None:
+    def hand_out(self, number: int, make: Callable[[str, int], TaskResult]) -> None:
         """One task more, for a unit."""
         key = f"{self._folder.name}-{make.__name__}-{number}-{time.monotonic_ns()}"
         future = self._client.submit(make, str(self._folder), number, key=key, pure=False, retries=1)
@@ -87,14 +93,14 @@ class _Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def wait(self) -> tuple[int, Made | None]:
+    def wait(self) -> tuple[int, TaskResult | None]:
         """The next task that ended, and what its worker says; None if it ended its workers, or others did beside it."""
         from distributed.scheduler import KilledWorker
 
         future = self._next()
         number = self._running.pop(future)
         try:
-            made: Made | None = future.result()
+            made: TaskResult | None = future.result()
         except KilledWorker:
             made = None
         future.release()
@@ -118,7 +124,7 @@ class _Tasks:
             self._client.cancel(list(self._running), force=True)
 
 
-def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[Made]:
+def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[TaskResult]:
     """Hand units out as workers become free; what each made.
 
     A worker that dies takes all tasks with it that were waiting there, and Dask gives each up that lost too many. Which
@@ -139,7 +145,7 @@ def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[Made]:
         yield tasks.wait()[1] or _given_up(folder, number)
 
 
-def _made_ready(tasks: _Tasks, units: int) -> Made:
+def _made_ready(tasks: _Tasks, units: int) -> TaskResult:
     """One worker chooses the engine, on the samples of a unit, and the others take what it remembers."""
     for number in range(min(units, READY)):
         tasks.hand_out(number, make_ready)
@@ -152,13 +158,13 @@ def _made_ready(tasks: _Tasks, units: int) -> Made:
     )
 
 
-def _given_up(folder: Path, number: int) -> Made:
+def _given_up(folder: Path, number: int) -> TaskResult:
     """The rejects of a unit that ended its workers."""
     work = job_files.read_work(folder, number)
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
     rejects = [Reject(key, place.path, reason, lasting=False) for key, place in pairs]
-    return Made(number, Stored(rejects, {}), Spent(), [f"unit {number}: {reason}"])
+    return TaskResult(number, UnitResult(rejects, {}), Timings(), [f"unit {number}: {reason}"])
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.extract import job_files
-from pipeline.extract.timing import Spent
-from pipeline.extract.units import Stored
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import UnitResult
 from pipeline.extract.worker import Worker
 from pipeline.runtime import keep_to_cores
 from pipeline.store import maintenance
@@ -19,12 +19,12 @@ EVERY = 0.5  # seconds between two notes of progress
 
 
 @dataclass(frozen=True)
-class Made:
+class TaskResult:
     """What a worker says of a unit. `said`: lines for the user; `error`: why the whole job cannot go on."""
 
     unit: int
-    stored: Stored | None
-    spent: Spent
+    stored: UnitResult | None
+    spent: Timings
     said: list[str]
     error: PipelineError | None = None
 
@@ -34,21 +34,21 @@ _said: list[str] = []
 _one = threading.Lock()
 
 
-def make_ready(folder: str, number: int) -> Made:
+def make_ready(folder: str, number: int) -> TaskResult:
     """Choose the engine for a job, on the samples of a unit."""
     return _make(folder, number, store=False)
 
 
-def make_one(folder: str, number: int) -> Made:
+def make_one(folder: str, number: int) -> TaskResult:
     """Make one unit of a job."""
     return _make(folder, number, store=True)
 
 
-def _make(folder: str, number: int, *, store: bool) -> Made:
+def _make(folder: str, number: int, *, store: bool) -> TaskResult:
     """One at a time in a process, whose cores and GPU it has to itself."""
     with _one:
         _said.clear()
-        spent, stored = Spent(), None
+        spent, stored = Timings(), None
         try:
             worker = _worker(folder)
             work = job_files.read_work(Path(folder), number)
@@ -56,11 +56,11 @@ def _make(folder: str, number: int, *, store: bool) -> Made:
             if store:
                 (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
         except PipelineError as error:  # trying again would not help
-            return Made(number, None, spent, list(_said), error)
+            return TaskResult(number, None, spent, list(_said), error)
         except PermissionError as error:  # of a sample it is a reject: this one is of the job's own files
             refused = StoreError(f"{error.filename}: {error.strerror}. Change its owner or mode, then run again.")
-            return Made(number, None, spent, list(_said), refused)
-        return Made(number, stored, spent, list(_said))
+            return TaskResult(number, None, spent, list(_said), refused)
+        return TaskResult(number, stored, spent, list(_said))
 
 
 def _worker(folder: str) -> Worker:

@@ -9,7 +9,7 @@ from pipeline.engines import Engine
 from pipeline.engines.autotune import Job, Say, choose, gate
 from pipeline.engines.batch_size import batch_size
 from pipeline.extract import parity_card
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.text import Line
 
 EngineOf = Callable[[tuple[str, ...]], Engine]
@@ -23,7 +23,7 @@ def engines(
     *,
     find_size: bool,
     samples: int,
-    columns: Mapping[str, Column],
+    columns: Mapping[str, CacheEntry],
     lacking: Collection[str],
     say: Say,
 ) -> tuple[int, EngineOf]:

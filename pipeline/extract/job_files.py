@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from pipeline.errors import StoreError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.units import Work
-from pipeline.extract.worker import Assignment
-from pipeline.files import read_json, scratch, sweep, write_json
+from pipeline.extract.units import UnitInput
+from pipeline.extract.worker import WorkerJob
+from pipeline.files import read_json, remove_stale, scratch, write_json
 from pipeline.loading.samples import SCHEMA, Samples
 from pipeline.readers.augment import View
 
@@ -26,7 +26,7 @@ JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
 
 
 @contextlib.contextmanager
-def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Path, int]]:
+def written(assignment: WorkerJob, works: Iterator[UnitInput]) -> Iterator[tuple[Path, int]]:
     """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
     with scratch(assignment.cache_root / JOBS, "job") as folder:
         folder.mkdir()
@@ -35,10 +35,10 @@ def written(assignment: Assignment, works: Iterator[Work]) -> Iterator[tuple[Pat
 
 def leftovers(cache_root: Path) -> int:
     """Remove the orders of killed processes of this machine, and count them. Age says nothing: a job may take days."""
-    return sweep(cache_root / JOBS, older_than=math.inf)
+    return remove_stale(cache_root / JOBS, older_than=math.inf)
 
 
-def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:
+def _write(folder: Path, assignment: WorkerJob, works: Iterator[UnitInput]) -> int:
     taps = []
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(folder / UNITS, SCHEMA, options=options) as file:
@@ -58,10 +58,10 @@ def _write(folder: Path, assignment: Assignment, works: Iterator[Work]) -> int:
     return len(taps)
 
 
-def read_assignment(folder: Path) -> Assignment:
+def read_assignment(folder: Path) -> WorkerJob:
     """What a worker is to make; raises StoreError where it does not see the folder."""
     job = _read(folder)
-    return Assignment(
+    return WorkerJob(
         config=ExtractConfig.model_validate(job["config"]),
         backbone=Path(job["backbone"]),
         cache_root=Path(job["cache"]),
@@ -71,12 +71,12 @@ def read_assignment(folder: Path) -> Assignment:
     )
 
 
-def read_work(folder: Path, number: int) -> Work:
+def read_work(folder: Path, number: int) -> UnitInput:
     """One unit."""
     taps = _read(folder)["units"][number]
     with pa.memory_map(str(folder / UNITS)) as file:
         batch = pa.ipc.open_file(file).get_batch(number)
-        return Work(Samples.from_batch(batch), tuple(taps))
+        return UnitInput(Samples.from_batch(batch), tuple(taps))
 
 
 def _read(folder: Path) -> Any:

@@ -23,7 +23,7 @@ def replayable(spec: TapSpec) -> bool:
     return spec.node == PENULTIMATE and spec.pool in ("none", "flatten") and spec.project is None
 
 
-def check(
+def check_logits(
     features: Features,
     spec: TapSpec,
     *,

@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engines import Engine
-from pipeline.engines.parity_gate import Card
+from pipeline.engines.parity_gate import ParityCard
 from pipeline.files import digest, write_json
-from pipeline.store.cache import Column, read_note, writable
+from pipeline.store.cache import CacheEntry, read_note, writable
 
 NAME = "card.json"
 
 
-def path_of(column: Column, provenance: Mapping[str, Any]) -> Path:
+def path_of(column: CacheEntry, provenance: Mapping[str, Any]) -> Path:
     """Where the card of an engine lies."""
     return column.folder / "parity" / f"{digest(dict(provenance))[:32]}.json"
 
 
-def there(column: Column, engine: Engine) -> bool:
+def there(column: CacheEntry, engine: Engine) -> bool:
     """Whether an engine has passed the gate for a column before."""
     return path_of(column, engine.provenance).is_file()
 
 
-def write(column: Column, card: Card, tap: str) -> None:
+def write(column: CacheEntry, card: ParityCard, tap: str) -> None:
     """Keep a tap's part of a card, unless the column has one of this engine."""
     path = path_of(column, card.engine)
     if path.is_file():
@@ -46,7 +46,7 @@ def write(column: Column, card: Card, tap: str) -> None:
         write_json(path, found)
 
 
-def link(column: Column, folder: Path) -> None:
+def link(column: CacheEntry, folder: Path) -> None:
     """Write the column's cards into a folder of features; raises StoreError for one that is damaged."""
     cards = [read_note(path) for path in sorted((column.folder / "parity").glob("*.json"))]
     write_json(folder / NAME, {"address": column.address, "cards": cards})

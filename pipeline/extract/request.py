@@ -33,7 +33,7 @@ class Request:
     spec: BackboneSpec
     shapes: Mapping[str, tuple[int, ...]]
     samples: Samples
-    columns: Mapping[str, cache.Column]
+    columns: Mapping[str, cache.CacheEntry]
     shards: Mapping[str, list[ShardRecord]]
     stored: Mapping[str, int]
     plan: Plan
@@ -107,7 +107,7 @@ def _of_view(
     }
     known, shards, stored = {}, {}, {}
     for tap, column in columns.items():
-        shards[tap], _, held = cache.covering(column, samples.keys)
+        shards[tap], _, held = cache.shards_for_keys(column, samples.keys)
         stored[tap] = int(held.sum())
         known[tap] = held | _rejected(column, samples.keys)
     todo = plan(known, unit_rows=_unit_rows(config, shapes), containers=samples.containers)
@@ -146,7 +146,7 @@ def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
     return max(1, min(rows, 65_536) // config.batch) * config.batch
 
 
-def _rejected(column: cache.Column, keys: np.ndarray) -> np.ndarray:
+def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
     """Which samples were tried before and can give no features; bool (samples,)."""
     found = np.zeros(len(keys), dtype=bool)
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))

@@ -15,15 +15,15 @@ from pipeline.backbones.spec import WIDE, Probe
 from pipeline.engines.autotune import Say, gpus
 from pipeline.errors import DataError, Interrupted, StoreError, bullets, counted
 from pipeline.extract import dask_run, job_files, logit_check, parity_card
-from pipeline.extract.alternatives import foresee, shortage
+from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast, refuse
 from pipeline.extract.lock import alone
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, of_samples
-from pipeline.extract.timing import Spent
-from pipeline.extract.units import Work
-from pipeline.extract.worker import Assignment, Worker
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import UnitInput
+from pipeline.extract.worker import Worker, WorkerJob
 from pipeline.files import AnyPath, as_path, link_or_copy
 from pipeline.loading.samples import Reject, Samples, read_samples
 from pipeline.runtime import Progress, silent
@@ -49,7 +49,7 @@ class Extracted:
     rejected: int
     reasons: Mapping[str, int]
     stored: Mapping[str, int]
-    spent: Spent
+    spent: Timings
     seconds: float
 
 
@@ -65,7 +65,7 @@ def extract(
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
     log: Say = lambda _: None,
-    watch: Callable[[Spent], None] = lambda _: None,
+    watch: Callable[[Timings], None] = lambda _: None,
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
 
@@ -90,7 +90,7 @@ def extract(
             refuse_other_values(one)
         job_files.leftovers(cache_root)
         _sweep(request)
-        found = foresee(request, cache_root=cache_root, out=out)
+        found = forecast_disk(request, cache_root=cache_root, out=out)
         announce(found)
         for line in wide_taps(request):
             say(line)
@@ -117,9 +117,9 @@ def _extract(
     progress: Progress,
     say: Say,
     log: Say,
-    watch: Callable[[Spent], None],
+    watch: Callable[[Timings], None],
 ) -> Extracted:
-    spent = Spent()
+    spent = Timings()
     refused: dict[str, str] = {}
     reasons: dict[str, str] = {}
     before, total = 0, sum(len(one.rows) for one in request.all)
@@ -130,7 +130,7 @@ def _extract(
             watch(spent)
             progress(before + done, total)
 
-        assignment = Assignment(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
+        assignment = WorkerJob(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
         with contextlib.closing(Worker(assignment, say=say)) as worker:
             rejects = _compute(one, worker, spent, told, say, log)
             more, why = _commit_all(one, out, rejects)
@@ -205,7 +205,7 @@ def _kept(request: Request, cache_root: Path) -> str:
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; the same command goes on from there"
 
 
-def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress, say: Say, log: Say) -> list[Reject]:
+def _compute(request: Request, worker: Worker, spent: Timings, progress: Progress, say: Say, log: Say) -> list[Reject]:
     config, samples = request.config, request.samples
     total, done = worker.assignment.samples, 0
     if not total:
@@ -216,7 +216,7 @@ def _compute(request: Request, worker: Worker, spent: Spent, progress: Progress,
         done += count
         progress(done, total)
 
-    works = (Work(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
+    works = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     if config.run.several(gpus()):
         made = dask_run.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
     else:
@@ -249,10 +249,10 @@ def _forecast(request: Request, worker: Worker) -> str:
 
 
 def commit(
-    folder: Path, column: cache.Column, keys: np.ndarray, shape: tuple[int, ...], rejected: Mapping[str, str]
+    folder: Path, column: cache.CacheEntry, keys: np.ndarray, shape: tuple[int, ...], rejected: Mapping[str, str]
 ) -> dict[str, str]:
     """Link the shards that hold the samples into `folder` and write its index; return the samples without features."""
-    chosen, own, held = cache.covering(column, keys)
+    chosen, own, held = cache.shards_for_keys(column, keys)
     for record in chosen:
         column.verify(record)
         link_or_copy(column.path_of(record), path_of(folder, record.name))
@@ -275,7 +275,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
     specs = request.config.taps
     for tap in (tap for tap in request.lacking if logit_check.replayable(specs[tap])):
-        found = logit_check.check(
+        found = logit_check.check_logits(
             Features.open(out / request.folder(tap)),
             specs[tap],
             backbone=worker.backbone,

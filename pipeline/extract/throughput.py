@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.backbones import serialization
 from pipeline.engines import Engine
-from pipeline.engines.autotune import AUTO, Job, gpus, recall
+from pipeline.engines.autotune import AUTO, Job, gpus, load_choice
 from pipeline.engines.batch_size import measure
 from pipeline.engines.batch_size import text as text_of_sizes
 from pipeline.engines.out_of_memory import Measured
@@ -29,7 +29,7 @@ from pipeline.loading.decoders import Decoders, decoders
 from pipeline.loading.samples import Reject, items, reading_order
 from pipeline.readers import Sample
 from pipeline.readers.image import ImageReader
-from pipeline.store.cache import Column
+from pipeline.store.cache import CacheEntry
 from pipeline.text import duration
 
 BATCHES = 8
@@ -68,7 +68,7 @@ class Rates:
         return asdict(self)
 
 
-def pilot(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0) -> Rates | None:
+def measure_throughput(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0) -> Rates | None:
     """Measure on about `images` of the samples that lack a tap, of each view too; None if nothing is missing.
 
     Raises DataError if none of them can be read, and what the engine and the store raise in a run.
@@ -110,7 +110,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     name: str = config.engine
     note = ""
     if name == AUTO:
-        remembered = recall(job, len(request.rows))
+        remembered = load_choice(job, len(request.rows))
         name, note = remembered or "torch", "" if remembered else " (auto has not measured here yet and may be faster)"
     # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
     specs = {tap: config.taps[tap] for tap in request.lacking}
@@ -206,7 +206,7 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
     with scratch(cache_root, "pilot") as folder:
         begin = time.perf_counter()
         for tap, rows in values.items():
-            column = Column(folder / request.columns[tap].address, request.columns[tap].identity)
+            column = CacheEntry(folder / request.columns[tap].address, request.columns[tap].identity)
             with column.writer(rows.shape[1:]) as writer:
                 writer.append(keys[: len(rows)], rows)
                 writer.finish(provenance={})

@@ -15,7 +15,7 @@ NAMES = {"read": "reading and decoding", "forward": "the forward pass", "write":
 
 
 @dataclass
-class Spent:
+class Timings:
     """Seconds by part, and samples that were dealt with. Of reading and writing what the network waited for them.
 
     `processes`: how many spent them, side by side.
@@ -45,7 +45,7 @@ class Spent:
                     return
             yield item
 
-    def add(self, other: "Spent") -> None:
+    def add(self, other: "Timings") -> None:
         """Count what another process spent."""
         self.samples += other.samples
         for part in PARTS:

@@ -13,16 +13,16 @@ import numpy as np
 
 from pipeline.engines import Answer, Engine
 from pipeline.errors import StoreError
-from pipeline.extract.timing import Spent
+from pipeline.extract.timing import Timings
 from pipeline.loading.batches import Batch, batches
 from pipeline.loading.decoders import Decoders
 from pipeline.loading.samples import Reject, Samples
-from pipeline.store.cache import Column, Writer
+from pipeline.store.cache import CacheEntry, Writer
 from pipeline.store.shard_format import ShardRecord
 
 
 @dataclass(frozen=True)
-class Work:
+class UnitInput:
     """A unit as a worker gets it: samples, their keys sorted, and the taps that lack them."""
 
     samples: Samples
@@ -30,10 +30,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Target:
+class TapOutput:
     """Where the rows of a tap go, and the shape of one."""
 
-    column: Column
+    column: CacheEntry
     shape: tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class Stored:
+class UnitResult:
     """What became of a unit: the samples without features, and the shard of each tap, if it has rows."""
 
     rejects: list[Reject]
@@ -56,15 +56,15 @@ class Stored:
 
 
 def make_units(
-    works: Iterable[Work],
+    works: Iterable[UnitInput],
     *,
     decoders: Decoders,
     engine_of: Callable[[tuple[str, ...]], Engine],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, TapOutput],
     batch_size: int,
     done: Callable[[int], None],
-    spent: Spent,
-) -> Iterator[Stored]:
+    spent: Timings,
+) -> Iterator[UnitResult]:
     """Compute and store the rows of units, one after another; yield what became of each when it is stored.
 
     `done` is called with the number of samples that were dealt with since the last call. The time goes to `spent`.
@@ -106,12 +106,12 @@ class _Begun:
 class _Storing:
     """Writes rows in a thread beside the network: a batch at a time, and after its last one the shards of a unit."""
 
-    def __init__(self, thread: ThreadPoolExecutor, spent: Spent) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, spent: Timings) -> None:
         self._thread, self._spent = thread, spent
         self._writing: Future[None] | None = None
-        self._ending: Future[Stored] | None = None
+        self._ending: Future[UnitResult] | None = None
 
-    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[Stored]:
+    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[UnitResult]:
         """Wait for a batch and have it written; yield what became of the unit before, once its shards are there."""
         unit, batch = begun.unit, begun.batch
         unit.rejects += batch.rejects
@@ -127,7 +127,7 @@ class _Storing:
             yield from self.end()
             self._ending = self._thread.submit(_finish, unit, self._writing)
 
-    def end(self) -> Iterator[Stored]:
+    def end(self) -> Iterator[UnitResult]:
         """Wait for the shards that are being written."""
         if self._ending is not None:
             with self._spent.on("write"):
@@ -139,7 +139,7 @@ class _Storing:
 def _open(
     taps: tuple[str, ...],
     engine_of: Callable[[tuple[str, ...]], Engine],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, TapOutput],
     everything: ExitStack,
 ) -> _Unit:
     own = everything.enter_context(ExitStack())
@@ -153,7 +153,7 @@ def _append(unit: _Unit, keys: np.ndarray, found: Mapping[str, np.ndarray]) -> N
             writer.append(keys, found[tap])
 
 
-def _finish(unit: _Unit, last: "Future[None] | None") -> Stored:
+def _finish(unit: _Unit, last: "Future[None] | None") -> UnitResult:
     _wait(last)  # nothing is finished that lacks rows
     lasting = {reject.key: reject.reason for reject in unit.rejects if reject.lasting}
     shards = {}
@@ -163,7 +163,7 @@ def _finish(unit: _Unit, last: "Future[None] | None") -> Stored:
         if record is not None:
             shards[tap] = record
     unit.open.close()
-    return Stored(unit.rejects, shards)
+    return UnitResult(unit.rejects, shards)
 
 
 def _wait(future: "Future[None] | None") -> None:

@@ -17,8 +17,8 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.extract.engine_setup import EngineOf, engines
 from pipeline.extract.request import Request, row_shapes
 from pipeline.extract.throughput import Rates, rates, sample
-from pipeline.extract.timing import Spent
-from pipeline.extract.units import Stored, Target, Work, make_units
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import TapOutput, UnitInput, UnitResult, make_units
 from pipeline.loading.batches import first_pixels
 from pipeline.loading.decoders import Decoders, decoders
 from pipeline.loading.samples import Samples
@@ -30,7 +30,7 @@ from pipeline.store.identity import identity
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerJob:
     """What a worker is to make: settings with nodes in the place of aliases, and where everything lies.
 
     `samples`: on how many the network runs in the whole job; `lacking`: the taps that lack any. `view`: what is read
@@ -48,7 +48,7 @@ class Assignment:
 class Worker:
     """Makes units. Close it: it may have processes."""
 
-    def __init__(self, assignment: Assignment, *, say: Say) -> None:
+    def __init__(self, assignment: WorkerJob, *, say: Say) -> None:
         self.assignment, self._say = assignment, say
         self._engine_of: EngineOf | None = None
         self._batch_size = 0
@@ -76,12 +76,12 @@ class Worker:
         return decoders(self.reader, kind, sample_bytes=sample_bytes, beside_gpu=gpus() > 0)
 
     @cached_property
-    def targets(self) -> dict[str, Target]:
+    def targets(self) -> dict[str, TapOutput]:
         """Where the rows of each tap go."""
         config, spec = self.assignment.config, self.spec
         shapes = row_shapes(config.taps, spec, where=str(self.assignment.backbone))
         return {
-            tap: Target(
+            tap: TapOutput(
                 cache.column(self.assignment.cache_root, identity(spec, one, precision=config.precision)), shapes[tap]
             )
             for tap, one in config.taps.items()
@@ -124,7 +124,7 @@ class Worker:
             cache_root=self.assignment.cache_root,
         )
 
-    def make(self, works: Iterable[Work], *, done: Callable[[int], None], spent: Spent) -> Iterator[Stored]:
+    def make(self, works: Iterable[UnitInput], *, done: Callable[[int], None], spent: Timings) -> Iterator[UnitResult]:
         """Make units, one after another; what became of each. `prepare` comes first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return make_units(

@@ -26,7 +26,7 @@ def has_network(run: Path) -> bool:
     return (run / "backbone" / serialization.JSON).is_file()
 
 
-def continued(run: Path, task: Task, *, path: Path) -> Backbone:
+def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
     """The network of a run of `finetune` or `distill`, its outputs the classes of a task, in their order.
 
     path: that of the task. Of several tasks the student's outputs for this one are kept. Raises TrainingError for a run

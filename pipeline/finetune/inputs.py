@@ -19,8 +19,8 @@ from pipeline.partition.split_points import suffix, suffix_parameters
 from pipeline.readers.augment import AugmentConfig, as_made_now
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
-from pipeline.training.data import FeatureSamples, PixelSamples, Samples, normalised
-from pipeline.training.freezing import Frozen
+from pipeline.training.data import FeatureSamples, PixelSamples, Samples, normalise
+from pipeline.training.freezing import TrainableParts
 
 
 class Inputs(Protocol):
@@ -75,7 +75,7 @@ class FromPixels:
 
     def enter(self, inputs: Tensor) -> Tensor:
         """Normalised images float32 (n, channels, height, width), channels-last in memory."""
-        return normalised(inputs, self.inputs)
+        return normalise(inputs, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
         )
 
 
-def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: Frozen, node: str, *, epochs: int) -> None:
+def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: TrainableParts, node: str, *, epochs: int) -> None:
     """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
     after = suffix_parameters(network, node, spec=spec)
     frozen.start(epochs)  # what is trained at the end has all that was trained before
@@ -174,7 +174,7 @@ def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Fe
     """
     network.eval()
     like = next(network.parameters())
-    images = normalised(torch.from_numpy(pixels.clean(np.arange(len(pixels.keys)))), spec.input).to(like)
+    images = normalise(torch.from_numpy(pixels.clean(np.arange(len(pixels.keys)))), spec.input).to(like)
     with torch.inference_mode():
         live = collect(network, images, {"live": TapSpec(node=node)}, spec.taps)["live"].float().cpu().numpy()
     rows = features.load(pixels.keys).astype(np.float32)

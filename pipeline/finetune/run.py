@@ -16,15 +16,15 @@ from pipeline.files import digest
 from pipeline.finetune.breakeven import break_even
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, compare
-from pipeline.finetune.setup import Paths, Run, opened, prepared
+from pipeline.finetune.setup import Paths, RunContext, build_job, load_run
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
 from pipeline.predictions import Writer
 from pipeline.runtime import Progress, repeatable_kernels, silent
 from pipeline.task import training_sets
 from pipeline.training import outputs as record
-from pipeline.training.job import Prepared
-from pipeline.training.loop import Log, make_fabric, outputs, quiet, steps_per_epoch
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import Log, make_fabric, no_log, predict_logits, steps_per_epoch
 from pipeline.training.lr_finder import ANY, RangeTest, range_test, with_rate
 from pipeline.training.outputs import Trained
 
@@ -39,8 +39,8 @@ def finetune(
     *,
     datasets: Sequence[str],
     progress: Progress = silent,
-    log: Log = quiet,
-    say: Log = quiet,
+    log: Log = no_log,
+    say: Log = no_log,
 ) -> dict[str, Any]:
     """Train, predict and write everything; return the record of the network that was kept.
 
@@ -48,13 +48,13 @@ def finetune(
     TrainingError, BackboneError, ConfigError, HeadError, StoreError or DataError where task, backbone, features and
     settings do not go together, where training fails, and where what was frozen is not what it was.
     """
-    run = opened(config, paths, datasets=datasets)
+    run = load_run(config, paths, datasets=datasets)
     trainings = list(training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
-    measured = record.measured(run.task, where=paths.task)
+    measured = record.evaluation_rows(run.task, where=paths.task)
     fabric = make_fabric(config)
     largest = max(trainings, key=lambda one: len(one.rows))
     config = with_rate(
-        config, lambda some: prepared(replace(run, config=some), largest, fabric), cache=paths.cache, say=say
+        config, lambda some: build_job(replace(run, config=some), largest, fabric), cache=paths.cache, say=say
     )
     run = replace(run, config=config)
     steps = [config.epochs * steps_per_epoch(len(one.rows), config) for one in trainings]
@@ -63,10 +63,10 @@ def finetune(
     scores, paths_of = {HEAD: record.scores_of(run.task)}, run.task.paths_of
     with Writer(paths.predictions, run.task.kind, run.task.classes, scores, paths_of=paths_of) as writer:
         for number, training in enumerate(trainings):
-            one = prepared(run, training, fabric)
+            one = build_job(run, training, fabric)
             if number == 0:
                 say(_foreseen(run, one, max(len(each.rows) for each in trainings)))
-            trained = record.trained(
+            trained = record.train_or_load(
                 one,
                 training,
                 head=HEAD,
@@ -77,7 +77,7 @@ def finetune(
                 log=partial(record.named, log, str(training)),
             )
             samples = run.inputs.samples(measured, one.targets.of(measured), training=False, seed=0)
-            logits = torch.cat([found.cpu() for found, _ in outputs(one.module, samples, one.setting)])
+            logits = torch.cat([found.cpu() for found, _ in predict_logits(one.module, samples, one.setting)])
             writer.add(
                 record.predictions(run.task, measured, logits, one.targets, training, head=HEAD, inputs=run.inputs.name)
             )
@@ -91,20 +91,20 @@ def finetune(
         compare(best.network, run.source.spec, live, run.inputs.clean, run.inputs.node)
     if fabric.is_global_zero:
         _write(run, best, records, paths)
-        record.tidy(paths.cache)
+        record.prune_training_cache(paths.cache)
     return best.record
 
 
 def lr_range(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RangeTest:
     """The learning-rate range test on the largest training set of a run; raises what `finetune` does."""
-    run = opened(config, paths, datasets=datasets)
+    run = load_run(config, paths, datasets=datasets)
     every = training_sets(run.task, config.labels_per_class, draws=config.draws, where=str(paths.task))
     tried = config.model_copy(update={"learning_rate": ANY})
-    one = prepared(replace(run, config=tried), max(every, key=lambda one: len(one.rows)), make_fabric(config))
+    one = build_job(replace(run, config=tried), max(every, key=lambda one: len(one.rows)), make_fabric(config))
     return range_test(one.module, one.samples, one.setting, one.frozen)
 
 
-def _foreseen(run: Run, one: Prepared, rows: int) -> str:
+def _foreseen(run: RunContext, one: TrainingJob, rows: int) -> str:
     """The break-even of stored rows, for this run or in its place."""
     config, spec, inputs = run.config, run.source.spec, run.inputs
     if isinstance(inputs, FromFeatures):
@@ -116,7 +116,7 @@ def _foreseen(run: Run, one: Prepared, rows: int) -> str:
     return break_even(one.network, spec, node, rows=rows, config=config, reading=None)
 
 
-def _write(run: Run, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
+def _write(run: RunContext, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
     used = (run.inputs.clean, *run.inputs.views) if isinstance(run.inputs, FromFeatures) else ()
     record.write(
         paths.model,

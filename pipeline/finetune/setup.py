@@ -16,7 +16,7 @@ from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.initial import continued, fitted_head, has_network
+from pipeline.finetune.initial import fitted_head, has_network, network_of_run
 from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
@@ -28,9 +28,9 @@ from pipeline.training.classifier_init import Probe, fit_probe
 from pipeline.training.config import ClassifierConfig, LoopConfig
 from pipeline.training.data import Samples
 from pipeline.training.initial import build_network
-from pipeline.training.job import Prepared, packages
-from pipeline.training.loop import Setting
-from pipeline.training.losses import Objective, class_weights, mixing
+from pipeline.training.job import TrainingJob, packages
+from pipeline.training.loop import TrainContext
+from pipeline.training.losses import SupervisedLoss, class_weights, mixing
 from pipeline.training.parts import FromTap
 from pipeline.training.targets import targets_of
 
@@ -51,7 +51,7 @@ class Paths(files.Paths):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What all training sets of a run share.
 
     `start`: the folder of the fit run whose head it starts from. `whole`: whether `source` has its classifier already.
@@ -67,14 +67,14 @@ class Run:
     probes: dict[str, Probe] = field(default_factory=dict)
 
 
-def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> Run:
+def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RunContext:
     """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
     task = Task.read(paths.task)
     refuse(config.unsuited(task.kind, validation=len(task.rows("validation")) > 0), where=str(paths.task))
     whole = paths.start is not None and has_network(paths.start)
     if whole:
         assert paths.start is not None, "it has a network"
-        source = continued(paths.start, task, path=paths.task)
+        source = network_of_run(paths.start, task, path=paths.task)
         _check_whole(config)
     else:
         source = serialization.read(paths.backbone)
@@ -94,10 +94,10 @@ def opened(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> 
         folder = paths.cache / "pixels"
         decoded = image_cache.decoded(source.spec.input, found, folder=folder, transforms=config.augment)
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
-    return Run(config, task, source, inputs, None if whole else paths.start, whole)
+    return RunContext(config, task, source, inputs, None if whole else paths.start, whole)
 
 
-def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
+def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
     """The network of a training set with what is trained of it, its samples, and how it is trained."""
     config, task, spec = run.config, run.task, run.source.spec
     head, head_file = None, None
@@ -135,9 +135,9 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
         check_frozen(network, spec, frozen, node, epochs=config.epochs)
     module = run.inputs.trained(network, spec)
     weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
-    objective = Objective(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
+    objective = SupervisedLoss(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
     mix = mixing(config, task.kind, size, spec.input.shape)
-    setting = Setting(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
+    setting = TrainContext(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
 
     def clean(rows: np.ndarray) -> Samples:
         return run.inputs.samples(rows, targets.of(rows), training=False, seed=0)
@@ -153,7 +153,7 @@ def prepared(run: Run, training: Training, fabric: Any) -> Prepared:
             targets.fold(head)
             start_from(network, architecture, head)
             setting = replace(setting, fitted=True)
-    return Prepared(
+    return TrainingJob(
         network,
         module,
         architecture,

@@ -12,8 +12,8 @@ from pipeline import manifest, sources
 from pipeline.errors import DataError
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Reader, Sample
-from pipeline.runtime import beside
-from pipeline.sources import Place
+from pipeline.runtime import parallel_map
+from pipeline.sources import SampleLocation
 from pipeline.sources.filesystem import is_url
 from pipeline.store import keys as key_arrays
 
@@ -54,9 +54,11 @@ class Samples:
             return Samples(self.keys[run], self.where.slice(run.start, len(rows)))
         return Samples(self.keys[rows], self.where.take(pa.array(rows)))
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[SampleLocation]:
         """Where the bytes of all of them are."""
-        return [Place(*row) for row in zip(*(column.to_pylist() for column in self.where.columns), strict=True)]
+        return [
+            SampleLocation(*row) for row in zip(*(column.to_pylist() for column in self.where.columns), strict=True)
+        ]
 
     def to_batch(self) -> pa.RecordBatch:
         """For an Arrow file."""
@@ -85,7 +87,7 @@ class Item:
     """A sample that is to be read. `data`: its bytes, where they were read already, or why they could not be."""
 
     key: str
-    place: Place
+    place: SampleLocation
     data: bytes | OSError | None = None
 
 
@@ -150,13 +152,13 @@ def items(samples: Samples) -> Iterator[Item]:
             if container is not None:
                 found: Iterator[bytes | OSError | None] = sources.read_many(container, [place for _, place in here])
             elif far:
-                found = beside(_read, [place.path for _, place in here], threads=CONNECTIONS)
+                found = parallel_map(_read, [place.path for _, place in here], threads=CONNECTIONS)
             else:
                 found = iter([None] * len(here))
             yield from (Item(key, place, data) for (key, place), data in zip(here, found, strict=True))
 
 
-def _kind(place: Place) -> tuple[str | None, bool]:
+def _kind(place: SampleLocation) -> tuple[str | None, bool]:
     """What a place is read with: its container, and whether it is a file of its own behind a URL."""
     return place.container, place.container is None and is_url(place.path)
 

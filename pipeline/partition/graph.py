@@ -53,7 +53,7 @@ class Traced:
         return self.kinds[node] == "number"
 
     def after(self, start: fx.Node, *, around: fx.Node | None = None) -> set[fx.Node]:
-        """All nodes whose values depend on a node, itself too; `around` a node: by ways that avoid it."""
+        """All nodes whose values depend on a node, itself too; `ancestors` a node: by ways that avoid it."""
         found = {start} - {around}
         for node in self.graph.nodes:
             if node.op != "output" and node is not around and found.intersection(self.values(node)):
@@ -156,7 +156,7 @@ def _ends(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
     return {INPUT: inputs[0], LOGITS: logits}
 
 
-def around(name: str) -> Iterator[str]:
+def ancestors(name: str) -> Iterator[str]:
     """A dotted name and those of all that contain it, up to the network, which is ""."""
     while name:
         yield name

@@ -15,13 +15,13 @@ from pipeline.backbones.hooks import FUNCTION, LOGITS, collect, one_path
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.errors import BackboneError, bullets, unknown_node
-from pipeline.partition.graph import Traced, around, modes, trace
-from pipeline.partition.tail import Suffix, named
+from pipeline.partition.graph import Traced, ancestors, modes, trace
+from pipeline.partition.tail import Tail, named
 
 TOLERANCE = 1e-4  # how far the logits of a suffix may be off, in parts of the largest
 
 
-def legal_cuts(backbone: Backbone) -> list[str]:
+def find_split_points(backbone: Backbone) -> list[str]:
     """All nodes at which a backbone can be cut, in order, from `input` on; those that are the logits are left out.
 
     Raises BackboneError if the network cannot be traced.
@@ -29,14 +29,14 @@ def legal_cuts(backbone: Backbone) -> list[str]:
     return _legal(_traced(backbone.module, backbone.spec), backbone.spec)
 
 
-def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Suffix:
+def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Tail:
     """What comes after a node (or an alias): a module from float rows (n, *shape of the tap) to logits.
 
     Raises BackboneError if the network cannot be cut there, if a weight is used on both sides, or if rows of the node
     do not give the network's logits, in evaluation mode, within `TOLERANCE`.
     """
     _sides(network, node, spec)
-    made = Suffix(network, spec.node(node), spec)
+    made = Tail(network, spec.node(node), spec)
     _compare(made, spec)
     return made
 
@@ -54,7 +54,7 @@ def suffix_modules(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[
     traced, cut = _cut(network, node, spec)
     found = set[str]()
     for one in traced.rest(cut)[0]:
-        found.update(around(traced.scopes[one]))
+        found.update(ancestors(traced.scopes[one]))
         if one.op == "call_module":
             found.update(
                 name for name, _ in network.get_submodule(str(one.target)).named_modules(prefix=str(one.target))
@@ -75,7 +75,7 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
     cuts = [
         node
         for node in _legal(traced, spec)
-        if spec.taps[node].kind != FUNCTION and not whole.intersection(list(around(node))[1:])
+        if spec.taps[node].kind != FUNCTION and not whole.intersection(list(ancestors(node))[1:])
     ]
     found: list[tuple[str, list[str]]] = []
     known = set[str]()
@@ -194,7 +194,7 @@ def _parameters(traced: Traced, nodes: Iterable[fx.Node]) -> set[str]:
     return found
 
 
-def _compare(made: Suffix, spec: BackboneSpec) -> None:
+def _compare(made: Tail, spec: BackboneSpec) -> None:
     """Raise BackboneError unless rows of the node give the logits of the network, in evaluation mode."""
     like = next(made.network.parameters())
     images = torch.randn(2, *spec.input.shape, generator=torch.Generator().manual_seed(0)).to(like)

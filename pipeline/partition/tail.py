@@ -15,7 +15,7 @@ from pipeline.partition.tracer import bare_name
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
-class Suffix(nn.Module):
+class Tail(nn.Module):
     """Float rows (n, *shape of the tap) to logits, by the network's own modules.
 
     The whole network is inside, so that it is moved, trained and saved as one. Its graph is traced anew for each

@@ -21,7 +21,7 @@ from pipeline.files import content_key
 from pipeline.readers import image, image_files
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import can_start_processes, cores
-from pipeline.sources import Place, filesystem
+from pipeline.sources import SampleLocation, filesystem
 
 Answer = tuple[str | None, int | None, str | None, str | None]
 """Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
@@ -82,7 +82,7 @@ ALONE = 0.5  # seconds before processes are started
 
 
 def examine(
-    rows: Iterable[tuple[int, Place]],
+    rows: Iterable[tuple[int, SampleLocation]],
     check: str,
     *,
     where: str,
@@ -109,7 +109,7 @@ def examine(
                 yield row, settle(place, inspect_items([item])[0])
 
 
-def _settle(place: Place, answer: Answer, *, all_are_samples: bool) -> Answer:
+def _settle(place: SampleLocation, answer: Answer, *, all_are_samples: bool) -> Answer:
     """Tell a file that is no image by its name and its content from an image that is damaged."""
     key, size, kind, reason = answer
     if kind != UNRECOGNISED:
@@ -121,14 +121,14 @@ def _settle(place: Place, answer: Answer, *, all_are_samples: bool) -> Answer:
 
 
 def _on_all_cores(
-    chunks: Iterable[tuple[list[tuple[int, Place]], list[Item]]],
+    chunks: Iterable[tuple[list[tuple[int, SampleLocation]], list[Item]]],
     inspect_items: Callable[[Sequence[Item]], list[Answer]],
-    settle: Callable[[Place, Answer], Answer],
+    settle: Callable[[SampleLocation, Answer], Answer],
     *,
     where: str,
 ) -> Iterator[tuple[int, Answer]]:
     with _workers() as (pool, started):
-        flying: deque[tuple[list[tuple[int, Place]], int, Future[list[Answer]]]] = deque()
+        flying: deque[tuple[list[tuple[int, SampleLocation]], int, Future[list[Answer]]]] = deque()
 
         def land() -> Iterator[tuple[int, Answer]]:
             chunk, _, future = flying.popleft()
@@ -204,7 +204,7 @@ def _announce(started: Event) -> None:
     started.set()
 
 
-def _killed(where: str, places: Sequence[Place], *, has_started: bool) -> str:
+def _killed(where: str, places: Sequence[SampleLocation], *, has_started: bool) -> str:
     if not has_started:
         return (
             f"{where}: the processes that check images could not start; their traceback is above. A script that "
@@ -217,12 +217,14 @@ def _killed(where: str, places: Sequence[Place], *, has_started: bool) -> str:
     )
 
 
-def _chunks(rows: Iterable[tuple[int, Place]]) -> Generator[tuple[list[tuple[int, Place]], list[Item]]]:
+def _chunks(
+    rows: Iterable[tuple[int, SampleLocation]],
+) -> Generator[tuple[list[tuple[int, SampleLocation]], list[Item]]]:
     """Samples in small groups, each with what a process gets of it."""
     waiting = iter(rows)
     while block := list(itertools.islice(waiting, BLOCK)):
         most = max(1, min(CHUNK_ROWS, len(block) // (4 * cores())))
-        chunk: list[tuple[int, Place]] = []
+        chunk: list[tuple[int, SampleLocation]] = []
         items: list[Item] = []
         weight = 0
         for row, item in zip(block, _read([place for _, place in block]), strict=True):
@@ -236,7 +238,7 @@ def _chunks(rows: Iterable[tuple[int, Place]]) -> Generator[tuple[list[tuple[int
             yield chunk, items
 
 
-def _read(places: Sequence[Place]) -> Iterator[Item]:
+def _read(places: Sequence[SampleLocation]) -> Iterator[Item]:
     for container, group in itertools.groupby(places, key=lambda place: place.container):
         if container is not None:
             yield from sources.read_many(container, list(group))

@@ -71,6 +71,6 @@ class Found:
     refused: tuple[str, str] | tuple[None, None] = (None, None)
     """Kind and reason, where it is not to be opened at all."""
     container: str | None = None
-    """What holds it among others, with `offset` and `size` as in `pipeline.sources.Place`."""
+    """What holds it among others, with `offset` and `size` as in `pipeline.sources.SampleLocation`."""
     offset: int | None = None
     size: int | None = None

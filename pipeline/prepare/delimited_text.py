@@ -55,7 +55,7 @@ def dialect(config: PrepareConfig) -> Dialect:
 
     The delimiter is the first one with which the header has the column of paths.
     """
-    with filesystem.opened(config.root) as file:
+    with filesystem.open_file(config.root) as file:
         head = file.read(HEAD)
     packed = "zip (a spreadsheet?)" if head.startswith(b"PK\x03\x04") else tar.compression(head)
     if packed is not None:
@@ -185,7 +185,7 @@ def _opened(
     config: PrepareConfig, how: Dialect, types: Mapping[str, pa.DataType], *, only: bool = False
 ) -> Iterator[Any]:
     file: BinaryIO
-    with filesystem.opened(config.root) as file:
+    with filesystem.open_file(config.root) as file:
         # Nothing between two commas is no value, also of a text; the word NA, for one, is a text like any other.
         converting = pyarrow.csv.ConvertOptions(
             column_types=dict(types),

@@ -53,7 +53,7 @@ def _batches(config: PrepareConfig, types: dict[str, pa.DataType]) -> Iterator[p
         yield from delimited_text.read_rows(config, {config.path: pa.string(), **types})
         return
     try:
-        with filesystem.opened(config.root) as file, pq.ParquetFile(file) as table:
+        with filesystem.open_file(config.root) as file, pq.ParquetFile(file) as table:
             yield from table.iter_batches(columns=[config.path, *types])
     except pa.ArrowInvalid as error:
         raise DataError(f"{config.root}: damaged: {error}. Write the list again.") from None
@@ -65,7 +65,7 @@ def _is_parquet(root: str) -> bool:
 
 def _parquet_schema(config: PrepareConfig) -> pa.Schema:
     try:
-        with filesystem.opened(config.root) as file:
+        with filesystem.open_file(config.root) as file:
             return pq.read_schema(file)
     except pa.ArrowInvalid as error:
         raise DataError(f"{config.root}: not a {PurePosixPath(config.root).suffix} list: {error}.") from None

@@ -96,7 +96,7 @@ def look(config: PrepareConfig) -> list[Root]:
 
 def _roots(config: PrepareConfig) -> list[Root]:
     root = config.root
-    there = filesystem.kind(root)
+    there = filesystem.path_kind(root)
     if there is None:
         raise DataError(f"{root}: no such folder or list. Set `root` to what holds the files.")
     if there == "file":
@@ -106,7 +106,7 @@ def _roots(config: PrepareConfig) -> list[Root]:
     roots = []
     for name in config.folders:
         path = filesystem.join(root, name)
-        if filesystem.kind(path) != "folder":
+        if filesystem.path_kind(path) != "folder":
             raise DataError(f"{path}: no such folder. `folders` names folders below `root`.")
         roots.append(_of_folder(config, path, name))
     kinds = sorted({one.kind for one in roots})

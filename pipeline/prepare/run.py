@@ -29,7 +29,7 @@ from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels
 from pipeline.prepare.roots import Root, look
 from pipeline.runtime import Progress, silent
-from pipeline.sources import UNKNOWN, Place
+from pipeline.sources import UNKNOWN, SampleLocation
 
 BLOCK = 16_384
 
@@ -114,7 +114,7 @@ def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: 
     columns = "id, path, container, offset, size"
     pending = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY id")
     rows = (
-        (row, Place(path, container, offset, UNKNOWN if size is None else size))
+        (row, SampleLocation(path, container, offset, UNKNOWN if size is None else size))
         for row, path, container, offset, size in pending
     )
     done = 0

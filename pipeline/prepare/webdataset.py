@@ -86,7 +86,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
 def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[Found, tuple[str, ...]]]:
     """The samples of one archive with the names of their folders."""
     try:
-        with filesystem.opened(path, buffering=2**14) as file:
+        with filesystem.open_file(path, buffering=2**14) as file:
             how = tar.compression(tar.read_at(file, 0, 8))
             if how is not None:
                 raise DataError(

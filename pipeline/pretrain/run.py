@@ -19,7 +19,7 @@ from pipeline.pretrain.augment import distort
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
-from pipeline.sources import Place, read, read_many
+from pipeline.sources import SampleLocation, read, read_many
 
 
 @repeatable_kernels()
@@ -102,15 +102,15 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, targets, classes
 
 
-def _places(table: pa.Table) -> list[Place]:
+def _places(table: pa.Table) -> list[SampleLocation]:
     """Where the rows of a manifest are."""
     columns = (table[name].to_pylist() for name in ("path", "container", "offset", "size"))
-    return [Place(*row) for row in zip(*columns, strict=True)]
+    return [SampleLocation(*row) for row in zip(*columns, strict=True)]
 
 
-def _pixels(reader: ImageReader, places: list[Place]) -> list[np.ndarray]:
+def _pixels(reader: ImageReader, places: list[SampleLocation]) -> list[np.ndarray]:
     """The pixels of all samples, (height, width, 1) uint8 each, in their order."""
-    found: dict[Place, np.ndarray] = {}
+    found: dict[SampleLocation, np.ndarray] = {}
     ordered = sorted(places, key=lambda place: (place.container or "", place.offset or 0))
     for container, group in itertools.groupby(ordered, key=lambda place: place.container):
         inside = list(group)
@@ -126,7 +126,7 @@ def _pixels(reader: ImageReader, places: list[Place]) -> list[np.ndarray]:
     return [found[place] for place in places]
 
 
-def _whole(places: list[Place]) -> Iterator[bytes | OSError]:
+def _whole(places: list[SampleLocation]) -> Iterator[bytes | OSError]:
     for place in places:
         try:
             yield read(place.path)

@@ -27,7 +27,7 @@ CONTAINERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleLocation:
     """Where the bytes of one sample are.
 
     `path`: what is shown, unique: `/d/1.jpg`, `/d/000.tar/cat/1.jpg`, `/d/a.parquet/17`, `s3://bucket/x.jpg`.
@@ -51,7 +51,7 @@ def read(path: str) -> bytes:
     return filesystem.read(path)
 
 
-def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
+def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
     """The bytes of some samples of one container, in the order given, which is that of their offsets.
 
     It is read once from front to back, in large pieces. For each place comes its bytes, `size` of them, or the OSError
@@ -60,5 +60,7 @@ def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSErr
     """
     suffix = TAR if container[-len(TAR) :].lower() == TAR else PARQUET
     module, name = CONTAINERS[suffix].split(":")
-    found: Callable[[str, Sequence[Place]], Iterator[bytes | OSError]] = getattr(importlib.import_module(module), name)
+    found: Callable[[str, Sequence[SampleLocation]], Iterator[bytes | OSError]] = getattr(
+        importlib.import_module(module), name
+    )
     return found(container, places)

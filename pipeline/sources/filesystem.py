@@ -58,7 +58,7 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0] if is_url(path) else Path(path).parent.as_posix()
 
 
-def kind(path: str) -> Literal["folder", "file"] | None:
+def path_kind(path: str) -> Literal["folder", "file"] | None:
     """Whether there is a folder or a file; raises OSError where that cannot be known, DataError as `read` does."""
     where = local(path)
     if where is not None:
@@ -84,7 +84,7 @@ def read(path: str) -> bytes:
 
 
 @contextmanager
-def opened(path: str, *, buffering: int = 2**18) -> Iterator[BinaryIO]:
+def open_file(path: str, *, buffering: int = 2**18) -> Iterator[BinaryIO]:
     """A file open for reading; `buffering` bytes of a local file are read at once, AHEAD of a remote one.
 
     Raises as `read` does.

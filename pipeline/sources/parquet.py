@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources import LIMIT, PARQUET, UNKNOWN, Place, filesystem
+from pipeline.sources import LIMIT, PARQUET, UNKNOWN, SampleLocation, filesystem
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS = 1024
@@ -17,7 +17,7 @@ BATCH_ROWS = 1024
 @contextmanager
 def opened(path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, local or behind a URL; raises OSError, and of Arrow's errors those for a damaged footer."""
-    with filesystem.opened(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
+    with filesystem.open_file(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
         yield table
 
 
@@ -40,7 +40,7 @@ def _parts(container: str) -> tuple[str, str]:
     return container[: name.end()], container[name.end() + 1 :]
 
 
-def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
+def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
     """The bytes of some rows, by ascending numbers; see `pipeline.sources.read_many`.
 
     Only the row groups that hold them are read, of these only the column of bytes, and of that a few megabytes at once,
@@ -58,7 +58,7 @@ def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSErr
             yield OSError(getattr(error, "errno", None) or errno.EIO, _reason(error), place.path)
 
 
-def _answers(file: pq.ParquetFile, column: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
+def _answers(file: pq.ParquetFile, column: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
     schema = file.schema_arrow
     at = schema.get_field_index(column)
     if at < 0 or not holds_bytes(schema.field(at).type):
@@ -80,7 +80,7 @@ def _answers(file: pq.ParquetFile, column: str, places: Sequence[Place]) -> Iter
 
 
 def _of_group(
-    file: pq.ParquetFile, group: int, first: int, name: str, leaf: str, places: Sequence[Place]
+    file: pq.ParquetFile, group: int, first: int, name: str, leaf: str, places: Sequence[SampleLocation]
 ) -> Iterator[bytes | OSError]:
     done = 0
     try:
@@ -110,7 +110,7 @@ def _batch_rows(file: pq.ParquetFile, group: int, leaf: str) -> int:
     return max(1, min(BATCH_ROWS, rows))
 
 
-def _checked(value: pa.Scalar, place: Place) -> bytes | OSError:
+def _checked(value: pa.Scalar, place: SampleLocation) -> bytes | OSError:
     if not value.is_valid:
         return OSError(errno.ENODATA, "no bytes: the column is null there", place.path)
     data: bytes = value.as_py()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from pipeline.sources import LIMIT, Place, filesystem
+from pipeline.sources import LIMIT, SampleLocation, filesystem
 
 BLOCK = 512
 NAME_LIMIT = 2**20
@@ -160,11 +160,11 @@ def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSError]:
+def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
     """The data of some members, by ascending offsets; see `pipeline.sources.read_many`."""
     done = 0
     try:
-        with filesystem.opened(container) as file:
+        with filesystem.open_file(container) as file:
             total = filesystem.size(file)
             for place in places:
                 yield _data(file, place, total)
@@ -174,7 +174,7 @@ def read_many(container: str, places: Sequence[Place]) -> Iterator[bytes | OSErr
             yield OSError(error.errno or errno.EIO, error.strerror or str(error), container)
 
 
-def _data(file: BinaryIO, place: Place, total: int) -> bytes | OSError:
+def _data(file: BinaryIO, place: SampleLocation, total: int) -> bytes | OSError:
     offset = place.offset or 0
     there = max(0, min(place.size, total - offset))
     if place.size > LIMIT:

@@ -86,7 +86,7 @@ def writable(root: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Column:
+class CacheEntry:
     """All cached rows of one identity; it need not exist yet."""
 
     folder: Path
@@ -219,7 +219,7 @@ class Column:
 class Writer:
     """One shard of a column from batches of rows: what is in memory is a batch, the keys and a checksum a row."""
 
-    def __init__(self, column: Column, layout: Layout, stack: contextlib.ExitStack) -> None:
+    def __init__(self, column: CacheEntry, layout: Layout, stack: contextlib.ExitStack) -> None:
         self._column, self._layout, self._stack = column, layout, stack
         self._spool: Spool | None = None
 
@@ -255,27 +255,27 @@ class Writer:
         return record
 
 
-def column(root: Path, identity: Mapping[str, Any]) -> Column:
+def column(root: Path, identity: Mapping[str, Any]) -> CacheEntry:
     """The column of an identity; raises StoreError if what lies at its address is another one."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
     if path.is_file() and (problems := differences(dict(identity), read_note(path))):
         raise StoreError(f"{path}: the identity does not fit its address. " + " ".join(problems))
-    return Column(folder, identity)
+    return CacheEntry(folder, identity)
 
 
-def columns(root: Path) -> Iterator[Column]:
+def columns(root: Path) -> Iterator[CacheEntry]:
     """Every column of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
         if not path.parent.name.startswith("."):  # one that is being removed
-            yield Column(path.parent, read_note(path))
+            yield CacheEntry(path.parent, read_note(path))
 
 
-def covering(column: Column, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
+def shards_for_keys(column: CacheEntry, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
     """The shards that hold wanted keys, each needed for at least one, their keys, and which of `wanted` they hold."""
     held = np.zeros(len(wanted), dtype=bool)
     chosen, keys = [], []
-    halves = key_arrays.halves(wanted)  # once, and not a shard: of many samples this is what takes long
+    halves = key_arrays.split_uint64(wanted)  # once, and not a shard: of many samples this is what takes long
     for record in column.records():
         own = column.keys(record)
         places = key_arrays.find_halves(*halves, own)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.files import AnyPath, as_path
-from pipeline.runtime import beside
+from pipeline.runtime import parallel_map
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK
@@ -128,7 +128,7 @@ class Features:
             runs = list(itertools.pairwise([0, *cuts.tolist(), len(places)]))
             for number in np.unique(places[[start for start, _ in runs]] >> np.uint64(32)).tolist():
                 self._shard(number)  # opened here, once, and not by several threads
-            list(beside(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
+            list(parallel_map(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
             return found
         shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
         for number in np.unique(shards).tolist():

@@ -26,7 +26,7 @@ from numpy.lib.format import write_array_header_1_0
 from pydantic import ValidationError
 
 from pipeline.errors import StoreError, counted
-from pipeline.files import digest, publish, scratch, sha256_file, sweep, write_json
+from pipeline.files import digest, publish, remove_stale, scratch, sha256_file, write_json
 from pipeline.settings.check import Settings
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import Stored
@@ -93,7 +93,7 @@ def commit(
     rows of the shards are left out, and of several rows with one key the first counts. Raises StoreError, and commits
     nothing, if samples are neither in the shards nor rejected.
     """
-    halves = key_arrays.halves(wanted)
+    halves = key_arrays.split_uint64(wanted)
     held, places = _places(keys, *halves)
     missing = len(wanted) - int(held.sum()) - len(rejected)
     if missing:
@@ -101,7 +101,7 @@ def commit(
             f"{folder}: {counted(len(wanted), 'sample was', 'samples were')} asked for, but {int(held.sum()):,} are "
             f"stored and {len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
-    sweep(folder)
+    remove_stale(folder)
     with scratch(folder, "rows") as temporary:
         with temporary.open("wb") as file:  # as `np.save` does, without the whole in memory once more
             write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (3, int(held.sum()))})

@@ -82,7 +82,7 @@ def to_hex(keys: np.ndarray) -> list[str]:
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`np.unique` with the place of the first of each; faster where no key comes twice, as mostly."""
-    upper, _ = halves(keys)
+    upper, _ = split_uint64(keys)
     order = np.argsort(upper, kind="stable")
     upper = upper[order]
     if (upper[1:] == upper[:-1]).any():  # a key that comes twice, or two that share their upper half: one in billions
@@ -90,7 +90,7 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return keys[order], order
 
 
-def halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_uint64(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The upper and the lower 64 bits of each key, uint64: they sort as the keys do, and faster."""
     pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
     return pairs[:, 0].astype("<u8"), pairs[:, 1].astype("<u8")
@@ -103,7 +103,7 @@ def join(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
 
 def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The place of each wanted key among sorted ones, -1 where it is not there; int64, of the length of `wanted`."""
-    return find_halves(*halves(sorted_keys), wanted)
+    return find_halves(*split_uint64(sorted_keys), wanted)
 
 
 def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.
 
 
 def _find(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    high, low = halves(wanted)
+    high, low = split_uint64(wanted)
     order = np.argsort(high, kind="stable")  # neighbours among the wanted then touch neighbouring memory
     places = np.empty(len(wanted), dtype=np.int64)
     places[order] = np.searchsorted(upper, high[order])

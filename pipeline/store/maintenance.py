@@ -11,14 +11,14 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.files import sweep, temporary_path
+from pipeline.files import remove_stale, temporary_path
 from pipeline.store import shard_reader
-from pipeline.store.cache import VERSION, Column, columns
+from pipeline.store.cache import VERSION, CacheEntry, columns
 from pipeline.store.shard_format import ShardRecord
 from pipeline.store.use import unused
 
 
-def damage(column: Column, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
+def damage(column: CacheEntry, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
     """Every damaged shard of a column and what is wrong with it; sizes and keys, and if `whole` every byte."""
     for record in column.records():
         try:
@@ -28,9 +28,9 @@ def damage(column: Column, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
             yield record, str(error)
 
 
-def leftovers(column: Column) -> int:
+def leftovers(column: CacheEntry) -> int:
     """Remove what killed writers left in a column: temporary files of dead processes."""
-    return sweep(column.folder) + sweep(column.folder / "rejected")
+    return remove_stale(column.folder) + remove_stale(column.folder / "rejected")
 
 
 FOLDERS = ("onnx", "engines", "batches", "teach", "training", "pixels")
@@ -48,7 +48,7 @@ class Entry:
     path: Path
     bytes: int
     used: float
-    column: Column | None = None
+    column: CacheEntry | None = None
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ def _remove(path: Path) -> bool:
 def _finish_removals(root: Path) -> None:
     """Remove what a prune that was killed had put aside."""
     for folder in (VERSION, *FOLDERS):
-        sweep(root / folder)
+        remove_stale(root / folder)
         for path in (root / folder).glob(".*.removed"):  # of versions before
             shutil.rmtree(path, ignore_errors=True)
 
@@ -140,6 +140,6 @@ def parse_duration(text: str) -> float:
     return int(found[1]) * {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}[found[2]]
 
 
-def size(column: Column) -> int:
+def size(column: CacheEntry) -> int:
     """Bytes of a column's shards."""
     return sum(record.bytes for record in column.records())

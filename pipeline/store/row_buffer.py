@@ -127,6 +127,9 @@ class Spooled:
 
 @contextlib.contextmanager
 def spool(folder: Path, layout: Layout) -> Iterator[Spool]:
-    """An empty spool for a shard in `folder`; its file is removed at the end, and by `files.sweep` after a kill."""
+    """Yield an empty spool for a shard in `folder`.
+
+    Its file is removed at the end, and by `files.remove_stale` after a kill.
+    """
     with scratch(folder, "spool") as path, path.open("x+b", buffering=0) as file:
         yield Spool(path, file.fileno(), layout)

@@ -16,7 +16,7 @@ from pipeline.store.shard_format import REMEDY, ZSTD_FILTER, Layout, ShardRecord
 
 
 @dataclass(frozen=True)
-class Places:
+class Offsets:
     """Where things lie in the file. `chunks`: (offset, bytes) of each chunk, None where the rows are contiguous."""
 
     keys: int
@@ -26,7 +26,7 @@ class Places:
     scale: np.ndarray | None
 
 
-def examine(path: Path, record: ShardRecord, layout: Layout) -> Places:
+def validate_layout(path: Path, record: ShardRecord, layout: Layout) -> Offsets:
     """Note where everything lies; raise StoreError for whatever a shard has no use for."""
     expected = layout.datasets(record.rows)
     check_readable(path)
@@ -41,7 +41,7 @@ def examine(path: Path, record: ShardRecord, layout: Layout) -> Places:
                 if not (layout.chunked and name == "features")
             }
             chunks = _chunks(path, datasets["features"], layout, record.bytes) if layout.chunked else None
-            return Places(
+            return Offsets(
                 keys=offsets["keys"],
                 features=offsets.get("features"),
                 chunks=chunks,

@@ -1,10 +1,9 @@
 """An open shard: an immutable HDF5 file with some rows of one column. `layout` says what is in it.
 
-Opening trusts nothing. The digest is checked before HDF5 sees the file; then `examine` refuses whatever a shard has no
-use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is kept, so threads
-and forked processes may share an open shard. Single rows are read through a map of the file; of the open shards no more
-than `MAPS` have one.
-"""
+Opening trusts nothing. The digest is checked before HDF5 sees the file; then `validate_layout` refuses whatever a
+shard has no use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is
+kept, so threads and forked processes may share an open shard. Single rows are read through a map of the file; of the
+open shards no more than `MAPS` have one."""
 
 import mmap
 import os
@@ -20,10 +19,10 @@ import zstandard
 
 from pipeline.errors import StoreError
 from pipeline.files import sha256_file
-from pipeline.runtime import beside
+from pipeline.runtime import parallel_map
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK, decode
-from pipeline.store.shard_checks import examine
+from pipeline.store.shard_checks import validate_layout
 from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, checksums, cut
 
 MAPS = 256  # at once in a process: each takes a file descriptor, of which a process has 1,024 by default
@@ -50,7 +49,7 @@ class Shard:
     def __init__(self, path: Path, record: ShardRecord, layout: Layout, *, check: bool = True) -> None:
         self.path, self.record, self.layout, self.check = path, record, layout, check
         verify(path, record)
-        self._places = examine(path, record, layout)
+        self._places = validate_layout(path, record, layout)
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps of the file are made anew in the process that needs them.
@@ -92,7 +91,7 @@ class Shard:
         stop, blocks = start + len(out), self.layout.block_rows
         if self.layout.chunked:
             numbers = range(start // blocks, -(-stop // blocks))
-            for number, whole in zip(numbers, beside(self._chunk, numbers), strict=True):
+            for number, whole in zip(numbers, parallel_map(self._chunk, numbers), strict=True):
                 first, last = max(start, number * blocks), min(stop, number * blocks + len(whole))
                 out[first - start : last - start] = whole[first - number * blocks : last - number * blocks]
             return
@@ -101,7 +100,7 @@ class Shard:
             def fill(piece: range) -> None:
                 self._read_piece(file.fileno(), out[piece.start - start : piece.stop - start], piece)
 
-            for _ in beside(fill, list(self.layout.pieces(start, stop))):
+            for _ in parallel_map(fill, list(self.layout.pieces(start, stop))):
                 pass
 
     def _read_piece(self, descriptor: int, out: np.ndarray, rows: range) -> None:

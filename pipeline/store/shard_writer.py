@@ -20,7 +20,7 @@ import zstandard
 
 from pipeline.errors import StoreError
 from pipeline.files import DISK_FULL, flush, free, publish, scratch, sha256_file
-from pipeline.runtime import beside
+from pipeline.runtime import parallel_map
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK, Stored
 from pipeline.store.shard_format import (
@@ -147,7 +147,7 @@ def _write_maps(path: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> str
             part = np.concatenate([part, np.zeros((chunk - len(part), *layout.shape), part.dtype)])
         return start, checksum, zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(part.data.cast("B"))
 
-    with h5py.File(path, "w") as file, closing(beside(compress, range(0, count, chunk))) as frames:
+    with h5py.File(path, "w") as file, closing(parallel_map(compress, range(0, count, chunk))) as frames:
         _describe(file, layout)
         dataset = _make_chunked(file, (count, *layout.shape), ON_DISK[layout.dtype], chunk)
         sums = []

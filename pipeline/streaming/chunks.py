@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.runtime import beside, cores
+from pipeline.runtime import cores, parallel_map
 from pipeline.streaming.rows import BLOCK_BYTES, Rows, is_source
 
 PIECE_BYTES = 2**28  # of rows as float32: a shard of 128 MB in float16
@@ -140,7 +140,7 @@ def by_threads(width: int) -> Apply:
             yield from map(function, items)
             return
         with threadpool_limits(1, user_api="blas"):
-            yield from beside(function, list(items), threads=min(cores(), ROOM // _bytes(width)))
+            yield from parallel_map(function, list(items), threads=min(cores(), ROOM // _bytes(width)))
 
     return apply
 

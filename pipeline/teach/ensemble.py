@@ -8,7 +8,7 @@ from pipeline.errors import TrainingError
 from pipeline.task import Kind
 
 
-def matched(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.ndarray:
+def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.ndarray:
     """Which column of a teacher each class of a task is, by name: int64 (classes,).
 
     Raises TrainingError with the difference where the two have not the same classes.
@@ -27,7 +27,7 @@ def matched(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.nd
     return np.array([place[name] for name in task], np.int64)
 
 
-def averaged(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
+def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     """Logits float32 (n, classes) whose probabilities are the mean of those of several teachers, each as `logits`.
 
     Classification: softmax, so log of the mean. Multilabel: a sigmoid a class, so the log odds of the mean. One

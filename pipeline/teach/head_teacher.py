@@ -21,8 +21,8 @@ from pipeline.store.identity import differences
 from pipeline.store.shard_format import FORMAT
 from pipeline.streaming.rows import Rows, blocks
 from pipeline.teach.config import TeachConfig
-from pipeline.teach.logits import logits_of, said
-from pipeline.teach.top_k import Deviation, TopK
+from pipeline.teach.logits import describe_logits, logits_of
+from pipeline.teach.top_k import TopK, TruncationError
 
 VERSION = 1  # of how rows become logits here
 SHARD_ROWS = 65_536
@@ -48,7 +48,7 @@ class Head:
             "features": {name: tap.index.address for name, tap in zip(self.model.taps, self.taps[0], strict=True)},
             **{name: clean[name] for name in ("weights", "reader", "normalise", "precision")},
             "node": "+".join(tap.identity["node"] for tap in self.taps[0]),
-            "scores": said(self.model),
+            "scores": describe_logits(self.model),
         }
 
     def column(self, number: int, packing: TopK | None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def opened(config: TeachConfig, run: Path, features: Path) -> Head:
     """
     fit = _meant(config, run)
     loaded = model.load(run, fit["file"], features=features)
-    said(loaded)
+    describe_logits(loaded)
     count = 0
     if config.views is not None:
         count = config.views if isinstance(config.views, int) else config.views.count
@@ -103,11 +103,11 @@ def opened(config: TeachConfig, run: Path, features: Path) -> Head:
     return Head(loaded, fit, sha256_file(loaded.path), taps, _views(taps[1:], clean=taps[0]))
 
 
-def store(head: Head, number: int, column: cache.Column, keys: np.ndarray, *, packing: TopK | None) -> None:
+def store(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *, packing: TopK | None) -> None:
     """Compute the logits of some samples of a view into a column."""
     width = len(head.model.classes) if packing is None else packing.width
     for start in range(0, len(keys), SHARD_ROWS):
-        own, deviation = keys[start : start + SHARD_ROWS], Deviation()
+        own, deviation = keys[start : start + SHARD_ROWS], TruncationError()
         with column.writer((width,)) as writer:
             rows = head.logits(number, own)
             stored = rows if packing is None else packing.pack(rows)

@@ -26,7 +26,7 @@ SAID = {
 }
 
 
-def said(model: Model) -> str:
+def describe_logits(model: Model) -> str:
     """How its scores become logits; raises HeadError for a head without scores, and for one of a regression."""
     if model.kind == "regression":
         raise HeadError(f"{model.path}: expected a head that knows classes as a teacher, got one of a regression.")

@@ -226,7 +226,7 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Pr
     computed = 0
     for number in range(len(own.taps)):
         column = cache.column(paths.cache, own.column(number, packing))
-        held = cache.covering(column, samples.keys)[2]
+        held = cache.shards_for_keys(column, samples.keys)[2]
         without = head_teacher.rejected(own, number, samples.keys)
         has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
         missing = samples.keys[has & ~held]

@@ -173,7 +173,7 @@ class Teacher:
         return stored.load(keys).astype(np.float32, copy=False)
 
 
-def alike(teachers: Sequence[Teacher]) -> None:
+def check_compatible(teachers: Sequence[Teacher]) -> None:
     """Raise TrainingError unless teachers can teach together: of one kind, of the same images and views, read alike."""
     for other in teachers[1:]:
         own = _compared(teachers[0])

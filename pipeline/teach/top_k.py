@@ -78,14 +78,14 @@ def total_variation(logits: np.ndarray, packed: np.ndarray, temperature: float) 
     return found
 
 
-def rest(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
+def rest_mass(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
     """The mass of each row's softmax that is not in the kept classes: (n,)."""
     full = _softmax(logits, temperature)
     found: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
     return found
 
 
-class Deviation:
+class TruncationError:
     """How far packed rows are off the full softmax, over all rows: total variation, mean and largest."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import identity
 from pipeline.teach.config import LOGITS
-from pipeline.teach.top_k import Deviation, TopK
+from pipeline.teach.top_k import TopK, TruncationError
 
 DENSE_BYTES = 2**31
 PRIVATE = "teach"  # the folder of these caches
@@ -48,7 +48,7 @@ class _View:
     """The column of a view, and which samples it knows."""
 
     number: int | None
-    column: cache.Column
+    column: cache.CacheEntry
     held: np.ndarray
     known: np.ndarray
 
@@ -106,10 +106,10 @@ def pack(
     return refused, len(missing)
 
 
-def deviation(column: cache.Column, keys: np.ndarray) -> dict[str, Any]:
+def deviation(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
     """How far the shards that hold some rows are off the full softmax, all of their rows together."""
-    found = Deviation()
-    for record in cache.covering(column, keys)[0]:
+    found = TruncationError()
+    for record in cache.shards_for_keys(column, keys)[0]:
         found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
     return found.note
 
@@ -119,7 +119,7 @@ def _view(
 ) -> _View:
     dense = identity(spec.viewed(view), config.taps[LOGITS], precision=config.precision)
     column = cache.column(cache_root, {**dense, "top_k": asdict(packing)})
-    held = cache.covering(column, samples.keys)[2]
+    held = cache.shards_for_keys(column, samples.keys)[2]
     known = held.copy()
     places = key_arrays.find(samples.keys, key_arrays.from_hex(sorted(column.rejected())))
     known[places[places >= 0]] = True
@@ -131,7 +131,7 @@ def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, pac
     folder = private / "features" / folder_of(LOGITS, one.number)
     dense = Features.open(folder)
     column = cache.column(private, dense.identity)
-    wanted, deviation = keys[lacking & dense.has(keys)], Deviation()
+    wanted, deviation = keys[lacking & dense.has(keys)], TruncationError()
     lasting = column.rejected()
     with one.column.writer((packing.width,)) as writer:
         size = max(1, 2**25 // (4 * dense.shape[0]))

@@ -25,7 +25,7 @@ from pipeline.heads.search import automatic
 from pipeline.predictions import Scores
 from pipeline.task import Kind, Task, Training, column_of
 from pipeline.training.data import Samples
-from pipeline.training.loop import Setting, outputs
+from pipeline.training.loop import TrainContext, predict_logits
 
 MOST_ROWS = 10_000
 """Training rows that a probe is fitted to at most: training starts there, and then reads all rows."""
@@ -57,7 +57,7 @@ def fit_probe(
     last: nn.Module,
     module: nn.Module,
     samples: Callable[[np.ndarray], Samples],
-    setting: Setting,
+    setting: TrainContext,
     *,
     targets: np.ndarray | None = None,
 ) -> Probe:
@@ -88,7 +88,7 @@ def fit_probe(
     return Probe(linear, record)
 
 
-def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Setting) -> np.ndarray:
+def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: TrainContext) -> np.ndarray:
     """Return what a layer gets of samples, float32 (n, width), averaged over positions where there are several."""
     found: list[Tensor] = []
 
@@ -101,7 +101,7 @@ def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Set
     module.to(setting.fabric.device)
     hook = last.register_forward_pre_hook(keep)
     try:
-        for _ in outputs(module, samples, setting):
+        for _ in predict_logits(module, samples, setting):
             pass
     finally:
         hook.remove()

@@ -21,7 +21,7 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import StoreError
 from pipeline.loading.image_cache import Pixels
 from pipeline.readers.augment import AugmentConfig, Views, augment, seeds_of
-from pipeline.runtime import beside
+from pipeline.runtime import parallel_map
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.shard_format import CHUNK_BYTES
@@ -112,7 +112,7 @@ class PixelSamples:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
             return Batch(inputs, self.told(rows, epoch), self.keys[rows])
 
-        return beside(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
+        return parallel_map(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
     def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
         """The targets of some rows in an epoch."""
@@ -125,7 +125,7 @@ class PixelSamples:
         if self._views is None:
             seeds = seeds_of(self.seed, epoch, keys)
             return augment(self._pixels.images(places), self._transforms, seeds=seeds, size=size)
-        numbers = drawn(self.seed, epoch, keys, self._views.count)
+        numbers = view_of_epoch(self.seed, epoch, keys, self._views.count)
         pixels = np.empty((len(rows), *self.shape), np.uint8)
         for number in np.unique(numbers).tolist():
             here = numbers == number
@@ -165,7 +165,7 @@ class FeatureSamples:
         # A resumed epoch starts within a window: its rest is one.
         groups = itertools.groupby(numbered, key=lambda one: one[0] * size // window)
         windows = [[rows for _, rows in group] for _, group in groups]
-        read = beside(lambda parts: self._read(np.concatenate(parts), epoch), windows, threads=1)
+        read = parallel_map(lambda parts: self._read(np.concatenate(parts), epoch), windows, threads=1)
         for parts, values in zip(windows, read, strict=True):
             ends = np.cumsum([len(rows) for rows in parts])
             for rows, own in zip(parts, np.split(values, ends[:-1]), strict=True):
@@ -186,7 +186,7 @@ class FeatureSamples:
         """The stored rows of some samples (n, ...), each of the view that the epoch draws."""
         keys = self.keys[rows]
         count = len(self._views)
-        numbers = np.zeros(len(rows), np.int64) if epoch is None else drawn(self.seed, epoch, keys, count)
+        numbers = np.zeros(len(rows), np.int64) if epoch is None else view_of_epoch(self.seed, epoch, keys, count)
         found = np.empty((len(rows), *self.shape), self._views[0].dtype)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
@@ -209,7 +209,7 @@ class FeatureSamples:
         return [view.load(self.keys) for view in self._views]
 
 
-def drawn(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
+def view_of_epoch(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
     """Which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
     return np.array([one % count for one in seeds_of(seed, epoch, keys)], np.int64)
 
@@ -250,7 +250,7 @@ def _alike(views: Sequence[Features]) -> None:
             )
 
 
-def normalised(pixels: Tensor, inputs: InputSpec) -> Tensor:
+def normalise(pixels: Tensor, inputs: InputSpec) -> Tensor:
     """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
     mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
     return feature_extractor.normalised(pixels, mean, std)

@@ -13,7 +13,7 @@ from pipeline.training.history import Row
 LOOK = 16  # steps on a GPU after which losses are looked at: each look waits for all that was queued
 
 
-class Losses:
+class LossTracker:
     """The losses of the steps of an epoch; those that were looked at are added up in the run's state."""
 
     def __init__(self, device: torch.device, state: State, folder: Path) -> None:

@@ -27,7 +27,7 @@ def prepare(
     batch_norm: BatchNorms,
     unfreeze: Mapping[int, str] | None = None,
     new: Sequence[str] = (),
-) -> "Frozen":
+) -> "TrainableParts":
     """Freeze a network but for a part of it.
 
     unfreeze: from which epoch on what comes after which node is trained; until the first of them it is `what`. new:
@@ -56,10 +56,10 @@ def prepare(
         still = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
         still = {name for name in still if not within(name, new)}
         phases = [without(one, still) for one in phases]
-    return Frozen(network, spec, phases, batch_norm)
+    return TrainableParts(network, spec, phases, batch_norm)
 
 
-class Frozen:
+class TrainableParts:
     """What of a network is frozen, in each epoch."""
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, phases: Sequence[Phase], batch_norm: BatchNorms) -> None:

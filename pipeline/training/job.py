@@ -10,13 +10,13 @@ from pipeline.backbones.probe import packages_of
 from pipeline.runtime import versions
 from pipeline.training.classifier_init import Probe
 from pipeline.training.data import Samples
-from pipeline.training.freezing import Frozen
-from pipeline.training.loop import Setting
+from pipeline.training.freezing import TrainableParts
+from pipeline.training.loop import TrainContext
 from pipeline.training.targets import Targets
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingJob:
     """A network that is about to be trained on one training set, and all that shapes the result."""
 
     network: nn.Module
@@ -24,8 +24,8 @@ class Prepared:
     """What of it runs on a batch."""
 
     architecture: dict[str, Any]
-    frozen: Frozen
-    setting: Setting
+    frozen: TrainableParts
+    setting: TrainContext
     targets: Targets
     samples: Samples
     validation: Samples | None

@@ -23,22 +23,22 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization
-from pipeline.engines.out_of_memory import first_line, is_lack
+from pipeline.engines.out_of_memory import first_line, is_out_of_memory
 from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
 from pipeline.training import checkpoint
 from pipeline.training.config import LoopConfig
 from pipeline.training.data import batch_count
-from pipeline.training.divergence import Losses
+from pipeline.training.divergence import LossTracker
 from pipeline.training.history import START, Curves, History, Row, line, means
-from pipeline.training.losses import Goal, Mix
-from pipeline.training.optim import multiple, optimiser_of, set_rate
+from pipeline.training.losses import Mix, Objective
+from pipeline.training.optim import build_optimizer, lr_factor, set_lr
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from pipeline.training.data import Batch, Samples
-    from pipeline.training.freezing import Frozen
+    from pipeline.training.freezing import TrainableParts
 
 SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
 
@@ -46,17 +46,17 @@ SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
 Log = Callable[[str], None]
 
 
-def quiet(_line: str) -> None:
+def no_log(_line: str) -> None:
     """A log that nobody reads."""
 
 
-def unchanged(inputs: Tensor) -> Tensor:
+def identity(inputs: Tensor) -> Tensor:
     """An `enter` for rows that the network takes as they are."""
     return inputs
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainContext:
     """What surrounds a training step.
 
     `enter` makes of the inputs of a batch, on the device, what the network takes, such as normalised images. `fitted`:
@@ -64,9 +64,9 @@ class Setting:
     """
 
     config: LoopConfig
-    objective: Goal
+    objective: Objective
     fabric: "Fabric"
-    enter: Callable[[Tensor], Tensor] = unchanged
+    enter: Callable[[Tensor], Tensor] = identity
     mix: Mix | None = None
     fitted: bool = False
 
@@ -92,13 +92,13 @@ def train(
     network: nn.Module,
     samples: "Samples",
     validation: "Samples | None",
-    setting: Setting,
-    frozen: "Frozen",
+    setting: TrainContext,
+    frozen: "TrainableParts",
     *,
     folder: Path,
     made_from: Mapping[str, Any] | None = None,
     progress: Progress = silent,
-    log: Log = quiet,
+    log: Log = no_log,
     curves: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> History:
@@ -131,11 +131,11 @@ def train(
         frozen.start(state.epoch)
         frozen.check_batch(config.batch_size, rows=len(samples))
         frozen.train_mode(network)
-        seen, losses = state.history.monitored(config), Losses(fabric.device, state, folder)
+        seen, losses = state.history.monitored(config), LossTracker(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
         for group in _groups(batches, config.accumulate):
             number = state.epoch * steps + state.batch // config.accumulate
-            set_rate(chosen, multiple(config, number, config.epochs * steps, seen))
+            set_lr(chosen, lr_factor(config, number, config.epochs * steps, seen))
             setting.objective.advance(number / max(1, config.epochs * steps - 1))
             total = step(wrapped, chosen, group, number, setting)
             if average is not None:
@@ -181,14 +181,14 @@ def steps_per_epoch(rows: int, config: LoopConfig) -> int:
     return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
-def placed(network: nn.Module, frozen: "Frozen", setting: Setting) -> tuple[Any, Any]:
+def placed(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
     """The network on its devices and its optimiser; its weights lie channels-last in memory, as its images do."""
     frozen.network.to(memory_format=torch.channels_last)
-    wrapped, chosen = setting.fabric.setup(network, optimiser_of(network, frozen, setting.config))
+    wrapped, chosen = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))
     return wrapped, chosen
 
 
-def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: Setting) -> Tensor:
+def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: TrainContext) -> Tensor:
     """One step of the optimiser on the mean loss over all rows of some batches; returns the sum of the losses.
 
     `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
@@ -215,7 +215,7 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
             fabric.clip_gradients(network, chosen, max_norm=config.clip, error_if_nonfinite=False)
         chosen.step()
     except Exception as error:
-        if not is_lack(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"step {number}: expected memory for a batch of {config.batch_size}, got too little: {first_line(error)}. "
@@ -227,16 +227,16 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
     return summed
 
 
-def measure(network: nn.Module, samples: "Samples", setting: Setting) -> Row:
+def evaluate(network: nn.Module, samples: "Samples", setting: TrainContext) -> Row:
     """Mean loss, without smoothing and weights, and accuracy over some samples, in evaluation mode."""
     return means(by_row(network, samples, setting))
 
 
-def by_row(network: nn.Module, samples: "Samples", setting: Setting) -> dict[str, np.ndarray]:
-    """Return what `measure` takes the means of: of each sample its loss, and 1 where it is right, float64 (n,)."""
+def by_row(network: nn.Module, samples: "Samples", setting: TrainContext) -> dict[str, np.ndarray]:
+    """Return what `evaluate` takes the means of: of each sample its loss, and 1 where it is right, float64 (n,)."""
     objective = setting.objective
     losses, right = [], []
-    for logits, batch in outputs(network, samples, setting):
+    for logits, batch in predict_logits(network, samples, setting):
         objective.check(batch.targets, where="validation")
         targets = batch.targets.to(logits.device)
         losses.append(objective.plain(logits, targets).double().cpu())
@@ -245,7 +245,7 @@ def by_row(network: nn.Module, samples: "Samples", setting: Setting) -> dict[str
     return found if objective.kind == "regression" else {**found, "validation_accuracy": torch.cat(right).numpy()}
 
 
-def outputs(network: nn.Module, samples: "Samples", setting: Setting) -> "Iterator[tuple[Tensor, Batch]]":
+def predict_logits(network: nn.Module, samples: "Samples", setting: TrainContext) -> "Iterator[tuple[Tensor, Batch]]":
     """The logits float32 of all samples, in their order, batch by batch, in evaluation mode."""
     network.eval()
     for batch in samples.batches(setting.config.batch_size):

@@ -16,8 +16,8 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """A batch and its targets, mixed with itself; the targets become shares of the classes."""
 
 
-class Goal(Protocol):
-    """What the loop minimises and measures: `Objective` of logits and targets, `Distillation` of a student's output."""
+class Objective(Protocol):
+    """What the loop minimises and measures: `SupervisedLoss` of logits, `DistillationLoss` of a student's output."""
 
     @property
     def kind(self) -> Kind:
@@ -45,7 +45,7 @@ class Goal(Protocol):
         ...
 
 
-class Objective:
+class SupervisedLoss:
     """What training minimises on one kind of task, and what validation measures.
 
     classification   cross-entropy of logits (n, classes); targets int64 (n,) or shares float32 (n, classes)

@@ -17,10 +17,10 @@ from pipeline.store.use import in_use
 from pipeline.text import duration, table
 from pipeline.training.config import RunConfig
 from pipeline.training.data import Batch, Samples
-from pipeline.training.freezing import Frozen
-from pipeline.training.job import Prepared
-from pipeline.training.loop import Setting, placed, step
-from pipeline.training.optim import set_rate
+from pipeline.training.freezing import TrainableParts
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import TrainContext, placed, step
+from pipeline.training.optim import set_lr
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
 AUTO = "auto"
@@ -44,7 +44,7 @@ class RangeTest:
 
 
 @repeatable_kernels()
-def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: Frozen) -> RangeTest:
+def range_test(network: nn.Module, samples: Samples, setting: TrainContext, frozen: TrainableParts) -> RangeTest:
     """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
 
     It ends where the smoothed loss is four times the best. Suggested is the rate about which it fell fastest, at most
@@ -60,7 +60,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
     average = 0.0
     for number, batch in zip(range(STEPS), _for_ever(samples, config.batch_size), strict=False):
         rate = LEAST * (MOST / LEAST) ** (number / (STEPS - 1))
-        set_rate(chosen, rate / config.rate)
+        set_lr(chosen, rate / config.rate)
         loss = step(wrapped, chosen, [batch], number, setting).item() / len(batch.targets)
         average = 0.9 * average + 0.1 * loss
         smooth = average / (1 - 0.9 ** (number + 1))
@@ -71,7 +71,7 @@ def range_test(network: nn.Module, samples: Samples, setting: Setting, frozen: F
 
 
 def with_rate(
-    config: Config, prepare: Callable[[Config], Prepared], *, cache: Path, say: Callable[[str], None]
+    config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, say: Callable[[str], None]
 ) -> Config:
     """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
 

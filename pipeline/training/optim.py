@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.training.config import LoopConfig
 
 if TYPE_CHECKING:
-    from pipeline.training.freezing import Frozen
+    from pipeline.training.freezing import TrainableParts
 
 BASE = "base_lr"  # of a group: what its learning rate is a multiple of
 
@@ -21,7 +21,7 @@ BASE = "base_lr"  # of a group: what its learning rate is a multiple of
 UPWARDS, FIRST, LAST = 0.3, 25.0, 250_000.0
 
 
-def optimiser_of(network: nn.Module, frozen: "Frozen", config: LoopConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
     """An optimiser of what is trained of a network, and of all that stands around it, such as learned projections.
 
     `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
@@ -46,13 +46,13 @@ def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.opt
     return torch.optim.AdamW(own, lr=config.rate)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, multiple: float) -> None:
+def set_lr(optimiser: torch.optim.Optimizer, multiple: float) -> None:
     """Give each group that multiple of its own learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = group[BASE] * multiple
 
 
-def multiple(config: LoopConfig, step: int, steps: int, validation: Sequence[float]) -> float:
+def lr_factor(config: LoopConfig, step: int, steps: int, validation: Sequence[float]) -> float:
     """What the learning rate is multiplied by at a step, from 0, of `steps`.
 
     `validation`: what is monitored after each epoch so far, where less is better. Linear warm-up reaches 1 with its

@@ -25,7 +25,7 @@ from pipeline.runtime import Progress
 from pipeline.store.use import in_use
 from pipeline.task import Task, Training
 from pipeline.training.history import START, SURE
-from pipeline.training.job import Prepared, packages
+from pipeline.training.job import TrainingJob, packages
 from pipeline.training.loop import Log, train
 from pipeline.training.targets import Targets, answers
 
@@ -47,8 +47,8 @@ class Trained:
         return math.inf if labels is None else labels, -self.record["kept"].get("validation_loss", math.inf)
 
 
-def trained(
-    one: Prepared,
+def train_or_load(
+    one: TrainingJob,
     training: Training,
     *,
     head: str,
@@ -114,7 +114,7 @@ def trained(
     return Trained(one.network, one.architecture, record)
 
 
-def measured(task: Task, *, where: Path) -> np.ndarray:
+def evaluation_rows(task: Task, *, where: Path) -> np.ndarray:
     """The rows that a run predicts, those of validation and of test; raises DataError where there are none."""
     rows = np.concatenate([task.rows("validation"), task.rows("test")])
     if not len(rows):
@@ -212,7 +212,7 @@ def named(log: Log, name: str, line: str) -> None:
     log(f"{name}: {line}")
 
 
-def tidy(cache: Path) -> None:
+def prune_training_cache(cache: Path) -> None:
     """Remove what trainings left in the cache and nobody used for `KEPT_DAYS`."""
     for path in (*(cache / "training").glob("*"), *(cache / "pixels").glob("pixels-*")):
         if time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400:

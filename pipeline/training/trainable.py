@@ -12,7 +12,7 @@ from pipeline.backbones.classifier import new_parts, place_of
 from pipeline.backbones.hooks import INPUT, PENULTIMATE, one_path
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
-from pipeline.partition.graph import around, modes
+from pipeline.partition.graph import ancestors, modes
 from pipeline.partition.split_points import blocks, suffix_modules, suffix_parameters
 from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
 
@@ -39,7 +39,7 @@ def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: S
     if what == "head":
         parts = new or new_parts(spec.architecture) or (place_of(spec),)
         trained = frozenset(name for name in parameters if within(name, parts))
-        live = {name for name in modules if within(name, parts)}.union(*map(around, parts))
+        live = {name for name in modules if within(name, parts)}.union(*map(ancestors, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
     if isinstance(what, Patterns):
         # A new classifier is of no use as it was drawn, and patterns name parts of the network that was there before.
@@ -64,11 +64,11 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
     """The parameters that match some pattern; raises ConfigError with all patterns that match none."""
-    known = {one for name in parameters for one in around(name) if one}
+    known = {one for name in parameters for one in ancestors(name) if one}
     found, problems = set[str](), []
     for pattern in patterns:
         fitting = set(fnmatch.filter(known, pattern))
-        matching = {name for name in parameters if fitting.intersection(around(name))}
+        matching = {name for name in parameters if fitting.intersection(ancestors(name))}
         if not matching:
             problems.append(unknown("parameter or module", pattern, known))
         found |= matching
@@ -97,7 +97,7 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
             hook.remove()
     owners = {name.rpartition(".")[0] for name in trained}
     first = min((order[name] for one in owners for name in [_called(one, order)]), default=0)
-    found = {name for one in owners for name in around(one)}
+    found = {name for one in owners for name in ancestors(one)}
     for name, part in network.named_modules():
         frozen = any(True for _ in part.parameters(recurse=False)) and name not in owners
         if order.get(name, -1) >= first and not frozen:
@@ -107,7 +107,7 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
 
 def _called(name: str, order: Mapping[str, int]) -> str:
     """A module that is called, or the nearest around it that is: some layers use the weights of modules in them."""
-    return next((one for one in around(name) if one in order), "")
+    return next((one for one in ancestors(name) if one in order), "")
 
 
 def within(name: str, parts: Sequence[str]) -> bool:
