@@ -3,7 +3,8 @@
 Opening trusts nothing. The digest is checked before HDF5 sees the file; then `validate_layout` refuses whatever a
 shard has no use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is
 kept, so threads and forked processes may share an open shard. Single rows are read through a map of the file; of the
-open shards no more than `MAPS` have one."""
+open shards no more than `MAPS` have one.
+"""
 
 import mmap
 import os
