@@ -7,13 +7,13 @@ import numpy as np
 
 from pipeline.store import shard_writer
 from pipeline.store.cache import CacheEntry
-from pipeline.store.row_buffer import spool
+from pipeline.store.row_buffer import open_row_buffer
 from pipeline.store.shard_format import Layout, ShardRecord
 
 
 def write(folder: Path, keys: np.ndarray, values: np.ndarray, layout: Layout) -> ShardRecord:
     """Write a shard of rows (keys, ...) into a folder."""
-    with spool(folder, layout) as rows:
+    with open_row_buffer(folder, layout) as rows:
         rows.append(keys, values)
         ordered = rows.sorted()
         return shard_writer.write(folder, ordered.keys, ordered, layout)

@@ -21,7 +21,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import KIND, TYPES, Kind, Task
 from pipeline.teach.config import TeachConfig
-from pipeline.teach.run import Paths, Taught, teach
+from pipeline.teach.run import Paths, TeachSummary, teach
 from pipeline.teach.teacher import Teacher
 from pipeline.teach.verify import Sources
 
@@ -124,7 +124,7 @@ class World:
             cache=self.root / "cache",
         )
 
-    def taught(self, run: str, out: Path, **asked: Any) -> Taught:
+    def taught(self, run: str, out: Path, **asked: Any) -> TeachSummary:
         """Teach into a folder."""
         return teach(config(run, **asked), self.paths(run, out))
 

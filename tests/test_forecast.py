@@ -29,7 +29,7 @@ from pipeline.extract import throughput as pilot_module
 from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast, Size, Space
-from pipeline.extract.lock import alone, path_of
+from pipeline.extract.lock import exclusive_lock, path_of
 from pipeline.extract.plan import plan
 from pipeline.extract.request import Request, read
 from pipeline.extract.run import Extracted, extract
@@ -541,9 +541,9 @@ def test_a_second_extraction_into_the_same_folder_is_refused_and_names_the_first
 
 
 def test_the_lock_is_free_after_a_run_that_fails_and_names_its_process(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no"), alone(tmp_path, tmp_path / "out"):
+    with pytest.raises(ValueError, match="no"), exclusive_lock(tmp_path, tmp_path / "out"):
         raise ValueError("no")
-    with alone(tmp_path, tmp_path / "out"):
+    with exclusive_lock(tmp_path, tmp_path / "out"):
         assert path_of(tmp_path, tmp_path / "out").read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -552,7 +552,7 @@ def test_a_lock_that_was_just_taken_names_no_process(tmp_path: Path) -> None:
     path.parent.mkdir()
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match="got one: just started"), alone(tmp_path, tmp_path / "out"):
+        with pytest.raises(StoreError, match="got one: just started"), exclusive_lock(tmp_path, tmp_path / "out"):
             pass
 
 

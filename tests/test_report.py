@@ -599,7 +599,7 @@ def test_the_curves_of_frozen_and_trained_have_a_line_a_run(tmp_path: Path) -> N
     evaluated(tmp_path, "frozen", labels=(1, 10))
     plots = tuned(tmp_path, "network")
     runs = leaderboard.read(plots, ["frozen", "network"])
-    found = trained.beside(runs, runs_by_name(runs))
+    found = trained.table_of_networks(runs, runs_by_name(runs))
     assert found is not None
     drawn = curves.by_training(runs, found["lines"], name="animals")
     assert drawn is not None

@@ -20,7 +20,7 @@ from pipeline.heads import regularisation_path, scoring, search
 from pipeline.heads import sweep as sweep_module
 from pipeline.heads.outputs import kind_of_scores
 from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
-from pipeline.heads.sweep import Fold, Found, Rows, Tried, sweep, within_one_error
+from pipeline.heads.sweep import Fold, LabelledRows, SearchResult, Tried, sweep, within_one_error
 from pipeline.heads.warm_start import starts
 from pipeline.streaming.logistic import StreamingLogisticRegression
 from pipeline.streaming.logistic_loss import Loss, Point
@@ -28,15 +28,15 @@ from pipeline.streaming.logistic_loss import Loss, Point
 CLASSES = ["a", "b", "c"]
 
 
-def rows(number: int, *, width: int = 6, seed: int = 0, noise: float = 2.0, classes: int = 3) -> Rows:
+def rows(number: int, *, width: int = 6, seed: int = 0, noise: float = 2.0, classes: int = 3) -> LabelledRows:
     """Rows of classes that overlap."""
     random = np.random.default_rng(seed)
     told = np.arange(number) % classes
     X = np.eye(classes, width)[told] * 2 + noise * random.normal(size=(number, width))
-    return Rows(X.astype(np.float32), np.array(CLASSES, dtype=object)[told])
+    return LabelledRows(X.astype(np.float32), np.array(CLASSES, dtype=object)[told])
 
 
-def swept(head: str, parameter: str, values: list[Any], *, metric: str = "accuracy", **params: Any) -> Found:
+def swept(head: str, parameter: str, values: list[Any], *, metric: str = "accuracy", **params: Any) -> SearchResult:
     pipeline = heads.create(head, params, scale="standard")
     folds, given = [Fold(rows(60), rows(90, seed=1))], kind_of_scores(pipeline, "classification")
     return sweep(pipeline, parameter, values, folds, metric=metric, classes=CLASSES, given=given)

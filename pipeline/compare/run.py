@@ -94,7 +94,7 @@ def compare(
         for one, other, row in zip(besides, others, values[len(chosen) :], strict=True)
     ]
     students = [student.fits for student, *_ in lessons]
-    told = teachers.told(
+    told = teachers.describe_comparisons(
         besides,
         students,
         methods.file.kind,

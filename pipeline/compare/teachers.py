@@ -49,7 +49,7 @@ def comparisons(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -
         teachers = []
         for entry in entries:
             methods = read(entry["run"]) if entry["run"] in runs else None
-            found = None if methods is None else taught_by(entry, methods, runs[entry["run"]])
+            found = None if methods is None else predictions_of_teacher(entry, methods, runs[entry["run"]])
             if methods is not None and found is not None:
                 same = methods.file.classes == own.classes
                 both = probable and same and methods.file.scores.get(found.head) == "probability"
@@ -73,7 +73,7 @@ def same_student(taught: Evaluated, other: Evaluated) -> bool:
     return bool(labels and "student" in two and two["student"] == one["student"] and not two.get("teachers"))
 
 
-def taught_by(entry: Mapping[str, Any], methods: Methods, evaluated: Evaluated) -> Predictions | None:
+def predictions_of_teacher(entry: Mapping[str, Any], methods: Methods, evaluated: Evaluated) -> Predictions | None:
     """The test rows of the fit that a teacher is, sorted by key; None where not one alone answers to its description.
 
     Of a run that trained networks that is the one that was kept: `backbone` of its model.json.
@@ -99,7 +99,7 @@ def averaged(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions
     return replace(fits[0], head="average", predicted=predicted, scores=scores.astype(np.float32))
 
 
-def told(
+def describe_comparisons(
     besides: Sequence[Comparison],
     students: Sequence[Sequence[Predictions]],
     kind: Kind,

@@ -130,7 +130,7 @@ class DistillSamples(PixelSamples):
             shape = teacher.hint_shape(node)
             self._hints[node] = _Stored(found.keys, views, shape, partial(_rows, teacher, node))
 
-    def told(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
+    def batch_targets(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
         """Labels, and what the teachers say of the pixels that the epoch shows; without an epoch, labels alone."""
         plain = self._plain[torch.from_numpy(rows)]
         if epoch is None or self._scores is None:

@@ -134,8 +134,8 @@ def _pair(
     if sides is None or others is None:
         most = "two maps or two vectors" if kind == "hints" else "two maps"
         return [
-            f"{name}: expected {most}, tokens of a square of patches among them, got {_told(own)} of the student's "
-            f"{student!r} and {_told(wanted)} of the teacher's {teacher!r}, which "
+            f"{name}: expected {most}, tokens of a square of patches among them, got {_describe(own)} of the student's "
+            f"{student!r} and {_describe(wanted)} of the teacher's {teacher!r}, which "
             f"{'no projection brings to one shape' if kind == 'hints' else 'have no attention map'}. Name other nodes."
         ]
     size = min(sides[0], others[0]), min(sides[1], others[1])
@@ -153,6 +153,6 @@ def _sides(tap: Tap) -> tuple[int, int] | None:
     return None
 
 
-def _told(tap: Tap) -> str:
+def _describe(tap: Tap) -> str:
     kind = "maps" if tap.layout in MAPS else "tokens" if tap.layout == "LC" else "rows"
     return f"{'vectors' if len(tap.shape) == 1 else kind} of the shape {tap.shape}"

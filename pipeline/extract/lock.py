@@ -17,7 +17,7 @@ from pipeline.files import digest
 
 
 @contextlib.contextmanager
-def alone(cache_root: Path, out: Path) -> Iterator[None]:
+def exclusive_lock(cache_root: Path, out: Path) -> Iterator[None]:
     """Hold the lock of a features folder; raises StoreError, with the process that holds it, if another does."""
     path = path_of(cache_root, out)
     try:

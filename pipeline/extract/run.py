@@ -18,7 +18,7 @@ from pipeline.extract import dask_run, job_files, logit_check, parity_card
 from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast, refuse
-from pipeline.extract.lock import alone
+from pipeline.extract.lock import exclusive_lock
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, of_samples
 from pipeline.extract.timing import Timings
@@ -83,7 +83,7 @@ def extract(
     out, cache_root = as_path(out, "extract: out"), as_path(cache_root, "extract: cache_root")
     spec = serialization.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
-    with alone(cache_root, out):
+    with exclusive_lock(cache_root, out):
         some = read_samples(manifests, config.datasets) if samples is None else samples
         request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
         for one in request.all:
@@ -126,13 +126,13 @@ def _extract(
     for one in request.all:
         _keep_probes(one)
 
-        def told(done: int, _: int, before: int = before) -> None:
+        def count(done: int, _: int, before: int = before) -> None:
             watch(spent)
             progress(before + done, total)
 
         assignment = WorkerJob(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
         with contextlib.closing(Worker(assignment, say=say)) as worker:
-            rejects = _compute(one, worker, spent, told, say, log)
+            rejects = _compute(one, worker, spent, count, say, log)
             more, why = _commit_all(one, out, rejects)
             _replay(one, worker, out, say)
         refused, reasons, before = refused | more, reasons | why, before + len(one.rows)

@@ -79,7 +79,7 @@ def make_units(
     with ExitStack() as everything, ThreadPoolExecutor(1) as thread:
         storing = _Storing(thread, spent)
         unit: _Unit | None = None
-        begun: _Begun | None = None
+        begun: _Started | None = None
         for batch in spent.waiting(batches(samples(), decoders, batch_size=batch_size)):
             if unit is None:
                 unit = _open(taps[batch.unit], engine_of, targets, everything)
@@ -87,7 +87,7 @@ def make_units(
                 answer = unit.engine.begin(batch.arrays) if len(batch.keys) else None
             if begun is not None:
                 yield from storing.take(begun, done)
-            begun = _Begun(unit, batch, answer)
+            begun = _Started(unit, batch, answer)
             unit = None if batch.last else unit
         if begun is not None:
             yield from storing.take(begun, done)
@@ -95,7 +95,7 @@ def make_units(
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _Started:
     """A batch that the network runs on, if any of it could be read."""
 
     unit: _Unit
@@ -111,7 +111,7 @@ class _Storing:
         self._writing: Future[None] | None = None
         self._ending: Future[UnitResult] | None = None
 
-    def take(self, begun: _Begun, done: Callable[[int], None]) -> Iterator[UnitResult]:
+    def take(self, begun: _Started, done: Callable[[int], None]) -> Iterator[UnitResult]:
         """Wait for a batch and have it written; yield what became of the unit before, once its shards are there."""
         unit, batch = begun.unit, begun.batch
         unit.rejects += batch.rejects

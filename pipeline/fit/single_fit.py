@@ -17,7 +17,7 @@ from pipeline.heads import calibration, gpu
 from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.outputs import answers_of
 from pipeline.heads.search import SearchConfig, search
-from pipeline.heads.sweep import Fold, Rows
+from pipeline.heads.sweep import Fold, LabelledRows
 from pipeline.predictions import Predictions, Scores
 from pipeline.task import Kind, Training
 
@@ -218,14 +218,14 @@ def _is_linear(end: Any) -> bool:
     return any(hasattr(one, "coef_") for one in (end, *getattr(end, "estimators_", ())[:1]))
 
 
-def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> Rows:
+def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> LabelledRows:
     """Rows and what is to be learned of them, in the order in which they are best read."""
     rows = rows[source.order(rows)]
     targets = data.targets[rows]
-    return Rows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
+    return LabelledRows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
 
 
-def _fitted(pipeline: Any, rows: Rows, on: str | None) -> Any:
+def _fitted(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
     """A copy of a pipeline, fitted to rows."""
     from sklearn.base import clone
 

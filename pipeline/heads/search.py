@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipeline import heads
 from pipeline.errors import HeadError, unknown
 from pipeline.heads import scoring
-from pipeline.heads.sweep import Fold, Found, sweep
+from pipeline.heads.sweep import Fold, SearchResult, sweep
 from pipeline.predictions import Scores
 from pipeline.settings.check import Settings
 from pipeline.task import Kind
@@ -118,7 +118,7 @@ def search(
     given: Scores,
     on: str | None = None,
     calibrated: bool = False,
-) -> Found:
+) -> SearchResult:
     """Choose a value of an unfitted pipeline's head; `on` is a torch device for `device.tensors`.
 
     `given`: what the scores of the head are. Where no metric is named, the values of `TEMPERED` heads are compared at

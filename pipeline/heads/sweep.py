@@ -25,7 +25,7 @@ ENOUGH = 3
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """Training or held-out rows: X (rows, width), targets as a task has them."""
 
     X: Any
@@ -36,12 +36,12 @@ class Rows:
 class Fold:
     """Training rows, and the rows that are held out from them."""
 
-    train: Rows
-    held: Rows
+    train: LabelledRows
+    held: LabelledRows
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The chosen value, a fitted pipeline with it for each fold, and how it was chosen.
 
     `temperature`: what the scores of the pipelines are to be divided by; None where that was not asked for.
@@ -89,7 +89,7 @@ class _Prepared:
     steps: Sequence[Any]
     X: Any
     y: np.ndarray
-    held: Rows
+    held: LabelledRows
 
 
 def sweep(
@@ -105,7 +105,7 @@ def sweep(
     on: str | None = None,
     stops: bool = False,
     tempered: bool = False,
-) -> Found:
+) -> SearchResult:
     """Fit a head per fold for each value, in their order, and choose a value on the held-out rows of all folds.
 
     `given`: what the scores of the head are. `stops`: by log loss, values after the best one are tried until `ENOUGH`
@@ -141,7 +141,7 @@ def sweep(
         if chosen != best[0]:
             again = ((copy_of(pipeline[-1], **{parameter: values[chosen]}), one) for one in ready)
             best = chosen, [fitted(head, one.X, one.y)[0] for head, one in again]
-    return Found(
+    return SearchResult(
         [_joined(one.steps, head) for one, head in zip(ready, best[1], strict=True)],
         parameter,
         values[chosen],
@@ -160,7 +160,7 @@ def _prepared(pipeline: Any, fold: Fold, on: str | None) -> _Prepared:
     X = before.fit_transform(X, fold.train.y)
     before = gpu.to_arrays(before)
     return _Prepared(
-        [step for _, step in before.steps], X, fold.train.y, Rows(before.transform(fold.held.X), fold.held.y)
+        [step for _, step in before.steps], X, fold.train.y, LabelledRows(before.transform(fold.held.X), fold.held.y)
     )
 
 

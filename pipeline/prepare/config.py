@@ -62,7 +62,7 @@ class PrepareConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSample:
     """A sample before it was opened: its path and what its place, or its line in a list, says about it."""
 
     path: str

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.prepare import delimited_text
-from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
 from pipeline.sources import PARQUET, filesystem
 
 
-def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> Iterator[Found]:
+def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> Iterator[FoundSample]:
     """Yield the files of a list in its order, unopened; raises DataError where a row has no path.
 
     `types`: what `label_types` returns, where that is known already.
@@ -31,7 +31,7 @@ def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> 
         for path, (labels, place) in zip(paths, labels_of(batch, types, where=config.root), strict=True):
             if not path:
                 raise DataError(f"{config.root}: a row without a value in {config.path!r}, the column of paths.")
-            yield Found(filesystem.join(base, path), labels, place)
+            yield FoundSample(filesystem.join(base, path), labels, place)
 
 
 def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str, pa.DataType]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.prepare import file_list, parquet_images, webdataset
 from pipeline.prepare.companions import is_table_of_labels
-from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, look
@@ -16,7 +16,7 @@ from pipeline.sources import filesystem
 
 def find(
     config: PrepareConfig, roots: Sequence[Root] | None = None, types: dict[str, pa.DataType] | None = None
-) -> Iterator[Found]:
+) -> Iterator[FoundSample]:
     """Yield the samples of a data set in the order of their paths (of a list or a container: in its order), unopened.
 
     `types`: what `label_types` returns, where that is known already.
@@ -53,7 +53,7 @@ def label_types(
     return file_list.label_types(config, note) if kind == "list" else parquet_images.label_types(config, roots, note)
 
 
-def _in_folder(root: Root) -> Iterator[Found]:
+def _in_folder(root: Root) -> Iterator[FoundSample]:
     by_split = is_by_split(filesystem.folders(root.path), where=root.path)
     for entry in filesystem.walk(root.path):
         label, place = read_off(entry.names[:-1], by_split=by_split)
@@ -64,4 +64,4 @@ def _in_folder(root: Root) -> Iterator[Found]:
             refused = ("other", "a table of labels, which is not read with its folder")
         elif refused[0] is None and is_other_file(entry.names[-1]):
             refused = ("other", "no image, by its extension")
-        yield Found(entry.path, {"label": label}, place, refused)
+        yield FoundSample(entry.path, {"label": label}, place, refused)

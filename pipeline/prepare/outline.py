@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import label_column
-from pipeline.prepare.config import PLACES, Found, PrepareConfig
+from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import look
@@ -46,7 +46,7 @@ def outline_manifest(config: PrepareConfig) -> pa.Table | None:
     return pa.table(columns)
 
 
-def _column(rows: Sequence[Found], name: str, kind: pa.DataType | None) -> pa.Array:
+def _column(rows: Sequence[FoundSample], name: str, kind: pa.DataType | None) -> pa.Array:
     """Return a column of labels; as text where values of several types leave its own open."""
     values = [row.labels.get(name) for row in rows]
     if kind is not None:

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from pipeline.errors import DataError, bullets
-from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
 from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
 from pipeline.sources import parquet
 
 
-def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
+def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
     """The rows of Parquet files in their order; the column of images is not read.
 
     What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
@@ -27,13 +27,13 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
                     for batch in file.iter_batches(columns=list(types)):
                         for labels, own in labels_of(batch, types, where=shard.path):
                             both, refused = place_of(place, own)
-                            yield Found(f"{shard.path}/{row}", labels, both, refused, name, row)
+                            yield FoundSample(f"{shard.path}/{row}", labels, both, refused, name, row)
                             row += 1
                 else:
                     for row in range(file.metadata.num_rows):
-                        yield Found(f"{shard.path}/{row}", {}, place, container=name, offset=row)
+                        yield FoundSample(f"{shard.path}/{row}", {}, place, container=name, offset=row)
         except (OSError, pa.ArrowException) as error:
-            yield Found(shard.path, refused=("unreadable", _reason(error, row=row)))
+            yield FoundSample(shard.path, refused=("unreadable", _reason(error, row=row)))
     yield from root.strays()
 
 

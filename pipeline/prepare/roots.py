@@ -10,7 +10,7 @@ from typing import Literal
 from pipeline.errors import DataError
 from pipeline.manifest import split_of_file
 from pipeline.prepare.companions import is_table_of, stems
-from pipeline.prepare.config import Found, PrepareConfig
+from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import is_by_split, is_other_file, read_off, refusal
 from pipeline.readers import image_files
 from pipeline.sources import PARQUET, TAR, filesystem
@@ -60,7 +60,7 @@ class Root:
             place["split"] = split
         return place if self.domain is None else {**place, "domain": self.domain}
 
-    def strays(self) -> Iterator[Found]:
+    def strays(self) -> Iterator[FoundSample]:
         """The files beside the containers, each with the reason why it is not read."""
         shards = {entry.path for entry in self.shards}
         if self.path in shards:
@@ -75,7 +75,7 @@ class Root:
                     refused = ("other", "no image, by its extension")
                 elif refused[0] is None:
                     refused = ("unreadable", f"beside containers, and no .{self.kind} itself: move it away")
-                yield Found(entry.path, refused=refused)
+                yield FoundSample(entry.path, refused=refused)
 
 
 def look(config: PrepareConfig) -> list[Root]:

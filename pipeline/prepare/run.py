@@ -23,7 +23,7 @@ from pipeline.files import atomic
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths, label_column
 from pipeline.prepare import label_types as values
 from pipeline.prepare.check_images import examine
-from pipeline.prepare.config import PLACES, Found, PrepareConfig
+from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels
@@ -72,7 +72,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
     return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
 
 
-def _names_of(file: Found) -> list[str | None]:
+def _names_of(file: FoundSample) -> list[str | None]:
     """The label, the domain and the split of a sample, where these are texts."""
     values = {**file.labels, **file.place}
     return [values[name] if isinstance(values.get(name), str) else None for name in NAMED]

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from pipeline.errors import DataError
 from pipeline.manifest import DATA
 from pipeline.prepare.archive_members import as_text, read_class, read_json
-from pipeline.prepare.config import PLACES, Found, PrepareConfig
+from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import counts_as_folder, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.places import place_of
 from pipeline.prepare.roots import Root
@@ -56,7 +56,7 @@ class Layout:
         return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
 
 
-def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
+def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
     """The samples of tar archives in their order.
 
     What is no sample comes with the reason: damage, links, samples without an image. Raises DataError for an archive
@@ -79,11 +79,11 @@ def find(config: PrepareConfig, root: Root) -> Iterator[Found]:
             if label is not None and kind is None:
                 settings["labels"].setdefault("label", label)
             settings["place"], differing = place_of(outer, inner, settings["place"])
-            yield Found(**settings, refused=differing if kind is None else (kind, reason))
+            yield FoundSample(**settings, refused=differing if kind is None else (kind, reason))
     yield from root.strays()
 
 
-def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[Found, tuple[str, ...]]]:
+def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
     """The samples of one archive with the names of their folders."""
     try:
         with filesystem.open_file(path, buffering=2**14) as file:
@@ -97,11 +97,11 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[Found, tuple
                 if isinstance(member, tar.Damage):
                     yield from _sample(path, group, file, config)
                     group = []
-                    yield Found(path, refused=("unreadable", f"at byte {member.offset:,}: {member.reason}")), ()
+                    yield FoundSample(path, refused=("unreadable", f"at byte {member.offset:,}: {member.reason}")), ()
                     continue
                 refused = _refused(member)
                 if refused is not None:
-                    yield Found(_shown(path, member), refused=refused, size=None), ()
+                    yield FoundSample(_shown(path, member), refused=refused, size=None), ()
                 elif member.kind == "file":
                     if group and _stem(group[0]) != _stem(member):
                         yield from _sample(path, group, file, config)
@@ -109,7 +109,7 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[Found, tuple
                     group.append(member)
             yield from _sample(path, group, file, config)
     except OSError as error:
-        yield Found(path, refused=("unreadable", error.strerror or str(error))), ()
+        yield FoundSample(path, refused=("unreadable", error.strerror or str(error))), ()
 
 
 def _refused(member: tar.Member) -> tuple[str, str] | None:
@@ -126,7 +126,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
 
 def _sample(
     path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig
-) -> Iterator[tuple[Found, tuple[str, ...]]]:
+) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
     """One sample, and whatever of its members cannot be part of it."""
     if not group:
         return
@@ -135,11 +135,11 @@ def _sample(
         extensions = {_extension(member) for member in group[:100]}
         if not extensions & {".cls", ".json"} and all(is_other_file(member.name) for member in group):
             for member in group:
-                yield Found(_shown(path, member), refused=("other", "no image, by its extension")), ()
+                yield FoundSample(_shown(path, member), refused=("other", "no image, by its extension")), ()
             return
         there = sorted(extension or "no extension" for extension in extensions)
         reason = f"a sample without an image: it has {', '.join(there[:5])}"
-        yield Found(_shown(path, group[0]), refused=("unreadable", reason)), ()
+        yield FoundSample(_shown(path, group[0]), refused=("unreadable", reason)), ()
         return
     first, *others = images
     try:
@@ -148,10 +148,10 @@ def _sample(
     except ValueError as error:
         labels, said, refused = {}, {}, ("unreadable", str(error))
     shown = _shown(path, first)
-    yield Found(shown, labels, said, refused, path, first.offset, first.size), _parts(first)[:-1]
+    yield FoundSample(shown, labels, said, refused, path, first.offset, first.size), _parts(first)[:-1]
     for other in others:
         reason = f"a second image of one sample: the first is {first.name}"
-        yield Found(_shown(path, other), refused=("unreadable", reason)), ()
+        yield FoundSample(_shown(path, other), refused=("unreadable", reason)), ()
 
 
 def _said(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tuple[dict[str, Any], dict[str, str]]:

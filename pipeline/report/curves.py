@@ -25,12 +25,12 @@ def by_labels(run: Run) -> str | None:
     return _against_labels(_lines(run), run, name=f"{run['run']} by_labels")
 
 
-def by_training(runs: Sequence[Run], told: Sequence[Mapping[str, Any]], *, name: str) -> str | None:
+def by_training(runs: Sequence[Run], networks: Sequence[Mapping[str, Any]], *, name: str) -> str | None:
     """The metric against labels a class, a line a run, frozen or trained; None where no run has several numbers.
 
-    `told`: the lines of `trained.beside`.
+    `networks`: the lines of `trained.table_of_networks`.
     """
-    lines = {one["run"]: [row for count, row in one["cells"].items() if count is not None] for one in told}
+    lines = {one["run"]: [row for count, row in one["cells"].items() if count is not None] for one in networks}
     ordered = {run: sorted(rows, key=lambda row: row["labels"]) for run, rows in lines.items() if rows}
     return _against_labels(_best(ordered, runs[0]), runs[0], name=f"{name} by_training")
 
@@ -42,7 +42,7 @@ def _against_labels(lines: Mapping[str, list[dict[str, Any]]], run: Run, *, name
     found: list[str] = []
     with axes_of(4.6, 3.4, found, name=name) as axes:
         for place, (called, rows) in enumerate(lines.items()):
-            shift = 1.03 ** (place - (len(lines) - 1) / 2)  # apart, so that intervals can be told apart
+            shift = 1.03 ** (place - (len(lines) - 1) / 2)  # apart, so that intervals can be networks apart
             axes.errorbar(
                 [row["labels"] * shift for row in rows],
                 [row[run["metric"]] for row in rows],

@@ -97,12 +97,12 @@ def _networks(
     """What a task's networks are beside each other, where some were trained."""
     from markupsafe import Markup
 
-    beside = trained.beside(runs, every)
+    beside = trained.table_of_networks(runs, every)
     if beside is not None:
         drawn = curves.by_training(runs, beside["lines"], name=name)
         beside |= {"figure": None if drawn is None else Markup(drawn)}
     taught = compared.get("taught", []) if compared else []
-    return {"trained": beside, "students": students.beside(runs, taught, costs)}
+    return {"trained": beside, "students": students.tables_of_students(runs, taught, costs)}
 
 
 def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Costs = Mapping[str, Mapping[str, Any]]
 """Of each run that has them what `distill` measured: the footprint of its `student`, and of its `teachers` by name."""
 
 
-def beside(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]], costs: Costs) -> dict[str, Any] | None:
+def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]], costs: Costs) -> dict[str, Any] | None:
     """The tables of a task, as the template wants them; None where it has no student.
 
     `networks`: teachers, then students, each with its costs and its row of `evaluate`; `pairs`: what `compare` says of

@@ -58,7 +58,7 @@ def _what(train: Any) -> str:
     return f"what follows {value}" if name == "from_tap" else f"parameters {', '.join(value)}"
 
 
-def beside(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | None:
+def table_of_networks(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | None:
     """The table of a task: a line a run, a cell a number of labels; None where no network was trained.
 
     A cell is the row of `evaluate` of the method that was best on validation rows at that number of labels.

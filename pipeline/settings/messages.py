@@ -76,7 +76,7 @@ def describe_errors(path: Sequence[str], problems: Iterable[dict[str, Any]], mod
             where, message, got = _say_untold(path, problem["ctx"])
         else:  # a union: pydantic puts the value that tells the models apart before the path of the key
             tag, *location = problem["loc"]
-            kind = next(kind for kind in kinds if _is_told_by(kind, tag))
+            kind = next(kind for kind in kinds if _is_covered_by(kind, tag))
             where, message, got = _say(path, {**problem, "loc": tuple(location)}, kind)
         messages = lines.setdefault((where, got), [])
         if message not in messages:
@@ -196,14 +196,14 @@ def _below(annotation: Any, part: str) -> list[Any]:
         field = annotation.model_fields.get(part)
         if field is not None:
             return [field.annotation]
-        return [annotation] if _is_told_by(annotation, part) else []
+        return [annotation] if _is_covered_by(annotation, part) else []
     inner = [one for one in typing.get_args(annotation) if one is not Ellipsis]
     if typing.get_origin(annotation) in (dict, list, tuple):
         return list(inner[-1:] if typing.get_origin(annotation) is dict else inner)
     return [below for one in inner for below in _below(one, part)]
 
 
-def _is_told_by(model: type[BaseModel], tag: Any) -> bool:
+def _is_covered_by(model: type[BaseModel], tag: Any) -> bool:
     """Whether a value is what tells a model of a union apart."""
     return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
 

@@ -70,7 +70,7 @@ def settings_to_json(sections: Mapping[str, Section]) -> list[dict[str, Any]]:
 
 
 def _of_model(model: type[BaseModel], path: str, depth: int = 0) -> Iterator[Setting]:
-    kind = _told_by(model)
+    kind = _described_by(model)
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if kind is None else f"{path}({kind[1]}).{name}"
         yield Setting(here, describe_type(field.annotation), _default(field), _meaning(model, name, field))
@@ -80,7 +80,7 @@ def _of_model(model: type[BaseModel], path: str, depth: int = 0) -> Iterator[Set
             yield from _of_model(one, f"{here}{several}", depth + 1)
 
 
-def _told_by(model: type[BaseModel]) -> tuple[str, str] | None:
+def _described_by(model: type[BaseModel]) -> tuple[str, str] | None:
     """Return the key and the value that tell a model from the others of its union."""
     for name, field in model.model_fields.items():
         values = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is Literal else ()
@@ -92,7 +92,7 @@ def _told_by(model: type[BaseModel]) -> tuple[str, str] | None:
 def _meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     if field.description:
         return field.description
-    if _told_by(model) is not None:  # the key that tells the models apart
+    if _described_by(model) is not None:  # the key that tells the models apart
         return _about(model)
     raise AssertionError(f"{model.__name__}.{name}: a setting without a description")
 

@@ -40,7 +40,7 @@ from pipeline.settings.params import read_params
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard_reader, shard_writer
 from pipeline.store.identity import address, differences
-from pipeline.store.row_buffer import Spool, spool
+from pipeline.store.row_buffer import RowBuffer, open_row_buffer
 from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, path_of
 
 VERSION = "v2"
@@ -221,7 +221,7 @@ class Writer:
 
     def __init__(self, column: CacheEntry, layout: Layout, stack: contextlib.ExitStack) -> None:
         self._column, self._layout, self._stack = column, layout, stack
-        self._spool: Spool | None = None
+        self._spool: RowBuffer | None = None
 
     def append(self, keys: np.ndarray, values: np.ndarray) -> None:
         """Take a batch: `keys` S16 (n,) in any order, `values` float32 (n, *shape). One at a time, from any thread.
@@ -232,7 +232,7 @@ class Writer:
             return
         with self._column._writing():
             if self._spool is None:
-                self._spool = self._stack.enter_context(spool(self._column.folder, self._layout))
+                self._spool = self._stack.enter_context(open_row_buffer(self._column.folder, self._layout))
             self._spool.append(keys, values)
 
     def finish(self, *, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None = None) -> ShardRecord | None:

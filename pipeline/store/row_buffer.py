@@ -18,7 +18,7 @@ from pipeline.files import DISK_FULL, scratch
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK, PIECE_BYTES, Unscaled, encode, largest, quantise, scale_of
 from pipeline.store.shard_format import Layout, checksums, cut
-from pipeline.store.shard_writer import no_space, pread, pwrite, refuse_unstorable, room_for
+from pipeline.store.shard_writer import no_space, pread, pwrite, refuse_unstorable, shard_size_bound
 
 
 def kept_as(layout: Layout) -> Unscaled:
@@ -31,7 +31,7 @@ def row_bytes(layout: Layout) -> int:
     return int(np.prod(layout.shape)) * np.dtype(ON_DISK[kept_as(layout)]).itemsize
 
 
-class Spool:
+class RowBuffer:
     """Rows that are appended in any order of their keys, one batch at a time, by whichever thread."""
 
     def __init__(self, path: Path, descriptor: int, layout: Layout) -> None:
@@ -75,10 +75,10 @@ class Spool:
             pwrite(self._descriptor, data, rows * self._row_bytes)
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise no_space(self.path.parent, room_for(of, self._layout)) from None
+                raise no_space(self.path.parent, shard_size_bound(of, self._layout)) from None
             raise
 
-    def sorted(self) -> "Spooled":
+    def sorted(self) -> "BufferedRows":
         """All rows, at least one, in the order of their keys; raises StoreError if a key came twice."""
         came = np.concatenate(self._keys)
         order = np.argsort(came, kind="stable")
@@ -92,11 +92,11 @@ class Spool:
             )
         scale = scale_of(self._largest) if self._layout.dtype == "int8" else None
         sums = np.concatenate(self._sums)[order]
-        return Spooled(keys, scale, self.path, self._descriptor, order, sums, self._kept, self._layout.shape)
+        return BufferedRows(keys, scale, self.path, self._descriptor, order, sums, self._kept, self._layout.shape)
 
 
 @dataclass(frozen=True)
-class Spooled:
+class BufferedRows:
     """The rows of a spool in the order of their keys, S16 (rows,); `scale` (channels,) of int8."""
 
     keys: np.ndarray
@@ -126,10 +126,10 @@ class Spooled:
 
 
 @contextlib.contextmanager
-def spool(folder: Path, layout: Layout) -> Iterator[Spool]:
+def open_row_buffer(folder: Path, layout: Layout) -> Iterator[RowBuffer]:
     """Yield an empty spool for a shard in `folder`.
 
     Its file is removed at the end, and by `files.remove_stale` after a kill.
     """
     with scratch(folder, "spool") as path, path.open("x+b", buffering=0) as file:
-        yield Spool(path, file.fileno(), layout)
+        yield RowBuffer(path, file.fileno(), layout)

@@ -57,7 +57,7 @@ def write(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> ShardRe
     Raises StoreError if the disk is full; then nothing is left there.
     """
     first, last = key_arrays.to_hex(keys[[0, -1]])
-    needed = room_for(len(keys), layout)
+    needed = shard_size_bound(len(keys), layout)
     # Vectors only: maps shrink. HDF5 does not even close a file well that it had no room for.
     if not layout.chunked and free(folder) < needed:
         raise no_space(folder, needed)
@@ -88,7 +88,7 @@ def refuse_unstorable(keys: np.ndarray, finite: np.ndarray, stored: Stored) -> N
         )
 
 
-def room_for(rows: int, layout: Layout) -> int:
+def shard_size_bound(rows: int, layout: Layout) -> int:
     """The bytes of a shard of so many rows, at most, but for the checksums."""
     return rows * (layout.row_bytes + key_arrays.DTYPE.itemsize) + OVERHEAD_BYTES
 

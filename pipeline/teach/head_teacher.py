@@ -147,7 +147,7 @@ def _meant(config: TeachConfig, run: Path) -> dict[str, Any]:
     if asked["labels"] is None and len(found) > 1:  # all labels, where the run has such a head
         found = [one for one in found if one["labels"] is None] or found
     if len(found) != 1:
-        there = [_told(one) for one in (found or fits)]
+        there = [_describe(one) for one in (found or fits)]
         wanted = ", ".join(f"{name}: {value}" for name, value in asked.items() if value is not None)
         raise HeadError(
             f"{run}: expected one head as a teacher ({wanted or 'the only one'}), got {len(found)}. Say which by "
@@ -156,7 +156,7 @@ def _meant(config: TeachConfig, run: Path) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _told(fit: dict[str, Any]) -> str:
+def _describe(fit: dict[str, Any]) -> str:
     more = [f"{name} {fit[name]}" for name in ("labels", "draw") if fit[name] is not None]
     return ", ".join([f"{fit['head']} on {fit['input']}", *more])
 

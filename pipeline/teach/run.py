@@ -40,7 +40,7 @@ class Paths(files.Paths):
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeachSummary:
     """What was done. `computed`: rows of all folders that were not known. `deviation`: of `top_k`."""
 
     kind: Kind
@@ -87,7 +87,7 @@ def teach(
     announce: Callable[[Forecast], None] = lambda _: None,
     say: Say = lambda _: None,
     log: Say = lambda _: None,
-) -> Taught:
+) -> TeachSummary:
     """Write `paths.out`; rows that were ever computed come from the cache.
 
     Raises TrainingError, HeadError, BackboneError or DataError where run, backbone, features and settings do not go
@@ -128,7 +128,7 @@ def teach(
         if path.is_dir() and path.name not in opened:
             shutil.rmtree(path)
     stored = opened[LOGITS]
-    return Taught(
+    return TeachSummary(
         made.kind,
         len(made.classes),
         stored.stored,

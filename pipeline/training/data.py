@@ -110,11 +110,11 @@ class PixelSamples:
 
         def make(rows: np.ndarray) -> Batch:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
-            return Batch(inputs, self.told(rows, epoch), self.keys[rows])
+            return Batch(inputs, self.batch_targets(rows, epoch), self.keys[rows])
 
         return parallel_map(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
-    def told(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
+    def batch_targets(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
         """The targets of some rows in an epoch."""
         return self.targets[torch.from_numpy(rows)]
 
