@@ -203,6 +203,31 @@ def test_what_shapes_no_value_is_not_in_the_identity() -> None:
     assert identity(other, TAP) == identity(spec(), TAP)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "tap", "precision", "expected"),
+    [
+        (None, TAP, "float32", "2f356ec36add7d8f40e2fc5f27625b080bb7a65f9fe4528f315c5e3eb38e2761"),
+        (
+            None,
+            TapSpec(node="block2", dtype="float32"),
+            "bfloat16",
+            "1f98285bad70ffd38c61e3ce843a2714a63e0709053c01574e6feedc699ceb81",
+        ),
+        (
+            {"family": "torchvision", "name": "vgg16", "image_size": None},
+            TapSpec(node="block1", pool="max", dtype="int8"),
+            "float32",
+            "33e4acaa1eb3f4a64b7308345fd38fa852a70923619ff0d282a547169139101a",
+        ),
+    ],
+)
+def test_features_that_were_stored_before_modules_moved_keep_their_addresses(
+    architecture: dict[str, Any] | None, tap: TapSpec, precision: str, expected: str
+) -> None:
+    changes = {} if architecture is None else {"architecture": architecture}
+    assert address(identity(spec(**changes), tap, precision=precision)) == expected
+
+
 def test_an_address_survives_json() -> None:
     whole = identity(spec(), TAP)
     assert address(json.loads(json.dumps(whole))) == address(whole)
