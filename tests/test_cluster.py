@@ -235,7 +235,7 @@ def test_a_unit_that_ends_every_worker_is_recorded_and_the_rest_is_stored(
 MAIN = """
 import os, sys
 from pathlib import Path
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from stages import project
 
@@ -321,7 +321,7 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(job: Job, trap: Path) ->
 def test_workers_that_cannot_start_are_an_error_with_what_to_do() -> None:
     script = """
 from pipeline.errors import ClusterError
-from pipeline.extract import RunConfig
+from pipeline.extract.config import RunConfig
 from pipeline.workers.client import client_of
 try:
     with client_of(RunConfig(workers=2), gpus=0):

@@ -14,11 +14,11 @@ from pipeline.heads import gpu
 
 # scipy must be loaded with its array API, so this runs in a process of its own.
 COMPARE = """
-from pipeline.heads import device, create
-assert device.enable()
+from pipeline.heads import create, gpu
+assert gpu.enable()
 import numpy as np, skops.io
 from pipeline.heads.preprocessing import Pca
-from pipeline.heads.sweep import Fold, Rows, sweep
+from pipeline.heads.sweep import Fold, LabelledRows, sweep
 from pipeline.fit.single_fit import _fitted
 random = np.random.default_rng(0)
 told = np.arange(90) % 3
@@ -29,8 +29,8 @@ for name, scale, pca in [
     ("logistic", "standard", Pca(components=4)),
 ]:
     on, off = (create(name, {}, scale=scale, pca=pca) for _ in range(2))
-    assert device.supports(on), name
-    on = _fitted(device.prepare(on), Rows(X, y), "cpu")
+    assert gpu.supports(on), name
+    on = _fitted(gpu.prepare(on), LabelledRows(X, y), "cpu")
     off.fit(X, y)
     held = [type(value).__module__ for _, step in on.steps for value in vars(step).values()]
     assert not any(module.startswith("torch") for module in held), held
@@ -40,7 +40,7 @@ for name, scale, pca in [
     skops.io.dumps(on)
 values = [1e-3, 0.1, 10.0]
 told = dict(classes=list("abc"), given="probability")
-folds = [Fold(Rows(X, y), Rows(X, y))]
+folds = [Fold(LabelledRows(X, y), LabelledRows(X, y))]
 found = [sweep(create("logistic", {}, scale="standard"), "C", values, folds, **told, on=on) for on in ("cpu", None)]
 np.testing.assert_allclose(*(one.record["validation"] for one in found), atol=0.02)
 np.testing.assert_array_equal(found[0].head.classes_, ["a", "b", "c"])

@@ -302,7 +302,7 @@ def test_a_missing_library_names_what_to_install(
 
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.delitem(sys.modules, f"pipeline.engines.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"pipeline.engines.{name}_engine", raising=False)
     with pytest.raises(
         EngineError,
         match=rf"(engine '{name}'|export to ONNX): .*{library}.* Run `pip install 'icecore-features\[{extra}\]'`",

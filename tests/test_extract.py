@@ -632,7 +632,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was(large: Job, after: int) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.extract import ExtractConfig, oracle
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 
 def progress(done, total):

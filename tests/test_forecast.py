@@ -476,7 +476,7 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(work: Work)
 STAGE = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.loading.image_cache import decoded
 from stages import project

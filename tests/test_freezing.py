@@ -219,7 +219,9 @@ def test_more_and_more_is_trained_by_a_schedule() -> None:
 
 def test_a_schedule_that_freezes_again_is_refused() -> None:
     found = glyph_net()
-    message = r"unfreeze: expected that more is trained from epoch 4 on, got 'block2', which freezes 6 parameters that"
+    message = (
+        r"unfreeze: expected that more is trained from epoch 4 on, got 'block2', which freezes 6 parameters trained"
+    )
     with pytest.raises(ConfigError, match=message):
         prepare(found.module, found.spec, "head", batch_norm="train", unfreeze={2: "block1", 4: "block2"})
 

@@ -153,13 +153,12 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 import torch
-from pipeline.backbones import artefact
+from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines import memory
 from pipeline.engines.torch_engine import TorchEngine
 
 torch.set_num_threads(1)
-engine = TorchEngine(artefact.read(Path(sys.argv[1])), {"t": TapSpec(node="block1.0", pool="mean")}, batch_size=16)
+engine = TorchEngine(serialization.read(Path(sys.argv[1])), {"t": TapSpec(node="block1.0", pool="mean")}, batch_size=16)
 pixels = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 1), dtype=np.uint8)
 network, ran = engine._network, []
 engine.run({"pixels": pixels[:1].repeat(1, 0)})  # what the libraries load

@@ -313,9 +313,10 @@ def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> No
     (tmp_path / "script.py").write_text(
         "from pathlib import Path\n"
         "from pipeline.manifest import ManifestPaths\n"
-        "from pipeline.prepare import PrepareConfig, examine\n"
+        "from pipeline.prepare import check_images\n"
+        "from pipeline.prepare.config import PrepareConfig\n"
         "from pipeline.prepare.run import prepare\n"
-        "examine.ALONE = 0.0\n"
+        "check_images.ALONE = 0.0\n"
         "print(prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x')).rows)\n"
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -329,9 +330,10 @@ def test_a_script_that_processes_cannot_run_again_is_told_of_the_guard(tmp_path:
         "from pathlib import Path\n"
         "from pipeline.errors import DataError\n"
         "from pipeline.manifest import ManifestPaths\n"
-        "from pipeline.prepare import PrepareConfig, examine\n"
+        "from pipeline.prepare import check_images\n"
+        "from pipeline.prepare.config import PrepareConfig\n"
         "from pipeline.prepare.run import prepare\n"
-        "examine.ALONE = 0.0\n"
+        "check_images.ALONE = 0.0\n"
         "try: prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x'))\n"
         "except DataError as error: print(error)\n"
     )

@@ -262,7 +262,8 @@ def test_equal_runs_give_equal_bytes_also_in_another_process(tmp_path: Path) -> 
     for path in (first, second):
         report(ReportConfig(), leaderboard.read(plots, names), path)
     code = (
-        "import sys; from pathlib import Path; from pipeline.report import ReportConfig, leaderboard, page\n"
+        "import sys; from pathlib import Path; from pipeline.report import leaderboard; "
+        "from pipeline.report.config import ReportConfig; from pipeline.report.run import report\n"
         f"report(ReportConfig(), leaderboard.read(Path(sys.argv[1]), {names}), Path(sys.argv[2]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

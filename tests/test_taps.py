@@ -521,7 +521,7 @@ def test_an_average_is_the_pooling_of_before_and_any_other_row_has_a_new_address
 
 def test_costs_and_activations_are_stated() -> None:
     found = case_of("vgg11_bn").taps
-    assert found["features.0"].multiply_adds == 64 * 27 * 32 * 32
+    assert found["features.0"].multiply_adds == 8 * 27 * 32 * 32
     assert [found[f"features.{n}"].operation for n in range(4)] == [
         "convolution", "native_batch_norm", "relu", "max_pool2d_with_indices",
     ]  # fmt: skip

@@ -76,7 +76,7 @@ def _follow(head: Any) -> bool:
         return _follow(head.estimator)
     if isinstance(head, KNeighborsClassifier):
         return bool(head.weights == "uniform")
-    return type(head).__module__.startswith("pipeline.heads.")
+    return type(head).__module__.startswith("pipeline.streaming.")
 
 
 def _raw(head: Any, X: Any, scores: Scores) -> np.ndarray:
