@@ -1,6 +1,7 @@
 """What networks cost: sizes worked out by hand, times of what really ran, and nothing changed by the measuring."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,10 +12,19 @@ from torch import Tensor, nn
 
 from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import TapSpec
+from pipeline.engines import profiling
 from pipeline.engines.profiling import IMAGES, Footprint, Network, side_by_side
 from pipeline.runtime import cores
 
 pytestmark = pytest.mark.usefixtures("one_core")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Times are not looked at here but for their order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling, "SECONDS", 0.02)
+        yield
 
 
 def footprint(backbone: Backbone, *, images: int = IMAGES) -> Footprint:

@@ -8,6 +8,7 @@ to torch.
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.benchmark import Measurement, Timer
 
 from pipeline.backbones.feature_extractor import Tapped
 from pipeline.backbones.hooks import LOGITS
@@ -180,13 +180,20 @@ def _agrees(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], c
     return not any(compare(expected[tap][:count], got[tap]).problems(Limits(), reduced=False) for tap in expected)
 
 
-def _timed(run: Run, pixels: np.ndarray) -> Measurement:
-    """Measure a batch, in seconds."""
-    timer = Timer("run(pixels)", globals={"run": run, "pixels": pixels}, num_threads=cores())
+def _timed(run: Run, pixels: np.ndarray) -> Any:
+    """Return torch's Measurement of a batch, in seconds."""
+    builder = logging.getLogger("torch.utils.cpp_extension")
+    level = builder.level
+    builder.setLevel(logging.ERROR)  # the import warns where there is no CUDA, which nobody asked for
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        builder.setLevel(level)
+    timer: Any = Timer("run(pixels)", globals={"run": run, "pixels": pixels}, num_threads=cores())
     return timer.blocked_autorange(min_run_time=SECONDS)
 
 
-def _fastest(times: Mapping[str, Measurement]) -> Latency:
+def _fastest(times: Mapping[str, Any]) -> Latency:
     """Return the times of the engine with the least median, and the medians of the others."""
     medians = {engine: 1e3 * float(measured.median) for engine, measured in times.items()}
     best = min(medians, key=medians.__getitem__)
