@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.evaluate import choice
 from pipeline.fit.config import FitConfig
 from pipeline.fit.folds import Validation, validation_of
+from pipeline.heads import calibration
 from pipeline.heads.calibration import at_temperature, best_temperature, doubted_losses
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
@@ -130,6 +131,17 @@ def test_rows_that_are_all_right_make_no_head_surer(tmp_path: Path) -> None:
     probabilities[np.arange(30), places] = 0.7
     sure = at_temperature(probabilities, best_temperature(probabilities, places))
     np.testing.assert_allclose(sure[np.arange(30), places], 31 / 32, atol=1e-3)
+
+
+def test_a_temperature_of_many_rows_is_that_of_evenly_spaced_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    scores, places = random.normal(size=(3000, 3)), random.integers(3, size=3000)
+    scores[np.arange(3000), places] += 1.5
+    probabilities = softmax(2 * scores, axis=1)
+    whole = best_temperature(probabilities, places)
+    monkeypatch.setattr(calibration, "MOST", probabilities.size // 10)
+    assert best_temperature(probabilities, places) == pytest.approx(whole, rel=0.2)
+    assert best_temperature(probabilities, places) != whole
 
 
 def test_labels_share_one_temperature() -> None:

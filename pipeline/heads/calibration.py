@@ -17,11 +17,11 @@ from pipeline.errors import HeadError
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
-LOG_TEMPERATURES = (-6.0, 6.0)
-"""Natural logarithms of the temperatures among which the best is looked for."""
-
 TEMPERATURES = (0.25, 4.0)
 """Of a search: a head whose scores are further off is not made good by a number, and few rows may ask for any."""
+
+MOST = 2**20
+"""Probabilities among which a temperature is looked for; of more rows evenly spaced ones are taken."""
 
 FOLDS = 2  # of scikit-learn's calibration; they mean nothing, since what is frozen learns from none
 
@@ -35,7 +35,8 @@ def best_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    logs, places = _logs(probabilities, targets.ndim == 2), targets.astype(np.int64).ravel()
+    rows = slice(None, None, max(1, -(-probabilities.size // MOST)))
+    logs, places = _logs(probabilities[rows], targets.ndim == 2), targets[rows].astype(np.int64).ravel()
 
     def best(doubt: float) -> float:
         def loss(log: float) -> float:
@@ -44,7 +45,7 @@ def best_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
         bounds = tuple(np.log(TEMPERATURES))
         return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
 
-    return float(np.median([best(0.0), 1.0, best(_doubt(places))]))
+    return float(np.median([best(0.0), 1.0, best(_doubt(targets))]))
 
 
 def doubted_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -56,12 +57,12 @@ def doubted_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
     """
     several = targets.ndim == 2
     places = targets.astype(np.int64).ravel()
-    found = _losses(_logs(probabilities, several), places, _doubt(places))
+    found = _losses(_logs(probabilities, several), places, _doubt(targets))
     return found.reshape(targets.shape).mean(axis=1) if several else found
 
 
-def _doubt(places: np.ndarray) -> float:
-    return 1 / (len(places) + 2)
+def _doubt(targets: np.ndarray) -> float:
+    return 1 / (targets.size + 2)
 
 
 def _losses(logs: np.ndarray, places: np.ndarray, doubt: float) -> np.ndarray:

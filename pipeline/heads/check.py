@@ -68,10 +68,7 @@ def _misfit(head: Any, key: str, value: Any) -> str:
     except InvalidParameterError as error:
         expected = re.search(r"must be (.*?)\. Got ", str(error), re.DOTALL)
         text = expected[1] if expected else str(error)
-        # sets of words come in any order
-        text = re.sub(
-            r"a str among \{([^}]*)\}", lambda match: f"one of {', '.join(sorted(match[1].split(', ')))}", text
-        )
+        text = re.sub(r"a str among \{([^}]*)\}", _in_order, text)
         for pattern, word in YAML_WORDS:
             text = re.sub(pattern, word, text)
         return text

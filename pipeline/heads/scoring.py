@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, unknown
-from pipeline.heads.calibration import LOG_TEMPERATURES
 from pipeline.heads.outputs import answers_of, kind_of_scores
 from pipeline.metrics import codes, row_log_losses
 from pipeline.predictions import Scores
@@ -19,6 +18,10 @@ CRITERIA: Mapping[Kind, Mapping[str, bool]] = {
     "regression": {"r2": True, "mae": False, "rmse": False},
 }
 """The metrics of each kind of task, and whether larger is better; the first decides for heads without probabilities."""
+
+
+LOG_TEMPERATURES = (-6.0, 6.0)
+"""Natural logarithms of the temperatures among which `uncertainty` looks for the best."""
 
 
 @dataclass(frozen=True)
