@@ -242,6 +242,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
 WITH_TORCH = (
     "pipeline/backbones/",
     "pipeline/embed.py",
+    "pipeline/inference/",
     "pipeline/engines/",
     "pipeline/pretrain/",
     "pipeline/training/",

@@ -28,8 +28,9 @@ class Tapped(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Normalise, run the network, and pool."""
-        found = collect(self.network, self.normalised(pixels), self.specs, self.taps, early=self.early)
+        """Normalise, run the network, and pool; float images (n, channels, height, width) are normalised already."""
+        images = pixels if pixels.is_floating_point() else self.normalised(pixels)
+        found = collect(self.network, images, self.specs, self.taps, early=self.early)
         return tuple(found[name].float() for name in self.names)
 
     def normalised(self, pixels: Tensor) -> Tensor:

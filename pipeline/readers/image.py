@@ -126,17 +126,35 @@ class ImageReader:
         """
         image = _read_either(data, lambda readable: _small(readable, self.spec)) if self.spec.draft else None
         if image is None:
-            image = decode(data, mode=self.spec.mode)
-            if self.spec.resize is not None:
-                image = image.resize(target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
-        pixels = np.asarray(image)
-        if pixels.ndim == 2:
-            pixels = pixels[:, :, None]
-        crop, view = self.spec.crop, self.spec.view
-        if view is None:
-            return {"pixels": np.ascontiguousarray(pixels if crop is None else centre_crop(pixels, crop))}
+            image = self._resize(decode(data, mode=self.spec.mode))
+        if self.spec.view is None:
+            return {"pixels": self._crop(image)}
         key = np.frombuffer(bytes.fromhex(content_key(data)), f"S{KEY_BYTES}")
-        return {"pixels": view([pixels], key, size=crop)[0]}
+        return {"pixels": self.spec.view([_with_channels(image)], key, size=self.spec.crop)[0]}
+
+    def from_image(self, image: Image.Image) -> Sample:
+        """Resize and crop an image that Pillow opened; raises DataError as a call with its bytes does."""
+        try:
+            _refuse_32_bits(image)
+            image.load()
+            return {"pixels": self._crop(self._resize(_to_mode(_upright(image), self.spec.mode)))}
+        except DAMAGE as error:
+            raise DataError(f"damaged image: {error}") from None
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        if self.spec.resize is None:
+            return image
+        return image.resize(target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
+
+    def _crop(self, image: Image.Image) -> np.ndarray:
+        pixels = _with_channels(image)
+        return np.ascontiguousarray(pixels if self.spec.crop is None else centre_crop(pixels, self.spec.crop))
+
+
+def _with_channels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image, uint8 (height, width, channels), with one channel where it is grey."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def decode(data: bytes, *, mode: str, max_pixels: int | None = None) -> Image.Image:
@@ -191,9 +209,7 @@ def opened(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Imag
             _refuse_size(image.size, max_pixels)
             if reason := image_files.refuse_tiff(image):
                 raise DataError(reason)
-            # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
-            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-                raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
+            _refuse_32_bits(image)
             image_files.correct(image, data)
             yield image
     except UnidentifiedImageError:
@@ -203,6 +219,12 @@ def opened(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Imag
         raise DataError(f"refused as a decompression bomb: {error}") from None
     except DAMAGE as error:
         raise DataError(f"damaged image: {error}") from None
+
+
+def _refuse_32_bits(image: Image.Image) -> None:
+    # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
 
 
 def _refuse_size(size: tuple[int, int], max_pixels: int | None) -> None:

@@ -1,0 +1,72 @@
+"""Run a backbone over images in memory, and return the rows that an extraction would store."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec, resolve, row_shape
+from pipeline.engines import BATCH
+from pipeline.engines.torch_engine import TorchEngine
+from pipeline.errors import BackboneError, DataError
+from pipeline.loading.images import pixel_batches
+from pipeline.readers.image import ImageReader
+from pipeline.store import dtypes
+
+
+class InMemoryExtractor:
+    """Some taps of a backbone, ready to run on images again and again; nothing is stored.
+
+    backbone: as `serialization.read` returns it. specs: the taps; aliases of nodes are allowed. batch_size: images that
+    the network takes at once, a smaller batch is filled up to it. With 64, which extractions take, and the engine
+    `torch`, rows equal the stored ones bit for bit; other sizes may round otherwise.
+    Raises BackboneError for taps that the backbone does not have, and for poolings that do not fit.
+    """
+
+    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec], *, batch_size: int = BATCH) -> None:
+        self.specs = resolve(specs, backbone.spec, where="taps")
+        try:
+            self.shapes = {tap: row_shape(backbone.spec.taps[spec.node], spec) for tap, spec in self.specs.items()}
+        except ValueError as error:
+            raise BackboneError(f"taps: {error}") from None
+        self.reader, self.batch_size = ImageReader(backbone.spec.input.image), batch_size
+        self._engine, self._shape = TorchEngine(backbone, self.specs, batch_size=batch_size), backbone.spec.input.shape
+
+    def __call__(self, images: Any) -> dict[str, np.ndarray]:
+        """Return the rows (images, ...) of each tap in the order of the images, as float16 or float32.
+
+        images: what `pipeline.loading.images.pixel_batches` takes. Values are rounded to the dtype of the tap as the
+        store does; bfloat16 comes as float32. Raises DataError for an image that cannot be used, and for one whose
+        values cannot be stored.
+        """
+        parts: dict[str, list[np.ndarray]] = {tap: [] for tap in self.specs}
+        for pixels in pixel_batches(images, self.reader, batch_size=self.batch_size):
+            if pixels.dtype == np.float32 and pixels.shape[1:] != self._shape:
+                raise DataError(
+                    f"expected normalised images of the shape {self._shape}, which the backbone takes, got "
+                    f"{pixels.shape[1:]}."
+                )
+            for tap, rows in self._engine.run({"pixels": pixels}).items():
+                parts[tap].append(_round(rows, self.specs[tap], tap))
+        return {
+            tap: np.concatenate(parts[tap]) if parts[tap] else np.empty((0, *self.shapes[tap]), _dtype(spec))
+            for tap, spec in self.specs.items()
+        }
+
+
+def _dtype(spec: TapSpec) -> str:
+    return "float16" if spec.dtype == "float16" else "float32"
+
+
+def _round(rows: np.ndarray, spec: TapSpec, tap: str) -> np.ndarray:
+    """Round rows as the store does; the scale of int8 is that of a whole shard, so these rows stay float32."""
+    if spec.dtype == "int8":
+        return rows
+    encoded = dtypes.encode(rows, spec.dtype)
+    if not encoded.finite.all():
+        raise DataError(
+            f"tap {tap!r}: image {int(np.argmin(encoded.finite))} of a batch has values that {spec.dtype} cannot hold. "
+            "Take the dtype float32."
+        )
+    return dtypes.decode(encoded.values, spec.dtype)

@@ -1,0 +1,136 @@
+"""Images that a program holds, as the pixels that a backbone takes: paths, PIL images, arrays and tensors.
+
+Equal content gives the pixels that an extraction of its file gives. What is float is taken as it is: somebody
+normalised it already.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.readers.image import ImageReader
+from pipeline.runtime import cores
+
+AHEAD = 2  # batches that are decoded while the network runs on another
+
+
+def pixel_batches(images: Any, reader: ImageReader, *, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield batches of at most `batch_size` images in the given order.
+
+    `images`: an iterable of paths, encoded bytes, PIL images, uint8 arrays (height, width[, channels]) or tensors
+    (channels, height, width); an array (n, height, width, channels); a tensor (n, channels, height, width); or a
+    DataLoader, of whose batches the first element counts. A batch is uint8 (n, height, width, channels) after resize
+    and crop; of float images it is float32 (n, channels, height, width), as given.
+
+    Raises DataError with the number of the image that cannot be used, and TypeError for what is no image.
+    """
+    with ThreadPoolExecutor(cores()) as threads:
+        pending: deque[list[Any]] = deque()
+        numbered = enumerate(_each(images))
+        try:
+            while True:
+                batch = list(islice(numbered, batch_size))
+                if batch:
+                    pending.append([threads.submit(_pixels, image, number, reader) for number, image in batch])
+                if pending and (not batch or len(pending) > AHEAD):
+                    yield _stack([future.result() for future in pending.popleft()])
+                if not batch and not pending:
+                    return
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _each(images: Any) -> Iterator[Any]:
+    """Yield one image after the other."""
+    if isinstance(images, str | Path | bytes | Image.Image):
+        raise TypeError(f"expected a list of images, got one {type(images).__name__}: put it into a list.")
+    if not isinstance(images, Iterable):
+        raise TypeError(f"expected images, got {type(images).__name__}.")
+    if isinstance(images, np.ndarray) or _is_tensor(images):
+        if getattr(images, "ndim", 4) == 3:
+            raise TypeError("expected a list or a batch of images, got an array with three axes: put it into a list.")
+        yield from images
+    elif _is_loader(images):
+        for batch in images:
+            yield from batch[0] if isinstance(batch, list | tuple) else batch
+    else:
+        yield from images
+
+
+def _pixels(image: Any, number: int, reader: ImageReader) -> np.ndarray:
+    """Return one image as uint8 (height, width, channels), or float32 (channels, height, width) if it is float."""
+    try:
+        if isinstance(image, str | Path):
+            return _read(Path(image), reader)
+        if isinstance(image, bytes):
+            return reader(image)["pixels"]
+        if isinstance(image, Image.Image):
+            return reader.from_image(image)["pixels"]
+        if _is_tensor(image):
+            values = image.detach().cpu().numpy()
+            if values.ndim != 3:
+                raise DataError(f"expected a tensor (channels, height, width), got the shape {values.shape}")
+            return (
+                values.astype(np.float32)
+                if values.dtype.kind == "f"
+                else _from_array(values.transpose(1, 2, 0), reader)
+            )
+        if isinstance(image, np.ndarray):
+            return _from_array(image, reader)
+    except DataError as error:
+        where = image if isinstance(image, str | Path) else f"image {number}"
+        raise DataError(f"{where}: {error}") from None
+    raise TypeError(
+        f"image {number}: expected a path, a PIL image, a uint8 array or a tensor, got {type(image).__name__}."
+    )
+
+
+def _read(path: Path, reader: ImageReader) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from None
+    return reader(data)["pixels"]
+
+
+def _from_array(values: np.ndarray, reader: ImageReader) -> np.ndarray:
+    if values.dtype != np.uint8:
+        raise DataError(
+            f"expected uint8 pixels (height, width, channels), got {values.dtype}. Give pixels from 0 to 255, or a "
+            "float tensor (channels, height, width) that is normalised already"
+        )
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] in (3, 4)):
+        raise DataError(f"expected pixels (height, width) or (height, width, 1, 3 or 4), got the shape {values.shape}")
+    if 0 in values.shape:
+        raise DataError(f"expected an image with pixels, got the shape {values.shape}")
+    return reader.from_image(Image.fromarray(np.ascontiguousarray(values)))["pixels"]
+
+
+def _stack(batch: list[np.ndarray]) -> np.ndarray:
+    kinds = {(pixels.dtype.kind, pixels.shape) for pixels in batch}
+    if len(kinds) > 1:
+        shapes = ", ".join(sorted(f"{'float' if kind == 'f' else 'uint8'} {shape}" for kind, shape in kinds))
+        raise DataError(
+            f"expected images that become one shape, got {shapes}: give uint8 images, or normalise all alike."
+        )
+    return np.stack(batch)
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_loader(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.utils.data.DataLoader)
