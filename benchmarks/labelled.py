@@ -25,9 +25,10 @@ import timm
 import torch
 from PIL import Image
 
-from pipeline.embed import Weights, embed, job
+from pipeline.embed import embed, job
 from pipeline.files import sha256_file
 from pipeline.freeze.config import Timm
+from pipeline.freeze.library_model import Weights
 from pipeline.freeze.run import freeze
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.run import sample

@@ -1,62 +1,49 @@
-"""A one-off embedding job: images and the name of a backbone to features, without params.yaml and DVC.
+"""Embed images with a backbone by its name, without params.yaml and DVC.
 
-Below `out` lie a features folder a tap, `files.parquet` (key, path, size, place and labels of each row), `excluded.csv`
-(the files that are no row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
+Below `out` lie a features folder per tap, `files.parquet` (key, path, size, location and labels of each row),
+`excluded.csv` (the files without a row, with the reason) and `.icecore/` with the frozen backbone and the manifest.
 """
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import Field
 
-from pipeline.backbones import serialization, timm_models, torchvision_models
-from pipeline.errors import BackboneError, ConfigError, DataError, install_command, unknown
+from pipeline.backbones import serialization
+from pipeline.errors import ConfigError, DataError
 from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
 from pipeline.extract.run import Extracted, extract, wide_taps
-from pipeline.files import AnyPath, as_path, atomic, digest, link_or_copy, sha256_file
+from pipeline.files import AnyPath, as_path, atomic, link_or_copy
 from pipeline.freeze.config import Timm, Torchvision
-from pipeline.freeze.run import freeze
+from pipeline.freeze.library_model import LibraryModel, Weights, freeze_once, raw_settings
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.readers.image_files import MAX_PIXELS
-from pipeline.runtime import Progress, silent, versions
+from pipeline.runtime import Progress, silent
 from pipeline.settings.check import Section, check, refuse
 from pipeline.sources import filesystem
 
-Named = Annotated[Torchvision | Timm, Field(discriminator="source")]
-"""Settings of a backbone that has a name."""
-
 Stage = Callable[[str], AbstractContextManager[Progress]]
-"""Called with `prepare` or `extract` when that begins; what it gives is told how far it is."""
+"""Called with `prepare` or `extract` when the step begins; the context manager gives the step's progress callback."""
 
 DATASET = "files"
+"""The name of the images as a data set."""
+
 WORK = ".icecore"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Which weights a named backbone has; what is None is chosen."""
-
-    source: str | None = None
-    name: str | None = None
-    file: Path | None = None
-    sha256: str | None = None
-    entry: str | None = None
+"""The folder below `out` of the frozen backbone and the manifest."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Checked settings: what to freeze, or a backbone that is frozen; the images; what to extract of them."""
+    """Checked settings of one embedding: a model to freeze or a frozen backbone's folder, the images, and the taps."""
 
     backbone: Torchvision | Timm | Path
     prepare: PrepareConfig
@@ -65,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a job did."""
+    """The result of a job: what `prepare` and `extract` did, and the folder of the backbone."""
 
     prepared: Prepared
     extracted: Extracted
@@ -78,7 +65,7 @@ def job(
     data: AnyPath,
     *,
     image: str | None = None,
-    weights: Weights = Weights(),
+    weights: Weights | None = None,
     dtype: str = "float16",
     max_rejected: float = 0.05,
     columns: tuple[str, ...] | None = None,
@@ -86,16 +73,24 @@ def job(
     draft: bool = False,
     **extraction: Any,
 ) -> Job:
-    """Check what a user asks for; `taps` as `tap` reads them, `data` and `image` as PrepareConfig, `extraction` as
-    ExtractConfig has them.
+    """Check the settings of one embedding; return the job for `embed` and `plan`.
 
-    `columns`: the label columns to keep, of a list or of Parquet; all if None. `max_pixels`: larger images are refused.
-    `draft`: large JPEGs are decoded at a fraction of their size first, which gives other features.
+    backbone: a model's name of torchvision or timm, or the folder of a frozen backbone.
+    taps: nodes to keep, each `node` or `node:pooling`, such as `layer3:mean`.
+    data: a folder of images, a .csv or .parquet list, .tar archives, Parquet with images, or a URL of one of these.
+    image: the column of image bytes, where `data` is Parquet that holds the images.
+    weights: which weights a model by name has; its default ones if None.
+    dtype: the type of stored values: float16, bfloat16, float32 or int8.
+    max_rejected: the share of unusable files, 0 to 1, above which the job fails.
+    columns: the label columns to keep, of a list or of Parquet; all if None.
+    max_pixels: larger images are refused.
+    draft: decode large JPEGs at a fraction of their size; the features differ.
+    extraction: further settings of ExtractConfig, such as `batch_size` and `engine`.
 
     Raises ConfigError with every wrong setting, BackboneError for a model that neither torchvision nor timm has,
     DataError where there are no images.
     """
-    backbone = str(as_path(backbone, "job: backbone"))
+    backbone, weights = str(as_path(backbone, "job: backbone")), weights or Weights()
     # A URL stays text: Path would make one slash of two.
     data = data if isinstance(data, str) else as_path(data, "job: data")
     if isinstance(taps, str):
@@ -112,18 +107,18 @@ def job(
             "columns": columns,
             "max_rejected": max_rejected,
             "max_pixels": max_pixels,
-            "check": "header",  # the extraction decodes every image, and finds those that are damaged
+            "check": "header",  # the extraction decodes every image, and rejects damaged ones
         },
         "extract": {
             "datasets": (DATASET,),
-            "taps": _taps(taps, dtype),
+            "taps": _parse_taps(taps, dtype),
             "max_rejected": max_rejected,
             **extraction,
         },
     }
     sections = {"prepare": Section(PrepareConfig), "extract": Section(ExtractConfig)}
-    own = Path(backbone)
-    frozen = (own / serialization.JSON).is_file()
+    folder = Path(backbone)
+    frozen = (folder / serialization.JSON).is_file()
     if frozen and weights != Weights():
         raise ConfigError(
             f"{backbone}: a backbone's folder has its weights. Leave out source, weights, file, sha256 and entry."
@@ -134,71 +129,33 @@ def job(
             "Freeze it anew with `draft: true` in `input`."
         )
     if not frozen:
-        raw["freeze"] = _source(backbone, weights) | ({"input": {"draft": True}} if draft else {})
-        sections["freeze"] = Section(Named)
+        raw["freeze"] = raw_settings(backbone, weights) | ({"input": {"draft": True}} if draft else {})
+        sections["freeze"] = Section(LibraryModel)
     values, problems = check(raw, sections)
     refuse(problems, where=backbone)
-    return Job(own if frozen else values["freeze"], values["prepare"], values["extract"])
+    return Job(folder if frozen else values["freeze"], values["prepare"], values["extract"])
 
 
-def tap(text: str, dtype: str) -> tuple[str, dict[str, str]]:
-    """The folder's name and the settings of a tap that is written `node` or `node:pooling`, such as `layer3:mean`."""
+def parse_tap(text: str, dtype: str) -> tuple[str, dict[str, str]]:
+    """Return the folder's name and the settings of a tap, written `node` or `node:pooling`, such as `layer3:mean`.
+
+    >>> parse_tap("layer3:mean", "float16")
+    ('layer3-mean', {'node': 'layer3', 'dtype': 'float16', 'pool': 'mean'})
+    """
     node, colon, pool = text.partition(":")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
     return name, {"node": node, "dtype": dtype} | ({"pool": pool} if colon else {})
 
 
-def _taps(texts: Iterable[str], dtype: str) -> dict[str, dict[str, str]]:
-    found: dict[str, str] = {}
+def _parse_taps(texts: Iterable[str], dtype: str) -> dict[str, dict[str, str]]:
+    """Return the settings of taps by the folder's name; raises ConfigError where two taps have one folder."""
+    texts_by_name: dict[str, str] = {}
     for text in texts:
-        name, _ = tap(text, dtype)
-        if found.setdefault(name, text) != text:
-            raise ConfigError(f"the taps {found[name]!r} and {text!r}: expected two folders, got {name!r} for both.")
-    return dict(tap(text, dtype) for text in found.values())
-
-
-def model_settings(model: str) -> Torchvision | Timm:
-    """Return the settings of `freeze` for a model by its name; raises BackboneError where no library has it."""
-    values, problems = check({"freeze": _source(model, Weights())}, {"freeze": Section(Named)})
-    refuse(problems, where=model)
-    settings: Torchvision | Timm = values["freeze"]
-    return settings
-
-
-def _source(model: str, weights: Weights) -> dict[str, Any]:
-    """Settings of `freeze` for a model's name; a name with a tag, as timm writes them, gives the weights too."""
-    name, dot, tag = model.partition(".")
-    source = weights.source or _having(model)
-    settings: dict[str, Any] = {"source": source, "model": model}
-    if weights.name is not None:
-        settings["weights"] = weights.name
-    elif source == "timm" and dot:
-        settings |= {"model": name, "weights": tag}
-    if weights.file is not None:
-        if not weights.file.is_file():
-            raise ConfigError(f"{weights.file}: no such weights file. Expected a .safetensors or .pth state dict.")
-        settings["file"] = weights.file
-        settings["sha256"] = weights.sha256 or sha256_file(weights.file)
-    elif weights.sha256 is not None:
-        settings["sha256"] = weights.sha256
-    if weights.entry is not None:
-        settings["entry"] = weights.entry
-    return settings
-
-
-def _having(model: str) -> str:
-    """Which library has a model; torchvision, where both do."""
-    if model in torchvision_models.names():
-        return "torchvision"
-    there = importlib.util.find_spec("timm") is not None
-    known = timm_models.names() if there else []
-    if model.partition(".")[0] in known:
-        return "timm"
-    libraries = "torchvision and timm" if there else f"torchvision (timm is not installed: `{install_command('timm')}`)"
-    raise BackboneError(
-        f"{unknown('backbone', model, {*torchvision_models.names(), *known})} These are the models of {libraries}; or "
-        "name the folder of a backbone that icecore wrote."
-    )
+        name, _ = parse_tap(text, dtype)
+        other = texts_by_name.setdefault(name, text)
+        if other != text:
+            raise ConfigError(f"the taps {other!r} and {text!r}: expected two folders, got {name!r} for both.")
+    return dict(parse_tap(text, dtype) for text in texts_by_name.values())
 
 
 def embed(
@@ -211,17 +168,24 @@ def embed(
     say: Callable[[str], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Embedded:
-    """Freeze, prepare and extract; what was done before is not done again, and new images are all that is computed.
+    """Freeze, prepare and extract; return what was done. Rows in the feature cache are linked, new ones computed.
 
-    Raises what these raise, and ConfigError where the images and the features would lie in one folder.
+    job: what `embed.job` returned.
+    out: the folder to write.
+    cache_root: the folder of the feature cache.
+    stage: called with the name of a step, gives its progress callback.
+    announce: called once with the forecast of the bytes on disk.
+    say, log: called with messages for a person, and with lines for a log file.
+
+    Raises what these steps raise, and ConfigError where the images and the features would lie in one folder.
     """
     out, cache_root = as_path(out, "embed: out"), as_path(cache_root, "embed: cache_root")
-    ready = _ready(job, out, stage, say)
+    inputs = _prepare_inputs(job, out, stage, say)
     with stage("extract") as progress:
         extracted = extract(
             job.extract,
-            backbone=ready.backbone,
-            manifests=ready.manifests,
+            backbone=inputs.backbone,
+            manifests=inputs.manifests,
             out=out,
             cache_root=cache_root,
             progress=progress,
@@ -229,7 +193,7 @@ def embed(
             say=say,
             log=log,
         )
-    return Embedded(ready.prepared, extracted, ready.backbone)
+    return Embedded(inputs.prepared, extracted, inputs.backbone)
 
 
 def plan(
@@ -240,47 +204,52 @@ def plan(
     stage: Stage = lambda _: nullcontext(silent),
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Request, Forecast]:
-    """What `embed` would extract, and the bytes of it; freezes and prepares, which is kept, and extracts nothing.
+    """Freeze and prepare, and return what `embed` would extract, with its bytes on disk. Extracts nothing.
 
-    Raises what `embed` raises before it extracts.
+    Parameters are those of `embed`. Raises what `embed` raises before it extracts.
     """
     out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
-    ready = _ready(job, out, stage, say)
-    request = read(job.extract, backbone=ready.backbone, manifests=ready.manifests, cache_root=cache_root)
+    inputs = _prepare_inputs(job, out, stage, say)
+    request = read(job.extract, backbone=inputs.backbone, manifests=inputs.manifests, cache_root=cache_root)
     for line in wide_taps(request):
         say(line)
     return request, forecast_disk(request, cache_root=cache_root, out=out)
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A frozen backbone and prepared images."""
+class _Inputs:
+    """What the extraction reads: the folder of the backbone, and the manifests of the images."""
 
     backbone: Path
     manifests: Path
     prepared: Prepared
 
 
-def _ready(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Ready:
-    _apart(job, out)
+def _prepare_inputs(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Inputs:
+    """Freeze the backbone and list the images; write files.parquet and excluded.csv."""
+    _refuse_overlap(job, out)
     work = out / WORK
-    backbone = _frozen(job, work, say)
-    spec = serialization.read_spec(backbone)
-    if not isinstance(job.backbone, Path):
+    if isinstance(job.backbone, Path):
+        backbone = job.backbone
+        spec = serialization.read_spec(backbone)
+    else:
+        backbone = freeze_once(job.backbone, work, say)
+        spec = serialization.read_spec(backbone)
         say(f"{job.backbone.model}: images: {spec.input.description}")
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
     with stage("prepare") as progress:
         prepared = prepare(job.prepare, paths, progress=progress)
     _write_files(paths, out)
-    return _Ready(backbone, paths.folder, prepared)
+    return _Inputs(backbone, paths.folder, prepared)
 
 
-def _apart(job: Job, out: Path) -> None:
-    here = filesystem.local(job.prepare.root)
-    if here is None:
+def _refuse_overlap(job: Job, out: Path) -> None:
+    """Raise ConfigError where features would be written into the folder that the images are read from."""
+    local_root = filesystem.local(job.prepare.root)
+    if local_root is None:
         return
-    root = here.resolve()
+    root = local_root.resolve()
     for folder in (out, *(out / name for name in job.extract.taps)):
         if root.is_dir() and folder.resolve().is_relative_to(root):
             raise ConfigError(
@@ -288,29 +257,17 @@ def _apart(job: Job, out: Path) -> None:
             )
 
 
-def _frozen(job: Job, work: Path, say: Callable[[str], None]) -> Path:
-    """The backbone's folder; its name follows from the settings, so that others make another backbone beside it."""
-    if isinstance(job.backbone, Path):
-        return job.backbone
-    made_by = versions("torch", "torchvision", job.backbone.source)
-    made_from = digest({"settings": job.backbone.model_dump(mode="json", exclude={"file"}), "versions": made_by})
-    folder = work / "backbones" / f"{job.backbone.model}-{made_from[:12]}"
-    if not (folder / serialization.JSON).is_file():
-        freeze(job.backbone, folder, pretrained=work, say=say)
-    return folder
-
-
 def _write_files(paths: ManifestPaths, out: Path) -> None:
-    """Write files.parquet, the manifest without columns that are empty, and excluded.csv beside it."""
+    """Write files.parquet, the manifest without its empty columns, and excluded.csv."""
     with pq.ParquetFile(paths.rows) as rows:
-        empty = set(rows.schema_arrow.names) - (set(FIXED) - set(IN_CONTAINERS))
+        schema = rows.schema_arrow
+        empty = set(schema.names) - (set(FIXED) - set(IN_CONTAINERS))
         for batch in rows.iter_batches(columns=sorted(empty)):
             empty = {name for name in empty if batch[name].null_count == len(batch)}
-        kept = [name for name in rows.schema_arrow.names if name not in empty]
-        schema = rows.schema_arrow
+        columns = [name for name in schema.names if name not in empty]
         for name in empty:
             schema = schema.remove(schema.get_field_index(name))
         with atomic(out / "files.parquet") as temporary, pq.ParquetWriter(temporary, schema) as file:
-            for batch in rows.iter_batches(columns=kept):
+            for batch in rows.iter_batches(columns=columns):
                 file.write_batch(batch)
     link_or_copy(paths.excluded, out / "excluded.csv")

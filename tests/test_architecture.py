@@ -175,7 +175,8 @@ def test_only_the_command_line_imports_stages_and_only_when_it_runs() -> None:
         for one in imports_of(module)
         if one.name.split(".")[0] == "stages"
     ]
-    assert set(found) == {("pipeline.cli.main", False)}
+    assert {module.rpartition(".")[0] for module, _ in found} == {"pipeline.cli"}
+    assert {on_import for _, on_import in found} == {False}
 
 
 def test_a_stage_imports_no_other_stage() -> None:
@@ -254,6 +255,7 @@ WITH_TORCH = (
     "pipeline/freeze/run.py",
     "pipeline/freeze/state_dict.py",
     "pipeline/freeze/outline.py",
+    "pipeline/freeze/library_model.py",
     "pipeline/teach/",
     "stages/distill.py",
     "stages/extract.py",

@@ -18,6 +18,7 @@ import yaml
 
 from pipeline import manifest
 from pipeline.cli import main
+from pipeline.cli.extract import naming_options
 from pipeline.compare.config import CompareConfig
 from pipeline.compare.run import compare
 from pipeline.errors import StoreError
@@ -649,7 +650,7 @@ def test_a_folder_is_embedded_and_only_what_is_new_is_computed(
         f"1 duplicate: see {out / 'excluded.csv'}",
         f"{out / 'penultimate'}: 3 rows",
         f"{out / 'block1-mean'}: 3 rows",
-        f"{out / 'files.parquet'}: their files",
+        f"{out / 'files.parquet'}: the file of each row",
     ]
     assert "penultimate: 0 rows to compute, 3 known" in icecore(*command).out
     assert icecore(*command, "--quiet") == Said(0, "", "")
@@ -776,5 +777,5 @@ def test_errors_of_a_one_off_extraction_name_its_options(icecore: Command, data:
         assert found.code == 1
         assert found.error.splitlines()[-1] == line
     line = "`disk` is a setting of a project's params.yaml, see"
-    with pytest.raises(StoreError, match=rf"(?s)`disk: warn` .*\n{line}"), main.naming_options():
+    with pytest.raises(StoreError, match=rf"(?s)`disk: warn` .*\n{line}"), naming_options():
         raise StoreError("too little room: `disk: warn` tries it all the same")

@@ -16,11 +16,12 @@ from PIL import Image
 
 from pipeline import embed
 from pipeline.backbones import glyphs, serialization
-from pipeline.embed import Embedded, Weights
+from pipeline.embed import Embedded
 from pipeline.errors import BackboneError, ConfigError, DataError
 from pipeline.extract.run import extract
 from pipeline.files import content_key, sha256_file
 from pipeline.freeze.config import Timm, Torchvision
+from pipeline.freeze.library_model import Weights
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
 from pipeline.store.features import Features
@@ -239,7 +240,7 @@ def test_real_photos_through_weights_on_disk(assets: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_tap_is_written_as_its_node_and_pooling(text: str, name: str, settings: dict[str, str]) -> None:
-    assert embed.tap(text, "int8") == (name, settings | {"dtype": "int8"})
+    assert embed.parse_tap(text, "int8") == (name, settings | {"dtype": "int8"})
 
 
 def test_a_backbone_is_looked_for_in_torchvision_then_in_timm(tmp_path: Path) -> None:

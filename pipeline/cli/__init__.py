@@ -1,6 +1,14 @@
 """The command line: `icecore …`.
 
-main                        all commands
-info, layers, cache, wrong  what they print
-reproduce                   `icecore repro`: DVC with headings, times and errors
+A heading of `icecore --help` is a module of commands; what a command does or prints lies in the module of its name.
+
+main       the app: the headings and their commands, and how errors are printed
+vectors    Vectors of a folder: extract, layers            extract.py, layers.py
+project    A project: settings, check, plan, forecast, repro               reproduce.py
+results    Results: info, leaderboard, wrong                               info.py, wrong.py
+features   Stored features: `icecore features`
+cache      Stored features: `icecore cache`
+output     `--json`
+
+Modules of commands import nothing slow: help is shown at once.
 """

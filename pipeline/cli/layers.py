@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.backbones.spec import Tap, pooled_shape
@@ -28,6 +29,25 @@ class Network(Protocol):
     def aliases(self) -> Mapping[str, str]:
         """Other names, each with its node."""
         ...
+
+
+def read_nodes(name: str) -> Network:
+    """Return the nodes of a backbone: of the project, in a folder, or of a model of torchvision or timm by its name.
+
+    A model's name is looked up last; its weights are not downloaded. Raises BackboneError where nothing has the name.
+    """
+    from pipeline.backbones.serialization import read_spec
+    from stages import project
+
+    of_project = project.BACKBONES / name
+    if of_project.is_dir() and not Path(name).is_absolute():
+        return read_spec(of_project)
+    if Path(name).exists() or len(Path(name).parts) > 1:
+        return read_spec(name)
+    from pipeline.freeze.library_model import model_settings
+    from pipeline.freeze.outline import survey_model
+
+    return survey_model(model_settings(name))
 
 
 def rows(spec: Network, *, functions: bool = True, short: bool = False, match: str = "") -> list[dict[str, Any]]:

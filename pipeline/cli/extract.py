@@ -1,0 +1,119 @@
+"""The work of `icecore extract`: embed a folder with the options of the command, and name options in errors."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pipeline.errors import Interrupted, PipelineError, counted
+
+OPTIONS: Mapping[str, str] = {
+    "root": "--data",
+    "taps": "--tap",
+    "image": "--image",
+    "columns": "--columns",
+    "max_pixels": "--max-pixels",
+    "max_rejected": "--max-rejected",
+    "batch_size": "--batch-size",
+    "file": "--file",
+    "weights": "--weights",
+    "entry": "--entry",
+}
+"""Options of `icecore extract` by the setting that messages of the library name."""
+
+PROJECT_ONLY = frozenset(
+    "folders base path types encoding check disk limits run input strip_prefix project".split()  # noqa: SIM905
+)
+"""Settings that messages name and that `icecore extract` has no option for."""
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Add to an error the options of the settings that it names, or that a setting needs a project."""
+    try:
+        yield
+    except PipelineError as error:
+        settings = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", str(error)))
+        lines = [f"`{name}` is {OPTIONS[name]} here." for name in settings if name in OPTIONS]
+        absent = [f"`{name}`" for name in settings if name in PROJECT_ONLY]
+        if absent:
+            is_are = "is a setting" if len(absent) == 1 else "are settings"
+            lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")
+        if not lines:
+            raise
+        raise type(error)("\n".join([str(error), *lines])) from None
+
+
+def extract_folder(
+    backbone: str,
+    data: str,
+    out: Path,
+    *,
+    image: str | None,
+    taps: list[str],
+    weights: dict[str, Any],
+    settings: dict[str, Any],
+    plan_only: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Embed the images of `data` into `out`, and print what was done; with `plan_only`, print what would be computed.
+
+    `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. Ends the process with 130 when
+    the user interrupts the extraction.
+    """
+    from contextlib import nullcontext
+
+    from pipeline import embed
+    from pipeline.extract import summary
+    from pipeline.freeze.library_model import Weights
+    from pipeline.runtime import process_seconds, silent
+    from pipeline.store import cache, index
+    from stages import project
+
+    job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
+
+    def stage(name: str) -> Any:
+        return nullcontext(silent) if quiet else project.bar(name, "images")
+
+    def say(text: object) -> None:
+        if not quiet:
+            more = getattr(text, "more", "") if verbose else ""
+            typer.echo(f"{text}\n{more}" if more else text)
+
+    def log(line: str) -> None:
+        if not quiet:
+            project.log(line)
+
+    root = cache.default_root()
+    if plan_only:
+        request, disk = embed.plan(job, out, cache_root=root, stage=stage, say=say)
+        say(disk)
+        refuse_if_full(request, disk, out)
+        return
+    try:
+        done = embed.embed(job, out, cache_root=root, stage=stage, announce=say, say=say, log=log)
+    except Interrupted as error:
+        typer.echo(f"interrupted: {error}", err=True)
+        raise SystemExit(130) from None
+    for note in done.prepared.notes:
+        say(f"note: {note}")
+    say(summary.describe_cache(root, done.extracted))
+    say(summary.text(str(out), done.extracted, process=process_seconds()))
+    for kind, count in done.prepared.excluded.items():
+        say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
+    for name in job.extract.taps:
+        say(f"{out / name}: {counted(index.read(out / name).stored, 'row')}")
+    say(f"{out / 'files.parquet'}: the file of each row")
+
+
+def refuse_if_full(request: Any, forecast: Any, out: Path) -> None:
+    """Raise StoreError where the features of a request do not fit on the disks of `out` and of the feature cache."""
+    from pipeline.extract.alternatives import shortage
+    from pipeline.extract.disk_forecast import refuse
+    from pipeline.store import cache
+
+    refuse(shortage(request, forecast, cache_root=cache.default_root(), out=out))

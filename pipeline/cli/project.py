@@ -1,0 +1,152 @@
+"""Commands under "A project": the settings of params.yaml, what they would compute, and the run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.extract import refuse_if_full
+from pipeline.cli.output import AsJson, print_json
+from pipeline.errors import ConfigError, unknown
+
+
+def settings(
+    section: Annotated[str | None, typer.Argument(help="A section of params.yaml. [default: all]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every key of params.yaml, with its type, default and meaning.
+
+    Examples:
+
+      icecore settings split
+
+      icecore settings --json
+    """
+    from pipeline.settings import reference
+    from stages import project
+
+    sections = project.sections()
+    if section is not None and section not in sections:
+        raise ConfigError(unknown("section", section, sections))
+    listed = sections if section is None else {section: sections[section]}
+    if as_json:
+        print_json(reference.settings_to_json(listed))
+    else:
+        typer.echo(reference.describe_settings(listed))
+
+
+def check(
+    params: Annotated[Path, typer.Argument(help="The settings to check.")] = Path("params.yaml"),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Check the settings alone, not the files, models and data that they name.")
+    ] = False,
+) -> None:
+    """Check params.yaml and the data, weights, models and nodes that it names; print every problem, compute nothing.
+
+    Examples:
+
+      icecore check && dvc repro
+
+      icecore check --fast
+    """
+    from pipeline.settings.check import refuse
+    from pipeline.settings.params import check_rewriting, with_lines
+    from stages import preflight, project
+
+    values, problems = project.examine(params)
+    if not fast:
+        problems += preflight.find_problems(values)
+    refuse(with_lines(problems, params), where=str(params))
+    for line in check_rewriting(params):
+        typer.echo(f"note: {line}", err=True)
+    counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]
+    typer.echo(f"{params}: no problems ({', '.join(counts)})")
+
+
+def plan(
+    name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print what an extraction would compute: missing rows, shards and bytes of each tap, against the free disk.
+
+    Example:
+
+      icecore plan glyphs
+    """
+    from stages import project
+
+    request, disk = _forecast_disk(name)
+    if as_json:
+        print_json(disk.to_json())
+    else:
+        typer.echo(str(disk))
+    refuse_if_full(request, disk, project.FEATURES / name)
+
+
+def forecast(
+    name: Annotated[str, typer.Argument(help="An entry of `extract` in params.yaml.")],
+    images: Annotated[int, typer.Option(min=1, help="How many samples to measure with; more for a GPU.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the choice of samples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print the plan, and measure on some images how long it takes and what is slowest. No feature is stored.
+
+    Examples:
+
+      icecore forecast mobilenet
+
+      icecore forecast mobilenet --images 512 --json
+    """
+    from pipeline.extract.throughput import measure_throughput
+    from pipeline.store import cache
+    from stages import project
+
+    request, disk = _forecast_disk(name)
+    if not as_json:
+        typer.echo(str(disk))
+    rates = measure_throughput(request, cache_root=cache.default_root(), images=images, seed=seed)
+    if as_json:
+        print_json({**disk.to_json(), "pilot": None if rates is None else rates.to_json()})
+    else:
+        typer.echo("nothing is missing" if rates is None else str(rates))
+    refuse_if_full(request, disk, project.FEATURES / name)
+
+
+def _forecast_disk(name: str) -> Any:
+    """Return the request of an entry of `extract` in params.yaml, and the bytes that it takes."""
+    from pipeline.extract.alternatives import forecast_disk
+    from pipeline.extract.request import read
+    from pipeline.store import cache
+    from stages import project
+
+    _, config = project.entry("extract", [name])
+    root = cache.default_root()
+    request = read(config, backbone=project.BACKBONES / name, manifests=project.MANIFESTS, cache_root=root)
+    return request, forecast_disk(request, cache_root=root, out=project.FEATURES / name)
+
+
+def repro(context: typer.Context) -> None:
+    """Check params.yaml, run `dvc repro`, and print the leaderboard; every argument is passed on to DVC.
+
+    Each stage is shown with its number, how long it took, and the time that is left by earlier runs. The last lines
+    say where the time went.
+
+    Examples:
+
+      icecore repro
+
+      icecore repro extract@glyphs
+
+      icecore repro --force --downstream fit@digits_full
+    """
+    from pipeline.cli.reproduce import reproduce, stages_of
+    from pipeline.cli.results import leaderboard
+    from pipeline.settings.params import read_params
+    from stages import project
+
+    values = project.settings(lines=True)
+    status, ran = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
+    if status:
+        raise SystemExit(status)
+    if not context.args and project.runs(values) and "report" not in ran:  # `report` prints the leaderboard itself
+        leaderboard()

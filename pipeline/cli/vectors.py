@@ -1,0 +1,164 @@
+"""Commands under "Vectors of a folder": embed images, and list what can be kept of a network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.output import AsJson, print_json
+
+
+def extract(
+    backbone: Annotated[str, typer.Option(help="A model of torchvision or timm, or the folder of a backbone.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of images, a .csv or .parquet list with a column `path`, a .tar or a folder of them, or a "
+            "URL of one of these, such as s3://bucket/photos."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    image: Annotated[
+        str | None, typer.Option(help="The column of image bytes, where the data are Parquet that holds the images.")
+    ] = None,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(help="NODE or NODE:POOLING, such as layer3:mean; may be repeated. [default: penultimate]"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="An entry of torchvision's enum, such as IMAGENET1K_V1, or a tag of timm.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="torchvision or timm. [default: torchvision if it has the model]")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="The first digits of the SHA-256 of --file, which is checked.")
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="Which of several state dicts in the file, such as model_ema.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="The type of stored values: float16, bfloat16, float32 or int8.")
+    ] = "float16",
+    batch_size: Annotated[
+        str, typer.Option(help="Images per forward pass; auto: 64 on a CPU, the fastest that fits on a GPU.")
+    ] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="The precision of the network: float32, tf32, bfloat16 or float16.")
+    ] = "float32",
+    max_rejected: Annotated[
+        float, typer.Option(help="The share of unusable files above which the command fails.")
+    ] = 0.05,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="A label column of a list or of Parquet to keep; may be repeated. [default: all]"),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 89_478_485,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size; the features differ.")
+    ] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes that run the network on this machine; auto: one per GPU.")
+    ] = "auto",
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE; its workers run the network.")
+    ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print what would be computed, its bytes and the free disk, and stop. The weights are downloaded and "
+            "the images listed.",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print the measurements of every engine and of every tap.")
+    ] = False,
+) -> None:
+    """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
+
+    Rows in the feature cache are not computed again: a second run computes the new images only.
+
+    Examples:
+
+      icecore extract --backbone resnet50 --tap penultimate --data photos/ --out features/
+
+      icecore extract --backbone mobilenet_v2 --tap features.13:avg2x2 --tap penultimate --data a.csv --out features/
+
+      icecore extract --backbone resnet50 --data shards/ --out features/     (a folder of WebDataset .tar files)
+
+      icecore extract --backbone resnet50 --data train.parquet --image image --out features/
+
+      icecore extract --backbone resnet50 --data s3://bucket/photos --out features/     (after pip install s3fs)
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --plan
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --workers 4
+
+      icecore extract --backbone resnet50 --data /shared/photos --out /shared/features --scheduler tcp://10.0.0.5:8786
+    """
+    from pipeline.cli.extract import extract_folder, naming_options
+
+    with naming_options():
+        extract_folder(
+            backbone,
+            data,
+            out,
+            image=image,
+            taps=tap or ["penultimate"],
+            weights={"source": source, "name": weights, "file": file, "sha256": sha256, "entry": entry},
+            settings={
+                "dtype": dtype,
+                "max_rejected": max_rejected,
+                "columns": tuple(columns) if columns else None,
+                "max_pixels": max_pixels,
+                "draft": draft,
+                "batch_size": batch_size,
+                "engine": engine,
+                "precision": precision,
+                "run": {"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
+            },
+            plan_only=plan_only,
+            quiet=quiet,
+            verbose=verbose,
+        )
+
+
+def layers(
+    backbone: Annotated[
+        str,
+        typer.Argument(help="A name below data/backbones, a backbone's folder, or a model of torchvision or timm."),
+    ],
+    match: Annotated[str, typer.Option(help="Only nodes with this in their name, alias or kind.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all nodes: what is inside of blocks, and functions between the modules.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the blocks of a backbone, which can be taps: aliases, shapes, bytes per sample, share of the cost.
+
+    `--match` searches the modules inside of blocks too, `--all` lists every node. A model's name needs no project and
+    downloads no weights.
+
+    Examples:
+
+      icecore layers resnet50
+
+      icecore layers mobilenet
+
+      icecore layers data/backbones/vgg16 --match conv4
+
+      icecore layers mobilenet --all --json
+    """
+    from pipeline.cli import layers as listing
+
+    rows = listing.rows(
+        listing.read_nodes(backbone), functions=everything, short=not everything and not match, match=match
+    )
+    if as_json:
+        print_json(rows)
+    else:
+        typer.echo(listing.text(rows))

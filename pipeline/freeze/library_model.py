@@ -1,0 +1,106 @@
+"""Choose a model of torchvision or timm by its name and weights, and freeze it once into a folder of its own."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.backbones import serialization, timm_models, torchvision_models
+from pipeline.errors import BackboneError, ConfigError, install_command, unknown
+from pipeline.files import digest, sha256_file
+from pipeline.freeze.config import Timm, Torchvision
+from pipeline.freeze.run import freeze
+from pipeline.runtime import versions
+from pipeline.settings.check import Section, check, refuse
+
+LibraryModel = Annotated[Torchvision | Timm, Field(discriminator="source")]
+"""The settings of `freeze` for a model of torchvision or timm."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model by name. A field that is None is chosen by default.
+
+    source: torchvision or timm.
+    name: an entry of torchvision's enum, or a tag of timm.
+    file: weights on disk.
+    sha256: the first digits of the digest of `file`.
+    entry: the key of the state dict, in a file with several.
+
+    >>> Weights(source="torchvision", name="IMAGENET1K_V1").file is None
+    True
+    """
+
+    source: str | None = None
+    name: str | None = None
+    file: Path | None = None
+    sha256: str | None = None
+    entry: str | None = None
+
+
+def model_settings(model: str, weights: Weights | None = None) -> Torchvision | Timm:
+    """Return the checked settings of `freeze` for a model by its name.
+
+    Raises BackboneError where neither library has the model, ConfigError with every wrong setting.
+    """
+    values, problems = check({"freeze": raw_settings(model, weights or Weights())}, {"freeze": Section(LibraryModel)})
+    refuse(problems, where=model)
+    settings: Torchvision | Timm = values["freeze"]
+    return settings
+
+
+def raw_settings(model: str, weights: Weights) -> dict[str, Any]:
+    """Return the settings of `freeze` for a model's name, unchecked; a tag of timm in the name chooses the weights.
+
+    Raises BackboneError where neither library has the model, ConfigError where the weights file is missing.
+    """
+    name, dot, tag = model.partition(".")
+    source = weights.source or library_of(model)
+    settings: dict[str, Any] = {"source": source, "model": model}
+    if weights.name is not None:
+        settings["weights"] = weights.name
+    elif source == "timm" and dot:
+        settings |= {"model": name, "weights": tag}
+    if weights.file is not None:
+        if not weights.file.is_file():
+            raise ConfigError(f"{weights.file}: no such weights file. Expected a .safetensors or .pth state dict.")
+        settings["file"] = weights.file
+        settings["sha256"] = weights.sha256 or sha256_file(weights.file)
+    elif weights.sha256 is not None:
+        settings["sha256"] = weights.sha256
+    if weights.entry is not None:
+        settings["entry"] = weights.entry
+    return settings
+
+
+def library_of(model: str) -> str:
+    """Return the library that has a model: torchvision, where both do. Raises BackboneError where neither does."""
+    if model in torchvision_models.names():
+        return "torchvision"
+    has_timm = importlib.util.find_spec("timm") is not None
+    timm_names = timm_models.names() if has_timm else []
+    if model.partition(".")[0] in timm_names:
+        return "timm"
+    libraries = (
+        "torchvision and timm" if has_timm else f"torchvision (timm is not installed: `{install_command('timm')}`)"
+    )
+    problem = unknown("backbone", model, {*torchvision_models.names(), *timm_names})
+    raise BackboneError(
+        f"{problem} These are the models of {libraries}; or name the folder of a backbone that icecore wrote."
+    )
+
+
+def freeze_once(settings: Torchvision | Timm, work: Path, say: Callable[[str], None]) -> Path:
+    """Freeze a model below `work/backbones`, unless it is there; return its folder.
+
+    The folder's name follows from the settings and the versions of the libraries.
+    """
+    libraries = versions("torch", "torchvision", settings.source)
+    made_from = digest({"settings": settings.model_dump(mode="json", exclude={"file"}), "versions": libraries})
+    folder = work / "backbones" / f"{settings.model}-{made_from[:12]}"
+    if not (folder / serialization.JSON).is_file():
+        freeze(settings, folder, pretrained=work, say=say)
+    return folder
