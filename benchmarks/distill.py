@@ -66,7 +66,7 @@ def epoch(given: argparse.Namespace) -> None:
             teaching = school.teach()
             best: dict[str, float] = {}
             shared = {"batch_size": given.batch, "epochs": 2, "monitor": "loss"}
-            ways = {"alone": {"teacher": NONE}, "stored": {}, "live": {"live": True}}
+            ways = {"alone": {"teacher": NONE}, "stored": {}, "live": {"teacher_outputs": "online"}}
             for _ in range(given.rounds):
                 for way, more in ways.items():
                     seconds = tuned.fastest(school.learn(**shared, **more).ends, 2)
@@ -101,7 +101,7 @@ def views(given: argparse.Namespace) -> None:
             for count in given.views:
                 seconds += school.teach(views={"count": count, "augment": augment})
                 rows.append(price(f"{count} stored views", seconds, school, data, given, views=count))
-            rows.append(price("live", 0.0, school, data, given, live=True, augment=augment))
+            rows.append(price("live", 0.0, school, data, given, teacher_outputs="online", augment=augment))
             head = (
                 "the student learns from | last epoch | least | most | best epoch | least | most | teaching, s | "
                 "an epoch, s"
@@ -155,8 +155,8 @@ def curves(given: argparse.Namespace) -> None:
             epochs = math.ceil(given.steps / math.ceil(10 * given.train / given.batch))
             shared = {"batch_size": given.batch, "epochs": epochs, "weights": "last", "monitor": "loss"}
             losses = []
-            for live in (False, True):
-                begun, goal = taught.watched(school.begin(live=live, **shared))
+            for outputs in ("stored", "online"):
+                begun, goal = taught.watched(school.begin(teacher_outputs=outputs, **shared))
                 school.learn(begun=begun)
                 losses.append(np.array(goal.losses[: given.steps]))
             apart = np.abs(losses[0] - losses[1]) / np.abs(losses[1])

@@ -153,7 +153,7 @@ def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     own = getattr(before, "backbone", None) or before.student
     if item.backbone != own:
         problems.append(f"backbone: expected {own!r}, that of {item.start}, got {item.backbone!r}.")
-    if item.task not in (before.task, *getattr(before, "also", ())):
+    if item.task not in (before.task, *getattr(before, "extra_tasks", ())):
         problems.append(f"task: expected {before.task!r}, that of {item.start}, got {item.task!r}.")
     if item.input == "features":
         problems.append(f"input: expected pixels, since rows are stored of the backbone, not of {item.start}.")
@@ -172,9 +172,9 @@ def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> li
             if dataset not in named.get("prepare", [dataset]):
                 problems.append(f"{where}.datasets: {_say_absent('data set', dataset, 'prepare', named)}")
         for task, teachers in item.teachers.items():
-            key = "teacher" if task == item.task else f"also.{task}"
+            key = "teacher" if task == item.task else f"extra_tasks.{task}"
             if task not in named.get("split", [task]):
-                which = "task" if task == item.task else "also"
+                which = "task" if task == item.task else "extra_tasks"
                 problems.append(f"{where}.{which}: {_say_absent('task', task, 'split', named)}")
             split = values.get("split", {}).get(task)
             wanted = {*(() if split is None else split.datasets), *(item.datasets if task == item.task else ())}
@@ -197,9 +197,11 @@ def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mappin
     there = 0 if one.views is None else one.views if isinstance(one.views, int) else one.views.count
     if item.views > there:
         problems.append(f"views: expected at most the {there} of {name}, got {item.views}. Give it `views`.")
-    if key == "teacher" and (item.live or item.losses.hint_names) and one.run in values.get("fit", {}):
-        problems.append(f"{key}: expected a network for `live` and hints, got {name}, a head of {one.run}.")
-    elif key == "teacher" and not item.live:
+    if key == "teacher" and (item.online or item.losses.hint_names) and one.run in values.get("fit", {}):
+        problems.append(
+            f"{key}: expected a network for `teacher_outputs: online` and hints, got {name}, a head of {one.run}."
+        )
+    elif key == "teacher" and not item.online:
         problems += [
             f"losses: {unknown('hint', hint, one.hints)} Add it to `teach.{name}.hints`."
             for hint in item.losses.hint_names

@@ -395,10 +395,10 @@ def test_two_audits_are_the_same(audited: Audit) -> None:
 
 
 def test_of_a_large_task_a_sample_is_audited_and_the_audit_says_so(audited: Audit) -> None:
-    found = audited(most_rows=40)["near_duplicates"]
+    found = audited(max_rows=40)["near_duplicates"]
     assert found["audited"] + found["degenerate"] == 40
     assert found["of"] == 60
-    assert audited(most_rows=40, seed=1)["near_duplicates"]["pairs"] != found["pairs"] or found["pairs"] == []
+    assert audited(max_rows=40, seed=1)["near_duplicates"]["pairs"] != found["pairs"] or found["pairs"] == []
 
 
 def test_kinds_without_classes_have_near_duplicates_and_a_reason_for_the_rest(audited: Audit) -> None:

@@ -80,7 +80,7 @@ def test_a_section_without_a_value_has_its_defaults_and_an_empty_one_no_entries(
     path.write_text("\n".join(f"{name}:{' {}' if named else ''}" for name, (_, named) in project.SECTIONS.items()))
     values = project.settings(path)
     assert values["fit"] == {}
-    assert values["evaluate"].interval == 0.95
+    assert values["evaluate"].confidence_level == 0.95
 
 
 # The file as a whole -------------------------------------------------------------------------------------------------
@@ -142,8 +142,8 @@ ONE_PROBLEM = {
     "an entry without a value": ({"prepare.more": None}, "prepare.more.root: this key is missing."),
     "an unknown key": (
         {"evaluate.resample": 3},
-        "evaluate: unknown key 'resample'. Did you mean 'resamples'? Expected one of: calibration_bins, interval,"
-        " metric, resamples, seed.",
+        "evaluate: unknown key 'resample'. Did you mean 'resamples'? Expected one of: calibration_bins,"
+        " confidence_level, metric, resamples, seed.",
     ),
     "an unknown key of an entry": (
         {"pretrain.glyphs.step": 3},
@@ -199,15 +199,6 @@ ONE_PROBLEM = {
         "freeze.more.input: unknown key 'sise'. Did you mean 'resize'? Expected one of: crop, draft,"
         " interpolation, mean, mode, resize, std.",
     ),
-    "a key that was a setting once": (
-        {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"decoder": "pillow"}}},
-        "freeze.more.input.decoder: no longer a setting. Pillow decodes every image: leave it out.",
-    ),
-    "a way to search that was one once": (
-        {"fit.digits_logistic.search": {"parameter": "C", "values": [1, 2], "method": "halving"}},
-        "fit.digits_logistic.search.method: no longer a setting. Every value is tried: write those to try into"
-        " `values`, and leave this out.",
-    ),
     "a wrong value below one of several kinds of settings": (
         {"freeze.more": {"source": "pretrained", "network": "glyphs", "input": {"crop": [0, 3]}}},
         "freeze.more.input.crop.0: expected greater than or equal to 1, got 0.",
@@ -233,7 +224,10 @@ ONE_PROBLEM = {
         {"split.digits.rename": {1: "odd"}},
         "split.digits.rename.1: expected text, got 1.",
     ),
-    "a number that is too large": ({"evaluate.interval": 2}, "evaluate.interval: expected less than 1, got 2."),
+    "a number that is too large": (
+        {"evaluate.confidence_level": 2},
+        "evaluate.confidence_level: expected less than 1, got 2.",
+    ),
     "a section of entries without a value": (
         {"teach": None, "distill": {}},
         "teach: expected a mapping of names, got nothing. For none leave the section out.",
@@ -275,6 +269,34 @@ ONE_PROBLEM = {
 }
 
 
+REMOVED = {
+    "freeze.more.input.decoder": ("pillow", "Pillow decodes every image: leave it out."),
+    "audit.near": (0.9, "Write `duplicate_threshold`."),
+    "audit.contradicted": (0.9, "Write `disagreement`."),
+    "audit.most_rows": (50, "Write `max_rows`."),
+    "fit.digits_logistic.search.method": (
+        "halving",
+        "Every value is tried: write those to try into `values`, and leave this out.",
+    ),
+    "distill.student_tuned.live": (
+        True,
+        "Write `teacher_outputs: online` for `live: true`, and leave it out for `live: false`.",
+    ),
+    "distill.student_tuned.pixels": ("own", "Write `preprocessing`, with the same value."),
+    "distill.student_tuned.also": ({"parity": "head"}, "Write `extra_tasks`, with the same value."),
+    "evaluate.interval": (0.9, "Write `confidence_level`, with the same value."),
+}
+
+
+def test_a_key_that_was_a_setting_once_is_refused_with_what_to_write(problems: Check) -> None:
+    needed = {
+        "freeze.more": {"source": "pretrained", "network": "glyphs", "input": {}},
+        "fit.digits_logistic.search": {"parameter": "C", "values": [1, 2]},
+    }
+    changes = needed | {path: value for path, (value, _) in REMOVED.items()}
+    assert problems(changes) == [f"{path}: no longer a setting. {instead}" for path, (_, instead) in REMOVED.items()]
+
+
 @pytest.mark.parametrize("case", ONE_PROBLEM)
 def test_a_problem_is_one_line_with_the_path_of_its_key(problems: Check, case: str) -> None:
     changes, line = ONE_PROBLEM[case]
@@ -289,7 +311,7 @@ def test_a_section_that_is_left_out_has_no_entries_or_its_defaults(tmp_path: Pat
     assert {name for name, found in values.items() if found == {}} == {
         *("sample", "pretrain", "freeze", "extract", "fit", "finetune", "teach", "distill")
     }
-    assert values["evaluate"].interval == 0.95
+    assert values["evaluate"].confidence_level == 0.95
     path.write_text("fit: {run: {task: digits, backbone: net, inputs: [block]}}\n")
     with pytest.raises(ConfigError) as caught:
         project.settings(path)
@@ -448,9 +470,15 @@ def test_a_name_that_another_section_lacks_is_the_one_problem(problems: Check, p
 
 
 def test_all_disagreements_come_at_once_and_together_with_wrong_settings(problems: Check) -> None:
-    wrong = {path: value for path, (value, _) in DISAGREEMENTS.items()} | {"evaluate.interval": 2, "sample.more": {}}
+    wrong = {path: value for path, (value, _) in DISAGREEMENTS.items()} | {
+        "evaluate.confidence_level": 2,
+        "sample.more": {},
+    }
     found = problems(wrong)
-    assert found[:2] == ["sample.more.source: this key is missing.", "evaluate.interval: expected less than 1, got 2."]
+    assert found[:2] == [
+        "sample.more.source: this key is missing.",
+        "evaluate.confidence_level: expected less than 1, got 2.",
+    ]
     assert len(found) == len(wrong)
     for _, message in DISAGREEMENTS.values():
         assert any(line.startswith(message) for line in found), message

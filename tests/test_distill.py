@@ -246,16 +246,19 @@ def test_stored_scores_and_a_live_teacher_give_the_same_student(paths: Paths, tm
         "losses": {"labels": 0.1, **SOFT, "hints": [{"student": "penultimate", "teacher": "penultimate"}]},
     }
     if augmented:  # with a live teacher any pixels can be learned from
-        run(paths, **more | {"epochs": 1}, live=True, augment=[{"name": "rotation", "degrees": 5}])
+        run(paths, **more | {"epochs": 1}, teacher_outputs="online", augment=[{"name": "rotation", "degrees": 5}])
         return
     cached = run(paths, **more)
     beside = dataclasses.replace(paths, model=tmp_path / "live", predictions=tmp_path / "live.parquet")
-    live = run(beside, **more, live=True)
+    live = run(beside, **more, teacher_outputs="online")
     assert live["kept"]["loss"] == pytest.approx(cached["kept"]["loss"], rel=1e-3)  # hints were stored as float16
     own, others = weights(paths.model), weights(beside.model)
     for name, value in own.items():
         assert torch.allclose(value.float(), others[name].float(), atol=5e-3), name
-    soft = [run(paths, weights="last", losses=SOFT, epochs=4, live=one)["kept"]["loss"] for one in (False, True)]
+    soft = [
+        run(paths, weights="last", losses=SOFT, epochs=4, teacher_outputs=way)["kept"]["loss"]
+        for way in ("stored", "online")
+    ]
     assert soft[0] == pytest.approx(soft[1], rel=1e-4)
 
 
@@ -432,9 +435,9 @@ def test_a_regression_goes_on_in_the_unit_of_the_task(world: World, tmp_path: Pa
 def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: Path) -> None:
     paths = other_task(world, tmp_path)
     weights = {"dark": 2.0}
-    best = run(paths, also={"brightness": "none"}, epochs=8, class_weights=weights)
+    best = run(paths, extra_tasks={"brightness": "none"}, epochs=8, class_weights=weights)
     assert best["samples"] == 24
-    assert best["also"]["brightness"]["validation_rows"] == 6
+    assert best["extra_tasks"]["brightness"]["validation_rows"] == 6
     student = serialization.read(paths.model / "backbone")
     assert student.spec.classes == ("task:dark", "task:grey", "task:white", "brightness:dark", "brightness:light")
     own, other = predicted(paths.predictions), predicted(paths.model / "predictions" / "brightness.parquet")
@@ -442,7 +445,7 @@ def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: P
     assert other.scores.shape == (12, 2)
     assert np.allclose(other.scores.sum(axis=1), 1, atol=1e-5)
     made = read_json(paths.model / "model.json")
-    assert [one["name"] for one in made["also"]] == ["brightness"]
+    assert [one["name"] for one in made["extra_tasks"]] == ["brightness"]
     # Fine-tuning takes the classifier of its task.
     second = further(paths, tmp_path)
     tuned(second, learning_rate=1e-9, weights="last")
@@ -452,7 +455,7 @@ def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: P
 def test_each_task_is_taught_by_its_own_teachers(world: World, tmp_path: Path) -> None:
     paths = other_task(world, tmp_path)
     shutil.copyfile(tmp_path / "task.parquet", tmp_path / "again.parquet")
-    found = shown(paths, also={"again": "heads", "brightness": "none"}, labels_per_class=[4], unlabelled=True)
+    found = shown(paths, extra_tasks={"again": "heads", "brightness": "none"}, labels_per_class=[4], unlabelled=True)
     (batch,) = found.batches(24, epoch=0)
     told = batch.targets
     assert isinstance(told, DistillTargets)
@@ -469,7 +472,7 @@ def test_each_task_is_taught_by_its_own_teachers(world: World, tmp_path: Path) -
 def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path) -> None:
     paths = other_task(world, tmp_path, moved=5)
     said: list[str] = []
-    asked = config(also={"brightness": "none"}, epochs=1)
+    asked = config(extra_tasks={"brightness": "none"}, epochs=1)
     best = distill(asked, paths, datasets=["photos"], say=said.append)
     assert said == [
         "all: 19 samples an epoch, 19 with labels; 5 left out, which are validation or test rows of a task; "
@@ -478,7 +481,7 @@ def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path
     assert (best["samples"], best["left_out"]) == (19, 5)
     task = Task.read(tmp_path / "brightness.parquet")
     held = key_arrays.from_hex(task.keys_of("test"))
-    assert not np.isin(shown(paths, also={"brightness": "none"}).keys, held).any()
+    assert not np.isin(shown(paths, extra_tasks={"brightness": "none"}).keys, held).any()
 
 
 def test_a_multilabel_task_is_learned_from_its_own_kind_of_teacher(world: World, tmp_path: Path) -> None:
@@ -504,7 +507,7 @@ def test_a_multilabel_task_is_learned_from_its_own_kind_of_teacher(world: World,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"also": {"task": "tuned"}}, "`also`: expected tasks besides 'task'"),
+        ({"extra_tasks": {"task": "tuned"}}, "`extra_tasks`: expected tasks besides 'task'"),
         ({"teacher": "none", "losses": SOFT}, "there is nothing to learn from"),
         ({"teacher": "none"}, "`teacher: none` has nothing for `soft`"),
         ({"losses": {"labels": 1.0}}, "no loss reads what the teacher says"),
@@ -516,13 +519,22 @@ def test_a_multilabel_task_is_learned_from_its_own_kind_of_teacher(world: World,
         ({"batch_norm": "frozen"}, "`start: scratch` has no statistics to keep"),
         ({"mixup": 0.2}, "`mixup` and `cutmix` make samples that no stored score belongs to"),
         ({"cutmix": 1.0}, "`mixup` and `cutmix` make samples that no stored score belongs to"),
-        ({"live": True, "teacher": ["a", "b"]}, "`live` runs the one teacher of the one task"),
-        ({"live": True, "also": {"b": "c"}}, "`live` runs the one teacher of the one task"),
-        ({"live": True, "views": 2}, "`views` are stored with a teacher's scores"),
+        (
+            {"teacher_outputs": "online", "teacher": ["a", "b"]},
+            "`teacher_outputs: online` runs the one teacher of the one task",
+        ),
+        (
+            {"teacher_outputs": "online", "extra_tasks": {"b": "c"}},
+            "`teacher_outputs: online` runs the one teacher of the one task",
+        ),
+        ({"teacher_outputs": "online", "views": 2}, "`views` are stored with a teacher's scores"),
         ({"teacher": "none", "losses": {"labels": 1.0}, "views": 2}, "`views` are stored with a teacher's scores"),
         ({"views": 2, "augment": [{"name": "rotation"}]}, "`views` are the pixels that the teacher saw"),
         ({"augment": [{"name": "rotation"}]}, "`augment` makes pixels that the teacher's stored scores are not of"),
-        ({"views": 2, "pixels": "own"}, "`views` and `live` give student and teacher one image"),
+        (
+            {"views": 2, "preprocessing": "own"},
+            "`views` and `teacher_outputs: online` give student and teacher one image",
+        ),
         ({"labels_per_class": [2, 2]}, "`labels_per_class`: expected each number once"),
         ({"losses": {"soft": {"temperature": 0}}}, "greater than 0"),
     ],
@@ -550,7 +562,7 @@ def test_teachers_with_other_views_than_each_other_are_refused(world: World, tmp
     table = Task.read(tmp_path / "task.parquet")
     table.write(tmp_path / "again.parquet")
     with pytest.raises(TrainingError, match=r"turned: expected the views of .*tuned, got others"):
-        run(paths, also={"again": "turned"}, views=2)
+        run(paths, extra_tasks={"again": "turned"}, views=2)
 
 
 def test_a_teacher_that_read_other_pixels_is_refused_with_the_field(paths: Paths, tmp_path: Path) -> None:
@@ -566,7 +578,7 @@ def test_a_teacher_that_read_other_pixels_is_refused_with_the_field(paths: Paths
     assert "tuned: expected images read as small reads them, got other pixels: " in str(caught.value)
     assert "resize" in str(caught.value)
     assert "mean" not in str(caught.value)
-    best = run(other, pixels="own", epochs=1)
+    best = run(other, preprocessing="own", epochs=1)
     assert best["samples"] == 24
 
 
@@ -580,7 +592,7 @@ def test_classes_that_differ_are_refused_by_name(world: World, tmp_path: Path) -
 
 def test_a_head_can_neither_run_live_nor_give_hints(paths: Paths) -> None:
     with pytest.raises(TrainingError, match=r"heads: expected a network as the teacher, .* got a head on stored feat"):
-        run(paths, teacher="heads", live=True)
+        run(paths, teacher="heads", teacher_outputs="online")
     with pytest.raises(TrainingError, match=r"heads: expected a network as the teacher"):
         run(paths, teacher="heads", losses={"hints": [{"student": "block2", "teacher": "block2"}]})
     with pytest.raises(TrainingError, match="unknown hint 'block3'"):
@@ -599,7 +611,7 @@ def test_scores_of_a_network_that_was_trained_again_are_refused(world: World, tm
 def test_nothing_to_learn_from_is_refused(world: World, tmp_path: Path) -> None:
     paths = other_task(world, tmp_path, moved=24)
     with pytest.raises(TrainingError, match="expected samples to learn from, got none: 24 are validation or test rows"):
-        run(paths, also={"brightness": "none"})
+        run(paths, extra_tasks={"brightness": "none"})
 
 
 # Settings of the project ---------------------------------------------------------------------------------------------
@@ -624,13 +636,21 @@ STUDENT = {
         ("distill.one", STUDENT | {"student": "smal"}, "distill.one.student: unknown backbone 'smal'. Did you mean"),
         ("distill.one", STUDENT | {"task": "digit"}, "distill.one.task: unknown task 'digit'. Did you mean 'digits'?"),
         ("distill.one", STUDENT | {"teacher": "tune"}, "distill.one.teacher: unknown teacher 'tune'. Did you mean"),
-        ("distill.one", STUDENT | {"also": {"parit": "none"}}, "distill.one.also: unknown task 'parit'. Did you mean"),
-        ("distill.one", STUDENT | {"also": {"parity": "x"}}, "distill.one.also.parity: unknown teacher 'x'. Expected"),
+        (
+            "distill.one",
+            STUDENT | {"extra_tasks": {"parit": "none"}},
+            "distill.one.extra_tasks: unknown task 'parit'. Did you mean",
+        ),
+        (
+            "distill.one",
+            STUDENT | {"extra_tasks": {"parity": "x"}},
+            "distill.one.extra_tasks.parity: unknown teacher 'x'. Expected",
+        ),
         ("distill.one", STUDENT | {"datasets": ["glyphs"]}, "distill.one.teacher: tuned does not score glyphs. Add it"),
         (
             "distill.one",
             STUDENT | {"datasets": ["glyph"], "teacher": "none", "losses": {"labels": 1}},
-            "distill.one: `datasets` and `pixels: own` are for what a teacher says: leave them out without one.",
+            "distill.one: `datasets` and `preprocessing: own` are for what a teacher says: leave them out without one.",
         ),
         (
             "distill.one",
@@ -639,8 +659,8 @@ STUDENT = {
         ),
         (
             "distill.one",
-            STUDENT | {"teacher": "head", "live": True},
-            "distill.one.teacher: expected a network for `live`",
+            STUDENT | {"teacher": "head", "teacher_outputs": "online"},
+            "distill.one.teacher: expected a network for `teacher_outputs: online`",
         ),
         (
             "distill.one",

@@ -85,7 +85,7 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     ),
     "data sets without a teacher": (
         "distill", STUDENT | {"teacher": "none", "losses": {"labels": 1}, "datasets": ["more"]}, {},
-        ": `datasets` and `pixels: own` are for what a teacher says: leave them out without one",
+        ": `datasets` and `preprocessing: own` are for what a teacher says: leave them out without one",
     ),
     "patience of a student": ("distill", STUDENT | {"patience": 2}, UNCHOSEN, ".patience: expected a task with valida"),
     "calibration of numbers": (

@@ -60,7 +60,7 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("split.digits", {"domains": {"train": ["amazon"], "test": ["webcam"]}}, ["by: domain"]),
     ("split.digits", {"by": "domain"}, ["domains: {train: [amazon], test: [webcam]}"]),
     ("split.more", {"datasets": ["digits"], "target": "age"}, ["kind: multilabel", "kind: regression"]),
-    ("audit", {}, ["contradicted: 0.8", "tap: penultimate", "most_rows: 100000"]),
+    ("audit", {}, ["disagreement: 0.8", "tap: penultimate", "max_rows: 100000"]),
     ("audit", {}, ["features: {digits: {backbone: glyphs, tap: block3}}"]),
     (FIT, {}, ["pca: 64", "{components: 64, whiten: true}", "search: auto", "refit: true", "calibrate: temperature"]),
     (FIT, {}, ["validation: auto"]),
@@ -91,7 +91,17 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     (f"{DISTILL}.losses", {}, ["hints: [{student: block2, teacher: block2, weight: 1}]"]),
     (f"{DISTILL}.losses", {}, ["attention: [{student: block2, teacher: block2, weight: 10}]"]),
     (f"{DISTILL}.losses", {}, ["relational: {student: penultimate, teacher: penultimate, distance: 25, angle: 50}"]),
-    (DISTILL, {}, ["views: 4", "live: true", "pixels: own", "datasets: [more]", "also: {parity: head_parity}"]),
+    (
+        DISTILL,
+        {},
+        [
+            "views: 4",
+            "teacher_outputs: online",
+            "preprocessing: own",
+            "datasets: [more]",
+            "extra_tasks: {parity: head_parity}",
+        ],
+    ),
     ("evaluate", {}, ["metric: {classification: accuracy, multilabel: map, regression: r2}"]),
 ]
 # Examples whose text in the file is only a part of what it says, or several values of one key.

@@ -135,7 +135,7 @@ def evaluated(
     about = {RARE: json.dumps(rare or {}), GIVEN: json.dumps(list(given))}
     Task(pa.table(rows).replace_schema_metadata(about)).write(path)
     evaluate(
-        EvaluateConfig(resamples=100, interval=interval),
+        EvaluateConfig(resamples=100, confidence_level=interval),
         predictions=folder / "predictions" / f"{name}.parquet",
         task=path,
         model=folder / "models" / name,

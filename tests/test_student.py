@@ -309,12 +309,14 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
         OnlineTeacher(found, other)
     lines = str(caught.value).split("\n")
     assert lines[0] == (
-        "live: expected a student that reads images as its teacher does, got another. Use stored scores, or give both "
+        "`teacher_outputs: online`: expected a student that reads images as its teacher does, got another. "
+        "Use stored scores, or give both "
         "one input"
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["  - resize"]
     with pytest.raises(
-        BackboneError, match=r"live: taps that do not exist\n.* unknown node 'blok2'\. Did you mean 'bl"
+        BackboneError,
+        match=r"teacher_outputs: online: taps that do not exist\n.* unknown node 'blok2'\. Did you mean 'bl",
     ):
         OnlineTeacher(found, found.spec.input, hints={"a": "blok2"})
 

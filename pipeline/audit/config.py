@@ -18,16 +18,26 @@ class Source(Settings):
 class AuditConfig(Settings):
     """How tasks are audited."""
 
-    near: Annotated[float, Field(gt=0, le=1, description="cosine from which two rows are near duplicates")] = 0.95
-    neighbours: Annotated[int, Field(ge=1, description="nearest rows that are asked for a row's class")] = 10
-    contradicted: Annotated[float, Field(gt=0.5, le=1, description="share of them that must name one other class")] = (
-        0.8
-    )
+    REMOVED = {
+        "near": "Write `duplicate_threshold`.",
+        "contradicted": "Write `disagreement`.",
+        "most_rows": "Write `max_rows`.",
+    }
+
+    duplicate_threshold: Annotated[
+        float, Field(gt=0, le=1, description="cosine from which two rows of different splits are near duplicates")
+    ] = 0.95
+    neighbours: Annotated[
+        int, Field(ge=1, description="nearest rows whose classes are compared with a row's label")
+    ] = 10
+    disagreement: Annotated[
+        float, Field(gt=0.5, le=1, description="share of these rows that must have one other class: a suspect label")
+    ] = 0.8
     tap: str | None = Field(
         None, description="of an extraction that has the task's data sets; default: the narrowest pooled tap of all"
     )
     features: dict[str, Source] = Field({}, description="other features, by task")
-    most_rows: Annotated[int, Field(ge=2, description="above, a sample of the rows is looked at")] = 100_000
+    max_rows: Annotated[int, Field(ge=2, description="of a larger task the audit reads a random sample")] = 100_000
     seed: int = Field(default=0, description="of the sample of larger tasks")
 
 

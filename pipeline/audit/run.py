@@ -100,13 +100,13 @@ class Seen:
 
 
 def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
-    """Leave out rows without features and rows that say nothing; of more than `most_rows` take a seeded sample."""
+    """Leave out rows without features and rows that say nothing; of more than `max_rows` take a seeded sample."""
     keys = task.keys
     there = np.isin(key_arrays.from_hex(keys), tap.key_array)
     chosen = np.flatnonzero(there)
-    if len(chosen) > config.most_rows:
+    if len(chosen) > config.max_rows:
         order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt=f"audit-{config.seed}"))
-        chosen = np.sort(order[: config.most_rows])
+        chosen = np.sort(order[: config.max_rows])
     middle = centre(Rows([tap], keys[chosen].tolist()))
     rows = chosen[middle.telling]
     about = {
@@ -121,7 +121,7 @@ def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
 def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
     by_split = seen.by_split
     parts = {split: seen.source(rows, unit=True) for split, rows in by_split.items()}
-    count, pairs = near_duplicates(parts, near=config.near, most=counts.MOST)
+    count, pairs = near_duplicates(parts, near=config.duplicate_threshold, most=counts.MOST)
     listed = [
         {
             "similarity": pair.similarity,
@@ -130,7 +130,7 @@ def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
         }
         for pair in pairs
     ]
-    return {"threshold": config.near, "count": count, "pairs": listed}
+    return {"threshold": config.duplicate_threshold, "count": count, "pairs": listed}
 
 
 def _no_judgement(config: AuditConfig, seen: Seen) -> str | None:
@@ -146,7 +146,7 @@ def _contradicted(config: AuditConfig, seen: Seen) -> dict[str, Any]:
     targets = seen.task.targets[seen.rows].astype(str)
     source = seen.source(seen.rows, unit=False)
     said, share, judged = contradicted(source, targets, neighbours=config.neighbours)
-    wrong = np.flatnonzero(judged & (said != targets) & (share >= config.contradicted))
+    wrong = np.flatnonzero(judged & (said != targets) & (share >= config.disagreement))
     worst = sorted(wrong.tolist(), key=lambda row: (-share[row], seen.keys[seen.rows[row]]))[: counts.MOST]
     splits = seen.task.table["split"].to_numpy()
     listed = [
@@ -161,7 +161,7 @@ def _contradicted(config: AuditConfig, seen: Seen) -> dict[str, Any]:
     ]
     return {
         "neighbours": config.neighbours,
-        "threshold": config.contradicted,
+        "threshold": config.disagreement,
         "not_judged": int((~judged).sum()),
         "count": len(wrong),
         "rows": listed,

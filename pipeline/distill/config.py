@@ -20,6 +20,12 @@ Teachers = str | Annotated[tuple[str, ...], Field(min_length=1)]
 class DistillConfig(RunConfig):
     """A student that learns from stored scores of teachers, and from labels."""
 
+    REMOVED = {
+        "live": "Write `teacher_outputs: online` for `live: true`, and leave it out for `live: false`.",
+        "pixels": "Write `preprocessing`, with the same value.",
+        "also": "Write `extra_tasks`, with the same value.",
+    }
+
     student: Annotated[str, Field(description="a backbone")]
     start: Annotated[Literal["backbone", "scratch"], Field(description="its weights, or new ones")]
     teacher: Annotated[
@@ -32,12 +38,17 @@ class DistillConfig(RunConfig):
     ] = False
     datasets: Annotated[tuple[str, ...], Field(description="whose samples are learned from too, without labels")] = ()
     views: Annotated[int, Field(ge=0, description="stored views of the teacher, drawn from anew each epoch")] = 0
-    live: Annotated[bool, Field(description="the teacher's network runs in each step, the reference")] = False
-    pixels: Annotated[
-        Literal["same", "own"], Field(description="same: read as the teacher read them; own: as the student reads")
+    teacher_outputs: Annotated[
+        Literal["stored", "online"],
+        Field(description="stored: of the stage `teach`; online: the teacher's network runs in each training step"),
+    ] = "stored"
+    preprocessing: Annotated[
+        Literal["same", "own"],
+        Field(description="of the student's images; same: as its teachers read them; own: by the student's `input`"),
     ] = "same"
-    also: Annotated[
-        dict[str, Teachers], Field(description="further tasks with their teachers: a classifier of each side by side")
+    extra_tasks: Annotated[
+        dict[str, Teachers],
+        Field(description="further tasks with their teachers; the student has a classifier of each"),
     ] = {}
     batch_norm: BatchNorms = Field(
         default="train", description="of the student: statistics as they are, trained, or measured anew at the end"
@@ -46,11 +57,16 @@ class DistillConfig(RunConfig):
     @property
     def teachers(self) -> dict[str, tuple[str, ...]]:
         """The names of the teachers of each task, that of the run first; () where there are none."""
-        told = {self.task: self.teacher, **self.also}
+        told = {self.task: self.teacher, **self.extra_tasks}
         return {
             task: (() if names == NONE else (names,)) if isinstance(names, str) else names
             for task, names in told.items()
         }
+
+    @property
+    def online(self) -> bool:
+        """Whether the teacher's network runs in each training step."""
+        return self.teacher_outputs == "online"
 
     @property
     def taught(self) -> bool:
@@ -65,8 +81,8 @@ class DistillConfig(RunConfig):
     @model_validator(mode="after")
     def _can_be_learned(self) -> Self:
         labels, told = self.reads_labels, self.losses.of_teacher
-        if self.task in self.also:
-            raise ValueError(f"`also`: expected tasks besides {self.task!r}")
+        if self.task in self.extra_tasks:
+            raise ValueError(f"`extra_tasks`: expected tasks besides {self.task!r}")
         if not self.taught and not labels:
             raise ValueError("`teacher: none` and no weight of `labels`: there is nothing to learn from")
         if not self.taught and told:
@@ -81,8 +97,10 @@ class DistillConfig(RunConfig):
             raise ValueError("`start: scratch` has no statistics to keep: expected `batch_norm: train`")
         if not labels and (self.label_smoothing or self.class_weights != "none"):
             raise ValueError("`label_smoothing` and `class_weights` are of `losses.labels`, which have no weight")
-        if not self.taught and (self.datasets or self.pixels == "own"):
-            raise ValueError("`datasets` and `pixels: own` are for what a teacher says: leave them out without one")
+        if not self.taught and (self.datasets or self.preprocessing == "own"):
+            raise ValueError(
+                "`datasets` and `preprocessing: own` are for what a teacher says: leave them out without one"
+            )
         if self.mixup or self.cutmix:
             raise ValueError("`mixup` and `cutmix` make samples that no stored score belongs to: leave them out")
         if idle := list(idle_in_distillation(self)):
@@ -90,18 +108,27 @@ class DistillConfig(RunConfig):
         return self._pixels_fit()
 
     def _pixels_fit(self) -> Self:
-        if self.live and (self.also or len(self.teachers[self.task]) != 1):
-            raise ValueError("`live` runs the one teacher of the one task: expected no `also`, and one `teacher`")
-        if self.views and (self.live or not self.taught):
-            raise ValueError("`views` are stored with a teacher's scores: expected a teacher, and `live: false`")
+        if self.online and (self.extra_tasks or len(self.teachers[self.task]) != 1):
+            raise ValueError(
+                "`teacher_outputs: online` runs the one teacher of the one task: expected no "
+                "`extra_tasks`, and one `teacher`"
+            )
+        if self.views and (self.online or not self.taught):
+            raise ValueError(
+                "`views` are stored with a teacher's scores: expected a teacher, and `teacher_outputs: stored`"
+            )
         if self.views and self.augment:
             raise ValueError("`views` are the pixels that the teacher saw: leave `augment` out")
-        if self.augment and self.taught and not self.live:
+        if self.augment and self.taught and not self.online:
             raise ValueError(
-                "`augment` makes pixels that the teacher's stored scores are not of: expected `views`, or `live: true`"
+                "`augment` makes pixels that the teacher's stored scores are not of: expected `views`, or "
+                "`teacher_outputs: online`"
             )
-        if self.pixels == "own" and (self.views or self.live):
-            raise ValueError("`views` and `live` give student and teacher one image: expected `pixels: same`")
+        if self.preprocessing == "own" and (self.views or self.online):
+            raise ValueError(
+                "`views` and `teacher_outputs: online` give student and teacher one image: expected "
+                "`preprocessing: same`"
+            )
         return self
 
 

@@ -42,10 +42,10 @@ class OnlineTeacher:
         spec = teacher.spec
         own, wanted = (dict(ImageReader(one.image).identity) for one in (inputs, spec.input))
         if found := differences(wanted, own):
-            title = "live: expected a student that reads images as its teacher does, got another. Use stored scores, or"
-            raise TrainingError(bullets(f"{title} give both one input", found))
+            title = "`teacher_outputs: online`: expected a student that reads images as its teacher does, got another. "
+            raise TrainingError(bullets(f"{title}Use stored scores, or give both one input", found))
         named = {name: TapSpec(node=node) for name, node in (hints or {}).items()}
-        self._nodes = {**resolve(named, spec, where="live"), LOGITS: TapSpec(node=LOGITS)}
+        self._nodes = {**resolve(named, spec, where="teacher_outputs: online"), LOGITS: TapSpec(node=LOGITS)}
         self._taps = spec.taps
         self.architecture = spec.architecture
         self._network = teacher.module.eval().requires_grad_(requires_grad=False)

@@ -2,8 +2,9 @@
 
     data/models/<run>/predictions/<task>.parquet    of further tasks, where the student has several
 
-The teachers' scores come from the store, so that no teacher is in memory, or with `live` from its network in each step.
-What was trained before, with the same settings, data, teachers, weights and code, comes from the cache.
+The scores of the teachers come from the store, so that no teacher is in memory; with `teacher_outputs: online` the
+network of the teacher computes the scores in each step. A training with the same settings, data, teachers, weights and
+code as an earlier one comes from the cache.
 """
 
 import contextlib
@@ -90,7 +91,7 @@ def distill(
                 samples=len(found.keys),
                 labelled=found.labelled,
                 left_out=found.left_out,
-                also={one.name: _validated(some) for one, some in zip(run.subjects[1:], made[1:], strict=True)},
+                extra_tasks={one.name: _validated(some) for one, some in zip(run.subjects[1:], made[1:], strict=True)},
             )
             records.append(trained.record)
             best = trained if best is None or trained.order > best.order else best
@@ -153,7 +154,7 @@ def _write(run: RunContext, best: Trained, records: list[dict[str, Any]], paths:
             "student": config.student,
             "teachers": teacher_records(first),
             "losses": config.losses.model_dump(mode="json"),
-            "also": [
+            "extra_tasks": [
                 {
                     "name": one.name,
                     "sha256": sha256_file(one.path),

@@ -103,12 +103,12 @@ def load_run(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) ->
         _verify(teacher, paths, samples, seed=config.seed)
     hints: dict[str, Tap] = {}
     live = None
-    if config.live or config.losses.hint_names:
+    if config.online or config.losses.hint_names:
         teacher = found[0].teachers[0]
         folder = _network(teacher, paths)
         spec = serialization.read_spec(folder)
         nodes = {name: spec.node(name) for name in config.losses.hint_names}
-        if config.live:
+        if config.online:
             columns = found[0].columns[0].tolist()
             live = OnlineTeacher(serialization.read(folder), source.spec.input, columns=columns, hints=nodes)
         else:
@@ -281,7 +281,8 @@ def _network(teacher: Teacher, paths: Paths) -> Path:
     if teacher.identity["source"] != "network":
         raise TrainingError(
             f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
-            "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
+            "stored features. Leave `teacher_outputs: online`, `hints`, `attention` and `relational` out, "
+            "or take a run of finetune."
         )
     return sources_of(teacher, paths).network
 

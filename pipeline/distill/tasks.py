@@ -118,10 +118,10 @@ def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTa
                 f"{one.folder}: expected {config.views} views, got {count}. Give the entry of `teach` `views` with "
                 f"`count: {config.views}`, or ask for fewer."
             )
-        if config.pixels == "same" and (different := one.read_as(inputs)):
+        if config.preprocessing == "same" and (different := one.read_as(inputs)):
             problems.append(
                 f"{one.folder}: expected images read as {config.student} reads them, got other pixels: "
-                f"{'; '.join(different)}. Freeze the student with that `input`, or say `pixels: own`."
+                f"{'; '.join(different)}. Freeze the student with that `input`, or set `preprocessing: own`."
             )
     if problems:
         raise TrainingError(bullets("the student would not see what its teachers saw", problems))

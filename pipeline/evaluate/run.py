@@ -96,7 +96,7 @@ def evaluate(
         write_json(numbers, {"metric": metric, "unavailable": why})
         return {"metric": metric, "unavailable": why}
     chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
-    resampling = breakdown.Resampling(metric, config.interval, config.resamples, config.seed)
+    resampling = breakdown.Resampling(metric, config.confidence_level, config.resamples, config.seed)
     write_json(
         tables,
         {
@@ -109,7 +109,7 @@ def evaluate(
             "classes": methods.file.classes,
             "rare": describe_rare(methods.task.rare, methods.file.kind),
             "given": methods.task.given,
-            "interval": config.interval,
+            "interval": config.confidence_level,
             "table": rows,
             "selected": best,
             "undecided": choice.sentence(rows, best),
@@ -133,7 +133,7 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
         values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
         for row, fits, found in zip(measured, tested, values, strict=True):
             behind = bootstrap.rows_behind(metric, fits[0], methods.file.classes)
-            ends = bootstrap.interval(found, config.interval, rows=behind)
+            ends = bootstrap.interval(found, config.confidence_level, rows=behind)
             row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
     for labels in dict.fromkeys(row["labels"] for row in measured):
         undecided.mark([row for row in measured if row["labels"] == labels], methods, metric, seed=config.seed)

@@ -33,7 +33,7 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
     on other tasks: rows that it trained on could be test rows of this one.
     """
     made = read_json(run / "model.json")
-    known = [made["task"], *made.get("also", [])]
+    known = [made["task"], *made.get("extra_tasks", [])]
     if sha256_file(path) not in [one["sha256"] for one in known]:
         told = ", ".join(one["name"] for one in known)
         raise TrainingError(
@@ -43,7 +43,7 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
     source = serialization.read(run / "backbone")
     if task.kind == "regression":
         return source
-    names = [f"{path.stem}:{name}" for name in task.classes] if made.get("also") else list(task.classes)
+    names = [f"{path.stem}:{name}" for name in task.classes] if made.get("extra_tasks") else list(task.classes)
     rows = torch.tensor([source.spec.classes.index(name) for name in names])
     architecture = {**source.spec.architecture, "classes": len(rows)}
     network = serialization.build(architecture)
