@@ -156,11 +156,11 @@ def parallel_map(act: Callable[[Any], Any], items: Sequence[Any], *, threads: in
 
 
 ERRORS = "ICECORE_ERRORS"
-"""The variable of the environment that names the file in which stages write their errors down."""
+"""The environment variable with the file that stages write their errors to."""
 
 
-def note_error(stage: str, error: str) -> None:
-    """Write down with what error a stage ended, where `icecore repro` runs it."""
+def note_error(stage: str, error: str | None) -> None:
+    """Write the error of a stage to the file of `icecore repro`, if that runs it; None says that there is no error."""
     if path := os.environ.get(ERRORS):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "error": error}) + "\n")

@@ -1,1 +1,37 @@
-"""One file a stage of dvc.yaml: read its section of params.yaml, make one library call, write the outs."""
+"""One file per stage of dvc.yaml: read its section of params.yaml, make one library call, write the outs.
+
+Importing the package tells `icecore repro` that a stage starts, so that a stage is named at the end also where it fails
+on import, or the system kills it.
+"""
+
+import sys
+from types import TracebackType
+
+from pipeline.runtime import note_error
+
+SILENT_END = "the process ended without an error message, as when the system ends it for memory; see its lines above."
+
+
+def name_of_stage(module: str) -> str:
+    """Return the name that DVC has for a running stage, such as `fit@digits`: the module, and the entry it is for."""
+    entries = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    return "@".join([module, *entries[:1]])
+
+
+def _note_start() -> None:
+    """Note that the stage of `python -m stages.X` has no result yet; `stages.project.run` notes how it ends."""
+    command = sys.orig_argv
+    module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
+    if not module.startswith("stages."):
+        return
+    stage = name_of_stage(module.removeprefix("stages."))
+    note_error(stage, SILENT_END)
+
+    def note_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        note_error(stage, f"{kind.__name__}: {error}" if issubclass(kind, Exception) else None)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = note_and_print
+
+
+_note_start()

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.runtime import closed_pipe_is_quiet, note_error, print_any_text
 from pipeline.settings.check import Section, check, refuse
 from pipeline.settings.params import read_params, unusual_values, with_lines
 from pipeline.settings.repair import UNKNOWN
+from stages import name_of_stage
 from stages.agreement import disagreements
 
 QUIET = "--quiet"
@@ -60,7 +61,7 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
     "compare": ("pipeline.compare.config:CompareConfig", False),
     "report": ("pipeline.report.config:ReportConfig", False),
 }
-
+STAGES = (*SECTIONS, "settings")
 
 # What to do where the system refuses a file or a folder.
 HINTS: Mapping[type[OSError], str] = {
@@ -135,16 +136,40 @@ def _known(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
             raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', one, named)}")
 
 
+def _name(stage: Callable[[], None]) -> str:
+    return Path(stage.__code__.co_filename).stem
+
+
+def _options(name: str) -> dict[str, str]:
+    """Return the options of a stage by its name, each with its meaning."""
+    own = {"--lr-range": "try learning rates, and print which is suggested"} if name == "finetune" else {}
+    return own | {QUIET: "show no progress", VERBOSE: "print more of what was measured"}
+
+
+def _takes_entry(name: str) -> bool:
+    return name == "audit" or SECTIONS.get(name, ("", False))[1]
+
+
+def refuse_arguments(name: str, argv: Sequence[str]) -> None:
+    """Raise ConfigError for an option that a stage does not have, and for a name where a stage takes none."""
+    for argument in argv:
+        if argument.startswith("-") and argument not in _options(name):
+            raise ConfigError(f"python -m stages.{name}: {unknown('option', argument, _options(name))}")
+        if not argument.startswith("-") and name != "evaluate" and not _takes_entry(name):
+            raise ConfigError(
+                f"python -m stages.{name}: expected options only, got {argument!r}. The stage takes all of "
+                f"params.yaml; `python -m stages.{name} --help` lists its options."
+            )
+
+
 def usage(stage: Callable[[], None]) -> str:
     """Return what `--help` of a stage prints: how it is called, what it does and writes, and its options."""
-    name = Path(stage.__code__.co_filename).stem
-    options = {QUIET: "show no progress", VERBOSE: "print more of what was measured"}
-    if name == "finetune":
-        options = {"--lr-range": "try learning rates, and print which is suggested"} | options
+    name = _name(stage)
+    options = _options(name)
     words = [f"[{option}]" for option in options]
     if name == "evaluate":
         words, options = ["[NAME …]", *words], {"NAME": "a run of fit, finetune or distill in params.yaml"} | options
-    elif name == "audit" or SECTIONS.get(name, ("", False))[1]:
+    elif _takes_entry(name):
         section = "split" if name == "audit" else name
         words, options = ["NAME", *words], {"NAME": f"an entry of `{section}` in params.yaml"} | options
     parts = [
@@ -169,6 +194,8 @@ def run(stage: Callable[[], None]) -> None:
         return
     try:
         with closed_pipe_is_quiet(), noting_errors(stage):
+            if _name(stage) in STAGES:
+                refuse_arguments(_name(stage), sys.argv[1:])
             stage()
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
@@ -186,15 +213,18 @@ def run(stage: Callable[[], None]) -> None:
 
 @contextmanager
 def noting_errors(stage: Callable[[], None]) -> Iterator[None]:
-    """Write down with what error a stage ends, for the end of `icecore repro`."""
+    """Note how a stage ends, for the last lines of `icecore repro`: its error; None for success and an interrupt."""
+    name = name_of_stage(_name(stage))
     try:
         yield
     except Exception as error:
-        named = [one for one in sys.argv[1:] if not one.startswith("-")]
-        name = "@".join([Path(stage.__code__.co_filename).stem, *named[:1]])
         known = isinstance(error, PipelineError | OSError)
         note_error(name, str(error) if known else f"{type(error).__name__}: {error}")
         raise
+    except KeyboardInterrupt:
+        note_error(name, None)
+        raise
+    note_error(name, None)
 
 
 class Bar:

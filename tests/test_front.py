@@ -59,6 +59,18 @@ def test_the_help_of_a_stage_says_how_to_call_it(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_an_argument_that_a_stage_does_not_take_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = importlib.import_module(f"stages.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--verbos"])
+    with pytest.raises(SystemExit, match=rf"stages.{name}: unknown option '--verbos'. Did you mean '--verbose'\?"):
+        project.run(stage.main)
+    monkeypatch.setattr(sys, "argv", [name, "digts", "--quiet"])
+    message = f"error: python -m stages.{name}: expected options only, got 'digts'. The stage takes all of params.yaml"
+    with pytest.raises(SystemExit, match=message if name in NAMELESS else "unknown entry of .* 'digts'"):
+        project.run(stage.main)
+
+
 NEITHER = "no/such/folder"
 SETTINGS = ExtractConfig(datasets=("a",), taps={"last": {"node": "penultimate"}})
 FIT = FitConfig(task="t", backbone="b", inputs=("last",))

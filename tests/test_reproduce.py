@@ -1,6 +1,7 @@
 """`icecore repro`: what it shows of a run of DVC, and that it ends as DVC does."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.reproduce import TIMES, Run, reproduce, stages_of
+from stages import project
 
 LINES = """\
 Stage 'sample@digits' didn't change, skipping
@@ -135,20 +137,28 @@ def test_stages_that_fail_are_named_at_the_end_with_their_errors(
     Path("fit.py").write_text(FAILING.format("raise DataError('photos: no rows.\\n  - train')"))
     Path("split.py").write_text(FAILING.format("raise ValueError('a bug')"))
     Path("audit.py").write_text(FAILING.format("print('fine')"))
-    commands = [f"{sys.executable} {name}.py ${{key}}" for name in ("fit", "split", "audit")]
-    each = [f"  {Path(one.split()[1]).stem}: {{foreach: {{one: 1}}, do: {{cmd: '{one}'}}}}\n" for one in commands]
-    Path("dvc.yaml").write_text("stages:\n" + "".join(each))
+    shutil.copytree(Path(project.__file__).parent, "stages")
+    Path("stages/report.py").write_text("import no_such_library")
+    Path("stages/teach.py").write_text("import os, signal, stages\nos.kill(os.getpid(), signal.SIGKILL)")
+    files = {"fit": "fit.py", "split": "split.py", "report": "-m stages.report", "teach": "-m stages.teach"}
+    commands = {name: f"{sys.executable} {file} ${{key}}" for name, file in (files | {"audit": "audit.py"}).items()}
+    entries = [f"  {name}: {{foreach: {{one: 1}}, do: {{cmd: '{command}'}}}}\n" for name, command in commands.items()]
+    Path("dvc.yaml").write_text("stages:\n" + "".join(entries))
     shown: list[str] = []
-    stages = ["fit@one", "split@one", "audit@one"]
+    stages = [f"{name}@one" for name in commands]
     status, ran = reproduce(["--keep-going"], stages=stages, say=shown.append)
     assert (status, [*ran]) == (1, ["audit@one"])
     assert [line.partition(",")[0] for line in shown if "failed" in line] == [
         "fit@one: failed",
         "split@one: failed",
+        "report@one: failed",
+        "teach@one: failed",
         "failed: fit@one: photos: no rows.",
         "failed: split@one: ValueError: a bug",
+        "failed: report@one: ModuleNotFoundError: No module named 'no_such_library'",
+        "failed: teach@one: the process ended without an error message",
     ]
-    assert shown[-3].startswith("1 of 3 stages ran, in ")
+    assert shown[-5].startswith("1 of 5 stages ran, in ")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"first": null}', "{"])

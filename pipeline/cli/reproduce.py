@@ -188,9 +188,10 @@ def reproduce(
 
 
 def _read_errors(path: Path) -> dict[str, str]:
-    """Return the error of each stage that wrote one down, without the lines after its first."""
+    """Return the error of each stage whose last note is one, as its first line."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {one["stage"]: str(one["error"]).partition("\n")[0] for one in map(json.loads, lines)}
+    last = {note["stage"]: note["error"] for note in map(json.loads, lines)}
+    return {stage: str(error).partition("\n")[0] for stage, error in last.items() if error is not None}
 
 
 def _times() -> dict[str, float]:
