@@ -20,18 +20,26 @@ class InMemoryExtractor:
 
     backbone: as `serialization.read` returns it. specs: the taps; aliases of nodes are allowed. batch_size: images that
     the network takes at once, a smaller batch is filled up to it. With 64, which extractions take, and the engine
-    `torch`, rows equal the stored ones bit for bit; other sizes may round otherwise.
+    `torch`, rows equal the stored ones bit for bit; other sizes may round otherwise. precision: as of an extraction.
     Raises BackboneError for taps that the backbone does not have, and for poolings that do not fit.
     """
 
-    def __init__(self, backbone: Backbone, specs: Mapping[str, TapSpec], *, batch_size: int = BATCH) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        specs: Mapping[str, TapSpec],
+        *,
+        batch_size: int = BATCH,
+        precision: str = "float32",
+    ) -> None:
         self.specs = resolve(specs, backbone.spec, where="taps")
         try:
             self.shapes = {tap: row_shape(backbone.spec.taps[spec.node], spec) for tap, spec in self.specs.items()}
         except ValueError as error:
             raise BackboneError(f"taps: {error}") from None
         self.reader, self.batch_size = ImageReader(backbone.spec.input.image), batch_size
-        self._engine, self._shape = TorchEngine(backbone, self.specs, batch_size=batch_size), backbone.spec.input.shape
+        self._engine = TorchEngine(backbone, self.specs, batch_size=batch_size, precision=precision)
+        self._shape = backbone.spec.input.shape
 
     def __call__(self, images: Any) -> dict[str, np.ndarray]:
         """Return the rows (images, ...) of each tap in the order of the images, as float16 or float32.

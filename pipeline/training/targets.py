@@ -1,12 +1,13 @@
 """The targets of a task as tensors that a network is trained on, and the way back to what the task has."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.task import Task
+from pipeline.task import Kind, Task
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,18 @@ def targets_of(task: Task, training: np.ndarray) -> Targets:
 
 def answers(task: Task, logits: Tensor, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
     """What logits (n, outputs) predict, as `Task.targets` has it, and probabilities float32 (n, classes)."""
-    if task.kind == "classification":
-        classes = np.asarray(task.classes, dtype=object)
-        return classes[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
-    if task.kind == "multilabel":
+    predicted, scores = answers_to(task.kind, task.classes, logits)
+    if task.kind == "regression":
+        predicted = predicted * targets.spread + targets.centre
+    return predicted, scores
+
+
+def answers_to(kind: Kind, classes: Sequence[str], logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of a task by its kind and classes; of a regression the logits are values in its unit."""
+    if kind == "classification":
+        names = np.asarray(classes, dtype=object)
+        return names[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()
+    if kind == "multilabel":
         return (logits > 0).numpy(), logits.sigmoid().numpy()
-    values = logits.squeeze(1).double().numpy() * targets.spread + targets.centre
+    values = logits.squeeze(1).double().numpy()
     return values, np.empty((len(values), 0), np.float32)
