@@ -16,6 +16,7 @@ Values = dict[str, float | None]
 
 LOWER_IS_BETTER = frozenset({"mae", "rmse", "log_loss", "brier", "ece", "hamming_loss"})
 TOP = 5
+BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ def measure(
     *,
     given: Scores,
     head: str = "the head",
-    bins: int = 15,
 ) -> Measured:
     """The metrics of a kind of task; arrays as `Predictions` has them. `given` says what the scores are."""
     if kind == "regression":
         return regression(targets, predicted)
     if kind == "multilabel":
         return multilabel(targets, predicted, scores, given=given, head=head)
-    return classification(targets, predicted, scores, classes, given=given, head=head, bins=bins)
+    return classification(targets, predicted, scores, classes, given=given, head=head)
 
 
 def classification(
@@ -58,7 +58,6 @@ def classification(
     *,
     given: Scores = "probability",
     head: str = "the head",
-    bins: int = 15,
 ) -> Measured:
     """Metrics of a classification.
 
@@ -84,7 +83,7 @@ def classification(
     )
     given = "none" if scores is None else given
     _ranked(found, target, scores, len(classes), given=given, head=head)
-    _probabilistic(found, target, target == guess, scores, labels, given=given, head=head, bins=bins)
+    _probabilistic(found, target, target == guess, scores, labels, given=given, head=head)
     return found
 
 
@@ -127,7 +126,6 @@ def _probabilistic(
     *,
     given: Scores,
     head: str,
-    bins: int,
 ) -> None:
     """Metrics of probabilities."""
     from sklearn.metrics import brier_score_loss, log_loss
@@ -139,7 +137,7 @@ def _probabilistic(
     rows /= rows.sum(axis=1, keepdims=True)
     found.values["log_loss"] = float(log_loss(target, rows, labels=labels))
     found.values["brier"] = float(brier_score_loss(target, rows, labels=labels))
-    found.values["ece"] = expected_calibration_error(correct, scores.max(axis=1), bins=bins)
+    found.values["ece"] = expected_calibration_error(correct, scores.max(axis=1))
 
 
 def multilabel(
@@ -209,7 +207,7 @@ def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes:
     return np.asarray(-np.log(given[np.arange(len(given)), codes(targets, classes)].clip(eps, 1.0)))
 
 
-def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = 15) -> list[dict[str, Any]]:
+def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> list[dict[str, Any]]:
     """Equal-width bins of confidence: count, mean confidence and accuracy of each bin that is not empty."""
     places = np.clip((confidence * bins).astype(int), 0, bins - 1)
     return [
@@ -222,7 +220,7 @@ def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = 15) 
     ]
 
 
-def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, *, bins: int = 15) -> float:
+def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> float:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by count (Guo et al. 2017, eq. 3).
 
     `correct`: bool (n,). `confidence`: the probability of the predicted class (n,).

@@ -42,16 +42,6 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
     for name, item in every(values, "split"):
         for dataset in item.datasets:
             expect(f"split.{name}.datasets", "data set", dataset, "prepare")
-    for name, item in getattr(values.get("audit"), "features", {}).items():
-        expect("audit.features", "task", name, "split")
-        expect(f"audit.features.{name}.backbone", "backbone", item.backbone, "extract")
-        extracted = values.get("extract", {}).get(item.backbone)
-        if extracted is not None and item.tap not in extracted.taps:
-            problems.append(f"audit.features.{name}.tap: {unknown('tap', item.tap, extracted.taps)}")
-        task = values.get("split", {}).get(name)
-        lacking = sorted(set(task.datasets) - set(extracted.datasets)) if task and extracted is not None else []
-        if lacking:
-            problems.append(f"audit.features.{name}: {item.backbone} was not extracted for {', '.join(lacking)}.")
     for name, item in every(values, "fit"):
         expect(f"fit.{name}.task", "task", item.task, "split")
         expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")

@@ -26,9 +26,6 @@ STUDENT = {
 # Section, the settings of its entry, those of the entry's task, and how the one problem goes on behind `section.more`.
 IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "momentum of adamw": ("finetune", TUNED | {"momentum": 0.8}, {}, ": `momentum` belongs to `optimiser: sgd`"),
-    "milestones of cosine": ("finetune", TUNED | {"milestones": [0.5]}, {}, ": `milestones` belongs to `schedule: ste"),
-    "decay of cosine": ("finetune", TUNED | {"decay": 0.5}, {}, ": `decay` belongs to `schedule: step or plateau`, go"),
-    "plateau of step": ("finetune", TUNED | {"schedule": "step", "plateau": 2}, {}, ": `plateau` belongs to `schedule"),
     "warmup of one_cycle": ("finetune", TUNED | {"schedule": "one_cycle", "warmup": 0.1}, {}, ": `warmup` belongs to "),
     "monitor that nothing reads": (
         "finetune", TUNED | {"monitor": "accuracy", "weights": "last"}, {}, ": nothing looks at `monitor` where the la",
@@ -131,21 +128,11 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         STUDENT | {"losses": {"soft": {}, "hints": [{"student": "a", "teacher": "block2", "weight": [0, 0]}]}},
         {}, ": `losses.hints.0` has no weight: expected one above 0, or leave it out",
     ),
-    "the seed of no projection": (
-        "extract", {"datasets": ["digits"], "taps": {"a": {"node": "block3", "project_seed": 1}}}, {},
-        ".taps.a: `project_seed` draws what `project` asks for: expected both, or leave it out",
-    ),
     "parameters of several": (
         "fit", FIT | {"head": ["logistic", "ridge"], "params": {"C": 1}}, {}, ": `params` is of one head. Of several w",
     ),
-    "tls without a scheduler": (
-        "fit", FIT | {"head": "streaming_ridge", "run": {"tls": {"ca": "a", "cert": "b", "key": "c"}}}, {},
-        ".run: `tls` is of a scheduler: expected `scheduler: tls://…` with it, or leave it out",
-    ),
     "a column that is not read": ("split", {"column": "fold"}, {}, ": `column` is read with `by: column` alone: leave"),
     "a separator of classes": ("split", {"separator": "|"}, {}, ": `separator` is of `kind: multilabel` with one targ"),
-    "bins of classes": ("split", {"bins": 4, "stratify": True}, {}, ": `bins` are strata of a regression with `strati"),
-    "bins of no strata": ("split", REGRESSION | {"bins": 4}, {}, ": `bins` are strata of a regression with `stratify:"),
     "strata of a column": ("split", {"by": "column", "stratify": True}, {}, ": `stratify` cuts nothing with `by: colu"),
     "sizes of digits": ("sample", {"source": "digits", "sizes": [18]}, {}, ": `sizes` are of `source: glyphs`: leave "),
     "the dtype of no hints": (
@@ -183,7 +170,7 @@ def test_a_setting_without_effect_is_the_one_problem(case: str) -> None:
 @pytest.mark.parametrize(
     ("section", "entry", "task"),
     [
-        ("finetune", TUNED | {"optimiser": "sgd", "momentum": 0.8, "schedule": "step", "decay": 0.5}, {}),
+        ("finetune", TUNED | {"optimiser": "sgd", "momentum": 0.8, "schedule": "step", "warmup": 0.2}, {}),
         ("finetune", TUNED | {"label_smoothing": 0.1, "class_weights": "balanced", "monitor": "accuracy"}, MULTILABEL),
         ("finetune", TUNED | {"label_smoothing": 0, "mixup": 0, "class_weights": "none"}, REGRESSION),
         ("finetune", TUNED | {"weights": "last"}, UNCHOSEN),
@@ -195,7 +182,7 @@ def test_a_setting_without_effect_is_the_one_problem(case: str) -> None:
         ("distill", STUDENT | {"labels_per_class": [5], "draws": 2, "unlabelled": True}, FEW),
         ("distill", STUDENT | {"losses": {"relational": {"distance": 0}, "soft": {"weight": [0, 1]}, "labels": 0}}, {}),
         ("split", MULTILABEL | {"separator": "|"}, {}),
-        ("split", REGRESSION | {"bins": 4, "stratify": True}, {}),
+        ("split", REGRESSION | {"stratify": True}, {}),
     ],
 )
 def test_the_same_settings_with_an_effect_are_taken(section: str, entry: dict[str, Any], task: dict[str, Any]) -> None:
@@ -203,8 +190,8 @@ def test_the_same_settings_with_an_effect_are_taken(section: str, entry: dict[st
 
 
 def test_all_idle_settings_of_an_entry_come_at_once() -> None:
-    idle = {"momentum": 0.8, "decay": 0.5, "plateau": 2}
-    (line,) = problems(with_entry("finetune", TUNED | idle, {}))
+    idle = {"momentum": 0.8, "warmup": 0.5}
+    (line,) = problems(with_entry("finetune", TUNED | {"schedule": "one_cycle"} | idle, {}))
     assert [name for name in idle if f"`{name}`" in line] == list(idle)
     params = with_entry("finetune", TUNED | {"mixup": 0.2, "label_smoothing": 0.1, "monitor": "accuracy"}, REGRESSION)
     assert len(problems(params)) == 3

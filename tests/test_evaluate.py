@@ -239,13 +239,12 @@ def test_the_tables_name_the_run_and_what_it_was_made_from(run: Run) -> None:
     assert tables["interval"] == 0.8
 
 
-def test_settings_reach_the_interval_and_the_bins(run: Run) -> None:
+def test_settings_reach_the_interval(run: Run) -> None:
     run.add("tap", right={"validation": 3, "test": 8}, of=ROWS)
-    narrow, coarse = run.evaluate(EvaluateConfig(confidence_level=0.5, resamples=500, calibration_bins=2))
+    narrow, _ = run.evaluate(EvaluateConfig(confidence_level=0.5, resamples=500))
     wide, _ = run.evaluate(EvaluateConfig(confidence_level=0.99, resamples=500))
     assert wide["accuracy_low"] < narrow["accuracy_low"]
     assert narrow["accuracy_high"] < wide["accuracy_high"]
-    assert [row["count"] for row in coarse["reliability"]] == [12]
 
 
 def test_evaluating_twice_writes_the_same_numbers(run: Run) -> None:
@@ -637,9 +636,7 @@ def test_fits_that_were_tested_on_different_rows_are_refused_with_counts(run: Ru
         run.evaluate()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"confidence_level": 1.0}, {"confidence_level": 0}, {"resamples": 1}, {"calibration_bins": 1}]
-)
+@pytest.mark.parametrize("wrong", [{"confidence_level": 1.0}, {"confidence_level": 0}, {"resamples": 1}])
 def test_settings_refuse_what_means_nothing(wrong: dict[str, Any]) -> None:
     [key] = wrong
     with pytest.raises(ValidationError, match=key):

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines.parity import Limits
+from pipeline.engines import parity
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
 from pipeline.extract import logit_check, run
@@ -779,7 +779,7 @@ def test_auto_tells_what_it_took_and_a_short_job_is_torch(job: Job) -> None:
 
 
 def test_an_engine_or_a_precision_that_is_none_is_refused() -> None:
-    for wrong in ({"engine": "tensorflow"}, {"precision": "float8"}, {"limits": {"relative": 0}}):
+    for wrong in ({"engine": "tensorflow"}, {"precision": "float8"}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             ExtractConfig(**{"datasets": ("photos",), "taps": TAPS, **wrong})
 
@@ -798,9 +798,12 @@ def test_the_check_of_the_settings_names_what_is_near() -> None:
     ]
 
 
-def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(job: Job) -> None:
+def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "MAX_RELATIVE", 1e-12)
     with pytest.raises(EngineError, match=r"tap 'deep', node 'block2': relative error"):
-        job.extract(engine="onnxruntime", limits={"relative": 1e-12})
+        job.extract(engine="onnxruntime")
     assert not job.out.exists()
     assert not list(job.cache.rglob("*.h5"))
 
@@ -862,7 +865,6 @@ def test_rows_of_other_weights_do_not_pass_the_replay(job: Job) -> None:
             TapSpec(**LAST["last"]),
             backbone=other,
             precision="float32",
-            limits=Limits(),
             samples=read_samples(job.manifests, ("photos",)),
             runs=np.split(np.arange(len(job.keys)), [3, 4]),
             decoders=decoding(other),
@@ -876,9 +878,9 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
         "samples": read_samples(job.manifests, ("photos",)),
         "runs": [np.arange(12)],
         "decoders": decoding(backbone),
+        "precision": "bfloat16",
     }
-    how = {"precision": "bfloat16", "limits": Limits()}
-    found = logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+    found = logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest)
     assert found is not None
     assert found["rows"] == 12
     with torch.no_grad():
@@ -887,7 +889,7 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
                 part.weight.normal_()
     message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
     with pytest.raises(BackboneError, match=message):
-        logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest, **how)
+        logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest)
 
 
 def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
@@ -896,7 +898,6 @@ def test_a_replay_without_a_row_to_compare_says_nothing(job: Job) -> None:
     rest = {
         "backbone": backbone,
         "precision": "float32",
-        "limits": Limits(),
         "runs": [np.arange(1)],
         "decoders": decoding(backbone),
     }

@@ -181,16 +181,16 @@ def test_steps_are_those_of_torch() -> None:
 
 
 def test_a_plateau_lowers_the_rate_after_so_many_epochs_without_a_better_validation() -> None:
-    settings = config(schedule="plateau", plateau=2, decay=0.5, warmup=0.0)
+    settings = config(schedule="plateau", warmup=0.0)
 
     def after(*validation: float) -> float:
         return lr_factor(settings, 5, 100, validation)
 
     assert after(3, 2, 1) == 1.0
-    assert after(3, 2, 2.5) == 1.0
-    assert after(3, 2, 2.5, 2.5) == 0.5
-    assert after(3, 2, 2.5, 2.5, 2.5) == 0.5
-    assert after(3, 2, 2.5, 2.5, 2.5, 2.5) == 0.25
+    assert after(3, 2, 2.5, 2.5) == 1.0
+    assert after(3, 2, 2.5, 2.5, 2.5) == 0.1
+    assert after(3, 2, 2.5, 2.5, 2.5, 2.5) == 0.1
+    assert after(3, 2, *[2.5] * 6) == pytest.approx(0.01)
 
 
 def test_groups_keep_their_own_rates_and_decays_under_a_schedule() -> None:

@@ -23,7 +23,7 @@ from pipeline.engines.out_of_memory import (
     run_halving_on_oom,
     sizes,
 )
-from pipeline.engines.parity import Limits, compare
+from pipeline.engines.parity import compare
 from pipeline.errors import EngineError
 from pipeline.files import write_json
 
@@ -194,7 +194,7 @@ def test_a_process_without_memory_for_a_batch_computes_it_in_halves(large: Path,
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:3] == ["16", "8", "8"]
     plain, found = np.load(rows)
-    assert compare(plain, found).problems(Limits(), reduced=False) == []
+    assert compare(plain, found).problems(reduced=False) == []
 
 
 def test_a_process_without_memory_for_one_sample_says_so(large: Path, tmp_path: Path) -> None:

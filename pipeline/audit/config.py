@@ -8,11 +8,11 @@ from pydantic import Field
 from pipeline.settings.check import Settings
 
 
-class Source(Settings):
-    """The features that an audit looks at."""
+class Source(NamedTuple):
+    """The features that an audit reads: an entry of `extract`, and one of its taps."""
 
-    backbone: str = Field(description="an entry of `extract`")
-    tap: str = Field(description="a tap of that entry")
+    backbone: str
+    tap: str
 
 
 class AuditConfig(Settings):
@@ -22,6 +22,8 @@ class AuditConfig(Settings):
         "near": "Write `duplicate_threshold`.",
         "contradicted": "Write `disagreement`.",
         "most_rows": "Write `max_rows`.",
+        "features": "One `tap` is for all tasks; its narrowest rows are read where several backbones have it.",
+        "seed": "The sample of a task is always the same one: leave it out.",
     }
 
     duplicate_threshold: Annotated[
@@ -36,9 +38,7 @@ class AuditConfig(Settings):
     tap: str | None = Field(
         None, description="of an extraction that has the task's data sets; default: the narrowest pooled tap of all"
     )
-    features: dict[str, Source] = Field({}, description="other features, by task")
     max_rows: Annotated[int, Field(ge=2, description="of a larger task the audit reads a random sample")] = 100_000
-    seed: int = Field(default=0, description="of the sample of larger tasks")
 
 
 class Extracted(NamedTuple):
@@ -48,21 +48,16 @@ class Extracted(NamedTuple):
     taps: Sequence[str]
 
 
-def choose(
-    config: AuditConfig, name: str, datasets: Sequence[str], extracted: Mapping[str, Extracted]
-) -> list[Source] | str:
-    """Return the features of which the narrowest are to be taken for a task; or why there are none.
+def choose(config: AuditConfig, datasets: Sequence[str], extracted: Mapping[str, Extracted]) -> list[Source] | str:
+    """Return the features that may be audited for a task; or why there are none.
 
-    What the settings name for the task comes first, then the tap that they name, of all extractions that have the data
-    sets of the task.
+    Every extraction that has all data sets of the task counts: its tap `config.tap`, or all taps where none has that.
     """
-    if name in config.features:
-        return [config.features[name]]
     there = [
         Source(backbone=backbone, tap=tap)
-        for backbone, one in extracted.items()
-        if set(datasets) <= set(one.datasets)
-        for tap in one.taps
+        for backbone, extraction in extracted.items()
+        if set(datasets) <= set(extraction.datasets)
+        for tap in extraction.taps
     ]
     named = [source for source in there if source.tap == config.tap]
     return named or there or f"no extraction has all data sets of the task: {', '.join(datasets)}"

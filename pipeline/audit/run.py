@@ -54,7 +54,7 @@ def audit(
         "shift": counts.shift(loaded),
         "byte_duplicates": counts.copies(manifests, datasets, loaded),
     }
-    chosen = choose(config, name, datasets, extracted)
+    chosen = choose(config, datasets, extracted)
     if isinstance(chosen, str):
         return found | {"near_duplicates": {"why": chosen}, "contradicted": {"why": chosen}}
     opened = [Features.open(features / source.backbone / source.tap) for source in chosen]
@@ -100,12 +100,15 @@ class Seen:
 
 
 def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
-    """Leave out rows without features and rows that say nothing; of more than `max_rows` take a seeded sample."""
+    """Return the rows to audit: those with features that say something, a sample of these above `max_rows`.
+
+    The sample of a task is the same in each audit.
+    """
     keys = task.keys
     there = np.isin(key_arrays.from_hex(keys), tap.key_array)
     chosen = np.flatnonzero(there)
     if len(chosen) > config.max_rows:
-        order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt=f"audit-{config.seed}"))
+        order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt="audit-0"))
         chosen = np.sort(order[: config.max_rows])
     middle = centre(Rows([tap], keys[chosen].tolist()))
     rows = chosen[middle.telling]

@@ -14,27 +14,31 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
+SEED = 0
+"""Of the random matrix: another one projects as well."""
+
+
 @functools.lru_cache(maxsize=16)
-def matrix(width: int, dimensions: int, seed: int) -> "csr_matrix":
+def matrix(width: int, dimensions: int) -> "csr_matrix":
     """The projection of rows of a width, float32 (dimensions, width); equal arguments give equal matrices."""
     from sklearn.random_projection import SparseRandomProjection
 
-    random = SparseRandomProjection(n_components=dimensions, random_state=seed, dense_output=True)
+    random = SparseRandomProjection(n_components=dimensions, random_state=SEED, dense_output=True)
     made: Any = random.fit(np.zeros((1, width), dtype=np.float32)).components_
     return made.astype(np.float32)
 
 
-def digest(width: int, dimensions: int, seed: int) -> str:
+def digest(width: int, dimensions: int) -> str:
     """SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
-    drawn = matrix(width, dimensions, seed)
+    drawn = matrix(width, dimensions)
     total = hashlib.sha256()
     for part in (drawn.indptr.astype("<i8"), drawn.indices.astype("<i8"), drawn.data.astype("<f4")):
         total.update(np.ascontiguousarray(part).data)
     return total.hexdigest()
 
 
-def project(rows: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
+def project(rows: np.ndarray, dimensions: int) -> np.ndarray:
     """Rows (n, ...), flattened, to float32 (n, dimensions)."""
     flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
-    projected: np.ndarray = np.ascontiguousarray((matrix(flat.shape[1], dimensions, seed) @ flat.T).T)
+    projected: np.ndarray = np.ascontiguousarray((matrix(flat.shape[1], dimensions) @ flat.T).T)
     return projected

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.readers.augment import View
@@ -142,12 +142,13 @@ class BackboneSpec(Settings):
 class TapSpec(Settings):
     """What to store of a tap: which node, how it is pooled, in which dtype."""
 
+    REMOVED = {"project_seed": "Every projection of so many dimensions is the same one: leave it out."}
+
     node: str = Field(description="a node or an alias: `icecore layers` lists them")
     pool: str = Field(default="none", description=f"{', '.join(POOLINGS[:-1])}, or avg<h>x<w> such as avg2x2")
     project: int | None = Field(
         default=None, ge=1, description="dimensions of a random projection of the pooled, flat row"
     )
-    project_seed: int = Field(default=0, ge=0, description="of the random projection")
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(default="float16", description="of stored values")
 
     @field_validator("pool")
@@ -156,12 +157,6 @@ class TapSpec(Settings):
         if pool not in POOLINGS[:-1] and not GRID.fullmatch(pool):
             raise ValueError(f"unknown pooling. Expected one of: {', '.join(POOLINGS)}")
         return pool
-
-    @model_validator(mode="after")
-    def _projected(self) -> "TapSpec":
-        if self.project is None and self.project_seed:
-            raise ValueError("`project_seed` draws what `project` asks for: expected both, or leave it out")
-        return self
 
 
 def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:

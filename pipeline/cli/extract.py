@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, str] = {
 """Options of `icecore extract` by the setting that messages of the library name."""
 
 PROJECT_ONLY = frozenset(
-    "folders base path types encoding check disk limits run input strip_prefix project".split()  # noqa: SIM905
+    "folders base path types encoding check disk run input strip_prefix project".split()  # noqa: SIM905
 )
 """Settings that messages name and that `icecore extract` has no option for."""
 

@@ -20,7 +20,7 @@ Teachers = str | Annotated[tuple[str, ...], Field(min_length=1)]
 class DistillConfig(RunConfig):
     """A student that learns from stored scores of teachers, and from labels."""
 
-    REMOVED = {
+    REMOVED = RunConfig.REMOVED | {
         "live": "Write `teacher_outputs: online` for `live: true`, and leave it out for `live: false`.",
         "pixels": "Write `preprocessing`, with the same value.",
         "also": "Write `extra_tasks`, with the same value.",

@@ -12,7 +12,7 @@ import importlib.util
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import numpy as np
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
-from pipeline.engines.parity import Limits
 from pipeline.engines.parity_gate import ParityCard, check_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
@@ -56,7 +55,6 @@ class Job:
     specs: Mapping[str, TapSpec]
     batch_size: int
     precision: str = "float32"
-    limits: Limits = field(default_factory=Limits)
     cache: Path | None = None
 
     def engine(self, name: str, specs: Mapping[str, TapSpec] | None = None, *, precision: str | None = None) -> Engine:
@@ -121,9 +119,7 @@ def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> Pa
     if job.precision in ("bfloat16", "float16"):
         ours = engine.provenance["engine"] == "torch"
         autocast = engine if ours else job.engine("torch", precision=job.precision)
-    return check_parity(
-        engine, reference, pixels, job.specs, batch_size=job.batch_size, limits=job.limits, autocast=autocast
-    )
+    return check_parity(engine, reference, pixels, job.specs, batch_size=job.batch_size, autocast=autocast)
 
 
 def candidates(precision: str) -> list[str]:

@@ -21,4 +21,4 @@ def unpad(values: Sequence[np.ndarray], specs: Mapping[str, TapSpec], rows: int)
 
 def project(rows: np.ndarray, spec: TapSpec) -> np.ndarray:
     """What is left to do after the network: the random projection, where the tap has one."""
-    return rows if spec.project is None else projection.project(rows, spec.project, spec.project_seed)
+    return rows if spec.project is None else projection.project(rows, spec.project)

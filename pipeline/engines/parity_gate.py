@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Engine
-from pipeline.engines.parity import Limits, Parity, compare, report
+from pipeline.engines.parity import Parity, compare, report
 from pipeline.errors import EngineError, bullets
 from pipeline.settings.check import Settings
 
@@ -22,7 +22,6 @@ class ParityCard(Settings):
     """What was measured of each tap: beside torch float32, in other batches, and torch's own reduced precision."""
 
     engine: dict[str, Any]
-    limits: Limits
     parity: dict[str, Parity]
     batches: dict[str, dict[str, Parity]]
     autocast: dict[str, Parity] | None = None
@@ -87,7 +86,6 @@ def check_parity(
     specs: Mapping[str, TapSpec],
     *,
     batch_size: int,
-    limits: Limits,
     autocast: Engine | None = None,
 ) -> ParityCard:
     """Measure an engine on real samples, uint8 (n, height, width, channels).
@@ -107,13 +105,13 @@ def check_parity(
     problems = [
         f"tap {tap!r}, node {specs[tap].node!r}: {problem}"
         for tap, measured in parity.items()
-        for problem in measured.problems(limits, reduced=reduced)
+        for problem in measured.problems(reduced=reduced)
     ]
     problems += [
         f"tap {tap!r}, node {specs[tap].node!r}: its values depend on the batch ({name}: {problem[0]})"
         for tap, measured in batches.items()
         for name, one in measured.items()
-        if (problem := one.problems(limits, reduced=reduced))
+        if (problem := one.problems(reduced=reduced))
     ]
     if problems:
         title = f"engine {told['engine']!r}, {told['precision']}: taps that it does not compute as torch float32 does"
@@ -122,4 +120,4 @@ def check_parity(
     if reduced and autocast is not None:
         drifted = run_all(autocast, pixels, batch_size)
         beside_it = {tap: compare(expected[tap], drifted[tap], neighbours=True) for tap in specs}
-    return ParityCard(engine=told, limits=limits, parity=parity, batches=batches, autocast=beside_it)
+    return ParityCard(engine=told, parity=parity, batches=batches, autocast=beside_it)

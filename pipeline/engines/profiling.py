@@ -25,7 +25,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines import create
 from pipeline.engines.autotune import WORTH
 from pipeline.engines.padding import unpad
-from pipeline.engines.parity import Limits, compare
+from pipeline.engines.parity import compare
 from pipeline.errors import EngineError
 from pipeline.runtime import cores
 from pipeline.settings.check import Settings
@@ -177,7 +177,7 @@ def _engine(name: str, one: _Measured, *, batch_size: int, cache: Path | None) -
 
 
 def _agrees(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], count: int) -> bool:
-    return not any(compare(expected[tap][:count], got[tap]).problems(Limits(), reduced=False) for tap in expected)
+    return not any(compare(expected[tap][:count], got[tap]).problems(reduced=False) for tap in expected)
 
 
 def _timed(run: Run, pixels: np.ndarray) -> Any:

@@ -33,7 +33,7 @@ class Resampling:
         return bootstrap.interval(found[0], self.level, rows=rows)
 
 
-def of(methods: Methods, fits: list[Predictions], resampling: Resampling, *, bins: int) -> dict[str, Any]:
+def of(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dict[str, Any]:
     """Every table of the fits of one method, which hold test rows alone; None where there is no such table."""
     file = methods.file
     given = file.scores.get(fits[0].head, "none")
@@ -50,7 +50,7 @@ def of(methods: Methods, fits: list[Predictions], resampling: Resampling, *, bin
         ],
         "levels": levels(methods, fits, resampling),
         "reliability": (
-            metrics.reliability(pooled.targets == pooled.predicted, pooled.scores.max(axis=1), bins=bins)
+            metrics.reliability(pooled.targets == pooled.predicted, pooled.scores.max(axis=1))
             if given == "probability" and file.kind == "classification"
             else None
         ),

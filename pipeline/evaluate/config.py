@@ -23,10 +23,12 @@ class Metric(Settings):
 class EvaluateConfig(Settings):
     """How runs are measured."""
 
-    REMOVED = {"interval": "Write `confidence_level`, with the same value."}
+    REMOVED = {
+        "interval": "Write `confidence_level`, with the same value.",
+        "calibration_bins": "The calibration error is of 15 bins, as in the literature: leave it out.",
+    }
 
     metric: Metric = Field(default=Metric(), description="what decides, by kind of task")
     confidence_level: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="of the intervals")
     resamples: Annotated[int, Field(ge=100)] = Field(default=2000, description="of the bootstrap")
-    calibration_bins: Annotated[int, Field(ge=2)] = Field(default=15, description="bins of confidence")
     seed: int = Field(default=0, description="of the bootstrap")

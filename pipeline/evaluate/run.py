@@ -113,7 +113,7 @@ def evaluate(
             "table": rows,
             "selected": best,
             "undecided": choice.sentence(rows, best),
-            **breakdown.of(methods, chosen, resampling, bins=config.calibration_bins),
+            **breakdown.of(methods, chosen, resampling),
         },
     )
     _write_confusion(confusion, methods, chosen[0])
@@ -126,7 +126,7 @@ def evaluate(
 
 def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[str, Any]]:
     """A row a method: means over its draws on test rows, and the interval of the metric that decides."""
-    rows = [_row(methods, config, metric, method) for method in methods.fits]
+    rows = [_row(methods, metric, method) for method in methods.fits]
     measured = [row for row in rows if row[metric] is not None]
     tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
     if tested:
@@ -162,9 +162,9 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
     return choice.best_of(known, metric, higher=metric not in metrics.LOWER_IS_BETTER)
 
 
-def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) -> dict[str, Any]:
+def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     fits = methods.fits[method]
-    tested = [_measure(methods, part(one, one.splits == "test"), config) for one in fits]
+    tested = [_measure(methods, part(one, one.splits == "test")) for one in fits]
     chooses = [part(one, one.splits == "validation") for one in fits]
     validated = [bootstrap.value(metric, one, methods.file.classes) for one in chooses]
     each = [found.values[metric] for found in tested]
@@ -183,7 +183,7 @@ def _row(methods: Methods, config: EvaluateConfig, metric: str, method: Method) 
     }
 
 
-def _measure(methods: Methods, one: Predictions, config: EvaluateConfig) -> metrics.Measured:
+def _measure(methods: Methods, one: Predictions) -> metrics.Measured:
     return metrics.measure(
         methods.file.kind,
         one.targets,
@@ -192,7 +192,6 @@ def _measure(methods: Methods, one: Predictions, config: EvaluateConfig) -> metr
         methods.file.classes,
         given=methods.file.scores.get(one.head, "none"),
         head=one.head,
-        bins=config.calibration_bins,
     )
 
 

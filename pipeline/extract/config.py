@@ -6,7 +6,6 @@ from pydantic import Field, field_validator
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import BATCH, Name, Precision
-from pipeline.engines.parity import Limits
 from pipeline.readers.augment import Views
 from pipeline.settings.check import NAME, Settings
 from pipeline.workers import WorkersConfig
@@ -29,6 +28,10 @@ class RunConfig(WorkersConfig):
 class ExtractConfig(Settings):
     """What to extract with one backbone."""
 
+    REMOVED = {
+        "limits": "How near an engine must be to torch float32 is fixed: leave it out, or write `engine: torch`."
+    }
+
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
     taps: Annotated[dict[str, TapSpec], Field(min_length=1)] = Field(
         description="name of a tap to its node and pooling"
@@ -43,7 +46,6 @@ class ExtractConfig(Settings):
     precision: Annotated[Precision, Field(description="of the network; features of another are other features")] = (
         "float32"
     )
-    limits: Annotated[Limits, Field(description="how near an engine must be to torch float32")] = Limits()
     shard_mb: Annotated[int, Field(ge=1, description="the size that a shard of the widest tap should have")] = 128
     max_rejected: Annotated[float, Field(ge=0, le=1, description="share of samples without features")] = 0.01
     disk: Annotated[

@@ -8,8 +8,7 @@ from pipeline.backbones.hooks import LOGITS, PENULTIMATE
 from pipeline.backbones.replay import check_replay, expected_logits
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.engines import create
-from pipeline.engines.parity import Limits
+from pipeline.engines import create, parity
 from pipeline.loading.batches import first_pixels
 from pipeline.loading.decoders import Decoders
 from pipeline.loading.samples import Samples
@@ -29,7 +28,6 @@ def check_logits(
     *,
     backbone: Backbone,
     precision: str,
-    limits: Limits,
     samples: Samples,
     runs: Iterable[np.ndarray],
     decoders: Decoders,
@@ -54,7 +52,7 @@ def check_logits(
         expected_logits(backbone, live[PENULTIMATE], live[LOGITS]),
         dtype=spec.dtype,
         where=str(features.folder),
-        cosine=limits.reduced_cosine if reduced else None,
+        cosine=parity.MIN_MEDIAN_COSINE if reduced else None,
     )
 
 

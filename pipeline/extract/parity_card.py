@@ -36,7 +36,6 @@ def write(column: CacheEntry, card: ParityCard, tap: str) -> None:
     found: dict[str, Any] = {
         "engine": card.engine,
         "against": "torch float32",
-        "limits": card.limits.model_dump(),
         "parity": card.parity[tap].model_dump(),
         "batches": {name: parity.model_dump() for name, parity in card.batches[tap].items()},
     }

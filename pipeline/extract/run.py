@@ -280,7 +280,6 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             specs[tap],
             backbone=worker.backbone,
             precision=request.config.precision,
-            limits=request.config.limits,
             samples=request.samples,
             runs=(unit.rows for unit in request.plan.units if tap in unit.taps),
             decoders=worker.decoders,

@@ -106,7 +106,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     loaded = serialization.read(request.backbone)
     config = request.config
     size = min(config.batch, max(1, len(chosen) // BATCHES))
-    job = Job(loaded, config.taps, config.batch, config.precision, config.limits, cache_root)
+    job = Job(loaded, config.taps, config.batch, config.precision, cache_root)
     name: str = config.engine
     note = ""
     if name == AUTO:

@@ -92,7 +92,7 @@ class Worker:
         if self._engine_of is not None:
             return
         config, targets = self.assignment.config, self.targets
-        job = Job(self.backbone, config.taps, config.batch, config.precision, config.limits, self.assignment.cache_root)
+        job = Job(self.backbone, config.taps, config.batch, config.precision, self.assignment.cache_root)
         shapes = {tap: target.shape for tap, target in targets.items()}
         count = parity_gate.rows_for(shapes, job.batch_size, job.precision)
 

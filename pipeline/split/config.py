@@ -70,6 +70,8 @@ class FewShot(Settings):
 class SplitConfig(Settings):
     """A task over one or several data sets."""
 
+    REMOVED = {"bins": "A regression is stratified by its 10 quantiles: leave it out."}
+
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
     kind: Kind = Field(
         default="classification", description="a class per row, any number of labels per row, or a number per row"
@@ -99,7 +101,6 @@ class SplitConfig(Settings):
         description="an empty cell of a multilabel column: a mistake, or a row with none of the labels",
     )
     stratify: bool = Field(default=False, description="cut every class at exact shares of its own")
-    bins: Annotated[int, Field(ge=2)] = Field(10, description="quantiles that are strata, regression")
     group: str | None = Field(None, description="a column; rows that share its value stay together")
     limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows a class, at most")
     few_shot: FewShot | None = Field(default=None, description="small training sets, for `labels_per_class` of runs")
@@ -152,8 +153,6 @@ class SplitConfig(Settings):
             "`column` is read with `by: column` alone": "column" in stated and self.by != "column",
             "`separator` is of `kind: multilabel` with one target column": "separator" in stated
             and (self.kind != "multilabel" or not isinstance(self.target, str)),
-            "`bins` are strata of a regression with `stratify: true`": "bins" in stated
-            and (self.kind != "regression" or not self.stratify),
             "`stratify` cuts nothing with `by: column`": self.by == "column" and self.stratify,
             "`use` is of splits that the data have, and `by` says others": bool(self.use)
             and self.by in ("hash", "domain"),

@@ -60,11 +60,15 @@ def _without_unused(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["column"], pa.array(unused, pa.string()))))
 
 
+QUANTILES = 10
+"""Strata of a regression: enough for the shape of a distribution, few enough for rows in each split."""
+
+
 def strata(table: pa.Table, config: SplitConfig) -> list[str]:
     """What each row counts as where a task is stratified.
 
-    Its class; of several labels the one that fewest rows have, none being one too; of a number its quantile among
-    `bins`, equal numbers in one.
+    Its class; of several labels the one that fewest rows have, none being one too; of a number its
+    quantile among `QUANTILES`, equal numbers in one.
     """
     targets = table["target"].to_pylist()
     if config.kind == "classification":
@@ -72,7 +76,7 @@ def strata(table: pa.Table, config: SplitConfig) -> list[str]:
     if config.kind == "regression":
         import numpy as np
 
-        edges = np.quantile(targets, np.arange(1, config.bins) / config.bins)
+        edges = np.quantile(targets, np.arange(1, QUANTILES) / QUANTILES)
         return [str(place) for place in np.searchsorted(edges, targets, side="right")]
     rows = Counter(label for labels in targets for label in labels)
     return [min(labels, key=lambda label: (rows[label], label), default="") for labels in targets]

@@ -137,7 +137,7 @@ def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
 def spec_of(identity: Mapping[str, Any]) -> TapSpec:
     """The tap that stored rows are of, from their identity."""
     drawn = identity.get("projection")
-    more = {} if drawn is None else {"project": drawn["dimensions"], "project_seed": drawn["seed"]}
+    more = {} if drawn is None else {"project": drawn["dimensions"]}
     return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)
 
 

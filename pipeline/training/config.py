@@ -16,6 +16,12 @@ Rate = Annotated[float, Field(gt=0)]
 class LoopConfig(Settings):
     """How a network is trained, whatever it is trained for."""
 
+    REMOVED = {
+        "milestones": "`schedule: step` falls after half and three quarters of the steps: leave it out.",
+        "decay": "`schedule: step` and `plateau` fall to a tenth each time: leave it out.",
+        "plateau": "`schedule: plateau` falls after 3 epochs without a better validation: leave it out.",
+    }
+
     epochs: Annotated[int, Field(ge=1)] = Field(default=20, description="passes over the training rows")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="samples per step")
     accumulate: Annotated[int, Field(ge=1, description="batches a step of the optimiser")] = 1
@@ -27,12 +33,11 @@ class LoopConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0, description="not on norms and biases")] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1, description="learning rate of a layer over that of the next")] = 1.0
     schedule: Literal["cosine", "one_cycle", "step", "plateau", "constant"] = Field(
-        default="cosine", description="of the learning rate"
+        default="cosine",
+        description="of the learning rate; step: a tenth after half and three quarters of the steps; plateau: a tenth "
+        "after 3 epochs without a better validation",
     )
     warmup: Annotated[Share, Field(description="share of all steps; one_cycle has its own")] = 0.1
-    milestones: Annotated[tuple[Share, ...], Field(description="of step: shares of all steps")] = (0.5, 0.75)
-    decay: Annotated[float, Field(gt=0, lt=1, description="of step and plateau: factor")] = 0.1
-    plateau: Annotated[int, Field(ge=1, description="of plateau: epochs without a better validation")] = 3
     clip: Annotated[Rate | None, Field(description="largest norm of the gradient")] = None
     ema: Annotated[Share | None, Field(description="decay of the moving average of the weights")] = None
     label_smoothing: Share = Field(default=0.0, description="share of each target that goes to all classes")

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from pipeline.training.config import ClassifierConfig, LoopConfig, RunConfig
 
 OF_SCHEDULES = {
-    "milestones": ("step",),
-    "decay": ("step", "plateau"),
-    "plateau": ("plateau",),
     "warmup": ("cosine", "step", "plateau", "constant"),
 }
 """The schedules that each setting belongs to."""

@@ -20,6 +20,15 @@ BASE = "base_lr"  # of a group: what its learning rate is a multiple of
 # Of the one-cycle schedule, as torch has it: the share of steps upwards, and what the peak is divided by at both ends.
 UPWARDS, FIRST, LAST = 0.3, 25.0, 250_000.0
 
+MILESTONES = (0.5, 0.75)
+"""Of `step`: shares of the steps after which the rate falls, as He et al. 2016 have it for CIFAR-10."""
+
+DECAY = 0.1
+"""Of `step` and `plateau`: what the rate falls to each time (He et al. 2016)."""
+
+PATIENCE = 3
+"""Of `plateau`: epochs without a better validation; a run has some tens of epochs."""
+
 
 def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
     """An optimiser of what is trained of a network, and of all that stands around it, such as learned projections.
@@ -67,9 +76,9 @@ def lr_factor(config: LoopConfig, step: int, steps: int, validation: Sequence[fl
     if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
     if config.schedule == "step":
-        return float(config.decay ** sum(step >= share * steps for share in config.milestones))
+        return float(DECAY ** sum(step >= share * steps for share in MILESTONES))
     if config.schedule == "plateau":
-        return float(config.decay ** _plateaus(validation, config.plateau))
+        return float(DECAY ** _plateaus(validation, PATIENCE))
     return 1.0
 
 

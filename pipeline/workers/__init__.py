@@ -6,7 +6,6 @@ client       the connection to Dask
 ordered_map  items handed out to workers, results in their order
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,16 +13,10 @@ from pydantic import Field, model_validator
 from pipeline.settings.check import Settings
 
 
-class TLS(Settings):
-    """The files of an encrypted connection to Dask, PEM."""
-
-    ca: Path = Field(description="certificate of the authority")
-    cert: Path = Field(description="own certificate")
-    key: Path = Field(description="own private key")
-
-
 class WorkersConfig(Settings):
     """Processes on this machine, or a scheduler that has some."""
+
+    REMOVED = {"tls": "Dask reads certificates from its own configuration, `distributed.comm.tls`: docs/cluster.md."}
 
     workers: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"], Field(description="processes on this machine; auto: one a GPU")
@@ -31,7 +24,6 @@ class WorkersConfig(Settings):
     scheduler: Annotated[
         str | None, Field(description="a Dask scheduler's address (tcp://, tls://), or its scheduler file")
     ] = None
-    tls: Annotated[TLS | None, Field(description="for a scheduler at tls://")] = None
 
     def processes(self, gpus: int) -> int:
         """How many processes work on this machine."""
@@ -45,6 +37,4 @@ class WorkersConfig(Settings):
     def _one_place(self) -> "WorkersConfig":
         if self.scheduler is not None and self.workers != type(self).model_fields["workers"].default:
             raise ValueError("a scheduler has its own workers: leave out `workers`, or `scheduler`")
-        if self.tls is not None and self.scheduler is None:
-            raise ValueError("`tls` is of a scheduler: expected `scheduler: tls://…` with it, or leave it out")
         return self

@@ -30,16 +30,7 @@ def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
     with requires("cluster", what="several processes or machines"):
         import dask
         from distributed import Client
-        from distributed.security import Security
 
-    security = None
-    if run.tls is not None:
-        security = Security(
-            tls_ca_file=str(run.tls.ca),
-            tls_client_cert=str(run.tls.cert),
-            tls_client_key=str(run.tls.key),
-            require_encryption=True,
-        )
     here = run.scheduler is None
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
@@ -48,12 +39,13 @@ def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
         stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}))
         cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
         try:
-            where = cluster or _reached(_address(str(run.scheduler)), security)
-            client = stack.enter_context(Client(where, security=security, timeout=CONNECT, set_as_default=False))
+            where = cluster or _reached(_address(str(run.scheduler)))
+            client = stack.enter_context(Client(where, timeout=CONNECT, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
             raise ClusterError(
                 f"scheduler {run.scheduler}: expected a Dask scheduler there, got {error}. Start one with `dask "
-                "scheduler`, and look at `run.scheduler` and `run.tls`."
+                "scheduler`, and look at `run.scheduler`. For tls:// Dask reads the certificates from its own "
+                "configuration, `distributed.comm.tls`: docs/cluster.md."
             ) from None
         yield client
 
@@ -68,7 +60,7 @@ def _address(scheduler: str) -> str:
         raise ValueError("a file without the address of one") from None
 
 
-def _reached(address: str, security: Any) -> str:
+def _reached(address: str) -> str:
     """The address, where somebody answers; raises what the connection does.
 
     It is asked first, since a client that cannot connect leaves one behind that is half made: Python may clear that
@@ -77,7 +69,7 @@ def _reached(address: str, security: Any) -> str:
     from distributed import Security, connect
 
     async def ask() -> None:
-        arguments = (security or Security()).get_connection_args("client")
+        arguments = Security().get_connection_args("client")
         answer = await connect(address, timeout=CONNECT, **arguments)
         await answer.close()
 
