@@ -139,6 +139,7 @@ def test_methods_that_answer_alike_do_not_differ(bench: Bench) -> None:
     [row] = bench.compare()["across"]
     assert (row["difference"], row["low"], row["high"], row["better"]) == (0.0, 0.0, 0.0, None)
     assert row["bootstrap"]["p"] == row["mcnemar"]["p"] == 1.0
+    assert row["equal"] == "predictions"
 
 
 def test_pairing_sees_what_the_intervals_of_either_do_not(bench: Bench) -> None:
@@ -182,6 +183,12 @@ def test_errors_of_a_regression_are_compared_and_the_smaller_is_the_better(bench
     assert (found["metric"], row["mcnemar"]) == ("mae", None)
     assert row["a"] == row["better"] == "fine: head on tap"
     assert row["difference"] < 0
+    assert row["equal"] is None
+    bench.evaluated.clear()
+    for name, error in (("above", 1.0), ("below", -1.0)):
+        bench.run(name, {"tap": np.full(100, error)})
+    [row] = bench.compare()["across"]
+    assert (row["low"], row["high"], row["equal"]) == (0.0, 0.0, "results")
 
 
 def test_no_run_was_tested_on_other_rows_than_another(bench: Bench) -> None:

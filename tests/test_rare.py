@@ -111,7 +111,7 @@ def test_a_class_without_test_rows_is_not_measured() -> None:
     task = Task(pa.table({"key": keys, "target": names, "split": ["test", "test"]}))
     file = PredictionsFile(Path("run.parquet"), "classification", ["cat", "dog", "yak"], {"knn": "probability"})
     methods = Methods(file, task, {}, np.arange(2))
-    rows = breakdown.of(methods, [one], breakdown.Resampling("accuracy", 0.95, 100, 0))["per_class"]
+    rows = breakdown.tables(methods, [one], breakdown.Resampling("accuracy", 0.95, 100, 0))["per_class"]
     assert rows[2] == {"class": "yak", **dict.fromkeys(("precision", "recall", "f1", "average_precision")), "rows": 0}
     assert (rows[0]["recall"], rows[1]["recall"]) == (1.0, 0.0)
 

@@ -363,6 +363,17 @@ def test_the_page_says_which_differences_are_real(tmp_path: Path) -> None:
     assert "<td>strong: logistic on early</td><td>weaker: logistic on" in across
     assert "A is better" in across
     assert "on the same 36 test rows" in across
+    assert "identical predictions" not in across
+
+
+def test_the_page_says_where_two_runs_predict_the_same(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        plots = evaluated(tmp_path, name, right=0.5)
+    comparisons = compared(tmp_path, ["one", "two"])
+    page = tmp_path / "report" / "index.html"
+    report(ReportConfig(), leaderboard.read(plots, ["one", "two"]), page, comparisons=comparisons)
+    [across, *_] = Page(page).rawdata_of.split("Which differences are real")[1].split("</table>")
+    assert '+0.000<br><span class="soft">identical predictions</span>' in across
 
 
 AUDIT: dict[str, Any] = {
@@ -423,8 +434,8 @@ def test_the_page_shows_what_the_audit_found_and_how_much_is_left_out(tmp_path: 
     assert "1234" in text
     assert "total variation train and test0.125" in text
     assert "<shop>" in text
-    assert "0 files stand in two splits with equal bytes. 17 copies of files were left out" in text
-    assert "33 pairs with a cosine of 0.95 or more, by late of tiny; 50 of 60 rows were looked at" in text
+    assert "0 files are in two splits with equal bytes. 17 copies of files were left out" in text
+    assert "33 pairs with a cosine of 0.95 or more, by late of tiny; 50 of 60 rows were compared" in text
     assert "20 of 33 are shown" in text
     assert text.count("a&") == 20
     assert "cat/<1>.png" in text
@@ -435,7 +446,7 @@ def test_what_the_audit_could_not_look_for_says_why(tmp_path: Path) -> None:
     targets = {"train": {"count": 5, "mean": 0.5, "std": 0.1, "quantiles": {"0.5": 0.4}}}
     nothing = {"near_duplicates": {"why": why}, "contradicted": {"why": why}, "classes": None, "targets": targets}
     text = "".join(with_audit(tmp_path, AUDIT | nothing).text)
-    assert text.count(f"Not looked for: {why}.") == 2
+    assert text.count(f"Not searched: {why}.") == 2
     assert "Rows of each class" not in text
     assert "0.500" in text
 
@@ -472,7 +483,7 @@ def test_the_cost_of_an_input_is_that_of_its_taps(tmp_path: Path) -> None:
     drawn = curves.by_cost(run, found)
     assert drawn is not None
     texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"early", "late", "early+late", "kB a row", "million multiply-adds", "depth, % of the nodes"} <= set(texts)
+    assert {"early", "late", "early+late", "kB per row", "million multiply-adds", "depth, % of the nodes"} <= set(texts)
     assert not any("$" in (text or "") for text in texts)
 
 
@@ -493,7 +504,7 @@ def test_costs_are_on_the_page(tmp_path: Path) -> None:
     run = one_run(tmp_path)
     path = tmp_path / "report" / "index.html"
     report(ReportConfig(), [run], path, backbones=backbone(tmp_path, ["input", "block<3>"]))
-    assert "Accuracy against what an input costs" in Page(path).texts_in("figcaption")
+    assert "Accuracy against the costs of inputs" in Page(path).texts_in("figcaption")
 
 
 # Networks that were trained ------------------------------------------------------------------------------------------
@@ -535,7 +546,7 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
     assert [row[:2] for row in rows] == [
         ["frozen features of tiny", "frozen"],
         ["frozen features of tiny", "frozen_full"],
-        ["fine-tuned: a new classifier alone", "new_head"],
+        ["fine-tuned: only a new classifier", "new_head"],
         ["fine-tuned: the last 2 blocks, unfrozen step by step", "last"],
         ["fine-tuned: what follows the stored tap block1_whole", "middle"],
         ["LP-FT: the head of frozen first, then all layers", "lpft"],
@@ -567,7 +578,7 @@ def test_a_network_below_the_probe_of_its_own_backbone_is_named(value: float, hi
     probe = of_one_method("probe", 0.9, higher=higher)
     other = of_one_method("elsewhere", 0.99, higher=higher) | {"made_from": {"settings": {"backbone": "large"}}}
     network = of_one_method("tuned", value, higher=higher, backbone={})
-    numbers = f"accuracy {value:.3f} against 0.900, all labels a class"
+    numbers = f"accuracy {value:.3f} against 0.900, all labels"
     line = f"tuned is below the frozen probe of its own backbone, probe: {numbers}"
     assert trained.below_probe([probe, other, network]) == ([line] if below else [])
 
@@ -681,7 +692,7 @@ def test_a_teacher_and_its_student_stand_beside_each_other_with_their_costs(tmp_
     assert [row[:2] for row in rows] == [
         ["wise teacher, of grown", "–"],
         ["learned student", "wise"],
-        ["alone student", "labels alone"],
+        ["alone student", "labels only"],
     ]
     wise, learned, _ = (dict(zip(head, row, strict=True)) for row in rows)
     assert wise["parameters"] == "12,345"
@@ -701,11 +712,11 @@ def test_a_student_is_compared_with_its_teacher_and_with_labels_alone(tmp_path: 
     head, *rows = table_after(taught(tmp_path), "Teacher and student", 1)
     [beside, alone] = read_json(tmp_path / "comparisons" / "animals.json")["taught"]
     first, second = (dict(zip(head, row, strict=True)) for row in rows)
-    assert (first["student"], first["beside"]) == ("learned", "wise")
+    assert (first["student"], first["compared with"]) == ("learned", "wise")
     ends = f"{beside['agreement_low']:.3f}–{beside['agreement_high']:.3f}"
     assert first["agreement, interval"] == f"{beside['agreement']:.3f} {ends}"
     assert first["divergence"] == f"{beside['divergence']:.3f}"
-    assert second["beside"] == "alone, on labels alone"
+    assert second["compared with"] == "alone, on labels only"
     assert second["agreement, interval"] == second["divergence"] == "–"
     assert second["verdict"] == "student is better"
     assert second["difference, interval"].startswith(f"{alone['difference']:+.3f} ")
@@ -732,10 +743,10 @@ def test_students_are_told_apart_from_other_networks(tmp_path: Path) -> None:
     _, *rows = table_after(read, "Frozen and trained")
     assert [row[:2] for row in rows] == [
         ["fine-tuned: all layers", "grown"],
-        ["small, taught by wise", "learned"],
-        ["small, on labels alone", "alone"],
+        ["small, distilled from wise", "learned"],
+        ["small, trained on labels only", "alone"],
     ]
-    assert "Small, taught by wise. Chosen on held-out rows" in " ".join("".join(read.text).split())
+    assert "Small, distilled from wise. Chosen on held-out rows" in " ".join("".join(read.text).split())
 
 
 def test_a_page_without_comparisons_has_no_pairs_of_students(tmp_path: Path) -> None:
@@ -836,7 +847,7 @@ def test_the_leaderboard_shows_the_numbers_of_the_selected_input(tmp_path: Path)
     run = one_run(tmp_path, labels=(1, 5), interval=0.9)
     best = run["selected"]
     head, _, line = leaderboard.text([run]).splitlines()
-    assert re.split(r" {2,}", head)[2:7] == ["head", "input", "labels a class", "accuracy", "90 % interval"]
+    assert re.split(r" {2,}", head)[2:7] == ["head", "input", "labels per class", "accuracy", "90 % interval"]
     assert re.split(r" {2,}", line) == [
         "animals",
         "pets",

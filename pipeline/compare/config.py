@@ -11,7 +11,9 @@ class CompareConfig(Settings):
     """How methods are compared."""
 
     significance: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.05, description="level of the tests, all together"
+        default=0.05, description="significance level of all tests of a family together"
     )
-    resamples: Annotated[int, Field(ge=100)] = Field(default=10_000, description="of the paired bootstrap")
-    seed: int = Field(default=0, description="of the bootstrap")
+    resamples: Annotated[int, Field(ge=100)] = Field(
+        default=10_000, description="number of resamples of the paired bootstrap"
+    )
+    seed: int = Field(default=0, description="seed of the bootstrap")

@@ -1,17 +1,17 @@
 """Paired tests between methods on the same test rows: which differences are real.
 
-Across the runs of a task, the selected method of each run against that of every other; within a run, every method that
-it was chosen among against the selected one; and every student against its teachers, and against the same student on
-labels alone. Each of these is a family of its own, corrected by Holm (1979).
+Three families of pairs, each corrected by Holm (1979): 1) across the runs of a task, the selected methods of every two
+runs; 2) within a run, the selected method and every other method with as many labels; 3) every student and its
+teachers, and the same student with only labels.
 
 Two tests. The **paired bootstrap** resamples the test rows, and the draws of the training rows where there are several,
 alike for both methods; its p-value is twice the share of resamples in which the difference has the other sign.
-**McNemar's test** (1947), exact, asks of the rows that one method alone has right whether either method has more of
-them. It is one of accuracy and knows nothing of training, so it is made where accuracy is compared and both methods
-have a single draw. A difference is called real only if every test that was made says so after the correction.
+**McNemar's test** (1947), exact, compares the numbers of rows that only one of the methods has right. The test is of
+accuracy and does not know of training, so it needs accuracy as the metric and a single draw of both methods. A
+difference is called real only if every test that applies has p below the significance after the correction.
 
-The interval of a difference has the level at which Holm's procedure judges its bootstrap, 1 - significance / (m - i) of
-the i-th smallest, from 0, of m p-values. So an interval that holds 0 never stands by a bootstrap that tells apart.
+The interval of a difference has the level of Holm's procedure: 1 - significance / (m - i) for the i-th smallest, from
+0, of m p-values. So no interval contains 0 where the bootstrap calls the difference real.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ from pipeline.compare import teachers
 from pipeline.compare.config import CompareConfig
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
-from pipeline.evaluate.methods import Method, Methods, part, read
+from pipeline.evaluate.methods import Method, Methods, read, subset
 from pipeline.files import AnyPath, as_path, write_json
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
 
 COMPARED: Mapping[Kind, str] = {"regression": "mae"}
-"""Where not the metric that decides is compared: errors belong to rows, R² to all of them together."""
+"""Metrics that are compared instead of the deciding one: an error belongs to a row, R² to all rows together."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,31 @@ class Tested:
     method: Method
     fits: list[Predictions]
     value: float
-    """The compared metric on the test rows, mean of the draws."""
+    """The compared metric on the test rows, mean over the draws."""
 
     @property
     def correct(self) -> np.ndarray | None:
-        """Which rows a classification has right; None where there are several draws."""
+        """Return which rows of a classification are right, bool (rows,); None where there are several draws."""
         return self.fits[0].targets == self.fits[0].predicted if len(self.fits) == 1 else None
 
 
 def compare(
     config: CompareConfig, *, task: AnyPath, predictions: AnyPath, runs: Mapping[str, Mapping[str, Any]], out: AnyPath
 ) -> dict[str, Any]:
-    """Compare the methods of the runs of one task, and write what was found.
+    """Compare the methods of the runs of one task; write and return the comparison.
 
-    `predictions` is the folder of predictions, `runs` what evaluation wrote of each run (`data/plots/<run>.json`).
-    Raises DataError where two runs were tested on other rows.
+    config: significance, resamples and seed.
+    task: the Parquet file of the task.
+    predictions: the folder of the runs' predictions.
+    runs: what `evaluate` wrote of each run (`data/plots/<run>.json`), by the run's name.
+    out: the JSON file to write.
+
+    Raises DataError where two runs were tested on different rows.
     """
     task = as_path(task, "compare: task")
     predictions = as_path(predictions, "compare: predictions")
     out = as_path(out, "compare: out")
-    chosen: list[Tested] = []
+    selected: list[Tested] = []
     within: dict[str, list[dict[str, Any]]] = {}
     metric = ""
     for run, evaluated in runs.items():
@@ -75,59 +80,68 @@ def compare(
             for row in evaluated["table"]
             if row["labels"] == evaluated["selected"]["labels"] and row[evaluated["metric"]] is not None
         ]
-        best = next(one for one in candidates if one.method == _method(evaluated["selected"]))
-        others = [one for one in candidates if one is not best]
-        values = _resampled(metric, [best, *others], methods.file.classes, config)
-        pairs = [(best, other, values[0] - values[1 + place]) for place, other in enumerate(others)]
-        within[run] = _judged(pairs, config, metric)
-        chosen.append(best)
-        _same_rows(chosen[0], best, task)
-    # The better one of a pair comes first, as on the leaderboard.
-    chosen.sort(key=lambda one: one.value if metric in metrics.LOWER_IS_BETTER else -one.value)
-    besides = list(teachers.comparisons(runs, lambda run: read(predictions / f"{run}.parquet", task)))
-    others = [_other(one, metric, methods.file.classes) for one in besides]
-    values = _resampled(metric, [*chosen, *others], methods.file.classes, config)
-    pairs = [(chosen[a], chosen[b], values[a] - values[b]) for a, b in combinations(range(len(chosen)), 2)]
-    places = {one.run: place for place, one in enumerate(chosen)}
-    lessons = [
-        (chosen[places[one.student]], other, values[places[one.student]] - row)
-        for one, other, row in zip(besides, others, values[len(chosen) :], strict=True)
+        best = next(tested for tested in candidates if tested.method == _method(evaluated["selected"]))
+        others = [tested for tested in candidates if tested is not best]
+        values = _resample(metric, [best, *others], methods.file.classes, config)
+        pairs = [(best, other, values[0] - values[1 + number]) for number, other in enumerate(others)]
+        within[run] = _judge(pairs, config, metric)
+        selected.append(best)
+        _check_same_rows(selected[0], best, task)
+    # The better method of a pair comes first, as on the leaderboard.
+    selected.sort(key=lambda tested: tested.value if metric in metrics.LOWER_IS_BETTER else -tested.value)
+    comparisons = list(teachers.comparisons(runs, lambda run: read(predictions / f"{run}.parquet", task)))
+    others = [_tested_other(comparison, metric, methods.file.classes) for comparison in comparisons]
+    values = _resample(metric, [*selected, *others], methods.file.classes, config)
+    pairs = [(selected[a], selected[b], values[a] - values[b]) for a, b in combinations(range(len(selected)), 2)]
+    positions = {tested.run: position for position, tested in enumerate(selected)}
+    student_pairs = [
+        (selected[positions[comparison.student]], other, values[positions[comparison.student]] - row)
+        for comparison, other, row in zip(comparisons, others, values[len(selected) :], strict=True)
     ]
-    students = [student.fits for student, *_ in lessons]
-    told = teachers.describe_comparisons(
-        besides,
-        students,
+    descriptions = teachers.describe_comparisons(
+        comparisons,
+        [student.fits for student, *_ in student_pairs],
         methods.file.kind,
         level=1 - config.significance,
         resamples=config.resamples,
         seed=config.seed,
     )
-    found = {
+    comparison_of_task = {
         "task": task.stem,
         "kind": methods.file.kind,
         "metric": metric,
         "test_rows": len(methods.tested),
         "significance": config.significance,
         "resamples": values.shape[1],
-        "across": _judged(pairs, config, metric),
+        "across": _judge(pairs, config, metric),
         "within": within,
-        "taught": [one | judged for one, judged in zip(told, _judged(lessons, config, metric), strict=True)],
+        "taught": [
+            description | verdict
+            for description, verdict in zip(descriptions, _judge(student_pairs, config, metric), strict=True)
+        ],
     }
-    write_json(out, found)
-    return found
+    write_json(out, comparison_of_task)
+    return comparison_of_task
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): the smallest times n, the next times n - 1, and so on."""
+    """Correct p-values for their number (Holm 1979): the smallest times n, the next times n - 1, and so on.
+
+    >>> holm([0.01, 0.04])
+    [0.02, 0.04]
+    """
     order = np.argsort(values, kind="stable")
     corrected = np.asarray(values)[order] * np.arange(len(values), 0, -1)
-    found = np.empty(len(values))
-    found[order] = np.minimum(np.maximum.accumulate(corrected), 1.0)
-    return [float(value) for value in found]
+    in_order = np.empty(len(values))
+    in_order[order] = np.minimum(np.maximum.accumulate(corrected), 1.0)
+    return [float(value) for value in in_order]
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """McNemar's exact test of the rows (bool) that each of two methods has right: an even chance where they differ."""
+    """Test by McNemar, exactly, whether one of two methods is right alone more often than the other.
+
+    a, b: whether each method is right, bool (rows,). Returns the rows that only a or only b has right, and p.
+    """
     from scipy.stats import binomtest
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -136,56 +150,70 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def p_of(differences: np.ndarray) -> float:
-    """Two-sided p of a bootstrap: twice the share of resamples on the smaller side of 0; the sample itself is one more.
+    """Return the two-sided p of bootstrap differences: twice the share of resamples on the smaller side of 0.
 
-    The smallest p is therefore 2 / (resamples + 1).
+    The sample itself counts as one more resample, so the smallest p is 2 / (resamples + 1).
     """
     known = differences[np.isfinite(differences)]
     below, above = (known <= 0).sum(), (known >= 0).sum()
     return float(min(1.0, 2 * (min(below, above) + 1) / (len(known) + 1)))
 
 
-def _judged(
+def _judge(
     pairs: Sequence[tuple[Tested, Tested, np.ndarray]], config: CompareConfig, metric: str
 ) -> list[dict[str, Any]]:
-    """A row a pair of one family, with both tests and the verdict."""
-    found: list[dict[str, Any]] = []
+    """Return one row per pair of one family, with both tests and the verdict."""
+    rows: list[dict[str, Any]] = []
     for a, b, differences in pairs:
         right_a, right_b = (a.correct, b.correct) if metric == "accuracy" else (None, None)
-        found.append(
+        rows.append(
             {
                 "a": a.name,
                 "b": b.name,
                 "value_a": a.value,
                 "value_b": b.value,
                 "difference": a.value - b.value,
+                "equal": _equal_in(a, b, differences),
                 "bootstrap": {"p": p_of(differences)},
                 "mcnemar": mcnemar(right_a, right_b) if right_a is not None and right_b is not None else None,
             }
         )
     for test in ("bootstrap", "mcnemar"):
-        made = [row[test] for row in found if row[test] is not None]
-        for one, corrected in zip(made, holm([one["p"] for one in made]), strict=True):
-            one["p_holm"] = corrected
-    order = np.argsort([row["bootstrap"]["p"] for row in found], kind="stable")
-    for place, number in enumerate(order):
-        level = 1 - config.significance / (len(found) - place)
+        results = [row[test] for row in rows if row[test] is not None]
+        for result, corrected in zip(results, holm([result["p"] for result in results]), strict=True):
+            result["p_holm"] = corrected
+    order = np.argsort([row["bootstrap"]["p"] for row in rows], kind="stable")
+    for rank, number in enumerate(order):
+        level = 1 - config.significance / (len(rows) - rank)
         ends = bootstrap.interval(pairs[number][2], level)
-        found[number] |= {"level": level, "low": ends and ends[0], "high": ends and ends[1]}
-    for row in found:
+        rows[number] |= {"level": level, "low": ends and ends[0], "high": ends and ends[1]}
+    for row in rows:
         tests = [row[test] for test in ("bootstrap", "mcnemar") if row[test] is not None]
-        real = all(one["p_holm"] < config.significance for one in tests)
+        real = all(test["p_holm"] < config.significance for test in tests)
         lead = -row["difference"] if metric in metrics.LOWER_IS_BETTER else row["difference"]
         row["better"] = (row["a"] if lead > 0 else row["b"]) if real else None
-    return found
+    return rows
 
 
-def _other(one: teachers.Comparison, metric: str, classes: Sequence[str]) -> Tested:
-    """What a student stands beside; its compared metric is the mean of its draws, as that of a run is."""
-    first = one.fits[0]
-    values = [bootstrap.value(metric, fit, classes) for fit in one.fits]
-    value = float(np.mean([found for found in values if found is not None]))
-    return Tested(one.name, one.run or "", Method(first.head, first.input, first.labels), one.fits, value)
+def _equal_in(a: Tested, b: Tested, differences: np.ndarray) -> str | None:
+    """Return `predictions` where two methods predict the same, `results` where only the resampled metric is the same.
+
+    None where resamples differ. An interval from 0 to 0 would claim a precision that nothing measured.
+    """
+    if (differences != 0).any():
+        return None
+    same = len(a.fits) == len(b.fits) and all(
+        np.array_equal(one.predicted, two.predicted) for one, two in zip(a.fits, b.fits, strict=True)
+    )
+    return "predictions" if same else "results"
+
+
+def _tested_other(comparison: teachers.Comparison, metric: str, classes: Sequence[str]) -> Tested:
+    """Return the teacher or baseline of a student as a tested method, with the metric's mean over its draws."""
+    fits, first = comparison.fits, comparison.fits[0]
+    values = [bootstrap.value(metric, fit, classes) for fit in fits]
+    mean = float(np.mean([value for value in values if value is not None]))
+    return Tested(comparison.name, comparison.run or "", Method(first.head, first.input, first.labels), fits, mean)
 
 
 def _method(row: Mapping[str, Any]) -> Method:
@@ -195,17 +223,17 @@ def _method(row: Mapping[str, Any]) -> Method:
 def _tested(methods: Methods, run: str, row: Mapping[str, Any], metric: str) -> Tested:
     method = _method(row)
     name = f"{run}: {method.head} on {method.input}"
-    fits = [part(one, np.argsort(one.keys)) for one in methods.test(method)]
+    fits = [subset(fit, np.argsort(fit.keys)) for fit in methods.test(method)]
     return Tested(name, run, method, fits, float(row[metric]))
 
 
-def _resampled(metric: str, tested: Sequence[Tested], classes: Sequence[str], config: CompareConfig) -> np.ndarray:
-    fits = [one.fits for one in tested]
+def _resample(metric: str, methods: Sequence[Tested], classes: Sequence[str], config: CompareConfig) -> np.ndarray:
+    fits = [method.fits for method in methods]
     return bootstrap.resampled(metric, fits, classes, resamples=config.resamples, seed=config.seed)
 
 
-def _same_rows(first: Tested, other: Tested, task: Path) -> None:
-    """Raise DataError if two runs were tested on other rows: their difference would be that of the rows."""
+def _check_same_rows(first: Tested, other: Tested, task: Path) -> None:
+    """Raise DataError if two runs were tested on different rows: their difference would be that of the rows."""
     keys, others = first.fits[0].keys, other.fits[0].keys
     if not np.array_equal(keys, others):
         common = len(np.intersect1d(keys, others))

@@ -1,7 +1,7 @@
-"""Students beside their teachers on test rows: who taught whom, and how far they answer alike.
+"""Compare students with their teachers on test rows: which teacher a student has, and how far the two agree.
 
-A run whose model.json names a `student` is one. It stands beside each of its `teachers` of the task that has
-predictions too, beside their average where there are several, and beside the runs of the same student on labels alone.
+A run whose model.json names a `student` is a student. It is compared with each of its `teachers` of the same task that
+has predictions, with the average of several teachers, and with the runs of the same student that had only labels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,21 +11,26 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.evaluate import bootstrap
-from pipeline.evaluate.methods import Method, Methods, part
+from pipeline.evaluate.methods import Method, Methods, subset
 from pipeline.predictions import Predictions
 from pipeline.task import Kind
 
 Evaluated = Mapping[str, Any]
-"""What evaluation wrote of a run."""
+"""The tables that `evaluate` wrote of a run."""
 
-TINY = float(np.finfo(np.float32).tiny)  # scores are stored as float32: what is 0 there may be as large as this
+TINY = float(np.finfo(np.float32).tiny)  # scores are stored as float32: a stored 0 may be as large as this
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student, and what it is compared with. `run`: of the other; None of an average.
+    """A student and the predictions that it is compared with.
 
-    `fits`: test rows of the other, sorted by key. `probability`: whether the scores of both are, of equal classes.
+    student: the student's run.
+    kind: whether the other is a teacher, the average of several, or the same student with only labels.
+    name: the other's name in tables.
+    run: the other's run; None for an average.
+    fits: test rows of the other, sorted by key.
+    probability: whether both have probabilities, of equal classes.
     """
 
     student: str
@@ -37,11 +42,14 @@ class Comparison:
 
 
 def comparisons(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -> Iterator[Comparison]:
-    """Every student of the runs of a task with each of the others. `read` gives the predictions of a run."""
+    """Yield every student of the runs of a task with each run that it is compared with.
+
+    runs: the runs of the task by name. read: returns the predictions of a run.
+    """
     for student, evaluated in runs.items():
-        made = evaluated["made_from"]
-        own_task = made["settings"]["task"]
-        entries = [one for one in made.get("teachers", ()) if one.get("task", own_task) == own_task]
+        model = evaluated["made_from"]
+        own_task = model["settings"]["task"]
+        entries = [entry for entry in model.get("teachers", ()) if entry.get("task", own_task) == own_task]
         if not entries:
             continue
         own = read(student).file
@@ -49,58 +57,58 @@ def comparisons(runs: Mapping[str, Evaluated], read: Callable[[str], Methods]) -
         teachers = []
         for entry in entries:
             methods = read(entry["run"]) if entry["run"] in runs else None
-            found = None if methods is None else predictions_of_teacher(entry, methods, runs[entry["run"]])
-            if methods is not None and found is not None:
+            fit = None if methods is None else predictions_of_teacher(entry, methods, runs[entry["run"]])
+            if methods is not None and fit is not None:
                 same = methods.file.classes == own.classes
-                both = probable and same and methods.file.scores.get(found.head) == "probability"
-                teachers.append(Comparison(student, "teacher", entry["name"], entry["run"], [found], both))
+                both = probable and same and methods.file.scores.get(fit.head) == "probability"
+                teachers.append(Comparison(student, "teacher", entry["name"], entry["run"], [fit], both))
         yield from teachers
-        if len(teachers) == len(entries) > 1 and all(one.probability for one in teachers):
-            name = " + ".join(one.name for one in teachers)
-            mean = averaged([one.fits[0] for one in teachers], own.classes)
+        if len(teachers) == len(entries) > 1 and all(teacher.probability for teacher in teachers):
+            name = " + ".join(teacher.name for teacher in teachers)
+            mean = average_predictions([teacher.fits[0] for teacher in teachers], own.classes)
             yield Comparison(student, "average", name, None, [mean], probability=True)
         for other, baseline in runs.items():
             if same_student(evaluated, baseline):
                 best = baseline["selected"]
                 fits = read(other).fits[Method(best["head"], best["input"], best["labels"])]
-                yield Comparison(student, "labels", other, other, [_sorted(one) for one in fits], probability=False)
+                yield Comparison(student, "labels", other, other, [_sort_test(fit) for fit in fits], probability=False)
 
 
 def same_student(taught: Evaluated, other: Evaluated) -> bool:
-    """Whether another run is of the same student and as many labels, without a teacher."""
-    one, two = taught["made_from"], other["made_from"]
+    """Return whether another run is of the same student and as many labels, without a teacher."""
+    ours, theirs = taught["made_from"], other["made_from"]
     labels = taught["selected"]["labels"] == other["selected"]["labels"]
-    return bool(labels and "student" in two and two["student"] == one["student"] and not two.get("teachers"))
+    return bool(labels and "student" in theirs and theirs["student"] == ours["student"] and not theirs.get("teachers"))
 
 
 def predictions_of_teacher(entry: Mapping[str, Any], methods: Methods, evaluated: Evaluated) -> Predictions | None:
-    """The test rows of the fit that a teacher is, sorted by key; None where not one alone answers to its description.
+    """Return the test rows of the fit that a teacher is, sorted by key; None without exactly one match.
 
-    Of a run that trained networks that is the one that was kept: `backbone` of its model.json.
+    In a run that trained networks, the teacher is the network that was stored: `backbone` of its model.json.
     """
-    kept = evaluated["made_from"].get("backbone", {})
-    told = {name: entry.get(name) for name in ("head", "input", "labels", "draw")}
-    told |= {name: kept[name] for name in ("labels", "draw") if name in kept}
+    stored = evaluated["made_from"].get("backbone", {})
+    wanted = {name: entry.get(name) for name in ("head", "input", "labels", "draw")}
+    wanted |= {name: stored[name] for name in ("labels", "draw") if name in stored}
     if "backbone" in evaluated["made_from"]:
-        told["head"] = None  # it has one
-    fits = [one for found in methods.fits.values() for one in found]
-    meant = [one for one in fits if all(value in (None, getattr(one, name)) for name, value in told.items())]
-    if told["labels"] is None and len(meant) > 1:
-        meant = [one for one in meant if one.labels is None] or meant
-    return _sorted(meant[0]) if len(meant) == 1 else None
+        wanted["head"] = None  # such a run has one head
+    fits = [fit for of_method in methods.fits.values() for fit in of_method]
+    matches = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in wanted.items())]
+    if wanted["labels"] is None and len(matches) > 1:
+        matches = [fit for fit in matches if fit.labels is None] or matches
+    return _sort_test(matches[0]) if len(matches) == 1 else None
 
 
-def averaged(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions:
-    """Several teachers as one: the mean of their probabilities, and what it says of the same rows."""
-    scores = np.mean([one.scores for one in fits], axis=0)
+def average_predictions(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions:
+    """Return the predictions of several teachers together: the mean of their probabilities on the same rows."""
+    scores = np.mean([fit.scores for fit in fits], axis=0)
     names = np.array(classes, dtype=object)
-    several = fits[0].targets.ndim == 2
-    predicted = scores > 0.5 if several else names[scores.argmax(axis=1)]
+    multilabel = fits[0].targets.ndim == 2
+    predicted = scores > 0.5 if multilabel else names[scores.argmax(axis=1)]
     return replace(fits[0], head="average", predicted=predicted, scores=scores.astype(np.float32))
 
 
 def describe_comparisons(
-    besides: Sequence[Comparison],
+    pairs: Sequence[Comparison],
     students: Sequence[Sequence[Predictions]],
     kind: Kind,
     *,
@@ -108,19 +116,25 @@ def describe_comparisons(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """What each student is compared with, and how far it answers as that does; means over the student's draws.
+    """Return one row per pair: what the student is compared with, and how far the two agree; means over its draws.
 
-    `students`: the test rows of the student of each of `besides`, a fit a draw, sorted by key. `agreement`: the share
-    of rows with the same class, with its bootstrap interval; of a multilabel task the share of equal yes and no,
-    without one. `divergence`: see there. Both are None beside labels alone, which taught nothing.
+    pairs: the comparisons of a task.
+    students: the test rows of the student of each pair, one fit per draw, sorted by key.
+    kind: the kind of the task.
+    level: the confidence level of intervals, 0 to 1.
+    resamples, seed: of the bootstrap.
+
+    `agreement` is the share of rows with the same class, with a bootstrap interval; in a multilabel task the share of
+    equal yes and no, without an interval. `divergence` is that of the function. Both are None for the same student with
+    only labels, which has no teacher.
     """
-    found = []
-    for one, fits in zip(besides, students, strict=True):
-        other, teaches = one.fits[0], one.kind != "labels"
-        diverges = [divergence(other.scores, fit.scores, kind) for fit in fits] if one.probability else [None]
-        found.append(
+    rows = []
+    for pair, fits in zip(pairs, students, strict=True):
+        other, teaches = pair.fits[0], pair.kind != "labels"
+        diverges = [divergence(other.scores, fit.scores, kind) for fit in fits] if pair.probability else [None]
+        rows.append(
             {
-                **{"student": one.student, "kind": one.kind, "name": one.name, "run": one.run},
+                **{"student": pair.student, "kind": pair.kind, "name": pair.name, "run": pair.run},
                 **{name: getattr(other, name) for name in ("head", "input", "labels", "draw")},
                 "agreement": _mean(
                     [float((other.predicted == fit.predicted).mean()) for fit in fits] if teaches else []
@@ -130,31 +144,31 @@ def describe_comparisons(
             }
         )
     if kind == "classification":
-        _bound(found, besides, students, level=level, resamples=resamples, seed=seed)
-    return found
+        _add_intervals(rows, pairs, students, level=level, resamples=resamples, seed=seed)
+    return rows
 
 
-def _bound(
-    found: Sequence[dict[str, Any]],
-    besides: Sequence[Comparison],
+def _add_intervals(
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[Comparison],
     students: Sequence[Sequence[Predictions]],
     *,
     level: float,
     resamples: int,
     seed: int,
 ) -> None:
-    """The intervals of agreements: that of an accuracy, where what the teacher says is right."""
-    answers = {
-        place: [replace(fit, targets=one.fits[0].predicted) for fit in fits]
-        for place, (one, fits) in enumerate(zip(besides, students, strict=True))
-        if one.kind != "labels"
+    """Add the intervals of agreements: an agreement is an accuracy with the teacher's predictions as targets."""
+    agreements = {
+        number: [replace(fit, targets=pair.fits[0].predicted) for fit in fits]
+        for number, (pair, fits) in enumerate(zip(pairs, students, strict=True))
+        if pair.kind != "labels"
     }
-    if answers:
-        values = bootstrap.resampled("accuracy", list(answers.values()), [], resamples=resamples, seed=seed)
-        for place, row in zip(answers, values, strict=True):
-            ends = bootstrap.interval(row, level, rows=len(answers[place][0].keys))
+    if agreements:
+        values = bootstrap.resampled("accuracy", list(agreements.values()), [], resamples=resamples, seed=seed)
+        for number, of_pair in zip(agreements, values, strict=True):
+            ends = bootstrap.interval(of_pair, level, rows=len(agreements[number][0].keys))
             assert ends is not None, "an accuracy has a value in every resample"
-            found[place]["agreement_low"], found[place]["agreement_high"] = ends
+            rows[number]["agreement_low"], rows[number]["agreement_high"] = ends
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -163,11 +177,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def divergence(teacher: np.ndarray, student: np.ndarray, kind: Kind) -> float:
-    """Mean over rows of the Kullback-Leibler divergence of a student from its teacher, in nats.
+    """Return the mean over rows of the Kullback-Leibler divergence of a student from its teacher, in nats.
 
-    KL(teacher || student) = sum over classes of t log(t / s) (Kullback and Leibler 1951, eq. 2.5): what is left of
-    the soft loss at temperature 1. Both are probabilities (n, classes); of a multilabel task each class is a pair of
-    yes and no, and their divergences are added.
+    KL(teacher || student) = sum over classes of t log(t / s) (Kullback and Leibler 1951, eq. 2.5): the rest of the
+    soft loss at temperature 1. Both are probabilities (n, classes); in a multilabel task each class is a pair of yes
+    and no, and the divergences of the classes are added.
     """
     t, s = (np.maximum(scores.astype(np.float64), TINY) for scores in (teacher, student))
     if kind == "multilabel":
@@ -177,6 +191,7 @@ def divergence(teacher: np.ndarray, student: np.ndarray, kind: Kind) -> float:
     return float(np.mean(sum((a * np.log(a / b)).sum(axis=1) for a, b in pairs)))
 
 
-def _sorted(one: Predictions) -> Predictions:
-    test = part(one, one.splits == "test")
-    return part(test, np.argsort(test.keys))
+def _sort_test(fit: Predictions) -> Predictions:
+    """Return the test rows of a fit, sorted by key."""
+    test = subset(fit, fit.splits == "test")
+    return subset(test, np.argsort(test.keys))

@@ -1,7 +1,7 @@
-"""The bootstrap: a metric on test rows, and draws of the training rows, as they might have been (Efron 1979).
+"""The bootstrap (Efron 1979): a metric on resampled test rows and resampled draws of the training rows.
 
-A resample says how often each test row counts. A metric of it is a weighted sum, so many resamples are one product of
-matrices, and methods that were tested on the same rows share their resamples: differences between them are paired.
+A resample is the count of each test row. A metric of a resample is a weighted sum, so many resamples are one product of
+matrices. Methods that were tested on the same rows share their resamples, so their differences are paired.
 """
 
 import zlib
@@ -14,54 +14,59 @@ from pipeline import metrics
 from pipeline.predictions import Predictions
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Counts of rows (resamples, rows), float64, to the metric of each resample (resamples,); NaN where it has none."""
+"""Maps counts of rows (resamples, rows), float64, to the metric of each resample (resamples,); NaN where undefined."""
 
 BLOCK = 2**21  # counts in memory at once
 MOST: dict[str, int] = {"map": 1000}
-"""Metrics that need a sum for every threshold: so many resamples at most."""
+"""The largest number of resamples of metrics that need a sum for every threshold."""
 
 
-def statistic(metric: str, one: Predictions, classes: Sequence[str]) -> Statistic:
-    """A metric of resampled rows, equal to scikit-learn's of the rows that the counts stand for.
+def statistic(metric: str, fit: Predictions, classes: Sequence[str]) -> Statistic:
+    """Return the function that computes a metric of resampled rows, equal to scikit-learn's of the repeated rows.
 
     Classes that have no row in a resample are left out of balanced accuracy, macro-F1 and mean average precision.
     """
-    return STATISTICS[metric](one, classes)
+    return STATISTICS[metric](fit, classes)
 
 
-def value(metric: str, one: Predictions, classes: Sequence[str]) -> float | None:
-    """A metric of the rows as they are; None where it has no value, or there are no rows."""
-    found = float(statistic(metric, one, classes)(np.ones((1, len(one.keys))))[0]) if len(one.keys) else np.nan
-    return found if np.isfinite(found) else None
+def value(metric: str, fit: Predictions, classes: Sequence[str]) -> float | None:
+    """Return a metric of the rows as they are; None where the metric is undefined, or there are no rows."""
+    measured = float(statistic(metric, fit, classes)(np.ones((1, len(fit.keys))))[0]) if len(fit.keys) else np.nan
+    return measured if np.isfinite(measured) else None
 
 
 def resampled(
     metric: str, methods: Sequence[Sequence[Predictions]], classes: Sequence[str], *, resamples: int, seed: int
 ) -> np.ndarray:
-    """A metric of every method on the same resamples, float64 (methods, resamples).
+    """Return a metric of every method on the same resamples, float64 (methods, resamples).
 
-    A method is its fits, one a draw, of equal rows in equal order. The metric is the mean over the draws, and draws are
-    resampled too where there are several; methods with the same draws share those resamples as well.
+    methods: the fits of each method, one per draw, of equal rows in equal order. classes: of the task, in order.
+
+    The metric is the mean over the draws. Several draws are resampled too; methods with the same draws share the
+    resamples of draws.
     """
     resamples = min(resamples, MOST.get(metric, resamples))
     rows = len(methods[0][0].keys)
-    statistics = [[statistic(metric, one, classes) for one in fits] for fits in methods]
-    weights = [_draws([one.draw for one in fits], resamples, seed) for fits in methods]
-    found, start = np.empty((len(methods), resamples)), 0
+    statistics = [[statistic(metric, fit, classes) for fit in fits] for fits in methods]
+    weights = [_draws([fit.draw for fit in fits], resamples, seed) for fits in methods]
+    by_method, start = np.empty((len(methods), resamples)), 0
     for counts in _counts(rows, resamples, seed):
         block = slice(start, start + len(counts))
         for method, fits in enumerate(statistics):
-            values = np.stack([one(counts) for one in fits], axis=1)
-            found[method, block] = (values * weights[method][block]).sum(axis=1)
+            values = np.stack([fit(counts) for fit in fits], axis=1)
+            by_method[method, block] = (values * weights[method][block]).sum(axis=1)
         start = block.stop
-    return found
+    return by_method
 
 
 def interval(values: np.ndarray, level: float, *, rows: int | None = None) -> tuple[float, float] | None:
-    """Percentile interval of resampled values; None where a metric has no value in any resample.
+    """Return the percentile interval of resampled values; None where the metric is undefined in every resample.
 
-    rows: of a metric from 0 to 1, the rows that it is a share of, as `rows_behind` counts them. Where all rows are
-    right, or all wrong, no resample differs, and the interval is that of `exact_interval`.
+    rows: the rows that a share from 0 to 1 is taken of, from `rows_behind`. Where all rows are right, or all wrong, no
+    resample differs, and the interval is that of `exact_interval`.
+
+    >>> interval(np.array([0.0, 0.5, 1.0]), 0.5)
+    (0.25, 0.75)
     """
     known = values[np.isfinite(values)]
     if not len(known):
@@ -73,104 +78,104 @@ def interval(values: np.ndarray, level: float, *, rows: int | None = None) -> tu
 
 
 def exact_interval(right: int, rows: int, level: float) -> tuple[float, float]:
-    """Return the interval of a share of independent rows that Clopper and Pearson 1934 invert the binomial test to.
+    """Return the interval of a share of independent rows by inverting the binomial test (Clopper and Pearson 1934).
 
-    Of `rows` that are all right it reaches from (alpha / 2) ** (1 / rows), with alpha = 1 - level, to 1. Biometrika
+    Where all `rows` are right, the interval is from (alpha / 2) ** (1 / rows), with alpha = 1 - level, to 1. Biometrika
     26(4), 404-413; `scipy.stats.binomtest(...).proportion_ci`.
     """
     from scipy.stats import binomtest
 
-    found = binomtest(right, rows).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    ends = binomtest(right, rows).proportion_ci(level, method="exact")
+    return float(ends.low), float(ends.high)
 
 
-def rows_behind(metric: str, one: Predictions, classes: Sequence[str]) -> int | None:
-    """Return the rows that a metric is a share of; None of a metric that is no share.
+def rows_behind(metric: str, fit: Predictions, classes: Sequence[str]) -> int | None:
+    """Return the number of rows that a metric is a share of; None for a metric that is no share.
 
-    Means over classes have those of the class with the fewest test rows: no other can be wrong as often unseen.
+    For a mean over classes: the rows of the class with the fewest test rows.
     """
     if metric == "accuracy":
-        return len(one.keys)
+        return len(fit.keys)
     if metric not in ("balanced_accuracy", "macro_f1", "map"):
         return None
-    counts = members(one, classes)[0].sum(axis=0)
+    counts = members(fit, classes)[0].sum(axis=0)
     return int(min((count for count in counts if count), default=0))
 
 
 def _counts(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is in each resample, float64 (some, rows), block after block."""
+    """Yield how often each row is in each resample, float64 (resamples of the block, rows), block by block."""
     random = np.random.default_rng(seed)
     size = max(1, BLOCK // rows)
     for start in range(0, resamples, size):
         lines = min(size, resamples - start)
-        chosen = random.integers(rows, size=(lines, rows))
-        chosen += rows * np.arange(lines)[:, None]  # one count for all resamples of the block
-        yield np.bincount(chosen.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
+        sampled = random.integers(rows, size=(lines, rows))
+        sampled += rows * np.arange(lines)[:, None]  # one count for all resamples of the block
+        yield np.bincount(sampled.ravel(), minlength=lines * rows).reshape(lines, rows).astype(np.float64)
 
 
 def _draws(draws: Sequence[int | None], resamples: int, seed: int) -> np.ndarray:
-    """The weight of each draw in each resample, (resamples, draws); equal draws have equal weights."""
+    """Return the weight of each draw in each resample, (resamples, draws); equal draws have equal weights."""
     random = np.random.default_rng([seed, zlib.crc32(repr(list(draws)).encode())])
-    chosen = random.integers(len(draws), size=(resamples, len(draws)))
-    return np.asarray((chosen[:, :, None] == np.arange(len(draws))).mean(axis=1))
+    sampled = random.integers(len(draws), size=(resamples, len(draws)))
+    return np.asarray((sampled[:, :, None] == np.arange(len(draws))).mean(axis=1))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where the whole is nothing."""
+    """Return part / whole, NaN where the whole is 0."""
     return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """The mean of each line over what is no NaN; NaN where nothing is."""
+    """Return the mean of each line over its finite values; NaN where a line has none."""
     known = np.isfinite(values)
     return _share(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64))
 
 
-def _accuracy(one: Predictions, _classes: Sequence[str]) -> Statistic:
-    correct = (one.targets == one.predicted).astype(np.float64)
+def _accuracy(fit: Predictions, _classes: Sequence[str]) -> Statistic:
+    correct = (fit.targets == fit.predicted).astype(np.float64)
     return lambda counts: counts @ correct / counts.sum(axis=1)
 
 
-def members(one: Predictions, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows have which class, by target and by prediction, bool (rows, classes) twice."""
-    if one.targets.ndim == 2:
-        return one.targets, one.predicted
-    every = np.eye(len(classes), dtype=bool)
-    return every[metrics.codes(one.targets, classes)], every[metrics.codes(one.predicted, classes)]
+def members(fit: Predictions, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows have which class, by target and by prediction: two arrays, bool (rows, classes)."""
+    if fit.targets.ndim == 2:
+        return fit.targets, fit.predicted
+    one_hot = np.eye(len(classes), dtype=bool)
+    return one_hot[metrics.codes(fit.targets, classes)], one_hot[metrics.codes(fit.predicted, classes)]
 
 
-def _balanced_accuracy(one: Predictions, classes: Sequence[str]) -> Statistic:
-    target, guess = members(one, classes)
+def _balanced_accuracy(fit: Predictions, classes: Sequence[str]) -> Statistic:
+    target, guess = members(fit, classes)
     right, there = (target & guess).astype(np.float64), target.astype(np.float64)
     return lambda counts: _mean(_share(counts @ right, counts @ there))
 
 
-def _macro_f1(one: Predictions, classes: Sequence[str]) -> Statistic:
-    target, guess = members(one, classes)
+def _macro_f1(fit: Predictions, classes: Sequence[str]) -> Statistic:
+    target, guess = members(fit, classes)
     both, there, either = (
         (target & guess).astype(np.float64),
         target.astype(np.float64),
         target.astype(np.float64) + guess,
     )
 
-    def found(counts: np.ndarray) -> np.ndarray:
+    def measure(counts: np.ndarray) -> np.ndarray:
         f1 = _share(2 * (counts @ both), counts @ either)
         return _mean(np.where(counts @ there > 0, f1, np.nan))
 
-    return found
+    return measure
 
 
-def _map(one: Predictions, classes: Sequence[str]) -> Statistic:
-    if np.isnan(one.scores).any():  # the head gives none
+def _map(fit: Predictions, classes: Sequence[str]) -> Statistic:
+    if np.isnan(fit.scores).any():  # the head gives no scores
         return lambda counts: np.full(len(counts), np.nan)
-    columns = [_Ranked.of(one.targets[:, place], one.scores[:, place]) for place in range(len(classes))]
+    columns = [_Ranked.of(fit.targets[:, column], fit.scores[:, column]) for column in range(len(classes))]
 
-    def found(counts: np.ndarray) -> np.ndarray:
-        # A line a row, so that sums over rows add whole lines; whole numbers below 2**24 are exact in float32.
+    def measure(counts: np.ndarray) -> np.ndarray:
+        # One line per row, so that sums over rows add whole lines; whole numbers below 2**24 are exact in float32.
         lines = np.ascontiguousarray(counts.T, dtype=np.float32)
         return _mean(np.stack([column.precision(lines) for column in columns], axis=1))
 
-    return found
+    return measure
 
 
 @dataclass(frozen=True)
@@ -179,11 +184,11 @@ class _Ranked:
 
     order: np.ndarray
     true: np.ndarray
-    """Of `order`, the places of the rows that have the class."""
+    """Positions in `order` of the rows that have the class."""
     ends: np.ndarray
-    """Of `order`, the last place of the equal scores that each of them has: a threshold takes all or none."""
+    """For each of `true`, the last position in `order` with the same score: a threshold takes equal scores together."""
     last: np.ndarray
-    """Of `true`, the last number of those that share its end."""
+    """For each of `true`, the last index in `true` with the same end."""
 
     @classmethod
     def of(cls, member: np.ndarray, scores: np.ndarray) -> "_Ranked":
@@ -194,7 +199,7 @@ class _Ranked:
         return cls(order, true, ends, np.searchsorted(ends, ends, side="right") - 1)
 
     def precision(self, lines: np.ndarray) -> np.ndarray:
-        """Average precision of each column of counts (rows, resamples): the mean precision at rows of the class."""
+        """Return the average precision of each column of counts (rows, resamples)."""
         ordered = lines[self.order]
         own = ordered[self.true]
         taken = np.cumsum(ordered, axis=0)[self.ends]
@@ -203,20 +208,20 @@ class _Ranked:
         return _share((own * at_each).sum(axis=0, dtype=np.float64), own.sum(axis=0, dtype=np.float64))
 
 
-def _r2(one: Predictions, _classes: Sequence[str]) -> Statistic:
+def _r2(fit: Predictions, _classes: Sequence[str]) -> Statistic:
     # Sums of squares about the mean of all rows: about zero, they would lose their digits where the mean is large.
-    centred = one.targets - one.targets.mean()
-    squares = np.stack([(one.targets - one.predicted) ** 2, centred**2, centred], axis=1)
+    centred = fit.targets - fit.targets.mean()
+    squares = np.stack([(fit.targets - fit.predicted) ** 2, centred**2, centred], axis=1)
 
-    def found(counts: np.ndarray) -> np.ndarray:
+    def measure(counts: np.ndarray) -> np.ndarray:
         residual, total, sums = (counts @ squares).T
         return 1 - _share(residual, total - sums**2 / counts.sum(axis=1))
 
-    return found
+    return measure
 
 
-def _mae(one: Predictions, _classes: Sequence[str]) -> Statistic:
-    errors = np.abs(one.targets - one.predicted)
+def _mae(fit: Predictions, _classes: Sequence[str]) -> Statistic:
+    errors = np.abs(fit.targets - fit.predicted)
     return lambda counts: counts @ errors / counts.sum(axis=1)
 
 
@@ -228,4 +233,4 @@ STATISTICS: dict[str, Callable[[Predictions, Sequence[str]], Statistic]] = {
     "r2": _r2,
     "mae": _mae,
 }
-"""Metrics that can be resampled: those that a task can be decided by."""
+"""The metrics that can be resampled: those that a task can be decided by."""

@@ -1,4 +1,4 @@
-"""Where a method errs: its classes, its groups of rows, the levels of a hierarchy, its confidence. Test rows only."""
+"""Tables of where a method errs: classes, groups of rows, levels of a hierarchy, confidence. Test rows only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +9,17 @@ import numpy as np
 from pipeline import metrics
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
-from pipeline.evaluate.methods import Methods, part
+from pipeline.evaluate.methods import Methods, subset
 from pipeline.predictions import Predictions
 from pipeline.task import LEVEL, Task
 
-MOST_POINTS = 500  # of a regression that are drawn
-MOST_GROUPS = 50  # of a column that are measured: those with the most rows
+MOST_POINTS = 500  # drawn in a scatter plot
+MOST_GROUPS = 50  # measured per column: those with the most rows
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """The metric that intervals are of, their level, and the resamples behind them."""
+    """How intervals are made: the metric, the confidence level, the number of resamples and the seed."""
 
     metric: str
     level: float
@@ -27,14 +27,14 @@ class Resampling:
     seed: int
 
     def interval(self, fits: Sequence[Predictions], classes: Sequence[str]) -> tuple[float, float] | None:
-        """The interval of the metric's mean over some fits of equal rows."""
-        found = bootstrap.resampled(self.metric, [fits], classes, resamples=self.resamples, seed=self.seed)
+        """Return the interval of the metric's mean over fits of equal rows; None where the metric is undefined."""
+        values = bootstrap.resampled(self.metric, [fits], classes, resamples=self.resamples, seed=self.seed)
         rows = bootstrap.rows_behind(self.metric, fits[0], classes)
-        return bootstrap.interval(found[0], self.level, rows=rows)
+        return bootstrap.interval(values[0], self.level, rows=rows)
 
 
-def of(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dict[str, Any]:
-    """Every table of the fits of one method, which hold test rows alone; None where there is no such table."""
+def tables(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dict[str, Any]:
+    """Return every table of the fits of one method, which hold test rows only; None for a table that does not apply."""
     file = methods.file
     given = file.scores.get(fits[0].head, "none")
     pooled = _pooled(fits)
@@ -43,10 +43,10 @@ def of(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dic
         "per_class": _per_class(pooled, file.classes, len(fits), scored=given != "none"),
         "scatter": _scatter(fits[0]) if file.kind == "regression" else None,
         "groups": [
-            found
+            group
             for column in methods.task.table.column_names
             if column in ("domain", "group") or column.startswith(LEVEL)
-            for found in _groups(methods, fits, column, resampling)
+            for group in _groups(methods, fits, column, resampling)
         ],
         "levels": levels(methods, fits, resampling),
         "reliability": (
@@ -58,20 +58,20 @@ def of(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dic
 
 
 def levels(methods: Methods, fits: Sequence[Predictions], resampling: Resampling) -> list[dict[str, Any]]:
-    """Accuracy at every level of a hierarchical task: whether the predicted class stands under the target's parent."""
-    found = []
+    """Measure accuracy at every level of a hierarchical task: how often prediction and target have the same parent."""
+    rows = []
     for column in methods.task.table.column_names if methods.file.kind == "classification" else ():
         if not column.startswith(LEVEL):
             continue
         parent = parents(methods.task, column)
         raised = [
-            replace(one, targets=_raise(one.targets, parent), predicted=_raise(one.predicted, parent)) for one in fits
+            replace(fit, targets=_raise(fit.targets, parent), predicted=_raise(fit.predicted, parent)) for fit in fits
         ]
         names = sorted(set(parent.values()))
         ends = replace(resampling, metric="accuracy").interval(raised, names)
-        value = float(np.mean([(one.targets == one.predicted).mean() for one in raised]))
+        value = float(np.mean([(fit.targets == fit.predicted).mean() for fit in raised]))
         low, high = ends if ends is not None else (None, None)
-        found.append(
+        rows.append(
             {
                 "level": column.removeprefix(LEVEL),
                 "classes": len(names),
@@ -80,35 +80,35 @@ def levels(methods: Methods, fits: Sequence[Predictions], resampling: Resampling
                 "accuracy_high": high,
             }
         )
-    return found
+    return rows
 
 
 def _raise(names: np.ndarray, parent: Mapping[str, str]) -> np.ndarray:
-    """The class above each class, object (n,)."""
+    """Return the parent of each class, object (n,)."""
     return np.array([parent[name] for name in names], dtype=object)
 
 
 def parents(task: Task, column: str) -> dict[str, str]:
-    """The class of a level that each class stands under, from all rows of the task.
+    """Return the parent of each class at a level, from all rows of the task.
 
-    Raises DataError for a class that stands under two.
+    Raises DataError for a class with two parents.
     """
     pairs = task.table.select(["target", column]).group_by(["target", column]).aggregate([]).to_pylist()
-    found: dict[str, str] = {}
+    parent: dict[str, str] = {}
     for pair in sorted(pairs, key=lambda pair: (pair["target"], str(pair[column]))):
         name, above = pair["target"], str(pair[column])
-        if found.setdefault(name, above) != above:
+        if parent.setdefault(name, above) != above:
             raise DataError(
-                f"task, level {column.removeprefix(LEVEL)!r}: expected one class above {name!r}, got {found[name]!r} "
+                f"task, level {column.removeprefix(LEVEL)!r}: expected one class above {name!r}, got {parent[name]!r} "
                 f"and {above!r}. Mend the table of labels, or leave the level out."
             )
-    return found
+    return parent
 
 
 def _groups(methods: Methods, fits: list[Predictions], column: str, resampling: Resampling) -> list[dict[str, Any]]:
-    """The metric of the rows of each value of a column of the task; the values with the most rows, at most 50.
+    """Measure the rows of each value of a column of the task; at most the 50 values with the most rows.
 
-    A list of one table, or of none where all rows have the same value.
+    Returns a list of one table; an empty list where all rows have the same value.
     """
     values = np.array(
         [str(value) for value in methods.task.table[column].take(methods.tested).to_pylist()], dtype=object
@@ -117,10 +117,10 @@ def _groups(methods: Methods, fits: list[Predictions], column: str, resampling: 
     order = np.argsort(-counts, kind="stable")[:MOST_GROUPS]
     rows = []
     for name, count in zip(names[order], counts[order], strict=True):
-        of_group = [part(one, values == name) for one in fits]
-        each = [bootstrap.value(resampling.metric, one, methods.file.classes) for one in of_group]
-        known = [value for value in each if value is not None]
-        ends = resampling.interval(of_group, methods.file.classes) if len(known) == len(each) else None
+        of_group = [subset(fit, values == name) for fit in fits]
+        measured = [bootstrap.value(resampling.metric, fit, methods.file.classes) for fit in of_group]
+        known = [value for value in measured if value is not None]
+        ends = resampling.interval(of_group, methods.file.classes) if len(known) == len(measured) else None
         row = {"value": str(name), "rows": int(count), "measured": float(np.mean(known)) if ends else None}
         rows.append(row | {"low": ends[0] if ends else None, "high": ends[1] if ends else None})
     ordered = sorted(rows, key=lambda row: str(row["value"]))
@@ -128,44 +128,44 @@ def _groups(methods: Methods, fits: list[Predictions], column: str, resampling: 
 
 
 def _pooled(fits: Sequence[Predictions]) -> Predictions:
-    """All draws together."""
+    """Return the rows of all draws as one fit."""
     names = ("keys", "splits", "targets", "predicted", "scores")
     first = fits[0]
-    columns = {name: np.concatenate([getattr(one, name) for one in fits]) for name in names}
+    columns = {name: np.concatenate([getattr(fit, name) for fit in fits]) for name in names}
     return Predictions(first.head, first.input, first.labels, None, **columns)
 
 
-def _confusion(one: Predictions, classes: Sequence[str]) -> list[list[int]]:
+def _confusion(fit: Predictions, classes: Sequence[str]) -> list[list[int]]:
     from sklearn.metrics import confusion_matrix
 
     labels = np.arange(len(classes))
-    target, guess = metrics.codes(one.targets, classes), metrics.codes(one.predicted, classes)
-    found: list[list[int]] = confusion_matrix(target, guess, labels=labels).tolist()
-    return found
+    target, guess = metrics.codes(fit.targets, classes), metrics.codes(fit.predicted, classes)
+    counts: list[list[int]] = confusion_matrix(target, guess, labels=labels).tolist()
+    return counts
 
 
-def _scatter(one: Predictions) -> list[list[float]]:
-    """Target and prediction of some rows of a fit: keys are digests, so the first of them are as good as any."""
-    rows = np.argsort(one.keys)[:MOST_POINTS]
-    return [[float(target), float(guess)] for target, guess in zip(one.targets[rows], one.predicted[rows], strict=True)]
+def _scatter(fit: Predictions) -> list[list[float]]:
+    """Return target and prediction of some rows of a fit: the first by key, since keys are digests."""
+    rows = np.argsort(fit.keys)[:MOST_POINTS]
+    return [[float(target), float(guess)] for target, guess in zip(fit.targets[rows], fit.predicted[rows], strict=True)]
 
 
-def _per_class(one: Predictions, classes: Sequence[str], draws: int, *, scored: bool) -> list[dict[str, Any]] | None:
-    """Return precision, recall, F1, average precision and test rows of each class; None of a regression.
+def _per_class(fit: Predictions, classes: Sequence[str], draws: int, *, scored: bool) -> list[dict[str, Any]] | None:
+    """Return precision, recall, F1, average precision and test rows of each class; None for a regression.
 
-    A class without test rows is not measured.
+    The values of a class without test rows are None.
     """
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
     if not classes:
         return None
-    target, guess = bootstrap.members(one, classes)
+    target, guess = bootstrap.members(fit, classes)
     columns = precision_recall_fscore_support(target, guess, labels=range(len(classes)), zero_division=0.0)
-    found = []
-    for place, (name, p, r, f, n) in enumerate(zip(classes, *columns, strict=True)):
+    rows = []
+    for column, (name, p, r, f, n) in enumerate(zip(classes, *columns, strict=True)):
         ranked = scored and n > 0
-        ap = float(average_precision_score(target[:, place], one.scores[:, place])) if ranked else None
-        found.append(
+        ap = float(average_precision_score(target[:, column], fit.scores[:, column])) if ranked else None
+        rows.append(
             {
                 "class": name,
                 **{key: float(v) if n else None for key, v in (("precision", p), ("recall", r), ("f1", f))},
@@ -173,4 +173,4 @@ def _per_class(one: Predictions, classes: Sequence[str], draws: int, *, scored: 
                 "rows": int(n) // draws,
             }
         )
-    return found
+    return rows

@@ -1,8 +1,8 @@
 """Choose among the methods of a run, by rows that `pipeline.evaluate.undecided` marked; pure functions.
 
-Where every method gives probabilities, the least log loss on held-out rows is chosen, unless a metric other than the
-usual one was asked for. Elsewhere the metric decides, and of the methods within one standard error of the best the one
-with the least log loss is chosen, if all of these give probabilities.
+1) Where every method gives probabilities and the metric is the default one, the least log loss on held-out rows wins.
+2) Otherwise the metric decides. If all methods within one standard error of the best give probabilities, the least log
+loss among them wins.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ Row = dict[str, Any]
 
 
 def best_of(rows: Sequence[Row], metric: str, *, higher: bool) -> Row:
-    """Return the best row by its marks, the first of equals; unmarked rows are chosen by the metric.
+    """Return the best row by its marks, the first of equals; without marks, the best by the metric.
 
-    `higher`: whether larger values of the metric are better.
+    higher: whether larger values of the metric are better.
     """
     close = [row for row in rows if row.get("close")] or list(rows)
     by_loss = all(row.get("close") and row.get("validation_log_loss") is not None for row in close)
@@ -27,7 +27,7 @@ def best_of(rows: Sequence[Row], metric: str, *, higher: bool) -> Row:
 
 
 def loss(row: Row, metric: str, *, higher: bool) -> float:
-    """Return the value of a metric on held-out rows so that less is better; infinite where there is none."""
+    """Return a metric on held-out rows, negated if higher is better; infinity where there is no value."""
     value = row[f"validation_{metric}"]
     if value is None:
         return float("inf")
@@ -35,13 +35,13 @@ def loss(row: Row, metric: str, *, higher: bool) -> float:
 
 
 def sentence(rows: Sequence[Row], best: Row) -> str | None:
-    """Return what held-out rows cannot tell apart, among methods with the labels of the best; None where they can."""
+    """Return which methods with as many labels held-out rows cannot tell from the best; None where there are none."""
     close = [row for row in rows if row["labels"] == best["labels"] and row.get("close")]
     if len(close) < 2:
         return None
-    several = len({row["head"] for row in rows}) > 1, len({row["input"] for row in rows}) > 1
+    several_heads, several_inputs = len({row["head"] for row in rows}) > 1, len({row["input"] for row in rows}) > 1
     ordered = [best, *(row for row in close if row is not best)]
-    names = [_called(row, *several) for row in ordered[:MOST_NAMED]]
+    names = [_name(row, several_heads, several_inputs) for row in ordered[:MOST_NAMED]]
     if len(ordered) > MOST_NAMED:
         names.append(f"{len(ordered) - MOST_NAMED:,} more")
     decided = str(best["decided_by"]).replace("_", " ")
@@ -51,5 +51,5 @@ def sentence(rows: Sequence[Row], best: Row) -> str | None:
     )
 
 
-def _called(row: Row, heads: bool, inputs: bool) -> str:
+def _name(row: Row, heads: bool, inputs: bool) -> str:
     return f"{row['head']} on {row['input']}" if heads and inputs else str(row["input" if inputs else "head"])

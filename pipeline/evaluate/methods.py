@@ -1,4 +1,4 @@
-"""The methods of a run: its fits by head, input and number of labels, checked against the task that they answer."""
+"""The methods of a run: its fits by head, input and number of labels, checked against the task."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.task import Task
 
 
 class Method(NamedTuple):
-    """What was fitted once for each draw."""
+    """A head on an input with a number of labels per class, fitted once per draw; `labels` is None for all labels."""
 
     head: str
     input: str
@@ -30,67 +30,67 @@ class Methods:
     """Row numbers in the task of the test rows, in the order of the predictions."""
 
     def test(self, method: Method) -> list[Predictions]:
-        """The fits of a method, a draw each, with their test rows alone."""
-        return [part(one, one.splits == "test") for one in self.fits[method]]
+        """Return the fits of a method, one per draw, with only their test rows."""
+        return [subset(fit, fit.splits == "test") for fit in self.fits[method]]
 
 
 def read(predictions: Path, task: Path) -> Methods:
-    """Read the predictions of a run, and check them against the task.
+    """Read the predictions of a run, check them against the task, and return them by method.
 
-    Raises DataError where they are of another kind, name classes or samples that the task has not, have other targets
-    than it, no test rows, or other test rows in one fit than in another.
+    Raises DataError where the predictions are of another kind of task, name classes or samples that the task lacks,
+    have other targets than the task, have no test rows, or have different test rows in two fits.
     """
-    file, told = PredictionsFile.open(predictions), Task.read(task)
+    file, truth = PredictionsFile.open(predictions), Task.read(task)
     again = f"Run {predictions.stem!r} again, as `dvc repro` does."
-    if file.kind != told.kind:
-        raise DataError(f"{predictions}: expected predictions of a {told.kind} task, got {file.kind}. {again}")
-    foreign = sorted(set(file.classes) - set(told.classes))
+    if file.kind != truth.kind:
+        raise DataError(f"{predictions}: expected predictions of a {truth.kind} task, got {file.kind}. {again}")
+    foreign = sorted(set(file.classes) - set(truth.classes))
     if foreign:
         raise DataError(f"{predictions}: expected classes of {task}, got {', '.join(foreign[:12])}. {again}")
-    # Runs are compared column by column, so that equal columns must be equal classes, however a file orders its own.
-    file = replace(file, classes=sorted(file.classes, key=told.classes.index))
-    order = [told.classes.index(name) for name in file.classes]
-    targets = told.targets[:, order] if told.kind == "multilabel" else told.targets
+    # Runs are compared column by column: equal columns must be equal classes, whatever order a file has.
+    file = replace(file, classes=sorted(file.classes, key=truth.classes.index))
+    order = [truth.classes.index(name) for name in file.classes]
+    targets = truth.targets[:, order] if truth.kind == "multilabel" else truth.targets
     fits: dict[Method, list[Predictions]] = {}
-    problems, tested, all_keys = [], np.empty(0, dtype=np.int64), told.keys
+    problems, tested, all_keys = [], np.empty(0, dtype=np.int64), truth.keys
     keys, rows = np.empty(0, dtype=object), np.empty(0, dtype=np.int64)
-    for one in file:
-        method = Method(one.head, one.input, one.labels)
-        fits.setdefault(method, []).append(one)
-        if not np.array_equal(keys, one.keys):  # nearly always those of the fit before
-            keys, rows = one.keys, np.searchsorted(all_keys, one.keys)
-        found = _problem(one, file, rows, all_keys, targets)
-        test = rows[one.splits == "test"]
-        where = " ".join(str(word) for word in (*method, one.draw) if word is not None)
-        if not found and not len(test):
+    for fit in file:
+        method = Method(fit.head, fit.input, fit.labels)
+        fits.setdefault(method, []).append(fit)
+        if not np.array_equal(keys, fit.keys):  # nearly always the keys of the fit before
+            keys, rows = fit.keys, np.searchsorted(all_keys, fit.keys)
+        problem = _problem(fit, file, rows, all_keys, targets)
+        test = rows[fit.splits == "test"]
+        where = " ".join(str(word) for word in (*method, fit.draw) if word is not None)
+        if not problem and not len(test):
             raise DataError(f"{predictions}: the task has no test rows. Give its `sizes` a test share.")
-        if not found and len(tested) and not np.array_equal(tested, test):
+        if not problem and len(tested) and not np.array_equal(tested, test):
             common = len(np.intersect1d(tested, test))
-            found = (
+            problem = (
                 f"expected the {len(tested)} test rows of the first fit, got {len(test)}, of which {common} are those"
             )
-        if found:
-            problems.append(f"{where}: {found}")
+        if problem:
+            problems.append(f"{where}: {problem}")
         elif not len(tested):
             tested = test
     if problems:
         raise DataError(bullets(f"{predictions}: predictions that do not fit {task}. {again}", problems[:12]))
-    return Methods(file, told, fits, tested)
+    return Methods(file, truth, fits, tested)
 
 
-def part(one: Predictions, rows: np.ndarray) -> Predictions:
-    """Some rows of the predictions of a fit; `rows` are numbers or bools."""
+def subset(fit: Predictions, rows: np.ndarray) -> Predictions:
+    """Return some rows of the predictions of a fit; `rows` are numbers or bools."""
     names = ("keys", "splits", "targets", "predicted", "scores")
-    return replace(one, **{name: getattr(one, name)[rows] for name in names})
+    return replace(fit, **{name: getattr(fit, name)[rows] for name in names})
 
 
-def _problem(one: Predictions, file: PredictionsFile, rows: np.ndarray, keys: np.ndarray, targets: np.ndarray) -> str:
-    """What is wrong with a fit whose samples are those rows of the task, if anything."""
-    known = keys[np.minimum(rows, len(keys) - 1)] == one.keys
+def _problem(fit: Predictions, file: PredictionsFile, rows: np.ndarray, keys: np.ndarray, targets: np.ndarray) -> str:
+    """Return what is wrong with a fit whose samples are `rows` of the task; "" if nothing is."""
+    known = keys[np.minimum(rows, len(keys) - 1)] == fit.keys
     if not known.all():
         return f"{(~known).sum()} of {len(known)} samples are not in the task"
-    if file.kind == "classification" and (foreign := sorted(set(one.predicted) - set(file.classes))):
+    if file.kind == "classification" and (foreign := sorted(set(fit.predicted) - set(file.classes))):
         return f"predicted classes that the task has not: {', '.join(foreign[:12])}"
-    same = targets[rows] == one.targets
+    same = targets[rows] == fit.targets
     other = (~(same.all(axis=1) if same.ndim == 2 else same)).sum()
     return f"{other} of {len(rows)} targets are not those of the task" if other else ""

@@ -1,11 +1,10 @@
 """Evaluate a run from its predictions: choose on held-out rows, report on test rows.
 
-For each method (a head, an input and a number of labels): the mean of each metric over the draws, on the test rows,
-with a bootstrap interval of the metric that decides. At the largest number of labels the method that
-`pipeline.evaluate.choice` chooses on held-out rows is `selected`; only for it are the tables of classes, groups and
-levels made.
+Each method (a head, an input and a number of labels) has the mean of each metric over its draws on the test rows, with
+a bootstrap interval of the deciding metric. Among the methods with the most labels, `pipeline.evaluate.choice` selects
+one on held-out rows. Only the selected method has tables of classes, groups and levels.
 
-What a run's numbers follow from stands with them, as a digest: while it is the same they are not worked out again.
+The numbers are stored with a digest of their inputs, and computed again when the digest changes.
 """
 
 import csv
@@ -20,21 +19,21 @@ from pipeline import metrics
 from pipeline.errors import DataError, counted
 from pipeline.evaluate import bootstrap, breakdown, choice, undecided
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.methods import Method, Methods, part, read
+from pipeline.evaluate.methods import Method, Methods, read, subset
 from pipeline.files import AnyPath, as_path, digest, read_json, sha256_file, write_json, write_text
 from pipeline.predictions import Predictions
 from pipeline.runtime import versions
 from pipeline.task import describe_rare
 
 CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
-"""What works the numbers out besides this package: files of the package around it."""
+"""Files of `pipeline/` outside of this package that compute the numbers."""
 
 MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
-"""What `undecided.mark` adds to a row."""
+"""Fields that `undecided.mark` adds to a row."""
 
 
 def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
-    """Return a digest of what the numbers of a run follow from: settings, files, the code and the packages."""
+    """Return the digest of the inputs of a run's numbers: settings, files, code and versions of packages."""
     files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
     here = Path(__file__).parent
     code = [sha256_file(path) for path in (*sorted(here.glob("*.py")), *(here.parent / name for name in CODE))]
@@ -43,7 +42,7 @@ def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, mode
 
 
 def is_up_to_date(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
-    """Whether a run was evaluated on the evidence that there is now, and all that was written then is still there."""
+    """Return whether the tables of a run have the inputs digest `now`, and all files of the evaluation are there."""
     return all(path.is_file() for path in (tables, *others)) and read_json(tables).get("evidence") == now
 
 
@@ -58,13 +57,19 @@ def evaluate(
     confusion: AnyPath,
     curve: AnyPath,
 ) -> dict[str, Any]:
-    """Write the numbers for DVC, the tables behind the report and two plots for `dvc plots`; return the numbers.
+    """Evaluate a run; write its numbers, the tables of the report and two plots, and return the numbers.
 
-    Where the metric cannot be measured of any method, the cause is written as `unavailable` in place of the numbers:
-    `compare` and the report then go on without this run.
+    config: the metric, and how intervals are made.
+    predictions: the Parquet file of the run's predictions.
+    task: the Parquet file of the task.
+    model: the run's folder below data/models.
+    numbers: the JSON file to write for `dvc metrics`.
+    tables: the JSON file to write for the report.
+    confusion: the CSV to write with target and prediction of each test row, in the first draw of the selected method.
+    curve: the CSV to write with the metric of the selected head and input at each number of labels per class.
 
-    `confusion` has the targets and predictions of the selected method's test rows in its first draw, `curve` its metric
-    against labels a class. Either has a header alone where there is no such thing.
+    A CSV has only its header where it does not apply. Where no method can be measured by the metric, the cause is
+    written as `unavailable` in place of the numbers, and `compare` and the report go on without the run.
     """
     predictions = as_path(predictions, "evaluate: predictions")
     task = as_path(task, "evaluate: task")
@@ -95,7 +100,7 @@ def evaluate(
         _write_csv(curve, ("labels", "value"), [])
         write_json(numbers, {"metric": metric, "unavailable": why})
         return {"metric": metric, "unavailable": why}
-    chosen = methods.test(Method(best["head"], best["input"], best["labels"]))
+    fits = methods.test(Method(best["head"], best["input"], best["labels"]))
     resampling = breakdown.Resampling(metric, config.confidence_level, config.resamples, config.seed)
     write_json(
         tables,
@@ -113,27 +118,27 @@ def evaluate(
             "table": rows,
             "selected": best,
             "undecided": choice.sentence(rows, best),
-            **breakdown.of(methods, chosen, resampling),
+            **breakdown.tables(methods, fits, resampling),
         },
     )
-    _write_confusion(confusion, methods, chosen[0])
+    _write_confusion(confusion, methods, fits[0])
     _write_curve(curve, rows, best, metric)
     hidden = {"degraded", f"{metric}_spread", f"validation_{metric}", *MARKS}
-    found = {"metric": metric, **{name: value for name, value in best.items() if name not in hidden}}
-    write_json(numbers, {name: value for name, value in found.items() if value is not None})
-    return found
+    measured = {"metric": metric, **{name: value for name, value in best.items() if name not in hidden}}
+    write_json(numbers, {name: value for name, value in measured.items() if value is not None})
+    return measured
 
 
 def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """A row a method: means over its draws on test rows, and the interval of the metric that decides."""
-    rows = [_row(methods, metric, method) for method in methods.fits]
+    """Return one row per method: means over its draws on test rows, and the interval of the deciding metric."""
+    rows = [_row(methods, config, metric, method) for method in methods.fits]
     measured = [row for row in rows if row[metric] is not None]
     tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
     if tested:
         values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
-        for row, fits, found in zip(measured, tested, values, strict=True):
+        for row, fits, resamples in zip(measured, tested, values, strict=True):
             behind = bootstrap.rows_behind(metric, fits[0], methods.file.classes)
-            ends = bootstrap.interval(found, config.confidence_level, rows=behind)
+            ends = bootstrap.interval(resamples, config.confidence_level, rows=behind)
             row[f"{metric}_low"], row[f"{metric}_high"] = ends if ends is not None else (None, None)
     for labels in dict.fromkeys(row["labels"] for row in measured):
         undecided.mark([row for row in measured if row["labels"] == labels], methods, metric, seed=config.seed)
@@ -141,10 +146,10 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
 
 
 def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[str, Any]:
-    """The row that held-out rows choose among those with the most labels; the first of equals.
+    """Return the row that held-out rows choose among the methods with the most labels; the first of equals.
 
-    A method that the metric cannot be measured of is passed over where another one can be chosen. Raises DataError if
-    there is something to choose and no validation row to choose with.
+    A method without a value of the metric is passed over if another method has one. Raises DataError where there are
+    several methods and no validation rows to choose with.
     """
     most = max((row["labels"] for row in rows if row["labels"] is not None), default=None)
     largest = [row for row in rows if row["labels"] == most]
@@ -164,17 +169,16 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
 
 def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     fits = methods.fits[method]
-    tested = [_measure(methods, part(one, one.splits == "test")) for one in fits]
-    chooses = [part(one, one.splits == "validation") for one in fits]
-    validated = [bootstrap.value(metric, one, methods.file.classes) for one in chooses]
-    each = [found.values[metric] for found in tested]
-    known = [value for value in each if value is not None]
-    degraded = {name: why for found in tested for name, why in found.degraded.items()}
+    tested = [_measure(methods, subset(fit, fit.splits == "test"), config) for fit in fits]
+    held_out = [subset(fit, fit.splits == "validation") for fit in fits]
+    validated = [bootstrap.value(metric, fit, methods.file.classes) for fit in held_out]
+    known = [value for value in (draw.values[metric] for draw in tested) if value is not None]
+    degraded = {name: why for draw in tested for name, why in draw.degraded.items()}
     return {
         **method._asdict(),
         "draws": len(fits),
         "test_rows": len(methods.tested),
-        **{name: _mean([found.values[name] for found in tested]) for name in tested[0].values},
+        **{name: _mean([draw.values[name] for draw in tested]) for name in tested[0].values},
         f"{metric}_low": None,
         f"{metric}_high": None,
         f"{metric}_spread": float(np.std(known, ddof=1)) if len(known) == len(fits) > 1 else None,
@@ -183,15 +187,16 @@ def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     }
 
 
-def _measure(methods: Methods, one: Predictions) -> metrics.Measured:
+def _measure(methods: Methods, fit: Predictions, config: EvaluateConfig) -> metrics.Measured:
     return metrics.measure(
         methods.file.kind,
-        one.targets,
-        one.predicted,
-        one.scores,
+        fit.targets,
+        fit.predicted,
+        fit.scores,
         methods.file.classes,
-        given=methods.file.scores.get(one.head, "none"),
-        head=one.head,
+        given=methods.file.scores.get(fit.head, "none"),
+        head=fit.head,
+        bins=config.calibration_bins,
     )
 
 
@@ -200,17 +205,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _write_confusion(path: Path, methods: Methods, one: Predictions) -> None:
-    """Target and prediction of each test row, for DVC's template `confusion`."""
-    told = zip(one.targets, one.predicted, strict=True) if methods.file.kind == "classification" else ()
-    _write_csv(path, ("target", "predicted"), list(told))
+def _write_confusion(path: Path, methods: Methods, fit: Predictions) -> None:
+    """Write target and prediction of each test row, for DVC's template `confusion`."""
+    pairs = zip(fit.targets, fit.predicted, strict=True) if methods.file.kind == "classification" else ()
+    _write_csv(path, ("target", "predicted"), list(pairs))
 
 
 def _write_curve(path: Path, rows: Sequence[dict[str, Any]], best: dict[str, Any], metric: str) -> None:
-    """The selected head and input against labels a class, for DVC's template `linear`."""
+    """Write the metric of the selected head and input by labels per class, for DVC's template `linear`."""
     same = [row for row in rows if (row["head"], row["input"]) == (best["head"], best["input"]) and row["labels"]]
-    told = sorted((row["labels"], row[metric]) for row in same if row[metric] is not None)
-    _write_csv(path, ("labels", "value"), told)
+    points = sorted((row["labels"], row[metric]) for row in same if row[metric] is not None)
+    _write_csv(path, ("labels", "value"), points)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

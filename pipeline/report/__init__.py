@@ -3,10 +3,10 @@
 leaderboard  reads what evaluation wrote, orders it, prints it
 figures      SVG figures of one method: confusion, calibration, predictions
 curves       SVG figures of all methods of a run: against labels, inputs and costs
-chosen       what chose the method of a run, in words
+selection    how the method of a run was chosen, in words
 costs        depth, bytes and multiply-adds of an input
-trained      networks that were trained beside heads on frozen features
-students     students beside their teachers: costs, accuracy, agreement
+trained      trained networks and heads on frozen features, compared
+students     students and their teachers, compared: costs, accuracy, agreement
 run          the page, from page.html and run.html, and of a task task.html, students.html, trained.html, pairs.html
              and audit.html
 """

@@ -1,4 +1,4 @@
-"""What an input costs: how deep in the network it lies, the bytes of a stored row, the multiply-adds up to it."""
+"""Costs of an input: its depth in the network, the bytes of a stored row, the multiply-adds up to it."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,12 @@ BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an input: its deepest tap's share of the nodes, the bytes of a row of all its taps, and multiply-adds."""
+    """Costs of an input, which may have several taps.
+
+    depth: the deepest tap's position among the nodes, 0 to 1.
+    bytes: of a stored row of all taps.
+    multiply_adds: up to the deepest tap.
+    """
 
     depth: float
     bytes: int
@@ -21,15 +26,15 @@ class Cost:
 
 
 def costs(run: Run, backbones: Path) -> dict[str, Cost]:
-    """The cost of every input of a run; of none where the backbone is gone, or is another one than it was."""
+    """Return the costs of every input of a run; empty where the backbone is missing or has other weights."""
     path = backbones / str(settings_of(run).get("backbone")) / "backbone.json"
     if not path.is_file():
         return {}
     spec = BackboneSpec.model_validate(read_json(path))
-    order = {node: place for place, node in enumerate(spec.taps)}
+    order = {node: position for position, node in enumerate(spec.taps)}
     taps: dict[str, Cost] = {}
-    for name, made in run["made_from"]["features"].items():
-        identity = made["identity"]
+    for name, record in run["made_from"]["features"].items():
+        identity = record["identity"]
         node = identity["node"]
         if identity["weights"] != spec.weights_digest or node not in spec.taps:
             continue
@@ -37,13 +42,13 @@ def costs(run: Run, backbones: Path) -> dict[str, Cost]:
         shape = row_shape(spec.taps[node], TapSpec(node=node, pool=identity["pool"], project=width))
         size = BYTES[identity["dtype"]] * math.prod(shape)
         taps[name] = Cost(order[node] / max(1, len(order) - 1), size, spec.taps[node].multiply_adds)
-    found = {}
+    by_input = {}
     for name in dict.fromkeys(row["input"] for row in run["table"]):
         parts = [taps[tap] for tap in name.split("+") if tap in taps]
         if len(parts) == len(name.split("+")):
-            found[name] = Cost(
-                max(one.depth for one in parts),
-                sum(one.bytes for one in parts),
-                max(one.multiply_adds for one in parts),
+            by_input[name] = Cost(
+                max(part.depth for part in parts),
+                sum(part.bytes for part in parts),
+                max(part.multiply_adds for part in parts),
             )
-    return found
+    return by_input

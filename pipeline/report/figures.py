@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text: small, so that they stay legible on a phone; equal input gives equal text."""
+"""Draw figures of the report as SVG text: small, to be legible on a phone; equal input gives equal text."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from pipeline.report.leaderboard import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 STYLE: dict[Any, Any] = {
@@ -33,8 +33,13 @@ MOST_CLASSES = 30
 
 
 @contextmanager
-def panels(width: float, height: float, columns: int, found: list[str], *, name: str) -> Iterator[list["Axes"]]:
-    """Axes side by side; their SVG is appended to `found`. `name` is one of its own on a page: ids are made from it."""
+def panels(width: float, height: float, columns: int, svgs: list[str], *, name: str) -> Iterator[list["Axes"]]:
+    """Give axes in a row to draw on; append their SVG to `svgs`.
+
+    width, height: of the figure, inches.
+    columns: the number of axes.
+    name: unique on a page, since the ids of the SVG are made from it.
+    """
     with requires("report", what="figures of the report"):
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -48,26 +53,26 @@ def panels(width: float, height: float, columns: int, found: list[str], *, name:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     # matplotlib numbers the groups of each figure from 1: on a page of several they would not be ids.
-    found.append(re.sub(r'<g id="[\w.]+_\d+"', "<g", svg[svg.index("<svg") :]))
+    svgs.append(re.sub(r'<g id="[\w.]+_\d+"', "<g", svg[svg.index("<svg") :]))
 
 
 @contextmanager
-def axes_of(width: float, height: float, found: list[str], *, name: str) -> Iterator["Axes"]:
-    """Axes to draw on, as `panels` has them."""
-    with panels(width, height, 1, found, name=name) as every:
-        yield every[0]
+def axes_of(width: float, height: float, svgs: list[str], *, name: str) -> Iterator["Axes"]:
+    """Give one pair of axes to draw on; parameters are those of `panels`."""
+    with panels(width, height, 1, svgs, name=name) as all_axes:
+        yield all_axes[0]
 
 
 def confusion(run: Run) -> str | None:
-    """The confusion matrix of the selected input, each row as shares; None where there are too many classes to read."""
+    """Draw the confusion matrix of the selected input, each row as shares; None for too many classes to read."""
     classes = run["classes"]
     if run["confusion"] is None or len(classes) > MOST_CLASSES:
         return None
     counts = np.array(run["confusion"], dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    found: list[str] = []
+    svgs: list[str] = []
     side = 3.4 + 0.05 * len(classes)
-    with axes_of(side + 0.6, side, found, name=f"{run['run']} confusion") as axes:
+    with axes_of(side + 0.6, side, svgs, name=f"{run['run']} confusion") as axes:
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         upright = max(map(len, classes)) > 2
@@ -80,16 +85,16 @@ def confusion(run: Run) -> str | None:
                 if share >= 0.005:
                     colour = "white" if share > 0.5 else "#333"
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    return found[0]
+    return svgs[0]
 
 
 def reliability(run: Run) -> str | None:
-    """Accuracy against confidence; None where the head gives no probabilities."""
+    """Draw accuracy against confidence; None where the head gives no probabilities."""
     rows: Sequence[dict[str, Any]] | None = run["reliability"]
     if rows is None:
         return None
-    found: list[str] = []
-    with axes_of(3.6, 3.4, found, name=f"{run['run']} reliability") as axes:
+    svgs: list[str] = []
+    with axes_of(3.6, 3.4, svgs, name=f"{run['run']} reliability") as axes:
         axes.plot([0, 1], [0, 1], color="#999", linewidth=1, linestyle="--")
         total = sum(row["count"] for row in rows)
         axes.scatter(
@@ -103,19 +108,19 @@ def reliability(run: Run) -> str | None:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("confidence (area: share of rows)")
         axes.set_ylabel("accuracy")
-    return found[0]
+    return svgs[0]
 
 
 def scatter(run: Run) -> str | None:
-    """Predictions against targets of a regression, some hundred rows; None of another kind of task."""
+    """Draw predictions against targets of a regression, some hundred rows; None for other tasks."""
     if run["scatter"] is None:
         return None
     targets, predicted = np.array(run["scatter"]).T
     ends = [min(targets.min(), predicted.min()), max(targets.max(), predicted.max())]
-    found: list[str] = []
-    with axes_of(3.6, 3.4, found, name=f"{run['run']} scatter") as axes:
+    svgs: list[str] = []
+    with axes_of(3.6, 3.4, svgs, name=f"{run['run']} scatter") as axes:
         axes.plot(ends, ends, color="#999", linewidth=1, linestyle="--")
         axes.scatter(targets, predicted, s=10, color=COLOURS[0], alpha=0.5, linewidths=0)
         axes.set_xlabel("target")
         axes.set_ylabel("predicted")
-    return found[0]
+    return svgs[0]

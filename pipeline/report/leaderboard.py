@@ -10,7 +10,7 @@ from pipeline.files import read_json
 from pipeline.text import table
 
 Run = dict[str, Any]
-"""What `evaluate` wrote of a run."""
+"""The tables that `evaluate` wrote of a run."""
 
 NAMES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -31,14 +31,14 @@ NAMES: Mapping[str, str] = {
     "rmse": "RMSE",
     "spearman": "Spearman",
 }
-"""How metrics are written."""
+"""The written form of each metric."""
 
 SHORT: Mapping[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "log_loss", "ece"),
     "multilabel": ("map", "micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("r2", "mae", "rmse", "spearman"),
 }
-"""Metrics of the terminal, by kind of task."""
+"""Metrics shown in the terminal, by kind of task."""
 
 LONG: Mapping[str, tuple[str, ...]] = {
     "classification": (
@@ -48,11 +48,11 @@ LONG: Mapping[str, tuple[str, ...]] = {
     "multilabel": ("map", "micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "auroc"),
     "regression": ("r2", "mae", "rmse", "spearman"),
 }
-"""Metrics of the page."""
+"""Metrics shown on the page, by kind of task."""
 
 
 def read(tables: Path, names: Sequence[str]) -> list[Run]:
-    """Read the measured runs of those names, by task, the best first; `unmeasured` has the others.
+    """Read the measured runs of some names; return them by task, the best first. `unmeasured` returns the others.
 
     Raises DataError for a run that was not evaluated.
     """
@@ -65,7 +65,7 @@ def read(tables: Path, names: Sequence[str]) -> list[Run]:
 
 
 def unmeasured(tables: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return of each evaluated run that the deciding metric cannot be measured of the cause, by the name of the run."""
+    """Return why the deciding metric of a run cannot be measured, by the name of the run."""
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
     return {run["run"]: run["unavailable"] for run in runs if "unavailable" in run}
 
@@ -76,54 +76,54 @@ def _rank(run: Run) -> float:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each task, in the order of `read`."""
-    return {task: list(found) for task, found in groupby(runs, key=task_of)}
+    """Return the runs of each task, in the order of `read`."""
+    return {task: list(group) for task, group in groupby(runs, key=task_of)}
 
 
 def settings_of(run: Run) -> Mapping[str, Any]:
-    """The settings that a run was fitted with."""
+    """Return the settings that a run was fitted with."""
     settings: Mapping[str, Any] = run["made_from"]["settings"]
     return settings
 
 
 def task_of(run: Run) -> str:
-    """The task of a run."""
+    """Return the name of a run's task."""
     return str(settings_of(run)["task"])
 
 
 def training(labels: int | None) -> str:
-    """How a number of labels reads in a table."""
+    """Return a number of labels per class as text; `all` for None."""
     return "all" if labels is None else str(labels)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """Return a number as text; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 EXACT = "all test rows are right, or all wrong: no resample differs, so the interval is that of Clopper and Pearson"
-"""What `*` behind an interval means."""
+"""The meaning of `*` after an interval."""
 
 
 def is_exact(row: Mapping[str, Any], metric: str) -> bool:
-    """Return whether the interval of a row is exact: of a share of 0 or 1, of which the bootstrap has none."""
+    """Return whether the interval of a row is exact: that of a share of 0 or 1, where no resample differs."""
     return metric not in ("r2", "mae") and row[metric] in (0, 1) and row[f"{metric}_low"] is not None
 
 
 def interval(row: Mapping[str, Any], metric: str) -> str:
-    """The interval of a metric for a table, with `*` where it is exact; a dash where there is none."""
+    """Return the interval of a metric as text, with `*` where it is exact; a dash where there is none."""
     ends = [row[f"{metric}_{end}"] for end in ("low", "high")]
     return "–" if None in ends else f"{ends[0]:.3f}–{ends[1]:.3f}{'*' if is_exact(row, metric) else ''}"
 
 
 def others(run: Run, metrics: Mapping[str, Sequence[str]]) -> list[str]:
-    """The metrics of a table beside the one that decides: those that evaluation knows of this run's kind of task."""
+    """Return the metrics of a table other than the deciding one, as far as the run has them."""
     return [name for name in metrics[run["kind"]] if name != run["metric"] and name in run["selected"]]
 
 
 def text(runs: Sequence[Run]) -> str:
-    """The leaderboard as a table for the terminal: one for each metric that decides."""
-    start = ["task", "run", "head", "input", "labels a class"]
+    """Return the leaderboard for the terminal: one table per deciding metric."""
+    start = ["task", "run", "head", "input", "labels per class"]
     if not runs:
         return table(start, [])
     tables = []

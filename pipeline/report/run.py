@@ -1,4 +1,4 @@
-"""The report's page: one HTML file with everything inside, no script and nothing from the network."""
+"""Write the report's page: one HTML file with everything inside, without scripts and without network access."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from pipeline.errors import counted, requires
 from pipeline.files import read_json, write_text
-from pipeline.report import chosen, curves, figures, leaderboard, students, trained
+from pipeline.report import curves, figures, leaderboard, selection, students, trained
 from pipeline.report.config import ReportConfig
 from pipeline.report.costs import costs as costs_of
 from pipeline.report.leaderboard import Run
 
-MOST_ROWS = 20  # of a table that may be long
+MOST_ROWS = 20  # shown of a long table
 
 
 def report(
@@ -27,10 +27,14 @@ def report(
     footprints: Path | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page of some runs, as `leaderboard.read` gives them.
+    """Write the page of some runs.
 
-    `comparisons`, `audits`, `backbones` and `footprints` are the folders of what `compare`, `audit`, `freeze` and
-    `distill` wrote; what is not there is left out of the page. `unmeasured` has the causes of `leaderboard.unmeasured`.
+    config: the title.
+    runs: from `leaderboard.read`.
+    path: the HTML file to write.
+    comparisons, audits, backbones, footprints: the folders that `compare`, `audit`, `freeze` and `distill` write. Files
+        that are missing are left out of the page.
+    unmeasured: from `leaderboard.unmeasured`.
     """
     with requires("report", what="the report"):
         import jinja2
@@ -51,26 +55,26 @@ def report(
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     every = {run["run"]: run for run in runs}
-    costs = {name: found for name in every if (found := _there(footprints, f"{name}.json")) is not None}
-    told = [
-        _task(name, found, _there(comparisons, f"{name}.json"), _there(audits, f"{name}.json"))
-        | _networks(name, found, every, _there(comparisons, f"{name}.json"), costs)
-        for name, found in leaderboard.by_task(runs).items()
+    costs = {name: cost for name in every if (cost := _read_if_there(footprints, f"{name}.json")) is not None}
+    tasks = [
+        _task(name, of_task, _read_if_there(comparisons, f"{name}.json"), _read_if_there(audits, f"{name}.json"))
+        | _networks(name, of_task, every, _read_if_there(comparisons, f"{name}.json"), costs)
+        for name, of_task in leaderboard.by_task(runs).items()
     ]
-    views = [_view(run, task, every, backbones) for task in told for run in task["runs"]]
+    views = [_view(run, task, every, backbones) for task in tasks for run in task["runs"]]
     page = environment.get_template("page.html")
     write_text(
-        path, page.render(title=config.title, tasks=told, runs=views, most=MOST_ROWS, unmeasured=unmeasured or {})
+        path, page.render(title=config.title, tasks=tasks, runs=views, most=MOST_ROWS, unmeasured=unmeasured or {})
     )
 
 
-def _there(folder: Path | None, name: str) -> Any:
-    """A JSON file of a folder, if it is there."""
+def _read_if_there(folder: Path | None, name: str) -> Any:
+    """Return the content of a JSON file in a folder; None where either is missing."""
     return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
 
 
 def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, Any]:
-    """A task as the template wants it."""
+    """Return the values of a task for task.html."""
     first = runs[0]
     values = [run["selected"][f"{run['metric']}_{end}"] for run in runs for end in ("low", "high")]
     bounded = first["kind"] != "regression" and None not in values
@@ -94,45 +98,45 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
 def _networks(
     name: str, runs: list[Run], every: Mapping[str, Run], compared: Any, costs: students.Costs
 ) -> dict[str, Any]:
-    """What a task's networks are beside each other, where some were trained."""
+    """Return the values of a task for trained.html and students.html; None where they do not apply."""
     from markupsafe import Markup
 
-    beside = trained.table_of_networks(runs, every)
-    if beside is not None:
-        drawn = curves.by_training(runs, beside["lines"], name=name)
-        beside |= {"figure": None if drawn is None else Markup(drawn)}
+    table = trained.table_of_networks(runs, every)
+    if table is not None:
+        svg = curves.by_training(runs, table["lines"], name=name)
+        table |= {"figure": None if svg is None else Markup(svg)}
     taught = compared.get("taught", []) if compared else []
-    return {"trained": beside, "students": students.tables_of_students(runs, taught, costs)}
+    return {"trained": table, "students": students.tables_of_students(runs, taught, costs)}
 
 
 def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
-    """A run as the template wants it."""
+    """Return the values of a run for run.html."""
     from markupsafe import Markup
 
     metric = leaderboard.NAMES[run["metric"]]
     name = metric[0].upper() + metric[1:]
-    drawn = {
+    figures_of_run = {
         f"{name} against labels": curves.by_labels(run),
         "Inputs at the most labels": curves.by_input(run),
-        "What the search chose": curves.by_search(run),
+        "Hyperparameter search": curves.by_search(run),
         "Confusion, percent of each target": figures.confusion(run),
         "Calibration": figures.reliability(run),
         "Predictions of test rows": figures.scatter(run),
     }
     wide = {
-        f"{name} against what an input costs": curves.by_cost(run, costs_of(run, backbones)) if backbones else None,
+        f"{name} against the costs of inputs": curves.by_cost(run, costs_of(run, backbones)) if backbones else None,
     }
     compared = task["compared"]
     return {
         **run,
         "settings": leaderboard.settings_of(run),
         "how": trained.approach(run, every)[1],
-        "chosen": chosen.reason(run),
-        "warnings": chosen.warnings(run),
+        "chosen": selection.reason(run),
+        "warnings": selection.warnings(run),
         "undecided": run.get("undecided"),
         "name": name,
         "columns": leaderboard.others(run, leaderboard.LONG),
-        "figures": {title: Markup(svg) for title, svg in drawn.items() if svg is not None},
+        "figures": {title: Markup(svg) for title, svg in figures_of_run.items() if svg is not None},
         "wide": {title: Markup(svg) for title, svg in wide.items() if svg is not None},
         "confused": _most_confused(run),
         "within": compared["within"].get(run["run"], []) if compared else [],
@@ -145,20 +149,20 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
 
 
 def _unfinished(made_from: Mapping[str, Any]) -> list[str]:
-    """Return a sentence of each fit of a run that did not converge or could not be made."""
-    stopped = [one for one in made_from.get("fits", []) if one.get("not_converged") is not None]
-    lines = [f"{one['file']} did not converge: {one['not_converged']}" for one in stopped]
-    return [*lines, *(f"not fitted: {one['cause']}" for one in made_from.get("failed", []))]
+    """Return a sentence for each fit of a run that did not converge or failed."""
+    stopped = [fit for fit in made_from.get("fits", []) if fit.get("not_converged") is not None]
+    lines = [f"{fit['file']} did not converge: {fit['not_converged']}" for fit in stopped]
+    return [*lines, *(f"not fitted: {failure['cause']}" for failure in made_from.get("failed", []))]
 
 
 def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:
-    """The pairs of classes that are mistaken most often, as counts over all draws."""
+    """Return the pairs of classes that are confused most often, with their counts over all draws."""
     if run["confusion"] is None:
         return []
     counts = np.array(run["confusion"])
     np.fill_diagonal(counts, 0)
     order = np.argsort(counts, axis=None, kind="stable")[::-1][:most]
-    pairs = [np.unravel_index(place, counts.shape) for place in order]
+    pairs = [np.unravel_index(cell, counts.shape) for cell in order]
     return [
         {"target": run["classes"][t], "predicted": run["classes"][p], "count": int(counts[t, p])}
         for t, p in pairs

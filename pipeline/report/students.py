@@ -1,4 +1,4 @@
-"""Students and their teachers: what each costs and can do, and how a student differs from those it stands beside."""
+"""Tables of students and their teachers: costs, accuracy, and how a student differs from what it is compared with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,47 +7,51 @@ from pipeline.report.leaderboard import Run
 from pipeline.text import human
 
 Costs = Mapping[str, Mapping[str, Any]]
-"""Of each run that has them what `distill` measured: the footprint of its `student`, and of its `teachers` by name."""
+"""What `distill` measured, by run: the footprint of its `student`, and of its `teachers` by name."""
 
 
 def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]], costs: Costs) -> dict[str, Any] | None:
-    """The tables of a task, as the template wants them; None where it has no student.
+    """Return the tables of a task for the template; None where the task has no student.
 
-    `networks`: teachers, then students, each with its costs and its row of `evaluate`; `pairs`: what `compare` says of
-    students; `unseen`: teachers without predictions of the task.
+    networks: teachers, then students, each with its costs and its row of `evaluate`.
+    pairs: the comparisons of students that `compare` wrote.
+    unseen: names of teachers without predictions of the task.
     """
     students = [run for run in runs if "student" in run["made_from"]]
     if not students:
         return None
     known = {run["run"]: run for run in runs}
-    footprints = {name: one for run in students for name, one in costs.get(run["run"], {}).get("teachers", {}).items()}
-    seen = {one["name"]: one for one in taught if one["kind"] == "teacher"}
-    names = list(dict.fromkeys(one["name"] for run in students for one in _teachers(run)))
+    footprints = {
+        name: footprint for run in students for name, footprint in costs.get(run["run"], {}).get("teachers", {}).items()
+    }
+    compared = {pair["name"]: pair for pair in taught if pair["kind"] == "teacher"}
+    names = list(dict.fromkeys(teacher["name"] for run in students for teacher in _teachers(run)))
     networks = []
     for name in names:
-        run = known[seen[name]["run"]] if name in seen else None
-        row = None if run is None else _row(run, seen[name])
+        run = known[compared[name]["run"]] if name in compared else None
+        row = None if run is None else _row(run, compared[name])
         networks.append(_network("teacher", name, run, row, footprints.get(name)))
     for run in sorted(students, key=lambda run: not _teachers(run)):
         cost = costs.get(run["run"], {}).get("student")
-        who = " + ".join(one["name"] for one in _teachers(run)) or None
-        networks.append(_network("student", run["run"], run, run["selected"], cost) | {"taught_by": who})
+        names_of_teachers = " + ".join(teacher["name"] for teacher in _teachers(run)) or None
+        networks.append(_network("student", run["run"], run, run["selected"], cost) | {"taught_by": names_of_teachers})
     return {
         "networks": networks,
         "pairs": taught,
-        "unseen": [name for name in names if name not in seen],
-        "threads": sorted({one["cost"]["threads"] for one in networks if one["cost"]}),
+        "unseen": [name for name in names if name not in compared],
+        "threads": sorted({network["cost"]["threads"] for network in networks if network["cost"]}),
     }
 
 
 def _teachers(run: Run) -> list[dict[str, Any]]:
-    """A student's teachers of the task of its run; it may have others of further tasks."""
-    made = run["made_from"]
-    return [one for one in made["teachers"] if one.get("task", made["settings"]["task"]) == made["settings"]["task"]]
+    """Return a student's teachers of the task of its run; a student may have teachers of further tasks."""
+    model = run["made_from"]
+    task = model["settings"]["task"]
+    return [teacher for teacher in model["teachers"] if teacher.get("task", task) == task]
 
 
 def _row(run: Run, teacher: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row of `evaluate` of the method that a teacher is a fit of."""
+    """Return the row of `evaluate` of a teacher's method; None where there is none."""
     keys = ("head", "input", "labels")
     return next((row for row in run["table"] if all(row[key] == teacher[key] for key in keys)), None)
 
@@ -55,9 +59,9 @@ def _row(run: Run, teacher: Mapping[str, Any]) -> dict[str, Any] | None:
 def _network(
     role: str, name: str, run: Run | None, row: Mapping[str, Any] | None, cost: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """A line of the table; `run`: whose `row` of `evaluate` it is."""
+    """Return a line of the table: a teacher or student with its `row` of `evaluate` and its costs."""
     shown = None
     if cost is not None:
-        latency = {int(size): one for size, one in cost["latency_ms"].items()}
+        latency = {int(size): times for size, times in cost["latency_ms"].items()}
         shown = dict(cost) | {"size": human(cost["bytes"]), "latency_ms": latency}
     return {"role": role, "name": name, "run": run and run["run"], "row": row, "cost": shown, "taught_by": None}

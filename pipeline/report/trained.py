@@ -1,4 +1,4 @@
-"""Networks that were trained beside heads on frozen features, at each number of labels, and how each came to be."""
+"""Compare trained networks with heads on frozen features, at each number of labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,19 +9,21 @@ from pipeline.report.leaderboard import NAMES, Run, settings_of
 
 Row = dict[str, Any]
 
-FROZEN, CLASSIFIER, PART, TAP, LP_FT, FULL, TAUGHT, ALONE, SCRATCH = range(9)
-"""The order of the table: from all frozen to nothing given."""
+FROZEN, CLASSIFIER, PART, TAP, LP_FT, FULL, DISTILLED, LABELS_ONLY, SCRATCH = range(9)
+"""Approaches in the order of the table, from all layers frozen to random weights."""
 
 
 def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
-    """How a run came to be, with its place in the table; `every`: all runs by name."""
-    made, settings = run["made_from"], settings_of(run)
-    if "student" in made:
-        names = [one["name"] for one in made["teachers"]]
-        return (TAUGHT, f"{made['student']}, taught by {' and '.join(names)}") if names else (ALONE, _alone(made))
-    if "backbone" not in made:
+    """Return the position of a run in the table, and how the run was trained; `every`: all runs by name."""
+    model, settings = run["made_from"], settings_of(run)
+    if "student" in model:
+        names = " and ".join(teacher["name"] for teacher in model["teachers"])
+        if names:
+            return DISTILLED, f"{model['student']}, distilled from {names}"
+        return LABELS_ONLY, f"{model['student']}, trained on labels only"
+    if "backbone" not in model:
         return FROZEN, f"frozen features of {settings['backbone']}"
-    start, what = settings["start"], _what(settings["train"])
+    start, what = settings["start"], _trained_part(settings["train"])
     from_tap = settings["input"] == "features"
     if from_tap and settings["train"] in (None, "full"):
         what = f"what follows the stored tap {settings['tap']}"
@@ -34,24 +36,20 @@ def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
         if network:
             return FULL, f"from the network of {start}: {what}"
         return LP_FT, f"LP-FT: the head of {start} first, then {what}"
-    if any(one.get("probes") for one in made.get("fits", ())):
+    if any(fit.get("probes") for fit in model.get("fits", ())):
         what += ", from a fitted classifier"
     if from_tap:
         return TAP, f"fine-tuned: {what}"
-    place = FULL if settings["train"] in (None, "full") else CLASSIFIER if settings["train"] == "head" else PART
-    return place, f"fine-tuned: {what}"
+    position = FULL if settings["train"] in (None, "full") else CLASSIFIER if settings["train"] == "head" else PART
+    return position, f"fine-tuned: {what}"
 
 
-def _alone(made: Mapping[str, Any]) -> str:
-    return f"{made['student']}, on labels alone"
-
-
-def _what(train: Any) -> str:
-    """The part of a network that is trained."""
+def _trained_part(train: Any) -> str:
+    """Return the part of a network that is trained, in words."""
     if train in (None, "full"):
         return "all layers"
     if train == "head":
-        return "a new classifier alone"
+        return "only a new classifier"
     [(name, value)] = train.items()
     if name == "last_k":
         return f"the last {value} blocks" if value > 1 else "the last block"
@@ -59,44 +57,45 @@ def _what(train: Any) -> str:
 
 
 def table_of_networks(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | None:
-    """The table of a task: a line a run, a cell a number of labels; None where no network was trained.
+    """Return the table of a task: one line per run, one cell per number of labels; None where no network was trained.
 
-    A cell is the row of `evaluate` of the method that was best on validation rows at that number of labels.
+    A cell is the row of `evaluate` of the method that is best on validation rows at that number of labels.
     """
     lines = []
     for run in runs:
-        place, how = approach(run, every)
+        position, how = approach(run, every)
         cells = {count: best(run, count) for count in dict.fromkeys(row["labels"] for row in run["table"])}
-        told = {
-            "run": run["run"],
-            "how": how,
-            "place": place,
-            "frozen": place == FROZEN,
-            "cells": {k: v for k, v in cells.items() if v},
-        }
-        lines.append(told)
-    if all(line["place"] == FROZEN for line in lines):
+        lines.append(
+            {
+                "run": run["run"],
+                "how": how,
+                "position": position,
+                "frozen": position == FROZEN,
+                "cells": {count: row for count, row in cells.items() if row},
+            }
+        )
+    if all(line["position"] == FROZEN for line in lines):
         return None
     counts = sorted({count for line in lines for count in line["cells"]}, key=lambda count: (count is None, count or 0))
     return {
         "labels": counts,
         "below": below_probe(runs),
-        "lines": sorted(lines, key=lambda line: (line["place"], line["run"])),
+        "lines": sorted(lines, key=lambda line: (line["position"], line["run"])),
     }
 
 
 def below_probe(runs: Sequence[Run]) -> list[str]:
     """Return a sentence for each trained network of a task that is below the frozen probe of its own backbone.
 
-    Both by the methods that held-out rows choose, at the most labels that both have, on test rows.
+    Both are the methods that held-out rows choose, at the most labels that both have, measured on test rows.
     """
     lines = []
     probes = [run for run in runs if "backbone" not in run["made_from"] and "student" not in run["made_from"]]
     for run in runs:
-        own = run["made_from"].get("student") or settings_of(run).get("backbone")
+        backbone = run["made_from"].get("student") or settings_of(run).get("backbone")
         for probe in () if run in probes else probes:
             counts = [count for count in _counts(run) if count in _counts(probe)]
-            if settings_of(probe).get("backbone") != own or not counts:
+            if settings_of(probe).get("backbone") != backbone or not counts:
                 continue
             labels = max(counts, key=lambda count: float("inf") if count is None else count)
             rows = best(run, labels), best(probe, labels)
@@ -108,7 +107,7 @@ def below_probe(runs: Sequence[Run]) -> list[str]:
             lines.append(
                 f"{run['run']} is below the frozen probe of its own backbone, {probe['run']}: {NAMES[run['metric']]} "
                 f"{values[0]:.3f} against {values[1]:.3f}, "
-                f"{'all labels' if labels is None else counted(labels, 'label')} a class"
+                f"{'all labels' if labels is None else counted(labels, 'label') + ' per class'}"
             )
     return lines
 
@@ -118,7 +117,7 @@ def _counts(run: Run) -> list[int | None]:
 
 
 def best(run: Run, labels: int | None) -> Row | None:
-    """The row of the method that is best on validation rows at a number of labels; the only one needs none of them."""
+    """Return the row of the best method on validation rows at a number of labels, or of the only method."""
     metric = run["metric"]
     rows = [row for row in run["table"] if row["labels"] == labels and row[metric] is not None]
     known = [row for row in rows if row[f"validation_{metric}"] is not None]

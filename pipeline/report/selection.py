@@ -1,0 +1,68 @@
+"""Say how the method of a run was chosen: by which metric, on which rows, and what to be careful about."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import counted
+from pipeline.report.leaderboard import NAMES, Run
+
+
+def searches(run: Run) -> list[Mapping[str, Any]]:
+    """Return the records of the searches of the selected method, one per draw; none where nothing was searched."""
+    return [fit["search"] for fit in _fits(run) if fit.get("search")]
+
+
+def reason(run: Run) -> str | None:
+    """Return what chose the method of a run and its parameters, without a full stop; None where there was no choice."""
+    best, parts = run["selected"], []
+    methods = [row for row in run["table"] if row["labels"] == best["labels"] and row.get("decided_by")]
+    if len(methods) > 1 and best.get("validation_rows"):
+        name = NAMES.get(best["decided_by"], best["decided_by"])
+        name = name if name[:2].isupper() else name[0].upper() + name[1:]
+        parts.append(
+            f"{name} on {best['validation_rows']:,} held-out rows chose among {counted(len(methods), 'method')}"
+        )
+    searched = searches(run)
+    if searched:
+        values = ", ".join(
+            dict.fromkeys(
+                f"{search['chosen']:.4g}" if _is_number(search) else str(search["chosen"]) for search in searched
+            )
+        )
+        name = NAMES.get(searched[0]["metric"], searched[0]["metric"])
+        parts.append(f"{searched[0]['parameter']} {values} by {name}")
+    validation = next((fit["validation"] for fit in _fits(run) if fit.get("validation")), None)
+    if validation is not None:
+        parts.append(_describe_rows(validation))
+    return "; ".join(parts) or None
+
+
+def warnings(run: Run) -> list[str]:
+    """Return sentences about searches whose best value is the first or last, and about folds that could not be used."""
+    lines = []
+    ends = [search for search in searches(run) if search.get("at_the_end")]
+    if ends:
+        share = f"{len(ends):,} of {len(searches(run)):,} fits"
+        lines.append(f"The best {ends[0]['parameter']} is at the end of its values in {share}.")
+    failed = [fit["validation"]["folds_failed"] for fit in _fits(run) if fit.get("validation", {}).get("folds_failed")]
+    if failed:
+        lines.append(f"Without folds, since a head could not be fitted to them: {failed[0]}")
+    return lines
+
+
+def _fits(run: Run) -> list[Mapping[str, Any]]:
+    """Return the records of the fits of the selected method in model.json."""
+    best = run["selected"]
+    keys = ("head", "input", "labels")
+    return [fit for fit in run["made_from"].get("fits", []) if all(fit.get(key) == best[key] for key in keys)]
+
+
+def _is_number(search: Mapping[str, Any]) -> bool:
+    return isinstance(search["chosen"], int | float)
+
+
+def _describe_rows(validation: Mapping[str, Any]) -> str:
+    """Say which rows were held out."""
+    if validation["method"] == "folds":
+        return f"held out by {validation['splitter']} in {validation['folds']} folds, seed {validation['seed']}"
+    return "held out: the validation split" if validation["method"] == "split" else "nothing was held out"
