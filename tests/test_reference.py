@@ -21,9 +21,9 @@ FOUND = {one.key: one for name, section in SECTIONS.items() for one in reference
         ("extract.NAME.taps.NAME.dtype", "float16 | bfloat16 | float32 | int8", "default float16", "of stored values"),
         ("extract.NAME.views.augment[](rotation).degrees", "number", "default 15", "largest angle, to either side"),
         ("fit.NAME.memory_gb", "number or none", "default none", "by default half of what is free"),
-        ("evaluate.metric", "settings", "", "what decides, by kind of task"),
+        ("evaluate.metric", "settings", "", "the deciding metric, by kind of task"),
         ("distill.NAME.losses.soft.temperature", "number", "default 4", "divides the logits of both"),
-        ("report.title", "text", "default icecore report", "of the page"),
+        ("report.title", "text", "default icecore report", "title of the page"),
     ],
 )
 def test_a_setting_has_its_type_default_and_meaning(key: str, kind: str, default: str, meaning: str) -> None:
@@ -44,7 +44,7 @@ def test_settings_are_two_lines_each_below_what_the_section_is() -> None:
     assert text.splitlines()[:5] == [
         "report: The report's page.",
         "  report.title: text; default icecore report",
-        "      of the page",
+        "      title of the page",
         "",
         "compare: How methods are compared.",
     ]

@@ -169,7 +169,7 @@ def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[
 
 def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     fits = methods.fits[method]
-    tested = [_measure(methods, subset(fit, fit.splits == "test"), config) for fit in fits]
+    tested = [_measure(methods, subset(fit, fit.splits == "test")) for fit in fits]
     held_out = [subset(fit, fit.splits == "validation") for fit in fits]
     validated = [bootstrap.value(metric, fit, methods.file.classes) for fit in held_out]
     known = [value for value in (draw.values[metric] for draw in tested) if value is not None]
@@ -187,7 +187,7 @@ def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     }
 
 
-def _measure(methods: Methods, fit: Predictions, config: EvaluateConfig) -> metrics.Measured:
+def _measure(methods: Methods, fit: Predictions) -> metrics.Measured:
     return metrics.measure(
         methods.file.kind,
         fit.targets,
@@ -196,7 +196,6 @@ def _measure(methods: Methods, fit: Predictions, config: EvaluateConfig) -> metr
         methods.file.classes,
         given=methods.file.scores.get(fit.head, "none"),
         head=fit.head,
-        bins=config.calibration_bins,
     )
 
 
