@@ -131,7 +131,7 @@ def evaluate(
 
 def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Return one row per method: means over its draws on test rows, and the interval of the deciding metric."""
-    rows = [_row(methods, config, metric, method) for method in methods.fits]
+    rows = [_row(methods, metric, method) for method in methods.fits]
     measured = [row for row in rows if row[metric] is not None]
     tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
     if tested:

@@ -6,6 +6,6 @@ from pipeline.settings.check import Settings
 
 
 class ReportConfig(Settings):
-    """Settings of the report's page."""
+    """The report's page."""
 
     title: str = Field(default="icecore report", description="title of the page")
