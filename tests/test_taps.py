@@ -383,6 +383,39 @@ def test_modules_with_the_names_of_the_networks_ends_do_not_hide_them() -> None:
     assert torch.equal(values["penultimate"], values["mean"])
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.branch = nn.Sequential(self.shared, nn.ReLU())
+        self.other, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+        self.other.weight = self.shared.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.other(self.branch(self.shared(self.stem(images)))).mean((2, 3)))
+
+
+def tied(_architecture: object) -> nn.Module:
+    return Tied()
+
+
+def test_a_module_with_two_names_and_tied_weights_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, images = serialization.freeze(Tied()), torch.randn(2, 3, 8, 8)
+    before = network(images)
+    found = survey(network, (3, 8, 8))
+    assert {"shared", "branch", "other", "penultimate", "logits"} <= set(found)
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
+    assert torch.equal(network(images), before)
+    monkeypatch.setitem(serialization.ARCHITECTURES, "tied", f"{__name__}:tied")
+    inputs = InputSpec(image=ImageSpec(resize=(8, 8)), mean=(0.5,) * 3, std=(0.5,) * 3)
+    serialization.write(tmp_path, network, architecture={"family": "tied"}, origin={}, inputs=inputs)
+    read = serialization.read(tmp_path).module
+    assert torch.equal(read(images), before)
+    assert read.other.weight is read.shared.weight
+
+
 def test_a_function_is_numbered_on_from_a_layer_of_its_name() -> None:
     class Same(nn.Module):
         def __init__(self) -> None:

@@ -129,8 +129,14 @@ class _Observed:
 
     def imagine(self, rows: int, shape: Shape) -> None:
         """Run shapes without values. What a network did before it refused them tells something all the same."""
-        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        empty = {name: tensor.to("meta") for name, tensor in state.items()}
+        empty = {
+            f"{name}.{key}" if name else key: tensor.to("meta")
+            for name, part in self.module.named_modules()
+            for key, tensor in (
+                *part.named_parameters(recurse=False, remove_duplicate=False),
+                *part.named_buffers(recurse=False),
+            )
+        }
         refusals = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
         with contextlib.suppress(*refusals):
             self.run(torch.empty(rows, *shape, device="meta"), state=empty)
@@ -178,7 +184,9 @@ class _Observed:
                 stack.callback(part.register_forward_hook(after(name)).remove)
             for context in (torch.no_grad(), one_path(), *((flops, last) if measure else ()), functions):
                 stack.enter_context(context)
-            torch.func.functional_call(self.module, state or {}, (images,))
+            # Tied weights are all in `state`. A module with two names is there once: torch would not put its own
+            # weights back.
+            torch.func.functional_call(self.module, state or {}, (images,), tie_weights=False)
         self.whole = True
 
     def classifier(self, images: Tensor) -> dict[str, InputPart]:

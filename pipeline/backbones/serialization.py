@@ -107,7 +107,7 @@ def write(
 
     Raises BackboneError if the network refuses the input.
     """
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    state = _apart(network.state_dict())
     taps = survey_network(network, inputs, where=folder.name)
     spec = BackboneSpec(
         architecture=dict(architecture),
@@ -123,6 +123,17 @@ def write(
         safetensors.torch.save_file(state, temporary)
     write_json(folder / JSON, spec.model_dump(mode="json"))
     return spec
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, which safetensors refuses: tied weights are written twice."""
+    storages: set[int] = set()
+    apart = {}
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.detach().clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
+    return apart
 
 
 def survey_network(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
