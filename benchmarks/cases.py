@@ -24,7 +24,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
-from pipeline.runtime import cores
+from pipeline.runtime import SILENT, cores
 from pipeline.store import cache
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def fastest(case: Case) -> Callable[[], None]:
     job = Job(backbone, case.taps, case.batch, case.precision, cache=case.folder / "engine-cache")
     shapes = {TAP: backbone.spec.taps[TAP].shape}
     pixels = decoded(case, case.paths[: parity_gate.rows_for(shapes, case.batch, case.precision)])
-    chosen = choose(autotune.AUTO, job, lambda: pixels, samples=10**9, say=lambda _: None)
+    chosen = choose(autotune.AUTO, job, lambda: pixels, samples=10**9, reporter=SILENT)
     case.engine = chosen.name
     whole = np.resize(pixels, (case.batch, *pixels.shape[1:]))
 

@@ -104,6 +104,7 @@ def extract(root: Path, made: Path, mode: str) -> None:
     """Extract what `draw` made in `root`, and print how many samples are done."""
     from pipeline.extract.config import ExtractConfig
     from pipeline.extract.run import extract
+    from pipeline.runtime import Reporter
 
     settings = {"datasets": ["drawn"], "taps": TAPS, "shard_mb": SHARD_MB, "engine": "torch", "run": MODES[mode]}
     extract(
@@ -112,7 +113,7 @@ def extract(root: Path, made: Path, mode: str) -> None:
         manifests=root / "manifests",
         out=made / "features",
         cache_root=made / "cache",
-        progress=lambda done, _: print(done, flush=True),
+        reporter=Reporter(progress=lambda done, _: print(done, flush=True)),
     )
 
 

@@ -29,6 +29,7 @@ from pipeline.engines import autotune
 from pipeline.engines.autotune import Job, choose
 from pipeline.errors import EngineError
 from pipeline.readers.image import ImageSpec
+from pipeline.runtime import SILENT
 
 TAPS = {
     "mobilenet_v2": TapSpec(node="penultimate"),
@@ -110,7 +111,7 @@ def measure(model: str, arguments: argparse.Namespace, cache: Path) -> None:
             except EngineError as error:
                 print(f"| {model} | {precision} | {name} | left out: {error} |", flush=True)
         try:
-            taken = choose("auto", job, lambda: pixels, samples=10**9, say=lambda _: None).name
+            taken = choose("auto", job, lambda: pixels, samples=10**9, reporter=SILENT).name
         except EngineError as error:
             taken = ""
             print(f"| {model} | {precision} | auto | {str(error).splitlines()[-1]} |", flush=True)

@@ -45,6 +45,7 @@ from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
+from pipeline.runtime import SILENT
 from pipeline.store import keys as key_arrays
 
 TAP = "x"
@@ -109,7 +110,7 @@ def units(count: int, taps: int, folder: Path) -> Iterator[tuple[str, str]]:
     for name, parts in (("alone", count), ("together", 1)):
         assignment = WorkerJob(config, backbone, folder / f"{name}-{taps}", count, tuple(config.taps))
         works = [UnitInput(samples.take(rows), tuple(config.taps)) for rows in np.array_split(np.arange(count), parts)]
-        with contextlib.closing(Worker(assignment, say=lambda _: None)) as worker:
+        with contextlib.closing(Worker(assignment, reporter=SILENT)) as worker:
             worker.prepare([samples])
             for _ in worker.make([replace(works[0])], done=lambda _: None, spent=Timings()):
                 pass  # threads and folders are there

@@ -35,6 +35,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.pretrain.run import pretrain
+from pipeline.runtime import Reporter
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.run import sample
 from pipeline.task import Task, training_sets
@@ -133,7 +134,7 @@ def timed(one: TrainingJob, folder: Path, *, samples: Samples | None = None) -> 
         one.setting,
         one.frozen,
         folder=folder,
-        progress=lambda *_: ends.append(time.perf_counter()),
+        reporter=Reporter(progress=lambda *_: ends.append(time.perf_counter())),
     )
     return ends
 

@@ -5,8 +5,7 @@ Below `out` lie a features folder per tap, `files.parquet` (key, path, size, loc
 """
 
 import re
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,9 @@ from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.readers.image_files import MAX_PIXELS
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check, refuse
 from pipeline.sources import filesystem
-
-Stage = Callable[[str], AbstractContextManager[Progress]]
-"""Called with `prepare` or `extract` when the step begins; the context manager gives the step's progress callback."""
 
 DATASET = "files"
 """The name of the images as a data set."""
@@ -163,35 +159,27 @@ def embed(
     out: AnyPath,
     *,
     cache_root: AnyPath,
-    stage: Stage = lambda _: nullcontext(silent),
-    announce: Callable[[Forecast], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
-    log: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> Embedded:
     """Freeze, prepare and extract; return what was done. Rows in the feature cache are linked, new ones computed.
 
     job: what `embed.job` returned.
     out: the folder to write.
     cache_root: the folder of the feature cache.
-    stage: called with the name of a step, gives its progress callback.
-    announce: called once with the forecast of the bytes on disk.
-    say, log: called with messages for a person, and with lines for a log file.
+    reporter: its messages begin with the forecast of the bytes on disk; each step has a bar of its own.
 
     Raises what these steps raise, and ConfigError where the images and the features would lie in one folder.
     """
     out, cache_root = as_path(out, "embed: out"), as_path(cache_root, "embed: cache_root")
-    inputs = _prepare_inputs(job, out, stage, say)
-    with stage("extract") as progress:
+    inputs = _prepare_inputs(job, out, reporter)
+    with reporter.stage("extract") as extract_reporter:
         extracted = extract(
             job.extract,
             backbone=inputs.backbone,
             manifests=inputs.manifests,
             out=out,
             cache_root=cache_root,
-            progress=progress,
-            announce=announce,
-            say=say,
-            log=log,
+            reporter=extract_reporter,
         )
     return Embedded(inputs.prepared, extracted, inputs.backbone)
 
@@ -201,18 +189,17 @@ def plan(
     out: AnyPath,
     *,
     cache_root: AnyPath,
-    stage: Stage = lambda _: nullcontext(silent),
-    say: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> tuple[Request, Forecast]:
     """Freeze and prepare, and return what `embed` would extract, with its bytes on disk. Extracts nothing.
 
     Parameters are those of `embed`. Raises what `embed` raises before it extracts.
     """
     out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
-    inputs = _prepare_inputs(job, out, stage, say)
+    inputs = _prepare_inputs(job, out, reporter)
     request = read(job.extract, backbone=inputs.backbone, manifests=inputs.manifests, cache_root=cache_root)
     for line in wide_taps(request):
-        say(line)
+        reporter.message(line)
     return request, forecast_disk(request, cache_root=cache_root, out=out)
 
 
@@ -225,7 +212,7 @@ class _Inputs:
     prepared: Prepared
 
 
-def _prepare_inputs(job: Job, out: Path, stage: Stage, say: Callable[[str], None]) -> _Inputs:
+def _prepare_inputs(job: Job, out: Path, reporter: Reporter) -> _Inputs:
     """Freeze the backbone and list the images; write files.parquet and excluded.csv."""
     _refuse_overlap(job, out)
     work = out / WORK
@@ -233,13 +220,13 @@ def _prepare_inputs(job: Job, out: Path, stage: Stage, say: Callable[[str], None
         backbone = job.backbone
         spec = serialization.read_spec(backbone)
     else:
-        backbone = freeze_once(job.backbone, work, say)
+        backbone = freeze_once(job.backbone, work, reporter)
         spec = serialization.read_spec(backbone)
-        say(f"{job.backbone.model}: images: {spec.input.description}")
+        reporter.message(f"{job.backbone.model}: images: {spec.input.description}")
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
-    with stage("prepare") as progress:
-        prepared = prepare(job.prepare, paths, progress=progress)
+    with reporter.stage("prepare") as prepare_reporter:
+        prepared = prepare(job.prepare, paths, reporter=prepare_reporter)
     _write_files(paths, out)
     return _Inputs(backbone, paths.folder, prepared)
 

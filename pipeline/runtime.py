@@ -1,4 +1,4 @@
-"""What the machine offers: cores, threads, seeds, and the versions that a record names."""
+"""The process that runs: whom it reports to, its cores, threads and seeds, and the versions that a record names."""
 
 import contextlib
 import io
@@ -11,18 +11,74 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 CORES = "ICECORE_CORES"
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 Progress = Callable[[int, int], None]
-"""Called with (done, total); whoever owns the terminal draws it."""
+"""Called with (done, total)."""
 
 
-def silent(done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
+def _no_progress(done: int, total: int) -> None:
+    """Show nothing of the progress."""
+
+
+def _no_line(line: object) -> None:
+    """Show nothing of a line."""
+
+
+def _no_bar(title: str) -> AbstractContextManager[Progress]:  # noqa: ARG001 - a bar shows its title
+    """Open no bar."""
+    return nullcontext(_no_progress)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where the reports of a run go: nowhere, unless somebody listens, as with `Reporter(message=print)`.
+
+    Every stage's function takes one and hands it down.
+
+    progress  called with (done, total)
+    message   a line, or an object that prints as one or more: what a person has to know before or after the work
+    log       a line for a log file, about one step of many, such as a stored shard or an epoch
+    timings   a short text about where the time went so far, shown beside the progress
+    bar       opens the progress of one stage of several, by its title
+    """
+
+    progress: Progress = _no_progress
+    message: Callable[[Any], None] = _no_line
+    log: Callable[[str], None] = _no_line
+    timings: Callable[[str], None] = _no_line
+    bar: Callable[[str], AbstractContextManager[Progress]] = _no_bar
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Self]:
+        """Open a bar of its own for one stage of several, and yield the reporter of that stage."""
+        with self.bar(title) as progress:
+            yield replace(self, progress=progress)
+
+    def part(self, before: int, total: int) -> Self:
+        """Return the reporter of a part of the work: the part begins after `before` of `total` steps of the whole."""
+
+        def progress(done: int, _total: int) -> None:
+            self.progress(before + done, total)
+
+        return replace(self, progress=progress)
+
+    def named(self, name: str) -> Self:
+        """Return a reporter whose log lines begin with a name."""
+
+        def log(line: str) -> None:
+            self.log(f"{name}: {line}")
+
+        return replace(self, log=log)
+
+
+SILENT = Reporter()
 
 
 def cores() -> int:

@@ -5,6 +5,7 @@ import sys
 from pipeline.audit.config import Extracted
 from pipeline.audit.run import audit
 from pipeline.files import write_json
+from pipeline.runtime import Reporter
 from stages import project
 
 
@@ -20,7 +21,7 @@ def main() -> None:
         manifests=project.MANIFESTS,
         features=project.FEATURES,
         extracted={key: Extracted(one.datasets, list(one.taps)) for key, one in values["extract"].items()},
-        say=lambda line: print(f"{name}: {line}", flush=True),
+        reporter=Reporter(message=lambda line: print(f"{name}: {line}", flush=True)),
     )
     write_json(project.AUDITS / f"{name}.json", found)
     near, odd = found["near_duplicates"], found["contradicted"]

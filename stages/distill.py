@@ -31,8 +31,8 @@ def main() -> None:
         cache=cache.default_root(),
     )
     datasets = [one for task in config.teachers for one in split[task].datasets]
-    with project.bar(f"distill {name}", "steps") as progress:
-        found = run.distill(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
+    with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
+        found = run.distill(config, paths, datasets=datasets, reporter=reporter)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
     labels = counted(found["labels"], "label") if found["labels"] else "all labels"
     print(f"{name}: {labels} a class, {counted(found['samples'], 'sample')}; {line(found['kept'], config)}")

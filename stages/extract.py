@@ -1,7 +1,6 @@
 """Extract features with a backbone: `python -m stages.extract glyphs`."""
 
 from pipeline.extract import summary
-from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import extract
 from pipeline.files import write_json
 from pipeline.runtime import process_seconds
@@ -16,25 +15,14 @@ def main() -> None:
     digest of what each folder has, whatever shards the rows lie in: stages that read features depend on it.
     """
     name, config = project.entry("extract")
-    hits = 0.0
-
-    def announce(forecast: Forecast) -> None:
-        nonlocal hits
-        hits = forecast.hits
-        print(forecast)
-
-    with project.bar(f"extract {name}", "samples") as progress:
+    with project.reporter(f"extract {name}", "samples") as reporter:
         found = extract(
             config,
             backbone=project.BACKBONES / name,
             manifests=project.MANIFESTS,
             out=project.FEATURES / name,
             cache_root=cache.default_root(),
-            progress=progress,
-            announce=announce,
-            say=project.say,
-            log=project.log,
-            watch=lambda spent: progress.note(f"{spent.shares}; {hits:.0%} from the cache"),
+            reporter=reporter,
         )
     folders = sorted(path.parent for path in (project.FEATURES / name).glob("*/index.json"))
     digests = {folder.name: index.contents(folder) for folder in folders}

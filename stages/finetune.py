@@ -31,8 +31,8 @@ def main() -> None:
     if LR_RANGE in sys.argv:
         print(run.lr_range(config, paths, datasets=datasets))
         return
-    with project.bar(f"finetune {name}", "steps") as progress:
-        found = run.finetune(config, paths, datasets=datasets, progress=progress, log=progress.log, say=print)
+    with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
+        found = run.finetune(config, paths, datasets=datasets, reporter=reporter)
     labels = counted(found["labels"], "label") if found["labels"] else "all labels"
     print(f"{name}: {labels} a class, {counted(found['rows'], 'row')}; {line(found['kept'], config)}")
 

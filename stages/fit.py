@@ -8,14 +8,14 @@ from stages import project
 def main() -> None:
     """Write `data/models/<run>/` and `data/predictions/<run>.parquet`."""
     name, config = project.entry("fit")
-    with project.bar(f"fit {name}", "heads") as progress:
+    with project.reporter(f"fit {name}", "heads") as reporter:
         done = fit(
             config,
             task=project.TASKS / f"{config.task}.parquet",
             features=project.FEATURES / config.backbone,
             models=project.MODELS / name,
             predictions=project.PREDICTIONS / f"{name}.parquet",
-            progress=progress,
+            reporter=reporter,
         )
     for line in [*done.lines, *done.notes]:
         print(line)

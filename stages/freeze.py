@@ -10,13 +10,14 @@ from pipeline.errors import BackboneError, counted
 from pipeline.files import write_json
 from pipeline.freeze.config import Module
 from pipeline.freeze.run import freeze
+from pipeline.runtime import Reporter
 from stages import project
 
 
 def main() -> None:
     """Write `data/backbones/<name>/`, and its digest for stages that may read stored rows of it."""
     name, config = project.entry("freeze")
-    spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED, say=print)
+    spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED, reporter=Reporter(message=print))
     write_json(project.DIGESTS / name / "backbone.json", {"weights_digest": spec.weights_digest})
     if isinstance(config, Module):
         link_code(project.settings()["freeze"].values(), project.CODE / "module")

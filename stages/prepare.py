@@ -12,8 +12,8 @@ def main() -> None:
     """Write the manifest of a data set, and beside it what was left out."""
     name, config = project.entry("prepare")
     paths = ManifestPaths(project.MANIFESTS, name)
-    with project.bar(f"prepare {name}", "files") as progress:
-        found = prepare(config, paths, progress=progress)
+    with project.reporter(f"prepare {name}", "files") as reporter:
+        found = prepare(config, paths, reporter=reporter)
     print(f"{name}: {counted(found.found, 'file')}, {counted(found.rows, 'sample')}")
     for kind, count in found.excluded.items():
         print(f"  {count:,} {DESCRIPTIONS.get(kind, kind)}: see {paths.excluded}")

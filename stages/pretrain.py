@@ -7,8 +7,8 @@ from stages import project
 def main() -> None:
     """Write `data/pretrained/<name>/` in the backbone format."""
     name, config = project.entry("pretrain")
-    with project.bar(f"pretrain {name}", "steps") as progress:
-        spec = pretrain(config, project.PRETRAINED / name, manifests=project.MANIFESTS, progress=progress)
+    with project.reporter(f"pretrain {name}", "steps") as reporter:
+        spec = pretrain(config, project.PRETRAINED / name, manifests=project.MANIFESTS, reporter=reporter)
     print(f"{name}: {spec.origin['holdout_accuracy']:.1%} of the samples held out are classified right")
 
 

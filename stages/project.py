@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, PipelineError, unknown
 from pipeline.files import denied
-from pipeline.runtime import closed_pipe_is_quiet, note_error, print_any_text
+from pipeline.runtime import Reporter, closed_pipe_is_quiet, note_error, print_any_text
 from pipeline.settings.check import Section, check, refuse
 from pipeline.settings.params import read_params, unusual_values, with_lines
 from pipeline.settings.repair import UNKNOWN
@@ -239,7 +239,7 @@ class Bar:
         self._drawn.update(done - self._drawn.n)
 
     def note(self, text: str) -> None:
-        """What is shown behind the rate from the next move on."""
+        """Show a text behind the rate, from the next move on."""
         self._drawn.set_postfix_str(text, refresh=False)
 
     def log(self, line: str) -> None:
@@ -294,3 +294,13 @@ def bar(title: str, unit: str) -> Iterator[Bar]:
     size: dict[str, Any] = {"dynamic_ncols": True} if hidden or _has_size() else {"ncols": 80, "nrows": 24}
     with Drawn(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, disable=hidden, **size) as drawn:
         yield Bar(drawn)
+
+
+@contextmanager
+def reporter(title: str, unit: str, *, log_above_bar: bool = False) -> Iterator[Reporter]:
+    """Open a progress bar, and yield a reporter that draws there and prints messages.
+
+    `log_above_bar`: log lines are printed where there is a bar, too; otherwise the bar says enough.
+    """
+    with bar(title, unit) as drawn:
+        yield Reporter(drawn, say, drawn.log if log_above_bar else log, drawn.note)

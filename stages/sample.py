@@ -7,8 +7,8 @@ from stages import project
 def main() -> None:
     """Write `data/raw/<name>/`, a folder a class."""
     name, config = project.entry("sample")
-    with project.bar(f"sample {name}", "images") as progress:
-        sample(config, project.RAW / name, progress=progress)
+    with project.reporter(f"sample {name}", "images") as reporter:
+        sample(config, project.RAW / name, reporter=reporter)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from pipeline.errors import counted
+from pipeline.runtime import Reporter
 from pipeline.split.run import split
 from stages import project
 
@@ -10,7 +11,7 @@ from stages import project
 def main() -> None:
     """Write `data/tasks/<name>.parquet`."""
     name, config = project.entry("split")
-    task = split(config, project.MANIFESTS, say=lambda note: print(f"  note: {note}"))
+    task = split(config, project.MANIFESTS, reporter=Reporter(message=lambda note: print(f"  note: {note}")))
     task.write(project.TASKS / f"{name}.parquet")
     rows = Counter(task.table["split"].to_pylist())
     what = {"multilabel": counted(len(task.classes), "label"), "regression": "a number a row"}

@@ -17,8 +17,8 @@ def main() -> None:
         out=project.TEACHERS / name,
         cache=cache.default_root(),
     )
-    with project.bar(f"teach {name}", "samples") as progress:
-        found = teach(config, paths, progress=progress, announce=print, say=project.say, log=project.log)
+    with project.reporter(f"teach {name}", "samples") as reporter:
+        found = teach(config, paths, reporter=reporter)
     print(f"{name}: {found}")
 
 

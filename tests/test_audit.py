@@ -24,6 +24,7 @@ from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_ad
 from pipeline.audit.run import audit
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.runtime import Reporter
 from pipeline.store import index
 from pipeline.store import keys as key_arrays
 from pipeline.store.identity import address
@@ -357,7 +358,7 @@ def audited(tmp_path: Path) -> Audit:
             manifests=tmp_path / "manifests",
             features=tmp_path / "features",
             extracted={"net": Extracted(["photos"], ["wide", "narrow"])},
-            say=said.append,
+            reporter=Reporter(message=said.append),
         )
         json.dumps(found, allow_nan=False)
         return found | {"said": said}

@@ -220,7 +220,7 @@ def test_a_unit_that_ends_every_worker_is_recorded_and_the_rest_is_stored(
     unit = sorted(job.keys)[:8]
     assert white in unit
     said: list[str] = []
-    done = job.extract(TAPS, run={"workers": 2}, max_rejected=0.5, say=said.append)
+    done = job.extract(TAPS, run={"workers": 2}, max_rejected=0.5, message=lambda line: said.append(str(line)))
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     assert done.rejected == len(unit)
     assert done.reasons == {reason: len(unit)}
@@ -239,13 +239,14 @@ import os, sys
 from pathlib import Path
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
+from pipeline.runtime import Reporter
 from stages import project
 
 def main():
     config = ExtractConfig.model_validate_json(sys.argv[1])
     backbone, manifests, out, cache = map(Path, sys.argv[2:])
     extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cache,
-            progress=lambda done, total: print(done, flush=True))
+            reporter=Reporter(progress=lambda done, total: print(done, flush=True)))
 
 project.run(main)
 """
@@ -413,12 +414,13 @@ def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_
     said: list[str] = []
     with scheduler(file), contextlib.ExitStack() as stack:
 
-        def say(line: str) -> None:
+        def message(line: Any) -> None:
+            line = str(line)
             said.append(line)
             if "no worker" in line:
                 stack.enter_context(dask_workers(file, 1))
 
-        done = job.extract(TAPS, run={"scheduler": str(file)}, say=say)
+        done = job.extract(TAPS, run={"scheduler": str(file)}, message=message)
         address = address_of(file)
         waiting = f"scheduler {address}: no worker is there; waiting for one (`dask worker {address}`)"
         assert next(line for line in said if not line.startswith("note: ")) == waiting

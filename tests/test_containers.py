@@ -30,6 +30,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.run import Prepared, prepare
+from pipeline.runtime import Reporter
 from pipeline.sources import SampleLocation, read, read_many
 
 Members = list[tuple[str, bytes]]
@@ -592,7 +593,7 @@ def test_a_process_that_is_killed_is_an_error_that_says_where(tmp_path: Path, mo
                 os.kill(int(process.pid or 0), signal.SIGKILL)
 
     with pytest.raises(DataError) as caught:
-        prepare(PrepareConfig(root=path), ManifestPaths(tmp_path / "manifests", "x"), progress=kill)
+        prepare(PrepareConfig(root=path), ManifestPaths(tmp_path / "manifests", "x"), reporter=Reporter(progress=kill))
     message = str(caught.value)
     assert message.startswith(f"{path}: a process that was checking images was killed, at {path}/")
     assert message.endswith("set `check: header`; then run it again.")

@@ -32,6 +32,7 @@ from pipeline.finetune import setup
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.runtime import Reporter
 from pipeline.store import keys as key_arrays
 from pipeline.task import KIND, Task, training_sets
 from pipeline.teach.teacher import Teacher
@@ -143,7 +144,10 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
     said: list[str] = []
     done: list[tuple[int, int]] = []
     best = distill(
-        config(epochs=12), paths, datasets=["photos"], say=said.append, progress=lambda *now: done.append(now)
+        config(epochs=12),
+        paths,
+        datasets=["photos"],
+        reporter=Reporter(message=said.append, progress=lambda *now: done.append(now)),
     )
     assert said == ["all: 24 samples an epoch, 24 with labels; teachers: tuned"]
     assert done[-1] == (36, 36)
@@ -202,7 +206,7 @@ def test_the_same_run_comes_from_the_cache(paths: Paths) -> None:
     before = (paths.model / "backbone" / "weights.safetensors").read_bytes()
     shutil.rmtree(paths.model)
     told: list[Any] = []
-    distill(config(), paths, datasets=["photos"], progress=lambda *now: told.append(now))
+    distill(config(), paths, datasets=["photos"], reporter=Reporter(progress=lambda *now: told.append(now)))
     assert told == []
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() == before
 
@@ -473,7 +477,7 @@ def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path
     paths = other_task(world, tmp_path, moved=5)
     said: list[str] = []
     asked = config(extra_tasks={"brightness": "none"}, epochs=1)
-    best = distill(asked, paths, datasets=["photos"], say=said.append)
+    best = distill(asked, paths, datasets=["photos"], reporter=Reporter(message=said.append))
     assert said == [
         "all: 19 samples an epoch, 19 with labels; 5 left out, which are validation or test rows of a task; "
         "teachers: tuned"

@@ -24,6 +24,7 @@ from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.library_model import Weights
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
+from pipeline.runtime import Reporter
 from pipeline.store.features import Features
 
 Folder = Callable[..., Path]
@@ -195,8 +196,8 @@ def test_progress_and_findings_are_told(backbone: Path, image_folder: Folder, tm
         yield lambda done, total: seen.append((name, done, total))
 
     job = embed.job(str(backbone), ["penultimate"], image_folder(("cat",), each=2), engine="torch")
-    where = {"cache_root": tmp_path / "cache", "stage": stage}
-    embed.embed(job, tmp_path / "features", **where, announce=lambda plan: seen.append(str(plan)), say=seen.append)
+    reporter = Reporter(message=seen.append, bar=stage)
+    embed.embed(job, tmp_path / "features", cache_root=tmp_path / "cache", reporter=reporter)
     assert ("prepare", 2, 2) in seen
     assert ("extract", 2, 2) in seen
     assert any(str(text).startswith("penultimate: 2 rows to compute, 0 known") for text in seen)

@@ -26,6 +26,7 @@ from pipeline.engines.onnxruntime_engine import CudaEngine
 from pipeline.engines.parity import Parity, compare, cosines, overlap, report
 from pipeline.errors import EngineError, StoreError
 from pipeline.readers.image import ImageSpec
+from pipeline.runtime import SILENT, Reporter
 
 ON_CPU = ("torch", "torch_compiled", "onnxruntime", "openvino")
 CHEAP = ("torch", "onnxruntime", "openvino")
@@ -279,7 +280,7 @@ def test_tf32_wants_a_gpu() -> None:
     with pytest.raises(EngineError, match=r"precision 'tf32': expected a CUDA device, got the CPU"):
         job_of(Glyphs, precision="tf32").engine("torch")
     with pytest.raises(EngineError, match=r"precision 'tf32': no engine has it here. Choose float32."):
-        choose("auto", job_of(Glyphs, precision="tf32"), lambda: PIXELS, samples=9, say=print)
+        choose("auto", job_of(Glyphs, precision="tf32"), lambda: PIXELS, samples=9, reporter=Reporter(message=print))
 
 
 @pytest.mark.parametrize(
@@ -493,7 +494,7 @@ def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     job = job_of(Glyphs, tmp_path)
-    chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job, lambda: PIXELS, samples=24, reporter=Reporter(message=said.append))
     assert chosen.name == "torch"
     assert chosen.card is not None
     assert (said, chosen.why) == ([], "the whole job takes it about 0 s, too little to try others")
@@ -514,7 +515,7 @@ def exported(graphs: Path, tmp_path: Path) -> Path:
 def test_auto_measures_prints_and_remembers(exported: Path) -> None:
     said: list[str] = []
     job = job_of(Glyphs, exported)
-    chosen = choose("auto", job, lambda: PIXELS, samples=24, say=said.append)
+    chosen = choose("auto", job, lambda: PIXELS, samples=24, reporter=Reporter(message=said.append))
     lines = chosen.measured.splitlines()
     assert re.fullmatch(r"the fastest|[0-9]+\.[0-9] times as fast as torch", chosen.why)
     assert lines[0].split() == ["engine,", "float32", "samples/s", "of", "torch"]
@@ -523,7 +524,7 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
     assert {line.split()[0] for line in lines[1:]} == set(ON_CPU)
     assert "not tried: the job is too short" in chosen.measured
     assert said == []
-    again = choose("auto", job, lambda: PIXELS, samples=10**9, say=said.append)
+    again = choose("auto", job, lambda: PIXELS, samples=10**9, reporter=Reporter(message=said.append))
     assert (again.name, again.card) == (chosen.name, None)
     assert (again.why, said) == ("remembered for this machine and backbone", [])
     other = dataclasses.replace(job, batch_size=4)
@@ -542,7 +543,9 @@ def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: 
 
     monkeypatch.setattr(autotune, "_gate", broken)
     said: list[str] = []
-    chosen = choose("auto", job_of(Glyphs, exported), lambda: PIXELS, samples=24, say=said.append)
+    chosen = choose(
+        "auto", job_of(Glyphs, exported), lambda: PIXELS, samples=24, reporter=Reporter(message=said.append)
+    )
     assert chosen.name == "torch"
     assert sum("is refused: engine 'off', float32: taps that" in line and "tap 'relu'" in line for line in said) == 2
 
@@ -550,7 +553,9 @@ def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: 
 @pytest.mark.usefixtures("try_all")
 def test_auto_falls_back_aloud_where_a_network_has_no_graph(tmp_path: Path) -> None:
     said: list[str] = []
-    chosen = choose("auto", job_of(Branching, tmp_path), lambda: PIXELS, samples=24, say=said.append)
+    chosen = choose(
+        "auto", job_of(Branching, tmp_path), lambda: PIXELS, samples=24, reporter=Reporter(message=said.append)
+    )
     assert chosen.name == "torch"
     for name in ("onnxruntime", "openvino"):
         assert sum(f"engine {name} is left out: the network cannot be exported to ONNX" in line for line in said) == 1
@@ -558,7 +563,7 @@ def test_auto_falls_back_aloud_where_a_network_has_no_graph(tmp_path: Path) -> N
 
 def test_auto_refuses_taps_that_no_engine_computes(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no engine computes these taps\n  - refused: .*depend on the batch"):
-        choose("auto", job_of(Crowd, tmp_path), lambda: PIXELS, samples=24, say=lambda _: None)
+        choose("auto", job_of(Crowd, tmp_path), lambda: PIXELS, samples=24, reporter=SILENT)
 
 
 def test_a_remembered_engine_that_is_gone_is_said_and_replaced(exported: Path) -> None:
@@ -567,7 +572,7 @@ def test_a_remembered_engine_that_is_gone_is_said_and_replaced(exported: Path) -
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     said: list[str] = []
-    assert choose("auto", job, lambda: PIXELS, samples=24, say=said.append).name == "torch"
+    assert choose("auto", job, lambda: PIXELS, samples=24, reporter=Reporter(message=said.append)).name == "torch"
     assert said[0].startswith("engine onnxruntime_cuda, remembered for this machine, cannot run any more: engine")
 
 
@@ -599,7 +604,7 @@ def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path, monkeypatc
 
 def test_an_engine_that_is_asked_for_is_not_replaced() -> None:
     with pytest.raises(EngineError, match="cannot be exported to ONNX"):
-        choose("onnxruntime", job_of(Branching), lambda: PIXELS, samples=1, say=print)
+        choose("onnxruntime", job_of(Branching), lambda: PIXELS, samples=1, reporter=Reporter(message=print))
 
 
 # Real weights ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import Reporter
 from pipeline.settings.check import Section, check
 from pipeline.sources import SampleLocation
 from pipeline.store import cache, index, maintenance
@@ -110,14 +111,13 @@ class Job:
 
     def extract(self, taps: Mapping[str, Any] = TAPS, *, out: Path | None = None, **settings: Any) -> Extracted:
         """Extract some taps."""
-        passed = {
-            name: settings.pop(name) for name in ("progress", "announce", "cache_root", "say") if name in settings
-        }
+        reports = {name: settings.pop(name) for name in ("progress", "message") if name in settings}
+        passed = {"cache_root": settings.pop("cache_root", self.cache), "reporter": Reporter(**reports)}
         config = ExtractConfig(
             **{"datasets": ("photos",), "taps": taps, "batch_size": 4, "shard_mb": 1, "engine": "torch"} | settings
         )
         where = {"backbone": self.backbone, "manifests": self.manifests, "out": out or self.out}
-        return extract(config, **where, **{"cache_root": self.cache} | passed)
+        return extract(config, **where, **passed)
 
     def missing(self, *args: Any, **settings: Any) -> dict[str, int]:
         """Extract, and return how many rows of each tap had to be computed."""
@@ -265,10 +265,10 @@ def test_all_rows_are_accounted_for(job: Job) -> None:
 
 def test_progress_counts_every_sample_once(job: Job) -> None:
     told: list[tuple[int, int]] = []
-    announced: list[Forecast] = []
-    done = job.extract(progress=lambda *now: told.append(now), announce=announced.append)
+    heard: list[Any] = []
+    done = job.extract(progress=lambda *now: told.append(now), message=heard.append)
     assert told == [(4, 12), (8, 12), (12, 12)]
-    assert [found.plan for found in announced] == [done.plan]
+    assert [line.plan for line in heard if isinstance(line, Forecast)] == [done.plan]
 
 
 def test_features_are_those_of_a_plain_forward_pass_on_the_same_pixels(job: Job) -> None:
@@ -634,6 +634,7 @@ import os, signal, sys
 from pathlib import Path
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
+from pipeline.runtime import Reporter
 
 def progress(done, total):
     if done >= 24:  # rows that the network has done with lie in a shard one batch later
@@ -641,7 +642,8 @@ def progress(done, total):
 
 config = ExtractConfig.model_validate_json(sys.argv[1])
 backbone, manifests, out, cache = map(Path, sys.argv[2:])
-extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cache, progress=progress)
+extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cache,
+        reporter=Reporter(progress=progress))
 """
 
 
@@ -726,7 +728,13 @@ def test_a_damaged_card_is_named_and_the_features_are_linked_once_it_is_removed(
 def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, engine: str) -> None:
     said: list[str] = []
     undisturbed = large.root / "undisturbed"
-    large.extract(WANTED, out=undisturbed, cache_root=large.root / "other cache", engine=engine, say=said.append)
+    large.extract(
+        WANTED,
+        out=undisturbed,
+        cache_root=large.root / "other cache",
+        engine=engine,
+        message=lambda line: said.append(str(line)),
+    )
     passed = f"engine: {engine}, float32, as the settings say; the values of torch float32"
     assert sum(line.startswith(passed) for line in said) == 1
     # A graph has the same bytes whenever it is exported (test_engines), and that takes seconds.
@@ -738,7 +746,7 @@ def test_a_graph_engine_makes_the_same_bytes_after_an_interruption(large: Job, e
     record = index.read(undisturbed / "wide").shards[0]
     for note in large.cache.rglob(f"{record.name}.json"):
         note.unlink()
-    large.extract(WANTED, engine=engine, say=said.append)
+    large.extract(WANTED, engine=engine, message=lambda line: said.append(str(line)))
     # The gate was passed before.
     engines = [line for line in said if line.startswith("engine: ")]
     assert engines == [f"engine: {engine}, float32, as the settings say"]
@@ -768,7 +776,7 @@ def test_another_precision_gives_other_features(job: Job) -> None:
 
 def test_auto_tells_what_it_took_and_a_short_job_is_torch(job: Job) -> None:
     said: list[str] = []
-    job.extract(engine="auto", say=said.append)
+    job.extract(engine="auto", message=lambda line: said.append(str(line)))
     assert re.fullmatch(
         r"engine: torch, float32, the whole job takes it about \d+ s, too little to try others; the values of torch "
         "float32, bit for bit",
@@ -811,7 +819,7 @@ def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
 def test_before_a_long_run_its_time_is_forecast(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "LONG", 12)
     said: list[str] = []
-    job.extract({"deep": TAPS["deep"]}, say=said.append)
+    job.extract({"deep": TAPS["deep"]}, message=lambda line: said.append(str(line)))
     assert sum(line.startswith("pilot: 12 samples, engine torch, float32; samples/s: read ") for line in said) == 1
     assert any("12 samples take about" in line and "(95 %:" in line for line in said)
     add_pictures(job.photos, 12, seed=3)
@@ -821,7 +829,7 @@ def test_before_a_long_run_its_time_is_forecast(job: Job, monkeypatch: pytest.Mo
         if content_key(path.read_bytes()) not in known:
             path.unlink()
     said.clear()
-    job.extract({"deep": TAPS["deep"]}, say=said.append, max_rejected=1)
+    job.extract({"deep": TAPS["deep"]}, message=lambda line: said.append(str(line)), max_rejected=1)
     assert any(line.startswith("pilot: expected samples that can be read, got none of 12: ") for line in said)
 
 
@@ -832,13 +840,13 @@ LAST = {"last": {"node": "penultimate"}}
 
 def test_penultimate_rows_are_replayed_after_they_are_computed_and_only_then(job: Job) -> None:
     said: list[str] = []
-    job.extract({**TAPS, **LAST}, say=said.append)
+    job.extract({**TAPS, **LAST}, message=lambda line: said.append(str(line)))
     (line,) = [text for text in said if "own last layer" in text]
     assert line.startswith("last: 12 stored rows through the network's own last layer give its logits to within ")
     assert line.endswith("with the same first class in 100%")
     said.clear()
-    job.extract({**TAPS, **LAST}, say=said.append)
-    job.extract({"halved": {"node": "penultimate", "project": 4}}, say=said.append)
+    job.extract({**TAPS, **LAST}, message=lambda line: said.append(str(line)))
+    job.extract({"halved": {"node": "penultimate", "project": 4}}, message=lambda line: said.append(str(line)))
     assert [text for text in said if "own last layer" in text] == []
 
 

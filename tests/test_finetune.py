@@ -40,6 +40,7 @@ from pipeline.manifest import ManifestPaths, read
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
+from pipeline.runtime import Reporter
 from pipeline.store.features import Features
 from pipeline.task import KIND, TYPES, Kind, Task, training_sets
 from pipeline.training.loop import make_fabric
@@ -157,8 +158,7 @@ def test_a_run_learns_and_leaves_a_network_predictions_curves_and_a_record(paths
         config(epochs=8, learning_rate=0.01, batch_norm="train"),
         paths,
         datasets=["photos"],
-        say=said.append,
-        progress=lambda *now: told.append(now),
+        reporter=Reporter(message=said.append, progress=lambda *now: told.append(now)),
     )
     assert said == ["pixels: 24 rows; nothing is frozen that stored rows could stand for"]
     assert told[-1] == (24, 24)
@@ -226,7 +226,9 @@ def test_the_same_run_comes_from_the_cache_and_another_seed_is_another_run(paths
     weights = (paths.model / "backbone" / "weights.safetensors").read_bytes()
     shutil.rmtree(paths.model)
     paths.predictions.unlink()
-    finetune(config(weights="last"), paths, datasets=["photos"], progress=lambda *now: told.append(now))
+    finetune(
+        config(weights="last"), paths, datasets=["photos"], reporter=Reporter(progress=lambda *now: told.append(now))
+    )
     assert told == []
     assert (paths.model / "backbone" / "weights.safetensors").read_bytes() == weights
     run(paths, seed=1, weights="last")
@@ -253,7 +255,12 @@ def test_trainings_and_pixels_that_nobody_used_for_long_leave_the_cache(paths: P
 def test_from_stored_rows_is_from_pixels_with_what_is_before_frozen(paths: Paths, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 3, "learning_rate": 0.01, "batch_norm": "train"}
     said: list[str] = []
-    finetune(config(input="features", tap="early", **settings), paths, datasets=["photos"], say=said.append)
+    finetune(
+        config(input="features", tap="early", **settings),
+        paths,
+        datasets=["photos"],
+        reporter=Reporter(message=said.append),
+    )
     assert said[0].startswith("block1: 24 rows, 0.1 MiB stored; ")
     pixels = dataclasses.replace(paths, model=tmp_path / "pixels", predictions=tmp_path / "pixels.parquet")
     run(pixels, train={"from_tap": "block1"}, **settings)
@@ -399,7 +406,7 @@ def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows
 ) -> None:
     lines: list[str] = []
     asked = config(learning_rate=1e-9, weights="last", **more)
-    made = finetune(asked, paths, datasets=["photos"], log=lines.append)
+    made = finetune(asked, paths, datasets=["photos"], reporter=Reporter(log=lines.append))
     (probe,) = made["probes"]
     assert (probe["head"], probe["rows"], probe["width"]) == ("logistic", 24, 8)
     assert lines[0] == f"all: classifier: starts as logistic on 24 rows of 8 values, C {probe['params']['C']:.3g}"
@@ -419,7 +426,12 @@ def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) 
     lines: list[str] = []
     finetune(config(learning_rate=1e-9, weights="last"), paths, datasets=["photos"])
     start = predicted(paths)[0].scores
-    made = finetune(config(learning_rate=0.3, batch_norm="recalibrate"), paths, datasets=["photos"], log=lines.append)
+    made = finetune(
+        config(learning_rate=0.3, batch_norm="recalibrate"),
+        paths,
+        datasets=["photos"],
+        reporter=Reporter(log=lines.append),
+    )
     assert made["kept"] == made["start"]
     assert made["kept"]["epoch"] == -1
     assert made["epochs"] == 2
@@ -593,7 +605,7 @@ def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice
     shown: list[str] = []
     chosen = config(learning_rate="auto")
     assert FinetuneConfig.model_fields["learning_rate"].default == "auto"
-    finetune(chosen, paths, datasets=["photos"], say=shown.append)
+    finetune(chosen, paths, datasets=["photos"], reporter=Reporter(message=shown.append))
     suggested = lr_range(chosen, paths, datasets=["photos"]).suggested
     found = rf"learning rate: {suggested:.2g}, by a range test of \d+ steps, [\d.]+ s \(`learning_rate: auto`\)"
     assert re.fullmatch(found, shown[0])

@@ -19,6 +19,7 @@ from pipeline.files import sha256_file
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import PredictionsFile
+from pipeline.runtime import Reporter
 from pipeline.store import index
 from pipeline.store.features import Features
 from pipeline.store.identity import address
@@ -199,7 +200,7 @@ def test_progress_counts_the_fits(place: Place) -> None:
         features=place.features,
         models=place.models,
         predictions=place.predictions,
-        progress=lambda done, total: calls.append((done, total)),
+        reporter=Reporter(progress=lambda done, total: calls.append((done, total))),
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 

@@ -41,6 +41,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import Reporter
 from pipeline.store import index
 from pipeline.store.shard_format import Layout
 from stages import project
@@ -77,9 +78,9 @@ class Work:
         return ExtractConfig(**given | settings)
 
     def extract(self, *, passed: dict[str, Any] | None = None, **settings: Any) -> Extracted:
-        """Extract; `passed` are callbacks."""
+        """Extract; `passed` are those of a reporter."""
         folders = {"backbone": self.backbone, "manifests": self.manifests, "out": self.out, "cache_root": self.cache}
-        return extract(self.config(**settings), **folders, **passed or {})
+        return extract(self.config(**settings), **folders, reporter=Reporter(**passed or {}))
 
     def request(self, **settings: Any) -> Request:
         """What an extraction would be asked for."""
@@ -127,7 +128,7 @@ def test_the_forecast_of_vectors_is_what_is_written_and_no_less(work: Work) -> N
 def test_a_forecast_says_rows_shards_bytes_and_the_room_there_is(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(monkeypatch, 3 * 10**9)
     announced: list[Forecast] = []
-    work.extract(passed={"announce": announced.append})
+    work.extract(passed={"message": announced.append})
     lines = str(announced[0]).splitlines()
     assert lines[0].startswith("logits: 12 rows to compute, 0 known; 2 shards, 16.")
     assert lines[1] == "wide: 12 rows to compute, 0 known; 2 shards, 1.6 MB before compression"
@@ -191,7 +192,7 @@ def test_where_nothing_else_would_fit_that_is_said(work: Work, monkeypatch: pyte
 def test_with_a_warning_instead_of_a_refusal_it_is_tried(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(monkeypatch, 10)
     said: list[str] = []
-    work.extract(disk="warn", passed={"say": said.append})
+    work.extract(disk="warn", passed={"message": lambda line: said.append(str(line))})
     assert sum(line.startswith("the features do not fit on the disk") for line in said) == 1
     assert index.read(work.out / "wide").stored == 12
 
@@ -392,7 +393,7 @@ def test_plan_and_forecast_of_what_is_there_and_of_what_does_not_fit(
 def test_the_time_of_a_run_is_split_into_reading_the_forward_pass_and_writing(work: Work) -> None:
     told: list[str] = []
     announced: list[Forecast] = []
-    callbacks = {"announce": announced.append, "watch": lambda spent: told.append(spent.shares)}
+    callbacks = {"message": announced.append, "timings": told.append}
     spent = work.extract(passed=callbacks).spent
     assert len(told) == 3
     assert told[0].startswith("read ")
@@ -477,8 +478,10 @@ STAGE = """
 import os, signal, sys
 from pathlib import Path
 from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import extract
 from pipeline.loading.image_cache import decoded
+from pipeline.runtime import Reporter
 from stages import project
 
 def progress(done, total):
@@ -489,13 +492,15 @@ def main():
     config = ExtractConfig.model_validate_json(sys.argv[1])
     backbone, manifests, out, cache = map(Path, sys.argv[2:6])
     if len(sys.argv) > 6:  # hold the lock until told
-        def announce(found):
+        def message(line):
+            if not isinstance(line, Forecast):
+                return
             print("started", flush=True)
             sys.stdin.readline()
     else:
-        announce = lambda _: None
-    extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cache, progress=progress,
-            announce=announce)
+        message = lambda _: None
+    extract(config, backbone=backbone, manifests=manifests, out=out, cache_root=cache,
+            reporter=Reporter(progress=progress, message=message))
 
 project.run(main)
 """

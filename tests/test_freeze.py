@@ -29,6 +29,7 @@ from pipeline.freeze.config import FreezeConfig, InputConfig
 from pipeline.freeze.run import freeze
 from pipeline.freeze.state_dict import read_entry
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import Reporter
 
 SQUEEZENET = "squeezenet1_1"
 ENTRY = models.SqueezeNet1_1_Weights.IMAGENET1K_V1
@@ -164,7 +165,9 @@ def test_an_entry_chooses_among_several_state_dicts(
     tmp_path: Path, value: Any, entry: str | None, chosen: dict[str, torch.Tensor], noted: str
 ) -> None:
     said: list[str] = []
-    state = read_state_dict(saved(tmp_path / "w.pth", value), sha256="", entry=entry, say=said.append)
+    state = read_state_dict(
+        saved(tmp_path / "w.pth", value), sha256="", entry=entry, reporter=Reporter(message=said.append)
+    )
     assert weights_digest(state) == weights_digest(chosen)
     assert [line.startswith(f"w.pth: {noted}") for line in said] == [True] * bool(noted)
 
@@ -237,7 +240,7 @@ def test_a_classifier_of_another_size_has_no_class_names(tmp_path: Path) -> None
 def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
     state = random_state(num_classes=7)
     file, said = saved(tmp_path / "w.pth", {"model": state, "epoch": 3}), list[str]()
-    spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path, say=said.append)
+    spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path, reporter=Reporter(message=said.append))
     text = " ".join(said)
     assert "weights of the last layer, 'classifier.1', give 7 outputs, and the model's another number (to" in text
     assert "set `classes: 7`). The backbone ends before it" in text
@@ -258,7 +261,12 @@ def test_several_layers_of_a_classifier_may_be_missing_and_no_others(tmp_path: P
     state = random_state(model)
     kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     file, said = saved(tmp_path / "w.pth", kept), list[str]()
-    spec = freeze(from_file(file, model=model, input=small), tmp_path / "b", pretrained=tmp_path, say=said.append)
+    spec = freeze(
+        from_file(file, model=model, input=small),
+        tmp_path / "b",
+        pretrained=tmp_path,
+        reporter=Reporter(message=said.append),
+    )
     assert "no weights of the last layer, 'classifier'. The backbone ends before it" in said[0]
     assert spec.taps["penultimate"].shape == (576,)
     shorter = saved(
@@ -325,7 +333,12 @@ def test_weights_without_a_classifier_make_a_backbone_that_ends_before_it(
     kept = {key: value for key, value in state.items() if not key.startswith(f"{at}.")}
     file = saved(tmp_path / "w.pth", kept | ({projection: torch.zeros(2)} if projection else {}))
     small, said = {"resize": 64, "crop": 64}, list[str]()
-    spec = freeze(from_file(file, model=model, input=small), tmp_path / "b", pretrained=tmp_path, say=said.append)
+    spec = freeze(
+        from_file(file, model=model, input=small),
+        tmp_path / "b",
+        pretrained=tmp_path,
+        reporter=Reporter(message=said.append),
+    )
     assert f"no weights of the last layer, '{at}'" in said[0]
     assert ("Left out: fc.0.weight." in said[0]) == bool(projection)
     assert (spec.classes, spec.origin["without"]) == ((), at)
@@ -356,7 +369,12 @@ def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_p
         freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
     assert str(caught.value).endswith(f"Keys begin with '{prefix}': set `strip_prefix: '{prefix}'`.")
     said: list[str] = []
-    spec = freeze(from_file(file, strip_prefix=prefix), tmp_path / "backbone", pretrained=tmp_path, say=said.append)
+    spec = freeze(
+        from_file(file, strip_prefix=prefix),
+        tmp_path / "backbone",
+        pretrained=tmp_path,
+        reporter=Reporter(message=said.append),
+    )
     assert said == [f"w.ckpt: 1 key without '{prefix}' left out: loss.weight"]
     assert spec.weights_digest == weights_digest(state)
 

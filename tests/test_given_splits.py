@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig, SplitSizes
 from pipeline.split.run import split
 
@@ -38,7 +39,7 @@ def made(folder: Path, *columns: list[Any] | None, patient: list[str] | None = N
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), path)
     said: list[str] = []
-    task = split(SplitConfig(datasets=tuple(names), **options), folder, say=said.append)
+    task = split(SplitConfig(datasets=tuple(names), **options), folder, reporter=Reporter(message=said.append))
     found = dict(zip(task.keys, task.table["split"].to_pylist(), strict=True))
     rows_of = [
         (values[row] if values is not None else None, found.get(content_key(str(40 * number + row).encode())))

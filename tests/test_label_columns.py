@@ -25,6 +25,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.file_list import label_types
 from pipeline.prepare.find import find
+from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import LEVEL
@@ -73,7 +74,9 @@ def task(folder: Path, **config: Any) -> Any:
     """The task of the manifest `photos` in a folder, and what was said of it."""
     said: list[str] = []
     sizes = {"train": 0.5, "validation": 0, "test": 0.5}
-    found = split(SplitConfig(datasets=("photos",), **{"sizes": sizes, **config}), folder, say=said.append)
+    found = split(
+        SplitConfig(datasets=("photos",), **{"sizes": sizes, **config}), folder, reporter=Reporter(message=said.append)
+    )
     return found, said
 
 

@@ -16,6 +16,7 @@ import tuning
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.runtime import Reporter
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.data import Batch
 from pipeline.training.history import History
@@ -39,7 +40,7 @@ def _torch_as_before() -> Iterator[None]:
 def run(folder: Path, *, rows: int = 30, validation: int | None = 15, frozen: Any = None, **settings: Any) -> Any:
     """Train a fresh network; returns its weights and the history."""
     found = tuning.backbone(folder.parent / "backbone")
-    parts = {name: settings.pop(name) for name in ("save_seconds", "curves", "log", "progress") if name in settings}
+    parts = {name: settings.pop(name) for name in ("save_seconds", "curves", "reporter") if name in settings}
     history = train(
         found.module,
         tuning.samples(rows),
@@ -66,8 +67,7 @@ def test_it_learns_tells_of_each_epoch_and_keeps_the_best_and_the_last_weights(t
         tmp_path / "run",
         epochs=6,
         learning_rate=0.01,
-        log=lines.append,
-        progress=lambda done, total: steps.append((done, total)),
+        reporter=Reporter(log=lines.append, progress=lambda done, total: steps.append((done, total))),
     )
     assert history.stopped == "all epochs"
     assert [row["epoch"] for row in history.rows] == list(range(6))
@@ -206,6 +206,7 @@ KILLED = """
 import sys, tuning
 from pathlib import Path
 import torch
+from pipeline.runtime import Reporter
 from pipeline.training.loop import train
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -213,7 +214,7 @@ found = tuning.backbone(folder.parent / "backbone")
 valid = tuning.samples(15, seed=1)
 setting = tuning.setting(epochs=4, ema=0.9, accumulate=2, batch_size=4, learning_rate=0.01)
 train(found.module, tuning.samples(30), valid, setting, tuning.all_of(found), folder=folder, save_seconds=0.0,
-      curves=folder / "curves", progress=lambda done, total: print(done, flush=True))
+      curves=folder / "curves", reporter=Reporter(progress=lambda done, total: print(done, flush=True)))
 """
 
 
@@ -245,7 +246,9 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     weights, history = run(tmp_path / "run")
-    again, same_history = run(tmp_path / "run", progress=lambda _done, _total: pytest.fail("trained again"))
+    again, same_history = run(
+        tmp_path / "run", reporter=Reporter(progress=lambda _done, _total: pytest.fail("trained again"))
+    )
     assert same(weights, again)
     assert same_history == history
 
@@ -326,7 +329,7 @@ def test_a_last_batch_of_one_is_trained_with_the_batch_before(
 ) -> None:
     done: list[tuple[int, int]] = []
     settings = {"rows": rows, "batch_size": 8, "epochs": 2, "accumulate": accumulate}
-    run(tmp_path / "run", progress=lambda *counts: done.append(counts), **settings)
+    run(tmp_path / "run", reporter=Reporter(progress=lambda *counts: done.append(counts)), **settings)
     assert done == [(number + 1, 2 * steps) for number in range(2 * steps)]
     assert steps_per_epoch(rows, tuning.setting(batch_size=8, accumulate=accumulate).config) == steps
 

@@ -33,6 +33,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import look
 from pipeline.prepare.run import Prepared, prepare
+from pipeline.runtime import Reporter
 from stages import project
 
 Folder = Callable[..., Path]
@@ -724,7 +725,7 @@ def test_progress_counts_every_file_that_is_opened(image_folder: Folder, tmp_pat
     (root / ".hidden").touch()
     seen: list[tuple[int, int]] = []
     paths = ManifestPaths(tmp_path / "manifests", "photos")
-    prepare(PrepareConfig(root=root), paths, progress=lambda done, total: seen.append((done, total)))
+    prepare(PrepareConfig(root=root), paths, reporter=Reporter(progress=lambda done, total: seen.append((done, total))))
     assert seen == [(done, 6) for done in range(1, 7)]
 
 

@@ -23,6 +23,7 @@ from pipeline.pretrain.augment import distort
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.pretrain.run import pretrain
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import Reporter
 from pipeline.sample.run import draw, fonts
 
 
@@ -78,7 +79,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: Data
 
 def test_the_network_is_a_backbone_that_says_how_it_was_trained(data: Data, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    spec = pretrain(config(), tmp_path / "net", manifests=data.manifests, progress=lambda *now: told.append(now))
+    spec = pretrain(
+        config(), tmp_path / "net", manifests=data.manifests, reporter=Reporter(progress=lambda *now: told.append(now))
+    )
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert serialization.read(tmp_path / "net").spec == spec
     assert spec.classes == ("L", "O", "X")

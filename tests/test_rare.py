@@ -15,6 +15,7 @@ from pipeline.evaluate.methods import Methods
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.predictions import Predictions, PredictionsFile
+from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import Task
@@ -35,7 +36,7 @@ def made(folder: Path, values: list[Any], **options: Any) -> tuple[Task, list[st
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     said: list[str] = []
-    task = split(SplitConfig(datasets=("photos",), **options), folder, say=said.append)
+    task = split(SplitConfig(datasets=("photos",), **options), folder, reporter=Reporter(message=said.append))
     task.write(folder / "task.parquet")
     return Task.read(folder / "task.parquet"), [line for line in said if "says the split" not in line]
 

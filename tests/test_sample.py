@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from pipeline.files import content_key
+from pipeline.runtime import Reporter
 from pipeline.sample.config import LARGEST, SampleConfig
 from pipeline.sample.run import KINDS, SIDE, draw, fonts, sample
 
@@ -109,7 +110,11 @@ def test_an_earlier_sample_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "data" / "old").mkdir(parents=True)
     (tmp_path / "data" / "old" / "file.png").write_text("old")
     told: list[tuple[int, int]] = []
-    sample(SampleConfig(source="glyphs", sizes=(8,)), tmp_path / "data", progress=lambda *now: told.append(now))
+    sample(
+        SampleConfig(source="glyphs", sizes=(8,)),
+        tmp_path / "data",
+        reporter=Reporter(progress=lambda *now: told.append(now)),
+    )
     assert not (tmp_path / "data" / "old").exists()
     total = len(contents(tmp_path / "data"))
     assert told == [(number, total) for number in range(1, total + 1)]

@@ -24,6 +24,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import AugmentConfig, Views
+from pipeline.runtime import Reporter
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -241,7 +242,7 @@ def test_samples_are_decoded_once_into_memory_or_into_a_file_that_is_used_again(
 ) -> None:
     calls: list[tuple[int, int]] = []
     folder = tmp_path / "scratch"
-    held = decoded(glyphs.INPUT, stored, folder=folder, progress=lambda *told: calls.append(told))
+    held = decoded(glyphs.INPUT, stored, folder=folder, reporter=Reporter(progress=lambda *told: calls.append(told)))
     assert not folder.exists()
     assert held.array.shape == (12, 32, 32, 1)
     assert calls[-1] == (12, 12)

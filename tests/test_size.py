@@ -11,6 +11,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines import batch_size
 from pipeline.engines.autotune import Job
 from pipeline.engines.out_of_memory import SIZES, Measured
+from pipeline.runtime import Reporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), dtype=np.uint8)
 
@@ -35,19 +36,23 @@ def test_a_size_is_measured_once_for_a_machine_a_network_and_an_engine(
     tmp_path: Path, backbone: serialization.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    found = batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, say=said.append)
+    found = batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, reporter=Reporter(message=said.append))
     assert found in SIZES
     assert said[0].startswith(f"batches of {found}\n")
     assert "samples/s" in said[0]
     (note,) = (tmp_path / "batches").glob("*.json")
     monkeypatch.setattr(batch_size, "measure", None)  # it would fail
-    assert batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, say=said.append) == found
+    assert (
+        batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, reporter=Reporter(message=said.append)) == found
+    )
     assert len(said) == 1
     monkeypatch.undo()
     note.write_text("{")
-    assert batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, say=said.append) in SIZES
+    assert (
+        batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, reporter=Reporter(message=said.append)) in SIZES
+    )
     assert len(said) == 2
-    assert batch_size.batch_size(job(backbone, None), "torch", PIXELS, say=said.append) in SIZES
+    assert batch_size.batch_size(job(backbone, None), "torch", PIXELS, reporter=Reporter(message=said.append)) in SIZES
 
 
 def test_sizes_are_listed_with_what_they_take() -> None:

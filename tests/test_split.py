@@ -19,6 +19,7 @@ import stages.split
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
+from pipeline.runtime import Reporter
 from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
 from pipeline.split.config import FewShot, SplitConfig, SplitSizes
 from pipeline.split.run import split
@@ -367,7 +368,9 @@ def test_training_sets_of_a_draw_are_balanced_nested_and_only_from_train(few: Ta
 def test_a_class_with_few_training_rows_gives_all_of_them_to_every_draw(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat"] * 20 + ["dog"] * 5, split=["train"] * 15 + ["test"] * 5 + ["train"] * 3 + ["test"] * 2)
     said: list[str] = []
-    task = split(config(few_shot={"labels_per_class": 10, "draws": 2}), tmp_path, say=said.append)
+    task = split(
+        config(few_shot={"labels_per_class": 10, "draws": 2}), tmp_path, reporter=Reporter(message=said.append)
+    )
     trainings = list(training_sets(task, [2, 10], where="task"))
     assert [Counter(task.targets[one.rows])["dog"] for one in trainings] == [2, 2, 3, 3]
     assert said[-1] == "1 class has fewer than the 10 training rows of `few_shot`, and all draws have these: dog 3."

@@ -51,7 +51,7 @@ def hinted(found: Backbone, *nodes: str, teacher: Tap | None = None) -> dict[str
 
 def run(folder: Path, **settings: Any) -> tuple[pupils.Lesson, dict[str, Tensor], Any]:
     """Train a fresh student; returns its weights and the history."""
-    parts = {name: settings.pop(name) for name in ("save_seconds", "progress") if name in settings}
+    parts = {name: settings.pop(name) for name in ("save_seconds", "reporter") if name in settings}
     one = pupils.lesson(folder.parent, **settings)
     history = train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder, **parts)
     return one, {name: value.clone() for name, value in one.student.state_dict().items()}, history

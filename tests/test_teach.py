@@ -33,6 +33,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import Views
+from pipeline.runtime import Reporter
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -638,7 +639,7 @@ def test_a_run_that_was_ended_goes_on_and_leaves_the_same_bytes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(settings, paths, progress=end)
+        teach(settings, paths, reporter=Reporter(progress=end))
     assert not (tmp_path / "t" / "teacher.json").exists()
     rest = teach(settings, paths)
     assert (whole.computed, rest.computed) == (36, 16)

@@ -31,6 +31,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import View, Views, as_made_now
 from pipeline.readers.image import ImageReader, ImageSpec
+from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -75,9 +76,9 @@ class Job:
         }
         return ExtractConfig(**given | settings)
 
-    def extract(self, *, say: Any = lambda _: None, progress: Any = lambda *_: None, **settings: Any) -> Extracted:
+    def extract(self, *, reporter: Reporter = SILENT, **settings: Any) -> Extracted:
         where = {"backbone": self.backbone, "manifests": self.manifests, "out": self.out, "cache_root": self.cache}
-        return extract(self.config(**settings), **where, say=say, progress=progress)
+        return extract(self.config(**settings), **where, reporter=reporter)
 
     def features(self, tap: str, view: int | None = None) -> Features:
         return Features.open(self.out / folder_of(tap, view))
@@ -149,7 +150,7 @@ def test_views_that_crop_or_warp_have_a_version_and_addresses_of_all_others_stay
 
 def test_each_view_is_what_the_network_makes_of_the_augmented_pixels(job: Job) -> None:
     calls: list[tuple[int, int]] = []
-    found = job.extract(views=views(2, seed=7), progress=lambda *told: calls.append(told))
+    found = job.extract(views=views(2, seed=7), reporter=Reporter(progress=lambda *told: calls.append(told)))
     assert sorted(path.name for path in job.out.iterdir()) == sorted(
         folder_of(tap, view) for tap in TAPS for view in (None, 0, 1)
     )
@@ -220,7 +221,7 @@ def test_a_view_of_another_torchvision_ends_the_run_and_rejects_nothing(
 
 def test_a_replayed_row_of_a_view_is_compared_with_that_view(job: Job) -> None:
     said: list[str] = []
-    job.extract(views=views(1), say=said.append)
+    job.extract(views=views(1), reporter=Reporter(message=lambda line: said.append(str(line))))
     replayed = [line for line in said if "stored rows through the network's own last layer" in line]
     assert [line.partition(":")[0] for line in replayed] == ["penultimate", "penultimate.view0"]
 

@@ -1,7 +1,7 @@
 """Audit one task, and say what it costs before it is begun."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.audit.config import AuditConfig, Extracted, choose
 from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
 from pipeline.errors import counted
 from pipeline.files import AnyPath, as_path
+from pipeline.runtime import Reporter
 from pipeline.split.assign import position
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -32,7 +33,7 @@ def audit(
     manifests: AnyPath,
     features: AnyPath,
     extracted: Mapping[str, Extracted],
-    say: Callable[[str], None],
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """What `data/audits/<task>.json` has.
 
@@ -64,7 +65,9 @@ def audit(
     about = {"backbone": backbone, "tap": tap, **seen.about}
     why = _no_judgement(config, seen)
     cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
-    say(f"{counted(len(seen.rows), 'row')} of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds")
+    reporter.message(
+        f"{counted(len(seen.rows), 'row')} of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds"
+    )
     near: dict[str, Any] = about | _near(config, seen)
     odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
     _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))

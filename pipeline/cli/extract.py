@@ -65,37 +65,31 @@ def extract_folder(
     `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. Ends the process with 130 when
     the user interrupts the extraction.
     """
-    from contextlib import nullcontext
-
     from pipeline import embed
     from pipeline.extract import summary
     from pipeline.freeze.library_model import Weights
-    from pipeline.runtime import process_seconds, silent
+    from pipeline.runtime import SILENT, Reporter, process_seconds
     from pipeline.store import cache, index
     from stages import project
 
     job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
-
-    def stage(name: str) -> Any:
-        return nullcontext(silent) if quiet else project.bar(name, "images")
 
     def say(text: object) -> None:
         if not quiet:
             more = getattr(text, "more", "") if verbose else ""
             typer.echo(f"{text}\n{more}" if more else text)
 
-    def log(line: str) -> None:
-        if not quiet:
-            project.log(line)
-
+    reporter = SILENT
+    if not quiet:
+        reporter = Reporter(message=say, log=project.log, bar=lambda title: project.bar(title, "images"))
     root = cache.default_root()
     if plan_only:
-        request, disk = embed.plan(job, out, cache_root=root, stage=stage, say=say)
+        request, disk = embed.plan(job, out, cache_root=root, reporter=reporter)
         say(disk)
         refuse_if_full(request, disk, out)
         return
     try:
-        done = embed.embed(job, out, cache_root=root, stage=stage, announce=say, say=say, log=log)
+        done = embed.embed(job, out, cache_root=root, reporter=reporter)
     except Interrupted as error:
         typer.echo(f"interrupted: {error}", err=True)
         raise SystemExit(130) from None

@@ -10,7 +10,6 @@ code as an earlier one comes from the cache.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,12 @@ from pipeline.distill.tasks import output_names, teacher_records
 from pipeline.errors import counted
 from pipeline.files import digest, sha256_file
 from pipeline.predictions import Predictions, Writer
-from pipeline.runtime import Progress, repeatable_kernels, silent
+from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.task import Training, training_sets
 from pipeline.training import outputs as record
 from pipeline.training.data import PixelSamples
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import Log, make_fabric, no_log, predict_logits, steps_per_epoch
+from pipeline.training.loop import make_fabric, predict_logits, steps_per_epoch
 from pipeline.training.lr_finder import with_rate
 from pipeline.training.outputs import Trained
 
@@ -41,13 +40,11 @@ def distill(
     paths: Paths,
     *,
     datasets: Sequence[str],
-    progress: Progress = silent,
-    log: Log = no_log,
-    say: Log = no_log,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Train, predict and write everything; return the record of the student that was kept.
 
-    `datasets` have the samples of all tasks. `say` is told before anything is trained what is learned from. Raises
+    `datasets` have the samples of all tasks. A message says before anything is trained what is learned from. Raises
     TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers and settings do
     not go together, and where training fails.
     """
@@ -56,14 +53,14 @@ def distill(
     trainings = list(training_sets(first.task, config.labels_per_class, draws=config.draws, where=str(first.path)))
     lessons = [load_distill_set(run, training) for training in trainings]
     for training, found in zip(trainings, lessons, strict=True):
-        say(_foreseen(run, training, found))
+        reporter.message(_foreseen(run, training, found))
     fabric = make_fabric(config)
     most = max(range(len(lessons)), key=lambda number: len(lessons[number].keys))
     config = with_rate(
         config,
         lambda some: build_job(replace(run, config=some), trainings[most], lessons[most], fabric),
         cache=paths.cache,
-        say=say,
+        reporter=reporter,
     )
     run = replace(run, config=config)
     steps = [config.epochs * steps_per_epoch(len(one.keys), config) for one in lessons]
@@ -81,8 +78,7 @@ def distill(
                 inputs=INPUT,
                 folder=paths.cache / "training" / digest(one.made_from)[:32],
                 curves=paths.curves / str(training),
-                progress=partial(record.moved, progress, sum(steps[:number]), sum(steps)),
-                log=partial(record.named, log, str(training)),
+                reporter=reporter.part(sum(steps[:number]), sum(steps)).named(str(training)),
             )
             made = [_predictions(run, place, training, one, rows[place]) for place in range(len(run.subjects))]
             for writer, predictions in zip(writers, made, strict=True):

@@ -25,7 +25,7 @@ from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
 from pipeline.engines.parity_gate import ParityCard, check_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
-from pipeline.runtime import cores
+from pipeline.runtime import Reporter, cores
 from pipeline.settings.check import Settings
 from pipeline.store.cache import writable
 from pipeline.store.use import touch
@@ -43,8 +43,6 @@ WORTH = {
     "onnxruntime_cuda": 30.0,
     "torch_compiled": 1200.0,
 }
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Choice(Settings):
     samples: int | None = None
 
 
-def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, say: Say) -> EngineChoice:
+def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: int, reporter: Reporter) -> EngineChoice:
     """Take the engine `name`, or for `auto` the best; `pixels` gives the first of the `samples` that are to be run,
     or none where none can be read.
 
@@ -101,10 +99,10 @@ def choose(name: str, job: Job, pixels: Callable[[], np.ndarray], *, samples: in
         try:
             made = job.engine(remembered)
         except EngineError as error:
-            say(f"engine {remembered}, remembered for this machine, cannot run any more: {error}")
+            reporter.message(f"engine {remembered}, remembered for this machine, cannot run any more: {error}")
         else:
             return EngineChoice(remembered, made, why="remembered for this machine and backbone")
-    return _measure(job, pixels(), samples=samples, say=say)
+    return _measure(job, pixels(), samples=samples, reporter=reporter)
 
 
 def gate(job: Job, name: str, engine: Engine, pixels: np.ndarray) -> ParityCard:
@@ -134,7 +132,7 @@ def candidates(precision: str) -> list[str]:
     return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or gpus() > 0)]
 
 
-def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> EngineChoice:
+def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) -> EngineChoice:
     if not len(pixels):  # there is nothing to run
         return EngineChoice("torch", job.engine("torch"), why="nothing is to be computed")
     names, batch = candidates(job.precision), pixels[: job.batch_size]
@@ -153,7 +151,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> EngineC
             engines[name].run({"pixels": batch})
         except EngineError as error:
             notes[name] = str(error)
-            say(f"engine {name} is left out: {error}")
+            reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
     best = {} if short else _time(engines, batch)
     torch_seconds = best.get("torch", seconds)
@@ -162,7 +160,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, say: Say) -> EngineC
             card = _gate(job, engines[name], reference, pixels)
         except EngineError as error:
             notes[name] = "refused: " + str(error).replace("\n", " ")
-            say(f"engine {name} is refused: {error}")
+            reporter.message(f"engine {name} is refused: {error}")
             continue
         save_choice(job, Choice(engine=name, samples=samples if short else None))
         if short:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.engines.autotune import Job, Say, fingerprint
+from pipeline.engines.autotune import Job, fingerprint
 from pipeline.engines.out_of_memory import Measured, best, sizes
 from pipeline.files import digest, read_json, write_json
+from pipeline.runtime import Reporter
 from pipeline.settings.check import Settings
 from pipeline.store.cache import writable
 from pipeline.store.use import touch
@@ -28,7 +29,7 @@ class Size(Settings):
     batch_size: int
 
 
-def batch_size(job: Job, engine: str, pixels: np.ndarray, *, say: Say) -> int:
+def batch_size(job: Job, engine: str, pixels: np.ndarray, *, reporter: Reporter) -> int:
     """The size of batches for an engine; `pixels` are real ones, uint8 (n, height, width, channels).
 
     Raises what the engine does, where not even the smallest batch can be run.
@@ -39,7 +40,7 @@ def batch_size(job: Job, engine: str, pixels: np.ndarray, *, say: Say) -> int:
         return remembered
     measured = list(measure(job, engine, pixels))
     found = best(measured)
-    say(f"batches of {found}\n{text(measured)}")
+    reporter.message(f"batches of {found}\n{text(measured)}")
     if path is not None and job.cache is not None:
         with writable(job.cache):
             write_json(path, {"batch_size": found})

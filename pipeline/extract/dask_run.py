@@ -15,7 +15,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.autotune import Say
 from pipeline.errors import ClusterError
 from pipeline.extract import job_files
 from pipeline.extract.dask_tasks import TOPIC, TaskResult, make_one, make_ready
@@ -23,6 +22,7 @@ from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput, UnitResult
 from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
+from pipeline.runtime import Reporter
 from pipeline.store import keys as key_arrays
 from pipeline.workers.client import client_of, there_until_the_end
 
@@ -41,7 +41,7 @@ def make_units(
     gpus: int,
     done: Callable[[int], None],
     spent: Timings,
-    say: Say,
+    reporter: Reporter,
 ) -> Iterator[UnitResult]:
     """Make all units on a cluster, as `units.make_units` does here; in the order in which they are ready.
 
@@ -52,13 +52,13 @@ def make_units(
         client_of(assignment.config.run, gpus=gpus) as client,
         there_until_the_end(client, kept="Every shard that was finished is kept: start it, and run again."),
         _progress(client, folder, done) as counted,
-        contextlib.closing(_Tasks(client, folder, say)) as tasks,
+        contextlib.closing(_Tasks(client, folder, reporter)) as tasks,
     ):
         said: set[str] = set()
         for made in _results(tasks, folder, units):
             for line in made.said:
                 if line not in said:
-                    say(line)
+                    reporter.message(line)
                     said.add(line)
             if made.error is not None:
                 raise made.error
@@ -72,8 +72,8 @@ def make_units(
 class _Tasks:
     """Tasks that were handed out, and what becomes of them."""
 
-    def __init__(self, client: "Client", folder: Path, say: Say) -> None:
-        self._client, self._folder, self._say = client, folder, say
+    def __init__(self, client: "Client", folder: Path, reporter: Reporter) -> None:
+        self._client, self._folder, self._reporter = client, folder, reporter
         self._ended: SimpleQueue[Any] = SimpleQueue()
         self._running: dict[Any, int] = {}
 
@@ -115,7 +115,9 @@ class _Tasks:
                 there = bool(self._client.nthreads())
             if not there and not told:
                 address = self._client.scheduler.address
-                self._say(f"scheduler {address}: no worker is there; waiting for one (`dask worker {address}`)")
+                self._reporter.message(
+                    f"scheduler {address}: no worker is there; waiting for one (`dask worker {address}`)"
+                )
             told = not there
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pipeline.extract import job_files
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitResult
 from pipeline.extract.worker import Worker
-from pipeline.runtime import keep_to_cores
+from pipeline.runtime import Reporter, keep_to_cores
 from pipeline.store import maintenance
 
 TOPIC = "icecore"  # of what workers tell beside their answers
@@ -70,7 +70,9 @@ def _worker(folder: str) -> Worker:
         for earlier in _workers.values():
             earlier.close()
         _workers.clear()
-        worker = _workers[folder] = Worker(job_files.read_assignment(Path(folder)), say=_said.append)
+        worker = _workers[folder] = Worker(
+            job_files.read_assignment(Path(folder)), reporter=Reporter(message=_said.append)
+        )
         for target in worker.targets.values():
             maintenance.leftovers(target.column)  # of the one that was killed, if this one comes in its place
     return _workers[folder]

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.engines import Engine
-from pipeline.engines.autotune import Job, Say, choose, gate
+from pipeline.engines.autotune import Job, choose, gate
 from pipeline.engines.batch_size import batch_size
 from pipeline.extract import parity_card
+from pipeline.runtime import Reporter
 from pipeline.store.cache import CacheEntry
 from pipeline.text import Line
 
@@ -25,7 +26,7 @@ def engines(
     samples: int,
     columns: Mapping[str, CacheEntry],
     lacking: Collection[str],
-    say: Say,
+    reporter: Reporter,
 ) -> tuple[int, EngineOf]:
     """Choose the engine and let it through the gate; return the size of batches and what gives the engine of some taps.
 
@@ -36,9 +37,9 @@ def engines(
     kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
     between two taps would go on with other bits.
     """
-    chosen = choose(wanted, job, pixels, samples=samples, say=say)
+    chosen = choose(wanted, job, pixels, samples=samples, reporter=reporter)
     if find_size and len(pixels()):
-        job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), say=say))
+        job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), reporter=reporter))
         chosen = replace(chosen, engine=job.engine(chosen.name), card=None)
     verdict, more = "", [chosen.measured]
     if not all(parity_card.there(columns[tap], chosen.engine) for tap in lacking) and len(pixels()):
@@ -48,7 +49,7 @@ def engines(
         verdict = f"; {measured.verdict}"
         more.append(str(measured))
     line = f"engine: {chosen.name}, {job.precision}, {chosen.why}{verdict}"
-    say(Line(line, "\n".join(text for text in more if text)))
+    reporter.message(Line(line, "\n".join(text for text in more if text)))
     made = {tuple(job.specs): chosen.engine}
 
     def engine_of(taps: tuple[str, ...]) -> Engine:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from pipeline.backbones import probe, serialization
 from pipeline.backbones.spec import WIDE, Probe
-from pipeline.engines.autotune import Say, gpus
+from pipeline.engines.autotune import gpus
 from pipeline.errors import DataError, Interrupted, StoreError, bullets, counted
 from pipeline.extract import dask_run, job_files, logit_check, parity_card
 from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.disk_forecast import Forecast, refuse
+from pipeline.extract.disk_forecast import refuse
 from pipeline.extract.lock import exclusive_lock
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, of_samples
@@ -26,7 +26,7 @@ from pipeline.extract.units import UnitInput
 from pipeline.extract.worker import Worker, WorkerJob
 from pipeline.files import AnyPath, as_path, link_or_copy
 from pipeline.loading.samples import Reject, Samples, read_samples
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import SILENT, Reporter
 from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -61,17 +61,13 @@ def extract(
     out: AnyPath,
     cache_root: AnyPath,
     samples: Samples | None = None,
-    progress: Progress = silent,
-    announce: Callable[[Forecast], None] = lambda _: None,
-    say: Say = lambda _: None,
-    log: Say = lambda _: None,
-    watch: Callable[[Timings], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
 
-    `samples`: some, in the place of all of the data sets. `announce` is told what is missing and its bytes, before
-    anything is computed; `say` which engine runs, and why; `log` each shard when it is stored; `watch` where the time
-    went so far, before each call of `progress`.
+    `samples`: some, in the place of all of the data sets. The reporter's messages are the forecast of missing rows and
+    bytes, before anything is computed, and which engine runs, and why; its log lines the shards as they are stored; its
+    timings where the time went so far.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
     process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
@@ -91,12 +87,12 @@ def extract(
         job_files.leftovers(cache_root)
         _sweep(request)
         found = forecast_disk(request, cache_root=cache_root, out=out)
-        announce(found)
+        reporter.message(found)
         for line in wide_taps(request):
-            say(line)
+            reporter.message(line)
         message = shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
-            say(message)
+            reporter.message(message)
         else:
             refuse(message)
         try:
@@ -104,21 +100,13 @@ def extract(
                 for one in request.all:
                     for column in one.columns.values():
                         held.enter_context(in_use(column.folder))
-                done = _extract(request, out, cache_root, progress, say, log, watch)
+                done = _extract(request, out, cache_root, found.hits, reporter)
                 return replace(done, seconds=time.perf_counter() - begun)
         except KeyboardInterrupt:
             raise Interrupted(_kept(request, cache_root)) from None
 
 
-def _extract(
-    request: Request,
-    out: Path,
-    cache_root: Path,
-    progress: Progress,
-    say: Say,
-    log: Say,
-    watch: Callable[[Timings], None],
-) -> Extracted:
+def _extract(request: Request, out: Path, cache_root: Path, hits: float, reporter: Reporter) -> Extracted:
     spent = Timings()
     refused: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -127,14 +115,14 @@ def _extract(
         _keep_probes(one)
 
         def count(done: int, _: int, before: int = before) -> None:
-            watch(spent)
-            progress(before + done, total)
+            reporter.timings(f"{spent.shares}; {hits:.0%} from the cache")
+            reporter.progress(before + done, total)
 
         assignment = WorkerJob(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
-        with contextlib.closing(Worker(assignment, say=say)) as worker:
-            rejects = _compute(one, worker, spent, count, say, log)
+        with contextlib.closing(Worker(assignment, reporter=reporter)) as worker:
+            rejects = _compute(one, worker, spent, replace(reporter, progress=count))
             more, why = _commit_all(one, out, rejects)
-            _replay(one, worker, out, say)
+            _replay(one, worker, out, reporter)
         refused, reasons, before = refused | more, reasons | why, before + len(one.rows)
     refuse_too_many(request.config.max_rejected, len(request.samples.keys), refused)
     counts = Counter(reasons[key] for key in refused)
@@ -205,7 +193,7 @@ def _kept(request: Request, cache_root: Path) -> str:
     return f"{rows - missing:,} of {rows:,} rows are in the feature cache; the same command goes on from there"
 
 
-def _compute(request: Request, worker: Worker, spent: Timings, progress: Progress, say: Say, log: Say) -> list[Reject]:
+def _compute(request: Request, worker: Worker, spent: Timings, reporter: Reporter) -> list[Reject]:
     config, samples = request.config, request.samples
     total, done = worker.assignment.samples, 0
     if not total:
@@ -214,22 +202,24 @@ def _compute(request: Request, worker: Worker, spent: Timings, progress: Progres
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress(done, total)
+        reporter.progress(done, total)
 
     works = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     if config.run.several(gpus()):
-        made = dask_run.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, say=say)
+        made = dask_run.make_units(worker.assignment, works, gpus=gpus(), done=advance, spent=spent, reporter=reporter)
     else:
         worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
         if total >= LONG:
-            say(_forecast(request, worker))
+            reporter.message(_forecast(request, worker))
         made = worker.make(works, done=advance, spent=spent)
     rejects = []
     for stored in made:
         rejects += stored.rejects
         for tap, shard in stored.shards.items():
             what = f"{counted(shard.rows, 'row')}, {human(shard.bytes)}"
-            log(f"{request.folder(tap)}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done")
+            reporter.log(
+                f"{request.folder(tap)}: stored shard {shard.name[:12]}, {what}; {done:,} of {total:,} samples done"
+            )
     _sweep(request)  # what workers left that were killed
     return rejects
 
@@ -271,7 +261,7 @@ def commit(
     return refused
 
 
-def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
+def _replay(request: Request, worker: Worker, out: Path, reporter: Reporter) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
     specs = request.config.taps
     for tap in (tap for tap in request.lacking if logit_check.replayable(specs[tap])):
@@ -285,7 +275,7 @@ def _replay(request: Request, worker: Worker, out: Path, say: Say) -> None:
             decoders=worker.decoders,
         )
         if found:
-            say(
+            reporter.message(
                 f"{request.folder(tap)}: {found['rows']} stored rows through the network's own last layer give its "
                 f"logits to within {found['error']:.1g} of the largest, with the same first class in "
                 f"{found['agreement']:.0%}"

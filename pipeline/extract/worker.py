@@ -12,7 +12,7 @@ from pipeline.backbones import serialization
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.engines import parity_gate
-from pipeline.engines.autotune import Job, Say, gpus
+from pipeline.engines.autotune import Job, gpus
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.engine_setup import EngineOf, engines
 from pipeline.extract.request import Request, row_shapes
@@ -25,6 +25,7 @@ from pipeline.loading.samples import Samples
 from pipeline.readers import Reader
 from pipeline.readers.augment import View
 from pipeline.readers.image import ImageReader
+from pipeline.runtime import Reporter
 from pipeline.store import cache
 from pipeline.store.identity import identity
 
@@ -48,8 +49,8 @@ class WorkerJob:
 class Worker:
     """Makes units. Close it: it may have processes."""
 
-    def __init__(self, assignment: WorkerJob, *, say: Say) -> None:
-        self.assignment, self._say = assignment, say
+    def __init__(self, assignment: WorkerJob, *, reporter: Reporter) -> None:
+        self.assignment, self._reporter = assignment, reporter
         self._engine_of: EngineOf | None = None
         self._batch_size = 0
 
@@ -109,7 +110,7 @@ class Worker:
             samples=self.assignment.samples,
             columns={tap: target.column for tap, target in targets.items()},
             lacking=self.assignment.lacking,
-            say=self._say,
+            reporter=self._reporter,
         )
 
     def forecast(self, request: Request, *, batches: int) -> Rates:

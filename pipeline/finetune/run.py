@@ -5,7 +5,6 @@ A training set that was trained before, with the same settings, data, weights an
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from pipeline.finetune.setup import Paths, RunContext, build_job, load_run
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
 from pipeline.predictions import Writer
-from pipeline.runtime import Progress, repeatable_kernels, silent
+from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.task import training_sets
 from pipeline.training import outputs as record
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import Log, make_fabric, no_log, predict_logits, steps_per_epoch
+from pipeline.training.loop import make_fabric, predict_logits, steps_per_epoch
 from pipeline.training.lr_finder import ANY, RangeTest, range_test, with_rate
 from pipeline.training.outputs import Trained
 
@@ -38,13 +37,11 @@ def finetune(
     paths: Paths,
     *,
     datasets: Sequence[str],
-    progress: Progress = silent,
-    log: Log = no_log,
-    say: Log = no_log,
+    reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Train, predict and write everything; return the record of the network that was kept.
 
-    `datasets` have the samples of the task. `say` is told the break-even before anything is trained. Raises
+    `datasets` have the samples of the task. A message says the break-even before anything is trained. Raises
     TrainingError, BackboneError, ConfigError, HeadError, StoreError or DataError where task, backbone, features and
     settings do not go together, where training fails, and where what was frozen is not what it was.
     """
@@ -54,7 +51,7 @@ def finetune(
     fabric = make_fabric(config)
     largest = max(trainings, key=lambda one: len(one.rows))
     config = with_rate(
-        config, lambda some: build_job(replace(run, config=some), largest, fabric), cache=paths.cache, say=say
+        config, lambda some: build_job(replace(run, config=some), largest, fabric), cache=paths.cache, reporter=reporter
     )
     run = replace(run, config=config)
     steps = [config.epochs * steps_per_epoch(len(one.rows), config) for one in trainings]
@@ -65,7 +62,7 @@ def finetune(
         for number, training in enumerate(trainings):
             one = build_job(run, training, fabric)
             if number == 0:
-                say(_foreseen(run, one, max(len(each.rows) for each in trainings)))
+                reporter.message(_foreseen(run, one, max(len(each.rows) for each in trainings)))
             trained = record.train_or_load(
                 one,
                 training,
@@ -73,8 +70,7 @@ def finetune(
                 inputs=run.inputs.name,
                 folder=paths.cache / "training" / digest(one.made_from)[:32],
                 curves=paths.curves / str(training),
-                progress=partial(record.moved, progress, sum(steps[:number]), sum(steps)),
-                log=partial(record.named, log, str(training)),
+                reporter=reporter.part(sum(steps[:number]), sum(steps)).named(str(training)),
             )
             samples = run.inputs.samples(measured, one.targets.of(measured), training=False, seed=0)
             logits = torch.cat([found.cpu() for found, _ in predict_logits(one.module, samples, one.setting)])

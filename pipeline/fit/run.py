@@ -24,7 +24,7 @@ from pipeline.heads.outputs import kind_of_scores
 from pipeline.heads.search import grid_of
 from pipeline.heads.skops_import import skops_io
 from pipeline.predictions import Scores, Writer
-from pipeline.runtime import Progress, silent, versions
+from pipeline.runtime import SILENT, Reporter, versions
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task, training_sets
@@ -46,7 +46,7 @@ def fit(
     features: AnyPath,
     models: AnyPath,
     predictions: AnyPath,
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
 ) -> Summary:
     """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
@@ -111,7 +111,7 @@ def fit(
                     else:
                         writer.add(one.predictions)
                         fits.append(record)
-                    progress(len(fits) + len(failed), total)
+                    reporter.progress(len(fits) + len(failed), total)
         if first is not None and not fits:
             raise first
         if config.run.several(gpus=0):

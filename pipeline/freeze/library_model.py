@@ -1,7 +1,6 @@
 """Choose a model of torchvision or timm by its name and weights, and freeze it once into a folder of its own."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from pipeline.errors import BackboneError, ConfigError, install_command, unknown
 from pipeline.files import digest, sha256_file
 from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.run import freeze
+from pipeline.reporter import Reporter
 from pipeline.runtime import versions
 from pipeline.settings.check import Section, check, refuse
 
@@ -93,7 +93,7 @@ def library_of(model: str) -> str:
     )
 
 
-def freeze_once(settings: Torchvision | Timm, work: Path, say: Callable[[str], None]) -> Path:
+def freeze_once(settings: Torchvision | Timm, work: Path, reporter: Reporter) -> Path:
     """Freeze a model below `work/backbones`, unless it is there; return its folder.
 
     The folder's name follows from the settings and the versions of the libraries.
@@ -102,5 +102,5 @@ def freeze_once(settings: Torchvision | Timm, work: Path, say: Callable[[str], N
     made_from = digest({"settings": settings.model_dump(mode="json", exclude={"file"}), "versions": libraries})
     folder = work / "backbones" / f"{settings.model}-{made_from[:12]}"
     if not (folder / serialization.JSON).is_file():
-        freeze(settings, folder, pretrained=work, say=say)
+        freeze(settings, folder, pretrained=work, reporter=reporter)
     return folder

@@ -1,6 +1,6 @@
 """The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
@@ -18,6 +18,7 @@ from pipeline.files import AnyPath, as_path, sha256_file
 from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
 from pipeline.freeze.outline import refuse_guess
 from pipeline.freeze.state_dict import read_entry
+from pipeline.runtime import SILENT, Reporter
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,14 @@ class Loaded:
     classes: Iterable[str] = ()
 
 
-Say = Callable[[str], None]
-
-
-def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, say: Say = lambda _: None) -> BackboneSpec:
+def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, reporter: Reporter = SILENT) -> BackboneSpec:
     """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained.
 
-    say: gets what of a weights file is read, where the file holds more.
+    The reporter's messages say what of a weights file is read, where the file holds more.
     """
     folder = as_path(folder, "freeze: folder")
     pretrained = as_path(pretrained, "freeze: pretrained")
-    loaded = load(config, pretrained=pretrained, say=say)
+    loaded = load(config, pretrained=pretrained, reporter=reporter)
     try:
         inputs = config.input.onto(loaded.inputs)
     except ValueError as error:
@@ -56,10 +54,10 @@ def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, say: S
     )
 
 
-def load(config: FreezeConfig, *, pretrained: Path, say: Say = lambda _: None) -> Loaded:
+def load(config: FreezeConfig, *, pretrained: Path, reporter: Reporter = SILENT) -> Loaded:
     """Return the network of a backbone with its weights; raises BackboneError where these are not there or do not fit.
 
-    pretrained, say: as `freeze` has them.
+    pretrained, reporter: as `freeze` has them.
     """
     match config:
         case Pretrained():
@@ -67,11 +65,11 @@ def load(config: FreezeConfig, *, pretrained: Path, say: Say = lambda _: None) -
         case Folder():
             return _own(config.folder, digest=config.digest or "")
         case Torchvision():
-            return _torchvision(config, say)
+            return _torchvision(config, reporter)
         case Timm():
-            return _timm(config, say)
+            return _timm(config, reporter)
         case Module():
-            return _module(config, say)
+            return _module(config, reporter)
         case _:
             assert_never(config)
 
@@ -86,7 +84,7 @@ def _own(source: Path, *, digest: str = "") -> Loaded:
     return Loaded(own.module, own.spec.architecture, own.spec.origin, own.spec.input, own.spec.classes)
 
 
-def _torchvision(config: Torchvision, say: Say) -> Loaded:
+def _torchvision(config: Torchvision, reporter: Reporter) -> Loaded:
     from pipeline.backbones import torchvision_models  # torchvision takes as long to import as torch
 
     entry = torchvision_models.weights_entry(config.model, config.weights)
@@ -97,16 +95,16 @@ def _torchvision(config: Torchvision, say: Say) -> Loaded:
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
         refuse_guess(config)
-        state, named = _from_file(config, say)
+        state, named = _from_file(config, reporter)
         origin |= named
     network = serialization.build(architecture)
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
     loaded = Loaded(network, architecture, origin, torchvision_models.preprocessing(entry), classes)
     where = f"{config.model} from {config.file or entry.name}"
-    return _with_weights(loaded, torchvision_models.current_keys(state), config, where=where, say=say)
+    return _with_weights(loaded, torchvision_models.current_keys(state), config, where=where, reporter=reporter)
 
 
-def _timm(config: Timm, say: Say) -> Loaded:
+def _timm(config: Timm, reporter: Reporter) -> Loaded:
     entry = timm_models.weights_entry(config.model, config.weights)
     architecture = timm_models.architecture(config.model, entry, config.classes)
     origin = {"source": "timm", "model": config.model, "weights": entry.tag or ""}
@@ -121,12 +119,12 @@ def _timm(config: Timm, say: Say) -> Loaded:
     if config.file is None:
         return loaded
     refuse_guess(config)
-    state, named = _from_file(config, say)
+    state, named = _from_file(config, reporter)
     loaded = replace(loaded, origin={**origin, **named})
-    return _with_weights(loaded, state, config, where=f"{config.model} from {config.file}", say=say)
+    return _with_weights(loaded, state, config, where=f"{config.model} from {config.file}", reporter=reporter)
 
 
-def _module(config: Module, say: Say) -> Loaded:
+def _module(config: Module, reporter: Reporter) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         architecture = user_module.architecture(config.factory, config.arguments)
         torch.manual_seed(config.seed or 0)
@@ -135,14 +133,14 @@ def _module(config: Module, say: Say) -> Loaded:
     if config.file is None:
         origin["seed"] = config.seed
     else:
-        state, named = _from_file(config, say)
+        state, named = _from_file(config, reporter)
         loaded = Loaded(network, architecture, origin | named, None)
-        return _with_weights(loaded, state, config, where=f"{config.factory} from {config.file}", say=say)
+        return _with_weights(loaded, state, config, where=f"{config.factory} from {config.file}", reporter=reporter)
     return Loaded(network, architecture, origin, None)
 
 
 def _with_weights(
-    loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module, *, where: str, say: Say
+    loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module, *, where: str, reporter: Reporter
 ) -> Loaded:
     """Put weights into a network; without its classifier where nothing else misfits, and nobody asked for it."""
     at = () if getattr(config, "classes", None) else _unfitting_classifier(loaded, state, config)
@@ -157,7 +155,7 @@ def _with_weights(
         other = [key for key in state if any(key.startswith(f"{name}.") for name in at)]
         own = loaded.network.state_dict()
         outputs = {len(state[key]) for key in other if key in own and state[key].ndim == own[key].ndim}
-        say(_without(at, other, outputs, config, where=where))
+        reporter.message(_without(at, other, outputs, config, where=where))
         state = {key: value for key, value in state.items() if key not in other}
         origin = {**loaded.origin, "without": architecture["at"]}
         if len(outputs) == 1:
@@ -218,7 +216,7 @@ def _unfitting_classifier(
         return ()
 
 
-def _from_file(config: LocalWeights, say: Say) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+def _from_file(config: LocalWeights, reporter: Reporter) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """Read the weights of a file, and return what backbone.json keeps of where they came from."""
     assert config.file is not None, "the caller looked"
     state, entry = read_entry(
@@ -226,7 +224,7 @@ def _from_file(config: LocalWeights, say: Say) -> tuple[Mapping[str, Tensor], di
         sha256=config.sha256 or "",
         entry=config.entry,
         strip_prefix=config.strip_prefix or "",
-        say=say,
+        reporter=reporter,
     )
     named = {"file": config.file.name, "sha256": sha256_file(config.file)}
     return state, named | ({"entry": entry} if entry else {})

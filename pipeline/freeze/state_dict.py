@@ -1,7 +1,7 @@
 """Weights in a file: a state dict, read without running any code from it."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import BackboneError, bullets, counted
 from pipeline.files import check_readable, read_json, sha256_file
+from pipeline.runtime import SILENT, Reporter
 
 MAIN = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the weights in what they save: one of these is read where no entry is named."""
@@ -33,14 +34,14 @@ def read_entry(
     sha256: str,
     entry: str | None = None,
     strip_prefix: str = "",
-    say: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> tuple[Mapping[str, Tensor], str]:
     """Read a state dict, take the keys below a prefix, and return them with the name of the entry that was read.
 
     Raises BackboneError with what is wrong with the file.
 
-    entry: which of several state dicts in the file, by keys joined with dots. say: gets what is read where the file
-    holds more than that.
+    entry: which of several state dicts in the file, by keys joined with dots. reporter: gets what is read where the
+    file holds more than that.
     """
     if not file.is_file():
         raise BackboneError(f"{file}: no such weights file. Set `file` to a .safetensors or .pth state dict.")
@@ -48,8 +49,8 @@ def read_entry(
     found = sha256_file(file)
     if not found.startswith(sha256.lower()):
         raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {found}.")
-    name, state = _choose(_read(file), entry, file, say)
-    return _below(strip_prefix, state, file, say), name
+    name, state = _choose(_read(file), entry, file, reporter)
+    return _below(strip_prefix, state, file, reporter), name
 
 
 def _read(file: Path) -> Any:
@@ -114,7 +115,7 @@ def _reason(error: Exception) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
-def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], None]) -> tuple[str, dict[str, Tensor]]:
+def _choose(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> tuple[str, dict[str, Tensor]]:
     """Return the state dict that is named, or the only one, or the only one under a name in MAIN, with its name."""
     entries = dict(_entries(loaded)) if isinstance(loaded, dict) else {}
     listed = [f"{name}: {counted(len(state), 'key')}" for name, state in entries.items() if name]
@@ -130,9 +131,11 @@ def _choose(loaded: Any, entry: str | None, file: Path, say: Callable[[str], Non
             raise BackboneError(_undecided(loaded, listed, file))
         (name,) = main
     if name and len(entries) > 1:
-        say(f"{file.name}: read `entry: {name}` of {len(entries)} ({', '.join(listed)})")
+        reporter.message(f"{file.name}: read `entry: {name}` of {len(entries)} ({', '.join(listed)})")
     elif name and name not in MAIN:
-        say(f"{file.name}: read `entry: {name}`, the only one with weights ({counted(len(entries[name]), 'key')})")
+        reporter.message(
+            f"{file.name}: read `entry: {name}`, the only one with weights ({counted(len(entries[name]), 'key')})"
+        )
     other = [f"{key} ({type(value).__name__})" for key, value in entries[name].items() if not isinstance(value, Tensor)]
     if other:
         raise BackboneError(
@@ -182,12 +185,12 @@ def _undecided(loaded: Any, listed: list[str], file: Path) -> str:
     return f"{file}: expected a state dict (names to tensors), got {got}."
 
 
-def _below(prefix: str, state: dict[str, Tensor], file: Path, say: Callable[[str], None]) -> dict[str, Tensor]:
+def _below(prefix: str, state: dict[str, Tensor], file: Path, reporter: Reporter) -> dict[str, Tensor]:
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if prefix and not found:
         first = ", ".join([*list(state)[:3], *(["…"] if len(state) > 3 else [])])
         raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Mend `strip_prefix`.")
     if left := [key for key in state if not key.startswith(prefix)]:
         first = ", ".join([*left[:3], *(["…"] if left[3:] else [])])
-        say(f"{file.name}: {counted(len(left), 'key')} without {prefix!r} left out: {first}")
+        reporter.message(f"{file.name}: {counted(len(left), 'key')} without {prefix!r} left out: {first}")
     return found

@@ -24,7 +24,7 @@ from pipeline.loading.samples import Reject, Samples
 from pipeline.readers import Reader
 from pipeline.readers.augment import AugmentConfig, needs_uncropped
 from pipeline.readers.image import ImageReader, centre_crop
-from pipeline.runtime import Progress, silent, versions
+from pipeline.runtime import SILENT, Reporter, versions
 from pipeline.store import keys as key_arrays
 
 IN_MEMORY = 2**28  # bytes of pixels, above which they go to a file
@@ -100,7 +100,7 @@ def decoded(
     *,
     folder: Path,
     transforms: AugmentConfig = (),
-    progress: Progress = silent,
+    reporter: Reporter = SILENT,
 ) -> Pixels:
     """Decode samples as a network wants them, or map the file of `folder` that an earlier run made of the same samples.
 
@@ -118,7 +118,7 @@ def decoded(
         reader = ImageReader(inputs.image.model_copy(update={"crop": None}))
     elif math.prod(shape) <= IN_MEMORY:
         array = np.empty(shape, np.uint8)
-        for row, image in _read(samples, reader, shape, progress):
+        for row, image in _read(samples, reader, shape, reporter):
             array[row] = image
         return Pixels(samples.keys, array)
     made_of = {
@@ -132,7 +132,7 @@ def decoded(
             os.utime(path)
     else:
         with _room(path, math.prod(shape)), atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
-            images = _read(samples, reader, shape, progress)
+            images = _read(samples, reader, shape, reporter)
             if uncropped:
                 _write_uncropped(file, images, len(samples))
             else:
@@ -194,7 +194,7 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 
 def _read(
-    samples: Samples, reader: Reader, shape: tuple[int, ...], progress: Progress
+    samples: Samples, reader: Reader, shape: tuple[int, ...], reporter: Reporter
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The row and the image of each sample, in the order of reading; raises DataError where some cannot be read."""
     rejects: list[Reject] = []
@@ -205,7 +205,7 @@ def _read(
             if len(batch.keys):
                 yield from zip(key_arrays.find(samples.keys, batch.keys).tolist(), batch.arrays["pixels"], strict=True)
             done += batch.rows
-            progress(done, len(samples))
+            reporter.progress(done, len(samples))
     if rejects:
         title = (
             f"pixels: expected images that can be read, got {len(rejects):,} of {len(samples):,} that cannot. Run "

@@ -28,7 +28,7 @@ from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels
 from pipeline.prepare.roots import Root, look
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import SILENT, Reporter
 from pipeline.sources import UNKNOWN, SampleLocation
 
 BLOCK = 16_384
@@ -45,7 +45,7 @@ class Prepared:
     """What looks wrong with the labels, a line each."""
 
 
-def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress = silent) -> Prepared:
+def prepare(config: PrepareConfig, paths: ManifestPaths, *, reporter: Reporter = SILENT) -> Prepared:
     """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable."""
     roots = look(config)
     notes: list[str] = []
@@ -61,7 +61,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, progress: Progress =
         found = _list_files(database, config, roots, types)
         if types is None:
             values.refuse_missing(database, config)
-        _inspect_all(database, config, progress, is_list=roots[0].kind == "list")
+        _inspect_all(database, config, reporter, is_list=roots[0].kind == "list")
         excluded = _resolve(database)
         _refuse_too_many(database, config, found, excluded)
         if types is None:
@@ -109,7 +109,7 @@ def _list_files(
     return found
 
 
-def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: Progress, *, is_list: bool) -> None:
+def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, reporter: Reporter, *, is_list: bool) -> None:
     (total,) = database.execute("SELECT count(*) FROM files WHERE kind IS NULL").fetchone()
     columns = "id, path, container, offset, size"
     pending = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY id")
@@ -125,7 +125,7 @@ def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, progress: 
             rows, config.check, where=config.root, max_pixels=config.max_pixels, all_are_samples=is_list
         ):
             done += 1
-            progress(done, total)
+            reporter.progress(done, total)
             yield (*answer, row)
 
     # The answers wait in a table of their own: SQLite does not promise what a query sees that is changed while it runs.

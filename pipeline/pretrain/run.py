@@ -18,13 +18,13 @@ from pipeline.files import AnyPath, as_path
 from pipeline.pretrain.augment import distort
 from pipeline.pretrain.config import PretrainConfig
 from pipeline.readers.image import ImageReader
-from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
+from pipeline.runtime import SILENT, Reporter, repeatable_kernels, seed_everything
 from pipeline.sources import SampleLocation, read, read_many
 
 
 @repeatable_kernels()
 def pretrain(
-    config: PretrainConfig, folder: AnyPath, *, manifests: AnyPath, progress: Progress = silent
+    config: PretrainConfig, folder: AnyPath, *, manifests: AnyPath, reporter: Reporter = SILENT
 ) -> BackboneSpec:
     """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
 
@@ -39,7 +39,7 @@ def pretrain(
     few = max(1, len(order) // 20)
     held, used = order[:few], order[few:]
     network = glyphs.GlyphNet(classes=len(classes), widths=config.widths)
-    _train(network, images[used], targets[used], config, generator, progress)
+    _train(network, images[used], targets[used], config, generator, reporter)
     with torch.inference_mode():
         right = network.eval()(_normalise(images[held])).argmax(1) == targets[held]
     return serialization.write(
@@ -62,7 +62,7 @@ def _train(
     targets: Tensor,
     config: PretrainConfig,
     generator: torch.Generator,
-    progress: Progress,
+    reporter: Reporter,
 ) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
@@ -75,7 +75,7 @@ def _train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-        progress(step + 1, config.steps)
+        reporter.progress(step + 1, config.steps)
 
 
 def _normalise(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import requires
 from pipeline.files import AnyPath, as_path, fresh_folder
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import SILENT, Reporter
 from pipeline.sample.config import SampleConfig
 
 SIDE = 32
@@ -25,7 +25,7 @@ Picture = tuple[str, str, Image.Image]
 """Class, name of the file, and the image."""
 
 
-def sample(config: SampleConfig, folder: AnyPath, *, progress: Progress = silent) -> int:
+def sample(config: SampleConfig, folder: AnyPath, *, reporter: Reporter = SILENT) -> int:
     """Write a folder a class; return the number of images."""
     folder = as_path(folder, "sample: folder")
     pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
@@ -34,7 +34,7 @@ def sample(config: SampleConfig, folder: AnyPath, *, progress: Progress = silent
             path = new / label / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             image.save(path)
-            progress(number, len(pictures))
+            reporter.progress(number, len(pictures))
     return len(pictures)
 
 

@@ -1,14 +1,13 @@
 """The splits that the data say: of folders, of a column, of the files of a hub."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.errors import DataError, unknown
 from pipeline.manifest import SPLIT_NAMES, split_of
+from pipeline.runtime import SILENT, Reporter
 from pipeline.split.assign import ORDER, Assigned, assign, assign_shares, normalise
 from pipeline.split.config import SplitConfig
-
-Say = Callable[[str], None]
 
 
 def assign_given(
@@ -16,13 +15,13 @@ def assign_given(
     strata: Sequence[str],
     groups: Sequence[str],
     config: SplitConfig,
-    say: Say = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> Assigned:
     """Return the split of each row: the one that the data say, and by `sizes` where they say none.
 
     values: what the split column says of each row, None for nothing. strata and groups: as `assign` has them.
 
-    With `by: auto` three gaps are filled, each with a sentence for `say`. One split alone divides nothing: all rows are
+    With `by: auto` three gaps are filled, each with a message. One split alone divides nothing: all rows are
     then cut by `sizes`. Validation rows report where there are no test rows. A split without rows takes them from the
     training rows, in the proportion of `sizes`; validation rows only where `sizes` are stated, since heads are
     cross-validated without them. Raises DataError for values that name no split.
@@ -31,27 +30,31 @@ def assign_given(
     splits: Assigned = [None if value is None else names[value] for value in values]
     for key, split in config.use.items():
         if split_of(key) not in (None, split):
-            say(f"{key} rows are {'left out' if split == 'none' else f'used as {split} rows'}, as `use` says.")
+            reporter.message(
+                f"{key} rows are {'left out' if split == 'none' else f'used as {split} rows'}, as `use` says."
+            )
     where = f"`{config.column}` of {', '.join(config.datasets)}"
     if config.by == "column" and "sizes" not in config.model_fields_set:
-        say(f"{where} says the split: {_describe_rows(splits)}.")
+        reporter.message(f"{where} says the split: {_describe_rows(splits)}.")
         return _left_out(splits)
     there = {name for name in splits if name is not None}
     if config.by == "auto" and (not there or (len(there) == 1 and None not in splits)):
         if there:
-            say(f"{where}: all rows are of {there.pop()}, which divides nothing. `sizes` cut them.")
+            reporter.message(f"{where}: all rows are of {there.pop()}, which divides nothing. `sizes` cut them.")
         return assign(strata, groups, config)
     told = _describe_rows(splits)
     _fill_rows(splits, strata, groups, config)
-    say(f"{where} says the split: {told}. It is read off folders, files or a column; `by: hash` passes over it.")
+    reporter.message(
+        f"{where} says the split: {told}. It is read off folders, files or a column; `by: hash` passes over it."
+    )
     if config.by == "auto":
         if "test" not in splits and {"train", "validation"} <= set(splits) and "validation" not in config.use.values():
             splits = ["test" if name == "validation" else name for name in splits]
-            say(
+            reporter.message(
                 "no row is of test: the validation rows report, as with `use: {validation: test}`. To choose on them "
                 "and report on a part of the training rows, write `use: {validation: validation}`."
             )
-        splits = _cut_training_rows(splits, strata, groups, config, say)
+        splits = _cut_training_rows(splits, strata, groups, config, reporter)
     return _left_out(splits)
 
 
@@ -116,7 +119,7 @@ def _fill_rows(splits: Assigned, strata: Sequence[str], groups: Sequence[str], c
 
 
 def _cut_training_rows(
-    splits: Assigned, strata: Sequence[str], groups: Sequence[str], config: SplitConfig, say: Say
+    splits: Assigned, strata: Sequence[str], groups: Sequence[str], config: SplitConfig, reporter: Reporter
 ) -> Assigned:
     """Return the splits with rows for those that have none, out of the training rows, in the proportion of `sizes`."""
     sizes, stated = config.sizes, "sizes" in config.model_fields_set
@@ -135,7 +138,9 @@ def _cut_training_rows(
     for row, part in zip(rows, parts, strict=True):
         cut[row] = part if part is not None else "none"
     told = " and ".join(f"{cut.count(name):,} {name}" for name in lacking)
-    say(f"{told} rows are cut from the training rows, by `sizes`: no row is said to be of {' or '.join(lacking)}.")
+    reporter.message(
+        f"{told} rows are cut from the training rows, by `sizes`: no row is said to be of {' or '.join(lacking)}."
+    )
     return cut
 
 

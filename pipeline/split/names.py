@@ -1,6 +1,5 @@
 """The names of classes, groups, domains and levels: renamed, and compared with one another."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -8,6 +7,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.lookalikes import describe, group_alike, normalise_look, quote_alike
+from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.task import LEVEL, TYPES
 
@@ -29,7 +29,7 @@ def rename_classes(table: pa.Table, config: SplitConfig) -> pa.Table:
     return table.set_column(table.column_names.index("target"), "target", pa.array(found, TYPES[config.kind]))
 
 
-def compare_names(table: pa.Table, config: SplitConfig, say: Callable[[str], None]) -> None:
+def compare_names(table: pa.Table, config: SplitConfig, reporter: Reporter) -> None:
     """Say which values of a column look like another one; raises DataError where two classes do."""
     names: dict[str, list[str]] = {}
     if config.kind != "regression":
@@ -47,9 +47,9 @@ def compare_names(table: pa.Table, config: SplitConfig, say: Callable[[str], Non
     for name, values in names.items():
         lines = describe(values)
         for line in lines[:SHOWN]:
-            say(f"the {name} of {', '.join(config.datasets)}: {line}")
+            reporter.message(f"the {name} of {', '.join(config.datasets)}: {line}")
         if len(lines) > SHOWN:
-            say(f"the {name} of {', '.join(config.datasets)}: {len(lines) - SHOWN:,} more of the kind.")
+            reporter.message(f"the {name} of {', '.join(config.datasets)}: {len(lines) - SHOWN:,} more of the kind.")
 
 
 def _say_no_class(name: str, there: set[str]) -> str:

@@ -5,12 +5,13 @@ of them, leaves the rows that have it. A class without test rows is learnt, and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import DataError, bullets, counted
+from pipeline.runtime import Reporter
 from pipeline.split.assign import Assigned
 from pipeline.split.config import SplitConfig
 from pipeline.task import OTHER, SPLITS, TYPES, describe_rare, name_some
@@ -22,11 +23,11 @@ Rows = Mapping[tuple[str, str | None], int]
 
 
 def settle_rare(
-    config: SplitConfig, table: pa.Table, splits: Assigned, say: Callable[[str], None]
+    config: SplitConfig, table: pa.Table, splits: Assigned, reporter: Reporter
 ) -> tuple[pa.Table, Assigned, dict[str, dict[str, int]]]:
     """Return the rows and their splits with rare classes treated as `rare` says, and what was done.
 
-    The last is what `Task.rare` returns. `say` is called with a sentence for each thing that was done. Raises DataError
+    The last is what `Task.rare` returns. A message is reported for each thing that was done. Raises DataError
     with every rare class for `rare: refuse`, and where less than two classes, or one label, are left.
     """
     if config.kind == "regression":
@@ -48,7 +49,7 @@ def settle_rare(
         targets = _replace(targets, dict.fromkeys(gone, OTHER), many=many)
         rows = _count_rows(targets, splits, many=many)
     for line in _describe_short(config, rows) if config.sizes.as_counts else ():
-        say(line)
+        reporter.message(line)
     untested = sorted(_untested(rows, splits))
     lacking = {"unlearnt": sorted(_unlearnt(rows, splits, many=many))}
     if config.rare == "drop":
@@ -61,7 +62,7 @@ def settle_rare(
         return table, splits, done
     _refuse_too_few(config, rows, left_out, many=many)
     for line in describe_rare(done, config.kind):
-        say(line)
+        reporter.message(line)
     if many:
         targets = _replace(targets, dict.fromkeys(left_out), many=True)
     else:

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, counted
 from pipeline.files import AnyPath, as_path
+from pipeline.runtime import SILENT, Reporter
 from pipeline.split.assign import Assigned, assign, assign_by_domain, few_shot_ranks, limited
 from pipeline.split.config import Domains, FewShot, SplitConfig
 from pipeline.split.given import assign_given, names_splits
@@ -18,18 +20,18 @@ from pipeline.split.targets import read, strata
 from pipeline.task import GIVEN, KIND, RARE, Task, name_some
 
 
-def split(config: SplitConfig, manifests: AnyPath, *, say: Callable[[str], None] = lambda _: None) -> Task:
+def split(config: SplitConfig, manifests: AnyPath, *, reporter: Reporter = SILENT) -> Task:
     """Make the task; raises DataError with what is wrong with the manifests or the outcome.
 
-    `say` is called with sentences about values that may be mistakes.
+    Values that may be mistakes are reported as messages.
     """
     manifests = as_path(manifests, "split: manifests")
-    table = read(config, manifests, say)
+    table = read(config, manifests, reporter)
     keys = table["key"].to_pylist()
     groups = table["group"].to_pylist() if config.group is not None else keys
     given: list[str] = []
-    splits = _splits(config, table, groups, say, given)
-    table, splits, rare = settle_rare(config, table, splits, say)
+    splits = _splits(config, table, groups, reporter, given)
+    table, splits, rare = settle_rare(config, table, splits, reporter)
     targets = table["target"].to_pylist()
     if config.limit_per_class is not None:
         splits = limited(keys, targets, splits, config.limit_per_class, seed=config.seed)
@@ -37,7 +39,7 @@ def split(config: SplitConfig, manifests: AnyPath, *, say: Callable[[str], None]
     table = table.drop_columns([name for name in ("column",) if name in table.column_names])
     table = table.append_column("split", pa.array(splits, pa.string()))
     if config.few_shot is not None:
-        _say_few(config.few_shot, targets, splits, say)
+        _say_few(config.few_shot, targets, splits, reporter)
         for draw, ranks in enumerate(few_shot_ranks(keys, targets, splits, config.few_shot, seed=config.seed)):
             table = table.append_column(f"draw_{draw}", pa.array(ranks, pa.int32()))
     first = ("key", "path", "target", "split")
@@ -55,17 +57,17 @@ def check_names(config: SplitConfig, manifests: Path) -> None:
     """
     table = read(config, manifests)
     groups = table["group"].to_pylist() if config.group is not None else table["key"].to_pylist()
-    _splits(config, table, groups, lambda _: None, [])
+    _splits(config, table, groups, SILENT, [])
 
 
 def _splits(
-    config: SplitConfig, table: pa.Table, groups: Sequence[str], say: Callable[[str], None], given: list[str]
+    config: SplitConfig, table: pa.Table, groups: Sequence[str], reporter: Reporter, given: list[str]
 ) -> Assigned:
-    """Return the split of each row; `given` gets what the data say of it, which `say` is called with too."""
+    """Return the split of each row; `given` gets what the data say of it, which is reported too."""
 
-    def note(line: str) -> None:
-        given.append(line)
-        say(line)
+    def note(line: object) -> None:
+        given.append(str(line))
+        reporter.message(line)
 
     if config.domains is not None:
         domains = table["domain"].to_pylist()
@@ -75,13 +77,13 @@ def _splits(
         return found
     values = table["column"].to_pylist() if config.by in ("auto", "column") else []
     if config.by == "column" or names_splits(values, config):
-        found = assign_given(values, strata(table, config), groups, config, note)
+        found = assign_given(values, strata(table, config), groups, config, replace(reporter, message=note))
         _refuse_divided(config, groups, found, f"the split column {config.column!r} divides")
         return found
     if config.use:
         raise DataError(f"`use` of a task on {', '.join(config.datasets)}: the data say no split. Leave it out.")
     if odd := sorted({value for value in values if value is not None}):
-        say(
+        reporter.message(
             f"the values of `{config.column}` name no split ({', '.join(odd[:3])}): `sizes` cut all rows. If they are "
             f"splits, write what each is: `use: {{{odd[0]}: train}}`."
         )
@@ -93,11 +95,11 @@ def _list_domains(domains: Domains) -> str:
     return ", ".join(f"{', '.join(names)} {split}" for split, names in domains if names)
 
 
-def _say_few(few: FewShot, targets: Sequence[str], splits: Assigned, say: Callable[[str], None]) -> None:
+def _say_few(few: FewShot, targets: Sequence[str], splits: Assigned, reporter: Reporter) -> None:
     """Say which classes have fewer training rows than `few_shot` has labels per class."""
     rows = Counter(target for target, name in zip(targets, splits, strict=True) if name == "train")
     if short := {name: rows[name] for name in sorted(rows) if rows[name] < few.labels_per_class}:
-        say(
+        reporter.message(
             f"{counted(len(short), 'class has', 'classes have')} fewer than the {few.labels_per_class:,} training rows "
             f"of `few_shot`, and all draws have these: {name_some(short)}."
         )

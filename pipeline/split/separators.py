@@ -1,9 +1,10 @@
 """Check that the texts of a multilabel task have the separator that the settings name."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DataError
+from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 
 SEPARATORS = (";", ",", "|", "/", "\t")
@@ -16,7 +17,7 @@ IN_LABELS = (",", "/")
 def check_separator(
     labels: Sequence[Sequence[str] | None],
     config: SplitConfig,
-    say: Callable[[str], None],
+    reporter: Reporter,
     *,
     where: str,
 ) -> None:
@@ -40,7 +41,7 @@ def check_separator(
         f"is {config.separator!r}, and look like several with {other!r} between them."
     )
     if any(len(row or ()) > 1 for row in labels) or "separator" in config.model_fields_set:
-        say(f"{text} If they are, set `separator: {other!r}`.")
+        reporter.message(f"{text} If they are, set `separator: {other!r}`.")
     else:
         raise DataError(
             f"{text} Set `separator: {other!r}`, or `separator: {config.separator!r}` if each is one label."

@@ -5,7 +5,7 @@ A row whose target is missing or of another kind is an error that names rows, ne
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline import manifest
 from pipeline.errors import DataError, bullets, counted, unknown
 from pipeline.manifest import FIXED
+from pipeline.runtime import SILENT, Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.split.given import find_used
 from pipeline.split.names import compare_names, rename_classes
@@ -29,20 +30,20 @@ _FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 WHAT = {"classification": "value", "multilabel": "list of labels", "regression": "finite number"}
 
 
-def read(config: SplitConfig, manifests: Path, say: Callable[[str], None] = lambda _: None) -> pa.Table:
+def read(config: SplitConfig, manifests: Path, reporter: Reporter = SILENT) -> pa.Table:
     """Return key, path, target, domain, and group, column and levels where asked for, of all data sets, sorted by key.
 
-    Contents that several data sets have are one row. `say` is called with sentences about values that may be mistakes.
+    Contents that several data sets have are one row. Values that may be mistakes are reported.
     Raises DataError with what is wrong with the targets.
     """
-    table = pa.concat_tables([_of_dataset(config, manifests, name, say) for name in config.datasets])
+    table = pa.concat_tables([_of_dataset(config, manifests, name, reporter) for name in config.datasets])
     table = table.sort_by([("key", "ascending"), ("domain", "ascending")])
     table = _without_unused(table, config)
     where = f"of {', '.join(config.datasets)}"
     _refuse_missing(table, config, where)
     table = rename_classes(table, config)
-    compare_names(table, config, say)
-    table = _one_row_a_key(table.drop_columns(["said"]), config, say)
+    compare_names(table, config, reporter)
+    table = _one_row_a_key(table.drop_columns(["said"]), config, reporter)
     _refuse_other_kind(table, config, where)
     _refuse_divided_classes(table, config)
     return table
@@ -82,7 +83,7 @@ def strata(table: pa.Table, config: SplitConfig) -> list[str]:
     return [min(labels, key=lambda label: (rows[label], label), default="") for labels in targets]
 
 
-def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, say: Callable[[str], None]) -> pa.Table:
+def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, reporter: Reporter) -> pa.Table:
     table = manifest.read(manifests, dataset)
     named = {LEVEL + level: level for level in config.levels}
     if config.group is not None:
@@ -101,7 +102,7 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, say: Callabl
         {
             "key": table["key"],
             "path": table["path"],
-            "target": _targets(labels, config, f"the target {config.target!r} of {dataset}", say),
+            "target": _targets(labels, config, f"the target {config.target!r} of {dataset}", reporter),
             "said": _said(labels, config.columns),
             "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
             **{name: _as_text(labels[column]) for name, column in named.items()},
@@ -128,7 +129,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(column, pa.string())
 
 
-def _targets(table: pa.Table, config: SplitConfig, where: str, say: Callable[[str], None]) -> pa.Array:
+def _targets(table: pa.Table, config: SplitConfig, where: str, reporter: Reporter) -> pa.Array:
     """The targets as the kind has them; null where a row has none."""
     column = table[config.columns[0]]
     many = pa.types.is_list(column.type)
@@ -149,7 +150,7 @@ def _targets(table: pa.Table, config: SplitConfig, where: str, say: Callable[[st
     elif _is_text(column.type):
         texts = column.to_pylist()
         found = [_unless_empty(text, config) if text is None else _labels_in(text, config.separator) for text in texts]
-        check_separator(found, config, say, where=where)
+        check_separator(found, config, reporter, where=where)
     else:
         raise DataError(
             f"{where}: expected lists, or texts with {config.separator!r} between labels, got {column.type}. "
@@ -229,7 +230,7 @@ def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
         raise DataError(bullets(title, lines[:SHOWN]))
 
 
-def _one_row_a_key(table: pa.Table, config: SplitConfig, say: Callable[[str], None]) -> pa.Table:
+def _one_row_a_key(table: pa.Table, config: SplitConfig, reporter: Reporter) -> pa.Table:
     """Data sets may share contents: keep the first, of which a split is said; refuse two targets for one content."""
     keys, targets = table["key"].to_pylist(), table["target"].to_pylist()
     said = table["column"].to_pylist() if "column" in table.column_names else [None] * len(keys)
@@ -244,7 +245,7 @@ def _one_row_a_key(table: pa.Table, config: SplitConfig, say: Callable[[str], No
         elif said[row] not in (None, said[before]):
             divided.add(key)
     if divided:
-        say(
+        reporter.message(
             f"{', '.join(config.datasets)}: {counted(len(divided), 'content is', 'contents are')} of several splits; "
             "the first one counts."
         )

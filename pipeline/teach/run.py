@@ -1,7 +1,7 @@
 """Write a teacher: what is new of its rows is computed into the feature cache, then its folders and teacher.json."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,13 @@ import numpy as np
 
 from pipeline import files
 from pipeline.backbones.spec import resolve
-from pipeline.engines.autotune import Say
 from pipeline.errors import TrainingError, counted
 from pipeline.extract.config import folder_of
-from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import commit, extract, refuse_too_many
 from pipeline.files import read_json, write_json
 from pipeline.loading.samples import Samples, read_samples
 from pipeline.readers.augment import Views
-from pipeline.runtime import Progress, silent
+from pipeline.runtime import SILENT, Reporter
 from pipeline.store import cache, index
 from pipeline.task import Kind
 from pipeline.teach import head_teacher, network_teacher, top_k_extract
@@ -83,10 +81,7 @@ def teach(
     config: TeachConfig,
     paths: Paths,
     *,
-    progress: Progress = silent,
-    announce: Callable[[Forecast], None] = lambda _: None,
-    say: Say = lambda _: None,
-    log: Say = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> TeachSummary:
     """Write `paths.out`; rows that were ever computed come from the cache.
 
@@ -96,9 +91,9 @@ def teach(
     samples = read_samples(paths.manifests, config.datasets)
     (paths.out / JSON).unlink(missing_ok=True)
     if _is_head(config, paths):
-        made = _from_head(config, paths, samples, progress)
+        made = _from_head(config, paths, samples, reporter)
     else:
-        made = _from_network(config, paths, samples, {"announce": announce, "say": say, "log": log}, progress)
+        made = _from_network(config, paths, samples, reporter)
     refuse_too_many(config.max_rejected, len(samples), made.refused)
     numbers = [None, *range(0 if made.views is None else made.views.count)]
     folders = [folder_of(name, one) for name in (LOGITS, *map(hint_folder, made.hints)) for one in numbers]
@@ -159,9 +154,7 @@ def _packing(config: TeachConfig, classes: int) -> TopK | None:
     return TopK(config.top_k, config.top_k_temperature) if few and config.top_k else None
 
 
-def _from_network(
-    config: TeachConfig, paths: Paths, samples: Samples, told: Mapping[str, Any], progress: Progress
-) -> _Made:
+def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> _Made:
     if isinstance(config.views, int):
         raise TrainingError(
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
@@ -182,9 +175,7 @@ def _from_network(
             spec=own.spec,
             samples=samples,
             place=place,
-            progress=progress,
-            say=told["say"],
-            log=told["log"],
+            reporter=reporter,
         )
         computed += ran * (1 + (0 if config.views is None else config.views.count))
     if packing is None or config.hints:
@@ -195,8 +186,7 @@ def _from_network(
             out=paths.out,
             cache_root=paths.cache,
             samples=samples,
-            progress=progress,
-            **told,
+            reporter=reporter,
         )
         computed += sum(found.plan.missing.values())
     source = {"run": config.run, "weights": own.spec.weights_digest, "nodes": {n: t.node for n, t in nodes.items()}}
@@ -212,7 +202,7 @@ def _from_network(
     )
 
 
-def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Progress) -> _Made:
+def _from_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> _Made:
     assert paths.run is not None, "a head is of a run"
     if config.hints:
         raise TrainingError(
@@ -231,7 +221,7 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, progress: Pr
         has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
         missing = samples.keys[has & ~held]
         head_teacher.store(own, number, column, missing, packing=packing)
-        progress((number + 1) * len(samples), len(own.taps) * len(samples))
+        reporter.progress((number + 1) * len(samples), len(own.taps) * len(samples))
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
         refused |= commit(folder, column, samples.keys, (width,), without)

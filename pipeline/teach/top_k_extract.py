@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.extract.run import commit, extract
 from pipeline.files import digest, link_or_copy
 from pipeline.loading.samples import Samples
 from pipeline.readers.augment import View
-from pipeline.runtime import Progress
+from pipeline.runtime import Reporter
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
@@ -60,12 +60,11 @@ def pack(
     spec: BackboneSpec,
     samples: Samples,
     place: Place,
-    progress: Progress,
-    **told: Any,
+    reporter: Reporter,
 ) -> tuple[dict[str, str], int]:
     """Commit packed logits of the samples, and of their views, into `place.out`.
 
-    `config` has the logits as its one tap; `told` goes to `extract`. Returns key to reason of samples without, and how
+    `config` has the logits as its one tap. Returns key to reason of samples without, and how
     many samples the network ran on. Raises what `extract` does.
     """
     views: list[View | None] = [None]
@@ -79,8 +78,8 @@ def pack(
     refused: dict[str, str] = {}
     before = 0
 
-    def moved(done: int, _: int) -> None:
-        progress(before + done // len(columns), len(missing))
+    def count(done: int, _total: int) -> None:
+        reporter.progress(before + done // len(columns), len(missing))
 
     for before in range(0, len(missing), step):
         part = missing[before : before + step]
@@ -91,8 +90,7 @@ def pack(
             out=private / "features",
             cache_root=private,
             samples=samples.take(part),
-            progress=moved,
-            **told,
+            reporter=replace(reporter, progress=count),
         )
         for one in columns:
             refused |= _store(one, private, samples.keys[part], ~one.known[part], packing)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pipeline.backbones import serialization
 from pipeline.engines.out_of_memory import first_line, is_out_of_memory
 from pipeline.errors import TrainingError, bullets, requires
-from pipeline.runtime import Progress, repeatable_kernels, seed_everything, silent
+from pipeline.runtime import SILENT, Reporter, repeatable_kernels, seed_everything
 from pipeline.training import checkpoint
 from pipeline.training.config import LoopConfig
 from pipeline.training.data import batch_count
@@ -41,13 +41,6 @@ if TYPE_CHECKING:
     from pipeline.training.freezing import TrainableParts
 
 SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
-
-
-Log = Callable[[str], None]
-
-
-def no_log(_line: str) -> None:
-    """A log that nobody reads."""
 
 
 def identity(inputs: Tensor) -> Tensor:
@@ -97,8 +90,7 @@ def train(
     *,
     folder: Path,
     made_from: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
-    log: Log = no_log,
+    reporter: Reporter = SILENT,
     curves: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> History:
@@ -125,7 +117,7 @@ def train(
         start = state.history.begin(by_row(kept, validation, setting), config)
         if fabric.is_global_zero:
             checkpoint.save_weights(best, kept)
-        log(line(start, config))
+        reporter.log(line(start, config))
     saved = time.monotonic()
     while not state.history.stopped:
         frozen.start(state.epoch)
@@ -142,7 +134,7 @@ def train(
                 average.update_parameters(network)
             state.batch += len(group)
             losses.add(total, rows=_rows(group), step=number, rate=_rate(chosen))
-            progress(number + 1, config.epochs * steps)
+            reporter.progress(number + 1, config.epochs * steps)
             if time.monotonic() - saved >= save_seconds and state.batch < steps * config.accumulate:
                 losses.look()
                 if fabric.is_global_zero:
@@ -161,7 +153,7 @@ def train(
             checkpoint.save(last, state, network, average, chosen, settings)
         saved = time.monotonic()
         drawn.write()
-        log(line(row, config))
+        reporter.log(line(row, config))
     fabric.barrier()
     is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
     if is_last:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import counted
 from pipeline.files import digest, read_json, write_json
-from pipeline.runtime import repeatable_kernels, seed_everything
+from pipeline.runtime import Reporter, repeatable_kernels, seed_everything
 from pipeline.store.use import in_use
 from pipeline.text import duration, table
 from pipeline.training.config import RunConfig
@@ -70,9 +70,7 @@ def range_test(network: nn.Module, samples: Samples, setting: TrainContext, froz
     return RangeTest(tuple(rate for rate, _ in found), tuple(loss for _, loss in found), suggested(found))
 
 
-def with_rate(
-    config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, say: Callable[[str], None]
-) -> Config:
+def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, reporter: Reporter) -> Config:
     """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
 
     `prepare` makes the training set that is tried ready with some settings. What a test suggested lies beside what was
@@ -90,7 +88,7 @@ def with_rate(
             write_json(note, {"learning_rate": tried.suggested})
             how = f"a range test of {counted(len(tried.rates), 'step')}, {duration(time.monotonic() - begin)}"
         rate = read_json(note)["learning_rate"]
-    say(f"learning rate: {rate:.2g}, by {how} (`learning_rate: auto`)")
+    reporter.message(f"learning rate: {rate:.2g}, by {how} (`learning_rate: auto`)")
     return config.model_copy(update={"learning_rate": rate})
 
 

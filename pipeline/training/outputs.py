@@ -21,12 +21,12 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, TrainingError
 from pipeline.files import sha256_file, write_json
 from pipeline.predictions import Predictions, Scores
-from pipeline.runtime import Progress
+from pipeline.runtime import Reporter
 from pipeline.store.use import in_use
 from pipeline.task import Task, Training
 from pipeline.training.history import START, SURE
 from pipeline.training.job import TrainingJob, packages
-from pipeline.training.loop import Log, train
+from pipeline.training.loop import train
 from pipeline.training.targets import Targets, answers
 
 KEPT_DAYS = 30  # that a training stays in the cache after it was last used
@@ -55,8 +55,7 @@ def train_or_load(
     inputs: str,
     folder: Path,
     curves: Path,
-    progress: Progress,
-    log: Log,
+    reporter: Reporter,
 ) -> Trained:
     """Train on one training set, or take from `folder` what was trained before.
 
@@ -66,7 +65,7 @@ def train_or_load(
     config = one.setting.config
     before = one.frozen.digest()
     for probe in one.probes:
-        log(str(probe))
+        reporter.log(str(probe))
     with in_use(folder):
         history = train(
             one.module,
@@ -76,15 +75,14 @@ def train_or_load(
             one.frozen,
             folder=folder,
             made_from=one.made_from,
-            progress=progress,
-            log=log,
+            reporter=reporter,
             curves=curves,
         )
     os.utime(folder)
     kept = history.kept(config)
     if kept["epoch"] == START:
         assert one.validation is not None, "the start was measured"
-        log(
+        reporter.log(
             f"kept: the network before the first epoch; none was better by more than {SURE:g} standard errors on "
             f"{len(one.validation):,} validation rows"
         )
@@ -200,16 +198,6 @@ def write(
             ),
         },
     )
-
-
-def moved(progress: Progress, before: int, total: int, done: int, _all: int) -> None:
-    """Tell of the steps of one training among those of all."""
-    progress(before + done, total)
-
-
-def named(log: Log, name: str, line: str) -> None:
-    """A line of a log with the training set that it is about."""
-    log(f"{name}: {line}")
 
 
 def prune_training_cache(cache: Path) -> None:
