@@ -128,7 +128,7 @@ def spread(found: list[float]) -> str:
 def teacher_of(school: School) -> float:
     """Its accuracy on test rows, in per cent."""
     run, _ = school.begin()
-    task = run.subjects[0].task
+    task = run.tasks[0].task
     truth = np.searchsorted(task.classes, task.targets[task.rows("test")])
     return 100 * float(np.mean(taught.said(run) == truth))
 

@@ -86,7 +86,7 @@ def _write_task(school: School, target: str) -> None:
 def compared(school: School, target: str, *, seeds: int, **settings: Any) -> list[str]:
     """Rows of a table: accuracy on the target's test rows with its range over seeds, and agreement with the teacher."""
     run, _ = school.begin(datasets=(target,), start="backbone")
-    task = run.subjects[0].task
+    task = run.tasks[0].task
     truth, says = np.searchsorted(task.classes, task.targets[task.rows("test")]), taught.said(run)
     own = 100 * float(np.mean(says == truth))
     lines = [f"teacher, {len(truth)} test rows | {own:.1f} | | | "]

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from pipeline import manifest
 from pipeline.backbones.spec import TapSpec
-from pipeline.distill import setup as distill_setup
+from pipeline.distill import sources as distill_sources
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.extract.config import ExtractConfig
@@ -152,7 +152,7 @@ class Project:
     def distill(self, **settings: Any) -> Path:
         """Teach the student; return its predictions."""
         given = {"task": "task", "student": STUDENT, "start": "backbone", "teacher": "head", "losses": LOSSES}
-        paths = distill_setup.Paths(
+        paths = distill_sources.Paths(
             tasks=self.root,
             student=self.root / "backbones" / STUDENT,
             manifests=self.root / "manifests",

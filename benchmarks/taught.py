@@ -21,7 +21,8 @@ from tuned import Place
 from pipeline.backbones import glyphs, serialization
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.dataset import label_targets
-from pipeline.distill.setup import Paths, RunContext, build_job, load_distill_set, load_run
+from pipeline.distill.setup import RunContext, build_job, load_distill_set, load_run
+from pipeline.distill.sources import Paths
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
 from pipeline.freeze.config import Module
@@ -122,15 +123,15 @@ class School:
             given.setdefault("classifier", {"init": "random"})
         config = DistillConfig(task="task", student=STUDENT, teacher=teacher, **given)
         run = load_run(config, self.paths, datasets=self.datasets)
-        (training,) = training_sets(run.subjects[0].task, (), draws=1, where="task")
-        return run, build_job(run, training, load_distill_set(run, training), make_fabric(config))
+        (training,) = training_sets(run.tasks[0].task, (), draws=1, where="task")
+        return run, build_job(run, load_distill_set(run, training), make_fabric(config))
 
     def learn(self, *, begun: tuple[RunContext, TrainingJob] | None = None, **settings: Any) -> Learned:
         """Train a student, or that which is begun; the last weights, and those of the best validation."""
         run, one = begun or self.begin(**{"weights": "last", **settings})
         folder = self.root / "runs" / f"{time.monotonic_ns()}"
         ends = tuned.timed(one, folder)
-        task = run.subjects[0].task
+        task = run.tasks[0].task
         truth = np.searchsorted(task.classes, task.targets[task.rows("test")])
         last = predicted(one.module, run, one)
         best = last
@@ -166,15 +167,15 @@ def watched(begun: tuple[RunContext, TrainingJob]) -> tuple[tuple[RunContext, Tr
 
 def predicted(network: nn.Module, run: RunContext, one: TrainingJob) -> np.ndarray:
     """The number of the class of each test row, int64 (rows,)."""
-    rows = run.subjects[0].task.rows("test")
-    samples = PixelSamples(run.pixels, label_targets(run.subjects, 0, rows), run.subjects[0].keys[rows], seed=0)
+    rows = run.tasks[0].task.rows("test")
+    samples = PixelSamples(run.pixels, label_targets(run.tasks, 0, rows), run.tasks[0].keys[rows], seed=0)
     found = [logits.argmax(dim=1).cpu() for logits, _ in predict_logits(network, samples, one.setting)]
     return torch.cat(found).numpy() if found else np.empty(0, np.int64)
 
 
 def said(run: RunContext) -> np.ndarray:
     """What the teacher says of each test row: the number of the class, int64 (rows,)."""
-    first = run.subjects[0]
+    first = run.tasks[0]
     return first.logits(first.keys[first.task.rows("test")], None).argmax(axis=1)
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.distill import run
 from pipeline.distill.costs import footprints
-from pipeline.distill.setup import Paths
+from pipeline.distill.sources import Paths
 from pipeline.errors import counted
 from pipeline.files import write_json
 from pipeline.store import cache

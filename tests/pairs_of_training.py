@@ -24,7 +24,7 @@ from tuning import backbone
 from pipeline.backbones import serialization
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
-from pipeline.distill.setup import Paths as DistillPaths
+from pipeline.distill.sources import Paths as DistillPaths
 from pipeline.errors import PipelineError
 from pipeline.files import content_key
 from pipeline.finetune.config import FinetuneConfig

@@ -22,7 +22,8 @@ from pipeline.distill.config import DistillConfig
 from pipeline.distill.costs import footprints
 from pipeline.distill.dataset import DistillSamples
 from pipeline.distill.run import distill
-from pipeline.distill.setup import Paths, build_job, load_distill_set, load_run
+from pipeline.distill.setup import build_job, load_distill_set, load_run
+from pipeline.distill.sources import Paths
 from pipeline.distill.targets import DistillTargets
 from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.evaluate.config import EvaluateConfig
@@ -110,9 +111,9 @@ def shown(paths: Paths, **more: Any) -> DistillSamples:
     """The training samples of the first training set."""
     asked = config(**more)
     loaded = load_run(asked, paths, datasets=["photos"])
-    task = loaded.subjects[0].task
+    task = loaded.tasks[0].task
     training = next(training_sets(task, asked.labels_per_class, draws=1, where=""))
-    found = build_job(loaded, training, load_distill_set(loaded, training), make_fabric(asked)).samples
+    found = build_job(loaded, load_distill_set(loaded, training), make_fabric(asked)).samples
     assert isinstance(found, DistillSamples)
     return found
 
@@ -327,9 +328,9 @@ def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(
 ) -> None:
     asked = config(start="backbone", **losses)
     loaded = load_run(asked, paths, datasets=["photos"])
-    subject = loaded.subjects[0]
+    subject = loaded.tasks[0]
     training = next(training_sets(subject.task, asked.labels_per_class, draws=1, where=""))
-    one = build_job(loaded, training, load_distill_set(loaded, training), make_fabric(asked))
+    one = build_job(loaded, load_distill_set(loaded, training), make_fabric(asked))
     (probe,) = one.probes
     assert (probe.record["head"], probe.record["rows"]) == ("logistic", 24)  # where a row has no label, the teacher's
     assert one.setting.fitted

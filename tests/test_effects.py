@@ -1,6 +1,7 @@
 """Settings without effect: each is refused where it is written, with its name and what to do."""
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -225,7 +226,8 @@ def test_a_run_refuses_what_its_task_gives_no_effect_before_it_reads_an_image(tm
     rows = {"key": ["0" * 32, "1" * 32], "target": [0.5, 1.5], "split": ["train", "test"]}
     Task(pa.table(rows).replace_schema_metadata({KIND: "regression"})).write(tmp_path / "task.parquet")
     nowhere = tmp_path / "nowhere"
-    paths = Paths(tmp_path / "task.parquet", *([nowhere] * 3), None, *([nowhere] * 4))
+    names = {field.name: nowhere for field in fields(Paths)}
+    paths = Paths(**{**names, "task": tmp_path / "task.parquet", "start": None})
     config = FinetuneConfig.model_validate(TUNED | {"monitor": "accuracy", "mixup": 0.5, "patience": 3})
     with pytest.raises(ConfigError) as refused:
         finetune(config, paths, datasets=["photos"])

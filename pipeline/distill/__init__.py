@@ -11,6 +11,8 @@ feature_pairs   a layer of the student and one of its teacher
 kd_losses       the losses of knowledge distillation
 loss            the weighted sum of all losses
 costs           what student and teachers cost
+sources         the networks and runs that teachers come from: scores computed again
+probe           the fitted heads that a new classifier starts as
 setup           load tasks, teachers and student; build the job of one training set
 run             train each training set, predict, write the best student
 """

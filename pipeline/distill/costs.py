@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.distill.config import DistillConfig
-from pipeline.distill.setup import Paths, sources_of
+from pipeline.distill.sources import Paths, sources_of
 from pipeline.engines.profiling import Network, side_by_side
 from pipeline.store.features import Features
 from pipeline.teach import verify

@@ -32,6 +32,7 @@ class DistillSet:
     label of the run's task. left_out: samples that are validation or test rows of a task.
     """
 
+    training: Training
     keys: np.ndarray
     labels: np.ndarray
     truth: np.ndarray | None
@@ -69,6 +70,7 @@ def build_distill_set(
     if len(rows):
         rows = rows[np.arange(len(keys)) % len(rows)]
     return DistillSet(
+        training=training,
         keys=keys[rows],
         labels=numbers[rows],
         truth=None if truth is None else truth[rows],

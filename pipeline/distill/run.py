@@ -2,163 +2,142 @@
 
     data/models/<run>/predictions/<task>.parquet    of further tasks, where the student has several
 
-The scores of the teachers come from the store, so that no teacher is in memory; with `teacher_outputs: online` the
-network of the teacher computes the scores in each step. A training with the same settings, data, teachers, weights and
-code as an earlier one comes from the cache.
+The teachers' scores come from the store, so that no teacher is in memory, or with `live` from its network in each step.
 """
 
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.dataset import DistillSet, label_targets
-from pipeline.distill.setup import Paths, RunContext, build_job, load_distill_set, load_run
+from pipeline.distill.setup import HEAD, RunContext, build_job, load_distill_set, load_run
+from pipeline.distill.sources import Paths
 from pipeline.distill.tasks import output_names, teacher_records
 from pipeline.errors import counted
-from pipeline.files import digest, sha256_file
-from pipeline.predictions import Predictions, Writer
+from pipeline.files import sha256_file
+from pipeline.predictions import Predictions
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels
-from pipeline.task import Training, training_sets
-from pipeline.training import outputs as record
+from pipeline.training import outputs
 from pipeline.training.data import PixelSamples
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import make_fabric, predict_logits, steps_per_epoch
+from pipeline.training.loop import make_fabric, steps_per_epoch
 from pipeline.training.lr_finder import with_rate
-from pipeline.training.outputs import Trained
-
-HEAD, INPUT = "distill", "pixels"  # what predictions call them
+from pipeline.training.run import RunResult, train_sets
 
 
 @repeatable_kernels()
 def distill(
-    config: DistillConfig,
-    paths: Paths,
-    *,
-    datasets: Sequence[str],
-    reporter: Reporter = SILENT,
+    config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT
 ) -> dict[str, Any]:
     """Train, predict and write everything; return the record of the student that was kept.
 
-    `datasets` have the samples of all tasks. A message says before anything is trained what is learned from. Raises
-    TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers and settings do
-    not go together, and where training fails.
+    `datasets` have the samples of all tasks. A message per training set says what is learned from, before anything is
+    trained. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers
+    and settings do not go together, and where training fails.
     """
     run = load_run(config, paths, datasets=datasets)
-    first = run.subjects[0]
-    trainings = list(training_sets(first.task, config.labels_per_class, draws=config.draws, where=str(first.path)))
-    lessons = [load_distill_set(run, training) for training in trainings]
-    for training, found in zip(trainings, lessons, strict=True):
-        reporter.message(_foreseen(run, training, found))
+    distill_sets = [load_distill_set(run, training) for training in run.trainings]
+    for distill_set in distill_sets:
+        reporter.message(_describe(run, distill_set))
+    rows = [outputs.evaluation_rows(task.task, where=task.path) for task in run.tasks]
     fabric = make_fabric(config)
-    most = max(range(len(lessons)), key=lambda number: len(lessons[number].keys))
-    config = with_rate(
-        config,
-        lambda some: build_job(replace(run, config=some), trainings[most], lessons[most], fabric),
-        cache=paths.cache,
-        reporter=reporter,
+    largest = max(distill_sets, key=lambda distill_set: len(distill_set.keys))
+    run = replace(
+        run,
+        config=with_rate(
+            config,
+            lambda config: build_job(replace(run, config=config), largest, fabric),
+            cache=paths.cache,
+            reporter=reporter,
+        ),
     )
-    run = replace(run, config=config)
-    steps = [config.epochs * steps_per_epoch(len(one.keys), config) for one in lessons]
-    rows = [record.evaluation_rows(one.task, where=one.path) for one in run.subjects]
-    best: Trained | None = None
-    records = []
+    steps = [config.epochs * steps_per_epoch(len(distill_set.keys), config) for distill_set in distill_sets]
+    jobs = (build_job(run, distill_set, fabric) for distill_set in distill_sets)
+    result = RunResult()
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_writer(run, number, paths)) for number in range(len(run.subjects))]
-        for number, (training, found) in enumerate(zip(trainings, lessons, strict=True)):
-            one = build_job(run, training, found, fabric)
-            trained = record.train_or_load(
-                one,
-                training,
-                head=HEAD,
-                inputs=INPUT,
-                folder=paths.cache / "training" / digest(one.made_from)[:32],
-                curves=paths.curves / str(training),
-                reporter=reporter.part(sum(steps[:number]), sum(steps)).named(str(training)),
-            )
-            made = [_predictions(run, place, training, one, rows[place]) for place in range(len(run.subjects))]
-            for writer, predictions in zip(writers, made, strict=True):
-                writer.add(predictions)
-            trained.record.update(
-                samples=len(found.keys),
-                labelled=found.labelled,
-                left_out=found.left_out,
-                extra_tasks={one.name: _validated(some) for one, some in zip(run.subjects[1:], made[1:], strict=True)},
-            )
-            records.append(trained.record)
-            best = trained if best is None or trained.order > best.order else best
-    assert best is not None, "there is a training set"
+        writers = [
+            stack.enter_context(outputs.prediction_writer(path, task.task, head=HEAD))
+            for path, task in zip(_prediction_paths(run, paths), run.tasks, strict=True)
+        ]
+        for job, trained in train_sets(jobs, steps=steps, paths=paths, reporter=reporter):
+            predictions = [_predict(run, job, number, rows[number]) for number in range(len(run.tasks))]
+            for writer, own in zip(writers, predictions, strict=True):
+                writer.add(own)
+            further = zip(run.tasks[1:], predictions[1:], strict=True)
+            trained.record["also"] = {task.name: _validation_record(own) for task, own in further}
+            result.add(trained)
     if fabric.is_global_zero:
-        _write(run, best, records, paths)
-        record.prune_training_cache(paths.cache)
-    return best.record
+        _write(run, result, paths)
+        outputs.prune_training_cache(paths.cache)
+    return result.best.record
 
 
-def _foreseen(run: RunContext, training: Training, found: DistillSet) -> str:
-    """What is learned from, in one line."""
-    names = ", ".join(one.name for subject in run.subjects for one in subject.teachers)
-    out = f"; {found.left_out:,} left out, which are validation or test rows of a task" if found.left_out else ""
-    said = f"{training}: {counted(len(found.keys), 'sample')} an epoch, {found.labelled:,} with labels{out}"
-    return f"{said}; teachers: {names or 'none'}"
+def _describe(run: RunContext, distill_set: DistillSet) -> str:
+    """Return one line about what is learned from."""
+    teachers = ", ".join(teacher.name for task in run.tasks for teacher in task.teachers)
+    left_out = distill_set.left_out
+    out = f"; {left_out:,} left out, which are validation or test rows of a task" if left_out else ""
+    samples = f"{counted(len(distill_set.keys), 'sample')} an epoch, {distill_set.labelled:,} with labels{out}"
+    return f"{distill_set.training}: {samples}; teachers: {teachers or 'none'}"
 
 
-def _writer(run: RunContext, number: int, paths: Paths) -> Writer:
-    one = run.subjects[number]
-    path = paths.predictions if number == 0 else paths.model / "predictions" / f"{one.name}.parquet"
-    scores = {HEAD: record.scores_of(one.task)}
-    return Writer(path, one.task.kind, one.classes, scores, paths_of=one.task.paths_of)
+def _prediction_paths(run: RunContext, paths: Paths) -> list[Path]:
+    """Return the file of the predictions of each task, that of the run first."""
+    folder = paths.model / "predictions"
+    return [paths.predictions, *(folder / f"{task.name}.parquet" for task in run.tasks[1:])]
 
 
-def _predictions(run: RunContext, number: int, training: Training, one: TrainingJob, rows: np.ndarray) -> Predictions:
-    """Those of one of the tasks."""
-    subject = run.subjects[number]
-    samples = PixelSamples(run.pixels, label_targets(run.subjects, number, rows), subject.keys[rows], seed=0)
-    logits = torch.cat([found.cpu() for found, _ in predict_logits(one.module, samples, one.setting)])
-    own = logits[:, subject.branch.start : subject.branch.stop]
-    return record.predictions(subject.task, rows, own, one.targets, training, head=HEAD, inputs=INPUT)
+def _predict(run: RunContext, job: TrainingJob, number: int, rows: np.ndarray) -> Predictions:
+    """Predict the validation and test rows of one task."""
+    task = run.tasks[number]
+    samples = PixelSamples(run.pixels, label_targets(run.tasks, number, rows), task.keys[rows], seed=0)
+    return outputs.predict(job, samples, task.task, rows, outputs=slice(task.branch.start, task.branch.stop))
 
 
-def _validated(found: Predictions) -> dict[str, Any]:
-    """What model.json says of a further task: its validation rows alone, for the others are for nobody to choose by."""
-    chosen = found.splits == "validation"
-    right = found.predicted[chosen] == found.targets[chosen]
+def _validation_record(predictions: Predictions) -> dict[str, Any]:
+    """Return what model.json records of a further task: validation rows alone, since test rows choose nothing."""
+    validation = predictions.splits == "validation"
+    right = predictions.predicted[validation] == predictions.targets[validation]
     right = right.all(axis=1) if right.ndim == 2 else right
-    return {"validation_rows": int(chosen.sum()), "validation_accuracy": float(right.mean()) if len(right) else None}
+    return {
+        "validation_rows": int(validation.sum()),
+        "validation_accuracy": float(right.mean()) if len(right) else None,
+    }
 
 
-def _write(run: RunContext, best: Trained, records: list[dict[str, Any]], paths: Paths) -> None:
-    first, *others = run.subjects
-    config = run.config
-    record.write(
+def _write(run: RunContext, result: RunResult, paths: Paths) -> None:
+    """Write the best student and model.json."""
+    first, *further = run.tasks
+    outputs.write(
         paths.model,
-        best,
-        records,
+        result,
         head=HEAD,
-        settings=config.model_dump(mode="json"),
+        settings=run.config.model_dump(mode="json"),
         task=first.task,
         task_path=first.path,
         inputs=run.source.spec.input,
-        classes=output_names(run.subjects),
+        classes=output_names(run.tasks),
         source="distilled",
         made_from=run.source.spec.weights_digest,
         features={},
         more={
-            "student": config.student,
+            "student": run.config.student,
             "teachers": teacher_records(first),
-            "losses": config.losses.model_dump(mode="json"),
-            "extra_tasks": [
+            "losses": run.config.losses.model_dump(mode="json"),
+            "also": [
                 {
-                    "name": one.name,
-                    "sha256": sha256_file(one.path),
-                    "kind": one.task.kind,
-                    "classes": one.classes,
-                    "teachers": teacher_records(one),
+                    "name": task.name,
+                    "sha256": sha256_file(task.path),
+                    "kind": task.task.kind,
+                    "classes": task.classes,
+                    "teachers": teacher_records(task),
                 }
-                for one in others
+                for task in further
             ],
         },
     )

@@ -10,53 +10,49 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
-from pipeline.backbones.hooks import collect
-from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones.hooks import INPUT, collect
+from pipeline.backbones.spec import TapSpec
 from pipeline.errors import counted
-from pipeline.finetune.config import FinetuneConfig
-from pipeline.store.features import Features
+from pipeline.finetune.inputs import FromFeatures, FromPixels
+from pipeline.finetune.setup import RunContext
+from pipeline.training.job import TrainingJob
 
 MEASURED = 32  # rows
 
 
-def break_even(
-    network: nn.Module,
-    spec: BackboneSpec,
-    node: str,
-    *,
-    rows: int,
-    config: FinetuneConfig,
-    reading: tuple[Features, np.ndarray] | None,
-) -> str:
-    """Measure the forward pass up to a node, and the reading of its rows, on a batch each; say what follows.
+def break_even(run: RunContext, job: TrainingJob) -> str:
+    """Measure the frozen part and the reading of its rows on a batch each; return the line that a run prints.
 
-    `reading`: stored rows and some keys of them; None where none are stored, and copying such rows stands for it.
+    Where a run trains from pixels, the line says what stored rows would bring; then copying rows stands for reading.
     """
-    node = spec.node(node)
+    spec, inputs, rows = run.source.spec, run.inputs, len(run.largest.rows)
+    node = inputs.node if isinstance(inputs, FromFeatures) else job.frozen.cut(0)
+    if isinstance(inputs, FromPixels) and (node in (None, INPUT) or run.config.augment or run.config.unfreeze):
+        return f"pixels: {counted(rows, 'row')}; nothing is frozen that stored rows could stand for"
+    node = spec.node(str(node))
     shape = spec.taps[node].shape
-    like = next(network.parameters())
+    like = next(job.network.parameters())
     images = torch.zeros(MEASURED, *spec.input.shape, device=like.device).contiguous(memory_format=torch.channels_last)
-    network.eval()
+    job.network.eval()
     with torch.inference_mode():
-        computing = _seconds(lambda: collect(network, images, {"rows": TapSpec(node=node)}, spec.taps)["rows"].cpu())
-    if reading is None:
-        row, dtype = np.zeros((MEASURED, *shape), np.float32), np.dtype(np.float32)
-        copying = _seconds(row.copy) / MEASURED
+        taps = {"rows": TapSpec(node=node)}
+        computing = _seconds(lambda: collect(job.network, images, taps, spec.taps)["rows"].cpu())
+    if isinstance(inputs, FromFeatures):
+        keys, dtype = inputs.keys[run.task.rows("train")][:MEASURED], inputs.clean.dtype
+        reading = _seconds(lambda: inputs.clean.load(keys)) / len(keys)
     else:
-        features, keys = reading
-        some, dtype = keys[:MEASURED], features.dtype
-        copying = _seconds(lambda: features.load(some)) / len(some)
+        batch, dtype = np.zeros((MEASURED, *shape), np.float32), np.dtype(np.float32)
+        reading = _seconds(batch.copy) / MEASURED
     return describe(
         node,
         rows=rows,
         row_bytes=math.prod(shape) * dtype.itemsize,
-        epochs=config.epochs,
+        epochs=run.config.epochs,
         frozen=computing / MEASURED,
-        reading=copying,
-        views=max(1, config.views),
-        stored=reading is not None,
+        reading=reading,
+        views=max(1, run.config.views),
+        stored=isinstance(inputs, FromFeatures),
     )
 
 
@@ -71,10 +67,10 @@ def describe(
     views: int = 1,
     stored: bool = True,
 ) -> str:
-    """Return the line that a run prints of stored rows.
+    """Return the line that a run prints about stored rows.
 
-    `frozen`: seconds per row of the forward pass up to the tap. `reading`: of a stored row. `stored`: whether all rows
-    are there, so that nothing has to be computed for them.
+    `frozen`: seconds per row of the forward pass up to the tap. `reading`: seconds per stored row. `stored`: whether
+    all rows are stored already, so that nothing has to be computed for them.
     """
     saved, whole = frozen - reading, rows * row_bytes * views
     needed = math.ceil(views * frozen / saved) if saved > 0 else math.inf  # epochs, whoever extracts
@@ -90,5 +86,5 @@ def describe(
 
 
 def _seconds(act: Callable[[], object]) -> float:
-    """Return the least time of three, after one that counts for nothing."""
+    """Return the least time of three calls, after one that is not counted."""
     return min(timeit.repeat(act, number=1, repeat=4)[1:])

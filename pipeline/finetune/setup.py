@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
 from pipeline.backbones import serialization
 from pipeline.backbones.classifier import last_layer, new_parts, start_from
 from pipeline.backbones.serialization import Backbone
@@ -22,32 +21,29 @@ from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
 from pipeline.settings.check import refuse
 from pipeline.store import keys as key_arrays
-from pipeline.task import Task, Training
+from pipeline.task import Task, Training, training_sets
 from pipeline.training import freezing
 from pipeline.training.classifier_init import Probe, fit_probe
 from pipeline.training.config import ClassifierConfig, LoopConfig
 from pipeline.training.data import Samples
 from pipeline.training.initial import build_network
-from pipeline.training.job import TrainingJob, packages
+from pipeline.training.job import RunPaths, TrainingJob, packages
 from pipeline.training.loop import TrainContext
 from pipeline.training.losses import SupervisedLoss, class_weights, mixing
 from pipeline.training.parts import FromTap
 from pipeline.training.targets import targets_of
 
+HEAD = "finetune"  # what predictions call the head
+
 
 @dataclass(frozen=True)
-class Paths(files.Paths):
+class Paths(RunPaths):
     """Where a run reads and writes. `start`: the folder of the run that it starts from."""
 
     task: Path
     backbone: Path
-    manifests: Path
     features: Path
     start: Path | None
-    model: Path
-    predictions: Path
-    curves: Path
-    cache: Path
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,21 @@ class RunContext:
 
     config: FinetuneConfig
     task: Task
+    trainings: Sequence[Training]
     source: Backbone
     inputs: Inputs
     start: Path | None
     whole: bool
     probes: dict[str, Probe] = field(default_factory=dict)
 
+    @property
+    def largest(self) -> Training:
+        """Return the training set with the most rows."""
+        return max(self.trainings, key=lambda training: len(training.rows))
+
 
 def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RunContext:
-    """Read the task and the backbone, and make the inputs ready; raises what `finetune.finetune` does."""
+    """Read the task and the backbone, and open the inputs; raises what `finetune` does."""
     task = Task.read(paths.task)
     refuse(config.unsuited(task.kind, validation=len(task.rows("validation")) > 0), where=str(paths.task))
     whole = paths.start is not None and has_network(paths.start)
@@ -90,15 +92,16 @@ def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -
         clean, views = open_features(paths.features, config.tap, source.spec, views=config.views)
         inputs = FromFeatures(config.tap, clean.identity["node"], clean, views, keys)
     else:
-        found = stored(paths.manifests, datasets, keys)
+        samples = stored(paths.manifests, datasets, keys)
         folder = paths.cache / "pixels"
-        decoded = image_cache.decoded(source.spec.input, found, folder=folder, transforms=config.augment)
+        decoded = image_cache.decoded(source.spec.input, samples, folder=folder, transforms=config.augment)
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
-    return RunContext(config, task, source, inputs, None if whole else paths.start, whole)
+    trainings = list(training_sets(task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
+    return RunContext(config, task, trainings, source, inputs, None if whole else paths.start, whole)
 
 
 def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
-    """The network of a training set with what is trained of it, its samples, and how it is trained."""
+    """Build the network of a training set, and collect its samples and how it is trained."""
     config, task, spec = run.config, run.task, run.source.spec
     head, head_file = None, None
     if run.start is not None:
@@ -154,6 +157,9 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
             start_from(network, architecture, head)
             setting = replace(setting, fitted=True)
     return TrainingJob(
+        HEAD,
+        run.inputs.name,
+        training,
         network,
         module,
         architecture,

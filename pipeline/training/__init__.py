@@ -15,5 +15,7 @@ loop             the one training loop, on Lightning Fabric
 targets          the targets of a task as tensors
 initial          what a network begins with
 classifier_init  the fitted head as which a new classifier begins
+job              all that shapes the training of one network
+run              each training set trained, or loaded from the cache
 outputs          what a run leaves: predictions, a record, and the best network in the backbone format
 """

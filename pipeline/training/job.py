@@ -1,13 +1,16 @@
-"""A network that is about to be trained, and the versions that shape the result."""
+"""The job of one training set, the paths of its run, and the versions that shape the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pipeline import files
 from pipeline.backbones.probe import packages_of
 from pipeline.runtime import versions
+from pipeline.task import Training
 from pipeline.training.classifier_init import Probe
 from pipeline.training.data import Samples
 from pipeline.training.freezing import TrainableParts
@@ -16,12 +19,29 @@ from pipeline.training.targets import Targets
 
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """A network that is about to be trained on one training set, and all that shapes the result."""
+class RunPaths(files.Paths):
+    """What fine-tuning and distillation both read and write."""
 
+    manifests: Path
+    model: Path
+    predictions: Path
+    curves: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A network that is about to be trained on one training set, and all that shapes the result.
+
+    head, input: what predictions call the network and its inputs.
+    """
+
+    head: str
+    input: str
+    training: Training
     network: nn.Module
     module: nn.Module
-    """What of it runs on a batch."""
+    """The part of the network, or the module around it, that runs on a batch."""
 
     architecture: dict[str, Any]
     frozen: TrainableParts
@@ -31,7 +51,10 @@ class TrainingJob:
     validation: Samples | None
     made_from: dict[str, Any]
     probes: Sequence[Probe] = ()
-    """As which the classifier starts, one per task; none where it starts otherwise."""
+    """The heads that the classifier starts as, one per task; none where it starts otherwise."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What the record of a training set counts besides its labelled rows."""
 
 
 def packages(*architectures: Mapping[str, Any], from_pixels: bool, probe: bool) -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""The heads that the classifier of a pretrained student starts as: one per task, fitted to what the student sees."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.distill.dataset import NO_LABEL, DistillSet, label_targets
+from pipeline.distill.loss import OutputSlice
+from pipeline.distill.tasks import StudentTask
+from pipeline.loading.image_cache import Pixels
+from pipeline.store import keys as key_arrays
+from pipeline.training.classifier_init import MOST_ROWS, Probe, fit_probe
+from pipeline.training.data import PixelSamples
+from pipeline.training.loop import TrainContext
+
+
+def fit_task_probe(
+    tasks: Sequence[StudentTask],
+    number: int,
+    distill_set: DistillSet,
+    pixels: Pixels,
+    last: nn.Module,
+    student: nn.Module,
+    setting: TrainContext,
+    *,
+    reads_labels: bool,
+) -> Probe:
+    """Fit a head of one task to what the student is shown: to labels, and where there are none to the teachers.
+
+    number: of the task among `tasks`. last: the student's last layer. reads_labels: whether labels have a weight.
+    """
+    task = tasks[number]
+    labelled = distill_set.labels[:, number] != NO_LABEL if reads_labels else np.zeros(len(distill_set.keys), bool)
+    rows = key_arrays.find(task.keys, distill_set.keys)
+    own = np.unique(rows[labelled & (rows >= 0)])
+    others = np.setdiff1d(rows[distill_set.known[:, number] & (rows >= 0)], own)
+    others = np.sort(np.random.default_rng(0).permutation(others)[:MOST_ROWS])
+    targets = task.task.targets.copy()
+    if len(others):
+        logits = task.logits(task.keys[others], None)
+        several = task.task.kind == "multilabel"
+        targets[others] = logits > 0 if several else np.asarray(task.classes, object)[logits.argmax(axis=1)]
+
+    def clean(rows: np.ndarray) -> PixelSamples:
+        return PixelSamples(pixels, label_targets(tasks, number, rows), task.keys[rows], seed=0)
+
+    shown = replace(distill_set.training, rows=np.union1d(own, others))
+    return fit_probe(task.task, shown, last, student, clean, setting, targets=targets)
+
+
+def join_heads(last: nn.Module, parts: Sequence[tuple[OutputSlice, nn.Linear | None]]) -> nn.Linear:
+    """Return the heads of all tasks as one layer; a task without a head gets the outputs of the layer `last`."""
+    weight, bias = last.get_parameter("weight").flatten(1), last.get_parameter("bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        for branch, linear in parts:
+            if linear is not None:
+                layer.weight[branch.start : branch.stop] = linear.weight
+                layer.bias[branch.start : branch.stop] = linear.bias
+    return layer

@@ -1,0 +1,79 @@
+"""The sources of a run's teachers on disk: their scores are computed again, and their networks are opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.backbones import serialization
+from pipeline.backbones.spec import InputSpec, Tap
+from pipeline.distill.config import DistillConfig
+from pipeline.distill.online_teacher import OnlineTeacher
+from pipeline.distill.tasks import StudentTask
+from pipeline.errors import TrainingError
+from pipeline.loading import image_cache
+from pipeline.loading.samples import Samples
+from pipeline.teach import verify
+from pipeline.teach.config import BACKBONE
+from pipeline.teach.teacher import Teacher
+from pipeline.training.job import RunPaths
+
+
+@dataclass(frozen=True)
+class Paths(RunPaths):
+    """Where a run reads and writes. `tasks`, `teachers`, `models`, `backbones`, `features`: folders of all of them."""
+
+    tasks: Path
+    student: Path
+    teachers: Path
+    models: Path
+    backbones: Path
+    features: Path
+
+
+def verify_teacher(teacher: Teacher, paths: Paths, samples: Samples, *, seed: int) -> None:
+    """Compute a handful of a teacher's scores again, of samples that it has; raises what `verify.recompute` does."""
+    rows = np.flatnonzero(teacher.has(samples.keys))
+    rows = np.sort(np.random.default_rng(seed).choice(rows, min(verify.ROWS, len(rows)), replace=False))
+    sources = sources_of(teacher, paths)
+    inputs = serialization.read_spec(sources.network).input
+    transforms = () if teacher.views is None else teacher.views.augment
+    pixels = image_cache.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels", transforms=transforms)
+    verify.recompute(teacher, sources, pixels, seed=seed)
+
+
+def sources_of(teacher: Teacher, paths: Paths) -> verify.Sources:
+    """Return what a teacher was made from, as it lies on disk now."""
+    run, backbone = teacher.record["run"], teacher.record["settings"]["backbone"]
+    if run == BACKBONE:
+        return verify.Sources(paths.backbones / backbone)
+    if teacher.identity["source"] == "network":
+        return verify.Sources(paths.models / run / "backbone")
+    return verify.Sources(paths.backbones / backbone, paths.models / run, paths.features / backbone)
+
+
+def open_network(
+    config: DistillConfig, task: StudentTask, paths: Paths, inputs: InputSpec
+) -> tuple[OnlineTeacher | None, dict[str, Tap]]:
+    """Return the teacher that runs in each step, None for stored scores, and the taps of the hints, by their nodes.
+
+    inputs: the student's. Raises TrainingError for a teacher that is a head, and for hints that it has not stored.
+    """
+    if not (config.live or config.losses.hint_names):
+        return None, {}
+    teacher = task.teachers[0]
+    if teacher.identity["source"] != "network":
+        raise TrainingError(
+            f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
+            "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
+        )
+    folder = sources_of(teacher, paths).network
+    spec = serialization.read_spec(folder)
+    nodes = {name: spec.node(name) for name in config.losses.hint_names}
+    hints = {name: spec.taps[node] for name, node in nodes.items()}
+    if config.live:
+        columns = task.columns[0].tolist()
+        return OnlineTeacher(serialization.read(folder), inputs, columns=columns, hints=nodes), hints
+    for name in nodes:
+        teacher.hint_shape(name)
+    return None, hints

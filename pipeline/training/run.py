@@ -1,0 +1,129 @@
+"""The run that fine-tuning and distillation share: train each training set, or load it from the cache; keep the best.
+
+A training set that was trained before, with the same settings, data, weights and code, comes from the cache.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import TrainingError
+from pipeline.files import digest
+from pipeline.runtime import Reporter
+from pipeline.store.use import in_use
+from pipeline.training.history import START, SURE
+from pipeline.training.job import RunPaths, TrainingJob
+from pipeline.training.loop import train
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained network of one training set, and its record in model.json."""
+
+    network: nn.Module
+    architecture: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Return the key by which a run keeps the largest: most labels, then the best validation."""
+        labels = self.record["labels"]
+        return math.inf if labels is None else labels, -self.record["kept"].get("validation_loss", math.inf)
+
+
+@dataclass
+class RunResult:
+    """The records of all training sets of a run, and the best of their networks."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    _best: Trained | None = None
+
+    def add(self, trained: Trained) -> None:
+        """Take up the outcome of a training set; the first of equals stays the best."""
+        self.records.append(trained.record)
+        if self._best is None or trained.order > self._best.order:
+            self._best = trained
+
+    @property
+    def best(self) -> Trained:
+        """Return the network that the run keeps."""
+        assert self._best is not None, "there is a training set"
+        return self._best
+
+
+def train_sets(
+    jobs: Iterable[TrainingJob], *, steps: Sequence[int], paths: RunPaths, reporter: Reporter
+) -> Iterator[tuple[TrainingJob, Trained]]:
+    """Train the jobs of a run one after the other, and yield each with its outcome.
+
+    jobs: built as they are asked for, so that one network is in memory at a time. steps: of the optimizer, per job.
+    Raises what `train_or_load` does.
+    """
+    for number, job in enumerate(jobs):
+        outcome = train_or_load(
+            job,
+            folder=paths.cache / "training" / digest(job.made_from)[:32],
+            curves=paths.curves / str(job.training),
+            reporter=reporter.part(sum(steps[:number]), sum(steps)).named(str(job.training)),
+        )
+        yield job, outcome
+
+
+def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Reporter) -> Trained:
+    """Train on one training set, or load from `folder` what was trained before.
+
+    Raises what `loop.train` does, and TrainingError where frozen weights have changed.
+    """
+    before = job.frozen.digest()
+    for probe in job.probes:
+        reporter.log(str(probe))
+    with in_use(folder):
+        history = train(
+            job.module,
+            job.samples,
+            job.validation,
+            job.setting,
+            job.frozen,
+            folder=folder,
+            made_from=job.made_from,
+            reporter=reporter,
+            curves=curves,
+        )
+    os.utime(folder)
+    kept = history.kept(job.setting.config)
+    if kept["epoch"] == START:
+        assert job.validation is not None, "the start was measured"
+        reporter.log(
+            f"kept: the network before the first epoch; none was better by more than {SURE:g} standard errors on "
+            f"{len(job.validation):,} validation rows"
+        )
+    after = job.frozen.digest()
+    if after != before:
+        raise TrainingError(
+            f"{job.training}: expected the frozen part as it was, with the digest {before[:16]}…, got {after[:16]}…. "
+            "Something in the network writes to its own weights or buffers: train that part too."
+        )
+    record = {
+        "head": job.head,
+        "input": job.input,
+        "labels": job.training.labels,
+        "draw": job.training.draw,
+        "file": None,
+        "params": {},
+        "search": None,
+        "temperature": None,
+        "rows": len(job.training.rows),
+        "epochs": len(history.rows),
+        "stopped": history.stopped,
+        "probes": [probe.record for probe in job.probes],
+        "start": history.start,
+        "kept": kept,
+        "frozen": {"before": before, "after": after},
+        **job.counts,
+    }
+    return Trained(job.network, job.architecture, record)
