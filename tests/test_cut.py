@@ -16,8 +16,8 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError
 from pipeline.partition.graph import trace
 from pipeline.partition.split_points import blocks, find_split_points, suffix, suffix_parameters
+from pipeline.training.config import FromTap
 from pipeline.training.freezing import TrainableParts, prepare
-from pipeline.training.parts import FromTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

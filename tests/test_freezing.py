@@ -15,8 +15,8 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, ConfigError
 from pipeline.partition.split_points import suffix
+from pipeline.training.config import FromTap, LastBlocks, Part, Patterns
 from pipeline.training.freezing import TrainableParts, prepare
-from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

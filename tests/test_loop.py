@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.runtime import Reporter
 from pipeline.training.checkpoint import BEST, LAST
+from pipeline.training.config import FromTap
 from pipeline.training.data import Batch
 from pipeline.training.history import History
 from pipeline.training.loop import TrainContext, make_fabric, predict_logits, step, steps_per_epoch, train
 from pipeline.training.losses import SupervisedLoss, mixing
 from pipeline.training.lr_finder import range_test, suggested
 from pipeline.training.optim import optimiser
-from pipeline.training.parts import FromTap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.distill.knowledge import LossesConfig
-from pipeline.training.config import SCRATCH, RunConfig
+from pipeline.training.config import SCRATCH, BatchNorms, RunConfig
 from pipeline.training.effects import idle_init
-from pipeline.training.parts import BatchNorms
 
 NONE = "none"
 """The teacher of those who have none."""

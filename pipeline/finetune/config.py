@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.training.config import SCRATCH, RunConfig
+from pipeline.training.config import SCRATCH, BatchNorms, Part, RunConfig
 from pipeline.training.effects import idle_init
-from pipeline.training.parts import BatchNorms, Part
 
 
 class FinetuneConfig(RunConfig):

@@ -24,13 +24,12 @@ from pipeline.store import keys as key_arrays
 from pipeline.task import Task, Training, training_sets
 from pipeline.training import freezing
 from pipeline.training.classifier_init import Probe, fit_probe
-from pipeline.training.config import ClassifierConfig, LoopConfig
+from pipeline.training.config import ClassifierConfig, FromTap, LoopConfig
 from pipeline.training.data import Samples
 from pipeline.training.initial import build_network
 from pipeline.training.job import RunPaths, TrainingJob, packages
 from pipeline.training.loop import TrainContext
 from pipeline.training.losses import SupervisedLoss, class_weights, mixing
-from pipeline.training.parts import FromTap
 from pipeline.training.targets import targets_of
 
 HEAD = "finetune"  # what predictions call the head

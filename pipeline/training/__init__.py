@@ -1,7 +1,7 @@
 """Training of networks: end to end from pixels, or from the middle on stored activations.
 
+config           settings of the loop, of the new classifier and of the part that is trained
 data             batches of pixels or of stored rows, in orders that follow from a seed
-parts            the setting that says which part of a network is trained
 trainable        which parameters and modules are trained from an epoch on
 freezing         what of a network is trained, and what is frozen for good
 losses           losses by the kind of task, class weights, mixup and cutmix

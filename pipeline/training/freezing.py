@@ -15,7 +15,7 @@ from pipeline.backbones.serialization import weights_digest
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, counted
 from pipeline.partition.split_points import blocks, in_layer
-from pipeline.training.parts import BatchNorms, FromTap, Part
+from pipeline.training.config import BatchNorms, FromTap, Part
 from pipeline.training.trainable import Phase, phase, within, without
 
 

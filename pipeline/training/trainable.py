@@ -14,7 +14,7 @@ from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
 from pipeline.partition.graph import ancestors, modes
 from pipeline.partition.split_points import blocks, suffix_modules, suffix_parameters
-from pipeline.training.parts import FromTap, LastBlocks, Part, Patterns
+from pipeline.training.config import FromTap, LastBlocks, Part, Patterns
 
 
 @dataclass(frozen=True)
