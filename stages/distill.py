@@ -34,8 +34,8 @@ def main() -> None:
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
         found = run.distill(config, paths, datasets=datasets, reporter=reporter)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
-    labels = counted(found["labels"], "label") if found["labels"] else "all labels"
-    print(f"{name}: {labels} a class, {counted(found['samples'], 'sample')}; {line(found['kept'], config)}")
+    labels = counted(found.labels, "label") if found.labels else "all labels"
+    print(f"{name}: {labels} a class, {counted(found.samples or 0, 'sample')}; {line(found.kept, config)}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def main() -> None:
         return
     with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
         found = run.finetune(config, paths, datasets=datasets, reporter=reporter)
-    labels = counted(found["labels"], "label") if found["labels"] else "all labels"
-    print(f"{name}: {labels} a class, {counted(found['rows'], 'row')}; {line(found['kept'], config)}")
+    labels = counted(found.labels, "label") if found.labels else "all labels"
+    print(f"{name}: {labels} a class, {counted(found.rows, 'row')}; {line(found.kept, config)}")
 
 
 if __name__ == "__main__":

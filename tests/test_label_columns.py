@@ -20,7 +20,6 @@ from test_containers import Outcome, pack, picture, table, webdataset
 import stages.prepare
 import stages.split
 from pipeline.errors import DataError
-from pipeline.lookalikes import describe, group_alike
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.file_list import label_types
@@ -29,6 +28,7 @@ from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.task import LEVEL
+from pipeline.text import describe_alike, group_alike
 from stages import project
 
 Columns = dict[str, list[Any]]
@@ -459,9 +459,9 @@ def test_classes_that_look_the_same_are_an_error_until_they_are_renamed(pair: tu
 def test_what_can_be_seen_is_told_apart() -> None:
     names = ["cat", "dog", "Cat", "cafe", "café", "o", "ö", "ø", "1", "l", "я", "r", "م", "m²", "m2", "①", "a b", "ab"]
     assert group_alike(names) == []
-    assert describe(names) == ["'Cat' and 'cat' differ in case only and are different values."]
-    assert describe(["cat ", "dog"]) == ["'cat ' has blanks or control characters that cannot be seen."]
-    assert describe(["می\u200cخواهم", "👩\u200d💻", "dog"]) == []  # joiners that are written
+    assert describe_alike(names) == ["'Cat' and 'cat' differ in case only and are different values."]
+    assert describe_alike(["cat ", "dog"]) == ["'cat ' has blanks or control characters that cannot be seen."]
+    assert describe_alike(["می\u200cخواهم", "👩\u200d💻", "dog"]) == []  # joiners that are written
 
 
 def test_preparing_says_which_labels_look_the_same_and_changes_none(tmp_path: Path) -> None:

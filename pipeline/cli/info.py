@@ -76,10 +76,12 @@ def _features(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    made = read_json(path / "model.json")
-    before = {one.get("before_refit") for one in made.get("fits", ())}
+    from pipeline.model_record import HeadsRecord, read_record, to_json
+
+    record = read_record(path)
+    before = {fit.before_refit for fit in record.fits} if isinstance(record, HeadsRecord) else set()
     heads = sorted(file.stem for file in path.glob("*.skops") if file.name not in before)
-    return {"artefact": "model", **made, "heads": heads}
+    return {"artefact": "model", **to_json(record), "heads": heads}
 
 
 def _teacher(path: Path) -> dict[str, Any]:

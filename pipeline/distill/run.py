@@ -20,6 +20,7 @@ from pipeline.distill.sources import Paths
 from pipeline.distill.tasks import output_names, teacher_records
 from pipeline.errors import counted
 from pipeline.files import sha256_file
+from pipeline.model_record import FurtherTask, NetworkFit
 from pipeline.predictions import Predictions
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.training import outputs
@@ -31,9 +32,7 @@ from pipeline.training.run import RunResult, train_sets
 
 
 @repeatable_kernels()
-def distill(
-    config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT
-) -> dict[str, Any]:
+def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT) -> NetworkFit:
     """Train, predict and write everything; return the record of the student that was kept.
 
     `datasets` have the samples of all tasks. A message per training set says what is learned from, before anything is
@@ -69,8 +68,7 @@ def distill(
             for writer, own in zip(writers, predictions, strict=True):
                 writer.add(own)
             further = zip(run.tasks[1:], predictions[1:], strict=True)
-            trained.record["also"] = {task.name: _validation_record(own) for task, own in further}
-            result.add(trained)
+            result.add(trained, also={task.name: _validation_record(own) for task, own in further})
     if fabric.is_global_zero:
         _write(run, result, paths)
         outputs.prune_training_cache(paths.cache)
@@ -123,20 +121,20 @@ def _write(run: RunContext, result: RunResult, paths: Paths) -> None:
         inputs=run.source.spec.input,
         classes=output_names(run.tasks),
         source="distilled",
-        made_from=run.source.spec.weights_digest,
+        began_with=run.source.spec.weights_digest,
         features={},
         more={
             "student": run.config.student,
             "teachers": teacher_records(first),
             "losses": run.config.losses.model_dump(mode="json"),
             "also": [
-                {
-                    "name": task.name,
-                    "sha256": sha256_file(task.path),
-                    "kind": task.task.kind,
-                    "classes": task.classes,
-                    "teachers": teacher_records(task),
-                }
+                FurtherTask(
+                    name=task.name,
+                    sha256=sha256_file(task.path),
+                    kind=task.task.kind,
+                    classes=tuple(task.classes),
+                    teachers=teacher_records(task),
+                )
                 for task in further
             ],
         },

@@ -1,10 +1,9 @@
 """The tasks that a student learns, each with its teachers: classes matched by name, and who speaks of which samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.loss import OutputSlice
 from pipeline.errors import DataError, TrainingError, bullets
+from pipeline.model_record import TeacherRecord
 from pipeline.readers.augment import Views
 from pipeline.store import keys as key_arrays
 from pipeline.task import Task
@@ -151,12 +151,11 @@ def check_rows(subject: StudentTask, keys: np.ndarray) -> None:
             )
 
 
-def teacher_records(subject: StudentTask) -> list[dict[str, Any]]:
-    """What model.json says of the teachers of a task."""
-    return [{"name": one.name, **_source(one.record), "identity": dict(one.identity)} for one in subject.teachers]
-
-
-def _source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The run, and of a run of fit which of its heads."""
-    found = record["settings"] | record["source"]
-    return {name: found[name] for name in ("run", "backbone", "head", "input", "labels", "draw")}
+def teacher_records(task: StudentTask) -> tuple[TeacherRecord, ...]:
+    """Return the records of the teachers of a task: of each the run, and of a run of fit which of its heads."""
+    records = []
+    for teacher in task.teachers:
+        known = teacher.record["settings"] | teacher.record["source"]
+        source = {name: known[name] for name in ("run", "backbone", "head", "input", "labels", "draw")}
+        records.append(TeacherRecord(name=teacher.name, **source, identity=dict(teacher.identity)))
+    return tuple(records)

@@ -16,35 +16,36 @@ from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import HeadError, TrainingError
-from pipeline.files import read_json, sha256_file
+from pipeline.files import sha256_file
 from pipeline.heads import saved
+from pipeline.model_record import HeadsRecord, NetworkRecord, read_record
 from pipeline.task import Kind, Task
 
 
 def has_network(run: Path) -> bool:
-    """Whether a run left a network, and not heads."""
+    """Return whether a run left a network, and not heads."""
     return (run / "backbone" / serialization.JSON).is_file()
 
 
 def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
-    """The network of a run of `finetune` or `distill`, its outputs the classes of a task, in their order.
+    """Return the network of a run of `finetune` or `distill`, its outputs the classes of a task, in their order.
 
-    path: that of the task. Of several tasks the student's outputs for this one are kept. Raises TrainingError for a run
+    path: the task's. Of several tasks the student's outputs for this one are kept. Raises TrainingError for a run
     on other tasks: rows that it trained on could be test rows of this one.
     """
-    made = read_json(run / "model.json")
-    known = [made["task"], *made.get("extra_tasks", [])]
-    if sha256_file(path) not in [one["sha256"] for one in known]:
-        told = ", ".join(one["name"] for one in known)
+    record = read_record(run)
+    assert isinstance(record, NetworkRecord), "the run left a network"
+    if sha256_file(path) not in [known.sha256 for known in record.tasks]:
+        names = ", ".join(known.name for known in record.tasks)
         raise TrainingError(
-            f"{run}: expected a run on the task {path.stem} as it is now, got one on {told}. Run `dvc repro`, or "
+            f"{run}: expected a run on the task {path.stem} as it is now, got one on {names}. Run `dvc repro`, or "
             f"freeze {run / 'backbone'} (`source: folder`) and start from that backbone."
         )
     source = serialization.read(run / "backbone")
     if task.kind == "regression":
         return source
-    names = [f"{path.stem}:{name}" for name in task.classes] if made.get("extra_tasks") else list(task.classes)
-    rows = torch.tensor([source.spec.classes.index(name) for name in names])
+    outputs = [f"{path.stem}:{name}" for name in task.classes] if record.also else list(task.classes)
+    rows = torch.tensor([source.spec.classes.index(name) for name in outputs])
     architecture = {**source.spec.architecture, "classes": len(rows)}
     network = serialization.build(architecture)
     last = last_layer(network, architecture)
@@ -59,45 +60,45 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
 def fitted_head(
     run: Path, *, labels: int | None, draw: int | None, spec: BackboneSpec, classes: Sequence[str], kind: Kind
 ) -> tuple[nn.Linear, str]:
-    """The head that a run fitted to the same training set, as one layer, and the digest of its file.
+    """Return the head that a run fitted to the same training set, as one layer, and the digest of its file.
 
-    Of a run that was refitted the head from before.
+    Where a head was refitted, the head from before is taken.
 
     Raises HeadError where the run has no such head on the backbone's last features, or one that saw validation rows.
     """
-    if not (run / "model.json").is_file():
-        raise HeadError(f"{run}: expected a run's folder with model.json, got none. Run `dvc repro fit@{run.name}`.")
-    made = read_json(run / "model.json")
-    learnt = made["task"]
-    if learnt["kind"] != kind or learnt["classes"] != list(classes):
-        different = ", ".join(sorted(set(learnt["classes"]) ^ set(classes))[:12])
+    record = read_record(run)
+    learned = record.task
+    if learned.kind != kind or learned.classes != tuple(classes):
+        different = ", ".join(sorted(set(learned.classes) ^ set(classes))[:12])
         raise HeadError(
-            f"{run}: expected a head of a {kind} with the classes of this task, got a {learnt['kind']}"
+            f"{run}: expected a head of a {kind} with the classes of this task, got a {learned.kind}"
             f"{f'; the classes differ in: {different}' if different else ''}. Fit the head on this task."
         )
+    assert isinstance(record, HeadsRecord), "the run left no network"
     wanted = f"a linear head on `{PENULTIMATE}` of this backbone, with `labels_per_class: {labels or 'all'}`"
-    last = [name for name, feature in made["features"].items() if _is_last(feature["identity"], spec)]
-    fits = [one for one in made["fits"] if one["input"] in last and (one["labels"], one["draw"]) == (labels, draw)]
+    last = [name for name, features in record.features.items() if _is_last(features.identity, spec)]
+    fits = [fit for fit in record.fits if fit.input in last and (fit.labels, fit.draw) == (labels, draw)]
     if not fits:
-        there = sorted({f"{one['head']} on {one['input']}, {one['labels'] or 'all'} labels" for one in made["fits"]})
+        there = sorted({f"{fit.head} on {fit.input}, {fit.labels or 'all'} labels" for fit in record.fits})
         raise HeadError(f"{run}: expected {wanted}, got: {'; '.join(there[:8])}.")
     if len(fits) > 1:
-        names = ", ".join(sorted(one["file"] for one in fits))
+        names = ", ".join(sorted(fit.file for fit in fits))
         raise HeadError(
             f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
-    file = fits[0].get("before_refit", fits[0]["file"])
-    if fits[0].get("refit", made["settings"].get("refit")) and "before_refit" not in fits[0]:
+    (fit,) = fits
+    refit = record.settings.get("refit") if fit.refit is None else fit.refit
+    if refit and fit.before_refit is None:
         raise HeadError(
             f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
             "refitted to them. Fit it with `refit: false`."
         )
-    path = run / file
+    path = run / (fit.before_refit or fit.file)
     return linear_of(saved.read(path), classes=classes, kind=kind), sha256_file(path)
 
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
-    """Whether features are what the last layer of a backbone gets, whole."""
+    """Return whether features are what the last layer of a backbone gets, whole."""
     last = spec.taps.get(PENULTIMATE)
     if last is None or identity["weights"] != spec.weights_digest or identity["node"] != PENULTIMATE:
         return False

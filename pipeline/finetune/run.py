@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.backbones.classifier import last_layer
 from pipeline.finetune.breakeven import break_even
@@ -11,6 +11,7 @@ from pipeline.finetune.inputs import FromFeatures, compare
 from pipeline.finetune.setup import HEAD, Paths, RunContext, build_job, load_run
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
+from pipeline.model_record import FeaturesRecord, NetworkFit
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.training import outputs
 from pipeline.training.job import TrainingJob
@@ -27,7 +28,7 @@ COMPARED = 64  # samples whose stored rows are compared with what the network co
 @repeatable_kernels()
 def finetune(
     config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT
-) -> dict[str, Any]:
+) -> NetworkFit:
     """Train, predict and write everything; return the record of the network that was kept.
 
     `datasets` have the samples of the task. A message says the break-even before anything is trained. Raises
@@ -98,9 +99,9 @@ def _write(run: RunContext, result: RunResult, paths: Paths) -> None:
         inputs=run.source.spec.input,
         classes=run.task.classes,
         source="finetuned",
-        made_from=run.source.spec.weights_digest,
+        began_with=run.source.spec.weights_digest,
         features={
-            features.folder.name: {"address": features.index.address, "identity": features.identity}
+            features.folder.name: FeaturesRecord(address=features.index.address, identity=features.identity)
             for features in used
         },
     )

@@ -18,6 +18,7 @@ from pipeline.heads.failures import cause_of_failure
 from pipeline.heads.outputs import answers_of
 from pipeline.heads.search import SearchConfig, search
 from pipeline.heads.sweep import Fold, LabelledRows
+from pipeline.model_record import HeadFit
 from pipeline.predictions import Predictions, Scores
 from pipeline.task import Kind, Training
 
@@ -50,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Data:
-    """The columns of a task, which a Task makes anew whenever it is asked, and an input to learn them from."""
+    """The columns of a task, computed once, and the name and widths of an input to learn them from."""
 
     kind: Kind
     classes: list[str]
@@ -62,71 +63,74 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A fitted head, its predictions, and what `model.json` says of it."""
+class FitJob:
+    """One fit of a run: a head, an input with its rows, a training set and its validation, and the random state."""
+
+    head: Head
+    data: Data
+    source: Matrix | Stream
+    training: Training
+    validation: Validation
+    config: FitConfig
+    seed: int | None
+
+    @property
+    def draw(self) -> int | None:
+        """Return the draw of few labels, or the seed."""
+        return self.training.draw if self.training.labels else self.seed
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A fitted head, its predictions, and its record in `model.json`."""
 
     head: Any
     predictions: Predictions
-    record: dict[str, Any]
+    record: HeadFit
     rows: np.ndarray
     """The numbers of the rows that the head was fitted to, in that order."""
     before_refit: Any | None
     """The same head fitted to the training split alone, from which a network may start: its validation rows are new."""
 
 
-def fit_one(
-    head: Head,
-    data: Data,
-    source: Matrix | Stream,
-    training: Training,
-    validation: Validation,
-    config: FitConfig,
-    *,
-    seed: int | None,
-) -> Fit:
-    """Fit one head to one training set of one input, with `seed` as its random state.
+def fit_head(job: FitJob) -> FittedHead:
+    """Fit one head to one training set of one input.
 
     A head that cannot be fitted to the folds, such as one that needs more rows, is fitted without them. Raises
     HeadError that names the fit.
     """
     try:
-        return _fit(head, data, source, training, validation, config, seed=seed)
+        return _fit(job)
     except HeadError as error:
-        if validation.instead is None:
+        instead = job.validation.instead
+        if instead is None:
             raise
         why = {"folds_failed": str(error.__cause__ or error)}
-        instead = replace(validation.instead, record={**validation.instead.record, **why})
-    return _fit(head, data, source, training, instead, config, seed=seed)
+    return _fit(replace(job, validation=replace(instead, record={**instead.record, **why})))
 
 
-def _fit(
-    head: Head,
-    data: Data,
-    source: Matrix | Stream,
-    training: Training,
-    validation: Validation,
-    config: FitConfig,
-    *,
-    seed: int | None,
-) -> Fit:
+def _fit(job: FitJob) -> FittedHead:
+    head, data, source, config, validation = job.head, job.data, job.source, job.config, job.validation
     params = {**head.params}
-    if seed is not None:
-        params.setdefault("random_state", seed)
+    if job.seed is not None:
+        params.setdefault("random_state", job.seed)
     pipeline = heads.create(head.name, params, scale=config.scale, kind=data.kind, widths=data.widths, pca=config.pca)
-    seeded = "" if seed is None or training.labels else f"-seed{seed}"
-    where = f"{head.called} on {data.name}, {training}{seeded}"
+    name = str(job.training) if job.seed is None or job.training.labels else f"{job.training}-seed{job.seed}"
+    where = f"{head.called} on {data.name}, {name}"
     learned = validation.learned
-    found = None
+    search_result = None
     if head.on is not None:
         pipeline = gpu.prepare(pipeline)
     with refusals(where) as unconverged, threads_for(len(learned) * sum(data.widths)):
         folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
         if head.search is not None and folds:
             how: dict[str, Any] = {"kind": data.kind, "classes": data.classes, "given": head.plain, "on": head.on}
-            found = search(pipeline, head.name, head.search, folds, **how, calibrated=config.calibrate is not None)
-            fitted = list(found.heads)
+            search_result = search(
+                pipeline, head.name, head.search, folds, **how, calibrated=config.calibrate is not None
+            )
+            fitted = list(search_result.heads)
             pipeline = fitted[0]
-            params |= {found.parameter: found.value}
+            params |= {search_result.parameter: search_result.value}
         else:
             fitted = [_fitted(pipeline, fold.train, head.on) for fold in folds]
         if len(folds) == 1 and np.array_equal(learned, validation.parts[0].train):
@@ -134,43 +138,43 @@ def _fit(
         else:
             unconverged.clear()  # of heads that do not stay
             last = _fitted(pipeline, _rows(data, source, learned), head.on)
-        temperature = None if found is None else found.temperature
+        temperature = None if search_result is None else search_result.temperature
         if temperature is not None:
-            for one in {id(one): one for one in (*fitted, last)}.values():
-                calibration.divide_scores(one, temperature)
+            for estimator in {id(estimator): estimator for estimator in (*fitted, last)}.values():
+                calibration.divide_scores(estimator, temperature)
         end, stopped = last[-1], list(unconverged)
         if config.calibrate is not None:
             if not folds:
                 raise HeadError("calibrate: expected rows that can be held out, got none. Leave `calibrate` out.")
-            parts = [(one, fold.held.X, fold.held.y) for one, fold in zip(fitted, folds, strict=True)]
+            parts = [(estimator, fold.held.X, fold.held.y) for estimator, fold in zip(fitted, folds, strict=True)]
             calibrated = calibration.by_temperature(parts)
             temperature = calibration.temperature_of(calibrated)
             same = last is fitted[0]
-            fitted = [calibration.with_head(calibrated, one) for one in fitted]
+            fitted = [calibration.with_head(calibrated, estimator) for estimator in fitted]
             last = fitted[0] if same else calibration.with_head(calibrated, last)
         refit = bool((data.splits[learned] == "validation").any())
         before = None
         if refit and _is_linear(end):
-            split = len(folds) == 1 and np.array_equal(validation.parts[0].train, training.rows)
-            before = fitted[0] if split else _fitted(pipeline, _rows(data, source, training.rows), head.on)
-            if not split and found is not None and found.temperature is not None:
-                calibration.divide_scores(before, found.temperature)
-        predicted = _predicted(head, data, source, training, validation, [*fitted, last], seed=seed)
-    record = {
-        "head": head.called,
-        "input": data.name,
-        "labels": predicted.labels,
-        "draw": predicted.draw,
-        "file": f"{head.called}.{data.name}.{training}{seeded}.skops",
-        "params": {**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
-        "validation": validation.record,
-        "search": None if found is None else found.record,
-        "temperature": temperature,
-        "refit": refit,
-        "learned_rows": len(learned),
-        "not_converged": stopped[0] if stopped else None,
-    }
-    return Fit(last, predicted, record, learned[source.order(learned)], before)
+            split = len(folds) == 1 and np.array_equal(validation.parts[0].train, job.training.rows)
+            before = fitted[0] if split else _fitted(pipeline, _rows(data, source, job.training.rows), head.on)
+            if not split and search_result is not None and search_result.temperature is not None:
+                calibration.divide_scores(before, search_result.temperature)
+        predictions = _predict(job, [*fitted, last])
+    record = HeadFit(
+        head=head.called,
+        input=data.name,
+        labels=predictions.labels,
+        draw=predictions.draw,
+        file=f"{head.called}.{data.name}.{name}.skops",
+        params={**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
+        validation=validation.record,
+        search=None if search_result is None else search_result.record,
+        temperature=temperature,
+        refit=refit,
+        learned_rows=len(learned),
+        not_converged=stopped[0] if stopped else None,
+    )
+    return FittedHead(last, predictions, record, learned[source.order(learned)], before)
 
 
 @contextmanager
@@ -207,71 +211,63 @@ def refusals(where: str) -> Iterator[list[str]]:
 
 
 def threads_for(values: int) -> AbstractContextManager[Any]:
-    """One thread for a small training set; the libraries' own choice for a large one."""
+    """Return a context with one thread for a small training set; the libraries choose for a large one."""
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1) if values < SMALL else nullcontext()
 
 
 def _is_linear(end: Any) -> bool:
-    """Whether a fitted estimator, or that of its first label, has coefficients."""
-    return any(hasattr(one, "coef_") for one in (end, *getattr(end, "estimators_", ())[:1]))
+    """Return whether a fitted estimator, or that of its first label, has coefficients."""
+    return any(hasattr(estimator, "coef_") for estimator in (end, *getattr(end, "estimators_", ())[:1]))
 
 
 def _rows(data: Data, source: Matrix | Stream, rows: np.ndarray) -> LabelledRows:
-    """Rows and what is to be learned of them, in the order in which they are best read."""
+    """Return rows with their targets, in the order in which they are best read."""
     rows = rows[source.order(rows)]
     targets = data.targets[rows]
     return LabelledRows(source.take(rows), targets.astype(np.int8) if data.kind == "multilabel" else targets)
 
 
 def _fitted(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
-    """A copy of a pipeline, fitted to rows."""
+    """Return a copy of a pipeline, fitted to rows."""
     from sklearn.base import clone
 
-    found = clone(pipeline)
+    copy = clone(pipeline)
     with gpu.tensors(on):
-        found.fit(gpu.placed(rows.X, on), rows.y)
-    for _, step in found.steps if on is not None else ():
+        copy.fit(gpu.placed(rows.X, on), rows.y)
+    for _, step in copy.steps if on is not None else ():
         gpu.to_arrays(step)
-    return found
+    return copy
 
 
-def _predicted(
-    head: Head,
-    data: Data,
-    source: Matrix | Stream,
-    training: Training,
-    validation: Validation,
-    fitted: Sequence[Any],
-    *,
-    seed: int | None,
-) -> Predictions:
+def _predict(job: FitJob, fitted: Sequence[Any]) -> Predictions:
     """Predict held-out rows by the heads of their parts, then rows that nothing learned from by the last head.
 
     All that are no test rows stand under `validation`, also training rows that a fold held out.
     """
+    head, data, source, validation = job.head, job.data, job.source, job.validation
     held = validation.held
     left = np.setdiff1d(np.flatnonzero(data.splits == "validation"), np.union1d(held, validation.learned))
     blocks = [part.held for part in validation.parts] + [np.concatenate([left, np.flatnonzero(data.splits == "test")])]
     if len(fitted) > 1 and fitted[-1] is fitted[0]:  # one pass for the rows of one head
         fitted, blocks = fitted[:1], [np.concatenate(blocks)]
     answers = []
-    for one, rows in zip(fitted, blocks, strict=True):
+    for estimator, rows in zip(fitted, blocks, strict=True):
         if not len(rows):
             continue
         order = source.order(rows)
         X, back = source.take(rows[order]), np.argsort(order)
-        found = answers_of(one, X, kind=data.kind, scores=head.scores, classes=data.classes)
-        answers.append((found[0][back], found[1][back]))
+        predicted, scores = answers_of(estimator, X, kind=data.kind, scores=head.scores, classes=data.classes)
+        answers.append((predicted[back], scores[back]))
     rows = np.concatenate(blocks)
     place = np.lexsort((rows, data.splits[rows] == "test"))
     rows = rows[place]
     return Predictions(
         head=head.called,
         input=data.name,
-        labels=training.labels,
-        draw=training.draw if training.labels else seed,
+        labels=job.training.labels,
+        draw=job.draw,
         keys=data.keys[rows],
         splits=np.where(data.splits[rows] == "test", "test", "validation").astype(object),
         targets=data.targets[rows],

@@ -4,7 +4,7 @@ Nearest neighbours vote by row, so the keys are in the order in which the head w
 themselves are read from the features again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,26 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.files import atomic, sha256_file
+from pipeline.model_record import KeysFile
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.streaming.rows import Rows, is_source
 
 
-def write_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Save the keys of training rows, S16 (rows,) of NumPy's format; what `model.json` says of them."""
+def write_keys(path: Path, keys: Sequence[str]) -> KeysFile:
+    """Save the keys of training rows, S16 (rows,) in NumPy's format, and return the record of the file."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, key_arrays.from_hex(keys), allow_pickle=False)
-    return {"file": path.name, "count": len(keys), "sha256": sha256_file(path)}
+    return KeysFile(file=path.name, count=len(keys), sha256=sha256_file(path))
 
 
-def looks_at_rows(head: Any) -> bool:
+def needs_rows(head: Any) -> bool:
     """Whether a head needs training rows that are not saved with it."""
     every = [one for pipeline in _pipelines(head) for one in _estimators(pipeline) if hasattr(one, "rows_")]
     return any(one.rows_ is None or is_source(one.rows_) for one in every)
 
 
-def give_back(head: Any, *taps: Features, record: Mapping[str, Any] | None, folder: Path) -> None:
+def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Path) -> None:
     """Attach the training rows to a head of this folder, from the taps of its input.
 
     Raises HeadError where the keys are not beside the head, or not those it was fitted to, and StoreError where
@@ -41,11 +42,11 @@ def give_back(head: Any, *taps: Features, record: Mapping[str, Any] | None, fold
             f"{folder}: expected the keys of the head's training rows in model.json, got none: an older version fitted "
             "it. Fit the run again."
         )
-    path = folder / record["file"]
+    path = folder / record.file
     found = sha256_file(path) if path.is_file() else "no such file"
-    if found != record["sha256"]:
+    if found != record.sha256:
         raise HeadError(
-            f"{path}: expected the keys of {record['count']:,} training rows with SHA-256 {record['sha256']}, got "
+            f"{path}: expected the keys of {record.count:,} training rows with SHA-256 {record.sha256}, got "
             f"{found}. Fit the run again."
         )
     rows = Rows(taps, np.load(path, allow_pickle=False))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, bullets, unknown
-from pipeline.files import AnyPath, as_path, check_readable, read_json
+from pipeline.files import AnyPath, as_path, check_readable
 from pipeline.heads import knn_rows
 from pipeline.heads.outputs import predictions_of, scores_of
 from pipeline.heads.skops_import import skops_io
+from pipeline.model_record import FeaturesRecord, NetworkRecord, read_record
 from pipeline.predictions import Scores
 from pipeline.store.features import Features, Keys
 from pipeline.store.identity import differences
@@ -60,8 +61,8 @@ class Model:
     classes: Sequence[str]
     scores_are: Scores
     taps: Sequence[str]
-    made_from: Mapping[str, Mapping[str, Any]]
-    """Of each tap: the address and the identity of its features."""
+    made_from: Mapping[str, FeaturesRecord]
+    """The features that the head was fitted on, by tap."""
 
     def check(self, *taps: Features) -> None:
         """Raises HeadError, with the fields that differ, for features that are not of the kind the head learnt from."""
@@ -69,8 +70,8 @@ class Model:
             raise HeadError(f"{self.path}: expected the features of {', '.join(self.taps)}, got {len(taps)} taps.")
         problems = []
         for name, tap in zip(self.taps, taps, strict=True):
-            if tap.index.address != self.made_from[name]["address"]:
-                found = differences(self.made_from[name]["identity"], tap.identity)
+            if tap.index.address != self.made_from[name].address:
+                found = differences(self.made_from[name].identity, tap.identity)
                 problems.append(f"{name} ({tap.folder}): {'; '.join(found)}")
         if problems:
             title = f"{self.path}: the head was fitted on other features. Extract those, or fit a head on these."
@@ -109,14 +110,10 @@ def load(
     """
     folder = as_path(folder, "load: folder")
     features = None if features is None else as_path(features, "load: features")
-    if not (folder / "model.json").is_file():
-        raise HeadError(
-            f"{folder}: expected a run's folder with model.json, got none. Run `dvc repro fit@{folder.name}`."
-        )
-    made = read_json(folder / "model.json")
-    if made.get("format") != 2:
-        raise HeadError(f"{folder}: expected a model.json of format 2, got {made.get('format')}. Fit the run again.")
-    fits = {one["file"]: one for one in made["fits"]}
+    record = read_record(folder)
+    if isinstance(record, NetworkRecord):
+        raise HeadError(f"{folder}: expected a run of fit, which leaves heads, got one that left a network.")
+    fits = {fit.file: fit for fit in record.fits}
     if file is None and len(fits) > 1:
         raise HeadError(
             f"{folder}: expected the name of one of {len(fits)} heads, got none: {', '.join([*fits][:12])}."
@@ -124,21 +121,21 @@ def load(
     file = next(iter(fits)) if file is None else file
     if file not in fits:
         raise HeadError(f"{folder}: {unknown('head', file, fits)}")
-    one, task = fits[file], made["task"]
-    found = Model(
+    fit = fits[file]
+    model = Model(
         path=folder / file,
         head=read(folder / file, trusted=trusted),
-        kind=task["kind"],
-        classes=task["classes"],
-        scores_are=made["scores"][one["head"]],
-        taps=one["input"].split("+"),
-        made_from=made["features"],
+        kind=record.task.kind,
+        classes=list(record.task.classes),
+        scores_are=record.scores[fit.head],
+        taps=fit.taps,
+        made_from=record.features,
     )
-    if features is not None and knn_rows.looks_at_rows(found.head):
-        taps = [Features.open(features / name) for name in found.taps]
-        found.check(*taps)
-        knn_rows.give_back(found.head, *taps, record=one.get("rows"), folder=folder)
-    return found
+    if features is not None and knn_rows.needs_rows(model.head):
+        taps = [Features.open(features / name) for name in model.taps]
+        model.check(*taps)
+        knn_rows.attach_rows(model.head, *taps, record=fit.rows, folder=folder)
+    return model
 
 
 def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:

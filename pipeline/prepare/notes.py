@@ -3,12 +3,12 @@
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.lookalikes import describe, group_alike, quote_alike
 from pipeline.manifest import DATA, label_column
 from pipeline.prepare.companions import TABLES, use_of_table
 from pipeline.prepare.config import PLACES, PrepareConfig
 from pipeline.prepare.image_folder import describe_odd_classes
 from pipeline.prepare.roots import Root
+from pipeline.text import describe_alike, group_alike, quote_alike
 
 NAMED = ("label", *PLACES)
 """The columns whose texts are compared with one another."""
@@ -62,7 +62,7 @@ def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[s
         query = f"SELECT DISTINCT {name} FROM files WHERE kind IS NULL AND {name} IS NOT NULL LIMIT {MOST_NAMES + 1}"
         texts = [text for (text,) in database.execute(query)]
         if len(texts) <= MOST_NAMES:
-            lines = describe(texts)
+            lines = describe_alike(texts)
             notes += [f"{config.root}: the values of {name!r}: {line}" for line in lines[:SHOWN]]
             notes += [f"{config.root}: {len(lines) - SHOWN:,} more of the kind."] if len(lines) > SHOWN else []
     return notes

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
-from pipeline.lookalikes import describe, group_alike, normalise_look, quote_alike
 from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.task import LEVEL, TYPES
+from pipeline.text import describe_alike, group_alike, normalise_look, quote_alike
 
 SHOWN = 5  # names or sentences of a kind
 
@@ -45,7 +45,7 @@ def compare_names(table: pa.Table, config: SplitConfig, reporter: Reporter) -> N
         if name in table.column_names:
             names[name] = pc.unique(table[name]).to_pylist()
     for name, values in names.items():
-        lines = describe(values)
+        lines = describe_alike(values)
         for line in lines[:SHOWN]:
             reporter.message(f"the {name} of {', '.join(config.datasets)}: {line}")
         if len(lines) > SHOWN:

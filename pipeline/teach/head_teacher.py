@@ -9,9 +9,10 @@ import numpy as np
 
 from pipeline.errors import DataError, HeadError, TrainingError, bullets
 from pipeline.extract.config import folder_of
-from pipeline.files import read_json, sha256_file
-from pipeline.heads import saved as model
+from pipeline.files import sha256_file
+from pipeline.heads import saved
 from pipeline.heads.saved import Model
+from pipeline.model_record import HeadFit, HeadsRecord, find_fits, read_record
 from pipeline.readers.augment import Views, as_made_now
 from pipeline.runtime import versions
 from pipeline.store import cache
@@ -33,7 +34,7 @@ class Head:
     """A head, the digest of its file, and its features: of each view the taps of its input, the clean ones first."""
 
     model: Model
-    fit: dict[str, Any]
+    fit: HeadFit
     digest: str
     taps: Sequence[Sequence[Features]]
     views: Views | None
@@ -78,8 +79,8 @@ def opened(config: TeachConfig, run: Path, features: Path) -> Head:
     Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it
     was fitted on; TrainingError for views that were not extracted.
     """
-    fit = _meant(config, run)
-    loaded = model.load(run, fit["file"], features=features)
+    fit = _find_fit(config, run)
+    loaded = saved.load(run, fit.file, features=features)
     describe_logits(loaded)
     count = 0
     if config.views is not None:
@@ -139,26 +140,20 @@ def rejected(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
     return reasons
 
 
-def _meant(config: TeachConfig, run: Path) -> dict[str, Any]:
-    """The one fit of a run that the settings mean."""
+def _find_fit(config: TeachConfig, run: Path) -> HeadFit:
+    """Return the one fit of a run that the settings mean; raises HeadError where they mean none or several."""
+    record = read_record(run)
+    assert isinstance(record, HeadsRecord), "the run left no network"
     asked = {name: getattr(config, name) for name in ("input", "head", "labels", "draw")}
-    fits = read_json(run / "model.json")["fits"]
-    found = [one for one in fits if all(value in (None, one[name]) for name, value in asked.items())]
-    if asked["labels"] is None and len(found) > 1:  # all labels, where the run has such a head
-        found = [one for one in found if one["labels"] is None] or found
-    if len(found) != 1:
-        there = [_describe(one) for one in (found or fits)]
+    fits = find_fits(record.fits, **asked)
+    if len(fits) != 1:
+        there = [str(fit) for fit in (fits or record.fits)]
         wanted = ", ".join(f"{name}: {value}" for name, value in asked.items() if value is not None)
         raise HeadError(
-            f"{run}: expected one head as a teacher ({wanted or 'the only one'}), got {len(found)}. Say which by "
+            f"{run}: expected one head as a teacher ({wanted or 'the only one'}), got {len(fits)}. Say which by "
             f"`input`, `head`, `labels` and `draw`: {'; '.join(there[:8])}{'; …' if len(there) > 8 else ''}."
         )
-    return dict(found[0])
-
-
-def _describe(fit: dict[str, Any]) -> str:
-    more = [f"{name} {fit[name]}" for name in ("labels", "draw") if fit[name] is not None]
-    return ", ".join([f"{fit['head']} on {fit['input']}", *more])
+    return fits[0]
 
 
 def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) -> Views | None:

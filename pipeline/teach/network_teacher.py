@@ -8,7 +8,7 @@ from pipeline.backbones import serialization
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.errors import TrainingError
 from pipeline.extract.config import ExtractConfig
-from pipeline.files import read_json
+from pipeline.model_record import read_record
 from pipeline.readers.augment import Views
 from pipeline.store.identity import identity
 from pipeline.task import Kind
@@ -41,7 +41,7 @@ def opened(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -
     """
     folder, kind = backbone, CLASSIFICATION
     if run is not None:
-        folder, kind = run / "backbone", read_json(run / "model.json")["task"]["kind"]
+        folder, kind = run / "backbone", read_record(run).task.kind
     spec = serialization.read_spec(folder)
     if kind == "regression":
         raise TrainingError(f"{folder}: expected a network that knows classes as a teacher, got one of a regression.")

@@ -13,8 +13,9 @@ from pipeline.backbones.spec import resolve
 from pipeline.errors import TrainingError, counted
 from pipeline.extract.config import folder_of
 from pipeline.extract.run import commit, extract, refuse_too_many
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.loading.samples import Samples, read_samples
+from pipeline.model_record import has_record, read_record
 from pipeline.readers.augment import Views
 from pipeline.runtime import SILENT, Reporter
 from pipeline.store import cache, index
@@ -139,13 +140,12 @@ def _is_head(config: TeachConfig, paths: Paths) -> bool:
     """Whether the run is one of `fit`; raises TrainingError where there is no such run."""
     if paths.run is None:
         return False
-    path = paths.run / "model.json"
-    if not path.is_file():
+    if not has_record(paths.run):
         raise TrainingError(
             f"{paths.run}: expected the folder of a run with model.json, got none. Run fit or finetune of "
             f"{config.run} first."
         )
-    return "backbone" not in read_json(path)
+    return read_record(paths.run).kind == "heads"
 
 
 def _packing(config: TeachConfig, classes: int) -> TopK | None:
@@ -225,6 +225,6 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Re
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
         refused |= commit(folder, column, samples.keys, (width,), without)
-    fit = {name: own.fit[name] for name in ("head", "input", "labels", "draw", "file")}
+    fit = {name: getattr(own.fit, name) for name in ("head", "input", "labels", "draw", "file")}
     identity = {**own.identity, "top_k": None if packing is None else asdict(packing)}
     return _Made(own.model.kind, classes, identity, own.views, (), refused, computed, {"run": config.run, **fit})

@@ -20,7 +20,7 @@ from pipeline.errors import HeadError
 from pipeline.fit.config import FitConfig
 from pipeline.fit.folds import validation_of
 from pipeline.fit.inputs import Matrix
-from pipeline.fit.single_fit import Data, Fit, Head, fit_one
+from pipeline.fit.single_fit import Data, FitJob, FittedHead, Head, fit_head
 from pipeline.heads.search import automatic
 from pipeline.predictions import Scores
 from pipeline.task import Kind, Task, Training, column_of
@@ -83,8 +83,8 @@ def fit_probe(
     linear = linear_of(found.head, classes=names, kind=task.kind)
     if not all(learned):
         linear = _with_all_classes(linear, X, targets, learned, task.kind)
-    params = {name: value for name, value in found.record["params"].items() if name in ("C", "alpha")}
-    record = {"head": found.record["head"], "rows": len(rows), "width": X.shape[1], "params": params}
+    params = {name: value for name, value in found.record.params.items() if name in ("C", "alpha")}
+    record = {"head": found.record.head, "rows": len(rows), "width": X.shape[1], "params": params}
     return Probe(linear, record)
 
 
@@ -108,7 +108,7 @@ def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Tra
     return torch.cat(found).numpy()
 
 
-def _fitted(task: Task, training: Training, X: np.ndarray) -> Fit:
+def _fitted(task: Task, training: Training, X: np.ndarray) -> FittedHead:
     """Fit the head that `fit` takes by default for this kind of task."""
     name = "ridge" if task.kind == "regression" else "logistic"
     given = {
@@ -124,7 +124,8 @@ def _fitted(task: Task, training: Training, X: np.ndarray) -> Fit:
     head = Head(name, name, {}, scores, scores, automatic(name, {}), random=False, on=None)
     splits = task.table["split"].to_numpy()
     data = Data(task.kind, task.classes, task.targets, task.keys, splits, INPUT, (X.shape[1],))
-    return fit_one(head, data, Matrix(X), training, validation_of(config, task, training), config, seed=None)
+    validation = validation_of(config, task, training)
+    return fit_head(FitJob(head, data, Matrix(X), training, validation, config, seed=None))
 
 
 def sample(rows: np.ndarray, targets: np.ndarray, kind: Kind) -> np.ndarray:

@@ -53,7 +53,7 @@ class TrainingJob:
     probes: Sequence[Probe] = ()
     """The heads that the classifier starts as, one per task; none where it starts otherwise."""
 
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
     """What the record of a training set counts besides its labelled rows."""
 
 

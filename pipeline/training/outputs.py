@@ -16,7 +16,8 @@ import torch
 from pipeline.backbones import serialization
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import sha256_file
+from pipeline.model_record import FORMAT, FeaturesRecord, KeptNetwork, NetworkRecord, TaskRecord, write_record
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.task import Task
 from pipeline.training.data import Samples
@@ -79,50 +80,44 @@ def write(
     inputs: InputSpec,
     classes: Sequence[str],
     source: str,
-    made_from: str,
-    features: Mapping[str, Any],
+    began_with: str,
+    features: Mapping[str, FeaturesRecord],
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the network in the backbone format, then model.json.
 
-    source: what backbone.json says of its origin. made_from: the digest of the weights that it began with, or in the
-    place of which it has new ones. more: what model.json says besides.
+    source: what backbone.json says of its origin. began_with: the digest of the weights that the network began with, or
+    in the place of which it has new ones. more: further fields of the record.
     """
     best = result.best
     written = serialization.write(
         folder / "backbone",
         best.network.cpu(),
         architecture=best.architecture,
-        origin={"source": source, "from": made_from, **settings},
+        origin={"source": source, "from": began_with, **settings},
         inputs=inputs,
         classes=classes,
     )
-    write_json(
-        folder / "model.json",
-        {
-            "format": 2,
-            "settings": {**settings, "head": head},
-            "task": {
-                "name": settings["task"],
-                "sha256": sha256_file(task_path),
-                "kind": task.kind,
-                "classes": task.classes,
-            },
-            "features": dict(features),
-            "scores": {head: scores_of(task)},
-            "backbone": {
-                "from": made_from,
-                "weights": written.weights_digest,
-                "labels": best.record["labels"],
-                "draw": best.record["draw"],
-            },
-            **(more or {}),
-            "fits": result.records,
-            "versions": packages(
-                best.architecture, from_pixels=not features, probe=any(one["probes"] for one in result.records)
-            ),
-        },
+    settings = {**settings, "head": head}
+    record = NetworkRecord(
+        format=FORMAT,
+        settings=settings,
+        task=TaskRecord(
+            name=settings["task"], sha256=sha256_file(task_path), kind=task.kind, classes=tuple(task.classes)
+        ),
+        features=dict(features),
+        scores={head: scores_of(task)},
+        backbone=KeptNetwork(
+            **{"from": began_with},
+            weights=written.weights_digest,
+            labels=best.record.labels,
+            draw=best.record.draw,
+        ),
+        fits=tuple(result.records),
+        versions=packages(best.architecture, from_pixels=not features, probe=any(fit.probes for fit in result.records)),
+        **(more or {}),
     )
+    write_record(folder, record)
 
 
 def prune_training_cache(cache: Path) -> None:

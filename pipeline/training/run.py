@@ -6,7 +6,7 @@ A training set that was trained before, with the same settings, data, weights an
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from pipeline.files import digest
+from pipeline.model_record import NetworkFit
 from pipeline.runtime import Reporter
 from pipeline.store.use import in_use
 from pipeline.training.history import START, SURE
@@ -27,24 +28,25 @@ class Trained:
 
     network: nn.Module
     architecture: dict[str, Any]
-    record: dict[str, Any]
+    record: NetworkFit
 
     @property
     def order(self) -> tuple[float, float]:
         """Return the key by which a run keeps the largest: most labels, then the best validation."""
-        labels = self.record["labels"]
-        return math.inf if labels is None else labels, -self.record["kept"].get("validation_loss", math.inf)
+        labels = math.inf if self.record.labels is None else self.record.labels
+        return labels, -self.record.kept.get("validation_loss", math.inf)
 
 
 @dataclass
 class RunResult:
     """The records of all training sets of a run, and the best of their networks."""
 
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[NetworkFit] = field(default_factory=list)
     _best: Trained | None = None
 
-    def add(self, trained: Trained) -> None:
-        """Take up the outcome of a training set; the first of equals stays the best."""
+    def add(self, trained: Trained, **more: Any) -> None:
+        """Take up the outcome of a training set, with further fields of its record; the first of equals stays best."""
+        trained = replace(trained, record=trained.record.model_copy(update=more))
         self.records.append(trained.record)
         if self._best is None or trained.order > self._best.order:
             self._best = trained
@@ -108,22 +110,22 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
             f"{job.training}: expected the frozen part as it was, with the digest {before[:16]}…, got {after[:16]}…. "
             "Something in the network writes to its own weights or buffers: train that part too."
         )
-    record = {
-        "head": job.head,
-        "input": job.input,
-        "labels": job.training.labels,
-        "draw": job.training.draw,
-        "file": None,
-        "params": {},
-        "search": None,
-        "temperature": None,
-        "rows": len(job.training.rows),
-        "epochs": len(history.rows),
-        "stopped": history.stopped,
-        "probes": [probe.record for probe in job.probes],
-        "start": history.start,
-        "kept": kept,
-        "frozen": {"before": before, "after": after},
+    record = NetworkFit(
+        head=job.head,
+        input=job.input,
+        labels=job.training.labels,
+        draw=job.training.draw,
+        file=None,
+        params={},
+        search=None,
+        temperature=None,
+        rows=len(job.training.rows),
+        epochs=len(history.rows),
+        stopped=history.stopped,
+        probes=tuple(probe.record for probe in job.probes),
+        start=history.start,
+        kept=kept,
+        frozen={"before": before, "after": after},
         **job.counts,
-    }
+    )
     return Trained(job.network, job.architecture, record)
