@@ -32,6 +32,7 @@ from pipeline.files import read_json, write_json
 from pipeline.finetune import setup
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
+from pipeline.model_record import to_json
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.runtime import Reporter
 from pipeline.store import keys as key_arrays
@@ -99,7 +100,7 @@ def config(**more: Any) -> DistillConfig:
 
 
 def run(paths: Paths, **more: Any) -> dict[str, Any]:
-    return distill(config(**more), paths, datasets=["photos"])
+    return to_json(distill(config(**more), paths, datasets=["photos"]))
 
 
 def predicted(path: Path) -> Predictions:
@@ -167,8 +168,8 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
         == serialization.read_spec(world.root / "models" / "tuned" / "backbone").weights_digest
     )
     assert made["backbone"]["from"] == serialization.read_spec(world.root / "small").weights_digest
-    assert made["fits"] == [best]
-    assert (best["samples"], best["labelled"], best["left_out"]) == (24, 24, 0)
+    assert made["fits"] == [to_json(best)]
+    assert (best.samples, best.labelled, best.left_out) == (24, 24, 0)
     student = serialization.read(paths.model / "backbone")
     assert student.spec.classes == CLASSES
     assert student.spec.origin["source"] == "distilled"
@@ -483,7 +484,7 @@ def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path
         "all: 19 samples an epoch, 19 with labels; 5 left out, which are validation or test rows of a task; "
         "teachers: tuned"
     ]
-    assert (best["samples"], best["left_out"]) == (19, 5)
+    assert (best.samples, best.left_out) == (19, 5)
     task = Task.read(tmp_path / "brightness.parquet")
     held = key_arrays.from_hex(task.keys_of("test"))
     assert not np.isin(shown(paths, extra_tasks={"brightness": "none"}).keys, held).any()

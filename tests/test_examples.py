@@ -262,5 +262,5 @@ def test_a_commented_setting_of_finetuning_trains(
         ),
         datasets=["photos"],
     )
-    assert made["rows"] == 24
-    assert (made["frozen"]["before"] == made["frozen"]["after"]) is True
+    assert made.rows == 24
+    assert (made.frozen["before"] == made.frozen["after"]) is True

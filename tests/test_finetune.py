@@ -37,6 +37,7 @@ from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit as fit_heads
 from pipeline.heads import saved as model
 from pipeline.manifest import ManifestPaths, read
+from pipeline.model_record import to_json
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -141,7 +142,7 @@ def config(**settings: Any) -> FinetuneConfig:
 
 
 def run(paths: Paths, **settings: Any) -> dict[str, Any]:
-    return finetune(config(**settings), paths, datasets=["photos"])
+    return to_json(finetune(config(**settings), paths, datasets=["photos"]))
 
 
 def predicted(paths: Paths) -> list[Predictions]:
@@ -169,11 +170,11 @@ def test_a_run_learns_and_leaves_a_network_predictions_curves_and_a_record(paths
     assert (one.predicted == one.targets).mean() > 0.6
     assert np.allclose(one.scores.sum(axis=1), 1, atol=1e-5)
     made = read_json(paths.model / "model.json")
-    assert made["fits"] == [best]
+    assert made["fits"] == [to_json(best)]
     assert made["task"]["classes"] == list(CLASSES)
     assert made["settings"]["task"] == "photos"
-    assert best["stopped"] == "all epochs"
-    assert best["frozen"]["before"] == best["frozen"]["after"]
+    assert best.stopped == "all epochs"
+    assert best.frozen["before"] == best.frozen["after"]
     assert (paths.curves / "all" / "plots" / "metrics" / "loss.tsv").is_file()
 
 
@@ -407,7 +408,7 @@ def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows
     lines: list[str] = []
     asked = config(learning_rate=1e-9, weights="last", **more)
     made = finetune(asked, paths, datasets=["photos"], reporter=Reporter(log=lines.append))
-    (probe,) = made["probes"]
+    (probe,) = made.probes
     assert (probe["head"], probe["rows"], probe["width"]) == ("logistic", 24, 8)
     assert lines[0] == f"all: classifier: starts as logistic on 24 rows of 8 values, C {probe['params']['C']:.3g}"
     assert lines[1].startswith("all: epoch 0 of 2: validation loss ")
@@ -432,9 +433,9 @@ def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) 
         datasets=["photos"],
         reporter=Reporter(log=lines.append),
     )
-    assert made["kept"] == made["start"]
-    assert made["kept"]["epoch"] == -1
-    assert made["epochs"] == 2
+    assert made.kept == made.start
+    assert made.kept["epoch"] == -1
+    assert made.epochs == 2
     assert lines[-1] == (
         "all: kept: the network before the first epoch; none was better by more than 2 standard errors on 6 "
         "validation rows"

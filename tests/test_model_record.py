@@ -1,0 +1,136 @@
+"""model.json: the record of a run is read typed, written as the same text, and refused where it is of another kind."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import Place, make
+
+from pipeline.errors import HeadError
+from pipeline.files import write_json
+from pipeline.heads import saved
+from pipeline.model_record import JSON, HeadsRecord, NetworkRecord, find_fits, read_record, write_record
+
+KEPT = {"epoch": 3, "learning_rate": 0.001, "loss": 0.5, "validation_loss": 0.25}
+TRAINED: dict[str, Any] = {
+    "format": 2,
+    "settings": {"task": "pets", "student": "small", "teacher": "large", "head": "distill"},
+    "task": {"name": "pets", "sha256": "ab", "kind": "classification", "classes": ["cat", "dog"]},
+    "features": {},
+    "scores": {"distill": "probability"},
+    "backbone": {"from": "cd", "weights": "ef", "labels": 4, "draw": 1},
+    "student": "small",
+    "teachers": [
+        {
+            "name": "large",
+            "run": "heads",
+            "backbone": "net",
+            "head": "logistic",
+            "input": "last",
+            "labels": None,
+            "draw": None,
+            "identity": {"source": "head"},
+        }
+    ],
+    "losses": {"labels": 1, "soft": {"weight": 0.9}},
+    "also": [{"name": "ages", "sha256": "12", "kind": "classification", "classes": ["old", "young"], "teachers": []}],
+    "fits": [
+        {
+            "head": "distill",
+            "input": "pixels",
+            "labels": 4,
+            "draw": draw,
+            "file": None,
+            "params": {},
+            "search": None,
+            "temperature": None,
+            "rows": 8,
+            "epochs": 4,
+            "stopped": "all epochs",
+            "probes": [],
+            "start": None,
+            "kept": KEPT,
+            "frozen": {"before": "34", "after": "34"},
+            "samples": 8,
+            "labelled": 8,
+            "left_out": 0,
+            "also": {"ages": {"validation_rows": 2, "validation_accuracy": None}},
+        }
+        for draw in (0, 1)
+    ],
+    "versions": {"torch": "2.0", "a later one": "of another version"},
+    "added later": {"by": "another version"},
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make(tmp_path, splits={"train": 8, "validation": 8, "test": 4})
+
+
+def test_a_record_of_heads_is_read_and_written_as_the_same_text(place: Place) -> None:
+    place.fit(inputs=["easy", "hard"], head=["logistic", "ridge"], calibrate=None, labels_per_class=[2])
+    before = (place.models / JSON).read_bytes()
+    record = read_record(place.models)
+    assert isinstance(record, HeadsRecord)
+    assert (record.kind, record.backbone, record.task.name) == ("heads", "tiny", "pets")
+    assert record.task.kind == "classification"
+    assert set(record.features) == {"easy", "hard"}
+    assert record.scores == {"logistic": "probability", "ridge": "decision"}
+    assert {fit.taps[0] for fit in record.fits} == {"easy", "hard"}
+    assert (record.fits[0].labels, record.fits[0].draw) == (2, 0)
+    write_record(place.models, record)
+    assert (place.models / JSON).read_bytes() == before
+
+
+def test_a_record_of_a_network_is_read_and_written_as_the_same_text(tmp_path: Path) -> None:
+    write_json(tmp_path / JSON, TRAINED)
+    before = (tmp_path / JSON).read_bytes()
+    record = read_record(tmp_path)
+    assert isinstance(record, NetworkRecord)
+    assert (record.kind, record.backbone) == ("network", "small")
+    assert (record.network.began_with, record.network.weights) == ("cd", "ef")
+    assert record.kept_fit == record.fits[1]
+    assert record.kept_fit.kept == KEPT
+    assert [task.name for task in record.tasks] == ["pets", "ages"]
+    assert (record.teachers[0].run, record.teachers[0].head) == ("heads", "logistic")
+    write_record(tmp_path, record)
+    assert (tmp_path / JSON).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 1}, "expected a model.json of format 2, got 1. Train the run again."),
+        ({"format": None}, "expected a model.json of format 2, got None. Train the run again."),
+        (
+            {"fits": [{"head": "distill"}], "task": {"name": "pets", "kind": "detection"}},
+            "expected the model.json of a run, got another. Train the run again\n  - task.sha256: field required\n"
+            "  - task.kind: input should be 'classification', 'multilabel' or 'regression'\n",
+        ),
+    ],
+)
+def test_a_record_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / JSON).write_text(json.dumps(TRAINED | change))
+    with pytest.raises(HeadError) as refused:
+        read_record(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}: {message}")
+
+
+def test_a_network_is_no_head(tmp_path: Path) -> None:
+    write_json(tmp_path / JSON, TRAINED)
+    with pytest.raises(HeadError, match="expected a run of fit, which leaves heads, got one that left a network"):
+        saved.load(tmp_path)
+
+
+def test_a_description_means_the_fits_with_its_values_and_else_those_of_all_labels(tmp_path: Path) -> None:
+    values = copy.deepcopy(TRAINED)
+    values["fits"].append(values["fits"][0] | {"labels": None, "draw": None})
+    write_json(tmp_path / JSON, values)
+    fits = read_record(tmp_path).fits
+    assert find_fits(fits, head="distill") == [fits[2]]
+    assert find_fits(fits, labels=4) == list(fits[:2])
+    assert find_fits(fits, labels=4, draw=1, input=None) == [fits[1]]
+    assert find_fits(fits, head="ridge") == []
