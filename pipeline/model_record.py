@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import HeadError, bullets
 from pipeline.files import read_json, write_json
@@ -30,6 +30,14 @@ Number = int | float  # whole numbers stay whole in the text
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """Give values of older records their present names."""
+        if isinstance(values, dict) and "also" in values:
+            return {"extra_tasks" if name == "also" else name: value for name, value in values.items()}
+        return values
 
 
 class TaskRecord(_Part):
@@ -115,7 +123,7 @@ class FailedFit(Fit):
 class NetworkFit(Fit):
     """A trained network. `kept`: the epoch of its weights with its metrics; `start`: the same before the first epoch.
 
-    `also`: of a student of several tasks, what validation measured on each further one.
+    `extra_tasks`: of a student of several tasks, what validation measured on each further one.
     """
 
     file: None
@@ -132,7 +140,7 @@ class NetworkFit(Fit):
     samples: int | None = None
     labelled: int | None = None
     left_out: int | None = None
-    also: dict[str, dict[str, Any]] = {}
+    extra_tasks: dict[str, dict[str, Any]] = {}
 
 
 class TeacherRecord(_Part):
@@ -148,7 +156,7 @@ class TeacherRecord(_Part):
     identity: dict[str, Any]
 
 
-class FurtherTask(TaskRecord):
+class ExtraTask(TaskRecord):
     """A further task that a student learned, with its teachers."""
 
     teachers: tuple[TeacherRecord, ...]
@@ -199,7 +207,7 @@ class NetworkRecord(_Record):
     student: str | None = None
     teachers: tuple[TeacherRecord, ...] = ()
     losses: dict[str, Any] | None = None
-    also: tuple[FurtherTask, ...] = ()
+    extra_tasks: tuple[ExtraTask, ...] = ()
     fits: tuple[NetworkFit, ...]
     versions: dict[str, str]
 
@@ -222,7 +230,7 @@ class NetworkRecord(_Record):
     @property
     def tasks(self) -> tuple[TaskRecord, ...]:
         """Return all tasks that the network learned, that of the run first."""
-        return (self.task, *self.also)
+        return (self.task, *self.extra_tasks)
 
 
 ModelRecord = HeadsRecord | NetworkRecord

@@ -35,7 +35,9 @@ TRAINED: dict[str, Any] = {
         }
     ],
     "losses": {"labels": 1, "soft": {"weight": 0.9}},
-    "also": [{"name": "ages", "sha256": "12", "kind": "classification", "classes": ["old", "young"], "teachers": []}],
+    "extra_tasks": [
+        {"name": "ages", "sha256": "12", "kind": "classification", "classes": ["old", "young"], "teachers": []}
+    ],
     "fits": [
         {
             "head": "distill",
@@ -56,7 +58,7 @@ TRAINED: dict[str, Any] = {
             "samples": 8,
             "labelled": 8,
             "left_out": 0,
-            "also": {"ages": {"validation_rows": 2, "validation_accuracy": None}},
+            "extra_tasks": {"ages": {"validation_rows": 2, "validation_accuracy": None}},
         }
         for draw in (0, 1)
     ],
@@ -117,6 +119,14 @@ def test_a_record_of_another_kind_is_refused(tmp_path: Path, change: dict[str, A
     with pytest.raises(HeadError) as refused:
         read_record(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path}: {message}")
+
+
+def test_further_tasks_of_an_older_record_are_read(tmp_path: Path) -> None:
+    older = {"also" if name == "extra_tasks" else name: value for name, value in TRAINED.items()}
+    write_json(tmp_path / JSON, older)
+    record = read_record(tmp_path)
+    assert isinstance(record, NetworkRecord)
+    assert [task.name for task in record.tasks] == ["pets", "ages"]
 
 
 def test_a_network_is_no_head(tmp_path: Path) -> None:

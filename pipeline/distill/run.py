@@ -2,7 +2,8 @@
 
     data/models/<run>/predictions/<task>.parquet    of further tasks, where the student has several
 
-The teachers' scores come from the store, so that no teacher is in memory, or with `live` from its network in each step.
+The scores of the teachers come from the store, so that no teacher is in memory; with `teacher_outputs: online` the
+network of the teacher computes the scores in each step.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from pipeline.distill.sources import Paths
 from pipeline.distill.tasks import output_names, teacher_records
 from pipeline.errors import counted
 from pipeline.files import sha256_file
-from pipeline.model_record import FurtherTask, NetworkFit
+from pipeline.model_record import ExtraTask, NetworkFit
 from pipeline.predictions import Predictions
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.training import outputs
@@ -68,7 +69,7 @@ def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], rep
             for writer, own in zip(writers, predictions, strict=True):
                 writer.add(own)
             further = zip(run.tasks[1:], predictions[1:], strict=True)
-            result.add(trained, also={task.name: _validation_record(own) for task, own in further})
+            result.add(trained, extra_tasks={task.name: _validation_record(own) for task, own in further})
     if fabric.is_global_zero:
         _write(run, result, paths)
         outputs.prune_training_cache(paths.cache)
@@ -127,8 +128,8 @@ def _write(run: RunContext, result: RunResult, paths: Paths) -> None:
             "student": run.config.student,
             "teachers": teacher_records(first),
             "losses": run.config.losses.model_dump(mode="json"),
-            "also": [
-                FurtherTask(
+            "extra_tasks": [
+                ExtraTask(
                     name=task.name,
                     sha256=sha256_file(task.path),
                     kind=task.task.kind,

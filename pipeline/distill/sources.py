@@ -59,19 +59,20 @@ def open_network(
 
     inputs: the student's. Raises TrainingError for a teacher that is a head, and for hints that it has not stored.
     """
-    if not (config.live or config.losses.hint_names):
+    if not (config.online or config.losses.hint_names):
         return None, {}
     teacher = task.teachers[0]
     if teacher.identity["source"] != "network":
         raise TrainingError(
             f"{teacher.folder}: expected a network as the teacher, to run in each step or to have nodes, got a head on "
-            "stored features. Leave `live`, `hints`, `attention` and `relational` out, or take a run of finetune."
+            "stored features. Leave `teacher_outputs: online`, `hints`, `attention` and `relational` out, or take a "
+            "run of finetune."
         )
     folder = sources_of(teacher, paths).network
     spec = serialization.read_spec(folder)
     nodes = {name: spec.node(name) for name in config.losses.hint_names}
     hints = {name: spec.taps[node] for name, node in nodes.items()}
-    if config.live:
+    if config.online:
         columns = task.columns[0].tolist()
         return OnlineTeacher(serialization.read(folder), inputs, columns=columns, hints=nodes), hints
     for name in nodes:

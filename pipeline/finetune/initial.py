@@ -44,7 +44,7 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
     source = serialization.read(run / "backbone")
     if task.kind == "regression":
         return source
-    outputs = [f"{path.stem}:{name}" for name in task.classes] if record.also else list(task.classes)
+    outputs = [f"{path.stem}:{name}" for name in task.classes] if record.extra_tasks else list(task.classes)
     rows = torch.tensor([source.spec.classes.index(name) for name in outputs])
     architecture = {**source.spec.architecture, "classes": len(rows)}
     network = serialization.build(architecture)

@@ -12,8 +12,7 @@ from pipeline.errors import BackboneError, ConfigError, install_command, unknown
 from pipeline.files import digest, sha256_file
 from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.run import freeze
-from pipeline.reporter import Reporter
-from pipeline.runtime import versions
+from pipeline.runtime import Reporter, versions
 from pipeline.settings.check import Section, check, refuse
 
 LibraryModel = Annotated[Torchvision | Timm, Field(discriminator="source")]
