@@ -372,12 +372,15 @@ def fitted(paths: Paths, folder: Path, *, tap: str = "last", head: Any = None, *
     pipeline.fit(X, task.targets[rows])
     folder.mkdir(parents=True)
     skops.io.dump(pipeline, folder / "head.skops")
-    fit = {"head": "logistic", "input": tap, "labels": None, "draw": None, "file": "head.skops"}
+    fit = {"head": "logistic", "input": tap, "labels": None, "draw": None, "file": "head.skops", "params": {}}
     made = {
+        "format": 2,
         "settings": {},
+        "scores": {"logistic": "probability"},
+        "versions": {},
         "features": {tap: {"address": features.index.address, "identity": features.identity}},
         "fits": [fit],
-        "task": {"kind": task.kind, "classes": task.classes},
+        "task": {"name": "photos", "sha256": "", "kind": task.kind, "classes": task.classes},
     }
     write_json(folder / "model.json", {**made, **more})
     return folder
