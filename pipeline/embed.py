@@ -39,7 +39,11 @@ WORK = ".icecore"
 
 @dataclass(frozen=True)
 class Job:
-    """Checked settings of one embedding: a model to freeze or a frozen backbone's folder, the images, and the taps."""
+    """Checked settings of one embedding: a model to freeze or a frozen backbone's folder, the images, and the taps.
+
+    >>> job("data/backbones/tiny", ["penultimate", "block1:mean"], "photos/").extract.taps["block1-mean"].pool
+    'mean'
+    """
 
     backbone: Torchvision | Timm | Path
     prepare: PrepareConfig
@@ -48,7 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The result of a job: what `prepare` and `extract` did, and the folder of the backbone."""
+    """The result of a job: what `prepare` and `extract` did, and the folder of the backbone.
+
+    >>> done = embed(job("data/backbones/tiny", ["penultimate"], "photos/"), "vectors/", cache_root="cache/")
+    >>> done.backbone.as_posix(), done.prepared.rows
+    ('data/backbones/tiny', 2)
+    """
 
     prepared: Prepared
     extracted: Extracted

@@ -77,7 +77,11 @@ def split_of_file(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class ManifestPaths(Paths):
-    """Where the three files of a data set lie below the manifests' folder."""
+    """The paths of the three files of a data set below the manifests' folder.
+
+    >>> ManifestPaths(Path("data/manifests"), "photos").rows.as_posix()
+    'data/manifests/photos.parquet'
+    """
 
     folder: Path
     dataset: str

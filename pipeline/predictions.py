@@ -123,7 +123,14 @@ class Writer:
 
 @dataclass(frozen=True)
 class PredictionsFile:
-    """A predictions file: what it holds, and one fit after the other."""
+    """A predictions file; iterating over it yields the predictions of each fit.
+
+    >>> file = PredictionsFile.open("data/predictions/probe.parquet")
+    >>> file.kind, file.classes
+    ('classification', ['cat', 'dog'])
+    >>> [(fit.head, fit.input, fit.scores.shape) for fit in file]
+    [('ridge', 'penultimate', (6, 2))]
+    """
 
     path: Path
     kind: Kind

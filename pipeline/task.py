@@ -44,7 +44,12 @@ TYPES: dict[Kind, pa.DataType] = {
 
 
 class Task:
-    """A task in memory: columns of equal length, sorted by key."""
+    """A task in memory: columns of equal length, sorted by key.
+
+    >>> task = Task.read("data/tasks/photos.parquet")
+    >>> task.kind, task.classes, len(task.keys_of("train"))
+    ('classification', ['cat', 'dog'], 4)
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table

@@ -30,7 +30,12 @@ JSON, WEIGHTS = "backbone.json", "weights.safetensors"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network, ready to run: evaluation mode, no gradients."""
+    """A frozen network, ready to run: evaluation mode, no gradients.
+
+    >>> backbone = read("data/backbones/tiny")
+    >>> backbone.spec.taps["penultimate"].shape, backbone.module.training
+    ((4,), False)
+    """
 
     spec: BackboneSpec
     module: nn.Module

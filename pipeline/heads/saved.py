@@ -53,7 +53,12 @@ TRUSTED = (
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted head and what it was fitted on."""
+    """A fitted head, with the address and identity of the features that it was fitted on.
+
+    >>> model = load("data/models/probe")
+    >>> model.taps, model.predict(Features.open("features/penultimate")).shape
+    (['penultimate'], (6,))
+    """
 
     path: Path
     head: Any

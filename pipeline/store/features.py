@@ -31,7 +31,14 @@ EXPORT_BYTES = 2**25  # of the rows that an export holds at once
 
 
 class Features:
-    """One tap of one backbone, for the samples that it was extracted for."""
+    """The stored features of one tap of one backbone.
+
+    >>> features = Features.open("features/penultimate")
+    >>> len(features), features.shape, features.dtype
+    (6, (3,), dtype('float16'))
+    >>> features.load(features.keys[:2]).shape
+    (2, 3)
+    """
 
     def __init__(self, folder: AnyPath, *, check: bool = True) -> None:
         self.folder, self.check = as_path(folder, "Features.open: folder"), check
