@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from support import preloaded
 
 ROOT = Path(__file__).parent.parent
 # Stages as a user runs them, without DVC, which would remove their outputs first; in one process, to be quick.
@@ -39,6 +40,9 @@ class Project:
     def __init__(self, root: Path, cache: Path | None = None) -> None:
         self.root = root
         self.cache = cache or root.parent / "feature-cache"
+        self.preloaded = True
+        """Whether commands and stages start from a process that has imported the libraries; else as a user's do."""
+
         self._last: tuple[Mapping[str, Any], tuple[str, ...]] | None = None  # what DVC has brought about
         for name in (*COPIED, *KEPT):
             source, target = ROOT / name, root / name
@@ -51,9 +55,13 @@ class Project:
 
     def run(self, *command: str, expect: int = 0) -> str:
         """Run a command of this environment in the project; return what it printed."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # The copy comes first, before the installed project that the test itself runs from.
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(self.root), "ICECORE_CACHE": str(self.cache)}
+        environment = {"PYTHONPATH": str(self.root), "ICECORE_CACHE": str(self.cache)}
+        if self.preloaded:
+            environment |= preloaded.start()
+        else:
+            environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | environment
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         output = done.stdout + done.stderr
         assert done.returncode == expect, output
