@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import preloaded
 
 Folder = Callable[..., Path]
 
@@ -36,6 +37,12 @@ LONGEST = (
     "test_models.py",
     "test_store.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run in several processes, start the process for commands here: one serves all."""
+    if config.getoption("numprocesses", default=None):
+        preloaded.start(wait=False)
 
 
 def pytest_xdist_auto_num_workers() -> int:

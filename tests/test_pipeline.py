@@ -114,8 +114,9 @@ def test_the_plots_of_dvc_are_drawn_without_a_network(project: Project) -> None:
     assert '"labels": "5"' in page
 
 
-def test_a_change_of_labels_does_not_extract(project: Project) -> None:
+def test_a_change_of_labels_does_not_extract(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.settle(listed())
+    monkeypatch.setattr(project, "preloaded", False)
     path = project.root / "digits.csv"
     head, first, *rest = path.read_text().splitlines()
     assert first.endswith(",0")
@@ -134,9 +135,16 @@ def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     )
 
 
-def test_another_task_with_its_head_and_training_run_their_own_stages_and_extract_nothing(project: Project) -> None:
+def test_another_task_with_its_head_and_training_run_their_own_stages_and_extract_nothing(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.settle(listed())
-    ran, output = project.repro(more())
+    with monkeypatch.context() as patch:
+        patch.setattr(project, "preloaded", False)
+        first, before = project.repro(more(), "teach@tuned")
+    rest, output = project.repro(more())
+    ran, output = first + rest, before + output
+    assert sorted(first) == ["finetune@tuned", "teach@tuned"]
     heads = ["split@parity", "audit@parity", "fit@parity_knn"]
     runs = ("tuned", "from_block2")
     trained = ["freeze@small", *(f"finetune@{run}" for run in runs), "teach@tuned", "distill@student"]
@@ -188,7 +196,8 @@ def test_dvc_freezes_a_network_again_when_a_module_changes_that_its_code_imports
     assert before["architecture"]["code"]["mynets.blocks"] != after["architecture"]["code"]["mynets.blocks"]
 
 
-def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project) -> None:
+def test_a_new_tap_computes_that_tap_and_an_old_one_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "preloaded", False)
     params = listed()
     params["extract"]["glyphs"]["taps"]["block1"] = {"node": "block1", "pool": "mean"}
     ran, output = project.repro(params, "extract@glyphs")
