@@ -367,8 +367,8 @@ def test_layers_lists_modules_with_their_shapes_sizes_and_costs(icecore: Command
     assert lines["block1.1"][1:4] == ["BatchNorm2d", "pre:", "native_batch_norm"]
     assert lines["block1.2"][1:5] == ["ReLU", "post:", "relu", "4×32×32"]
     assert lines["logits"][-1] == "100.0%"
-    assert "penultimate: what classifier gets, the last layer\n" in said.out
-    assert "bytes a sample in float16" in said.out
+    assert "penultimate: the input of classifier, the last layer\n" in said.out
+    assert "bytes per sample in float16" in said.out
 
 
 def test_layers_as_json_has_a_size_for_each_pooling_that_fits(icecore: Command, data: Path) -> None:
@@ -429,7 +429,7 @@ def test_layers_of_any_model_need_no_project_and_no_weights(
     monkeypatch.chdir(tmp_path)
     found = {row["node"]: row for row in json.loads(icecore("layers", "squeezenet1_1", "--json").out)}
     assert found["features.12"]["shape"] == [512, 13, 13]
-    assert found["penultimate"]["meaning"] == "the mean over positions of what classifier.1 gets, the last layer"
+    assert found["penultimate"]["meaning"] == "the mean over positions of the input of classifier.1, the last layer"
     assert list(tmp_path.iterdir()) == []
     said = icecore("layers", "squeezenet1_2")
     assert (said.code, said.out) == (1, "")
@@ -504,7 +504,7 @@ def test_check_prints_every_problem_and_ends_with_an_error(tmp_path: Path) -> No
 
 def test_settings_lists_the_keys_of_a_section(icecore: Command) -> None:
     said = icecore("settings", "report")
-    expected = "report: The report's page.\n  report.title: text; default icecore report\n      of the page\n"
+    expected = "report: The report's page.\n  report.title: text; default icecore report\n      title of the page\n"
     assert said == Said(0, expected, "")
     (title,) = json.loads(icecore("settings", "report", "--json").out)
     assert title == {

@@ -93,7 +93,7 @@ def test_the_most_confident_mistake_comes_first_with_the_most_similar_training_s
         ("photos/5.jpg", "dog", "cat", 0.6, Similar("photos/1.jpg", "dog", 1.0)),
     ]
     text = str(run(tmp_path, "classification", PETS, ANSWERS, scores=SURE)(most=1)).splitlines()
-    assert text[0] == "knn on late, all: 3 of 4 test samples are wrong (75.0%)"
+    assert text[0] == "knn on late, all labels: 3 of 4 test samples are wrong (75.0%)"
     assert text[-2].split() == ["photos/6.jpg", "cat", "dog", "0.800", "photos/3.jpg", "dog", "1.000"]
     assert text[-1] == "… and 2 more: --most 3"
     assert "confidence" in text[2]
@@ -103,7 +103,7 @@ def test_the_most_confident_mistake_comes_first_with_the_most_similar_training_s
 
 def test_a_run_without_mistakes_says_so(tmp_path: Path) -> None:
     found = run(tmp_path, "classification", PETS, PETS[4:], given="none")()
-    assert str(found) == "knn on late, all: 0 of 4 test samples are wrong (0.0%)"
+    assert str(found) == "knn on late, all labels: 0 of 4 test samples are wrong (0.0%)"
     assert found.to_json()["mistakes"] == []
 
 
@@ -133,7 +133,9 @@ def test_of_numbers_the_largest_errors_come_first(tmp_path: Path) -> None:
         ("photos/6.jpg", "6", "9"),
         ("photos/5.jpg", "5", "5.5"),
     ]
-    assert str(found).splitlines()[0] == "knn on late, all: 3 of 4 test samples are not met exactly (75.0%)"
+    assert (
+        str(found).splitlines()[0] == "knn on late, all labels: 3 of 4 test samples are not predicted exactly (75.0%)"
+    )
 
 
 def test_a_trained_network_is_compared_by_the_narrowest_tap_of_its_backbone(tmp_path: Path) -> None:
@@ -190,5 +192,7 @@ def test_the_command_lists_mistakes_and_names_what_lacks(
         tmp_path / "data" / "plots" / "pets.json",
         {"made_from": {"settings": {"backbone": "net"}}, "selected": selected},
     )
-    assert shown("pets", "--most", "1").splitlines()[0] == "knn on late, all: 3 of 4 test samples are wrong (75.0%)"
+    assert (
+        shown("pets", "--most", "1").splitlines()[0] == "knn on late, all labels: 3 of 4 test samples are wrong (75.0%)"
+    )
     assert '"path": "photos/6.jpg"' in shown("pets", "--json")

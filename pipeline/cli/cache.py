@@ -1,4 +1,4 @@
-"""`icecore cache`: look at the feature cache, and look after it."""
+"""`icecore cache`: list, verify, repair and prune the feature cache."""
 
 import json
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ app = typer.Typer(help="The feature cache that all projects of this machine shar
 
 @app.command("list")
 def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the columns of the cache: what they are, their size and when they were last used; then its other folders.
+    """List the columns of the cache with content, size and date of the last use; then the other folders of the cache.
 
     Example:
 
@@ -56,38 +56,41 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
             f"{row['address'][:12]}  {row['last_used'][:10]}  {row['rows']:>12,} rows  {row['bytes'] / 1e6:>9,.1f} MB "
             f" {name} {row['node']} {row['pool']} {row['dtype']}"
         )
-    for one in folders:
-        typer.echo(f"{one['folder']}/: {counted(one['entries'], 'entry', 'entries')}, {one['bytes'] / 1e6:,.1f} MB")
+    for group in folders:
+        typer.echo(
+            f"{group['folder']}/: {counted(group['entries'], 'entry', 'entries')}, {group['bytes'] / 1e6:,.1f} MB"
+        )
     total = sum(row["bytes"] for row in [*rows, *folders])
     typer.echo(f"{root}: {counted(len(rows), 'column')}, {total / 1e6:,.1f} MB")
 
 
 @app.command("verify")
 def cache_verify(
-    full: Annotated[bool, typer.Option("--full", help="Read every byte, and not the sizes and keys alone.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read every byte, not only sizes and keys.")] = False,
 ) -> None:
-    """Look for damaged shards; exit with 1 if there are any.
+    """Check all shards; print the damaged ones, and exit with 1 if there are any.
 
     Example:
 
       icecore cache verify --full
     """
-    if _damaged(full=full, drop=False):
+    if _check_shards(full=full, drop=False):
         raise SystemExit(1)
 
 
 @app.command("repair")
 def cache_repair() -> None:
-    """Read every byte of the cache and drop the shards that are damaged; the next extraction computes only those rows.
+    """Read every byte of the cache and drop damaged shards; the next extraction computes their rows again.
 
     Example:
 
       icecore cache repair && dvc repro --force extract@mobilenet
     """
-    _damaged(full=True, drop=True)
+    _check_shards(full=True, drop=True)
 
 
-def _damaged(*, full: bool, drop: bool) -> int:
+def _check_shards(*, full: bool, drop: bool) -> int:
+    """Print the damaged shards of the cache, drop them where asked, and return their number."""
     from pipeline.store import cache
     from pipeline.store import maintenance as upkeep
 
@@ -107,14 +110,18 @@ def _damaged(*, full: bool, drop: bool) -> int:
 @app.command("prune")
 def cache_prune(
     unused_for: Annotated[
-        str | None, typer.Option(help="Remove what no project used for so long: 12h, 30d, 8w.")
+        str | None, typer.Option(help="Remove entries that no project used for this time: 12h, 30d, 8w.")
     ] = None,
-    max_size: Annotated[str | None, typer.Option(help="Remove the longest unused until this suffices: 200GB.")] = None,
-    address: Annotated[str | None, typer.Option(help="Remove the columns whose address begins so.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Remove the longest unused entries until the cache is as small: 200GB.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Remove the columns whose address begins with these digits.")
+    ] = None,
 ) -> None:
-    """Remove what is not used any more: columns, graphs, decoded images, trainings.
+    """Remove unused entries: columns, graphs, decoded images, trainings.
 
-    What a project's data/features/ links stays there, and its bytes stay on the disk until no project links them.
+    Features that a project links below data/features/ stay there; their bytes are freed when no project links them.
 
     Examples:
 

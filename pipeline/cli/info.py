@@ -1,4 +1,4 @@
-"""Describe any artefact: what it is, what is in it, what it was made from."""
+"""Describe any artefact: its kind, its content, and what it was made from."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from pipeline.task import KIND, RARE, describe_rare
 
 
 def describe(path: AnyPath) -> dict[str, Any]:
-    """An artefact as JSON values; raises DataError if the path is none."""
+    """Return a description of an artefact as JSON values; raises DataError if the path is no artefact."""
     path = as_path(path, "describe: path")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
@@ -25,7 +25,7 @@ def describe(path: AnyPath) -> dict[str, Any]:
                 return {"path": str(path), **reader(path)}
         if path.suffix in (".parquet", ".json"):
             return {"path": str(path), **(_table(path) if path.suffix == ".parquet" else _numbers(path))}
-    except ValueError as error:  # what JSON and Parquet readers raise for files that are not whole
+    except ValueError as error:  # raised by readers of JSON and Parquet for truncated files
         raise DataError(f"{path}: damaged, or not what its name says: {error}") from None
     raise DataError(
         f"{path}: no artefact of icecore. Expected a folder with {' or '.join(READERS)}, "
@@ -33,10 +33,10 @@ def describe(path: AnyPath) -> dict[str, Any]:
     )
 
 
-def render(found: Mapping[str, Any], *, indent: int = 0) -> str:
-    """A description as lines of text."""
+def render(description: Mapping[str, Any], *, indent: int = 0) -> str:
+    """Return a description as lines of text."""
     lines = []
-    for name, value in found.items():
+    for name, value in description.items():
         pad = "  " * indent
         if isinstance(value, Mapping) and value:
             lines += [f"{pad}{name}:", render(value, indent=indent + 1)]
@@ -71,8 +71,8 @@ def _backbone(path: Path) -> dict[str, Any]:
 def _features(path: Path) -> dict[str, Any]:
     from pipeline.store import index
 
-    found = index.read(path).model_dump(mode="json")
-    return {"artefact": "features", "bytes": sum(shard["bytes"] for shard in found["shards"]), **found}
+    features = index.read(path).model_dump(mode="json")
+    return {"artefact": "features", "bytes": sum(shard["bytes"] for shard in features["shards"]), **features}
 
 
 def _model(path: Path) -> dict[str, Any]:
@@ -94,39 +94,39 @@ READERS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "model.json": _model,
     "teacher.json": _teacher,
 }
-"""Files that make a folder an artefact, and what describes each."""
+"""Functions that describe a folder, by the file that makes it an artefact."""
 
 
 def _table(path: Path) -> dict[str, Any]:
     check_readable(path)
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     columns = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
-    found: dict[str, Any] = {"rows": rows, "columns": columns}
+    content: dict[str, Any] = {"rows": rows, "columns": columns}
     if "predicted" in columns and KIND.encode() in (schema.metadata or {}):
-        told = {name.decode(): value.decode() for name, value in schema.metadata.items()}
+        metadata = {name.decode(): value.decode() for name, value in schema.metadata.items()}
         return {
             "artefact": "predictions",
-            **found,
-            **{n: v for n, v in told.items() if n == KIND or n.startswith(SCORES)},
+            **content,
+            **{name: value for name, value in metadata.items() if name == KIND or name.startswith(SCORES)},
         }
     if {"key", "target", "split"} <= {*columns} and "predicted" not in columns:
         kind = (schema.metadata or {}).get(KIND.encode(), b"classification").decode()
         counted = ("split",) if kind == "regression" else ("split", "target")
         rare = json.loads((schema.metadata or {}).get(RARE.encode(), b"{}"))
         lacking = {"rare classes": describe_rare(rare, kind)} if rare else {}
-        return {"artefact": "task", KIND: kind, **found, **_counts(path, *counted), **lacking}
+        return {"artefact": "task", KIND: kind, **content, **_counts(path, *counted), **lacking}
     if {"key", "path", "size"} <= {*columns}:
         return {
             "artefact": "manifest",
-            **found,
-            **_counts(path, *(n for n in ("label", "domain", "split") if n in columns)),
+            **content,
+            **_counts(path, *(name for name in ("label", "domain", "split") if name in columns)),
         }
     raise DataError(f"{path}: a Parquet file, but no manifest, task or predictions of icecore.")
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    known = {
+    values = read_json(path)
+    markers = {
         "evaluation": "selected",
         "comparison": "across",
         "metrics": "test_rows",
@@ -136,19 +136,19 @@ def _numbers(path: Path) -> dict[str, Any]:
         "digest": "weights_digest",
         "card": "cards",
     }
-    for artefact, field in known.items():
-        if isinstance(found, dict) and field in found:
-            return {"artefact": artefact, **found}
+    for artefact, field in markers.items():
+        if isinstance(values, dict) and field in values:
+            return {"artefact": artefact, **values}
     raise DataError(f"{path}: a JSON file, but no metrics of an icecore run.")
 
 
 def _counts(path: Path, *columns: str) -> dict[str, dict[str, int]]:
     table = pq.read_table(path, columns=list(columns))
-    found = {name: Counter(_labels(table[name].to_pylist())) for name in columns}
-    return {f"rows by {name}": dict(sorted(counts.items())) for name, counts in found.items()}
+    by_column = {name: Counter(_labels(table[name].to_pylist())) for name in columns}
+    return {f"rows by {name}": dict(sorted(counts.items())) for name, counts in by_column.items()}
 
 
 def _labels(values: Iterable[Any]) -> Iterator[str]:
-    """Values as text; those of a list one by one."""
+    """Yield values as text; the items of a list one after another."""
     for value in values:
         yield from map(str, value) if isinstance(value, list) else [str(value)]

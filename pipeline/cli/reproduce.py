@@ -1,8 +1,8 @@
-"""Run `dvc repro` and show where it is: the number of each stage, the time that is left, and where the time went.
+"""Run `dvc repro` with headings: the number of each stage, the time that is left, and where the time went.
 
-DVC decides what runs. Its lines about stages are read from its standard output; what stages print passes through, and
-their progress bars, which go to standard error, are not touched. Seconds of each stage are kept in `TIMES`, below DVC's
-own folder for what no other machine needs; the time that is left is the sum of those of stages that are to come.
+DVC decides what runs. Its lines about stages are read from its standard output. The output of stages passes
+through, and their progress bars, on standard error, are not touched. `TIMES` has the seconds of each stage, in DVC's folder for files
+of this machine; the time that is left is the sum over the stages to come.
 """
 
 import importlib
@@ -34,14 +34,13 @@ OF_DVC = re.compile(
     r"> python -m stages\.|To (track the changes|enable auto staging)|\tgit add |\tdvc config core\.autostage|"
     r"Use `dvc push` to send"
 )
-"""Lines of DVC that say nothing beyond the headings."""
+"""Lines of DVC that repeat the headings or do not matter here."""
 
-
-SLOWEST = 5  # stages that the end names
+SLOWEST = 5  # stages named in the summary
 
 
 def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Return the names of the stages of dvc.yaml, in its order; `foreach` makes one of each entry of a section."""
+    """Return the names of the stages of dvc.yaml, in order; a `foreach` stage counts once per entry of its section."""
     names = []
     for name, stage in pipeline["stages"].items():
         if "foreach" not in stage:
@@ -54,36 +53,36 @@ def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[st
 
 @dataclass
 class Run:
-    """A run of DVC as its lines tell it."""
+    """The state of a run of DVC, read from its lines."""
 
     stages: Sequence[str]
-    """Those that may run; none where that is not known."""
+    """Stages that may run; empty if unknown."""
 
     known: Mapping[str, float]
     """Seconds of stages in earlier runs."""
 
     say: Callable[[str], None]
     errors: Callable[[], Mapping[str, str]] = dict
-    """Returns the error of each stage that ended with one until now, as stages write it down."""
+    """Returns the errors that stages have noted so far."""
 
     clock: Callable[[], float] = time.monotonic
     spent: dict[str, float] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
     current: str | None = None
     failed: int = 0
-    """How many ended with an error."""
+    """The number of stages that ended with an error."""
 
     def __post_init__(self) -> None:
-        self._begun = self._since = self.clock()
+        self._start = self._since = self.clock()
         self._skipped = 0  # since the last line about them
 
     def read(self, lines: Iterable[str]) -> None:
-        """Show what the lines of DVC say, as they come."""
+        """Show the lines of DVC as they come."""
         for line in lines:
             self.take(line.rstrip("\n"))
 
     def end(self, status: int) -> None:
-        """Close the last stage, by the exit status of DVC."""
+        """Close the last stage by the exit status of DVC."""
         if status and self.current is not None:
             self.say(f"{self.current}: not done, after {duration(self.clock() - self._since)}\n")
             self.failed, self.current = self.failed + 1, None
@@ -91,7 +90,7 @@ class Run:
         self._say_skipped()
 
     def take(self, line: str) -> None:
-        """Show one line, or what stands in its place."""
+        """Show one line of DVC, or its heading."""
         if match := RUNNING.match(line):
             self._close()
             self._say_skipped()
@@ -111,7 +110,7 @@ class Run:
         return f"{number} of {len(self.stages)}" if self.stages else str(number)
 
     def _left(self) -> str:
-        """About how long the stages that are to come take; nothing where that is not known of any."""
+        """Return how long the stages to come took in earlier runs, in words; "" if that is unknown."""
         rest = [name for name in self.stages if name not in self.spent and name not in self.unchanged]
         times = [self.known[name] for name in rest if name in self.known]
         if not times:
@@ -121,7 +120,7 @@ class Run:
         return f" (left: at most {duration(sum(times))} by earlier runs{more})"
 
     def _close(self) -> None:
-        """Say how long the stage took that ran until now, or that it failed, which `--keep-going` passes over."""
+        """Print how long the current stage took, or that it failed; with `--keep-going` DVC goes on after a failure."""
         if self.current is None:
             return
         seconds = self.clock() - self._since
@@ -139,36 +138,36 @@ class Run:
             self._skipped = 0
 
     def summary(self) -> str:
-        """Return where the time went."""
-        whole = self.clock() - self._begun
-        every = len(self.spent) + len(self.unchanged) + self.failed
-        counts = f"{len(self.spent)} of {every} stages ran, in {duration(whole)}"
+        """Return how many stages ran, and where the time went."""
+        total = self.clock() - self._start
+        stages = len(self.spent) + len(self.unchanged) + self.failed
+        counts = f"{len(self.spent)} of {stages} stages ran, in {duration(total)}"
         if not self.spent:
             return counts
         slowest = sorted(self.spent, key=lambda name: -self.spent[name])
         parts = [f"{name} {duration(self.spent[name])}" for name in slowest[:SLOWEST]]
         if others := slowest[SLOWEST:]:
             parts.append(f"{len(others)} others {duration(sum(self.spent[name] for name in others))}")
-        parts.append(f"DVC itself {duration(whole - sum(self.spent.values()))}")
+        parts.append(f"DVC itself {duration(total - sum(self.spent.values()))}")
         return f"{counts}: {', '.join(parts)}"
 
 
 def reproduce(
     arguments: Sequence[str], *, stages: Sequence[str], say: Callable[[str], None]
 ) -> tuple[int, Collection[str]]:
-    """Run `dvc repro` with some arguments, show its stages as `Run` does; return its exit status and what stages ran.
+    """Run `dvc repro` with some arguments and show its stages; return the exit status and the stages that ran.
 
-    Where stages failed, the end names each with its error, and the status is 1. A run that the user ends is waited for:
-    DVC ends its stage, which keeps what it has, and then itself.
+    Where stages failed, the last lines name each with its error, and the status is 1. When the user interrupts the run,
+    DVC ends its stage, which keeps its finished work, and then itself; this function waits for both.
     """
     with requires("pipeline", what="`icecore repro`"):
         importlib.import_module("dvc")
     known = _times()
-    noted = tempfile.TemporaryDirectory(prefix="icecore-repro-")
-    errors = Path(noted.name) / "errors.jsonl"
+    notes = tempfile.TemporaryDirectory(prefix="icecore-repro-")
+    errors = Path(notes.name) / "errors.jsonl"
     run = Run([] if arguments else stages, known, say, errors=lambda: _read_errors(errors))
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    # Unbuffered, or what stages print would come when they end.
+    # Unbuffered, so that the output of a stage is shown while the stage runs.
     environment = {**os.environ, ERRORS: str(errors), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts DVC and its stage as well
@@ -183,7 +182,7 @@ def reproduce(
     failed = run.errors()
     for name, error in failed.items():
         say(f"failed: {name}: {error}")
-    noted.cleanup()
+    notes.cleanup()
     return (1 if failed else status), run.spent.keys()
 
 
@@ -195,9 +194,8 @@ def _read_errors(path: Path) -> dict[str, str]:
 
 
 def _times() -> dict[str, float]:
-    """The seconds of earlier runs; none where the file is damaged, since they only serve to foresee."""
+    """Return the seconds of earlier runs; empty if the file is damaged, since only the forecast needs them."""
     try:
-        found = read_json(TIMES)
-        return {str(name): float(seconds) for name, seconds in found.items()}
+        return {str(name): float(seconds) for name, seconds in read_json(TIMES).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -1,6 +1,6 @@
-"""List the test samples that a run answers wrongly, each with the training sample that is most similar to it.
+"""List the wrong predictions of a run, each with the most similar training sample.
 
-The similarity is the cosine of two feature rows less the mean of the training rows, as in an audit.
+The similarity is the cosine of two feature rows minus the mean of the training rows, as in an audit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from pipeline.text import table
 
 @dataclass(frozen=True)
 class Similar:
-    """A training sample, its target, and the cosine with the sample that it is listed for."""
+    """A training sample, its target, and its cosine with a wrongly predicted sample."""
 
     path: str
     target: str
@@ -33,7 +33,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test sample that was answered wrongly; `confidence` is the score of the answer, None without scores."""
+    """A wrongly predicted test sample; `confidence` is the score of the prediction, None without scores."""
 
     path: str
     key: str
@@ -45,7 +45,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The mistakes of one fit of a run, the most confident first; of numbers the largest errors."""
+    """The mistakes of one fit of a run, the most confident first; in a regression the largest errors first."""
 
     method: Method
     draw: int | None
@@ -54,25 +54,25 @@ class Mistakes:
     count: int
     listed: list[Mistake]
     probable: bool
-    """Whether `confidence` is a probability, and no decision value."""
+    """Whether `confidence` is a probability, not a decision value."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain values."""
+        """Return the mistakes as JSON values."""
         return {
             **self.method._asdict(),
             "draw": self.draw,
             "test_rows": self.tested,
             "wrong": self.count,
-            "mistakes": [asdict(one) for one in self.listed],
+            "mistakes": [asdict(mistake) for mistake in self.listed],
         }
 
     def __str__(self) -> str:
-        drawn = "" if self.draw is None else f", draw {self.draw}"
-        trained = "all" if self.method.labels is None else f"{counted(self.method.labels, 'label')} a class"
-        what = "are not met exactly" if self.kind == "regression" else "are wrong"
+        draw = "" if self.draw is None else f", draw {self.draw}"
+        labels = "all labels" if self.method.labels is None else f"{counted(self.method.labels, 'label')} per class"
+        what = "are not predicted exactly" if self.kind == "regression" else "are wrong"
         share = self.count / self.tested
         title = (
-            f"{self.method.head} on {self.method.input}, {trained}{drawn}: {self.count:,} of {self.tested:,} test "
+            f"{self.method.head} on {self.method.input}, {labels}{draw}: {self.count:,} of {self.tested:,} test "
             f"samples {what} ({share:.1%})"
         )
         if not self.listed:
@@ -88,13 +88,13 @@ class Mistakes:
         ]
         lines = [
             [
-                one.path,
-                one.target,
-                one.predicted,
-                "–" if one.confidence is None else f"{one.confidence:.3f}",
-                *_cells(one.nearest),
+                mistake.path,
+                mistake.target,
+                mistake.predicted,
+                "–" if mistake.confidence is None else f"{mistake.confidence:.3f}",
+                *_cells(mistake.nearest),
             ]
-            for one in self.listed
+            for mistake in self.listed
         ]
         rest = self.count - len(self.listed)
         more = f"\n… and {rest:,} more: --most {self.count}" if rest else ""
@@ -110,91 +110,98 @@ def find_mistakes(
     most: int,
     draw: int | None = None,
 ) -> Mistakes:
-    """Return the mistakes of the method that `evaluate` selected, in one of its draws, by default the first.
+    """Return the mistakes of the method that `evaluate` selected, in one of its draws.
 
-    `evaluation` is what `evaluate` wrote of the run. `taps` returns the features of an input by its name; none where
-    there are no such features, and then no training sample is named. Raises DataError for a run that was not measured,
-    for a draw that there is not, and for predictions that do not fit the task.
+    evaluation: what `evaluate` wrote of the run.
+    predictions, task: the Parquet files of the run and of its task.
+    taps: returns the features of an input by its name. Without features, no training sample is listed.
+    most: the largest number of mistakes to list.
+    draw: the draw of the method; the first if None.
+
+    Raises DataError for a run that was not measured, for an unknown draw, and for predictions that do not fit the task.
     """
     if "unavailable" in evaluation:
         raise DataError(f"{predictions.stem}: no method was selected: {evaluation['unavailable']}")
     methods = read(predictions, task)
     best = evaluation["selected"]
     method = Method(best["head"], best["input"], best["labels"])
-    one = _fit_of(methods, method, draw, where=predictions)
-    wrong, sure = _ranked(methods, one)
+    fit = _fit_of(methods, method, draw, where=predictions)
+    wrong, confidence = _rank_mistakes(methods, fit)
     listed = wrong[:most]
-    near = _most_similar(methods, one, one.keys[listed], taps(method.input))
-    paths = methods.task.paths_of(one.keys[listed]).to_pylist()
-    scores = methods.file.scores.get(one.head, "none")
+    neighbours = _most_similar(methods, fit, fit.keys[listed], taps(method.input))
+    paths = methods.task.paths_of(fit.keys[listed]).to_pylist()
+    scores = methods.file.scores.get(fit.head, "none")
     mistakes = [
         Mistake(
-            path or one.keys[row],
-            one.keys[row],
-            _text(one.targets[row], methods),
-            _text(one.predicted[row], methods),
-            None if sure is None else float(sure[row]),
+            path or fit.keys[row],
+            fit.keys[row],
+            _text(fit.targets[row], methods),
+            _text(fit.predicted[row], methods),
+            None if confidence is None else float(confidence[row]),
             similar,
         )
-        for row, path, similar in zip(listed, paths, near, strict=True)
+        for row, path, similar in zip(listed, paths, neighbours, strict=True)
     ]
-    return Mistakes(method, one.draw, methods.file.kind, len(one.keys), len(wrong), mistakes, scores == "probability")
+    return Mistakes(method, fit.draw, methods.file.kind, len(fit.keys), len(wrong), mistakes, scores == "probability")
 
 
 def _fit_of(methods: Methods, method: Method, draw: int | None, *, where: Path) -> Predictions:
-    """The test rows of a fit of the method."""
+    """Return the test rows of the method's fit with a draw, by default the first."""
     fits = methods.test(method)
-    known = [one.draw for one in fits]
+    draws = [fit.draw for fit in fits]
     if draw is None:
         return fits[0]
-    if draw not in known:
-        drawn = ", ".join(str(number) for number in known if number is not None) or "one fit without draws"
-        raise DataError(f"{where}: expected a draw of {method.head} on {method.input}, got {draw}. There is: {drawn}.")
-    return fits[known.index(draw)]
+    if draw not in draws:
+        existing = ", ".join(str(number) for number in draws if number is not None) or "one fit without draws"
+        raise DataError(
+            f"{where}: expected a draw of {method.head} on {method.input}, got {draw}. There is: {existing}."
+        )
+    return fits[draws.index(draw)]
 
 
-def _ranked(methods: Methods, one: Predictions) -> tuple[np.ndarray, np.ndarray | None]:
-    """The numbers of wrong rows, the worst first, and how sure the fit is of the answer to each row."""
+def _rank_mistakes(methods: Methods, fit: Predictions) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the numbers of the wrong rows, the worst first, and the confidence in each row; None without scores."""
     if methods.file.kind == "regression":
-        error = np.abs(one.predicted - one.targets)
-        return _order(np.flatnonzero(error > 0), error, one.keys), None
-    differs = one.predicted != one.targets
+        error = np.abs(fit.predicted - fit.targets)
+        return _order(np.flatnonzero(error > 0), error, fit.keys), None
+    differs = fit.predicted != fit.targets
     wrong = np.flatnonzero(differs.any(axis=1) if differs.ndim == 2 else differs)
-    if methods.file.scores.get(one.head, "none") == "none":
+    if methods.file.scores.get(fit.head, "none") == "none":
         labels = differs.sum(axis=1) if differs.ndim == 2 else np.ones(len(differs))
-        return _order(wrong, labels, one.keys), None
-    if differs.ndim == 2:  # the label that is the most plainly wrong: there without a cause, or missing
-        middle = 0.5 if methods.file.scores[one.head] == "probability" else 0.0
-        sure = np.where(differs, np.abs(one.scores - middle), -np.inf).max(axis=1)
-        scores = np.where(differs.any(axis=1), sure + middle, np.nan)
-        return _order(wrong, scores, one.keys), scores
-    place = {name: number for number, name in enumerate(methods.file.classes)}
-    sure = one.scores[np.arange(len(one.keys)), [place[name] for name in one.predicted]]
-    return _order(wrong, sure, one.keys), sure
+        return _order(wrong, labels, fit.keys), None
+    if differs.ndim == 2:  # the most confident of the wrong labels, predicted or missing
+        middle = 0.5 if methods.file.scores[fit.head] == "probability" else 0.0
+        margin = np.where(differs, np.abs(fit.scores - middle), -np.inf).max(axis=1)
+        scores = np.where(differs.any(axis=1), margin + middle, np.nan)
+        return _order(wrong, scores, fit.keys), scores
+    columns = {name: number for number, name in enumerate(methods.file.classes)}
+    confidence = fit.scores[np.arange(len(fit.keys)), [columns[name] for name in fit.predicted]]
+    return _order(wrong, confidence, fit.keys), confidence
 
 
-def _order(rows: np.ndarray, worst: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    return rows[np.lexsort((keys[rows].astype(str), -worst[rows]))]
+def _order(rows: np.ndarray, badness: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return rows by falling badness, equal ones by key."""
+    return rows[np.lexsort((keys[rows].astype(str), -badness[rows]))]
 
 
 def _most_similar(
-    methods: Methods, one: Predictions, keys: np.ndarray, taps: Sequence[Features]
+    methods: Methods, fit: Predictions, keys: np.ndarray, taps: Sequence[Features]
 ) -> list[Similar | None]:
-    """The most similar of the rows that the fit could learn from, of each sample; None without features."""
+    """Return the most similar training row of the fit for each sample; None without features."""
     task = methods.task
-    rows = task.rows("train") if one.labels is None or one.draw is None else task.few(one.draw, one.labels)
-    there = [np.isin(key_arrays.from_hex(task.keys[rows]), tap.key_array) for tap in taps]
-    rows = rows[np.logical_and.reduce(there)] if taps else rows[:0]
+    rows = task.rows("train") if fit.labels is None or fit.draw is None else task.few(fit.draw, fit.labels)
+    stored = [np.isin(key_arrays.from_hex(task.keys[rows]), tap.key_array) for tap in taps]
+    rows = rows[np.logical_and.reduce(stored)] if taps else rows[:0]
     if not len(rows) or not len(keys):
         return [None] * len(keys)
-    known = Rows(taps, task.keys[rows].tolist())
-    mean = centre(known).mean
-    distances, numbers = nearest(Centred(Rows(taps, keys.tolist()), mean), Centred(known, mean), 1)
-    chosen = rows[numbers[:, 0]]
-    names = zip(task.paths_of(task.keys[chosen]).to_pylist(), task.keys[chosen], strict=True)
+    training = Rows(taps, task.keys[rows].tolist())
+    mean = centre(training).mean
+    distances, numbers = nearest(Centred(Rows(taps, keys.tolist()), mean), Centred(training, mean), 1)
+    similar = rows[numbers[:, 0]]
+    names = zip(task.paths_of(task.keys[similar]).to_pylist(), task.keys[similar], strict=True)
     return [
         Similar(path or key, _text(task.targets[row], methods), round(1 - float(distance), 4))
-        for (path, key), row, distance in zip(names, chosen, distances[:, 0], strict=True)
+        for (path, key), row, distance in zip(names, similar, distances[:, 0], strict=True)
     ]
 
 
@@ -203,29 +210,29 @@ def _cells(similar: Similar | None) -> tuple[str, str, str]:
 
 
 def _text(target: Any, methods: Methods) -> str:
-    """A target as a person reads it."""
+    """Return a target as text."""
     if methods.file.kind == "regression":
         return f"{target:.4g}"
     if methods.file.kind == "multilabel":
-        return "; ".join(name for name, given in zip(methods.file.classes, target, strict=False) if given) or "none"
+        return "; ".join(name for name, has in zip(methods.file.classes, target, strict=False) if has) or "none"
     return str(target)
 
 
 def taps_of(evaluation: Mapping[str, Any], features: Path, task: Task) -> Callable[[str], Sequence[Features]]:
-    """Return what gives the features that a run's input stands for: its taps, or the narrowest tap of its backbone.
+    """Return a function from the name of a run's input to the features of its taps.
 
-    A network that was trained has no stored features of its own: its backbone's are taken where they have the task.
+    A trained network has no stored features: the narrowest tap of its backbone that has the task's rows is used.
     """
-    made = evaluation["made_from"]
+    model = evaluation["made_from"]
 
     def find(name: str) -> Sequence[Features]:
-        folder = features / made["settings"].get("backbone", made.get("student", ""))
+        folder = features / model["settings"].get("backbone", model.get("student", ""))
         own = [folder / tap for tap in name.split("+")]
         if all((path / "index.json").is_file() for path in own):
             return [Features.open(path) for path in own]
-        opened = [Features.open(path.parent) for path in sorted(folder.glob("*/index.json"))]
-        wanted = key_arrays.from_hex(task.keys)
-        whole = [tap for tap in opened if np.isin(wanted, tap.key_array).all()]
-        return sorted(whole, key=lambda tap: int(np.prod(tap.shape)))[:1]
+        all_taps = [Features.open(path.parent) for path in sorted(folder.glob("*/index.json"))]
+        keys = key_arrays.from_hex(task.keys)
+        complete = [tap for tap in all_taps if np.isin(keys, tap.key_array).all()]
+        return sorted(complete, key=lambda tap: int(np.prod(tap.shape)))[:1]
 
     return find
