@@ -511,7 +511,7 @@ def test_settings_lists_the_keys_of_a_section(icecore: Command) -> None:
         "key": "report.title",
         "type": "text",
         "default": "default icecore report",
-        "meaning": "of the page",
+        "meaning": "title of the page",
     }
     assert "unknown section 'reprot'. Did you mean 'report'" in icecore("settings", "reprot").error
     assert "split.NAME.sizes.train: number; default 0.6" in icecore("settings").out
