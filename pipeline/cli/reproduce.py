@@ -1,8 +1,8 @@
 """Run `dvc repro` with headings: the number of each stage, the time that is left, and where the time went.
 
 DVC decides what runs. Its lines about stages are read from its standard output. The output of stages passes through.
-Their progress bars, on standard error, are not touched. `TIMES` has the seconds of each stage, in DVC's folder for files
-of this machine; the time that is left is the sum over the stages to come.
+Their progress bars, on standard error, are not touched. `TIMES` has the seconds of each stage, in DVC's folder for
+files of this machine; the time that is left is the sum over the stages to come.
 """
 
 import importlib
