@@ -19,7 +19,7 @@ from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
 from pipeline.extract.run import Extracted, extract, wide_taps
-from pipeline.files import AnyPath, as_path, atomic, link_or_copy
+from pipeline.files import AnyPath, as_path, atomic
 from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.library_model import LibraryModel, Weights, freeze_once, raw_settings
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
@@ -29,6 +29,7 @@ from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check, refuse
 from pipeline.sources import filesystem
+from pipeline.store.links import link_or_copy
 
 DATASET = "files"
 """The name of the images as a data set."""

@@ -7,7 +7,6 @@ sees the old file, no file, or the whole new one. A folder that replaces another
 import contextlib
 import ctypes
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -22,10 +21,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 KEY_BYTES = 16
-FICLONE = 0x40049409  # ioctl_ficlone(2)
 TEMPORARY = re.compile(r"\..+\.(?P<host>\w{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
 """Names that `scratch` gives."""
 
@@ -297,47 +295,3 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         error.add_note(f"while reading {path}")
         raise
-
-
-def free(folder: Path) -> int:
-    """Bytes that this user may still write in a folder, which need not exist yet."""
-    return shutil.disk_usage(existing(folder)).free
-
-
-def existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that is there: it lies, or will lie, on the same file system."""
-    absolute = folder.absolute()
-    return next(path for path in (absolute, *absolute.parents) if path.exists())
-
-
-def link_or_copy(source: Path, target: Path) -> Literal["reflink", "hardlink", "copy"]:
-    """Give a file a second name, sharing its bytes where the file system can; say how it was done.
-
-    A reflink shares bytes until one of the two is changed, a hard link for good; a copy is what is left.
-    """
-    with scratch(target.parent, target.name) as temporary:
-        how = _reflink(source, temporary) or _hardlink(source, temporary)
-        if how is None:
-            shutil.copyfile(source, temporary)
-        if how != "hardlink":
-            temporary.chmod(0o444)
-        temporary.replace(target)
-    return how or "copy"
-
-
-def _reflink(source: Path, target: Path) -> Literal["reflink"] | None:
-    with source.open("rb") as original, target.open("wb") as clone:
-        try:
-            fcntl.ioctl(clone.fileno(), FICLONE, original.fileno())
-        except OSError:
-            target.unlink()
-            return None
-    return "reflink"
-
-
-def _hardlink(source: Path, target: Path) -> Literal["hardlink"] | None:
-    try:
-        os.link(source, target)
-    except OSError:
-        return None
-    return "hardlink"

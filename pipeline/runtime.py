@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import threading
 import time
@@ -220,3 +221,14 @@ def note_error(stage: str, error: str | None) -> None:
     if path := os.environ.get(ERRORS):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "error": error}) + "\n")
+
+
+def free_disk(folder: Path) -> int:
+    """Return how many bytes this user may still write in a folder, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above that exists: both are on the same file system."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())

@@ -5,7 +5,7 @@ from pipeline.distill.costs import footprints
 from pipeline.distill.sources import Paths
 from pipeline.errors import counted
 from pipeline.files import write_json
-from pipeline.store import cache
+from pipeline.store import location
 from pipeline.training.history import line
 from stages import project
 
@@ -28,7 +28,7 @@ def main() -> None:
         model=project.MODELS / name,
         predictions=project.PREDICTIONS / f"{name}.parquet",
         curves=project.CURVES / name,
-        cache=cache.default_root(),
+        cache=location.default_root(),
     )
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:

@@ -4,7 +4,7 @@ from pipeline.extract import summary
 from pipeline.extract.run import extract
 from pipeline.files import write_json
 from pipeline.runtime import process_seconds
-from pipeline.store import cache, index
+from pipeline.store import index, location
 from stages import project
 
 
@@ -21,13 +21,13 @@ def main() -> None:
             backbone=project.BACKBONES / name,
             manifests=project.MANIFESTS,
             out=project.FEATURES / name,
-            cache_root=cache.default_root(),
+            cache_root=location.default_root(),
             reporter=reporter,
         )
     folders = sorted(path.parent for path in (project.FEATURES / name).glob("*/index.json"))
     digests = {folder.name: index.contents(folder) for folder in folders}
     write_json(project.DIGESTS / name / "features.json", digests)
-    print(summary.describe_cache(cache.default_root(), found))
+    print(summary.describe_cache(location.default_root(), found))
     print(summary.text(name, found, process=process_seconds()))
     write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
 

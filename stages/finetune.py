@@ -5,7 +5,7 @@ import sys
 from pipeline.errors import counted
 from pipeline.finetune import run
 from pipeline.finetune.setup import Paths
-from pipeline.store import cache
+from pipeline.store import location
 from pipeline.training.config import FROM_BACKBONE
 from pipeline.training.history import line
 from stages import project
@@ -26,7 +26,7 @@ def main() -> None:
         model=project.MODELS / name,
         predictions=project.PREDICTIONS / f"{name}.parquet",
         curves=project.CURVES / name,
-        cache=cache.default_root(),
+        cache=location.default_root(),
     )
     if LR_RANGE in sys.argv:
         print(run.lr_range(config, paths, datasets=datasets))

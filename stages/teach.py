@@ -1,6 +1,6 @@
 """Store a teacher's scores of every sample: `python -m stages.teach tuned`."""
 
-from pipeline.store import cache
+from pipeline.store import location
 from pipeline.teach.config import BACKBONE
 from pipeline.teach.run import Paths, teach
 from stages import project
@@ -15,7 +15,7 @@ def main() -> None:
         features=project.FEATURES / config.backbone,
         manifests=project.MANIFESTS,
         out=project.TEACHERS / name,
-        cache=cache.default_root(),
+        cache=location.default_root(),
     )
     with project.reporter(f"teach {name}", "samples") as reporter:
         found = teach(config, paths, reporter=reporter)

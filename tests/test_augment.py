@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import EngineError
-from pipeline.readers import augment as module
-from pipeline.readers.augment import AugmentConfig, View, Views, augment, seed_of, seeds_of
+from pipeline.readers.augment import View, Views, augment, seed_of, seeds_of
+from pipeline.readers.transforms import AugmentConfig, Transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = [
-    typing.get_args(kind.model_fields["name"].annotation)[0]
-    for kind in typing.get_args(typing.get_args(module.Transform)[0])
+    typing.get_args(kind.model_fields["name"].annotation)[0] for kind in typing.get_args(typing.get_args(Transform)[0])
 ]
 
 

@@ -747,11 +747,11 @@ def test_what_the_system_refuses_is_said_without_a_traceback(data: Path, tmp_pat
 
 def test_a_user_without_a_home_folder_is_told_of_the_cache() -> None:
     code = (
-        "import os; import platformdirs.unix; from pipeline.store import cache\n"
+        "import os; import platformdirs.unix; from pipeline.store import location\n"
         "for name in ('HOME', 'ICECORE_CACHE', 'XDG_CACHE_HOME'): os.environ.pop(name, None)\n"
         "if os.getuid() == 0: os.setuid(12345)  # of whom the system knows no more, as of `docker --user`\n"
         "else: os.environ['XDG_CACHE_HOME'] = ''; os.path.expanduser = lambda path: path\n"
-        "try: cache.default_root()\n"
+        "try: location.default_root()\n"
         "except Exception as error: print(f'{type(error).__name__}: {error}')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -20,7 +20,6 @@ from pipeline.files import (
     content_key,
     digest,
     fresh_folder,
-    link_or_copy,
     read_json,
     remove_stale,
     scratch,
@@ -28,6 +27,7 @@ from pipeline.files import (
     write_json,
     write_text,
 )
+from pipeline.store.links import link_or_copy
 
 
 def names(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from pipeline.backbones.replay import replay
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, HeadError
-from pipeline.heads import create
+from pipeline.heads import create, linear_layer
 from pipeline.partition.split_points import suffix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,7 +211,7 @@ def test_a_fitted_logistic_regression_is_a_linear_layer(classes: int, scale: Any
         X, y = problem(classes)
     head = create("logistic", {"C": 0.1, "max_iter": 5000}, scale=scale).fit(X, y)
     names = [str(number) for number in range(classes)]
-    layer = classifier.linear_of(head, classes=names)
+    layer = linear_layer.linear_of(head, classes=names)
     with torch.no_grad():
         given = layer(torch.from_numpy(X)).softmax(1).numpy()
     expected = head.predict_proba(X)[:, [list(head.classes_).index(name) for name in names]]
@@ -229,7 +229,7 @@ def test_scalers_one_after_the_other_and_those_that_do_half_are_folded_too() -> 
     ):
         head = make_pipeline(*scalers, LogisticRegression(max_iter=5000)).fit(X, y)
         with torch.no_grad():
-            given = classifier.linear_of(head, classes=["0", "1", "2"])(torch.from_numpy(X)).softmax(1).numpy()
+            given = linear_layer.linear_of(head, classes=["0", "1", "2"])(torch.from_numpy(X)).softmax(1).numpy()
         np.testing.assert_allclose(given, head.predict_proba(X), atol=1e-5)
 
 
@@ -244,7 +244,7 @@ def test_a_network_starts_from_a_fitted_head() -> None:
         made, architecture = classifier.replace_classifier(
             found.spec, copy.deepcopy(found.module), classes=3, dropout=dropout
         )
-        classifier.start_from(made, architecture, classifier.linear_of(head, classes=["cat", "cow", "dog"]))
+        classifier.start_from(made, architecture, linear_layer.linear_of(head, classes=["cat", "cow", "dog"]))
         with torch.no_grad():
             np.testing.assert_allclose(made(inputs).softmax(1).numpy(), head.predict_proba(rows), atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_a_head_that_is_no_linear_layer_is_refused() -> None:
     ]
     for head, classes, message in refused:
         with pytest.raises(HeadError, match=message):
-            classifier.linear_of(head.fit(X, y), classes=classes)
+            linear_layer.linear_of(head.fit(X, y), classes=classes)
 
 
 def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:

@@ -23,7 +23,8 @@ from pipeline.loading.samples import read_samples, reading_order
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
-from pipeline.readers.augment import AugmentConfig, Views
+from pipeline.readers.augment import Views
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.runtime import Reporter
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays

@@ -29,7 +29,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
-from pipeline.store import cache, index, maintenance, shard_reader
+from pipeline.store import cache, index, location, maintenance, shard_reader
 from pipeline.store import keys as key_arrays
 from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored, encode
@@ -688,28 +688,28 @@ def test_a_column_lies_under_the_address_of_its_identity(tmp_path: Path) -> None
 
 def test_the_cache_lies_where_icecore_cache_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "here"))
-    assert cache.default_root() == tmp_path / "here"
+    assert location.default_root() == tmp_path / "here"
     monkeypatch.setenv("ICECORE_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache.default_root().name == "icecore"
+    assert location.default_root().name == "icecore"
 
 
 def test_a_project_may_say_where_its_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = tmp_path / cache.CONFIG
+    config = tmp_path / location.CONFIG
     config.parent.mkdir()
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     config.write_text("cache: ./.cache\n")
     monkeypatch.setenv("ICECORE_CACHE", str(tmp_path / "here"))
-    assert cache.default_root() == tmp_path / "here"
+    assert location.default_root() == tmp_path / "here"
     monkeypatch.delenv("ICECORE_CACHE")
-    assert cache.default_root() == tmp_path / ".cache"
+    assert location.default_root() == tmp_path / ".cache"
     config.write_text("cache: /shared/features\n")
-    assert cache.default_root() == Path("/shared/features")
+    assert location.default_root() == Path("/shared/features")
     for wrong in ("cache: 3", "cache: ''", "cach: .cache", "{}", "{cache: a, size: 3}"):
         config.write_text(wrong)
         with pytest.raises(ConfigError, match=r"\.icecore/config: expected one line such as `cache: \.cache`, got \{"):
-            cache.default_root()
+            location.default_root()
 
 
 def test_added_rows_are_there_for_whoever_opens_the_column_next(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
-from pipeline.readers.augment import AugmentConfig, View, augment
+from pipeline.readers.augment import View, augment
 from pipeline.readers.image import ImageReader, ImageSpec
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.training.data import PixelSamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,10 +20,10 @@ def cache_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON 
     """
     from datetime import UTC, datetime
 
-    from pipeline.store import cache
+    from pipeline.store import cache, location
     from pipeline.store import maintenance as upkeep
 
-    root = cache.default_root()
+    root = location.default_root()
     rows: list[dict[str, Any]] = [
         {
             "address": column.address,
@@ -91,11 +91,11 @@ def cache_repair() -> None:
 
 def _check_shards(*, full: bool, drop: bool) -> int:
     """Print the damaged shards of the cache, drop them where asked, and return their number."""
-    from pipeline.store import cache
+    from pipeline.store import cache, location
     from pipeline.store import maintenance as upkeep
 
     shards, damaged = 0, 0
-    for column in cache.columns(cache.default_root()):
+    for column in cache.columns(location.default_root()):
         shards += len(column.records())
         for record, problem in list(upkeep.damage(column, whole=full)):
             damaged += 1
@@ -103,7 +103,7 @@ def _check_shards(*, full: bool, drop: bool) -> int:
             if drop:
                 column.drop(record)
     dropped = " and dropped" if drop and damaged else ""
-    typer.echo(f"{cache.default_root()}: {counted(shards, 'shard')}, {damaged} damaged{dropped}")
+    typer.echo(f"{location.default_root()}: {counted(shards, 'shard')}, {damaged} damaged{dropped}")
     return damaged
 
 
@@ -131,17 +131,18 @@ def cache_prune(
     """
     import time
 
-    from pipeline.store import cache
+    from pipeline.store import location
     from pipeline.store import maintenance as upkeep
 
     limit = None if max_size is None else upkeep.parse_size(max_size)
     seconds = None if unused_for is None else upkeep.parse_duration(unused_for)
-    removed = upkeep.prune(cache.default_root(), unused_for=seconds, max_bytes=limit, address=address, now=time.time())
+    root = location.default_root()
+    removed = upkeep.prune(root, unused_for=seconds, max_bytes=limit, address=address, now=time.time())
     for entry in removed:
         typer.echo(f"removed {entry.name}")
     of_columns = sum(entry.column is not None for entry in removed)
     others = len(removed) - of_columns
     typer.echo(
-        f"{cache.default_root()}: {counted(of_columns, 'column')} removed"
+        f"{root}: {counted(of_columns, 'column')} removed"
         + (f", and {counted(others, 'other entry', 'other entries')}" if others else "")
     )

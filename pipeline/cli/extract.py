@@ -69,7 +69,7 @@ def extract_folder(
     from pipeline.extract import summary
     from pipeline.freeze.library_model import Weights
     from pipeline.runtime import SILENT, Reporter, process_seconds
-    from pipeline.store import cache, index
+    from pipeline.store import index, location
     from stages import project
 
     job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
@@ -82,7 +82,7 @@ def extract_folder(
     reporter = SILENT
     if not quiet:
         reporter = Reporter(message=say, log=project.log, bar=lambda title: project.bar(title, "images"))
-    root = cache.default_root()
+    root = location.default_root()
     if plan_only:
         request, disk = embed.plan(job, out, cache_root=root, reporter=reporter)
         say(disk)
@@ -108,6 +108,6 @@ def refuse_if_full(request: Any, forecast: Any, out: Path) -> None:
     """Raise StoreError where the features of a request do not fit on the disks of `out` and of the feature cache."""
     from pipeline.extract.alternatives import shortage
     from pipeline.extract.disk_forecast import refuse
-    from pipeline.store import cache
+    from pipeline.store import location
 
-    refuse(shortage(request, forecast, cache_root=cache.default_root(), out=out))
+    refuse(shortage(request, forecast, cache_root=location.default_root(), out=out))

@@ -98,13 +98,13 @@ def forecast(
       icecore forecast mobilenet --images 512 --json
     """
     from pipeline.extract.throughput import measure_throughput
-    from pipeline.store import cache
+    from pipeline.store import location
     from stages import project
 
     request, disk = _forecast_disk(name)
     if not as_json:
         typer.echo(str(disk))
-    rates = measure_throughput(request, cache_root=cache.default_root(), images=images, seed=seed)
+    rates = measure_throughput(request, cache_root=location.default_root(), images=images, seed=seed)
     if as_json:
         print_json({**disk.to_json(), "pilot": None if rates is None else rates.to_json()})
     else:
@@ -116,11 +116,11 @@ def _forecast_disk(name: str) -> Any:
     """Return the request of an entry of `extract` in params.yaml, and the bytes that it takes."""
     from pipeline.extract.alternatives import forecast_disk
     from pipeline.extract.request import read
-    from pipeline.store import cache
+    from pipeline.store import location
     from stages import project
 
     _, config = project.entry("extract", [name])
-    root = cache.default_root()
+    root = location.default_root()
     request = read(config, backbone=project.BACKBONES / name, manifests=project.MANIFESTS, cache_root=root)
     return request, forecast_disk(request, cache_root=root, out=project.FEATURES / name)
 

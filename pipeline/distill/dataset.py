@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.distill.targets import DistillTargets
 from pipeline.distill.tasks import StudentTask, check_rows
 from pipeline.loading.image_cache import Pixels
-from pipeline.readers.augment import AugmentConfig, Views
+from pipeline.readers.augment import Views
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.store import keys as key_arrays
 from pipeline.task import Training
 from pipeline.teach.teacher import Teacher

@@ -27,7 +27,7 @@ from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import Reporter, cores
 from pipeline.settings.check import Settings
-from pipeline.store.cache import writable
+from pipeline.store.location import writable
 from pipeline.store.use import touch
 from pipeline.text import table
 

@@ -16,7 +16,7 @@ from pipeline.engines.out_of_memory import Measured, best, sizes
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import Reporter
 from pipeline.settings.check import Settings
-from pipeline.store.cache import writable
+from pipeline.store.location import writable
 from pipeline.store.use import touch
 from pipeline.text import human, table
 

@@ -19,7 +19,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import EngineError, requires
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
-from pipeline.store.cache import writable
+from pipeline.store.location import writable
 from pipeline.store.use import touch
 
 OPSET = 20

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.errors import StoreError, bullets, counted
 from pipeline.extract.plan import Plan
-from pipeline.files import KEY_BYTES, existing, free
+from pipeline.files import KEY_BYTES
+from pipeline.runtime import free_disk, nearest_existing
 from pipeline.store.row_buffer import row_bytes
 from pipeline.store.shard_format import Layout
 from pipeline.text import human
@@ -123,14 +124,14 @@ def spaces(*, cache_root: Path, out: Path, written: int, spooled: int, linked: i
     `written`: bytes of new shards; `spooled`: of spools, at one time; `linked`: of shards that `out` is to have beside
     the new ones and has not.
     """
-    cache = Space(cache_root, written + spooled, free(cache_root), spooled)
+    cache = Space(cache_root, written + spooled, free_disk(cache_root), spooled)
     if _device(cache_root) == _device(out):
         return (cache,)
-    return (cache, Space(out, written + linked, free(out)))
+    return (cache, Space(out, written + linked, free_disk(out)))
 
 
 def _device(folder: Path) -> int:
-    return existing(folder).stat().st_dev
+    return nearest_existing(folder).stat().st_dev
 
 
 def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:

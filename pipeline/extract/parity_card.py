@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.engines import Engine
 from pipeline.engines.parity_gate import ParityCard
 from pipeline.files import digest, write_json
-from pipeline.store.cache import CacheEntry, read_note, writable
+from pipeline.store.cache import CacheEntry, read_note
+from pipeline.store.location import writable
 
 NAME = "card.json"
 

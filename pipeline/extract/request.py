@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import serialization
-from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve, row_shape
-from pipeline.errors import BackboneError, bullets
+from pipeline.backbones import probe, serialization
+from pipeline.backbones.spec import BackboneSpec, Probe, TapSpec, resolve, row_shape
+from pipeline.errors import BackboneError, StoreError, bullets
 from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.plan import Plan, Unit, plan
 from pipeline.loading.samples import Samples, read_samples
@@ -152,3 +152,29 @@ def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
     found[places[places >= 0]] = True
     return found
+
+
+def refuse_other_values(request: Request) -> None:
+    """Raise StoreError where cached rows are of a network that gave other values, of the same weights and settings."""
+    if request.spec.probe is None:
+        return
+    for tap, column in request.columns.items():
+        if column.probe is None:
+            continue
+        computed_by = Probe.model_validate(column.probe)
+        off = probe.difference(computed_by, request.spec.probe)
+        if off > probe.TOLERANCE:
+            raise StoreError(
+                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
+                f"one whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They "
+                f"must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
+                "install what they were computed with."
+            )
+
+
+def keep_probes(request: Request) -> None:
+    """Note in each column that gets rows what the network gives for its fixed image."""
+    if request.spec.probe is not None:
+        for tap in request.lacking:
+            if request.columns[tap].probe is None:
+                request.columns[tap].keep_probe(request.spec.probe.model_dump(mode="json"))

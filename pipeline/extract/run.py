@@ -10,26 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import probe, serialization
-from pipeline.backbones.spec import WIDE, Probe
+from pipeline.backbones import serialization
+from pipeline.backbones.spec import WIDE
 from pipeline.engines.autotune import gpus
-from pipeline.errors import DataError, Interrupted, StoreError, bullets, counted
+from pipeline.errors import DataError, Interrupted, bullets, counted
 from pipeline.extract import dask_run, job_files, logit_check, parity_card
 from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import refuse
 from pipeline.extract.lock import exclusive_lock
 from pipeline.extract.plan import Plan
-from pipeline.extract.request import Request, checked, of_samples
+from pipeline.extract.request import Request, checked, keep_probes, of_samples, refuse_other_values
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput
 from pipeline.extract.worker import Worker, WorkerJob
-from pipeline.files import AnyPath, as_path, link_or_copy
+from pipeline.files import AnyPath, as_path
 from pipeline.loading.samples import Reject, Samples, read_samples
 from pipeline.runtime import SILENT, Reporter
 from pipeline.store import cache, index, maintenance
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
+from pipeline.store.links import link_or_copy
 from pipeline.store.shard_format import path_of
 from pipeline.store.use import in_use
 from pipeline.text import human
@@ -112,7 +113,7 @@ def _extract(request: Request, out: Path, cache_root: Path, hits: float, reporte
     reasons: dict[str, str] = {}
     before, total = 0, sum(len(one.rows) for one in request.all)
     for one in request.all:
-        _keep_probes(one)
+        keep_probes(one)
 
         def count(done: int, _: int, before: int = before) -> None:
             reporter.timings(f"{spent.shares}; {hits:.0%} from the cache")
@@ -142,32 +143,6 @@ def wide_taps(request: Request) -> list[str]:
                 "set a `pool`, `project`, or the node `penultimate`"
             )
     return found
-
-
-def refuse_other_values(request: Request) -> None:
-    """Raise StoreError where cached rows are of a network that gave other values, of the same weights and settings."""
-    if request.spec.probe is None:
-        return
-    for tap, column in request.columns.items():
-        if column.probe is None:
-            continue
-        computed_by = Probe.model_validate(column.probe)
-        off = probe.difference(computed_by, request.spec.probe)
-        if off > probe.TOLERANCE:
-            raise StoreError(
-                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
-                f"one whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They "
-                f"must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
-                "install what they were computed with."
-            )
-
-
-def _keep_probes(request: Request) -> None:
-    """Note in each column that gets rows what the network gives for its fixed image."""
-    if request.spec.probe is not None:
-        for tap in request.lacking:
-            if request.columns[tap].probe is None:
-                request.columns[tap].keep_probe(request.spec.probe.model_dump(mode="json"))
 
 
 def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.classifier import last_layer, linear_of
+from pipeline.backbones.classifier import last_layer
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import HeadError, TrainingError
 from pipeline.files import sha256_file
 from pipeline.heads import saved
+from pipeline.heads.linear_layer import linear_of
 from pipeline.model_record import HeadsRecord, NetworkRecord, read_record
 from pipeline.task import Kind, Task
 

@@ -16,7 +16,8 @@ from pipeline.errors import StoreError, TrainingError, bullets, unknown
 from pipeline.extract.config import folder_of
 from pipeline.loading.image_cache import Pixels
 from pipeline.partition.split_points import suffix, suffix_parameters
-from pipeline.readers.augment import AugmentConfig, as_made_now
+from pipeline.readers.augment import as_made_now
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
 from pipeline.training.data import FeatureSamples, PixelSamples, Samples, normalise

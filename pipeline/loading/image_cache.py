@@ -17,14 +17,15 @@ import numpy as np
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, StoreError, bullets
-from pipeline.files import atomic, digest, free, sha256_bytes
+from pipeline.files import atomic, digest, sha256_bytes
 from pipeline.loading import batches
 from pipeline.loading.decoders import decoders
 from pipeline.loading.samples import Reject, Samples
 from pipeline.readers import Reader
-from pipeline.readers.augment import AugmentConfig, needs_uncropped
-from pipeline.readers.image import ImageReader, centre_crop
-from pipeline.runtime import SILENT, Reporter, versions
+from pipeline.readers.image import ImageReader
+from pipeline.readers.pixels import centre_crop
+from pipeline.readers.transforms import AugmentConfig, needs_uncropped
+from pipeline.runtime import SILENT, Reporter, free_disk, versions
 from pipeline.store import keys as key_arrays
 
 IN_MEMORY = 2**28  # bytes of pixels, above which they go to a file
@@ -151,7 +152,7 @@ def _room(path: Path, needed: int) -> Iterator[None]:
     Files are written, not mapped: a full disk under a mapped file ends the process with SIGBUS.
     """
     advice = "Free some (`icecore cache prune`), or name a folder on a larger disk by ICECORE_CACHE."
-    if (there := free(path.parent)) < needed:
+    if (there := free_disk(path.parent)) < needed:
         raise StoreError(
             f"{path.parent}: expected room for decoded images, {needed:,} bytes at least, got {there:,} bytes. {advice}"
         )

@@ -9,13 +9,11 @@ With `view` an augmented copy is read; crops and warps then get the image before
 """
 
 import contextlib
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.errors import DataError
@@ -23,6 +21,7 @@ from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Sample, image_files
 from pipeline.readers.augment import View
 from pipeline.readers.image_files import MAX_PIXELS
+from pipeline.readers.pixels import ACROSS, DAMAGE, centre_crop, resized_size, to_mode, turn_of, upright
 from pipeline.settings.check import Settings
 
 T = TypeVar("T")
@@ -30,35 +29,6 @@ T = TypeVar("T")
 VERSION = 2
 """1: 12-bit TIFF was read as 16-bit, 16-bit TIFF in which 0 is white as its negative."""
 
-# EXIF's orientation, to what makes the image upright.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Turns that make height of width.
-ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
-
-# Pillow's decoders raise all of these for damaged data.
-DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-)
 
 # A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does: pixels stray
 # less than with 1.
@@ -137,14 +107,14 @@ class ImageReader:
         try:
             _refuse_32_bits(image)
             image.load()
-            return {"pixels": self._crop(self._resize(_to_mode(_upright(image), self.spec.mode)))}
+            return {"pixels": self._crop(self._resize(to_mode(upright(image), self.spec.mode)))}
         except DAMAGE as error:
             raise DataError(f"damaged image: {error}") from None
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if self.spec.resize is None:
             return image
-        return image.resize(target(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
+        return image.resize(resized_size(image.size, self.spec.resize), INTERPOLATIONS[self.spec.interpolation])
 
     def _crop(self, image: Image.Image) -> np.ndarray:
         pixels = _with_channels(image)
@@ -191,7 +161,7 @@ def _read_either(data: bytes, read: Callable[[bytes], T]) -> T:
 def _decode(data: bytes, mode: str, max_pixels: int | None) -> Image.Image:
     with opened(data, max_pixels=max_pixels) as image:
         image.load()
-        return _to_mode(_upright(image), mode)
+        return to_mode(upright(image), mode)
 
 
 def _open_only(data: bytes, max_pixels: int) -> None:
@@ -245,86 +215,15 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
     with opened(data) as image:
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             return None
-        turn, size = _turn_of(image), image.size
+        turn, size = turn_of(image), image.size
         if turn in ACROSS:
-            height, width = target((size[1], size[0]), spec.resize)
+            height, width = resized_size((size[1], size[0]), spec.resize)
         else:
-            width, height = target(size, spec.resize)
+            width, height = resized_size(size, spec.resize)
         drafted = image.draft(None, (GAP * width, GAP * height))
         if drafted is None or image.size == size:
             return None
         image.load()
         # It is turned last: the box is one of the image as it is stored.
-        small = _to_mode(image, spec.mode).resize((width, height), INTERPOLATIONS[spec.interpolation], box=drafted[1])
+        small = to_mode(image, spec.mode).resize((width, height), INTERPOLATIONS[spec.interpolation], box=drafted[1])
         return small if turn is None else small.transpose(turn)
-
-
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright, by its EXIF orientation; None where it is."""
-    try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except DAMAGE:  # metadata that is damaged does not cost the pixels
-        return None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
-    turn = _turn_of(image)
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None, "it is not converted in place"
-        image = converted
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of 12 or 16 bits to 8; a value that stands for transparent becomes white, and 0 black."""
-    values = np.asarray(image).astype(np.int64)
-    clear = image.info.get("transparency")
-    transparent = values == clear if isinstance(clear, int) else None
-    bits, negative = image_files.tiff_bits(image) or (16, False)
-    grey = values * 255 // (4095 if bits == 12 else 65535)
-    if negative:
-        grey = 255 - grey
-    if transparent is not None:
-        grey[transparent] = 255
-    return Image.fromarray(grey.astype(np.uint8))
-
-
-def target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision.
-
-    Raises DataError for a strip that would become as large as a decompression bomb.
-    """
-    if not isinstance(resize, int):
-        return resize[1], resize[0]
-    width, height = size
-    longer = int(resize * max(size) / min(size))
-    if longer * resize > MAX_PIXELS:
-        raise DataError(f"a strip of {width}×{height}: resized it would have more than {MAX_PIXELS:,} pixels")
-    return (resize, longer) if width <= height else (longer, resize)
-
-
-def centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """Cut the centre out; smaller images are padded with zeros first, as torchvision does."""
-    height, width = crop
-    missing_h, missing_w = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
-    if missing_h or missing_w:
-        before_h, before_w = missing_h // 2, missing_w // 2
-        pad = ((before_h, missing_h - before_h), (before_w, missing_w - before_w), (0, 0))
-        pixels = np.pad(pixels, pad)
-    top = round((pixels.shape[0] - height) / 2.0)
-    left = round((pixels.shape[1] - width) / 2.0)
-    return pixels[top : top + height, left : left + width]

@@ -18,7 +18,7 @@
                   /training/   checkpoints and results of trainings
                   /pixels/     decoded images that networks are trained on
 
-`upkeep.prune` removes whole columns with all that is in them, and entries of the other folders but locks and jobs.
+`maintenance.prune` removes whole columns with all that is in them, and entries of the other folders but locks and jobs.
 
 Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
 without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
@@ -32,57 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
-from pipeline.errors import ConfigError, StoreError
-from pipeline.files import DISK_FULL, digest, publish, read_json, scratch, sha256_bytes, write_json
-from pipeline.settings.params import read_params
+from pipeline.errors import StoreError
+from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, write_json
 from pipeline.store import keys as key_arrays
 from pipeline.store import shard_reader, shard_writer
 from pipeline.store.identity import address, differences
+from pipeline.store.location import writable
 from pipeline.store.row_buffer import RowBuffer, open_row_buffer
 from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, path_of
 
 VERSION = "v2"
-CONFIG = Path(".icecore") / "config"
-FULL = "Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
-ELSEWHERE = "Set ICECORE_CACHE to a folder that can: what is only in this one is computed there again."
-
-
-def default_root() -> Path:
-    """Return $ICECORE_CACHE, or the `cache` of the nearest `.icecore/config`, or the user's cache directory.
-
-    `.icecore/config` is looked for in the current folder and above; a path in it is relative to the folder that it lies
-    in. Raises ConfigError where the file says anything else, and StoreError where there is none of the three.
-    """
-    if named := os.environ.get("ICECORE_CACHE"):
-        return Path(named)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        config = folder / CONFIG
-        if config.is_file():
-            settings = read_params(config)
-            if list(settings) != ["cache"] or not isinstance(settings["cache"], str) or not settings["cache"]:
-                raise ConfigError(f"{config}: expected one line such as `cache: .cache`, got {settings}.")
-            return folder / Path(settings["cache"]).expanduser()
-    try:
-        return platformdirs.user_cache_path("icecore")
-    except RuntimeError:  # as of a user without an entry in /etc/passwd
-        raise StoreError(
-            "the feature cache: this user has no home folder. Set ICECORE_CACHE to a folder for it."
-        ) from None
-
-
-@contextlib.contextmanager
-def writable(root: Path) -> Iterator[None]:
-    """Around what writes into a cache: where the system refuses it, that is a StoreError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(
-            f"{root}: the feature cache cannot be written: {why}. {FULL if error.errno in DISK_FULL else ELSEWHERE}"
-        ) from None
 
 
 @dataclass(frozen=True)

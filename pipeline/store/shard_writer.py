@@ -19,8 +19,8 @@ import xxhash
 import zstandard
 
 from pipeline.errors import StoreError
-from pipeline.files import DISK_FULL, flush, free, publish, scratch, sha256_file
-from pipeline.runtime import parallel_map
+from pipeline.files import DISK_FULL, flush, publish, scratch, sha256_file
+from pipeline.runtime import free_disk, parallel_map
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK, Stored
 from pipeline.store.shard_format import (
@@ -59,7 +59,7 @@ def write(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> ShardRe
     first, last = key_arrays.to_hex(keys[[0, -1]])
     needed = shard_size_bound(len(keys), layout)
     # Vectors only: maps shrink. HDF5 does not even close a file well that it had no room for.
-    if not layout.chunked and free(folder) < needed:
+    if not layout.chunked and free_disk(folder) < needed:
         raise no_space(folder, needed)
     try:
         with scratch(folder, "shard") as temporary:
@@ -95,7 +95,7 @@ def shard_size_bound(rows: int, layout: Layout) -> int:
 
 def no_space(folder: Path, needed: int) -> StoreError:
     """What is said where a shard of some bytes does not fit."""
-    room = free(folder)
+    room = free_disk(folder)
     return StoreError(
         f"{folder}: no space left for a shard of up to {needed:,} bytes: {room:,} are free, {max(needed - room, 0):,} "
         "are missing. Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.run import commit, extract
-from pipeline.files import digest, link_or_copy
+from pipeline.files import digest
 from pipeline.loading.samples import Samples
 from pipeline.readers.augment import View
 from pipeline.runtime import Reporter
@@ -25,6 +25,7 @@ from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import identity
+from pipeline.store.links import link_or_copy
 from pipeline.teach.config import LOGITS
 from pipeline.teach.top_k import TopK, TruncationError
 

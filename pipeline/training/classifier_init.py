@@ -15,12 +15,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.classifier import linear_of
 from pipeline.errors import HeadError
 from pipeline.fit.config import FitConfig
 from pipeline.fit.folds import validation_of
 from pipeline.fit.inputs import Matrix
 from pipeline.fit.single_fit import Data, FitJob, FittedHead, Head, fit_head
+from pipeline.heads.linear_layer import linear_of
 from pipeline.heads.search import automatic
 from pipeline.predictions import Scores
 from pipeline.task import Kind, Task, Training, column_of

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.readers.augment import AugmentConfig
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.settings.check import Settings
 from pipeline.task import Kind
 from pipeline.training import effects

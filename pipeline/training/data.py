@@ -20,7 +20,8 @@ from pipeline.backbones import feature_extractor
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import StoreError
 from pipeline.loading.image_cache import Pixels
-from pipeline.readers.augment import AugmentConfig, Views, augment, seeds_of
+from pipeline.readers.augment import Views, augment, seeds_of
+from pipeline.readers.transforms import AugmentConfig
 from pipeline.runtime import parallel_map
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
