@@ -53,7 +53,7 @@ class Case:
         return min(self.seconds.get(name, [np.inf]))
 
     def rate(self, name: str, less: str = "") -> float:
-        """Images a second, of the best round; `less` is a run over one batch whose time is taken off."""
+        """Images per second, of the best round; `less` is a run over one batch whose time is taken off."""
         if not less:
             return len(self.paths) / self.best(name)
         return (len(self.paths) - self.batch) / max(self.best(name) - self.best(less), 1e-9)
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def bound(self) -> float:
-        """Images a second if the cores did nothing but decode and compute."""
+        """Images per second if the cores did nothing but decode and compute."""
         return 1 / (1 / self.rate("decode") + 1 / self.rate("forward"))
 
 

@@ -106,7 +106,7 @@ def views(given: argparse.Namespace) -> None:
                 "the student learns from | last epoch | least | most | best epoch | least | most | teaching, s | "
                 "an epoch, s"
             )
-            what = f"{data}, {given.train} labels a class, {given.epochs} epochs, {given.seeds} seeds"
+            what = f"{data}, {given.train} labels per class, {given.epochs} epochs, {given.seeds} seeds"
             table(f"{what}; teacher: {teacher_of(school):.1f} % of the test rows", head, rows)
 
 
@@ -134,7 +134,7 @@ def teacher_of(school: School) -> float:
 
 
 def of_data(root: Path, data: str, given: argparse.Namespace) -> School:
-    """A data set with so many labels a class, its teacher and its student."""
+    """A data set with so many labels per class, its teacher and its student."""
     sizes = {"train": given.train, "validation": given.validation, "test": given.test}
     if data == "digits":
         return taught.of_digits(root, sizes=sizes, steps=given.pretrain, epochs=5)
@@ -206,9 +206,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="of the images of epoch (160) and photos (224) where it is free, px")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="of views and curves")
     parser.add_argument("--views", nargs="+", type=int, default=[1, 2, 4, 8], help="how many")
-    parser.add_argument("--train", type=int, default=100, help="training rows a class, of views and curves")
-    parser.add_argument("--validation", type=int, default=20, help="rows a class")
-    parser.add_argument("--test", type=int, default=50, help="rows a class")
+    parser.add_argument("--train", type=int, default=100, help="training rows per class, of views and curves")
+    parser.add_argument("--validation", type=int, default=20, help="rows per class")
+    parser.add_argument("--test", type=int, default=50, help="rows per class")
     parser.add_argument("--pretrain", type=int, default=200, help="steps of the network of printed characters")
     parser.add_argument("--steps", type=int, default=100, help="of curves")
     parser.add_argument("--target", choices=pictures.DOMAINS, default="webcam", help="whose labels are withheld")

@@ -1,6 +1,6 @@
 """Every engine against plain eager torch, and `auto` against the best of them: python benchmarks/engines.py
 
-    --batch 16           samples a batch
+    --batch 16           samples per batch
     --rounds 4           each engine is timed so many times, in turn; the best time counts
     --models vit_b_16    some of the networks only
     --precisions float32 one of float32 and bfloat16 only

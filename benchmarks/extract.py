@@ -83,7 +83,7 @@ def measure(case: Case, given: argparse.Namespace) -> None:
 
 
 def rows(case: Case) -> Iterator[tuple[str, float]]:
-    """What is printed of a case: a name, and images a second."""
+    """What is printed of a case: a name, and images per second."""
     yield "decode", case.rate("decode")
     yield f"forward ({case.engine})", case.rate("forward")
     yield "bound", case.bound
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
     parser.add_argument("--images", type=int, default=800, help="of each data set (800)")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch, in all runs (64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch, in all runs (64)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
     parser.add_argument("--peers", help="the Python of an environment that has thingsvision")
     parser.add_argument("--rerun", type=int, default=100_000, help="rows of the runs with nothing new; 0: none")

@@ -152,7 +152,7 @@ def views(given: argparse.Namespace) -> None:
             run = shared | {"input": "pixels", "train": {"from_tap": node}, "augment": augment}
             rows.append(price("live", 0.0, place, given, **run))
             head = "augmentation | accuracy | least | most | extraction, s | an epoch, s | together, s"
-            title = f"{data}, from {node}, {given.labels} labels a class, {given.epochs} epochs, {given.seeds} seeds"
+            title = f"{data}, from {node}, {given.labels} labels per class, {given.epochs} epochs, {given.seeds} seeds"
             table(title, head, rows)
 
 
@@ -214,7 +214,7 @@ def gradual(given: argparse.Namespace) -> None:
                     f"{seconds[0] / (seconds[1] + extraction):.2f}"
                 )
             head = "seed | live, % | stored, % | moved | apart | live, s | stored, s | ratio | with the extraction"
-            title = f"{data}, from {', '.join(nodes)}, {epochs} epochs each, {given.labels} labels a class"
+            title = f"{data}, from {', '.join(nodes)}, {epochs} epochs each, {given.labels} labels per class"
             table(title, head, rows)
 
 
@@ -267,7 +267,7 @@ def real(given: argparse.Namespace) -> None:
 
 
 def of_task(root: Path, data: str, given: argparse.Namespace) -> Place:
-    """Data with so many labels a class, for training and for validation each at most 20, and the rest to test on."""
+    """Data with so many labels per class, for training and for validation each at most 20, and the rest to test on."""
     sizes = {"train": given.labels, "validation": min(20, given.labels), "test": given.test}
     size = tuned.SIDE if data == "cifar10" else None
     return placed(root, data, "mobilenet_v2", images=4000, sizes=sizes, steps=given.steps, size=size)
@@ -296,13 +296,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of cuts")
     parser.add_argument("--data", nargs="+", choices=BLOCKS, default=["digits"])
     parser.add_argument("--views", nargs="+", type=int, default=[1, 2, 4, 8], help="how many")
-    parser.add_argument("--labels", type=int, default=10, help="training rows a class")
-    parser.add_argument("--test", type=int, default=100, help="test rows a class")
+    parser.add_argument("--labels", type=int, default=10, help="training rows per class")
+    parser.add_argument("--test", type=int, default=100, help="test rows per class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400, help="of the network that is trained here")
-    parser.add_argument("--scratch", type=int, default=300, help="training rows a class of sanity, from scratch")
+    parser.add_argument("--scratch", type=int, default=300, help="training rows per class of sanity, from scratch")
     parser.add_argument("--folder", type=Path, help="where temporary files go")
     given = parser.parse_args()
     if wrong := [name for name in given.parts if name not in PARTS]:

@@ -46,7 +46,7 @@ SQUEEZENET = "squeezenet1_1"
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows of an image set: content keys, targets, and the features of its images in a folder a tap.
+    """Rows of an image set: content keys, targets, and the features of its images in a folder per tap.
 
     `targets`: class names (rows,), or lists of labels. `given`: the published split of each row, or an empty text.
     """

@@ -20,7 +20,7 @@ RATE, SCRATCH_RATE = 0.0005, 0.003
 
 
 def of_cifar(root: Path, **sizes: int) -> Place:
-    """Lossless images, ResNet-20 with its weights, and a task with so many rows a class in each split.
+    """Lossless images, ResNet-20 with its weights, and a task with so many rows per class in each split.
 
     `tuned.write_task` writes another task on the same images.
     """
@@ -69,7 +69,7 @@ def from_scratch(place: Place, *, epochs: int, batch: int = 16) -> float:
 
 
 def lines(root: Path, *, labels: int, scratch: int, test: int, epochs: int) -> list[str]:
-    """All of it, as rows of a table; `labels`, `scratch`, `test`: images a class."""
+    """All of it, as rows of a table; `labels`, `scratch`, `test`: images per class."""
     place = of_cifar(root, train=scratch, test=test)
     drawn = from_scratch(place, epochs=epochs)
     write_task(place.paths, {"train": labels, "test": test})

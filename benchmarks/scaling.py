@@ -210,8 +210,8 @@ def in_a_child(count: int, folder: Path | None) -> None:
         size = write_manifest(root, count).stat().st_size
         command = [sys.executable, __file__, "--child", str(root), "--rows", str(count)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    print(f"\n{count:,} rows, a manifest of {size / count:.0f} bytes a row\n")
-    print("| step | seconds | µs a row | bytes a row at most | that stay | more |\n|---|---|---|---|---|---|")
+    print(f"\n{count:,} rows, a manifest of {size / count:.0f} bytes per row\n")
+    print("| step | seconds | µs per row | bytes per row at most | that stay | more |\n|---|---|---|---|---|---|")
     for found in json.loads(said.splitlines()[-1]):
         seconds, more = (
             found.pop("seconds", 0.0),

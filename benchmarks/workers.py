@@ -32,7 +32,7 @@ TAPS = {"grid": TapSpec(node="features.18", pool="avg3x3")}
 
 
 def rows(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
-    """Images a second of both beyond the first units, and their ratio."""
+    """Images per second of both beyond the first units, and their ratio."""
     with tempfile.TemporaryDirectory(dir=given.folder) as name, _workers() as address:
         case = prepared(Path(name), given.data[0], "mobilenet_v2", "float32", given)
         turn = WORKERS * case.batch  # images that every worker makes a unit of: nobody waits at the end

@@ -1,13 +1,13 @@
 """The manifest: which samples a data set has, under which key, with which labels.
 
-`data/manifests/<dataset>.parquet` has a row a distinct content, sorted by path:
+`data/manifests/<dataset>.parquet` has one row per distinct content, sorted by path:
 
     key         32 hex digits, BLAKE2b-128 of the sample's bytes, wherever they lie
     path        as it is opened from the project's root, or a URL; of a sample in a container, that and its name there
     size        bytes
     container   the tar archive or Parquet file that has the sample among others; null where `path` is a file of its own
     offset      the byte, or the row, at which the sample is in its container
-    ...         one column a label; a folder gives `label`, and `split` and `domain` where its layout has them
+    ...         one column per label; a folder gives `label`, and `split` and `domain` where its layout has them
     data:size   a label column of the data whose name is one of those above: settings call it `size`, as the data do
 
 `data/manifests/files/<dataset>.parquet` has these without labels: extraction reads this one, so that a change of labels

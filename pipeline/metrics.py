@@ -78,7 +78,7 @@ def classification(
             "accuracy": accuracy,
             "balanced_accuracy": float(np.mean(recall[np.unique(target)])),
             "macro_f1": float(np.mean(f1[np.unique(target)])),
-            "micro_f1": accuracy,  # with one class a row they are the same
+            "micro_f1": accuracy,  # with one class per row they are the same
         }
     )
     given = "none" if scores is None else given

@@ -1,14 +1,14 @@
 """Predictions: the one format that every method writes and evaluation reads.
 
-`data/predictions/<run>.parquet`, for each fit of the run a row a validation or test sample:
+`data/predictions/<run>.parquet`, for each fit of the run one row per validation or test sample:
 
     head       the head's name, such as logistic
     input      the tap or taps that the head saw, such as block2 or block2+penultimate
-    labels     labels a class in training; null where the whole training split was used
+    labels     labels per class in training; null where the whole training split was used
     draw       the few-shot draw, or the seed of the head where the run has several; null where there is one fit alone
     key, path, split
     target, predicted   as a task has them: text, lists of text, or float64
-    score:<class>   float32, a column a class; null where the head gives no scores; no such column in a regression
+    score:<class>   float32, a column per class; null where the head gives no scores; no such column in a regression
 
 The schema's metadata says under `kind` what the targets are, and under `scores:<head>` whether that head's scores are
 `probability`, `decision` values or `none`.

@@ -1,6 +1,6 @@
 """The task: which sample has which target and stands in which split.
 
-`data/tasks/<task>.parquet`, a row a sample, sorted by key; the schema's metadata has the `kind`, under `rare` the
+`data/tasks/<task>.parquet`, a row per sample, sorted by key; the schema's metadata has the `kind`, under `rare` the
 classes that lack training or test rows (`pipeline/split/rare.py`), and under `given` what the data say of the split:
 
     key      32 hex digits
@@ -11,7 +11,7 @@ classes that lack training or test rows (`pipeline/split/rare.py`), and under `g
     group    where the task is split by groups
     level:<name>   where the task has levels: a coarser class of the row's class, as text
     draw_0 … where the task has few-shot draws: the row's rank within its class among the training rows, in the
-             order of draw 0 …; the training set with n labels a class of that draw is the rows with a rank below n.
+             order of draw 0 …; the training set with n labels per class of that draw is the rows with a rank below n.
              A larger n contains the smaller ones.
 """
 
@@ -136,7 +136,7 @@ class Task:
         return keys
 
     def few(self, draw: int, labels_per_class: int) -> np.ndarray:
-        """The row numbers of the training set of one draw with so many labels a class."""
+        """The row numbers of the training set of one draw with so many labels per class."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)
         return np.flatnonzero((rank >= 0) & (rank < labels_per_class))
 

@@ -5,7 +5,7 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/raw/<name>/`, a folder a class."""
+    """Write `data/raw/<name>/`, a folder per class."""
     name, config = project.entry("sample")
     with project.reporter(f"sample {name}", "images") as reporter:
         sample(config, project.RAW / name, reporter=reporter)

@@ -1,7 +1,7 @@
 """Runs of `fit` with combined settings, each compared with what scikit-learn makes of the same stored features.
 
 A cell is a combination of settings. What is wanted of it is built here from scikit-learn's classes: each tap scaled by
-itself, principal components, the head with the parameter that the run chose, one head a label where the class learns
+itself, principal components, the head with the parameter that the run chose, one head per label where the class learns
 one label at a time, and a temperature from validation rows.
 """
 
@@ -74,7 +74,7 @@ REGRESSORS: Mapping[str, Any] = {
     "svm": LinearSVR(random_state=0),
 }
 SEVERAL_LABELS = ("forest", "knn", "mlp", "ridge")
-"""Heads whose class learns several labels a row."""
+"""Heads whose class learns several labels per row."""
 
 AXES: Mapping[str, Sequence[Any]] = {
     "head": tuple(heads.HEADS),

@@ -123,7 +123,7 @@ def make(
 
 
 def retarget(place: Place, column: pa.Array, kind: Kind = "classification") -> Task:
-    """Write the task with other targets, a value a row, of some kind."""
+    """Write the task with other targets, a value per row, of some kind."""
     table = Task.read(place.task).table
     number = table.column_names.index("target")
     task = Task(table.set_column(number, "target", column).replace_schema_metadata({KIND: kind}))

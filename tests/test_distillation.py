@@ -418,7 +418,7 @@ def test_kinds_that_cannot_be_distilled_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"^price: expected classes to distil, got a regression\."):
         DistillationLoss((OutputSlice("price", "regression", 0, 1),), losses(soft={}), {})
     marks = (OutputSlice("marks", "multilabel", 0, 3),)
-    with pytest.raises(TrainingError, match=r"^marks: expected one target class a row for `decoupled`, got a multil"):
+    with pytest.raises(TrainingError, match=r"^marks: expected one target class per row for `decoupled`, got a multil"):
         DistillationLoss(marks, losses(decoupled={}), {})
     with pytest.raises(TrainingError) as caught:
         DistillationLoss(marks, losses(labels=1.0), {})(output(), signals())

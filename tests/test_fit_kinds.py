@@ -1,4 +1,4 @@
-"""Fitting tasks of numbers and of several labels a row."""
+"""Fitting tasks of numbers and of several labels per row."""
 
 from pathlib import Path
 from typing import Any

@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_the_rows_beyond_their_classes(
         StreamingLogisticRegression(tol=0.1).fit(mapped[:count], y[:count])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 54_000 * 100  # bytes a row, of classes and weights; a row of X in float32 has 128
+    assert peaks[1] - peaks[0] < 54_000 * 100  # bytes per row, of classes and weights; a row of X in float32 has 128
 
 
 class Counted:

@@ -94,7 +94,7 @@ def settings(params: dict[str, Any], *tasks: str) -> dict[str, Any]:
 
 
 def test_a_linear_probe_on_own_photos_runs_every_stage_once(photos: Photos) -> None:
-    """ "My photos" of docs/howto-photos.md: Caltech photos, 60 training and 20 test images a class."""
+    """ "My photos" of docs/howto-photos.md: Caltech photos, 60 training and 20 test images per class."""
     prepared = [stage for stage in photos.ran if stage.startswith("prepare@")]
     assert sorted(prepared) == ["prepare@caltech", "prepare@copies", "prepare@office"]
     assert photos.ran[3:] == [

@@ -65,7 +65,7 @@ def test_the_reading_order_is_that_of_the_disk(taps: list[Features]) -> None:
     order = reading_order(taps[0], keys)
     assert sorted(order.tolist()) == list(range(50))
     places = taps[0].find(keys[order])
-    assert (np.diff(places.astype(np.int64)) == 1).sum() == 50 - 3  # a run a shard
+    assert (np.diff(places.astype(np.int64)) == 1).sum() == 50 - 3  # one run per shard
 
 
 def test_rows_refuse_what_is_not_there(taps: list[Features]) -> None:

@@ -574,7 +574,7 @@ def test_a_class_that_the_test_domain_lacks_is_an_error(manifest: Manifest, tmp_
         ),
         (
             {"limit_per_class": 9, "sizes": {"train": 60, "validation": 10, "test": 20}},
-            "`sizes` in rows a class are a limit already: leave out `limit_per_class`",
+            "`sizes` in rows per class are a limit already: leave out `limit_per_class`",
         ),
     ],
 )
@@ -712,8 +712,8 @@ def test_two_targets_for_one_content_are_an_error_unless_they_are_one_after_rena
         ((0.6, 0.2, 0.1), "expected shares that sum to 1, they sum to 0.9"),
         ((1, 1, 1), "expected shares that sum to 1, they sum to 3"),
         ((0, 0, 0), "expected shares that sum to 1, they sum to 0"),
-        ((60.5, 10, 20), "expected whole numbers of rows a class, or shares that sum to 1"),
-        ((60, 0.5, 20), "expected whole numbers of rows a class, or shares that sum to 1"),
+        ((60.5, 10, 20), "expected whole numbers of rows per class, or shares that sum to 1"),
+        ((60, 0.5, 20), "expected whole numbers of rows per class, or shares that sum to 1"),
         ((-0.2, 0.6, 0.6), "greater than or equal to 0"),
         ((float("inf"), 0, 0), "finite number"),
         ((float("nan"), 0, 0), "finite number"),
@@ -765,7 +765,7 @@ def test_a_task_that_was_never_made_is_an_error_with_the_command_that_makes_it(t
         Task.read(tmp_path / "photos.parquet")
 
 
-@pytest.mark.parametrize(("kind", "what"), [("regression", "a number a row"), ("multilabel", "10 labels")])
+@pytest.mark.parametrize(("kind", "what"), [("regression", "a number per row"), ("multilabel", "10 labels")])
 def test_the_stage_says_what_is_learned(
     kind: str,
     what: str,

@@ -210,7 +210,7 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...
     with (
         column_in(tmp_path).writer((3,)) as writer,
         pytest.raises(
-            StoreError, match=r"expected rows of shape \(2, 3\), got \(.*\)\. Append one row a key, of the sh"
+            StoreError, match=r"expected rows of shape \(2, 3\), got \(.*\)\. Append one row per key, of the sh"
         ),
     ):
         writer.append(keys_of(1, 2), np.ones(shape, np.float32))

@@ -219,7 +219,7 @@ def test_memory_is_flat_in_rows_but_for_their_classes(estimator: Any, monkeypatc
         clone(estimator).fit(Endless(rows), y)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # Numbers of classes and weights, and what checks them, take some bytes a row; the rows themselves 128.
+    # Numbers of classes and weights, and what checks them, take some bytes per row; the rows themselves 128.
     assert peaks[1] - peaks[0] < 50 * 20_000
 
 

@@ -279,7 +279,7 @@ def test_two_sets_of_labels_for_one_content_are_an_error_and_their_order_is_none
 def test_lists_are_no_classes(manifest: Manifest, tmp_path: Path) -> None:
     manifest(tags=SETS)
     with pytest.raises(
-        DataError, match=r"the target 'tags' of photos: expected a class a row, got lists. Say `kind: mul"
+        DataError, match=r"the target 'tags' of photos: expected a class per row, got lists. Say `kind: mul"
     ):
         split(config(target="tags"), tmp_path)
 
@@ -343,7 +343,7 @@ def test_rows_without_a_level_and_levels_that_are_not_there_are_errors(manifest:
 def test_a_group_a_level_or_a_split_that_is_a_list_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat", "dog"], tags=[["a"], ["b"]])
     for options in ({"levels": ("tags",)}, {"group": "tags"}, {"by": "column", "column": "tags"}):
-        with pytest.raises(DataError, match=r"photos.parquet: expected a value a row, got lists in tags"):
+        with pytest.raises(DataError, match=r"photos.parquet: expected a value per row, got lists in tags"):
             split(config(**options), tmp_path)
 
 

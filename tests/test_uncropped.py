@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_ends_in_an_error_and_leaves_no_file(
 def test_too_little_room_is_known_before_anything_is_decoded(
     stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free", lambda _: 12_095)
+    monkeypatch.setattr(module, "free_disk", lambda _: 12_095)
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     with pytest.raises(
         StoreError, match=r"expected room for decoded images, 12,096 bytes at least, got 12,095 bytes\."

@@ -108,7 +108,7 @@ def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np
 
 
 def multiply_adds(sizes: Sequence[int], width: int, *, neighbours: bool) -> int:
-    """What an audit of so many rows a split costs: the products of rows of two splits, and of all rows."""
+    """What an audit of so many rows per split costs: the products of rows of two splits, and of all rows."""
     rows = sum(sizes)
     across = (rows**2 - sum(size**2 for size in sizes)) // 2
     return width * (across + (rows**2 if neighbours else 0))

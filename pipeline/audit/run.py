@@ -37,7 +37,7 @@ def audit(
 ) -> dict[str, Any]:
     """What `data/audits/<task>.json` has.
 
-    `features` holds a folder a backbone, and `extracted` says what each is of. Where none has the data sets of the
+    `features` holds a folder per backbone, and `extracted` says what each is of. Where none has the data sets of the
     task, the parts that need features are only the reason `why`.
     """
     task = as_path(task, "audit: task")

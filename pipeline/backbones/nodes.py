@@ -33,7 +33,7 @@ Layout = Literal["CHW", "HWC", "LC", "other"]
 
 
 def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """All nodes of a network that give one tensor with a row a sample, in the order in which they are made.
+    """All nodes of a network that give one tensor with a row per sample, in the order in which they are made.
 
     The network runs twice, with the same first image beside another: a first row that differs depends on its batch.
     Then it runs twice without computing, on one image more and on images of twice the size: the first axis must grow

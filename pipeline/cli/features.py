@@ -17,7 +17,7 @@ def features_export(
 ) -> None:
     """Write features to a file for other programs, in the order of their keys; the suffix says which format.
 
-    .parquet has `key`, and `features` as a list of fixed size. .npy is a matrix of float16 or float32, a row a sample.
+    .parquet has `key`, and `features` as a list of fixed size. .npy is a float16 or float32 matrix, one row per sample.
     .f32 is the same as float32 without a header, to be memory-mapped, as for FAISS; `.json` beside it has its shape.
     Both have the key of each row in `.keys.txt` beside them.
 

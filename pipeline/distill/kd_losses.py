@@ -1,4 +1,4 @@
-"""Losses by which a student imitates a teacher: a value a row, of float32 tensors; nothing of the teacher learns.
+"""Losses by which a student imitates a teacher: a value per row, of float32 tensors; nothing of the teacher learns.
 
 Several devices and accumulated batches add the values up, so their mean is that of one large batch. Where a value comes
 from pairs of rows, it is the mean over those that the row forms with the others of its batch, on its device: there,
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def soft(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Soft targets (Hinton, Vinyals and Dean 2015, section 2): of logits (n, classes), a value a row, (n,).
+    """Soft targets (Hinton, Vinyals and Dean 2015, section 2): of logits (n, classes), a value per row, (n,).
 
     T² times the divergence of Kullback and Leibler from the teacher's to the student's softmax(logits / T), eq. 1. It
     has the gradient of the paper's cross-entropy and is zero where both agree. Gradients of that (eq. 2) shrink by

@@ -201,5 +201,5 @@ def _refuse_kinds(branches: Sequence[OutputSlice], losses: LossesConfig) -> None
             )
         if branch.kind == "multilabel" and losses.decoupled is not None:
             raise TrainingError(
-                f"{branch.task}: expected one target class a row for `decoupled`, got a multilabel task. Take `soft`."
+                f"{branch.task}: expected one target class per row for `decoupled`, got a multilabel task. Take `soft`."
             )

@@ -77,7 +77,7 @@ def measure(job: Job, engine: str, pixels: np.ndarray) -> Iterator[Measured]:
 
 
 def text(measured: list[Measured]) -> str:
-    """A table of sizes, samples a second, and memory where it is known."""
+    """A table of sizes, samples per second, and memory where it is known."""
     rows = [
         (str(one.size), f"{1 / one.seconds:,.1f}", "-" if one.memory is None else human(one.memory)) for one in measured
     ]

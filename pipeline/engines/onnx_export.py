@@ -1,4 +1,4 @@
-"""A backbone and its taps as an ONNX file: pixels in, an output a tap, any batch size, the same bytes each time.
+"""A backbone and its taps as an ONNX file: pixels in, one output per tap, any batch size, the same bytes each time.
 
 The exporter writes the place of every line of source into the graph, and names values after operations. Both are taken
 out: bytes then depend on nothing but the network, the taps and the versions, and a tap may have any name.

@@ -9,7 +9,7 @@ from pipeline.errors import EngineError
 
 SIZES = (32, 64, 128, 256, 512, 1024)  # that are tried
 SHARE = 0.8  # of the device's memory that a batch may take
-GAIN = 1.05  # in samples a second for twice the batch, below which more is of no use
+GAIN = 1.05  # in samples per second for twice the batch, below which more is of no use
 
 
 def is_out_of_memory(error: BaseException) -> bool:

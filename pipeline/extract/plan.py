@@ -1,6 +1,6 @@
 """The plan of an extraction: which rows of which taps are missing, cut into units. Pure, and printable.
 
-A unit is a run of keys, in their order, that lack the same taps; it makes one shard a tap. Where units are cut depends
+A unit is a run of keys, in order, that lack the same taps; it makes one shard per tap. Where units are cut depends
 on the missing keys alone, so a job that was killed and started again makes the shards it would have made.
 """
 

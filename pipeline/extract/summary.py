@@ -12,7 +12,7 @@ REASONS = 5  # that are named
 
 
 def text(name: str, done: Extracted, *, process: float) -> str:
-    """The summary, a line a fact. The time that reuse saved is that of the samples the network did not run on.
+    """Return the summary, one line per fact. Time saved by reuse: that of the samples that the network did not run on.
 
     `process`: seconds since the process was started, in which all of it was done.
     """

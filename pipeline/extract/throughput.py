@@ -37,7 +37,7 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured. `rates`: samples a second of each part, alone; times are of all that is missing.
+    """What was measured. `rates`: samples per second of each part, alone; times are of all that is missing.
 
     `batches`: on a GPU, the speed and the memory of batches of several sizes.
     """

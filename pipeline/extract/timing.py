@@ -58,7 +58,7 @@ class Timings:
 
     @property
     def rate(self) -> float | None:
-        """Samples a second, where any were dealt with."""
+        """Samples per second, where any were dealt with."""
         return self.samples / self.whole if self.samples and self.whole else None
 
     @property

@@ -1,4 +1,4 @@
-"""The work of a unit: decode its samples, run the network, store one shard a tap. Every worker runs this.
+"""The work of a unit: decode its samples, run the network, store one shard per tap. Every worker runs this.
 
 Decoding, the network and storing overlap, also from one unit to the next: while the network runs on a batch, the next
 ones are decoded and the rows of the last one written. Nothing is kept longer than its batch.

@@ -107,7 +107,7 @@ def check_memory(
         streaming = [name for name in heads.known() if heads.is_streaming(name)]
         raise HeadError(
             f"{who}: expected {rows:,} rows that fit into {allowed / GB:.3g} GB of memory, got {needed / GB:.3g} "
-            f"(taps, an input of {widest:,} values a row, its training rows). Set `memory_gb` if there is more, ask "
+            f"(taps, an input of {widest:,} values per row, its training rows). Set `memory_gb` if there is more, ask "
             f"for fewer taps, or use a head that reads blocks: {', '.join(streaming) or 'there is none'}."
         )
 

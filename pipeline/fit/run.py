@@ -24,7 +24,7 @@ def fit(
 ) -> Summary:
     """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
-    `features` holds a folder a tap; heads go to `models`. Raises HeadError, ConfigError, DataError or StoreError before
+    `features` holds a folder per tap; heads go to `models`. Raises HeadError, ConfigError, DataError, StoreError before
     a fit starts where the task, the taps, the heads and what is asked of them do not go together, and HeadError with
     the cause of the first fit where none can be made.
     """

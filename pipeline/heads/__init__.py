@@ -1,7 +1,7 @@
 """Heads: scikit-learn's own estimators, by name, or any other by its import path.
 
 The name of a head means the class for the task's kind: `ridge` is a classifier or a regression. A multilabel task takes
-a classifier that can learn several labels a row, and one-vs-rest of any other. A head of the table that reads its rows
+a classifier that learns several labels per row, and one-vs-rest of any other. A head of the table that reads its rows
 in blocks, and never holds them all, is called *streaming*.
 """
 
@@ -50,7 +50,7 @@ REGRESSIONS: Mapping[str, Entry] = {
 """The same for numbers as targets."""
 
 MULTILABEL: Mapping[str, Entry] = {"centroid": ("pipeline.streaming.centroid:StreamingCentroid", {})}
-"""Heads whose class is another for several labels a row. One-vs-rest predicts by decision values, and those of
+"""Heads whose class is another for several labels per row. One-vs-rest predicts by decision values, and those of
 NearestCentroid are scaled by class: their signs do not say which mean is the nearest."""
 
 WITHOUT_SCORES = ("centroid",)

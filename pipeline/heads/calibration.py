@@ -86,7 +86,7 @@ def at_temperature(probabilities: np.ndarray, temperature: float, *, several: bo
 
 
 def _logs(probabilities: np.ndarray, several: bool) -> np.ndarray:
-    """Return decision values up to a constant per row; with several labels a row (absent, present) for each label."""
+    """Return decision values up to a constant per row; with several labels per row (absent, present) for each label."""
     values = probabilities.astype(np.float64)
     if several:
         values = np.stack([1 - values.ravel(), values.ravel()], axis=1)

@@ -1,18 +1,19 @@
 """Turn a fitted linear head of scikit-learn into one layer of torch."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline.errors import HeadError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def linear_of(
     head: Any, *, classes: Sequence[str], kind: Literal["classification", "multilabel", "regression"] = "classification"
-) -> nn.Linear:
+) -> "nn.Linear":
     """Turn a fitted scikit-learn pipeline of scalers and a linear head into one layer, float32, rows as `classes`.
 
     The softmax of the logits, or of several labels their sigmoid, is what `predict_proba` of a logistic regression
@@ -61,8 +62,11 @@ def linear_of(
 
 def head_from_linear(
     weights: np.ndarray, intercept: np.ndarray, *, mean: np.ndarray | float = 0.0, scale: np.ndarray | float = 1.0
-) -> nn.Linear:
+) -> "nn.Linear":
     """A linear layer that gives weights @ ((x - mean) / scale) + intercept, in float64; weights (classes, width)."""
+    import torch
+    from torch import nn
+
     folded = np.asarray(weights, np.float64) / scale
     bias = np.asarray(intercept, np.float64) - folded @ np.broadcast_to(mean, folded.shape[1:])
     layer = nn.Linear(folded.shape[1], folded.shape[0])

@@ -80,9 +80,9 @@ def _follow(head: Any) -> bool:
 
 
 def _raw(head: Any, X: Any, scores: Scores) -> np.ndarray:
-    """The scores in the order of the head's classes; of several labels a column each."""
+    """Return the scores in the order of the head's classes; several labels have one column each."""
     found = head.predict_proba(X) if scores == "probability" else head.decision_function(X)
-    if isinstance(found, list):  # several labels a row: an array a class, with a column for absent and one for present
+    if isinstance(found, list):  # several labels per row: one array per label, with columns (absent, present)
         found = np.stack([one[:, 1] for one in found], axis=1)
     return np.asarray(found)
 

@@ -105,7 +105,7 @@ class Reject:
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """The union of some data sets, a row a distinct content: the first of each.
+    """Return the union of some data sets, one row per distinct content: the first of each.
 
     Columns are read one after another, so that the list is in memory once and one column of it twice.
     """

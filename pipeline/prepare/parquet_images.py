@@ -1,4 +1,4 @@
-"""Parquet files with a column of image bytes: a sample a row, and the other columns are its labels."""
+"""Parquet files with a column of image bytes: a sample per row, and the other columns are its labels."""
 
 from collections.abc import Iterator, Sequence
 

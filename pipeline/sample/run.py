@@ -26,7 +26,7 @@ Picture = tuple[str, str, Image.Image]
 
 
 def sample(config: SampleConfig, folder: AnyPath, *, reporter: Reporter = SILENT) -> int:
-    """Write a folder a class; return the number of images."""
+    """Write a folder per class; return the number of images."""
     folder = as_path(folder, "sample: folder")
     pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
     with fresh_folder(folder) as new:

@@ -36,7 +36,7 @@ def assign_by_domain(
     """The split that the domain of each row says; None for rows of a domain that is not named.
 
     Where no domains are named for validation, rows of train's domains are, in the proportion of the two sizes, by
-    their keys. Sizes in rows a class limit each split. Raises DataError for domains that no row has.
+    their keys. Sizes in rows per class limit each split. Raises DataError for domains that no row has.
     """
     named = {"train": asked.train, "validation": asked.validation, "test": asked.test}
     there = set(domains)

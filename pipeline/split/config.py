@@ -23,7 +23,7 @@ class SplitSizes(Settings):
 
     @property
     def as_counts(self) -> bool:
-        """Whether the sizes are rows a class."""
+        """Whether the sizes are rows per class."""
         return max(self.train, self.validation, self.test) > 1
 
     @model_validator(mode="before")
@@ -39,7 +39,7 @@ class SplitSizes(Settings):
         sizes = (self.train, self.validation, self.test)
         if self.as_counts:
             if any(size != int(size) for size in sizes):
-                raise ValueError("expected whole numbers of rows a class, or shares that sum to 1")
+                raise ValueError("expected whole numbers of rows per class, or shares that sum to 1")
         elif abs(sum(sizes) - 1) > 1e-6:
             raise ValueError(f"expected shares that sum to 1, they sum to {sum(sizes):g}")
         return self
@@ -102,7 +102,7 @@ class SplitConfig(Settings):
     )
     stratify: bool = Field(default=False, description="cut every class at exact shares of its own")
     group: str | None = Field(None, description="a column; rows that share its value stay together")
-    limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows a class, at most")
+    limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows per class, at most")
     few_shot: FewShot | None = Field(default=None, description="small training sets, for `labels_per_class` of runs")
     seed: int = Field(default=0, description="of the split and the draws")
 
@@ -132,7 +132,7 @@ class SplitConfig(Settings):
             "levels": bool(self.levels),
             "limit_per_class": self.limit_per_class is not None,
             "few_shot": self.few_shot is not None,
-            "sizes in rows a class": self.sizes.as_counts,
+            "sizes in rows per class": self.sizes.as_counts,
         }
         odd = [name for name, given in of_classes.items() if given]
         if self.kind != "classification" and odd:
@@ -147,7 +147,7 @@ class SplitConfig(Settings):
         if self.by == "domain" and not self.sizes.train:
             problems.append("`by: domain` needs a share of training rows in `sizes`")
         if self.limit_per_class is not None and self.sizes.as_counts:
-            problems.append("`sizes` in rows a class are a limit already: leave out `limit_per_class`")
+            problems.append("`sizes` in rows per class are a limit already: leave out `limit_per_class`")
         stated = self.model_fields_set
         idle = {
             "`column` is read with `by: column` alone": "column" in stated and self.by != "column",

@@ -96,7 +96,7 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, reporter: Re
         found = " ".join(_say_unknown(name, labels.column_names) for name in odd)
         raise DataError(f"{manifests / dataset}.parquet: {found}")
     if lists := [name for name in named.values() if pa.types.is_list(labels[name].type)]:
-        raise DataError(f"{manifests / dataset}.parquet: expected a value a row, got lists in {', '.join(lists)}.")
+        raise DataError(f"{manifests / dataset}.parquet: expected a value per row, got lists in {', '.join(lists)}.")
     domain = labels["domain"] if "domain" in labels.column_names else pa.nulls(len(table), pa.string())
     return pa.table(
         {
@@ -135,7 +135,7 @@ def _targets(table: pa.Table, config: SplitConfig, where: str, reporter: Reporte
     many = pa.types.is_list(column.type)
     if config.kind == "classification":
         if many:
-            raise DataError(f"{where}: expected a class a row, got lists. Say `kind: multilabel`.")
+            raise DataError(f"{where}: expected a class per row, got lists. Say `kind: multilabel`.")
         return _as_text(column)
     if config.kind == "regression":
         plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, _is_text, pa.types.is_null)

@@ -177,7 +177,7 @@ class CacheEntry:
 
 
 class Writer:
-    """One shard of a column from batches of rows: what is in memory is a batch, the keys and a checksum a row."""
+    """Write one shard of a column from batches of rows; memory holds a batch, the keys and one checksum per row."""
 
     def __init__(self, column: CacheEntry, layout: Layout, stack: contextlib.ExitStack) -> None:
         self._column, self._layout, self._stack = column, layout, stack

@@ -50,8 +50,8 @@ class RowBuffer:
         if values.shape != (len(keys), *self._layout.shape):
             expected = (len(keys), *self._layout.shape)
             raise StoreError(
-                f"{self.path.parent}: expected rows of shape {expected}, got {values.shape}. Append one row a key, of "
-                "the shape that the writer was made for."
+                f"{self.path.parent}: expected rows of shape {expected}, got {values.shape}. Append one row "
+                "per key, of the shape that the writer was made for."
             )
         finite, sums, seen = np.ones(len(keys), dtype=bool), [], [self._largest]
         step = max(1, PIECE_BYTES // self._row_bytes)

@@ -17,7 +17,7 @@ from pipeline.runtime import cores, parallel_map
 from pipeline.streaming.rows import BLOCK_BYTES, Rows, is_source
 
 PIECE_BYTES = 2**28  # of rows as float32: a shard of 128 MB in float16
-PIECE_ROWS = 2**17  # at most: places, classes and weights of the rows are sent to workers, tens of bytes a row
+PIECE_ROWS = 2**17  # at most: places, classes and weights of the rows are sent to workers, tens of bytes per row
 ROOM = 2**30  # of memory for pieces that threads of this process work on
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]

@@ -34,8 +34,8 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     shrinkage, and with "auto", their units do not matter.
 
     Shrinkage "auto" is the Ledoit-Wolf estimate for all rows about their class means, each feature divided by its
-    deviation there: one amount for all classes. scikit-learn estimates a matrix and an amount a class, which takes the
-    memory of a matrix a class, and of few rows a class is nearly a diagonal.
+    deviation there: one amount for all classes. scikit-learn estimates a matrix and an amount per class; this takes
+    the memory of one matrix per class, and with few rows per class is nearly a diagonal.
 
     Fitted: `coef_`, `intercept_`, `means_` (classes, width), `priors_`, and `shrinkage_`, the amount or 0.
     """
@@ -128,7 +128,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._keep(_solve(covariance, (self.means_ - centre).T, rounding=moments.rounding).T)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Log densities of the classes times their priors, less a number a row: (rows, classes), or (rows,) for two."""
+        """Return log(density * prior) per class up to a constant per row: (rows, classes), or (rows,) for two."""
         found = by_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
         return found[:, 0] if len(self.classes_) == 2 else found
 

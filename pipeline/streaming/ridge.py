@@ -156,7 +156,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
     """Ridge regression of targets that are 1 for a class and -1 otherwise; the largest value is the class.
 
     y may also be an indicator (rows, labels): then each label is predicted by itself. `class_weight` is None,
-    "balanced" or a weight a class, as of scikit-learn's RidgeClassifier.
+    "balanced" or a weight per class, as of scikit-learn's RidgeClassifier.
     """
 
     def __init__(

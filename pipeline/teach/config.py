@@ -35,7 +35,7 @@ class TeachConfig(Settings):
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="entries of `prepare`")
     input: Annotated[str | None, Field(description="of a run of fit: the tap, or taps joined by +")] = None
     head: Annotated[str | None, Field(description="of a run of fit")] = None
-    labels: Annotated[int | None, Field(ge=1, description="of a run of fit: labels a class")] = None
+    labels: Annotated[int | None, Field(ge=1, description="of a run of fit: labels per class")] = None
     draw: Annotated[int | None, Field(ge=0, description="of a run of fit: draw or seed")] = None
     classes: Annotated[
         tuple[str, ...], Field(description="of a backbone by itself: names of its outputs, where it has none")

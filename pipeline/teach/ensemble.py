@@ -30,7 +30,7 @@ def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) ->
 def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     """Logits float32 (n, classes) whose probabilities are the mean of those of several teachers, each as `logits`.
 
-    Classification: softmax, so log of the mean. Multilabel: a sigmoid a class, so the log odds of the mean. One
+    Classification: softmax, so log of the mean. Multilabel: a sigmoid per class, so the log odds of the mean. One
     teacher's logits come back as they are.
     """
     if len(logits) == 1:

@@ -58,6 +58,6 @@ def logits_of(model: Model, X: np.ndarray) -> np.ndarray:
 
 
 def _one_value(model: Model, X: Any) -> bool:
-    """Whether a head of two classes gives one decision value a row: then its scores are that value, twice."""
+    """Whether a head of two classes gives one decision value per row: then its scores are that value, twice."""
     two = model.kind == "classification" and len(model.classes) == 2
     return two and np.ndim(model.head.decision_function(X[:1])) == 1

@@ -1,6 +1,6 @@
 """A teacher's folder, open: its scores as logits, and its hints, by sample key. All that training sees of a teacher.
 
-data/teachers/<name>/logits/          features: a row of logits a sample, or packed by `top_k`
+data/teachers/<name>/logits/          features: a row of logits per sample, or packed by `top_k`
                      logits.view0/    those of an augmented copy of every sample
                      <node>/          hints: the rows of a node, as they are
                      teacher.json     what made them; written last

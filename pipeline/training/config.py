@@ -24,7 +24,7 @@ class LoopConfig(Settings):
 
     epochs: Annotated[int, Field(ge=1)] = Field(default=20, description="passes over the training rows")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="samples per step")
-    accumulate: Annotated[int, Field(ge=1, description="batches a step of the optimiser")] = 1
+    accumulate: Annotated[int, Field(ge=1, description="batches per step of the optimiser")] = 1
     learning_rate: Rate | Literal["auto"] = Field(
         default="auto", description="the highest one; auto: by the range test on the largest training set"
     )
@@ -42,7 +42,7 @@ class LoopConfig(Settings):
     ema: Annotated[Share | None, Field(description="decay of the moving average of the weights")] = None
     label_smoothing: Share = Field(default=0.0, description="share of each target that goes to all classes")
     class_weights: Annotated[
-        Literal["none", "balanced"] | dict[str, Rate], Field(description="or a weight a class, 1 for those left out")
+        Literal["none", "balanced"] | dict[str, Rate], Field(description="or a weight per class, 1 for those left out")
     ] = "none"
     mixup: Annotated[float, Field(ge=0, description="alpha; 0: off")] = 0.0
     cutmix: Annotated[float, Field(ge=0, description="alpha; 0: off")] = 0.0

@@ -1,4 +1,4 @@
-"""Losses by the kind of task: a value a row, so that a batch cut over steps or devices adds up to the same mean."""
+"""Losses by the kind of task: a value per row, so that a batch cut over steps or devices adds up to the same mean."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -107,7 +107,7 @@ class SupervisedLoss:
 def class_weights(
     wanted: str | Mapping[str, float], targets: np.ndarray, kind: Kind, classes: Sequence[str]
 ) -> Tensor | None:
-    """A weight a class, float32 (classes,), or None where there are none.
+    """A weight per class, float32 (classes,), or None where there are none.
 
     `targets`: of the training rows, class numbers (n,), or bool (n, classes) of a multilabel task. `balanced` is
     n / (classes × rows of the class), as scikit-learn has it; of a multilabel task, rows without the class over rows
