@@ -34,6 +34,7 @@ class EndLayers(nn.Sequential):
         self.kept, self.width = _LastTensor(), width
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Hold the output of the layers, and return zeros as wide as what the network expects."""
         output: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
         self.kept.tensor = output
         if isinstance(linear_layers(self)[-1], nn.Conv2d):
@@ -52,6 +53,7 @@ class InputCapture(nn.Module):
         self.kept, self.width = _LastTensor(), width
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Hold the input, and return zeros as wide as what the network expects; the input itself without a `width`."""
         self.kept.tensor = inputs
         return inputs if self.width is None else nn.functional.pad(inputs[..., :1] * 0, (0, self.width - 1))
 
@@ -142,5 +144,5 @@ def find_end(spec: BackboneSpec, network: nn.Module, at: str) -> dict[str, Any]:
 
 
 def linear_layers(part: nn.Module) -> list[Any]:
-    """The linear layers and convolutions of a classifier, be it one of them."""
+    """Return the linear layers and convolutions of a classifier, which may be one of these itself."""
     return [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
