@@ -112,7 +112,7 @@ def unknown_node(name: str, nodes: Iterable[str], *, backbone: str = "NAME") -> 
 
 
 def _letters(name: str) -> str:
-    """A name without what is easily mistaken in it: case, dots, underscores and blanks."""
+    """Return a name without what is easily mistaken in it: case, dots, underscores and blanks."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
@@ -122,5 +122,5 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
 
 
 def bullets(title: str, problems: Iterable[str]) -> str:
-    """Several problems as one message, a line each."""
+    """Return several problems as one message, one line each."""
     return "\n".join([title, *(f"  - {problem}" for problem in problems)])

@@ -33,28 +33,28 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says where there is 
 
 
 def content_key(data: bytes) -> str:
-    """The key of a sample: BLAKE2b of its bytes, 16 bytes as 32 hex digits (RFC 7693)."""
+    """Return the key of a sample: BLAKE2b of its bytes, 16 bytes as 32 hex digits (RFC 7693)."""
     return hashlib.blake2b(data, digest_size=KEY_BYTES).hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of some bytes, as hex digits."""
+    """Return SHA-256 of some bytes, as hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, as hex digits; memory does not grow with the file."""
+    """Return SHA-256 of a file, as hex digits; memory does not grow with the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    """Return JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a value, as hex digits."""
+    """Return SHA-256 of the canonical JSON of a value, as hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 

@@ -121,7 +121,7 @@ def read(folder: AnyPath, dataset: str, columns: Sequence[str] | None = None) ->
 def read_files(
     folder: Path, datasets: Sequence[str], columns: Sequence[str] = FILES_SCHEMA.names
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
+    """Yield some columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
     for dataset in datasets:
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
@@ -146,7 +146,7 @@ def labels_in(table: pa.Table) -> pa.Table:
 
 
 def _with_containers(table: Any, names: Sequence[str]) -> Any:
-    """A table or a batch with these columns; they are null where its file is older than they are."""
+    """Return a table or a batch with these columns; they are null where its file is older than they are."""
     for name in names:
         if name not in table.schema.names:
             field = FILES_SCHEMA.field(name)

@@ -27,7 +27,7 @@ class Measured:
     degraded: dict[str, str] = field(default_factory=dict)
 
     def drop(self, names: Sequence[str], reason: str) -> None:
-        """These metrics cannot be had, for a reason."""
+        """Set metrics that cannot be computed to None, with the reason."""
         self.values.update(dict.fromkeys(names))
         self.degraded.update(dict.fromkeys(names, reason))
 
@@ -42,7 +42,7 @@ def measure(
     given: Scores,
     head: str = "the head",
 ) -> Measured:
-    """The metrics of a kind of task; arrays as `Predictions` has them. `given` says what the scores are."""
+    """Return the metrics of a kind of task; arrays as `Predictions` has them. `given` says what the scores are."""
     if kind == "regression":
         return regression(targets, predicted)
     if kind == "multilabel":
@@ -59,7 +59,7 @@ def classification(
     given: Scores = "probability",
     head: str = "the head",
 ) -> Measured:
-    """Metrics of a classification.
+    """Return metrics of a classification.
 
     `targets`, `predicted`: class names (n,). `scores`: (n, classes) in the order of `classes`, or None: then `given`
     counts as none. Balanced accuracy and macro-F1 are the mean recall and F1 of the classes that have rows; micro-F1
@@ -88,7 +88,7 @@ def classification(
 
 
 def codes(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The number of each name in `classes`, int64 (n,); raises KeyError for a name that is not there."""
+    """Return the number of each name in `classes`, int64 (n,); raises KeyError for a name that is not there."""
     place = {name: number for number, name in enumerate(classes)}
     return np.array([place[name] for name in names], dtype=np.int64)
 
@@ -96,7 +96,7 @@ def codes(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 def _ranked(
     found: Measured, target: np.ndarray, scores: np.ndarray | None, classes: int, *, given: Scores, head: str
 ) -> None:
-    """Metrics of the order of scores, which decision values have too."""
+    """Add the metrics of the order of scores, which decision values have too."""
     from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
     top = [f"top{TOP}"] if classes > TOP else []
@@ -127,7 +127,7 @@ def _probabilistic(
     given: Scores,
     head: str,
 ) -> None:
-    """Metrics of probabilities."""
+    """Add the metrics of probabilities."""
     from sklearn.metrics import brier_score_loss, log_loss
 
     if scores is None or given != "probability":
@@ -143,7 +143,7 @@ def _probabilistic(
 def multilabel(
     targets: np.ndarray, predicted: np.ndarray, scores: np.ndarray, *, given: Scores, head: str = "the head"
 ) -> Measured:
-    """Metrics of a multilabel task: bool (n, classes) twice, and scores (n, classes).
+    """Return metrics of a multilabel task: bool (n, classes) twice, and scores (n, classes).
 
     `map` and macro-F1 are means over the classes that have rows, AUROC that of classes that some rows have and others
     have not. Subset accuracy counts rows whose classes are all right.
@@ -176,7 +176,7 @@ def multilabel(
 
 
 def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
-    """R², mean absolute error, root of the mean squared error and Spearman's rank correlation; float64 (n,) twice."""
+    """Return R², mean absolute error, root of the mean squared error and Spearman's correlation; float64 (n,) twice."""
     from scipy.stats import spearmanr
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
@@ -208,7 +208,7 @@ def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes:
 
 
 def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> list[dict[str, Any]]:
-    """Equal-width bins of confidence: count, mean confidence and accuracy of each bin that is not empty."""
+    """Return equal-width bins of confidence: count, mean confidence and accuracy of each bin that is not empty."""
     places = np.clip((confidence * bins).astype(int), 0, bins - 1)
     return [
         {
@@ -221,7 +221,8 @@ def reliability(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS
 
 
 def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, *, bins: int = BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by count (Guo et al. 2017, eq. 3).
+    """Return mean gap between confidence and accuracy over equal-width bins, weighted by count (Guo et al. 2017, eq.
+    3).
 
     `correct`: bool (n,). `confidence`: the probability of the predicted class (n,).
     """

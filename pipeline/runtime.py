@@ -83,12 +83,12 @@ SILENT = Reporter()
 
 
 def cores() -> int:
-    """How many processor cores this thread, and those that it starts, may use."""
+    """Return how many processor cores this thread, and those that it starts, may use."""
     return len(core_numbers())
 
 
 def core_numbers() -> list[int]:
-    """The same by their numbers."""
+    """Return the numbers of the processor cores that this thread, and those that it starts, may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -192,12 +192,12 @@ def repeatable_kernels() -> Iterator[None]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed versions of some packages, for the record of how a thing was made."""
+    """Return the installed versions of some packages, for the record of how a thing was made."""
     return {package: metadata.version(package) for package in sorted(packages)}
 
 
 def parallel_map(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | None = None) -> Generator[Any]:
-    """`map` in threads, one a core unless said otherwise; only a few results wait for their reader."""
+    """Do what `map` does in threads, one per core by default; only a few results wait for their reader."""
     if len(items) < 2:
         yield from map(act, items)
         return

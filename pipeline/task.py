@@ -81,7 +81,7 @@ class Task:
         return np.asarray(self.table["key"])
 
     def paths_of(self, keys: np.ndarray) -> pa.Array:
-        """The path of each key of the task; null in a task that was written without paths."""
+        """Return the path of each key of the task; null in a task that was written without paths."""
         if "path" not in self.table.column_names:
             return pa.nulls(len(keys), pa.string())
         return self.table["path"].combine_chunks().take(pa.array(np.searchsorted(self.keys, keys)))
@@ -127,16 +127,16 @@ class Task:
         return sum(name.startswith("draw_") for name in self.table.column_names)
 
     def rows(self, split: str) -> np.ndarray:
-        """The row numbers of a split."""
+        """Return the row numbers of a split."""
         return np.flatnonzero(self.table["split"].to_numpy() == split)
 
     def keys_of(self, split: str) -> list[str]:
-        """The keys of a split, in their order: `features.subset(task.keys_of("train"))` is its view of a tap."""
+        """Return the keys of a split, in their order: `features.subset(task.keys_of("train"))` is its view of a tap."""
         keys: list[str] = self.table["key"].take(pa.array(self.rows(split))).to_pylist()
         return keys
 
     def few(self, draw: int, labels_per_class: int) -> np.ndarray:
-        """The row numbers of the training set of one draw with so many labels per class."""
+        """Return the row numbers of the training set of one draw with so many labels per class."""
         rank = self.table[f"draw_{draw}"].to_numpy(zero_copy_only=False)
         return np.flatnonzero((rank >= 0) & (rank < labels_per_class))
 
@@ -174,7 +174,7 @@ def name_some(rows: Mapping[str, int]) -> str:
 
 
 def array_of(column: pa.ChunkedArray, kind: Kind, classes: Sequence[str]) -> np.ndarray:
-    """A column of targets as an array: text (n,), bool (n, classes) or float64 (n,)."""
+    """Convert a column of targets to an array: text (n,), bool (n, classes) or float64 (n,)."""
     if kind == "regression":
         return np.asarray(column, dtype=np.float64)
     if kind == "classification":
@@ -187,7 +187,7 @@ def array_of(column: pa.ChunkedArray, kind: Kind, classes: Sequence[str]) -> np.
 
 
 def column_of(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> pa.Array:
-    """The inverse of `array_of`."""
+    """Convert an array of targets to a column: the inverse of `array_of`."""
     if kind == "multilabel":
         names = np.asarray(classes, dtype=object)
         return pa.array([names[row].tolist() for row in targets], TYPES[kind])

@@ -20,7 +20,7 @@ class Line(str):
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, inset: bool = False) -> str:
-    """Columns for the terminal, all to the left, with a line under the header.
+    """Return columns for the terminal, all to the left, with a line under the header.
 
     `inset`, for a table that stands below a sentence: two spaces in, without the line, all but the first column to the
     right.
@@ -40,7 +40,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, inset: bool =
 
 
 def human(size: int) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes as people read it."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
@@ -48,7 +48,7 @@ def human(size: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them."""
+    """Return a number of seconds as people read it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -136,6 +136,6 @@ def _has_no_width(letter: str) -> bool:
 
 
 def _is_odd(name: str) -> bool:
-    """Whether a name has blanks at its ends or in pairs, or letters that no script needs and no screen shows."""
+    """Return whether a name has blanks at its ends or in pairs, or letters that no script needs and no screen shows."""
     controls = any(unicodedata.category(one) == "Cc" or one in "\u200b\u2060\ufeff\u00ad" for one in name)
     return controls or name != name.strip() or not name or "  " in name

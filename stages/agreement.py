@@ -13,7 +13,7 @@ from stages.names import RESERVED, RUNS, unusable_names
 
 
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
-    """Names in one section that another section does not have.
+    """Return the problems of names in one section that another section does not have.
 
     `values`: as `pipeline.settings.check.check` returns them. An entry of `raw` that is wrong in itself is a problem
     that is known: it is not reported once more by those who name it. A section that is left out has no entries.
@@ -104,7 +104,7 @@ def _say_absent(what: str, name: str, section: str, named: Mapping[str, list[str
 
 
 def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """What entries of `finetune` name that other sections do not have."""
+    """Return the problems of entries of `finetune`: names that other sections do not have."""
     problems: list[str] = []
     extracted = values.get("extract", {})
     for name, item in every(values, "finetune"):
@@ -127,7 +127,7 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
 
 
 def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
-    """What does not go together with the network of the run that a run of finetune starts from."""
+    """Return what does not go together with the network of the run that a run of finetune starts from."""
     stated = item.classifier.model_fields_set if item.start in values.get("fit", {}) else set()
     for names, expected in (({"hidden", "convolution"}, "one layer, that"), ({"init"}, "that")):
         if given := names & stated:
@@ -151,7 +151,9 @@ def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
 
 
 def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """What entries of `distill` name that other sections do not have, or that have not what is asked for."""
+    """Return the problems of entries of `distill`: names that other sections lack, and what their entries do not
+    have.
+    """
     problems: list[str] = []
     taught = values.get("teach", {})
     for name, item in every(values, "distill"):
@@ -178,7 +180,7 @@ def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> li
 
 
 def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mapping[str, Any]) -> list[str]:
-    """What a run of distill asks of a teacher that it has not; each begins with the key."""
+    """Return what a run of distill asks of a teacher and the teacher lacks; each begins with the key."""
     problems = []
     one = values["teach"][name]
     lacking = sorted(wanted - set(one.datasets))
@@ -201,7 +203,7 @@ def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mappin
 
 
 def _circle(values: Mapping[str, Any]) -> list[str]:
-    """Runs that wait for each other: DVC would say so without a way out."""
+    """Return the runs that wait for each other: DVC would name them without a way out."""
     trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
     graph = {name: {item.start} & trained for name, item in every(values, "finetune")}
     graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
@@ -219,7 +221,9 @@ def _circle(values: Mapping[str, Any]) -> list[str]:
 
 
 def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """What entries of `teach` name that other sections do not have, and what does not suit the run they name."""
+    """Return the problems of entries of `teach`: names that other sections lack, and what does not suit the
+    named run.
+    """
     problems: list[str] = []
     for name, item in every(values, "teach"):
         where = f"teach.{name}"
@@ -261,7 +265,7 @@ def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list
 
 
 def _of_head(item: Any, run: Any, values: Mapping[str, Any]) -> list[str]:
-    """What a teacher asks of a run of fit that it has not; each begins with the key."""
+    """Return what a teacher asks of a run of fit and the run lacks; each begins with the key."""
     problems = []
     inputs = ["+".join([one] if isinstance(one, str) else one) for one in run.inputs]
     if item.input is not None and item.input not in inputs:

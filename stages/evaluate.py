@@ -34,7 +34,7 @@ def forget_all_but(runs: Collection[str]) -> None:
 
 
 def _evaluated(config: EvaluateConfig, name: str, task: str) -> str:
-    """The numbers of a run in a line, measured if need be."""
+    """Return the numbers of a run in a line, measured if need be."""
     tables = project.TABLES / f"{name}.json"
     others = {
         "numbers": project.NUMBERS / f"{name}.json",

@@ -72,7 +72,7 @@ HINTS: Mapping[type[OSError], str] = {
 
 
 def sections() -> dict[str, Section]:
-    """The table of settings models, imported."""
+    """Import the settings models and return the table of them."""
     found = {}
     for name, (path, named) in SECTIONS.items():
         module, attribute = path.split(":")
@@ -97,7 +97,7 @@ def examine(path: Path = PARAMS) -> tuple[dict[str, Any], list[str]]:
 
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
-    """The entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
+    """Return the entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
     arguments, named = _arguments(argv), settings()[section]
     if len(arguments) != 1:
         raise ConfigError(
@@ -108,14 +108,16 @@ def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
 
 
 def entries(stage: str, named: Mapping[str, Any], argv: list[str] | None = None) -> list[str]:
-    """The entries that a stage was called for, as `python -m stages.<stage> <name> …`: all where it names none."""
+    """Return the entries that a stage was called for, as `python -m stages.<stage> <name> …`: all where it names
+    none.
+    """
     arguments = _arguments(argv)
     _known(stage, arguments, named)
     return arguments or list(named)
 
 
 def runs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All entries that write predictions: those of `fit`, `finetune` and `distill`, whose names differ."""
+    """Return all entries that write predictions: those of `fit`, `finetune` and `distill`, whose names differ."""
     return {**values["fit"], **values["finetune"], **values["distill"]}
 
 
@@ -257,7 +259,7 @@ def say(line: str) -> None:
 
 
 def log(line: str) -> None:
-    """A line for a log file: where a person looks on, the bar says enough."""
+    """Print a line for a log file; where a person looks on, the bar says enough."""
     if not _has_bar() and QUIET not in sys.argv:
         print(line, flush=True)
 
@@ -276,7 +278,7 @@ def _has_size() -> bool:
 
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Bar]:
-    """A progress bar with rate and time left; none with `--quiet`, and where the output is no terminal.
+    """Yield a progress bar with rate and time left; none with `--quiet`, and where the output is no terminal.
 
     The time that is left is shown from `WORTH` seconds on: a rate that was measured for less says little.
     """

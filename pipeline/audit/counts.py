@@ -24,12 +24,12 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def splits_of(task: Task) -> list[str]:
-    """The splits that have rows, in their order."""
+    """Return the splits that have rows, in their order."""
     return [name for name in SPLITS if len(task.rows(name))]
 
 
 def classes(task: Task) -> dict[str, dict[str, int]] | None:
-    """Rows of each class, or with each label, a split; None of a regression."""
+    """Return the rows of each class, or with each label, per split; None for a regression."""
     if task.kind == "regression":
         return None
     return {split: _counts(task, task.rows(split)) for split in splits_of(task)}
@@ -53,7 +53,7 @@ def targets(task: Task) -> dict[str, dict[str, Any]] | None:
 
 
 def domains(task: Task) -> dict[str, dict[str, int]] | None:
-    """Rows of each domain, a split; None where all rows are of one."""
+    """Return the rows of each domain per split; None where all rows are of one."""
     if "domain" not in task.table.column_names or len(pc.unique(task.table["domain"])) < 2:
         return None
     names = task.table["domain"].to_numpy()
@@ -61,7 +61,7 @@ def domains(task: Task) -> dict[str, dict[str, int]] | None:
 
 
 def shift(task: Task) -> dict[str, Any]:
-    """The distance of each two splits, and of each two domains, the farthest first."""
+    """Return the distance of each two splits, and of each two domains, the farthest first."""
     by_split = {split: task.rows(split) for split in splits_of(task)}
     by_domain = {}
     if domains(task) is not None:
@@ -75,7 +75,7 @@ def shift(task: Task) -> dict[str, Any]:
 
 
 def copies(manifests: Path, datasets: Sequence[str], task: Task) -> dict[str, Any]:
-    """Byte duplicates: none across splits, since a row is a content; and what was left out for that.
+    """Return the byte duplicates that were left out; none are across splits, since a row is a distinct content.
 
     `excluded` copies within a data set and `conflicts`, copies with different labels, as prepare found them, with their
     paths; `between_datasets` contents that several data sets have, which are one row.

@@ -55,7 +55,7 @@ class Pair:
 
 
 def centre(rows: Any) -> Centre:
-    """One pass: the mean, float32 (width,), summed in float64, and which rows say something, bool (rows,)."""
+    """Return the mean, float32 (width,), summed in float64, and which rows are not constant, bool (rows,): one pass."""
     telling = np.zeros(rows.shape[0], dtype=bool)
     total, lengths = np.zeros(rows.shape[1]), np.zeros(rows.shape[0])
     for where, block in blocks(rows, check=False):
@@ -72,7 +72,8 @@ def centre(rows: Any) -> Centre:
 
 
 def near_duplicates(parts: Mapping[str, Any], *, near: float, most: int) -> tuple[int, list[Pair]]:
-    """How many pairs of rows of two splits have a cosine of `near` or more, and the nearest of them, nearest first.
+    """Return how many pairs of rows of two splits have a cosine of `near` or more, and the nearest of them, nearest
+    first.
 
     `parts` are row sources with rows of length 1, a split each. The count is of float32 products; the cosines of the
     pairs that are returned are worked out once more in float64.
@@ -87,7 +88,7 @@ def near_duplicates(parts: Mapping[str, Any], *, near: float, most: int) -> tupl
 
 
 def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row the class that most of its nearest rows have, the share of them, and whether it was judged.
+    """Return for each row the class that most of its nearest rows have, their share, and whether the row was judged.
 
     Text (rows,), float64 (rows,), bool (rows,). A row is not its own neighbour. Rows of a class that has fewer others
     than `neighbours` are not judged: most of what is near them is of another class wherever they lie.
@@ -108,14 +109,16 @@ def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np
 
 
 def multiply_adds(sizes: Sequence[int], width: int, *, neighbours: bool) -> int:
-    """What an audit of so many rows per split costs: the products of rows of two splits, and of all rows."""
+    """Return the cost of an audit of so many rows per split: products of rows of two splits, and of all rows."""
     rows = sum(sizes)
     across = (rows**2 - sum(size**2 for size in sizes)) // 2
     return width * (across + (rows**2 if neighbours else 0))
 
 
 def _between(first: Any, second: Any, *, near: float, most: int) -> tuple[int, list[tuple[int, int]]]:
-    """The number of near pairs, and the nearest of them as numbers of rows in both; ties in the order of rows."""
+    """Return the number of near pairs, and the nearest of them as numbers of rows in both; ties in the order of
+    rows.
+    """
     if len(first) > len(second):  # the larger one is read once for each block of the smaller one
         count, turned = _between(second, first, near=near, most=most)
         return count, [(a, b) for b, a in turned]

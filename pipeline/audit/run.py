@@ -35,7 +35,7 @@ def audit(
     extracted: Mapping[str, Extracted],
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """What `data/audits/<task>.json` has.
+    """Audit one task, and return the content of `data/audits/<task>.json`.
 
     `features` holds a folder per backbone, and `extracted` says what each is of. Where none has the data sets of the
     task, the parts that need features are only the reason `why`.
@@ -98,7 +98,7 @@ class Seen:
         return {split: rows for split, rows in found.items() if len(rows)}
 
     def source(self, rows: np.ndarray, *, unit: bool) -> Centred:
-        """Some rows without the mean of all."""
+        """Return some rows, less the mean of all rows."""
         return Centred(Rows([self.tap], self.keys[rows].tolist()), self.mean, unit=unit)
 
 
@@ -140,7 +140,7 @@ def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
 
 
 def _no_judgement(config: AuditConfig, seen: Seen) -> str | None:
-    """Why neighbours have nothing to say about the targets, if they have not."""
+    """Return why neighbours have nothing to say about the targets, if they have not."""
     if seen.task.kind != "classification":
         return f"neighbours are asked for a class, and this is a task of kind {seen.task.kind}"
     if len(seen.rows) <= config.neighbours:

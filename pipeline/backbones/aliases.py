@@ -27,7 +27,7 @@ MIXED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
 
 
 def aliases(architecture: Mapping[str, Any], taps: Taps) -> dict[str, str]:
-    """Each alias with its node; a name that a node has is no alias."""
+    """Return each alias with its node; a name that a node has is no alias."""
     name = str(architecture.get("name", ""))
     found: list[tuple[str, str]] = [*_blocks(taps), *_class_token(taps)]
     if name.startswith("vgg"):
@@ -48,7 +48,7 @@ def aliases(architecture: Mapping[str, Any], taps: Taps) -> dict[str, str]:
 
 
 def _vgg(taps: Taps) -> Iterator[tuple[str, str]]:
-    """conv<block>_<number>: a block ends with its pooling."""
+    """Yield the aliases of VGG, conv<block>_<number>; a block ends with its pooling."""
     block, number = 1, 0
     for node in _below("features", taps):
         kind = taps[node].kind
@@ -65,7 +65,7 @@ def _vgg(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _alexnet(taps: Taps) -> Iterator[tuple[str, str]]:
-    """A pooling has the number of the convolution before it."""
+    """Yield the aliases of AlexNet; a pooling has the number of the convolution before it."""
     number = 0
     names = {"Conv2d": "conv", "ReLU": "relu", "MaxPool2d": "pool"}
     for node in _below("features", taps):
@@ -75,7 +75,7 @@ def _alexnet(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _classifier(taps: Taps) -> Iterator[tuple[str, str]]:
-    """The fully connected layers count on from five blocks of convolutions."""
+    """Yield the aliases of fully connected layers, which count on from five blocks of convolutions."""
     number = 5
     for node in _below("classifier", taps):
         number += taps[node].kind == "Linear"
@@ -88,7 +88,7 @@ def _below(parent: str, taps: Taps) -> list[str]:
 
 
 def _blocks(taps: Taps) -> Iterator[tuple[str, str]]:
-    """The blocks of a network that has one class of them; timm's `Block` is that of its transformers."""
+    """Yield the blocks of a network that has one class of them; timm's `Block` is that of its transformers."""
     kinds = {tap.kind for tap in taps.values()}
     present = [kind for kind in BLOCKS if kind in kinds] or [kind for kind in SMALL_BLOCKS if kind in kinds]
     if len(present) == 1:
@@ -97,7 +97,9 @@ def _blocks(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _class_token(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Where the last layer gets the class token as its norm made it; not where it gets the mean over the patches."""
+    """Yield where the last layer gets the class token as its norm made it; not where it gets the mean over the
+    patches.
+    """
     last = taps.get("penultimate")
     tokens = [tap for tap in taps.values() if tap.class_token]
     mean = "fc_norm" in taps and taps["fc_norm"].kind != "Identity"

@@ -54,7 +54,7 @@ def replace_classifier(
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """An untrained network from the settings in backbone.json."""
+    """Return an untrained network from the settings in backbone.json."""
     return _put(serialization.build(architecture["base"]), architecture)
 
 
@@ -93,7 +93,7 @@ def place_of(spec: BackboneSpec) -> str:
 
 
 def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the modules that a headed architecture adds to its base; none for other architectures."""
+    """Return the names of the modules that a headed architecture adds to its base; none for other architectures."""
     if architecture.get("family") != "headed":
         return ()
     more = architecture["convolution"]
@@ -101,7 +101,7 @@ def new_parts(architecture: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def last_layer(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
-    """The layer of a headed network that gives the logits."""
+    """Return the layer of a headed network that gives the logits."""
     last: nn.Module = linear_layers(network.get_submodule(architecture["at"]))[-1]
     return last
 
@@ -127,7 +127,9 @@ def start_from(network: nn.Module, architecture: Mapping[str, Any], linear: nn.L
 
 
 def _appended(spec: BackboneSpec) -> dict[str, Any]:
-    """The width of what an appended classifier gets, and how that is made of the network's output, or of `parts`."""
+    """Return the width of what an appended classifier gets, and how that is made of the network's output, or of
+    `parts`.
+    """
     tap = spec.taps[PENULTIMATE]
     if len(tap.shape) == 1:
         parts = {name: part.model_dump(mode="json") for name, part in tap.parts.items()}
@@ -139,7 +141,7 @@ def _appended(spec: BackboneSpec) -> dict[str, Any]:
 
 
 def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
-    """The network with the parts that the architecture adds, on the device and in the mode of the network."""
+    """Return the network with the parts that the architecture adds, on the device and in the mode of the network."""
     at, classes, hidden = architecture["at"], architecture["classes"], architecture["hidden"]
     like = next(network.parameters())
     if "width" in architecture and not hasattr(network, at):
@@ -177,7 +179,7 @@ def _named(spec: BackboneSpec) -> str:
 
 
 def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module:
-    """A new layer of the kind of the old one."""
+    """Return a new layer of the kind of the old one."""
     if isinstance(old, nn.Linear):
         return nn.Linear(before, after)
     if not first:
@@ -186,7 +188,9 @@ def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module
 
 
 def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
-    """Where a layer can be put after the last maps: at the end of the last sequence of modules that gives maps."""
+    """Return where a layer can be put after the last maps: at the end of the last sequence of modules that gives
+    maps.
+    """
     nodes, last = list(spec.taps), spec.taps[PENULTIMATE]
     classifier = last.input_of or next(iter(last.parts), PENULTIMATE)
     for node in reversed(nodes[: nodes.index(classifier)]):
@@ -201,6 +205,8 @@ def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
 
 
 def _in_line(network: nn.Module, node: str) -> bool:
-    """Whether a sequence of modules stands in the network itself, or in sequences alone: no way leads past it."""
+    """Return whether a sequence of modules stands in the network itself, or in sequences alone: no way leads
+    past it.
+    """
     owner = node.rpartition(".")[0]
     return not owner or (type(network.get_submodule(owner)) is nn.Sequential and _in_line(network, owner))

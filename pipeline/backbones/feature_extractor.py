@@ -34,11 +34,11 @@ class Tapped(nn.Module):
         return tuple(found[name].float() for name in self.names)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Images float32 (n, channels, height, width), channels-last in memory."""
+        """Return images float32 (n, channels, height, width), channels-last in memory."""
         return normalised(pixels, self.mean, self.std)
 
 
 def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels uint8 (n, h, w, c) to images float32 (n, c, h, w), less `mean`, over `std`, each (1, c, 1, 1)."""
+    """Convert pixels uint8 (n, h, w, c) to images float32 (n, c, h, w), less `mean`, over `std`, each (1, c, 1, 1)."""
     # (n, h, w, c) bytes seen as (n, c, h, w) are channels-last already: nothing is copied.
     return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

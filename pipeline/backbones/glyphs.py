@@ -24,7 +24,7 @@ class GlyphNet(nn.Module):
         self.classifier = nn.Linear(before, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, 1, 32, 32) to logits (n, classes)."""
+        """Compute logits (n, classes) of images (n, 1, 32, 32)."""
         for part in self.children():
             images = part(images)
         return images
@@ -43,5 +43,5 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """An untrained network from the settings in backbone.json."""
+    """Return an untrained network from the settings in backbone.json."""
     return GlyphNet(classes=architecture["classes"], widths=tuple(architecture["widths"]))

@@ -203,7 +203,7 @@ class Functions(TorchFunctionMode):
         self._hooks.close()
 
     def aside(self, seen: Seen) -> Seen:
-        """`seen`, for hooks of modules: the functions that it calls itself are none of the network's."""
+        """Hide the functions that `seen` calls itself from the record of the network."""
 
         def call(node: str, value: Any) -> None:
             self._aside = True
@@ -235,10 +235,10 @@ class Functions(TorchFunctionMode):
 
 
 def numbered(name: str, call: int) -> str:
-    """The node of the first, second, … call: call 0, 1, …"""
+    """Return the node of the first, second, … call: call 0, 1, …"""
     return f"{name}_{call}" if call else name
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a graph shows a module as one node: torch's own layers, but for containers."""
+    """Return whether a graph shows a module as one node: torch's own layers, but for containers."""
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

@@ -33,7 +33,7 @@ Layout = Literal["CHW", "HWC", "LC", "other"]
 
 
 def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """All nodes of a network that give one tensor with a row per sample, in the order in which they are made.
+    """Return all nodes of a network that give one tensor with a row per sample, in the order in which they are made.
 
     The network runs twice, with the same first image beside another: a first row that differs depends on its batch.
     Then it runs twice without computing, on one image more and on images of twice the size: the first axis must grow
@@ -109,7 +109,7 @@ def _averaged(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
 
 
 def _images(shape: Shape, *, seed: int) -> Tensor:
-    """Random images, the first of them always the same."""
+    """Return random images, the first of them always the same."""
     same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
 
@@ -233,7 +233,7 @@ class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
-    """The nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
+    """Return the nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
     inputs = {}
     if PENULTIMATE in nodes:
         part = nodes[PENULTIMATE].input_of
@@ -266,12 +266,14 @@ def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width
 
 
 def _prefix_tokens(module: nn.Module) -> int:
-    """How many tokens stand before those of the patches: timm says it, torchvision's networks have one or none."""
+    """Return how many tokens stand before those of the patches: timm says it, torchvision's networks have one or
+    none.
+    """
     return int(getattr(module, "num_prefix_tokens", 1 if hasattr(module, "class_token") else 0))
 
 
 def _layout(row: Shape, larger: Shape) -> Layout | None:
-    """The layout by the axes that grow with the image; None for tokens and maps of a fixed size."""
+    """Return the layout by the axes that grow with the image; None for tokens and maps of a fixed size."""
     if len(row) not in (2, 3) or len(row) != len(larger):
         return "other"
     grown = tuple(after > before for before, after in zip(row, larger, strict=True))

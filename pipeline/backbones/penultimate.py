@@ -57,13 +57,13 @@ def find_classifier(
 
 
 def has_weights(part: nn.Module) -> bool:
-    """Whether a module has weights itself. One with a single number, such as a temperature, has none."""
+    """Return whether a module has weights itself. One with a single number, such as a temperature, has none."""
     return any(one.numel() > 1 for one in part.parameters(recurse=False))
 
 
 @torch.no_grad()
 def decide(module: nn.Module, names: Sequence[str], images: Tensor) -> bool:
-    """Whether the output follows from what some modules get: other images give the same."""
+    """Return whether the output follows from what some modules get: other images give the same."""
     kept = dict(zip(names, _got(module, names, images), strict=True))
 
     def put(name: str) -> Any:
@@ -107,7 +107,7 @@ def _is_linear(part: nn.Module, got: Tap) -> bool:
 
 
 def _is_taken_out(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
-    """Whether an identity under a classifier's name ran after all layers with weights."""
+    """Return whether an identity under a classifier's name ran after all layers with weights."""
     last = max((number for number, name in enumerate(ran) if has_weights(parts[name])), default=-1)
     for name in ran[last + 1 :]:
         *_, owner, own = ["", *name.split(".")]
@@ -117,13 +117,13 @@ def _is_taken_out(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
 
 
 def _is_behind(parts: Mapping[str, nn.Module], layers: Sequence[str], classes: Any) -> bool:
-    """Whether the last layer is a norm or a scale behind a classifier of so many classes."""
+    """Return whether the last layer is a norm or a scale behind a classifier of so many classes."""
     before, last = parts[layers[-2]], parts[layers[-1]]
     return isinstance(before, nn.Linear | nn.Conv2d) and _is_norm(last) and before.weight.shape[0] == classes
 
 
 def _is_norm(part: nn.Module) -> bool:
-    """Whether all weights of a module are one number per channel."""
+    """Return whether all weights of a module are one number per channel."""
     return all(one.ndim <= 1 for one in part.parameters(recurse=False))
 
 
@@ -148,7 +148,9 @@ def _side_by_side(module: nn.Module, layers: Sequence[str], images: Tensor) -> l
 
 @torch.no_grad()
 def _effects(module: nn.Module, name: str, others: Sequence[str], images: Tensor) -> tuple[bool, bool]:
-    """Whether another output of a layer changes what some others get, and whether it changes the network's output."""
+    """Return whether another output of a layer changes what some others get, and whether it changes the network's
+    output.
+    """
     got: list[dict[str, Tensor]] = [{}, {}]
     outputs = []
 

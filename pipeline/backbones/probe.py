@@ -89,7 +89,7 @@ def _outputs(network: nn.Module, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors of an output, whatever holds them."""
+    """Yield all tensors of an output, whatever holds them."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):

@@ -20,7 +20,7 @@ SEED = 0
 
 @functools.lru_cache(maxsize=16)
 def matrix(width: int, dimensions: int) -> "csr_matrix":
-    """The projection of rows of a width, float32 (dimensions, width); equal arguments give equal matrices."""
+    """Return the projection of rows of a width, float32 (dimensions, width); equal arguments give equal matrices."""
     from sklearn.random_projection import SparseRandomProjection
 
     random = SparseRandomProjection(n_components=dimensions, random_state=SEED, dense_output=True)
@@ -29,7 +29,7 @@ def matrix(width: int, dimensions: int) -> "csr_matrix":
 
 
 def digest(width: int, dimensions: int) -> str:
-    """SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
+    """Return SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
     drawn = matrix(width, dimensions)
     total = hashlib.sha256()
     for part in (drawn.indptr.astype("<i8"), drawn.indices.astype("<i8"), drawn.data.astype("<f4")):
@@ -38,7 +38,7 @@ def digest(width: int, dimensions: int) -> str:
 
 
 def project(rows: np.ndarray, dimensions: int) -> np.ndarray:
-    """Rows (n, ...), flattened, to float32 (n, dimensions)."""
+    """Project rows (n, ...), flattened, to float32 (n, dimensions)."""
     flat = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
     projected: np.ndarray = np.ascontiguousarray((matrix(flat.shape[1], dimensions) @ flat.T).T)
     return projected

@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 
 @torch.inference_mode()
 def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
-    """Rows of `penultimate`, unpooled or flattened (n, ...), to logits float32 (n, classes).
+    """Compute logits float32 (n, classes) of rows of `penultimate`, unpooled or flattened (n, ...).
 
     A row that is a mean over positions stands at each of them. A network without a classifier gives its rows as they
     are. Raises BackboneError if the network has no such node, or

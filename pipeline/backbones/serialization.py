@@ -42,7 +42,9 @@ class Backbone:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    """Return SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their
+    names.
+    """
     total = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -52,7 +54,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """An untrained network by its family; raises BackboneError if there is no such family."""
+    """Return an untrained network by its family; raises BackboneError if there is no such family."""
     family = architecture.get("family", "")
     if family not in ARCHITECTURES:
         raise BackboneError(unknown("architecture family", family, ARCHITECTURES))
@@ -85,7 +87,9 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
 
 
 def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What to set where weights were saved with a wrapper around the network, such as DataParallel's `module.`."""
+    """Return what to set where weights were saved with a wrapper around the network, such as DataParallel's
+    `module.`.
+    """
     ends = ((key, dot.end()) for key in state for dot in re.finditer(r"\.", key))
     fitting = Counter(key[:end] for key, end in ends if key[end:] in own)
     best, count = next(iter(fitting.most_common(1)), ("", 0))
@@ -95,7 +99,7 @@ def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def freeze(network: nn.Module) -> nn.Module:
-    """Evaluation mode and no gradients, for good."""
+    """Set a network to evaluation mode and switch off gradients, for good."""
     return network.eval().requires_grad_(False)
 
 

@@ -128,11 +128,11 @@ class BackboneSpec(Settings):
     probe: Probe | None = Field(default=None, description="None of older files, and where it draws at random")
 
     def node(self, name: str) -> str:
-        """The node that a name or an alias stands for; a name that is neither comes back as it is."""
+        """Return the node that a name or an alias stands for; a name that is neither comes back as it is."""
         return name if name in self.taps else self.aliases.get(name, name)
 
     def viewed(self, view: View | None) -> "BackboneSpec":
-        """The same backbone, that sees an augmented copy of every sample; itself without a view."""
+        """Return the backbone with an augmented view as its input; the backbone itself without a view."""
         if view is None:
             return self
         image = self.input.image.model_copy(update={"view": view})
@@ -160,7 +160,7 @@ class TapSpec(Settings):
 
 
 def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:
-    """The shape of one row after pooling; raises ValueError if the pooling does not fit the tap."""
+    """Return the shape of one row after pooling; raises ValueError if the pooling does not fit the tap."""
     if pool == "none":
         return tap.shape
     if pool == "flatten":
@@ -187,13 +187,13 @@ def pooled_shape(tap: Tap, pool: str) -> tuple[int, ...]:
 
 
 def row_shape(tap: Tap, spec: TapSpec) -> tuple[int, ...]:
-    """The shape of one stored row; raises ValueError if the pooling does not fit the tap."""
+    """Return the shape of one stored row; raises ValueError if the pooling does not fit the tap."""
     pooled = pooled_shape(tap, spec.pool)
     return pooled if spec.project is None else (spec.project,)
 
 
 def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str) -> dict[str, TapSpec]:
-    """The same taps with nodes in the place of aliases.
+    """Return the taps with nodes in the place of aliases.
 
     Raises BackboneError with all nodes that do not exist, and with those whose rows depend on the rest of their batch.
     """

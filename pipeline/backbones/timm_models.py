@@ -19,17 +19,17 @@ SETTINGS = ("num_classes", "img_size")
 
 
 def names() -> list[str]:
-    """Every model of the installed timm, without tags."""
+    """Return every model of the installed timm, without tags."""
     return list(_timm().list_models())
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """An untrained model from the settings in backbone.json."""
+    """Return an untrained model from the settings in backbone.json."""
     return _create(architecture, pretrained=False)
 
 
 def weights_entry(model: str, tag: str | None) -> Any:
-    """timm's settings of a set of weights; raises BackboneError with the models or the tags that exist."""
+    """Return timm's settings of a set of weights; raises BackboneError with the models or the tags that exist."""
     timm = _timm()
     _known(model)
     tags = _tags(model)
@@ -47,7 +47,7 @@ def _tags(model: str) -> list[str]:
 
 
 def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputSpec]:
-    """The input of each set of weights of a model, by its tag; without those that icecore cannot reproduce."""
+    """Return the input of each set of weights of a model, by its tag; without those that icecore cannot reproduce."""
     found = {}
     for tag in _tags(model):
         with contextlib.suppress(BackboneError):
@@ -56,13 +56,13 @@ def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputS
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
-    """What backbone.json keeps of a model that is to hold weights of an entry."""
+    """Return what backbone.json keeps of a model that is to hold weights of an entry."""
     size = {"img_size": list(entry.input_size[1:])} if entry.fixed_input_size else {}
     return {"family": "timm", "name": model, "tag": entry.tag, "num_classes": classes or entry.num_classes, **size}
 
 
 def preprocessing(model: str, entry: Any, *, own_size: bool = False) -> InputSpec:
-    """The input that a set of weights is evaluated with, as timm states it.
+    """Return the input that a set of weights is evaluated with, as timm states it.
 
     `own_size`: the user's settings replace resize and crop, so that those of timm need not be reproduced.
     """
@@ -80,13 +80,13 @@ def preprocessing(model: str, entry: Any, *, own_size: bool = False) -> InputSpe
 
 
 def origin(entry: Any) -> dict[str, str]:
-    """Licence and addresses, where timm states them."""
+    """Return licence and addresses, where timm states them."""
     stated = {"hf_hub_id": entry.hf_hub_id, "url": entry.url, "origin_url": entry.origin_url}
     return {"license": entry.license or "not stated"} | {name: str(value) for name, value in stated.items() if value}
 
 
 def download(architecture: Mapping[str, Any], entry: Any) -> nn.Module:
-    """A model with the weights of an entry, from the caches of timm or from where it keeps them.
+    """Return a model with the weights of an entry, from the caches of timm or from where it keeps them.
 
     Raises BackboneError if there is no network, or if what came is damaged.
     """

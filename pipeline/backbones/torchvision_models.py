@@ -25,19 +25,19 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def names() -> list[str]:
-    """Every classification model of the installed torchvision."""
+    """Return every classification model of the installed torchvision."""
     return list(models.list_models(module=models))
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """An untrained model from the settings in backbone.json."""
+    """Return an untrained model from the settings in backbone.json."""
     options = {key: value for key, value in architecture.items() if key not in ("family", "name")}
     network: nn.Module = models.get_model(architecture["name"], weights=None, **options)
     return network
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
-    """What backbone.json keeps of a model that is to hold weights of an enum entry."""
+    """Return what backbone.json keeps of a model that is to hold weights of an enum entry."""
     options = dict(EXTRA.get(model, {}))
     if model.startswith("vit_"):
         options["image_size"] = entry.meta["min_size"][0]
@@ -45,7 +45,7 @@ def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
 
 
 def weights_entry(model: str, weights: str) -> Any:
-    """The entry of the model's weights enum; raises BackboneError with the models or the entries that exist."""
+    """Return the entry of the model's weights enum; raises BackboneError with the models or the entries that exist."""
     if model not in names():
         raise BackboneError(unknown("torchvision classification model", model, names()))
     entries = models.get_model_weights(model)
@@ -55,12 +55,12 @@ def weights_entry(model: str, weights: str) -> Any:
 
 
 def entries(model: str) -> list[Any]:
-    """All entries of the model's weights enum."""
+    """Return all entries of the model's weights enum."""
     return list(models.get_model_weights(model))
 
 
 def preprocessing(entry: Any) -> InputSpec:
-    """The input that a set of weights was trained for, as torchvision states it."""
+    """Return the input that a set of weights was trained for, as torchvision states it."""
     preset = entry.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     interpolation = InterpolationMode(preset.interpolation).value
@@ -69,7 +69,7 @@ def preprocessing(entry: Any) -> InputSpec:
 
 
 def download(entry: Any) -> dict[str, torch.Tensor]:
-    """The weights of an enum entry, from torch's own cache or from where torchvision keeps them; hash checked.
+    """Return the weights of an enum entry, from torch's own cache or from where torchvision keeps them; hash checked.
 
     Raises BackboneError if there is no network, or if what came is damaged.
     """
@@ -86,5 +86,5 @@ def download(entry: Any) -> dict[str, torch.Tensor]:
 
 
 def current_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict under the names that the modules have in the installed torchvision."""
+    """Return a state dict under the names that the modules have in the installed torchvision."""
     return {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}

@@ -160,7 +160,9 @@ def _installed_places() -> tuple[Path, ...]:
 
 
 def _versions(tops: set[str]) -> dict[str, str]:
-    """The versions of the packages that bring some top-level modules; without the tag of a build, such as +cpu."""
+    """Return the versions of the packages that bring some top-level modules; without the tag of a build, such as
+    +cpu.
+    """
     names = {name for top in tops for name in _packages_with(top)}
     return {
         name: (__version__ if name == "icecore" else metadata.version(name)).partition("+")[0] for name in sorted(names)
@@ -169,7 +171,7 @@ def _versions(tops: set[str]) -> dict[str, str]:
 
 @functools.cache
 def _packages_with(top: str) -> tuple[str, ...]:
-    """The installed packages that bring a top-level module; most have its name."""
+    """Return the installed packages that bring a top-level module; most have its name."""
     if top == OWN_PACKAGE:
         return ("icecore",)  # whatever the distribution is called: backbone.json and addresses keep this name
     try:
@@ -195,7 +197,9 @@ def file_of(module: str, *, where: str) -> Path:
 
 
 def _find(module: str) -> Path | None:
-    """The file of a module, in packages of any kind; None where there is none, as of a class that is imported."""
+    """Return the file of a module, in packages of any kind; None where there is none, as of a class that is
+    imported.
+    """
     spec = None
     for _, spec in _specs(module):  # noqa: B007  # the last one counts
         pass
@@ -215,13 +219,15 @@ def _specs(module: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_parents(name: str) -> Iterator[str]:
-    """The packages around a module, and the module: importing it runs them all."""
+    """Return the packages around a module, and the module: importing it runs them all."""
     parts = name.split(".")
     return (".".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def _imported(module: str, files: Mapping[str, Path]) -> Iterator[str]:
-    """The names that the source of an own module imports; some may be of classes and functions, not of modules."""
+    """Yield the names that the source of an own module imports; some may be of classes and functions, not of
+    modules.
+    """
     file = files[module]
     yield module  # and with it the packages around it
     if file.suffix != ".py":

@@ -46,7 +46,7 @@ class Engine(Protocol):
     """One way to run one backbone."""
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`pixels` uint8 (n, height, width, channels) to each tap, float32, (n, ...)."""
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels)."""
         ...
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:

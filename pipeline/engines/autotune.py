@@ -121,7 +121,9 @@ def _gate(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> Pa
 
 
 def candidates(precision: str) -> list[str]:
-    """The engines that may run here in some precision: those of the GPU where there is one, else those of the CPU."""
+    """Return the engines that may run here in some precision: those of the GPU where there is one, else those of the
+    CPU.
+    """
     import torch
 
     names = ["torch", "torch_compiled"]
@@ -174,7 +176,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
 
 
 def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
-    """One batch; the first run, which prepares kernels, counts only where it is long already."""
+    """Time one batch; the first run, which prepares kernels, counts only where it takes long itself."""
     for _ in range(2):
         start = time.perf_counter()
         engine.run({"pixels": batch})
@@ -185,7 +187,7 @@ def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
 
 
 def _time(engines: Mapping[str, Engine], batch: np.ndarray) -> dict[str, float]:
-    """The best time of a batch for each engine, measured in turn."""
+    """Return the best time of a batch for each engine, measured in turn."""
     best = dict.fromkeys(engines, np.inf)
     begin, rounds = time.perf_counter(), 0
     while engines and (rounds < ROUNDS or time.perf_counter() - begin < SECONDS):
@@ -222,7 +224,7 @@ def save_choice(job: Job, choice: Choice) -> None:
 
 
 def load_choice(job: Job, samples: int) -> str | None:
-    """The engine that was chosen before, if the choice holds for so many samples."""
+    """Return the engine that was chosen before, if the choice holds for so many samples."""
     path = None if job.cache is None else _path(job, job.cache)
     if path is None or not path.is_file():
         return None
@@ -241,7 +243,7 @@ def _path(job: Job, cache: Path) -> Path:
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """What a choice depends on: machine, network, taps, precision, size of batches, versions."""
+    """Return what a choice depends on: machine, network, taps, precision, size of batches, versions."""
     spec = job.backbone.spec
     return {
         "machine": machine(),
@@ -256,7 +258,7 @@ def fingerprint(job: Job) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, cores and GPU."""
+    """Return processor, cores and GPU."""
     import torch
 
     try:
@@ -280,7 +282,7 @@ def _there(module: str) -> bool:
 
 
 def gpus() -> int:
-    """How many GPUs this process sees."""
+    """Return how many GPUs this process sees."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -30,7 +30,7 @@ class Size(Settings):
 
 
 def batch_size(job: Job, engine: str, pixels: np.ndarray, *, reporter: Reporter) -> int:
-    """The size of batches for an engine; `pixels` are real ones, uint8 (n, height, width, channels).
+    """Return the size of batches for an engine; `pixels` are real ones, uint8 (n, height, width, channels).
 
     Raises what the engine does, where not even the smallest batch can be run.
     """
@@ -60,7 +60,7 @@ def _recall(path: Path) -> int | None:
 
 
 def measure(job: Job, engine: str, pixels: np.ndarray) -> Iterator[Measured]:
-    """Batches of growing size, until memory is short or they gain nothing more."""
+    """Return batches of growing size, until memory is short or they gain nothing more."""
 
     def one(size: int) -> Measured:
         made = replace(job, batch_size=size).engine(engine)
@@ -77,7 +77,7 @@ def measure(job: Job, engine: str, pixels: np.ndarray) -> Iterator[Measured]:
 
 
 def text(measured: list[Measured]) -> str:
-    """A table of sizes, samples per second, and memory where it is known."""
+    """Return a table of sizes, samples per second, and memory where it is known."""
     rows = [
         (str(one.size), f"{1 / one.seconds:,.1f}", "-" if one.memory is None else human(one.memory)) for one in measured
     ]
@@ -85,14 +85,14 @@ def text(measured: list[Measured]) -> str:
 
 
 def _memory() -> int | None:
-    """Bytes of the GPU's memory."""
+    """Return bytes of the GPU's memory."""
     import torch
 
     return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
 
 
 def _used() -> int | None:
-    """Bytes of it that are taken now, by whomever: engines keep what a batch needed."""
+    """Return the bytes of the GPU's memory in use by any process: engines keep what a batch needed."""
     import torch
 
     if not torch.cuda.is_available():

@@ -29,7 +29,7 @@ INPUT = "/pixels"
 
 
 def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> bytes:
-    """The ONNX file, from `cache/onnx/` if it was made before.
+    """Return the ONNX file, from `cache/onnx/` if it was made before.
 
     Raises EngineError if the network has no graph or the exporter is not installed, and StoreError if the cache cannot
     be written.
@@ -50,7 +50,7 @@ def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | 
 
 
 def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
-    """The digest of all that shapes the file. Projections and dtypes come after the graph."""
+    """Return the digest of all that shapes the file. Projections and dtypes come after the graph."""
     spec = backbone.spec
     return digest(
         {

@@ -70,12 +70,14 @@ class CpuEngine:
         return {**told, **versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch
+        size.
+        """
         pixels = pad_batch(batch["pixels"], self.batch_size)
         return unpad(run_halving_on_oom(self._forward, pixels), self._specs, len(batch["pixels"]))
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """A session's run returns when it is done."""
+        """Run the batch at once: a session's run returns when it is done."""
         found = self.run(batch)
         return lambda: found
 
@@ -117,7 +119,7 @@ class CudaEngine(CpuEngine):
 
 
 def _load_libraries() -> None:
-    """CUDA and cuDNN come with torch's packages; a machine without them is found out by the active provider."""
+    """Load CUDA and cuDNN from torch's packages; without them another provider is active, which shows later."""
     if hasattr(onnxruntime, "preload_dlls"):
         import contextlib
         import io

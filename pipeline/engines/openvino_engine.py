@@ -66,7 +66,7 @@ class OpenVINOEngine:
         return {**told, "rows_a_request": self._shape[0], **versions("torch", "onnx", "onnxscript", "openvino")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`pixels` uint8 (n, height, width, channels) to each tap, float32 (n, ...)."""
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels)."""
         return self.begin(batch)()
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
@@ -102,7 +102,7 @@ class _Left:
         self._count, self._lock, self._none = count, threading.Lock(), threading.Event()
 
     def one_less(self) -> None:
-        """A request is done."""
+        """Count a request as done."""
         with self._lock:
             self._count -= 1
             if not self._count:

@@ -13,7 +13,7 @@ GAIN = 1.05  # in samples per second for twice the batch, below which more is of
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was lacking, of the device or of this process."""
+    """Return whether memory was lacking, of the device or of this process."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -50,7 +50,7 @@ def run_halving_on_oom(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, without a full stop."""
+    """Return the first line of an error that says something, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
@@ -96,6 +96,6 @@ def sizes(measure: Callable[[int], Measured], *, memory: int | None) -> Iterator
 
 
 def best(measured: list[Measured]) -> int:
-    """The smallest size that is as fast as the fastest, within `GAIN`."""
+    """Return the smallest size that is as fast as the fastest, within `GAIN`."""
     fastest = min(one.seconds for one in measured)
     return next(one.size for one in measured if one.seconds <= GAIN * fastest)

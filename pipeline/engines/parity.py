@@ -74,7 +74,7 @@ def compare(expected: np.ndarray, got: np.ndarray, *, neighbours: bool = False) 
 
 
 def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of rows, float64 (n,); 1 where both rows are zero, 0 where one is."""
+    """Return the cosine of each pair of rows, float64 (n,); 1 where both rows are zero, 0 where one is."""
     dots, left, right = (np.einsum("ij,ij->i", a, b, dtype=np.float64) for a, b in ((one, two), (one, one), (two, two)))
     norms = np.sqrt(left * right)
     zero = np.where((left == 0) & (right == 0), 1.0, 0.0)
@@ -83,7 +83,9 @@ def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def overlap(one: np.ndarray, two: np.ndarray) -> float | None:
-    """The mean share of each row's nearest neighbours (Euclidean) that both versions agree on; None for few rows."""
+    """Return the mean share of each row's nearest neighbours (Euclidean) that both versions agree on; None for few
+    rows.
+    """
     rows = min(len(one), max(1, NEIGHBOUR_BYTES // (4 * one.shape[1])))
     if rows < 4 * NEIGHBOURS:
         return None
@@ -101,7 +103,7 @@ def _nearest(rows: np.ndarray) -> np.ndarray:
 
 
 def report(found: Mapping[str, Parity]) -> str:
-    """The numbers of all taps as a table."""
+    """Return the numbers of all taps as a table."""
     rows = [
         (
             tap,

@@ -44,7 +44,7 @@ class ParityCard(Settings):
 
 
 def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: str) -> int:
-    """How many samples the gate wants: one batch; for reduced precision 512, or fewer of wide taps."""
+    """Return how many samples the gate wants: one batch; for reduced precision 512, or fewer of wide taps."""
     if precision == "float32":
         return batch_size
     widest = max(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -52,13 +52,15 @@ def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: 
 
 
 def run_all(engine: Engine, pixels: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-    """The rows of more samples than one batch has."""
+    """Return the rows of more samples than one batch has."""
     parts = [engine.run({"pixels": pixels[start : start + batch_size]}) for start in range(0, len(pixels), batch_size)]
     return {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
 
 
 def batch_invariance(engine: Engine, batch: np.ndarray, full: Mapping[str, np.ndarray]) -> dict[str, dict[str, Parity]]:
-    """Tap to the same rows in batches of 1, 2 and an odd number, and in another order, beside those of the batch."""
+    """Return tap to the same rows in batches of 1, 2 and an odd number, and in another order, beside those of the
+    batch.
+    """
     count = len(batch)
     orders: dict[str, np.ndarray] = {"1": np.arange(1), "2": np.arange(min(2, count))}
     if count > 3:
@@ -74,7 +76,7 @@ def batch_invariance(engine: Engine, batch: np.ndarray, full: Mapping[str, np.nd
 
 
 def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
-    """One batch of real samples; where there are too few, their negatives stand beside them."""
+    """Return one batch of real samples; where there are too few, their negatives stand beside them."""
     batch = pixels[:batch_size]
     return batch if len(batch) == batch_size else np.concatenate([batch, 255 - batch])[:batch_size]
 

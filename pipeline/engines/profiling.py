@@ -107,13 +107,13 @@ class _Measured:
         return cls(backbone, specs, *_weights(backbone, specs), _torch(backbone, specs))
 
     def pixels(self) -> np.ndarray:
-        """The largest batch of random images."""
+        """Return the largest batch of random images."""
         shape = (max(BATCHES), *self.backbone.spec.input.size, self.backbone.spec.input.shape[0])
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _weights(backbone: Backbone, specs: Mapping[str, TapSpec]) -> tuple[int, int]:
-    """How many parameters are used on the way to some taps, and the bytes of them and of the buffers used."""
+    """Return how many parameters are used on the way to some taps, and the bytes of them and of the buffers used."""
     with _Used() as used, torch.inference_mode():
         Tapped(backbone, specs)(torch.zeros(1, *backbone.spec.input.size, backbone.spec.input.shape[0]).byte())
     parameters = [value for value in backbone.module.parameters() if id(value) in used.seen]
@@ -160,7 +160,7 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
 
 
 def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
-    """Eager torch on the CPU, where there is a GPU too."""
+    """Make an engine of eager torch on the CPU, also where there is a GPU."""
     network = Tapped(backbone, specs).eval().to("cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:

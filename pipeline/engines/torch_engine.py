@@ -65,11 +65,15 @@ class TorchEngine:
         return {**told, **versions("torch")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`pixels` uint8 (n, height, width, channels), n up to the batch size, to each tap, float32 (n, ...)."""
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch
+        size.
+        """
         return self.begin(batch)()
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """On a GPU the batch crosses the bus while the one before is computed, and so do its rows on the way back."""
+        """Start a batch: on a GPU it crosses the bus while the batch before is computed, and so do rows on the way
+        back.
+        """
         rows, pixels = len(batch["pixels"]), pad_batch(batch["pixels"], self.batch_size)
         if self.device.type == "cuda":
             try:
@@ -109,7 +113,7 @@ class TorchEngine:
 
     @contextlib.contextmanager
     def _precisely(self) -> Iterator[None]:
-        """The precision asked for, and no other: cuDNN would take TensorFloat-32 for convolutions by itself."""
+        """Yield the precision asked for, and no other: cuDNN would take TensorFloat-32 for convolutions by itself."""
         if self.precision in LOWERED:
             with torch.autocast(self.device.type, dtype=LOWERED[self.precision]):
                 yield

@@ -14,7 +14,7 @@ from pipeline.store.shard_format import path_of
 
 
 def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
-    """The bytes of a request with all of its views, and the room there is for them.
+    """Return the bytes of a request with all of its views, and the room there is for them.
 
     Of a cluster that is there nobody knows yet how many processes it has: one is counted.
     """
@@ -38,7 +38,7 @@ def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
 
 
 def shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
-    """What is said where a request does not fit, with what would; None where it does."""
+    """Return what is said where a request does not fit, with what would; None where it does."""
     if found.fits:
         return None
     others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, found)}
@@ -72,7 +72,7 @@ def _of_all_views(request: Request, found: Forecast, tap: str) -> Size:
 
 
 def _mean(request: Request, tap: str) -> TapSpec:
-    """The tap pooled by mean, where it is larger and can be."""
+    """Return the tap pooled by mean, where it is larger and can be."""
     spec = request.config.taps[tap]
     node = request.spec.taps[spec.node]
     pools = {"CHW": "mean", "HWC": "mean", "LC": "mean_tokens"}
@@ -87,7 +87,7 @@ def _mean(request: Request, tap: str) -> TapSpec:
 
 
 def _with(request: Request, changes: Mapping[str, Any], cache_root: Path, out: Path) -> Forecast:
-    """The forecast of a request with other settings: the cache may know some of that too."""
+    """Return the forecast of a request with other settings: the cache may know some of that too."""
     config = request.config.model_copy(update=changes)
     other = of_samples(
         config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root

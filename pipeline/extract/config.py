@@ -12,7 +12,9 @@ from pipeline.workers import WorkersConfig
 
 
 def folder_of(tap: str, view: int | None = None) -> str:
-    """The name of a tap's folder below `data/features/<backbone>/`, or of one of its views: no tap has that name."""
+    """Return the name of a tap's folder below `data/features/<backbone>/`, or of one of its views: no tap has that
+    name.
+    """
     return tap if view is None else f"{tap}.view{view}"
 
 

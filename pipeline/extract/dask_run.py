@@ -78,14 +78,14 @@ class _Tasks:
         self._running: dict[Any, int] = {}
 
     def hand_out(self, number: int, make: Callable[[str, int], TaskResult]) -> None:
-        """One task more, for a unit."""
+        """Submit one more task, for a unit."""
         key = f"{self._folder.name}-{make.__name__}-{number}-{time.monotonic_ns()}"
         future = self._client.submit(make, str(self._folder), number, key=key, pure=False, retries=1)
         self._running[future] = number
         future.add_done_callback(self._ended.put)
 
     def fill(self, numbers: Iterator[int]) -> None:
-        """As many as the workers have threads for, and a few that wait."""
+        """Submit as many tasks as the workers have threads for, and a few that wait."""
         most = AHEAD * max(1, sum(self._client.nthreads().values()))
         for number in itertools.islice(numbers, max(0, most - len(self._running))):
             self.hand_out(number, make_one)
@@ -94,7 +94,9 @@ class _Tasks:
         return len(self._running)
 
     def wait(self) -> tuple[int, TaskResult | None]:
-        """The next task that ended, and what its worker says; None if it ended its workers, or others did beside it."""
+        """Return the next task that ended, and what its worker says; None if it ended its workers, or others did beside
+        it.
+        """
         from distributed.scheduler import KilledWorker
 
         future = self._next()
@@ -148,7 +150,7 @@ def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[TaskResult]:
 
 
 def _made_ready(tasks: _Tasks, units: int) -> TaskResult:
-    """One worker chooses the engine, on the samples of a unit, and the others take what it remembers."""
+    """Let one worker choose the engine, on the samples of a unit; the others read its stored choice."""
     for number in range(min(units, READY)):
         tasks.hand_out(number, make_ready)
         made = tasks.wait()[1]
@@ -161,7 +163,7 @@ def _made_ready(tasks: _Tasks, units: int) -> TaskResult:
 
 
 def _given_up(folder: Path, number: int) -> TaskResult:
-    """The rejects of a unit that ended its workers."""
+    """Return the rejects of a unit that ended its workers."""
     work = job_files.read_work(folder, number)
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)

@@ -45,7 +45,7 @@ def make_one(folder: str, number: int) -> TaskResult:
 
 
 def _make(folder: str, number: int, *, store: bool) -> TaskResult:
-    """One at a time in a process, whose cores and GPU it has to itself."""
+    """Compute one unit; a process computes one unit at a time, with all its cores and its GPU."""
     with _one:
         _said.clear()
         spent, stored = Timings(), None
@@ -64,7 +64,7 @@ def _make(folder: str, number: int, *, store: bool) -> TaskResult:
 
 
 def _worker(folder: str) -> Worker:
-    """This process's worker for a job; that of an earlier job ends."""
+    """Return this process's worker for a job, and end that of an earlier job."""
     if folder not in _workers:
         keep_to_cores()
         for earlier in _workers.values():

@@ -81,7 +81,7 @@ class Forecast:
         return "\n".join([*lines, *(f"{space.folder}: {_room(space)}" for space in self.spaces if space.needed)])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the forecast as plain values."""
         taps = {
             tap: {
                 "missing": size.rows,
@@ -102,7 +102,7 @@ class Forecast:
 
 
 def sizes(plan: Plan, layouts: Mapping[str, Layout], *, processes: int = 1) -> dict[str, Size]:
-    """What each tap of a plan takes, where so many processes each make a unit at a time."""
+    """Return what each tap of a plan takes, where so many processes each make a unit at a time."""
     found = {}
     for tap, layout in layouts.items():
         rows = [len(unit.rows) for unit in plan.units if tap in unit.taps]
@@ -119,7 +119,7 @@ def _shard(layout: Layout, rows: int) -> int:
 
 
 def spaces(*, cache_root: Path, out: Path, written: int, spooled: int, linked: int) -> tuple[Space, ...]:
-    """The file systems that an extraction writes to.
+    """Return the file systems that an extraction writes to.
 
     `written`: bytes of new shards; `spooled`: of spools, at one time; `linked`: of shards that `out` is to have beside
     the new ones and has not.
@@ -135,7 +135,7 @@ def _device(folder: Path) -> int:
 
 
 def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
-    """What is said where the features do not fit on the disk, or None where they do.
+    """Return what is said where the features do not fit on the disk, or None where they do.
 
     `others`: what else could be asked for.
     """
@@ -161,7 +161,7 @@ def refuse(message: str | None) -> None:
 
 
 def fewer(sizes: Mapping[str, Size], room: int) -> Sequence[str]:
-    """The taps to leave out, largest first, until the rest fits in `room` bytes; all but one at most."""
+    """Return the taps to leave out, largest first, until the rest fits in `room` bytes; all but one at most."""
     left = sum(size.needed for size in sizes.values())
     dropped: list[str] = []
     for tap in sorted(sizes, key=lambda tap: -sizes[tap].needed)[: len(sizes) - 1]:

@@ -59,7 +59,7 @@ def _write(folder: Path, assignment: WorkerJob, works: Iterator[UnitInput]) -> i
 
 
 def read_assignment(folder: Path) -> WorkerJob:
-    """What a worker is to make; raises StoreError where it does not see the folder."""
+    """Return what a worker is to make; raises StoreError where it does not see the folder."""
     job = _read(folder)
     return WorkerJob(
         config=ExtractConfig.model_validate(job["config"]),
@@ -72,7 +72,7 @@ def read_assignment(folder: Path) -> WorkerJob:
 
 
 def read_work(folder: Path, number: int) -> UnitInput:
-    """One unit."""
+    """Return one unit."""
     taps = _read(folder)["units"][number]
     with pa.memory_map(str(folder / UNITS)) as file:
         batch = pa.ipc.open_file(file).get_batch(number)

@@ -44,5 +44,5 @@ def exclusive_lock(cache_root: Path, out: Path) -> Iterator[None]:
 
 
 def path_of(cache_root: Path, out: Path) -> Path:
-    """Where the lock of a features folder lies. It is never removed: another process may be about to take it."""
+    """Return where the lock of a features folder lies. It is never removed: another process may be about to take it."""
     return cache_root / "locks" / f"{digest(str(out.resolve()))[:32]}.lock"

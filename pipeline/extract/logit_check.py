@@ -18,7 +18,7 @@ ROWS = 16
 
 
 def replayable(spec: TapSpec) -> bool:
-    """Whether rows of a tap are what the network's last layer gets."""
+    """Return whether rows of a tap are what the network's last layer gets."""
     return spec.node == PENULTIMATE and spec.pool in ("none", "flatten") and spec.project is None
 
 
@@ -57,7 +57,7 @@ def check_logits(
 
 
 def _first(features: Features, samples: Samples, runs: Iterable[np.ndarray]) -> np.ndarray:
-    """The first `ROWS` of some rows that are stored."""
+    """Return the first `ROWS` of some rows that are stored."""
     found = np.empty(0, np.int64)
     for rows in runs:
         stored = rows[features.has(samples.keys[rows])]

@@ -20,12 +20,12 @@ NAME = "card.json"
 
 
 def path_of(column: CacheEntry, provenance: Mapping[str, Any]) -> Path:
-    """Where the card of an engine lies."""
+    """Return where the card of an engine lies."""
     return column.folder / "parity" / f"{digest(dict(provenance))[:32]}.json"
 
 
 def there(column: CacheEntry, engine: Engine) -> bool:
-    """Whether an engine has passed the gate for a column before."""
+    """Return whether an engine has passed the gate for a column before."""
     return path_of(column, engine.provenance).is_file()
 
 

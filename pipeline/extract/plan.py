@@ -62,7 +62,7 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndar
 
 
 def _alike(known: Mapping[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """The places of the samples that lack the same taps, for all taps that some sample lacks together.
+    """Yield the places of the samples that lack the same taps, for all taps that some sample lacks together.
 
     Samples are told apart by one tap after another, since sorting what each of them lacks would take longer than all
     the rest of a plan. Those that lack the first tap come last, as if what they lack were sorted.
@@ -85,7 +85,7 @@ def _alike(known: Mapping[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], n
 
 
 def _ranks(containers: np.ndarray) -> np.ndarray:
-    """Each sample's container by its place among all, in the order of their first keys: names do not matter."""
+    """Return each sample's container by its place among all, in the order of their first keys: names do not matter."""
     own = containers + 1  # -1 is that of files of their own
     first = np.full(int(own.max(initial=0)) + 1, len(own))
     first[own[::-1]] = np.arange(len(own))[::-1]  # the last one that is written stays: that of the first sample

@@ -46,7 +46,7 @@ class Request:
         return (self, *self.views)
 
     def folder(self, tap: str) -> str:
-        """The name of a tap's folder."""
+        """Return the name of a tap's folder."""
         return folder_of(tap, None if self.view is None else self.view.number)
 
     @property
@@ -82,7 +82,7 @@ def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: 
 def of_samples(
     config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
 ) -> Request:
-    """The same for samples that were read before."""
+    """Return the request for samples that were read before."""
     views = [config.views.view(number) for number in range(config.views.count)] if config.views is not None else []
     clean, *others = (
         _of_view(config, view, backbone=backbone, spec=spec.viewed(view), samples=samples, cache_root=cache_root)
@@ -117,7 +117,7 @@ def _of_view(
 def checked(
     config: ExtractConfig, spec: BackboneSpec, *, where: str
 ) -> tuple[ExtractConfig, dict[str, tuple[int, ...]]]:
-    """The settings with nodes in the place of aliases, and the shape of a stored row of each tap.
+    """Return the settings with nodes in the place of aliases, and the shape of a stored row of each tap.
 
     Raises BackboneError for a tap that does not exist and for poolings that do not fit.
     """
@@ -126,7 +126,7 @@ def checked(
 
 
 def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) -> dict[str, tuple[int, ...]]:
-    """The shape of a stored row of each tap; raises BackboneError for poolings that do not fit."""
+    """Return the shape of a stored row of each tap; raises BackboneError for poolings that do not fit."""
     shapes, problems = {}, []
     for tap, wanted in specs.items():
         try:
@@ -139,7 +139,7 @@ def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) 
 
 
 def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Rows a unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
+    """Return the rows per unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
     widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
     # The size that is found on one machine must not shape the shards that another would make.
@@ -147,7 +147,7 @@ def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
-    """Which samples were tried before and can give no features; bool (samples,)."""
+    """Return which samples were tried before and can give no features; bool (samples,)."""
     found = np.zeros(len(keys), dtype=bool)
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
     found[places[places >= 0]] = True

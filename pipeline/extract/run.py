@@ -159,7 +159,7 @@ def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dic
 
 
 def _kept(request: Request, cache_root: Path) -> str:
-    """What an interrupted run leaves in the cache: rows of all taps together."""
+    """Return what an interrupted run leaves in the cache: rows of all taps together."""
     now = of_samples(
         request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     )

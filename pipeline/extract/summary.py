@@ -52,7 +52,7 @@ def describe_cache(root: Path, done: Extracted) -> str:
 
 
 def to_json(done: Extracted) -> dict[str, Any]:
-    """The same as plain values: rows of all taps, seconds, bytes."""
+    """Return the summary as plain values: rows of all taps, seconds, bytes."""
     todo, spent = done.plan, done.spent
     return {
         "samples": todo.samples,

@@ -64,7 +64,7 @@ class Rates:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the rates as plain values."""
         return asdict(self)
 
 
@@ -81,7 +81,7 @@ def measure_throughput(request: Request, *, cache_root: Path, images: int = 64, 
 
 
 def _together(passes: list[Rates]) -> Rates:
-    """One pass over the samples after another: seconds and samples add up."""
+    """Return the rates of several passes over the samples, one after another: seconds and samples add up."""
     first, *others = passes
     if not others:
         return first
@@ -172,7 +172,7 @@ def rates(
 
 
 def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Some of the rows without one twice, in their order; the same for the same seed."""
+    """Return some of the rows without one twice, in their order; the same for the same seed."""
     chosen = np.random.default_rng(seed).choice(rows, size=min(count, len(rows)), replace=False)
     return np.sort(chosen)
 
@@ -202,7 +202,7 @@ def _read(
 
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:
-    """Seconds that storing rows takes in the cache's file system, in a folder that is removed."""
+    """Return seconds that storing rows takes in the cache's file system, in a folder that is removed."""
     with scratch(cache_root, "pilot") as folder:
         begin = time.perf_counter()
         for tap, rows in values.items():
@@ -214,7 +214,7 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
 
 
 def _spread(*parts: list[float], shared: bool) -> float:
-    """Half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
+    """Return half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
     from scipy.special import stdtrit  # the quantile; scipy.stats is large, and slow to load
 
     halves = [  # of Student's t, two-sided 95 %

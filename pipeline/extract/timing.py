@@ -35,7 +35,7 @@ class Timings:
             self.seconds[part] += time.perf_counter() - start
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time until each of them comes is that of reading."""
+        """Yield the items; the time until each of them comes counts as reading."""
         rest = iter(items)
         while True:
             with self.on("read"):
@@ -73,7 +73,7 @@ class Timings:
 
 
 def bottleneck(seconds: dict[str, float]) -> str:
-    """The name of the part that takes longest."""
+    """Return the name of the part that takes longest."""
     return NAMES[max(PARTS, key=lambda part: seconds[part])]
 
 

@@ -173,7 +173,7 @@ def _wait(future: "Future[None] | None") -> None:
 
 @contextmanager
 def _named(tap: str) -> Iterator[None]:
-    """Errors of the store get the name of the tap."""
+    """Add the name of the tap to errors of the store."""
     try:
         yield
     except StoreError as error:

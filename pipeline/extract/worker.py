@@ -99,7 +99,7 @@ class Worker:
 
         @once
         def pixels() -> np.ndarray:
-            """Those that the engine is chosen and let through the gate with."""
+            """Return the pixels that the engine is chosen and checked with."""
             return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)[1]
 
         self._batch_size, self._engine_of = engines(
@@ -114,7 +114,7 @@ class Worker:
         )
 
     def forecast(self, request: Request, *, batches: int) -> Rates:
-        """How long a request takes, measured on some batches of it. `prepare` comes first."""
+        """Return how long a request takes, measured on some batches of it. `prepare` comes first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return rates(
             request,

@@ -50,7 +50,9 @@ class InputConfig(Settings):
         return without_what_is_off(write(self))
 
     def onto(self, own: InputSpec | None) -> InputSpec:
-        """The source's own preprocessing with what is set here in its place; raises ValueError with what is wrong."""
+        """Return the source's own preprocessing with what is set here in its place; raises ValueError with what is
+        wrong.
+        """
         stated = {name: getattr(self, name) for name in self.model_fields_set}
         values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **stated}
         if values.get("draft") and values.get("resize") is None:

@@ -94,7 +94,7 @@ _MERGE = (
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether the content is safetensors', whatever the name; where it says nothing, the name decides."""
+    """Return whether the content is safetensors', whatever the name; where it says nothing, the name decides."""
     with file.open("rb") as opened:
         start = opened.read(9)
     if start.startswith(b"PK"):
@@ -104,7 +104,7 @@ def _is_safetensors(file: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The cause in torch's message, which names it below advice to switch its safety off."""
+    """Return the cause in torch's message, which names it below advice to switch its safety off."""
     text = str(error)
     if refused := re.search(r"GLOBAL ([\w.]+)", text):
         name = refused[1]
@@ -146,7 +146,9 @@ def _choose(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> t
 
 
 def _entries(value: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dicts of weights, by keys joined with dots: those that lie deepest; no state of an optimiser, no random state."""
+    """Return dicts of weights by keys joined with dots: the deepest ones, without states of optimisers and random
+    states.
+    """
     if "param_groups" in value or not all(isinstance(key, str) for key in value):
         return
     inner = [

@@ -44,7 +44,7 @@ class _Part:
 
 
 def batches(units: Iterable[Samples], decoders: Decoders, *, batch_size: int, ahead: int = AHEAD) -> Iterator[Batch]:
-    """The samples of all units, one unit after another; a batch has samples of one unit only.
+    """Yield the samples of all units, one unit after another; a batch has samples of one unit only.
 
     Within a unit they come in the order in which they are read.
     """
@@ -68,7 +68,7 @@ def _parts(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
 
 
 def _beforehand(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
-    """The same parts; those that come next are made in a thread, since containers are read there."""
+    """Yield the same parts; those that come next are made in a thread, since containers are read there."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         pending = deque(thread.submit(next, parts, None) for _ in range(depth))
         while (part := pending.popleft().result()) is not None:

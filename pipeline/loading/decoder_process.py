@@ -37,7 +37,7 @@ def begin(reader: Reader, memory: str) -> None:
 
 
 def nothing() -> None:
-    """Shows that a process is there."""
+    """Return at once, to show that the process is there."""
 
 
 def decode(items: list[Item], where: int | None, room: int) -> list[Packed | Reject]:

@@ -49,7 +49,7 @@ class Decoders(Protocol):
 
 
 def decoders(reader: Reader, kind: Kind, *, sample_bytes: int, beside_gpu: bool = False) -> Decoders:
-    """Decoders on all cores; `sample_bytes`: of a decoded sample, about.
+    """Return decoders on all cores; `sample_bytes`: about the size of a decoded sample.
 
     `auto` takes processes beside a GPU and on many cores, where the system has shared memory without files and this
     process may start others.
@@ -164,7 +164,7 @@ class Processes:
             self._begin_waiting()
 
     def _answers(self, chunk: _Chunk) -> list[Sample | Reject] | None:
-        """What became of some items; None if a process of their pool was ended, and the pool with it."""
+        """Return what became of some items; None if a process of their pool was ended, and the pool with it."""
         assert chunk.pool is not None
         assert chunk.future is not None
         try:
@@ -175,7 +175,7 @@ class Processes:
         return [one if isinstance(one, Reject) else self._unpack(one) for one in answers]
 
     def _alone(self, item: Item, where: int | None) -> Sample | Reject:
-        """One item by itself: if its process is ended again and again, the item is what ends it."""
+        """Return one item by itself: if its process is ended again and again, the item is what ends it."""
         for _ in range(ATTEMPTS):
             chunk = _Chunk([item], where)
             self._begin(chunk)
@@ -215,7 +215,7 @@ class Processes:
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """A process may be started in this block."""
+    """Let a process be started in this block."""
     try:
         yield
     except OSError as error:

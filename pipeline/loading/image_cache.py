@@ -47,7 +47,7 @@ class Pixels:
         return self.array.shape[1:]
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Where the pixels of some keys are; raises DataError if one was not decoded."""
+        """Return where the pixels of some keys are; raises DataError if one was not decoded."""
         rows = key_arrays.find(self.keys, keys)
         if (rows < 0).any():
             missing = key_arrays.to_hex(keys[rows < 0])
@@ -62,7 +62,7 @@ class Pixels:
         return np.array(self.array[rows])
 
     def images(self, rows: np.ndarray) -> Sequence[np.ndarray]:
-        """The images of some rows that augmentation gets: uint8 (height, width, channels) each."""
+        """Return the images of some rows that augmentation gets: uint8 (height, width, channels) each."""
         return list(self.clean(rows))
 
 
@@ -87,7 +87,7 @@ class Uncropped(Pixels):
         return np.stack([centre_crop(image, (height, width)) for image in self.images(rows)])
 
     def images(self, rows: np.ndarray) -> Sequence[np.ndarray]:
-        """The uncropped images of some rows, not to be written to."""
+        """Return the uncropped images of some rows, not to be written to."""
         return [self._image(*self.index[row].tolist()) for row in rows]
 
     def _image(self, start: int, height: int, width: int) -> np.ndarray:
@@ -197,7 +197,9 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 def _read(
     samples: Samples, reader: Reader, shape: tuple[int, ...], reporter: Reporter
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The row and the image of each sample, in the order of reading; raises DataError where some cannot be read."""
+    """Yield the row and the image of each sample, in the order of reading; raises DataError where some cannot be
+    read.
+    """
     rejects: list[Reject] = []
     done = 0
     with contextlib.closing(decoders(reader, "auto", sample_bytes=2 * math.prod(shape[1:]))) as pool:

@@ -48,27 +48,27 @@ class Samples:
         return len(self.keys)
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Some of the samples, in the order of `rows`. A run of rows is not copied."""
+        """Return some of the samples, in the order of `rows`. A run of rows is not copied."""
         if len(rows) and (np.diff(rows) == 1).all():
             run = slice(int(rows[0]), int(rows[0]) + len(rows))
             return Samples(self.keys[run], self.where.slice(run.start, len(rows)))
         return Samples(self.keys[rows], self.where.take(pa.array(rows)))
 
     def places(self) -> list[SampleLocation]:
-        """Where the bytes of all of them are."""
+        """Return where the bytes of all of them are."""
         return [
             SampleLocation(*row) for row in zip(*(column.to_pylist() for column in self.where.columns), strict=True)
         ]
 
     def to_batch(self) -> pa.RecordBatch:
-        """For an Arrow file."""
+        """Return the samples as a record batch, for an Arrow file."""
         kind = SCHEMA.field("key").type
         keys = pa.FixedSizeBinaryArray.from_buffers(kind, len(self), [None, pa.py_buffer(self.keys.tobytes())])
         return pa.record_batch([keys, *self.where.cast(WHERE).columns], schema=SCHEMA)
 
     @staticmethod
     def from_batch(batch: pa.RecordBatch) -> "Samples":
-        """From an Arrow file."""
+        """Return samples from a record batch of an Arrow file."""
         keys = np.frombuffer(batch["key"].buffers()[1], key_arrays.DTYPE)[batch["key"].offset :][: len(batch)]
         return Samples(keys, batch.select(WHERE.names))
 
@@ -118,7 +118,7 @@ def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
 
 
 def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: pa.Array) -> pa.Array:
-    """A column of the manifests' rows, in another order."""
+    """Return a column of the manifests' rows, in another order."""
     is_category = pa.types.is_dictionary(field.type)
     columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
     blocks = [one.dictionary_encode() if is_category else one.cast(field.type) for one in columns]
@@ -129,7 +129,7 @@ def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: p
 
 
 def reading_order(samples: Samples) -> np.ndarray:
-    """The rows in the order in which they are read: containers one after another, each from front to back."""
+    """Return the rows in the order in which they are read: containers one after another, each from front to back."""
     containers = samples.containers
     if containers is None:
         return np.arange(len(samples))
@@ -139,7 +139,7 @@ def reading_order(samples: Samples) -> np.ndarray:
 
 
 def items(samples: Samples) -> Iterator[Item]:
-    """What is to be read, in the order of the samples.
+    """Yield what is to be read, in the order of the samples.
 
     What lies in containers is read here, from front to back; so is what lies behind URLs, many at once, since each of
     them is waited for. Local files are left to the decoders.
@@ -159,7 +159,7 @@ def items(samples: Samples) -> Iterator[Item]:
 
 
 def _kind(place: SampleLocation) -> tuple[str | None, bool]:
-    """What a place is read with: its container, and whether it is a file of its own behind a URL."""
+    """Return what a place is read with: its container, and whether it is a file of its own behind a URL."""
     return place.container, place.container is None and is_url(place.path)
 
 
@@ -188,7 +188,7 @@ def read_sample(reader: Reader, item: Item) -> Sample | Reject:
 
 
 def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Samples:
-    """Where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
+    """Return where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
     found = read_samples(manifests, tuple(datasets))
     rows = key_arrays.find(found.keys, keys)
     if (rows < 0).any():

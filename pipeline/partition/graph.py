@@ -41,19 +41,19 @@ class Traced:
         return self.names[LOGITS]
 
     def find(self, name: str, tap: Tap | None) -> fx.Node | None:
-        """The node of a tap, or None if the graph has none."""
+        """Return the node of a tap, or None if the graph has none."""
         return self.names.get(name) if tap is None or tap.input_of is None else self.inputs.get(tap.input_of)
 
     def values(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes whose values a node is made of. A shape or a dtype is made of no values."""
+        """Return the nodes whose values a node is made of. A shape or a dtype is made of no values."""
         return [] if self.kinds[node] == "number" else [one for one in node.all_input_nodes if not self.number(one)]
 
     def number(self, node: fx.Node) -> bool:
-        """Whether a node is a number, a shape, a dtype or a device."""
+        """Return whether a node is a number, a shape, a dtype or a device."""
         return self.kinds[node] == "number"
 
     def after(self, start: fx.Node, *, around: fx.Node | None = None) -> set[fx.Node]:
-        """All nodes whose values depend on a node, itself too; `ancestors` a node: by ways that avoid it."""
+        """Return all nodes whose values depend on a node, itself too; `ancestors` a node: by ways that avoid it."""
         found = {start} - {around}
         for node in self.graph.nodes:
             if node.op != "output" and node is not around and found.intersection(self.values(node)):
@@ -61,7 +61,7 @@ class Traced:
         return found
 
     def before(self, end: fx.Node) -> set[fx.Node]:
-        """All nodes that a node needs, itself too, numbers among them."""
+        """Return all nodes that a node needs, itself too, numbers among them."""
         found, waiting = set[fx.Node](), [end]
         while waiting:
             node = waiting.pop()
@@ -71,7 +71,8 @@ class Traced:
         return found
 
     def rest(self, cut: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-        """What has to run after a cut, and those of it that ask what comes before for no more than a shape or the like.
+        """Return what has to run after a cut, and those of it that ask what comes before for no more than a shape or
+        the like.
 
         Beside what the logits need that is what works on the value of the cut in place.
         """
@@ -87,14 +88,16 @@ class Traced:
         return found, asking & found
 
     def in_place(self, node: fx.Node) -> bool:
-        """Whether a node overwrites what it gets."""
+        """Return whether a node overwrites what it gets."""
         if node.op == "call_module":
             return bool(getattr(self.network.get_submodule(str(node.target)), "inplace", False))
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
     def narrow(self) -> list[fx.Node]:
-        """The nodes that all ways from the input to the logits pass, in order: no edge jumps over one of them."""
+        """Return the nodes that all ways from the input to the logits pass, in order: no edge jumps over one of
+        them.
+        """
         found, inside = [], self.after(self.input) & self.before(self.logits)
         order = [node for node in self.graph.nodes if node in inside]
         position = {node: number for number, node in enumerate(order)}
@@ -108,7 +111,9 @@ class Traced:
 
 
 def trace(network: nn.Module, *, name: str) -> Traced:
-    """The graph of a network in its present modes; raises BackboneError if its Python cannot be run on symbols."""
+    """Return the graph of a network in its present modes; raises BackboneError if its Python cannot be run on
+    symbols.
+    """
     tracer = Tracer(network)
     try:
         graph = tracer.trace(network, concrete_args=_defaults(network))
@@ -126,7 +131,7 @@ def trace(network: nn.Module, *, name: str) -> Traced:
 
 @contextlib.contextmanager
 def modes(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """All modules of a network in one mode for a while."""
+    """Yield all modules of a network in one mode for a while."""
     before = [(part, part.training) for part in network.modules()]
     network.train(training)
     try:
@@ -137,7 +142,7 @@ def modes(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _defaults(network: nn.Module) -> dict[str, Any]:
-    """All arguments of `forward` but the first, by their defaults."""
+    """Return all arguments of `forward` but the first, by their defaults."""
     parameters = list(inspect.signature(network.forward).parameters.values())
     return {one.name: one.default for one in parameters[1:] if one.default is not inspect.Parameter.empty}
 
@@ -157,7 +162,7 @@ def _ends(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
 
 
 def ancestors(name: str) -> Iterator[str]:
-    """A dotted name and those of all that contain it, up to the network, which is ""."""
+    """Yield a dotted name and those of all that contain it, up to the network, which is ""."""
     while name:
         yield name
         name = name.rpartition(".")[0]

@@ -22,7 +22,8 @@ TOLERANCE = 1e-4  # how far the logits of a suffix may be off, in parts of the l
 
 
 def find_split_points(backbone: Backbone) -> list[str]:
-    """All nodes at which a backbone can be cut, in order, from `input` on; those that are the logits are left out.
+    """Return all nodes at which a backbone can be cut, in order, from `input` on; those that are the logits are left
+    out.
 
     Raises BackboneError if the network cannot be traced.
     """
@@ -30,7 +31,7 @@ def find_split_points(backbone: Backbone) -> list[str]:
 
 
 def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Tail:
-    """What comes after a node (or an alias): a module from float rows (n, *shape of the tap) to logits.
+    """Return what comes after a node (or an alias): a module from float rows (n, *shape of the tap) to logits.
 
     Raises BackboneError if the network cannot be cut there, if a weight is used on both sides, or if rows of the node
     do not give the network's logits, in evaluation mode, within `TOLERANCE`.
@@ -42,12 +43,13 @@ def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Tail:
 
 
 def suffix_parameters(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[str]:
-    """The names of all parameters that run after a cut; raises BackboneError as `suffix` does."""
+    """Return the names of all parameters that run after a cut; raises BackboneError as `suffix` does."""
     return _sides(network, node, spec)[1]
 
 
 def suffix_modules(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[str]:
-    """The names of all modules of which something runs after a cut, and of those that contain them; "" is the network.
+    """Return the names of all modules of which something runs after a cut, and of those that contain them; "" is the
+    network.
 
     Layers that run before it too are left out. Raises BackboneError if the network cannot be cut there.
     """
@@ -63,7 +65,7 @@ def suffix_modules(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[
 
 
 def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[str]]]:
-    """The blocks of a network in order: of each the cut before it and the names of its parameters.
+    """Return the blocks of a network in order: of each the cut before it and the names of its parameters.
 
     A block reaches from one cut to the next that is what a module returns: a residual block, a block of a transformer,
     a layer outside of such blocks. Where modules of a class join what they split, none of that class is taken apart.
@@ -91,23 +93,27 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
 
 
 def _is_norm(network: nn.Module, parameter: str) -> bool:
-    """Whether a parameter is the scale or the shift of a norm."""
+    """Return whether a parameter is the scale or the shift of a norm."""
     return "norm" in type(_owner(network, parameter)).__name__.lower() and network.get_parameter(parameter).ndim <= 1
 
 
 def in_layer(network: nn.Module, parameter: str) -> bool:
-    """Whether a parameter belongs to a layer of torch's own, or of a class made from one; not so tokens, positions."""
+    """Return whether a parameter belongs to a layer of torch's own, or of a class made from one; not so tokens,
+    positions.
+    """
     kinds = set(type(_owner(network, parameter)).__mro__) - {nn.Module}
     return any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds)
 
 
 def _owner(network: nn.Module, parameter: str) -> nn.Module:
-    """The module that has a parameter itself."""
+    """Return the module that has a parameter itself."""
     return network.get_submodule(parameter.rpartition(".")[0])
 
 
 def _joining(traced: Traced) -> set[str]:
-    """The modules of the classes that join several values, such as residual blocks, those among them that do not."""
+    """Return the modules of the classes that join several values, such as residual blocks, those among them that do
+    not.
+    """
     live = traced.after(traced.input)
     joins = (node for node in traced.graph.nodes if len(live.intersection(traced.values(node))) > 1)
     classes = {type(traced.network.get_submodule(traced.scopes[node])) for node in joins}
@@ -115,19 +121,19 @@ def _joining(traced: Traced) -> set[str]:
 
 
 def _traced(network: nn.Module, spec: BackboneSpec) -> Traced:
-    """The graph in evaluation mode, which is what the taps were surveyed in."""
+    """Return the graph in evaluation mode, which is what the taps were surveyed in."""
     with modes(network, training=False):
         return trace(network, name=named(spec))
 
 
 def _cut(network: nn.Module, name: str, spec: BackboneSpec) -> tuple[Traced, fx.Node]:
-    """The graph, and the place in it of a node or an alias."""
+    """Return the graph, and the place in it of a node or an alias."""
     traced = _traced(network, spec)
     return traced, _place(traced, _checked(traced, name, spec), spec)
 
 
 def _sides(network: nn.Module, name: str, spec: BackboneSpec) -> tuple[set[str], set[str]]:
-    """The names of the parameters before and after a cut."""
+    """Return the names of the parameters before and after a cut."""
     traced, cut = _cut(network, name, spec)
     before, after = (_parameters(traced, nodes) for nodes in (traced.before(cut), traced.rest(cut)[0]))
     if shared := before & after:
@@ -152,7 +158,7 @@ def _legal(traced: Traced, spec: BackboneSpec) -> list[str]:
 
 
 def _checked(traced: Traced, name: str, spec: BackboneSpec) -> str:
-    """The node of a name or an alias; raises BackboneError if the network cannot be cut there."""
+    """Return the node of a name or an alias; raises BackboneError if the network cannot be cut there."""
     node, order = spec.node(name), list(spec.taps)
     if node not in spec.taps:
         raise BackboneError(f"{named(spec)}: {unknown_node(name, (*spec.aliases, *spec.taps))}")
@@ -182,7 +188,7 @@ def _checked(traced: Traced, name: str, spec: BackboneSpec) -> str:
 
 
 def _parameters(traced: Traced, nodes: Iterable[fx.Node]) -> set[str]:
-    """The names of the parameters that nodes use; a tied one has the first of its names."""
+    """Return the names of the parameters that nodes use; a tied one has the first of its names."""
     names = {id(parameter): name for name, parameter in traced.network.named_parameters()}
     found: set[str] = set()
     for node in nodes:

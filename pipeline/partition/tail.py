@@ -28,7 +28,7 @@ class Tail(nn.Module):
         self._compiled: dict[tuple[bool, ...], Forward] = {}
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows to logits. The rows stay as they are, whatever the network does in place.
+        """Convert rows to logits. The rows stay as they are, whatever the network does in place.
 
         Raises BackboneError where the network can be cut there in other modes of its modules only.
         """
@@ -53,12 +53,12 @@ class Tail(nn.Module):
 
 
 def named(spec: BackboneSpec) -> str:
-    """What messages call a network."""
+    """Return what messages call a network."""
     return str(spec.architecture.get("name") or spec.architecture.get("family") or "network")
 
 
 def _graph(traced: Traced, cut: fx.Node, tap: Tap, spec: BackboneSpec) -> fx.Graph:
-    """The graph from rows to logits."""
+    """Return the graph from rows to logits."""
     needed, asking = traced.rest(cut)
     graph = fx.Graph()
     rows = graph.placeholder("rows")
@@ -74,14 +74,14 @@ def _graph(traced: Traced, cut: fx.Node, tap: Tap, spec: BackboneSpec) -> fx.Gra
 
 
 def _at_one_position(rows: Tensor, axes: Sequence[int]) -> Tensor:
-    """Rows with axes of one position each."""
+    """Return rows with axes of one position each."""
     for axis in axes:
         rows = rows.unsqueeze(axis)
     return rows
 
 
 def _answer(graph: fx.Graph, rows: fx.Node, node: fx.Node, traced: Traced, spec: BackboneSpec) -> fx.Node:
-    """What is asked of a tensor that comes before the cut, such as its number of rows, told without it."""
+    """Return what is asked of a tensor that comes before the cut, such as its number of rows, told without it."""
     asked, name = node.all_input_nodes[0], bare_name(node)
     if name in ("dtype", "device", "is_cuda", "is_floating_point"):
         return graph.node_copy(node, lambda _node: rows)
@@ -99,5 +99,5 @@ def _answer(graph: fx.Graph, rows: fx.Node, node: fx.Node, traced: Traced, spec:
 
 
 def _shape(rows: Tensor, tail: tuple[int, ...]) -> torch.Size:
-    """The shape of as many rows of another tap."""
+    """Return the shape of as many rows of another tap."""
     return torch.Size((len(rows), *tail))

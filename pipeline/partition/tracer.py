@@ -36,7 +36,7 @@ class Tracer(fx.Tracer):
         self.scopes: dict[fx.Node, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        """Layers of torch's own, and what its makers say that no tracer should look into."""
+        """Return layers of torch's own, and what its makers say that no tracer should look into."""
         return is_leaf(m) or isinstance(m, self._leaves)
 
     def call_module(
@@ -70,7 +70,7 @@ class Tracer(fx.Tracer):
 
 
 def bare_name(node: fx.Node) -> str:
-    """The name of the function or method that a node calls; of an attribute that it reads, the attribute."""
+    """Return the name of the function or method that a node calls; of an attribute that it reads, the attribute."""
     if node.target is getattr:
         return str(node.args[1])
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -103,7 +103,7 @@ def _wrapped() -> tuple[Any, ...]:
 
 
 def _opaque() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
-    """The modules and the functions that torchvision and timm keep tracers out of."""
+    """Return the modules and the functions that torchvision and timm keep tracers out of."""
     from torchvision import ops
 
     leaves = [one for one in vars(ops).values() if inspect.isclass(one) and issubclass(one, nn.Module)]

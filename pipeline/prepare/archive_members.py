@@ -66,6 +66,6 @@ class _Pairs(dict[str, Any]):
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is a whole number in the one way that numbers are written: 7, but not 007."""
+    """Return whether a text is a whole number in the one way that numbers are written: 7, but not 007."""
     digits = text.removeprefix("-")
     return digits.isascii() and digits.isdigit() and str(int(text)) == text

@@ -169,7 +169,7 @@ def inspect(path: str, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
 
 
 def judge(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
-    """The same of a sample that was read, or could not be."""
+    """Return what `inspect` does, for a sample that was read, or could not be read."""
     if isinstance(data, OSError):
         return None, None, "unreadable", data.strerror or str(data)
     try:
@@ -183,7 +183,8 @@ def judge(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> An
 
 @contextmanager
 def _workers() -> Iterator[tuple[Executor, Event]]:
-    """A process per core, or a thread where the script has no guard; and an event that is set once one has started.
+    """Yield a process per core, or a thread where the script has no guard; and an event that is set once one has
+    started.
 
     What has not begun is dropped at an early end.
     """
@@ -220,7 +221,7 @@ def _killed(where: str, places: Sequence[SampleLocation], *, has_started: bool) 
 def _chunks(
     rows: Iterable[tuple[int, SampleLocation]],
 ) -> Generator[tuple[list[tuple[int, SampleLocation]], list[Item]]]:
-    """Samples in small groups, each with what a process gets of it."""
+    """Yield samples in small groups, each with what a process gets of it."""
     waiting = iter(rows)
     while block := list(itertools.islice(waiting, BLOCK)):
         most = max(1, min(CHUNK_ROWS, len(block) // (4 * cores())))
@@ -249,7 +250,9 @@ def _read(places: Sequence[SampleLocation]) -> Iterator[Item]:
 
 
 def _remote(urls: Sequence[str]) -> Iterator[Item]:
-    """The bytes of remote files; about two for each connection are on their way, or here and not yet asked for."""
+    """Yield the bytes of remote files; about two for each connection are on their way, or here and not yet asked
+    for.
+    """
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         coming: deque[Future[Item]] = deque()
         for url in urls:

@@ -16,7 +16,7 @@ PLACES = ("domain", "split")
 
 
 def _location(value: Any) -> str:
-    """A path, tidied up, or a URL as it is."""
+    """Return a path, tidied up, or a URL as it is."""
     if not isinstance(value, str | Path):
         raise PydanticCustomError("path_type", "expected a path")
     return str(value).rstrip("/") if filesystem.is_url(str(value)) else Path(value).as_posix()

@@ -108,7 +108,7 @@ def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
 
 
 def read_rows(config: PrepareConfig, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """The rows of a list in their order: of the columns in `types`, as these have them."""
+    """Yield the rows of a list in their order: of the columns in `types`, as these have them."""
     how = dialect(config)
     texts = {name: pa.string() for name in types}
     with _said_of(config, how), _opened(config, how, texts, only=True) as reader:
@@ -130,7 +130,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _keeps(texts: pa.Array, kind: pa.DataType) -> bool:
-    """Whether each text, read as this type, would be written back as it is; `nan`, `inf` and `-0` are texts."""
+    """Return whether each text, read as this type, would be written back as it is; `nan`, `inf` and `-0` are texts."""
     try:
         values = pc.cast(texts, kind)
     except pa.ArrowInvalid:
@@ -175,7 +175,7 @@ def _refuse_swallowed(batch: pa.RecordBatch, at: int, config: PrepareConfig, how
 
 
 def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """The rows of lines, up to the first that `csv` does not read: one with a value of more than 128 KiB."""
+    """Yield the rows of lines, up to the first that `csv` does not read: one with a value of more than 128 KiB."""
     with contextlib.suppress(csv.Error):
         yield from csv.reader(lines, delimiter=delimiter)
 

@@ -48,7 +48,7 @@ def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str,
 
 
 def _batches(config: PrepareConfig, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """The rows of a list, of the column of paths and the label columns."""
+    """Yield the rows of a list, of the column of paths and the label columns."""
     if not _is_parquet(config.root):
         yield from delimited_text.read_rows(config, {config.path: pa.string(), **types})
         return
@@ -72,7 +72,7 @@ def _parquet_schema(config: PrepareConfig) -> pa.Schema:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """Whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes them."""
+    """Return whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes them."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

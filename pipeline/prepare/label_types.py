@@ -135,7 +135,7 @@ def _refuse_unknown(names: Any, there: Mapping[str, Kinds], config: PrepareConfi
 
 
 def _kinds(database: sqlite3.Connection) -> dict[str, Kinds]:
-    """Which JSON types each label has, `label` first, then by name."""
+    """Return which JSON types each label has, `label` first, then by name."""
     query = """
         SELECT one.key, one.type, min(one.atom), max(one.atom) FROM files, json_each(files.labels) AS one
         WHERE files.kind IS NULL GROUP BY one.key, one.type ORDER BY one.key != 'label', one.key

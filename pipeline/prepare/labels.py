@@ -112,14 +112,18 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def json_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a label goes through the database: a time, which JSON does not have, is a number there."""
+    """Return the type in which a label goes through the database: a time, which JSON does not have, is a number
+    there.
+    """
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     return pa.string() if pa.types.is_decimal(kind) else kind
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as a type; raises ArrowInvalid where a value would be another one, as 2 would be as a truth value."""
+    """Return a column as a type; raises ArrowInvalid where a value would be another one, as 2 would be as a truth
+    value.
+    """
     found = pc.cast(column, kind)
     if (
         pa.types.is_boolean(kind)
@@ -131,7 +135,9 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _names_in(feature: Any) -> list[str] | None:
-    """The names of a ClassLabel, or of the one that a sequence is made of, in each way that `datasets` wrote these."""
+    """Return the names of a ClassLabel, or of the one that a sequence is made of, in each way that `datasets` wrote
+    these.
+    """
     if isinstance(feature, list):
         return _names_in(feature[0]) if len(feature) == 1 else None
     if not isinstance(feature, dict):
@@ -148,7 +154,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _with_names(column: pa.Array, names: list[str], *, where: str) -> pa.Array:
-    """Class names in the place of numbers, in lists too; -1 is no label."""
+    """Return class names in the place of numbers, in lists too; -1 is no label."""
     if pa.types.is_floating(column.type):  # pandas writes whole numbers so where some have no value
         column = pc.if_else(pc.is_nan(column), None, column)
     elif not pa.types.is_integer(column.type):
@@ -171,7 +177,7 @@ def _name(number: float | None, names: list[str], where: str) -> str | None:
 
 
 def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[str]]) -> pa.DataType:
-    """The type of a label in the manifest: the one that is set; text of what has class names."""
+    """Return the type of a label in the manifest: the one that is set; text of what has class names."""
     kind = _value_type(field.type)
     if field.name in config.types:
         given = given_types(config)[field.name]
@@ -185,7 +191,7 @@ def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[st
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, whatever Arrow lays them out as."""
+    """Return the type of a column's values, whatever Arrow lays them out as."""
     t = pa.types
     if any(
         test(kind) for test in (t.is_list, t.is_large_list, t.is_fixed_size_list, t.is_list_view, t.is_large_list_view)

@@ -32,7 +32,7 @@ def describe_labels(
 
 
 def _moved(config: PrepareConfig, types: Iterable[str]) -> list[str]:
-    """A sentence for each label column that has another name in the manifest than in the data."""
+    """Return a sentence for each label column that has another name in the manifest than in the data."""
     notes = []
     for name in types:
         column = label_column(name)
@@ -47,7 +47,7 @@ def _moved(config: PrepareConfig, types: Iterable[str]) -> list[str]:
 
 
 def _labels_unread(database: sqlite3.Connection) -> list[str]:
-    """A sentence where labels may lie among images in a file that is not read with a folder of images."""
+    """Return a sentence where labels may lie among images in a file that is not read with a folder of images."""
     query = "SELECT path FROM files WHERE kind IS NOT NULL AND path LIKE ? ORDER BY path LIMIT 1"
     for name in (*TABLES, "%.json"):
         for (path,) in database.execute(query, (f"%/{name}",)):
@@ -56,7 +56,7 @@ def _labels_unread(database: sqlite3.Connection) -> list[str]:
 
 
 def _like_another(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
-    """Sentences about labels, domains and splits that a person cannot tell from another one, or not see whole."""
+    """Yield a sentence for each label, domain or split that looks the same as another one, or cannot be seen whole."""
     notes = []
     for name in NAMED:
         query = f"SELECT DISTINCT {name} FROM files WHERE kind IS NULL AND {name} IS NOT NULL LIMIT {MOST_NAMES + 1}"

@@ -13,7 +13,7 @@ from pipeline.sources import parquet
 
 
 def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
-    """The rows of Parquet files in their order; the column of images is not read.
+    """Yield the rows of Parquet files in their order; the column of images is not read.
 
     What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
     """

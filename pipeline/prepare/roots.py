@@ -61,7 +61,7 @@ class Root:
         return place if self.domain is None else {**place, "domain": self.domain}
 
     def strays(self) -> Iterator[FoundSample]:
-        """The files beside the containers, each with the reason why it is not read."""
+        """Yield the files beside the containers, each with the reason why it is not read."""
         shards = {entry.path for entry in self.shards}
         if self.path in shards:
             return
@@ -79,7 +79,7 @@ class Root:
 
 
 def look(config: PrepareConfig) -> list[Root]:
-    """The roots of a data set; all are of one kind.
+    """Return the roots of a data set; all are of one kind.
 
     A folder is one of containers where it holds .tar or .parquet files and no images (files with an extension that
     Pillow knows). Raises DataError for what is not there, for compressed archives, for containers of two kinds, and for

@@ -73,7 +73,7 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, reporter: Reporter =
 
 
 def _names_of(file: FoundSample) -> list[str | None]:
-    """The label, the domain and the split of a sample, where these are texts."""
+    """Return the label, the domain and the split of a sample, where these are texts."""
     values = {**file.labels, **file.place}
     return [values[name] if isinstance(values.get(name), str) else None for name in NAMED]
 

@@ -44,20 +44,20 @@ class Layout:
     depth: float = math.inf
 
     def see(self, folders: tuple[str, ...]) -> None:
-        """One sample more, by the names of its folders."""
+        """Add one sample, by the names of its folders."""
         self.depth = min(self.depth, len(folders))
         for seen, name in zip(self.tops, folders, strict=False):
             if len(seen) < TOPS and counts_as_folder(name):
                 seen.add(name)
 
     def read_off(self, folders: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
-        """Label and place of a sample, once all were seen."""
+        """Return label and place of a sample, once all were seen."""
         wrapped = self.depth > 1 and len(self.tops[0]) == 1 and not is_by_split(self.tops[0], where=self.root)
         return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
 
 
 def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
-    """The samples of tar archives in their order.
+    """Yield the samples of tar archives in their order.
 
     What is no sample comes with the reason: damage, links, samples without an image. Raises DataError for an archive
     that is compressed.
@@ -84,7 +84,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
 
 
 def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
-    """The samples of one archive with the names of their folders."""
+    """Yield the samples of one archive with the names of their folders."""
     try:
         with filesystem.open_file(path, buffering=2**14) as file:
             how = tar.compression(tar.read_at(file, 0, 8))
@@ -113,7 +113,7 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample,
 
 
 def _refused(member: tar.Member) -> tuple[str, str] | None:
-    """Why a member is part of no sample, going by itself; folders are none, and need no reason."""
+    """Return why a member is part of no sample, going by itself; folders are none, and need no reason."""
     kind, reason = refusal(_parts(member))
     if kind is not None and reason is not None:
         return None if member.kind == "folder" else (kind, reason)
@@ -127,7 +127,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
 def _sample(
     path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig
 ) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
-    """One sample, and whatever of its members cannot be part of it."""
+    """Yield one sample, and whatever of its members cannot be part of it."""
     if not group:
         return
     images = [member for member in group if _suffix(member) in image_files.extensions()]
@@ -155,7 +155,7 @@ def _sample(
 
 
 def _said(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Labels and place that .cls and .json give; raises ValueError with the reason where they cannot be read."""
+    """Return labels and place that .cls and .json give; raises ValueError with the reason where they cannot be read."""
     texts: dict[str, str] = {}
     for member in group:
         kind = _extension(member)
@@ -188,7 +188,9 @@ def _text(member: tar.Member, kind: str, file: BinaryIO) -> str:
 
 
 def _parts(member: tar.Member) -> tuple[str, ...]:
-    """The names of a member's folders and its own, without the dots and slashes at the front that tar leaves there."""
+    """Return the names of a member's folders and its own, without the dots and slashes at the front that tar leaves
+    there.
+    """
     return tuple(part for part in member.name.split("/") if part not in ("", "."))
 
 
@@ -202,7 +204,7 @@ def _stem(member: tar.Member) -> tuple[str, ...]:
 
 
 def _extension(member: tar.Member) -> str:
-    """What is behind the first dot of the name, with that dot, in lower case."""
+    """Return what is behind the first dot of the name, with that dot, in lower case."""
     _, dot, rest = (_parts(member) or ("",))[-1].partition(".")
     return (dot + rest).lower()
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images in [0, 1], (n, 1, h, w), each rotated, sheared, scaled, moved, thickened or thinned, blurred and noisy."""
+    """Distort images in [0, 1], (n, 1, h, w), each by rotation, shear, scale, shift, stroke, blur and noise."""
     images = _stroke(images, generator)
     images = _affine(images, generator)
     images = _resolution(images, generator)
@@ -18,12 +18,12 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """(count, 1, 1, 1) values between low and high."""
+    """Return values between low and high, (count, 1, 1, 1)."""
     return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def _stroke(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Strokes of a third of the images one pixel wider, of another sixth one thinner."""
+    """Make strokes of a third of the images one pixel wider, of another sixth one thinner."""
     choice = torch.rand(len(images), 1, 1, 1, generator=generator)
     wider = functional.max_pool2d(images, 3, stride=1, padding=1)
     thinner = -functional.max_pool2d(-images, 2, stride=1, padding=1)[..., :-1, :-1]
@@ -31,7 +31,9 @@ def _stroke(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to 20 degrees, shear 0.4, scale 0.75 to 1.35 a side, a tenth of the side to and fro, and a gentle wave."""
+    """Rotate by up to 20 degrees, shear by 0.4, scale by 0.75 to 1.35 and shift by a tenth per side, and bend in a
+    wave.
+    """
     n, _, height, width = images.shape
     angle, shear, x, y = (_uniform(n, -most, most, generator).flatten() for most in (math.radians(20), 0.4, 0.2, 0.2))
     across, down = (_uniform(n, 0.75, 1.35, generator).flatten() for _ in range(2))
@@ -44,7 +46,7 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _resolution(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The whole batch through a small sensor of 7 to 32 pixels a side, and back."""
+    """Pass the whole batch through a small sensor of 7 to 32 pixels per side, and back."""
     side = int(torch.randint(7, images.shape[-1] + 1, (1,), generator=generator))
     small = functional.interpolate(images, size=(side, side), mode="area")
     return functional.interpolate(small, size=images.shape[-2:], mode="bilinear")

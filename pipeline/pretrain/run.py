@@ -79,12 +79,12 @@ def _train(
 
 
 def _normalise(images: Tensor) -> Tensor:
-    """[0, 1] to what the network wants."""
+    """Convert values in [0, 1] to what the network expects."""
     return (images - glyphs.INPUT.mean[0]) / glyphs.INPUT.std[0]
 
 
 def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list[str]]:
-    """All images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
+    """Return all images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
     column = manifest.label_column(config.target)
     table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", column])
     labels = table[column].to_pylist()
@@ -103,13 +103,13 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
 
 
 def _places(table: pa.Table) -> list[SampleLocation]:
-    """Where the rows of a manifest are."""
+    """Return where the rows of a manifest are."""
     columns = (table[name].to_pylist() for name in ("path", "container", "offset", "size"))
     return [SampleLocation(*row) for row in zip(*columns, strict=True)]
 
 
 def _pixels(reader: ImageReader, places: list[SampleLocation]) -> list[np.ndarray]:
-    """The pixels of all samples, (height, width, 1) uint8 each, in their order."""
+    """Return the pixels of all samples, (height, width, 1) uint8 each, in their order."""
     found: dict[SampleLocation, np.ndarray] = {}
     ordered = sorted(places, key=lambda place: (place.container or "", place.offset or 0))
     for container, group in itertools.groupby(ordered, key=lambda place: place.container):

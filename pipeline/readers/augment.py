@@ -54,7 +54,7 @@ class View(Settings):
     def __call__(
         self, images: Sequence[np.ndarray], keys: np.ndarray, *, size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """The view's pixels of samples uint8 (height, width, channels) with these keys (n,) S16: see `augment`.
+        """Return the view's pixels of samples uint8 (height, width, channels) with these keys (n,) S16: see `augment`.
 
         Raises EngineError if another torchvision is installed: its transforms may be others.
         """
@@ -67,7 +67,7 @@ class View(Settings):
 
 
 def as_made_now(view: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stored view, as an identity has it, says where it is made again with these settings."""
+    """Return what a stored view, as an identity has it, says where it is made again with these settings."""
     return View.model_validate({name: value for name, value in view.items() if name != "version"}).model_dump(
         mode="json"
     )
@@ -81,7 +81,7 @@ class Views(Settings):
     seed: int = Field(default=0, description="of what they draw")
 
     def view(self, number: int) -> View:
-        """One of them."""
+        """Return the view of a number."""
         return View(augment=self.augment, seed=self.seed, number=number)
 
 
@@ -105,13 +105,13 @@ def augment(
 
 
 def seed_of(seed: int, number: int, key: bytes) -> int:
-    """The seed of a sample in an epoch, or in a view, of that number: 63 bits of BLAKE2b (RFC 7693)."""
+    """Return the seed of a sample in an epoch, or in a view, of that number: 63 bits of BLAKE2b (RFC 7693)."""
     data = f"{seed}:{number}:".encode() + key
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
 
 
 def seeds_of(seed: int, number: int, keys: np.ndarray) -> list[int]:
-    """The same for keys (n,) S16."""
+    """Return the seed of each sample, by keys (n,) S16."""
     data = np.ascontiguousarray(keys).tobytes()
     return [seed_of(seed, number, data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
 
@@ -129,7 +129,9 @@ def _one(image: np.ndarray, transforms: AugmentConfig, seed: int, size: tuple[in
 
 @functools.cache
 def _built(transforms: AugmentConfig, size: tuple[int, int]) -> list[Any]:
-    """The transforms, with the crop that brings an uncropped image to its final size: see the top of this file."""
+    """Return the transforms, with the crop that brings an uncropped image to its final size: see the top of this
+    file.
+    """
     from torchvision.transforms import v2
 
     found = [one.build(size) for one in transforms]
@@ -141,7 +143,7 @@ def _built(transforms: AugmentConfig, size: tuple[int, int]) -> list[Any]:
 
 @functools.cache
 def _drawing() -> Any:
-    """A block in which what this thread asks torch to draw comes from a generator.
+    """Return a block in which what this thread asks torch to draw comes from a generator.
 
     torchvision draws from torch's only generator, which all threads share: a seed set there for one sample would be
     used up by others, and by the dropout of a network that trains meanwhile.

@@ -74,7 +74,7 @@ class ImageSpec(Settings):
 
 
 def without_what_is_off(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an image without those of LATER that are off."""
+    """Return settings of an image without those of LATER that are off."""
     return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
 
 
@@ -207,7 +207,8 @@ def _refuse_size(size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
-    """A large JPEG, decoded at a half, a quarter or an eighth of its size, upright and resized; None for any other.
+    """Return a large JPEG, decoded at a half, a quarter or an eighth of its size, upright and resized; None for any
+    other.
 
     The target, and what it shows of the decoded image, follow from the whole image, as in Pillow's `thumbnail`.
     """

@@ -45,7 +45,7 @@ class _Transform(Settings):
     """Whether pixels move, so that pixels from outside of the centre crop may come in."""
 
     def build(self, size: tuple[int, int]) -> Any:
-        """The transform, for images that are to have a height and a width."""
+        """Return the transform, for images that are to have a height and a width."""
         from torchvision.transforms import InterpolationMode, v2
 
         values = self.model_dump(exclude={"name"})
@@ -78,7 +78,9 @@ class RandomCrop(_Transform):
     )
 
     def build(self, size: tuple[int, int]) -> Any:
-        """The same; images smaller than the final size are first padded with zeros, as the centre crop pads them."""
+        """Return the crop; images smaller than the final size are first padded with zeros, as the centre crop pads
+        them.
+        """
         from torchvision.transforms import v2
         from torchvision.transforms.v2 import functional
 
@@ -205,5 +207,5 @@ AugmentConfig = tuple[Transform, ...]
 
 
 def needs_uncropped(transforms: AugmentConfig) -> bool:
-    """Whether transforms crop or warp: such transforms get images without the centre crop."""
+    """Return whether transforms crop or warp: such transforms get images without the centre crop."""
     return any(one.crops or one.warps for one in transforms)

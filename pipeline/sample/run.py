@@ -58,7 +58,7 @@ def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
 
 
 def fonts() -> list[Path]:
-    """The fonts of matplotlib that hold all letters and digits, sorted by name."""
+    """Return the fonts of matplotlib that hold all letters and digits, sorted by name."""
     with requires("report", what="the fonts of printed characters"):
         import matplotlib
 
@@ -68,7 +68,7 @@ def fonts() -> list[Path]:
 
 
 def draw(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
-    """A character, white on black, its ink in the middle of 32×32 pixels."""
+    """Return a character, white on black, its ink in the middle of 32×32 pixels."""
     canvas = Image.new("L", (3 * SIDE, 3 * SIDE), 0)
     ImageDraw.Draw(canvas).text((SIDE, SIDE), character, fill=255, font=face)
     # The box that the font states holds the space up to the next letter too; the ink is what was drawn.

@@ -126,7 +126,7 @@ def _check_named(section: str, found: Any, model: Any) -> tuple[Entries, list[st
 
 
 def _check_name(name: Any, names: list[str]) -> str:
-    """What is wrong with the name of an entry, if anything; `names` are those of its section."""
+    """Return what is wrong with the name of an entry, if anything; `names` are those of its section."""
     if not isinstance(name, str):
         return (
             f"expected text as a name, got {in_yaml(name)}: DVC addresses entries by text. Write it in quotes, here "

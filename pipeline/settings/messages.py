@@ -101,7 +101,7 @@ def _joined(where: str, messages: Sequence[str], got: str) -> list[str]:
 
 
 def _is_of_words(problem: dict[str, Any], every: Sequence[dict[str, Any]]) -> bool:
-    """Whether pydantic says of a number that it is none of the words that the key takes too, besides what is wrong."""
+    """Return whether an error only says that a number is none of the words that the key takes too."""
     if problem["type"] != "literal_error" or isinstance(problem["input"], str):
         return False
     where = problem["loc"][:-1]
@@ -109,12 +109,12 @@ def _is_of_words(problem: dict[str, Any], every: Sequence[dict[str, Any]]) -> bo
 
 
 def _follows(problem: dict[str, Any]) -> bool:
-    """Whether pydantic calls a list too short only because it did not count the entries that are wrong."""
+    """Return whether pydantic calls a list too short only because it did not count the entries that are wrong."""
     return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
 
 
 def _is_of_another_form(problem: dict[str, Any], every: Sequence[dict[str, Any]]) -> bool:
-    """Whether a value is not of one form that its key may have, and has another one with mistakes inside."""
+    """Return whether a value is not of one form that its key may have, and has another one with mistakes inside."""
     if problem["type"] not in EXPECTED or not isinstance(problem["input"], dict | list):
         return False
     *above, last = problem["loc"] or ("",)
@@ -191,7 +191,7 @@ def models_at(model: type[BaseModel], path: Iterable[str]) -> list[type[BaseMode
 
 
 def _below(annotation: Any, part: str) -> list[Any]:
-    """The annotations of what stands at a key, or as an entry, of a value with this annotation."""
+    """Return the annotations of what stands at a key, or as an entry, of a value with this annotation."""
     if _is_model(annotation):
         field = annotation.model_fields.get(part)
         if field is not None:
@@ -204,7 +204,7 @@ def _below(annotation: Any, part: str) -> list[Any]:
 
 
 def _is_covered_by(model: type[BaseModel], tag: Any) -> bool:
-    """Whether a value is what tells a model of a union apart."""
+    """Return whether a value is what tells a model of a union apart."""
     return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
 
 

@@ -71,7 +71,7 @@ def _line_of(problem: str, raw: Any) -> int:
 
 
 def _explain(error: Exception, path: Path) -> str:
-    """The reader's message: what, and in which line; without its advice to programmers."""
+    """Return the reader's message: what, and in which line; without its advice to programmers."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
     text = "\n".join(lines[:advice]).replace('"<unicode string>"', path.name)
@@ -79,7 +79,7 @@ def _explain(error: Exception, path: Path) -> str:
 
 
 def unusual_values(raw: Mapping[Any, Any]) -> list[str]:
-    """Name the values that DVC cannot hold or compare, such as dates, each as a problem with its path."""
+    """Return the values that DVC cannot hold or compare, such as dates, each as a problem with its path."""
     try:
         return list(_unusual(raw, (), ()))
     except RecursionError:
@@ -142,7 +142,7 @@ def check_rewriting(path: Path) -> list[str]:
 
 
 def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tuple[str, str]]:
-    """The texts between braces and brackets, keys too, each with the path of its value."""
+    """Yield the texts between braces and brackets, keys too, each with the path of its value."""
     if isinstance(value, dict | list):
         flow: Any = value
         inside = inside or bool(flow.fa.flow_style())
@@ -155,7 +155,7 @@ def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tup
 
 
 def _survives(text: str) -> bool:
-    """Whether DVC reads a text again that it wrote between brackets."""
+    """Return whether DVC reads a text again that it wrote between brackets."""
     with requires("pipeline", what="params.yaml"):
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError

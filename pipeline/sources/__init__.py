@@ -44,7 +44,7 @@ class SampleLocation:
 
 
 def read(path: str) -> bytes:
-    """All bytes of a file, local or behind a URL.
+    """Return all bytes of a file, local or behind a URL.
 
     Raises OSError, also for what is no regular file, and DataError where a package is missing that reads the URL.
     """
@@ -52,7 +52,7 @@ def read(path: str) -> bytes:
 
 
 def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
-    """The bytes of some samples of one container, in the order given, which is that of their offsets.
+    """Return the bytes of some samples of one container, in the order given, which is that of their offsets.
 
     It is read once from front to back, in large pieces. For each place comes its bytes, `size` of them, or the OSError
     that says why there are none: the container is missing, cut off or not the file it was. That they are still the same

@@ -33,19 +33,19 @@ class Entry:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL, such as `s3://bucket/photos`."""
+    """Return whether a path is a URL, such as `s3://bucket/photos`."""
     return _URL.match(path) is not None
 
 
 def local(path: str) -> Path | None:
-    """The local file that a path or a `file://` URL names; None for other URLs."""
+    """Return the local file that a path or a `file://` URL names; None for other URLs."""
     if path.startswith(_LOCAL):
         return Path(path.removeprefix(_LOCAL))
     return None if is_url(path) else Path(path)
 
 
 def join(base: str, path: str) -> str:
-    """`path` as seen from the folder `base`; a URL or an absolute path is what it is."""
+    """Return `path` relative to the folder `base`; a URL or an absolute path stays as it is."""
     if is_url(path):
         return path
     if is_url(base) and not path.startswith("/"):
@@ -54,12 +54,14 @@ def join(base: str, path: str) -> str:
 
 
 def parent(path: str) -> str:
-    """The folder that a file lies in."""
+    """Return the folder that a file lies in."""
     return path.rpartition("/")[0] if is_url(path) else Path(path).parent.as_posix()
 
 
 def path_kind(path: str) -> Literal["folder", "file"] | None:
-    """Whether there is a folder or a file; raises OSError where that cannot be known, DataError as `read` does."""
+    """Return whether there is a folder or a file; raises OSError where that cannot be known, DataError as `read`
+    does.
+    """
     where = local(path)
     if where is not None:
         return "folder" if where.is_dir() else "file" if where.is_file() else None
@@ -72,7 +74,7 @@ def path_kind(path: str) -> Literal["folder", "file"] | None:
 
 
 def read(path: str) -> bytes:
-    """All bytes of a file; raises OSError, and DataError where a package is missing that reads the URL."""
+    """Return all bytes of a file; raises OSError, and DataError where a package is missing that reads the URL."""
     where = local(path)
     if where is not None:
         if not stat.S_ISREG(where.stat().st_mode):  # a folder, or a pipe, which would be waited for
@@ -85,7 +87,7 @@ def read(path: str) -> bytes:
 
 @contextmanager
 def open_file(path: str, *, buffering: int = 2**18) -> Iterator[BinaryIO]:
-    """A file open for reading; `buffering` bytes of a local file are read at once, AHEAD of a remote one.
+    """Yield a file open for reading; `buffering` bytes of a local file are read at once, AHEAD of a remote one.
 
     Raises as `read` does.
     """
@@ -104,12 +106,12 @@ def open_file(path: str, *, buffering: int = 2**18) -> Iterator[BinaryIO]:
 
 
 def size(file: BinaryIO) -> int:
-    """The bytes of an open file."""
+    """Return the bytes of an open file."""
     return file.seek(0, os.SEEK_END)
 
 
 def walk(root: str) -> Iterator[Entry]:
-    """All files below a folder, each folder sorted by name; local links are followed, but not in circles.
+    """Yield all files below a folder, each folder sorted by name; local links are followed, but not in circles.
 
     Raises as `read` does where a folder cannot be listed.
     """
@@ -124,7 +126,7 @@ def walk(root: str) -> Iterator[Entry]:
 
 
 def folders(root: str) -> list[str]:
-    """The names of the folders that lie in a folder; raises as `read` does."""
+    """Return the names of the folders that lie in a folder; raises as `read` does."""
     where = local(root)
     if where is not None:
         return [entry.name for entry in os.scandir(where) if _is_folder(entry)]
@@ -136,7 +138,7 @@ def folders(root: str) -> list[str]:
 
 
 def text(path: str) -> str:
-    """A path that can be written anywhere: bytes that are not UTF-8 stand there as \\udc.. ."""
+    """Return a path that can be written anywhere: bytes that are not UTF-8 stand there as \\udc.. ."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -174,7 +176,7 @@ def _walk_remote(system: Any, key: str, root: str, names: tuple[str, ...]) -> It
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the URL as that has it."""
+    """Return the file system of a URL, and the URL as that has it."""
     import fsspec
     from fsspec.registry import known_implementations
 
@@ -192,7 +194,7 @@ def _system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def _as_os_errors(path: str) -> Iterator[None]:
-    """Whatever a remote file system raises, as an OSError with a reason; each of them has classes of its own."""
+    """Yield whatever a remote file system raises, as an OSError with a reason; each of them has classes of its own."""
     try:
         yield
     except FileNotFoundError:

@@ -16,13 +16,15 @@ BATCH_ROWS = 1024
 
 @contextmanager
 def opened(path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, local or behind a URL; raises OSError, and of Arrow's errors those for a damaged footer."""
+    """Yield a Parquet file, local or behind a URL; raises OSError, and of Arrow's errors those for a damaged footer."""
     with filesystem.open_file(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
         yield table
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column of this type has the bytes of samples: binary, or a struct with a field `bytes` of binary."""
+    """Return whether a column of this type has the bytes of samples: binary, or a struct with a field `bytes` of
+    binary.
+    """
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
         return at >= 0 and holds_bytes(kind.field(at).type) and not pa.types.is_struct(kind.field(at).type)
@@ -30,18 +32,18 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 
 def container(path: str, column: str) -> str:
-    """The name of a Parquet file and its column of bytes as one container."""
+    """Return the name of a Parquet file and its column of bytes as one container."""
     return f"{path}#{column}"
 
 
 def _parts(container: str) -> tuple[str, str]:
-    """The path of a file and its column: the folders of the path may have `.parquet#` in their names too."""
+    """Return the path of a file and its column: the folders of the path may have `.parquet#` in their names too."""
     *_, name = re.finditer(re.escape(PARQUET) + "(?=#)", container, re.IGNORECASE | re.ASCII)
     return container[: name.end()], container[name.end() + 1 :]
 
 
 def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
-    """The bytes of some rows, by ascending numbers; see `pipeline.sources.read_many`.
+    """Yield the bytes of some rows, by ascending numbers; see `pipeline.sources.read_many`.
 
     Only the row groups that hold them are read, of these only the column of bytes, and of that a few megabytes at once,
     or a page where that is more: writers make pages of up to 1,024 rows.
@@ -102,7 +104,7 @@ def _of_group(
 
 
 def _batch_rows(file: pq.ParquetFile, group: int, leaf: str) -> int:
-    """Rows of a batch of a few megabytes; what the file says of itself is not believed beyond BATCH_ROWS."""
+    """Return rows of a batch of a few megabytes; what the file says of itself is not believed beyond BATCH_ROWS."""
     about = file.metadata.row_group(group)
     columns = [about.column(number) for number in range(about.num_columns)]
     bytes_there = sum(one.total_uncompressed_size for one in columns if one.path_in_schema == leaf)

@@ -50,12 +50,12 @@ class Damage:
 
 
 def compression(start: bytes) -> str | None:
-    """The name of the compression that a file with these first bytes has."""
+    """Return the name of the compression that a file with these first bytes has."""
     return next((name for magic, name in MAGICS.items() if start.startswith(magic)), None)
 
 
 def members(file: BinaryIO) -> Iterator[Member | Damage]:
-    """Every member of an open archive in its order; the file may be read elsewhere in between.
+    """Yield every member of an open archive in its order; the file may be read elsewhere in between.
 
     No size that a header claims is believed beyond what the file has. Archives that were joined are one.
     """
@@ -127,7 +127,7 @@ def _member(header: tarfile.TarInfo, name: str, extra: dict[str, str], data: int
 
 
 def _pax(record: bytes) -> dict[str, str]:
-    """The `length key=value` records of a pax header; raises ValueError where they are no such records."""
+    """Return the `length key=value` records of a pax header; raises ValueError where they are no such records."""
     found = {}
     while record:
         digits, _, _ = record.partition(b" ")
@@ -141,7 +141,7 @@ def _pax(record: bytes) -> dict[str, str]:
 
 
 def _behind_sparse_map(file: BinaryIO, block: bytes, data: int) -> int:
-    """Where the data of a GNU sparse member begin: its map may go on in blocks of its own."""
+    """Return where the data of a GNU sparse member begin: its map may go on in blocks of its own."""
     more = block[482]
     while more:
         block = read_at(file, data, BLOCK)
@@ -155,13 +155,13 @@ def _padded(size: int) -> int:
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset` on, or fewer where the file ends."""
+    """Read `size` bytes from `offset` on, or fewer where the file ends."""
     file.seek(offset)
     return file.read(size)
 
 
 def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
-    """The data of some members, by ascending offsets; see `pipeline.sources.read_many`."""
+    """Yield the data of some members, by ascending offsets; see `pipeline.sources.read_many`."""
     done = 0
     try:
         with filesystem.open_file(container) as file:

@@ -17,13 +17,13 @@ ORDER = ("test", "validation", "train")
 
 
 def position(text: str, *, salt: str) -> float:
-    """A place in [0, 1) that depends on the text and the salt alone (the first 53 bits of BLAKE2b)."""
+    """Return a place in [0, 1) that depends on the text and the salt alone (the first 53 bits of BLAKE2b)."""
     number = hashlib.blake2b(text.encode(), digest_size=8, key=salt.encode()).digest()
     return (int.from_bytes(number, "big") >> 11) / 2**53
 
 
 def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) -> Assigned:
-    """A split for each row; None where counts are asked for and a class has rows left over.
+    """Return a split for each row; None where counts are asked for and a class has rows left over.
 
     `strata` are the classes, or what stands for them where a task is stratified.
     """
@@ -33,7 +33,7 @@ def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) ->
 def assign_by_domain(
     strata: Sequence[str], groups: Sequence[str], domains: Sequence[str], asked: Domains, config: SplitConfig
 ) -> Assigned:
-    """The split that the domain of each row says; None for rows of a domain that is not named.
+    """Return the split that the domain of each row says; None for rows of a domain that is not named.
 
     Where no domains are named for validation, rows of train's domains are, in the proportion of the two sizes, by
     their keys. Sizes in rows per class limit each split. Raises DataError for domains that no row has.
@@ -94,7 +94,7 @@ def _cut(ordered: list[str], rows: list[int], wanted: Mapping[str, float], *, co
 def limited(
     keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], most: int, *, seed: int
 ) -> Assigned:
-    """The splits with at most so many training rows of each class; the others are None.
+    """Return the splits with at most so many training rows of each class; the others are None.
 
     Those stay whose keys come first in a seeded order: a larger limit keeps all of a smaller one, and rows that are
     added put out at most as many.
@@ -111,7 +111,7 @@ def limited(
 def few_shot_ranks(
     keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], few: FewShot, *, seed: int
 ) -> list[list[int]]:
-    """For each draw the rank of every training row within its class, -1 for the others and past the limit."""
+    """Return for each draw the rank of every training row in its class, -1 for other rows and past the limit."""
     draws = []
     for draw in range(few.draws):
         salt = f"draw-{seed}-{draw}"

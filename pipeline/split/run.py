@@ -106,7 +106,7 @@ def _say_few(few: FewShot, targets: Sequence[str], splits: Assigned, reporter: R
 
 
 def _refuse_divided(config: SplitConfig, groups: Sequence[str], splits: Assigned, what: str) -> None:
-    """A group must not stand in two splits: its rows would be learnt from and measured on."""
+    """Refuse a group that stands in two splits: its rows would be learnt from and measured on."""
     found: dict[str, set[str]] = {}
     for group, name in zip(groups, splits, strict=True):
         if name is not None:

@@ -49,7 +49,7 @@ def check_separator(
 
 
 def _separates(mark: str, labels: Iterable[str]) -> bool:
-    """Whether labels with this mark are several labels, plainly.
+    """Return whether labels with this mark are several labels, plainly.
 
     A comma or a slash may well be part of a label: then most parts of such labels are labels elsewhere too.
     """

@@ -66,7 +66,7 @@ QUANTILES = 10
 
 
 def strata(table: pa.Table, config: SplitConfig) -> list[str]:
-    """What each row counts as where a task is stratified.
+    """Return what each row counts as where a task is stratified.
 
     Its class; of several labels the one that fewest rows have, none being one too; of a number its
     quantile among `QUANTILES`, equal numbers in one.
@@ -123,14 +123,14 @@ def _say_unknown(name: str, there: Sequence[str]) -> str:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as text; of numbers, NaN is no value."""
+    """Return a column as text; of numbers, NaN is no value."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     return pc.cast(column, pa.string())
 
 
 def _targets(table: pa.Table, config: SplitConfig, where: str, reporter: Reporter) -> pa.Array:
-    """The targets as the kind has them; null where a row has none."""
+    """Return the targets as the kind has them; null where a row has none."""
     column = table[config.columns[0]]
     many = pa.types.is_list(column.type)
     if config.kind == "classification":
@@ -173,7 +173,7 @@ def _labels_in(text: str, separator: str) -> list[str]:
 
 
 def _numbers(column: pa.ChunkedArray) -> Iterator[float | None]:
-    """Finite numbers; a text is one where it is written as Python and CSV files write them."""
+    """Yield finite numbers; a text is one where it is written as Python and CSV files write them."""
     for value in column.to_pylist():
         try:
             number = math.nan if value is None or "_" in str(value) else float(value)
@@ -183,7 +183,9 @@ def _numbers(column: pa.ChunkedArray) -> Iterator[float | None]:
 
 
 def _flags(table: pa.Table, columns: Sequence[str], where: str) -> list[list[str] | None]:
-    """The names of the columns that say 1 or true; raises DataError for columns of anything but 0, 1 and no value."""
+    """Return the names of the columns that say 1 or true; raises DataError for columns of anything but 0, 1 and no
+    value.
+    """
     problems, values = [], {}
     for name in columns:
         values[name] = [_flag(value) for value in table[name].to_pylist()]
@@ -197,12 +199,12 @@ def _flags(table: pa.Table, columns: Sequence[str], where: str) -> list[list[str
 
 
 def _flag(value: Any) -> Any:
-    """A value of a column of flags; texts are flags where they are written as CSV files write these."""
+    """Return a value of a column of flags; texts are flags where they are written as CSV files write these."""
     return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _said(table: pa.Table, columns: Sequence[str]) -> list[str]:
-    """What the manifest says of each row's target, for errors."""
+    """Return what the manifest says of each row's target, for errors."""
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [", ".join("no value" if value is None else repr(value) for value in row) for row in rows]
 
@@ -231,7 +233,9 @@ def _refuse_missing(table: pa.Table, config: SplitConfig, where: str) -> None:
 
 
 def _one_row_a_key(table: pa.Table, config: SplitConfig, reporter: Reporter) -> pa.Table:
-    """Data sets may share contents: keep the first, of which a split is said; refuse two targets for one content."""
+    """Keep the first row of a content that data sets share, of which a split is known; refuse two targets for one
+    content.
+    """
     keys, targets = table["key"].to_pylist(), table["target"].to_pylist()
     said = table["column"].to_pylist() if "column" in table.column_names else [None] * len(keys)
     first: dict[str, int] = {}
@@ -256,7 +260,7 @@ def _one_row_a_key(table: pa.Table, config: SplitConfig, reporter: Reporter) -> 
 
 
 def _refuse_other_kind(table: pa.Table, config: SplitConfig, where: str) -> None:
-    """One class, or as many as rows: it may be a number, or the wrong column."""
+    """Refuse one class, or as many classes as rows: the target may be a number, or the wrong column."""
     targets = table["target"].to_pylist()
     title = f"the target {config.target!r} {where}"
     if config.kind == "regression":
@@ -278,7 +282,7 @@ def _refuse_other_kind(table: pa.Table, config: SplitConfig, where: str) -> None
 
 
 def _refuse_divided_classes(table: pa.Table, config: SplitConfig) -> None:
-    """A level says of each class where it belongs, so that an error within a family can be told from one without."""
+    """Refuse a class in two groups of a level: whether an error leaves the family could not be seen."""
     problems = []
     for level in config.levels:
         above: dict[str, set[str]] = {}

@@ -58,26 +58,26 @@ class CacheEntry:
         return self.folder.name
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """What rows of a shape look like when they are stored in this column."""
+        """Return the layout of rows of a shape in this column."""
         return Layout(self.address, self.identity["dtype"], shape)
 
     def records(self) -> list[ShardRecord]:
-        """The shards, in the order of their names; a record whose shard was removed counts for nothing."""
+        """Return the shards, in the order of their names; a record whose shard was removed counts for nothing."""
         return [record for record, _ in self._notes()]
 
     def _notes(self) -> Iterator[tuple[ShardRecord, Mapping[str, Any]]]:
-        """Each shard's record, and all that was written with it."""
+        """Yield each shard's record, and all that was written with it."""
         for path in sorted(self.folder.glob("*.json")):
             if path.name != "identity.json" and path.with_suffix(".h5").is_file():
                 note = read_note(path)
                 yield _record(path, note), note
 
     def path_of(self, record: ShardRecord) -> Path:
-        """Where a shard lies."""
+        """Return where a shard lies."""
         return path_of(self.folder, record.name)
 
     def keys(self, record: ShardRecord) -> np.ndarray:
-        """The keys of a shard, S16 (rows,); raises StoreError if they are not those of its record."""
+        """Return the keys of a shard, S16 (rows,); raises StoreError if they are not those of its record."""
         shard_reader.verify(self.path_of(record), record, whole=False)
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
@@ -97,7 +97,7 @@ class CacheEntry:
             shard_reader.verify(path, record)
 
     def rejected(self) -> dict[str, str]:
-        """Key to reason, of the samples that were tried and can never give features."""
+        """Return the samples that were tried and can never give features: key to reason."""
         found: dict[str, str] = {}
         for _, note in self._notes():
             found |= note.get("rejected", {})
@@ -107,7 +107,9 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def writer(self, shape: tuple[int, ...]) -> Iterator["Writer"]:
-        """A writer of rows of a shape that come in batches; what it did not finish is dropped at the end."""
+        """Yield a writer of rows of a shape that come in batches; rows that it did not finish are dropped at the
+        end.
+        """
         with contextlib.ExitStack() as stack:
             yield Writer(self, self.layout(shape), stack)
 
@@ -150,7 +152,7 @@ class CacheEntry:
             return
 
     def last_used(self) -> float:
-        """When a project last linked the column, in seconds since 1970."""
+        """Return when a project last linked the column, in seconds since 1970."""
         stamp = self.folder / "used"
         return (stamp if stamp.is_file() else self.folder).stat().st_mtime
 
@@ -216,7 +218,7 @@ class Writer:
 
 
 def column(root: Path, identity: Mapping[str, Any]) -> CacheEntry:
-    """The column of an identity; raises StoreError if what lies at its address is another one."""
+    """Return the column of an identity; raises StoreError if what lies at its address is another one."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
     if path.is_file() and (problems := differences(dict(identity), read_note(path))):
@@ -225,14 +227,16 @@ def column(root: Path, identity: Mapping[str, Any]) -> CacheEntry:
 
 
 def columns(root: Path) -> Iterator[CacheEntry]:
-    """Every column of the cache."""
+    """Yield every column of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
         if not path.parent.name.startswith("."):  # one that is being removed
             yield CacheEntry(path.parent, read_note(path))
 
 
 def shards_for_keys(column: CacheEntry, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
-    """The shards that hold wanted keys, each needed for at least one, their keys, and which of `wanted` they hold."""
+    """Return the shards that hold wanted keys, each needed for at least one, their keys, and which of `wanted` they
+    hold.
+    """
     held = np.zeros(len(wanted), dtype=bool)
     chosen, keys = [], []
     halves = key_arrays.split_uint64(wanted)  # once, and not a shard: of many samples this is what takes long
@@ -258,7 +262,7 @@ def _record(path: Path, note: Any) -> ShardRecord:
 
 
 def read_note(path: Path) -> Any:
-    """The content of a JSON file of the cache; raises StoreError if it is damaged."""
+    """Return the content of a JSON file of the cache; raises StoreError if it is damaged."""
     try:
         return read_json(path)
     except ValueError as error:

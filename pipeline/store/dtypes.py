@@ -39,27 +39,31 @@ def encode(values: np.ndarray, stored: Unscaled) -> Encoded:
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each channel of rows (n, channels, ...), float32 (channels,); 0 where there are none."""
+    """Return the largest magnitude of each channel of rows (n, channels, ...), float32 (channels,); 0 where there are
+    none.
+    """
     axes = tuple(axis for axis in range(values.ndim) if axis != 1)
     found: np.ndarray = np.abs(values).max(axis=axes, initial=0).astype(np.float32)
     return found
 
 
 def scale_of(largest: np.ndarray) -> np.ndarray:
-    """The scale of int8 of each channel, from its largest magnitude over all rows of the shard; float32 (channels,)."""
+    """Return the scale of int8 of each channel, from its largest magnitude over all rows of the shard; float32
+    (channels,).
+    """
     scale: np.ndarray = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(127)
     return scale
 
 
 def quantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Finite float32 rows (n, channels, ...) to int8. `values` is written over: wide rows are held once."""
+    """Convert finite float32 rows (n, channels, ...) to int8. `values` is written over: wide rows are held once."""
     np.divide(values, scale.reshape(1, -1, *[1] * (values.ndim - 2)), out=values)
     np.rint(values, out=values)
     return values.astype(np.int8)
 
 
 def decode(values: np.ndarray, stored: Stored, scale: np.ndarray | None = None) -> np.ndarray:
-    """Stored rows to numbers: float16 and float32 as they are, bfloat16 and int8 as float32."""
+    """Convert stored rows to numbers: float16 and float32 as they are, bfloat16 and int8 as float32."""
     if stored == "bfloat16":
         wide: np.ndarray = values.astype(np.uint32) << 16
         return wide.view(np.float32)
@@ -71,7 +75,7 @@ def decode(values: np.ndarray, stored: Stored, scale: np.ndarray | None = None) 
 
 
 def _finite_rows(values: np.ndarray, stored: Stored) -> np.ndarray:
-    """Which stored rows hold finite numbers only; bool (rows,)."""
+    """Return which stored rows hold finite numbers only; bool (rows,)."""
     # All exponent bits set is infinity or NaN: of integers of the same bits the largest with a sign, and of those
     # without one the largest of all. Two maxima a piece need no memory, and NumPy has no faster test of float16.
     exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}[stored]

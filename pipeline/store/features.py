@@ -57,7 +57,8 @@ class Features:
         return cls(folder, check=check)
 
     def subset(self, keys: Keys) -> "Features":
-        """The same features with the rows of some keys only, such as those of a task's split: `task.keys_of("train")`.
+        """Return the same features with the rows of some keys only, such as those of a task's split:
+        `task.keys_of("train")`.
 
         Raises StoreError as `load` does. Of a key that is given twice there is one row.
         """
@@ -105,14 +106,16 @@ class Features:
         return dict(self.index.identity)
 
     def load(self, keys: Keys | None = None) -> np.ndarray:
-        """The rows of some keys, in their order, or all in the order of the keys: (len(keys), ...) of `dtype`.
+        """Return the rows of some keys, in their order, or all in the order of the keys: (len(keys), ...) of `dtype`.
 
         Raises StoreError that counts the keys without features and gives the reasons that are known.
         """
         return self.at(self._rows[2] if keys is None else self.find(keys))
 
     def find(self, keys: Keys) -> np.ndarray:
-        """Where the rows of some keys lie, for `at`; sorted ones are the fastest. Raises StoreError as `load` does."""
+        """Return where the rows of some keys lie, for `at`; sorted ones are the fastest. Raises StoreError as `load`
+        does.
+        """
         rows = self._places(keys)
         found = rows.view(np.uint64)  # the same memory: shard << 32 | row in the stead of the row of the table
         for start in range(0, len(rows), key_arrays.TOGETHER):
@@ -121,12 +124,12 @@ class Features:
         return found
 
     def has(self, keys: Keys) -> np.ndarray:
-        """Which keys have rows: bool (len(keys),)."""
+        """Return which keys have rows: bool (len(keys),)."""
         found: np.ndarray = key_arrays.find_halves(self._rows[0], self._rows[1], _array(keys)) >= 0
         return found
 
     def at(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The rows at some places that `find` gave, in their order, into `out` where it is given."""
+        """Return the rows at some places that `find` gave, in their order, into `out` where it is given."""
         found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
         places = np.asarray(places)
         # Places that follow each other are rows that do: each such run is read in one piece.
@@ -151,7 +154,7 @@ class Features:
             yield known[start : start + size], self.at(places[start : start + size])
 
     def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
-        """The rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""
+        """Return the rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""
         import torch
 
         if self.index.dtype == "bfloat16":
@@ -160,7 +163,7 @@ class Features:
         return torch.from_numpy(self.load(keys))
 
     def blocks(self, *, block_rows: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys S16 and rows (n, width), flattened, in the order of the keys; a block has at most about 32 MiB."""
+        """Yield keys S16 and rows (n, width), flattened, in the order of the keys; a block has at most about 32 MiB."""
         width = int(np.prod(self.shape))
         fitting = max(1, min(16_384, EXPORT_BYTES // max(1, width * self.dtype.itemsize)))
         for start, stop in _ranges(len(self), block_rows or fitting):
@@ -168,7 +171,9 @@ class Features:
             yield keys, self._range(start, stop).reshape(stop - start, width)
 
     def to_arrow(self, *, block_rows: int | None = None) -> Iterator["pa.RecordBatch"]:
-        """Batches of `key` (hex text) and `features` (a list of fixed size, flattened), in the order of the keys."""
+        """Yield batches of `key` (hex text) and `features` (a list of fixed size, flattened), in the order of
+        the keys.
+        """
         import pyarrow as pa
 
         for keys, rows in self.blocks(block_rows=block_rows):
@@ -176,7 +181,7 @@ class Features:
             yield pa.RecordBatch.from_arrays([pa.array(key_arrays.to_hex(keys)), listed], names=["key", "features"])
 
     def _places(self, keys: Keys) -> np.ndarray:
-        """The place of each key in the table of rows."""
+        """Return the place of each key in the table of rows."""
         wanted = _array(keys)
         found = key_arrays.find_halves(self._rows[0], self._rows[1], wanted)
         if (found < 0).any():
@@ -184,7 +189,7 @@ class Features:
         return found
 
     def _range(self, start: int, stop: int) -> np.ndarray:
-        """Some rows in the order of the keys."""
+        """Return some rows in the order of the keys."""
         return self.at(self._rows[2, start:stop])
 
     def _read_run(self, place: int, out: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from pipeline.store.shard_format import FORMAT
 
 
 def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32") -> dict[str, Any]:
-    """What shaped the features of one tap; equal identities mean interchangeable features."""
+    """Return what shaped the features of one tap; equal identities mean interchangeable features."""
     node = backbone.node(tap.node)
     whole = {
         "format": FORMAT,
@@ -39,12 +39,12 @@ def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32"
 
 
 def address(value: dict[str, Any]) -> str:
-    """The digest of an identity: the name of its column in the cache."""
+    """Return the digest of an identity: the name of its column in the cache."""
     return digest(value)
 
 
 def differences(expected: Any, got: Any, *, path: str = "") -> list[str]:
-    """The fields in which two identities differ, each with both values."""
+    """Return the fields in which two identities differ, each with both values."""
     if isinstance(expected, dict) and isinstance(got, dict):
         found = []
         for key in sorted({*expected, *got}):

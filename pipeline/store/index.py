@@ -130,7 +130,7 @@ def commit(
 
 
 def _places(keys: Sequence[np.ndarray], upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the wanted keys, given by their halves, the shards hold, and where: shard << 32 | row."""
+    """Return which of the wanted keys, given by their halves, the shards hold, and where: shard << 32 | row."""
     held, places = np.zeros(len(upper), dtype=bool), np.zeros(len(upper), dtype="<u8")
     for number, own in enumerate(keys):
         found = key_arrays.find_halves(upper, lower, own)
@@ -179,7 +179,9 @@ def contents(folder: Path) -> str:
 
 
 def open_rows(folder: Path, index: Index) -> np.ndarray:
-    """The table of rows, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index says."""
+    """Return the table of rows, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index
+    says.
+    """
     path = folder / index.rows.name
     if not path.is_file():
         raise StoreError(f"{path}: the table of rows is missing. {REMEDY}")

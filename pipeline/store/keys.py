@@ -24,7 +24,7 @@ for _value, _digit in enumerate("0123456789abcdef"):
 
 
 def from_hex(keys: Iterable[str]) -> np.ndarray:
-    """Keys of 32 hex digits to an array of dtype S16; raises TypeError or DataError where a key is none."""
+    """Convert keys of 32 hex digits to an array of dtype S16; raises TypeError or DataError where a key is none."""
     listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else None
     try:
         if listed is not None and set(map(len, listed)) <= {2 * KEY_BYTES}:
@@ -47,7 +47,7 @@ def _is_key(value: Any, digits: re.Pattern[str]) -> bool:
 
 
 def from_arrow(column: pa.Array) -> np.ndarray:
-    """An Arrow array of texts of 32 hex digits to an array of dtype S16, in blocks and without a Python object a key.
+    """Convert an Arrow array of texts of 32 hex digits to dtype S16, in blocks and without one Python object per key.
 
     Raises DataError where a key is missing or is none.
     """
@@ -74,14 +74,14 @@ def _of_block(column: pa.Array) -> np.ndarray:
 
 
 def to_hex(keys: np.ndarray) -> list[str]:
-    """An array of keys to text of 32 hex digits each."""
+    """Convert an array of keys to text of 32 hex digits each."""
     text = np.ascontiguousarray(keys).tobytes().hex()
     width = 2 * KEY_BYTES
     return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`np.unique` with the place of the first of each; faster where no key comes twice, as mostly."""
+    """Return `np.unique` with the place of the first of each key; faster where no key comes twice, which is usual."""
     upper, _ = split_uint64(keys)
     order = np.argsort(upper, kind="stable")
     upper = upper[order]
@@ -91,23 +91,25 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_uint64(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The upper and the lower 64 bits of each key, uint64: they sort as the keys do, and faster."""
+    """Return the upper and the lower 64 bits of each key, uint64: they sort as the keys do, and faster."""
     pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
     return pairs[:, 0].astype("<u8"), pairs[:, 1].astype("<u8")
 
 
 def join(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Keys from their halves, S16."""
+    """Return keys, S16, from their halves."""
     return np.stack([upper, lower], axis=1).astype(">u8").reshape(-1).view(DTYPE)
 
 
 def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The place of each wanted key among sorted ones, -1 where it is not there; int64, of the length of `wanted`."""
+    """Return the place of each wanted key among sorted ones, -1 where it is not there; int64, of the length of
+    `wanted`.
+    """
     return find_halves(*split_uint64(sorted_keys), wanted)
 
 
 def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`find` among keys that are given by their halves."""
+    """Do what `find` does for keys that are given by their halves."""
     found = np.full(len(wanted), -1, dtype=np.int64)
     if len(upper):
         for start in range(0, len(wanted), TOGETHER):

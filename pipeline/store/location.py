@@ -46,7 +46,7 @@ def default_root() -> Path:
 
 @contextlib.contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Around what writes into a cache: where the system refuses it, that is a StoreError that says what to do."""
+    """Turn what the system refuses while a cache is written into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:

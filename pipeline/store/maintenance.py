@@ -19,7 +19,7 @@ from pipeline.store.use import unused
 
 
 def damage(column: CacheEntry, *, whole: bool) -> Iterator[tuple[ShardRecord, str]]:
-    """Every damaged shard of a column and what is wrong with it; sizes and keys, and if `whole` every byte."""
+    """Yield every damaged shard of a column and what is wrong with it; sizes and keys, and if `whole` every byte."""
     for record in column.records():
         try:
             column.keys(record)
@@ -119,13 +119,13 @@ def _finish_removals(root: Path) -> None:
 
 
 def _bytes_and_use(path: Path) -> tuple[int, float]:
-    """The bytes of a file or folder, and when anything in it was last changed or marked as used."""
+    """Return the bytes of a file or folder, and when anything in it was last changed or marked as used."""
     stats = [one.stat() for one in (path, *(path.rglob("*") if path.is_dir() else ()))]
     return sum(one.st_size for one in stats if stat.S_ISREG(one.st_mode)), max(one.st_mtime for one in stats)
 
 
 def parse_size(text: str) -> int:
-    """Bytes, from text such as 200GB; raises StoreError if it is no size."""
+    """Return bytes, from text such as 200GB; raises StoreError if it is no size."""
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
@@ -133,7 +133,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds, from text such as 30d; raises StoreError if it is no duration."""
+    """Return seconds, from text such as 30d; raises StoreError if it is no duration."""
     found = re.fullmatch(r"(\d+)([hdw])", text)
     if not found:
         raise StoreError(f"{text!r}: expected hours, days or weeks such as 12h, 30d or 8w.")
@@ -141,5 +141,5 @@ def parse_duration(text: str) -> float:
 
 
 def size(column: CacheEntry) -> int:
-    """Bytes of a column's shards."""
+    """Return bytes of a column's shards."""
     return sum(record.bytes for record in column.records())

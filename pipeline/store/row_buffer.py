@@ -22,12 +22,12 @@ from pipeline.store.shard_writer import no_space, pread, pwrite, refuse_unstorab
 
 
 def kept_as(layout: Layout) -> Unscaled:
-    """The dtype of rows in a spool."""
+    """Return the dtype of rows in a spool."""
     return "float32" if layout.dtype == "int8" else layout.dtype
 
 
 def row_bytes(layout: Layout) -> int:
-    """Bytes of one row in a spool."""
+    """Return bytes of one row in a spool."""
     return int(np.prod(layout.shape)) * np.dtype(ON_DISK[kept_as(layout)]).itemsize
 
 
@@ -79,7 +79,7 @@ class RowBuffer:
             raise
 
     def sorted(self) -> "BufferedRows":
-        """All rows, at least one, in the order of their keys; raises StoreError if a key came twice."""
+        """Return all rows, at least one, in the order of their keys; raises StoreError if a key came twice."""
         came = np.concatenate(self._keys)
         order = np.argsort(came, kind="stable")
         keys = came[order]
@@ -109,7 +109,9 @@ class BufferedRows:
     shape: tuple[int, ...]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop` as they are stored; raises StoreError if they are not those that came."""
+        """Return the rows from `start` to `stop` as they are stored; raises StoreError if they are not those
+        that came.
+        """
         rows = np.empty((stop - start, *self.shape), dtype=ON_DISK[self.kept])
         view, row_bytes = rows.data.cast("B"), rows[:1].nbytes
         places = self.order[start:stop]

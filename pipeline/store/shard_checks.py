@@ -58,7 +58,7 @@ def _refused(path: Path, why: str) -> StoreError:
 
 
 def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """A plain data set of the expected shape and dtype, or a refusal."""
+    """Return a plain data set of the expected shape and dtype, or a refusal."""
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise _refused(path, f"/{name} is a {type(link).__name__}")
@@ -73,7 +73,7 @@ def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...], dty
 
 
 def _contiguous(path: Path, dataset: h5py.Dataset, size: int) -> int:
-    """Where a contiguous data set begins."""
+    """Return where a contiguous data set begins."""
     plist, offset = dataset.id.get_create_plist(), dataset.id.get_offset()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
         raise _refused(path, f"{dataset.name} is chunked or filtered")
@@ -83,7 +83,7 @@ def _contiguous(path: Path, dataset: h5py.Dataset, size: int) -> int:
 
 
 def _chunks(path: Path, dataset: h5py.Dataset, layout: Layout, size: int) -> tuple[tuple[int, int], ...]:
-    """Offset and bytes of each chunk, in the order of the rows."""
+    """Return offset and bytes of each chunk, in the order of the rows."""
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
     if dataset.chunks != (layout.chunk_rows(len(dataset)), *layout.shape) or filters != [ZSTD_FILTER]:

@@ -43,7 +43,7 @@ class ShardRecord:
     last: str
 
     def to_json(self) -> dict[str, Any]:
-        """For an index."""
+        """Return the record as plain values, for an index."""
         return asdict(self)
 
 
@@ -71,21 +71,21 @@ class Layout:
         return max(1, (CHUNK_BYTES if self.chunked else BLOCK_BYTES) // self.row_bytes)
 
     def chunk_rows(self, rows: int) -> int:
-        """Rows of a chunk in a shard of so many: HDF5 wants no chunk larger than the whole."""
+        """Return rows of a chunk in a shard of so many: HDF5 wants no chunk larger than the whole."""
         return min(self.block_rows, rows)
 
     def blocks(self, rows: int) -> int:
-        """Blocks of a shard of so many rows."""
+        """Return blocks of a shard of so many rows."""
         return -(-rows // self.block_rows)
 
     def pieces(self, start: int, stop: int) -> Iterator[range]:
-        """Some rows in pieces of about PIECE_BYTES that end with a block."""
+        """Return some rows in pieces of about PIECE_BYTES that end with a block."""
         step = max(1, PIECE_BYTES // (self.block_rows * self.row_bytes)) * self.block_rows
         edges = [start, *range((start // step + 1) * step, stop, step), stop]
         return (range(first, last) for first, last in itertools.pairwise(edges) if first < last)
 
     def datasets(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and NumPy dtype of every data set in a shard of so many rows."""
+        """Return shape and NumPy dtype of every data set in a shard of so many rows."""
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             "features": ((rows, *self.shape), ON_DISK[self.dtype]),
             "checksums": ((self.blocks(rows),), "<u8"),
@@ -97,15 +97,15 @@ class Layout:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where the shard of that name lies in a folder."""
+    """Return where the shard of that name lies in a folder."""
     return folder / f"{name}.h5"
 
 
 def cut(data: memoryview, size: int) -> Iterator[memoryview]:
-    """Some bytes in parts of a size, the last of which may be short."""
+    """Yield some bytes in parts of a size, the last of which may be short."""
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
 def checksums(blocks: Iterable[memoryview]) -> np.ndarray:
-    """xxh3-64 of each block of bytes, uint64 (blocks,)."""
+    """Return xxh3-64 of each block of bytes, uint64 (blocks,)."""
     return np.fromiter(map(xxhash.xxh3_64_intdigest, blocks), dtype="<u8")

@@ -65,7 +65,7 @@ class Shard:
         return np.frombuffer(self._bytes, key_arrays.DTYPE, count=self.record.rows, offset=self._places.keys)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by number, decoded (len(rows), ...); see `encoding.decode` for the dtype."""
+        """Return rows by number, decoded (len(rows), ...); see `encoding.decode` for the dtype."""
         blocks, size = rows // self.layout.block_rows, self.layout.block_rows
         if self.layout.chunked:
             found = self._empty(len(rows))
@@ -82,7 +82,7 @@ class Shard:
         return decode(found, self.layout.dtype, self._places.scale)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`, decoded: what a pass over the shard calls for."""
+        """Return the rows from `start` to `stop`, decoded: what a pass over the shard calls for."""
         found = self._empty(stop - start)
         self.read_into(found, start)
         return decode(found, self.layout.dtype, self._places.scale)
@@ -129,7 +129,7 @@ class Shard:
         return np.empty((rows, *self.layout.shape), dtype=ON_DISK[self.layout.dtype])
 
     def _chunk(self, block: int) -> np.ndarray:
-        """The rows of one chunk, decompressed and checked."""
+        """Return the rows of one chunk, decompressed and checked."""
         assert self._places.chunks is not None, "maps are chunked"
         offset, size = self._places.chunks[block]
         rows = min(self.layout.block_rows, len(self) - block * self.layout.block_rows)
@@ -149,7 +149,7 @@ class Shard:
         return values
 
     def _block(self, number: int) -> memoryview:
-        """The bytes of one block of vectors, where they lie in the file."""
+        """Return the bytes of one block of vectors, where they lie in the file."""
         assert self._places.features is not None, "vectors are contiguous"
         size, end = self.layout.block_rows * self.layout.row_bytes, len(self) * self.layout.row_bytes
         start = self._places.features

@@ -47,7 +47,7 @@ class Rows(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`, C-contiguous; may be called by several threads."""
+        """Return the rows from `start` to `stop`, C-contiguous; may be called by several threads."""
         ...
 
 
@@ -89,12 +89,12 @@ def refuse_unstorable(keys: np.ndarray, finite: np.ndarray, stored: Stored) -> N
 
 
 def shard_size_bound(rows: int, layout: Layout) -> int:
-    """The bytes of a shard of so many rows, at most, but for the checksums."""
+    """Return the bytes of a shard of so many rows, at most, but for the checksums."""
     return rows * (layout.row_bytes + key_arrays.DTYPE.itemsize) + OVERHEAD_BYTES
 
 
 def no_space(folder: Path, needed: int) -> StoreError:
-    """What is said where a shard of some bytes does not fit."""
+    """Return the message for a shard of some bytes that does not fit on the disk."""
     room = free_disk(folder)
     return StoreError(
         f"{folder}: no space left for a shard of up to {needed:,} bytes: {room:,} are free, {max(needed - room, 0):,} "
@@ -176,7 +176,7 @@ def _add_small(file: h5py.File, keys: np.ndarray, scale: np.ndarray | None) -> N
 
 
 def _plist() -> Any:
-    """Settings of a data set without the time of its creation, which HDF5 would keep."""
+    """Return settings of a data set without the time of its creation, which HDF5 would keep."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)
     return plist
@@ -204,7 +204,7 @@ def _make_chunked(file: h5py.File, shape: tuple[int, ...], dtype: str, chunk: in
 
 
 def _sha256_behind(descriptor: int, written: Callable[[], range | None]) -> str:
-    """The SHA-256 of the bytes of a file in the order in which their places are given; None ends it."""
+    """Return the SHA-256 of the bytes of a file in the order in which their places are given; None ends it."""
     total, buffer = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
     for span in iter(written, None):
         for start in range(span.start, span.stop, PIECE_BYTES):

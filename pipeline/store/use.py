@@ -48,7 +48,9 @@ def touch(path: Path) -> None:
 
 
 def _lock(path: Path, *, shared: bool) -> int | None:
-    """A descriptor that holds the lock; None where there are no locks. Raises BlockingIOError where another has it."""
+    """Return a descriptor that holds the lock; None where there are no locks. Raises BlockingIOError where another has
+    it.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

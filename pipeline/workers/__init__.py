@@ -26,11 +26,11 @@ class WorkersConfig(Settings):
     ] = None
 
     def processes(self, gpus: int) -> int:
-        """How many processes work on this machine."""
+        """Return how many processes work on this machine."""
         return max(1, gpus) if self.workers == "auto" else self.workers
 
     def several(self, gpus: int) -> bool:
-        """Whether others than this process work."""
+        """Return whether others than this process work."""
         return self.scheduler is not None or self.processes(gpus) > 1
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
 
 
 def _address(scheduler: str) -> str:
-    """The address of a scheduler, out of its file where that is what was named."""
+    """Return the address of a scheduler, out of its file where that is what was named."""
     if not Path(scheduler).is_file():
         return scheduler
     try:
@@ -61,7 +61,7 @@ def _address(scheduler: str) -> str:
 
 
 def _reached(address: str) -> str:
-    """The address, where somebody answers; raises what the connection does.
+    """Return the address, where somebody answers; raises what the connection does.
 
     It is asked first, since a client that cannot connect leaves one behind that is half made: Python may clear that
     away while the next one starts, and both would then wait for one lock.
@@ -126,14 +126,14 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
 
 
 def _gpu(number: int) -> str:
-    """The name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
+    """Return the name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",")[number] if visible else str(number)
 
 
 @contextlib.contextmanager
 def there_until_the_end(client: "Client", *, kept: str) -> Iterator[None]:
-    """Raises ClusterError where the scheduler is gone; a worker's own errors of that kind are let through.
+    """Raise ClusterError where the scheduler is gone; a worker's own errors of that kind are let through.
 
     `kept` says what was not lost, and what to do.
     """

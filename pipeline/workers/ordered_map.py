@@ -15,7 +15,7 @@ AHEAD = 2  # items that are under way, or made and not yet taken, for each threa
 
 
 def in_order(client: "Client", function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`function` of each item, made by workers; both are sent to them. What it raises is raised here.
+    """Yield `function` of each item, computed by workers, which get both; errors of `function` are raised here.
 
     An item whose worker dies is made by another one. Raises ClusterError for an item that ends several, and where the
     scheduler is gone.
