@@ -71,7 +71,7 @@ def work() -> Iterator[None]:
 def write(root: Path, first: int) -> None:
     """Add the shards of the column that are not there, beginning with one of them; say what was committed."""
     column = cache.column(root, IDENTITY)
-    print("swept", maintenance.leftovers(column), flush=True)
+    print("swept", maintenance.remove_stale_files(column), flush=True)
     for turn in range(PARTS):
         part = (first + turn) % PARTS
         own = sorted(content_key(f"{part}/{number}".encode()) for number in range(ROWS))

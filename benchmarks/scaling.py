@@ -176,7 +176,7 @@ def main_process(folder: Path, count: int) -> list[dict[str, Any]]:
     with steps.step("plan, nothing known", count) as told:
         request = of_samples(CONFIG, samples=samples, **asked)
         told["units"] = len(request.plan.units)
-    assignment = WorkerJob(request.config, backbone, cache_root, count, request.lacking)
+    assignment = WorkerJob(request.config, backbone, cache_root, count, request.missing_taps)
     works = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
     with steps.step("write the job's orders", count) as told, job_files.written(assignment, works) as (job, number):
         told["bytes"] = (job / job_files.UNITS).stat().st_size / count

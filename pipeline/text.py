@@ -71,7 +71,7 @@ _AS_DRAWN = ("<wide>", "<noBreak>", "<compat> 0066")
 """Decompositions that are drawn as the letter itself: full width, blanks that keep lines whole, ligatures of f."""
 
 
-def normalise_look(name: str) -> str:
+def normalise_lookalikes(name: str) -> str:
     """Return what two names have in common that a person cannot tell apart on a screen.
 
     Composed letters; blanks of any width as one, and none at the ends; no letters without width; Latin letters in the
@@ -93,7 +93,7 @@ def normalise_look(name: str) -> str:
 
 def group_alike(names: Iterable[str]) -> list[list[str]]:
     """Return the groups of two or more different names that look the same, each sorted."""
-    return _group(names, normalise_look)
+    return _group(names, normalise_lookalikes)
 
 
 def quote_alike(group: Iterable[str]) -> str:
@@ -109,7 +109,7 @@ def describe_alike(names: Iterable[str]) -> list[str]:
     grouped = {name for group in alike for name in group}
     lines += [
         f"{quote_alike(group)} differ in case only and are different values."
-        for group in _group(there - grouped, lambda name: normalise_look(name).casefold())
+        for group in _group(there - grouped, lambda name: normalise_lookalikes(name).casefold())
     ]
     lines += [
         f"{name!a} has blanks or control characters that cannot be seen."

@@ -32,7 +32,7 @@ def _of_data(values: Values) -> Iterator[str]:
     Roots that `sample` writes are left out until it has, and URLs, since asking for them takes a network.
     """
     from pipeline.prepare.find import label_types
-    from pipeline.prepare.roots import look
+    from pipeline.prepare.roots import inspect_roots
     from pipeline.sources import filesystem as files
 
     for name, config in every(values, "prepare"):
@@ -46,7 +46,7 @@ def _of_data(values: Values) -> Iterator[str]:
             )
             continue
         try:
-            label_types(config, look(config))
+            label_types(config, inspect_roots(config))
         except (PipelineError, OSError) as error:
             yield f"{where}: {_one_line(error)}"
             continue

@@ -14,7 +14,7 @@ from pipeline.store import keys as key_arrays
 def add_eight(root: Path, first: int, ready: Connection) -> None:
     """Add eight shards, those that are not there; say when it begins."""
     column = cache.column(root, {"node": "block1", "dtype": "float32"})
-    maintenance.leftovers(column)
+    maintenance.remove_stale_files(column)
     ready.send(True)
     for turn in range(8):
         part = (first + turn) % 8

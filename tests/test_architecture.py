@@ -485,7 +485,23 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [name for name in MODULES if empty & set(name.split("."))] == []
 
 
-OUT = {"beside", "begun", "lesson", "oracle", "orders", "pilot", "schooling", "spool", "subject", "subjects", "told"}
+OUT = {
+    "beside",
+    "begun",
+    "lesson",
+    "oracle",
+    "orders",
+    "pilot",
+    "schooling",
+    "spool",
+    "subject",
+    "subjects",
+    "told",
+    "leftovers",
+    "opened",
+    "strays",
+    "lacking",
+}
 """Words that once were names here, and say nothing to whoever comes from PyTorch, scikit-learn or DVC."""
 
 
@@ -526,6 +542,27 @@ def tracked() -> list[Path]:
     if "pyproject.toml" not in names:
         pytest.skip("not the repository of this project")
     return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+NOUN_CLAUSE = re.compile(
+    r"(The|A|An|What|Whether|Which|Where|Why|How|Those|That|These|It|Its|One|All|Some|Every|Each)\b"
+)
+"""How a docstring begins that names a thing, where a function does something."""
+
+TO_REWRITE = {"streaming", "heads", "fit", "training", "finetune", "distill", "teach"}
+"""Packages that have such docstrings."""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not TO_REWRITE & set(name.split(".")[1:2])])
+def test_the_docstring_of_a_function_begins_with_a_verb(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    texts = {
+        node.name: ast.get_docstring(node) or ""
+        for node in functions
+        if not any(ast.unparse(one).endswith(("property", ".setter")) for one in node.decorator_list)
+    }
+    assert [f"{name}: {text}" for name, text in texts.items() if NOUN_CLAUSE.match(text)] == []
 
 
 def test_no_file_of_the_repository_names_a_folder_of_some_machine() -> None:

@@ -348,10 +348,10 @@ def test_orders_of_dead_processes_are_swept_and_those_of_living_ones_are_not(tmp
         dead = alive.with_name(alive.name.replace(f".{os.getpid()}.", f".{ended.pid}."))
         dead.mkdir()
         (dead / "job.json").write_text("{}")
-        assert job_files.leftovers(tmp_path) == 1
+        assert job_files.remove_stale_jobs(tmp_path) == 1
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == [alive.name]
         alive.rmdir()
-    assert job_files.leftovers(tmp_path / "nothing") == 0
+    assert job_files.remove_stale_jobs(tmp_path / "nothing") == 0
 
 
 # A cluster that is there ----------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
         values = hooks.collect(again.module, inputs, specs, again.spec.taps)
     assert torch.equal(values["out"], logits)
     assert values["last"].shape[1:] == again.spec.taps["penultimate"].shape
-    assert classifier.place_of(again.spec) == classifier.place_of(found.spec)
+    assert classifier.classifier_node(again.spec) == classifier.classifier_node(found.spec)
 
 
 @pytest.mark.parametrize(

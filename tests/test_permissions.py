@@ -25,7 +25,7 @@ from pipeline.manifest import ManifestPaths
 from pipeline.predictions import PredictionsFile
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
-from pipeline.prepare.roots import look
+from pipeline.prepare.roots import inspect_roots
 from pipeline.store import index
 from pipeline.store.features import Features
 from pipeline.task import Task
@@ -119,5 +119,5 @@ def test_shards_that_may_not_be_read_are_rejects_with_the_words_of_the_system(wo
     pq.write_table(pa.table({"image": [b"x"]}), shard)
     config = PrepareConfig(root=shard.parent, image="image", types={}, max_rejected=1.0)
     with closed(shard, root=world):
-        found = list(find(config, look(config)))
+        found = list(find(config, inspect_roots(config)))
     assert [(one.path, one.refused) for one in found] == [(str(shard), ("unreadable", "Permission denied"))]

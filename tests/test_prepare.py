@@ -31,7 +31,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.check_images import inspect
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
-from pipeline.prepare.roots import look
+from pipeline.prepare.roots import inspect_roots
 from pipeline.prepare.run import Prepared, prepare
 from pipeline.runtime import Reporter
 from stages import project
@@ -667,11 +667,11 @@ def test_a_root_that_is_neither_folder_nor_list_is_an_error(tmp_path: Path) -> N
 def test_settings_of_lists_are_refused_of_a_folder(tmp_path: Path, more: dict[str, Any], names: str) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match=rf"{tmp_path}: expected a list of files with {names}.*, got none\. Leave `"):
-        look(PrepareConfig(root=tmp_path, **more))
+        inspect_roots(PrepareConfig(root=tmp_path, **more))
     (tmp_path / "list.csv").write_text("path,label\n")
-    assert [root.kind for root in look(PrepareConfig(root=tmp_path / "list.csv", **more))] == ["list"]
+    assert [root.kind for root in inspect_roots(PrepareConfig(root=tmp_path / "list.csv", **more))] == ["list"]
     with pytest.raises(DataError, match="expected a folder, since `folders` names folders below it, got a file"):
-        look(PrepareConfig(root=tmp_path / "list.csv", folders=("a",)))
+        inspect_roots(PrepareConfig(root=tmp_path / "list.csv", folders=("a",)))
 
 
 def test_a_folder_of_several_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -888,11 +888,11 @@ def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: P
         elsewhere = column.folder / f".shard.0badhost.{process.pid}.00000000.tmp"
         for path in (dead, elsewhere):
             path.write_bytes(b"half")
-        assert maintenance.leftovers(column) == 1
+        assert maintenance.remove_stale_files(column) == 1
         assert live.exists()
         assert elsewhere.exists()
         os.utime(elsewhere, (0, 0))
-        assert maintenance.leftovers(column) == 1
+        assert maintenance.remove_stale_files(column) == 1
         assert not elsewhere.exists()
 
 

@@ -254,7 +254,7 @@ def test_what_is_spared_counts_passes() -> None:
 def test_orders_of_a_job_name_its_view(job: Job) -> None:
     request = read(job.config(views=views(2)), backbone=job.backbone, manifests=job.manifests, cache_root=job.cache)
     for one in request.all:
-        assignment = WorkerJob(one.config, job.backbone, job.cache, 12, one.lacking, one.view)
+        assignment = WorkerJob(one.config, job.backbone, job.cache, 12, one.missing_taps, one.view)
         with job_files.written(assignment, iter(())) as (folder, _):
             assert job_files.read_assignment(folder) == dataclasses.replace(assignment, cache_root=job.cache.absolute())
 

@@ -61,7 +61,7 @@ def audit(
     opened = [Features.open(features / source.backbone / source.tap) for source in chosen]
     best = min(range(len(chosen)), key=lambda one: _width(opened[one]))
     backbone, tap = chosen[best].backbone, chosen[best].tap
-    seen = look(config, loaded, opened[best])
+    seen = select_rows(config, loaded, opened[best])
     about = {"backbone": backbone, "tap": tap, **seen.about}
     why = _no_judgement(config, seen)
     cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
@@ -81,7 +81,7 @@ def _width(tap: Features) -> tuple[bool, bool, int]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class AuditedRows:
     """The rows that an audit looks at, by their numbers in the task, and how many it does not."""
 
     task: Task
@@ -102,7 +102,7 @@ class Seen:
         return Centred(Rows([self.tap], self.keys[rows].tolist()), self.mean, unit=unit)
 
 
-def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
+def select_rows(config: AuditConfig, task: Task, tap: Features) -> AuditedRows:
     """Return the rows to audit: those with features that say something, a sample of these above `max_rows`.
 
     The sample of a task is the same in each audit.
@@ -121,10 +121,10 @@ def look(config: AuditConfig, task: Task, tap: Features) -> Seen:
         "without_features": int((~there).sum()),
         "degenerate": int((~middle.telling).sum()),
     }
-    return Seen(task, keys, tap, rows, middle.mean, about)
+    return AuditedRows(task, keys, tap, rows, middle.mean, about)
 
 
-def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
+def _near(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
     by_split = seen.by_split
     parts = {split: seen.source(rows, unit=True) for split, rows in by_split.items()}
     count, pairs = near_duplicates(parts, near=config.duplicate_threshold, most=counts.MOST)
@@ -139,7 +139,7 @@ def _near(config: AuditConfig, seen: Seen) -> dict[str, Any]:
     return {"threshold": config.duplicate_threshold, "count": count, "pairs": listed}
 
 
-def _no_judgement(config: AuditConfig, seen: Seen) -> str | None:
+def _no_judgement(config: AuditConfig, seen: AuditedRows) -> str | None:
     """Return why neighbours have nothing to say about the targets, if they have not."""
     if seen.task.kind != "classification":
         return f"neighbours are asked for a class, and this is a task of kind {seen.task.kind}"
@@ -148,7 +148,7 @@ def _no_judgement(config: AuditConfig, seen: Seen) -> str | None:
     return None
 
 
-def _contradicted(config: AuditConfig, seen: Seen) -> dict[str, Any]:
+def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
     targets = seen.task.targets[seen.rows].astype(str)
     source = seen.source(seen.rows, unit=False)
     said, share, judged = contradicted(source, targets, neighbours=config.neighbours)

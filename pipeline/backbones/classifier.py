@@ -38,7 +38,7 @@ def replace_classifier(
     they are, with a BatchNorm and a ReLU. The new weights are drawn from torch's global generator. Raises BackboneError
     if the network gives no vector or maps, or has no place for a convolution.
     """
-    at = place_of(spec)
+    at = classifier_node(spec)
     architecture = {
         "family": "headed",
         "name": str(spec.architecture.get("name", "")),
@@ -76,7 +76,7 @@ def missing_of(architecture: Mapping[str, Any]) -> tuple[str, ...]:
     return (at,) if isinstance(at, str) else tuple(at)
 
 
-def place_of(spec: BackboneSpec) -> str:
+def classifier_node(spec: BackboneSpec) -> str:
     """Return the name of the classifier, be it one layer or several; `APPENDED` where the network has none.
 
     Raises BackboneError for a network without the node `penultimate`.

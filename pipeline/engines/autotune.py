@@ -128,9 +128,9 @@ def candidates(precision: str) -> list[str]:
 
     names = ["torch", "torch_compiled"]
     if torch.cuda.is_available():
-        names += ["onnxruntime_cuda"] if _there("onnxruntime") else []
+        names += ["onnxruntime_cuda"] if _is_installed("onnxruntime") else []
     else:
-        names += [library for library in ("onnxruntime", "openvino") if _there(library)]
+        names += [library for library in ("onnxruntime", "openvino") if _is_installed(library)]
     return [name for name in names if precision in PRECISIONS_OF[name] and (precision != "tf32" or gpus() > 0)]
 
 
@@ -277,7 +277,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 

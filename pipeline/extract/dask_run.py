@@ -24,7 +24,7 @@ from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
 from pipeline.runtime import Reporter
 from pipeline.store import keys as key_arrays
-from pipeline.workers.client import client_of, there_until_the_end
+from pipeline.workers.client import client_of, scheduler_must_stay
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,7 +50,7 @@ def make_units(
     with (
         job_files.written(assignment, works) as (folder, units),
         client_of(assignment.config.run, gpus=gpus) as client,
-        there_until_the_end(client, kept="Every shard that was finished is kept: start it, and run again."),
+        scheduler_must_stay(client, kept="Every shard that was finished is kept: start it, and run again."),
         _progress(client, folder, done) as counted,
         contextlib.closing(_Tasks(client, folder, reporter)) as tasks,
     ):
@@ -134,7 +134,7 @@ def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[TaskResult]:
     A worker that dies takes all tasks with it that were waiting there, and Dask gives each up that lost too many. Which
     of them it was shows when each is made once more, by itself.
     """
-    yield _made_ready(tasks, units)
+    yield _choose_engine(tasks, units)
     left, suspects = iter(range(units)), []
     tasks.fill(left)
     while len(tasks):
@@ -149,7 +149,7 @@ def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[TaskResult]:
         yield tasks.wait()[1] or _given_up(folder, number)
 
 
-def _made_ready(tasks: _Tasks, units: int) -> TaskResult:
+def _choose_engine(tasks: _Tasks, units: int) -> TaskResult:
     """Let one worker choose the engine, on the samples of a unit; the others read its stored choice."""
     for number in range(min(units, READY)):
         tasks.hand_out(number, make_ready)

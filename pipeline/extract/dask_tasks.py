@@ -74,7 +74,7 @@ def _worker(folder: str) -> Worker:
             job_files.read_assignment(Path(folder)), reporter=Reporter(message=_said.append)
         )
         for target in worker.targets.values():
-            maintenance.leftovers(target.column)  # of the one that was killed, if this one comes in its place
+            maintenance.remove_stale_files(target.column)  # of the one that was killed, if this one comes in its place
     return _workers[folder]
 
 

@@ -78,7 +78,9 @@ class Forecast:
             note = " before compression" if size.maps else ""
             made = counted(size.shards, "shard")
             lines.append(f"{line}; {made}, {human(size.bytes)}{note}" if size.rows else line)
-        return "\n".join([*lines, *(f"{space.folder}: {_room(space)}" for space in self.spaces if space.needed)])
+        return "\n".join(
+            [*lines, *(f"{space.folder}: {_describe_space(space)}" for space in self.spaces if space.needed)]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the forecast as plain values."""
@@ -144,7 +146,9 @@ def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
     short = [space for space in forecast.spaces if space.needed > space.free]
     compressed = any(size.maps and size.rows for size in forecast.sizes.values())
     note = ", maps before compression" if compressed else ""
-    lines = [f"{one.folder}: expected {_room(one)}: {human(one.needed - one.free)} are missing" for one in short]
+    lines = [
+        f"{one.folder}: expected {_describe_space(one)}: {human(one.needed - one.free)} are missing" for one in short
+    ]
     fitting = [f"{label}: {human(other.bytes)}" for label, other in others.items() if other.fits]
     lines += [f"would fit: {line}" for line in fitting] or ["no other dtype or pooling of these taps would fit"]
     title = f"the features do not fit on the disk ({human(forecast.bytes)} to compute{note})"
@@ -172,6 +176,6 @@ def fewer(sizes: Mapping[str, Size], room: int) -> Sequence[str]:
     return dropped
 
 
-def _room(space: Space) -> str:
+def _describe_space(space: Space) -> str:
     passing = f" ({human(space.passing)} of them while it runs)" if space.passing else ""
     return f"{human(space.needed)} needed{passing}, {human(space.free)} free"

@@ -25,13 +25,13 @@ def engines(
     find_size: bool,
     samples: int,
     columns: Mapping[str, CacheEntry],
-    lacking: Collection[str],
+    missing_taps: Collection[str],
     reporter: Reporter,
 ) -> tuple[int, EngineOf]:
     """Choose the engine and let it through the gate; return the size of batches and what gives the engine of some taps.
 
-    `pixels` gives the first of the `samples` that the network is to run on, or none where none can be read; `lacking`:
-    the taps that need it. `find_size`: the size of batches is found by trying, and is not that of the job.
+    `pixels` gives the first of the `samples` that the network is to run on, or none where none can be read.
+    `missing_taps`: the taps that need it. `find_size`: find the size of batches by trying, in place of that of the job.
 
     Eager torch computes the same bits whatever else is asked for, so it runs the taps that are missing only. A graph's
     kernels are chosen for all of its outputs: it has every tap of the settings each time, or a job that was killed
@@ -42,7 +42,7 @@ def engines(
         job = replace(job, batch_size=batch_size(job, chosen.name, pixels(), reporter=reporter))
         chosen = replace(chosen, engine=job.engine(chosen.name), card=None)
     verdict, more = "", [chosen.measured]
-    if not all(parity_card.there(columns[tap], chosen.engine) for tap in lacking) and len(pixels()):
+    if not all(parity_card.has_card(columns[tap], chosen.engine) for tap in missing_taps) and len(pixels()):
         measured = chosen.card or gate(job, chosen.name, chosen.engine, pixels())
         for tap, column in columns.items():
             parity_card.write(column, measured, tap)

@@ -33,7 +33,7 @@ def written(assignment: WorkerJob, works: Iterator[UnitInput]) -> Iterator[tuple
         yield folder, _write(folder, assignment, works)
 
 
-def leftovers(cache_root: Path) -> int:
+def remove_stale_jobs(cache_root: Path) -> int:
     """Remove the orders of killed processes of this machine, and count them. Age says nothing: a job may take days."""
     return remove_stale(cache_root / JOBS, older_than=math.inf)
 
@@ -50,7 +50,7 @@ def _write(folder: Path, assignment: WorkerJob, works: Iterator[UnitInput]) -> i
         "backbone": str(assignment.backbone.absolute()),
         "cache": str(assignment.cache_root.absolute()),
         "samples": assignment.samples,
-        "lacking": assignment.lacking,
+        "missing_taps": assignment.missing_taps,
         "view": None if assignment.view is None else assignment.view.model_dump(mode="json"),
         "units": taps,
     }
@@ -66,7 +66,7 @@ def read_assignment(folder: Path) -> WorkerJob:
         backbone=Path(job["backbone"]),
         cache_root=Path(job["cache"]),
         samples=job["samples"],
-        lacking=tuple(job["lacking"]),
+        missing_taps=tuple(job["missing_taps"]),
         view=None if job["view"] is None else View.model_validate(job["view"]),
     )
 

@@ -24,7 +24,7 @@ def path_of(column: CacheEntry, provenance: Mapping[str, Any]) -> Path:
     return column.folder / "parity" / f"{digest(dict(provenance))[:32]}.json"
 
 
-def there(column: CacheEntry, engine: Engine) -> bool:
+def has_card(column: CacheEntry, engine: Engine) -> bool:
     """Return whether an engine has passed the gate for a column before."""
     return path_of(column, engine.provenance).is_file()
 

@@ -64,7 +64,7 @@ class Request:
         return np.concatenate([unit.rows for unit in self.plan.units] or [np.empty(0, np.int64)])
 
     @property
-    def lacking(self) -> tuple[str, ...]:
+    def missing_taps(self) -> tuple[str, ...]:
         """The taps that rows are missing of."""
         return tuple(tap for tap, missing in self.plan.missing.items() if missing)
 
@@ -175,6 +175,6 @@ def refuse_other_values(request: Request) -> None:
 def keep_probes(request: Request) -> None:
     """Note in each column that gets rows what the network gives for its fixed image."""
     if request.spec.probe is not None:
-        for tap in request.lacking:
+        for tap in request.missing_taps:
             if request.columns[tap].probe is None:
                 request.columns[tap].keep_probe(request.spec.probe.model_dump(mode="json"))

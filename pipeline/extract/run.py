@@ -85,7 +85,7 @@ def extract(
         request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
         for one in request.all:
             refuse_other_values(one)
-        job_files.leftovers(cache_root)
+        job_files.remove_stale_jobs(cache_root)
         _sweep(request)
         found = forecast_disk(request, cache_root=cache_root, out=out)
         reporter.message(found)
@@ -104,7 +104,7 @@ def extract(
                 done = _extract(request, out, cache_root, found.hits, reporter)
                 return replace(done, seconds=time.perf_counter() - begun)
         except KeyboardInterrupt:
-            raise Interrupted(_kept(request, cache_root)) from None
+            raise Interrupted(_describe_cached(request, cache_root)) from None
 
 
 def _extract(request: Request, out: Path, cache_root: Path, hits: float, reporter: Reporter) -> Extracted:
@@ -119,7 +119,7 @@ def _extract(request: Request, out: Path, cache_root: Path, hits: float, reporte
             reporter.timings(f"{spent.shares}; {hits:.0%} from the cache")
             reporter.progress(before + done, total)
 
-        assignment = WorkerJob(one.config, one.backbone, cache_root, len(one.rows), one.lacking, one.view)
+        assignment = WorkerJob(one.config, one.backbone, cache_root, len(one.rows), one.missing_taps, one.view)
         with contextlib.closing(Worker(assignment, reporter=reporter)) as worker:
             rejects = _compute(one, worker, spent, replace(reporter, progress=count))
             more, why = _commit_all(one, out, rejects)
@@ -158,7 +158,7 @@ def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dic
     return refused, reasons
 
 
-def _kept(request: Request, cache_root: Path) -> str:
+def _describe_cached(request: Request, cache_root: Path) -> str:
     """Return what an interrupted run leaves in the cache: rows of all taps together."""
     now = of_samples(
         request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
@@ -203,7 +203,7 @@ def _sweep(request: Request) -> None:
     """Remove what dead processes have left in the columns."""
     for one in request.all:
         for column in one.columns.values():
-            maintenance.leftovers(column)
+            maintenance.remove_stale_files(column)
 
 
 def _forecast(request: Request, worker: Worker) -> str:
@@ -239,7 +239,7 @@ def commit(
 def _replay(request: Request, worker: Worker, out: Path, reporter: Reporter) -> None:
     """Check a few rows of each penultimate tap of which rows were computed."""
     specs = request.config.taps
-    for tap in (tap for tap in request.lacking if logit_check.replayable(specs[tap])):
+    for tap in (tap for tap in request.missing_taps if logit_check.replayable(specs[tap])):
         found = logit_check.check_logits(
             Features.open(out / request.folder(tap)),
             specs[tap],

@@ -113,7 +113,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
         remembered = load_choice(job, len(request.rows))
         name, note = remembered or "torch", "" if remembered else " (auto has not measured here yet and may be faster)"
     # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
-    specs = {tap: config.taps[tap] for tap in request.lacking}
+    specs = {tap: config.taps[tap] for tap in request.missing_taps}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
     reader = ImageReader(request.spec.input.image)
     pool = decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
@@ -146,7 +146,7 @@ def rates(
         made.append(engine.run({"pixels": batch}))
         forward.append((time.perf_counter() - start) / len(batch))
     rows = sum(map(len, batches))
-    values = {tap: np.concatenate([part[tap] for part in made]) for tap in request.lacking}
+    values = {tap: np.concatenate([part[tap] for part in made]) for tap in request.missing_taps}
     whole = _write(request, keys, values, cache_root)
     each = max(0.0, whole - _write(request, keys, {tap: value[:1] for tap, value in values.items()}, cache_root))
     shard, row = max(0.0, whole - each), each / max(1, rows - 1)

@@ -34,15 +34,15 @@ from pipeline.store.identity import identity
 class WorkerJob:
     """What a worker is to make: settings with nodes in the place of aliases, and where everything lies.
 
-    `samples`: on how many the network runs in the whole job; `lacking`: the taps that lack any. `view`: what is read
-    in the place of the samples.
+    `samples`: on how many the network runs in the whole job; `missing_taps`: the taps that lack rows.
+    `view`: the augmented copy that is read in the place of the samples.
     """
 
     config: ExtractConfig
     backbone: Path
     cache_root: Path
     samples: int
-    lacking: tuple[str, ...]
+    missing_taps: tuple[str, ...]
     view: View | None = None
 
 
@@ -109,7 +109,7 @@ class Worker:
             find_size=config.batch_size == "auto" and gpus() > 0,
             samples=self.assignment.samples,
             columns={tap: target.column for tap, target in targets.items()},
-            lacking=self.assignment.lacking,
+            missing_taps=self.assignment.missing_taps,
             reporter=self._reporter,
         )
 
@@ -118,7 +118,7 @@ class Worker:
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return rates(
             request,
-            self._engine_of(self.assignment.lacking),
+            self._engine_of(self.assignment.missing_taps),
             self.decoders,
             sample(request.rows, batches * self._batch_size, seed=0),
             batch_size=self._batch_size,

@@ -1,4 +1,9 @@
-"""Check heads and their parameters by what scikit-learn states of its classes, without fitting one."""
+"""Check heads and their parameters by what scikit-learn states of its classes, without fitting one.
+
+`_parameter_constraints` is the table by which scikit-learn itself refuses a parameter when a head is fitted; no public
+function reads the table. To fit a head on a few rows would refuse the same values, but also ones that only suit more
+rows (`n_neighbors`), and a fit of a thousand trees takes seconds in a check that is to take none.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

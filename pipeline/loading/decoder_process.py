@@ -14,7 +14,7 @@ from pipeline.runtime import end_with_parent
 
 
 @dataclass(frozen=True)
-class There:
+class SharedArray:
     """An array in shared memory."""
 
     offset: int
@@ -22,7 +22,7 @@ class There:
     dtype: str
 
 
-Packed = Mapping[str, There | np.ndarray]
+Packed = Mapping[str, SharedArray | np.ndarray]
 
 
 _own: dict[str, Any] = {}
@@ -36,7 +36,7 @@ def begin(reader: Reader, memory: str) -> None:
         _own.update(reader=reader, memory=mmap.mmap(file.fileno(), 0))
 
 
-def nothing() -> None:
+def ping() -> None:
     """Return at once, to show that the process is there."""
 
 
@@ -48,13 +48,13 @@ def decode(items: list[Item], where: int | None, room: int) -> list[Packed | Rej
         if isinstance(sample, Reject) or where is None or end is None:
             found.append(sample)
             continue
-        packed: dict[str, There | np.ndarray] = {}
+        packed: dict[str, SharedArray | np.ndarray] = {}
         for name, array in sample.items():
             if where + array.nbytes > end:
                 packed[name] = array
                 continue
             _own["memory"][where : where + array.nbytes] = np.ascontiguousarray(array).data.cast("B")
-            packed[name] = There(where, array.shape, array.dtype.str)
+            packed[name] = SharedArray(where, array.shape, array.dtype.str)
             where += -(-array.nbytes // 64) * 64
         found.append(packed)
     return found

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from pipeline.errors import ClusterError
-from pipeline.loading.decoder_process import Packed, There, begin, decode, nothing
+from pipeline.loading.decoder_process import Packed, SharedArray, begin, decode, ping
 from pipeline.loading.samples import Item, Reject, read_sample
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import can_start_processes, cores
@@ -157,7 +157,7 @@ class Processes:
             self._waiting.remove(chunk)
             self._begin(chunk)
         try:
-            return self._answers(chunk) or [self._alone(item, chunk.where) for item in chunk.items]
+            return self._answers(chunk) or [self._decode_apart(item, chunk.where) for item in chunk.items]
         finally:
             if chunk.where is not None:
                 self._free.append(chunk.where)
@@ -174,7 +174,7 @@ class Processes:
             return None
         return [one if isinstance(one, Reject) else self._unpack(one) for one in answers]
 
-    def _alone(self, item: Item, where: int | None) -> Sample | Reject:
+    def _decode_apart(self, item: Item, where: int | None) -> Sample | Reject:
         """Return one item by itself: if its process is ended again and again, the item is what ends it."""
         for _ in range(ATTEMPTS):
             chunk = _Chunk([item], where)
@@ -193,14 +193,14 @@ class Processes:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = self._start()
             with contextlib.suppress(BrokenProcessPool), _starting():
-                self._pool.submit(nothing).result()
+                self._pool.submit(ping).result()
                 return
         raise _none_starts("one that ends at once")
 
     def _unpack(self, packed: Packed) -> Sample:
-        return {name: self._array(one) if isinstance(one, There) else one for name, one in packed.items()}
+        return {name: self._array(one) if isinstance(one, SharedArray) else one for name, one in packed.items()}
 
-    def _array(self, there: There) -> np.ndarray:
+    def _array(self, there: SharedArray) -> np.ndarray:
         count = int(np.prod(there.shape))
         flat = np.frombuffer(self._memory, there.dtype, count=count, offset=there.offset)
         return flat.reshape(there.shape).copy()

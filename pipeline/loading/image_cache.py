@@ -132,7 +132,7 @@ def decoded(
         with contextlib.suppress(PermissionError):  # of another user: readable is enough
             os.utime(path)
     else:
-        with _room(path, math.prod(shape)), atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
+        with _disk_space(path, math.prod(shape)), atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
             images = _read(samples, reader, shape, reporter)
             if uncropped:
                 _write_uncropped(file, images, len(samples))
@@ -146,7 +146,7 @@ def decoded(
 
 
 @contextlib.contextmanager
-def _room(path: Path, needed: int) -> Iterator[None]:
+def _disk_space(path: Path, needed: int) -> Iterator[None]:
     """Raise StoreError where the disk of a file has less room than the bytes needed, and where it fills up meanwhile.
 
     Files are written, not mapped: a full disk under a mapped file ends the process with SIGBUS.

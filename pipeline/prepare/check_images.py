@@ -130,7 +130,7 @@ def _on_all_cores(
     with _workers() as (pool, started):
         flying: deque[tuple[list[tuple[int, SampleLocation]], int, Future[list[Answer]]]] = deque()
 
-        def land() -> Iterator[tuple[int, Answer]]:
+        def drain() -> Iterator[tuple[int, Answer]]:
             chunk, _, future = flying.popleft()
             try:
                 answers = future.result()
@@ -141,7 +141,7 @@ def _on_all_cores(
         for chunk, items in chunks:
             weight = sum(len(item) for item in items if isinstance(item, bytes))
             while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
-                yield from land()
+                yield from drain()
             try:
                 future = pool.submit(inspect_items, items)
             except BrokenProcessPool:
@@ -149,13 +149,14 @@ def _on_all_cores(
                 raise DataError(_killed(where, places, has_started=started.is_set())) from None
             flying.append((chunk, weight, future))
         while flying:
-            yield from land()
+            yield from drain()
 
 
 def inspect_many(items: Sequence[Item], check: str, max_pixels: int = MAX_PIXELS) -> list[Answer]:
-    """Inspect local files by their paths, and judge samples by their bytes."""
+    """Inspect local files by their paths, and check samples by their bytes."""
     return [
-        inspect(item, check, max_pixels) if isinstance(item, str) else judge(item, check, max_pixels) for item in items
+        inspect(item, check, max_pixels) if isinstance(item, str) else check_bytes(item, check, max_pixels)
+        for item in items
     ]
 
 
@@ -164,11 +165,11 @@ def inspect(path: str, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
     try:
         data = sources.read(path)
     except OSError as error:
-        return judge(error, check, max_pixels)
-    return judge(data, check, max_pixels)
+        return check_bytes(error, check, max_pixels)
+    return check_bytes(data, check, max_pixels)
 
 
-def judge(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
+def check_bytes(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
     """Return what `inspect` does, for a sample that was read, or could not be read."""
     if isinstance(data, OSError):
         return None, None, "unreadable", data.strerror or str(data)

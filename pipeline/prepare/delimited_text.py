@@ -85,14 +85,14 @@ def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
     Raises DataError where the list cannot be read, or where rows lie inside a value whose quote is not closed.
     """
     how = dialect(config)
-    with _said_of(config, how), _opened(config, how, {}) as reader:
+    with _describe(config, how), _open_list(config, how, {}) as reader:
         names: list[str] = reader.schema.names
     texts = {name: pa.string() if _is_wanted(name, config) else pa.binary() for name in names}
     possible: list[list[pa.DataType]] = [
         list(INFERRED) if _is_inferred(name, config) else [texts[name]] for name in names
     ]
     empty = [True] * len(names)
-    with _said_of(config, how), _opened(config, how, texts) as reader:
+    with _describe(config, how), _open_list(config, how, texts) as reader:
         for batch in reader:
             for at, column in enumerate(batch.columns):
                 _refuse_swallowed(batch, at, config, how)
@@ -111,7 +111,7 @@ def read_rows(config: PrepareConfig, types: Mapping[str, pa.DataType]) -> Iterat
     """Yield the rows of a list in their order: of the columns in `types`, as these have them."""
     how = dialect(config)
     texts = {name: pa.string() for name in types}
-    with _said_of(config, how), _opened(config, how, texts, only=True) as reader:
+    with _describe(config, how), _open_list(config, how, texts, only=True) as reader:
         for batch in reader:
             columns = [_cast(batch[name], kind, name, config) for name, kind in types.items()]
             yield pa.RecordBatch.from_arrays(columns, names=list(types))
@@ -181,7 +181,7 @@ def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _opened(
+def _open_list(
     config: PrepareConfig, how: Dialect, types: Mapping[str, pa.DataType], *, only: bool = False
 ) -> Iterator[Any]:
     file: BinaryIO
@@ -205,7 +205,7 @@ def _opened(
 
 
 @contextmanager
-def _said_of(config: PrepareConfig, how: Dialect) -> Iterator[None]:
+def _describe(config: PrepareConfig, how: Dialect) -> Iterator[None]:
     """Raise DataError with the cause where Arrow cannot read a list."""
     suffix = PurePosixPath(config.root).suffix
     try:

@@ -10,7 +10,7 @@ from pipeline.prepare.companions import is_table_of_labels
 from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.image_folder import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
 from pipeline.prepare.labels import Note
-from pipeline.prepare.roots import Root, look
+from pipeline.prepare.roots import Root, inspect_roots
 from pipeline.sources import filesystem
 
 
@@ -21,7 +21,7 @@ def find(
 
     `types`: what `label_types` returns, where that is known already.
     """
-    for root in look(config) if roots is None else roots:
+    for root in inspect_roots(config) if roots is None else roots:
         if root.kind == "files":
             yield from _in_folder(root)
         elif root.kind == "list":

@@ -11,7 +11,7 @@ from pipeline.manifest import label_column
 from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
-from pipeline.prepare.roots import look
+from pipeline.prepare.roots import inspect_roots
 
 MOST = 100_000
 """Samples that are listed; of larger data sets there is no outline."""
@@ -20,10 +20,10 @@ MOST = 100_000
 def outline_manifest(config: PrepareConfig) -> pa.Table | None:
     """Return a manifest's key, path, labels and places, with keys of the paths; None for a data set of many samples.
 
-    Samples that prepare will leave out, such as copies, are in it. Raises DataError as `look` and `label_types` do, and
-    where there are no samples.
+    Samples that prepare will leave out, such as copies, are in it. Raises DataError as `inspect_roots` and
+    `label_types` do, and where there are no samples.
     """
-    roots = look(config)
+    roots = inspect_roots(config)
     types = label_types(config, roots)
     listed = list(itertools.islice(find(config, roots, types), MOST + 1))
     if len(listed) > MOST:

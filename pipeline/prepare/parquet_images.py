@@ -22,7 +22,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
     for shard in root.shards:
         name, place, row = parquet.container(shard.path, column), root.place(shard), 0
         try:
-            with parquet.opened(shard.path) as file:
+            with parquet.open_parquet(shard.path) as file:
                 if types:
                     for batch in file.iter_batches(columns=list(types)):
                         for labels, own in labels_of(batch, types, where=shard.path):
@@ -34,7 +34,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
                         yield FoundSample(f"{shard.path}/{row}", {}, place, container=name, offset=row)
         except (OSError, pa.ArrowException) as error:
             yield FoundSample(shard.path, refused=("unreadable", _reason(error, row=row)))
-    yield from root.strays()
+    yield from root.other_files()
 
 
 def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None) -> dict[str, pa.DataType]:
@@ -46,7 +46,7 @@ def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambd
     first: tuple[str, dict[str, pa.DataType]] | None = None
     for path in (shard.path for root in roots for shard in root.shards):
         try:
-            with parquet.opened(path) as file:
+            with parquet.open_parquet(path) as file:
                 schema = file.schema_arrow
         except (OSError, pa.ArrowException):
             continue  # `find` says why

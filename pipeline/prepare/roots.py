@@ -60,7 +60,7 @@ class Root:
             place["split"] = split
         return place if self.domain is None else {**place, "domain": self.domain}
 
-    def strays(self) -> Iterator[FoundSample]:
+    def other_files(self) -> Iterator[FoundSample]:
         """Yield the files beside the containers, each with the reason why it is not read."""
         shards = {entry.path for entry in self.shards}
         if self.path in shards:
@@ -78,7 +78,7 @@ class Root:
                 yield FoundSample(entry.path, refused=refused)
 
 
-def look(config: PrepareConfig) -> list[Root]:
+def inspect_roots(config: PrepareConfig) -> list[Root]:
     """Return the roots of a data set; all are of one kind.
 
     A folder is one of containers where it holds .tar or .parquet files and no images (files with an extension that

@@ -27,7 +27,7 @@ from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels
-from pipeline.prepare.roots import Root, look
+from pipeline.prepare.roots import Root, inspect_roots
 from pipeline.runtime import SILENT, Reporter
 from pipeline.sources import UNKNOWN, SampleLocation
 
@@ -47,7 +47,7 @@ class Prepared:
 
 def prepare(config: PrepareConfig, paths: ManifestPaths, *, reporter: Reporter = SILENT) -> Prepared:
     """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable."""
-    roots = look(config)
+    roots = inspect_roots(config)
     notes: list[str] = []
     types = label_types(config, roots, notes.append)
     with (

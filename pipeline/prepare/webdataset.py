@@ -80,7 +80,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
                 settings["labels"].setdefault("label", label)
             settings["place"], differing = place_of(outer, inner, settings["place"])
             yield FoundSample(**settings, refused=differing if kind is None else (kind, reason))
-    yield from root.strays()
+    yield from root.other_files()
 
 
 def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
@@ -101,7 +101,7 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample,
                     continue
                 refused = _refused(member)
                 if refused is not None:
-                    yield FoundSample(_shown(path, member), refused=refused, size=None), ()
+                    yield FoundSample(_describe(path, member), refused=refused, size=None), ()
                 elif member.kind == "file":
                     if group and _stem(group[0]) != _stem(member):
                         yield from _sample(path, group, file, config)
@@ -135,26 +135,26 @@ def _sample(
         extensions = {_extension(member) for member in group[:100]}
         if not extensions & {".cls", ".json"} and all(is_other_file(member.name) for member in group):
             for member in group:
-                yield FoundSample(_shown(path, member), refused=("other", "no image, by its extension")), ()
+                yield FoundSample(_describe(path, member), refused=("other", "no image, by its extension")), ()
             return
         there = sorted(extension or "no extension" for extension in extensions)
         reason = f"a sample without an image: it has {', '.join(there[:5])}"
-        yield FoundSample(_shown(path, group[0]), refused=("unreadable", reason)), ()
+        yield FoundSample(_describe(path, group[0]), refused=("unreadable", reason)), ()
         return
     first, *others = images
     try:
-        labels, said = _said(group, file, config)
+        labels, said = _labels_of(group, file, config)
         refused = (None, None) if first.refused is None else ("unreadable", first.refused)
     except ValueError as error:
         labels, said, refused = {}, {}, ("unreadable", str(error))
-    shown = _shown(path, first)
+    shown = _describe(path, first)
     yield FoundSample(shown, labels, said, refused, path, first.offset, first.size), _parts(first)[:-1]
     for other in others:
         reason = f"a second image of one sample: the first is {first.name}"
-        yield FoundSample(_shown(path, other), refused=("unreadable", reason)), ()
+        yield FoundSample(_describe(path, other), refused=("unreadable", reason)), ()
 
 
-def _said(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def _labels_of(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Return labels and place that .cls and .json give; raises ValueError with the reason where they cannot be read."""
     texts: dict[str, str] = {}
     for member in group:
@@ -194,7 +194,7 @@ def _parts(member: tar.Member) -> tuple[str, ...]:
     return tuple(part for part in member.name.split("/") if part not in ("", "."))
 
 
-def _shown(path: str, member: tar.Member) -> str:
+def _describe(path: str, member: tar.Member) -> str:
     return filesystem.text(f"{path}/{'/'.join(_parts(member))}")
 
 

@@ -159,18 +159,18 @@ def _read_either(data: bytes, read: Callable[[bytes], T]) -> T:
 
 
 def _decode(data: bytes, mode: str, max_pixels: int | None) -> Image.Image:
-    with opened(data, max_pixels=max_pixels) as image:
+    with open_image(data, max_pixels=max_pixels) as image:
         image.load()
         return to_mode(upright(image), mode)
 
 
 def _open_only(data: bytes, max_pixels: int) -> None:
-    with opened(data, max_pixels=max_pixels):
+    with open_image(data, max_pixels=max_pixels):
         pass
 
 
 @contextlib.contextmanager
-def opened(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+def open_image(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open an image; whatever Pillow has against the bytes becomes a DataError with a short reason."""
     if not data:
         raise DataError("empty file")
@@ -213,7 +213,7 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
     The target, and what it shows of the decoded image, follow from the whole image, as in Pillow's `thumbnail`.
     """
     assert spec.resize is not None, "the spec was checked"
-    with opened(data) as image:
+    with open_image(data) as image:
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             return None
         turn, size = turn_of(image), image.size

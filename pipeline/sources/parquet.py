@@ -15,7 +15,7 @@ BATCH_ROWS = 1024
 
 
 @contextmanager
-def opened(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """Yield a Parquet file, local or behind a URL; raises OSError, and of Arrow's errors those for a damaged footer."""
     with filesystem.open_file(path) as file, pq.ParquetFile(file, buffer_size=BATCH_BYTES, pre_buffer=False) as table:
         yield table
@@ -51,7 +51,7 @@ def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[byte
     path, column = _parts(container)
     done = 0
     try:
-        with opened(path) as file:
+        with open_parquet(path) as file:
             for answer in _answers(file, column, places):
                 yield answer
                 done += 1

@@ -9,7 +9,7 @@ from pipeline.errors import DataError, bullets, unknown
 from pipeline.runtime import Reporter
 from pipeline.split.config import SplitConfig
 from pipeline.task import LEVEL, TYPES
-from pipeline.text import describe_alike, group_alike, normalise_look, quote_alike
+from pipeline.text import describe_alike, group_alike, normalise_lookalikes, quote_alike
 
 SHOWN = 5  # names or sentences of a kind
 
@@ -53,7 +53,7 @@ def compare_names(table: pa.Table, config: SplitConfig, reporter: Reporter) -> N
 
 
 def _say_no_class(name: str, there: set[str]) -> str:
-    twins = [one for one in there if normalise_look(one) == normalise_look(name)]
+    twins = [one for one in there if normalise_lookalikes(one) == normalise_lookalikes(name)]
     if twins:
         return f"class {name!a} looks the same as {quote_alike(sorted(twins))}: write its codes between double quotes."
     return unknown("class", name, there)

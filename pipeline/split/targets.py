@@ -103,7 +103,7 @@ def _of_dataset(config: SplitConfig, manifests: Path, dataset: str, reporter: Re
             "key": table["key"],
             "path": table["path"],
             "target": _targets(labels, config, f"the target {config.target!r} of {dataset}", reporter),
-            "said": _said(labels, config.columns),
+            "said": _describe_target(labels, config.columns),
             "domain": pc.fill_null(pc.cast(domain, pa.string()), dataset),
             **{name: _as_text(labels[column]) for name, column in named.items()},
             **({} if "column" in named or config.by != "auto" else {"column": pa.nulls(len(table), pa.string())}),
@@ -203,7 +203,7 @@ def _flag(value: Any) -> Any:
     return _FLAGS.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def _said(table: pa.Table, columns: Sequence[str]) -> list[str]:
+def _describe_target(table: pa.Table, columns: Sequence[str]) -> list[str]:
     """Return what the manifest says of each row's target, for errors."""
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [", ".join("no value" if value is None else repr(value) for value in row) for row in rows]

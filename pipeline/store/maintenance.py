@@ -28,7 +28,7 @@ def damage(column: CacheEntry, *, whole: bool) -> Iterator[tuple[ShardRecord, st
             yield record, str(error)
 
 
-def leftovers(column: CacheEntry) -> int:
+def remove_stale_files(column: CacheEntry) -> int:
     """Remove what killed writers left in a column: temporary files of dead processes."""
     return remove_stale(column.folder) + remove_stale(column.folder / "rejected")
 

@@ -21,14 +21,14 @@ from pipeline.store.shard_format import Layout, checksums, cut
 from pipeline.store.shard_writer import no_space, pread, pwrite, refuse_unstorable, shard_size_bound
 
 
-def kept_as(layout: Layout) -> Unscaled:
+def row_dtype(layout: Layout) -> Unscaled:
     """Return the dtype of rows in a spool."""
     return "float32" if layout.dtype == "int8" else layout.dtype
 
 
 def row_bytes(layout: Layout) -> int:
     """Return bytes of one row in a spool."""
-    return int(np.prod(layout.shape)) * np.dtype(ON_DISK[kept_as(layout)]).itemsize
+    return int(np.prod(layout.shape)) * np.dtype(ON_DISK[row_dtype(layout)]).itemsize
 
 
 class RowBuffer:
@@ -36,7 +36,7 @@ class RowBuffer:
 
     def __init__(self, path: Path, descriptor: int, layout: Layout) -> None:
         self.path, self._descriptor, self._layout = path, descriptor, layout
-        self._kept, self._row_bytes = kept_as(layout), row_bytes(layout)
+        self._kept, self._row_bytes = row_dtype(layout), row_bytes(layout)
         self._count = 0
         self._keys: list[np.ndarray] = []
         self._sums: list[np.ndarray] = []

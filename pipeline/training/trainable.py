@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.backbones.classifier import new_parts, place_of
+from pipeline.backbones.classifier import classifier_node, new_parts
 from pipeline.backbones.hooks import INPUT, PENULTIMATE, one_path
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
@@ -37,7 +37,7 @@ def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: S
     if what == "full":
         return Phase(epoch, INPUT, frozenset(parameters), frozenset(modules))
     if what == "head":
-        parts = new or new_parts(spec.architecture) or (place_of(spec),)
+        parts = new or new_parts(spec.architecture) or (classifier_node(spec),)
         trained = frozenset(name for name in parameters if within(name, parts))
         live = {name for name in modules if within(name, parts)}.union(*map(ancestors, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))

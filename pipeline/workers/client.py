@@ -132,7 +132,7 @@ def _gpu(number: int) -> str:
 
 
 @contextlib.contextmanager
-def there_until_the_end(client: "Client", *, kept: str) -> Iterator[None]:
+def scheduler_must_stay(client: "Client", *, kept: str) -> Iterator[None]:
     """Raise ClusterError where the scheduler is gone; a worker's own errors of that kind are let through.
 
     `kept` says what was not lost, and what to do.

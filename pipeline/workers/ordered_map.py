@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ClusterError
-from pipeline.workers.client import there_until_the_end
+from pipeline.workers.client import scheduler_must_stay
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,7 +26,7 @@ def in_order(client: "Client", function: Callable[[Any], Any], items: Iterable[A
     left = iter(items)
     number = 0
     try:
-        with there_until_the_end(client, kept="Nothing of this run was kept: start it, and run again."):
+        with scheduler_must_stay(client, kept="Nothing of this run was kept: start it, and run again."):
             while True:
                 for item in left:
                     waiting.append(client.submit(function, item, pure=False))
