@@ -28,10 +28,12 @@ def _rows_not_extracted(values: Values) -> Iterator[str]:
     for section, name, item, task in readers:
         split = values.get("split", {}).get(task)
         if split is not None:
-            yield from _lacking(values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} is over")
+            yield from _missing_datasets(
+                values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} is over"
+            )
 
 
-def _lacking(values: Values, where: str, backbone: str, datasets: Sequence[str], what: str) -> Iterator[str]:
+def _missing_datasets(values: Values, where: str, backbone: str, datasets: Sequence[str], what: str) -> Iterator[str]:
     extracted = values.get("extract", {}).get(backbone)
     known = [one for one in datasets if one in values.get("prepare", {})]
     lacking = [one for one in known if extracted is not None and one not in extracted.datasets]

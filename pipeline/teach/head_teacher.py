@@ -73,7 +73,7 @@ class Head:
         return np.concatenate(found) if found else np.empty((0, len(self.model.classes)), np.float32)
 
 
-def opened(config: TeachConfig, run: Path, features: Path) -> Head:
+def open_head_teacher(config: TeachConfig, run: Path, features: Path) -> Head:
     """The head of a run that the settings mean, with its features.
 
     Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it

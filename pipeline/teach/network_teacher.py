@@ -34,7 +34,7 @@ class Network:
         return {"source": "network", **named, "scores": "the network's logits"}
 
 
-def opened(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
+def open_network_teacher(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
     """The network of a run, or the backbone itself where there is no run. `classes`: names of outputs, by others.
 
     Raises TrainingError for a network whose outputs are no named classes.

@@ -160,7 +160,7 @@ def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter:
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
             "number."
         )
-    own = network_teacher.opened(paths.run, paths.backbone, classes=config.classes)
+    own = network_teacher.open_network_teacher(paths.run, paths.backbone, classes=config.classes)
     packing = _packing(config, len(own.classes))
     wanted = network_teacher.extraction(config, scores=True, hints=True)
     nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
@@ -208,7 +208,7 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Re
         raise TrainingError(
             f"{config.run}: expected `hints` with a network, which has nodes, got a run of fit. Leave them out."
         )
-    own = head_teacher.opened(config, paths.run, paths.features)
+    own = head_teacher.open_head_teacher(config, paths.run, paths.features)
     classes = tuple(own.model.classes)
     packing = _packing(config, len(classes))
     width = len(classes) if packing is None else packing.width

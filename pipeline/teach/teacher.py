@@ -67,7 +67,7 @@ class Teacher:
                 f"{path}: expected a teacher of format {FORMAT}, got {record.get('format')}. Run `dvc repro -f "
                 f"teach@{folder.name}`."
             )
-        columns = {name: _opened(folder / name, one, check=check) for name, one in record["columns"].items()}
+        columns = {name: _open_features(folder / name, one, check=check) for name, one in record["columns"].items()}
         views = None if record["views"] is None else Views.model_validate(record["views"])
         numbers = [None, *range(0 if views is None else views.count)]
         nodes = {
@@ -190,7 +190,7 @@ def _compared(teacher: Teacher) -> dict[str, Any]:
     return {"kind": teacher.kind, "views": views, "reader": dict(teacher.identity["reader"])}
 
 
-def _opened(folder: Path, made: Mapping[str, Any], *, check: bool) -> Features:
+def _open_features(folder: Path, made: Mapping[str, Any], *, check: bool) -> Features:
     found = Features.open(folder, check=check)
     if found.index.address != made["address"]:
         problems = differences(made["identity"], found.identity)
