@@ -19,7 +19,7 @@ import yaml
 import pipeline
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
+SOURCES = sorted([ROOT / "icecore.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
 DVC: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: Mapping[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 FACTORY = re.compile(r"((?:pipeline|stages)(?:\.\w+)*):\w+")
@@ -227,13 +227,15 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
         "pipeline/freeze/run.py",
         "pipeline/freeze/state_dict.py",
         "pipeline/freeze/outline.py",
+        "pipeline/inference/backbone.py",
+        "pipeline/inference/transforms.py",
     ),
     "torchvision": ("pipeline/backbones/",),
     "timm": (),
     "lightning_fabric": (),
     "safetensors": ("pipeline/backbones/", "pipeline/training/", "pipeline/freeze/state_dict.py"),
     "onnxruntime": ("pipeline/engines/",),
-    "sklearn": STREAMING,
+    "sklearn": (*STREAMING, "pipeline/inference/frozen_features.py"),
     "skops": (),
     "scipy": ("pipeline/streaming/lda.py", "pipeline/streaming/pca.py"),
     "h5py": ("pipeline/store/shard_writer.py", "pipeline/store/shard_checks.py"),

@@ -451,7 +451,7 @@ def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore:
 
 def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:
     from pipeline.backbones.spec import Tap
-    from pipeline.cli import layers
+    from pipeline.inference import node_table as layers
     from pipeline.text import human
 
     tap = Tap(shape=(512, 28, 28), layout="CHW", mixed=True)

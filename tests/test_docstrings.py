@@ -24,7 +24,7 @@ from pipeline.task import Task
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "pipeline").rglob("*.py")
+    for path in [ROOT / "icecore.py", *(ROOT / "pipeline").rglob("*.py")]
     if ">>> " in path.read_text(encoding="utf-8")
 )
 API = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")

@@ -145,8 +145,10 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def survey_network(network: nn.Module, inputs: InputSpec, *, where: str) -> dict[str, Tap]:
-    """Return the nodes of a network for its input; raises BackboneError if the network refuses the input."""
+def survey_network(
+    network: nn.Module, inputs: InputSpec, *, where: str, remedy: str = "Set `input` to what it was trained with."
+) -> dict[str, Tap]:
+    """Return the nodes of a network for its input; raises BackboneError, with the remedy, if it refuses the input."""
     try:
         return survey(freeze(network), inputs.shape)
     except Exception as error:
@@ -154,7 +156,7 @@ def survey_network(network: nn.Module, inputs: InputSpec, *, where: str) -> dict
         reason = (str(error).splitlines() or [""])[0]
         raise BackboneError(
             f"{where}: expected an input that {type(network).__name__} takes, got images of {height}×{width} with "
-            f"{channels} channels: {type(error).__name__}: {reason}. Set `input` to what it was trained with."
+            f"{channels} channels: {type(error).__name__}: {reason}. {remedy}"
         ) from error
 
 

@@ -61,7 +61,11 @@ def entries(model: str) -> list[Any]:
 
 def preprocessing(entry: Any) -> InputSpec:
     """Return the input that a set of weights was trained for, as torchvision states it."""
-    preset = entry.transforms()
+    return preset_input(entry.transforms())
+
+
+def preset_input(preset: Any) -> InputSpec:
+    """Return the input that a preset of torchvision for classification makes of an image."""
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     interpolation = InterpolationMode(preset.interpolation).value
     image = ImageSpec(mode="RGB", resize=resize, crop=(crop, crop), interpolation=interpolation)

@@ -153,12 +153,11 @@ def layers(
 
       icecore layers mobilenet --all --json
     """
-    from pipeline.cli import layers as listing
+    from pipeline.cli.layers import read_nodes
+    from pipeline.inference import node_table
 
-    rows = listing.rows(
-        listing.read_nodes(backbone), functions=everything, short=not everything and not match, match=match
-    )
+    rows = node_table.rows(read_nodes(backbone), functions=everything, short=not everything and not match, match=match)
     if as_json:
         print_json(rows)
     else:
-        typer.echo(listing.text(rows))
+        typer.echo(node_table.text(rows))

@@ -1,11 +1,14 @@
 """Run a FitConfig: read the taps once, fit every head on every input, leave models and predictions on disk."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from pipeline.errors import HeadError
 from pipeline.files import AnyPath, as_path
 from pipeline.fit.config import FitConfig
 from pipeline.fit.outputs import save_head, write_run
 from pipeline.fit.setup import list_jobs, load_run
-from pipeline.fit.single_fit import fit_head
+from pipeline.fit.single_fit import Data, FittedHead, fit_head
 from pipeline.fit.summary import Summary, describe_workers, summarise
 from pipeline.fit.workers import Sums
 from pipeline.model_record import FailedFit, HeadFit
@@ -20,13 +23,14 @@ def fit(
     features: AnyPath,
     models: AnyPath,
     predictions: AnyPath,
+    save: Callable[[FittedHead, Data, Path], HeadFit] = save_head,
     reporter: Reporter = SILENT,
 ) -> Summary:
     """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
-    `features` holds a folder per tap; heads go to `models`. Raises HeadError, ConfigError, DataError, StoreError before
-    a fit starts where the task, the taps, the heads and what is asked of them do not go together, and HeadError with
-    the cause of the first fit where none can be made.
+    `features` holds a folder per tap; `save` keeps each head, by default as a file below `models`. Raises HeadError,
+    ConfigError, DataError or StoreError before a fit starts where the task, the taps, the heads and what is asked of
+    them do not go together, and HeadError with the cause of the first fit where none can be made.
     """
     task, features = as_path(task, "fit: task"), as_path(features, "fit: features")
     models, predictions = as_path(models, "fit: models"), as_path(predictions, "fit: predictions")
@@ -42,7 +46,7 @@ def fit(
         for job in list_jobs(run, sums):
             try:
                 fitted = fit_head(job)
-                record = save_head(fitted, job.data, models)
+                record = save(fitted, job.data, models)
             except HeadError as error:
                 first_error = first_error or error
                 failed.append(

@@ -31,13 +31,14 @@ class InMemoryExtractor:
         *,
         batch_size: int = BATCH,
         precision: str = "float32",
+        reader: ImageReader | None = None,
     ) -> None:
         self.specs = resolve(specs, backbone.spec, where="taps")
         try:
             self.shapes = {tap: row_shape(backbone.spec.taps[spec.node], spec) for tap, spec in self.specs.items()}
         except ValueError as error:
             raise BackboneError(f"taps: {error}") from None
-        self.reader, self.batch_size = ImageReader(backbone.spec.input.image), batch_size
+        self.reader, self.batch_size = reader or ImageReader(backbone.spec.input.image), batch_size
         self._engine = TorchEngine(backbone, self.specs, batch_size=batch_size, precision=precision)
         self._shape = backbone.spec.input.shape
 
@@ -50,17 +51,22 @@ class InMemoryExtractor:
         """
         parts: dict[str, list[np.ndarray]] = {tap: [] for tap in self.specs}
         for pixels in pixel_batches(images, self.reader, batch_size=self.batch_size):
-            if pixels.dtype == np.float32 and pixels.shape[1:] != self._shape:
-                raise DataError(
-                    f"expected normalised images of the shape {self._shape}, which the backbone takes, got "
-                    f"{pixels.shape[1:]}."
-                )
-            for tap, rows in self._engine.run({"pixels": pixels}).items():
-                parts[tap].append(_round(rows, self.specs[tap], tap))
-        return {
-            tap: np.concatenate(parts[tap]) if parts[tap] else np.empty((0, *self.shapes[tap]), _dtype(spec))
-            for tap, spec in self.specs.items()
-        }
+            for tap, rows in self.run(pixels).items():
+                parts[tap].append(rows)
+        return {tap: np.concatenate(parts[tap]) if parts[tap] else self.empty(tap) for tap in self.specs}
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the rows of each tap for one batch of pixels, as `pixel_batches` yields them; raises DataError."""
+        if pixels.dtype == np.float32 and pixels.shape[1:] != self._shape:
+            raise DataError(
+                f"expected normalised images of the shape {self._shape}, which the backbone takes, got "
+                f"{pixels.shape[1:]}."
+            )
+        return {tap: _round(rows, self.specs[tap], tap) for tap, rows in self._engine.run({"pixels": pixels}).items()}
+
+    def empty(self, tap: str, rows: int = 0) -> np.ndarray:
+        """Return an array for so many rows of a tap."""
+        return np.empty((rows, *self.shapes[tap]), _dtype(self.specs[tap]))
 
 
 def _dtype(spec: TapSpec) -> str:

@@ -17,6 +17,8 @@
                   /teach/      caches of their own, while logits are computed of which a teacher keeps the largest
                   /training/   checkpoints and results of trainings
                   /pixels/     decoded images that networks are trained on
+                  /backbones/  models of torchvision and timm that `icecore.Backbone` froze
+                  /embeddings/ features folders of `Backbone.embed` and FrozenFeatures
 
 `maintenance.prune` removes whole columns with all that is in them, and entries of the other folders but locks and jobs.
 

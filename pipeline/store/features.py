@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, requires
 from pipeline.files import AnyPath, as_path
 from pipeline.runtime import parallel_map
-from pipeline.store import index
+from pipeline.store import files_table, index
 from pipeline.store import keys as key_arrays
 from pipeline.store.dtypes import ON_DISK
 from pipeline.store.shard_format import path_of
 from pipeline.store.shard_reader import Shard
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     import torch
 
@@ -28,15 +29,20 @@ Keys = Sequence[str] | np.ndarray
 """Sample keys: text of 32 hex digits each, or an array of dtype S16."""
 
 EXPORT_BYTES = 2**25  # of the rows that an export holds at once
+ITERATED = 1024  # rows that are read together where they are wanted one by one
 
 
 class Features:
-    """The stored features of one tap of one backbone.
+    """The stored features of one tap of one backbone: a row per distinct sample, sorted by key.
+
+    `keys`, `paths`, `labels`, `to_numpy` and all other methods have the rows in that one order, also after `subset`.
 
     >>> features = Features.open("features/penultimate")
     >>> len(features), features.shape, features.dtype
     (6, (3,), dtype('float16'))
     >>> features.load(features.keys[:2]).shape
+    (2, 3)
+    >>> features[4:].shape
     (2, 3)
     """
 
@@ -101,6 +107,28 @@ class Features:
         return key_arrays.join(self._rows[0], self._rows[1])
 
     @property
+    def paths(self) -> np.ndarray:
+        """The path or URL of each row's file, in the order of `keys`: text (n,).
+
+        Of a content that lies in several files there is the first. Raises StoreError where no table of files is there.
+        """
+        return self.column("path")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each row, in the order of `keys`: the column `label`, None of a file without one."""
+        return self.column("label")
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column of the table of files, in the order of `keys`: `label`, `split`, or one of a list of files.
+
+        Raises StoreError where no table of files is there, and DataError where it lacks the column.
+        """
+        table = files_table.read_columns(self.folder, self.key_array, [name])
+        values: np.ndarray = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        return values
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What shaped the features."""
         return dict(self.index.identity)
@@ -152,6 +180,49 @@ class Features:
         places = np.asarray(self._rows[2]) if keys is None else self.find(keys)
         for start in range(0, len(known), size):
             yield known[start : start + size], self.at(places[start : start + size])
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Return rows as an array: those of a key or of a list of keys, of a row number, a slice, a mask or numbers."""
+        if isinstance(rows, str | int | np.integer):
+            one: np.ndarray = (self.load([rows]) if isinstance(rows, str) else self[[int(rows)]])[0]
+            return one
+        places = rows if isinstance(rows, slice) else np.asarray(rows)
+        if isinstance(places, np.ndarray) and not len(places):
+            places = slice(0)
+        elif isinstance(places, np.ndarray) and places.dtype.kind not in "bi":
+            return self.load(places if places.dtype == key_arrays.DTYPE else places.tolist())
+        return self.at(np.asarray(self._rows[2][places]))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield each row in the order of `keys`; `batches` yields many at a time, with their keys."""
+        for _, rows in self.batches(ITERATED):
+            yield from rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all rows, for functions that take arrays; each call reads them from the disk."""
+        if copy is False:
+            raise ValueError("the rows lie on the disk: an array of them is always a copy.")
+        return self.load() if dtype is None else self.load().astype(dtype, copy=False)
+
+    def to_numpy(self, keys: Keys | None = None) -> np.ndarray:
+        """Return the rows of some keys, in their order, or all in the order of `keys`: (n, ...) of `dtype`."""
+        return self.load(keys)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a data frame in the order of `keys`, which are its index: `path`, the labels, and `features`.
+
+        `features` has the row of each file, flattened, as an array: `np.stack(frame["features"])` is the matrix. Paths
+        and labels such as `label` and `split` are there where the table of files is. Raises MissingExtraError without
+        pandas.
+        """
+        with requires("pandas", what="Features.to_pandas"):
+            import pandas as pd
+        columns: dict[str, Any] = {}
+        if files_table.find_table(self.folder) is not None:
+            files = files_table.read_columns(self.folder, self.key_array)
+            columns = {name: files[name].to_pandas() for name in files.column_names}
+        rows = self.load().reshape(len(self), -1)
+        return pd.DataFrame({**columns, "features": list(rows)}).set_index(pd.Index(self.keys, name="key"))
 
     def to_torch(self, keys: Keys | None = None) -> "torch.Tensor":
         """Return the rows as a CPU tensor that shares their memory; bfloat16 stays bfloat16."""

@@ -1,0 +1,355 @@
+"""The backbone of the Python API: one object from a model's name, a folder or a module to rows of any layer."""
+
+import copy
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from pipeline import embed
+from pipeline.backbones import serialization
+from pipeline.backbones.aliases import aliases
+from pipeline.backbones.hooks import PENULTIMATE
+from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
+from pipeline.errors import BackboneError, ConfigError, DataError
+from pipeline.extract.request import row_shapes
+from pipeline.files import digest
+from pipeline.freeze.library_model import Weights, freeze_once, model_settings
+from pipeline.inference import node_table
+from pipeline.inference.reporting import LOGGER, REPORTER
+from pipeline.inference.rows import InMemoryExtractor
+from pipeline.inference.stored_images import find_images, read_images
+from pipeline.inference.transforms import Transform, TransformReader, read_transform, try_transform
+from pipeline.prepare.config import PrepareConfig
+from pipeline.readers.image import ImageReader
+from pipeline.sources import filesystem
+from pipeline.store import cache
+from pipeline.store.features import Features
+from pipeline.store.use import touch
+
+Taps = str | Sequence[str]
+Dtype = Literal["float16", "bfloat16", "float32", "int8"]
+
+
+class Nodes(list[dict[str, Any]]):
+    """The nodes of a network, a dictionary each; prints as the table of `icecore layers`."""
+
+    def __repr__(self) -> str:
+        return node_table.text(self)
+
+
+class Backbone:
+    """A frozen network with its preprocessing: images in, rows of any of its layers out.
+
+    model: a name of torchvision or timm, such as `resnet50`; the folder of a backbone; the folder of a run that trained
+      a network, such as `data/models/tuned`; or a `torch.nn.Module`, of which a copy is frozen.
+    weights: of a name, an entry of torchvision's enum or a tag of timm; the default ones if None.
+    file: of a name, weights on disk.
+    source: of a name that both libraries have, `torchvision` or `timm`.
+    transform: of a module, the function from a PIL image to the tensor that the module takes.
+
+    A name is frozen once, below the user's feature cache, and loaded when the first image comes. Raises BackboneError
+    for a model that is not there and for weights or a transform that do not fit, ConfigError for arguments that do not
+    go together.
+
+    >>> backbone = Backbone("data/backbones/tiny")
+    >>> features = backbone.embed("photos/", tap="block1", pool="mean")
+    >>> len(features), features.shape, [path[-5:] for path in sorted(features.paths)]
+    (2, (4,), ['0.png', '1.png'])
+    >>> backbone.embed(["photos/0.png"]).shape
+    (1, 4)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        *,
+        weights: Any = None,
+        file: str | os.PathLike[str] | None = None,
+        source: Literal["torchvision", "timm"] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self._network: nn.Module | None = None
+        self._reader: ImageReader | None = None
+        self._extractors: dict[str, InMemoryExtractor] = {}
+        self.folder: Path | None = None
+        self._spec: BackboneSpec | None = None
+        chosen = Weights(
+            source=source, name=getattr(weights, "name", weights), file=None if file is None else Path(file)
+        )
+        if isinstance(model, nn.Module):
+            if chosen != Weights():
+                raise ConfigError(
+                    f"Backbone: a {type(model).__name__} has its weights. Leave out weights, file and source."
+                )
+            self.name = type(model).__name__
+            self._freeze_module(model, transform)
+            return
+        if not isinstance(model, str | os.PathLike):
+            raise TypeError(
+                "Backbone: model: expected a name, the folder of a backbone or a torch.nn.Module, got "
+                f"{type(model).__name__}."
+            )
+        if transform is not None:
+            raise ConfigError(
+                f"Backbone: {model}: has its own preprocessing. Leave `transform` out, or give the module itself."
+            )
+        self.name = str(os.fspath(model))
+        self.folder = _folder_of(self.name, chosen)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What backbone.json says: input, nodes, aliases, classes, and the digest of the weights."""
+        if self._spec is None:
+            assert self.folder is not None, "a module's spec is made with the backbone"
+            self._spec = serialization.read_spec(self.folder)
+        return self._spec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the network's own classifier, in the order of its outputs; empty where it names none."""
+        return self.spec.classes
+
+    @property
+    def identity(self) -> str:
+        """What tells this network from all others: the digest of its weights, of a module also a random token."""
+        return self.spec.weights_digest if self.folder is not None else f"{self.spec.weights_digest}-{self._token}"
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r})"
+
+    def __deepcopy__(self, _memo: Any) -> "Backbone":
+        return self  # nothing of it changes, and `sklearn.base.clone` copies every parameter
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be loaded from the folder again: the weights of a module alone go along."""
+        state = {**self.__dict__, "_extractors": {}}
+        return state | ({"_network": None} if self.folder is not None else {})
+
+    def layers(self, match: str = "", *, everything: bool = False) -> Nodes:
+        """List the blocks of the network, which can be taps: aliases, shapes, bytes per row, share of the cost.
+
+        match: also the modules inside of blocks that have this in their name, alias or kind. everything: all nodes.
+        """
+        short = not everything and not match
+        return Nodes(node_table.rows(self.spec, functions=everything, short=short, match=match))
+
+    def embed(
+        self,
+        what: Any,
+        tap: Taps = PENULTIMATE,
+        pool: str | None = None,
+        *,
+        dtype: Dtype = "float16",
+        cache: bool = True,
+        out: str | os.PathLike[str] | None = None,
+        image: str | None = None,
+        engine: str = "auto",
+        max_rejected: float = 0.05,
+    ) -> Any:
+        """Return the rows of a layer: `Features` of a folder, list, archive, Parquet or URL, else an array.
+
+        what: a path or URL of many images, as `icecore extract --data` takes it: its rows go through the feature cache,
+          so that a second call computes what is new, and one after a kill goes on. Or images in memory: paths, PIL
+          images, uint8 arrays or tensors, a batch of these or a DataLoader: the array has a row for each, in the given
+          order, and nothing is stored. Float tensors are taken as normalised already.
+        tap: a node or alias that `layers` lists, or `node:pooling`; of several, a dictionary of what each gives.
+        pool: the pooling of taps that name none: none, flatten, mean, max, gem, mean+std, avg2x2, cls, mean_tokens.
+        dtype: of stored values; rows in memory are rounded to it, bfloat16 and int8 come as float32.
+        cache: False: an array for a folder too, nothing stored. Files of a folder are sorted by path, copies are rows.
+        out: the folder for the features and their table of files; by default one below the feature cache.
+        image: of Parquet, the column of the images' bytes.
+        engine: of cached rows: auto, torch, onnxruntime, openvino; all within the limits of parity of torch.
+        max_rejected: of cached rows, the share of unusable files above which the call fails.
+
+        Raises BackboneError for a tap or pooling that does not fit, DataError for images that cannot be used.
+        """
+        specs = self.specs(tap, pool, dtype)
+        if isinstance(what, str | os.PathLike):
+            found = self._embed_stored(
+                os.fspath(what), specs, dtype, cache=cache, out=out, image=image, engine=engine, rejected=max_rejected
+            )
+        else:
+            found = self.extractor(specs)(what)
+        return found[tap] if isinstance(tap, str) else found
+
+    def extractor(self, specs: Mapping[str, TapSpec]) -> InMemoryExtractor:
+        """Return what runs the network on images in memory for some taps; the last few are kept."""
+        name = digest({tap: spec.model_dump(mode="json") for tap, spec in specs.items()})
+        if name not in self._extractors:
+            while len(self._extractors) >= KEPT:
+                self._extractors.pop(next(iter(self._extractors)))
+            network = serialization.Backbone(self.spec, self._loaded())
+            self._extractors[name] = InMemoryExtractor(network, specs, reader=self._reader)
+        return self._extractors[name]
+
+    def _loaded(self) -> nn.Module:
+        if self._network is None:
+            assert self.folder is not None, "a module is loaded from the start"
+            self._network = serialization.read(self.folder).module
+            touch(self.folder)
+        return self._network
+
+    def specs(self, tap: Taps, pool: str | None, dtype: str) -> dict[str, TapSpec]:
+        """Return the settings of taps by the text that asks for each.
+
+        Raises BackboneError for nodes and poolings that do not fit, ConfigError for a text that is no tap.
+        """
+        texts = [tap] if isinstance(tap, str) else list(tap)
+        if not texts or len(set(texts)) < len(texts):
+            raise ConfigError(f"taps: expected one tap or more, each once, got {texts}.")
+        specs = {}
+        for text in texts:
+            _, settings = embed.parse_tap(text, dtype)
+            if pool is not None:
+                settings = {"pool": pool} | settings
+            try:
+                specs[text] = TapSpec.model_validate(settings)
+            except ValueError as error:
+                raise ConfigError(f"tap {text!r}: {_first(error)}") from None
+        nodes = resolve(specs, self.spec, where=self.name)
+        row_shapes(nodes, self.spec, where=self.name)
+        return specs
+
+    def _embed_stored(
+        self,
+        data: str,
+        specs: Mapping[str, TapSpec],
+        dtype: str,
+        *,
+        cache: bool,
+        out: str | os.PathLike[str] | None,
+        image: str | None,
+        engine: str,
+        rejected: float,
+    ) -> dict[str, Any]:
+        if filesystem.path_kind(data) == "file" and not data.lower().endswith((".csv", ".tsv", ".parquet", ".tar")):
+            raise DataError(f"{data}: expected a folder, a list or an archive, got one file. Put it into a list.")
+        if not cache:
+            images = find_images(PrepareConfig.model_validate({"root": data, "image": image}))
+            return dict(self.extractor(specs)(read_images(images)))
+        if self.folder is None:
+            raise ConfigError(
+                f"Backbone: a {self.name} in memory has no name under which the feature cache finds rows again: what "
+                "its code does is not known. Set `cache=False` for an array, or freeze the network as a backbone "
+                "(`source: module` in params.yaml, with the import path of what builds it) and give that folder."
+            )
+        return dict(self._through_cache(data, specs, dtype, out, image, engine, rejected))
+
+    def _through_cache(
+        self,
+        data: str,
+        specs: Mapping[str, TapSpec],
+        dtype: str,
+        out: str | os.PathLike[str] | None,
+        image: str | None,
+        engine: str,
+        rejected: float,
+    ) -> Mapping[str, Features]:
+        assert self.folder is not None, "the caller looked"
+        root = cache.default_root()
+        texts = [spec.node if spec.pool == "none" else f"{spec.node}:{spec.pool}" for spec in specs.values()]
+        job = embed.job(self.folder, texts, data, image=image, dtype=dtype, engine=engine, max_rejected=rejected)
+        target = Path(out) if out is not None else root / EMBEDDINGS / self._address(data, texts, dtype, image)
+        touch(self.folder)
+        done = embed.embed(job, target, cache_root=root, reporter=REPORTER)
+        _report(data, done, target)
+        names = [embed.parse_tap(text, dtype)[0] for text in texts]
+        return {tap: Features.open(target / name) for tap, name in zip(specs, names, strict=True)}
+
+    def _address(self, data: str, texts: Iterable[str], dtype: str, image: str | None) -> str:
+        """Return the name of the folder below the feature cache that has the features of some images."""
+        local = filesystem.local(data)
+        where = data if local is None else str(local.resolve())
+        spec = self.spec.model_dump(mode="json", include={"architecture", "weights_digest", "input"})
+        made_from = {"data": where, "image": image, "backbone": spec, "taps": sorted(texts), "dtype": dtype}
+        return digest(made_from)[:32]
+
+    def _freeze_module(self, module: nn.Module, transform: Transform | None) -> None:
+        if transform is None:
+            raise ConfigError(
+                f"Backbone: a {self.name} needs `transform`, the preprocessing that it was trained with, such as "
+                "`weights.transforms()` of torchvision or `timm.data.create_transform(...)`."
+            )
+        try:
+            network = serialization.freeze(copy.deepcopy(module).cpu())
+        except Exception as error:
+            raise BackboneError(
+                f"{self.name}: expected a module that can be copied, got {type(error).__name__}: {error}."
+            ) from error
+        stated = read_transform(transform)
+        inputs = [try_transform(transform)] if stated is None else [stated]
+        if stated is not None and len(stated.mean) == 1:  # of a grey image, or one number for all channels of a colour
+            colour = stated.image.model_copy(update={"mode": "RGB"})
+            inputs.append(stated.model_copy(update={"image": colour, "mean": stated.mean * 3, "std": stated.std * 3}))
+        for last, one in zip((*[False] * (len(inputs) - 1), True), inputs, strict=True):
+            try:
+                taps = serialization.survey_network(network, one, where=self.name, remedy=FITTING)
+                break
+            except BackboneError:
+                if last:
+                    raise
+        if stated is None:
+            self._reader = TransformReader(transform)
+        architecture = {"family": "memory", "name": self.name}
+        self._network, self._token = network, secrets.token_hex(8)
+        self._spec = BackboneSpec(
+            architecture=architecture,
+            origin={"source": "memory"},
+            weights_digest=serialization.weights_digest(network.state_dict()),
+            input=one,
+            taps=taps,
+            aliases=aliases(architecture, taps),
+        )
+
+
+EMBEDDINGS = "embeddings"
+"""The folder below the feature cache with the features that no folder was named for."""
+
+KEPT = 4
+"""Extractors of one backbone that are kept, each with its hooks and on a GPU with its copy of the weights."""
+
+FITTING = "Give the `transform` that the network was trained with."
+
+
+def _folder_of(model: str, weights: Weights) -> Path:
+    """Return the folder of a frozen backbone: a folder itself, that of a run, or one where a name is frozen once."""
+    path = Path(model)
+    for folder in (path, path / "backbone"):
+        if (folder / serialization.JSON).is_file():
+            if weights != Weights():
+                raise ConfigError(f"Backbone: {model}: a folder has its weights. Leave out weights, file and source.")
+            return folder.resolve()
+    if (path / "model.json").is_file():
+        raise BackboneError(
+            f"{model}: expected a run that trained a network (`finetune`, `distill`), got one of heads. Give its "
+            "backbone, data/backbones/NAME, or load the run with `icecore.load`."
+        )
+    if len(path.parts) > 1 or path.is_absolute():
+        raise BackboneError(
+            f"{model}: expected the folder of a backbone or of a run that trained a network, got none: "
+            f"{serialization.JSON} is missing there."
+        )
+    folder = freeze_once(model_settings(model, weights), cache.default_root(), REPORTER)
+    touch(folder)
+    return folder
+
+
+def _report(data: str, done: embed.Embedded, out: Path) -> None:
+    """Log what is no row; warnings are printed unless the program sets up its logging otherwise."""
+    for note in done.prepared.notes:
+        LOGGER.info("%s: %s", data, note)
+    for kind, count in done.prepared.excluded.items():
+        loud = kind not in ("hidden", "other")
+        LOGGER.log(30 if loud else 20, "%s: %d %s: see %s", data, count, kind, out / "excluded.csv")
+    for reason, count in done.extracted.reasons.items():
+        LOGGER.warning("%s: %d without a row: %s", data, count, reason)
+
+
+def _first(error: ValueError) -> str:
+    """Return the first problem of an error of pydantic, without its type."""
+    listed: list[dict[str, Any]] = getattr(error, "errors", list)()
+    return str(listed[0]["msg"]).removeprefix("Value error, ") if listed else str(error)

@@ -1,0 +1,133 @@
+"""A scikit-learn transformer from images to rows of a frozen network."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from pipeline.backbones.hooks import PENULTIMATE
+from pipeline.backbones.spec import row_shape
+from pipeline.embed import parse_tap
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.backbone import Backbone
+from pipeline.inference.row_cache import rows_of
+
+
+class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Turn images into rows of a layer of a frozen network, for pipelines and searches of scikit-learn.
+
+    model: a name of torchvision or timm, the folder of a backbone or of a run, or a `Backbone`.
+    tap: a node or alias that `Backbone.layers` lists, or `node:pooling`.
+    pool: the pooling, where `tap` names none.
+    weights, file, source: of a name, as `Backbone` has them.
+    candidates: further taps that are computed in the same pass, such as all those that a search tries: then each image
+      goes through the network once for all of them.
+    cache: keep rows of files in the feature cache. Rows of images in memory are kept by the process, as much as fits.
+    dtype: to which values are rounded, as stored features are; rows are float32 in any case.
+
+    Images are what `Backbone.embed` takes in memory; paths may also be a column of a data frame. Nothing is learned:
+    `fit` checks the settings. A pickle has the name or the folder, and no weights.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> head = make_pipeline(FrozenFeatures("data/backbones/tiny", tap="block1:mean"), LogisticRegression())
+    >>> head.fit(["photos/0.png", "photos/1.png"], ["dark", "light"]).predict(["photos/1.png"])
+    array(['light'], dtype='<U5')
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Backbone = "mobilenet_v2",
+        *,
+        tap: str = PENULTIMATE,
+        pool: str | None = None,
+        weights: Any = None,
+        file: str | os.PathLike[str] | None = None,
+        source: Literal["torchvision", "timm"] | None = None,
+        candidates: Sequence[str] = (),
+        cache: bool = True,
+        dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    ) -> None:
+        self.model, self.tap, self.pool = model, tap, pool
+        self.weights, self.file, self.source = weights, file, source
+        self.candidates, self.cache, self.dtype = candidates, cache, dtype
+
+    def fit(self, X: Any = None, y: Any = None) -> "FrozenFeatures":  # noqa: ARG002
+        """Check the settings, and freeze the model if it is new; X and y are not looked at.
+
+        Raises BackboneError for a model, a tap or a pooling that there is not, ConfigError for settings that do not go
+        together.
+        """
+        self.n_features_out_ = self._width()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the rows of the tap, float32 (images, values), in the order of the images.
+
+        Raises DataError for an image that cannot be used, TypeError for what is no image.
+        """
+        backbone = self._backbone()
+        taps = list(dict.fromkeys([self.tap, *self.candidates]))
+        specs = backbone.specs(taps, self.pool, self.dtype)
+        rows = rows_of(backbone, specs, _images(X), stored=self.cache)[self.tap]
+        return rows.reshape(len(rows), int(np.prod(rows.shape[1:]))).astype(np.float32, copy=False)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:  # noqa: ARG002
+        """Return a name for each value: the tap with its pooling, and a number, such as `layer3-mean_0`."""
+        pooled = self.tap if self.pool is None or ":" in self.tap else f"{self.tap}:{self.pool}"
+        name, _ = parse_tap(pooled, self.dtype)
+        return np.array([f"{name}_{number}" for number in range(self._width())], dtype=object)
+
+    def _width(self) -> int:
+        """Return the number of values of a row, by the settings alone."""
+        backbone = self._backbone()
+        spec = next(iter(backbone.specs([self.tap], self.pool, self.dtype).values()))
+        return int(np.prod(row_shape(backbone.spec.taps[backbone.spec.node(spec.node)], spec)))
+
+    def _backbone(self) -> Backbone:
+        if isinstance(self.model, Backbone):
+            if (self.weights, self.file, self.source) != (None, None, None):
+                raise ConfigError("FrozenFeatures: a Backbone has its weights. Leave out weights, file and source.")
+            return self.model
+        if not isinstance(self.model, str | os.PathLike):
+            raise TypeError(
+                f"FrozenFeatures: model: expected a name, a folder or a Backbone, got {type(self.model).__name__}. Of "
+                "a torch.nn.Module make a Backbone with its transform."
+            )
+        weights = getattr(self.weights, "name", self.weights)
+        file = None if self.file is None else os.fspath(self.file)
+        return _shared_backbone(os.fspath(self.model), weights, file, self.source)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+@functools.lru_cache(maxsize=4)
+def _shared_backbone(model: str, weights: Any, file: str | None, source: Any) -> Backbone:
+    """Return one backbone for all transformers with the same model: clones and folds load it once."""
+    return Backbone(model, weights=weights, file=file, source=source)
+
+
+def _images(X: Any) -> Any:
+    """Return images as a list where they are a column: of a data frame, or an array of texts (n,) or (n, 1)."""
+    if hasattr(X, "iloc"):
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and X.dtype.kind in "OUT":
+        if X.ndim == 2 and X.shape[1] == 1:
+            X = X[:, 0]
+        if X.ndim != 1:
+            raise DataError(f"expected one column of paths or images, got the shape {X.shape}. Name the column.")
+        return X.tolist()
+    return X
