@@ -24,6 +24,7 @@ from pipeline.inference.backbone import Backbone
 from pipeline.inference.frozen_features import FrozenFeatures
 from pipeline.inference.row_cache import RowMemory
 from pipeline.store import cache
+from pipeline.store.location import default_root
 
 Folder = Callable[..., Path]
 
@@ -94,7 +95,7 @@ def test_files_are_found_again_in_the_feature_cache_by_every_process(
     features = FrozenFeatures(str(net), candidates=taps)
     pipeline = make_pipeline(features, LogisticRegression())
     grid = GridSearchCV(pipeline, {"frozenfeatures__tap": taps}, cv=3, n_jobs=2).fit(paths, labels)
-    columns = list(cache.columns(cache.default_root()))
+    columns = list(cache.columns(default_root()))
     assert sorted(column.identity["node"] for column in columns) == ["block1", "penultimate"]
     assert [sum(record.rows for record in column.records()) for column in columns] == [12, 12]
     rows = Backbone(net).embed(paths, "block1:mean").astype(np.float32)

@@ -26,8 +26,8 @@ from pipeline.inference.transforms import Transform, TransformReader, read_trans
 from pipeline.prepare.config import PrepareConfig
 from pipeline.readers.image import ImageReader
 from pipeline.sources import filesystem
-from pipeline.store import cache
 from pipeline.store.features import Features
+from pipeline.store.location import default_root
 from pipeline.store.use import touch
 
 Taps = str | Sequence[str]
@@ -250,7 +250,7 @@ class Backbone:
         rejected: float,
     ) -> Mapping[str, Features]:
         assert self.folder is not None, "the caller looked"
-        root = cache.default_root()
+        root = default_root()
         texts = [spec.node if spec.pool == "none" else f"{spec.node}:{spec.pool}" for spec in specs.values()]
         job = embed.job(self.folder, texts, data, image=image, dtype=dtype, engine=engine, max_rejected=rejected)
         target = Path(out) if out is not None else root / EMBEDDINGS / self._address(data, texts, dtype, image)
@@ -333,7 +333,7 @@ def _folder_of(model: str, weights: Weights) -> Path:
             f"{model}: expected the folder of a backbone or of a run that trained a network, got none: "
             f"{serialization.JSON} is missing there."
         )
-    folder = freeze_once(model_settings(model, weights), cache.default_root(), REPORTER)
+    folder = freeze_once(model_settings(model, weights), default_root(), REPORTER)
     touch(folder)
     return folder
 

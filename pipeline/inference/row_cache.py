@@ -26,9 +26,9 @@ from pipeline.inference.reporting import REPORTER
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import WHERE, Samples
 from pipeline.runtime import parallel_map
-from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
+from pipeline.store.location import default_root
 
 MAX_BYTES = 2**28
 """Rows that a process keeps, in bytes; the longest unused go first."""
@@ -146,7 +146,7 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
     What is missing there is computed by torch, whose rows are those of images in memory bit for bit.
     """
     assert backbone.folder is not None, "the caller looked"
-    root = cache.default_root()
+    root = default_root()
     named = {f"tap{number}": spec for number, spec in enumerate(specs.values())}
     made_from = {"backbone": backbone.identity, "taps": {n: spec.model_dump(mode="json") for n, spec in named.items()}}
     out = root / EMBEDDINGS / digest(made_from)[:32]
