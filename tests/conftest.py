@@ -58,9 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """Keep this process to one of its cores: two that others use too are slower than one, and times say nothing."""
+    """Keep this process to one of its cores: two that others use too are slower than one, and times say nothing.
+
+    Processes of a test run take different cores.
+    """
     every = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(every)})
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(every)[worker % len(every)]})
     yield
     os.sched_setaffinity(0, every)
 

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from projects import Project, default
 
+pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
+
 DEVICES = ("calculator", "keyboard", "laptop", "monitor", "mouse", "projector")
 ALL = {"train": 1, "validation": 0, "test": 0}
 # Accuracy of a standardised logistic regression on global-average features of this network, measured with torchvision's
@@ -45,7 +47,7 @@ class Photos(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def photos(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:
+def photos(one_core: None, assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Photos:  # noqa: ARG001
     """Three domains and two photos a class saved once more, extracted, and everything there is for one task."""
     folder = tmp_path_factory.mktemp("photos")
     with tarfile.open(assets / "images/office_caltech10.tar") as archive:

@@ -8,6 +8,8 @@ import pytest
 from projects import Project, default, small, write_digits
 from test_sharing import are_whole, lie_once, objects
 
+pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
+
 BLOCKS = "import torch\n\nACTIVATION = torch.relu\n"
 NET = """\
 from torch import nn
@@ -55,7 +57,7 @@ def more() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(one_core: None, tmp_path_factory: pytest.TempPathFactory) -> Project:  # noqa: ARG001
     made = Project(tmp_path_factory.mktemp("small") / "project")
     write_digits(made.root / "digits")
     images = sorted(made.root.glob("digits/*/*.png"))

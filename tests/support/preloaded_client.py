@@ -42,7 +42,9 @@ def run(python: str, call: Sequence[str], expected: Mapping[str, str]) -> NoRetu
         os.execv(python, [python, *call])
     server = socket.socket(socket.AF_UNIX)
     server.connect(path)
-    request = json.dumps({"call": call, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()  # noqa: PTH109
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    place = {"folder": os.getcwd(), "environment": dict(os.environ), "cores": cores}  # noqa: PTH109
+    request = json.dumps({"call": call, **place}).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     process = _number(server)

@@ -101,6 +101,8 @@ def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["cores"]:
+        os.sched_setaffinity(0, request["cores"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
