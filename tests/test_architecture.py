@@ -303,8 +303,9 @@ def test_torch_comes_along_only_where_networks_run() -> None:
     assert wrong == []
 
 
-def test_checking_settings_loads_no_library_that_is_slow_to_load() -> None:
-    code = "import sys\nfrom stages import project\nproject.settings()\nprint(*sys.modules)"
+def test_checking_settings_and_stages_without_networks_load_no_library_that_is_slow_to_load() -> None:
+    light = "audit, compare, evaluate, fit, prepare, report, sample, settings, split"
+    code = f"import sys\nfrom stages import project, {light}\nproject.settings()\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "pipeline.fit" in loaded
