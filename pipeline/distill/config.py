@@ -55,7 +55,7 @@ class DistillConfig(RunConfig):
 
     @property
     def teachers(self) -> dict[str, tuple[str, ...]]:
-        """The names of the teachers of each task, that of the run first; () where there are none."""
+        """Return the names of the teachers of each task, that of the run first; () where there are none."""
         told = {self.task: self.teacher, **self.extra_tasks}
         return {
             task: (() if names == NONE else (names,)) if isinstance(names, str) else names
@@ -64,17 +64,17 @@ class DistillConfig(RunConfig):
 
     @property
     def online(self) -> bool:
-        """Whether the teacher's network runs in each training step."""
+        """Return whether the teacher's network runs in each training step."""
         return self.teacher_outputs == "online"
 
     @property
     def taught(self) -> bool:
-        """Whether there is any teacher."""
+        """Return whether there is any teacher."""
         return any(self.teachers.values())
 
     @property
     def reads_labels(self) -> bool:
-        """Whether labels have a weight at some time."""
+        """Return whether labels have a weight at some time."""
         return "labels" in self.losses.active
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ STUDENT = ""  # among the names of teachers
 
 
 def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
-    """The footprint of the student that a run left, and of each teacher of its task by name, as plain values.
+    """Measure the footprint of a run's student and of each teacher of its task; return plain values by name.
 
     Of a head it is that of the network up to the taps that the head sees. Times vary from run to run.
     """
@@ -30,7 +30,7 @@ def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
 
 
 def _taps(teacher: Teacher, sources: verify.Sources) -> dict[str, TapSpec] | None:
-    """What a head sees; None for a network, which runs to its end."""
+    """Return the taps that a head sees; None for a network, which runs to its end."""
     if teacher.identity["source"] != "head":
         return None
     _, features = sources.of_head

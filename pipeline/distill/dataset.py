@@ -45,7 +45,7 @@ class DistillSet:
 def build_distill_set(
     subjects: Sequence[StudentTask], training: Training, *, unlabelled: bool, extra: np.ndarray, labels: bool
 ) -> DistillSet:
-    """The samples of a training set of the first task, sorted by key, with those that have no label.
+    """Collect the samples of a training set of the first task, sorted by key, those without a label too.
 
     Labelled are the few-shot rows with their classes in all tasks, or, where there is no such choice, the training rows
     of all tasks. unlabelled: the other training rows of all tasks too. extra: further samples S16 (n,), without labels.
@@ -82,7 +82,7 @@ def build_distill_set(
 
 
 def label_targets(subjects: Sequence[StudentTask], number: int, rows: np.ndarray) -> DistillTargets:
-    """The targets of some rows of one of the tasks, without a word of teachers: what validation reads."""
+    """Return the targets of rows of one task without teachers' outputs: what validation reads."""
     keys = subjects[number].keys[rows]
     labels = np.full((len(keys), len(subjects)), NO_LABEL, np.int64)
     labels[:, number] = _labels(subjects[number], keys, np.ones(len(keys), bool))
@@ -110,7 +110,7 @@ class DistillSamples(PixelSamples):
         views: Views | None = None,
         live: bool = False,
     ) -> None:
-        """hints: nodes of the first task's teacher. live: what teachers say comes from elsewhere.
+        """Set the samples up. hints: nodes of the first task's teacher. live: teachers' outputs are not read here.
 
         Raises what `PixelSamples` does, and what `Teacher.logits` and `Teacher.hints` do.
         """
@@ -134,7 +134,7 @@ class DistillSamples(PixelSamples):
             self._hints[node] = _Stored(found.keys, views, shape, partial(_rows, teacher, node))
 
     def batch_targets(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
-        """Labels, and what the teachers say of the pixels that the epoch shows; without an epoch, labels alone."""
+        """Return labels, and teachers' outputs for the pixels of an epoch; without an epoch, labels alone."""
         plain = self._plain[torch.from_numpy(rows)]
         if epoch is None or self._scores is None:
             return plain
@@ -154,7 +154,7 @@ class _Stored:
         self._held = [read(keys, view) for view in self._views] if wanted <= IN_MEMORY else None
 
     def of(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
-        """Those of some samples, each of the view with that place among the views."""
+        """Return the rows of samples, each of the view with that number."""
         found = np.empty((len(rows), *self._shape), np.float32)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
@@ -169,7 +169,7 @@ _Read = Callable[[np.ndarray, int | None], np.ndarray]
 
 
 def _scores(subjects: Sequence[StudentTask], keys: np.ndarray, view: int | None) -> np.ndarray:
-    """Logits float32 (n, classes of all tasks); zeros where a task's teachers have no scores."""
+    """Read logits float32 (n, classes of all tasks); zeros where a task's teachers have no scores."""
     found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
     for one in subjects:
         known = one.known(keys)
@@ -179,7 +179,7 @@ def _scores(subjects: Sequence[StudentTask], keys: np.ndarray, view: int | None)
 
 
 def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np.ndarray:
-    """The rows of a hint, zeros where the teacher has none."""
+    """Read the rows of a hint; zeros where the teacher has none."""
     found = np.zeros((len(keys), *teacher.hint_shape(node)), np.float32)
     known = teacher.has(keys)
     if known.any():
@@ -188,13 +188,13 @@ def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np
 
 
 def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which keys are among others, sorted: bool (n,)."""
+    """Return which keys are among others, sorted: bool (n,)."""
     found: np.ndarray = key_arrays.find(others, keys) >= 0
     return found
 
 
 def _labels(subject: StudentTask, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The class of each sample in a task, int64 (n,): NO_LABEL where the task lacks it, and where it is not wanted.
+    """Return the class of each sample in a task, int64 (n,): NO_LABEL where the task lacks the sample.
 
     Of a multilabel task 0 where the task has the sample.
     """
@@ -209,7 +209,7 @@ def _labels(subject: StudentTask, keys: np.ndarray, wanted: np.ndarray) -> np.nd
 
 
 def _truth(subjects: Sequence[StudentTask], keys: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-    """Which classes a sample has in multilabel tasks, float32 (n, classes of all tasks); None where there are none."""
+    """Return the classes of samples in multilabel tasks, float32 (n, classes of all tasks); None without one."""
     if all(one.task.kind != "multilabel" for one in subjects):
         return None
     found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)

@@ -34,15 +34,15 @@ class FeaturePair:
     projected: bool = False
 
     def of_student(self, rows: Tensor) -> Tensor:
-        """The student's rows (n, *its shape) in the form."""
+        """Return the student's rows (n, *its shape) in the form."""
         return self._formed(rows, self.student)
 
     def of_teacher(self, rows: Tensor) -> Tensor:
-        """The teacher's rows (n, *its shape) in the form, float32."""
+        """Return the teacher's rows (n, *its shape) in the form, float32."""
         return self._formed(rows.float(), self.teacher)
 
     def projection(self) -> nn.Module:
-        """A new layer from the student's form to the teacher's: linear, or a convolution of one pixel (1 × 1)."""
+        """Create a layer from the student's form to the teacher's: linear, or a convolution of one pixel (1 × 1)."""
         before, after = (width_of(tap) for tap in (self.student, self.teacher))
         return nn.Linear(before, after) if self.form == "vector" else nn.Conv2d(before, after, 1)
 
@@ -53,7 +53,7 @@ class FeaturePair:
 
 
 def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap]) -> dict[str, FeaturePair]:
-    """The pairs that losses compare, by the names of the losses: `hints.0`, `attention.1`, `relational`.
+    """Return the pairs that losses compare, by the names of the losses: `hints.0`, `attention.1`, `relational`.
 
     `spec`: the student's; `hints`: the teacher's nodes whose rows there are, by name. Losses whose weight is always
     zero have no pair. Raises TrainingError with all nodes and hints that do not exist, and all pairs whose shapes
@@ -78,12 +78,12 @@ def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap])
 
 
 def width_of(tap: Tap) -> int:
-    """The channels of maps, and the width of tokens and vectors."""
+    """Return the channels of maps, and the width of tokens and vectors."""
     return tap.shape[0] if tap.layout == "CHW" else tap.shape[-1]
 
 
 def as_maps(rows: Tensor, tap: Tap) -> Tensor:
-    """Rows (n, *shape) of maps or of tokens as maps (n, channels, height, width); tokens before the patches' go."""
+    """Convert rows (n, *shape) to maps (n, channels, height, width); tokens before the patches' are left out."""
     if tap.layout == "CHW":
         return rows
     if tap.layout == "LC":
@@ -94,7 +94,7 @@ def as_maps(rows: Tensor, tap: Tap) -> Tensor:
 
 
 def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (n, channels, height, width) to smaller ones, as adaptive average pooling has it, (n, channels, *size).
+    """Average maps (n, channels, height, width) to (n, channels, *size), as adaptive average pooling does.
 
     As two products of matrices: the gradient of torch's own pooling is not repeatable on a GPU.
     """
@@ -110,7 +110,7 @@ def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _pair(
     name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapping[str, Tap]
 ) -> FeaturePair | list[str]:
-    """A pair, or what is wrong with it."""
+    """Return a pair, or what is wrong with it."""
     node = spec.node(student)
     problems = []
     if node not in spec.taps:
@@ -143,7 +143,7 @@ def _pair(
 
 
 def _sides(tap: Tap) -> tuple[int, int] | None:
-    """Height and width of maps, and of tokens where they are those of a square; None: there are none."""
+    """Return height and width of maps, and of tokens of a square; None where there are none."""
     if len(tap.shape) == 3 and tap.layout in MAPS:
         height, width = tap.shape[1:] if tap.layout == "CHW" else tap.shape[:2]
         return height, width

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def soft(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Soft targets (Hinton, Vinyals and Dean 2015, section 2): of logits (n, classes), a value per row, (n,).
+    """Compute the loss of soft targets (Hinton et al. 2015, section 2) of logits (n, classes); (n,).
 
     T² times the divergence of Kullback and Leibler from the teacher's to the student's softmax(logits / T), eq. 1. It
     has the gradient of the paper's cross-entropy and is zero where both agree. Gradients of that (eq. 2) shrink by
@@ -22,7 +22,7 @@ def soft(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
 
 
 def soft_binary(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """The same of a multilabel task: each class is a choice of two, sigmoid(logit / T); the mean over the classes."""
+    """Compute soft targets of a multilabel task: a class is a choice of two, sigmoid(logit / T); mean over classes."""
     found = torch.zeros_like(student)
     for sign in (1, -1):
         logs, wanted = (functional.logsigmoid(sign * logits / temperature) for logits in (student, teacher))
@@ -33,7 +33,7 @@ def soft_binary(student: Tensor, teacher: Tensor, *, temperature: float) -> Tens
 def decoupled(
     student: Tensor, teacher: Tensor, classes: Tensor, *, temperature: float, alpha: float, beta: float
 ) -> Tensor:
-    """Decoupled distillation (Zhao et al. 2022, section 3): alpha TCKD + beta NCKD, of logits (n, classes); (n,).
+    """Compute decoupled distillation (Zhao et al. 2022, section 3), alpha TCKD + beta NCKD, of logits (n, classes).
 
     `classes`: the target class of each row, int64 (n,). TCKD: the divergence of (target, not target); NCKD: that of the
     softmax over all classes but the target. Both times T², as the authors' code has it.
@@ -53,7 +53,7 @@ def decoupled(
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """A hint (Romero et al. 2015, section 2.2): half the squared distance of rows (n, ...); (n,).
+    """Compute the loss of a hint (Romero et al. 2015, section 2.2): half the squared distance of rows; (n,).
 
     The student's rows come projected. Over the number of values in a row: so a weight means the same for layers of any
     size.
@@ -62,7 +62,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer (Zagoruyko and Komodakis 2017, section 3.1, p = 2): of maps (n, channels, h, w); (n,).
+    """Compute attention transfer (Zagoruyko and Komodakis 2017, section 3.1, p = 2) of maps (n, c, h, w); (n,).
 
     Half the distance of the attention maps, each the sum of squares over the channels, over its own norm. Channels may
     differ. The published code has the mean of the squared differences instead: its weights are about h w times larger.
@@ -73,7 +73,7 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def distance(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
-    """Distance-wise relations (Park et al. 2019, section 3.2.1, RKD-D): of rows (n, d) and (n, e); (n,).
+    """Compare distances (Park et al. 2019, section 3.2.1, RKD-D) of rows (n, d) and (n, e); (n,).
 
     Huber's loss of the distances between two rows, each over the mean distance in the batch. Of a row the mean over its
     pairs. `known`: the rows that the teacher has, bool (n,); others are in no pair, and a row without pairs has zero.
@@ -84,7 +84,7 @@ def distance(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
 
 
 def angle(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
-    """Angle-wise relations (Park et al. 2019, section 3.2.2, RKD-A): of rows (n, d) and (n, e); (n,).
+    """Compare angles (Park et al. 2019, section 3.2.2, RKD-A) of rows (n, d) and (n, e); (n,).
 
     Huber's loss of the cosine of the angle at a row between two others. Of a row the mean over all such pairs. Memory
     grows with n² d and n³. `known`: as of `distance`.
@@ -98,18 +98,18 @@ def angle(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
 
 
 def _divergence(logs: Tensor, wanted: Tensor) -> Tensor:
-    """Of Kullback and Leibler, of log-probabilities (n, classes); (n,)."""
+    """Compute the Kullback-Leibler divergence of log-probabilities (n, classes); (n,)."""
     return functional.kl_div(logs, wanted, log_target=True, reduction="none").sum(dim=1)
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Vectors along the last axis over their norms; zero stays zero, with a finite gradient."""
+    """Divide vectors along the last axis by their norms; zero stays zero, with a finite gradient."""
     norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     return values / torch.where(norms > 0, norms, 1.0)
 
 
 def _pairs(known: Tensor) -> Tensor:
-    """Which rows form a pair, bool (n, n): two different ones that the teacher has."""
+    """Return which rows form a pair, bool (n, n): two different rows that the teacher has."""
     different = ~torch.eye(len(known), dtype=torch.bool, device=known.device)
     return different & known[:, None] & known[None]
 
@@ -121,11 +121,11 @@ def _distances(rows: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _cosines(rows: Tensor) -> Tensor:
-    """(n, n, n): [j, i, k] is the cosine of the angle at row j between i and k."""
+    """Compute cosines (n, n, n): [j, i, k] of the angle at row j between i and k."""
     arms = _unit(rows[None] - rows[:, None])
     return arms @ arms.transpose(1, 2)
 
 
 def _mean(values: Tensor, among: Tensor) -> Tensor:
-    """Means along the second axis over what is `among` it, (n,); zero where nothing is."""
+    """Average along the second axis over the values `among`, (n,); zero where there are none."""
     return values.sum(dim=1) / among.sum(dim=1).clamp(min=1)

@@ -9,7 +9,7 @@ from pipeline.settings.check import Settings
 
 
 def _weight(value: Any) -> Any:
-    """A weight as it stands, said in one sentence where it is none."""
+    """Check a weight, and return it; raises with one sentence for any other value."""
     ends = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     if not all(_is_amount(end) for end in ends):
         raise ValueError("expected a number from 0 on, or two of them, [from, to]")
@@ -81,7 +81,7 @@ class LossesConfig(Settings):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """All weights by where they stand."""
+        """Return all weights by their place in the settings."""
         found: dict[str, Weight] = {"labels": self.labels}
         for name, one in (("soft", self.soft), ("decoupled", self.decoupled)):
             if one is not None:
@@ -94,17 +94,17 @@ class LossesConfig(Settings):
 
     @property
     def active(self) -> dict[str, Weight]:
-        """The weights that are above zero at some time."""
+        """Return the weights that are above zero at some time."""
         return {name: weight for name, weight in self.weights.items() if at(weight, 0) or at(weight, 1)}
 
     @property
     def of_teacher(self) -> tuple[str, ...]:
-        """The losses that need a teacher, such as `soft` and `hints.0`."""
+        """Return the losses that need a teacher, such as `soft` and `hints.0`."""
         return tuple(name for name in self.active if name != "labels")
 
     @property
     def hint_names(self) -> tuple[str, ...]:
-        """The teacher's hints that are needed, each once."""
+        """Return the teacher's hints that are needed, each once."""
         found = [one.teacher for one in (*self.hints, *self.attention)]
         if self.relational is not None:
             found.append(self.relational.teacher)
@@ -118,7 +118,7 @@ class LossesConfig(Settings):
 
 
 def at(weight: float | tuple[float, float], share: float) -> float:
-    """A weight after a share of the training, from 0 to 1."""
+    """Return a weight after a share of the training, from 0 to 1."""
     if isinstance(weight, tuple):
         return weight[0] + (weight[1] - weight[0]) * share
     return weight

@@ -31,7 +31,7 @@ class OutputSlice:
 
     @property
     def columns(self) -> slice:
-        """Of logits (n, outputs)."""
+        """Return the columns of logits (n, outputs)."""
         return slice(self.start, self.stop)
 
 
@@ -73,7 +73,7 @@ class DistillationLoss:
 
     @property
     def kind(self) -> Kind:
-        """Of the first branch."""
+        """Return the kind of the first branch."""
         return self.branches[0].kind
 
     def advance(self, share: float) -> None:
@@ -81,7 +81,7 @@ class DistillationLoss:
         self._share = share
 
     def __call__(self, output: Output, targets: DistillTargets) -> Tensor:
-        """The loss of each row, (n,), with the weights of now.
+        """Return the loss of each row, (n,), with the weights of now.
 
         Raises TrainingError where a loss needs what no teacher gives.
         """
@@ -102,7 +102,7 @@ class DistillationLoss:
         return total
 
     def plain(self, logits: Tensor, targets: DistillTargets) -> Tensor:
-        """The loss of each row by its label in the first branch, (n,): what validation compares.
+        """Return the loss of each row by its label in the first branch, (n,): what validation compares.
 
         Raises TrainingError for rows without a label.
         """
@@ -115,7 +115,7 @@ class DistillationLoss:
         return self._of_labels[0].plain(logits[:, self.branches[0].columns], self._targets(0, targets))
 
     def right(self, logits: Tensor, targets: DistillTargets) -> Tensor:
-        """Which rows are right in the first branch, bool (n,)."""
+        """Return which rows are right in the first branch, bool (n,)."""
         return self._of_labels[0].right(logits[:, self.branches[0].columns], self._targets(0, targets))
 
     def check(self, targets: DistillTargets, *, where: str) -> None:
@@ -126,11 +126,11 @@ class DistillationLoss:
             self._of_labels[number].check(labels[labels >= 0], where=own)
 
     def _sum(self, loss: Callable[[int], Tensor]) -> Tensor:
-        """A loss of logits, over all branches."""
+        """Sum a loss of logits over all branches."""
         return torch.stack([loss(number) for number in range(len(self.branches))]).sum(dim=0)
 
     def _targets(self, number: int, targets: DistillTargets) -> Tensor:
-        """The labels of a branch as its kind has them; of rows without, those of the first class."""
+        """Return the labels of a branch as its kind has them; the first class for rows without a label."""
         branch = self.branches[number]
         if branch.kind == "classification":
             return targets.labels[:, number].clamp(min=0)
@@ -170,7 +170,7 @@ class DistillationLoss:
         return torch.where(known[:, number], found, 0.0)
 
     def _compare(self, name: str, output: Output, told: TeacherOutput, known: Tensor) -> Tensor:
-        """A loss of the nodes of a pair."""
+        """Compute a loss of the nodes of a pair."""
         own = name if name in self.pairs else "relational"
         pair = self.pairs[own]
         student, teacher = output.rows[own], pair.of_teacher(told.hints[pair.hint])

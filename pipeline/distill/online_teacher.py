@@ -62,11 +62,11 @@ class OnlineTeacher:
         self._columns = None if self._columns is None else change(self._columns)
 
     def __deepcopy__(self, _memo: object) -> "OnlineTeacher":
-        """Itself: copies of a student, such as the moving average of its weights, need no second teacher."""
+        """Return the teacher itself: copies of a student, such as the average of its weights, need no second one."""
         return self
 
     def __call__(self, images: Tensor) -> TeacherOutput:
-        """Images as the student gets them, float32 (n, channels, height, width)."""
+        """Run the teacher on images as the student gets them, float32 (n, channels, height, width)."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             its = images * self._factor + self._shift
             found = {

@@ -50,7 +50,7 @@ class Student(nn.Module):
         self.projections = nn.ModuleDict(projections)
 
     def forward(self, images: Tensor) -> Output | Tensor:
-        """Images float32 (n, channels, height, width).
+        """Run the network on images float32 (n, channels, height, width).
 
         Raises TrainingError where a node does not run in training, or is of another shape there.
         """

@@ -42,11 +42,11 @@ class DistillTargets:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "DistillTargets":
-        """Some rows, by their numbers int64 (m,)."""
+        """Return some rows, by their numbers int64 (m,)."""
         return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "DistillTargets":
-        """The same on a device."""
+        """Return the same on a device."""
         return self._each(lambda value: value.to(device))
 
     def _parts(self) -> list[tuple[str, Tensor]]:

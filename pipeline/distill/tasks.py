@@ -34,40 +34,40 @@ class StudentTask:
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """Return the name of the task."""
         return self.branch.task
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """Those of the task, S16, sorted."""
+        """Return the keys of the task, S16, sorted."""
         return key_arrays.from_hex(list(self.task.keys))
 
     @cached_property
     def split(self) -> np.ndarray:
-        """That of each row of the task, as text."""
+        """Return the split of each row of the task, as text."""
         found: np.ndarray = self.task.table["split"].to_numpy()
         return found
 
     @cached_property
     def classes(self) -> list[str]:
-        """Those of the task, in the order of the student's outputs."""
+        """Return the classes of the task, in the order of the student's outputs."""
         return self.task.classes
 
     def known(self, keys: np.ndarray) -> np.ndarray:
-        """Which samples all of the teachers have scores of, bool (n,); none where there is no teacher."""
+        """Return which samples all teachers have scores of, bool (n,); none without a teacher."""
         if not self.teachers:
             return np.zeros(len(keys), bool)
         found: np.ndarray = np.logical_and.reduce([one.has(keys) for one in self.teachers])
         return found
 
     def logits(self, keys: np.ndarray, view: int | None) -> np.ndarray:
-        """Logits float32 (n, classes of the task), of several teachers those of the mean of their probabilities."""
+        """Return logits float32 (n, classes of the task); of several teachers, of the mean of their probabilities."""
         own = [one.logits(keys, view)[:, columns] for one, columns in zip(self.teachers, self.columns, strict=True)]
         return average_logits(own, self.task.kind)
 
 
 def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list[StudentTask]:
-    """The tasks of a run with their teachers, that of the run first.
+    """Open the tasks of a run with their teachers, the task of the run first.
 
     Raises TrainingError for a regression, for a teacher of another kind of task, for classes that differ, and for
     teachers that do not go together.
@@ -97,14 +97,14 @@ def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list
 
 
 def output_names(subjects: Sequence[StudentTask]) -> list[str]:
-    """The names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
+    """Return the names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
     if len(subjects) == 1:
         return subjects[0].classes
     return [f"{one.name}:{name}" for one in subjects for name in one.classes]
 
 
 def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTask], inputs: InputSpec) -> Views | None:
-    """The stored views that the student gets, None for samples as they are.
+    """Return the stored views that the student gets, None for samples as they are.
 
     Raises TrainingError where student and teacher would not see the same pixels, with the fields, and for views that
     were not stored.

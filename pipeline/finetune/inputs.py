@@ -29,24 +29,24 @@ class Inputs(Protocol):
 
     @property
     def name(self) -> str:
-        """What predictions call it."""
+        """Return what predictions call the inputs."""
         ...
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """What shapes a batch besides keys and seed."""
+        """Return what shapes a batch besides keys and seed."""
         ...
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
-        """Some rows of the task with their targets; augmented, or of augmented views, where they are to train."""
+        """Return rows of the task with their targets; for training augmented, or of augmented views."""
         ...
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
-        """What of a network runs on a batch."""
+        """Return the part of a network that runs on a batch."""
         ...
 
     def enter(self, inputs: Tensor) -> Tensor:
-        """The inputs of a batch, on the device, as that part takes them."""
+        """Convert the inputs of a batch, on the device, to what that part takes."""
         ...
 
 
@@ -62,7 +62,7 @@ class FromPixels:
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """The preprocessing; augmentation is in the settings of the run."""
+        """Return the preprocessing; augmentation is in the settings of the run."""
         return {"input": self.inputs.model_dump(mode="json")}
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
@@ -71,11 +71,11 @@ class FromPixels:
         return PixelSamples(self.pixels, targets, self.keys[rows], seed=seed, transforms=transforms)
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:  # noqa: ARG002 - the other kind needs it
-        """The whole network."""
+        """Return the whole network."""
         return network
 
     def enter(self, inputs: Tensor) -> Tensor:
-        """Normalised images float32 (n, channels, height, width), channels-last in memory."""
+        """Normalise images to float32 (n, channels, height, width), channels-last in memory."""
         return normalise(inputs, self.inputs)
 
 
@@ -91,12 +91,12 @@ class FromFeatures:
 
     @property
     def name(self) -> str:
-        """The tap."""
+        """Return the tap."""
         return self.tap
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """The addresses of what is read."""
+        """Return the addresses of what is read."""
         return {"features": [one.index.address for one in (self.clean, *self.views)]}
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
@@ -105,16 +105,16 @@ class FromFeatures:
         return FeatureSamples(views, targets, self.keys[rows], seed=seed)
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
-        """What comes after the tap, which has the whole network inside."""
+        """Return the part after the tap; the whole network is inside of it."""
         return suffix(network, self.node, spec=spec)
 
     def enter(self, inputs: Tensor) -> Tensor:
-        """Rows, maps among them channels-last in memory."""
+        """Return the rows, maps channels-last in memory."""
         return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> tuple[Features, list[Features]]:
-    """The clean features of a tap and the views of it, all whole rows of these weights.
+    """Return the clean features of a tap and the views of it, all whole rows of these weights.
 
     Raises TrainingError for a tap or a view that was not extracted, and for rows that were pooled; StoreError, naming
     the fields, for features of another network.
@@ -169,7 +169,7 @@ def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: TrainableParts,
 
 
 def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
-    """How far stored rows are off those that a network gives now, in parts of the largest value of a row's batch.
+    """Compare stored rows with what a network computes now; return the difference over the largest value.
 
     Raises TrainingError where that is more than the stored dtype explains: what was trained is no end of this network.
     """

@@ -7,7 +7,7 @@ from pipeline.task import Task
 
 
 def check_targets(task: Task, *, where: str) -> None:
-    """Raises DataError for targets that are missing or no finite numbers, and for a task with nothing to tell apart."""
+    """Raise DataError for targets that are missing or no finite numbers, and for a task with nothing to tell apart."""
     column = task.table["target"]
     bad = np.flatnonzero(np.asarray(column.is_null()))
     if not len(bad) and task.kind == "regression":
@@ -24,7 +24,7 @@ def check_targets(task: Task, *, where: str) -> None:
 
 
 def check_classes(task: Task, rows: np.ndarray, *, where: str) -> None:
-    """Raises DataError for a class that is not seen in training: what a head never saw it cannot predict."""
+    """Raise DataError for a class without training rows: a head cannot predict it."""
     if task.kind == "regression":
         return
     targets = task.targets[rows]

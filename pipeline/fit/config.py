@@ -27,7 +27,7 @@ Input = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def _form(search: Any) -> str:
-    """Which of the forms of `search` a value has."""
+    """Return which of the forms of `search` a value has."""
     return "str" if isinstance(search, str) else "constrained-search"
 
 
@@ -78,12 +78,12 @@ class FitConfig(Settings):
 
     @property
     def taps(self) -> list[str]:
-        """Every tap that some input uses, sorted."""
+        """Return every tap that some input uses, sorted."""
         return sorted({tap for name in map(joined, self.inputs) for tap in name.split("+")})
 
     @property
     def heads(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """What predictions call a head (of an import path the class), to its name in the table and its parameters."""
+        """Map what predictions call a head to its name in the table and its parameters."""
         if isinstance(self.head, dict):
             return {called(name): (name, params) for name, params in self.head.items()}
         names = (self.head,) if isinstance(self.head, str) else self.head
@@ -155,7 +155,7 @@ class FitConfig(Settings):
         return automatic(name, params) if self.search == "auto" else None
 
     def _idle(self, streaming: list[str]) -> Iterator[str]:
-        """The settings that have no effect with these heads; those by import path may have anything."""
+        """Yield the settings without effect with these heads; heads by import path may have anything."""
         names = [name for name, _ in self.heads.values()]
         if self.device != "cpu" and len(streaming) == len(names):
             yield f"`device` is of heads in memory, and {', '.join(names)} reads blocks: leave `device` out"
@@ -200,7 +200,7 @@ class FitConfig(Settings):
 
 
 def joined(taps: str | tuple[str, ...]) -> str:
-    """The name of an input: its taps joined by +."""
+    """Return the name of an input: its taps joined by +."""
     return taps if isinstance(taps, str) else "+".join(taps)
 
 
@@ -209,5 +209,5 @@ def _named(head: Any) -> Any:
 
 
 def called(head: str) -> str:
-    """What predictions and files call a head: of an import path the class."""
+    """Return what predictions and files call a head: of an import path, the class."""
     return head.rpartition(":")[2]

@@ -45,7 +45,7 @@ class Validation:
 
     @property
     def held(self) -> np.ndarray:
-        """The numbers of all rows that some part holds out, ascending."""
+        """Return the numbers of all rows that some part holds out, ascending."""
         return np.sort(np.concatenate([part.held for part in self.parts])) if self.parts else np.empty(0, np.int64)
 
 
@@ -122,7 +122,7 @@ Unit = Literal["row", "group", "domain"]
 
 
 def _rows(task: Task, numbers: np.ndarray) -> tuple[_Rows, Unit, list[str]]:
-    """The rows with what keeps them together, and what is to be said of that."""
+    """Return the rows with what keeps them together, and notes on that."""
     targets = task.targets[numbers]
     strata: np.ndarray | None = None
     member = np.zeros((len(numbers), 0), dtype=bool)
@@ -158,7 +158,7 @@ def _rows(task: Task, numbers: np.ndarray) -> tuple[_Rows, Unit, list[str]]:
 
 
 def _splitter(rows: _Rows, count: int, unit: Unit) -> tuple[Any, str, int]:
-    """A splitter of scikit-learn, its name and its number of folds; None where there would be fewer than two."""
+    """Return a splitter of scikit-learn, its name and its number of folds; None where there would be fewer than two."""
     from sklearn import model_selection
 
     k = min(count, len(rows.numbers) if rows.units is None else len(set(rows.units)))
@@ -177,7 +177,7 @@ def _splitter(rows: _Rows, count: int, unit: Unit) -> tuple[Any, str, int]:
 
 
 def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.ndarray:
-    """Which rows are learned from in every fold, bool (rows,): those of classes that a fold would not learn.
+    """Return the rows that every fold learns from, bool (rows,): of classes that a fold would not learn.
 
     Of several labels also the rows without a label that all training rows of a fold have.
     """
@@ -193,7 +193,7 @@ def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.nda
 
 
 def _rare(rows: _Rows, folds: int, kept: int) -> list[str]:
-    """What is to be said of classes with fewer rows than folds, and of rows that are never held out."""
+    """Return notes on classes with fewer rows than folds, and on rows that are never held out."""
     counts = rows.member.sum(axis=0)
     few = int(((counts > 0) & (counts < folds)).sum())
     notes = [f"{few:,} of {int((counts > 0).sum()):,} classes have fewer rows than {folds} folds"] if few else []

@@ -28,11 +28,11 @@ class Matrix:
     X: np.ndarray
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """In which order rows are best read: as they are."""
+        """Return the order in which rows are best read: as they are."""
         return np.arange(len(rows))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of these numbers, in their order."""
+        """Return the rows of these numbers, in their order."""
         return np.asarray(self.X[rows])
 
 
@@ -51,14 +51,14 @@ class Stream:
     orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """The order in which rows of these numbers lie on the disk: `rows[order]` are read in one run a shard."""
+        """Return the order of these rows on disk: `rows[order]` are read in one go per shard."""
         numbers = rows.tobytes()
         if numbers not in self.orders:
             self.orders[numbers] = reading_order(self.taps[0], self.keys[rows])
         return self.orders[numbers]
 
     def take(self, rows: np.ndarray) -> Summed:
-        """The rows of these numbers as a source, cut into pieces."""
+        """Return the rows of these numbers as a source, cut into pieces."""
         numbers = rows.tobytes()
         if numbers not in self.taken:
             source = Rows(self.taps, self.keys[rows])
@@ -67,7 +67,7 @@ class Stream:
 
 
 def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:
-    """The taps that the run uses; raises HeadError for one that was not extracted."""
+    """Return the taps that the run uses; raises HeadError for one that was not extracted."""
     there = [path.parent.name for path in features.glob("*/index.json")]
     for tap in names:
         if tap not in there:
@@ -76,12 +76,12 @@ def open_taps(names: Sequence[str], features: Path) -> dict[str, Features]:
 
 
 def width(tap: Features) -> int:
-    """The values of a row, flattened."""
+    """Return the number of values of a row."""
     return int(np.prod(tap.shape))
 
 
 def load(taps: Mapping[str, Features], keys: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of some keys of every tap, flattened, float32 (rows, width)."""
+    """Load rows of every tap, flattened, float32 (rows, width)."""
     return {
         name: tap.load(list(keys)).reshape(len(keys), -1).astype(np.float32, copy=False) for name, tap in taps.items()
     }
@@ -96,7 +96,7 @@ def check_memory(
     who: str,
     copies: int = 1,
 ) -> None:
-    """Raises HeadError, with the numbers, where heads that hold all rows would need more memory than they may use.
+    """Raise HeadError, with the numbers, where heads in memory would need more than they may use.
 
     `copies`: how many scaled training sets are held at once, one per fold of a search.
     """
@@ -113,7 +113,7 @@ def check_memory(
 
 
 def available() -> int:
-    """Bytes of memory that a process may take without others being swapped out, as far as the system says."""
+    """Return the bytes of memory that a process may take without others being swapped out."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

@@ -45,7 +45,7 @@ class Head:
 
     @property
     def streaming(self) -> bool:
-        """Whether it reads its rows in blocks."""
+        """Return whether the head reads its rows in blocks."""
         return heads.is_streaming(self.name)
 
 

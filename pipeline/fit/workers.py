@@ -32,11 +32,11 @@ class Sums:
 
     @property
     def started(self) -> bool:
-        """Whether there was something for workers to do."""
+        """Return whether there was something for workers to do."""
         return self._client is not None
 
     def of(self, width: int) -> Apply:
-        """Who works on pieces of rows of this width.
+        """Return the function that has pieces of rows of this width worked on.
 
         What is given raises ClusterError where the scheduler of the settings is not there, or has no worker.
         """
@@ -65,7 +65,7 @@ class Sums:
 
 
 def by_workers(client: "Client", width: int) -> Apply:
-    """Pieces of so wide rows by workers."""
+    """Return a function that applies another to pieces of rows of this width, by workers."""
     from pipeline.workers.ordered_map import in_order
 
     return lambda function, items: in_order(client, partial(alone, function, width), items)

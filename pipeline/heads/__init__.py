@@ -65,22 +65,22 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a head is named by where its class is, such as sklearn.svm:LinearSVC."""
+    """Return whether a head is named by its class, such as sklearn.svm:LinearSVC."""
     return _IMPORT_PATH.fullmatch(name) is not None
 
 
 def known() -> list[str]:
-    """Every name of the table."""
+    """Return every name of the table."""
     return sorted({*HEADS, *REGRESSIONS})
 
 
 def is_streaming(name: str) -> bool:
-    """Whether a head of the table reads its rows in blocks."""
+    """Return whether a head of the table reads its rows in blocks."""
     return name.startswith(STREAMING)
 
 
 def entry(name: str, kind: Kind) -> Entry:
-    """Where the class of a head is for this kind of task, and icecore's parameters of it.
+    """Return the import path of a head's class for this kind of task, and icecore's parameters of it.
 
     Raises HeadError for a name that is not in the table, and for a head that cannot learn such targets.
     """
@@ -111,13 +111,13 @@ def inner(pipeline: Any) -> Any:
 
 
 def is_random(name: str, kind: Kind) -> bool:
-    """Whether what a head learns depends on its `random_state`; of a class by import path, whether it has one."""
+    """Return whether what a head learns depends on `random_state`; of an import path, whether it has one."""
     path, defaults = entry(name, kind)
     return "random_state" in (_estimator(name, path).get_params() if is_import_path(name) else defaults)
 
 
 def may_be_random(name: str, kind: Kind) -> bool:
-    """Whether a head of the table has a `random_state`; unlike `is_random` without loading any class."""
+    """Return whether a head of the table has a `random_state`; unlike `is_random` without loading any class."""
     table = REGRESSIONS if kind == "regression" else HEADS
     return "random_state" in table.get(name, ("", {}))[1]
 
@@ -131,7 +131,7 @@ def create(
     widths: Sequence[int] = (),
     pca: Pca | None = None,
 ) -> Any:
-    """An unfitted scikit-learn pipeline: the preparation that was asked for, then the head.
+    """Create an unfitted scikit-learn pipeline: the preprocessing that is asked for, then the head.
 
     `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves, unless they
     weigh classes. Raises
@@ -167,7 +167,7 @@ def say_weights(parameter: str) -> str:
 
 
 def _estimator(name: str, path: str) -> Any:
-    """A new estimator of the class at an import path, with its own parameters."""
+    """Create an estimator of the class at an import path, with these parameters."""
     module, attribute = path.split(":")
     try:
         found = importlib.import_module(module)

@@ -104,7 +104,7 @@ def divide_scores(pipeline: Any, temperature: float) -> None:
 
 
 def check(head: str, scores: Scores, *, kind: Kind) -> None:
-    """Raises HeadError where there is nothing that a temperature could divide."""
+    """Raise HeadError where there is nothing that a temperature could divide."""
     if kind != "classification":
         raise HeadError(f"calibrate: expected a classification, the task is a {kind}. Leave `calibrate` out.")
     if scores == "none":
@@ -144,7 +144,7 @@ def by_temperature(parts: Sequence[tuple[Any, Any, np.ndarray]]) -> Any:
 
 
 def temperature_of(calibrated: Any) -> float:
-    """The number that divides the scores."""
+    """Return the number that divides the scores."""
     return 1.0 / float(calibrated.calibrated_classifiers_[0].calibrators[0].beta_)
 
 

@@ -24,7 +24,7 @@ SUPPORTED = (
 
 
 def choose(wanted: str) -> tuple[str | None, str | None]:
-    """The torch device for `wanted`, or None for plain arrays; and a note where that is less than what was wanted."""
+    """Return the torch device for `wanted`, None for plain arrays, and a note where that is less than wanted."""
     if wanted == "cpu":
         return None, None
     enabled = enable()  # before anything that may load scipy
@@ -38,14 +38,14 @@ def choose(wanted: str) -> tuple[str | None, str | None]:
 
 
 def enable() -> bool:
-    """Have scipy load with its array API; False where it is loaded without."""
+    """Make scipy load with its array API; return False where it is loaded without."""
     if "scipy" not in sys.modules:
         os.environ["SCIPY_ARRAY_API"] = "1"
     return os.environ.get("SCIPY_ARRAY_API") == "1"
 
 
 def supports(pipeline: Any) -> bool:
-    """Whether every step of a pipeline was seen to fit tensors with targets as text.
+    """Return whether every step of a pipeline is known to fit tensors with targets as text.
 
     The tag `array_api_support` of scikit-learn 1.9 is true of classes that refuse such targets, and false of some that
     take them.
@@ -56,7 +56,7 @@ def supports(pipeline: Any) -> bool:
 
 
 def prepare(pipeline: Any) -> Any:
-    """The pipeline with the solver that ridge heads have on tensors: scikit-learn would choose it with a warning."""
+    """Return the pipeline with the solver for ridge heads on tensors: scikit-learn chooses it with a warning."""
     if pipeline[-1].get_params().get("solver") == "auto":
         pipeline[-1].set_params(solver="svd")
     return pipeline
@@ -64,7 +64,7 @@ def prepare(pipeline: Any) -> Any:
 
 @contextmanager
 def tensors(device: str | None) -> Iterator[None]:
-    """Within: scikit-learn takes tensors, where there is a device."""
+    """Make scikit-learn take tensors within, where there is a device."""
     if device is None:
         yield
         return
@@ -75,7 +75,7 @@ def tensors(device: str | None) -> Iterator[None]:
 
 
 def placed(X: np.ndarray, device: str | None) -> Any:
-    """X as a tensor on a device, or as it is."""
+    """Return X as a tensor on a device, or as it is."""
     if device is None:
         return X
     import torch
@@ -84,7 +84,7 @@ def placed(X: np.ndarray, device: str | None) -> Any:
 
 
 def to_arrays(value: Any) -> Any:
-    """A fitted estimator whose tensors became arrays, in place; also those of the estimators inside it."""
+    """Make arrays of a fitted estimator's tensors, in place, and of the estimators inside it."""
     from sklearn.base import BaseEstimator
 
     if hasattr(value, "detach"):

@@ -26,7 +26,7 @@ def write_keys(path: Path, keys: Sequence[str]) -> KeysFile:
 
 
 def needs_rows(head: Any) -> bool:
-    """Whether a head needs training rows that are not saved with it."""
+    """Return whether a head needs training rows that are not saved with it."""
     every = [one for pipeline in _pipelines(head) for one in _estimators(pipeline) if hasattr(one, "rows_")]
     return any(one.rows_ is None or is_source(one.rows_) for one in every)
 
@@ -57,7 +57,7 @@ def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Pat
 
 
 def _pipelines(head: Any) -> Iterator[Any]:
-    """The pipelines in a head, which a temperature may stand around."""
+    """Return the pipelines in a head, which a temperature may stand around."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
@@ -71,5 +71,5 @@ def _pipelines(head: Any) -> Iterator[Any]:
 
 
 def _estimators(pipeline: Any) -> list[Any]:
-    """What ends a pipeline: one estimator, or one a label."""
+    """Return the last step of a pipeline: one estimator, or one per label."""
     return list(getattr(pipeline[-1], "estimators_", [pipeline[-1]]))

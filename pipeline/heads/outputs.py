@@ -17,7 +17,7 @@ from pipeline.task import Kind
 
 
 def kind_of_scores(head: Any, kind: Kind) -> Scores:
-    """What the scores of a head are: probabilities where it has them, else decision values, else none."""
+    """Return what the scores of a head are: probabilities where it has them, else decision values, else none."""
     if kind == "regression":
         return "none"
     if hasattr(head, "predict_proba"):
@@ -26,7 +26,7 @@ def kind_of_scores(head: Any, kind: Kind) -> Scores:
 
 
 def scores_of(head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]) -> np.ndarray:
-    """Scores (rows, classes) float32 in the order of `classes`; NaN where `scores` is none.
+    """Compute scores (rows, classes) float32 in the order of `classes`; NaN where `scores` is none.
 
     Raises ValueError where they are no finite numbers.
     """
@@ -36,14 +36,14 @@ def scores_of(head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequenc
 
 
 def predictions_of(head: Any, X: Any, *, kind: Kind) -> np.ndarray:
-    """Predictions as a task has targets: text (rows,), bool (rows, classes) or float64 (rows,)."""
+    """Predict as a task has targets: text (rows,), bool (rows, classes) or float64 (rows,)."""
     return _as_targets(head.predict(X), kind)
 
 
 def answers_of(
     head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `predictions_of` and `scores_of` say, from one pass where the head's predictions follow from its scores.
+    """Return predictions and scores, from one pass where predictions follow from scores.
 
     A prediction may then be another than that of `predict` where two scores differ by rounding alone, less than 1e-15.
     """
@@ -62,7 +62,7 @@ def answers_of(
 
 
 def _follow(head: Any) -> bool:
-    """Whether `predict` gives the first class with the largest score, or the labels with scores above the middle."""
+    """Return whether `predict` gives the first class with the largest score, or labels above the middle."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.neighbors import KNeighborsClassifier

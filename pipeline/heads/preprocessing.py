@@ -21,7 +21,7 @@ class Pca(Settings):
 
 
 def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
-    """Unfitted transformers for taps of these widths side by side; `streaming` ones give sources for row sources.
+    """Create transformers for taps of these widths side by side; `streaming`: they give sources for row sources.
 
     To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap, which no
     streaming transformer does.

@@ -27,7 +27,7 @@ BLOCK = 4096  # rows that are in float64 at a time
 
 
 def candidates(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """The head fitted with each value, in their order; X may be a tensor, what comes out holds arrays."""
+    """Fit a head with each value, in their order; X may be a tensor, the heads hold arrays."""
     kind = type(head).__name__
     if kind == "LogisticRegression" and parameter == "C" and head.solver in ("lbfgs", "newton-cg", "sag", "saga"):
         return _warm(head, values, X, y)
@@ -51,7 +51,7 @@ def _is_penalty(value: Any) -> bool:
 
 
 def copy_of(head: Any, **params: Any) -> Any:
-    """An unfitted head with some parameters replaced."""
+    """Return an unfitted copy of a head with some parameters replaced."""
     from sklearn.base import clone
 
     return clone(head).set_params(**params)
@@ -71,7 +71,7 @@ def fitted(head: Any, X: Any, y: np.ndarray) -> Candidate:
 
 
 def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
-    """That a fit did not converge; any other warning is given once more."""
+    """Return the warning that a fit did not converge; any other warning is given once more."""
     from sklearn.exceptions import ConvergenceWarning
 
     problem = None
@@ -84,7 +84,7 @@ def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
 
 
 def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Each value from near its optimum (`starts`), or from where the path of the optima so far points to.
+    """Fit each value from near its optimum (`starts`), or from where the path of optima so far points to.
 
     The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
     """
@@ -119,7 +119,7 @@ def _start_near(near: "Iterator[Start]") -> "Start | None":
 
 
 def _ahead(path: Sequence[np.ndarray]) -> np.ndarray:
-    """The next point of a path: a step in the direction of the last, as much longer as that was than the one before."""
+    """Extrapolate a path: a step in the direction of the last, as much longer as that was than the one before."""
     step = path[-1] - path[-2]
     if len(path) == 2:
         return np.asarray(path[-1] + step)
@@ -134,7 +134,7 @@ def _has_path(head: Any, X: Any, y: np.ndarray) -> bool:
 
 
 def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Candidate]:
-    """Every penalty from one eigendecomposition of the smaller Gram matrix, in float64.
+    """Solve every penalty from one eigendecomposition of the smaller Gram matrix, in float64.
 
     With X centred and X'X = V diag(e) V', the coefficients are V diag(1 / (e + alpha)) V'X'y (Hastie, Tibshirani and
     Friedman, The Elements of Statistical Learning, equation 3.47); with fewer rows than columns the same of XX'.
@@ -173,7 +173,7 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
 
 
 def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Targets (rows, columns) as the ridge heads of scikit-learn see them, and the weight of each row."""
+    """Return targets (rows, columns) as scikit-learn's ridge heads see them, and the weight of each row."""
     from sklearn.preprocessing import LabelBinarizer
 
     if type(head).__name__ == "Ridge":
@@ -183,7 +183,7 @@ def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """A streaming ridge head: one pass, and the head at each penalty, which is the only one of its copy."""
+    """Fit a streaming ridge head in one pass; return a copy per penalty."""
     whole, problem = fitted(copy_of(head, alphas=tuple(values), keep_path=True), X, y)
     for value in values:
         yield (
@@ -193,7 +193,7 @@ def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[C
 
 
 def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """A streaming logistic head: passes that go on from one value to the next, and anew behind one that failed."""
+    """Fit a streaming logistic head: passes go on from one value to the next, and start anew after a failure."""
     from sklearn.exceptions import ConvergenceWarning
 
     going = head.fit_path(X, y, values)

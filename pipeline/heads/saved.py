@@ -70,7 +70,7 @@ class Model:
     """The features that the head was fitted on, by tap."""
 
     def check(self, *taps: Features) -> None:
-        """Raises HeadError, with the fields that differ, for features that are not of the kind the head learnt from."""
+        """Raise HeadError, with the fields that differ, for features of another kind than the head learned from."""
         if len(taps) != len(self.taps):
             raise HeadError(f"{self.path}: expected the features of {', '.join(self.taps)}, got {len(taps)} taps.")
         problems = []
@@ -83,14 +83,14 @@ class Model:
             raise HeadError(bullets(title, problems))
 
     def predict(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
-        """What the head predicts of some keys, or of all of the first tap, in their order: as `Task.targets` has it.
+        """Predict some keys, or all of the first tap, in their order: as `Task.targets` has it.
 
         The taps in the order of the head's input. Raises HeadError as `check` does, and StoreError for unknown keys.
         """
         return self._each(lambda X: predictions_of(self.head, X, kind=self.kind), taps, keys)
 
     def scores(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
-        """Its scores (keys, classes), float32, in the order of `classes`; NaN where it has none."""
+        """Return the head's scores (keys, classes), float32, in the order of `classes`; NaN where it has none."""
 
         def act(X: np.ndarray) -> np.ndarray:
             return scores_of(self.head, X, kind=self.kind, scores=self.scores_are, classes=self.classes)
@@ -106,7 +106,7 @@ class Model:
 def load(
     folder: AnyPath, file: str | None = None, *, trusted: Sequence[str] = (), features: AnyPath | None = None
 ) -> Model:
-    """The head of a run's folder by the name of its file, or the only one.
+    """Load the head of a run's folder by the name of its file, or the only one.
 
     `trusted` names more types that its file may hold, such as those of a class by import path. `features` is the folder
     of the backbone's taps: a head that looks at its training rows, as `streaming_knn` does, gets them from there.
@@ -144,7 +144,7 @@ def load(
 
 
 def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
-    """The estimator in a file, which runs no code; raises HeadError as `load` does."""
+    """Read the estimator in a file, which runs no code; raises HeadError as `load` does."""
     skops = skops_io()
     check_readable(path)
     try:

@@ -63,12 +63,12 @@ def criterion(name: str | None, kind: Kind, given: Scores) -> str:
 
 
 def sign(metric: str) -> int:
-    """1 of a metric that is better when larger, -1 of a loss."""
+    """Return 1 for a metric that is better when larger, -1 for a loss."""
     return next(1 if found[metric] else -1 for found in CRITERIA.values() if metric in found)
 
 
 def check(name: str, head: Any, *, kind: Kind) -> None:
-    """Raises HeadError where a metric needs scores that a head, or its class, does not give."""
+    """Raise HeadError where a metric needs scores that a head, or its class, does not give."""
     scores = kind_of_scores(head, kind)
     if (name == "log_loss" and scores != "probability") or (name == "map" and scores == "none"):
         wanted = "probabilities" if name == "log_loss" else "scores"

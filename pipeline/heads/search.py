@@ -78,7 +78,7 @@ class AutoSearch(SearchConfig):
 
 
 def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
-    """The parameter and its values, from the most regularised; raises HeadError for a head without a sweep."""
+    """Return the parameter and its values, from the most regularised; raises HeadError for a head without a sweep."""
     if config.parameter is None:
         plain = name.removeprefix("streaming_")
         if plain not in GRIDS:

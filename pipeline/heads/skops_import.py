@@ -17,14 +17,14 @@ WRAPPERS = tuple(f"sklearn.externals.array_api_compat.{name}" for name in ("torc
 
 
 def skops_io() -> ModuleType:
-    """The module `skops.io`."""
+    """Return the module `skops.io`."""
     with requires("pipeline", what="saved heads"), _missing(*WRAPPERS):
         return importlib.import_module("skops.io")
 
 
 @contextmanager
 def _missing(*names: str) -> Iterator[None]:
-    """Within: imports of these fail, unless they were imported before. A walk over packages passes over what fails."""
+    """Make imports of these modules fail within, unless they were imported before: skops passes over what fails."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # of None, the import fails
     try:

@@ -55,7 +55,7 @@ class SearchResult:
 
     @property
     def head(self) -> Any:
-        """The pipeline of the first fold; of a split the only one."""
+        """Return the pipeline of the first fold; of a split the only one."""
         return self.heads[0]
 
 
@@ -78,7 +78,7 @@ class Tried:
 
     @property
     def usable(self) -> bool:
-        """Whether the value can be chosen."""
+        """Return whether the value can be chosen."""
         return self.score is not None and self.problem is None
 
 
@@ -212,7 +212,7 @@ def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes
 
 
 def _loss(one: Tried, metric: str) -> float:
-    """The score of a value that can be chosen, less is better."""
+    """Return the score of a value that can be chosen, less is better."""
     assert one.score is not None, "the value can be chosen"
     return -scoring.sign(metric) * one.score
 
@@ -233,7 +233,7 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
 
 
 def _rises(tried: Sequence[Tried]) -> bool:
-    """Whether the log loss of the last values, at no temperature, is worse than the least by over a standard error."""
+    """Return whether the last values' log loss, without temperature, is over a standard error above the least."""
     losses = [one.by_row if one.untempered is None else one.untempered for one in tried if one.usable]
     least = min((one for one in losses if one is not None), key=lambda one: float(one.mean()), default=None)
     last = tried[-ENOUGH:]
@@ -247,19 +247,19 @@ def _rises(tried: Sequence[Tried]) -> bool:
 
 
 def _error_between(one: Tried, other: Tried) -> float:
-    """The standard error of the mean difference per row; 0 where the metric is no mean over rows."""
+    """Return the standard error of the mean difference per row; 0 where the metric is no mean over rows."""
     if one.by_row is None or other.by_row is None:
         return 0.0
     return _standard_error(one.by_row - other.by_row)
 
 
 def _standard_error(rows: np.ndarray) -> float:
-    """The standard error of a mean over rows; 0 of a single row."""
+    """Return the standard error of a mean over rows; 0 of a single row."""
     return float(np.std(rows, ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else 0.0
 
 
 def _least(one: Tried, metric: str) -> tuple[float, float]:
-    """What is least for the value to choose: the log loss, and then the loss by the metric that decides."""
+    """Return what the chosen value minimises: the log loss, and then the loss by the metric that decides."""
     loss = _loss(one, metric)
     return (loss if one.uncertainty is None or one.temperature is not None else one.uncertainty), loss
 
@@ -267,7 +267,7 @@ def _least(one: Tried, metric: str) -> tuple[float, float]:
 def _record(
     values: Sequence[Any], tried: Sequence[Tried], chosen: int, close: Sequence[int], metric: str
 ) -> dict[str, Any]:
-    """What `model.json` says of the search: the curve, and what decided."""
+    """Return the record of the search in `model.json`: the curve, and what decided."""
     one = tried[chosen]
     rows = one.by_row
     error = None if rows is None or len(rows) < 2 else _standard_error(rows)

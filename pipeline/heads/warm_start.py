@@ -22,7 +22,7 @@ MOST_AXES = 2048  # their matrices take 200 MB, and their decomposition some sec
 
 
 def starts(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Start] | None:
-    """Where to start for each C, in their order; None where the axes are not for this head, these values or rows.
+    """Return where to start for each C, in their order; None for other heads, values or rows than these axes'.
 
     That is where the loss is not the plain one, the values do not grow, scikit-learn will refuse what it is given, or
     there are fewer rows than columns, of which the axes cost more than they save.

@@ -38,18 +38,18 @@ class Summed(Over):
         return np.asarray(self.source[rows])
 
     def part(self, rows: slice) -> Any:
-        """Some rows of the source."""
+        """Return some rows of the source."""
         return part(self.source, rows)
 
     def moments(self, asked: tuple[Any, ...], make: Callable[[Any], Moments]) -> Moments:
-        """Those of the source as `make` sums them, or the last, if these were asked for with the same."""
+        """Return the moments of the source as `make` sums them, from the last call if the arguments are the same."""
         if self._kept is None or not all(itertools.starmap(np.array_equal, zip(self._kept[0], asked, strict=True))):
             self._kept = asked, make(self.source)
         return self._kept[1]
 
 
 def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarray | None = None) -> Moments:
-    """The moments of rows X, an array or a row source, in one pass over them.
+    """Compute the moments of rows X, an array or a row source, in one pass.
 
     y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
     targets); None: neither. A source of `pieces` is summed piece by piece, by whoever works on these, and the sums are
@@ -82,7 +82,7 @@ def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarra
 
 
 def _sum(work: tuple[Any, ...]) -> Moments:
-    """The moments of one piece."""
+    """Compute the moments of one piece."""
     X, groups, targets, weights, classes, pivot, target_pivot = work
     total = Moments.empty(pivot, classes=classes, target_pivot=target_pivot)
     room = None
@@ -98,7 +98,7 @@ def _sum(work: tuple[Any, ...]) -> Moments:
 
 
 def _pivot(X: Any) -> np.ndarray:
-    """The mean of the first rows, in their precision, so that rows less it are exact to their own rounding."""
+    """Return the mean of the first rows, in their precision, so that rows less it are exact to their own rounding."""
     if not X.shape[0]:
         return np.zeros(X.shape[1])
     most = min(PIVOT_ROWS, X.shape[0])

@@ -66,12 +66,12 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(rows, classes), or (rows,) for two: that of the second less that of the first."""
+        """Return decision values (rows, classes), or (rows,) for two: the second less the first."""
         found = by_blocks(self, X, self._nearness)
         return np.asarray(found[:, 1] - found[:, 0]) if len(self.classes_) == 2 else found
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of each row (rows,)."""
+        """Predict the class of each row (rows,)."""
         found = by_blocks(self, X, self._nearness)
         return np.asarray(self.classes_[found.argmax(axis=1)])
 
@@ -86,6 +86,6 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, or 0 where they are 0."""
+    """Scale rows to length 1; rows of zeros stay."""
     lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
     return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))

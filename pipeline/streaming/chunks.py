@@ -34,19 +34,19 @@ class Pieces:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, width)."""
+        """Return (rows, width)."""
         return int(self.source.shape[0]), int(self.source.shape[1])
 
     @property
     def dtype(self) -> Any:
-        """Of the source."""
+        """Return the dtype of the source."""
         return self.source.dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return np.asarray(self.source[rows])
 
     def part(self, rows: slice) -> Any:
-        """Some rows as a source of their own."""
+        """Return some rows as a source of their own."""
         return part(self.source, rows)
 
 
@@ -57,12 +57,12 @@ class Over:
 
     @property
     def cuts(self) -> Any:
-        """Those of the source, where it has pieces."""
+        """Return the cuts of the source, where it has pieces."""
         return getattr(self.source, "cuts", None)
 
     @property
     def apply(self) -> Any:
-        """Who works on a piece of the source."""
+        """Return the function that has pieces of the source worked on."""
         return self.source.apply
 
 
@@ -76,12 +76,12 @@ class Span:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, width)."""
+        """Return (rows, width)."""
         return self.stop - self.start, self.source.shape[1]
 
     @property
     def dtype(self) -> Any:
-        """Of the source."""
+        """Return the dtype of the source."""
         return self.source.dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -90,20 +90,20 @@ class Span:
 
 
 def part(X: Any, rows: slice) -> Any:
-    """Some rows of an array or a source: of a source one of its own, which goes to a worker without the others."""
+    """Return some rows of an array or a source; of a source, one that goes to a worker without the other rows."""
     if hasattr(X, "part"):
         return X.part(rows)
     return Span(X, rows.start, rows.stop) if is_source(X) else X[rows]
 
 
 def even(rows: int, count: int) -> list[slice]:
-    """So many pieces of nearly one size."""
+    """Return the bounds of so many pieces of nearly one size."""
     ends = [rows * number // count for number in range(count + 1)]
     return [slice(*both) for both in itertools.pairwise(ends)]
 
 
 def cut(rows: Rows) -> list[slice]:
-    """Rows cut into pieces of about `PIECE_BYTES`, at the ends of shards where there are any near.
+    """Cut rows into pieces of about `PIECE_BYTES`, at the ends of shards where there are any near.
 
     A worker then reads, and checks, few shards that others read as well.
     """
@@ -122,7 +122,7 @@ def cut(rows: Rows) -> list[slice]:
 def each(
     X: Any, function: Callable[[Any], Any], arrays: Sequence[np.ndarray], told: Sequence[Any] = ()
 ) -> Iterator[Any]:
-    """`function((rows, *their part of the arrays, *told))` of each piece of X, or of all of X where it has none."""
+    """Yield `function((rows, *their part of the arrays, *args))` of each piece of X, or of X without pieces."""
     cuts = getattr(X, "cuts", None) or [slice(0, X.shape[0])]
     if len(cuts) == 1:
         yield function((X, *arrays, *told))
@@ -131,7 +131,7 @@ def each(
 
 
 def by_threads(width: int) -> Apply:
-    """Pieces of so wide rows by threads of this process: as many as there are cores, and as fit into `ROOM`."""
+    """Return a function that works on pieces in threads: as many as there are cores, and as fit into `ROOM`."""
 
     def apply(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         from threadpoolctl import threadpool_limits
@@ -149,7 +149,7 @@ _one = threading.Lock()
 
 
 def alone(function: Callable[[Any], Any], width: int, work: Any) -> Any:
-    """What a worker does: one piece at a time in its process, since that has one number of BLAS threads."""
+    """Work on one piece in a worker's process, which has one number of BLAS threads."""
     from threadpoolctl import threadpool_limits
 
     with _one, threadpool_limits(1 if _narrow(width) else None, user_api="blas"):
@@ -157,10 +157,10 @@ def alone(function: Callable[[Any], Any], width: int, work: Any) -> Any:
 
 
 def _narrow(width: int) -> bool:
-    """Whether sums of rows leave room for two pieces at once."""
+    """Return whether sums of rows leave room for two pieces at once."""
     return 2 * _bytes(width) <= ROOM
 
 
 def _bytes(width: int) -> int:
-    """Memory for a piece: blocks, products in float32, sums in float64, and two sums that wait to be merged."""
+    """Return the bytes for a piece: blocks, products in float32, sums in float64, and two sums to be merged."""
     return 28 * width**2 + 2 * BLOCK_BYTES

@@ -28,7 +28,7 @@ LONGEST = 1e18  # of a row: the square still is a float32
 def nearest(
     queries: Any, database: Any, k: int, *, metric: Metric = "cosine", exclude_self: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The distances of the `k` nearest rows of each query, float32 (queries, k) ascending, and their numbers, int64.
+    """Find the `k` nearest rows of each query; return distances float32 (queries, k) ascending, and numbers, int64.
 
     Both are arrays or row sources of one width. The cosine distance is 1 - cos, and 1 where a row has no direction (all
     zeros). Distances are worked out in float64 and rounded; of rows at one distance the lowest number comes first. With
@@ -47,7 +47,7 @@ def nearest(
 
 
 def _agreed(queries: Any, database: Any, k: int, metric: str, exclude_self: bool) -> tuple[int, int]:
-    """How many queries there are, and the width of rows; raises HeadError where the arguments do not fit each other."""
+    """Return the number of queries and the width of rows; raises HeadError where the arguments do not fit."""
     if metric not in ("cosine", "euclidean"):
         raise HeadError(unknown("metric", metric, ("cosine", "euclidean")))
     (count, width), (rows, other) = np.shape(queries), np.shape(database)
@@ -61,14 +61,14 @@ def _agreed(queries: Any, database: Any, k: int, metric: str, exclude_self: bool
 
 
 def _tiles(rows: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Queries cut so that every core has some: the number of the first, and the rows."""
+    """Cut queries so that every core has some: yield the number of the first, and the rows."""
     size = max(1, min(TILE[0], -(-len(rows) // cores())))
     for first in range(0, len(rows), size):
         yield start + first, rows[first : first + size]
 
 
 def _search(tiles: list["_Tile"], database: Any, metric: Metric, *, exclude_self: bool) -> None:
-    """One pass over the database for all tiles, a thread a core; each product is made by one thread alone."""
+    """Search the database in one pass for all tiles, a thread per core; one thread makes each product."""
     from threadpoolctl import threadpool_limits
 
     center: np.ndarray | None = None
@@ -133,7 +133,7 @@ class _Tile:
         self.lengths = np.sqrt(np.einsum("ij,ij->i", self.left[:, :-1], self.left[:, :-1], dtype=np.float64))
 
     def _least(self, products: np.ndarray, longest: float) -> np.ndarray:
-        """The product that a row needs to be nearer than the k-th so far, less what rounding may have taken from it.
+        """Return the product that a row needs to be nearer than the k-th so far, less what rounding may take.
 
         A product of d terms is off by at most d u / (1 - d u) of |q| |x|, u = 2^-24, in whatever order it is summed
         (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Beside that, 32 u for the rounding
@@ -174,7 +174,7 @@ class _Tile:
         self.numbers[touched] = numbers[order].reshape(-1, self.k)
 
     def _distances(self, queries: np.ndarray, rows: np.ndarray, block: _Block) -> np.ndarray:
-        """The distances of pairs, float32: worked out from differences, which keep their digits near zero."""
+        """Compute the distances of pairs, float32, from differences, which keep their digits near zero."""
         if self.metric == "euclidean":
             apart = self.rows[queries].astype(np.float64) - block.rows[rows]
             far: np.ndarray = np.sqrt(np.einsum("ij,ij->i", apart, apart))
@@ -188,7 +188,7 @@ class _Tile:
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
-    """The length of each row, float64; raises HeadError where float32 cannot hold its square."""
+    """Return the length of each row, float64; raises HeadError where float32 cannot hold its square."""
     norms: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     if len(norms) and not norms.max() < LONGEST:
         raise HeadError(f"neighbours: expected rows shorter than {LONGEST:.0e}, got {norms.max():.3g}. Scale them.")
@@ -196,7 +196,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 
 def _directions(rows: np.ndarray, norms: np.ndarray, *, dtype: Any) -> np.ndarray:
-    """Rows of length 1; those of zeros stay."""
+    """Scale rows to length 1; rows of zeros stay."""
     found: np.ndarray = np.empty(rows.shape, dtype=dtype)
     np.divide(rows, np.where(norms > 0, norms, 1)[:, None], out=found, dtype=np.float64, casting="same_kind")
     return found

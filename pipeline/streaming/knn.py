@@ -37,7 +37,7 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         self.metric = metric
 
     def kneighbors(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The distances of the nearest training rows, float32 (rows, n_neighbors) ascending, and their numbers, int64.
+        """Return the distances of the nearest rows, float32 (rows, n_neighbors) ascending, and their numbers, int64.
 
         Raises HeadError as `nearest` does, and where the training rows were a source that is not with the estimator.
         """
@@ -74,7 +74,7 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         self.n_samples_fit_ = int(X.shape[0])
 
     def _near(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The weights of the nearest rows, summing to 1, and their numbers: both (rows, n_neighbors)."""
+        """Return the weights of the nearest rows, summing to 1, and their numbers: both (rows, n_neighbors)."""
         distances, numbers = self.kneighbors(X)
         weights = np.ones(distances.shape)
         if self.weights == "distance":  # where some rows are the query, they alone count
@@ -97,14 +97,14 @@ class StreamingKNeighborsClassifier(ClassifierMixin, _StreamingNeighbors):  # ty
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The share of the votes that each class has, float64 (rows, classes)."""
+        """Return the share of the votes of each class, float64 (rows, classes)."""
         weights, numbers = self._near(X)
         votes = np.zeros((len(weights), len(self.classes_)))
         np.add.at(votes, (np.arange(len(votes))[:, None], self.codes_[numbers]), weights)
         return votes
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class with most of the votes."""
+        """Predict the class with most of the votes."""
         votes = self.predict_proba(X)
         predicted: np.ndarray = self.classes_[np.argmax(votes, axis=1)]
         return predicted
@@ -122,7 +122,7 @@ class StreamingKNeighborsRegressor(RegressorMixin, _StreamingNeighbors):  # type
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """The mean of the nearest targets, float64 (rows,)."""
+        """Predict the mean of the nearest targets, float64 (rows,)."""
         weights, numbers = self._near(X)
         predicted: np.ndarray = np.einsum("ij,ij->i", weights, self.targets_[numbers])
         return predicted

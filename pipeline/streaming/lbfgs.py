@@ -36,25 +36,25 @@ class _Units:
 
     @classmethod
     def at(cls, loss: Loss, point: Point, penalty: float) -> "_Units":
-        """Those of a point."""
+        """Return the coefficients and intercepts of a point."""
         return cls(loss, penalty, max(point.curvature, LEAST_CURVATURE / loss.classes))
 
     def of(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """A point as one vector."""
+        """Return a point as one vector."""
         return np.concatenate([(self.axes.T @ coef * self.across).ravel(), intercept * self.upright])
 
     def back(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The coefficients and intercepts of a vector."""
+        """Return the coefficients and intercepts of a vector."""
         size = self.shape[0] * self.shape[1]
         return self.axes @ (vector[:size].reshape(self.shape) / self.across), vector[size:] / self.upright
 
     def gradient(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """A gradient by coefficients and intercepts as one by the vector."""
+        """Return a gradient by coefficients and intercepts as one by the vector."""
         return np.concatenate([(self.axes.T @ coef / self.across).ravel(), intercept / self.upright])
 
 
 def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Point | None = None) -> Descent:
-    """The minimum of f for λ = penalty from a start, or from zero; of a start no pass is made.
+    """Minimise f for λ = penalty from a start, or from zero; at a start no pass is made.
 
     It ends where no part of the gradient exceeds `tol`, as scikit-learn's search does, or where what there is left to
     gain, about half the square of the gradient in these units, is lost in the rounding of the loss.
@@ -98,14 +98,14 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
 
 
 def onward(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and intercepts a step further, as far as the units say: for gains that no pass could see."""
+    """Return coefficients and intercepts a Newton step further: for gains that no pass could see."""
     units = _Units.at(loss, point, penalty)
     slope = units.gradient(point.gradient(penalty), point.drift)
     return units.back(units.of(point.coef, point.intercept) - slope)
 
 
 def ahead(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:
-    """Where to look for the next of a path of minima: at its end, or, for a pass, where its last steps point to.
+    """Return where to start for the next of a path of minima: at its end, or where its last steps point to.
 
     That is a step in the direction of the last, as much longer as that was than the one before along it. The end is
     given where it is good enough already, or lower.

@@ -133,12 +133,12 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found[:, 0] if len(self.classes_) == 2 else found
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(rows, classes)."""
+        """Return probabilities (rows, classes)."""
         found = self.decision_function(X)
         return np.stack([expit(-found), expit(found)], axis=1) if found.ndim == 1 else softmax(found, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of each row (rows,)."""
+        """Predict the class of each row (rows,)."""
         found = self.decision_function(X)
         return np.asarray(self.classes_[(found > 0).astype(int) if found.ndim == 1 else found.argmax(axis=1)])
 
@@ -164,7 +164,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(priors / priors.sum())
 
     def _ledoit_wolf(self, X: Any, y: Any, scale: np.ndarray, covariance: np.ndarray) -> float:
-        """The amount of shrinkage for rows about their class means over `scale`, whose covariance this is.
+        """Return the shrinkage of this covariance of rows about their class means over `scale`.
 
         Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices", lemma 3.4; as in
         sklearn.covariance.ledoit_wolf_shrinkage. Besides the covariance it needs Σ |z|⁴ over the rows z.
@@ -186,7 +186,7 @@ def _ledoit_wolf_amount(fourth: float, square: float, mean: float, *, count: int
 
 
 def _fourth(work: tuple[Any, ...]) -> float:
-    """Σ |z|⁴ over the rows of a piece."""
+    """Sum |z|⁴ over the rows of a piece."""
     X, groups, means, scale = work
     total = 0.0
     for rows, block in small_blocks(X):
@@ -197,13 +197,13 @@ def _fourth(work: tuple[Any, ...]) -> float:
 
 
 def _deviations(covariance: np.ndarray) -> np.ndarray:
-    """(width,); 1 where it is 0."""
+    """Return deviations (width,); 1 where a deviation is 0."""
     found = np.sqrt(np.diag(covariance))
     return np.where(found > 0, found, 1.0)
 
 
 def _solve(covariance: np.ndarray, means: np.ndarray, *, rounding: float) -> np.ndarray:
-    """covariance⁻¹ means, (width, classes). Directions in which rows vary by less than rounding are left out.
+    """Solve covariance⁻¹ means, (width, classes); directions in which rows hardly vary are left out.
 
     Features are first divided by their deviations, so that their units do not decide what is small.
     """

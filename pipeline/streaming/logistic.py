@@ -79,7 +79,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return self
 
     def fit_path(self, X: Any, y: Any, Cs: Sequence[float]) -> Iterator[Self]:
-        """A fitted estimator for each C, from the smallest to the largest, each from where those before point to.
+        """Fit an estimator for each C, from the smallest to the largest, each from where the earlier ones point to.
 
         The moments are taken once for all; `passes_` of the first counts their pass.
         """
@@ -95,13 +95,13 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
             yield fitted
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(rows, classes), or (rows,) of two classes: above 0 for the second."""
+        """Return decision values (rows, classes), or (rows,) of two classes: above 0 for the second."""
         found = by_blocks(self, X, lambda rows: rows @ self.coef_.T.astype(rows.dtype) + self.intercept_)
         scores: np.ndarray = found[:, 0] if found.shape[1] == 1 else found
         return scores
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class, (rows, classes)."""
+        """Return the probability of each class, (rows, classes)."""
         from scipy.special import expit, softmax
 
         scores = self.decision_function(X)
@@ -111,7 +111,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         return np.asarray(softmax(scores, axis=1))
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most likely class of each row."""
+        """Predict the most likely class of each row."""
         scores = self.decision_function(X)
         codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         predicted: np.ndarray = self.classes_[codes]

@@ -32,15 +32,15 @@ class Point:
     curvature: float  # the mean of p (1 - p), that of independent columns: 1/c where all c classes are equally likely
 
     def value(self, penalty: float) -> float:
-        """f, for λ = penalty."""
+        """Return f, for λ = penalty."""
         return self.loss + penalty / 2 * float(np.vdot(self.coef, self.coef))
 
     def gradient(self, penalty: float) -> np.ndarray:
-        """The gradient of f by coef."""
+        """Return the gradient of f by coef."""
         return self.slope + penalty * self.coef
 
     def steepest(self, penalty: float) -> float:
-        """The largest part of the gradient of f: what scikit-learn compares with `tol`."""
+        """Return the largest part of the gradient of f: what scikit-learn compares with `tol`."""
         return float(max(np.abs(self.gradient(penalty)).max(), np.abs(self.drift).max(initial=0)))
 
 
@@ -103,7 +103,7 @@ class Loss:
         return np.asarray(self.axes @ (self.axes.T @ coef))
 
     def at(self, coef: np.ndarray, intercept: np.ndarray) -> Point:
-        """The loss and its gradient at one point: a pass over the rows."""
+        """Compute the loss and its gradient at one point: a pass over the rows."""
         self.passes += 1
         loss, curvature = 0.0, 0.0
         slope, drift = np.zeros(coef.shape), np.zeros(intercept.shape)
@@ -125,7 +125,7 @@ class Loss:
         return Point(coef, intercept, loss, slope / self.scale[:, None], drift, curvature)
 
     def _residuals(self, scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each row: probabilities less the truth (rows, columns), its loss, and the mean of p (1 - p)."""
+        """Return of each row: probabilities less the truth (rows, columns), its loss, and the mean of p (1 - p)."""
         from scipy.special import expit
 
         if self.columns == 1:
@@ -142,7 +142,7 @@ class Loss:
         return likely, np.log(total) - own, bends
 
     def gap(self, point: Point, penalty: float) -> float:
-        """An upper bound of f at a point less its minimum, without another pass: the gap to a value of the dual.
+        """Bound f at a point less its minimum from above, without another pass, by the gap to a value of the dual.
 
         f is the sum of convex functions of the rows' scores z and λ/2 |W|². By Fenchel's duality (Yu, Huang and Lin
         2011, "Dual coordinate descent methods for logistic regression and maximum entropy models", section 2), for any
@@ -176,5 +176,5 @@ def _precision(X: Any) -> float:
 
 
 def _both(column: np.ndarray, columns: int, *, total: float = 1.0) -> np.ndarray:
-    """All classes, where one column stands for two."""
+    """Return a column per class, where one column stands for two."""
     return np.array([total - column[0], column[0]]) if columns == 1 else column

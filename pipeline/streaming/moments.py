@@ -43,7 +43,7 @@ class Moments:
     def empty(
         cls, pivot: np.ndarray, *, classes: np.ndarray | None = None, target_pivot: np.ndarray | None = None
     ) -> "Moments":
-        """The sums of no rows."""
+        """Return the sums of no rows."""
         width, groups = len(pivot), 1 if classes is None else len(classes)
         aim = np.zeros(0) if target_pivot is None else target_pivot.astype(np.float64)
         return cls(
@@ -61,7 +61,7 @@ class Moments:
     # Adding ----------------------------------------------------------------------------------------------------------
 
     def room(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Memory for `add` to use again: for centred rows and for their product."""
+        """Return memory for `add` to use again: for centred rows and for their product."""
         return np.empty((ROWS, self.width), dtype), np.zeros((self.width, self.width), np.float32, order="F")
 
     def add(
@@ -101,7 +101,7 @@ class Moments:
         self.rounding = max(self.rounding, UNITS * float(np.finfo(block.dtype).eps) / 2)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The sums over the rows of both, whatever their pivots.
+        """Return the sums over the rows of both, whatever their pivots.
 
         Raises HeadError where they differ in their width, classes or number of targets.
         """
@@ -119,7 +119,7 @@ class Moments:
         return replace(self, rounding=max(self.rounding, other.rounding), **total)
 
     def _moved(self, pivot: np.ndarray, target_pivot: np.ndarray) -> "Moments":
-        """The same rows about other pivots: (x + δ)(x + δ)' = x x' + x δ' + δ x' + δ δ', and so on."""
+        """Move the sums to other pivots: (x + δ)(x + δ)' = x x' + x δ' + δ x' + δ δ', and so on."""
         by, aim = self.pivot - pivot, self.target_pivot - target_pivot
         if not by.any() and not aim.any():
             return self
@@ -140,27 +140,27 @@ class Moments:
 
     @property
     def width(self) -> int:
-        """How many features a row has."""
+        """Return the number of features of a row."""
         return len(self.pivot)
 
     @property
     def weight(self) -> float:
-        """Of all rows: their number, unless they are weighted."""
+        """Return the weight of all rows: their number, unless they are weighted."""
         return float(self.weights.sum())
 
     @property
     def mean(self) -> np.ndarray:
-        """(width,)."""
+        """Return the mean (width,)."""
         return np.asarray(self.pivot + self.sums.sum(axis=0) / self.weight)
 
     @property
     def class_means(self) -> np.ndarray:
-        """(groups, width)."""
+        """Return the means of the classes (groups, width)."""
         return np.asarray(self.pivot + self.sums / self.weights[:, None])
 
     @property
     def variance(self) -> np.ndarray:
-        """(width,), divided by the weight; 0 where a feature is constant within rounding."""
+        """Return the variance (width,), over the weight; 0 where a feature is constant within rounding."""
         shift = self.sums.sum(axis=0) / self.weight
         found = np.diag(self.gram) / self.weight - shift**2
         noise = np.maximum(4 * self.rounding * shift**2, (10 * np.finfo(np.float64).eps * self.mean) ** 2)
@@ -168,16 +168,16 @@ class Moments:
 
     @property
     def scale(self) -> np.ndarray:
-        """(width,): standard deviations, and 1 for constant features, as of scikit-learn's StandardScaler."""
+        """Return standard deviations (width,), and 1 for constant features, as scikit-learn's StandardScaler."""
         found = np.sqrt(self.variance)
         return np.where(found > 0, found, 1.0)
 
     def scatter(self) -> np.ndarray:
-        """(width, width), a new array: the sum of (x - mean)(x - mean)'."""
+        """Return a new array (width, width): the sum of (x - mean)(x - mean)'."""
         return self._less(self.sums.sum(axis=0, keepdims=True), np.array([self.weight]))
 
     def within(self) -> np.ndarray:
-        """(width, width), a new array: the sum of (x - m)(x - m)', m the mean of the row's class."""
+        """Return a new array (width, width): the sum of (x - m)(x - m)', m the mean of the row's class."""
         return self._less(self.sums, self.weights)
 
     def _less(self, sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ class Moments:
         return np.asarray(lower)
 
     def check(self) -> "Moments":
-        """These; raises HeadError where a class has no row, there are no rows, or sums are beyond floating point."""
+        """Return the moments; raises HeadError for a class without rows, no rows, or sums beyond floating point."""
         if self.classes is not None and (none := np.flatnonzero(self.weights == 0)).size:
             names = ", ".join(map(str, self.classes[none[:MOST_NAMED]]))
             raise HeadError(
@@ -208,6 +208,6 @@ class Moments:
 
 
 def _kind(moments: Moments) -> str:
-    """What a message says of them."""
+    """Return what a message calls the groups."""
     classes = "none" if moments.classes is None else f"{len(moments.classes):,}"
     return f"{moments.width:,} features, {classes} classes and {len(moments.target_pivot):,} targets"

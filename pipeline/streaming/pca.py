@@ -80,7 +80,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return self
 
     def transform(self, X: Any) -> Any:
-        """(rows, components), float64; with `whiten` of variance 1, where it is not 0. Of a source, a source."""
+        """Return (rows, components), float64; with `whiten` of variance 1, where it is not 0. Of a source, a source."""
         return transformed(self, X, self._project)
 
     @property

@@ -15,7 +15,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
-    """`function` of the rows, an array or a row source, as one array; it gets a block of rows, float32 or float64.
+    """Apply `function` to the rows block by block, float32 or float64; return one array.
 
     Raises ValueError, as scikit-learn does, where the rows are not those that the estimator was fitted for, and what
     `pipeline.streaming.rows.blocks` raises.
@@ -31,12 +31,12 @@ def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
 
 
 def small_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """As `pipeline.streaming.rows.blocks`, of about 8 MiB: for work that needs several times as much beside them."""
+    """Yield `pipeline.streaming.rows.blocks` of about 8 MiB: for work that needs several times as much memory."""
     return blocks(X, size=max(1, BYTES // (4 * max(1, X.shape[1]))))
 
 
 def transformed(estimator: Any, X: Any, function: Function) -> Any:
-    """The rows after `function`: an array of an array (np.memmap too); of a source one that computes what is read."""
+    """Return the rows after `function`: an array of an array; of a source, one that computes what is read."""
     if is_source(X) and not isinstance(X, np.ndarray):
         X = _expected(estimator, X)
         return Transformed(X, function, (X.shape[0], function(np.zeros((1, X.shape[1]))).shape[1]))
@@ -53,7 +53,7 @@ class Transformed(Over):
     dtype = np.dtype(np.float32)
 
     def part(self, rows: slice) -> "Transformed":
-        """Some of the rows, as a source of their own."""
+        """Return some of the rows, as a source of their own."""
         own = part(self.source, rows)
         return Transformed(own, self.function, (own.shape[0], self.shape[1]))
 

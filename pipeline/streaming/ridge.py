@@ -85,7 +85,7 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         self.alpha_, self.coef_, self.intercept_ = alpha, self.coef_path_[number], self.intercept_path_[number]
 
     def at(self, alpha: float) -> Self:
-        """This head with another of its penalties and without the rest: small to save. No row is read.
+        """Return this head with another of its penalties and without the rest: small to save. No row is read.
 
         Raises HeadError where the penalty is none of `alphas`, or was not kept.
         """
@@ -104,7 +104,7 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         return other
 
     def _values(self, X: Any) -> np.ndarray:
-        """(rows, targets)."""
+        """Return values (rows, targets)."""
         check_is_fitted(self)
         coef, intercept = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
         return by_blocks(self, X, lambda block: block @ coef.T + intercept)
@@ -147,7 +147,7 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
             self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
 
     def predict(self, X: Any) -> np.ndarray:
-        """(rows,) for one target, (rows, targets) for several."""
+        """Predict (rows,) for one target, (rows, targets) for several."""
         found = self._values(X)
         return found[:, 0] if self.coef_.ndim == 1 else found
 
@@ -223,12 +223,12 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         return len(self.classes_) == 2 and not self.multilabel_
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(rows, classes); of two classes (rows,), above 0 for the second."""
+        """Return decision values (rows, classes); of two classes (rows,), above 0 for the second."""
         found = self._values(X)
         return found[:, 0] if self._binary else found
 
     def predict(self, X: Any) -> np.ndarray:
-        """The class of each row, (rows,), or its labels (rows, labels) of 0 and 1."""
+        """Predict the class of each row, (rows,), or its labels (rows, labels) of 0 and 1."""
         found = self._values(X)
         if self._binary:
             return np.asarray(self.classes_[(found[:, 0] > 0).astype(int)])

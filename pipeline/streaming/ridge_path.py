@@ -28,7 +28,7 @@ class Factors:
         return np.asarray(self.rotated / (self.eigenvalues + alpha)[:, None])
 
     def gcv(self, alpha: float, squares: np.ndarray, *, rows: int, rounding: float) -> float:
-        """The generalised cross-validation score of a penalty, summed over the targets; the smallest is the best.
+        """Return the generalised cross-validation score of a penalty, summed over the targets; the least is the best.
 
             V(α) = n RSS(α) / (n - tr H(α))²,    tr H(α) = 1 + Σ λ / (λ + α)
 

@@ -49,11 +49,11 @@ class Rows:
 
     @property
     def shards(self) -> np.ndarray:
-        """(rows,): the number of the shard of the first tap in which a row lies."""
+        """Return the number of the shard of the first tap in which a row lies, (rows,)."""
         return np.asarray(self._places[0] >> np.uint64(32))
 
     def part(self, rows: slice) -> "Rows":
-        """Some of the rows, as a source that pickles as their places alone."""
+        """Return some of the rows, as a source that pickles as their numbers alone."""
         found = copy.copy(self)
         found._places = [places[rows] for places in self._places]
         found.shape = (len(found._places[0]), self.shape[1])
@@ -61,12 +61,12 @@ class Rows:
 
 
 def reading_order(tap: Features, keys: Keys) -> np.ndarray:
-    """The order of some keys in which their rows lie on the disk: `keys[order]` are read in one run a shard."""
+    """Return the order of rows on disk: `keys[order]` are read in one go per shard."""
     return np.argsort(tap.find(keys), kind="stable")
 
 
 def is_source(X: Any) -> bool:
-    """Whether something is read a block at a time: a row source, and neither an array nor sparse nor a table.
+    """Return whether X is read a block at a time: a row source, neither an array nor sparse nor a table.
 
     An np.memmap is one, so that no copy of it is made.
     """
@@ -80,7 +80,7 @@ def is_source(X: Any) -> bool:
 
 
 def checked(estimator: Any, X: Any, *, fitting: bool) -> Any:
-    """What `fit` (`fitting`) or another method was given as X: a source as it is, anything else as a checked array.
+    """Check X as given to `fit` (`fitting`) or another method: a source as it is, else a checked array.
 
     Sets or compares `n_features_in_` and the names of features as scikit-learn does, and raises ValueError as it does.
     """
@@ -92,7 +92,7 @@ def checked(estimator: Any, X: Any, *, fitting: bool) -> Any:
 
 
 def blocks(X: Any, *, size: int | None = None, check: bool = True) -> Iterator[tuple[slice, np.ndarray]]:
-    """Which rows, and their values: float32, or float64 where the source is wider than that or of integers.
+    """Yield row numbers and values: float32, or float64 where the source is wider than that or of integers.
 
     A block has `size` rows, or as many as `BLOCK_BYTES` hold. Of a source that is no array the next block is read in a
     thread meanwhile. Raises ValueError as scikit-learn's `check_array` where an array is none of finite numbers, and

@@ -30,7 +30,7 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
         return self
 
     def transform(self, X: Any, copy: bool | None = None) -> Any:
-        """(rows, width): an array of an array, a source of a source."""
+        """Return (rows, width): an array of an array, a source of a source."""
         if isinstance(X, np.ndarray) or not is_source(X):
             return super().transform(X, copy)
         return transformed(self, X, super().transform)
@@ -47,14 +47,14 @@ class StreamingNormalizer(Normalizer):  # type: ignore[misc]
         return self
 
     def transform(self, X: Any, copy: bool | None = None) -> Any:
-        """(rows, width): an array of an array, a source of a source."""
+        """Return (rows, width): an array of an array, a source of a source."""
         if isinstance(X, np.ndarray) or not is_source(X):
             return super().transform(X, copy)
         return transformed(self, X, super().transform)
 
 
 def _seen(work: tuple[Any, ...]) -> StandardScaler:
-    """A scaler of the rows of one piece."""
+    """Fit a scaler to the rows of one piece."""
     X, weights, weighted = work
     found = StandardScaler()
     for rows, block in blocks(X):
@@ -63,7 +63,7 @@ def _seen(work: tuple[Any, ...]) -> StandardScaler:
 
 
 def _merged(first: StandardScaler, second: StandardScaler) -> StandardScaler:
-    """A scaler of the rows of both: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
+    """Merge two scalers: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
     one, other = first.n_samples_seen_, second.n_samples_seen_
     total, apart = one + other, second.mean_ - first.mean_
     found = StandardScaler()

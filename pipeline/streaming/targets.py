@@ -15,7 +15,7 @@ BLOCK = 65_536  # labels that are looked at together
 
 
 def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each row (rows,) and all classes, sorted.
+    """Return the class of each row (rows,) and all classes, sorted.
 
     Raises ValueError, as scikit-learn's classifiers do, where y is no list of classes, is not as long as X, or names
     one class only.
@@ -37,13 +37,13 @@ def labels_of(estimator: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def classes_of(labels: np.ndarray) -> np.ndarray:
-    """All classes among the labels (rows,), sorted."""
+    """Return all classes among the labels (rows,), sorted."""
     parts = (np.unique(labels[start : start + BLOCK]) for start in range(0, max(1, len(labels)), BLOCK))
     return functools.reduce(np.union1d, parts)
 
 
 def numbered(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The number of each row's class among the sorted classes: (rows,) of the smallest unsigned integers that hold it.
+    """Return the number of each row's class among the sorted classes: (rows,) of the smallest unsigned integers.
 
     Raises HeadError, with their names, where there are labels of none of them.
     """
@@ -60,7 +60,7 @@ def numbered(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def weights_of(class_weight: Any, labels: np.ndarray) -> np.ndarray | None:
-    """The weight of each row, float64 (rows,), as scikit-learn's `class_weight` says; None where all have the same."""
+    """Return the weight of each row, float64 (rows,), by scikit-learn's `class_weight`; None where all are equal."""
     from sklearn.utils.class_weight import compute_sample_weight
 
     if class_weight is None:
@@ -69,7 +69,7 @@ def weights_of(class_weight: Any, labels: np.ndarray) -> np.ndarray | None:
 
 
 def numbers_of(estimator: Any, X: Any, y: Any) -> np.ndarray:
-    """Targets as float64, (rows,) or (rows, targets); raises ValueError as scikit-learn's regressors do."""
+    """Return targets as float64, (rows,) or (rows, targets); raises ValueError as scikit-learn's regressors do."""
     from sklearn.utils.validation import check_array, check_consistent_length
 
     targets = check_array(_given(estimator, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=estimator)

@@ -17,7 +17,7 @@ LOGITS = "logits"
 
 
 def _form(value: Any) -> str:
-    """Which of its forms a value of `views` has, as `pipeline.settings.check` leaves it out of the path of a key."""
+    """Return the form of a value of `views`, which `pipeline.settings.check` leaves out of the path of a key."""
     return "constrained-views" if isinstance(value, dict | Views) else "int"
 
 
@@ -74,5 +74,5 @@ class TeachConfig(Settings):
 
 
 def hint_folder(node: str) -> str:
-    """The name of the folder of a node's rows."""
+    """Return the name of the folder of a node's rows."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", node).strip("-_")

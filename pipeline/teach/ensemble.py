@@ -9,7 +9,7 @@ from pipeline.task import Kind
 
 
 def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) -> np.ndarray:
-    """Which column of a teacher each class of a task is, by name: int64 (classes,).
+    """Match classes by name; return the teacher's column of each class of the task, int64 (classes,).
 
     Raises TrainingError with the difference where the two have not the same classes.
     """
@@ -28,7 +28,7 @@ def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) ->
 
 
 def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
-    """Logits float32 (n, classes) whose probabilities are the mean of those of several teachers, each as `logits`.
+    """Return logits float32 (n, classes) whose probabilities are the mean over several teachers, each as `logits`.
 
     Classification: softmax, so log of the mean. Multilabel: a sigmoid per class, so the log odds of the mean. One
     teacher's logits come back as they are.

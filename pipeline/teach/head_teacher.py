@@ -41,7 +41,7 @@ class Head:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes its logits."""
+        """Return what makes the head's logits."""
         clean = self.taps[0][0].identity
         return {
             "source": "head",
@@ -53,7 +53,7 @@ class Head:
         }
 
     def column(self, number: int, packing: TopK | None) -> dict[str, Any]:
-        """The identity of the rows of a view, 0 the clean ones."""
+        """Return the identity of the rows of a view, 0 the clean ones."""
         taps = self.taps[number]
         own = {
             **self.identity,
@@ -68,13 +68,13 @@ class Head:
         return own if packing is None else {**own, "top_k": asdict(packing)}
 
     def logits(self, number: int, keys: np.ndarray) -> np.ndarray:
-        """Logits float32 (keys, classes) of a view, 0 the clean ones; raises StoreError for keys without features."""
+        """Compute logits float32 (keys, classes) of a view, 0: clean; raises StoreError for keys without features."""
         found = [logits_of(self.model, block) for _, block in blocks(Rows(self.taps[number], keys))]
         return np.concatenate(found) if found else np.empty((0, len(self.model.classes)), np.float32)
 
 
 def open_head_teacher(config: TeachConfig, run: Path, features: Path) -> Head:
-    """The head of a run that the settings mean, with its features.
+    """Open the head of a run that the settings mean, with its features.
 
     Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it
     was fitted on; TrainingError for views that were not extracted.
@@ -122,7 +122,7 @@ def store(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *
 
 
 def rejected(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
-    """Key to reason, of samples whose features were rejected.
+    """Return the samples whose features were rejected: key to reason.
 
     Raises DataError where other samples have no features: these were never extracted.
     """
@@ -157,7 +157,7 @@ def _find_fit(config: TeachConfig, run: Path) -> HeadFit:
 
 
 def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) -> Views | None:
-    """The settings of the views of the taps; raises TrainingError where they are not views of what the clean ones are.
+    """Return the settings of the taps' views; raises TrainingError where they are not views of the clean taps.
 
     All views of all taps must be those of one entry of `extract`.
     """

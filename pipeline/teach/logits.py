@@ -27,7 +27,7 @@ SAID = {
 
 
 def describe_logits(model: Model) -> str:
-    """How its scores become logits; raises HeadError for a head without scores, and for one of a regression."""
+    """Return how a head's scores become logits; raises HeadError for one without scores or of a regression."""
     if model.kind == "regression":
         raise HeadError(f"{model.path}: expected a head that knows classes as a teacher, got one of a regression.")
     if model.scores_are == "none":
@@ -39,7 +39,7 @@ def describe_logits(model: Model) -> str:
 
 
 def logits_of(model: Model, X: np.ndarray) -> np.ndarray:
-    """Logits float32 (rows, classes) in the order of the classes of the head.
+    """Compute logits float32 (rows, classes) in the order of the head's classes.
 
     Raises HeadError where its scores are no finite numbers.
     """
@@ -58,6 +58,6 @@ def logits_of(model: Model, X: np.ndarray) -> np.ndarray:
 
 
 def _one_value(model: Model, X: Any) -> bool:
-    """Whether a head of two classes gives one decision value per row: then its scores are that value, twice."""
+    """Return whether a head of two classes gives one decision value per row: then its scores are that value, twice."""
     two = model.kind == "classification" and len(model.classes) == 2
     return two and np.ndim(model.head.decision_function(X[:1])) == 1

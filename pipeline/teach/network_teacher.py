@@ -28,14 +28,14 @@ class Network:
     classes: tuple[str, ...]
 
     def identity(self, config: TeachConfig) -> dict[str, Any]:
-        """What made its logits."""
+        """Return what made the network's logits."""
         found = identity(self.spec, SCORES, precision=config.precision)
         named = {name: found[name] for name in ("weights", "reader", "normalise", "node", "precision")}
         return {"source": "network", **named, "scores": "the network's logits"}
 
 
 def open_network_teacher(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
-    """The network of a run, or the backbone itself where there is no run. `classes`: names of outputs, by others.
+    """Open the network of a run, or the backbone where there is no run. `classes`: names of outputs, by others.
 
     Raises TrainingError for a network whose outputs are no named classes.
     """
@@ -58,7 +58,7 @@ def open_network_teacher(run: Path | None, backbone: Path, *, classes: tuple[str
 
 
 def extraction(config: TeachConfig, *, scores: bool, hints: bool) -> ExtractConfig:
-    """What extraction is asked for: the scores, the hints, or both."""
+    """Return the settings of the extraction of scores, hints or both."""
     taps = {LOGITS: SCORES} if scores else {}
     if hints:
         taps |= {hint_folder(node): TapSpec(node=node, dtype=config.hints_dtype) for node in config.hints}

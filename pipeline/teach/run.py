@@ -137,7 +137,7 @@ def teach(
 
 
 def _is_head(config: TeachConfig, paths: Paths) -> bool:
-    """Whether the run is one of `fit`; raises TrainingError where there is no such run."""
+    """Return whether the run is one of `fit`; raises TrainingError where there is no such run."""
     if paths.run is None:
         return False
     if not has_record(paths.run):
@@ -149,7 +149,7 @@ def _is_head(config: TeachConfig, paths: Paths) -> bool:
 
 
 def _packing(config: TeachConfig, classes: int) -> TopK | None:
-    """Which logits of a row are stored; None where all are."""
+    """Return which logits of a row are stored; None where all are."""
     few = config.top_k is not None and config.top_k < classes
     return TopK(config.top_k, config.top_k_temperature) if few and config.top_k else None
 

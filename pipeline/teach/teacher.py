@@ -86,32 +86,32 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the teacher's folder."""
         return self.folder.name
 
     @property
     def top_k(self) -> top_k.TopK | None:
-        """Which logits of a row are stored; None: all."""
+        """Return which logits of a row are stored; None: all."""
         found = self.identity["top_k"]
         return None if found is None else top_k.TopK(**found)
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The address of everything that is stored, by its folder: what a training's record needs to name."""
+        """Return the addresses of all stored rows, by their folder."""
         return {name: one["address"] for name, one in self.record["columns"].items()}
 
     @property
     def keys(self) -> np.ndarray:
-        """All keys that have scores, S16, sorted."""
+        """Return all keys that have scores, S16, sorted."""
         return self.scores[0].key_array
 
     def has(self, keys: Keys) -> np.ndarray:
-        """Which samples have scores, and those of all views: bool (n,)."""
+        """Return which samples have scores, and those of all views: bool (n,)."""
         found: np.ndarray = np.logical_and.reduce([one.has(keys) for one in self.scores])
         return found
 
     def logits(self, keys: Keys, view: int | None = None) -> np.ndarray:
-        """Logits float32 (n, classes) of samples, in the order of their keys as given; `view`: of that copy of them.
+        """Read logits float32 (n, classes) of samples, in the order of the keys; `view`: of that augmented copy.
 
         Raises DataError that counts samples without scores, and TrainingError for a view that is not there.
         """
@@ -119,21 +119,21 @@ class Teacher:
         return rows if self.top_k is None else top_k.unpack(rows, len(self.classes))
 
     def hints(self, node: str, keys: Keys, view: int | None = None) -> np.ndarray:
-        """Rows float32 (n, *shape) of a node; raises what `logits` does, and TrainingError for another node."""
+        """Read rows float32 (n, *shape) of a node; raises what `logits` does, and TrainingError for another node."""
         return self._load(self._of_view(self._node(node), view), keys)
 
     def hint_shape(self, node: str) -> tuple[int, ...]:
-        """The shape of a row of a node."""
+        """Return the shape of a row of a node."""
         return self._node(node)[0].shape
 
     def view(self, number: int) -> View:
-        """What makes the pixels of a view; raises TrainingError as `logits` does."""
+        """Return what makes the pixels of a view; raises TrainingError as `logits` does."""
         self._of_view(self.scores, number)
         assert self.views is not None, "it has views"
         return self.views.view(number)
 
     def read_as(self, inputs: InputSpec) -> list[str]:
-        """The fields in which others read images than the teacher did; mean and deviation of pixels are no matter."""
+        """Return in which fields other inputs read images differently; mean and deviation of pixels do not count."""
         own = {name: value for name, value in ImageReader(inputs.image).identity.items() if name != "view"}
         return differences(self.identity["reader"], own)
 

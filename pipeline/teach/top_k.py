@@ -31,11 +31,11 @@ class TopK:
 
     @property
     def width(self) -> int:
-        """Numbers of a packed row."""
+        """Return the length of a packed row."""
         return 2 * self.k + 1
 
     def pack(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (n, classes) to packed rows float32 (n, width), of all classes where there are no more than k.
+        """Pack logits (n, classes) to rows float32 (n, width), of all classes where there are no more than k.
 
         Of equal logits the first columns are kept. Raises DataError for more classes than float32 can number.
         """
@@ -49,7 +49,7 @@ class TopK:
         return np.concatenate([values, kept, rest[:, None]], axis=1).astype(np.float32)
 
     def level(self, others: np.ndarray) -> np.ndarray:
-        """The one logit for some others, (n,); 0 where there are none."""
+        """Return the one logit that stands for all others, (n,); 0 where there are none."""
         if not others.shape[1]:
             return np.zeros(len(others))
         scaled = others.astype(np.float64) / self.temperature
@@ -58,7 +58,7 @@ class TopK:
 
 
 def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
-    """Packed rows to dense logits float32 (n, classes), the others alike."""
+    """Unpack rows to dense logits float32 (n, classes); all classes that are not kept get one logit."""
     found = np.repeat(packed[:, -1:].astype(np.float32), classes, axis=1)
     kept = columns(packed)
     np.put_along_axis(found, kept, packed[:, : kept.shape[1]], axis=1)
@@ -66,20 +66,20 @@ def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
 
 
 def columns(packed: np.ndarray) -> np.ndarray:
-    """The columns of the kept logits, int64 (n, k)."""
+    """Return the columns of the kept logits, int64 (n, k)."""
     k = (packed.shape[1] - 1) // 2
     return packed[:, k : 2 * k].astype(np.int64)
 
 
 def total_variation(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
-    """Half the sum of the absolute differences of the two softmaxes of each row, at a temperature: (n,)."""
+    """Return half the sum of the absolute differences of the two softmaxes of each row, at a temperature: (n,)."""
     full, kept = (_softmax(one, temperature) for one in (logits, unpack(packed, logits.shape[1])))
     found: np.ndarray = np.abs(full - kept).sum(axis=1) / 2
     return found
 
 
 def rest_mass(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
-    """The mass of each row's softmax that is not in the kept classes: (n,)."""
+    """Return the mass of each row's softmax that is not in the kept classes: (n,)."""
     full = _softmax(logits, temperature)
     found: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
     return found
@@ -110,7 +110,7 @@ class TruncationError:
 
     @property
     def note(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the error as plain values."""
         found = [
             {"temperature": one, "mean": self._sums[one] / max(1, self.rows), "max": self._most[one]}
             for one in TEMPERATURES

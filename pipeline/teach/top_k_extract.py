@@ -106,7 +106,7 @@ def pack(
 
 
 def deviation(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
-    """How far the shards that hold some rows are off the full softmax, all of their rows together."""
+    """Return how far the shards that hold these rows are off the full softmax, over all of their rows."""
     found = TruncationError()
     for record in cache.shards_for_keys(column, keys)[0]:
         found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])

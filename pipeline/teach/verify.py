@@ -126,7 +126,7 @@ def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
 
 
 def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
-    """What must be computed."""
+    """Return the taps that must be computed."""
     if teacher.identity["source"] == "head":
         _, features = sources.of_head
         return {tap: spec_of(Features.open(features / tap).identity) for tap in teacher.identity["features"]}
@@ -135,7 +135,7 @@ def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
 
 
 def spec_of(identity: Mapping[str, Any]) -> TapSpec:
-    """The tap that stored rows are of, from their identity."""
+    """Return the tap that stored rows are of, from their identity."""
     drawn = identity.get("projection")
     more = {} if drawn is None else {"project": drawn["dimensions"]}
     return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)
@@ -198,7 +198,7 @@ def _of_head(
 
 
 def _compare(one: _Compared, keys: np.ndarray) -> float:
-    """The largest difference, in parts of the largest live value; raises TrainingError where it is too large."""
+    """Return the largest difference over the largest live value; raises TrainingError where it is too large."""
     stored, live = (value.reshape(len(keys), -1).astype(np.float64) for value in (one.stored, one.live))
     errors = np.abs(stored - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
     off = np.flatnonzero(~(errors <= one.most))  # a comparison with NaN is false

@@ -79,7 +79,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def plain(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers on the CPU, contiguous, sharing nothing: what safetensors takes."""
+    """Copy parameters and buffers to the CPU, contiguous, sharing nothing: what safetensors takes."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()

@@ -68,7 +68,7 @@ class LoopConfig(Settings):
 
     @property
     def rate(self) -> float:
-        """The learning rate, once it is a number: runs replace `auto` before they train."""
+        """Return the learning rate, once it is a number: runs replace `auto` before they train."""
         assert self.learning_rate != "auto", "the range test comes first"
         return self.learning_rate
 
@@ -101,7 +101,7 @@ class ClassifierConfig(Settings):
         return self
 
     def is_fitted(self, start: str) -> bool:
-        """Whether the classifier of a network starts as a fitted head; `start`: of a run."""
+        """Return whether the classifier of a network starts as a fitted head; `start`: of a run."""
         return self.init == "probe" and start == BACKBONE and not (self.hidden or self.convolution)
 
 

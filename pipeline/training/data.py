@@ -35,13 +35,13 @@ class BatchTargets(Protocol):
     """Targets of a batch that are more than one tensor, such as what teachers say of the same samples."""
 
     def __len__(self) -> int:
-        """How many rows they have."""
+        """Return the number of rows."""
 
     def __getitem__(self, rows: Tensor) -> Self:
-        """Some rows, by their numbers int64 (m,)."""
+        """Return some rows, by their numbers int64 (m,)."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
+        """Return the same on a device."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Samples(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """Return the shape of one sample."""
         ...
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """All samples once, from batch `start` on; the last batch may be short, or have one sample more than `size`.
+        """Yield all samples once, from batch `start` on; the last batch may be short, or have one more than `size`.
 
         A last batch of one sample would be: BatchNorm cannot train on it, so that sample is put into the batch before.
         Without an epoch they come in the order of their keys as given, clean; in an epoch shuffled, and augmented where
@@ -90,7 +90,7 @@ class PixelSamples:
         transforms: AugmentConfig = (),
         views: Views | None = None,
     ) -> None:
-        """`keys`: S16 (n,), those of `targets`. `transforms`: of each epoch; `views`: drawn among instead.
+        """Set the samples up. `keys`: S16 (n,), of `targets`. `transforms`: of each epoch; `views`: drawn from instead.
 
         Raises DataError if a sample was not decoded.
         """
@@ -103,7 +103,7 @@ class PixelSamples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Height, width, channels."""
+        """Return height, width and channels."""
         return self._pixels.shape
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
@@ -116,7 +116,7 @@ class PixelSamples:
         return parallel_map(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
     def batch_targets(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
-        """The targets of some rows in an epoch."""
+        """Return the targets of some rows in an epoch."""
         return self.targets[torch.from_numpy(rows)]
 
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
@@ -139,7 +139,7 @@ class FeatureSamples:
     """Stored activations. Of several views, each epoch draws one for each sample; without an epoch it is the first."""
 
     def __init__(self, views: Sequence[Features], targets: Tensor, keys: np.ndarray, *, seed: int) -> None:
-        """`keys`: S16 (n,), those of `targets`.
+        """Open the views. `keys`: S16 (n,), of `targets`.
 
         Raises StoreError if a view lacks a sample, and if views differ in more than their pixels.
         """
@@ -152,7 +152,7 @@ class FeatureSamples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a stored row."""
+        """Return the shape of a stored row."""
         return self._views[0].shape
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
@@ -184,7 +184,7 @@ class FeatureSamples:
         return order
 
     def _read(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
-        """The stored rows of some samples (n, ...), each of the view that the epoch draws."""
+        """Read the stored rows of samples (n, ...), each of the view that the epoch draws."""
         keys = self.keys[rows]
         count = len(self._views)
         numbers = np.zeros(len(rows), np.int64) if epoch is None else view_of_epoch(self.seed, epoch, keys, count)
@@ -204,14 +204,14 @@ class FeatureSamples:
 
     @cached_property
     def _held(self) -> list[np.ndarray] | None:
-        """All rows of all views, read once, where memory should hold them."""
+        """Read all rows of all views, once, where memory should hold them."""
         if len(self._views) * len(self) * self._row_bytes > IN_MEMORY:
             return None
         return [view.load(self.keys) for view in self._views]
 
 
 def view_of_epoch(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
-    """Which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
+    """Return which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
     return np.array([one % count for one in seeds_of(seed, epoch, keys)], np.int64)
 
 
@@ -220,12 +220,12 @@ def _order(count: int, *, seed: int, epoch: int | None) -> np.ndarray:
 
 
 def batch_count(rows: int, size: int) -> int:
-    """How many batches an epoch of some rows has, when a last batch of one row is put into the batch before."""
+    """Return the number of batches of an epoch, when a last batch of one row is put into the batch before."""
     return math.ceil(rows / size) - (rows > size and rows % size == 1)
 
 
 def _batches(order: np.ndarray, size: int, start: int) -> list[np.ndarray]:
-    """The rows of each batch of an epoch, from batch `start` on."""
+    """Return the rows of each batch of an epoch, from batch `start` on."""
     count = batch_count(len(order), size)
     stops = [*range(size, count * size, size), len(order)]
     return [order[number * size : stops[number]] for number in range(start, count)]
@@ -252,6 +252,6 @@ def _alike(views: Sequence[Features]) -> None:
 
 
 def normalise(pixels: Tensor, inputs: InputSpec) -> Tensor:
-    """Pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width), channels-last."""
+    """Normalise pixels uint8 (n, height, width, channels) to images float32 (n, channels, height, width)."""
     mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (inputs.mean, inputs.std))
     return feature_extractor.normalised(pixels, mean, std)

@@ -38,7 +38,7 @@ class LossTracker:
         self._waiting.clear()
 
     def check(self, row: Row, network: nn.Module) -> None:
-        """Before an epoch is kept: raises TrainingError for numbers and weights of it that are not finite."""
+        """Check an epoch before it is kept; raises TrainingError for numbers and weights that are not finite."""
         where = f"after epoch {int(row['epoch'])}, learning rate {row['learning_rate']:g}"
         for name, value in row.items():
             if not math.isfinite(value):

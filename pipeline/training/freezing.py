@@ -77,11 +77,11 @@ class TrainableParts:
         return self._phase.trained != before.trained
 
     def cut(self, epoch: int) -> str | None:
-        """The node after which everything is trained in an epoch and before which nothing is; None: there is none."""
+        """Return the node that divides what is frozen in an epoch from what is trained; None where no node does."""
         return next(one.cut for one in reversed(self._phases) if one.epoch <= epoch)
 
     def train_mode(self, network: nn.Module | None = None) -> None:
-        """Training mode for what is trained, evaluation mode for the rest.
+        """Put what is trained into training mode, and the rest into evaluation mode.
 
         `network`: what wraps the network, such as what comes after a cut.
         """
@@ -90,7 +90,7 @@ class TrainableParts:
             part.training = name in self._phase.live
 
     def digest(self) -> str:
-        """SHA-256 over all parameters and buffers that are frozen from the first epoch to the last."""
+        """Return the SHA-256 of all parameters and buffers that are frozen from the first epoch to the last."""
         trained, live = self._ever_trained, frozenset[str]().union(*(one.live for one in self._phases))
         parameters = {id(parameter): name for name, parameter in self.network.named_parameters()}
         modules = {id(part): name for name, part in self.network.named_modules()}
@@ -108,7 +108,7 @@ class TrainableParts:
         return frozenset[str]().union(*(one.trained for one in self._phases))
 
     def groups(self, lr: float, *, layer_decay: float = 1.0, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Parameters for an optimiser: all that are trained at some time, by block, with and without weight decay.
+        """Group the parameters that are trained at some time for an optimizer: by block and weight decay.
 
         The learning rate of a block is `layer_decay` times that of the next; the last has `lr`. Biases, norms and what
         stands outside of layers (class tokens, positions, layer scales) have no weight decay. Raises BackboneError for
@@ -130,7 +130,7 @@ class TrainableParts:
         ]
 
     def norms(self) -> list[_BatchNorm]:
-        """The BatchNorm layers that follow the batches, in this epoch."""
+        """Return the BatchNorm layers that follow the batches, in this epoch."""
         return [
             part
             for name, part in self.network.named_modules()

@@ -48,7 +48,7 @@ class History:
         return self.start
 
     def monitored(self, config: LoopConfig) -> list[float]:
-        """What validation says of each epoch, less is better; infinite where there is no validation."""
+        """Return the monitored validation value of each epoch, less is better; infinite without validation."""
         return [_monitored(row, config) for row in self.rows]
 
     def add(self, row: Row, config: LoopConfig, held: Mapping[str, np.ndarray] | None = None) -> None:
@@ -89,7 +89,7 @@ def means(held: Mapping[str, np.ndarray]) -> Row:
 
 
 def _rows(held: Mapping[str, np.ndarray], config: LoopConfig) -> np.ndarray:
-    """What is monitored of each validation row, less is better."""
+    """Return the monitored value of each validation row, less is better."""
     if config.monitor == "accuracy" and "validation_accuracy" in held:
         return -held["validation_accuracy"]
     return held["validation_loss"]
@@ -102,7 +102,7 @@ def _monitored(row: Row, config: LoopConfig) -> float:
 
 
 def line(row: Row, config: LoopConfig) -> str:
-    """An epoch as a line for a log."""
+    """Return an epoch as a line for a log."""
     told = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name != "epoch"]
     return f"epoch {int(row['epoch']) + 1} of {config.epochs}: {', '.join(told)}"
 

@@ -44,7 +44,7 @@ SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
 
 
 def identity(inputs: Tensor) -> Tensor:
-    """An `enter` for rows that the network takes as they are."""
+    """Return inputs as they are: an `enter` for rows that the network takes."""
     return inputs
 
 
@@ -65,7 +65,7 @@ class TrainContext:
 
 
 def make_fabric(config: LoopConfig) -> "Fabric":
-    """Device, precision and processes; raises TrainingError for devices that are not there."""
+    """Set up device, precision and processes; raises TrainingError for devices that are not there."""
     with requires("train", what="training a network"):
         from lightning_fabric import Fabric
 
@@ -169,19 +169,19 @@ def train(
 
 
 def steps_per_epoch(rows: int, config: LoopConfig) -> int:
-    """How many steps the optimiser takes in an epoch of some training rows."""
+    """Return the number of optimizer steps in an epoch of so many training rows."""
     return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
 def placed(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
-    """The network on its devices and its optimiser; its weights lie channels-last in memory, as its images do."""
+    """Place the network on its devices, weights channels-last, and build its optimizer; return both."""
     frozen.network.to(memory_format=torch.channels_last)
     wrapped, chosen = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))
     return wrapped, chosen
 
 
 def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: TrainContext) -> Tensor:
-    """One step of the optimiser on the mean loss over all rows of some batches; returns the sum of the losses.
+    """Take one optimizer step on the mean loss over all rows of some batches; return the sum of the losses.
 
     `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
     and for too little memory.
@@ -220,7 +220,7 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
 
 
 def evaluate(network: nn.Module, samples: "Samples", setting: TrainContext) -> Row:
-    """Mean loss, without smoothing and weights, and accuracy over some samples, in evaluation mode."""
+    """Return mean loss, without smoothing and weights, and accuracy over samples, in evaluation mode."""
     return means(by_row(network, samples, setting))
 
 
@@ -238,7 +238,7 @@ def by_row(network: nn.Module, samples: "Samples", setting: TrainContext) -> dic
 
 
 def predict_logits(network: nn.Module, samples: "Samples", setting: TrainContext) -> "Iterator[tuple[Tensor, Batch]]":
-    """The logits float32 of all samples, in their order, batch by batch, in evaluation mode."""
+    """Yield the logits float32 of all samples, in their order, batch by batch, in evaluation mode."""
     network.eval()
     for batch in samples.batches(setting.config.batch_size):
         with torch.inference_mode(), setting.fabric.autocast():
@@ -247,7 +247,7 @@ def predict_logits(network: nn.Module, samples: "Samples", setting: TrainContext
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed that follows from some numbers, and from each of them."""
+    """Return a seed that follows from all of some numbers."""
     return zlib.crc32(repr(numbers).encode())
 
 
@@ -263,7 +263,7 @@ def _refuse_impossible(samples: "Samples", validation: "Samples | None", config:
 
 
 def _groups(batches: "Iterator[Batch]", size: int) -> "Iterator[list[Batch]]":
-    """Batches, `size` at a time; the last group may be short."""
+    """Yield batches, `size` at a time; the last group may be short."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)
@@ -279,12 +279,12 @@ def _rows(group: "list[Batch]") -> int:
 
 
 def _rate(chosen: Any) -> float:
-    """The learning rate of the layers nearest the output."""
+    """Return the learning rate of the layers nearest the output."""
     return float(max(group["lr"] for group in chosen.param_groups))
 
 
 def _average(network: nn.Module, decay: float | None) -> Any:
-    """The moving average of weights and buffers, as torch has it; None where it is off."""
+    """Return the moving average of weights and buffers, as torch has it; None where it is off."""
     if decay is None:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -21,23 +21,23 @@ class Objective(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Of the task that validation measures."""
+        """Return the kind of the task that validation measures."""
         ...
 
     def advance(self, share: float) -> None:
-        """Training has come so far, from 0 at its first step to 1 at its last: weights may follow."""
+        """Note how far training has come, from 0 at its first step to 1 at its last: weights may follow."""
         ...
 
     def __call__(self, output: Any, targets: Any, /) -> Tensor:
-        """The loss of each row, (n,), of what the network gives in training mode."""
+        """Return the loss of each row, (n,), of the network's output in training mode."""
         ...
 
     def plain(self, logits: Tensor, targets: Any) -> Tensor:
-        """The loss of each row, (n,), that validation compares."""
+        """Return the loss of each row, (n,), that validation compares."""
         ...
 
     def right(self, logits: Tensor, targets: Any) -> Tensor:
-        """Which rows are right, bool (n,)."""
+        """Return which rows are right, bool (n,)."""
         ...
 
     def check(self, targets: Any, *, where: str) -> None:
@@ -62,15 +62,15 @@ class SupervisedLoss:
         self.kind, self.outputs, self.label_smoothing, self.weights = kind, outputs, label_smoothing, weights
 
     def advance(self, share: float) -> None:
-        """Nothing changes in the course of the training."""
+        """Change nothing in the course of the training."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each row, (n,), as training has it."""
+        """Return the loss of each row, (n,), as training has it."""
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self._rows(logits, targets, weights, self.label_smoothing)
 
     def plain(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each row, (n,), without smoothing and weights: what validation compares."""
+        """Return the loss of each row, (n,), without smoothing and weights: what validation compares."""
         return self._rows(logits, targets, None, 0.0)
 
     def _rows(self, logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
@@ -85,7 +85,7 @@ class SupervisedLoss:
         return (logits.squeeze(1) - targets).square()
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Which rows are right, bool (n,); of a multilabel task those right in every class. None is in a regression."""
+        """Return which rows are right, bool (n,); of a multilabel task in every class. None is in a regression."""
         if self.kind == "classification":
             return logits.argmax(dim=1) == targets
         if self.kind == "multilabel":
@@ -107,7 +107,7 @@ class SupervisedLoss:
 def class_weights(
     wanted: str | Mapping[str, float], targets: np.ndarray, kind: Kind, classes: Sequence[str]
 ) -> Tensor | None:
-    """A weight per class, float32 (classes,), or None where there are none.
+    """Return a weight per class, float32 (classes,), or None where there are none.
 
     `targets`: of the training rows, class numbers (n,), or bool (n, classes) of a multilabel task. `balanced` is
     n / (classes × rows of the class), as scikit-learn has it; of a multilabel task, rows without the class over rows
@@ -130,7 +130,7 @@ def class_weights(
 
 
 def mixing(config: LoopConfig, kind: Kind, classes: int, shape: Sequence[int]) -> Mix | None:
-    """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or one of the two at random; None where both are off.
+    """Return Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or one of both at random; None where both are off.
 
     Images float32 (n, channels, height, width). Raises ConfigError for what is no classification of images or maps.
     """

@@ -93,7 +93,7 @@ def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache
 
 
 def suggested(found: list[tuple[float, float]]) -> float:
-    """The rate to begin with, of pairs of a rate and the smoothed loss there.
+    """Return the rate to begin with, given pairs of a rate and the smoothed loss there.
 
     Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.
     """

@@ -31,7 +31,7 @@ PATIENCE = 3
 
 
 def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
-    """An optimiser of what is trained of a network, and of all that stands around it, such as learned projections.
+    """Build an optimizer of what is trained of a network, and of what is around it, such as projections.
 
     `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
     """
@@ -48,7 +48,7 @@ def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopCo
 
 
 def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
-    """An optimiser over groups of parameters, each with `lr` and `weight_decay`."""
+    """Build an optimizer over groups of parameters, each with `lr` and `weight_decay`."""
     own = [{**group, BASE: group["lr"]} for group in groups]
     if config.optimiser == "sgd":
         return torch.optim.SGD(own, lr=config.rate, momentum=config.momentum)
@@ -62,7 +62,7 @@ def set_lr(optimiser: torch.optim.Optimizer, multiple: float) -> None:
 
 
 def lr_factor(config: LoopConfig, step: int, steps: int, validation: Sequence[float]) -> float:
-    """What the learning rate is multiplied by at a step, from 0, of `steps`.
+    """Return the factor of the learning rate at a step, from 0, of `steps`.
 
     `validation`: what is monitored after each epoch so far, where less is better. Linear warm-up reaches 1 with its
     last step; then cosine (Loshchilov and Hutter 2017, eq. 5, without restarts), steps, or a plateau's. One-cycle
@@ -94,7 +94,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _plateaus(validation: Sequence[float], patience: int) -> int:
-    """How often nothing was better for `patience` epochs; the count begins anew after each time."""
+    """Return how often nothing was better for `patience` epochs; the count starts again each time."""
     best, waited, found = math.inf, 0, 0
     for value in validation:
         waited = 0 if value < best else waited + 1

@@ -22,7 +22,7 @@ class Targets:
     spread: float = 1.0
 
     def of(self, rows: np.ndarray) -> Tensor:
-        """Those of some rows."""
+        """Return the targets of some rows."""
         return self.values[torch.from_numpy(rows)]
 
     def unfold(self, last: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Targets:
             bias.mul_(self.spread).add_(self.centre)
 
     def fold(self, last: nn.Module) -> None:
-        """The inverse: make a last layer that gives values in the unit of the task give these."""
+        """Invert `unfold`: make a last layer that gives values in the unit of the task give these targets."""
         weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
         with torch.no_grad():
             weight.div_(self.spread)
@@ -41,7 +41,7 @@ class Targets:
 
 
 def targets_of(task: Task, training: np.ndarray) -> Targets:
-    """The targets of all rows of a task; `training`: the rows that are trained on."""
+    """Return the targets of all rows of a task; `training`: the rows that are trained on."""
     if task.kind == "multilabel":
         return Targets(torch.from_numpy(task.targets).float())
     if task.kind == "regression":
@@ -53,7 +53,7 @@ def targets_of(task: Task, training: np.ndarray) -> Targets:
 
 
 def answers(task: Task, logits: Tensor, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """What logits (n, outputs) predict, as `Task.targets` has it, and probabilities float32 (n, classes)."""
+    """Return what logits (n, outputs) predict, as `Task.targets` has it, and probabilities float32 (n, classes)."""
     predicted, scores = answers_to(task.kind, task.classes, logits)
     if task.kind == "regression":
         predicted = predicted * targets.spread + targets.centre

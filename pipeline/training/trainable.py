@@ -28,7 +28,7 @@ class Phase:
 
 
 def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
-    """What is trained from an epoch on, by a setting; `new`: the modules of the head, if more than the classifier.
+    """Return what is trained from an epoch on, by a setting; `new`: modules of the head beyond the classifier.
 
     Raises BackboneError or ConfigError if the network has no such part.
     """
@@ -53,7 +53,7 @@ def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: S
 
 
 def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
-    """The cut before the last blocks."""
+    """Return the node before the last blocks."""
     known = blocks(network, spec=spec)
     if last > len(known):
         title = f"last_k: expected at most the {len(known)} blocks that the network has, got {last}. They begin after"
@@ -63,7 +63,7 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
 
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-    """The parameters that match some pattern; raises ConfigError with all patterns that match none."""
+    """Return the parameters that match some pattern; raises ConfigError with all patterns that match none."""
     known = {one for name in parameters for one in ancestors(name) if one}
     found, problems = set[str](), []
     for pattern in patterns:
@@ -78,7 +78,7 @@ def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[s
 
 
 def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> frozenset[str]:
-    """The modules in training mode where parameters are trained here and there.
+    """Return the modules in training mode where parameters are trained here and there.
 
     Nothing is that runs before the first layer that is trained, and no layer whose own parameters are all frozen.
     """
@@ -106,16 +106,16 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
 
 
 def _called(name: str, order: Mapping[str, int]) -> str:
-    """A module that is called, or the nearest around it that is: some layers use the weights of modules in them."""
+    """Return a module that is called, or the nearest around it: some layers use the weights of modules in them."""
     return next((one for one in ancestors(name) if one in order), "")
 
 
 def within(name: str, parts: Sequence[str]) -> bool:
-    """Whether a name is one of some parts, or stands inside of one."""
+    """Return whether a name is one of some parts, or stands inside of one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def without(phase: Phase, modules: set[str]) -> Phase:
-    """A phase in which some modules are frozen too."""
+    """Return a phase in which some modules are frozen too."""
     trained = frozenset(name for name in phase.trained if name.rpartition(".")[0] not in modules)
     return dataclasses.replace(phase, trained=trained, live=phase.live - modules)
