@@ -56,10 +56,10 @@ class DistillConfig(RunConfig):
     @property
     def teachers(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the teachers of each task, that of the run first; () where there are none."""
-        told = {self.task: self.teacher, **self.extra_tasks}
+        teachers = {self.task: self.teacher, **self.extra_tasks}
         return {
             task: (() if names == NONE else (names,)) if isinstance(names, str) else names
-            for task, names in told.items()
+            for task, names in teachers.items()
         }
 
     @property
@@ -79,14 +79,16 @@ class DistillConfig(RunConfig):
 
     @model_validator(mode="after")
     def _can_be_learned(self) -> Self:
-        labels, told = self.reads_labels, self.losses.of_teacher
+        labels, teacher_losses = self.reads_labels, self.losses.of_teacher
         if self.task in self.extra_tasks:
             raise ValueError(f"`extra_tasks`: expected tasks besides {self.task!r}")
         if not self.taught and not labels:
             raise ValueError("`teacher: none` and no weight of `labels`: there is nothing to learn from")
-        if not self.taught and told:
-            raise ValueError(f"`teacher: none` has nothing for `{told[0]}`: name a teacher, or leave that loss out")
-        if self.taught and not told:
+        if not self.taught and teacher_losses:
+            raise ValueError(
+                f"`teacher: none` has nothing for `{teacher_losses[0]}`: name a teacher, or leave that loss out"
+            )
+        if self.taught and not teacher_losses:
             raise ValueError("no loss reads what the teacher says: give `soft`, or say `teacher: none`")
         if self.losses.hint_names and len(self.teachers[self.task]) != 1:
             raise ValueError("`hints`, `attention` and `relational` are of one teacher of the task: name one")

@@ -21,12 +21,12 @@ def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
     """
     networks = {STUDENT: Network(serialization.read(paths.model / "backbone"))}
     for name in config.teachers[config.task]:
-        one = Teacher.open(paths.teachers / name, check=False)
-        sources = sources_of(one, paths)
-        networks[name] = Network(serialization.read(sources.network), _taps(one, sources))
-    found = side_by_side(networks, cache=paths.cache)
-    told = {name: one.model_dump(mode="json") for name, one in found.items()}
-    return {"student": told.pop(STUDENT), "teachers": told}
+        teacher = Teacher.open(paths.teachers / name, check=False)
+        sources = sources_of(teacher, paths)
+        networks[name] = Network(serialization.read(sources.network), _taps(teacher, sources))
+    profiles = side_by_side(networks, cache=paths.cache)
+    plain = {name: profile.model_dump(mode="json") for name, profile in profiles.items()}
+    return {"student": plain.pop(STUDENT), "teachers": plain}
 
 
 def _taps(teacher: Teacher, sources: verify.Sources) -> dict[str, TapSpec] | None:

@@ -55,17 +55,17 @@ def build_distill_set(
     Raises DataError where a teacher has no scores of a row of its task, or the first task's of an extra sample.
     """
     first = subjects[0]
-    train = [one.keys[one.split == "train"] for one in subjects]
+    train = [task.keys[task.split == "train"] for task in subjects]
     with_labels = first.keys[training.rows] if training.labels is not None else np.concatenate(train)
-    chosen = np.unique(np.concatenate([with_labels, *(train if unlabelled else []), extra]))
-    held = np.unique(np.concatenate([one.keys[one.split != "train"] for one in subjects]))
-    keys = chosen[~_among(chosen, held)]
+    candidates = np.unique(np.concatenate([with_labels, *(train if unlabelled else []), extra]))
+    held = np.unique(np.concatenate([task.keys[task.split != "train"] for task in subjects]))
+    keys = candidates[~_among(candidates, held)]
     own = _among(keys, np.unique(with_labels))
-    for number, one in enumerate(subjects):
+    for number, task in enumerate(subjects):
         needed = np.concatenate([train[number], extra]) if number == 0 else train[number]
-        check_rows(one, keys[_among(keys, np.unique(needed))])
-    numbers = np.stack([_labels(one, keys, own) for one in subjects], axis=1)
-    known = np.stack([one.known(keys) for one in subjects], axis=1)
+        check_rows(task, keys[_among(keys, np.unique(needed))])
+    numbers = np.stack([_labels(task, keys, own) for task in subjects], axis=1)
+    known = np.stack([task.known(keys) for task in subjects], axis=1)
     truth = _truth(subjects, keys, numbers)
     rows = np.flatnonzero(known.any(axis=1) | (labels & (numbers != NO_LABEL).any(axis=1)))
     if len(rows):
@@ -77,7 +77,7 @@ def build_distill_set(
         truth=None if truth is None else truth[rows],
         known=known[rows],
         labelled=int((numbers[:, 0] != NO_LABEL).sum()),
-        left_out=len(chosen) - len(keys),
+        left_out=len(candidates) - len(keys),
     )
 
 
@@ -101,7 +101,7 @@ class DistillSamples(PixelSamples):
     def __init__(
         self,
         pixels: Pixels,
-        found: DistillSet,
+        distill_set: DistillSet,
         subjects: Sequence[StudentTask],
         *,
         seed: int,
@@ -115,23 +115,23 @@ class DistillSamples(PixelSamples):
         Raises what `PixelSamples` does, and what `Teacher.logits` and `Teacher.hints` do.
         """
         plain = DistillTargets(
-            torch.from_numpy(found.labels),
-            torch.empty(len(found.keys), 0),
-            torch.from_numpy(found.known),
-            truth=None if found.truth is None else torch.from_numpy(found.truth),
+            torch.from_numpy(distill_set.labels),
+            torch.empty(len(distill_set.keys), 0),
+            torch.from_numpy(distill_set.known),
+            truth=None if distill_set.truth is None else torch.from_numpy(distill_set.truth),
         )
-        super().__init__(pixels, plain, found.keys, seed=seed, transforms=transforms, views=views)
+        super().__init__(pixels, plain, distill_set.keys, seed=seed, transforms=transforms, views=views)
         self._plain = plain
         self._scores: _Stored | None = None
         self._hints: dict[str, _Stored] = {}
-        if live or not any(one.teachers for one in subjects):
+        if live or not any(task.teachers for task in subjects):
             return
         width = subjects[-1].branch.stop
-        self._scores = _Stored(found.keys, views, (width,), lambda keys, view: _scores(subjects, keys, view))
+        self._scores = _Stored(distill_set.keys, views, (width,), lambda keys, view: _scores(subjects, keys, view))
         for node in hints:
             teacher = subjects[0].teachers[0]
             shape = teacher.hint_shape(node)
-            self._hints[node] = _Stored(found.keys, views, shape, partial(_rows, teacher, node))
+            self._hints[node] = _Stored(distill_set.keys, views, shape, partial(_rows, teacher, node))
 
     def batch_targets(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
         """Return labels, and teachers' outputs for the pixels of an epoch; without an epoch, labels alone."""
@@ -155,14 +155,14 @@ class _Stored:
 
     def of(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
         """Return the rows of samples, each of the view with that number."""
-        found = np.empty((len(rows), *self._shape), np.float32)
+        values = np.empty((len(rows), *self._shape), np.float32)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
             if self._held is not None:
-                found[here] = self._held[number][rows[here]]
+                values[here] = self._held[number][rows[here]]
             else:
-                found[here] = self._read(self._keys[rows[here]], self._views[number])
-        return torch.from_numpy(found)
+                values[here] = self._read(self._keys[rows[here]], self._views[number])
+        return torch.from_numpy(values)
 
 
 _Read = Callable[[np.ndarray, int | None], np.ndarray]
@@ -170,27 +170,27 @@ _Read = Callable[[np.ndarray, int | None], np.ndarray]
 
 def _scores(subjects: Sequence[StudentTask], keys: np.ndarray, view: int | None) -> np.ndarray:
     """Read logits float32 (n, classes of all tasks); zeros where a task's teachers have no scores."""
-    found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
-    for one in subjects:
-        known = one.known(keys)
+    logits = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
+    for task in subjects:
+        known = task.known(keys)
         if known.any():
-            found[known, one.branch.start : one.branch.stop] = one.logits(keys[known], view)
-    return found
+            logits[known, task.branch.start : task.branch.stop] = task.logits(keys[known], view)
+    return logits
 
 
 def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np.ndarray:
     """Read the rows of a hint; zeros where the teacher has none."""
-    found = np.zeros((len(keys), *teacher.hint_shape(node)), np.float32)
+    values = np.zeros((len(keys), *teacher.hint_shape(node)), np.float32)
     known = teacher.has(keys)
     if known.any():
-        found[known] = teacher.hints(node, keys[known], view)
-    return found
+        values[known] = teacher.hints(node, keys[known], view)
+    return values
 
 
 def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return which keys are among others, sorted: bool (n,)."""
-    found: np.ndarray = key_arrays.find(others, keys) >= 0
-    return found
+    among: np.ndarray = key_arrays.find(others, keys) >= 0
+    return among
 
 
 def _labels(subject: StudentTask, keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -200,22 +200,22 @@ def _labels(subject: StudentTask, keys: np.ndarray, wanted: np.ndarray) -> np.nd
     """
     rows = key_arrays.find(subject.keys, keys)
     there = wanted & (rows >= 0)
-    found = np.full(len(keys), NO_LABEL, np.int64)
+    numbers = np.full(len(keys), NO_LABEL, np.int64)
     if subject.task.kind == "multilabel":
-        found[there] = 0
+        numbers[there] = 0
     else:
-        found[there] = targets_of(subject.task, np.empty(0, np.int64)).of(rows[there]).numpy()
-    return found
+        numbers[there] = targets_of(subject.task, np.empty(0, np.int64)).of(rows[there]).numpy()
+    return numbers
 
 
 def _truth(subjects: Sequence[StudentTask], keys: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
     """Return the classes of samples in multilabel tasks, float32 (n, classes of all tasks); None without one."""
-    if all(one.task.kind != "multilabel" for one in subjects):
+    if all(task.task.kind != "multilabel" for task in subjects):
         return None
-    found = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
-    for number, one in enumerate(subjects):
-        if one.task.kind == "multilabel":
+    truth = np.zeros((len(keys), subjects[-1].branch.stop), np.float32)
+    for number, task in enumerate(subjects):
+        if task.task.kind == "multilabel":
             there = labels[:, number] != NO_LABEL
-            rows = key_arrays.find(one.keys, keys[there])
-            found[there, one.branch.start : one.branch.stop] = one.task.targets[rows]
-    return found
+            rows = key_arrays.find(task.keys, keys[there])
+            truth[there, task.branch.start : task.branch.stop] = task.task.targets[rows]
+    return truth

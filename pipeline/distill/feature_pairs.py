@@ -59,22 +59,22 @@ def pairs_of(losses: LossesConfig, spec: BackboneSpec, hints: Mapping[str, Tap])
     zero have no pair. Raises TrainingError with all nodes and hints that do not exist, and all pairs whose shapes
     cannot be compared.
     """
-    wanted = {f"hints.{number}": one for number, one in enumerate(losses.hints)}
-    wanted |= {f"attention.{number}": one for number, one in enumerate(losses.attention)}
-    named = {name: (one.student, one.teacher) for name, one in wanted.items()}
+    wanted = {f"hints.{number}": hint for number, hint in enumerate(losses.hints)}
+    wanted |= {f"attention.{number}": attention for number, attention in enumerate(losses.attention)}
+    named = {name: (setting.student, setting.teacher) for name, setting in wanted.items()}
     if losses.relational is not None:
         named["relational"] = (losses.relational.student, losses.relational.teacher)
-    found, problems = {}, []
+    pairs, problems = {}, []
     for name, (student, teacher) in named.items():
-        one = _pair(name, student, teacher, spec, hints)
-        if isinstance(one, FeaturePair):
-            found[name] = one
+        pair = _pair(name, student, teacher, spec, hints)
+        if isinstance(pair, FeaturePair):
+            pairs[name] = pair
         else:
-            problems += one
+            problems += pair
     if problems:
         raise TrainingError(bullets("losses: nodes that cannot be compared", problems))
     active = {name.removesuffix(".distance").removesuffix(".angle") for name in losses.active}
-    return {name: one for name, one in found.items() if name in active}
+    return {name: pair for name, pair in pairs.items() if name in active}
 
 
 def width_of(tap: Tap) -> int:

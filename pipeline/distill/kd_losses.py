@@ -23,11 +23,11 @@ def soft(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
 
 def soft_binary(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """Compute soft targets of a multilabel task: a class is a choice of two, sigmoid(logit / T); mean over classes."""
-    found = torch.zeros_like(student)
+    masked = torch.zeros_like(student)
     for sign in (1, -1):
         logs, wanted = (functional.logsigmoid(sign * logits / temperature) for logits in (student, teacher))
-        found = found + wanted.exp() * (wanted - logs)
-    return found.mean(dim=1) * temperature**2
+        masked = masked + wanted.exp() * (wanted - logs)
+    return masked.mean(dim=1) * temperature**2
 
 
 def decoupled(
@@ -93,8 +93,8 @@ def angle(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
     # [j, i, k]: the angle at j between i and k, all different.
     triples = pairs[:, :, None] & pairs[:, None, :] & pairs[None]
     own, wanted = (_cosines(rows.flatten(1)) for rows in (student, teacher))
-    found = functional.smooth_l1_loss(own, wanted, reduction="none") * triples
-    return _mean(found.flatten(1), triples.flatten(1))
+    differences = functional.smooth_l1_loss(own, wanted, reduction="none") * triples
+    return _mean(differences.flatten(1), triples.flatten(1))
 
 
 def _divergence(logs: Tensor, wanted: Tensor) -> Tensor:
@@ -115,9 +115,9 @@ def _pairs(known: Tensor) -> Tensor:
 
 
 def _distances(rows: Tensor, pairs: Tensor) -> Tensor:
-    found = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * pairs
-    mean = found.sum() / pairs.sum().clamp(min=1)
-    return found / torch.where(mean > 0, mean, 1.0)
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") * pairs
+    mean = distances.sum() / pairs.sum().clamp(min=1)
+    return distances / torch.where(mean > 0, mean, 1.0)
 
 
 def _cosines(rows: Tensor) -> Tensor:

@@ -82,15 +82,15 @@ class LossesConfig(Settings):
     @property
     def weights(self) -> dict[str, Weight]:
         """Return all weights by their place in the settings."""
-        found: dict[str, Weight] = {"labels": self.labels}
-        for name, one in (("soft", self.soft), ("decoupled", self.decoupled)):
-            if one is not None:
-                found[name] = one.weight
+        weights: dict[str, Weight] = {"labels": self.labels}
+        for name, config in (("soft", self.soft), ("decoupled", self.decoupled)):
+            if config is not None:
+                weights[name] = config.weight
         for name, several in (("hints", self.hints), ("attention", self.attention)):
-            found |= {f"{name}.{number}": one.weight for number, one in enumerate(several)}
+            weights |= {f"{name}.{number}": config.weight for number, config in enumerate(several)}
         if self.relational is not None:
-            found |= {"relational.distance": self.relational.distance, "relational.angle": self.relational.angle}
-        return found
+            weights |= {"relational.distance": self.relational.distance, "relational.angle": self.relational.angle}
+        return weights
 
     @property
     def active(self) -> dict[str, Weight]:
@@ -105,10 +105,10 @@ class LossesConfig(Settings):
     @property
     def hint_names(self) -> tuple[str, ...]:
         """Return the teacher's hints that are needed, each once."""
-        found = [one.teacher for one in (*self.hints, *self.attention)]
+        names = [setting.teacher for setting in (*self.hints, *self.attention)]
         if self.relational is not None:
-            found.append(self.relational.teacher)
-        return tuple(dict.fromkeys(found))
+            names.append(self.relational.teacher)
+        return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _something(self) -> "LossesConfig":

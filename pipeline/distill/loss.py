@@ -85,20 +85,20 @@ class DistillationLoss:
 
         Raises TrainingError where a loss needs what no teacher gives.
         """
-        told = TeacherOutput(targets.logits, targets.hints) if output.teacher is None else output.teacher
+        teacher = TeacherOutput(targets.logits, targets.hints) if output.teacher is None else output.teacher
         known = targets.known if output.teacher is None else torch.ones_like(targets.known)
-        self._refuse_missing(told)
+        self._refuse_missing(teacher)
         total = torch.zeros(len(targets), device=output.logits.device)
         for name, weight in self.losses.active.items():
             if name == "labels":
-                found = self._sum(lambda place: self._labels(place, output.logits, targets))
+                losses = self._sum(lambda place: self._labels(place, output.logits, targets))
             elif name == "soft":
-                found = self._sum(lambda place: self._soft(place, output.logits, told.logits, known))
+                losses = self._sum(lambda place: self._soft(place, output.logits, teacher.logits, known))
             elif name == "decoupled":
-                found = self._sum(lambda place: self._decoupled(place, output.logits, told.logits, known, targets))
+                losses = self._sum(lambda place: self._decoupled(place, output.logits, teacher.logits, known, targets))
             else:
-                found = self._compare(name, output, told, known[:, 0])
-            total = total + at(weight, self._share) * found
+                losses = self._compare(name, output, teacher, known[:, 0])
+            total = total + at(weight, self._share) * losses
         return total
 
     def plain(self, logits: Tensor, targets: DistillTargets) -> Tensor:
@@ -143,15 +143,15 @@ class DistillationLoss:
 
     def _labels(self, number: int, logits: Tensor, targets: DistillTargets) -> Tensor:
         own = logits[:, self.branches[number].columns]
-        found = self._of_labels[number](own, self._targets(number, targets))
-        return torch.where(targets.labels[:, number] >= 0, found, 0.0)
+        losses = self._of_labels[number](own, self._targets(number, targets))
+        return torch.where(targets.labels[:, number] >= 0, losses, 0.0)
 
     def _soft(self, number: int, logits: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
         branch, config = self.branches[number], self.losses.soft
         assert config is not None, "it is active"
         loss = kd_losses.soft if branch.kind == "classification" else kd_losses.soft_binary
-        found = loss(logits[:, branch.columns], teacher[:, branch.columns], temperature=config.temperature)
-        return torch.where(known[:, number], found, 0.0)
+        losses = loss(logits[:, branch.columns], teacher[:, branch.columns], temperature=config.temperature)
+        return torch.where(known[:, number], losses, 0.0)
 
     def _decoupled(
         self, number: int, logits: Tensor, teacher: Tensor, known: Tensor, targets: DistillTargets
@@ -159,7 +159,7 @@ class DistillationLoss:
         branch, config = self.branches[number], self.losses.decoupled
         assert config is not None, "it is active"
         own, wanted, labels = logits[:, branch.columns], teacher[:, branch.columns], targets.labels[:, number]
-        found = kd_losses.decoupled(
+        losses = kd_losses.decoupled(
             own,
             wanted,
             torch.where(labels >= 0, labels, wanted.argmax(dim=1)),
@@ -167,28 +167,28 @@ class DistillationLoss:
             alpha=config.alpha,
             beta=config.beta,
         )
-        return torch.where(known[:, number], found, 0.0)
+        return torch.where(known[:, number], losses, 0.0)
 
-    def _compare(self, name: str, output: Output, told: TeacherOutput, known: Tensor) -> Tensor:
+    def _compare(self, name: str, output: Output, teacher_output: TeacherOutput, known: Tensor) -> Tensor:
         """Compute a loss of the nodes of a pair."""
         own = name if name in self.pairs else "relational"
         pair = self.pairs[own]
-        student, teacher = output.rows[own], pair.of_teacher(told.hints[pair.hint])
+        student, teacher = output.rows[own], pair.of_teacher(teacher_output.hints[pair.hint])
         if own == "relational":
             return RELATIONS[name](student, teacher, known)
         return torch.where(known, NODES[name.partition(".")[0]](student, teacher), 0.0)
 
-    def _refuse_missing(self, told: TeacherOutput) -> None:
+    def _refuse_missing(self, teacher: TeacherOutput) -> None:
         of_logits = [name for name in ("soft", "decoupled") if name in self.losses.active]
-        if of_logits and told.logits.shape[1] != self.outputs:
+        if of_logits and teacher.logits.shape[1] != self.outputs:
             raise TrainingError(
                 f"{' and '.join(of_logits)}: expected a teacher's logits of {self.outputs} classes, got "
-                f"{told.logits.shape[1] or 'none'}. Give the run a `teacher` of its classes, or leave the loss out."
+                f"{teacher.logits.shape[1] or 'none'}. Give the run a `teacher` of its classes, or leave the loss out."
             )
-        lost = {name: pair.hint for name, pair in self.pairs.items() if pair.hint not in told.hints}
+        lost = {name: pair.hint for name, pair in self.pairs.items() if pair.hint not in teacher.hints}
         for name, hint in lost.items():
             raise TrainingError(
-                f"{name}: expected the teacher's rows of {hint!r}, got {', '.join(told.hints) or 'none'}. Add it to "
+                f"{name}: expected the teacher's rows of {hint!r}, got {', '.join(teacher.hints) or 'none'}. Add it to "
                 "the `hints` of the teacher, or leave the loss out."
             )
 

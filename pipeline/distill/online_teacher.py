@@ -40,10 +40,10 @@ class OnlineTeacher:
         hints: Mapping[str, str] | None = None,
     ) -> None:
         spec = teacher.spec
-        own, wanted = (dict(ImageReader(one.image).identity) for one in (inputs, spec.input))
-        if found := differences(wanted, own):
+        own, wanted = (dict(ImageReader(spec_of_input.image).identity) for spec_of_input in (inputs, spec.input))
+        if different := differences(wanted, own):
             title = "`teacher_outputs: online`: expected a student that reads images as its teacher does, got another. "
-            raise TrainingError(bullets(f"{title}Use stored scores, or give both one input", found))
+            raise TrainingError(bullets(f"{title}Use stored scores, or give both one input", different))
         named = {name: TapSpec(node=node) for name, node in (hints or {}).items()}
         self._nodes = {**resolve(named, spec, where="teacher_outputs: online"), LOGITS: TapSpec(node=LOGITS)}
         self._taps = spec.taps
@@ -69,8 +69,8 @@ class OnlineTeacher:
         """Run the teacher on images as the student gets them, float32 (n, channels, height, width)."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             its = images * self._factor + self._shift
-            found = {
+            hints = {
                 name: value.float() for name, value in collect(self._network, its, self._nodes, self._taps).items()
             }
-        logits = found.pop(LOGITS)
-        return TeacherOutput(logits if self._columns is None else logits[:, self._columns], found)
+        logits = hints.pop(LOGITS)
+        return TeacherOutput(logits if self._columns is None else logits[:, self._columns], hints)

@@ -57,7 +57,7 @@ class Student(nn.Module):
         if not self.training:
             logits: Tensor = self.network(images)
             return logits
-        told = None if self.live is None else self.live(images)
+        teacher = None if self.live is None else self.live(images)
         values = {INPUT: images}
 
         def keep(node: str, value: Tensor) -> None:
@@ -65,7 +65,7 @@ class Student(nn.Module):
 
         with watch(self.network, keep, {node: tap for node, tap in self._taps.items() if node != INPUT}):
             logits = self.network(images)
-        return Output(logits, {name: self._row(name, pair, values) for name, pair in self.pairs.items()}, told)
+        return Output(logits, {name: self._row(name, pair, values) for name, pair in self.pairs.items()}, teacher)
 
     def _row(self, name: str, pair: FeaturePair, values: Mapping[str, Tensor]) -> Tensor:
         shape = tuple(values[pair.node].shape[1:]) if pair.node in values else None

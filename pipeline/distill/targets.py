@@ -33,9 +33,9 @@ class DistillTargets:
         """Raise TrainingError for parts of different length."""
         lengths = {name: len(value) for name, value in self._parts()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in lengths.items())
+            counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
             raise TrainingError(
-                f"signals: expected as many rows in each part, got {told}. Read them for the same keys."
+                f"signals: expected as many rows in each part, got {counts}. Read them for the same keys."
             )
 
     def __len__(self) -> int:

@@ -45,8 +45,8 @@ class StudentTask:
     @cached_property
     def split(self) -> np.ndarray:
         """Return the split of each row of the task, as text."""
-        found: np.ndarray = self.task.table["split"].to_numpy()
-        return found
+        splits: np.ndarray = self.task.table["split"].to_numpy()
+        return splits
 
     @cached_property
     def classes(self) -> list[str]:
@@ -57,12 +57,14 @@ class StudentTask:
         """Return which samples all teachers have scores of, bool (n,); none without a teacher."""
         if not self.teachers:
             return np.zeros(len(keys), bool)
-        found: np.ndarray = np.logical_and.reduce([one.has(keys) for one in self.teachers])
-        return found
+        known: np.ndarray = np.logical_and.reduce([teacher.has(keys) for teacher in self.teachers])
+        return known
 
     def logits(self, keys: np.ndarray, view: int | None) -> np.ndarray:
         """Return logits float32 (n, classes of the task); of several teachers, of the mean of their probabilities."""
-        own = [one.logits(keys, view)[:, columns] for one, columns in zip(self.teachers, self.columns, strict=True)]
+        own = [
+            teacher.logits(keys, view)[:, columns] for teacher, columns in zip(self.teachers, self.columns, strict=True)
+        ]
         return average_logits(own, self.task.kind)
 
 
@@ -72,7 +74,7 @@ def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list
     Raises TrainingError for a regression, for a teacher of another kind of task, for classes that differ, and for
     teachers that do not go together.
     """
-    found: list[StudentTask] = []
+    student_tasks: list[StudentTask] = []
     start = 0
     for name, names in config.teachers.items():
         path = tasks / f"{name}.parquet"
@@ -81,26 +83,26 @@ def student_tasks(config: DistillConfig, *, tasks: Path, teachers: Path) -> list
             raise TrainingError(
                 f"{path}: expected a task with classes to learn from a teacher, got a regression. Fine-tune instead."
             )
-        own = [Teacher.open(teachers / one) for one in names]
+        own = [Teacher.open(teachers / teacher) for teacher in names]
         check_compatible(own)
-        for one in own:
-            if one.kind != task.kind:
+        for teacher in own:
+            if teacher.kind != task.kind:
                 raise TrainingError(
-                    f"{one.folder}: expected a teacher of a {task.kind}, as the task {name} is, got one of a "
-                    f"{one.kind}. Take a teacher of this task."
+                    f"{teacher.folder}: expected a teacher of a {task.kind}, as the task {name} is, got one of a "
+                    f"{teacher.kind}. Take a teacher of this task."
                 )
-        columns = [match_classes(one.classes, task.classes, where=str(one.folder)) for one in own]
+        columns = [match_classes(teacher.classes, task.classes, where=str(teacher.folder)) for teacher in own]
         stop = start + len(task.classes)
-        found.append(StudentTask(path, task, OutputSlice(name, task.kind, start, stop), own, columns))
+        student_tasks.append(StudentTask(path, task, OutputSlice(name, task.kind, start, stop), own, columns))
         start = stop
-    return found
+    return student_tasks
 
 
 def output_names(subjects: Sequence[StudentTask]) -> list[str]:
     """Return the names of a student's outputs: classes, and of several tasks `<task>:<class>`."""
     if len(subjects) == 1:
         return subjects[0].classes
-    return [f"{one.name}:{name}" for one in subjects for name in one.classes]
+    return [f"{task.name}:{name}" for task in subjects for name in task.classes]
 
 
 def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTask], inputs: InputSpec) -> Views | None:
@@ -109,45 +111,49 @@ def check_same_preprocessing(config: DistillConfig, subjects: Sequence[StudentTa
     Raises TrainingError where student and teacher would not see the same pixels, with the fields, and for views that
     were not stored.
     """
-    teachers = {one.name: one for subject in subjects for one in subject.teachers}
+    teachers = {teacher.name: teacher for subject in subjects for teacher in subject.teachers}
     problems: list[str] = []
-    for one in teachers.values():
-        count = 0 if one.views is None else one.views.count
+    for teacher in teachers.values():
+        count = 0 if teacher.views is None else teacher.views.count
         if count < config.views:
             problems.append(
-                f"{one.folder}: expected {config.views} views, got {count}. Give the entry of `teach` `views` with "
+                f"{teacher.folder}: expected {config.views} views, got {count}. Give the entry of `teach` `views` with "
                 f"`count: {config.views}`, or ask for fewer."
             )
-        if config.preprocessing == "same" and (different := one.read_as(inputs)):
+        if config.preprocessing == "same" and (different := teacher.read_as(inputs)):
             problems.append(
-                f"{one.folder}: expected images read as {config.student} reads them, got other pixels: "
+                f"{teacher.folder}: expected images read as {config.student} reads them, got other pixels: "
                 f"{'; '.join(different)}. Freeze the student with that `input`, or set `preprocessing: own`."
             )
     if problems:
         raise TrainingError(bullets("the student would not see what its teachers saw", problems))
     if not config.views:
         return None
-    made = {name: one.views.model_copy(update={"count": config.views}) for name, one in teachers.items() if one.views}
-    first, *others = made
+    views = {
+        name: teacher.views.model_copy(update={"count": config.views})
+        for name, teacher in teachers.items()
+        if teacher.views
+    }
+    first, *others = views
     for name in others:
-        if made[name] != made[first]:
+        if views[name] != views[first]:
             raise TrainingError(
                 f"{teachers[name].folder}: expected the views of {teachers[first].folder}, got others: the student "
                 "sees one image for both. Teach both with the same `views`."
             )
-    return made[first]
+    return views[first]
 
 
 def check_rows(subject: StudentTask, keys: np.ndarray) -> None:
     """Raise DataError unless the teachers of a task have scores of these samples, with how many are missing."""
-    for one in subject.teachers:
-        there = one.has(keys)
+    for teacher in subject.teachers:
+        there = teacher.has(keys)
         if not there.all():
             missing = key_arrays.to_hex(keys[~there])
             raise DataError(
-                f"{one.folder}: expected scores of all {len(keys):,} samples that {subject.name} is learned from, got "
-                f"{len(missing):,} without, the first is {missing[0]}. Add their data sets to `teach.{one.name}."
-                f"datasets`, or run `dvc repro teach@{one.name}`."
+                f"{teacher.folder}: expected scores of all {len(keys):,} samples that {subject.name} is learned from, "
+                f"got {len(missing):,} without, the first is {missing[0]}. Add their data sets to "
+                f"`teach.{teacher.name}.datasets`, or run `dvc repro teach@{teacher.name}`."
             )
 
 

@@ -97,7 +97,7 @@ class FromFeatures:
     @property
     def made_from(self) -> Mapping[str, Any]:
         """Return the addresses of what is read."""
-        return {"features": [one.index.address for one in (self.clean, *self.views)]}
+        return {"features": [features.index.address for features in (self.clean, *self.views)]}
 
     def samples(self, rows: np.ndarray, targets: Tensor, *, training: bool, seed: int) -> Samples:
         """See `Inputs`."""
@@ -137,17 +137,17 @@ def open_features(folder: Path, tap: str, spec: BackboneSpec, *, views: int) -> 
 
 
 def _check_identity(features: Features, spec: BackboneSpec) -> None:
-    found = features.identity
-    if found["pool"] != "none" or "projection" in found:
+    stored = features.identity
+    if stored["pool"] != "none" or "projection" in stored:
         raise TrainingError(
-            f"{features.folder}: expected whole rows of {found['node']!r}, got rows with `pool: {found['pool']}`"
-            f"{' and a projection' if 'projection' in found else ''}. Extract the tap with `pool: none`, best with "
+            f"{features.folder}: expected whole rows of {stored['node']!r}, got rows with `pool: {stored['pool']}`"
+            f"{' and a projection' if 'projection' in stored else ''}. Extract the tap with `pool: none`, best with "
             "`dtype: float32`."
         )
-    expected = identity(spec, TapSpec(node=found["node"], dtype=found["dtype"]), precision=found["precision"])
-    if "view" in found["reader"]:
-        expected["reader"]["view"] = as_made_now(found["reader"]["view"])
-    if problems := differences(expected, found):
+    expected = identity(spec, TapSpec(node=stored["node"], dtype=stored["dtype"]), precision=stored["precision"])
+    if "view" in stored["reader"]:
+        expected["reader"]["view"] = as_made_now(stored["reader"]["view"])
+    if problems := differences(expected, stored):
         raise StoreError(
             bullets(
                 f"{features.folder}: expected features of the backbone as it is, got others. Extract again", problems

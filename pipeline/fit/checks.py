@@ -35,7 +35,7 @@ def check_classes(task: Task, rows: np.ndarray, *, where: str) -> None:
                 f"{where}: expected training rows without each class, got none without {', '.join(everywhere[:12])}. "
                 "Leave out what every row has."
             )
-        missing = [name for name, seen in zip(task.classes, targets.any(axis=0), strict=True) if not seen]
+        missing = [name for name, has_rows in zip(task.classes, targets.any(axis=0), strict=True) if not has_rows]
     else:
         missing = sorted(set(task.classes) - set(targets))
     if missing:

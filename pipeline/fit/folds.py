@@ -75,16 +75,16 @@ def validation_of(config: FitConfig, task: Task, training: Training) -> Validati
         wanted = "split"
     if wanted == "split":
         return split
-    found = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
-    if found is not None:
-        return replace(found, instead=split)
-    some = "all training rows" if training.labels is None else f"{counted(training.labels, 'label')} per class"
+    folds = _folds(task, learned, FOLDS if isinstance(wanted, str) else wanted)
+    if folds is not None:
+        return replace(folds, instead=split)
+    size = "all training rows" if training.labels is None else f"{counted(training.labels, 'label')} per class"
     instead = f"{len(own):,} validation rows choose instead" if len(own) else "nothing is held out, and nothing chosen"
     return Validation(
         learned,
         split.parts,
         split.record,
-        [f"{some} {'is' if training.labels == 1 else 'are'} too few for folds; {instead}"],
+        [f"{size} {'is' if training.labels == 1 else 'are'} too few for folds; {instead}"],
     )
 
 
@@ -102,20 +102,20 @@ def _folds(task: Task, numbers: np.ndarray, count: int) -> Validation | None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # the notes say so, with names
         parts = list(splitter.split(np.zeros(len(numbers)), rows.strata, rows.units))
-    kept = _never_held(rows, [train for train, _ in parts], unit)
-    found = [
-        Part(numbers[np.sort(np.concatenate([train, held[kept[held]]]))], numbers[held[~kept[held]]])
+    never_held = _never_held(rows, [train for train, _ in parts], unit)
+    folds = [
+        Part(numbers[np.sort(np.concatenate([train, held[never_held[held]]]))], numbers[held[~never_held[held]]])
         for train, held in parts
-        if len(train) and not kept[held].all()
+        if len(train) and not never_held[held].all()
     ]
-    if not found:
+    if not folds:
         return None
-    held_rows = sum(len(part.held) for part in found)
-    record = {"method": "folds", "splitter": name, "folds": len(found), "seed": SEED, "held_rows": held_rows}
+    held_rows = sum(len(part.held) for part in folds)
+    record = {"method": "folds", "splitter": name, "folds": len(folds), "seed": SEED, "held_rows": held_rows}
     if unit == "domain":
-        notes = [f"each of {len(found)} folds holds out rows of other domains", *notes]
-    notes += _rare(rows, k, int(kept.sum()))
-    return Validation(numbers, found, record, notes)
+        notes = [f"each of {len(folds)} folds holds out rows of other domains", *notes]
+    notes += _rare(rows, k, int(never_held.sum()))
+    return Validation(numbers, folds, record, notes)
 
 
 Unit = Literal["row", "group", "domain"]
@@ -181,26 +181,26 @@ def _never_held(rows: _Rows, trains: Sequence[np.ndarray], unit: Unit) -> np.nda
 
     Of several labels also the rows without a label that all training rows of a fold have.
     """
-    kept = np.zeros(len(rows.numbers), dtype=bool)
+    never_held = np.zeros(len(rows.numbers), dtype=bool)
     for train in trains:
         missing = rows.member.any(axis=0) & ~rows.member[train].any(axis=0)
-        kept |= rows.member[:, missing].any(axis=1)
+        never_held |= rows.member[:, missing].any(axis=1)
         always = rows.member[train].all(axis=0) & ~rows.member.all(axis=0)
-        kept |= ~rows.member[:, always].all(axis=1)
-    if unit == "group" and rows.units is not None and kept.any():
-        kept = np.isin(rows.units, np.unique(rows.units[kept]))
-    return kept
+        never_held |= ~rows.member[:, always].all(axis=1)
+    if unit == "group" and rows.units is not None and never_held.any():
+        never_held = np.isin(rows.units, np.unique(rows.units[never_held]))
+    return never_held
 
 
-def _rare(rows: _Rows, folds: int, kept: int) -> list[str]:
+def _rare(rows: _Rows, folds: int, never_held: int) -> list[str]:
     """Return notes on classes with fewer rows than folds, and on rows that are never held out."""
     counts = rows.member.sum(axis=0)
     few = int(((counts > 0) & (counts < folds)).sum())
     notes = [f"{few:,} of {int((counts > 0).sum()):,} classes have fewer rows than {folds} folds"] if few else []
-    if kept:
+    if never_held:
         notes.append(
-            f"{counted(kept, 'row is', 'rows are')} learned from in every fold, since a class or label would else be "
-            "missing"
+            f"{counted(never_held, 'row is', 'rows are')} learned from in every fold, since a class or label would "
+            "else be missing"
         )
     return notes
 

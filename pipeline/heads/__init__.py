@@ -170,7 +170,7 @@ def _estimator(name: str, path: str) -> Any:
     """Create an estimator of the class at an import path, with these parameters."""
     module, attribute = path.split(":")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise HeadError(
             f"head {name!r}: expected an installed module, got {error}. Install it, or use a head of the table."
@@ -179,10 +179,14 @@ def _estimator(name: str, path: str) -> Any:
         raise HeadError(
             f"head {name!r}: the module {module} cannot be imported: {type(error).__name__}: {error}."
         ) from error
-    kind = getattr(found, attribute, None)
+    kind = getattr(imported, attribute, None)
     wanted = ("fit", "predict", "get_params", "set_params")
     if not isinstance(kind, type) or not all(hasattr(kind, method) for method in wanted):
-        there = sorted(one for one in vars(found) if isinstance(getattr(found, one), type) and one[0] != "_")
+        there = sorted(
+            attribute
+            for attribute in vars(imported)
+            if isinstance(getattr(imported, attribute), type) and attribute[0] != "_"
+        )
         hint = "" if attribute in there else f" {unknown('class', attribute, there)}"
         raise HeadError(f"head {name!r}: expected a class of scikit-learn's kind with {', '.join(wanted)}.{hint}")
     try:

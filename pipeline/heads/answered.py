@@ -19,8 +19,8 @@ class _Answers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the class with the largest value of each row."""
-        found = self._of(X)
-        return np.asarray(self.classes[(found > 0).astype(int) if found.ndim == 1 else found.argmax(axis=1)])
+        answers = self._of(X)
+        return np.asarray(self.classes[(answers > 0).astype(int) if answers.ndim == 1 else answers.argmax(axis=1)])
 
     def _of(self, X: np.ndarray) -> np.ndarray:
         return np.asarray(self.values[X[:, 0].astype(np.int64)])

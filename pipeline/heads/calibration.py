@@ -57,8 +57,8 @@ def doubted_losses(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
     """
     several = targets.ndim == 2
     places = targets.astype(np.int64).ravel()
-    found = _losses(_logs(probabilities, several), places, _doubt(targets))
-    return found.reshape(targets.shape).mean(axis=1) if several else found
+    losses = _losses(_logs(probabilities, several), places, _doubt(targets))
+    return losses.reshape(targets.shape).mean(axis=1) if several else losses
 
 
 def _doubt(targets: np.ndarray) -> float:
@@ -98,9 +98,9 @@ def divide_scores(pipeline: Any, temperature: float) -> None:
 
     Of one classifier per label those of each; one of a label that all training rows have, or none, is a constant.
     """
-    for one in getattr(pipeline[-1], "estimators_", [pipeline[-1]]):
-        if hasattr(one, "coef_"):
-            one.coef_, one.intercept_ = one.coef_ / temperature, one.intercept_ / temperature
+    for estimator in getattr(pipeline[-1], "estimators_", [pipeline[-1]]):
+        if hasattr(estimator, "coef_"):
+            estimator.coef_, estimator.intercept_ = estimator.coef_ / temperature, estimator.intercept_ / temperature
 
 
 def check(head: str, scores: Scores, *, kind: Kind) -> None:
@@ -136,11 +136,11 @@ def by_temperature(parts: Sequence[tuple[Any, Any, np.ndarray]]) -> Any:
     weights = np.repeat([1.0, 0.0], [len(y), len(lacking)]) if lacking else None
     targets = np.concatenate([y, np.array(lacking, dtype=y.dtype)])
     held = (Decisions if decides else Probabilities)(classes, values)
-    found = CalibratedClassifierCV(FrozenEstimator(held), method="temperature", cv=KFold(FOLDS))
+    calibrated = CalibratedClassifierCV(FrozenEstimator(held), method="temperature", cv=KFold(FOLDS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Since FrozenEstimator does not appear", UserWarning)  # weights calibrate
-        found.fit(rows, targets, sample_weight=weights)
-    return found.set_params(cv=None)
+        calibrated.fit(rows, targets, sample_weight=weights)
+    return calibrated.set_params(cv=None)
 
 
 def temperature_of(calibrated: Any) -> float:

@@ -90,7 +90,7 @@ def to_arrays(value: Any) -> Any:
     if hasattr(value, "detach"):
         return value.detach().cpu().numpy()
     if isinstance(value, list | tuple):
-        return type(value)(to_arrays(one) for one in value)
+        return type(value)(to_arrays(item) for item in value)
     if isinstance(value, BaseEstimator):
         for name, held in vars(value).items():
             setattr(value, name, to_arrays(held))

@@ -27,8 +27,10 @@ def write_keys(path: Path, keys: Sequence[str]) -> KeysFile:
 
 def needs_rows(head: Any) -> bool:
     """Return whether a head needs training rows that are not saved with it."""
-    every = [one for pipeline in _pipelines(head) for one in _estimators(pipeline) if hasattr(one, "rows_")]
-    return any(one.rows_ is None or is_source(one.rows_) for one in every)
+    every = [
+        estimator for pipeline in _pipelines(head) for estimator in _estimators(pipeline) if hasattr(estimator, "rows_")
+    ]
+    return any(estimator.rows_ is None or is_source(estimator.rows_) for estimator in every)
 
 
 def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Path) -> None:
@@ -43,17 +45,17 @@ def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Pat
             "it. Fit the run again."
         )
     path = folder / record.file
-    found = sha256_file(path) if path.is_file() else "no such file"
-    if found != record.sha256:
+    digest = sha256_file(path) if path.is_file() else "no such file"
+    if digest != record.sha256:
         raise HeadError(
             f"{path}: expected the keys of {record.count:,} training rows with SHA-256 {record.sha256}, got "
-            f"{found}. Fit the run again."
+            f"{digest}. Fit the run again."
         )
     rows = Rows(taps, np.load(path, allow_pickle=False))
     for pipeline in _pipelines(head):
         X: Any = rows if len(pipeline.steps) == 1 else pipeline[:-1].transform(rows)
-        for one in _estimators(pipeline):
-            one.attach(X)
+        for estimator in _estimators(pipeline):
+            estimator.attach(X)
 
 
 def _pipelines(head: Any) -> Iterator[Any]:
@@ -62,8 +64,8 @@ def _pipelines(head: Any) -> Iterator[Any]:
     from sklearn.frozen import FrozenEstimator
 
     if isinstance(head, CalibratedClassifierCV):
-        for one in head.calibrated_classifiers_:
-            yield from _pipelines(one.estimator)
+        for calibrated in head.calibrated_classifiers_:
+            yield from _pipelines(calibrated.estimator)
     elif isinstance(head, FrozenEstimator):
         yield from _pipelines(head.estimator)
     elif hasattr(head, "steps"):

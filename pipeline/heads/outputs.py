@@ -50,15 +50,15 @@ def answers_of(
     if scores == "none" or not _follow(head):
         predicted = predictions_of(head, X, kind=kind)
         return predicted, scores_of(head, X, kind=kind, scores=scores, classes=classes)
-    found = _raw(head, X, scores)
+    raw = _raw(head, X, scores)
     above = 0.5 if scores == "probability" else 0.0
     if kind == "multilabel":
-        predicted = found > above
-    elif found.ndim == 1:
-        predicted = head.classes_[(found > above).astype(int)]
+        predicted = raw > above
+    elif raw.ndim == 1:
+        predicted = head.classes_[(raw > above).astype(int)]
     else:
-        predicted = head.classes_[found.argmax(axis=1)]
-    return _as_targets(predicted, kind), _by_class(found, head, kind=kind, classes=classes)
+        predicted = head.classes_[raw.argmax(axis=1)]
+    return _as_targets(predicted, kind), _by_class(raw, head, kind=kind, classes=classes)
 
 
 def _follow(head: Any) -> bool:
@@ -81,23 +81,23 @@ def _follow(head: Any) -> bool:
 
 def _raw(head: Any, X: Any, scores: Scores) -> np.ndarray:
     """Return the scores in the order of the head's classes; several labels have one column each."""
-    found = head.predict_proba(X) if scores == "probability" else head.decision_function(X)
-    if isinstance(found, list):  # several labels per row: one array per label, with columns (absent, present)
-        found = np.stack([one[:, 1] for one in found], axis=1)
-    return np.asarray(found)
+    raw = head.predict_proba(X) if scores == "probability" else head.decision_function(X)
+    if isinstance(raw, list):  # several labels per row: one array per label, with columns (absent, present)
+        raw = np.stack([column[:, 1] for column in raw], axis=1)
+    return np.asarray(raw)
 
 
-def _by_class(found: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str]) -> np.ndarray:
-    if found.ndim == 1:  # two classes: one column, positive for the second
-        found = np.stack([-found, found], axis=1)
+def _by_class(raw: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str]) -> np.ndarray:
+    if raw.ndim == 1:  # two classes: one column, positive for the second
+        raw = np.stack([-raw, raw], axis=1)
     if kind == "classification":
         order = list(head.classes_)
-        found = found[:, [order.index(name) for name in classes]]
-    found = found.astype(np.float32)
-    if not np.isfinite(found).all():
+        raw = raw[:, [order.index(name) for name in classes]]
+    raw = raw.astype(np.float32)
+    if not np.isfinite(raw).all():
         raise ValueError("it gives scores that are no finite numbers; are the features constant?")
-    return np.asarray(found)
+    return np.asarray(raw)
 
 
-def _as_targets(found: Any, kind: Kind) -> np.ndarray:
-    return np.asarray(found, dtype={"multilabel": bool, "regression": np.float64}.get(kind))
+def _as_targets(predicted: Any, kind: Kind) -> np.ndarray:
+    return np.asarray(predicted, dtype={"multilabel": bool, "regression": np.float64}.get(kind))

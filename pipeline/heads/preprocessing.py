@@ -32,22 +32,24 @@ def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bo
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    found: list[Any] = []
+    transformers: list[Any] = []
     if scale == "standard":
-        found.append(StandardScaler())
+        transformers.append(StandardScaler())
     elif scale == "l2" and len(widths) > 1:
         parts = pairwise(accumulate(widths, initial=0))
-        found.append(ColumnTransformer([(f"tap{i}", Normalizer(), slice(*part)) for i, part in enumerate(parts)]))
+        transformers.append(
+            ColumnTransformer([(f"tap{i}", Normalizer(), slice(*part)) for i, part in enumerate(parts)])
+        )
     elif scale == "l2":
-        found.append(Normalizer())
+        transformers.append(Normalizer())
     if pca is not None:
-        found.append(PCA(pca.components, whiten=pca.whiten, random_state=0))
-    return found
+        transformers.append(PCA(pca.components, whiten=pca.whiten, random_state=0))
+    return transformers
 
 
 def _streaming(scale: Scale, pca: Pca | None) -> list[Any]:
     from pipeline.streaming.pca import StreamingPCA
     from pipeline.streaming.scaler import StreamingNormalizer, StreamingScaler
 
-    found: list[Any] = {"standard": [StreamingScaler()], "l2": [StreamingNormalizer()], "none": []}[scale]
-    return found if pca is None else [*found, StreamingPCA(pca.components, whiten=pca.whiten)]
+    transformers: list[Any] = {"standard": [StreamingScaler()], "l2": [StreamingNormalizer()], "none": []}[scale]
+    return transformers if pca is None else [*transformers, StreamingPCA(pca.components, whiten=pca.whiten)]

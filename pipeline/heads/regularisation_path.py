@@ -75,11 +75,11 @@ def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
     from sklearn.exceptions import ConvergenceWarning
 
     problem = None
-    for one in caught:
-        if issubclass(one.category, ConvergenceWarning):
-            problem = f"did not converge: {str(one.message).splitlines()[0]}"
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            problem = f"did not converge: {str(warning.message).splitlines()[0]}"
         else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return problem
 
 
@@ -100,14 +100,17 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
         elif len(path) > 1:
             point = _ahead(path)
             moving.coef_, moving.intercept_ = point[:, :-1], point[:, -1]
-        found, problem = fitted(moving.set_params(C=value), X, y)
-        if found is None:
+        fitted_head, problem = fitted(moving.set_params(C=value), X, y)
+        if fitted_head is None:
             path.clear()
             yield None, problem
             continue
-        path = [*path[-2:], np.column_stack([found.coef_, np.broadcast_to(found.intercept_, len(found.coef_))])]
+        path = [
+            *path[-2:],
+            np.column_stack([fitted_head.coef_, np.broadcast_to(fitted_head.intercept_, len(fitted_head.coef_))]),
+        ]
         # A fit puts new arrays into the head, so that a shallow copy keeps those of this value.
-        yield copy.copy(found).set_params(warm_start=head.warm_start), problem
+        yield copy.copy(fitted_head).set_params(warm_start=head.warm_start), problem
 
 
 def _start_near(near: "Iterator[Start]") -> "Start | None":
@@ -165,11 +168,11 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
     for value in values:
         coefficients = basis @ (right / (np.maximum(eigen, 0) + value)[:, None])
         intercept = level - offset @ coefficients
-        one = copy.copy(first).set_params(alpha=value)
-        one.coef_ = coefficients.T.reshape(np.shape(first.coef_)).astype(first.coef_.dtype)
+        copied = copy.copy(first).set_params(alpha=value)
+        copied.coef_ = coefficients.T.reshape(np.shape(first.coef_)).astype(first.coef_.dtype)
         if head.fit_intercept:
-            one.intercept_ = intercept.reshape(np.shape(first.intercept_)).astype(np.asarray(first.intercept_).dtype)
-        yield one, problem
+            copied.intercept_ = intercept.reshape(np.shape(first.intercept_)).astype(np.asarray(first.intercept_).dtype)
+        yield copied, problem
 
 
 def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -201,8 +204,8 @@ def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             try:
-                found = next(going)
+                fitted_head = next(going)
             except Exception as error:  # noqa: BLE001 - as of any other head
                 problem, going = cause_of_failure(error), head.fit_path(X, y, values[number + 1 :])
-                found = None
-        yield found, problem if found is None else _problem(caught)
+                fitted_head = None
+        yield fitted_head, problem if fitted_head is None else _problem(caught)

@@ -76,8 +76,8 @@ class Model:
         problems = []
         for name, tap in zip(self.taps, taps, strict=True):
             if tap.index.address != self.made_from[name].address:
-                found = differences(self.made_from[name].identity, tap.identity)
-                problems.append(f"{name} ({tap.folder}): {'; '.join(found)}")
+                different = differences(self.made_from[name].identity, tap.identity)
+                problems.append(f"{name} ({tap.folder}): {'; '.join(different)}")
         if problems:
             title = f"{self.path}: the head was fitted on other features. Extract those, or fit a head on these."
             raise HeadError(bullets(title, problems))

@@ -45,7 +45,7 @@ class Held:
 
 def joined(parts: Sequence[Held]) -> Held:
     """Return the answers on several sets of rows as those on one."""
-    columns = ([getattr(one, name) for one in parts] for name in ("targets", "predicted", "scores"))
+    columns = ([getattr(answers, name) for answers in parts] for name in ("targets", "predicted", "scores"))
     targets, predicted, scores = map(np.concatenate, columns)
     return Held(targets, predicted, scores, parts[0].given)
 
@@ -64,7 +64,7 @@ def criterion(name: str | None, kind: Kind, given: Scores) -> str:
 
 def sign(metric: str) -> int:
     """Return 1 for a metric that is better when larger, -1 for a loss."""
-    return next(1 if found[metric] else -1 for found in CRITERIA.values() if metric in found)
+    return next(1 if table[metric] else -1 for table in CRITERIA.values() if metric in table)
 
 
 def check(name: str, head: Any, *, kind: Kind) -> None:

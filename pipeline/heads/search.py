@@ -134,7 +134,7 @@ def search(
     metric = scoring.criterion(config.metric, kind, given)
     scoring.check(metric, pipeline, kind=kind)
     tempered = config.metric is None and metric == "log_loss" and name in TEMPERED and not calibrated
-    found = sweep(
+    result = sweep(
         pipeline,
         inner + parameter,
         values,
@@ -150,4 +150,4 @@ def search(
     held = sum(len(fold.held.y) for fold in folds)
     protocol = {"parameter": parameter, "method": "grid", "metric": metric}
     rows = {"training_rows": len(folds[0].train.y), "validation_rows": held}
-    return replace(found, parameter=parameter, record={**protocol, **rows, **found.record})
+    return replace(result, parameter=parameter, record={**protocol, **rows, **result.record})

@@ -120,33 +120,33 @@ def sweep(
     best: tuple[int, list[Any]] | None = None
     with gpu.tensors(on):
         ready = [_prepared(pipeline, fold, on) for fold in folds]
-        running = zip(*(candidates(pipeline[-1], parameter, values, one.X, one.y) for one in ready), strict=True)
-        for found in running:
-            heads = [head for head, _ in found]
-            problem = next((why for _, why in found if why is not None), None)
-            one = Tried(problem=problem)
+        running = zip(*(candidates(pipeline[-1], parameter, values, fold.X, fold.y) for fold in ready), strict=True)
+        for fitted_folds in running:
+            heads = [head for head, _ in fitted_folds]
+            problem = next((why for _, why in fitted_folds if why is not None), None)
+            trial = Tried(problem=problem)
             if all(head is not None for head in heads):
                 how: dict[str, Any] = {"kind": kind, "classes": classes, "given": given}
-                one = _measured(heads, ready, problem, metric=metric, tempered=tempered, **how)
-            tried.append(one)
-            if one.usable and (best is None or _loss(one, metric) < _loss(tried[best[0]], metric)):
+                trial = _measured(heads, ready, problem, metric=metric, tempered=tempered, **how)
+            tried.append(trial)
+            if trial.usable and (best is None or _loss(trial, metric) < _loss(tried[best[0]], metric)):
                 best = len(tried) - 1, heads
             if stops and metric == "log_loss" and _rises(tried):
                 break
         if best is None:
-            lines = (f"{value}: {one.problem}" for value, one in zip(values, tried, strict=True))
+            lines = (f"{value}: {trial.problem}" for value, trial in zip(values, tried, strict=True))
             raise HeadError(bullets(f"search: no value of {parameter} gave a head that can be used.", lines))
         close = within_one_error(tried, metric)
-        chosen = min(close, key=lambda number: _least(tried[number], metric))
-        if chosen != best[0]:
-            again = ((copy_of(pipeline[-1], **{parameter: values[chosen]}), one) for one in ready)
-            best = chosen, [fitted(head, one.X, one.y)[0] for head, one in again]
+        best_number = min(close, key=lambda number: _least(tried[number], metric))
+        if best_number != best[0]:
+            again = ((copy_of(pipeline[-1], **{parameter: values[best_number]}), fold) for fold in ready)
+            best = best_number, [fitted(head, fold.X, fold.y)[0] for head, fold in again]
     return SearchResult(
-        [_joined(one.steps, head) for one, head in zip(ready, best[1], strict=True)],
+        [_joined(fold.steps, head) for fold, head in zip(ready, best[1], strict=True)],
         parameter,
-        values[chosen],
-        _record(values, tried, chosen, close, metric),
-        tried[chosen].temperature,
+        values[best_number],
+        _record(values, tried, best_number, close, metric),
+        tried[best_number].temperature,
     )
 
 
@@ -184,8 +184,8 @@ def _measured(
     """Measure the heads of one value on the held-out rows of all folds."""
     try:
         parts = [
-            Held.of(head, one.held.X, one.held.y, kind=kind, classes=classes, given=given)
-            for head, one in zip(heads, ready, strict=True)
+            Held.of(head, fold.held.X, fold.held.y, kind=kind, classes=classes, given=given)
+            for head, fold in zip(heads, ready, strict=True)
         ]
         held = scoring.joined(parts)
         if tempered:
@@ -211,10 +211,10 @@ def _at_best_temperature(held: Held, problem: str | None, *, kind: Kind, classes
     )
 
 
-def _loss(one: Tried, metric: str) -> float:
+def _loss(trial: Tried, metric: str) -> float:
     """Return the score of a value that can be chosen, less is better."""
-    assert one.score is not None, "the value can be chosen"
-    return -scoring.sign(metric) * one.score
+    assert trial.score is not None, "the value can be chosen"
+    return -scoring.sign(metric) * trial.score
 
 
 def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
@@ -223,7 +223,7 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
     The standard error is that of the mean difference per row, since all values are measured on the same rows; of a
     metric that is no mean over rows only equal scores count.
     """
-    usable = [number for number, one in enumerate(tried) if one.usable]
+    usable = [number for number, trial in enumerate(tried) if trial.usable]
     best = tried[min(usable, key=lambda number: _loss(tried[number], metric))]
     return [
         number
@@ -234,23 +234,23 @@ def within_one_error(tried: Sequence[Tried], metric: str) -> list[int]:
 
 def _rises(tried: Sequence[Tried]) -> bool:
     """Return whether the last values' log loss, without temperature, is over a standard error above the least."""
-    losses = [one.by_row if one.untempered is None else one.untempered for one in tried if one.usable]
-    least = min((one for one in losses if one is not None), key=lambda one: float(one.mean()), default=None)
+    losses = [trial.by_row if trial.untempered is None else trial.untempered for trial in tried if trial.usable]
+    least = min((rows for rows in losses if rows is not None), key=lambda rows: float(rows.mean()), default=None)
     last = tried[-ENOUGH:]
     if least is None or len(last) < ENOUGH:
         return False
-    for one in last:
-        rows = one.by_row if one.untempered is None else one.untempered
+    for trial in last:
+        rows = trial.by_row if trial.untempered is None else trial.untempered
         if rows is not None and rows.mean() - least.mean() <= _standard_error(rows - least):
             return False
     return True
 
 
-def _error_between(one: Tried, other: Tried) -> float:
+def _error_between(trial: Tried, other: Tried) -> float:
     """Return the standard error of the mean difference per row; 0 where the metric is no mean over rows."""
-    if one.by_row is None or other.by_row is None:
+    if trial.by_row is None or other.by_row is None:
         return 0.0
-    return _standard_error(one.by_row - other.by_row)
+    return _standard_error(trial.by_row - other.by_row)
 
 
 def _standard_error(rows: np.ndarray) -> float:
@@ -258,18 +258,18 @@ def _standard_error(rows: np.ndarray) -> float:
     return float(np.std(rows, ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else 0.0
 
 
-def _least(one: Tried, metric: str) -> tuple[float, float]:
+def _least(trial: Tried, metric: str) -> tuple[float, float]:
     """Return what the chosen value minimises: the log loss, and then the loss by the metric that decides."""
-    loss = _loss(one, metric)
-    return (loss if one.uncertainty is None or one.temperature is not None else one.uncertainty), loss
+    loss = _loss(trial, metric)
+    return (loss if trial.uncertainty is None or trial.temperature is not None else trial.uncertainty), loss
 
 
 def _record(
-    values: Sequence[Any], tried: Sequence[Tried], chosen: int, close: Sequence[int], metric: str
+    values: Sequence[Any], tried: Sequence[Tried], best_number: int, close: Sequence[int], metric: str
 ) -> dict[str, Any]:
     """Return the record of the search in `model.json`: the curve, and what decided."""
-    one = tried[chosen]
-    rows = one.by_row
+    trial = tried[best_number]
+    rows = trial.by_row
     error = None if rows is None or len(rows) < 2 else _standard_error(rows)
     scores = {other.score for other in tried if other.usable}
     ordered = len(values) > 2 and all(isinstance(value, int | float) for value in values)
@@ -277,12 +277,15 @@ def _record(
         "values": list(values[: len(tried)]),
         "left_out": list(values[len(tried) :]),
         "validation": [other.score for other in tried],
-        "log_loss": [other.uncertainty for other in tried] if metric != "log_loss" or one.temperature else None,
-        "temperatures": None if one.temperature is None else [other.temperature for other in tried],
+        "log_loss": [other.uncertainty for other in tried] if metric != "log_loss" or trial.temperature else None,
+        "temperatures": None if trial.temperature is None else [other.temperature for other in tried],
         "problems": [other.problem for other in tried],
         "standard_error": error,
         "within_one_standard_error": [values[number] for number in close],
-        "chosen": values[chosen],
+        "chosen": values[best_number],
         # A neighbour within one standard error says that the next value would bring nothing either.
-        "at_the_end": ordered and len(scores) > 1 and chosen in (0, len(values) - 1) and list(close) == [chosen],
+        "at_the_end": ordered
+        and len(scores) > 1
+        and best_number in (0, len(values) - 1)
+        and list(close) == [best_number],
     }

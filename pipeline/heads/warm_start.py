@@ -46,8 +46,8 @@ def _along(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
         start = ahead(loss, penalty, path, tol=head.tol)
         point = minimise(loss, penalty, tol=head.tol, max_iter=head.max_iter, start=start).point
         path = [*path[-2:], point]
-        found = point.coef, point.intercept
+        first = point.coef, point.intercept
         if point.steepest(penalty) > head.tol:  # what is left to gain is lost in the rounding of the loss
-            found = onward(loss, point, penalty)
-        coef = found[0].T
-        yield coef.copy(), found[1] - coef @ loss.center
+            first = onward(loss, point, penalty)
+        coef = first[0].T
+        yield coef.copy(), first[1] - coef @ loss.center

@@ -72,8 +72,8 @@ def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarra
 
     def summed(source: Any) -> Moments:
         pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
-        found: Iterator[Moments] = each(source, _sum, (groups, targets, given), (classes, *pivots))
-        return functools.reduce(Moments.merge, found).check()
+        parts: Iterator[Moments] = each(source, _sum, (groups, targets, given), (classes, *pivots))
+        return functools.reduce(Moments.merge, parts).check()
 
     if not isinstance(X, Summed):
         return summed(X)

@@ -67,13 +67,13 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return decision values (rows, classes), or (rows,) for two: the second less the first."""
-        found = by_blocks(self, X, self._nearness)
-        return np.asarray(found[:, 1] - found[:, 0]) if len(self.classes_) == 2 else found
+        nearness = by_blocks(self, X, self._nearness)
+        return np.asarray(nearness[:, 1] - nearness[:, 0]) if len(self.classes_) == 2 else nearness
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class of each row (rows,)."""
-        found = by_blocks(self, X, self._nearness)
-        return np.asarray(self.classes_[found.argmax(axis=1)])
+        nearness = by_blocks(self, X, self._nearness)
+        return np.asarray(self.classes_[nearness.argmax(axis=1)])
 
     def _nearness(self, block: np.ndarray) -> np.ndarray:
         if self.metric == "cosine":

@@ -120,14 +120,14 @@ def cut(rows: Rows) -> list[slice]:
 
 
 def each(
-    X: Any, function: Callable[[Any], Any], arrays: Sequence[np.ndarray], told: Sequence[Any] = ()
+    X: Any, function: Callable[[Any], Any], arrays: Sequence[np.ndarray], args: Sequence[Any] = ()
 ) -> Iterator[Any]:
     """Yield `function((rows, *their part of the arrays, *args))` of each piece of X, or of X without pieces."""
     cuts = getattr(X, "cuts", None) or [slice(0, X.shape[0])]
     if len(cuts) == 1:
-        yield function((X, *arrays, *told))
+        yield function((X, *arrays, *args))
         return
-    yield from X.apply(function, ((part(X, own), *(array[own] for array in arrays), *told) for own in cuts))
+    yield from X.apply(function, ((part(X, own), *(array[own] for array in arrays), *args) for own in cuts))
 
 
 def by_threads(width: int) -> Apply:

@@ -197,6 +197,6 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 def _directions(rows: np.ndarray, norms: np.ndarray, *, dtype: Any) -> np.ndarray:
     """Scale rows to length 1; rows of zeros stay."""
-    found: np.ndarray = np.empty(rows.shape, dtype=dtype)
-    np.divide(rows, np.where(norms > 0, norms, 1)[:, None], out=found, dtype=np.float64, casting="same_kind")
-    return found
+    directions: np.ndarray = np.empty(rows.shape, dtype=dtype)
+    np.divide(rows, np.where(norms > 0, norms, 1)[:, None], out=directions, dtype=np.float64, casting="same_kind")
+    return directions

@@ -92,9 +92,9 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
 
     # The search ends by `stop`, and else as scikit-learn's, where a step gains nothing.
     options = {"maxiter": max_iter, "maxls": 50, "gtol": 0.0, "ftol": 64 * np.finfo(float).eps}
-    found = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
-    value(found.x)  # a pass only where the search went back to an earlier point
-    return Descent(last[0][1], int(found.nit), enough(last[0][1]))
+    result = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
+    value(result.x)  # a pass only where the search went back to an earlier point
+    return Descent(last[0][1], int(result.nit), enough(last[0][1]))
 
 
 def onward(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
@@ -117,5 +117,5 @@ def ahead(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> P
     if longer <= 0:
         return path[-1]
     by = min(longer, 2.0)
-    found = loss.at(path[-1].coef + by * step, path[-1].intercept + by * (path[-1].intercept - path[-2].intercept))
-    return min(found, path[-1], key=lambda point: point.value(penalty))
+    estimate = loss.at(path[-1].coef + by * step, path[-1].intercept + by * (path[-1].intercept - path[-2].intercept))
+    return min(estimate, path[-1], key=lambda point: point.value(penalty))

@@ -83,10 +83,10 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.shrinkage_ = amount
         covariance = (1 - amount) * covariance + amount * level * np.eye(len(covariance))
         values, vectors = eigh(covariance, driver="evd", check_finite=False)
-        kept = vectors[:, values > len(mean) * np.finfo(np.float64).eps * values[-1]]
-        values = values[-kept.shape[1] :]
+        directions = vectors[:, values > len(mean) * np.finfo(np.float64).eps * values[-1]]
+        values = values[-directions.shape[1] :]
         apart = (self.means_ - self.priors_ @ self.means_) / scale @ space.basis
-        return self._keep(space.coefficients((apart @ kept) / values @ kept.T))
+        return self._keep(space.coefficients((apart @ directions) / values @ directions.T))
 
     def _check_varies(self, still: np.ndarray, *, rows: int) -> None:
         if still.all():
@@ -129,18 +129,18 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return log(density * prior) per class up to a constant per row: (rows, classes), or (rows,) for two."""
-        found = by_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
-        return found[:, 0] if len(self.classes_) == 2 else found
+        values = by_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
+        return values[:, 0] if len(self.classes_) == 2 else values
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return probabilities (rows, classes)."""
-        found = self.decision_function(X)
-        return np.stack([expit(-found), expit(found)], axis=1) if found.ndim == 1 else softmax(found, axis=1)
+        values = self.decision_function(X)
+        return np.stack([expit(-values), expit(values)], axis=1) if values.ndim == 1 else softmax(values, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class of each row (rows,)."""
-        found = self.decision_function(X)
-        return np.asarray(self.classes_[(found > 0).astype(int) if found.ndim == 1 else found.argmax(axis=1)])
+        values = self.decision_function(X)
+        return np.asarray(self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(axis=1)])
 
     def _number(self) -> float:
         if self.shrinkage is None:
@@ -198,8 +198,8 @@ def _fourth(work: tuple[Any, ...]) -> float:
 
 def _deviations(covariance: np.ndarray) -> np.ndarray:
     """Return deviations (width,); 1 where a deviation is 0."""
-    found = np.sqrt(np.diag(covariance))
-    return np.where(found > 0, found, 1.0)
+    deviations = np.sqrt(np.diag(covariance))
+    return np.where(deviations > 0, deviations, 1.0)
 
 
 def _solve(covariance: np.ndarray, means: np.ndarray, *, rounding: float) -> np.ndarray:
@@ -209,6 +209,6 @@ def _solve(covariance: np.ndarray, means: np.ndarray, *, rounding: float) -> np.
     """
     scale = _deviations(covariance)
     values, vectors = eigh(covariance / (scale * scale[:, None]), driver="evd", check_finite=False)
-    kept = values > max(rounding, len(scale) * np.finfo(np.float64).eps) * values[-1]
-    along = vectors[:, kept]
-    return np.asarray(along @ ((along.T @ (means / scale[:, None])) / values[kept, None]) / scale[:, None])
+    large = values > max(rounding, len(scale) * np.finfo(np.float64).eps) * values[-1]
+    along = vectors[:, large]
+    return np.asarray(along @ ((along.T @ (means / scale[:, None])) / values[large, None]) / scale[:, None])

@@ -96,8 +96,8 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return decision values (rows, classes), or (rows,) of two classes: above 0 for the second."""
-        found = by_blocks(self, X, lambda rows: rows @ self.coef_.T.astype(rows.dtype) + self.intercept_)
-        scores: np.ndarray = found[:, 0] if found.shape[1] == 1 else found
+        values = by_blocks(self, X, lambda rows: rows @ self.coef_.T.astype(rows.dtype) + self.intercept_)
+        scores: np.ndarray = values[:, 0] if values.shape[1] == 1 else values
         return scores
 
     def predict_proba(self, X: Any) -> np.ndarray:

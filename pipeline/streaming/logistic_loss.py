@@ -131,14 +131,14 @@ class Loss:
         if self.columns == 1:
             likely, truth = expit(scores), codes[:, None]
             return likely - truth, (np.logaddexp(0, scores) - truth * scores)[:, 0], (likely * (1 - likely))[:, 0]
-        each = np.arange(len(scores))
+        numbers = np.arange(len(scores))
         scores -= scores.max(axis=1, keepdims=True)
-        own = scores[each, codes]
+        own = scores[numbers, codes]
         likely = np.exp(scores, out=scores)
         total = likely.sum(axis=1)
         likely /= total[:, None]
         bends = (1 - np.einsum("ij,ij->i", likely, likely)) / (self.columns - 1)
-        likely[each, codes] -= 1
+        likely[numbers, codes] -= 1
         return likely, np.log(total) - own, bends
 
     def gap(self, point: Point, penalty: float) -> float:

@@ -105,7 +105,10 @@ class Moments:
 
         Raises HeadError where they differ in their width, classes or number of targets.
         """
-        kinds = [(one.cross.shape, None if one.classes is None else one.classes.tolist()) for one in (self, other)]
+        kinds = [
+            (moments.cross.shape, None if moments.classes is None else moments.classes.tolist())
+            for moments in (self, other)
+        ]
         if kinds[0] != kinds[1]:
             raise HeadError(
                 f"moments: expected some of the same features, classes and targets, got {_kind(self)} and "
@@ -162,15 +165,15 @@ class Moments:
     def variance(self) -> np.ndarray:
         """Return the variance (width,), over the weight; 0 where a feature is constant within rounding."""
         shift = self.sums.sum(axis=0) / self.weight
-        found = np.diag(self.gram) / self.weight - shift**2
+        variance = np.diag(self.gram) / self.weight - shift**2
         noise = np.maximum(4 * self.rounding * shift**2, (10 * np.finfo(np.float64).eps * self.mean) ** 2)
-        return np.where(found > noise, found, 0.0)
+        return np.where(variance > noise, variance, 0.0)
 
     @property
     def scale(self) -> np.ndarray:
         """Return standard deviations (width,), and 1 for constant features, as scikit-learn's StandardScaler."""
-        found = np.sqrt(self.variance)
-        return np.where(found > 0, found, 1.0)
+        deviations = np.sqrt(self.variance)
+        return np.where(deviations > 0, deviations, 1.0)
 
     def scatter(self) -> np.ndarray:
         """Return a new array (width, width): the sum of (x - mean)(x - mean)'."""

@@ -70,13 +70,13 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         share = variance / variance.sum() if variance.sum() > 0 else np.zeros_like(variance)
         if wanted < 1:
             wanted = min(int(np.searchsorted(share.cumsum(), wanted, side="right")) + 1, rows, len(mean))
-        kept = slice(0, int(wanted))
+        components = slice(0, int(wanted))
         self.n_features_in_, self.n_samples_, self.mean_ = len(mean), rows, mean
         self.n_components_ = int(wanted)
-        self.components_ = svd_flip(None, vectors[kept].copy(), u_based_decision=False)[1]
-        self.explained_variance_ = variance[kept]
-        self.explained_variance_ratio_ = share[kept]
-        self.singular_values_ = np.sqrt(values[kept])
+        self.components_ = svd_flip(None, vectors[components].copy(), u_based_decision=False)[1]
+        self.explained_variance_ = variance[components]
+        self.explained_variance_ratio_ = share[components]
+        self.singular_values_ = np.sqrt(values[components])
         return self
 
     def transform(self, X: Any) -> Any:
@@ -88,8 +88,8 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return int(self.n_components_)
 
     def _project(self, block: np.ndarray) -> np.ndarray:
-        found = (block - self.mean_) @ self.components_.T
+        rotated = (block - self.mean_) @ self.components_.T
         if self.whiten:
             deviation = np.sqrt(self.explained_variance_)
-            found /= np.maximum(deviation, np.finfo(np.float64).eps)
-        return np.asarray(found)
+            rotated /= np.maximum(deviation, np.finfo(np.float64).eps)
+        return np.asarray(rotated)

@@ -21,13 +21,13 @@ def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
     `pipeline.streaming.rows.blocks` raises.
     """
     X = _expected(estimator, X)
-    found = None
+    result = None
     for rows, block in small_blocks(X):
         part = function(block)
-        if found is None:
-            found = np.empty((X.shape[0], *part.shape[1:]), dtype=part.dtype)
-        found[rows] = part
-    return function(np.empty((0, X.shape[1]))) if found is None else found
+        if result is None:
+            result = np.empty((X.shape[0], *part.shape[1:]), dtype=part.dtype)
+        result[rows] = part
+    return function(np.empty((0, X.shape[1]))) if result is None else result
 
 
 def small_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
@@ -58,10 +58,10 @@ class Transformed(Over):
         return Transformed(own, self.function, (own.shape[0], self.shape[1]))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        found = np.asarray(self.source[rows])
-        if found.dtype not in (np.float32, np.float64):
-            found = found.astype(np.float32 if found.dtype == np.float16 else np.float64)
-        return self.function(found).astype(self.dtype)
+        values = np.asarray(self.source[rows])
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
+        return self.function(values).astype(self.dtype)
 
 
 def _expected(estimator: Any, X: Any) -> Any:

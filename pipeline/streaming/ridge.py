@@ -97,9 +97,9 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         other = type(self)(**self.get_params())
         for name, value in vars(self).items():
             setattr(other, name, value)
-        chosen = self.path_alphas_ == alpha
-        other.path_alphas_, other.coef_path_ = self.path_alphas_[chosen], self.coef_path_[chosen]
-        other.intercept_path_ = self.intercept_path_[chosen]
+        position = self.path_alphas_ == alpha
+        other.path_alphas_, other.coef_path_ = self.path_alphas_[position], self.coef_path_[position]
+        other.intercept_path_ = self.intercept_path_[position]
         other._choose(alpha)
         return other
 
@@ -148,8 +148,8 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict (rows,) for one target, (rows, targets) for several."""
-        found = self._values(X)
-        return found[:, 0] if self.coef_.ndim == 1 else found
+        values = self._values(X)
+        return values[:, 0] if self.coef_.ndim == 1 else values
 
 
 class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
@@ -224,14 +224,14 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return decision values (rows, classes); of two classes (rows,), above 0 for the second."""
-        found = self._values(X)
-        return found[:, 0] if self._binary else found
+        values = self._values(X)
+        return values[:, 0] if self._binary else values
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class of each row, (rows,), or its labels (rows, labels) of 0 and 1."""
-        found = self._values(X)
+        values = self._values(X)
         if self._binary:
-            return np.asarray(self.classes_[(found[:, 0] > 0).astype(int)])
+            return np.asarray(self.classes_[(values[:, 0] > 0).astype(int)])
         if self.multilabel_:
-            return (found > 0).astype(int)
-        return np.asarray(self.classes_[found.argmax(axis=1)])
+            return (values > 0).astype(int)
+        return np.asarray(self.classes_[values.argmax(axis=1)])

@@ -40,8 +40,8 @@ def held(X: Any) -> np.ndarray:
 def deviations(rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """Return standard deviations (width,), and 1 for features that are constant within rounding."""
     mean = np.average(rows, axis=0, weights=weights)
-    found = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weights))
-    return np.where(found > 10 * np.finfo(np.float64).eps * np.abs(mean), found, 1.0)
+    deviations = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weights))
+    return np.where(deviations > 10 * np.finfo(np.float64).eps * np.abs(mean), deviations, 1.0)
 
 
 def row_space(rows: np.ndarray, *, centre: np.ndarray, scale: np.ndarray) -> RowSpace:

@@ -40,12 +40,12 @@ class Rows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         wanted = [places[rows] for places in self._places]
-        found = np.empty((len(wanted[0]), self.shape[1]), dtype=self.dtype)
+        values = np.empty((len(wanted[0]), self.shape[1]), dtype=self.dtype)
         column = 0
         for tap, places, width in zip(self.taps, wanted, self._widths, strict=True):
-            found[:, column : column + width] = tap.at(places).reshape(len(places), width)
+            values[:, column : column + width] = tap.at(places).reshape(len(places), width)
             column += width
-        return found
+        return values
 
     @property
     def shards(self) -> np.ndarray:
@@ -54,10 +54,10 @@ class Rows:
 
     def part(self, rows: slice) -> "Rows":
         """Return some of the rows, as a source that pickles as their numbers alone."""
-        found = copy.copy(self)
-        found._places = [places[rows] for places in self._places]
-        found.shape = (len(found._places[0]), self.shape[1])
-        return found
+        part = copy.copy(self)
+        part._places = [places[rows] for places in self._places]
+        part.shape = (len(part._places[0]), self.shape[1])
+        return part
 
 
 def reading_order(tap: Features, keys: Keys) -> np.ndarray:

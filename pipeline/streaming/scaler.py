@@ -20,13 +20,13 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
             return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
         checked(self, X, fitting=True)
         weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight)
-        found = functools.reduce(_merged, each(X, _seen, (weights,), (sample_weight is not None,)))
+        scaler = functools.reduce(_merged, each(X, _seen, (weights,), (sample_weight is not None,)))
         self.mean_, self.var_, self.scale_ = None, None, None
-        self.n_samples_seen_ = found.n_samples_seen_
+        self.n_samples_seen_ = scaler.n_samples_seen_
         if self.with_mean or self.with_std:
-            self.mean_ = found.mean_
+            self.mean_ = scaler.mean_
         if self.with_std:
-            self.var_, self.scale_ = found.var_, found.scale_
+            self.var_, self.scale_ = scaler.var_, scaler.scale_
         return self
 
     def transform(self, X: Any, copy: bool | None = None) -> Any:
@@ -56,22 +56,22 @@ class StreamingNormalizer(Normalizer):  # type: ignore[misc]
 def _seen(work: tuple[Any, ...]) -> StandardScaler:
     """Fit a scaler to the rows of one piece."""
     X, weights, weighted = work
-    found = StandardScaler()
+    scaler = StandardScaler()
     for rows, block in blocks(X):
-        found.partial_fit(block, sample_weight=weights[rows] if weighted else None)
-    return found
+        scaler.partial_fit(block, sample_weight=weights[rows] if weighted else None)
+    return scaler
 
 
 def _merged(first: StandardScaler, second: StandardScaler) -> StandardScaler:
     """Merge two scalers: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
-    one, other = first.n_samples_seen_, second.n_samples_seen_
-    total, apart = one + other, second.mean_ - first.mean_
-    found = StandardScaler()
-    found.n_samples_seen_ = total
-    found.mean_ = first.mean_ + apart * (other / total)
-    found.var_ = (one * first.var_ + other * second.var_ + apart**2 * (one * other / total)) / total
+    first_count, other = first.n_samples_seen_, second.n_samples_seen_
+    total, apart = first_count + other, second.mean_ - first.mean_
+    merged = StandardScaler()
+    merged.n_samples_seen_ = total
+    merged.mean_ = first.mean_ + apart * (other / total)
+    merged.var_ = (first_count * first.var_ + other * second.var_ + apart**2 * (first_count * other / total)) / total
     # Which features are constant is decided as scikit-learn does: by the rounding of a variance of so many rows.
     eps = np.finfo(np.float64).eps
-    constant = found.var_ <= total * eps * found.var_ + (total * found.mean_ * eps) ** 2
-    found.scale_ = np.where(constant, 1.0, np.sqrt(found.var_))
-    return found
+    constant = merged.var_ <= total * eps * merged.var_ + (total * merged.mean_ * eps) ** 2
+    merged.scale_ = np.where(constant, 1.0, np.sqrt(merged.var_))
+    return merged

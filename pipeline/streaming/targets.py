@@ -47,16 +47,16 @@ def numbered(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
     Raises HeadError, with their names, where there are labels of none of them.
     """
-    found, wrong = np.empty(len(labels), dtype=np.min_scalar_type(max(0, len(classes) - 1))), set[str]()
+    places, wrong = np.empty(len(labels), dtype=np.min_scalar_type(max(0, len(classes) - 1))), set[str]()
     for start in range(0, len(labels), BLOCK):
-        some = labels[start : start + BLOCK]
-        numbers = np.searchsorted(classes, some).clip(max=len(classes) - 1)
-        wrong.update(map(str, some[classes[numbers] != some]))
-        found[start : start + BLOCK] = numbers
+        block = labels[start : start + BLOCK]
+        numbers = np.searchsorted(classes, block).clip(max=len(classes) - 1)
+        wrong.update(map(str, block[classes[numbers] != block]))
+        places[start : start + BLOCK] = numbers
     if wrong:
         names = ", ".join(sorted(wrong)[:MOST_NAMED])
         raise HeadError(f"training rows: expected the classes of the task, got {names} as well. Name every class.")
-    return found
+    return places
 
 
 def weights_of(class_weight: Any, labels: np.ndarray) -> np.ndarray | None:

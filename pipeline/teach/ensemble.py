@@ -15,13 +15,13 @@ def match_classes(teacher: Sequence[str], task: Sequence[str], *, where: str) ->
     """
     if sorted(teacher) != sorted(task) or len(set(teacher)) < len(teacher):
         more, fewer = sorted(set(teacher) - set(task)), sorted(set(task) - set(teacher))
-        said = [f"the teacher alone has {_some(more)}"] * bool(more) + [f"the task alone has {_some(fewer)}"] * bool(
-            fewer
-        )
+        differences = [f"the teacher alone has {_some(more)}"] * bool(more) + [
+            f"the task alone has {_some(fewer)}"
+        ] * bool(fewer)
         raise TrainingError(
             f"{where}: expected a teacher of the {len(task):,} classes of the task, got one of {len(teacher):,}: "
-            f"{'; '.join(said) or 'some of them twice'}. Classes are matched by name: rename them, or take another "
-            "teacher."
+            f"{'; '.join(differences) or 'some of them twice'}. Classes are matched by name: rename them, or take "
+            "another teacher."
         )
     place = {name: number for number, name in enumerate(teacher)}
     return np.array([place[name] for name in task], np.int64)
@@ -35,7 +35,7 @@ def average_logits(logits: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     """
     if len(logits) == 1:
         return np.asarray(logits[0], np.float32)
-    tables = np.stack([np.asarray(one, np.float64) for one in logits])
+    tables = np.stack([np.asarray(table, np.float64) for table in logits])
     if kind == "multilabel":
         yes, no = (np.logaddexp.reduce(-np.logaddexp(0, sign * tables), axis=0) for sign in (-1, 1))
         odds: np.ndarray = (yes - no).astype(np.float32)

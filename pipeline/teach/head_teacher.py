@@ -69,8 +69,8 @@ class Head:
 
     def logits(self, number: int, keys: np.ndarray) -> np.ndarray:
         """Compute logits float32 (keys, classes) of a view, 0: clean; raises StoreError for keys without features."""
-        found = [logits_of(self.model, block) for _, block in blocks(Rows(self.taps[number], keys))]
-        return np.concatenate(found) if found else np.empty((0, len(self.model.classes)), np.float32)
+        parts = [logits_of(self.model, block) for _, block in blocks(Rows(self.taps[number], keys))]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.model.classes)), np.float32)
 
 
 def open_head_teacher(config: TeachConfig, run: Path, features: Path) -> Head:
@@ -115,9 +115,9 @@ def store(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *
             if packing is not None:
                 deviation.add(rows, stored)
             writer.append(own, stored)
-            made = versions("scikit-learn", "numpy")
+            packages = versions("scikit-learn", "numpy")
             writer.finish(
-                provenance={"engine": "head", **made} | ({} if packing is None else {"top_k": deviation.note})
+                provenance={"engine": "head", **packages} | ({} if packing is None else {"top_k": deviation.note})
             )
 
 
@@ -167,9 +167,9 @@ def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) ->
     problems = []
     for number, taps in enumerate(views):
         for tap, own in zip(taps, clean, strict=True):
-            found = tap.identity
+            identity = tap.identity
             expected = {**own.identity, "reader": {**own.identity["reader"], "view": {**first, "number": number}}}
-            problems += [f"{tap.folder.name}: {line}" for line in differences(expected, found)]
+            problems += [f"{tap.folder.name}: {line}" for line in differences(expected, identity)]
     if problems:
         where = views[0][0].folder.parent
         title = f"{where}: expected views that one entry of `extract` made, got others. Extract again"

@@ -53,8 +53,8 @@ def logits_of(model: Model, X: np.ndarray) -> np.ndarray:
         yes, no = np.maximum(scores, TINY), np.maximum(1 - scores, TINY)
         odds: np.ndarray = np.log(yes) - np.log(no)
         return odds
-    found: np.ndarray = np.log(np.maximum(scores, TINY))
-    return found
+    logs: np.ndarray = np.log(np.maximum(scores, TINY))
+    return logs
 
 
 def _one_value(model: Model, X: Any) -> bool:

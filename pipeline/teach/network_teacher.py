@@ -29,8 +29,8 @@ class Network:
 
     def identity(self, config: TeachConfig) -> dict[str, Any]:
         """Return what made the network's logits."""
-        found = identity(self.spec, SCORES, precision=config.precision)
-        named = {name: found[name] for name in ("weights", "reader", "normalise", "node", "precision")}
+        made_from = identity(self.spec, SCORES, precision=config.precision)
+        named = {name: made_from[name] for name in ("weights", "reader", "normalise", "node", "precision")}
         return {"source": "network", **named, "scores": "the network's logits"}
 
 

@@ -54,14 +54,14 @@ class TeachSummary:
     def __str__(self) -> str:
         views = f" and {counted(self.views, 'view')} of each" if self.views else ""
         classes = counted(self.classes, "class", "classes")
-        said = f"{counted(self.rows, 'sample')}{views}, {self.rejected:,} rejected; {classes}: {self.scores}"
+        text = f"{counted(self.rows, 'sample')}{views}, {self.rejected:,} rejected; {classes}: {self.scores}"
         if self.deviation is not None:
             off = ", ".join(
-                f"{one['mean']:.2g} (at most {one['max']:.2g}) at temperature {one['temperature']:g}"
-                for one in self.deviation["total_variation"]
+                f"{error['mean']:.2g} (at most {error['max']:.2g}) at temperature {error['temperature']:g}"
+                for error in self.deviation["total_variation"]
             )
-            said += f"; total variation to all logits: {off}"
-        return f"{said}; {counted(self.computed, 'row')} computed"
+            text += f"; total variation to all logits: {off}"
+        return f"{text}; {counted(self.computed, 'row')} computed"
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,17 @@ def teach(
     samples = read_samples(paths.manifests, config.datasets)
     (paths.out / JSON).unlink(missing_ok=True)
     if _is_head(config, paths):
-        made = _from_head(config, paths, samples, reporter)
+        stored_teacher = _from_head(config, paths, samples, reporter)
     else:
-        made = _from_network(config, paths, samples, reporter)
-    refuse_too_many(config.max_rejected, len(samples), made.refused)
-    numbers = [None, *range(0 if made.views is None else made.views.count)]
-    folders = [folder_of(name, one) for name in (LOGITS, *map(hint_folder, made.hints)) for one in numbers]
+        stored_teacher = _from_network(config, paths, samples, reporter)
+    refuse_too_many(config.max_rejected, len(samples), stored_teacher.refused)
+    numbers = [None, *range(0 if stored_teacher.views is None else stored_teacher.views.count)]
+    folders = [
+        folder_of(name, number) for name in (LOGITS, *map(hint_folder, stored_teacher.hints)) for number in numbers
+    ]
     opened = {name: index.read(paths.out / name) for name in folders}
     off = None
-    if made.identity["top_k"] is not None:
+    if stored_teacher.identity["top_k"] is not None:
         off = top_k_extract.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
     write_json(
         paths.out / JSON,
@@ -108,16 +110,19 @@ def teach(
             "format": FORMAT,
             "run": config.run,
             "settings": config.model_dump(mode="json"),
-            "source": made.source,
-            "kind": made.kind,
-            "classes": list(made.classes),
-            "identity": made.identity,
-            "views": None if made.views is None else made.views.model_dump(mode="json"),
-            "hints": list(made.hints),
+            "source": stored_teacher.source,
+            "kind": stored_teacher.kind,
+            "classes": list(stored_teacher.classes),
+            "identity": stored_teacher.identity,
+            "views": None if stored_teacher.views is None else stored_teacher.views.model_dump(mode="json"),
+            "hints": list(stored_teacher.hints),
             "top_k": off,
             "rows": opened[LOGITS].stored,
             "rejected": opened[LOGITS].samples - opened[LOGITS].stored,
-            "columns": {name: {"address": one.address, "identity": one.identity} for name, one in opened.items()},
+            "columns": {
+                name: {"address": features_index.address, "identity": features_index.identity}
+                for name, features_index in opened.items()
+            },
         },
     )
     for path in paths.out.iterdir():
@@ -125,13 +130,13 @@ def teach(
             shutil.rmtree(path)
     stored = opened[LOGITS]
     return TeachSummary(
-        made.kind,
-        len(made.classes),
+        stored_teacher.kind,
+        len(stored_teacher.classes),
         stored.stored,
         stored.samples - stored.stored,
-        made.computed,
+        stored_teacher.computed,
         len(numbers) - 1,
-        made.identity["scores"],
+        stored_teacher.identity["scores"],
         off,
     )
 
@@ -179,7 +184,7 @@ def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter:
         )
         computed += ran * (1 + (0 if config.views is None else config.views.count))
     if packing is None or config.hints:
-        found = extract(
+        extracted = extract(
             network_teacher.extraction(config, scores=packing is None, hints=True),
             backbone=own.folder,
             manifests=paths.manifests,
@@ -188,7 +193,7 @@ def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter:
             samples=samples,
             reporter=reporter,
         )
-        computed += sum(found.plan.missing.values())
+        computed += sum(extracted.plan.missing.values())
     source = {"run": config.run, "weights": own.spec.weights_digest, "nodes": {n: t.node for n, t in nodes.items()}}
     return _Made(
         own.kind,

@@ -67,7 +67,7 @@ class Teacher:
                 f"{path}: expected a teacher of format {FORMAT}, got {record.get('format')}. Run `dvc repro -f "
                 f"teach@{folder.name}`."
             )
-        columns = {name: _open_features(folder / name, one, check=check) for name, one in record["columns"].items()}
+        columns = {name: _open_features(folder / name, column, check=check) for name, column in record["columns"].items()}
         views = None if record["views"] is None else Views.model_validate(record["views"])
         numbers = [None, *range(0 if views is None else views.count)]
         nodes = {
@@ -92,13 +92,13 @@ class Teacher:
     @property
     def top_k(self) -> top_k.TopK | None:
         """Return which logits of a row are stored; None: all."""
-        found = self.identity["top_k"]
-        return None if found is None else top_k.TopK(**found)
+        packing = self.identity["top_k"]
+        return None if packing is None else top_k.TopK(**packing)
 
     @property
     def addresses(self) -> dict[str, str]:
         """Return the addresses of all stored rows, by their folder."""
-        return {name: one["address"] for name, one in self.record["columns"].items()}
+        return {name: column["address"] for name, column in self.record["columns"].items()}
 
     @property
     def keys(self) -> np.ndarray:
@@ -107,8 +107,8 @@ class Teacher:
 
     def has(self, keys: Keys) -> np.ndarray:
         """Return which samples have scores, and those of all views: bool (n,)."""
-        found: np.ndarray = np.logical_and.reduce([one.has(keys) for one in self.scores])
-        return found
+        known: np.ndarray = np.logical_and.reduce([features.has(keys) for features in self.scores])
+        return known
 
     def logits(self, keys: Keys, view: int | None = None) -> np.ndarray:
         """Read logits float32 (n, classes) of samples, in the order of the keys; `view`: of that augmented copy.
@@ -150,15 +150,16 @@ class Teacher:
                 f"{self.folder}: expected view {view}, got a teacher with {len(stored) - 1} views. Give the entry of "
                 f"`teach` {view + 1} `views` at least, or ask for fewer."
             )
-        found = stored[1 + view]
+        features = stored[1 + view]
         assert self.views is not None, "it has views"
         asked = self.views.view(view).model_dump(mode="json")
-        if problems := differences(found.identity["reader"]["view"], asked, path="view"):
+        if problems := differences(features.identity["reader"]["view"], asked, path="view"):
             title = (
-                f"{found.folder}: expected the view that {JSON} names, as it is made here, got another. Run teach again"
+                f"{features.folder}: expected the view that {JSON} names, as it is made here, got another. Run teach "
+                "again"
             )
             raise StoreError(bullets(title, problems))
-        return found
+        return features
 
     def _load(self, stored: Features, keys: Keys) -> np.ndarray:
         there = stored.has(keys)
@@ -190,10 +191,10 @@ def _compared(teacher: Teacher) -> dict[str, Any]:
     return {"kind": teacher.kind, "views": views, "reader": dict(teacher.identity["reader"])}
 
 
-def _open_features(folder: Path, made: Mapping[str, Any], *, check: bool) -> Features:
-    found = Features.open(folder, check=check)
-    if found.index.address != made["address"]:
-        problems = differences(made["identity"], found.identity)
+def _open_features(folder: Path, column: Mapping[str, Any], *, check: bool) -> Features:
+    features = Features.open(folder, check=check)
+    if features.index.address != column["address"]:
+        problems = differences(column["identity"], features.identity)
         title = f"{folder}: expected the rows that {JSON} was written for, got others. Run teach again"
         raise StoreError(bullets(title, problems))
-    return found
+    return features

@@ -43,26 +43,26 @@ class TopK:
         if classes > MOST_CLASSES:
             raise DataError(f"top_k: expected at most {MOST_CLASSES:,} classes, got {classes:,}. Leave `top_k` out.")
         order = np.argsort(-logits, axis=1, kind="stable")
-        kept, others = order[:, : self.k], order[:, self.k :]
-        values = np.take_along_axis(logits, kept, axis=1)
+        columns_kept, others = order[:, : self.k], order[:, self.k :]
+        values = np.take_along_axis(logits, columns_kept, axis=1)
         rest = self.level(np.take_along_axis(logits, others, axis=1))
-        return np.concatenate([values, kept, rest[:, None]], axis=1).astype(np.float32)
+        return np.concatenate([values, columns_kept, rest[:, None]], axis=1).astype(np.float32)
 
     def level(self, others: np.ndarray) -> np.ndarray:
         """Return the one logit that stands for all others, (n,); 0 where there are none."""
         if not others.shape[1]:
             return np.zeros(len(others))
         scaled = others.astype(np.float64) / self.temperature
-        found: np.ndarray = self.temperature * (np.logaddexp.reduce(scaled, axis=1) - np.log(others.shape[1]))
-        return found
+        level: np.ndarray = self.temperature * (np.logaddexp.reduce(scaled, axis=1) - np.log(others.shape[1]))
+        return level
 
 
 def unpack(packed: np.ndarray, classes: int) -> np.ndarray:
     """Unpack rows to dense logits float32 (n, classes); all classes that are not kept get one logit."""
-    found = np.repeat(packed[:, -1:].astype(np.float32), classes, axis=1)
-    kept = columns(packed)
-    np.put_along_axis(found, kept, packed[:, : kept.shape[1]], axis=1)
-    return found
+    dense = np.repeat(packed[:, -1:].astype(np.float32), classes, axis=1)
+    columns_kept = columns(packed)
+    np.put_along_axis(dense, columns_kept, packed[:, : columns_kept.shape[1]], axis=1)
+    return dense
 
 
 def columns(packed: np.ndarray) -> np.ndarray:
@@ -73,16 +73,16 @@ def columns(packed: np.ndarray) -> np.ndarray:
 
 def total_variation(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
     """Return half the sum of the absolute differences of the two softmaxes of each row, at a temperature: (n,)."""
-    full, kept = (_softmax(one, temperature) for one in (logits, unpack(packed, logits.shape[1])))
-    found: np.ndarray = np.abs(full - kept).sum(axis=1) / 2
-    return found
+    full, packed_probabilities = (_softmax(table, temperature) for table in (logits, unpack(packed, logits.shape[1])))
+    distances: np.ndarray = np.abs(full - packed_probabilities).sum(axis=1) / 2
+    return distances
 
 
 def rest_mass(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
     """Return the mass of each row's softmax that is not in the kept classes: (n,)."""
     full = _softmax(logits, temperature)
-    found: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
-    return found
+    mass: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
+    return mass
 
 
 class TruncationError:
@@ -97,29 +97,33 @@ class TruncationError:
         """Count in some rows."""
         self.rows += len(logits)
         for temperature in TEMPERATURES if len(logits) else ():
-            found = total_variation(logits, packed, temperature)
-            self._sums[temperature] += float(found.sum())
-            self._most[temperature] = max(self._most[temperature], float(found.max()))
+            distances = total_variation(logits, packed, temperature)
+            self._sums[temperature] += float(distances.sum())
+            self._most[temperature] = max(self._most[temperature], float(distances.max()))
 
     def merge(self, note: Mapping[str, Any]) -> None:
         """Count in what `note` said of other rows."""
         self.rows += note["rows"]
-        for temperature, one in zip(TEMPERATURES, note["total_variation"], strict=True):
-            self._sums[temperature] += one["mean"] * note["rows"]
-            self._most[temperature] = max(self._most[temperature], one["max"])
+        for temperature, values in zip(TEMPERATURES, note["total_variation"], strict=True):
+            self._sums[temperature] += values["mean"] * note["rows"]
+            self._most[temperature] = max(self._most[temperature], values["max"])
 
     @property
     def note(self) -> dict[str, Any]:
         """Return the error as plain values."""
-        found = [
-            {"temperature": one, "mean": self._sums[one] / max(1, self.rows), "max": self._most[one]}
-            for one in TEMPERATURES
+        values = [
+            {
+                "temperature": temperature,
+                "mean": self._sums[temperature] / max(1, self.rows),
+                "max": self._most[temperature],
+            }
+            for temperature in TEMPERATURES
         ]
-        return {"rows": self.rows, "total_variation": found}
+        return {"rows": self.rows, "total_variation": values}
 
 
 def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     scaled = logits.astype(np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    found: np.ndarray = scaled / scaled.sum(axis=1, keepdims=True)
-    return found
+    probabilities: np.ndarray = scaled / scaled.sum(axis=1, keepdims=True)
+    return probabilities

@@ -71,9 +71,9 @@ def pack(
     views: list[View | None] = [None]
     if config.views is not None:
         views += [config.views.view(number) for number in range(config.views.count)]
-    columns = [_view(one, spec, config, packing, samples, place.cache_root) for one in views]
-    missing = np.flatnonzero(~np.logical_and.reduce([one.known for one in columns]))
-    private = place.cache_root / PRIVATE / digest([one.column.address for one in columns])[:32]
+    columns = [_view(view, spec, config, packing, samples, place.cache_root) for view in views]
+    missing = np.flatnonzero(~np.logical_and.reduce([view.known for view in columns]))
+    private = place.cache_root / PRIVATE / digest([view.column.address for view in columns])[:32]
     classes = spec.taps[LOGITS].shape[0]
     step = max(1, DENSE_BYTES // (4 * classes * len(columns)))
     refused: dict[str, str] = {}
@@ -93,24 +93,24 @@ def pack(
             samples=samples.take(part),
             reporter=replace(reporter, progress=count),
         )
-        for one in columns:
-            refused |= _store(one, private, samples.keys[part], ~one.known[part], packing)
+        for view in columns:
+            refused |= _store(view, private, samples.keys[part], ~view.known[part], packing)
     if private.is_dir():
         shutil.rmtree(private)
     _tidy(place.cache_root / PRIVATE)
-    for one in columns:
-        folder = place.out / folder_of(LOGITS, one.number)
-        rejected = {**refused, **one.column.rejected()}
-        refused |= commit(folder, one.column, samples.keys, (packing.width,), rejected)
+    for view in columns:
+        folder = place.out / folder_of(LOGITS, view.number)
+        rejected = {**refused, **view.column.rejected()}
+        refused |= commit(folder, view.column, samples.keys, (packing.width,), rejected)
     return refused, len(missing)
 
 
 def deviation(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
     """Return how far the shards that hold these rows are off the full softmax, over all of their rows."""
-    found = TruncationError()
+    error = TruncationError()
     for record in cache.shards_for_keys(column, keys)[0]:
-        found.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
-    return found.note
+        error.merge(cache.read_note(column.folder / f"{record.name}.json")["provenance"]["top_k"])
+    return error.note
 
 
 def _view(
@@ -125,25 +125,25 @@ def _view(
     return _View(None if view is None else view.number, column, held, known)
 
 
-def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, packing: TopK) -> Mapping[str, str]:
+def _store(view: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, packing: TopK) -> Mapping[str, str]:
     """Pack the logits of one view of some samples; key to reason of those that have none. Then the logits go."""
-    folder = private / "features" / folder_of(LOGITS, one.number)
+    folder = private / "features" / folder_of(LOGITS, view.number)
     dense = Features.open(folder)
     column = cache.column(private, dense.identity)
     wanted, deviation = keys[lacking & dense.has(keys)], TruncationError()
     lasting = column.rejected()
-    with one.column.writer((packing.width,)) as writer:
+    with view.column.writer((packing.width,)) as writer:
         size = max(1, 2**25 // (4 * dense.shape[0]))
         for own, rows in dense.batches(size, keys=wanted):
             stored = packing.pack(rows)
             deviation.add(rows, stored)
             writer.append(own, stored)
         engines = [cache.read_note(column.folder / f"{record.name}.json")["provenance"] for record in column.records()]
-        made = dict(engines[0]) if engines else {}
-        writer.finish(provenance={**made, "top_k": deviation.note}, rejected=lasting)
+        engine = dict(engines[0]) if engines else {}
+        writer.finish(provenance={**engine, "top_k": deviation.note}, rejected=lasting)
     for card in sorted((column.folder / "parity").glob("*.json")):
-        if not (one.column.folder / "parity" / card.name).is_file():
-            link_or_copy(card, one.column.folder / "parity" / card.name)
+        if not (view.column.folder / "parity" / card.name).is_file():
+            link_or_copy(card, view.column.folder / "parity" / card.name)
     for record in column.records():
         column.drop(record)
     shutil.rmtree(folder)
@@ -152,8 +152,8 @@ def _store(one: _View, private: Path, keys: np.ndarray, lacking: np.ndarray, pac
 
 def _tidy(folder: Path) -> None:
     """Remove what killed runs have left, and nobody went on with."""
-    for one in folder.glob("*"):
+    for leftover in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # its owner is at work there, and removed a file
-            last = max(path.stat().st_mtime for path in (one, *one.rglob("*")))
+            last = max(path.stat().st_mtime for path in (leftover, *leftover.rglob("*")))
             if time.time() - last > KEPT_DAYS * 86_400:
-                shutil.rmtree(one)
+                shutil.rmtree(leftover)

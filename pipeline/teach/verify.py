@@ -83,8 +83,8 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
     network = serialization.read(sources.network)
     _check_made(teacher, sources, network.spec)
     random = np.random.default_rng(seed)
-    chosen = np.sort(random.choice(len(pixels.keys), min(count, len(pixels.keys)), replace=False))
-    keys = pixels.keys[chosen]
+    sampled = np.sort(random.choice(len(pixels.keys), min(count, len(pixels.keys)), replace=False))
+    keys = pixels.keys[sampled]
     views = [None, *range(0 if teacher.views is None else teacher.views.count)]
     worst = 0.0
     if len(keys):
@@ -93,30 +93,30 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
         lowered = precision in ("bfloat16", "float16")
         engine = create("torch", network, taps, batch_size=len(keys), precision=precision if lowered else "float32")
         for view in views:
-            images = pixels.clean(chosen)
+            images = pixels.clean(sampled)
             if view is not None:
                 height, width, _ = pixels.shape
-                images = teacher.view(view)(pixels.images(chosen), keys, size=(height, width))
+                images = teacher.view(view)(pixels.images(sampled), keys, size=(height, width))
             live = engine.run({"pixels": images})
-            made = _of_head if teacher.identity["source"] == "head" else _of_network
-            for one in made(teacher, sources, taps, live, keys, view):
-                worst = max(worst, _compare(one, keys))
+            compare_rows = _of_head if teacher.identity["source"] == "head" else _of_network
+            for compared in compare_rows(teacher, sources, taps, live, keys, view):
+                worst = max(worst, _compare(compared, keys))
     return Verified(len(keys), len(views) - 1, worst)
 
 
 def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
     """Raise TrainingError with the fields in which what made the scores is not what is there now."""
-    made = teacher.identity
+    made_from = teacher.identity
     now: dict[str, Any] = {
         "weights": spec.weights_digest,
         "normalise": {"mean": list(spec.input.mean), "std": list(spec.input.std)},
     }
     problems = teacher.read_as(spec.input)
-    if made["source"] == "head":
+    if made_from["source"] == "head":
         run, features = sources.of_head
         now["head"] = sha256_file(run / teacher.record["source"]["file"])
-        now["features"] = {tap: Features.open(features / tap).index.address for tap in made["features"]}
-    problems += differences({name: made[name] for name in now}, now)
+        now["features"] = {tap: Features.open(features / tap).index.address for tap in made_from["features"]}
+    problems += differences({name: made_from[name] for name in now}, now)
     if problems:
         title = (
             f"{teacher.folder}: expected scores of the teacher as it is now, got those of another. Run `dvc repro "
@@ -136,8 +136,8 @@ def _taps(teacher: Teacher, sources: Sources) -> dict[str, TapSpec]:
 
 def spec_of(identity: Mapping[str, Any]) -> TapSpec:
     """Return the tap that stored rows are of, from their identity."""
-    drawn = identity.get("projection")
-    more = {} if drawn is None else {"project": drawn["dimensions"]}
+    projection = identity.get("projection")
+    more = {} if projection is None else {"project": projection["dimensions"]}
     return TapSpec(node=identity["node"], pool=identity["pool"], dtype=identity["dtype"], **more)
 
 
@@ -149,24 +149,24 @@ def _of_network(
     keys: np.ndarray,
     view: int | None,
 ) -> list[_Compared]:
-    found = []
+    compared = []
     logits, stored = live[LOGITS], teacher.logits(keys, view)
     features = teacher.scores[0 if view is None else 1 + view]
     if teacher.top_k is not None:  # what was kept, and the mass of the rest, whatever is largest now
         packed = features.load(keys)
-        kept = top_k.columns(packed)
-        stored = np.concatenate([packed[:, : kept.shape[1]], packed[:, -1:]], axis=1)
+        columns = top_k.columns(packed)
+        stored = np.concatenate([packed[:, : columns.shape[1]], packed[:, -1:]], axis=1)
         others = np.ones(logits.shape, bool)
-        np.put_along_axis(others, kept, False, axis=1)
+        np.put_along_axis(others, columns, False, axis=1)
         rest = teacher.top_k.level(logits[others].reshape(len(keys), -1))[:, None]
-        logits = np.concatenate([np.take_along_axis(logits, kept, axis=1), rest], axis=1)
+        logits = np.concatenate([np.take_along_axis(logits, columns, axis=1), rest], axis=1)
     lowered = teacher.identity["precision"] != "float32"
-    found.append(_Compared(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
+    compared.append(_Compared(features.folder, stored, logits, REDUCED if lowered else TOLERANCE["float32"]))
     for node, several in teacher.nodes.items():
         most = max(TOLERANCE[taps[hint_folder(node)].dtype], REDUCED if lowered else 0)
         folder = several[0 if view is None else 1 + view].folder
-        found.append(_Compared(folder, teacher.hints(node, keys, view), live[hint_folder(node)], most))
-    return found
+        compared.append(_Compared(folder, teacher.hints(node, keys, view), live[hint_folder(node)], most))
+    return compared
 
 
 def _of_head(
@@ -180,32 +180,32 @@ def _of_head(
     run, features = sources.of_head
     stored = [Features.open(features / folder_of(tap, view)) for tap in taps]
     lowered = teacher.identity["precision"] != "float32"
-    found = [
+    compared = [
         _Compared(
-            one.folder,
-            one.load(keys).astype(np.float32),
+            features.folder,
+            features.load(keys).astype(np.float32),
             live[tap],
             max(TOLERANCE[taps[tap].dtype], REDUCED if lowered else 0),
         )
-        for tap, one in zip(taps, stored, strict=True)
+        for tap, features in zip(taps, stored, strict=True)
     ]
     loaded = saved.load(run, teacher.record["source"]["file"], features=features)
     logits = logits_of(loaded, Rows(stored, keys)[:])
     if teacher.top_k is not None:
         logits = top_k.unpack(teacher.top_k.pack(logits), logits.shape[1])
     folder = teacher.scores[0 if view is None else 1 + view].folder
-    return [*found, _Compared(folder, teacher.logits(keys, view), logits, SAME)]
+    return [*compared, _Compared(folder, teacher.logits(keys, view), logits, SAME)]
 
 
-def _compare(one: _Compared, keys: np.ndarray) -> float:
+def _compare(compared: _Compared, keys: np.ndarray) -> float:
     """Return the largest difference over the largest live value; raises TrainingError where it is too large."""
-    stored, live = (value.reshape(len(keys), -1).astype(np.float64) for value in (one.stored, one.live))
+    stored, live = (value.reshape(len(keys), -1).astype(np.float64) for value in (compared.stored, compared.live))
     errors = np.abs(stored - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
-    off = np.flatnonzero(~(errors <= one.most))  # a comparison with NaN is false
+    off = np.flatnonzero(~(errors <= compared.most))  # a comparison with NaN is false
     if len(off):
         raise TrainingError(
-            f"{one.what}: expected stored rows to be what is computed now, within {one.most:g} of the largest value, "
-            f"got {errors[off].max():.3g}, and {len(off)} of {len(keys)} rows off, the first of key "
+            f"{compared.what}: expected stored rows to be what is computed now, within {compared.most:g} of the "
+            f"largest value, got {errors[off].max():.3g}, and {len(off)} of {len(keys)} rows off, the first of key "
             f"{key_arrays.to_hex(keys[off[:1]])[0]}. These are the rows of other samples, or of other images: run "
             "`icecore cache verify`, and teach again."
         )

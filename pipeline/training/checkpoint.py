@@ -34,7 +34,7 @@ class State:
 
 
 def save(
-    path: Path, state: State, network: nn.Module, average: nn.Module | None, chosen: Any, settings: Mapping[str, Any]
+    path: Path, state: State, network: nn.Module, average: nn.Module | None, optimizer: Any, settings: Mapping[str, Any]
 ) -> None:
     """Write the state of a run, of its network, of the moving average and, unless it is finished, of the optimiser."""
     whole = {
@@ -43,14 +43,14 @@ def save(
         "state": dataclasses.asdict(state),
         "network": plain(network),
         "average": {} if average is None else average.state_dict(),
-        "optimiser": {} if state.history.stopped else chosen.state_dict(),
+        "optimiser": {} if state.history.stopped else optimizer.state_dict(),
     }
     with atomic(path) as temporary:
         torch.save(whole, temporary)
 
 
 def resume(
-    path: Path, network: nn.Module, average: nn.Module | None, chosen: Any, settings: Mapping[str, Any]
+    path: Path, network: nn.Module, average: nn.Module | None, optimizer: Any, settings: Mapping[str, Any]
 ) -> State:
     """Put a checkpoint into network, average and optimiser, and return where the run is; a new state without a file.
 
@@ -60,12 +60,12 @@ def resume(
         return State()
     check_readable(path)
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    if found := differences(json.loads(saved["settings"]), json.loads(canonical_json(settings))):
+    if different := differences(json.loads(saved["settings"]), json.loads(canonical_json(settings))):
         title = f"{path}: expected to go on with the settings that it was begun with, got others"
-        raise TrainingError(bullets(title, [*found, "Train into another folder, or remove this one."]))
+        raise TrainingError(bullets(title, [*different, "Train into another folder, or remove this one."]))
     network.load_state_dict(saved["network"])
     if saved["optimiser"]:
-        chosen.load_state_dict(saved["optimiser"])
+        optimizer.load_state_dict(saved["optimiser"])
     if average is not None:
         average.load_state_dict(saved["average"])
     state = saved["state"]

@@ -44,11 +44,13 @@ class Probe:
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        one = self.record
+        record = self.record
         if self.linear is None:
-            return f"classifier: starts with random weights, since no head can be fitted. {one['failed']}"
-        chosen = "".join(f", {name} {value:.3g}" for name, value in one["params"].items())
-        return f"classifier: starts as {one['head']} on {one['rows']:,} rows of {one['width']:,} values{chosen}"
+            return f"classifier: starts with random weights, since no head can be fitted. {record['failed']}"
+        params = "".join(f", {name} {value:.3g}" for name, value in record["params"].items())
+        return (
+            f"classifier: starts as {record['head']} on {record['rows']:,} rows of {record['width']:,} values{params}"
+        )
 
 
 def fit_probe(
@@ -77,26 +79,26 @@ def fit_probe(
     place = table.column_names.index("target")
     part = Task(table.set_column(place, table.schema.field(place), column_of(own, task.kind, names)))
     try:
-        found = _fitted(part, Training(np.arange(len(rows)), training.labels, training.draw), X)
+        fitted = _fitted(part, Training(np.arange(len(rows)), training.labels, training.draw), X)
     except HeadError as error:
         return Probe(None, {"failed": str(error)})
-    linear = linear_of(found.head, classes=names, kind=task.kind)
+    linear = linear_of(fitted.head, classes=names, kind=task.kind)
     if not all(learned):
         linear = _with_all_classes(linear, X, targets, learned, task.kind)
-    params = {name: value for name, value in found.record.params.items() if name in ("C", "alpha")}
-    record = {"head": found.record.head, "rows": len(rows), "width": X.shape[1], "params": params}
+    params = {name: value for name, value in fitted.record.params.items() if name in ("C", "alpha")}
+    record = {"head": fitted.record.head, "rows": len(rows), "width": X.shape[1], "params": params}
     return Probe(linear, record)
 
 
 def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: TrainContext) -> np.ndarray:
     """Return what a layer gets of samples, float32 (n, width), averaged over positions where there are several."""
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         rows = args[0]
         if rows.ndim > 2:
             rows = rows.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else rows.flatten(1, -2).mean(1)
-        found.append(rows.float().cpu())
+        inputs.append(rows.float().cpu())
 
     module.to(setting.fabric.device)
     hook = last.register_forward_pre_hook(keep)
@@ -105,7 +107,7 @@ def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Tra
             pass
     finally:
         hook.remove()
-    return torch.cat(found).numpy()
+    return torch.cat(inputs).numpy()
 
 
 def _fitted(task: Task, training: Training, X: np.ndarray) -> FittedHead:

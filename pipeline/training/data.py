@@ -164,7 +164,7 @@ class FeatureSamples:
         window = size if self._held is not None else max(1, WINDOW_BYTES // self._row_bytes // size) * size
         numbered = enumerate(_batches(self._shuffled(epoch, window), size, start), start)
         # A resumed epoch starts within a window: its rest is one.
-        groups = itertools.groupby(numbered, key=lambda one: one[0] * size // window)
+        groups = itertools.groupby(numbered, key=lambda numbered_batch: numbered_batch[0] * size // window)
         windows = [[rows for _, rows in group] for _, group in groups]
         read = parallel_map(lambda parts: self._read(np.concatenate(parts), epoch), windows, threads=1)
         for parts, values in zip(windows, read, strict=True):
@@ -188,15 +188,15 @@ class FeatureSamples:
         keys = self.keys[rows]
         count = len(self._views)
         numbers = np.zeros(len(rows), np.int64) if epoch is None else view_of_epoch(self.seed, epoch, keys, count)
-        found = np.empty((len(rows), *self.shape), self._views[0].dtype)
+        values = np.empty((len(rows), *self.shape), self._views[0].dtype)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
             if self._held is not None:
-                found[here] = self._held[number][rows[here]]
+                values[here] = self._held[number][rows[here]]
             else:
                 here = here[np.argsort(keys[here])]  # as they lie on the disk
-                found[here] = self._views[number].load(keys[here])
-        return found
+                values[here] = self._views[number].load(keys[here])
+        return values
 
     @property
     def _row_bytes(self) -> int:
@@ -212,7 +212,7 @@ class FeatureSamples:
 
 def view_of_epoch(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
     """Return which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
-    return np.array([one % count for one in seeds_of(seed, epoch, keys)], np.int64)
+    return np.array([seed_of_sample % count for seed_of_sample in seeds_of(seed, epoch, keys)], np.int64)
 
 
 def _order(count: int, *, seed: int, epoch: int | None) -> np.ndarray:

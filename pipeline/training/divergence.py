@@ -49,5 +49,5 @@ class LossTracker:
 
     def _refuse(self, what: str) -> None:
         there = self._folder / LAST
-        kept = f"The last good checkpoint is {there}." if there.is_file() else "There is no checkpoint before it."
-        raise TrainingError(f"{what}. {kept} Lower `learning_rate`, set `clip`, or warm up longer.")
+        checkpoint = f"The last good checkpoint is {there}." if there.is_file() else "There is no checkpoint before it."
+        raise TrainingError(f"{what}. {checkpoint} Lower `learning_rate`, set `clip`, or warm up longer.")

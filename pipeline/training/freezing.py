@@ -55,7 +55,7 @@ def prepare(
     if batch_norm == "frozen":
         still = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
         still = {name for name in still if not within(name, new)}
-        phases = [without(one, still) for one in phases]
+        phases = [without(phase, still) for phase in phases]
     return TrainableParts(network, spec, phases, batch_norm)
 
 
@@ -71,14 +71,14 @@ class TrainableParts:
     def start(self, epoch: int) -> bool:
         """Train what is to be trained in an epoch, counted from 0; whether that is more than before."""
         before = self._phase
-        self._phase = next(one for one in reversed(self._phases) if one.epoch <= epoch)
+        self._phase = next(phase for phase in reversed(self._phases) if phase.epoch <= epoch)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name in self._phase.trained)
         return self._phase.trained != before.trained
 
     def cut(self, epoch: int) -> str | None:
         """Return the node that divides what is frozen in an epoch from what is trained; None where no node does."""
-        return next(one.cut for one in reversed(self._phases) if one.epoch <= epoch)
+        return next(phase.cut for phase in reversed(self._phases) if phase.epoch <= epoch)
 
     def train_mode(self, network: nn.Module | None = None) -> None:
         """Put what is trained into training mode, and the rest into evaluation mode.
@@ -91,7 +91,7 @@ class TrainableParts:
 
     def digest(self) -> str:
         """Return the SHA-256 of all parameters and buffers that are frozen from the first epoch to the last."""
-        trained, live = self._ever_trained, frozenset[str]().union(*(one.live for one in self._phases))
+        trained, live = self._ever_trained, frozenset[str]().union(*(phase.live for phase in self._phases))
         parameters = {id(parameter): name for name, parameter in self.network.named_parameters()}
         modules = {id(part): name for name, part in self.network.named_modules()}
         frozen = {}
@@ -105,7 +105,7 @@ class TrainableParts:
 
     @property
     def _ever_trained(self) -> frozenset[str]:
-        return frozenset[str]().union(*(one.trained for one in self._phases))
+        return frozenset[str]().union(*(phase.trained for phase in self._phases))
 
     def groups(self, lr: float, *, layer_decay: float = 1.0, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Group the parameters that are trained at some time for an optimizer: by block and weight decay.
@@ -117,16 +117,16 @@ class TrainableParts:
         trained = self._ever_trained
         order = blocks(self.network, spec=self.spec) if layer_decay != 1 else []
         depths = {name: len(order) - 1 - number for number, (_, names) in enumerate(order) for name in names}
-        found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             if name in trained:
                 decays = parameter.ndim > 1 and in_layer(self.network, name)
                 # What does not run in evaluation, such as auxiliary classifiers, learns as the first block does.
                 depth = depths.get(name, max(len(order) - 1, 0))
-                found.setdefault((depth, decays), []).append(parameter)
+                groups.setdefault((depth, decays), []).append(parameter)
         return [
             {"params": parameters, "lr": lr * layer_decay**depth, "weight_decay": weight_decay if decays else 0.0}
-            for (depth, decays), parameters in sorted(found.items(), key=lambda item: item[0])
+            for (depth, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ]
 
     def norms(self) -> list[_BatchNorm]:

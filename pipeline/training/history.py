@@ -103,8 +103,8 @@ def _monitored(row: Row, config: LoopConfig) -> float:
 
 def line(row: Row, config: LoopConfig) -> str:
     """Return an epoch as a line for a log."""
-    told = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name != "epoch"]
-    return f"epoch {int(row['epoch']) + 1} of {config.epochs}: {', '.join(told)}"
+    columns = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name != "epoch"]
+    return f"epoch {int(row['epoch']) + 1} of {config.epochs}: {', '.join(columns)}"
 
 
 class Curves:

@@ -60,5 +60,5 @@ class TrainingJob:
 def packages(*architectures: Mapping[str, Any], from_pixels: bool, probe: bool) -> dict[str, str]:
     """Return the versions of what a training runs: the networks, what decodes pixels, what fits a probe."""
     more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
-    networks = dict.fromkeys(name for one in architectures for name in packages_of(one))
+    networks = dict.fromkeys(name for architecture in architectures for name in packages_of(architecture))
     return versions(*networks, "lightning-fabric", "numpy", *more)

@@ -107,57 +107,57 @@ def train(
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = steps_per_epoch(len(samples), config)
     seed_everything(config.seed)
-    wrapped, chosen = placed(network, frozen, setting)
+    wrapped, optimizer = placed(network, frozen, setting)
     average = _average(network, config.ema)
-    kept: nn.Module = network if average is None else average.module
+    eval_network: nn.Module = network if average is None else average.module
     last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
-    state = checkpoint.resume(last, network, average, chosen, settings)
-    drawn = Curves(curves if fabric.is_global_zero else None, state.history)
+    state = checkpoint.resume(last, network, average, optimizer, settings)
+    curves_writer = Curves(curves if fabric.is_global_zero else None, state.history)
     if setting.fitted and validation is not None and state.history.start is None:
-        start = state.history.begin(by_row(kept, validation, setting), config)
+        start = state.history.begin(by_row(eval_network, validation, setting), config)
         if fabric.is_global_zero:
-            checkpoint.save_weights(best, kept)
+            checkpoint.save_weights(best, eval_network)
         reporter.log(line(start, config))
     saved = time.monotonic()
     while not state.history.stopped:
         frozen.start(state.epoch)
         frozen.check_batch(config.batch_size, rows=len(samples))
         frozen.train_mode(network)
-        seen, losses = state.history.monitored(config), LossTracker(fabric.device, state, folder)
+        val_history, losses = state.history.monitored(config), LossTracker(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
         for group in _groups(batches, config.accumulate):
             number = state.epoch * steps + state.batch // config.accumulate
-            set_lr(chosen, lr_factor(config, number, config.epochs * steps, seen))
+            set_lr(optimizer, lr_factor(config, number, config.epochs * steps, val_history))
             setting.objective.advance(number / max(1, config.epochs * steps - 1))
-            total = step(wrapped, chosen, group, number, setting)
+            total = step(wrapped, optimizer, group, number, setting)
             if average is not None:
                 average.update_parameters(network)
             state.batch += len(group)
-            losses.add(total, rows=_rows(group), step=number, rate=_rate(chosen))
+            losses.add(total, rows=_rows(group), step=number, rate=_rate(optimizer))
             reporter.progress(number + 1, config.epochs * steps)
             if time.monotonic() - saved >= save_seconds and state.batch < steps * config.accumulate:
                 losses.look()
                 if fabric.is_global_zero:
-                    checkpoint.save(last, state, network, average, chosen, settings)
+                    checkpoint.save(last, state, network, average, optimizer, settings)
                 saved = time.monotonic()
         losses.look()
-        row: Row = {"epoch": state.epoch, "learning_rate": _rate(chosen), "loss": state.total / state.rows}
-        held = {} if validation is None else by_row(kept, validation, setting)
+        row: Row = {"epoch": state.epoch, "learning_rate": _rate(optimizer), "loss": state.total / state.rows}
+        held = {} if validation is None else by_row(eval_network, validation, setting)
         row |= means(held)
         losses.check(row, network)
         state.history.add(row, config, held)
         state.epoch, state.batch, state.total, state.rows = state.epoch + 1, 0, 0.0, 0
         if fabric.is_global_zero:
             if state.history.best == row["epoch"]:
-                checkpoint.save_weights(best, kept)
-            checkpoint.save(last, state, network, average, chosen, settings)
+                checkpoint.save_weights(best, eval_network)
+            checkpoint.save(last, state, network, average, optimizer, settings)
         saved = time.monotonic()
-        drawn.write()
+        curves_writer.write()
         reporter.log(line(row, config))
     fabric.barrier()
     is_last = config.weights == "last" or state.history.best == len(state.history.rows) - 1
     if is_last:
-        network.load_state_dict(kept.state_dict())
+        network.load_state_dict(eval_network.state_dict())
     else:
         serialization.load_state(network, safetensors.torch.load_file(best), where=str(best))
     is_start = config.weights == "best" and state.history.best == START
@@ -176,11 +176,11 @@ def steps_per_epoch(rows: int, config: LoopConfig) -> int:
 def placed(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
     """Place the network on its devices, weights channels-last, and build its optimizer; return both."""
     frozen.network.to(memory_format=torch.channels_last)
-    wrapped, chosen = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))
-    return wrapped, chosen
+    wrapped, optimizer = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))
+    return wrapped, optimizer
 
 
-def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: TrainContext) -> Tensor:
+def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, setting: TrainContext) -> Tensor:
     """Take one optimizer step on the mean loss over all rows of some batches; return the sum of the losses.
 
     `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
@@ -200,12 +200,12 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
             if setting.mix is not None:
                 inputs, targets = setting.mix(inputs, targets)
             with fabric.no_backward_sync(network, enabled=place + 1 < len(group)):
-                found = setting.objective(network(inputs), targets).sum() * share
-                fabric.backward(found * fabric.world_size / rows)  # Fabric takes the mean over the processes
-            total += found.detach()
+                loss = setting.objective(network(inputs), targets).sum() * share
+                fabric.backward(loss * fabric.world_size / rows)  # Fabric takes the mean over the processes
+            total += loss.detach()
         if config.clip is not None:
-            fabric.clip_gradients(network, chosen, max_norm=config.clip, error_if_nonfinite=False)
-        chosen.step()
+            fabric.clip_gradients(network, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+        optimizer.step()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -214,7 +214,7 @@ def step(network: Any, chosen: Any, group: "list[Batch]", number: int, setting: 
             f"Set `batch_size: {max(1, config.batch_size // 2)}` with `accumulate: {2 * config.accumulate}`, which "
             "takes the same steps, or `precision: bfloat16`."
         ) from None
-    chosen.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     summed: Tensor = fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
     return summed
 
@@ -233,8 +233,8 @@ def by_row(network: nn.Module, samples: "Samples", setting: TrainContext) -> dic
         targets = batch.targets.to(logits.device)
         losses.append(objective.plain(logits, targets).double().cpu())
         right.append(objective.right(logits, targets).double().cpu())
-    found = {"validation_loss": torch.cat(losses).numpy()}
-    return found if objective.kind == "regression" else {**found, "validation_accuracy": torch.cat(right).numpy()}
+    columns = {"validation_loss": torch.cat(losses).numpy()}
+    return columns if objective.kind == "regression" else {**columns, "validation_accuracy": torch.cat(right).numpy()}
 
 
 def predict_logits(network: nn.Module, samples: "Samples", setting: TrainContext) -> "Iterator[tuple[Tensor, Batch]]":
@@ -278,9 +278,9 @@ def _rows(group: "list[Batch]") -> int:
     return sum(len(batch.targets) for batch in group)
 
 
-def _rate(chosen: Any) -> float:
+def _rate(optimizer: Any) -> float:
     """Return the learning rate of the layers nearest the output."""
-    return float(max(group["lr"] for group in chosen.param_groups))
+    return float(max(group["lr"] for group in optimizer.param_groups))
 
 
 def _average(network: nn.Module, decay: float | None) -> Any:

@@ -80,8 +80,8 @@ class SupervisedLoss:
             )
         if self.kind == "multilabel":
             smooth = targets * (1 - smoothing) + smoothing / 2
-            found = functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
-            return found.mean(dim=1)
+            losses = functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none")
+            return losses.mean(dim=1)
         return (logits.squeeze(1) - targets).square()
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -52,22 +52,22 @@ def range_test(network: nn.Module, samples: Samples, setting: TrainContext, froz
     """
     config = setting.config
     seed_everything(config.seed)
-    wrapped, chosen = placed(network, frozen, setting)
+    wrapped, optimizer = placed(network, frozen, setting)
     frozen.start(0)
     frozen.check_batch(config.batch_size, rows=len(samples))
     frozen.train_mode(network)
-    found: list[tuple[float, float]] = []
+    curve: list[tuple[float, float]] = []
     average = 0.0
     for number, batch in zip(range(STEPS), _for_ever(samples, config.batch_size), strict=False):
         rate = LEAST * (MOST / LEAST) ** (number / (STEPS - 1))
-        set_lr(chosen, rate / config.rate)
-        loss = step(wrapped, chosen, [batch], number, setting).item() / len(batch.targets)
+        set_lr(optimizer, rate / config.rate)
+        loss = step(wrapped, optimizer, [batch], number, setting).item() / len(batch.targets)
         average = 0.9 * average + 0.1 * loss
         smooth = average / (1 - 0.9 ** (number + 1))
-        if not math.isfinite(loss) or smooth > 4 * min([smooth, *(one for _, one in found)]):
+        if not math.isfinite(loss) or smooth > 4 * min([smooth, *(earlier for _, earlier in curve)]):
             break
-        found.append((rate, smooth))
-    return RangeTest(tuple(rate for rate, _ in found), tuple(loss for _, loss in found), suggested(found))
+        curve.append((rate, smooth))
+    return RangeTest(tuple(rate for rate, _ in curve), tuple(loss for _, loss in curve), suggested(curve))
 
 
 def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, reporter: Reporter) -> Config:
@@ -78,13 +78,13 @@ def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache
     """
     if config.learning_rate != AUTO:
         return config
-    one = prepare(config.model_copy(update={"learning_rate": ANY}))
-    note = cache / "training" / digest({"range test": one.made_from})[:32] / "rate.json"
+    job = prepare(config.model_copy(update={"learning_rate": ANY}))
+    note = cache / "training" / digest({"range test": job.made_from})[:32] / "rate.json"
     with in_use(note.parent):
         how = "an earlier range test"
         if not note.is_file():
             begin = time.monotonic()
-            tried = range_test(one.module, one.samples, one.setting, one.frozen)
+            tried = range_test(job.module, job.samples, job.setting, job.frozen)
             write_json(note, {"learning_rate": tried.suggested})
             how = f"a range test of {counted(len(tried.rates), 'step')}, {duration(time.monotonic() - begin)}"
         rate = read_json(note)["learning_rate"]
@@ -92,16 +92,16 @@ def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache
     return config.model_copy(update={"learning_rate": rate})
 
 
-def suggested(found: list[tuple[float, float]]) -> float:
+def suggested(curve: list[tuple[float, float]]) -> float:
     """Return the rate to begin with, given pairs of a rate and the smoothed loss there.
 
     Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.
     """
-    span = max(1, len(found) // 10)
-    lowest = min(found, key=lambda pair: pair[1], default=(LEAST, 0.0))[0]
+    span = max(1, len(curve) // 10)
+    lowest = min(curve, key=lambda pair: pair[1], default=(LEAST, 0.0))[0]
     falls = [
         (after[1] - before[1], middle[0])
-        for before, middle, after in zip(found, found[(span + 1) // 2 :], found[span:], strict=False)
+        for before, middle, after in zip(curve, curve[(span + 1) // 2 :], curve[span:], strict=False)
     ]
     return min(lowest / 10, min(falls, default=(0.0, lowest))[1])
 

@@ -36,14 +36,14 @@ def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopCo
     `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
     """
     groups = frozen.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
-    inside = {id(one) for one in frozen.network.parameters()}
-    around = [one for one in network.parameters() if id(one) not in inside]
-    for decay, some in (
-        (config.weight_decay, [one for one in around if one.ndim > 1]),
-        (0.0, [one for one in around if one.ndim < 2]),
+    inside = {id(parameter) for parameter in frozen.network.parameters()}
+    around = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    for decay, parameters in (
+        (config.weight_decay, [parameter for parameter in around if parameter.ndim > 1]),
+        (0.0, [parameter for parameter in around if parameter.ndim < 2]),
     ):
-        if some:
-            groups.append({"params": some, "lr": config.rate, "weight_decay": decay})
+        if parameters:
+            groups.append({"params": parameters, "lr": config.rate, "weight_decay": decay})
     return optimiser(groups, config)
 
 
@@ -95,10 +95,10 @@ def _between(start: float, end: float, share: float) -> float:
 
 def _plateaus(validation: Sequence[float], patience: int) -> int:
     """Return how often nothing was better for `patience` epochs; the count starts again each time."""
-    best, waited, found = math.inf, 0, 0
+    best, waited, count = math.inf, 0, 0
     for value in validation:
         waited = 0 if value < best else waited + 1
         best = min(best, value)
         if waited >= patience:
-            waited, found = 0, found + 1
-    return found
+            waited, count = 0, count + 1
+    return count

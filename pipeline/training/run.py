@@ -97,8 +97,8 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
             curves=curves,
         )
     os.utime(folder)
-    kept = history.kept(job.setting.config)
-    if kept["epoch"] == START:
+    kept_row = history.kept(job.setting.config)
+    if kept_row["epoch"] == START:
         assert job.validation is not None, "the start was measured"
         reporter.log(
             f"kept: the network before the first epoch; none was better by more than {SURE:g} standard errors on "
@@ -124,7 +124,7 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
         stopped=history.stopped,
         probes=tuple(probe.record for probe in job.probes),
         start=history.start,
-        kept=kept,
+        kept=kept_row,
         frozen={"before": before, "after": after},
         **job.counts,
     )

@@ -64,17 +64,17 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
     """Return the parameters that match some pattern; raises ConfigError with all patterns that match none."""
-    known = {one for name in parameters for one in ancestors(name) if one}
-    found, problems = set[str](), []
+    known = {part for name in parameters for part in ancestors(name) if part}
+    matched, problems = set[str](), []
     for pattern in patterns:
         fitting = set(fnmatch.filter(known, pattern))
         matching = {name for name in parameters if fitting.intersection(ancestors(name))}
         if not matching:
             problems.append(unknown("parameter or module", pattern, known))
-        found |= matching
+        matched |= matching
     if problems:
         raise ConfigError(bullets("train: patterns that match nothing", problems))
-    return frozenset(found)
+    return frozenset(matched)
 
 
 def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> frozenset[str]:
@@ -96,18 +96,18 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
         for hook in hooks:
             hook.remove()
     owners = {name.rpartition(".")[0] for name in trained}
-    first = min((order[name] for one in owners for name in [_called(one, order)]), default=0)
-    found = {name for one in owners for name in ancestors(one)}
+    first = min((order[name] for owner in owners for name in [_called(owner, order)]), default=0)
+    live = {name for owner in owners for name in ancestors(owner)}
     for name, part in network.named_modules():
         frozen = any(True for _ in part.parameters(recurse=False)) and name not in owners
         if order.get(name, -1) >= first and not frozen:
-            found.add(name)
-    return frozenset(found)
+            live.add(name)
+    return frozenset(live)
 
 
 def _called(name: str, order: Mapping[str, int]) -> str:
     """Return a module that is called, or the nearest around it: some layers use the weights of modules in them."""
-    return next((one for one in ancestors(name) if one in order), "")
+    return next((around for around in ancestors(name) if around in order), "")
 
 
 def within(name: str, parts: Sequence[str]) -> bool:
