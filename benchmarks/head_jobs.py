@@ -143,9 +143,9 @@ def path(folder: Path, *, rows: int, values: int, in_memory: bool) -> dict[str, 
     def sweep() -> list[Any]:
         if not in_memory:
             return list(head.fit_path(data, y, Cs))
-        from pipeline.heads.regularisation_path import candidates
+        from pipeline.heads.regularisation_path import fit_path
 
-        return [found for found, _ in candidates(head, "C", Cs, data, y)]
+        return [found for found, _ in fit_path(head, "C", Cs, data, y)]
 
     seconds, _ = timed(sweep)
     return {

@@ -75,7 +75,7 @@ def test_heads_on_tensors_are_those_on_arrays() -> None:
     ],
 )
 def test_heads_that_scikit_learn_fits_on_tensors_are_known(name: str, params: dict[str, str], takes: bool) -> None:
-    assert gpu.supports(heads.create(name, params, scale="standard")) == takes
+    assert gpu.supports_tensors(heads.create(name, params, scale="standard")) == takes
 
 
 def test_without_a_gpu_heads_are_fitted_on_the_processor_and_a_note_says_so(
@@ -94,7 +94,7 @@ def test_where_scipy_is_loaded_without_its_array_api_a_note_says_so(monkeypatch:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("SCIPY_ARRAY_API", raising=False)
-    on, note = gpu.choose("cuda")
+    on, note = gpu.choose_device("cuda")
     assert on is None
     assert note is not None
     assert "scipy was loaded without SCIPY_ARRAY_API=1" in note
@@ -103,7 +103,7 @@ def test_where_scipy_is_loaded_without_its_array_api_a_note_says_so(monkeypatch:
 def test_a_head_that_takes_no_tensors_is_fitted_on_the_processor_and_a_note_says_so(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "choose", lambda _: ("cuda", None))
+    monkeypatch.setattr(gpu, "choose_device", lambda _: ("cuda", None))
     config = FitConfig(task="pets", backbone="tiny", inputs=("easy",), head=("knn", "lda"), device="cuda")
     done = place.run(config)
     assert done.notes == [

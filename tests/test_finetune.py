@@ -288,7 +288,7 @@ def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: 
     one = build_job(loaded, training, make_fabric(loaded.config))
     with torch.no_grad():
         one.network.block1[0].weight.add_(0.1)  # as if something had trained what was frozen
-    from pipeline.finetune.inputs import FromFeatures, compare
+    from pipeline.finetune.inputs import FromFeatures, compare_stored_rows
     from pipeline.loading.image_cache import decoded
     from pipeline.loading.samples import stored
 
@@ -296,7 +296,7 @@ def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: 
     some = stored(paths.manifests, ["photos"], loaded.inputs.keys[:4])
     live = decoded(project.backbone.spec.input, some, folder=paths.cache)
     with pytest.raises(TrainingError, match="expected stored rows of 'block1' to be what the network computes"):
-        compare(one.network, project.backbone.spec, live, loaded.inputs.clean, "block1")
+        compare_stored_rows(one.network, project.backbone.spec, live, loaded.inputs.clean, "block1")
 
 
 def test_a_frozen_part_that_moves_fails_the_run(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

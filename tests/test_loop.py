@@ -23,8 +23,8 @@ from pipeline.training.data import Batch
 from pipeline.training.history import History
 from pipeline.training.loop import TrainContext, make_fabric, predict_logits, step, steps_per_epoch, train
 from pipeline.training.losses import SupervisedLoss, mixing
-from pipeline.training.lr_finder import range_test, suggested
-from pipeline.training.optim import optimiser
+from pipeline.training.lr_finder import range_test, suggest_rate
+from pipeline.training.optim import optimizer_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -395,7 +395,7 @@ def test_a_step_is_that_of_torch_by_hand() -> None:
     plain = tuning.setting(optimiser="sgd", momentum=0.0)
     setting = TrainContext(plain.config, plain.objective, plain.fabric)
     groups = [{"params": list(network.parameters()), "lr": 0.1, "weight_decay": 0.0}]
-    wrapped, chosen = setting.fabric.setup(network, optimiser(groups, plain.config))
+    wrapped, chosen = setting.fabric.setup(network, optimizer_of(groups, plain.config))
     keys = np.zeros(10, "S16")
     group = [Batch(rows[:6], labels[:6], keys[:6]), Batch(rows[6:], labels[6:], keys[6:])]
     total = step(wrapped, chosen, group, 0, setting)
@@ -423,14 +423,14 @@ def test_the_range_test_raises_the_rate_until_the_loss_explodes(tmp_path: Path) 
 
 def test_the_suggested_rate_is_where_the_loss_falls_fastest_well_before_its_lowest() -> None:
     rates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.2, 5.0], strict=True))) == pytest.approx(1e-2)
-    assert suggested(list(zip(rates, [3.0, 2.9, 1.5, 1.6, 5.0], strict=True))) == pytest.approx(1e-3)
-    assert suggested([]) == pytest.approx(1e-7)
+    assert suggest_rate(list(zip(rates, [3.0, 2.9, 1.5, 1.2, 5.0], strict=True))) == pytest.approx(1e-2)
+    assert suggest_rate(list(zip(rates, [3.0, 2.9, 1.5, 1.6, 5.0], strict=True))) == pytest.approx(1e-3)
+    assert suggest_rate([]) == pytest.approx(1e-7)
     # Noise at first, then the fall: as SqueezeNet's loss on 240 photos.
     many = np.geomspace(1e-6, 1e-1, 80)
     losses = 4 - 3 / (1 + (3e-4 / many)) + np.where(many < 1e-5, 0.2 * np.cos(np.arange(80) * 2.0), 0)
     losses[many > 1e-2] = 9
-    assert 1e-4 < suggested(list(zip(many, losses, strict=True))) < 1e-3
+    assert 1e-4 < suggest_rate(list(zip(many, losses, strict=True))) < 1e-3
 
 
 def test_the_start_stays_where_no_epoch_is_better_by_more_than_two_standard_errors() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.config import LoopConfig
 from pipeline.training.losses import SupervisedLoss, class_weights, mixing
-from pipeline.training.optim import lr_factor, optimiser, set_lr
+from pipeline.training.optim import lr_factor, optimizer_of, set_lr
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -197,7 +197,7 @@ def test_groups_keep_their_own_rates_and_decays_under_a_schedule() -> None:
     one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     groups = [{"params": [one], "lr": 0.1, "weight_decay": 0.0}, {"params": [two], "lr": 0.01, "weight_decay": 0.5}]
     for name in ("adamw", "sgd"):
-        chosen = optimiser(groups, config(optimiser=name))
+        chosen = optimizer_of(groups, config(optimiser=name))
         set_lr(chosen, 0.5)
         assert [group["lr"] for group in chosen.param_groups] == [0.05, 0.005]
         assert [group["weight_decay"] for group in chosen.param_groups] == [0.0, 0.5]

@@ -22,8 +22,8 @@ from pipeline.fit.workers import Sums, by_workers
 from pipeline.heads.saved import load
 from pipeline.predictions import PredictionsFile
 from pipeline.streaming import chunks
-from pipeline.streaming.accumulate import Summed
-from pipeline.streaming.chunks import Pieces, by_threads, cut, even, part
+from pipeline.streaming.accumulate import CachedMoments
+from pipeline.streaming.chunks import ChunkedSource, by_threads, cut_chunks, even_chunks, take_rows
 from pipeline.streaming.lda import StreamingLDA
 from pipeline.streaming.rows import Rows
 from pipeline.streaming.scaler import StreamingScaler
@@ -56,14 +56,19 @@ def rows(tmp_path: Path) -> Rows:
 
 
 def test_pieces_end_where_shards_do(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cut(rows) == [slice(0, 240)]
+    assert cut_chunks(rows) == [slice(0, 240)]
     monkeypatch.setattr(chunks, "PIECE_ROWS", 70)
-    assert cut(rows) == [slice(0, 60), slice(60, 120), slice(120, 180), slice(180, 240)]  # no end of a shard is near
+    assert cut_chunks(rows) == [
+        slice(0, 60),
+        slice(60, 120),
+        slice(120, 180),
+        slice(180, 240),
+    ]  # no end of a shard is near
     monkeypatch.setattr(chunks, "PIECE_ROWS", 90)
-    assert cut(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
+    assert cut_chunks(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
     monkeypatch.setattr(chunks, "PIECE_BYTES", 4 * 6 * 100)
     monkeypatch.setattr(chunks, "PIECE_ROWS", 10**6)
-    assert cut(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
+    assert cut_chunks(rows) == [slice(0, 80), slice(80, 160), slice(160, 240)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -75,22 +80,22 @@ def test_every_row_is_in_one_piece(count: int, size: int, shards: list[int]) -> 
     Some.shards = np.searchsorted(np.sort(shards), np.arange(count), side="right")  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "PIECE_ROWS", size)
-        found = cut(Some())  # type: ignore[arg-type]
+        found = cut_chunks(Some())  # type: ignore[arg-type]
     assert np.concatenate([np.arange(count)[one] for one in found]).tolist() == list(range(count))
     assert all(one.stop > one.start for one in found) or count == 0
     assert all(one.stop - one.start <= 1.5 * size + 1 for one in found)
 
 
 def test_a_part_is_its_rows_and_pickles_without_the_others(rows: Rows) -> None:
-    whole = Summed(Pieces(rows, even(240, 4)))
+    whole = CachedMoments(ChunkedSource(rows, even_chunks(240, 4)))
     for source in (rows, whole):
-        own = part(source, slice(60, 90))
+        own = take_rows(source, slice(60, 90))
         np.testing.assert_array_equal(own[:], rows[60:90])
         again = pickle.loads(pickle.dumps(own))  # noqa: S301
         np.testing.assert_array_equal(again[5:9], rows[65:69])
         assert len(pickle.dumps(own)) < len(pickle.dumps(rows)) - 210 * 7  # places of eight bytes
     scaled = StreamingScaler().fit(whole).transform(whole)
-    np.testing.assert_array_equal(part(scaled, slice(60, 90))[:], scaled[60:90])
+    np.testing.assert_array_equal(take_rows(scaled, slice(60, 90))[:], scaled[60:90])
 
 
 # Who works -----------------------------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ def test_sums_scalers_and_shrinkage_are_the_same_bytes_whoever_works(rows: Rows,
     y = np.arange(240) % 3
     found = []
     for way in ways(client, 6):
-        source = Summed(Pieces(rows, even(240, 5), way))
+        source = CachedMoments(ChunkedSource(rows, even_chunks(240, 5), way))
         scaler = StreamingScaler().fit(source)
         scaled = scaler.transform(source)
         heads = [StreamingLDA("auto").fit(source, y), StreamingLDA("auto").fit(scaled, y)]
@@ -127,7 +132,7 @@ def test_a_scaler_of_pieces_is_that_of_all_rows(weighted: bool, seed: int, count
     random = np.random.default_rng(seed)
     X = random.normal(size=(40, 4)) * [1, 100, 0, 1e-3] + [0, 1e4, 7, 5]
     weights = random.integers(1, 4, 40).astype(float) if weighted else None
-    scaler = StreamingScaler().fit(Pieces(X, even(40, count)), sample_weight=weights)
+    scaler = StreamingScaler().fit(ChunkedSource(X, even_chunks(40, count)), sample_weight=weights)
     plain = StandardScaler().fit(X, sample_weight=weights)
     np.testing.assert_allclose(scaler.mean_, plain.mean_, rtol=1e-12)
     np.testing.assert_allclose(scaler.var_, plain.var_, rtol=1e-8, atol=1e-15)
@@ -139,7 +144,7 @@ def test_a_scaler_of_pieces_is_that_of_all_rows(weighted: bool, seed: int, count
 def test_a_scaler_of_pieces_has_the_attributes_of_scikit_learns() -> None:
     X = np.arange(12.0).reshape(6, 2)
     for options in ({"with_mean": False}, {"with_std": False}, {"with_mean": False, "with_std": False}):
-        scaler = StreamingScaler(**options).fit(Pieces(X, even(6, 2)))
+        scaler = StreamingScaler(**options).fit(ChunkedSource(X, even_chunks(6, 2)))
         plain = StandardScaler(**options).fit(X)
         for name in ("mean_", "var_", "scale_"):
             ours, theirs = getattr(scaler, name), getattr(plain, name)
@@ -157,8 +162,8 @@ def test_rows_too_wide_for_two_pieces_leave_blas_its_threads() -> None:
     own = threads(None)
     assert list(by_threads(10)(threads, [0, 1])) == [{1}, {1}]
     assert list(by_threads(100_000)(threads, [0, 1])) == [own, own]
-    assert chunks.alone(threads, 10, 0) == {1}
-    assert chunks.alone(threads, 100_000, 0) == own
+    assert chunks.run_in_worker(threads, 10, 0) == {1}
+    assert chunks.run_in_worker(threads, 100_000, 0) == own
 
 
 def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:

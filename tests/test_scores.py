@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 
 from pipeline import heads
 from pipeline.heads import calibration
-from pipeline.heads.outputs import answers_of, kind_of_scores, predictions_of, scores_of
+from pipeline.heads.outputs import kind_of_scores, predict_with_scores, predictions_of, scores_of
 from pipeline.task import Kind
 
 OURS = sorted({name for name in heads.HEADS if heads.is_streaming(name)} | {"prototypes", "knn"})
@@ -24,7 +24,7 @@ def drawn(classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def same(head: Any, X: np.ndarray, kind: Kind, classes: list[str]) -> None:
     scores = kind_of_scores(head, kind)
-    predicted, scored = answers_of(head, X, kind=kind, scores=scores, classes=classes)
+    predicted, scored = predict_with_scores(head, X, kind=kind, scores=scores, classes=classes)
     expected = predictions_of(head, X, kind=kind)
     assert predicted.dtype == expected.dtype
     np.testing.assert_array_equal(predicted, expected)
@@ -57,7 +57,7 @@ def test_both_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     head = heads.create(name, {}, scale="none").fit(X, y)
     monkeypatch.setattr(type(head[-1]), "predict", lambda *_: pytest.fail("a second pass"))
     scores = kind_of_scores(head, "classification")
-    answers_of(head, X, kind="classification", scores=scores, classes=NAMES.tolist())
+    predict_with_scores(head, X, kind="classification", scores=scores, classes=NAMES.tolist())
 
 
 def test_a_head_whose_probabilities_do_not_decide_is_asked_itself() -> None:

@@ -21,7 +21,7 @@ from pipeline.heads import sweep as sweep_module
 from pipeline.heads.outputs import kind_of_scores
 from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
 from pipeline.heads.sweep import Fold, LabelledRows, SearchResult, Tried, sweep, within_one_error
-from pipeline.heads.warm_start import starts
+from pipeline.heads.warm_start import warm_starts
 from pipeline.streaming.logistic import StreamingLogisticRegression
 from pipeline.streaming.logistic_loss import Loss, Point
 
@@ -179,9 +179,7 @@ def test_a_warm_start_ends_at_the_same_optimum(seed: int, classes: int, width: i
     values = [1e-3, 1e-1, 10.0]
     # The loss is strongly convex: with a gradient below tol the coefficients are within C n tol of the optimum.
     head = LogisticRegression(tol=1e-7, max_iter=5000)
-    for value, (warm, problem) in zip(
-        values, regularisation_path.candidates(head, "C", values, X, train.y), strict=True
-    ):
+    for value, (warm, problem) in zip(values, regularisation_path.fit_path(head, "C", values, X, train.y), strict=True):
         cold = LogisticRegression(C=value, tol=1e-7, max_iter=5000).fit(X, train.y)
         assert problem is None
         assert (warm.C, warm.warm_start) == (value, False)
@@ -218,7 +216,7 @@ def test_a_sweep_of_45_values_takes_at_most_ten_times_the_passes_of_a_median_fit
     assert passes == [1]
     cold = np.median(evaluations)
     evaluations.clear()
-    found = [one for one, _ in regularisation_path.candidates(LogisticRegression(max_iter=10_000), "C", values, X, y)]
+    found = [one for one, _ in regularisation_path.fit_path(LogisticRegression(max_iter=10_000), "C", values, X, y)]
     assert len(evaluations) == len(found) == 45
     assert passes[0] + sum(evaluations) <= 10 * cold
     if scaled:
@@ -238,8 +236,8 @@ def test_what_has_no_axes_is_searched_as_before(params: dict[str, Any], values: 
     given = rows(60)
     X, y = given.X[taken], given.y[taken]
     head = LogisticRegression(max_iter=5000, **params)
-    assert starts(head, values, X, y) is None
-    for value, (one, problem) in zip(values, regularisation_path.candidates(head, "C", values, X, y), strict=True):
+    assert warm_starts(head, values, X, y) is None
+    for value, (one, problem) in zip(values, regularisation_path.fit_path(head, "C", values, X, y), strict=True):
         assert (one is None) == (value == 0) == (problem is not None)
 
 
@@ -257,9 +255,7 @@ def test_one_decomposition_gives_the_ridge_classifier_of_every_penalty(
     train = rows(32, seed=seed, classes=classes, width=width)
     X, values = train.X.astype(np.float64), [1e3, 1.0, 1e-2]
     head = RidgeClassifier(class_weight=weight, fit_intercept=intercept)
-    for value, (found, _) in zip(
-        values, regularisation_path.candidates(head, "alpha", values, X, train.y), strict=True
-    ):
+    for value, (found, _) in zip(values, regularisation_path.fit_path(head, "alpha", values, X, train.y), strict=True):
         expected = RidgeClassifier(alpha=value, class_weight=weight, fit_intercept=intercept).fit(X, train.y)
         # Both solve in float64; the condition number here is at most 1e5.
         np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
@@ -275,7 +271,7 @@ def test_one_decomposition_gives_the_regression_of_every_penalty(width: int, tar
     X, y = random.normal(size=(40, width)) + 5, random.normal(size=(40, targets))
     y = y[:, 0] if targets == 1 else y
     for value, (found, _) in zip(
-        [10.0, 0.1], regularisation_path.candidates(Ridge(), "alpha", [10.0, 0.1], X, y), strict=True
+        [10.0, 0.1], regularisation_path.fit_path(Ridge(), "alpha", [10.0, 0.1], X, y), strict=True
     ):
         expected = Ridge(alpha=value).fit(X, y)
         np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-7, atol=1e-9)
@@ -342,7 +338,7 @@ class FailsAtOne(StreamingLogisticRegression):
 def test_passes_go_on_behind_a_value_of_c_that_fails() -> None:
     given = rows(60)
     alone = [StreamingLogisticRegression(C).fit(given.X, given.y) for C in (0.1, 10.0)]
-    first, failed, last = regularisation_path.candidates(FailsAtOne(), "C", [0.1, 1.0, 10.0], given.X, given.y)
+    first, failed, last = regularisation_path.fit_path(FailsAtOne(), "C", [0.1, 1.0, 10.0], given.X, given.y)
     assert failed == (None, "FloatingPointError: overflow")
     for (found, problem), wanted in zip((first, last), alone, strict=True):
         assert found is not None
@@ -354,8 +350,8 @@ def test_passes_go_on_behind_a_value_of_c_that_fails() -> None:
 def test_rows_whose_squares_cannot_be_added_end_no_search() -> None:
     head, given = heads.create("logistic", {"max_iter": 2}, scale="none")[-1], rows(60)
     with pytest.raises(HeadError, match="expected values whose squares can be added"):
-        next(starts(head, [0.1, 1.0], given.X * np.float32(1e25), given.y))  # type: ignore[arg-type]
-    found = list(regularisation_path.candidates(head, "C", [0.1, 1.0], given.X * np.float32(1e25), given.y))
+        next(warm_starts(head, [0.1, 1.0], given.X * np.float32(1e25), given.y))  # type: ignore[arg-type]
+    found = list(regularisation_path.fit_path(head, "C", [0.1, 1.0], given.X * np.float32(1e25), given.y))
     assert [problem is not None for _, problem in found] == [True, True]
 
 

@@ -27,9 +27,9 @@ from test_rows import keys_of, stored
 from pipeline.errors import HeadError
 from pipeline.streaming import accumulate, predict
 from pipeline.streaming import moments as sums
-from pipeline.streaming.accumulate import Summed, moments_of
+from pipeline.streaming.accumulate import CachedMoments, compute_moments
 from pipeline.streaming.centroid import StreamingCentroid
-from pipeline.streaming.chunks import Pieces, Span, by_threads, even
+from pipeline.streaming.chunks import ChunkedSource, Span, by_threads, even_chunks
 from pipeline.streaming.lda import StreamingLDA
 from pipeline.streaming.logistic import StreamingLogisticRegression
 from pipeline.streaming.moments import Moments
@@ -103,7 +103,7 @@ def test_sums_are_those_of_exact_rows_within_the_stated_rounding(
     random = np.random.default_rng(seed)
     X = (random.normal(size=(rows, width)) + offset).astype(dtype)
     y = np.r_[0, 1, 2, random.integers(0, 3, rows - 3)]
-    found = moments_of(X, y, classes=[0, 1, 2])
+    found = compute_moments(X, y, classes=[0, 1, 2])
     exact = X.astype(np.longdouble)
     about = exact - exact.mean(axis=0)
     # `rounding` x (v + (m - p)²) of each feature, summed over the rows.
@@ -126,9 +126,9 @@ def test_the_order_of_rows_and_their_cut_change_sums_within_rounding_only(seed: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sums, "ROWS", size)
         for told in ({"y": y, "classes": np.unique(y)}, {"y": targets}, {"y": None}):
-            once = moments_of(X, **told)
+            once = compute_moments(X, **told)
             moved = {**told, "y": None if told["y"] is None else told["y"][order]}
-            other = moments_of(Pieces(X[order], even(len(X), parts)), **moved)
+            other = compute_moments(ChunkedSource(X[order], even_chunks(len(X), parts)), **moved)
             # Of sums of 60 products in float64: 60 x 2⁻⁵² of the largest, and a factor for the moved pivot.
             for name in ("mean", "class_means", "variance"):
                 np.testing.assert_allclose(getattr(once, name), getattr(other, name), rtol=1e-10, atol=1e-11)
@@ -141,7 +141,7 @@ def test_the_order_of_rows_and_their_cut_change_sums_within_rounding_only(seed: 
 
 def test_the_mean_of_the_first_rows_saves_small_variances_far_from_zero() -> None:
     X = 1e7 + np.random.default_rng(0).normal(size=(5000, 3))
-    assert np.allclose(moments_of(X).variance, X.var(axis=0), rtol=1e-12)
+    assert np.allclose(compute_moments(X).variance, X.var(axis=0), rtol=1e-12)
 
 
 def test_float32_products_are_added_in_float64() -> None:
@@ -149,7 +149,7 @@ def test_float32_products_are_added_in_float64() -> None:
     X = np.abs(random.normal(size=(40_000, 8))).astype(np.float32) ** 3
     exact = X.astype(float)
     exact -= exact.mean(axis=0)
-    error = np.abs(moments_of(X).scatter() - exact.T @ exact).max() / np.abs(exact.T @ exact).max()
+    error = np.abs(compute_moments(X).scatter() - exact.T @ exact).max() / np.abs(exact.T @ exact).max()
     assert error < 2**-21
 
 
@@ -157,7 +157,7 @@ def test_a_feature_that_is_constant_has_no_variance_and_scale_one() -> None:
     X = np.random.default_rng(0).normal(size=(500, 3))
     X[:, 1] = 0.1
     for dtype in (np.float64, np.float32, np.float16):
-        found = moments_of(X.astype(dtype))
+        found = compute_moments(X.astype(dtype))
         assert found.variance[1] == 0
         assert found.scale[1] == 1
         np.testing.assert_allclose(found.scale, StandardScaler().fit(X.astype(dtype)).scale_, rtol=1e-3)
@@ -186,11 +186,11 @@ def test_threads_give_the_bytes_that_one_thread_gives_and_whole_rows_give_the_sa
 
     y, told = load_digits().target[:600], {"classes": np.arange(10)}
     with threadpool_limits(1):
-        alone = moments_of(Pieces(rows, even(600, 5)), y, **told)
-    assert same_bytes(moments_of(Pieces(rows, even(600, 5), by_threads(64)), y, **told), alone)
+        alone = compute_moments(ChunkedSource(rows, even_chunks(600, 5)), y, **told)
+    assert same_bytes(compute_moments(ChunkedSource(rows, even_chunks(600, 5), by_threads(64)), y, **told), alone)
     with ThreadPoolExecutor(3) as pool, threadpool_limits(1):
-        assert same_bytes(moments_of(Pieces(rows, even(600, 5), pool.map), y, **told), alone)
-    whole = moments_of(rows[:], y, **told)
+        assert same_bytes(compute_moments(ChunkedSource(rows, even_chunks(600, 5), pool.map), y, **told), alone)
+    whole = compute_moments(rows[:], y, **told)
     near = 2 * whole.rounding * np.diag(whole.scatter()).max()
     np.testing.assert_allclose(whole.scatter(), alone.scatter(), atol=near)
 
@@ -419,7 +419,7 @@ def test_lda_of_one_row_a_class_is_refused() -> None:
 
 def test_automatic_shrinkage_needs_the_rows_again() -> None:
     X, y = drawn(0)
-    of_classes = moments_of(X, y, classes=np.unique(y))
+    of_classes = compute_moments(X, y, classes=np.unique(y))
     with pytest.raises(HeadError, match=r"shrinkage 'auto': expected the rows for a second pass, got none\."):
         StreamingLDA("auto").fit_moments(of_classes)
     again = StreamingLDA("auto").fit_moments(of_classes, X, y)
@@ -528,7 +528,7 @@ def test_penalties_of_few_rows_have_the_scores_of_the_sums() -> None:
     X, _, targets = few_rows(70)
     head = StreamingRidge((1.0, 10.0, 1000.0), standardize=True, keep_path=True)
     found = clone(head).fit(X, targets)
-    wanted = clone(head).fit_moments(moments_of(X.astype(np.float64), targets))
+    wanted = clone(head).fit_moments(compute_moments(X.astype(np.float64), targets))
     assert found.alpha_ == wanted.alpha_
     assert np.allclose(found.gcv_values_, wanted.gcv_values_)
     assert np.allclose(found.coef_path_, wanted.coef_path_, atol=1e-12)
@@ -542,7 +542,7 @@ def test_discriminants_of_few_rows_are_those_of_the_sums(shrinkage: Any, standar
     for y in (classes, np.arange(60) % 2):
         found = StreamingLDA(shrinkage, standardize=standardize).fit(X, y)
         wanted = StreamingLDA(shrinkage, standardize=standardize)
-        wanted.fit_moments(moments_of(rows, y, classes=np.unique(y)), rows, y)
+        wanted.fit_moments(compute_moments(rows, y, classes=np.unique(y)), rows, y)
         assert found.shrinkage_ == pytest.approx(wanted.shrinkage_)
         assert np.allclose(found.coef_, wanted.coef_, rtol=1e-6, atol=1e-8 * np.abs(wanted.coef_).max())
         assert np.allclose(found.intercept_, wanted.intercept_)
@@ -592,7 +592,7 @@ def test_nearest_means_of_few_rows_are_those_of_scikit_learn(width: int, metric:
         np.testing.assert_array_equal(found.predict(X), wanted)
     if width == 70:
         sums = StreamingCentroid(metric, standardize=standardize)
-        sums.fit_moments(moments_of(rows, classes, classes=np.unique(classes)))
+        sums.fit_moments(compute_moments(rows, classes, classes=np.unique(classes)))
         assert np.allclose(found.decision_function(X), sums.decision_function(X))
 
 
@@ -644,7 +644,7 @@ def test_what_stands_before_a_head_gives_a_source_for_a_source(before: Any, tmp_
 
 def test_several_heads_share_the_sums_of_one_pass(rows: Rows) -> None:
     y = load_digits().target[:600]
-    shared_sums = moments_of(rows, y, classes=np.unique(y))
+    shared_sums = compute_moments(rows, y, classes=np.unique(y))
     before = pickle.dumps(shared_sums)
     for head in (StreamingRidgeClassifier(), StreamingLDA(0.1), StreamingCentroid()):
         shared = clone(head).fit_moments(shared_sums)
@@ -677,22 +677,22 @@ def test_standardize_is_a_scaler_before_the_head(head: Any, classes: int, dtype:
 
 def test_sums_that_were_kept_are_given_for_the_same_rows_and_targets_alone() -> None:
     X, y = drawn(0)
-    source = Summed(X)
-    kept = moments_of(source, y, classes=np.unique(y))
+    source = CachedMoments(X)
+    kept = compute_moments(source, y, classes=np.unique(y))
     assert (len(source), source.shape, source.dtype) == (len(X), X.shape, X.dtype)
-    np.testing.assert_array_equal(kept.gram, moments_of(X, y, classes=np.unique(y)).gram)
-    again = moments_of(source, np.searchsorted(np.unique(y), y), classes=np.arange(len(np.unique(y))))
+    np.testing.assert_array_equal(kept.gram, compute_moments(X, y, classes=np.unique(y)).gram)
+    again = compute_moments(source, np.searchsorted(np.unique(y), y), classes=np.arange(len(np.unique(y))))
     assert again.gram is kept.gram
     assert again.classes.tolist() == list(range(len(kept.classes)))
     with pytest.raises(HeadError, match="got none of 1 of them: zebra"):
-        moments_of(source, y, classes=[*np.unique(y), "zebra"])
-    assert moments_of(source, y, classes=np.unique(y)).gram is kept.gram
+        compute_moments(source, y, classes=[*np.unique(y), "zebra"])
+    assert compute_moments(source, y, classes=np.unique(y)).gram is kept.gram
     y[0] = "cat"  # who changes targets after a fit gets sums of the new ones
-    assert moments_of(source, y, classes=np.unique(y)).gram is not kept.gram
+    assert compute_moments(source, y, classes=np.unique(y)).gram is not kept.gram
     numbers = np.arange(float(len(X)))
-    before = moments_of(source, numbers)
+    before = compute_moments(source, numbers)
     numbers += 1
-    assert moments_of(source, numbers).target_pivot != before.target_pivot
+    assert compute_moments(source, numbers).target_pivot != before.target_pivot
 
 
 def test_a_head_with_all_digits_in_float16_predicts_as_scikit_learn_in_float64(rows: Rows) -> None:
@@ -724,7 +724,7 @@ def test_a_value_that_is_not_finite_is_refused_with_its_row(tmp_path: Path) -> N
     with pytest.raises(HeadError, match=r"features, row 1,741: expected finite numbers, got nan in column 2"):
         StreamingCentroid().fit(source, y)
     with pytest.raises(HeadError, match="features, row 541: expected finite") as error:
-        moments_of(Pieces(source, even(2400, 2)))
+        compute_moments(ChunkedSource(source, even_chunks(2400, 2)))
     assert error.value.__notes__ == ["Its rows are counted from row 1,200."]
 
 
@@ -732,7 +732,7 @@ def test_sums_beyond_floating_point_are_refused() -> None:
     X, _ = drawn(0)
     X[:, 1] *= 1e25
     with pytest.raises(HeadError, match=r"column 1: expected values whose squares can be added, got a sum beyond"):
-        moments_of(X.astype(np.float32))
+        compute_moments(X.astype(np.float32))
 
 
 def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
@@ -747,13 +747,13 @@ def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
 def test_a_class_without_rows_is_refused() -> None:
     X, y = drawn(0)
     with pytest.raises(HeadError, match=r"expected some of every class, got none of 2 of them: dog, eel\. Leave the"):
-        moments_of(X, y, classes=["dog", "ape", "bee", "cat", "eel"])
+        compute_moments(X, y, classes=["dog", "ape", "bee", "cat", "eel"])
 
 
 def test_a_class_that_was_not_named_is_refused() -> None:
     X, y = drawn(0)
     with pytest.raises(HeadError, match=r"expected the classes of the task, got cat as well\. Name every class\."):
-        moments_of(X, y, classes=["ape", "bee"])
+        compute_moments(X, y, classes=["ape", "bee"])
 
 
 def test_one_class_is_refused() -> None:
@@ -770,17 +770,17 @@ def test_no_targets_are_refused() -> None:
 def test_targets_of_another_number_than_rows_are_refused() -> None:
     X, y = drawn(0)
     with pytest.raises(HeadError, match=r"expected 60 targets, one a row, got 59\. Give them in one order\."):
-        moments_of(X, y[1:], classes=np.unique(y))
+        compute_moments(X, y[1:], classes=np.unique(y))
 
 
 def test_no_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"training rows: expected one or more, got none\. Look at the splits"):
-        moments_of(Disk(tmp_path / "x.npy", np.empty((0, 3))))
+        compute_moments(Disk(tmp_path / "x.npy", np.empty((0, 3))))
 
 
 def test_moments_of_another_kind_are_refused() -> None:
     X, y = drawn(0)
-    of_rows, of_classes = moments_of(X), moments_of(X, y, classes=np.unique(y))
+    of_rows, of_classes = compute_moments(X), compute_moments(X, y, classes=np.unique(y))
     with pytest.raises(HeadError, match=r"discriminant analysis: expected moments of classes, got none"):
         StreamingLDA().fit_moments(of_rows)
     with pytest.raises(HeadError, match=r"nearest class mean: expected moments of classes, got none"):
@@ -793,13 +793,13 @@ def test_moments_of_another_kind_are_refused() -> None:
 
 def test_moments_of_other_classes_or_targets_are_not_merged() -> None:
     X, y = drawn(0)
-    of_classes = moments_of(X, y, classes=np.unique(y))
+    of_classes = compute_moments(X, y, classes=np.unique(y))
     message = (
         r"expected some of the same features, classes and targets, got 5 features, 3 classes and 0 targets and "
         r"5 features, none classes and 1 targets\. Name the same"
     )
     with pytest.raises(HeadError, match=message):
-        of_classes.merge(moments_of(X, X[:, 0]))
-    other = moments_of(X, np.where(y == "cat", "dog", y), classes=["ape", "bee", "dog"])
+        of_classes.merge(compute_moments(X, X[:, 0]))
+    other = compute_moments(X, np.where(y == "cat", "dog", y), classes=["ape", "bee", "dog"])
     with pytest.raises(HeadError, match="Name the same classes for each part of the rows"):
         of_classes.merge(other)

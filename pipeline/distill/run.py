@@ -28,7 +28,7 @@ from pipeline.training import outputs
 from pipeline.training.data import PixelSamples
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import make_fabric, steps_per_epoch
-from pipeline.training.lr_finder import with_rate
+from pipeline.training.lr_finder import choose_rate
 from pipeline.training.run import RunResult, train_sets
 
 
@@ -49,7 +49,7 @@ def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], rep
     largest = max(distill_sets, key=lambda distill_set: len(distill_set.keys))
     run = replace(
         run,
-        config=with_rate(
+        config=choose_rate(
             config,
             lambda config: build_job(replace(run, config=config), largest, fabric),
             cache=paths.cache,

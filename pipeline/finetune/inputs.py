@@ -168,7 +168,7 @@ def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: TrainableParts,
         )
 
 
-def compare(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
+def compare_stored_rows(network: nn.Module, spec: BackboneSpec, pixels: Pixels, features: Features, node: str) -> float:
     """Compare stored rows with what a network computes now; return the difference over the largest value.
 
     Raises TrainingError where that is more than the stored dtype explains: what was trained is no end of this network.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.backbones.classifier import last_layer
 from pipeline.finetune.breakeven import break_even
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.inputs import FromFeatures, compare
+from pipeline.finetune.inputs import FromFeatures, compare_stored_rows
 from pipeline.finetune.setup import HEAD, Paths, RunContext, build_job, load_run
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
@@ -16,7 +16,7 @@ from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.training import outputs
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import make_fabric, steps_per_epoch
-from pipeline.training.lr_finder import ANY, RangeTest, range_test, with_rate
+from pipeline.training.lr_finder import ANY, RangeTest, choose_rate, range_test
 from pipeline.training.run import RunResult, train_sets
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def finetune(
     fabric = make_fabric(config)
     run = replace(
         run,
-        config=with_rate(
+        config=choose_rate(
             config,
             lambda config: build_job(replace(run, config=config), run.largest, fabric),
             cache=paths.cache,
@@ -83,7 +83,7 @@ def _check_stored_rows(run: RunContext, result: RunResult, paths: Paths, dataset
     if isinstance(run.inputs, FromFeatures):
         samples = stored(paths.manifests, datasets, run.inputs.keys[run.task.rows("train")[:COMPARED]])
         pixels = image_cache.decoded(run.source.spec.input, samples, folder=paths.cache / "pixels")
-        compare(result.best.network, run.source.spec, pixels, run.inputs.clean, run.inputs.node)
+        compare_stored_rows(result.best.network, run.source.spec, pixels, run.inputs.clean, run.inputs.node)
 
 
 def _write(run: RunContext, result: RunResult, paths: Paths) -> None:

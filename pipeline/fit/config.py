@@ -79,15 +79,15 @@ class FitConfig(Settings):
     @property
     def taps(self) -> list[str]:
         """Return every tap that some input uses, sorted."""
-        return sorted({tap for name in map(joined, self.inputs) for tap in name.split("+")})
+        return sorted({tap for name in map(input_name, self.inputs) for tap in name.split("+")})
 
     @property
     def heads(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Map what predictions call a head to its name in the table and its parameters."""
         if isinstance(self.head, dict):
-            return {called(name): (name, params) for name, params in self.head.items()}
+            return {head_name(name): (name, params) for name, params in self.head.items()}
         names = (self.head,) if isinstance(self.head, str) else self.head
-        return {called(name): (name, self.params) for name in names}
+        return {head_name(name): (name, self.params) for name in names}
 
     @field_validator("head", mode="before")
     @classmethod
@@ -119,14 +119,14 @@ class FitConfig(Settings):
         for name in names:
             if not heads.is_import_path(name) and name not in heads.known():
                 raise ValueError(unknown("head", name, heads.known()))
-        if not names or len({called(name) for name in names}) < len(names):
+        if not names or len({head_name(name) for name in names}) < len(names):
             raise ValueError("expected one head or more, each of them once")
         return head
 
     @field_validator("inputs", "labels_per_class")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [value if isinstance(value, int) else joined(value) for value in values]
+        names = [value if isinstance(value, int) else input_name(value) for value in values]
         if len(set(names)) < len(names):
             raise ValueError("expected each of them once")  # twice the same fit would count as two draws
         return values
@@ -142,7 +142,7 @@ class FitConfig(Settings):
         if self.labels_per_class and self.seeds > 1:
             raise ValueError("`seeds` and `labels_per_class`: the draws of few labels are the seeds. Leave `seeds` out")
         streaming = [name for name, _ in self.heads.values() if heads.is_streaming(name)]
-        if streaming and self.scale == "l2" and any("+" in joined(name) for name in self.inputs):
+        if streaming and self.scale == "l2" and any("+" in input_name(name) for name in self.inputs):
             raise ValueError(f"{streaming[0]} cannot take the lengths of joined taps. Choose another `scale`")
         if idle := list(self._idle(streaming)):
             raise ValueError("; ".join(idle))
@@ -199,7 +199,7 @@ class FitConfig(Settings):
         return next((name for name, wanted in asked.items() if wanted), "")
 
 
-def joined(taps: str | tuple[str, ...]) -> str:
+def input_name(taps: str | tuple[str, ...]) -> str:
     """Return the name of an input: its taps joined by +."""
     return taps if isinstance(taps, str) else "+".join(taps)
 
@@ -208,6 +208,6 @@ def _named(head: Any) -> Any:
     return with_colon(head) if isinstance(head, str) else head
 
 
-def called(head: str) -> str:
+def head_name(head: str) -> str:
     """Return what predictions and files call a head: of an import path, the class."""
     return head.rpartition(":")[2]

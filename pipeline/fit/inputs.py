@@ -11,8 +11,8 @@ from pipeline import heads
 from pipeline.errors import HeadError, unknown
 from pipeline.fit.workers import Sums
 from pipeline.store.features import Features
-from pipeline.streaming.accumulate import Summed
-from pipeline.streaming.chunks import Pieces, cut
+from pipeline.streaming.accumulate import CachedMoments
+from pipeline.streaming.chunks import ChunkedSource, cut_chunks
 from pipeline.streaming.rows import Rows, reading_order
 from pipeline.workers import WorkersConfig
 
@@ -47,7 +47,7 @@ class Stream:
     taps: tuple[Features, ...]
     keys: np.ndarray
     sums: Sums = field(default_factory=lambda: Sums(WorkersConfig(workers=1)), repr=False)
-    taken: dict[bytes, Summed] = field(default_factory=dict, repr=False)
+    taken: dict[bytes, CachedMoments] = field(default_factory=dict, repr=False)
     orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
@@ -57,12 +57,14 @@ class Stream:
             self.orders[numbers] = reading_order(self.taps[0], self.keys[rows])
         return self.orders[numbers]
 
-    def take(self, rows: np.ndarray) -> Summed:
+    def take(self, rows: np.ndarray) -> CachedMoments:
         """Return the rows of these numbers as a source, cut into pieces."""
         numbers = rows.tobytes()
         if numbers not in self.taken:
             source = Rows(self.taps, self.keys[rows])
-            self.taken[numbers] = Summed(Pieces(source, cut(source), self.sums.of(source.shape[1])))
+            self.taken[numbers] = CachedMoments(
+                ChunkedSource(source, cut_chunks(source), self.sums.of(source.shape[1]))
+            )
         return self.taken[numbers]
 
 

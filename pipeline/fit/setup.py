@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError
 from pipeline.fit.checks import check_classes, check_targets
-from pipeline.fit.config import FitConfig, joined
+from pipeline.fit.config import FitConfig, input_name
 from pipeline.fit.folds import Validation, validation_of
 from pipeline.fit.inputs import Matrix, Stream, check_memory, load, open_taps, width
 from pipeline.fit.single_fit import Data, FitJob, Head
@@ -42,7 +42,7 @@ class FitRun:
     @property
     def inputs(self) -> list[str]:
         """Return the names of the inputs."""
-        return [joined(taps) for taps in self.config.inputs]
+        return [input_name(taps) for taps in self.config.inputs]
 
     @property
     def fits(self) -> int:
@@ -52,7 +52,7 @@ class FitRun:
 
 def load_run(config: FitConfig, *, task: Path, features: Path) -> FitRun:
     """Read the task and open the taps; raises what `fit` does before its first fit."""
-    device, note = gpu.choose(config.device)
+    device, note = gpu.choose_device(config.device)
     loaded = Task.read(task)
     check_targets(loaded, where=str(task))
     _check_splits(config, loaded, where=str(task))
@@ -76,7 +76,7 @@ def load_run(config: FitConfig, *, task: Path, features: Path) -> FitRun:
         searched = any(head.search is not None and not head.streaming for head in created)
         check_memory(
             taps,
-            [joined(names) for names in config.inputs],
+            [input_name(names) for names in config.inputs],
             rows=len(loaded),
             memory_gb=config.memory_gb,
             who=", ".join(in_memory),
@@ -117,7 +117,7 @@ def _create_heads(config: FitConfig, kind: Kind, device: str | None) -> list[Hea
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"
-        on = device if gpu.supports(pipeline) else None
+        on = device if gpu.supports_tensors(pipeline) else None
         created.append(Head(called, name, params, scores, plain, search, heads.is_random(name, kind), on))
     if config.seeds > 1 and not any(head.random for head in created):
         raise ConfigError(

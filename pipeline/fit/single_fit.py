@@ -15,7 +15,7 @@ from pipeline.fit.folds import Validation
 from pipeline.fit.inputs import Matrix, Stream
 from pipeline.heads import calibration, gpu
 from pipeline.heads.failures import cause_of_failure
-from pipeline.heads.outputs import answers_of
+from pipeline.heads.outputs import predict_with_scores
 from pipeline.heads.search import SearchConfig, search
 from pipeline.heads.sweep import Fold, LabelledRows
 from pipeline.model_record import HeadFit
@@ -120,7 +120,7 @@ def _fit(job: FitJob) -> FittedHead:
     learned = validation.learned
     search_result = None
     if head.on is not None:
-        pipeline = gpu.prepare(pipeline)
+        pipeline = gpu.prepare_for_tensors(pipeline)
     with refusals(where) as unconverged, threads_for(len(learned) * sum(data.widths)):
         folds = [Fold(_rows(data, source, part.train), _rows(data, source, part.held)) for part in validation.parts]
         if head.search is not None and folds:
@@ -234,8 +234,8 @@ def _fitted(pipeline: Any, rows: LabelledRows, on: str | None) -> Any:
     from sklearn.base import clone
 
     copy = clone(pipeline)
-    with gpu.tensors(on):
-        copy.fit(gpu.placed(rows.X, on), rows.y)
+    with gpu.accept_tensors(on):
+        copy.fit(gpu.to_tensor(rows.X, on), rows.y)
     for _, step in copy.steps if on is not None else ():
         gpu.to_arrays(step)
     return copy
@@ -258,7 +258,7 @@ def _predict(job: FitJob, fitted: Sequence[Any]) -> Predictions:
             continue
         order = source.order(rows)
         X, back = source.take(rows[order]), np.argsort(order)
-        predicted, scores = answers_of(estimator, X, kind=data.kind, scores=head.scores, classes=data.classes)
+        predicted, scores = predict_with_scores(estimator, X, kind=data.kind, scores=head.scores, classes=data.classes)
         answers.append((predicted[back], scores[back]))
     rows = np.concatenate(blocks)
     place = np.lexsort((rows, data.splits[rows] == "test"))

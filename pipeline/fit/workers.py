@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import ClusterError
-from pipeline.streaming.chunks import Apply, alone, by_threads
+from pipeline.streaming.chunks import Apply, by_threads, run_in_worker
 from pipeline.workers import WorkersConfig
 
 if TYPE_CHECKING:
@@ -68,4 +68,4 @@ def by_workers(client: "Client", width: int) -> Apply:
     """Return a function that applies another to pieces of rows of this width, by workers."""
     from pipeline.workers.ordered_map import in_order
 
-    return lambda function, items: in_order(client, partial(alone, function, width), items)
+    return lambda function, items: in_order(client, partial(run_in_worker, function, width), items)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.errors import HeadError, unknown
-from pipeline.heads.preprocessing import Pca, Scale, steps
+from pipeline.heads.preprocessing import Pca, Scale, preprocessing_steps
 from pipeline.task import Kind
 
 Entry = tuple[str, Mapping[str, Any]]
@@ -150,7 +150,7 @@ def create(
         given.setdefault("standardize", True)  # from the pass that the head takes anyway
         before = []
     else:
-        before = steps(scale, widths, pca, streaming=is_streaming(name))
+        before = preprocessing_steps(scale, widths, pca, streaming=is_streaming(name))
     for key in given:
         if key not in head.get_params():
             what = unknown("parameter", key, head.get_params())

@@ -23,11 +23,11 @@ SUPPORTED = (
 )
 
 
-def choose(wanted: str) -> tuple[str | None, str | None]:
+def choose_device(wanted: str) -> tuple[str | None, str | None]:
     """Return the torch device for `wanted`, None for plain arrays, and a note where that is less than wanted."""
     if wanted == "cpu":
         return None, None
-    enabled = enable()  # before anything that may load scipy
+    enabled = enable_array_api()  # before anything that may load scipy
     import torch
 
     if not torch.cuda.is_available():
@@ -37,14 +37,14 @@ def choose(wanted: str) -> tuple[str | None, str | None]:
     return wanted, None
 
 
-def enable() -> bool:
+def enable_array_api() -> bool:
     """Make scipy load with its array API; return False where it is loaded without."""
     if "scipy" not in sys.modules:
         os.environ["SCIPY_ARRAY_API"] = "1"
     return os.environ.get("SCIPY_ARRAY_API") == "1"
 
 
-def supports(pipeline: Any) -> bool:
+def supports_tensors(pipeline: Any) -> bool:
     """Return whether every step of a pipeline is known to fit tensors with targets as text.
 
     The tag `array_api_support` of scikit-learn 1.9 is true of classes that refuse such targets, and false of some that
@@ -55,7 +55,7 @@ def supports(pipeline: Any) -> bool:
     return named <= {*SUPPORTED} and solver in (None, "lbfgs", "auto", "svd")
 
 
-def prepare(pipeline: Any) -> Any:
+def prepare_for_tensors(pipeline: Any) -> Any:
     """Return the pipeline with the solver for ridge heads on tensors: scikit-learn chooses it with a warning."""
     if pipeline[-1].get_params().get("solver") == "auto":
         pipeline[-1].set_params(solver="svd")
@@ -63,7 +63,7 @@ def prepare(pipeline: Any) -> Any:
 
 
 @contextmanager
-def tensors(device: str | None) -> Iterator[None]:
+def accept_tensors(device: str | None) -> Iterator[None]:
     """Make scikit-learn take tensors within, where there is a device."""
     if device is None:
         yield
@@ -74,7 +74,7 @@ def tensors(device: str | None) -> Iterator[None]:
         yield
 
 
-def placed(X: np.ndarray, device: str | None) -> Any:
+def to_tensor(X: np.ndarray, device: str | None) -> Any:
     """Return X as a tensor on a device, or as it is."""
     if device is None:
         return X

@@ -40,7 +40,7 @@ def predictions_of(head: Any, X: Any, *, kind: Kind) -> np.ndarray:
     return _as_targets(head.predict(X), kind)
 
 
-def answers_of(
+def predict_with_scores(
     head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return predictions and scores, from one pass where predictions follow from scores.

@@ -20,7 +20,7 @@ class Pca(Settings):
     whiten: bool = Field(default=False, description="give each component the variance 1")
 
 
-def steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
+def preprocessing_steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
     """Create transformers for taps of these widths side by side; `streaming`: they give sources for row sources.
 
     To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap, which no

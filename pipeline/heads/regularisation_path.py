@@ -26,7 +26,7 @@ Candidate = tuple[Any | None, str | None]
 BLOCK = 4096  # rows that are in float64 at a time
 
 
-def candidates(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+def fit_path(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
     """Fit a head with each value, in their order; X may be a tensor, the heads hold arrays."""
     kind = type(head).__name__
     if kind == "LogisticRegression" and parameter == "C" and head.solver in ("lbfgs", "newton-cg", "sag", "saga"):
@@ -38,26 +38,26 @@ def candidates(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.n
             return _path(head, values, X, y)
         if parameter == "alpha" and hasattr(head, "at"):
             return _at(head, values, X, y)
-    return each(head, parameter, values, X, y)
+    return fit_each(head, parameter, values, X, y)
 
 
-def each(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+def fit_each(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
     """Fit a copy of the head with each value by itself."""
-    return (fitted(copy_of(head, **{parameter: value}), X, y) for value in values)
+    return (try_fit(copy_with(head, **{parameter: value}), X, y) for value in values)
 
 
 def _is_penalty(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < np.inf
 
 
-def copy_of(head: Any, **params: Any) -> Any:
+def copy_with(head: Any, **params: Any) -> Any:
     """Return an unfitted copy of a head with some parameters replaced."""
     from sklearn.base import clone
 
     return clone(head).set_params(**params)
 
 
-def fitted(head: Any, X: Any, y: np.ndarray) -> Candidate:
+def try_fit(head: Any, X: Any, y: np.ndarray) -> Candidate:
     """Fit a head in place; that the fit fails or does not converge is returned, not raised."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -84,15 +84,15 @@ def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
 
 
 def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit each value from near its optimum (`starts`), or from where the path of optima so far points to.
+    """Fit each value from near its optimum (`warm_starts`), or from where the path of optima so far points to.
 
     The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
     """
-    from pipeline.heads.warm_start import starts  # loads the store, which settings of a search do not need
+    from pipeline.heads.warm_start import warm_starts  # loads the store, which settings of a search do not need
 
-    moving = copy_of(head, warm_start=True)
+    moving = copy_with(head, warm_start=True)
     path: list[np.ndarray] = []
-    near = starts(head, values, X, y)
+    near = warm_starts(head, values, X, y)
     for value in values:
         start = None if near is None else _start_near(near)
         if start is not None:
@@ -100,7 +100,7 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
         elif len(path) > 1:
             point = _ahead(path)
             moving.coef_, moving.intercept_ = point[:, :-1], point[:, -1]
-        fitted_head, problem = fitted(moving.set_params(C=value), X, y)
+        fitted_head, problem = try_fit(moving.set_params(C=value), X, y)
         if fitted_head is None:
             path.clear()
             yield None, problem
@@ -142,9 +142,9 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
     With X centred and X'X = V diag(e) V', the coefficients are V diag(1 / (e + alpha)) V'X'y (Hastie, Tibshirani and
     Friedman, The Elements of Statistical Learning, equation 3.47); with fewer rows than columns the same of XX'.
     """
-    first, problem = fitted(copy_of(head, alpha=max(values)), X, y)
+    first, problem = try_fit(copy_with(head, alpha=max(values)), X, y)
     if first is None:  # scikit-learn says what is wrong, value by value
-        yield from each(head, "alpha", values, X, y)
+        yield from fit_each(head, "alpha", values, X, y)
         return
     targets, weights = _encoded(head, y)
     offset = np.average(X, axis=0, weights=weights, keepdims=True).astype(np.float64)
@@ -187,7 +187,7 @@ def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
     """Fit a streaming ridge head in one pass; return a copy per penalty."""
-    whole, problem = fitted(copy_of(head, alphas=tuple(values), keep_path=True), X, y)
+    whole, problem = try_fit(copy_with(head, alphas=tuple(values), keep_path=True), X, y)
     for value in values:
         yield (
             (None if whole is None else whole.at(value).set_params(alpha=value, alphas=None, keep_path=False)),

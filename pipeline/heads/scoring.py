@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError, unknown
-from pipeline.heads.outputs import answers_of, kind_of_scores
+from pipeline.heads.outputs import kind_of_scores, predict_with_scores
 from pipeline.metrics import codes, row_log_losses
 from pipeline.predictions import Scores
 from pipeline.task import Kind
@@ -38,12 +38,12 @@ class Held:
 
     @classmethod
     def of(cls, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str], given: Scores) -> "Held":
-        """Return the answers of a fitted head on rows X with targets y; raises ValueError as `answers_of` does."""
-        predicted, scores = answers_of(head, X, kind=kind, scores=given, classes=classes)
+        """Return a head's answers for rows X with targets y; raises ValueError as `predict_with_scores` does."""
+        predicted, scores = predict_with_scores(head, X, kind=kind, scores=given, classes=classes)
         return cls(np.asarray(y, dtype=bool) if kind == "multilabel" else y, predicted, scores, given)
 
 
-def joined(parts: Sequence[Held]) -> Held:
+def join_held_out(parts: Sequence[Held]) -> Held:
     """Return the answers on several sets of rows as those on one."""
     columns = ([getattr(answers, name) for answers in parts] for name in ("targets", "predicted", "scores"))
     targets, predicted, scores = map(np.concatenate, columns)

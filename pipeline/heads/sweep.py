@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.errors import HeadError, bullets
 from pipeline.heads import calibration, gpu, scoring
 from pipeline.heads.failures import cause_of_failure
-from pipeline.heads.regularisation_path import candidates, copy_of, fitted
+from pipeline.heads.regularisation_path import copy_with, fit_path, try_fit
 from pipeline.heads.scoring import Held
 from pipeline.metrics import codes
 from pipeline.predictions import Scores
@@ -118,9 +118,9 @@ def sweep(
     """
     tried: list[Tried] = []
     best: tuple[int, list[Any]] | None = None
-    with gpu.tensors(on):
+    with gpu.accept_tensors(on):
         ready = [_prepared(pipeline, fold, on) for fold in folds]
-        running = zip(*(candidates(pipeline[-1], parameter, values, fold.X, fold.y) for fold in ready), strict=True)
+        running = zip(*(fit_path(pipeline[-1], parameter, values, fold.X, fold.y) for fold in ready), strict=True)
         for fitted_folds in running:
             heads = [head for head, _ in fitted_folds]
             problem = next((why for _, why in fitted_folds if why is not None), None)
@@ -139,8 +139,8 @@ def sweep(
         close = within_one_error(tried, metric)
         best_number = min(close, key=lambda number: _least(tried[number], metric))
         if best_number != best[0]:
-            again = ((copy_of(pipeline[-1], **{parameter: values[best_number]}), fold) for fold in ready)
-            best = best_number, [fitted(head, fold.X, fold.y)[0] for head, fold in again]
+            again = ((copy_with(pipeline[-1], **{parameter: values[best_number]}), fold) for fold in ready)
+            best = best_number, [try_fit(head, fold.X, fold.y)[0] for head, fold in again]
     return SearchResult(
         [_joined(fold.steps, head) for fold, head in zip(ready, best[1], strict=True)],
         parameter,
@@ -153,7 +153,7 @@ def sweep(
 def _prepared(pipeline: Any, fold: Fold, on: str | None) -> _Prepared:
     from sklearn.base import clone
 
-    X = gpu.placed(fold.train.X, on)
+    X = gpu.to_tensor(fold.train.X, on)
     if len(pipeline.steps) == 1:
         return _Prepared([], X, fold.train.y, fold.held)
     before = clone(pipeline[:-1])
@@ -187,7 +187,7 @@ def _measured(
             Held.of(head, fold.held.X, fold.held.y, kind=kind, classes=classes, given=given)
             for head, fold in zip(heads, ready, strict=True)
         ]
-        held = scoring.joined(parts)
+        held = scoring.join_held_out(parts)
         if tempered:
             return _at_best_temperature(held, problem, kind=kind, classes=classes)
         score = scoring.measure(metric, held, kind=kind, classes=classes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.streaming.lbfgs import ahead, minimise, onward
+from pipeline.streaming.lbfgs import extrapolate, minimise, newton_step
 from pipeline.streaming.logistic_loss import Loss, Point
 from pipeline.streaming.targets import classes_of, numbered, weights_of
 
@@ -21,7 +21,7 @@ Start = tuple[np.ndarray, np.ndarray]
 MOST_AXES = 2048  # their matrices take 200 MB, and their decomposition some seconds
 
 
-def starts(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Start] | None:
+def warm_starts(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Start] | None:
     """Return where to start for each C, in their order; None for other heads, values or rows than these axes'.
 
     That is where the loss is not the plain one, the values do not grow, scikit-learn will refuse what it is given, or
@@ -43,11 +43,11 @@ def _along(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
     path: list[Point] = []
     for value in values:
         penalty = 1 / (value * loss.total)
-        start = ahead(loss, penalty, path, tol=head.tol)
+        start = extrapolate(loss, penalty, path, tol=head.tol)
         point = minimise(loss, penalty, tol=head.tol, max_iter=head.max_iter, start=start).point
         path = [*path[-2:], point]
         first = point.coef, point.intercept
         if point.steepest(penalty) > head.tol:  # what is left to gain is lost in the rounding of the loss
-            first = onward(loss, point, penalty)
+            first = newton_step(loss, point, penalty)
         coef = first[0].T
         yield coef.copy(), first[1] - coef @ loss.center

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.heads.outputs import answers_of
+from pipeline.heads.outputs import predict_with_scores
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
@@ -35,7 +35,7 @@ def answers_of_head(head: Any, X: np.ndarray, task: TaskOutput, scores: Scores) 
     """Return what a fitted head answers to rows X; raises ValueError where its scores are no finite numbers."""
     if not len(X):
         return _empty(task)
-    return Answers(*answers_of(head, X, kind=task.kind, scores=scores, classes=task.classes))
+    return Answers(*predict_with_scores(head, X, kind=task.kind, scores=scores, classes=task.classes))
 
 
 def answers_of_logits(logits: np.ndarray, task: TaskOutput) -> Answers:

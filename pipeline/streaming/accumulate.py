@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.streaming.chunks import Over, Span, each, part
+from pipeline.streaming.chunks import Span, WrappedSource, map_chunks, take_rows
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.rows import BLOCK_BYTES, blocks, is_source
 from pipeline.streaming.targets import numbered
@@ -21,7 +21,7 @@ BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred
 PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
 
 
-class Summed(Over):
+class CachedMoments(WrappedSource):
     """A row source that keeps the last moments of its rows, so that heads fitted to it share one pass.
 
     They are given again to who asks for the same groups of rows, targets and weights: O(width²) of memory.
@@ -39,7 +39,7 @@ class Summed(Over):
 
     def part(self, rows: slice) -> Any:
         """Return some rows of the source."""
-        return part(self.source, rows)
+        return take_rows(self.source, rows)
 
     def moments(self, asked: tuple[Any, ...], make: Callable[[Any], Moments]) -> Moments:
         """Return the moments of the source as `make` sums them, from the last call if the arguments are the same."""
@@ -48,13 +48,13 @@ class Summed(Over):
         return self._kept[1]
 
 
-def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarray | None = None) -> Moments:
+def compute_moments(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarray | None = None) -> Moments:
     """Compute the moments of rows X, an array or a row source, in one pass.
 
     y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
     targets); None: neither. A source of `pieces` is summed piece by piece, by whoever works on these, and the sums are
-    merged in their order: what is added to what depends on the cut alone. Of a `Summed` source that was asked before no
-    row is read.
+    merged in their order: what is added to what depends on the cut alone. Of a `CachedMoments` source that was
+    asked before, no row is read.
 
     Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
     a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
@@ -72,10 +72,10 @@ def moments_of(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarra
 
     def summed(source: Any) -> Moments:
         pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
-        parts: Iterator[Moments] = each(source, _sum, (groups, targets, given), (classes, *pivots))
+        parts: Iterator[Moments] = map_chunks(source, _sum, (groups, targets, given), (classes, *pivots))
         return functools.reduce(Moments.merge, parts).check()
 
-    if not isinstance(X, Summed):
+    if not isinstance(X, CachedMoments):
         return summed(X)
     number = None if classes is None else len(classes)
     return replace(X.moments((number, groups, targets, given), summed), classes=classes)

@@ -6,11 +6,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import HeadError, unknown
-from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.predict import by_blocks
 from pipeline.streaming.row_space import deviations, held, is_smaller
-from pipeline.streaming.rows import checked
+from pipeline.streaming.rows import validate_rows
 from pipeline.streaming.targets import labels_of
 
 METRICS = ("cosine", "euclidean")
@@ -34,11 +34,11 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         labels, classes = labels_of(self, X, y)
         if is_smaller(X):
             return self._fit_few(held(X), labels, classes)
-        return self.fit_moments(moments_of(X, labels, classes=classes))
+        return self.fit_moments(compute_moments(X, labels, classes=classes))
 
     def _fit_few(self, rows: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Self:
         """Fit to fewer rows than features, without the products of features that moments have."""

@@ -25,7 +25,7 @@ Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ChunkedSource:
     """A row source that says how its rows are cut, and who works on a piece."""
 
     source: Any
@@ -47,10 +47,10 @@ class Pieces:
 
     def part(self, rows: slice) -> Any:
         """Return some rows as a source of their own."""
-        return part(self.source, rows)
+        return take_rows(self.source, rows)
 
 
-class Over:
+class WrappedSource:
     """A row source that is made of another, and cut as that is."""
 
     source: Any
@@ -89,20 +89,20 @@ class Span:
         return np.asarray(self.source[self.start + start : self.start + max(start, stop)])
 
 
-def part(X: Any, rows: slice) -> Any:
+def take_rows(X: Any, rows: slice) -> Any:
     """Return some rows of an array or a source; of a source, one that goes to a worker without the other rows."""
     if hasattr(X, "part"):
         return X.part(rows)
     return Span(X, rows.start, rows.stop) if is_source(X) else X[rows]
 
 
-def even(rows: int, count: int) -> list[slice]:
+def even_chunks(rows: int, count: int) -> list[slice]:
     """Return the bounds of so many pieces of nearly one size."""
     ends = [rows * number // count for number in range(count + 1)]
     return [slice(*both) for both in itertools.pairwise(ends)]
 
 
-def cut(rows: Rows) -> list[slice]:
+def cut_chunks(rows: Rows) -> list[slice]:
     """Cut rows into pieces of about `PIECE_BYTES`, at the ends of shards where there are any near.
 
     A worker then reads, and checks, few shards that others read as well.
@@ -119,7 +119,7 @@ def cut(rows: Rows) -> list[slice]:
     return [slice(*both) for both in itertools.pairwise([0, *inner, count])]
 
 
-def each(
+def map_chunks(
     X: Any, function: Callable[[Any], Any], arrays: Sequence[np.ndarray], args: Sequence[Any] = ()
 ) -> Iterator[Any]:
     """Yield `function((rows, *their part of the arrays, *args))` of each piece of X, or of X without pieces."""
@@ -127,7 +127,7 @@ def each(
     if len(cuts) == 1:
         yield function((X, *arrays, *args))
         return
-    yield from X.apply(function, ((part(X, own), *(array[own] for array in arrays), *args) for own in cuts))
+    yield from X.apply(function, ((take_rows(X, own), *(array[own] for array in arrays), *args) for own in cuts))
 
 
 def by_threads(width: int) -> Apply:
@@ -148,7 +148,7 @@ def by_threads(width: int) -> Apply:
 _one = threading.Lock()
 
 
-def alone(function: Callable[[Any], Any], width: int, work: Any) -> Any:
+def run_in_worker(function: Callable[[Any], Any], width: int, work: Any) -> Any:
     """Work on one piece in a worker's process, which has one number of BLAS threads."""
     from threadpoolctl import threadpool_limits
 

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 
 from pipeline.errors import HeadError
 from pipeline.streaming.exact_search import Metric, nearest
-from pipeline.streaming.rows import checked, is_source
+from pipeline.streaming.rows import is_source, validate_rows
 from pipeline.streaming.targets import classes_of, numbered
 
 
@@ -42,7 +42,7 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         Raises HeadError as `nearest` does, and where the training rows were a source that is not with the estimator.
         """
         check_is_fitted(self)
-        X = checked(self, X, fitting=False)
+        X = validate_rows(self, X, fitting=False)
         if self.rows_ is None:
             raise HeadError(
                 f"{type(self).__name__}: expected its {self.n_samples_fit_:,} training rows, got none: they were read "
@@ -88,7 +88,7 @@ class StreamingKNeighborsClassifier(ClassifierMixin, _StreamingNeighbors):  # ty
 
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training rows (rows, width) and the class of each."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
         check_classification_targets(y)
         self._keep(X, y)
@@ -115,7 +115,7 @@ class StreamingKNeighborsRegressor(RegressorMixin, _StreamingNeighbors):  # type
 
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training rows (rows, width) and the target of each."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64, input_name="y")
         self._keep(X, y)
         self.targets_ = y

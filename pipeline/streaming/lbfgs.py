@@ -97,14 +97,14 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
     return Descent(last[0][1], int(result.nit), enough(last[0][1]))
 
 
-def onward(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+def newton_step(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Return coefficients and intercepts a Newton step further: for gains that no pass could see."""
     units = _Units.at(loss, point, penalty)
     slope = units.gradient(point.gradient(penalty), point.drift)
     return units.back(units.of(point.coef, point.intercept) - slope)
 
 
-def ahead(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:
+def extrapolate(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:
     """Return where to start for the next of a path of minima: at its end, or where its last steps point to.
 
     That is a step in the direction of the last, as much longer as that was than the one before along it. The end is

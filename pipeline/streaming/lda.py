@@ -14,12 +14,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.covariance import shrunk_covariance
 
 from pipeline.errors import HeadError
-from pipeline.streaming.accumulate import moments_of
-from pipeline.streaming.chunks import each
+from pipeline.streaming.accumulate import compute_moments
+from pipeline.streaming.chunks import map_chunks
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.predict import by_blocks, small_blocks
 from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
-from pipeline.streaming.rows import checked
+from pipeline.streaming.rows import validate_rows
 from pipeline.streaming.targets import labels_of, numbered
 
 
@@ -49,11 +49,11 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         labels, classes = labels_of(self, X, y)
         if is_smaller(X):
             return self._fit_in_row_space(held(X), numbered(labels, classes), classes)
-        moments = moments_of(X, labels, classes=classes)
+        moments = compute_moments(X, labels, classes=classes)
         return self.fit_moments(moments, X, labels)
 
     def _fit_in_row_space(self, rows: np.ndarray, groups: np.ndarray, classes: np.ndarray) -> Self:
@@ -172,7 +172,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if X is None:
             raise HeadError("discriminant analysis, shrinkage 'auto': expected the rows for a second pass, got none.")
         groups = numbered(np.asarray(y), self.classes_)
-        fourth = sum(each(X, _fourth, (groups,), (self.means_, scale)))
+        fourth = sum(map_chunks(X, _fourth, (groups,), (self.means_, scale)))
         count, width = len(groups), len(scale)
         square, mean = float((covariance**2).sum()), float(np.trace(covariance)) / width
         return _ledoit_wolf_amount(fourth, square, mean, count=count, width=width)

@@ -10,10 +10,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from pipeline.streaming.lbfgs import ahead, minimise
+from pipeline.streaming.lbfgs import extrapolate, minimise
 from pipeline.streaming.logistic_loss import Loss, Point
 from pipeline.streaming.predict import by_blocks
-from pipeline.streaming.rows import checked
+from pipeline.streaming.rows import validate_rows
 from pipeline.streaming.targets import labels_of, numbered, weights_of
 
 
@@ -89,7 +89,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         for C in sorted(Cs):
             fitted = clone(self).set_params(C=C)
             fitted.classes_, fitted.n_features_in_ = self.classes_, self.n_features_in_
-            start = ahead(loss, 1 / (C * loss.total), path, tol=self.tol)
+            start = extrapolate(loss, 1 / (C * loss.total), path, tol=self.tol)
             path = [*path[-2:], fitted._search(loss, start, counted=counted)]
             counted = loss.passes
             yield fitted
@@ -119,7 +119,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
 
     def _loss_of(self, X: Any, y: Any) -> Loss:
         self._validate_params()
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         y, classes = labels_of(self, X, y)
         codes, weights = numbered(y, classes), weights_of(self.class_weight, y)
         self.classes_ = classes

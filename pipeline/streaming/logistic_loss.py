@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import UNITS, Moments
 from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
 from pipeline.streaming.rows import BLOCK_BYTES, blocks
@@ -68,7 +68,7 @@ class Loss:
         """Make the first pass: center and scale of rows, sums by class, and the axes along which rows vary."""
         if is_smaller(X):
             return self._measure_in_row_space(X, weights, standardize=standardize)
-        moments = moments_of(X, self.codes, classes=np.arange(self.classes), weights=weights)
+        moments = compute_moments(X, self.codes, classes=np.arange(self.classes), weights=weights)
         centred = self.with_intercept or standardize
         self.center = moments.mean if centred else np.zeros(moments.width)
         self.scale = moments.scale if standardize else np.ones(moments.width)
@@ -90,7 +90,7 @@ class Loss:
         self.center = np.average(rows, axis=0, weights=weights) if centred else np.zeros(rows.shape[1])
         self.scale = deviations(rows, weights) if standardize else np.ones(rows.shape[1])
         space = row_space(rows, centre=self.center, scale=self.scale)
-        moments = moments_of(space.coordinates, self.codes, classes=np.arange(self.classes), weights=weights)
+        moments = compute_moments(space.coordinates, self.codes, classes=np.arange(self.classes), weights=weights)
         means = moments.class_means * (moments.weights / self.total)[:, None] @ space.basis.T
         self.class_sums = means[1:].T if self.classes == 2 else means.T
         variances, vectors = np.linalg.eigh(moments.scatter() / self.total + np.outer(moments.mean, moments.mean))

@@ -8,11 +8,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.extmath import svd_flip
 
 from pipeline.errors import HeadError
-from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
-from pipeline.streaming.predict import transformed
+from pipeline.streaming.predict import transform_rows
 from pipeline.streaming.row_space import held, is_smaller
-from pipeline.streaming.rows import checked
+from pipeline.streaming.rows import validate_rows
 
 
 class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -29,9 +29,9 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - the signature of scikit-learn
         """Fit to rows X."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         if not is_smaller(X):
-            return self.fit_moments(moments_of(X))
+            return self.fit_moments(compute_moments(X))
         # Fewer rows than features take less memory than the scatter of the features, and have as many components.
         wanted = self._wanted(*X.shape)
         rows = held(X)
@@ -81,7 +81,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def transform(self, X: Any) -> Any:
         """Return (rows, components), float64; with `whiten` of variance 1, where it is not 0. Of a source, a source."""
-        return transformed(self, X, self._project)
+        return transform_rows(self, X, self._project)
 
     @property
     def _n_features_out(self) -> int:

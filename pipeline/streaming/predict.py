@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.streaming.chunks import Over, part
-from pipeline.streaming.rows import blocks, checked, is_source
+from pipeline.streaming.chunks import WrappedSource, take_rows
+from pipeline.streaming.rows import blocks, is_source, validate_rows
 
 BYTES = 2**23  # of a block; `function` makes copies of it in float64
 
@@ -35,7 +35,7 @@ def small_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
     return blocks(X, size=max(1, BYTES // (4 * max(1, X.shape[1]))))
 
 
-def transformed(estimator: Any, X: Any, function: Function) -> Any:
+def transform_rows(estimator: Any, X: Any, function: Function) -> Any:
     """Return the rows after `function`: an array of an array; of a source, one that computes what is read."""
     if is_source(X) and not isinstance(X, np.ndarray):
         X = _expected(estimator, X)
@@ -44,7 +44,7 @@ def transformed(estimator: Any, X: Any, function: Function) -> Any:
 
 
 @dataclass(frozen=True)
-class Transformed(Over):
+class Transformed(WrappedSource):
     """A row source over another: float32 rows, computed when they are read."""
 
     source: Any
@@ -54,7 +54,7 @@ class Transformed(Over):
 
     def part(self, rows: slice) -> "Transformed":
         """Return some of the rows, as a source of their own."""
-        own = part(self.source, rows)
+        own = take_rows(self.source, rows)
         return Transformed(own, self.function, (own.shape[0], self.shape[1]))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -68,4 +68,4 @@ def _expected(estimator: Any, X: Any) -> Any:
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(estimator)
-    return checked(estimator, X, fitting=False)
+    return validate_rows(estimator, X, fitting=False)

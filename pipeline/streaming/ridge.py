@@ -14,12 +14,12 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import HeadError
-from pipeline.streaming.accumulate import moments_of
+from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.predict import by_blocks
 from pipeline.streaming.ridge_path import factorise
 from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
-from pipeline.streaming.rows import checked
+from pipeline.streaming.rows import validate_rows
 from pipeline.streaming.targets import labels_of, numbers_of, weights_of
 
 
@@ -128,11 +128,11 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and targets y, (rows,) or (rows, targets)."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         targets = numbers_of(self, X, y)
         if is_smaller(X):
-            return self._fit_in_row_space(X, None, lambda head, rows: head.fit_moments(moments_of(rows, targets)))
-        return self.fit_moments(moments_of(X, targets))
+            return self._fit_in_row_space(X, None, lambda head, rows: head.fit_moments(compute_moments(rows, targets)))
+        return self.fit_moments(compute_moments(X, targets))
 
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows and targets; raises HeadError where they are of classes."""
@@ -181,7 +181,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,), or labels (rows, labels) of 0 and 1."""
-        X = checked(self, X, fitting=True)
+        X = validate_rows(self, X, fitting=True)
         if np.asarray(y).ndim == 2 and type_of_target(y) == "multilabel-indicator":
             given, classes = numbers_of(self, X, y), None
             targets = 2 * given - 1
@@ -191,7 +191,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         weights = weights_of(self.class_weight, given)
 
         def fit(head: Self, rows: Any) -> Self:
-            return head.fit_moments(moments_of(rows, targets, classes=classes, weights=weights))
+            return head.fit_moments(compute_moments(rows, targets, classes=classes, weights=weights))
 
         return self._fit_in_row_space(X, weights, fit) if is_smaller(X) else fit(self, X)
 

@@ -79,7 +79,7 @@ def is_source(X: Any) -> bool:
     return len(X.shape) == 2 and not issparse(X)
 
 
-def checked(estimator: Any, X: Any, *, fitting: bool) -> Any:
+def validate_rows(estimator: Any, X: Any, *, fitting: bool) -> Any:
     """Check X as given to `fit` (`fitting`) or another method: a source as it is, else a checked array.
 
     Sets or compares `n_features_in_` and the names of features as scikit-learn does, and raises ValueError as it does.

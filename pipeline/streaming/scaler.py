@@ -6,9 +6,9 @@ from typing import Any, Self
 import numpy as np
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from pipeline.streaming.chunks import each
-from pipeline.streaming.predict import transformed
-from pipeline.streaming.rows import blocks, checked, is_source
+from pipeline.streaming.chunks import map_chunks
+from pipeline.streaming.predict import transform_rows
+from pipeline.streaming.rows import blocks, is_source, validate_rows
 
 
 class StreamingScaler(StandardScaler):  # type: ignore[misc]
@@ -18,9 +18,9 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
         """Fit to rows X."""
         if not is_source(X):
             return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
-        checked(self, X, fitting=True)
+        validate_rows(self, X, fitting=True)
         weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight)
-        scaler = functools.reduce(_merged, each(X, _seen, (weights,), (sample_weight is not None,)))
+        scaler = functools.reduce(_merged, map_chunks(X, _seen, (weights,), (sample_weight is not None,)))
         self.mean_, self.var_, self.scale_ = None, None, None
         self.n_samples_seen_ = scaler.n_samples_seen_
         if self.with_mean or self.with_std:
@@ -33,7 +33,7 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
         """Return (rows, width): an array of an array, a source of a source."""
         if isinstance(X, np.ndarray) or not is_source(X):
             return super().transform(X, copy)
-        return transformed(self, X, super().transform)
+        return transform_rows(self, X, super().transform)
 
 
 class StreamingNormalizer(Normalizer):  # type: ignore[misc]
@@ -43,14 +43,14 @@ class StreamingNormalizer(Normalizer):  # type: ignore[misc]
         """Look at the shape of X: nothing is fitted."""
         if not is_source(X):
             return super().fit(X, y)  # type: ignore[no-any-return]
-        checked(self, X, fitting=True)
+        validate_rows(self, X, fitting=True)
         return self
 
     def transform(self, X: Any, copy: bool | None = None) -> Any:
         """Return (rows, width): an array of an array, a source of a source."""
         if isinstance(X, np.ndarray) or not is_source(X):
             return super().transform(X, copy)
-        return transformed(self, X, super().transform)
+        return transform_rows(self, X, super().transform)
 
 
 def _seen(work: tuple[Any, ...]) -> StandardScaler:

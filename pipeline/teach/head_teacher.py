@@ -73,7 +73,7 @@ class Head:
         return np.concatenate(parts) if parts else np.empty((0, len(self.model.classes)), np.float32)
 
 
-def open_head_teacher(config: TeachConfig, run: Path, features: Path) -> Head:
+def open_head(config: TeachConfig, run: Path, features: Path) -> Head:
     """Open the head of a run that the settings mean, with its features.
 
     Raises HeadError where there is none or several, where it has no scores, and for features of another kind than it
@@ -104,7 +104,7 @@ def open_head_teacher(config: TeachConfig, run: Path, features: Path) -> Head:
     return Head(loaded, fit, sha256_file(loaded.path), taps, _views(taps[1:], clean=taps[0]))
 
 
-def store(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *, packing: TopK | None) -> None:
+def store_logits(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *, packing: TopK | None) -> None:
     """Compute the logits of some samples of a view into a column."""
     width = len(head.model.classes) if packing is None else packing.width
     for start in range(0, len(keys), SHARD_ROWS):
@@ -121,7 +121,7 @@ def store(head: Head, number: int, column: cache.CacheEntry, keys: np.ndarray, *
             )
 
 
-def rejected(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
+def rejected_samples(head: Head, number: int, keys: np.ndarray) -> dict[str, str]:
     """Return the samples whose features were rejected: key to reason.
 
     Raises DataError where other samples have no features: these were never extracted.

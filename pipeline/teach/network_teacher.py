@@ -34,7 +34,7 @@ class Network:
         return {"source": "network", **named, "scores": "the network's logits"}
 
 
-def open_network_teacher(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
+def open_network(run: Path | None, backbone: Path, *, classes: tuple[str, ...] = ()) -> Network:
     """Open the network of a run, or the backbone where there is no run. `classes`: names of outputs, by others.
 
     Raises TrainingError for a network whose outputs are no named classes.
@@ -57,7 +57,7 @@ def open_network_teacher(run: Path | None, backbone: Path, *, classes: tuple[str
     return Network(folder, spec, kind, names)
 
 
-def extraction(config: TeachConfig, *, scores: bool, hints: bool) -> ExtractConfig:
+def extraction_config(config: TeachConfig, *, scores: bool, hints: bool) -> ExtractConfig:
     """Return the settings of the extraction of scores, hints or both."""
     taps = {LOGITS: SCORES} if scores else {}
     if hints:

@@ -103,7 +103,7 @@ def teach(
     opened = {name: index.read(paths.out / name) for name in folders}
     off = None
     if stored_teacher.identity["top_k"] is not None:
-        off = top_k_extract.deviation(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
+        off = top_k_extract.truncation_error(cache.column(paths.cache, opened[LOGITS].identity), samples.keys)
     write_json(
         paths.out / JSON,
         {
@@ -165,16 +165,16 @@ def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter:
             f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
             "number."
         )
-    own = network_teacher.open_network_teacher(paths.run, paths.backbone, classes=config.classes)
+    own = network_teacher.open_network(paths.run, paths.backbone, classes=config.classes)
     packing = _packing(config, len(own.classes))
-    wanted = network_teacher.extraction(config, scores=True, hints=True)
+    wanted = network_teacher.extraction_config(config, scores=True, hints=True)
     nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
-    place = top_k_extract.Place(own.folder, paths.manifests, paths.out, paths.cache)
+    place = top_k_extract.PackPaths(own.folder, paths.manifests, paths.out, paths.cache)
     refused: dict[str, str] = {}
     computed = 0
     if packing is not None:
-        alone = network_teacher.extraction(config, scores=True, hints=False)
-        refused, ran = top_k_extract.pack(
+        alone = network_teacher.extraction_config(config, scores=True, hints=False)
+        refused, ran = top_k_extract.pack_logits(
             alone,
             packing,
             spec=own.spec,
@@ -185,7 +185,7 @@ def _from_network(config: TeachConfig, paths: Paths, samples: Samples, reporter:
         computed += ran * (1 + (0 if config.views is None else config.views.count))
     if packing is None or config.hints:
         extracted = extract(
-            network_teacher.extraction(config, scores=packing is None, hints=True),
+            network_teacher.extraction_config(config, scores=packing is None, hints=True),
             backbone=own.folder,
             manifests=paths.manifests,
             out=paths.out,
@@ -213,7 +213,7 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Re
         raise TrainingError(
             f"{config.run}: expected `hints` with a network, which has nodes, got a run of fit. Leave them out."
         )
-    own = head_teacher.open_head_teacher(config, paths.run, paths.features)
+    own = head_teacher.open_head(config, paths.run, paths.features)
     classes = tuple(own.model.classes)
     packing = _packing(config, len(classes))
     width = len(classes) if packing is None else packing.width
@@ -222,10 +222,10 @@ def _from_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Re
     for number in range(len(own.taps)):
         column = cache.column(paths.cache, own.column(number, packing))
         held = cache.shards_for_keys(column, samples.keys)[2]
-        without = head_teacher.rejected(own, number, samples.keys)
+        without = head_teacher.rejected_samples(own, number, samples.keys)
         has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
         missing = samples.keys[has & ~held]
-        head_teacher.store(own, number, column, missing, packing=packing)
+        head_teacher.store_logits(own, number, column, missing, packing=packing)
         reporter.progress((number + 1) * len(samples), len(own.taps) * len(samples))
         computed += len(missing)
         folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)

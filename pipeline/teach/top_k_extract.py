@@ -35,7 +35,7 @@ KEPT_DAYS = 7  # that what a killed run left there waits for the run that goes o
 
 
 @dataclass(frozen=True)
-class Place:
+class PackPaths:
     """Where packed rows come from and go to."""
 
     backbone: Path
@@ -54,13 +54,13 @@ class _View:
     known: np.ndarray
 
 
-def pack(
+def pack_logits(
     config: ExtractConfig,
     packing: TopK,
     *,
     spec: BackboneSpec,
     samples: Samples,
-    place: Place,
+    place: PackPaths,
     reporter: Reporter,
 ) -> tuple[dict[str, str], int]:
     """Commit packed logits of the samples, and of their views, into `place.out`.
@@ -105,7 +105,7 @@ def pack(
     return refused, len(missing)
 
 
-def deviation(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
+def truncation_error(column: cache.CacheEntry, keys: np.ndarray) -> dict[str, Any]:
     """Return how far the shards that hold these rows are off the full softmax, over all of their rows."""
     error = TruncationError()
     for record in cache.shards_for_keys(column, keys)[0]:

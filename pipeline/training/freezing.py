@@ -16,7 +16,7 @@ from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, counted
 from pipeline.partition.split_points import blocks, in_layer
 from pipeline.training.config import BatchNorms, FromTap, Part
-from pipeline.training.trainable import Phase, phase, within, without
+from pipeline.training.trainable import Phase, is_within, phase_of, without_modules
 
 
 def prepare(
@@ -36,16 +36,16 @@ def prepare(
     Raises BackboneError or ConfigError where the network has no such part, where a new module would be frozen, and
     where something that was trained would be frozen later.
     """
-    phases = [phase(network, spec, what, 0, new)]
+    phases = [phase_of(network, spec, what, 0, new)]
     for epoch, node in sorted((unfreeze or {}).items()):
-        phases.append(phase(network, spec, FromTap(from_tap=node), epoch, new))
+        phases.append(phase_of(network, spec, FromTap(from_tap=node), epoch, new))
         if lost := phases[-2].trained - phases[-1].trained:
             raise ConfigError(
                 f"unfreeze: expected that more is trained from epoch {epoch} on, got {node!r}, which freezes "
                 f"{counted(len(lost), 'parameter')} trained before, such as {min(lost)}. Name nodes from the last "
                 "to the first."
             )
-    cold = [name for name, _ in network.named_parameters() if within(name, new) and name not in phases[0].trained]
+    cold = [name for name, _ in network.named_parameters() if is_within(name, new) and name not in phases[0].trained]
     if cold:
         convolution = ", or leave `convolution` out" if len(new) > 1 else ""
         raise ConfigError(
@@ -54,8 +54,8 @@ def prepare(
         )
     if batch_norm == "frozen":
         still = {name for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
-        still = {name for name in still if not within(name, new)}
-        phases = [without(phase, still) for phase in phases]
+        still = {name for name in still if not is_within(name, new)}
+        phases = [without_modules(phase, still) for phase in phases]
     return TrainableParts(network, spec, phases, batch_norm)
 
 

@@ -107,7 +107,7 @@ def train(
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = steps_per_epoch(len(samples), config)
     seed_everything(config.seed)
-    wrapped, optimizer = placed(network, frozen, setting)
+    wrapped, optimizer = setup_optimizer(network, frozen, setting)
     average = _average(network, config.ema)
     eval_network: nn.Module = network if average is None else average.module
     last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
@@ -173,7 +173,7 @@ def steps_per_epoch(rows: int, config: LoopConfig) -> int:
     return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
-def placed(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
+def setup_optimizer(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
     """Place the network on its devices, weights channels-last, and build its optimizer; return both."""
     frozen.network.to(memory_format=torch.channels_last)
     wrapped, optimizer = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))

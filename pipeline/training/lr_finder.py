@@ -19,7 +19,7 @@ from pipeline.training.config import RunConfig
 from pipeline.training.data import Batch, Samples
 from pipeline.training.freezing import TrainableParts
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import TrainContext, placed, step
+from pipeline.training.loop import TrainContext, setup_optimizer, step
 from pipeline.training.optim import set_lr
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
@@ -52,7 +52,7 @@ def range_test(network: nn.Module, samples: Samples, setting: TrainContext, froz
     """
     config = setting.config
     seed_everything(config.seed)
-    wrapped, optimizer = placed(network, frozen, setting)
+    wrapped, optimizer = setup_optimizer(network, frozen, setting)
     frozen.start(0)
     frozen.check_batch(config.batch_size, rows=len(samples))
     frozen.train_mode(network)
@@ -67,10 +67,10 @@ def range_test(network: nn.Module, samples: Samples, setting: TrainContext, froz
         if not math.isfinite(loss) or smooth > 4 * min([smooth, *(earlier for _, earlier in curve)]):
             break
         curve.append((rate, smooth))
-    return RangeTest(tuple(rate for rate, _ in curve), tuple(loss for _, loss in curve), suggested(curve))
+    return RangeTest(tuple(rate for rate, _ in curve), tuple(loss for _, loss in curve), suggest_rate(curve))
 
 
-def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, reporter: Reporter) -> Config:
+def choose_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, reporter: Reporter) -> Config:
     """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
 
     `prepare` makes the training set that is tried ready with some settings. What a test suggested lies beside what was
@@ -92,7 +92,7 @@ def with_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache
     return config.model_copy(update={"learning_rate": rate})
 
 
-def suggested(curve: list[tuple[float, float]]) -> float:
+def suggest_rate(curve: list[tuple[float, float]]) -> float:
     """Return the rate to begin with, given pairs of a rate and the smoothed loss there.
 
     Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.

@@ -44,10 +44,10 @@ def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopCo
     ):
         if parameters:
             groups.append({"params": parameters, "lr": config.rate, "weight_decay": decay})
-    return optimiser(groups, config)
+    return optimizer_of(groups, config)
 
 
-def optimiser(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
+def optimizer_of(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.optim.Optimizer:
     """Build an optimizer over groups of parameters, each with `lr` and `weight_decay`."""
     own = [{**group, BASE: group["lr"]} for group in groups]
     if config.optimiser == "sgd":

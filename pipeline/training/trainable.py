@@ -27,7 +27,7 @@ class Phase:
     live: frozenset[str]  # modules that are in training mode
 
 
-def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
+def phase_of(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
     """Return what is trained from an epoch on, by a setting; `new`: modules of the head beyond the classifier.
 
     Raises BackboneError or ConfigError if the network has no such part.
@@ -38,12 +38,12 @@ def phase(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: S
         return Phase(epoch, INPUT, frozenset(parameters), frozenset(modules))
     if what == "head":
         parts = new or new_parts(spec.architecture) or (classifier_node(spec),)
-        trained = frozenset(name for name in parameters if within(name, parts))
-        live = {name for name in modules if within(name, parts)}.union(*map(ancestors, parts))
+        trained = frozenset(name for name in parameters if is_within(name, parts))
+        live = {name for name in modules if is_within(name, parts)}.union(*map(ancestors, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
     if isinstance(what, Patterns):
         # A new classifier is of no use as it was drawn, and patterns name parts of the network that was there before.
-        trained = _matching(parameters, what.patterns) | {name for name in parameters if within(name, new)}
+        trained = _matching(parameters, what.patterns) | {name for name in parameters if is_within(name, new)}
         return Phase(epoch, None, trained, _live(network, spec, trained))
     if isinstance(what, LastBlocks):
         what = FromTap(from_tap=_start(network, spec, what.last_k))
@@ -110,12 +110,12 @@ def _called(name: str, order: Mapping[str, int]) -> str:
     return next((around for around in ancestors(name) if around in order), "")
 
 
-def within(name: str, parts: Sequence[str]) -> bool:
+def is_within(name: str, parts: Sequence[str]) -> bool:
     """Return whether a name is one of some parts, or stands inside of one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
-def without(phase: Phase, modules: set[str]) -> Phase:
+def without_modules(phase: Phase, modules: set[str]) -> Phase:
     """Return a phase in which some modules are frozen too."""
     trained = frozenset(name for name in phase.trained if name.rpartition(".")[0] not in modules)
     return dataclasses.replace(phase, trained=trained, live=phase.live - modules)
