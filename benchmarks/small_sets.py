@@ -49,7 +49,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import Task
 from pipeline.teach.config import TeachConfig
-from pipeline.teach.run import Paths as TeachPaths
+from pipeline.teach.outputs import Paths as TeachPaths
 from pipeline.teach.run import teach
 
 CUTS = {"squeezenet1_1": "features.8", "mobilenet_v2": "features.14"}

@@ -29,7 +29,7 @@ from pipeline.freeze.config import Module
 from pipeline.freeze.run import freeze
 from pipeline.task import Task, training_sets
 from pipeline.teach.config import BACKBONE, TeachConfig
-from pipeline.teach.run import Paths as TeachPaths
+from pipeline.teach.outputs import Paths as TeachPaths
 from pipeline.teach.run import teach
 from pipeline.training import checkpoint
 from pipeline.training.data import PixelSamples

@@ -2,7 +2,8 @@
 
 from pipeline.store import location
 from pipeline.teach.config import BACKBONE
-from pipeline.teach.run import Paths, teach
+from pipeline.teach.outputs import Paths
+from pipeline.teach.run import teach
 from stages import project
 
 

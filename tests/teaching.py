@@ -21,7 +21,8 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.task import KIND, TYPES, Kind, Task
 from pipeline.teach.config import TeachConfig
-from pipeline.teach.run import Paths, TeachSummary, teach
+from pipeline.teach.outputs import Paths, TeachSummary
+from pipeline.teach.run import teach
 from pipeline.teach.teacher import Teacher
 from pipeline.teach.verify import Sources
 

@@ -41,7 +41,8 @@ from pipeline.teach import top_k
 from pipeline.teach.config import TeachConfig
 from pipeline.teach.ensemble import average_logits, match_classes
 from pipeline.teach.logits import describe_logits, logits_of
-from pipeline.teach.run import Paths, teach
+from pipeline.teach.outputs import Paths
+from pipeline.teach.run import teach
 from pipeline.teach.teacher import Teacher, check_compatible
 from pipeline.teach.top_k import TopK
 from pipeline.teach.verify import Sources, recompute

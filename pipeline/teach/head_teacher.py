@@ -9,20 +9,23 @@ import numpy as np
 
 from pipeline.errors import DataError, HeadError, TrainingError, bullets
 from pipeline.extract.config import folder_of
+from pipeline.extract.run import commit
 from pipeline.files import sha256_file
 from pipeline.heads import saved
 from pipeline.heads.saved import Model
+from pipeline.loading.samples import Samples
 from pipeline.model_record import HeadFit, HeadsRecord, find_fits, read_record
 from pipeline.readers.augment import Views, as_made_now
-from pipeline.runtime import versions
+from pipeline.runtime import Reporter, versions
 from pipeline.store import cache
 from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.shard_format import FORMAT
 from pipeline.streaming.rows import Rows, blocks
-from pipeline.teach.config import TeachConfig
+from pipeline.teach.config import LOGITS, TeachConfig
 from pipeline.teach.logits import describe_logits, logits_of
+from pipeline.teach.outputs import Paths, StoredTeacher, packing_of
 from pipeline.teach.top_k import TopK, TruncationError
 
 VERSION = 1  # of how rows become logits here
@@ -175,3 +178,34 @@ def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) ->
         title = f"{where}: expected views that one entry of `extract` made, got others. Extract again"
         raise TrainingError(bullets(title, problems))
     return Views(count=len(views), augment=first["augment"], seed=first["seed"])
+
+
+def teach_head(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> StoredTeacher:
+    """Store the scores of a fitted head as logits; rows that were ever computed come from the cache."""
+    assert paths.run is not None, "a head is of a run"
+    if config.hints:
+        raise TrainingError(
+            f"{config.run}: expected `hints` with a network, which has nodes, got a run of fit. Leave them out."
+        )
+    own = open_head(config, paths.run, paths.features)
+    classes = tuple(own.model.classes)
+    packing = packing_of(config, len(classes))
+    width = len(classes) if packing is None else packing.width
+    refused: dict[str, str] = {}
+    computed = 0
+    for number in range(len(own.taps)):
+        column = cache.column(paths.cache, own.column(number, packing))
+        held = cache.shards_for_keys(column, samples.keys)[2]
+        without = rejected_samples(own, number, samples.keys)
+        has = np.logical_and.reduce([tap.has(samples.keys) for tap in own.taps[number]])
+        missing = samples.keys[has & ~held]
+        store_logits(own, number, column, missing, packing=packing)
+        reporter.progress((number + 1) * len(samples), len(own.taps) * len(samples))
+        computed += len(missing)
+        folder = paths.out / folder_of(LOGITS, None if number == 0 else number - 1)
+        refused |= commit(folder, column, samples.keys, (width,), without)
+    fit = {name: getattr(own.fit, name) for name in ("head", "input", "labels", "draw", "file")}
+    identity = {**own.identity, "top_k": None if packing is None else asdict(packing)}
+    return StoredTeacher(
+        own.model.kind, classes, identity, own.views, (), refused, computed, {"run": config.run, **fit}
+    )

@@ -1,18 +1,23 @@
 """A network as a teacher: its logits, and hints, by extraction, with all that extraction promises."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.backbones import serialization
-from pipeline.backbones.spec import BackboneSpec, TapSpec
+from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
 from pipeline.errors import TrainingError
 from pipeline.extract.config import ExtractConfig
+from pipeline.extract.run import extract
+from pipeline.loading.samples import Samples
 from pipeline.model_record import read_record
 from pipeline.readers.augment import Views
+from pipeline.runtime import Reporter
 from pipeline.store.identity import identity
 from pipeline.task import Kind
+from pipeline.teach import top_k_extract
 from pipeline.teach.config import LOGITS, TeachConfig, hint_folder
+from pipeline.teach.outputs import Paths, StoredTeacher, packing_of
 
 CLASSIFICATION: Kind = "classification"  # is what a backbone by itself was trained for
 SCORES = TapSpec(node=LOGITS, dtype="float32")
@@ -70,4 +75,53 @@ def extraction_config(config: TeachConfig, *, scores: bool, hints: bool) -> Extr
         engine=config.engine,
         precision=config.precision,
         max_rejected=config.max_rejected,
+    )
+
+
+def teach_network(config: TeachConfig, paths: Paths, samples: Samples, reporter: Reporter) -> StoredTeacher:
+    """Store the scores and hints of a network by extraction; rows that were ever computed come from the cache."""
+    if isinstance(config.views, int):
+        raise TrainingError(
+            f"{config.run}: expected `views` with `count` and `augment` for a network, which sees them itself, got a "
+            "number."
+        )
+    own = open_network(paths.run, paths.backbone, classes=config.classes)
+    packing = packing_of(config, len(own.classes))
+    wanted = extraction_config(config, scores=True, hints=True)
+    nodes = resolve(wanted.taps, own.spec, where=str(own.folder))
+    pack_paths = top_k_extract.PackPaths(own.folder, paths.manifests, paths.out, paths.cache)
+    refused: dict[str, str] = {}
+    computed = 0
+    if packing is not None:
+        scores_config = extraction_config(config, scores=True, hints=False)
+        refused, network_ran = top_k_extract.pack_logits(
+            scores_config,
+            packing,
+            spec=own.spec,
+            samples=samples,
+            place=pack_paths,
+            reporter=reporter,
+        )
+        computed += network_ran * (1 + (0 if config.views is None else config.views.count))
+    if packing is None or config.hints:
+        extracted = extract(
+            extraction_config(config, scores=packing is None, hints=True),
+            backbone=own.folder,
+            manifests=paths.manifests,
+            out=paths.out,
+            cache_root=paths.cache,
+            samples=samples,
+            reporter=reporter,
+        )
+        computed += sum(extracted.plan.missing.values())
+    source = {"run": config.run, "weights": own.spec.weights_digest, "nodes": {n: t.node for n, t in nodes.items()}}
+    return StoredTeacher(
+        own.kind,
+        own.classes,
+        {**own.identity(config), "top_k": None if packing is None else asdict(packing)},
+        config.views,
+        config.hints,
+        refused,
+        computed,
+        source,
     )
