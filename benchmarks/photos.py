@@ -75,7 +75,7 @@ def trained(place: Place, **settings: Any) -> tuple[float, float, str]:
     """The same of a network that is trained once."""
     fit = place.fit(monitor="accuracy", **settings)
     assert fit.one.validation is not None, "the task has validation rows"
-    kept = evaluate(fit.one.module, fit.one.validation, fit.one.setting)["validation_accuracy"]
+    kept = evaluate(fit.one.module, fit.one.validation, fit.one.context)["validation_accuracy"]
     return kept, fit.accuracy, f"learning rate {fit.run.config.learning_rate:g}"
 
 

@@ -34,7 +34,7 @@ def as_it_is(place: Place) -> float:
     assert isinstance(run.inputs, FromPixels), "pixels are read"
     rows = run.task.rows("test")
     held = run.inputs.samples(rows, one.targets.of(rows), training=False, seed=0)
-    return float(evaluate(run.source.module, held, one.setting)["validation_accuracy"])
+    return float(evaluate(run.source.module, held, one.context)["validation_accuracy"])
 
 
 def fine_tuned(place: Place, *, epochs: int, start: str = PROBE, batch: int = 16) -> dict[str, float]:

@@ -161,15 +161,15 @@ class Watched:
 def watched(begun: tuple[RunContext, TrainingJob]) -> tuple[tuple[RunContext, TrainingJob], Watched]:
     """The same run, whose losses are kept."""
     run, one = begun
-    goal = Watched(one.setting.objective)
-    return (run, replace(one, setting=replace(one.setting, objective=goal))), goal
+    goal = Watched(one.context.objective)
+    return (run, replace(one, context=replace(one.context, objective=goal))), goal
 
 
 def predicted(network: nn.Module, run: RunContext, one: TrainingJob) -> np.ndarray:
     """The number of the class of each test row, int64 (rows,)."""
     rows = run.tasks[0].task.rows("test")
     samples = PixelSamples(run.pixels, label_targets(run.tasks, 0, rows), run.tasks[0].keys[rows], seed=0)
-    found = [logits.argmax(dim=1).cpu() for logits, _ in predict_logits(network, samples, one.setting)]
+    found = [logits.argmax(dim=1).cpu() for logits, _ in predict_logits(network, samples, one.context)]
     return torch.cat(found).numpy() if found else np.empty(0, np.int64)
 
 

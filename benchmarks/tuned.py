@@ -120,7 +120,7 @@ class Place:
         ends = timed(one, self.root / "runs" / f"{time.monotonic_ns()}", samples=samples)
         test = run.task.rows("test")
         held = run.inputs.samples(test, one.targets.of(test), training=False, seed=0)
-        accuracy = evaluate(one.module, held, one.setting)["validation_accuracy"] if len(test) else float("nan")
+        accuracy = evaluate(one.module, held, one.context)["validation_accuracy"] if len(test) else float("nan")
         return Fit(run, one, ends, float(accuracy))
 
 
@@ -131,8 +131,8 @@ def timed(one: TrainingJob, folder: Path, *, samples: Samples | None = None) -> 
         one.module,
         samples or one.samples,
         one.validation,
-        one.setting,
-        one.frozen,
+        one.context,
+        one.trainable,
         folder=folder,
         reporter=Reporter(progress=lambda *_: ends.append(time.perf_counter())),
     )
@@ -158,7 +158,7 @@ def prefix_seconds(fit: Fit, node: str, *, epoch: int) -> float:
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in one.samples.batches(run.config.batch_size, epoch=epoch):
-            images = one.setting.enter(batch.inputs)
+            images = one.context.enter(batch.inputs)
             collect(one.network, images, {"rows": TapSpec(node=node)}, run.source.spec.taps)
     return time.perf_counter() - start
 

@@ -81,11 +81,11 @@ class Lesson:
 
     backbone: Backbone
     student: Student
-    setting: TrainContext
+    context: TrainContext
     objective: Recorded
     samples: Taught
     validation: Taught
-    frozen: Any
+    trainable: Any
 
 
 def teacher(folder: Path) -> Backbone:

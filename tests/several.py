@@ -24,8 +24,8 @@ def both(folder: Path, *, devices: int) -> None:
     frozen = tuning.all_of(found, batch_norm="frozen")
     train(found.module, tuning.samples(29), tuning.samples(15, seed=1), setting, frozen, folder=folder / "network")
     one = pupils.lesson(folder / rank, rows=29, losses=LOSSES, batch_norm="frozen", devices=devices, **SHARED)
-    train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder / "student")
-    if one.setting.fabric.is_global_zero:
+    train(one.student, one.samples, one.validation, one.context, one.trainable, folder=folder / "student")
+    if one.context.fabric.is_global_zero:
         torch.save(found.module.state_dict(), folder / "network.pt")
         torch.save(one.student.state_dict(), folder / "student.pt")
 

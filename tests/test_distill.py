@@ -334,11 +334,11 @@ def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(
     one = build_job(loaded, load_distill_set(loaded, training), make_fabric(asked))
     (probe,) = one.probes
     assert (probe.record["head"], probe.record["rows"]) == ("logistic", 24)  # where a row has no label, the teacher's
-    assert one.setting.fitted
+    assert one.context.fitted
     rows = subject.task.rows("train")
     said = Teacher.open(world.root / "teachers" / "tuned").logits(subject.keys[rows], None).argmax(axis=1)
     images = torch.from_numpy(loaded.pixels.clean(loaded.pixels.rows(subject.keys[rows])))
-    learned = one.network.eval()(one.setting.enter(images)).argmax(dim=1).numpy()
+    learned = one.network.eval()(one.context.enter(images)).argmax(dim=1).numpy()
     assert (learned == said).mean() > 0.6
 
 

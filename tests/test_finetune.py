@@ -395,7 +395,7 @@ def test_a_network_starts_with_the_head_that_was_fitted(paths: Paths, tmp_path: 
     one = build_job(loaded, training, make_fabric(loaded.config))
     assert one.validation is not None
     (batch,) = one.validation.batches(32)
-    logits = one.network.eval()(one.setting.enter(batch.inputs)).softmax(dim=1).detach().numpy()
+    logits = one.network.eval()(one.context.enter(batch.inputs)).softmax(dim=1).detach().numpy()
     rows = Features.open(paths.features / "last").load(batch.keys)
     assert np.allclose(logits, head.predict_proba(rows), atol=1e-4)
     run(dataclasses.replace(paths, start=start), start="probe", learning_rate=1e-9, weights="last")
@@ -532,7 +532,7 @@ def test_a_network_answers_as_the_head_that_it_starts_from(
     assert one.validation is not None
     (batch,) = one.validation.batches(32)
     with torch.no_grad():
-        outputs = one.network.eval()(one.setting.enter(batch.inputs))
+        outputs = one.network.eval()(one.context.enter(batch.inputs))
     X = Features.open(paths.features / "last").load(batch.keys)
     saved = model.read(start / "head.skops")
     if kind == "regression":

@@ -53,7 +53,7 @@ def run(folder: Path, **settings: Any) -> tuple[pupils.Lesson, dict[str, Tensor]
     """Train a fresh student; returns its weights and the history."""
     parts = {name: settings.pop(name) for name in ("save_seconds", "reporter") if name in settings}
     one = pupils.lesson(folder.parent, **settings)
-    history = train(one.student, one.samples, one.validation, one.setting, one.frozen, folder=folder, **parts)
+    history = train(one.student, one.samples, one.validation, one.context, one.trainable, folder=folder, **parts)
     return one, {name: value.clone() for name, value in one.student.state_dict().items()}, history
 
 
@@ -387,12 +387,12 @@ def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path
 
 def test_projections_learn_at_the_full_rate_and_their_biases_do_not_decay(tmp_path: Path) -> None:
     one = pupils.lesson(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
-    groups = build_optimizer(one.student, one.frozen, one.setting.config).param_groups
+    groups = build_optimizer(one.student, one.trainable, one.context.config).param_groups
     weights, biases = groups[-2:]
     assert [(group["lr"], group["weight_decay"]) for group in (weights, biases)] == [(0.1, 0.2), (0.1, 0.0)]
     own = {id(parameter) for parameter in one.student.projections.parameters()}
     assert {id(parameter) for group in (weights, biases) for parameter in group["params"]} == own
-    plain = build_optimizer(one.student.network, one.frozen, one.setting.config).param_groups
+    plain = build_optimizer(one.student.network, one.trainable, one.context.config).param_groups
     assert len(plain) == len(groups) - 2
     assert {id(parameter) for group in plain for parameter in group["params"]}.isdisjoint(own)
 
@@ -407,5 +407,5 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path: Path) ->
 
 def test_the_range_test_takes_a_student(tmp_path: Path) -> None:
     one = pupils.lesson(tmp_path, losses={"soft": {}, "hints": pupils.EVERYTHING["hints"]})
-    tested = range_test(one.student, one.samples, one.setting, one.frozen)
+    tested = range_test(one.student, one.samples, one.context, one.trainable)
     assert 1e-6 < tested.suggested <= 0.1

@@ -24,7 +24,7 @@ def fit_task_probe(
     pixels: Pixels,
     last: nn.Module,
     student: nn.Module,
-    setting: TrainContext,
+    context: TrainContext,
     *,
     reads_labels: bool,
 ) -> Probe:
@@ -48,7 +48,7 @@ def fit_task_probe(
         return PixelSamples(pixels, label_targets(tasks, number, rows), task.keys[rows], seed=0)
 
     shown = replace(distill_set.training, rows=np.union1d(own, others))
-    return fit_probe(task.task, shown, last, student, clean, setting, targets=targets)
+    return fit_probe(task.task, shown, last, student, clean, context, targets=targets)
 
 
 def join_heads(last: nn.Module, parts: Sequence[tuple[OutputSlice, nn.Linear | None]]) -> nn.Linear:

@@ -99,7 +99,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
         seed=config.seed,
         classes=branches[-1].stop,
     )
-    frozen = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
+    trainable = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
     pairs = pairs_of(config.losses, spec, run.hints)
     objective = DistillationLoss(
         branches,
@@ -112,7 +112,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
     labels, validation_keys = label_targets(run.tasks, 0, validation_rows), first.keys[validation_rows]
     validation = PixelSamples(run.pixels, labels, validation_keys, seed=0) if len(validation_rows) else None
     module = Student(network, spec, pairs, live=run.live, seed=config.seed)
-    setting = TrainContext(config, objective, fabric, partial(normalise, inputs=spec.input))
+    context = TrainContext(config, objective, fabric, partial(normalise, inputs=spec.input))
     probes: list[Probe] = []
     if config.classifier.is_fitted(config.start):
         last = last_layer(network, architecture)
@@ -120,14 +120,14 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
         if name not in run.probes:
             run.probes[name] = [
                 fit_task_probe(
-                    run.tasks, number, distill_set, run.pixels, last, module, setting, reads_labels=config.reads_labels
+                    run.tasks, number, distill_set, run.pixels, last, module, context, reads_labels=config.reads_labels
                 )
                 for number in range(len(run.tasks))
             ]
         probes = run.probes[name]
         heads = [probe.linear for probe in probes]
         start_from(network, architecture, join_heads(last, list(zip(branches, heads, strict=True))))
-        setting = replace(setting, fitted=heads[0] is not None)
+        context = replace(context, fitted=heads[0] is not None)
     architectures = [spec.architecture, *([] if run.live is None else [run.live.architecture])]
     return TrainingJob(
         HEAD,
@@ -136,8 +136,8 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
         network,
         module,
         architecture,
-        frozen,
-        setting,
+        trainable,
+        context,
         targets_of(first.task, distill_set.training.rows),
         DistillSamples(
             run.pixels,

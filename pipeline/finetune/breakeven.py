@@ -27,7 +27,7 @@ def break_even(run: RunContext, job: TrainingJob) -> str:
     Where a run trains from pixels, the line says what stored rows would bring; then copying rows stands for reading.
     """
     spec, inputs, rows = run.source.spec, run.inputs, len(run.largest.rows)
-    node = inputs.node if isinstance(inputs, FromFeatures) else job.frozen.cut(0)
+    node = inputs.node if isinstance(inputs, FromFeatures) else job.trainable.cut(0)
     if isinstance(inputs, FromPixels) and (node in (None, INPUT) or run.config.augment or run.config.unfreeze):
         return f"pixels: {counted(rows, 'row')}; nothing is frozen that stored rows could stand for"
     node = spec.node(str(node))

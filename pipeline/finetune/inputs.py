@@ -155,12 +155,12 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
         )
 
 
-def check_frozen(network: nn.Module, spec: BackboneSpec, frozen: TrainableParts, node: str, *, epochs: int) -> None:
+def check_frozen(network: nn.Module, spec: BackboneSpec, trainable: TrainableParts, node: str, *, epochs: int) -> None:
     """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
     after = suffix_parameters(network, node, spec=spec)
-    frozen.start(epochs)  # what is trained at the end has all that was trained before
+    trainable.start(epochs)  # what is trained at the end has all that was trained before
     before = [name for name, value in network.named_parameters() if value.requires_grad and name not in after]
-    frozen.start(0)
+    trainable.start(0)
     if before:
         raise TrainingError(
             f"train: expected a part that runs after the stored tap {node!r}, got {len(before)} parameters before it, "

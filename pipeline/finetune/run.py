@@ -66,7 +66,7 @@ def lr_range(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -
     """Run the learning-rate range test on the largest training set of a run; raises what `finetune` does."""
     run = load_run(config.model_copy(update={"learning_rate": ANY}), paths, datasets=datasets)
     job = build_job(run, run.largest, make_fabric(config))
-    return range_test(job.module, job.samples, job.setting, job.frozen)
+    return range_test(job.module, job.samples, job.context, job.trainable)
 
 
 def _jobs(run: RunContext, fabric: "Fabric", reporter: Reporter) -> Iterator[TrainingJob]:

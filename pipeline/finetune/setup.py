@@ -125,7 +125,7 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         )
     node = run.inputs.node if isinstance(run.inputs, FromFeatures) else None
     what = config.train or ("full" if node is None else FromTap(from_tap=node))
-    frozen = freezing.prepare(
+    trainable = freezing.prepare(
         network,
         spec,
         what,
@@ -134,12 +134,12 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         new=new_parts(architecture),
     )
     if node is not None:
-        check_frozen(network, spec, frozen, node, epochs=config.epochs)
+        check_frozen(network, spec, trainable, node, epochs=config.epochs)
     module = run.inputs.trained(network, spec)
     weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
     objective = SupervisedLoss(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
     mix = mixing(config, task.kind, size, spec.input.shape)
-    setting = TrainContext(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
+    context = TrainContext(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
 
     def clean(rows: np.ndarray) -> Samples:
         return run.inputs.samples(rows, targets.of(rows), training=False, seed=0)
@@ -148,13 +148,13 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
     if config.classifier.is_fitted(config.start):
         if str(training) not in run.probes:
             last = last_layer(network, architecture)
-            run.probes[str(training)] = fit_probe(task, training, last, module, clean, setting)
+            run.probes[str(training)] = fit_probe(task, training, last, module, clean, context)
         probe = run.probes[str(training)]
         if probe.linear is not None:
             head = copy.deepcopy(probe.linear)
             targets.fold(head)
             start_from(network, architecture, head)
-            setting = replace(setting, fitted=True)
+            context = replace(context, fitted=True)
     return TrainingJob(
         HEAD,
         run.inputs.name,
@@ -162,8 +162,8 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         network,
         module,
         architecture,
-        frozen,
-        setting,
+        trainable,
+        context,
         targets,
         run.inputs.samples(training.rows, targets.of(training.rows), training=True, seed=config.seed),
         clean(validation) if len(validation) else None,

@@ -59,7 +59,7 @@ def fit_probe(
     last: nn.Module,
     module: nn.Module,
     samples: Callable[[np.ndarray], Samples],
-    setting: TrainContext,
+    context: TrainContext,
     *,
     targets: np.ndarray | None = None,
 ) -> Probe:
@@ -70,7 +70,7 @@ def fit_probe(
     """
     targets, classes = task.targets if targets is None else targets, task.classes
     rows = sample(training.rows, targets, task.kind)
-    X = inputs_of(last, module, samples(rows), setting)
+    X = inputs_of(last, module, samples(rows), context)
     targets = targets[rows]
     learned = _learned(targets, task.kind, classes)
     names = [name for name, there in zip(classes, learned, strict=True) if there]
@@ -90,7 +90,7 @@ def fit_probe(
     return Probe(linear, record)
 
 
-def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: TrainContext) -> np.ndarray:
+def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, context: TrainContext) -> np.ndarray:
     """Return what a layer gets of samples, float32 (n, width), averaged over positions where there are several."""
     inputs: list[Tensor] = []
 
@@ -100,10 +100,10 @@ def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, setting: Tra
             rows = rows.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else rows.flatten(1, -2).mean(1)
         inputs.append(rows.float().cpu())
 
-    module.to(setting.fabric.device)
+    module.to(context.fabric.device)
     hook = last.register_forward_pre_hook(keep)
     try:
-        for _ in predict_logits(module, samples, setting):
+        for _ in predict_logits(module, samples, context):
             pass
     finally:
         hook.remove()

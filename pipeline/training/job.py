@@ -44,8 +44,8 @@ class TrainingJob:
     """The part of the network, or the module around it, that runs on a batch."""
 
     architecture: dict[str, Any]
-    frozen: TrainableParts
-    setting: TrainContext
+    trainable: TrainableParts
+    context: TrainContext
     targets: Targets
     samples: Samples
     validation: Samples | None

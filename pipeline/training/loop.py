@@ -1,4 +1,4 @@
-"""The training loop, one for fine-tuning and distillation: `train(network, samples, validation, config, frozen, ...)`.
+"""The training loop, one for fine-tuning and distillation: `train(network, samples, validation, context, trainable, ...)`.
 
 Lightning Fabric places the network, the precision and the devices; the rest can be read here in one sitting. All random
 numbers of a step follow from (seed, epoch, step), and the learning rate from the step and the validation so far. So a
@@ -85,8 +85,8 @@ def train(
     network: nn.Module,
     samples: "Samples",
     validation: "Samples | None",
-    setting: TrainContext,
-    frozen: "TrainableParts",
+    context: TrainContext,
+    trainable: "TrainableParts",
     *,
     folder: Path,
     made_from: Mapping[str, Any] | None = None,
@@ -94,7 +94,7 @@ def train(
     curves: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> History:
-    """Train what `frozen` says of a network; it comes back in evaluation mode, with the best or the last weights.
+    """Train what `trainable` says of a network; the network comes back in evaluation mode, with the best or the last weights.
 
     A run whose checkpoint is in `folder` goes on from there. `made_from` says what else than the settings shapes the
     result, such as data and weights. With `curves`, each epoch is written into that folder, as DVCLive does.
@@ -102,34 +102,34 @@ def train(
     Raises TrainingError where settings differ from those of the checkpoint, for a loss that is no finite number (the
     last good checkpoint stays), for labels without an output, for too little memory, and for what cannot be trained.
     """
-    config, fabric = setting.config, setting.fabric
+    config, fabric = context.config, context.fabric
     _refuse_impossible(samples, validation, config)
     settings = {"loop": config.model_dump(mode="json"), "made_from": dict(made_from or {})}
     steps = steps_per_epoch(len(samples), config)
     seed_everything(config.seed)
-    wrapped, optimizer = setup_optimizer(network, frozen, setting)
+    wrapped, optimizer = setup_optimizer(network, trainable, context)
     average = _average(network, config.ema)
     eval_network: nn.Module = network if average is None else average.module
     last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
     state = checkpoint.resume(last, network, average, optimizer, settings)
     curves_writer = Curves(curves if fabric.is_global_zero else None, state.history)
-    if setting.fitted and validation is not None and state.history.start is None:
-        start = state.history.begin(by_row(eval_network, validation, setting), config)
+    if context.fitted and validation is not None and state.history.start is None:
+        start = state.history.begin(by_row(eval_network, validation, context), config)
         if fabric.is_global_zero:
             checkpoint.save_weights(best, eval_network)
         reporter.log(line(start, config))
     saved = time.monotonic()
     while not state.history.stopped:
-        frozen.start(state.epoch)
-        frozen.check_batch(config.batch_size, rows=len(samples))
-        frozen.train_mode(network)
+        trainable.start(state.epoch)
+        trainable.check_batch(config.batch_size, rows=len(samples))
+        trainable.train_mode(network)
         val_history, losses = state.history.monitored(config), LossTracker(fabric.device, state, folder)
         batches = samples.batches(config.batch_size, epoch=state.epoch, start=state.batch)
         for group in _groups(batches, config.accumulate):
             number = state.epoch * steps + state.batch // config.accumulate
             set_lr(optimizer, lr_factor(config, number, config.epochs * steps, val_history))
-            setting.objective.advance(number / max(1, config.epochs * steps - 1))
-            total = step(wrapped, optimizer, group, number, setting)
+            context.objective.advance(number / max(1, config.epochs * steps - 1))
+            total = step(wrapped, optimizer, group, number, context)
             if average is not None:
                 average.update_parameters(network)
             state.batch += len(group)
@@ -142,7 +142,7 @@ def train(
                 saved = time.monotonic()
         losses.look()
         row: Row = {"epoch": state.epoch, "learning_rate": _rate(optimizer), "loss": state.total / state.rows}
-        held = {} if validation is None else by_row(eval_network, validation, setting)
+        held = {} if validation is None else by_row(eval_network, validation, context)
         row |= means(held)
         losses.check(row, network)
         state.history.add(row, config, held)
@@ -161,9 +161,9 @@ def train(
     else:
         serialization.load_state(network, safetensors.torch.load_file(best), where=str(best))
     is_start = config.weights == "best" and state.history.best == START
-    if frozen.batch_norm == "recalibrate" and not is_start:
+    if trainable.batch_norm == "recalibrate" and not is_start:
         batches = samples.batches(config.batch_size)
-        frozen.recalibrate(network, (setting.enter(fabric.to_device(batch.inputs)) for batch in batches))
+        trainable.recalibrate(network, (context.enter(fabric.to_device(batch.inputs)) for batch in batches))
     network.eval()
     return state.history
 
@@ -173,34 +173,34 @@ def steps_per_epoch(rows: int, config: LoopConfig) -> int:
     return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
-def setup_optimizer(network: nn.Module, frozen: "TrainableParts", setting: TrainContext) -> tuple[Any, Any]:
+def setup_optimizer(network: nn.Module, trainable: "TrainableParts", context: TrainContext) -> tuple[Any, Any]:
     """Place the network on its devices, weights channels-last, and build its optimizer; return both."""
-    frozen.network.to(memory_format=torch.channels_last)
-    wrapped, optimizer = setting.fabric.setup(network, build_optimizer(network, frozen, setting.config))
+    trainable.network.to(memory_format=torch.channels_last)
+    wrapped, optimizer = context.fabric.setup(network, build_optimizer(network, trainable, context.config))
     return wrapped, optimizer
 
 
-def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, setting: TrainContext) -> Tensor:
+def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, context: TrainContext) -> Tensor:
     """Take one optimizer step on the mean loss over all rows of some batches; return the sum of the losses.
 
     `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
     and for too little memory.
     """
-    config, fabric, rows = setting.config, setting.fabric, _rows(group)
+    config, fabric, rows = context.config, context.fabric, _rows(group)
     total = torch.zeros((), device=fabric.device)
     try:
         for place, batch in enumerate(group):
-            setting.objective.check(batch.targets, where=f"step {number}")
+            context.objective.check(batch.targets, where=f"step {number}")
             torch.manual_seed(seed_of(config.seed, number, place, fabric.global_rank))
             part = torch.arange(len(batch.targets)).tensor_split(fabric.world_size)[fabric.global_rank]
             share = 1.0 if len(part) else 0.0  # of a short batch; the others wait for a gradient from here too
             part = part if len(part) else torch.zeros(1, dtype=torch.int64)
             inputs, targets = (fabric.to_device(value[part]) for value in (batch.inputs, batch.targets))
-            inputs = setting.enter(inputs)
-            if setting.mix is not None:
-                inputs, targets = setting.mix(inputs, targets)
+            inputs = context.enter(inputs)
+            if context.mix is not None:
+                inputs, targets = context.mix(inputs, targets)
             with fabric.no_backward_sync(network, enabled=place + 1 < len(group)):
-                loss = setting.objective(network(inputs), targets).sum() * share
+                loss = context.objective(network(inputs), targets).sum() * share
                 fabric.backward(loss * fabric.world_size / rows)  # Fabric takes the mean over the processes
             total += loss.detach()
         if config.clip is not None:
@@ -219,16 +219,16 @@ def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, settin
     return summed
 
 
-def evaluate(network: nn.Module, samples: "Samples", setting: TrainContext) -> Row:
+def evaluate(network: nn.Module, samples: "Samples", context: TrainContext) -> Row:
     """Return mean loss, without smoothing and weights, and accuracy over samples, in evaluation mode."""
-    return means(by_row(network, samples, setting))
+    return means(by_row(network, samples, context))
 
 
-def by_row(network: nn.Module, samples: "Samples", setting: TrainContext) -> dict[str, np.ndarray]:
+def by_row(network: nn.Module, samples: "Samples", context: TrainContext) -> dict[str, np.ndarray]:
     """Return what `evaluate` takes the means of: of each sample its loss, and 1 where it is right, float64 (n,)."""
-    objective = setting.objective
+    objective = context.objective
     losses, right = [], []
-    for logits, batch in predict_logits(network, samples, setting):
+    for logits, batch in predict_logits(network, samples, context):
         objective.check(batch.targets, where="validation")
         targets = batch.targets.to(logits.device)
         losses.append(objective.plain(logits, targets).double().cpu())
@@ -237,12 +237,12 @@ def by_row(network: nn.Module, samples: "Samples", setting: TrainContext) -> dic
     return columns if objective.kind == "regression" else {**columns, "validation_accuracy": torch.cat(right).numpy()}
 
 
-def predict_logits(network: nn.Module, samples: "Samples", setting: TrainContext) -> "Iterator[tuple[Tensor, Batch]]":
+def predict_logits(network: nn.Module, samples: "Samples", context: TrainContext) -> "Iterator[tuple[Tensor, Batch]]":
     """Yield the logits float32 of all samples, in their order, batch by batch, in evaluation mode."""
     network.eval()
-    for batch in samples.batches(setting.config.batch_size):
-        with torch.inference_mode(), setting.fabric.autocast():
-            logits = network(setting.enter(setting.fabric.to_device(batch.inputs)))
+    for batch in samples.batches(context.config.batch_size):
+        with torch.inference_mode(), context.fabric.autocast():
+            logits = network(context.enter(context.fabric.to_device(batch.inputs)))
         yield logits.float(), batch
 
 

@@ -44,24 +44,24 @@ class RangeTest:
 
 
 @repeatable_kernels()
-def range_test(network: nn.Module, samples: Samples, setting: TrainContext, frozen: TrainableParts) -> RangeTest:
+def range_test(network: nn.Module, samples: Samples, context: TrainContext, trainable: TrainableParts) -> RangeTest:
     """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
 
     It ends where the smoothed loss is four times the best. Suggested is the rate about which it fell fastest, at most
     a tenth of that at which it was lowest. The network is of no more use. Raises TrainingError as training does.
     """
-    config = setting.config
+    config = context.config
     seed_everything(config.seed)
-    wrapped, optimizer = setup_optimizer(network, frozen, setting)
-    frozen.start(0)
-    frozen.check_batch(config.batch_size, rows=len(samples))
-    frozen.train_mode(network)
+    wrapped, optimizer = setup_optimizer(network, trainable, context)
+    trainable.start(0)
+    trainable.check_batch(config.batch_size, rows=len(samples))
+    trainable.train_mode(network)
     curve: list[tuple[float, float]] = []
     average = 0.0
     for number, batch in zip(range(STEPS), _for_ever(samples, config.batch_size), strict=False):
         rate = LEAST * (MOST / LEAST) ** (number / (STEPS - 1))
         set_lr(optimizer, rate / config.rate)
-        loss = step(wrapped, optimizer, [batch], number, setting).item() / len(batch.targets)
+        loss = step(wrapped, optimizer, [batch], number, context).item() / len(batch.targets)
         average = 0.9 * average + 0.1 * loss
         smooth = average / (1 - 0.9 ** (number + 1))
         if not math.isfinite(loss) or smooth > 4 * min([smooth, *(earlier for _, earlier in curve)]):
@@ -84,7 +84,7 @@ def choose_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cac
         how = "an earlier range test"
         if not note.is_file():
             begin = time.monotonic()
-            tried = range_test(job.module, job.samples, job.setting, job.frozen)
+            tried = range_test(job.module, job.samples, job.context, job.trainable)
             write_json(note, {"learning_rate": tried.suggested})
             how = f"a range test of {counted(len(tried.rates), 'step')}, {duration(time.monotonic() - begin)}"
         rate = read_json(note)["learning_rate"]

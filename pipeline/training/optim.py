@@ -30,13 +30,13 @@ PATIENCE = 3
 """Of `plateau`: epochs without a better validation; a run has some tens of epochs."""
 
 
-def build_optimizer(network: nn.Module, frozen: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, trainable: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
     """Build an optimizer of what is trained of a network, and of what is around it, such as projections.
 
-    `network`: the module that is trained, which has that of `frozen` inside. What is around learns at the full rate.
+    `network`: the module that is trained, which has that of `trainable` inside. What is around learns at the full rate.
     """
-    groups = frozen.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
-    inside = {id(parameter) for parameter in frozen.network.parameters()}
+    groups = trainable.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
+    inside = {id(parameter) for parameter in trainable.network.parameters()}
     around = [parameter for parameter in network.parameters() if id(parameter) not in inside]
     for decay, parameters in (
         (config.weight_decay, [parameter for parameter in around if parameter.ndim > 1]),

@@ -49,7 +49,7 @@ def predict(
 
     samples: those of the rows, without augmentation. outputs: the network's outputs of this task.
     """
-    logits = torch.cat([logits.cpu() for logits, _ in predict_logits(job.module, samples, job.setting)])
+    logits = torch.cat([logits.cpu() for logits, _ in predict_logits(job.module, samples, job.context)])
     predicted, scores = answers(task, logits[:, outputs], job.targets)
     return Predictions(
         head=job.head,

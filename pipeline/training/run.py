@@ -81,7 +81,7 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
 
     Raises what `loop.train` does, and TrainingError where frozen weights have changed.
     """
-    before = job.frozen.digest()
+    before = job.trainable.digest()
     for probe in job.probes:
         reporter.log(str(probe))
     with in_use(folder):
@@ -89,22 +89,22 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
             job.module,
             job.samples,
             job.validation,
-            job.setting,
-            job.frozen,
+            job.context,
+            job.trainable,
             folder=folder,
             made_from=job.made_from,
             reporter=reporter,
             curves=curves,
         )
     os.utime(folder)
-    kept_row = history.kept(job.setting.config)
+    kept_row = history.kept(job.context.config)
     if kept_row["epoch"] == START:
         assert job.validation is not None, "the start was measured"
         reporter.log(
             f"kept: the network before the first epoch; none was better by more than {SURE:g} standard errors on "
             f"{len(job.validation):,} validation rows"
         )
-    after = job.frozen.digest()
+    after = job.trainable.digest()
     if after != before:
         raise TrainingError(
             f"{job.training}: expected the frozen part as it was, with the digest {before[:16]}…, got {after[:16]}…. "
