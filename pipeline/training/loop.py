@@ -1,4 +1,4 @@
-"""The training loop, one for fine-tuning and distillation: `train(network, samples, validation, context, trainable, ...)`.
+"""The training loop, one for fine-tuning and distillation.
 
 Lightning Fabric places the network, the precision and the devices; the rest can be read here in one sitting. All random
 numbers of a step follow from (seed, epoch, step), and the learning rate from the step and the validation so far. So a
@@ -94,7 +94,7 @@ def train(
     curves: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> History:
-    """Train what `trainable` says of a network; the network comes back in evaluation mode, with the best or the last weights.
+    """Train the parts `trainable` of a network, and leave it in evaluation mode with the best or the last weights.
 
     A run whose checkpoint is in `folder` goes on from there. `made_from` says what else than the settings shapes the
     result, such as data and weights. With `curves`, each epoch is written into that folder, as DVCLive does.
