@@ -15,7 +15,7 @@ from pipeline.heads import gpu
 # scipy must be loaded with its array API, so this runs in a process of its own.
 COMPARE = """
 from pipeline.heads import create, gpu
-assert gpu.enable()
+assert gpu.enable_array_api()
 import numpy as np, skops.io
 from pipeline.heads.preprocessing import Pca
 from pipeline.heads.sweep import Fold, LabelledRows, sweep
@@ -29,8 +29,8 @@ for name, scale, pca in [
     ("logistic", "standard", Pca(components=4)),
 ]:
     on, off = (create(name, {}, scale=scale, pca=pca) for _ in range(2))
-    assert gpu.supports(on), name
-    on = _fitted(gpu.prepare(on), LabelledRows(X, y), "cpu")
+    assert gpu.supports_tensors(on), name
+    on = _fitted(gpu.prepare_for_tensors(on), LabelledRows(X, y), "cpu")
     off.fit(X, y)
     held = [type(value).__module__ for _, step in on.steps for value in vars(step).values()]
     assert not any(module.startswith("torch") for module in held), held

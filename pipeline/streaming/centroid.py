@@ -58,7 +58,7 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fit to the sums of rows with classes; raises HeadError where they have none, or the metric is unknown."""
         self._check_metric()
         if moments.classes is None:
-            raise HeadError("nearest class mean: expected moments of classes, got none. Name them in moments_of.")
+            raise HeadError("nearest class mean: expected moments of classes, got none. Name them in compute_moments.")
         self.classes_, self.centroids_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
         self.center_, self.scale_ = np.zeros(moments.width), np.ones(moments.width)
         if self.standardize:

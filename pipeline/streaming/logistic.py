@@ -67,7 +67,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
 
         It ends where no part of the gradient of the objective exceeds `tol`, or where products of the rows' precision
         can lower the objective no more. Warns with ConvergenceWarning where `max_iter` steps were not enough. Raises
-        ValueError as scikit-learn does, and what `blocks` and `moments_of` raise.
+        ValueError as scikit-learn does, and what `blocks` and `compute_moments` raise.
         """
         before = (self.classes_, self.coef_, self.intercept_) if self.warm_start and hasattr(self, "coef_") else None
         loss = self._loss_of(X, y)

@@ -137,7 +137,7 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
     def fit_moments(self, moments: Moments) -> Self:
         """Fit to the sums of rows and targets; raises HeadError where they are of classes."""
         if moments.classes is not None or not len(moments.target_pivot):
-            raise HeadError("ridge regression: expected moments of targets, got none. Call moments_of(X, y).")
+            raise HeadError("ridge regression: expected moments of targets, got none. Call compute_moments(X, y).")
         self._solve_targets(moments)
         return self
 
