@@ -111,7 +111,9 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         no rows to read, or a parameter is out of range.
         """
         if moments.classes is None:
-            raise HeadError("discriminant analysis: expected moments of classes, got none. Name them in compute_moments.")
+            raise HeadError(
+                "discriminant analysis: expected moments of classes, got none. Name them in compute_moments."
+            )
         self.priors_ = self._priors(moments.weights)
         self.classes_, self.means_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
         covariance = moments.within() / moments.weight
