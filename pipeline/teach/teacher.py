@@ -67,7 +67,9 @@ class Teacher:
                 f"{path}: expected a teacher of format {FORMAT}, got {record.get('format')}. Run `dvc repro -f "
                 f"teach@{folder.name}`."
             )
-        columns = {name: _open_features(folder / name, column, check=check) for name, column in record["columns"].items()}
+        columns = {
+            name: _open_features(folder / name, column, check=check) for name, column in record["columns"].items()
+        }
         views = None if record["views"] is None else Views.model_validate(record["views"])
         numbers = [None, *range(0 if views is None else views.count)]
         nodes = {
