@@ -18,24 +18,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
-    "test_pipeline.py",
-    "test_engines.py",
     "test_photos.py",
+    "test_pipeline.py",
     "test_cluster.py",
-    "test_sharing.py",
+    "test_engines.py",
     "test_freeze.py",
-    "test_headed.py",
-    "test_teach.py",
-    "test_taps.py",
-    "test_matrix.py",
-    "test_report.py",
     "test_distill.py",
+    "test_matrix.py",
+    "test_sharing.py",
     "test_pairs.py",
+    "test_finetune.py",
+    "test_headed.py",
+    "test_taps.py",
+    "test_report.py",
     "test_extract.py",
+    "test_teach.py",
+    "test_cli.py",
     "test_cut.py",
     "test_loop.py",
-    "test_models.py",
+    "test_pieces.py",
     "test_store.py",
+    "test_models.py",
 )
 
 
