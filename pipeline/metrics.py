@@ -73,7 +73,7 @@ def classification(
     target, guess, labels = codes(targets, classes), codes(predicted, classes), np.arange(len(classes))
     _, recall, f1, _ = precision_recall_fscore_support(target, guess, labels=labels, zero_division=0.0)
     accuracy = float(accuracy_score(target, guess))
-    found = Measured(
+    result = Measured(
         {
             "accuracy": accuracy,
             "balanced_accuracy": float(np.mean(recall[np.unique(target)])),
@@ -82,9 +82,9 @@ def classification(
         }
     )
     given = "none" if scores is None else given
-    _ranked(found, target, scores, len(classes), given=given, head=head)
-    _probabilistic(found, target, target == guess, scores, labels, given=given, head=head)
-    return found
+    _ranked(result, target, scores, len(classes), given=given, head=head)
+    _probabilistic(result, target, target == guess, scores, labels, given=given, head=head)
+    return result
 
 
 def codes(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -150,9 +150,9 @@ def multilabel(
     """
     from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss, roc_auc_score
 
-    found, there = Measured({"map": None}), targets.any(axis=0)
+    result, there = Measured({"map": None}), targets.any(axis=0)
     f1 = f1_score(targets, predicted, average=None, zero_division=0.0)
-    found.values.update(
+    result.values.update(
         {
             "micro_f1": float(f1_score(targets, predicted, average="micro", zero_division=0.0)),
             "macro_f1": float(np.mean(f1[there])) if there.any() else 0.0,
@@ -161,18 +161,18 @@ def multilabel(
         }
     )
     if given == "none":
-        found.drop(["map", "auroc"], f"{head} gives no scores")
-        return found
+        result.drop(["map", "auroc"], f"{head} gives no scores")
+        return result
     if there.any():
-        found.values["map"] = float(average_precision_score(targets[:, there], scores[:, there], average="macro"))
+        result.values["map"] = float(average_precision_score(targets[:, there], scores[:, there], average="macro"))
     else:
-        found.drop(["map"], "no row has a class")
+        result.drop(["map"], "no row has a class")
     mixed = there & ~targets.all(axis=0)
     if mixed.any():
-        found.values["auroc"] = float(roc_auc_score(targets[:, mixed], scores[:, mixed], average="macro"))
+        result.values["auroc"] = float(roc_auc_score(targets[:, mixed], scores[:, mixed], average="macro"))
     else:
-        found.drop(["auroc"], "no class has rows with it and rows without it")
-    return found
+        result.drop(["auroc"], "no class has rows with it and rows without it")
+    return result
 
 
 def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
@@ -180,18 +180,18 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
     from scipy.stats import spearmanr
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-    found = Measured({"r2": None})
+    result = Measured({"r2": None})
     if len(targets) > 1:
-        found.values["r2"] = float(r2_score(targets, predicted))
+        result.values["r2"] = float(r2_score(targets, predicted))
     else:
-        found.drop(["r2"], "there is one row alone")
-    found.values["mae"] = float(mean_absolute_error(targets, predicted))
-    found.values["rmse"] = float(root_mean_squared_error(targets, predicted))
+        result.drop(["r2"], "there is one row alone")
+    result.values["mae"] = float(mean_absolute_error(targets, predicted))
+    result.values["rmse"] = float(root_mean_squared_error(targets, predicted))
     if np.ptp(targets) > 0 and np.ptp(predicted) > 0:
-        found.values["spearman"] = float(spearmanr(targets, predicted).statistic)
+        result.values["spearman"] = float(spearmanr(targets, predicted).statistic)
     else:
-        found.drop(["spearman"], "all targets or all predictions are equal")
-    return found
+        result.drop(["spearman"], "all targets or all predictions are equal")
+    return result
 
 
 def row_log_losses(kind: Kind, targets: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> np.ndarray:

@@ -242,10 +242,10 @@ def find_fits(fits: Sequence[AnyFit], **asked: Any) -> list[AnyFit]:
 
     Where `labels` is left open and several fits remain, the fits on all labels are meant, if the run has some.
     """
-    found = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in asked.items())]
-    if asked.get("labels") is None and len(found) > 1:
-        found = [fit for fit in found if fit.labels is None] or found
-    return found
+    result = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in asked.items())]
+    if asked.get("labels") is None and len(result) > 1:
+        result = [fit for fit in result if fit.labels is None] or result
+    return result
 
 
 def has_record(folder: Path) -> bool:

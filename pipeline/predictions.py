@@ -147,9 +147,11 @@ class PredictionsFile:
         check_readable(path)
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]
-        told = {name.decode(): value.decode() for name, value in schema.metadata.items()}
-        scores = {name.removeprefix(SCORES): cast(Scores, told[name]) for name in told if name.startswith(SCORES)}
-        return cls(path, cast(Kind, told[KIND]), classes, scores)
+        metadata = {name.decode(): value.decode() for name, value in schema.metadata.items()}
+        scores = {
+            name.removeprefix(SCORES): cast(Scores, metadata[name]) for name in metadata if name.startswith(SCORES)
+        }
+        return cls(path, cast(Kind, metadata[KIND]), classes, scores)
 
     def __iter__(self) -> Iterator[Predictions]:
         with pq.ParquetFile(self.path) as file:

@@ -98,14 +98,14 @@ class Task:
         `merged` to one class; `unlearnt`, without training rows (of labels also those that all training rows have);
         `dropped`, without test rows; `unmeasured`, the same but learnt, with its training rows.
         """
-        found: dict[str, dict[str, int]] = json.loads((self.table.schema.metadata or {}).get(RARE.encode(), b"{}"))
-        return found
+        result: dict[str, dict[str, int]] = json.loads((self.table.schema.metadata or {}).get(RARE.encode(), b"{}"))
+        return result
 
     @property
     def given(self) -> list[str]:
         """A sentence for each thing that the data, or `use`, say of the split; none where `sizes` alone cut rows."""
-        found: list[str] = json.loads((self.table.schema.metadata or {}).get(GIVEN.encode(), b"[]"))
-        return found
+        result: list[str] = json.loads((self.table.schema.metadata or {}).get(GIVEN.encode(), b"[]"))
+        return result
 
     @property
     def targets(self) -> np.ndarray:
@@ -180,10 +180,10 @@ def array_of(column: pa.ChunkedArray, kind: Kind, classes: Sequence[str]) -> np.
     if kind == "classification":
         return np.asarray(column)
     place = {name: number for number, name in enumerate(classes)}
-    found = np.zeros((len(column), len(classes)), dtype=bool)
+    result = np.zeros((len(column), len(classes)), dtype=bool)
     for row, names in enumerate(column.to_pylist()):
-        found[row, [place[name] for name in names]] = True
-    return found
+        result[row, [place[name] for name in names]] = True
+    return result
 
 
 def column_of(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> pa.Array:

@@ -39,17 +39,17 @@ def targets(task: Task) -> dict[str, dict[str, Any]] | None:
     """Count, mean, standard deviation and quantiles of a regression's targets, a split; None of other tasks."""
     if task.kind != "regression":
         return None
-    found = {}
+    result = {}
     for split in splits_of(task):
         values = task.targets[task.rows(split)]
         quantiles = {f"{share:g}": float(np.quantile(values, share)) for share in QUANTILES}
-        found[split] = {
+        result[split] = {
             "count": len(values),
             "mean": float(values.mean()),
             "std": float(values.std()),
             "quantiles": quantiles,
         }
-    return found
+    return result
 
 
 def domains(task: Task) -> dict[str, dict[str, int]] | None:

@@ -39,10 +39,10 @@ class Centred:
         return int(self.shape[0])
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
-        found: np.ndarray = np.asarray(self.rows[wanted], dtype=np.float32) - self.mean
+        result: np.ndarray = np.asarray(self.rows[wanted], dtype=np.float32) - self.mean
         if self.unit:
-            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return found
+            result /= np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return result
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np
     """
     classes, codes, sizes = np.unique(targets.astype(str), return_inverse=True, return_counts=True)
     judged = sizes[codes] > neighbours
-    said, share = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
+    majority, share = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
     if judged.any():
         _, found = nearest(rows, rows, neighbours, metric="cosine", exclude_self=True)
         for start in range(0, len(rows), BLOCK_ROWS):
@@ -103,9 +103,9 @@ def contradicted(rows: Any, targets: np.ndarray, *, neighbours: int) -> tuple[np
             named = np.sort(codes[found[here]], axis=1)
             votes = np.stack([(named == named[:, [place]]).sum(axis=1) for place in range(neighbours)], axis=1)
             place = votes.argmax(axis=1)
-            said[here] = named[np.arange(len(named)), place]
+            majority[here] = named[np.arange(len(named)), place]
             share[here] = votes.max(axis=1) / neighbours
-    return classes[said], share, judged
+    return classes[majority], share, judged
 
 
 def multiply_adds(sizes: Sequence[int], width: int, *, neighbours: bool) -> int:

@@ -44,7 +44,7 @@ def audit(
     manifests = as_path(manifests, "audit: manifests")
     features = as_path(features, "audit: features")
     loaded = Task.read(task)
-    found = {
+    record = {
         "format": 1,
         "task": name,
         "kind": loaded.kind,
@@ -55,23 +55,23 @@ def audit(
         "shift": counts.shift(loaded),
         "byte_duplicates": counts.copies(manifests, datasets, loaded),
     }
-    chosen = choose(config, datasets, extracted)
-    if isinstance(chosen, str):
-        return found | {"near_duplicates": {"why": chosen}, "contradicted": {"why": chosen}}
-    opened = [Features.open(features / source.backbone / source.tap) for source in chosen]
-    best = min(range(len(chosen)), key=lambda one: _width(opened[one]))
-    backbone, tap = chosen[best].backbone, chosen[best].tap
-    seen = select_rows(config, loaded, opened[best])
-    about = {"backbone": backbone, "tap": tap, **seen.about}
-    why = _no_judgement(config, seen)
-    cost = multiply_adds([len(own) for own in seen.by_split.values()], len(seen.mean), neighbours=not why)
+    sources = choose(config, datasets, extracted)
+    if isinstance(sources, str):
+        return record | {"near_duplicates": {"why": sources}, "contradicted": {"why": sources}}
+    taps = [Features.open(features / source.backbone / source.tap) for source in sources]
+    best = min(range(len(sources)), key=lambda one: _width(taps[one]))
+    backbone, tap = sources[best].backbone, sources[best].tap
+    audited = select_rows(config, loaded, taps[best])
+    about = {"backbone": backbone, "tap": tap, **audited.about}
+    why = _no_judgement(config, audited)
+    cost = multiply_adds([len(own) for own in audited.by_split.values()], len(audited.mean), neighbours=not why)
     reporter.message(
-        f"{counted(len(seen.rows), 'row')} of {backbone}/{tap}, {len(seen.mean):,} wide: {cost:.1e} multiply-adds"
+        f"{counted(len(audited.rows), 'row')} of {backbone}/{tap}, {len(audited.mean):,} wide: {cost:.1e} multiply-adds"
     )
-    near: dict[str, Any] = about | _near(config, seen)
-    odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, seen)
+    near: dict[str, Any] = about | _near(config, audited)
+    odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, audited)
     _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))
-    return found | {"near_duplicates": near, "contradicted": odd}
+    return record | {"near_duplicates": near, "contradicted": odd}
 
 
 def _width(tap: Features) -> tuple[bool, bool, int]:
@@ -151,8 +151,8 @@ def _no_judgement(config: AuditConfig, seen: AuditedRows) -> str | None:
 def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
     targets = seen.task.targets[seen.rows].astype(str)
     source = seen.source(seen.rows, unit=False)
-    said, share, judged = contradicted(source, targets, neighbours=config.neighbours)
-    wrong = np.flatnonzero(judged & (said != targets) & (share >= config.disagreement))
+    majority, share, judged = contradicted(source, targets, neighbours=config.neighbours)
+    wrong = np.flatnonzero(judged & (majority != targets) & (share >= config.disagreement))
     worst = sorted(wrong.tolist(), key=lambda row: (-share[row], seen.keys[seen.rows[row]]))[: counts.MOST]
     splits = seen.task.table["split"].to_numpy()
     listed = [
@@ -160,7 +160,7 @@ def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
             "key": seen.keys[seen.rows[row]],
             "split": splits[seen.rows[row]],
             "target": str(targets[row]),
-            "neighbours_say": str(said[row]),
+            "neighbours_say": str(majority[row]),
             "share": round(float(share[row]), 6),
         }
         for row in worst

@@ -72,12 +72,12 @@ def collect(
     wanted: dict[str, list[str]] = {}
     for name, spec in specs.items():
         wanted.setdefault(spec.node, []).append(name)
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
 
     def keep(node: str, value: Tensor) -> None:
         for name in wanted[node]:
-            found[name] = pool(value.detach(), specs[name].pool, taps[node])
-        if early and len(found) == len(specs):
+            result[name] = pool(value.detach(), specs[name].pool, taps[node])
+        if early and len(result) == len(specs):
             raise _Stop
 
     with contextlib.suppress(_Stop):
@@ -85,7 +85,7 @@ def collect(
             keep(INPUT, images)
         with one_path(), watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
             module(images)
-    return found
+    return result
 
 
 @contextlib.contextmanager

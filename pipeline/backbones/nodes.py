@@ -250,7 +250,7 @@ def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width
     ]
     length, prefix = max(lengths, default=0), _prefix_tokens(module)
     class_token = any(getattr(module, name, None) is not None for name in ("class_token", "cls_token"))
-    found = {}
+    result = {}
     for name, tap in nodes.items():
         layout = layouts[name]
         if layout is None and len(tap.shape) == 2:
@@ -261,8 +261,8 @@ def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width
             "prefix": prefix if whole else 0,
             "class_token": whole and class_token and prefix > 0,
         }
-        found[name] = tap.model_copy(update=update)
-    return found
+        result[name] = tap.model_copy(update=update)
+    return result
 
 
 def _prefix_tokens(module: nn.Module) -> int:

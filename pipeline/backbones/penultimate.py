@@ -190,14 +190,14 @@ def _joined(
         first, *others = _got(module, around, images)
         shared = all(torch.equal(first, other) for other in others)
         names = around if shared else names
-    found: dict[str, InputPart] = {}
+    result: dict[str, InputPart] = {}
     stop = 0
     for name in names:
         axes = positions(parts[name], inputs[name])
         start = 0 if shared else stop
         stop = start + math.prod(size for axis, size in enumerate(inputs[name].shape, start=1) if axis not in axes)
-        found[name] = InputPart(start=start, stop=stop, axes=axes)
-    return found
+        result[name] = InputPart(start=start, stop=stop, axes=axes)
+    return result
 
 
 def _around(parts: Mapping[str, nn.Module], name: str, inputs: Mapping[str, Tap]) -> str:

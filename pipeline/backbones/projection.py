@@ -30,9 +30,9 @@ def matrix(width: int, dimensions: int) -> "csr_matrix":
 
 def digest(width: int, dimensions: int) -> str:
     """Return SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
-    drawn = matrix(width, dimensions)
+    projection = matrix(width, dimensions)
     total = hashlib.sha256()
-    for part in (drawn.indptr.astype("<i8"), drawn.indices.astype("<i8"), drawn.data.astype("<f4")):
+    for part in (projection.indptr.astype("<i8"), projection.indices.astype("<i8"), projection.data.astype("<f4")):
         total.update(np.ascontiguousarray(part).data)
     return total.hexdigest()
 

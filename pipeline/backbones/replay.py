@@ -97,18 +97,18 @@ def check_replay(
     in reduced precision stray with it: with `cosine`, that is the least median cosine to the live logits, and all that
     is asked.
     """
-    replayed, live = replay(backbone, rows), logits.astype(np.float32)
-    if replayed.shape != live.shape:
-        raise BackboneError(f"{where}: expected logits of the shape {replayed.shape}, got {live.shape}.")
+    replayed, computed = replay(backbone, rows), logits.astype(np.float32)
+    if replayed.shape != computed.shape:
+        raise BackboneError(f"{where}: expected logits of the shape {replayed.shape}, got {computed.shape}.")
     if not len(rows):
         return {"rows": 0, "error": 0.0, "agreement": 1.0}
-    replayed, live = replayed.reshape(len(rows), -1), live.reshape(len(rows), -1)
-    errors = np.abs(replayed - live).max(axis=1) / max(float(np.abs(live).max()), np.finfo(np.float32).tiny)
+    replayed, computed = replayed.reshape(len(rows), -1), computed.reshape(len(rows), -1)
+    errors = np.abs(replayed - computed).max(axis=1) / max(float(np.abs(computed).max()), np.finfo(np.float32).tiny)
     # A comparison with NaN is false, so a row that is not finite is off.
     off = np.flatnonzero(~(errors <= TOLERANCE[dtype]))
     if cosine is not None:
-        lengths = np.linalg.norm(replayed, axis=1) * np.linalg.norm(live, axis=1)
-        median = float(np.median((replayed * live).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)))
+        lengths = np.linalg.norm(replayed, axis=1) * np.linalg.norm(computed, axis=1)
+        median = float(np.median((replayed * computed).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)))
         if not median >= cosine:
             raise BackboneError(
                 f"{where}: expected cached `{PENULTIMATE}` features of reduced precision to give the network's logits "
@@ -122,5 +122,5 @@ def check_replay(
             f"of {len(rows)} rows off. The features are of other samples or other weights, or do not fit {dtype}: "
             "extract them again, in float32 where they are large."
         )
-    agreement = float((replayed.argmax(axis=1) == live.argmax(axis=1)).mean())
+    agreement = float((replayed.argmax(axis=1) == computed.argmax(axis=1)).mean())
     return {"rows": len(rows), "error": float(errors.max()), "agreement": agreement}

@@ -197,11 +197,11 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
 
     Raises BackboneError with all nodes that do not exist, and with those whose rows depend on the rest of their batch.
     """
-    found = {name: spec.model_copy(update={"node": backbone.node(spec.node)}) for name, spec in specs.items()}
+    result = {name: spec.model_copy(update={"node": backbone.node(spec.node)}) for name, spec in specs.items()}
     known = (*backbone.aliases, *backbone.taps)
     problems = [
         f"tap {name!r}: {unknown_node(spec.node, known)}"
-        for name, spec in found.items()
+        for name, spec in result.items()
         if spec.node not in backbone.taps
     ]
     if problems:
@@ -213,7 +213,7 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
         problems = [
             f"tap {name!r}: no classifier: {lack}. Take `penultimate`"
             + ("" if number is None else f", or freeze the backbone with `classes: {number}`")
-            for name, spec in found.items()
+            for name, spec in result.items()
             if spec.node == "logits"
         ]
         if problems:
@@ -221,9 +221,9 @@ def resolve(specs: Mapping[str, TapSpec], backbone: BackboneSpec, *, where: str)
     problems = [
         f"tap {name!r}: expected values of one sample, got those of {spec.node!r}, which depend on the other samples "
         "of the batch. Choose a node before it."
-        for name, spec in found.items()
+        for name, spec in result.items()
         if backbone.taps[spec.node].mixed
     ]
     if problems:
         raise BackboneError(bullets(f"{where}: taps that cannot be stored", problems))
-    return found
+    return result

@@ -48,11 +48,11 @@ def _tags(model: str) -> list[str]:
 
 def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputSpec]:
     """Return the input of each set of weights of a model, by its tag; without those that icecore cannot reproduce."""
-    found = {}
+    result = {}
     for tag in _tags(model):
         with contextlib.suppress(BackboneError):
-            found[tag] = preprocessing(model, weights_entry(model, tag), own_size=own_size)
-    return found
+            result[tag] = preprocessing(model, weights_entry(model, tag), own_size=own_size)
+    return result
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:

@@ -39,12 +39,12 @@ def batch_size(job: Job, engine: str, pixels: np.ndarray, *, reporter: Reporter)
     if remembered is not None:
         return remembered
     measured = list(measure(job, engine, pixels))
-    found = best(measured)
-    reporter.message(f"batches of {found}\n{text(measured)}")
+    result = best(measured)
+    reporter.message(f"batches of {result}\n{text(measured)}")
     if path is not None and job.cache is not None:
         with writable(job.cache):
-            write_json(path, {"batch_size": found})
-    return found
+            write_json(path, {"batch_size": result})
+    return result
 
 
 def _path(job: Job, cache: Path, engine: str) -> Path:

@@ -66,8 +66,8 @@ class CpuEngine:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Engine, device, precision and versions."""
-        told = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
-        return {**told, **versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__}
+        record = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
+        return {**record, **versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch

@@ -62,8 +62,8 @@ class OpenVINOEngine:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Engine, device, precision and versions."""
-        told = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
-        return {**told, "rows_a_request": self._shape[0], **versions("torch", "onnx", "onnxscript", "openvino")}
+        record = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
+        return {**record, "rows_a_request": self._shape[0], **versions("torch", "onnx", "onnxscript", "openvino")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels)."""

@@ -46,13 +46,13 @@ class Parity(Settings):
         if not np.isfinite(self.relative):
             return ["values that are not finite"]
         if not reduced:
-            found = [f"relative error {self.relative:.2g}, limit {MAX_RELATIVE:g}"] * (self.relative > MAX_RELATIVE)
-            return found + [f"cosine {self.cosine:.6f}, limit {MIN_COSINE:g}"] * (self.cosine < MIN_COSINE)
+            result = [f"relative error {self.relative:.2g}, limit {MAX_RELATIVE:g}"] * (self.relative > MAX_RELATIVE)
+            return result + [f"cosine {self.cosine:.6f}, limit {MIN_COSINE:g}"] * (self.cosine < MIN_COSINE)
         low = self.median_cosine < MIN_MEDIAN_COSINE
-        found = [f"median cosine {self.median_cosine:.4f}, limit {MIN_MEDIAN_COSINE:g}"] * low
+        result = [f"median cosine {self.median_cosine:.4f}, limit {MIN_MEDIAN_COSINE:g}"] * low
         if self.overlap is not None and self.overlap < MIN_OVERLAP:
-            found.append(f"overlap of neighbours {self.overlap:.3f}, limit {MIN_OVERLAP:g}")
-        return found
+            result.append(f"overlap of neighbours {self.overlap:.3f}, limit {MIN_OVERLAP:g}")
+        return result
 
 
 def compare(expected: np.ndarray, got: np.ndarray, *, neighbours: bool = False) -> Parity:

@@ -67,12 +67,12 @@ def batch_invariance(engine: Engine, batch: np.ndarray, full: Mapping[str, np.nd
         odd = count - 1 if count % 2 == 0 else count - 2
         orders[str(odd)] = np.arange(odd)
     orders["reversed"] = np.arange(count)[::-1]
-    found: dict[str, dict[str, Parity]] = {tap: {} for tap in full}
+    result: dict[str, dict[str, Parity]] = {tap: {} for tap in full}
     for name, order in orders.items():
         got = engine.run({"pixels": np.ascontiguousarray(batch[order])})
         for tap, rows in full.items():
-            found[tap][name] = compare(rows[order], got[tap])
-    return found
+            result[tap][name] = compare(rows[order], got[tap])
+    return result
 
 
 def batch_of(pixels: np.ndarray, batch_size: int) -> np.ndarray:
@@ -95,8 +95,8 @@ def check_parity(
     `reference` is torch float32. Raises EngineError with every tap that is not near enough to it, or whose values
     depend on the batch.
     """
-    told = dict(engine.provenance)
-    reduced = told["precision"] != "float32"
+    provenance = dict(engine.provenance)
+    reduced = provenance["precision"] != "float32"
     batch = batch_of(pixels, batch_size)
     expected = run_all(reference, pixels, batch_size)
     got = expected if engine is reference else run_all(engine, pixels, batch_size)
@@ -116,10 +116,11 @@ def check_parity(
         if (problem := one.problems(reduced=reduced))
     ]
     if problems:
-        title = f"engine {told['engine']!r}, {told['precision']}: taps that it does not compute as torch float32 does"
+        named = f"engine {provenance['engine']!r}, {provenance['precision']}"
+        title = f"{named}: taps that it does not compute as torch float32 does"
         raise EngineError(bullets(title, problems))
-    beside_it = None
+    torch_autocast = None
     if reduced and autocast is not None:
         drifted = run_all(autocast, pixels, batch_size)
-        beside_it = {tap: compare(expected[tap], drifted[tap], neighbours=True) for tap in specs}
-    return ParityCard(engine=told, parity=parity, batches=batches, autocast=beside_it)
+        torch_autocast = {tap: compare(expected[tap], drifted[tap], neighbours=True) for tap in specs}
+    return ParityCard(engine=provenance, parity=parity, batches=batches, autocast=torch_autocast)

@@ -145,7 +145,7 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
     slowest = max(min(_timed(one.run, pixels[name]).times) for name, one in networks.items())
     whole = slowest * images / max(BATCHES)
     engines = [name for name in ("onnxruntime", "openvino") if whole >= WORTH[name]]
-    found: dict[str, dict[int, Latency]] = {name: {} for name in networks}
+    result: dict[str, dict[int, Latency]] = {name: {} for name in networks}
     for count in BATCHES:
         for name, one in networks.items():
             runs = {"torch": one.run}
@@ -155,8 +155,8 @@ def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | No
                     runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
             batch = pixels[name][:count]
             right = {engine: run for engine, run in runs.items() if _agrees(expected[name], run(batch), count)}
-            found[name][count] = _fastest({engine: _timed(run, batch) for engine, run in right.items()})
-    return found
+            result[name][count] = _fastest({engine: _timed(run, batch) for engine, run in right.items()})
+    return result
 
 
 def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:

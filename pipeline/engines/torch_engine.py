@@ -61,8 +61,8 @@ class TorchEngine:
     def provenance(self) -> Mapping[str, Any]:
         """Engine, device, precision and versions."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        told = {"engine": self.NAME, "device": device, "precision": self.precision, "batch_size": self.batch_size}
-        return {**told, **versions("torch")}
+        record = {"engine": self.NAME, "device": device, "precision": self.precision, "batch_size": self.batch_size}
+        return {**record, **versions("torch")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch

@@ -105,13 +105,13 @@ class Forecast:
 
 def sizes(plan: Plan, layouts: Mapping[str, Layout], *, processes: int = 1) -> dict[str, Size]:
     """Return what each tap of a plan takes, where so many processes each make a unit at a time."""
-    found = {}
+    result = {}
     for tap, layout in layouts.items():
         rows = [len(unit.rows) for unit in plan.units if tap in unit.taps]
         total = sum(_shard(layout, count) for count in rows)
         spooled = row_bytes(layout) * sum(sorted(rows)[-processes:])
-        found[tap] = Size(sum(rows), len(rows), layout.row_bytes, total, layout.chunked, spooled)
-    return found
+        result[tap] = Size(sum(rows), len(rows), layout.row_bytes, total, layout.chunked, spooled)
+    return result
 
 
 def _shard(layout: Layout, rows: int) -> int:

@@ -44,12 +44,12 @@ def check_logits(
     if not len(keys):
         return None
     taps = {name: TapSpec(node=name, dtype="float32") for name in (PENULTIMATE, LOGITS)}
-    live = create("torch", backbone, taps, batch_size=len(keys)).run({"pixels": pixels})
+    computed = create("torch", backbone, taps, batch_size=len(keys)).run({"pixels": pixels})
     reduced = precision not in ("float32", "tf32")
     return check_replay(
         backbone,
         features.load(keys),
-        expected_logits(backbone, live[PENULTIMATE], live[LOGITS]),
+        expected_logits(backbone, computed[PENULTIMATE], computed[LOGITS]),
         dtype=spec.dtype,
         where=str(features.folder),
         cosine=parity.MIN_MEDIAN_COSINE if reduced else None,
@@ -58,10 +58,10 @@ def check_logits(
 
 def _first(features: Features, samples: Samples, runs: Iterable[np.ndarray]) -> np.ndarray:
     """Return the first `ROWS` of some rows that are stored."""
-    found = np.empty(0, np.int64)
+    result = np.empty(0, np.int64)
     for rows in runs:
         stored = rows[features.has(samples.keys[rows])]
-        found = np.concatenate([found, stored[: ROWS - len(found)]])
-        if len(found) == ROWS:
+        result = np.concatenate([result, stored[: ROWS - len(result)]])
+        if len(result) == ROWS:
             break
-    return found
+    return result

@@ -52,11 +52,11 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndar
     samples = len(next(iter(known.values())))
     ranks = None if containers is None else _ranks(containers)
     units = []
-    for lacking, rows in _alike(known):
+    for taps, rows in _alike(known):
         if ranks is not None:
             rows = rows[np.argsort(ranks[rows], kind="stable")]
         cuts = (rows[start : start + unit_rows] for start in range(0, len(rows), unit_rows))
-        units += [Unit(np.sort(cut), lacking) for cut in cuts]
+        units += [Unit(np.sort(cut), taps) for cut in cuts]
     missing = {tap: samples - int(np.count_nonzero(there)) for tap, there in known.items()}
     return Plan(samples=samples, missing=missing, units=tuple(units))
 

@@ -148,10 +148,10 @@ def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
     """Return which samples were tried before and can give no features; bool (samples,)."""
-    found = np.zeros(len(keys), dtype=bool)
+    result = np.zeros(len(keys), dtype=bool)
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
-    found[places[places >= 0]] = True
-    return found
+    result[places[places >= 0]] = True
+    return result
 
 
 def refuse_other_values(request: Request) -> None:

@@ -81,8 +81,8 @@ def extract(
     spec = serialization.read_spec(backbone)
     checked(config, spec, where=str(backbone))  # before anything is written, a lock too
     with exclusive_lock(cache_root, out):
-        some = read_samples(manifests, config.datasets) if samples is None else samples
-        request = of_samples(config, backbone=backbone, spec=spec, samples=some, cache_root=cache_root)
+        rows_to_extract = read_samples(manifests, config.datasets) if samples is None else samples
+        request = of_samples(config, backbone=backbone, spec=spec, samples=rows_to_extract, cache_root=cache_root)
         for one in request.all:
             refuse_other_values(one)
         job_files.remove_stale_jobs(cache_root)
@@ -133,16 +133,16 @@ def _extract(request: Request, out: Path, cache_root: Path, hits: float, reporte
 
 def wide_taps(request: Request) -> list[str]:
     """Say which taps have rows wider than `WIDE` values, and what they take."""
-    found = []
+    result = []
     for tap, shape in request.shapes.items():
         width, size = math.prod(shape), request.columns[tap].layout(shape).row_bytes
         if width > WIDE:
-            found.append(
+            result.append(
                 f"note: {tap} has {counted(width, 'value')} per sample, {human(size)} each and "
                 f"{human(size * len(request.samples.keys) * len(request.all))} for all samples. If a vector is meant, "
                 "set a `pool`, `project`, or the node `penultimate`"
             )
-    return found
+    return result
 
 
 def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:

@@ -33,8 +33,8 @@ def text(name: str, done: Extracted, *, process: float) -> str:
         "engine, checks and links": done.seconds - spent.whole,
         "the samples": spent.whole,
     }
-    shown = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds >= 0.05)
-    lines.append(f"{duration(process)} in all: {shown}")
+    parts_shown = ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items() if seconds >= 0.05)
+    lines.append(f"{duration(process)} in all: {parts_shown}")
     if spent.rate is not None and todo.spared:
         saved = duration(todo.spared / spent.rate)
         lines.append(f"reuse spared {counted(todo.spared, 'sample')}: about {saved} at this rate")

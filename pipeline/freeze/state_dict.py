@@ -188,11 +188,11 @@ def _undecided(loaded: Any, listed: list[str], file: Path) -> str:
 
 
 def _below(prefix: str, state: dict[str, Tensor], file: Path, reporter: Reporter) -> dict[str, Tensor]:
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if prefix and not found:
+    result = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if prefix and not result:
         first = ", ".join([*list(state)[:3], *(["…"] if len(state) > 3 else [])])
         raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Mend `strip_prefix`.")
     if left := [key for key in state if not key.startswith(prefix)]:
         first = ", ".join([*left[:3], *(["…"] if left[3:] else [])])
         reporter.message(f"{file.name}: {counted(len(left), 'key')} without {prefix!r} left out: {first}")
-    return found
+    return result

@@ -89,10 +89,10 @@ def _together(arrays: list[np.ndarray]) -> np.ndarray:
     """Stack arrays of one shape; put arrays of several shapes into an array of arrays."""
     if len({one.shape for one in arrays}) == 1:
         return np.stack(arrays)
-    found = np.empty(len(arrays), object)
+    result = np.empty(len(arrays), object)
     for row, one in enumerate(arrays):
-        found[row] = one
-    return found
+        result[row] = one
+    return result
 
 
 def first_pixels(

@@ -43,10 +43,10 @@ def ping() -> None:
 def decode(items: list[Item], where: int | None, room: int) -> list[Packed | Reject]:
     """Decode items; their arrays go to shared memory from `where` on as long as there is room."""
     end = None if where is None else where + room
-    found: list[Packed | Reject] = []
+    result: list[Packed | Reject] = []
     for sample in (read_sample(_own["reader"], item) for item in items):
         if isinstance(sample, Reject) or where is None or end is None:
-            found.append(sample)
+            result.append(sample)
             continue
         packed: dict[str, SharedArray | np.ndarray] = {}
         for name, array in sample.items():
@@ -56,5 +56,5 @@ def decode(items: list[Item], where: int | None, room: int) -> list[Packed | Rej
             _own["memory"][where : where + array.nbytes] = np.ascontiguousarray(array).data.cast("B")
             packed[name] = SharedArray(where, array.shape, array.dtype.str)
             where += -(-array.nbytes // 64) * 64
-        found.append(packed)
-    return found
+        result.append(packed)
+    return result

@@ -78,8 +78,8 @@ class Samples:
         column = self.where["container"]
         if column.null_count == len(column):
             return None
-        found: np.ndarray = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return found
+        result: np.ndarray = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return result
 
 
 @dataclass(frozen=True)

@@ -54,21 +54,21 @@ class Traced:
 
     def after(self, start: fx.Node, *, around: fx.Node | None = None) -> set[fx.Node]:
         """Return all nodes whose values depend on a node, itself too; `ancestors` a node: by ways that avoid it."""
-        found = {start} - {around}
+        result = {start} - {around}
         for node in self.graph.nodes:
-            if node.op != "output" and node is not around and found.intersection(self.values(node)):
-                found.add(node)
-        return found
+            if node.op != "output" and node is not around and result.intersection(self.values(node)):
+                result.add(node)
+        return result
 
     def before(self, end: fx.Node) -> set[fx.Node]:
         """Return all nodes that a node needs, itself too, numbers among them."""
-        found, waiting = set[fx.Node](), [end]
+        result, waiting = set[fx.Node](), [end]
         while waiting:
             node = waiting.pop()
-            if node not in found:
-                found.add(node)
+            if node not in result:
+                result.add(node)
                 waiting += node.all_input_nodes
-        return found
+        return result
 
     def rest(self, cut: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return what has to run after a cut, and those of it that ask what comes before for no more than a shape or
@@ -98,16 +98,16 @@ class Traced:
         """Return the nodes that all ways from the input to the logits pass, in order: no edge jumps over one of
         them.
         """
-        found, inside = [], self.after(self.input) & self.before(self.logits)
+        result, inside = [], self.after(self.input) & self.before(self.logits)
         order = [node for node in self.graph.nodes if node in inside]
         position = {node: number for number, node in enumerate(order)}
         farthest = 0
         for number, node in enumerate(order):
             if farthest <= number:
-                found.append(node)
+                result.append(node)
             users = [position[user] for user in node.users if user in position and node in self.values(user)]
             farthest = max(farthest, *users, 0)
-        return found
+        return result
 
 
 def trace(network: nn.Module, *, name: str) -> Traced:

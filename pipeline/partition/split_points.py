@@ -54,14 +54,14 @@ def suffix_modules(network: nn.Module, node: str, *, spec: BackboneSpec) -> set[
     Layers that run before it too are left out. Raises BackboneError if the network cannot be cut there.
     """
     traced, cut = _cut(network, node, spec)
-    found = set[str]()
+    result = set[str]()
     for one in traced.rest(cut)[0]:
-        found.update(ancestors(traced.scopes[one]))
+        result.update(ancestors(traced.scopes[one]))
         if one.op == "call_module":
-            found.update(
+            result.update(
                 name for name, _ in network.get_submodule(str(one.target)).named_modules(prefix=str(one.target))
             )
-    return found
+    return result
 
 
 def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[str]]]:
@@ -79,17 +79,17 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
         for node in _legal(traced, spec)
         if spec.taps[node].kind != FUNCTION and not whole.intersection(list(ancestors(node))[1:])
     ]
-    found: list[tuple[str, list[str]]] = []
+    result: list[tuple[str, list[str]]] = []
     known = set[str]()
     for start, end in zip(cuts, [*cuts[1:], LOGITS], strict=True):
         there = _parameters(traced, traced.before(_place(traced, end, spec)))
         new = [name for name, _ in network.named_parameters() if name in there - known]
         known |= there
-        if found and all(_is_norm(network, name) or not in_layer(network, name) for name in new):
-            found[-1][1].extend(new)
+        if result and all(_is_norm(network, name) or not in_layer(network, name) for name in new):
+            result[-1][1].extend(new)
         elif new:
-            found.append((start, new))
-    return found
+            result.append((start, new))
+    return result
 
 
 def _is_norm(network: nn.Module, parameter: str) -> bool:
@@ -145,9 +145,9 @@ def _sides(network: nn.Module, name: str, spec: BackboneSpec) -> tuple[set[str],
 
 
 def _place(traced: Traced, node: str, spec: BackboneSpec) -> fx.Node:
-    found = traced.find(node, spec.taps.get(node))
-    assert found is not None, "cuts are in the graph"
-    return found
+    result = traced.find(node, spec.taps.get(node))
+    assert result is not None, "cuts are in the graph"
+    return result
 
 
 def _legal(traced: Traced, spec: BackboneSpec) -> list[str]:
@@ -190,14 +190,14 @@ def _checked(traced: Traced, name: str, spec: BackboneSpec) -> str:
 def _parameters(traced: Traced, nodes: Iterable[fx.Node]) -> set[str]:
     """Return the names of the parameters that nodes use; a tied one has the first of its names."""
     names = {id(parameter): name for name, parameter in traced.network.named_parameters()}
-    found: set[str] = set()
+    result: set[str] = set()
     for node in nodes:
         if node.op == "call_module":
-            found.update(names[id(one)] for one in traced.network.get_submodule(str(node.target)).parameters())
+            result.update(names[id(one)] for one in traced.network.get_submodule(str(node.target)).parameters())
         elif node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(traced.network)
-            found.update({names[id(value)]} if id(value) in names else ())
-    return found
+            result.update({names[id(value)]} if id(value) in names else ())
+    return result
 
 
 def _compare(made: Tail, spec: BackboneSpec) -> None:

@@ -31,14 +31,14 @@ def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
         raise ValueError("its .json holds no object")
     if repeated := sorted(name for name in values.repeated if config.columns is None or name in config.columns):
         raise ValueError(f"its .json has {repeated[0]!r} twice")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or (config.columns is not None and name not in (*config.columns, "label")):
             continue
         if isinstance(value, dict | list):
             wanted = name == "label" or (config.columns is not None and name in config.columns)
             if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
-                found[label_column(filesystem.text(name))] = [
+                result[label_column(filesystem.text(name))] = [
                     filesystem.text(one) if isinstance(one, str) else one for one in value
                 ]
                 continue
@@ -47,8 +47,8 @@ def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
             value = json.dumps(value, ensure_ascii=False)
         if (type(value) is int and not -(2**63) <= value < 2**63) or (type(value) is float and math.isinf(value)):
             value = json.dumps(value)
-        found[label_column(filesystem.text(name))] = filesystem.text(value) if isinstance(value, str) else value
-    return found
+        result[label_column(filesystem.text(name))] = filesystem.text(value) if isinstance(value, str) else value
+    return result
 
 
 def as_text(value: Any) -> str:

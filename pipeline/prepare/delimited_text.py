@@ -100,11 +100,11 @@ def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
                     empty[at] = False
                     possible[at] = [kind for kind in possible[at] if not _is_text(kind) and _keeps(column, kind)]
     kinds = given_types(config)
-    found = []
+    result = []
     for at, name in enumerate(names):
         inferred = pa.null() if empty[at] else next(iter(possible[at]), texts[name])
-        found.append((name, kinds.get(name, inferred if _is_inferred(name, config) else texts[name])))
-    return found
+        result.append((name, kinds.get(name, inferred if _is_inferred(name, config) else texts[name])))
+    return result
 
 
 def read_rows(config: PrepareConfig, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:

@@ -42,9 +42,9 @@ def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str,
         raise DataError(
             f"{config.root}: expected a column of paths, {config.path!r}, or `image: {images[0]}` for the images in it."
         )
-    found = labels_in(schema, config, needed=(config.path,), note=note)
-    refuse_odd(found, where=config.root)
-    return found
+    result = labels_in(schema, config, needed=(config.path,), note=note)
+    refuse_odd(result, where=config.root)
+    return result
 
 
 def _batches(config: PrepareConfig, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:

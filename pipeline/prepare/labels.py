@@ -124,14 +124,14 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return a column as a type; raises ArrowInvalid where a value would be another one, as 2 would be as a truth
     value.
     """
-    found = pc.cast(column, kind)
+    result = pc.cast(column, kind)
     if (
         pa.types.is_boolean(kind)
         and pa.types.is_integer(column.type)
-        and not pc.cast(found, column.type).equals(column)
+        and not pc.cast(result, column.type).equals(column)
     ):
         raise pa.ArrowInvalid("numbers other than 0 and 1")
-    return found
+    return result
 
 
 def _names_in(feature: Any) -> list[str] | None:

@@ -94,8 +94,8 @@ def _list_files(
         "INSERT INTO files (path, container, offset, size, labels, place, kind, reason, label, domain, split)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
-    found = database.executemany(insert, rows).rowcount
-    if found < 1:
+    result = database.executemany(insert, rows).rowcount
+    if result < 1:
         raise DataError(f"{config.root}: there are no files in it. Set `root` to what holds the files.")
     # An archive that was appended to can have two members of one name; a path must name one sample.
     database.execute(
@@ -106,7 +106,7 @@ def _list_files(
         WHERE files.id = twin.id AND copy > 1
         """
     )
-    return found
+    return result
 
 
 def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, reporter: Reporter, *, is_list: bool) -> None:

@@ -143,12 +143,12 @@ def _sample(
         return
     first, *others = images
     try:
-        labels, said = _labels_of(group, file, config)
+        labels, place = _labels_of(group, file, config)
         refused = (None, None) if first.refused is None else ("unreadable", first.refused)
     except ValueError as error:
-        labels, said, refused = {}, {}, ("unreadable", str(error))
+        labels, place, refused = {}, {}, ("unreadable", str(error))
     shown = _describe(path, first)
-    yield FoundSample(shown, labels, said, refused, path, first.offset, first.size), _parts(first)[:-1]
+    yield FoundSample(shown, labels, place, refused, path, first.offset, first.size), _parts(first)[:-1]
     for other in others:
         reason = f"a second image of one sample: the first is {first.name}"
         yield FoundSample(_describe(path, other), refused=("unreadable", reason)), ()

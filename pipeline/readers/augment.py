@@ -98,10 +98,10 @@ def augment(
     """
     height, width, channels = images[0].shape
     height, width = size or (height, width)
-    found = np.empty((len(images), height, width, channels), np.uint8)
+    result = np.empty((len(images), height, width, channels), np.uint8)
     for row, seed in enumerate(seeds):
-        found[row] = _one(images[row], transforms, seed, (height, width))
-    return found
+        result[row] = _one(images[row], transforms, seed, (height, width))
+    return result
 
 
 def seed_of(seed: int, number: int, key: bytes) -> int:
@@ -123,8 +123,8 @@ def _one(image: np.ndarray, transforms: AugmentConfig, seed: int, size: tuple[in
     with _drawing()(torch.Generator().manual_seed(seed)):
         for transform in _built(transforms, size):
             value = transform(value)
-    found: np.ndarray = value.permute(1, 2, 0).numpy()
-    return found
+    result: np.ndarray = value.permute(1, 2, 0).numpy()
+    return result
 
 
 @functools.cache
@@ -134,11 +134,11 @@ def _built(transforms: AugmentConfig, size: tuple[int, int]) -> list[Any]:
     """
     from torchvision.transforms import v2
 
-    found = [one.build(size) for one in transforms]
+    result = [one.build(size) for one in transforms]
     if not any(one.crops for one in transforms):
         warps = [place for place, one in enumerate(transforms) if one.warps]
-        found.insert(warps[-1] + 1 if warps else 0, v2.CenterCrop(size))
-    return found
+        result.insert(warps[-1] + 1 if warps else 0, v2.CenterCrop(size))
+    return result
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def _member(header: tarfile.TarInfo, name: str, extra: dict[str, str], data: int
 
 def _pax(record: bytes) -> dict[str, str]:
     """Return the `length key=value` records of a pax header; raises ValueError where they are no such records."""
-    found = {}
+    result = {}
     while record:
         digits, _, _ = record.partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
@@ -136,8 +136,8 @@ def _pax(record: bytes) -> dict[str, str]:
         key, equals, value = line[len(digits) + 1 : -1].partition(b"=")
         if length < len(digits) + 3 or not line.endswith(b"\n") or not equals:
             raise ValueError("not a pax record")
-        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-    return found
+        result[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+    return result
 
 
 def _behind_sparse_map(file: BinaryIO, block: bytes, data: int) -> int:

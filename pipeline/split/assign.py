@@ -42,7 +42,7 @@ def assign_by_domain(
     there = set(domains)
     if odd := [unknown("domain", name, there) for names in named.values() for name in names if name not in there]:
         raise DataError(bullets(f"`domains` of a task on {', '.join(config.datasets)}", odd))
-    found: Assigned = [None] * len(domains)
+    result: Assigned = [None] * len(domains)
     for split, names in named.items():
         sharing = ("train", "validation") if split == "train" and not asked.validation else (split,)
         wanted = {name: getattr(config.sizes, name) if name in sharing else 0.0 for name in ORDER}
@@ -51,8 +51,8 @@ def assign_by_domain(
         rows = [row for row, domain in enumerate(domains) if domain in names]
         parts = assign_shares([strata[row] for row in rows], [groups[row] for row in rows], config, wanted)
         for row, part in zip(rows, parts, strict=True):
-            found[row] = part
-    return found
+            result[row] = part
+    return result
 
 
 def normalise(wanted: Mapping[str, float]) -> dict[str, float]:
@@ -100,12 +100,12 @@ def limited(
     added put out at most as many.
     """
     order = sorted(range(len(keys)), key=lambda row: position(keys[row], salt=f"limit-{seed}"))
-    found, seen = list(splits), Counter[str]()
+    result, counts = list(splits), Counter[str]()
     for row in order:
         if splits[row] == "train":
-            seen[targets[row]] += 1
-            found[row] = "train" if seen[targets[row]] <= most else None
-    return found
+            counts[targets[row]] += 1
+            result[row] = "train" if counts[targets[row]] <= most else None
+    return result
 
 
 def few_shot_ranks(
@@ -116,11 +116,11 @@ def few_shot_ranks(
     for draw in range(few.draws):
         salt = f"draw-{seed}-{draw}"
         order = sorted(range(len(keys)), key=lambda row: position(keys[row], salt=salt))
-        ranks, seen = [-1] * len(keys), Counter[str]()
+        ranks, counts = [-1] * len(keys), Counter[str]()
         for row in order:
             if splits[row] == "train":
-                rank = seen[targets[row]]
-                seen[targets[row]] += 1
+                rank = counts[targets[row]]
+                counts[targets[row]] += 1
                 ranks[row] = rank if rank < few.labels_per_class else -1
         draws.append(ranks)
     return draws

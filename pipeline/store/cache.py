@@ -100,12 +100,12 @@ class CacheEntry:
 
     def rejected(self) -> dict[str, str]:
         """Return the samples that were tried and can never give features: key to reason."""
-        found: dict[str, str] = {}
+        result: dict[str, str] = {}
         for _, note in self._notes():
-            found |= note.get("rejected", {})
+            result |= note.get("rejected", {})
         for path in sorted((self.folder / "rejected").glob("*.json")):
-            found |= read_note(path)
-        return found
+            result |= read_note(path)
+        return result
 
     @contextlib.contextmanager
     def writer(self, shape: tuple[int, ...]) -> Iterator["Writer"]:

@@ -43,8 +43,8 @@ def largest(values: np.ndarray) -> np.ndarray:
     none.
     """
     axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    found: np.ndarray = np.abs(values).max(axis=axes, initial=0).astype(np.float32)
-    return found
+    result: np.ndarray = np.abs(values).max(axis=axes, initial=0).astype(np.float32)
+    return result
 
 
 def scale_of(largest: np.ndarray) -> np.ndarray:

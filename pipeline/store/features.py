@@ -68,10 +68,10 @@ class Features:
 
         Raises StoreError as `load` does. Of a key that is given twice there is one row.
         """
-        found = copy.copy(self)
+        result = copy.copy(self)
         places = np.unique(self._places(keys))
-        found._rows = np.asarray(self._rows[:, places])
-        return found
+        result._rows = np.asarray(self._rows[:, places])
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         # The table of all rows is mapped anew in the process that needs it; that of a subset goes along.
@@ -145,20 +145,20 @@ class Features:
         does.
         """
         rows = self._places(keys)
-        found = rows.view(np.uint64)  # the same memory: shard << 32 | row in the stead of the row of the table
+        result = rows.view(np.uint64)  # the same memory: shard << 32 | row in the stead of the row of the table
         for start in range(0, len(rows), key_arrays.TOGETHER):
             part = slice(start, start + key_arrays.TOGETHER)
-            found[part] = self._rows[2][rows[part]]
-        return found
+            result[part] = self._rows[2][rows[part]]
+        return result
 
     def has(self, keys: Keys) -> np.ndarray:
         """Return which keys have rows: bool (len(keys),)."""
-        found: np.ndarray = key_arrays.find_halves(self._rows[0], self._rows[1], _array(keys)) >= 0
-        return found
+        result: np.ndarray = key_arrays.find_halves(self._rows[0], self._rows[1], _array(keys)) >= 0
+        return result
 
     def at(self, places: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Return the rows at some places that `find` gave, in their order, into `out` where it is given."""
-        found = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
+        result = np.empty((len(places), *self.shape), dtype=self.dtype) if out is None else out
         places = np.asarray(places)
         # Places that follow each other are rows that do: each such run is read in one piece.
         cuts = np.flatnonzero(np.diff(places) != 1) + 1 if len(places) else np.empty(0, dtype=np.int64)
@@ -166,13 +166,13 @@ class Features:
             runs = list(itertools.pairwise([0, *cuts.tolist(), len(places)]))
             for number in np.unique(places[[start for start, _ in runs]] >> np.uint64(32)).tolist():
                 self._shard(number)  # opened here, once, and not by several threads
-            list(parallel_map(lambda run: self._read_run(int(places[run[0]]), found[run[0] : run[1]]), runs))
-            return found
+            list(parallel_map(lambda run: self._read_run(int(places[run[0]]), result[run[0] : run[1]]), runs))
+            return result
         shards, rows = (places >> np.uint64(32)).astype(np.int64), (places & np.uint64(2**32 - 1)).astype(np.int64)
         for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
-            found[here] = self._shard(number).rows(rows[here])
-        return found
+            result[here] = self._shard(number).rows(rows[here])
+        return result
 
     def batches(self, size: int, *, keys: Keys | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield batches of (keys S16, rows) over some keys, in their order, or over all; the last may be short."""
@@ -254,10 +254,10 @@ class Features:
     def _places(self, keys: Keys) -> np.ndarray:
         """Return the place of each key in the table of rows."""
         wanted = _array(keys)
-        found = key_arrays.find_halves(self._rows[0], self._rows[1], wanted)
-        if (found < 0).any():
-            self._refuse(wanted[found < 0])
-        return found
+        result = key_arrays.find_halves(self._rows[0], self._rows[1], wanted)
+        if (result < 0).any():
+            self._refuse(wanted[result < 0])
+        return result
 
     def _range(self, start: int, stop: int) -> np.ndarray:
         """Return some rows in the order of the keys."""

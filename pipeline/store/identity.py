@@ -33,8 +33,8 @@ def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32"
         whole["definition"] = definition
     if tap.project is not None:
         width = math.prod(pooled_shape(backbone.taps[node], tap.pool))
-        drawn = projection.digest(width, tap.project)
-        whole["projection"] = {"dimensions": tap.project, "seed": projection.SEED, "matrix": drawn}
+        matrix = projection.digest(width, tap.project)
+        whole["projection"] = {"dimensions": tap.project, "seed": projection.SEED, "matrix": matrix}
     return whole
 
 

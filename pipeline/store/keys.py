@@ -110,11 +110,11 @@ def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Do what `find` does for keys that are given by their halves."""
-    found = np.full(len(wanted), -1, dtype=np.int64)
+    result = np.full(len(wanted), -1, dtype=np.int64)
     if len(upper):
         for start in range(0, len(wanted), TOGETHER):
-            found[start : start + TOGETHER] = _find(upper, lower, wanted[start : start + TOGETHER])
-    return found
+            result[start : start + TOGETHER] = _find(upper, lower, wanted[start : start + TOGETHER])
+    return result
 
 
 def _find(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
