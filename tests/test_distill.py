@@ -32,6 +32,7 @@ from pipeline.files import read_json, write_json
 from pipeline.finetune import setup
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.run import finetune
+from pipeline.inference.trained_model import load
 from pipeline.model_record import to_json
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.runtime import Reporter
@@ -452,6 +453,10 @@ def test_one_student_learns_several_tasks_side_by_side(world: World, tmp_path: P
     assert np.allclose(other.scores.sum(axis=1), 1, atol=1e-5)
     made = read_json(paths.model / "model.json")
     assert [one["name"] for one in made["extra_tasks"]] == ["brightness"]
+    assert [(task.name, task.columns) for task in load(paths.model).tasks] == [
+        ("task", slice(0, 3)),
+        ("brightness", slice(3, 5)),
+    ]
     # Fine-tuning takes the classifier of its task.
     second = further(paths, tmp_path)
     tuned(second, learning_rate=1e-9, weights="last")

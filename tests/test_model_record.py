@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from places import Place, make
 
+from pipeline.backbones.spec import TapSpec
 from pipeline.errors import HeadError
 from pipeline.files import write_json
 from pipeline.heads import saved
+from pipeline.inference.trained_model import _spec_of
 from pipeline.model_record import JSON, HeadsRecord, NetworkRecord, find_fits, read_record, write_record
 
 KEPT = {"epoch": 3, "learning_rate": 0.001, "loss": 0.5, "validation_loss": 0.25}
@@ -144,3 +146,8 @@ def test_a_description_means_the_fits_with_its_values_and_else_those_of_all_labe
     assert find_fits(fits, labels=4) == list(fits[:2])
     assert find_fits(fits, labels=4, draw=1, input=None) == [fits[1]]
     assert find_fits(fits, head="ridge") == []
+
+
+def test_a_head_on_projected_features_finds_its_tap() -> None:
+    identity = {"node": "layer4", "pool": "none", "dtype": "float16", "projection": {"dimensions": 3, "seed": 0}}
+    assert _spec_of(identity) == TapSpec(node="layer4", project=3)

@@ -17,6 +17,7 @@ from pipeline.heads import saved
 from pipeline.inference.answers import Answers, TaskOutput, answers_of_head, answers_of_logits
 from pipeline.inference.fit_choice import choose_fit
 from pipeline.inference.rows import InMemoryExtractor
+from pipeline.model_record import NetworkRecord, parse_record
 from pipeline.predictions import Scores
 from pipeline.store.identity import differences, identity
 from pipeline.task import Kind
@@ -181,10 +182,11 @@ def _load_network(folder: Path, made: dict[str, Any], *, backbone: AnyPath | Non
     record = next(one for one in made["fits"] if {name: one[name] for name in chosen} == chosen)
     tasks: list[TaskOutput] = []
     start = 0
-    for one in (made["task"], *made.get("also", ())):
-        classes = tuple(one["classes"])
-        stop = start + (len(classes) or 1)
-        tasks.append(TaskOutput(one["name"], one["kind"], classes, slice(start, stop)))
+    run = parse_record(made, where=str(folder))
+    assert isinstance(run, NetworkRecord), "the run left a network"
+    for task in run.tasks:
+        stop = start + (len(task.classes) or 1)
+        tasks.append(TaskOutput(task.name, task.kind, task.classes, slice(start, stop)))
         start = stop
     return TrainedModel(
         folder=folder,
@@ -226,7 +228,7 @@ def _read_model_json(folder: Path) -> dict[str, Any]:
 def _spec_of(made_from: Mapping[str, Any]) -> TapSpec:
     """Return the tap whose features have an identity."""
     drawn = made_from.get("projection")
-    project = {} if drawn is None else {"project": drawn["dimensions"], "project_seed": drawn["seed"]}
+    project = {} if drawn is None else {"project": drawn["dimensions"]}
     return TapSpec(node=made_from["node"], pool=made_from["pool"], dtype=made_from["dtype"], **project)
 
 
