@@ -142,6 +142,8 @@ def test_names_and_widths_follow_from_the_settings(net: Path) -> None:
         ({"model": 3}, [], TypeError, "model: expected a name, a folder or a Backbone, got int"),
         ({"model": Counting()}, [], TypeError, "got Counting. Of a torch.nn.Module make a Backbone with its transform"),
         ({"tap": "blok1"}, [], BackboneError, "unknown node 'blok1'. Did you mean 'block1'"),
+        ({"tap": ["block1"]}, [], TypeError, "taps: expected a node, or a list of nodes, as text, got list"),
+        ({"candidates": "block1"}, [], TypeError, "candidates: expected a list of taps, got the text 'block1'"),
         ({"candidates": ["blok1"]}, [], BackboneError, "unknown node 'blok1'"),
         ({"pool": "cls"}, [], BackboneError, "poolings that do not fit"),
         ({}, ["no.png"], DataError, "no.png: cannot be read: No such file"),

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PUBLIC = {
-    "Backbone": ["classes", "embed", "extractor", "identity", "layers", "spec", "specs"],
+    "Backbone": ["check_unchanged", "classes", "embed", "extractor", "identity", "layers", "spec", "specs"],
     "Evaluation": ["interval", "metric", "table", "value"],
     "Features": [
         *(
@@ -306,6 +307,21 @@ def test_what_is_no_backbone_is_refused(
         icecore.Backbone(**{**arguments, "model": model})
 
 
+def test_a_folder_that_gets_another_network_is_opened_again(net: Path, image_folder: Folder, tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(net / "backbone", folder)
+    backbone, features = icecore.Backbone(folder), icecore.FrozenFeatures(folder)
+    paths = sorted(image_folder().rglob("*.png"))
+    before = features.transform(paths)
+    settings = {"family": "glyphs", "classes": 3, "widths": [8, 4]}
+    network = glyphs.GlyphNet(classes=3, widths=(8, 4))
+    serialization.write(folder, network, architecture=settings, origin={}, inputs=glyphs.INPUT)
+    with pytest.raises(BackboneError, match=r"another network was written there since. Open the Backbone again"):
+        backbone.embed(paths)
+    assert np.array_equal(features.transform(paths), icecore.Backbone(folder).embed(paths).astype(np.float32))
+    assert not np.array_equal(features.transform(paths), before)
+
+
 def test_a_run_of_heads_is_no_backbone(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(BackboneError, match=r"expected a run that trained a network .*, got one of heads"):
@@ -325,6 +341,9 @@ def test_a_run_of_heads_is_no_backbone(tmp_path: Path) -> None:
             ConfigError,
             "tap 'block1:mid': unknown pooling. Expected one of: none, fl",
         ),
+        ({"what": [], "tap": None}, TypeError, "taps: expected a node, or a list of nodes, as text, got NoneType"),
+        ({"what": "FOLDER.tgz"}, DataError, "photos.tgz: no such folder or list"),
+        ({"what": 42}, TypeError, "expected images, got int"),
         ({"what": [], "tap": []}, ConfigError, "expected one tap or more, each once"),
         ({"what": "FOLDER", "dtype": "float8"}, ConfigError, "tap 'penultimate': .*float16"),
     ],
@@ -491,6 +510,9 @@ def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
         ({"labels": [1, 2]}, DataError, "labels: expected a value for each of 12 rows, got 2"),
         ({"labels": [1] * 12}, DataError, r"expected at least two classes, got \['1'\]"),
         ({"labels": [None, *"ab" * 5, "a"]}, DataError, "1 row has no value"),
+        ({"labels": [[0, 1]] * 12}, DataError, "got lists of 0 and 1 only. Of a matrix give an array"),
+        ({"labels": np.full((12, 2), 3)}, DataError, r"or a matrix of 0 and 1 \(rows, labels\), got one with 3"),
+        ({"kind": "clas"}, ConfigError, "kind: unknown value 'clas'|expected"),
         ({"groups": [1]}, DataError, "groups: expected a value for each of 12 rows, got 1"),
         ({"split": ["train"] * 12}, DataError, "expected at least 1 row in test, got 0"),
         (

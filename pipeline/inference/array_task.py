@@ -70,13 +70,16 @@ class Inputs:
             values = self.stored.column(values)
         if hasattr(values, "to_numpy"):
             values = values.to_numpy()
+        matrix = getattr(values, "ndim", 1) > 1
         values = values.tolist() if hasattr(values, "tolist") else list(values)
         if len(values) != len(self.keys):
             raise DataError(
                 f"evaluate: {what}: expected a value for each of {len(self.keys):,} rows, got {len(values):,}."
             )
+        if matrix:
+            return pa.array(_labels_of_matrix(values, what), pa.list_(pa.string()))
         if any(isinstance(value, list | tuple | set | frozenset) for value in values):
-            return pa.array([_labels_of(value) for value in values], pa.list_(pa.string()))
+            return pa.array(_label_lists(values, what), pa.list_(pa.string()))
         if any(isinstance(value, float) for value in values):
             return pa.array(values, pa.float64())
         return pa.array([None if value is None else str(value) for value in values], pa.string())
@@ -117,14 +120,26 @@ def _matrix(rows: Any, name: str) -> np.ndarray:
     return values
 
 
-def _labels_of(value: Any) -> list[str] | None:
-    """Return the labels of a row as text: those of a list, or the numbers of the columns that are 1 in a matrix."""
-    if value is None:
-        return None
-    listed = list(value)
-    if listed and all(isinstance(one, bool | int | float) and one in (0, 1) for one in listed):
-        return [str(number) for number, one in enumerate(listed) if one]
-    return sorted({str(one) for one in listed})
+def _labels_of_matrix(rows: list[Any], what: str) -> list[list[str]]:
+    """Return the numbers of the columns that are 1 in each row; raises DataError for other than 0 and 1."""
+    odd = next((value for row in rows for value in row if value not in (0, 1)), None)
+    if odd is not None:
+        raise DataError(
+            f"evaluate: {what}: expected a value per row, or a matrix of 0 and 1 (rows, labels), got one with {odd!r}."
+        )
+    return [[str(number) for number, value in enumerate(row) if value] for row in rows]
+
+
+def _label_lists(rows: list[Any], what: str) -> list[list[str] | None]:
+    """Return the labels of each row as text; raises DataError for lists that may be rows of a matrix as well."""
+    listed = [None if row is None else [row] if isinstance(row, str) else list(row) for row in rows]
+    values = [value for row in listed if row is not None for value in row]
+    if values and all(isinstance(value, bool | int | float) and value in (0, 1) for value in values):
+        raise DataError(
+            f"evaluate: {what}: expected labels, got lists of 0 and 1 only. Of a matrix give an array, as "
+            "`np.array(labels)`; of lists of classes write these as text."
+        )
+    return [None if row is None else sorted({str(value) for value in row}) for row in listed]
 
 
 def _write_features(folder: Path, keys: np.ndarray, rows: np.ndarray, name: str) -> None:

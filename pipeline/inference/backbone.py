@@ -4,7 +4,7 @@ import copy
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from torch import nn
@@ -24,6 +24,7 @@ from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.stored_images import find_images, read_images
 from pipeline.inference.transforms import Transform, TransformReader, read_transform, try_transform
 from pipeline.prepare.config import PrepareConfig
+from pipeline.readers import image_files
 from pipeline.readers.image import ImageReader
 from pipeline.sources import filesystem
 from pipeline.store.features import Features
@@ -76,7 +77,7 @@ class Backbone:
         self._reader: ImageReader | None = None
         self._extractors: dict[str, InMemoryExtractor] = {}
         self.folder: Path | None = None
-        self._spec: BackboneSpec | None = None
+        self._spec: BackboneSpec
         chosen = Weights(
             source=source, name=getattr(weights, "name", weights), file=None if file is None else Path(file)
         )
@@ -99,13 +100,11 @@ class Backbone:
             )
         self.name = str(os.fspath(model))
         self.folder = _folder_of(self.name, chosen)
+        self._spec = serialization.read_spec(self.folder)
 
     @property
     def spec(self) -> BackboneSpec:
         """What backbone.json says: input, nodes, aliases, classes, and the digest of the weights."""
-        if self._spec is None:
-            assert self.folder is not None, "a module's spec is made with the backbone"
-            self._spec = serialization.read_spec(self.folder)
         return self._spec
 
     @property
@@ -117,6 +116,11 @@ class Backbone:
     def identity(self) -> str:
         """What tells this network from all others: the digest of its weights, of a module also a random token."""
         return self.spec.weights_digest if self.folder is not None else f"{self.spec.weights_digest}-{self._token}"
+
+    def check_unchanged(self) -> None:
+        """Raise BackboneError where the folder has other weights than when the backbone was opened."""
+        if self.folder is not None and serialization.read_spec(self.folder) != self.spec:
+            raise BackboneError(f"{self.folder}: another network was written there since. Open the Backbone again.")
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r})"
@@ -189,6 +193,7 @@ class Backbone:
     def _loaded(self) -> nn.Module:
         if self._network is None:
             assert self.folder is not None, "a module is loaded from the start"
+            self.check_unchanged()
             self._network = serialization.read(self.folder).module
             touch(self.folder)
         return self._network
@@ -198,7 +203,9 @@ class Backbone:
 
         Raises BackboneError for nodes and poolings that do not fit, ConfigError for a text that is no tap.
         """
-        texts = [tap] if isinstance(tap, str) else list(tap)
+        texts = [tap] if isinstance(tap, str) else list(tap) if isinstance(tap, Sequence) else [tap]
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"taps: expected a node, or a list of nodes, as text, got {type(odd[0]).__name__}.")
         if not texts or len(set(texts)) < len(texts):
             raise ConfigError(f"taps: expected one tap or more, each once, got {texts}.")
         specs = {}
@@ -226,7 +233,7 @@ class Backbone:
         engine: str,
         rejected: float,
     ) -> dict[str, Any]:
-        if filesystem.path_kind(data) == "file" and not data.lower().endswith((".csv", ".tsv", ".parquet", ".tar")):
+        if filesystem.path_kind(data) == "file" and PurePosixPath(data).suffix.lower() in image_files.extensions():
             raise DataError(f"{data}: expected a folder, a list or an archive, got one file. Put it into a list.")
         if not cache:
             images = find_images(PrepareConfig.model_validate({"root": data, "image": image}))
@@ -250,6 +257,7 @@ class Backbone:
         rejected: float,
     ) -> Mapping[str, Features]:
         assert self.folder is not None, "the caller looked"
+        self.check_unchanged()
         root = default_root()
         texts = [spec.node if spec.pool == "none" else f"{spec.node}:{spec.pool}" for spec in specs.values()]
         job = embed.job(self.folder, texts, data, image=image, dtype=dtype, engine=engine, max_rejected=rejected)

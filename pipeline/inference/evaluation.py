@@ -136,7 +136,12 @@ def evaluate(
     names = {"labels": "label", "split": "split", "groups": "group"}
     columns = {names[what]: inputs.column(values, what) for what, values in given.items() if values is not None}
     kind = kind or kind_of(columns["label"])
-    raw = {"task": DATASET, "backbone": DATASET, "inputs": list(inputs.rows), "head": head or DEFAULT_HEADS[kind]}
+    raw = {
+        "task": DATASET,
+        "backbone": DATASET,
+        "inputs": list(inputs.rows),
+        "head": head or DEFAULT_HEADS.get(kind, "logistic"),
+    }
     measures = {} if metric is None else {"metric": {kind: metric}}
     sections = {"fit": Section(FitConfig), "evaluate": Section(EvaluateConfig)}
     values, problems = check({"fit": raw | settings, "evaluate": measures}, sections)

@@ -3,11 +3,13 @@
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from pipeline.backbones import serialization
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.spec import row_shape
 from pipeline.embed import parse_tap
@@ -70,8 +72,10 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         Raises DataError for an image that cannot be used, TypeError for what is no image.
         """
         backbone = self._backbone()
-        taps = list(dict.fromkeys([self.tap, *self.candidates]))
-        specs = backbone.specs(taps, self.pool, self.dtype)
+        if isinstance(self.candidates, str):
+            raise TypeError(f"FrozenFeatures: candidates: expected a list of taps, got the text {self.candidates!r}.")
+        more = [tap for tap in self.candidates if tap != self.tap]
+        specs = backbone.specs([self.tap, *dict.fromkeys(more)], self.pool, self.dtype)
         rows = rows_of(backbone, specs, _images(X), stored=self.cache)[self.tap]
         return rows.reshape(len(rows), int(np.prod(rows.shape[1:]))).astype(np.float32, copy=False)
 
@@ -99,7 +103,7 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             )
         weights = getattr(self.weights, "name", self.weights)
         file = None if self.file is None else os.fspath(self.file)
-        return _shared_backbone(os.fspath(self.model), weights, file, self.source)
+        return _shared_backbone(os.fspath(self.model), weights, file, self.source, _state_of(os.fspath(self.model)))
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -115,14 +119,23 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
 
 
 @functools.lru_cache(maxsize=4)
-def _shared_backbone(model: str, weights: Any, file: str | None, source: Any) -> Backbone:
+def _shared_backbone(model: str, weights: Any, file: str | None, source: Any, _state: Any) -> Backbone:
     """Return one backbone for all transformers with the same model: clones and folds load it once."""
     return Backbone(model, weights=weights, file=file, source=source)
 
 
+def _state_of(model: str) -> tuple[str, int] | None:
+    """Return where the folder of a model lies and when it was written; None of a name."""
+    for folder in (Path(model), Path(model) / "backbone"):
+        path = folder / serialization.JSON
+        if path.is_file():
+            return str(path.resolve()), path.stat().st_mtime_ns
+    return None
+
+
 def _images(X: Any) -> Any:
     """Return images as a list where they are a column: of a data frame, or an array of texts (n,) or (n, 1)."""
-    if hasattr(X, "iloc"):
+    if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUT":
         if X.ndim == 2 and X.shape[1] == 1:

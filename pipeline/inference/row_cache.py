@@ -79,7 +79,7 @@ def rows_of(backbone: Backbone, specs: Mapping[str, TapSpec], images: Any, *, st
     taps = {tap: digest({"backbone": backbone.identity, **spec.model_dump(mode="json")}) for tap, spec in specs.items()}
     with COMPUTING:
         if stored and backbone.folder is not None and _are_paths(images):
-            return _of_files(backbone, specs, taps, [Path(image) for image in images])
+            return _of_files(backbone, specs, taps, [Path(image).absolute() for image in images])
         return _of_images(backbone, specs, taps, images)
 
 
@@ -146,6 +146,7 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
     What is missing there is computed by torch, whose rows are those of images in memory bit for bit.
     """
     assert backbone.folder is not None, "the caller looked"
+    backbone.check_unchanged()
     root = default_root()
     named = {f"tap{number}": spec for number, spec in enumerate(specs.values())}
     made_from = {"backbone": backbone.identity, "taps": {n: spec.model_dump(mode="json") for n, spec in named.items()}}
