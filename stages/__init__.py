@@ -5,6 +5,7 @@ on import, or the system kills it.
 """
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from pipeline.runtime import note_error
@@ -18,13 +19,22 @@ def name_of_stage(module: str) -> str:
     return "@".join([module, *entries[:1]])
 
 
-def _note_start() -> None:
-    """Note that the stage of `python -m stages.X` has no result yet; `stages.project.run` notes how it ends."""
+def _running_module() -> str:
+    """Return the stage of `python -m stages.STAGE` or `icecore stage STAGE`; "" for another command."""
     command = sys.orig_argv
     module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
-    if not module.startswith("stages."):
+    if module.startswith("stages."):
+        return module.removeprefix("stages.")
+    pairs = zip(command, command[1:], command[2:], strict=False)
+    return next((name for program, word, name in pairs if (Path(program).name, word) == ("icecore", "stage")), "")
+
+
+def _note_start() -> None:
+    """Note that the stage of this process has no result yet; `stages.project.run` notes how it ends."""
+    module = _running_module()
+    if not module:
         return
-    stage = name_of_stage(module.removeprefix("stages."))
+    stage = name_of_stage(module)
     note_error(stage, SILENT_END)
 
     def note_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

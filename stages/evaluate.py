@@ -19,6 +19,8 @@ def main() -> None:
     runs = project.runs(values)
     names = project.entries("evaluate", runs)
     forget_all_but(runs)
+    for folder in (project.NUMBERS, project.TABLES):  # outs of the stage, also where there are no runs
+        folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"{name}: {_evaluated(values['evaluate'], name, runs[name].task)}")
         if undecided := read_json(project.TABLES / f"{name}.json").get("undecided"):

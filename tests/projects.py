@@ -15,6 +15,8 @@ from PIL import Image
 from support import preloaded
 
 ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "pipeline" / "projects" / "default.yaml"
+"""The settings of the default run, which no user edits: params.yaml of a checkout is theirs."""
 # Stages as a user runs them, without DVC, which would remove their outputs first; in one process, to be quick.
 BY_HAND = """
 import runpy, sys
@@ -23,7 +25,7 @@ for stage in sys.argv[1:]:
     sys.argv = [name, *entry]
     runpy.run_module(f"stages.{name}", run_name="__main__")
 """
-COPIED = ("pipeline", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
+COPIED = ("pipeline", "stages", "dvc.yaml", ".dvcignore", ".dvc/config", "data/.gitignore")
 SOURCES = ("pretrained", "folder", "torchvision", "timm", "module")
 KEPT = tuple(
     f"data/{name}/.gitignore"
@@ -51,6 +53,7 @@ class Project:
                 shutil.copytree(source, target)
             else:
                 shutil.copyfile(source, target)
+        shutil.copyfile(SHIPPED, root / "params.yaml")
         (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
 
     def run(self, *command: str, expect: int = 0) -> str:
@@ -117,7 +120,7 @@ def write_digits(folder: Path) -> None:
 
 def default() -> dict[str, Any]:
     """The settings of the default run."""
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
     return params
 
 

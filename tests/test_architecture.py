@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from projects import SHIPPED
 
 import pipeline
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([ROOT / "icecore.py", *(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
 DVC: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PARAMS: Mapping[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS: Mapping[str, Any] = yaml.safe_load(SHIPPED.read_text())
 FACTORY = re.compile(r"((?:pipeline|stages)(?:\.\w+)*):\w+")
 """A name such as pipeline.backbones.glyphs:build, which importlib imports later."""
 

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from projects import SHIPPED
 
 import stages.audit
 from pipeline.audit import counts, neighbours
@@ -33,7 +34,7 @@ from pipeline.task import KIND, TYPES, Kind, Task
 from stages import project
 
 ROOT = Path(__file__).parent.parent
-REAL: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+REAL: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
 
 
 def key(number: int) -> str:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import shards
 import yaml
+from projects import SHIPPED
 
 from pipeline import manifest
 from pipeline.cli import main
@@ -34,7 +35,7 @@ from pipeline.store.shard_format import Layout
 from pipeline.task import Task
 
 ROOT = Path(__file__).parent.parent
-PARAMS = ROOT / "params.yaml"
+PARAMS = SHIPPED
 RUN = "digits_full"
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projects import SHIPPED
 
 from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
 from pipeline.settings.check import check
@@ -22,7 +23,7 @@ from pipeline.settings.params import read_params
 from stages import project
 
 ROOT = Path(__file__).parent.parent
-REAL: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+REAL: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
 
 Check = Callable[..., list[str]]
 
@@ -62,7 +63,7 @@ def changed(changes: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str,
 
 
 def test_the_settings_of_the_project_are_right() -> None:
-    values = project.settings(ROOT / "params.yaml")
+    values = project.settings(SHIPPED)
     assert list(values) == list(project.SECTIONS)
     assert {name: list(values[name]) for name, (_, named) in project.SECTIONS.items() if named} == {
         name: list(REAL[name]) for name, (_, named) in project.SECTIONS.items() if named
@@ -70,7 +71,7 @@ def test_the_settings_of_the_project_are_right() -> None:
 
 
 def test_checked_settings_do_not_change() -> None:
-    values = project.settings(ROOT / "params.yaml")
+    values = project.settings(SHIPPED)
     with pytest.raises(ValueError, match="frozen"):
         values["evaluate"].seed = 1
 
@@ -590,7 +591,7 @@ def test_bullets_put_each_problem_on_a_line() -> None:
 @pytest.fixture
 def in_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the real params.yaml, as the working directory."""
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(SHIPPED.read_text())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

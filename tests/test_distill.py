@@ -13,7 +13,7 @@ import pytest
 import torch
 import tuning
 import yaml
-from projects import ROOT
+from projects import SHIPPED
 from pydantic import ValidationError
 from teaching import CLASSES, VIEWS, World
 
@@ -715,7 +715,7 @@ def test_runs_that_wait_for_each_other_are_told_with_a_way_out(tmp_path: Path) -
 
 def problems(folder: Path, changes: dict[str, Any]) -> list[str]:
     """What is wrong with the settings of the project after some changes."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = yaml.safe_load(SHIPPED.read_text())
     for path, value in changes.items():
         *above, last = path.split(".")
         here = raw
@@ -729,7 +729,7 @@ def problems(folder: Path, changes: dict[str, Any]) -> list[str]:
 
 
 def test_the_student_of_the_default_run_has_at_most_a_fifth_of_the_parameters() -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = yaml.safe_load(SHIPPED.read_text())
     arguments = raw["freeze"]["small"]["arguments"]
     large = glyphs.GlyphNet(classes=10, widths=tuple(raw["pretrain"]["glyphs"]["widths"]))
     small = glyphs.GlyphNet(classes=arguments["classes"], widths=tuple(arguments["widths"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from projects import default
+from projects import SHIPPED, default
 from ruamel.yaml import YAML
 from test_finetune import Project, config
 
@@ -23,7 +23,7 @@ from stages.agreement import disagreements
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "params.yaml").read_text()
+TEXT = SHIPPED.read_text()
 
 FIT, TUNED, DISTILL = "fit.more", "finetune.digits_tuned", "distill.student_tuned"
 # Where an example belongs, with what else it needs there, and the examples as they stand in the comments.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from projects import SHIPPED
 
 import pipeline
 from pipeline.backbones import user_code
@@ -110,7 +111,7 @@ def fonts() -> None:
 def read() -> None:
     from pipeline.settings.params import read_params
 
-    read_params(ROOT / "params.yaml")
+    read_params(SHIPPED)
 
 
 def repro() -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projects import SHIPPED
 from pydantic import ValidationError
 from test_containers import Outcome, pack, picture, table, webdataset
 
@@ -795,7 +796,7 @@ def test_the_stages_print_what_may_be_a_mistake(
         (name, "ab"[number % 2], f"p{number} " if number > 32 else f"p{number}") for number, name in enumerate(names)
     ]
     (tmp_path / "data" / "raw" / "list.csv").write_text(lines(",", [("path", "label", "size"), *rows]), newline="")
-    params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     params["prepare"]["digits"]["root"] = "data/raw/list.csv"
     params["split"]["digits"] = {"datasets": ["digits"], "group": "size"}
     params |= {name: {} for name in ("fit", "finetune", "teach", "distill")}  # which ask for few labels

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projects import SHIPPED
 
 from pipeline.errors import ConfigError
 from pipeline.settings.check import with_colon
@@ -136,7 +137,7 @@ def rewritten(path: Path, *overrides: str) -> Any:
 
 
 def test_the_projects_own_settings_survive_being_rewritten(params: Path) -> None:
-    params.write_text((ROOT / "params.yaml").read_text())
+    params.write_text(SHIPPED.read_text())
     before = read_params(params)
     assert check_rewriting(params) == []
     after = rewritten(params, "fit.digits_logistic.params.C=0.00001", "evaluate.seed=3")

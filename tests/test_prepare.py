@@ -21,6 +21,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from projects import SHIPPED
 from unprivileged import closed
 
 import stages.prepare
@@ -759,7 +760,7 @@ def in_project(image_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A project with one data set below data/raw/, as the working directory of `python -m stages.prepare digits`."""
     root = image_folder(("cat", "dog"), each=3, name="data/raw/digits")
     shutil.copy(root / "cat" / "000.png", root / "cat" / "copy.png")
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(SHIPPED.read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["prepare.py", "digits"])
     return tmp_path

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from projects import SHIPPED
 from pydantic import ValidationError
 
 import stages.split
@@ -777,7 +778,7 @@ def test_the_stage_says_what_is_learned(
     manifest("digits", label=[str(number % 10) for number in range(3000)])
     (tmp_path / "data" / "manifests").mkdir(parents=True)
     shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw = yaml.safe_load(SHIPPED.read_text())
     raw["split"]["digits"] = {"datasets": ["digits"], "kind": kind}
     raw |= {name: {} for name in ("fit", "finetune", "teach", "distill")}  # which ask for few labels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
@@ -793,7 +794,7 @@ def test_the_stage_writes_the_task_and_says_how_many_rows_each_split_has(
     manifest("digits", label=[number % 10 for number in range(3000)])
     (tmp_path / "data" / "manifests").mkdir(parents=True)
     shutil.move(tmp_path / "digits.parquet", tmp_path / "data" / "manifests" / "digits.parquet")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(SHIPPED, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["split.py", "digits"])
     project.run(stages.split.main)

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from projects import ROOT
+from projects import SHIPPED
 from teaching import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
 
 from pipeline.backbones import serialization
@@ -817,7 +817,7 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
 def test_wrong_settings_are_told(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
     from stages import project
 
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml.safe_load(SHIPPED.read_text())
     params["extract"]["other"] = params["extract"]["glyphs"]
     params["freeze"]["other"] = params["freeze"]["glyphs"]
     params["distill"] = {"student": {}}
@@ -831,4 +831,4 @@ def test_wrong_settings_are_told(tmp_path: Path, entry: dict[str, Any], message:
 def test_the_default_teachers_are_right() -> None:
     from stages import project
 
-    assert {"tuned", "head"} <= set(project.settings(ROOT / "params.yaml")["teach"])
+    assert {"tuned", "head"} <= set(project.settings(SHIPPED)["teach"])

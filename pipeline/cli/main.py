@@ -7,18 +7,24 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import cache, features, project, results, vectors
+from pipeline.cli import cache, features, project, project_add, project_new, results, vectors
 from pipeline.errors import PipelineError
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Vectors of a folder": (vectors.extract, vectors.layers),
-    "A project": (project.settings, project.check, project.plan, project.forecast, project.repro),
+    "A project": (
+        *(project_new.init, project_new.run, project_new.demo),
+        *(project.settings, project.check, project.plan, project.forecast, project.repro, project.stage),
+    ),
     "Results": (results.info, results.leaderboard, results.wrong),
 }
 """Commands by the heading of `icecore --help`."""
 
-GROUPS: Mapping[str, Mapping[str, typer.Typer]] = {"Stored features": {"features": features.app, "cache": cache.app}}
+GROUPS: Mapping[str, Mapping[str, typer.Typer]] = {
+    "A project": {"add": project_add.app},
+    "Stored features": {"features": features.app, "cache": cache.app},
+}
 """Groups of commands, such as `icecore cache list`, by the heading."""
 
 PASSES_ARGUMENTS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -52,7 +58,8 @@ app = typer.Typer(
 for heading, commands in COMMANDS.items():
     for command in commands:
         app.command(
-            rich_help_panel=heading, context_settings=PASSES_ARGUMENTS_ON if command is project.repro else None
+            rich_help_panel=heading,
+            context_settings=PASSES_ARGUMENTS_ON if command in (project.repro, project.stage) else None,
         )(command)
 for heading, groups in GROUPS.items():
     for name, group in groups.items():

@@ -1,5 +1,8 @@
 """Commands under "A project": the settings of params.yaml, what they would compute, and the run."""
 
+import importlib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +56,8 @@ def check(
     from pipeline.settings.params import check_rewriting, with_lines
     from stages import preflight, project
 
+    note_upgrade()
+
     values, problems = project.examine(params)
     if not fast:
         problems += preflight.find_problems(values)
@@ -61,6 +66,14 @@ def check(
         typer.echo(f"note: {line}", err=True)
     counts = [f"{len(value)} {name}" for name, value in values.items() if isinstance(value, dict)]
     typer.echo(f"{params}: no problems ({', '.join(counts)})")
+
+
+def problems_of(params: Path) -> list[str]:
+    """Return every problem of settings that lie in the working directory, as `icecore check` finds them."""
+    from stages import preflight, project
+
+    values, problems = project.examine(params)
+    return [*problems, *preflight.find_problems(values)]
 
 
 def plan(
@@ -139,14 +152,75 @@ def repro(context: typer.Context) -> None:
 
       icecore repro --force --downstream fit@digits_full
     """
+    run_pipeline(context.args)
+
+
+def run_pipeline(arguments: Sequence[str] = ()) -> None:
+    """Run the pipeline of the project in the working directory, as `icecore repro` does with some arguments."""
     from pipeline.cli.reproduce import reproduce, stages_of
     from pipeline.cli.results import leaderboard
     from pipeline.settings.params import read_params
     from stages import project
 
+    note_upgrade()
     values = project.settings(lines=True)
-    status, ran = reproduce(context.args, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
+    status, ran = reproduce(arguments, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
     if status:
         raise SystemExit(status)
-    if not context.args and project.runs(values) and "report" not in ran:  # `report` prints the leaderboard itself
+    if not arguments and project.runs(values) and "report" not in ran:  # `report` prints the leaderboard itself
         leaderboard()
+
+
+def run_in_process() -> None:
+    """Run all stages of the project in the working directory one after the other in this process, then `dvc commit`.
+
+    The libraries are imported once: of a small project that is most of the time.
+    """
+    from pipeline.cli.reproduce import commit, stages_of
+    from pipeline.settings.params import read_params
+    from stages import project
+
+    names = stages_of(read_params(Path("dvc.yaml")), project.settings(lines=True))
+    arguments = sys.argv
+    try:
+        for number, name in enumerate(names, start=1):
+            typer.echo(f"Running stage {number} of {len(names)}, {name}")
+            stage_name, *entry = name.split("@")
+            sys.argv = [stage_name, *entry]
+            project.run(importlib.import_module(f"stages.{stage_name}").main)
+            typer.echo()
+    finally:
+        sys.argv = arguments
+    commit()
+
+
+def note_upgrade() -> None:
+    """Bring the digests of the installed code up to date, and print which stages an upgrade changed."""
+    from pipeline.projects.code import update_digests
+
+    if changed := update_digests():
+        typer.echo(f"note: the installed code of these stages is another one: {', '.join(changed)}", err=True)
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml, such as fit.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="The entry of the stage's section, and options of the stage.")
+    ] = None,
+) -> None:
+    """Run one stage in this process, without DVC: the commands of a project's dvc.yaml are these.
+
+    Examples:
+
+      icecore stage fit photos_mobilenet_v2
+
+      icecore stage report
+    """
+    sys.argv = [name, *(arguments or [])]  # before `stages` is imported, which notes that a stage starts
+    from pipeline.projects.code import note_stage
+    from stages import project
+
+    if name not in project.STAGES:
+        raise ConfigError(unknown("stage", name, project.STAGES))
+    note_stage(name)
+    project.run(importlib.import_module(f"stages.{name}").main)

@@ -31,7 +31,8 @@ UNCHANGED = re.compile(
 )
 DONE = re.compile(r"(Updating|Generating) lock file ")
 OF_DVC = re.compile(
-    r"> python -m stages\.|To (track the changes|enable auto staging)|\tgit add |\tdvc config core\.autostage|"
+    r"> (python -m stages\.|icecore stage )|"
+    r"To (track the changes|enable auto staging)|\tgit add |\tdvc config core\.autostage|"
     r"Use `dvc push` to send"
 )
 """Lines of DVC that repeat the headings or do not matter here."""
@@ -168,7 +169,7 @@ def reproduce(
     run = Run([] if arguments else stages, known, say, errors=lambda: _read_errors(errors))
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
     # Unbuffered, so that the output of a stage is shown while the stage runs.
-    environment = {**os.environ, ERRORS: str(errors), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PATH": _search_path(), ERRORS: str(errors), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts DVC and its stage as well
         try:
@@ -184,6 +185,20 @@ def reproduce(
         say(f"failed: {name}: {error}")
     notes.cleanup()
     return (1 if failed else status), run.spent.keys()
+
+
+def commit() -> None:
+    """Let DVC take what lies below data/ as what the stages made, without running any."""
+    with requires("pipeline", what="`dvc commit`"):
+        importlib.import_module("dvc")
+    subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], check=True)
+
+
+def _search_path() -> str:
+    """Return PATH with the folders of this command and of its Python first, whose commands stages are to be."""
+    command = Path(sys.argv[0]).absolute()
+    folders = [command.parent] if command.name == "icecore" and command.is_file() else []
+    return os.pathsep.join([*map(str, folders), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _read_errors(path: Path) -> dict[str, str]:

@@ -1,0 +1,271 @@
+"""Commands that make a project: `icecore init`, `icecore demo`, `icecore run`."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.project import problems_of, run_in_process, run_pipeline
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.projects.backbone import NamedBackbone
+    from pipeline.projects.data_summary import DataSummary
+    from pipeline.projects.params_text import Extraction
+
+DEFAULT_MODEL = "mobilenet_v2"
+
+Labels = Annotated[
+    Path | None, typer.Option("--list", help="A .csv or .parquet list of paths and labels, instead of class folders.")
+]
+Image = Annotated[str | None, typer.Option(help="The column of image bytes, where the images lie in Parquet.")]
+Target = Annotated[
+    list[str] | None, typer.Option(help="The column of labels to learn; several columns of 0 and 1, once for each.")
+]
+Backbone = Annotated[
+    list[str] | None,
+    typer.Option(help="A model of torchvision or timm, or a backbone's folder; once for each. [default: mobilenet_v2]"),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="An entry of torchvision's enum, such as IMAGENET1K_V1, or a tag of timm.")
+]
+WeightsFile = Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project's folder; it is made if need be.")],
+    images: Annotated[
+        str | None,
+        typer.Option(help="A folder of class folders, a .tar or a folder of them, Parquet with --image, or a URL."),
+    ] = None,
+    labels: Labels = None,
+    image: Image = None,
+    target: Target = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    weights_file: WeightsFile = None,
+    git: Annotated[
+        bool, typer.Option("--git", help="Make a git repository of the folder, unless it is in one.")
+    ] = False,
+) -> None:
+    """Write a project into a folder: params.yaml, filled in from the images, and dvc.yaml. Nothing is overwritten.
+
+    With `--list`, the paths of the list are relative to `--images`, or to the folder of the list.
+
+    Examples:
+
+      icecore init bees --images photos/
+
+      icecore init bees --images photos/ --backbone resnet50 --backbone vit_b_16
+
+      icecore init bees --list labels.csv --images photos/ --target species
+
+      icecore init bees --images photos/ --backbone mobilenet_v2 --weights IMAGENET1K_V1 --weights-file mobilenet.pth
+    """
+    from pipeline.projects import skeleton
+    from pipeline.projects.params_text import Extraction, params_text
+
+    skeleton.check_folder(folder)
+    extractions = [Extraction(one) for one in _read_backbones(backbone, weights, weights_file)]
+    data = _summarize(images, labels, image, target)
+    kept = _write(folder, params_text(folder.resolve(), data, extractions), git=git)
+    _print_written(folder, data, kept)
+    if data is None:
+        typer.echo(f"next:\n  cd {_quoted(folder)}\n  icecore add data photos /path/of/photos")
+    else:
+        typer.echo(f"next:\n  cd {_quoted(folder)}\n  icecore repro")
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="An empty folder; it is made if need be.")] = Path("icecore-demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="All that icecore does, also fine-tuning and distillation: some minutes.")
+    ] = False,
+) -> None:
+    """Run a project on handwritten digits in an empty folder: nothing is downloaded, and it takes about a minute.
+
+    A small network learns printed characters and is frozen; its layers are compared on handwritten digits, those that
+    scikit-learn carries.
+
+    Examples:
+
+      icecore demo
+
+      icecore demo /tmp/digits --full
+    """
+    from importlib import resources
+
+    from pipeline.projects import skeleton
+
+    skeleton.check_empty(folder)
+    text = resources.files("pipeline.projects").joinpath("default.yaml" if full else "demo.yaml")
+    skeleton.write_project(folder, text.read_text(encoding="utf-8"))
+    with contextlib.chdir(folder):
+        run_in_process()
+    typer.echo(f"next:\n  cd {_quoted(folder)}\n  icecore wrong digits_probe")
+
+
+def run(
+    images: Annotated[
+        str, typer.Argument(help="A folder of class folders, a .tar or a folder of them, or a URL.", metavar="PHOTOS")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The project's folder. [default: PHOTOS-icecore, here]")] = None,
+    labels: Labels = None,
+    image: Image = None,
+    target: Target = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    weights_file: WeightsFile = None,
+) -> None:
+    """Compare three layers or backbones on a folder of photos: from the photos to the report in one command.
+
+    Heads are trained on all labels and on few of them. Called again, it goes on with the settings of the project.
+
+    Examples:
+
+      icecore run photos/
+
+      icecore run photos/ --backbone resnet18 --backbone mobilenet_v2 --backbone vit_b_16
+
+      icecore run photos/ --out bees --weights IMAGENET1K_V1 --weights-file mobilenet_v2.pth
+    """
+    from pipeline.projects import skeleton
+    from pipeline.projects.params_text import params_text
+
+    folder = out or Path(f"{Path(images.rstrip('/')).resolve().stem}-icecore")
+    if not _is_project_of(folder, images, labels):
+        skeleton.check_empty(folder)
+        data = _summarize(images, labels, image, target)
+        extractions = _with_blocks(_read_backbones(backbone, weights, weights_file))
+        kept = _write(folder, params_text(folder.resolve(), data, extractions))
+        _print_written(folder, data, kept)
+    with contextlib.chdir(folder):
+        run_pipeline()
+        best = _best_run()
+    lines = [f"cd {_quoted(folder)}", f"icecore wrong {best}", f"icecore predict {best} NEW.jpg"]
+    typer.echo("\n  ".join(["next:", *lines]))
+
+
+def _summarize(
+    images: str | None, labels: Path | None, image: str | None, target: Sequence[str] | None
+) -> "DataSummary | None":
+    """Return what the images hold; None where none are named."""
+    from pipeline.projects.data_summary import summarize
+
+    if images is None and labels is None:
+        return None
+    listed = None if labels is None else labels.as_posix()
+    return summarize(images, labels=listed, image=image, targets=target or ())
+
+
+def _read_backbones(
+    names: Sequence[str] | None, weights: str | None, weights_file: Path | None
+) -> "list[NamedBackbone]":
+    from pipeline.freeze.library_model import Weights as WeightsOf
+    from pipeline.projects.backbone import read_backbone
+
+    models = names or [DEFAULT_MODEL]
+    if len(models) > 1 and (weights or weights_file):
+        raise ConfigError(
+            f"--weights, --weights-file: expected one --backbone with them, got {len(models)}. Write those of the "
+            "others into params.yaml."
+        )
+    found = [read_backbone(model, WeightsOf(name=weights, file=weights_file)) for model in models]
+    named = [one.name for one in found]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ConfigError(f"--backbone: expected each once, got {', '.join(twice)} more than once. Leave one out.")
+    return found
+
+
+def _with_blocks(backbones: "Sequence[NamedBackbone]") -> "list[Extraction]":
+    """Return each backbone's last layer; where they are fewer than three, taps of blocks too."""
+    from pipeline.cli.layers import blocks
+    from pipeline.projects.backbone import block_taps
+    from pipeline.projects.params_text import PENULTIMATE, Extraction
+
+    count = {1: 2, 2: 1}.get(len(backbones), 0)
+    return [Extraction(one, {**PENULTIMATE, **block_taps(one, blocks(one.outline), count)}) for one in backbones]
+
+
+def _write(folder: Path, params: str, *, git: bool = False) -> list[str]:
+    """Write a project whose settings have no problem; return what was there and stays. A refused one leaves nothing."""
+    from pipeline.projects import skeleton
+
+    with _new_folder(folder):
+        _refuse_problems(folder, params)
+        return skeleton.write_project(folder, params, git=git)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, with those around it; on an error remove what was made and is empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # something else lies in it by now
+                path.rmdir()
+        raise
+
+
+def _refuse_problems(folder: Path, params: str) -> None:
+    """Raise ConfigError with what `icecore check` would find in settings of a project in a folder."""
+    import tempfile
+
+    from pipeline.settings.check import refuse
+
+    with tempfile.TemporaryDirectory(prefix="icecore-init-") as aside:
+        path = Path(aside) / "params.yaml"
+        path.write_text(params, encoding="utf-8")
+        with contextlib.chdir(folder):
+            problems = problems_of(path)
+    refuse(problems, where=f"{folder}: nothing was written, since the settings would have")
+
+
+def _is_project_of(folder: Path, images: str, labels: Path | None) -> bool:
+    """Return whether a folder is a project on the same images."""
+    from pipeline.settings.params import read_params
+    from pipeline.sources import filesystem
+
+    if not ((folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file()):
+        return False
+    root = str(labels) if labels is not None else images
+    wanted = root if filesystem.is_url(root) else Path(root).resolve().as_posix()
+    prepared = read_params(folder / "params.yaml").get("prepare") or {}
+    roots = [str(entry.get("root")) for entry in prepared.values() if isinstance(entry, dict)]
+    if wanted in roots or wanted in [(folder.resolve() / one).as_posix() for one in roots]:
+        return True
+    raise ConfigError(
+        f"{folder}: expected a project on {wanted}, got one on {', '.join(roots) or 'none'}. Choose another folder "
+        "with `--out`."
+    )
+
+
+def _best_run() -> str:
+    """Return the run on all labels that the leaderboard has first."""
+    from pipeline.report import leaderboard
+    from stages import project
+
+    known = project.runs(project.settings())
+    names = [name for name in known if (project.TABLES / f"{name}.json").is_file()]
+    runs = [run["run"] for run in leaderboard.read(project.TABLES, names)]
+    return str(next((run for run in runs if not known[run].labels_per_class), "RUN"))
+
+
+def _print_written(folder: Path, data: "DataSummary | None", kept: Sequence[str]) -> None:
+    if data is not None:
+        typer.echo(f"{data.config['root']}: {data.describe()}")
+        if data.others:
+            typer.echo(f"other columns, which --target names: {', '.join(data.others)}")
+    typer.echo(f"{folder}: a project, with its settings in {folder / 'params.yaml'}")
+    if kept:
+        typer.echo(f"kept as they were: {', '.join(kept)}")
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))
