@@ -247,6 +247,7 @@ WITH_TORCH = (
     "pipeline/backbones/",
     "pipeline/embed.py",
     "pipeline/inference/",
+    "pipeline/projects/backbone.py",
     "pipeline/engines/",
     "pipeline/pretrain/",
     "pipeline/training/",

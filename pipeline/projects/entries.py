@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.projects.backbone import NamedBackbone
 from pipeline.projects.data_summary import DataSummary
 from pipeline.projects.params_text import PENULTIMATE, task_settings, within
 from pipeline.projects.yaml_text import append, insert
 from pipeline.task import Kind
+
+if TYPE_CHECKING:
+    from pipeline.projects.backbone import NamedBackbone
 
 Params = Mapping[str, Any]
 """params.yaml as it stands."""
@@ -52,7 +54,7 @@ def data_entries(params: Params, name: str, data: DataSummary) -> list[Entry]:
 
 
 def backbone_entries(
-    params: Params, name: str, backbone: NamedBackbone, *, taps: Mapping[str, Any], datasets: Sequence[str]
+    params: Params, name: str, backbone: "NamedBackbone", *, taps: Mapping[str, Any], datasets: Sequence[str]
 ) -> list[Entry]:
     """Return a backbone, extracted over some data sets; over all, where none is named."""
     _refuse_known(params, "freeze", name)

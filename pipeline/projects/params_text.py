@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.projects.backbone import NamedBackbone
 from pipeline.projects.data_summary import DataSummary
 from pipeline.projects.yaml_text import block, inline
 from pipeline.sources import filesystem
+
+if TYPE_CHECKING:
+    from pipeline.projects.backbone import NamedBackbone
 
 HEADER = """\
 # The settings of this project: a section per stage of dvc.yaml. `icecore check` finds mistakes in them, `icecore repro`
@@ -34,7 +36,7 @@ PENULTIMATE = {"penultimate": {"node": "penultimate"}}
 class Extraction:
     """A backbone and the taps of it that are kept, by name."""
 
-    backbone: NamedBackbone
+    backbone: "NamedBackbone"
     taps: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PENULTIMATE)
 
 

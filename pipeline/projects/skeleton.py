@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ConfigError, requires
-from pipeline.files import existing, write_text
+from pipeline.files import write_text
 from pipeline.projects.code import update_digests
 from pipeline.projects.pipeline_text import pipeline_text
+from pipeline.runtime import nearest_existing
 
 OWN = ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".icecore/code.json", "data")
 """What a project is made of: where one of these is, nothing is written."""
@@ -94,7 +95,7 @@ def find_git(folder: Path) -> bool:
     """Return whether a folder lies in a git repository that does not ignore it."""
     if shutil.which("git") is None:
         return False
-    place = existing(folder)
+    place = nearest_existing(folder)
     inside = _git(place, "rev-parse", "--is-inside-work-tree")
     return inside == 0 and _git(place, "check-ignore", "-q", str(folder.absolute() / "dvc.yaml")) != 0
 
