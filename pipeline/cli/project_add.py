@@ -17,7 +17,7 @@ PARAMS = Path("params.yaml")
 app = typer.Typer(help="Write an entry into params.yaml: a data set, a backbone, a run of heads.", no_args_is_help=True)
 
 
-@app.command()
+@app.command("data")
 def data(
     name: Annotated[str, typer.Argument(help="The name of the data set, and of its task.")],
     path: Annotated[
@@ -47,7 +47,7 @@ def data(
     _print_next(f"icecore add fit {name}_probe --task {name}", f"icecore repro prepare@{name} split@{name}")
 
 
-@app.command()
+@app.command("backbone")
 def backbone(
     name: Annotated[str, typer.Argument(help="The name of the backbone in params.yaml.")],
     model: Annotated[str, typer.Argument(help="A model of torchvision or timm, or a backbone's folder.")],
@@ -84,7 +84,7 @@ def backbone(
     _print_next(f"icecore add fit {name}_probe --backbone {name}", f"icecore repro extract@{name}")
 
 
-@app.command()
+@app.command("fit")
 def fit(
     name: Annotated[str, typer.Argument(help="The name of the run.")],
     task: Annotated[str | None, typer.Option(help="An entry of `split`. [default: the only one]")] = None,
