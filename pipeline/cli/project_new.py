@@ -182,12 +182,11 @@ def _read_backbones(
 
 def _with_blocks(backbones: "Sequence[NamedBackbone]") -> "list[Extraction]":
     """Return each backbone's last layer; where they are fewer than three, taps of blocks too."""
-    from pipeline.cli.layers import blocks
     from pipeline.projects.backbone import block_taps
     from pipeline.projects.params_text import PENULTIMATE, Extraction
 
     count = {1: 2, 2: 1}.get(len(backbones), 0)
-    return [Extraction(one, {**PENULTIMATE, **block_taps(one, blocks(one.outline), count)}) for one in backbones]
+    return [Extraction(one, {**PENULTIMATE, **block_taps(one, count)}) for one in backbones]
 
 
 def _write(folder: Path, params: str, *, git: bool = False) -> list[str]:

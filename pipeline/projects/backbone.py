@@ -1,7 +1,6 @@
 """The settings of a backbone by the name of a model, with weights on disk, or by its folder; and taps of its blocks."""
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.files import sha256_file
 from pipeline.freeze.config import FreezeConfig
 from pipeline.freeze.library_model import Weights, raw_settings
 from pipeline.freeze.outline import Outline, outline
+from pipeline.inference.node_table import blocks
 
 DIGITS = 16  # of a digest, in params.yaml
 
@@ -79,13 +79,11 @@ def tap_settings(text: str) -> tuple[str, dict[str, Any]]:
     return entry_name(text), {"node": node} | ({"pool": pool} if colon else {})
 
 
-def block_taps(backbone: NamedBackbone, blocks: Collection[str], count: int) -> dict[str, dict[str, Any]]:
-    """Return taps of up to `count` blocks of a backbone, pooled to one vector each.
-
-    blocks: the nodes that are blocks.
-    """
+def block_taps(backbone: NamedBackbone, count: int) -> dict[str, dict[str, Any]]:
+    """Return taps of up to `count` blocks of a backbone, pooled to one vector each."""
     taps = backbone.outline.taps
-    pooled = {node: pool for node in taps if node in blocks and (pool := _pooling(taps[node]))}
+    listed = blocks(backbone.outline)
+    pooled = {node: pool for node in taps if node in listed and (pool := _pooling(taps[node]))}
     nodes = list(pooled)
     places = sorted({int(len(nodes) * depth) for depth in DEPTHS[:count]}) if nodes else []
     aliases = {node: alias for alias, node in backbone.outline.aliases.items()}
