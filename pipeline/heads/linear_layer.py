@@ -63,7 +63,7 @@ def linear_of(
 def head_from_linear(
     weights: np.ndarray, intercept: np.ndarray, *, mean: np.ndarray | float = 0.0, scale: np.ndarray | float = 1.0
 ) -> "nn.Linear":
-    """A linear layer that gives weights @ ((x - mean) / scale) + intercept, in float64; weights (classes, width)."""
+    """Return the linear layer weights @ ((x - mean) / scale) + intercept, in float64; weights (classes, width)."""
     import torch
     from torch import nn
 
