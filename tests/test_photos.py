@@ -4,9 +4,15 @@ import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from clean_environment import clean_folder, run_clean
 from PIL import Image
 from projects import Project, default
+
+from pipeline.export.run import export
+from pipeline.inference.trained_model import load
+from pipeline.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
 
@@ -147,3 +153,23 @@ def test_copies_that_were_saved_once_more_are_found_across_splits(photos: Photos
     assert shifted["near_duplicates"]["count"] <= 5  # other photos than those are hardly ever so near
     assert shifted["domains"] == {"train": {"amazon": 933}, "test": {"webcam": 295}}
     assert 0 < shifted["shift"]["splits"][0]["distance"] < 0.3
+
+
+def test_an_exported_model_predicts_200_photos_as_the_pipeline_does_without_it(photos: Photos, tmp_path: Path) -> None:
+    project, _, _ = photos
+    data = project.root / "data"
+    found = export(data / "models" / "caltech", tmp_path / "out", cache=project.cache)
+    assert found.about["check"]["outputs"][0]["largest"] < 1e-4
+    task = Task.read(data / "tasks" / "caltech.parquet")
+    keys = task.keys_of("test")
+    paths = task.paths_of(np.array(keys)).to_pylist()
+    assert len(paths) == 200
+    (tmp_path / "packages").mkdir()
+    done = run_clean(clean_folder(tmp_path / "packages"), tmp_path / "out" / "infer.py", found.file, *paths)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == paths
+    model = load(data / "models" / "caltech")
+    [answers] = model.answer_rows(model.rows(paths))
+    assert [line[1] for line in lines] == list(answers.predicted)
+    np.testing.assert_allclose([float(line[2]) for line in lines], answers.scores.max(axis=1), rtol=0, atol=1e-4)

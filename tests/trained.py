@@ -20,8 +20,8 @@ HEADS: dict[str, dict[str, Any]] = {"logistic": {"C": 1.0}, "knn": {"n_neighbors
 class Models(World):
     """A project whose folder `data` is `root`; each run is fitted when it is first asked for."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, views=None)
+    def __init__(self, root: Path, **more: Any) -> None:
+        super().__init__(root, views=None, **more)
         (root / "features" / "net").symlink_to(root / "features")
         for name in ("backbones", "tasks", "predictions"):
             (root / name).symlink_to(root)
@@ -96,7 +96,7 @@ class Models(World):
             cache=self.root / "cache",
         )
         config = {"task": "task", "student": "small", "start": "scratch", "teacher": "tuned", "epochs": 1}
-        config |= {"batch_size": 8, "device": "cpu", "learning_rate": 0.01, "also": {"brightness": "none"}}
+        config |= {"batch_size": 8, "device": "cpu", "learning_rate": 0.01, "extra_tasks": {"brightness": "none"}}
         config |= {"losses": {"labels": 0.1, "soft": {"weight": 0.9, "temperature": 2.0}}}
         distill(DistillConfig.model_validate(config), paths, datasets=["photos"])
 

@@ -5,18 +5,20 @@ out: bytes then depend on nothing but the network, the taps and the versions, an
 """
 
 import copy
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.backbones.feature_extractor import Tapped
 from pipeline.backbones.probe import packages_of
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
-from pipeline.errors import EngineError, requires
+from pipeline.errors import EngineError, counted, requires
 from pipeline.files import atomic, digest
 from pipeline.runtime import versions
 from pipeline.store.location import writable
@@ -28,20 +30,24 @@ VERSION = 1
 INPUT = "/pixels"
 
 
-def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> bytes:
+INSTEAD = "Choose the engine `torch`."
+"""What an engine says where a network has no graph."""
+
+
+def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None, instead: str = INSTEAD) -> bytes:
     """Return the ONNX file, from `cache/onnx/` if it was made before.
 
-    Raises EngineError if the network has no graph or the exporter is not installed, and StoreError if the cache cannot
-    be written.
+    instead: what to do where the network has no graph, the end of that message. Raises EngineError if the network has
+    no graph or the exporter is not installed, and StoreError if the cache cannot be written.
     """
     with requires("onnx", what="export to ONNX", error=EngineError):
         import onnx  # noqa: F401  # the exporter needs both
         import onnxscript  # noqa: F401
     if cache is None:
-        return export(backbone, specs)
+        return export(backbone, specs, instead=instead)
     path = cache / "onnx" / f"{address(backbone, specs)}.onnx"
     if not path.is_file():
-        data = export(backbone, specs)
+        data = export(backbone, specs, instead=instead)
         with writable(cache), atomic(path) as temporary:
             temporary.write_bytes(data)
         return data
@@ -65,52 +71,74 @@ def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
     )
 
 
-def export(backbone: Backbone, specs: Mapping[str, TapSpec]) -> bytes:
+def export(backbone: Backbone, specs: Mapping[str, TapSpec], *, instead: str = INSTEAD) -> bytes:
     """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
     whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
     channels, height, width = backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     try:
+        return export_module(whole, {INPUT: pixels}, list(specs))
+    except ValueError as error:
+        raise EngineError(f"the network cannot be exported to ONNX: {error}. {instead}") from None
+
+
+def export_module(module: torch.nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
+    """Return a module as an ONNX file whose inputs and outputs have these names, for any number of rows.
+
+    inputs: an example of each of the module's arguments, of two rows. Raises ValueError with the reason, without a full
+    stop, where the module has no graph, or one too large for a file.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
-                whole,
-                (pixels,),
+                module,
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=_like_arguments(module, [{0: batch}] * len(inputs)),
                 external_data=False,
                 verbose=False,
             )
-        stripped = _strip(program.model_proto, list(specs))
+        stripped = _strip(program.model_proto, list(inputs), list(outputs))
         data: bytes = stripped.SerializeToString(deterministic=True)
     except Exception as error:  # noqa: BLE001 - whatever stops the exporter is the reason
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise EngineError(
-            f"the network cannot be exported to ONNX: {reason[0].rstrip('.')}. Choose the engine `torch`."
-        ) from None
+        raise ValueError(reason[0].rstrip(".")) from None
     return data
 
 
-def _strip(model: Any, names: list[str]) -> Any:
-    """Take out what is not the network, and give the input and the outputs their names."""
+def _like_arguments(module: torch.nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """Return the shapes of arguments as torch wants them: as one tuple where the module takes any number (`*args`)."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    variadic = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    return (tuple(shapes),) if variadic else tuple(shapes)
+
+
+def _strip(model: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """Take out what is not the network, and give the inputs and the outputs their names."""
     from onnx import helper
 
     graph = model.graph
-    if len(graph.output) != len(names) or len(graph.input) != 1:
-        raise ValueError(f"expected one input and {len(names)} outputs, got {len(graph.input)} and {len(graph.output)}")
-    rows = graph.input[0].type.tensor_type.shape.dim[0]
-    if not rows.dim_param:
-        # The exporter takes this for a success; `len(images)` in a network is enough, where `images.shape[0]` is not.
-        raise ValueError(f"expected a graph for any batch size, got one for {rows.dim_value} rows")
-    _rename(graph, {graph.input[0].name: INPUT})
+    if len(graph.output) != len(outputs) or len(graph.input) != len(inputs):
+        raise ValueError(
+            f"expected {counted(len(inputs), 'input')} and {len(outputs)} outputs, got {len(graph.input)} and "
+            f"{len(graph.output)}"
+        )
+    for value in graph.input:
+        rows = value.type.tensor_type.shape.dim[0]
+        if not rows.dim_param:
+            # The exporter takes this for a success; `len(images)` in a network is enough, unlike `images.shape[0]`.
+            raise ValueError(f"expected a graph for any batch size, got one for {rows.dim_value} rows")
+    _rename(graph, {value.name: name for value, name in zip(graph.input, inputs, strict=True)})
     # An output may be made of another, or be two taps at once: each tap gets a node of its own.
     graph.node.extend(
         helper.make_node("Identity", [value.name], [name], name=f"tap {name}")
-        for value, name in zip(graph.output, names, strict=True)
+        for value, name in zip(graph.output, outputs, strict=True)
     )
-    for value, name in zip(graph.output, names, strict=True):
+    for value, name in zip(graph.output, outputs, strict=True):
         value.name = name
     for part in (model, graph, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""

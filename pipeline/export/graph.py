@@ -1,0 +1,172 @@
+"""The files of an exported model, as ONNX, OpenVINO's IR or a torch program, and each as a function that runs it.
+
+The ONNX graph has two parts, made apart and joined: the backbone, whose graph the engines have too, and what stands
+behind its taps. Quantisation changes the first only.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.engines import onnx_export
+from pipeline.errors import ConfigError, EngineError, requires
+from pipeline.export.model import Output, Whole, build_end, example_taps
+from pipeline.inference.trained_model import TrainedModel
+from pipeline.runtime import cores, versions
+
+Format = Literal["onnx", "openvino", "torch"]
+FILES: dict[Format, str] = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
+INPUT = "pixels"
+INSTEAD = "What was trained on another backbone can be exported, such as one of torchvision or timm."
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
+"""Pixels uint8 (n, height, width, channels) to the outputs of a model, in their order."""
+
+
+def check_format(form: str) -> Format:
+    """Return a format whose libraries are there; raises ConfigError for another, EngineError with the missing extra."""
+    if form not in FILES:
+        raise ConfigError(f"export: expected the format {', '.join(FILES)}, got {form!r}.")
+    if form != "torch":
+        with requires("onnx", what="export to ONNX", error=EngineError):
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+    if form == "openvino":
+        with requires("openvino", what="export to OpenVINO", error=EngineError):
+            import openvino  # noqa: F401
+    return form
+
+
+def list_libraries(form: Format) -> dict[str, str]:
+    """Return the versions of the libraries that made a file of a format."""
+    if form == "torch":
+        return versions("torch")
+    if form == "openvino":
+        return versions("torch", "onnx", "onnxscript", "openvino")
+    import onnxruntime
+
+    return {**versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__}
+
+
+def export_backbone(model: TrainedModel, *, cache: Path | None) -> bytes:
+    """Return the backbone up to its taps as ONNX; raises EngineError where it has no graph, or an extra is missing."""
+    spec = model.backbone.spec
+    specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in model.taps.items()}
+    return onnx_export.exported(model.backbone, specs, cache=cache, instead=INSTEAD)
+
+
+def export_head(model: TrainedModel, outputs: Sequence[Output], *, casts: bool = True) -> bytes:
+    """Return what stands behind the taps as ONNX; raises HeadError where a part of it cannot be exported.
+
+    casts: as `end_of` takes it. OpenVINO leaves casts to float16 out.
+    """
+    module = build_end(model, casts=casts)
+    try:
+        return onnx_export.export_module(module, example_taps(model), [one.name for one in outputs])
+    except ValueError as error:
+        raise EngineError(f"{model.folder}: the head cannot be exported to ONNX: {error}.") from None
+
+
+def join_graphs(backbone: bytes, head: bytes, outputs: Sequence[Output]) -> bytes:
+    """Join both graphs to one from `pixels` to the outputs, with the same bytes each time."""
+    import onnx
+    from onnx import compose
+
+    first, second = onnx.load_from_string(backbone), onnx.load_from_string(head)
+    taps = [value.name for value in first.graph.output]
+    # Parts of both have names such as /add, and none of the outputs begins with a slash.
+    whole = compose.merge_models(
+        first, second, io_map=[(tap, tap) for tap in taps], prefix1="backbone:", prefix2="head:", name="model"
+    )
+    graph = whole.graph
+    given = {f"backbone:{onnx_export.INPUT}": INPUT} | {f"head:{one.name}": one.name for one in outputs}
+    for value in (*graph.input, *graph.output):
+        value.name = given[value.name]
+    for node in graph.node:
+        node.input[:] = [given.get(name, name) for name in node.input]
+        node.output[:] = [given.get(name, name) for name in node.output]
+    whole.producer_name, whole.producer_version = "icecore", ""
+    onnx.checker.check_model(whole)
+    data: bytes = whole.SerializeToString(deterministic=True)
+    return data
+
+
+def run_onnx(data: bytes | Path, outputs: Sequence[Output]) -> Run:
+    """Return a function that runs an ONNX file by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Threads that wait by turning would take the cores that decode images, and make times of two models unequal.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads, options.inter_op_num_threads = cores(), 1
+    source = str(data) if isinstance(data, Path) else data
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in outputs]
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        result: list[np.ndarray] = session.run(names, {INPUT: pixels})
+        return result
+
+    return run
+
+
+def write_openvino(data: bytes, path: Path) -> None:
+    """Write the ONNX graph as OpenVINO's IR, `model.xml` with its weights in `model.bin`, in float32."""
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(data)
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        raise EngineError(f"OpenVINO cannot convert the model: {reason}. Take `--format onnx`.") from None
+
+
+def run_openvino(path: Path, outputs: Sequence[Output]) -> Run:
+    """Return a function that runs OpenVINO's IR on the CPU in float32."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        result = compiled(pixels)
+        return [np.array(result[one.name]) for one in outputs]
+
+    return run
+
+
+def write_torch(model: TrainedModel, path: Path) -> None:
+    """Write the model as a program of `torch.export`; raises EngineError where the backbone has no graph."""
+    import torch
+
+    channels, height, width = model.backbone.spec.input.shape
+    pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    whole = Whole(model).eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(whole, (pixels,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, path)
+    except Exception as error:  # noqa: BLE001 - whatever stops the exporter is the reason
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(f"the network cannot be exported to torch: {reason[0].rstrip('.')}. {INSTEAD}") from None
+
+
+def run_torch(path: Path) -> Run:
+    """Return a function that runs a program of `torch.export`."""
+    import torch
+
+    module: Any = torch.export.load(path).module()
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [one.numpy() for one in module(torch.from_numpy(pixels))]
+
+    return run
