@@ -46,7 +46,7 @@ class Backbone:
     """A frozen network with its preprocessing: images in, rows of any of its layers out.
 
     model: a name of torchvision or timm, such as `resnet50`; the folder of a backbone; the folder of a run that trained
-      a network, such as `data/models/tuned`; or a `torch.nn.Module`, of which a copy is frozen.
+    a network, such as `data/models/tuned`; or a `torch.nn.Module`, of which a copy is frozen.
     weights: of a name, an entry of torchvision's enum or a tag of timm; the default ones if None.
     file: of a name, weights on disk.
     source: of a name that both libraries have, `torchvision` or `timm`.
@@ -157,9 +157,9 @@ class Backbone:
         """Return the rows of a layer: `Features` of a folder, list, archive, Parquet or URL, else an array.
 
         what: a path or URL of many images, as `icecore extract --data` takes it: its rows go through the feature cache,
-          so that a second call computes what is new, and one after a kill goes on. Or images in memory: paths, PIL
-          images, uint8 arrays or tensors, a batch of these or a DataLoader: the array has a row for each, in the given
-          order, and nothing is stored. Float tensors are taken as normalised already.
+        so that a second call computes what is new, and one after a kill goes on. Or images in memory: paths, PIL
+        images, uint8 arrays or tensors, a batch of these or a DataLoader: the array has a row for each, in the given
+        order, and nothing is stored. Float tensors are taken as normalised already.
         tap: a node or alias that `layers` lists, or `node:pooling`; of several, a dictionary of what each gives.
         pool: the pooling of taps that name none: none, flatten, mean, max, gem, mean+std, avg2x2, cls, mean_tokens.
         dtype: of stored values; rows in memory are rounded to it, bfloat16 and int8 come as float32.

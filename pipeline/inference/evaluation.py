@@ -110,12 +110,12 @@ def evaluate(
     features: `Features`, an array (rows, ...), or a dictionary of names to either, which are compared.
     labels: a class, a number, or a list of classes per row, or a column of the `Features`; by default `label`.
     head: a name of `icecore settings fit`, a list of names, or a dictionary of names to parameters; by default
-      logistic, and ridge for numbers.
+    logistic, and ridge for numbers.
     test_size: the share of the rows that report, cut within each class.
     split: `train`, `validation` or `test` of each row, or a column of the `Features`, in the place of `test_size`.
     groups: a value per row, or a column; rows of one group stay together.
     kind: classification, multilabel or regression; by default what the labels look like: floats are numbers, lists
-      and matrices of 0 and 1 are several labels.
+    and matrices of 0 and 1 are several labels.
     metric: what reports; by default accuracy, map or r2.
     seed: of the split.
     settings: of `fit`, such as scale, pca, search, validation, calibrate, seeds.

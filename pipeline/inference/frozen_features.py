@@ -26,7 +26,7 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     pool: the pooling, where `tap` names none.
     weights, file, source: of a name, as `Backbone` has them.
     candidates: further taps that are computed in the same pass, such as all those that a search tries: then each image
-      goes through the network once for all of them.
+    goes through the network once for all of them.
     cache: keep rows of files in the feature cache. Rows of images in memory are kept by the process, as much as fits.
     dtype: to which values are rounded, as stored features are; rows are float32 in any case.
 
