@@ -3,19 +3,24 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from clean_environment import clean_folder, run_clean
 from PIL import Image
 from teaching import TAPS
+from torch import nn
 from trained import Models
 
+from pipeline.backbones.serialization import Backbone
 from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError, EngineError, HeadError
 from pipeline.evaluate.config import EvaluateConfig
@@ -320,9 +325,41 @@ def test_what_int8_costs_is_the_paired_test_of_the_rows() -> None:
     assert found.mcnemar is not None
     assert (found.mcnemar["only_a"], found.mcnemar["only_b"]) == (10, 0)
     assert "float32 is ahead" in str(found)
+    numbers = Output("values", "task", "regression", (), "none")
+    same = TaskImages(images[:2], rows.keys[:2], np.zeros(2))
+    with pytest.raises(EngineError, match="int8: r2 cannot be measured on 2 test rows"):
+        int8.measure_cost(answering(0), answering(0), numbers, same, reader, metric="r2")
     other = int8.measure_cost(answering(10), answering(0), output, rows, reader, metric="accuracy")
     assert other.drop == -0.25
     assert "int8 is ahead" in str(other)
+
+
+class Branching(nn.Module):
+    """A network that looks at its values to decide what to do: it has no graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images to logits."""
+        found: torch.Tensor = self.network(images if float(images.sum()) > -1e9 else -images)
+        return found
+
+
+def test_what_libraries_refuse_says_what_to_do(models: Models, tmp_path: Path) -> None:
+    model = load(models.run("tuned"))
+    network = Backbone(model.backbone.spec, Branching(model.backbone.module).eval())
+    other = dataclasses.replace(model, backbone=network)
+    with pytest.raises(EngineError, match=r"the network cannot be exported to torch: .*\. What was trained on another"):
+        graph.write_torch(other, tmp_path / "model.pt2")
+    with pytest.raises(EngineError, match=r"the network cannot be exported to ONNX: .*\. What was trained on another"):
+        graph.export_backbone(other, cache=None)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot convert the model: .*\. Take `--format onnx`\."):
+        graph.write_openvino(b"nothing", tmp_path / "model.xml")
+    nothing = TaskImages([], np.array([]), np.array([]))
+    with pytest.raises(EngineError, match=r"int8: ONNX Runtime cannot quantise the network: .*\. Leave `--int8` out\."):
+        int8.quantise_graph(b"nothing", nothing, ImageReader(ImageSpec()))
 
 
 def test_a_file_that_is_not_the_pipelines_model_is_refused(models: Models, exported: Path) -> None:
@@ -353,6 +390,13 @@ def test_a_run_whose_photos_are_gone_is_compared_on_drawn_images(models: Models,
         read_task_images(model, "test", most=3)
     with pytest.raises(DataError, match="expected later rows, got none"):
         read_task_images(model, "later", most=3)
+    shutil.copytree(models.root / "manifests", tmp_path / "manifests")
+    table = pq.read_table(models.root / "manifests" / "files" / "photos.parquet")
+    number = table.column_names.index("path")
+    gone = table.set_column(number, table.schema.field(number), pa.array(["/nowhere/photo.png"] * len(table)))
+    pq.write_table(gone, tmp_path / "manifests" / "files" / "photos.parquet")
+    with pytest.raises(DataError, match="expected the files of its test rows, got none of 3 where they were"):
+        read_task_images(model, "test", most=3)
 
 
 @pytest.mark.parametrize(
