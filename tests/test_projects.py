@@ -503,6 +503,26 @@ def test_the_demo_and_a_run_want_a_folder_of_their_own(photos: Path, icecore: Co
 
 
 @pytest.mark.usefixtures("photos")
+def test_a_network_of_the_project_itself_is_frozen_and_no_runs_are_no_error(
+    network: Path, icecore: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert icecore("init", "neu", "--backbone", network).code == 0
+    monkeypatch.chdir("neu")
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", str(Path.cwd()))])
+    code = "from pipeline.backbones.glyphs import GlyphNet\n\n\nclass Net(GlyphNet):\n    pass\n"
+    Path("own_net_of_mine.py").write_text(code)
+    source = "{source: module, factory: own_net_of_mine.Net, arguments: {classes: 2, widths: [4]}, seed: 0, "
+    own = "input: {mode: L, resize: [16, 16], mean: [0.5], std: [0.5]}}"
+    Path("params.yaml").write_text(f"freeze:\n  own: {source}{own}\n")
+    assert icecore("check").code == 0
+    for words in (("settings",), ("freeze", "own"), ("evaluate",), ("compare",), ("report",)):
+        said = icecore("stage", *words)
+        assert said.code == 0, said.error
+    assert Path("data/code/module/own_net_of_mine.py").is_symlink()
+    assert Path("data/report/index.html").is_file()
+
+
+@pytest.mark.usefixtures("photos")
 def test_a_stage_that_is_none_is_refused(icecore: Command) -> None:
     said = icecore("stage", "fitt", "x")
     assert said.error.startswith("error: unknown stage 'fitt'. Did you mean 'fit'")

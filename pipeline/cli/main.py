@@ -1,5 +1,6 @@
 """The `icecore` command: look at artefacts, check settings, embed a folder. `dvc repro` does the rest."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ for heading, groups in GROUPS.items():
 def main() -> None:
     """Run a command; print errors that were raised on purpose, and those of the system, without a traceback."""
     print_any_text()
+    if Path("params.yaml").is_file():  # a project, whose own modules `source: module` names; installed ones come first
+        sys.path.append(str(Path.cwd()))
     try:
         with closed_pipe_is_quiet():
             app()
