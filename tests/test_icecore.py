@@ -488,10 +488,10 @@ def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
     X, y = rows_and_classes()
     assert icecore.evaluate(X, X @ np.arange(1.0, 6.0)).metric == "r2"
     flags = np.stack([X[:, 0] > 0, X[:, 1] > 0], axis=1)
-    several = icecore.evaluate(torch.from_numpy(X), flags)
+    several = icecore.evaluate(torch.from_numpy(X), flags, head="centroid")
     assert (several.metric, several.predicted.shape[1]) == ("map", 2)
     names = [[name for name, one in zip("pq", row, strict=True) if one] for row in flags]
-    assert icecore.evaluate(X, names).value == pytest.approx(several.value)
+    assert icecore.evaluate(X, names, head="centroid").value == pytest.approx(several.value)
     split = np.where(np.arange(90) < 60, "train", "test")
     groups = np.arange(90) // 3
     assert icecore.evaluate(X, y, head="centroid", split=split).test.tolist() == list(range(60, 90))
