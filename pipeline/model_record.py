@@ -267,10 +267,9 @@ def parse_record(values: dict[str, Any], *, where: str) -> ModelRecord:
     """Return the record of plain values, as other files quote it; raises HeadError as `read_record` does."""
     network = "backbone" in values
     again = "Train" if network else "Fit"
-    if values.get("format") != FORMAT:
-        raise HeadError(
-            f"{where}: expected a {JSON} of format {FORMAT}, got {values.get('format')}. {again} the run again."
-        )
+    number = values.get("format") if isinstance(values, dict) else None
+    if number != FORMAT:
+        raise HeadError(f"{where}: expected a {JSON} of format {FORMAT}, got {number}. {again} the run again.")
     try:
         return NetworkRecord.model_validate(values) if network else HeadsRecord.model_validate(values)
     except ValidationError as error:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import shards
 
-from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, taps_of
+from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, find_taps
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
@@ -65,7 +65,7 @@ def run(
 
     def listed(**more: Any) -> Mistakes:
         evaluation = made | more.pop("evaluation", {})
-        taps = taps_of(evaluation, folder / "features", task)
+        taps = find_taps(evaluation, folder / "features", task)
         found = {"predictions": folder / "pets.parquet", "task": folder / "task.parquet", "taps": taps, "most": 50}
         return find_mistakes(evaluation, **(found | more))
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tuning
-from teaching import World
+from teaching import TAPS, World
 
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
@@ -14,14 +14,15 @@ from pipeline.distill.setup import Paths
 from pipeline.manifest import read
 from pipeline.task import KIND, Kind, Task
 
-HEADS: dict[str, dict[str, Any]] = {"logistic": {"C": 1.0}, "knn": {"n_neighbors": 3}, "streaming_knn": {}, "ridge": {}}
+HEADS: dict[str, dict[str, Any]] = {"logistic": {}, "streaming_knn": {}, "ridge": {}}
 
 
 class Models(World):
     """A project whose folder `data` is `root`; each run is fitted when it is first asked for."""
 
     def __init__(self, root: Path, **more: Any) -> None:
-        super().__init__(root, views=None, **more)
+        taps = TAPS | {"early": {"node": "block1", "dtype": "float32"}}
+        super().__init__(root, views=None, **({"taps": taps} | more))
         (root / "features" / "net").symlink_to(root / "features")
         for name in ("backbones", "tasks", "predictions"):
             (root / name).symlink_to(root)
@@ -53,10 +54,14 @@ class Models(World):
         return [5.0 * len(label) + row / 10 for row, label in enumerate(self.labels)]
 
     def _heads(self) -> None:
-        self.fit("heads", head=HEADS, inputs=[["late", "last"], "last"], pca=3, calibrate="temperature", search="none")
+        asked = {"pca": 3, "calibrate": "temperature", "search": "none", "validation": "split"}
+        self.fit("heads", head=HEADS, inputs=[["late", "last"], "last"], **asked)
 
     def _marks(self) -> None:
-        self.fit("marks", kind="multilabel", targets=self.marks)
+        self.fit("marks", kind="multilabel", targets=self.marks, search="none")
+
+    def _wide(self) -> None:
+        self.fit("wide", inputs=["early"], search="none")
 
     def _numbers(self) -> None:
         self.fit("numbers", kind="regression", targets=self.numbers, head="ridge")

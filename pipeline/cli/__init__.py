@@ -5,8 +5,9 @@ A heading of `icecore --help` is a module of commands; what a command does or pr
 main       the app: the headings and their commands, and how errors are printed
 vectors    Vectors of a folder: extract, layers            extract.py, layers.py
 project    A project: settings, check, plan, forecast, repro               reproduce.py
+predict    A trained model: predict
 results    Results: info, leaderboard, wrong                               info.py, wrong.py
-export     Results: export
+export     A trained model: export
 features   Stored features: `icecore features`
 cache      Stored features: `icecore cache`
 output     `--json`

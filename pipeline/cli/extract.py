@@ -31,14 +31,14 @@ PROJECT_ONLY = frozenset(
 
 
 @contextlib.contextmanager
-def naming_options() -> Iterator[None]:
+def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
     """Add to an error the options of the settings that it names, or that a setting needs a project."""
     try:
         yield
     except PipelineError as error:
         settings = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", str(error)))
-        lines = [f"`{name}` is {OPTIONS[name]} here." for name in settings if name in OPTIONS]
-        absent = [f"`{name}`" for name in settings if name in PROJECT_ONLY]
+        lines = [f"`{name}` is {options[name]} here." for name in settings if name in options]
+        absent = [f"`{name}`" for name in settings if name in PROJECT_ONLY and name not in options]
         if absent:
             is_are = "is a setting" if len(absent) == 1 else "are settings"
             lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")

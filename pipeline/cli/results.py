@@ -72,7 +72,7 @@ def wrong(
 
       icecore wrong digits_logistic --most 10 --draw 2 --json
     """
-    from pipeline.cli.wrong import find_mistakes, taps_of
+    from pipeline.cli.wrong import find_mistakes, find_taps
     from pipeline.errors import DataError
     from pipeline.files import read_json
     from pipeline.task import Task
@@ -87,7 +87,7 @@ def wrong(
         evaluation,
         predictions=project.PREDICTIONS / f"{run}.parquet",
         task=task,
-        taps=taps_of(evaluation, project.FEATURES, Task.read(task)),
+        taps=find_taps(evaluation, project.FEATURES, Task.read(task)),
         most=most,
         draw=draw,
     )

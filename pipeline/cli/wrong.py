@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.audit.neighbours import Centred, centre
 from pipeline.errors import DataError, counted
 from pipeline.evaluate.methods import Method, Methods, read
+from pipeline.predict.training_rows import TrainingRows, learned_rows, taps_of, text_of
 from pipeline.predictions import Predictions
-from pipeline.store import keys as key_arrays
 from pipeline.store.features import Features
-from pipeline.streaming.exact_search import nearest
 from pipeline.streaming.rows import Rows
 from pipeline.task import Kind, Task
 from pipeline.text import table
@@ -189,19 +187,13 @@ def _most_similar(
 ) -> list[Similar | None]:
     """Return the most similar training row of the fit for each sample; None without features."""
     task = methods.task
-    rows = task.rows("train") if fit.labels is None or fit.draw is None else task.few(fit.draw, fit.labels)
-    stored = [np.isin(key_arrays.from_hex(task.keys[rows]), tap.key_array) for tap in taps]
-    rows = rows[np.logical_and.reduce(stored)] if taps else rows[:0]
-    if not len(rows) or not len(keys):
+    known = TrainingRows.read(task, learned_rows(task, fit.labels, fit.draw), taps) if len(keys) else None
+    if known is None:
         return [None] * len(keys)
-    training = Rows(taps, task.keys[rows].tolist())
-    mean = centre(training).mean
-    distances, numbers = nearest(Centred(Rows(taps, keys.tolist()), mean), Centred(training, mean), 1)
-    similar = rows[numbers[:, 0]]
-    names = zip(task.paths_of(task.keys[similar]).to_pylist(), task.keys[similar], strict=True)
+    numbers, cosines = known.nearest(Rows(taps, keys.tolist()), 1)
     return [
-        Similar(path or key, _text(task.targets[row], methods), round(1 - float(distance), 4))
-        for (path, key), row, distance in zip(names, similar, distances[:, 0], strict=True)
+        Similar(path, _text(task.targets[row], methods), round(float(cosine), 4))
+        for path, row, cosine in zip(known.paths(numbers[:, 0]), numbers[:, 0], cosines[:, 0], strict=True)
     ]
 
 
@@ -211,28 +203,11 @@ def _cells(similar: Similar | None) -> tuple[str, str, str]:
 
 def _text(target: Any, methods: Methods) -> str:
     """Return a target as text."""
-    if methods.file.kind == "regression":
-        return f"{target:.4g}"
-    if methods.file.kind == "multilabel":
-        return "; ".join(name for name, has in zip(methods.file.classes, target, strict=False) if has) or "none"
-    return str(target)
+    return text_of(target, methods.file.kind, methods.file.classes)
 
 
-def taps_of(evaluation: Mapping[str, Any], features: Path, task: Task) -> Callable[[str], Sequence[Features]]:
-    """Return a function from the name of a run's input to the features of its taps.
-
-    A trained network has no stored features: the narrowest tap of its backbone that has the task's rows is used.
-    """
+def find_taps(evaluation: Mapping[str, Any], features: Path, task: Task) -> Callable[[str], Sequence[Features]]:
+    """Return a function from the name of a run's input to the features of its taps, as `taps_of` opens them."""
     model = evaluation["made_from"]
-
-    def find(name: str) -> Sequence[Features]:
-        folder = features / model["settings"].get("backbone", model.get("student", ""))
-        own = [folder / tap for tap in name.split("+")]
-        if all((path / "index.json").is_file() for path in own):
-            return [Features.open(path) for path in own]
-        all_taps = [Features.open(path.parent) for path in sorted(folder.glob("*/index.json"))]
-        keys = key_arrays.from_hex(task.keys)
-        complete = [tap for tap in all_taps if np.isin(keys, tap.key_array).all()]
-        return sorted(complete, key=lambda tap: int(np.prod(tap.shape)))[:1]
-
-    return find
+    folder = features / model["settings"].get("backbone", model.get("student", ""))
+    return lambda name: taps_of(folder, name, task)

@@ -34,14 +34,14 @@ class Answers:
 def answers_of_head(head: Any, X: np.ndarray, task: TaskOutput, scores: Scores) -> Answers:
     """Return what a fitted head answers to rows X; raises ValueError where its scores are no finite numbers."""
     if not len(X):
-        return _empty(task)
+        return no_answers(task)
     return Answers(*predict_with_scores(head, X, kind=task.kind, scores=scores, classes=task.classes))
 
 
 def answers_of_logits(logits: np.ndarray, task: TaskOutput) -> Answers:
     """Return what the logits (n, outputs) of a trained network answer, as the predictions of its run do."""
     if not len(logits):
-        return _empty(task)
+        return no_answers(task)
     import torch
 
     from pipeline.training.targets import answers_to
@@ -49,7 +49,7 @@ def answers_of_logits(logits: np.ndarray, task: TaskOutput) -> Answers:
     return Answers(*answers_to(task.kind, task.classes, torch.from_numpy(np.ascontiguousarray(logits))))
 
 
-def _empty(task: TaskOutput) -> Answers:
+def no_answers(task: TaskOutput) -> Answers:
     """Return the answers to no image."""
     shape = (0, len(task.classes)) if task.kind == "multilabel" else (0,)
     dtype = {"multilabel": bool, "regression": np.float64}.get(task.kind, object)

@@ -12,18 +12,17 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.engines import BATCH
 from pipeline.errors import BackboneError, DataError, HeadError, bullets, unknown
-from pipeline.files import AnyPath, as_path, read_json
+from pipeline.files import AnyPath, as_path
 from pipeline.heads import saved
 from pipeline.inference.answers import Answers, TaskOutput, answers_of_head, answers_of_logits
 from pipeline.inference.fit_choice import choose_fit
 from pipeline.inference.rows import InMemoryExtractor
-from pipeline.model_record import NetworkRecord, parse_record
+from pipeline.model_record import ModelRecord, NetworkRecord, has_record, read_record, to_json
 from pipeline.predictions import Scores
 from pipeline.store.identity import differences, identity
 from pipeline.task import Kind
 
 LOGITS = "logits"
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class TrainedModel:
     scores: Scores
     record: Mapping[str, Any]
     tasks: tuple[TaskOutput, ...]
+    backbone_folder: Path
     precision: str = "float32"
     """In which the network ran when the head's features were extracted."""
 
@@ -135,56 +135,53 @@ def load(
     with the fields where the backbone has other weights, nodes, poolings or preprocessing than the run.
     """
     folder = as_path(run, "load: run")
-    made = _read_model_json(folder)
-    if "backbone" in made:
-        return _load_network(folder, made, backbone=backbone, file=file)
+    record = read_run(folder)
+    if isinstance(record, NetworkRecord):
+        return _load_network(folder, record, backbone=backbone, file=file)
     data = folder.absolute().parent.parent
-    record = choose_fit(folder, made, data=data, file=file)
-    name = made["settings"]["backbone"]
+    fit = choose_fit(folder, record, data=data, file=file)
+    name = record.backbone
     where = data / "backbones" / name if backbone is None else as_path(backbone, "load: backbone")
     if not (where / serialization.JSON).is_file():
         raise BackboneError(
             f"{where}: expected the backbone {name!r}, whose features {folder} was fitted on, got none. Run `dvc repro "
             f"freeze@{name}`, or give the folder of the backbone."
         )
-    identities = {tap: made["features"][tap]["identity"] for tap in record["input"].split("+")}
-    taps = {tap: _spec_of(one) for tap, one in identities.items()}
-    _refuse_other_backbone(serialization.read_spec(where), identities, taps, where=where, folder=folder)
-    head = saved.load(folder, record["file"], trusted=trusted, features=data / "features" / name)
-    classes = tuple(made["task"]["classes"])
-    task = TaskOutput(made["task"]["name"], head.kind, classes, slice(0, len(classes)))
+    identities = {tap: record.features[tap].identity for tap in fit.taps}
+    taps = {tap: spec_of(one) for tap, one in identities.items()}
+    refuse_other_backbone(serialization.read_spec(where), identities, taps, where=where, folder=folder)
+    head = saved.load(folder, fit.file, trusted=trusted, features=data / "features" / name)
+    classes = record.task.classes
+    task = TaskOutput(record.task.name, record.task.kind, classes, slice(0, len(classes)))
     return TrainedModel(
         folder=folder,
-        kind=head.kind,
+        kind=record.task.kind,
         classes=classes,
         backbone=serialization.read(where),
         taps=taps,
         head=head.head,
         scores=head.scores_are,
-        record=record,
+        record=to_json(fit),
         tasks=(task,),
-        precision=_precision(identities),
+        backbone_folder=where,
+        precision=precision_of(next(iter(identities.values()))),
     )
 
 
-def _load_network(folder: Path, made: dict[str, Any], *, backbone: AnyPath | None, file: str | None) -> TrainedModel:
+def _load_network(folder: Path, record: NetworkRecord, *, backbone: AnyPath | None, file: str | None) -> TrainedModel:
     if backbone is not None or file is not None:
         given = "`backbone`" if file is None else "`file`"
         raise DataError(f"{folder}: a trained network has its own backbone and no head: leave {given} out.")
     network = serialization.read(folder / "backbone")
-    expected = made["backbone"]["weights"]
+    expected = record.network.weights
     if network.spec.weights_digest != expected:
         raise BackboneError(
             f"{folder}: expected the network that model.json names, with the weights {expected[:16]}…, got "
             f"{network.spec.weights_digest[:16]}…. Train the run again: `dvc repro -f` with its stage."
         )
-    chosen = {name: made["backbone"][name] for name in ("labels", "draw")}
-    record = next(one for one in made["fits"] if {name: one[name] for name in chosen} == chosen)
     tasks: list[TaskOutput] = []
     start = 0
-    run = parse_record(made, where=str(folder))
-    assert isinstance(run, NetworkRecord), "the run left a network"
-    for task in run.tasks:
+    for task in record.tasks:
         stop = start + (len(task.classes) or 1)
         tasks.append(TaskOutput(task.name, task.kind, task.classes, slice(start, stop)))
         start = stop
@@ -195,52 +192,46 @@ def _load_network(folder: Path, made: dict[str, Any], *, backbone: AnyPath | Non
         backbone=network,
         taps={LOGITS: TapSpec(node=LOGITS, dtype="float32")},
         head=None,
-        scores=made["scores"][record["head"]],
-        record=record,
+        scores=record.scores[record.kept_fit.head],
+        record=to_json(record.kept_fit),
         tasks=tuple(tasks),
+        backbone_folder=folder / "backbone",
     )
 
 
-def _read_model_json(folder: Path) -> dict[str, Any]:
-    path = folder / "model.json"
-    if not path.is_file():
-        there = folder.parent.glob("*/model.json") if folder.parent.is_dir() else ()
-        others = [one.parent.name for one in there]
-        if (folder / serialization.JSON).is_file():
-            raise DataError(f"{folder}: expected a run's folder with model.json, got a backbone. Name a run on it.")
-        if folder.is_dir() or not others:
-            what = "a folder without it" if folder.is_dir() else "no such folder"
-            raise DataError(
-                f"{folder}: expected a run's folder with model.json, such as data/models/RUN, got {what}. `dvc repro` "
-                "makes the runs of a project."
-            )
-        raise DataError(f"{folder.parent}: {unknown('run', folder.name, others)}")
-    made = read_json(path)
-    if not isinstance(made, dict) or made.get("format") != FORMAT:
-        version = made.get("format") if isinstance(made, dict) else None
+def read_run(folder: Path) -> ModelRecord:
+    """Read the record of a run; raises DataError with near names where there is none, and what `read_record` raises."""
+    if has_record(folder):
+        return read_record(folder)
+    there = folder.parent.glob("*/model.json") if folder.parent.is_dir() else ()
+    others = [one.parent.name for one in there]
+    if (folder / serialization.JSON).is_file():
+        raise DataError(f"{folder}: expected a run's folder with model.json, got a backbone. Name a run on it.")
+    if folder.is_dir() or not others:
+        what = "a folder without it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise DataError(
-            f"{path}: expected a model.json of format {FORMAT}, got {version}: another version of icecore wrote it. "
-            "Make the run again."
+            f"{folder}: expected a run's folder with model.json, such as data/models/RUN, got {what}. `dvc repro` "
+            "makes the runs of a project."
         )
-    return made
+    raise DataError(f"{folder.parent}: {unknown('run', folder.name, others)}")
 
 
-def _spec_of(made_from: Mapping[str, Any]) -> TapSpec:
+def spec_of(made_from: Mapping[str, Any]) -> TapSpec:
     """Return the tap whose features have an identity."""
     drawn = made_from.get("projection")
     project = {} if drawn is None else {"project": drawn["dimensions"]}
     return TapSpec(node=made_from["node"], pool=made_from["pool"], dtype=made_from["dtype"], **project)
 
 
-def _precision(identities: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the precision of the features that a head was fitted on; TensorFloat-32 is float32 where no GPU is."""
+def precision_of(made_from: Mapping[str, Any]) -> str:
+    """Return the precision of the features that have an identity; TensorFloat-32 is float32 where no GPU is."""
     import torch
 
-    precision: str = next(iter(identities.values()))["precision"]
+    precision: str = made_from["precision"]
     return "float32" if precision == "tf32" and not torch.cuda.is_available() else precision
 
 
-def _refuse_other_backbone(
+def refuse_other_backbone(
     spec: BackboneSpec,
     expected: Mapping[str, Mapping[str, Any]],
     taps: Mapping[str, TapSpec],
@@ -248,6 +239,10 @@ def _refuse_other_backbone(
     where: Path,
     folder: Path,
 ) -> None:
+    """Raise BackboneError with the fields where a backbone's taps are others than those of a run, by their identities.
+
+    expected: the identity of each tap that the run in `folder` learned from. where: the folder of the backbone.
+    """
     problems: list[str] = []
     for tap, one in expected.items():
         if spec.node(one["node"]) not in spec.taps:

@@ -7,7 +7,7 @@ normalised it already.
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,52 @@ from pipeline.runtime import cores
 AHEAD = 2  # batches that are decoded while the network runs on another
 
 
-def pixel_batches(images: Any, reader: ImageReader, *, batch_size: int) -> Iterator[np.ndarray]:
+def pixel_batches(
+    images: Any, reader: ImageReader, *, batch_size: int, unusable: dict[int, DataError] | None = None
+) -> Iterator[np.ndarray]:
     """Yield batches of at most `batch_size` images in the given order.
 
     `images`: an iterable of paths, encoded bytes, PIL images, uint8 arrays (height, width[, channels]) or tensors
     (channels, height, width); an array (n, height, width, channels); a tensor (n, channels, height, width); or a
     DataLoader, of whose batches the first element counts. A batch is uint8 (n, height, width, channels) after resize
-    and crop; of float images it is float32 (n, channels, height, width), as given.
+    and crop; of float images it is float32 (n, channels, height, width), as given. `unusable`: where it is given,
+    images that cannot be used are left out, and their numbers get the reasons before their batch is yielded.
 
     Raises DataError with the number of the image that cannot be used, and TypeError for what is no image.
     """
     with ThreadPoolExecutor(cores()) as threads:
-        pending: deque[list[Any]] = deque()
+        pending: deque[list[tuple[int, Any, Future[np.ndarray]]]] = deque()
         numbered = enumerate(_each(images))
         try:
             while True:
                 batch = list(islice(numbered, batch_size))
                 if batch:
-                    pending.append([threads.submit(_pixels, image, number, reader) for number, image in batch])
+                    pending.append(
+                        [(number, image, threads.submit(_pixels, image, number, reader)) for number, image in batch]
+                    )
                 if pending and (not batch or len(pending) > AHEAD):
-                    yield _stack([future.result() for future in pending.popleft()])
+                    usable = [
+                        pixels for future in pending.popleft() if (pixels := _result(future, unusable)) is not None
+                    ]
+                    if usable:
+                        yield _stack(usable)
                 if not batch and not pending:
                     return
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, DataError] | None) -> np.ndarray | None:
+    """Return the pixels of an image; None where it cannot be used and `unusable` takes the reason."""
+    number, image, future = decoding
+    try:
+        return future.result()
+    except DataError as error:
+        if unusable is not None:
+            unusable[number] = error
+            return None
+        where = image if isinstance(image, str | Path) else f"image {number}"
+        raise DataError(f"{where}: {error}") from None
 
 
 def _each(images: Any) -> Iterator[Any]:
@@ -67,27 +89,19 @@ def _each(images: Any) -> Iterator[Any]:
 
 def _pixels(image: Any, number: int, reader: ImageReader) -> np.ndarray:
     """Return one image as uint8 (height, width, channels), or float32 (channels, height, width) if it is float."""
-    try:
-        if isinstance(image, str | Path):
-            return _read(Path(image), reader)
-        if isinstance(image, bytes):
-            return reader(image)["pixels"]
-        if isinstance(image, Image.Image):
-            return reader.from_image(image)["pixels"]
-        if _is_tensor(image):
-            values = image.detach().cpu().numpy()
-            if values.ndim != 3:
-                raise DataError(f"expected a tensor (channels, height, width), got the shape {values.shape}")
-            return (
-                values.astype(np.float32)
-                if values.dtype.kind == "f"
-                else _from_array(values.transpose(1, 2, 0), reader)
-            )
-        if isinstance(image, np.ndarray):
-            return _from_array(image, reader)
-    except DataError as error:
-        where = image if isinstance(image, str | Path) else f"image {number}"
-        raise DataError(f"{where}: {error}") from None
+    if isinstance(image, str | Path):
+        return _read(Path(image), reader)
+    if isinstance(image, bytes):
+        return reader(image)["pixels"]
+    if isinstance(image, Image.Image):
+        return reader.from_image(image)["pixels"]
+    if _is_tensor(image):
+        values = image.detach().cpu().numpy()
+        if values.ndim != 3:
+            raise DataError(f"expected a tensor (channels, height, width), got the shape {values.shape}")
+        return values.astype(np.float32) if values.dtype.kind == "f" else _from_array(values.transpose(1, 2, 0), reader)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, reader)
     raise TypeError(
         f"image {number}: expected a path, a PIL image, a uint8 array or a tensor, got {type(image).__name__}."
     )

@@ -98,19 +98,19 @@ def examine(
     """
     end = time.monotonic() + ALONE
     inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
-    settle = functools.partial(_settle, all_are_samples=all_are_samples)
+    settle_one = functools.partial(settle, all_are_samples=all_are_samples)
     with closing(_chunks(rows)) as chunks:  # at an error too, since it holds a container open
         for chunk, items in chunks:
             for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
                 if time.monotonic() > end:
                     rest = itertools.chain([(chunk[number:], items[number:])], chunks)
-                    yield from _on_all_cores(rest, inspect_items, settle, where=where)
+                    yield from _on_all_cores(rest, inspect_items, settle_one, where=where)
                     return
-                yield row, settle(place, inspect_items([item])[0])
+                yield row, settle_one(place, inspect_items([item])[0])
 
 
-def _settle(place: SampleLocation, answer: Answer, *, all_are_samples: bool) -> Answer:
-    """Tell a file that is no image by its name and its content from an image that is damaged."""
+def settle(place: SampleLocation, answer: Answer, *, all_are_samples: bool) -> Answer:
+    """Return an answer with the kind of a file of no known format: `other`, or `unreadable` for a lost sample."""
     key, size, kind, reason = answer
     if kind != UNRECOGNISED:
         return answer
@@ -123,7 +123,7 @@ def _settle(place: SampleLocation, answer: Answer, *, all_are_samples: bool) -> 
 def _on_all_cores(
     chunks: Iterable[tuple[list[tuple[int, SampleLocation]], list[Item]]],
     inspect_items: Callable[[Sequence[Item]], list[Answer]],
-    settle: Callable[[SampleLocation, Answer], Answer],
+    settle_one: Callable[[SampleLocation, Answer], Answer],
     *,
     where: str,
 ) -> Iterator[tuple[int, Answer]]:
@@ -136,7 +136,7 @@ def _on_all_cores(
                 answers = future.result()
             except BrokenProcessPool:
                 raise DataError(_killed(where, [place for _, place in chunk], has_started=started.is_set())) from None
-            yield from ((row, settle(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
+            yield from ((row, settle_one(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
 
         for chunk, items in chunks:
             weight = sum(len(item) for item in items if isinstance(item, bytes))

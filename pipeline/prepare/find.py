@@ -15,21 +15,26 @@ from pipeline.sources import filesystem
 
 
 def find(
-    config: PrepareConfig, roots: Sequence[Root] | None = None, types: dict[str, pa.DataType] | None = None
+    config: PrepareConfig,
+    roots: Sequence[Root] | None = None,
+    types: dict[str, pa.DataType] | None = None,
+    *,
+    labelled: bool = True,
 ) -> Iterator[FoundSample]:
     """Yield the samples of a data set in the order of their paths (of a list or a container: in its order), unopened.
 
-    `types`: what `label_types` returns, where that is known already.
+    `types`: what `label_types` returns, where that is known already. `labelled`: whether folders and members of
+    archives are read as labels and splits; columns are, as far as `columns` of the settings names them.
     """
     for root in inspect_roots(config) if roots is None else roots:
         if root.kind == "files":
-            yield from _in_folder(root)
+            yield from _in_folder(root, labelled=labelled)
         elif root.kind == "list":
             yield from file_list.find(config, types)
         elif root.kind == "tar":
-            yield from webdataset.find(config, root)
+            yield from webdataset.find(config, root, labelled=labelled)
         else:
-            yield from parquet_images.find(config, root)
+            yield from parquet_images.find(config, root, labelled=labelled)
 
 
 def label_types(
@@ -53,10 +58,10 @@ def label_types(
     return file_list.label_types(config, note) if kind == "list" else parquet_images.label_types(config, roots, note)
 
 
-def _in_folder(root: Root) -> Iterator[FoundSample]:
-    by_split = is_by_split(filesystem.folders(root.path), where=root.path)
+def _in_folder(root: Root, *, labelled: bool) -> Iterator[FoundSample]:
+    by_split = labelled and is_by_split(filesystem.folders(root.path), where=root.path)
     for entry in filesystem.walk(root.path):
-        label, place = read_off(entry.names[:-1], by_split=by_split)
+        label, place = read_off(entry.names[:-1] if labelled else (), by_split=by_split)
         if root.domain is not None:
             place["domain"] = root.domain
         refused = refusal(entry.names)

@@ -12,15 +12,18 @@ from pipeline.prepare.roots import Root
 from pipeline.sources import parquet
 
 
-def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
+def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterator[FoundSample]:
     """Yield the rows of Parquet files in their order; the column of images is not read.
+
+    `labelled`: whether the folders around the files are read as splits.
 
     What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
     """
     column = str(config.image)
     types = label_types(config, [root])
     for shard in root.shards:
-        name, place, row = parquet.container(shard.path, column), root.place(shard), 0
+        name, row = parquet.container(shard.path, column), 0
+        place = root.place(shard) if labelled else {}
         try:
             with parquet.open_parquet(shard.path) as file:
                 if types:

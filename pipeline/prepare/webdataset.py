@@ -56,18 +56,23 @@ class Layout:
         return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
 
 
-def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
-    """Yield the samples of tar archives in their order.
+def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterator[FoundSample]:
+    """Yield the samples of tar archives in their order; unless `labelled` without what folders, .cls and .json say.
 
     What is no sample comes with the reason: damage, links, samples without an image. Raises DataError for an archive
     that is compressed.
     """
+    if not labelled:
+        for shard in root.shards:
+            yield from (sample for sample, _ in _in_archive(shard.path, config, labelled=False))
+        yield from root.other_files()
+        return
     layout = Layout(root.path)
     # Labels are known when the last folder was seen; until then what was found waits in a file, not in memory.
     with tempfile.TemporaryFile("w+", encoding="ascii", prefix="icecore-tar-") as waiting:
         for shard in root.shards:
             outer = root.place(shard)
-            for found, folders in _in_archive(shard.path, config):
+            for found, folders in _in_archive(shard.path, config, labelled=True):
                 if found.refused[0] is None:
                     layout.see(folders)
                 waiting.write(json.dumps((vars(found), folders, outer)) + "\n")
@@ -83,7 +88,7 @@ def find(config: PrepareConfig, root: Root) -> Iterator[FoundSample]:
     yield from root.other_files()
 
 
-def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
+def _in_archive(path: str, config: PrepareConfig, *, labelled: bool) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
     """Yield the samples of one archive with the names of their folders."""
     try:
         with filesystem.open_file(path, buffering=2**14) as file:
@@ -95,7 +100,7 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample,
             group: list[tar.Member] = []
             for member in tar.members(file):
                 if isinstance(member, tar.Damage):
-                    yield from _sample(path, group, file, config)
+                    yield from _sample(path, group, file, config, labelled=labelled)
                     group = []
                     yield FoundSample(path, refused=("unreadable", f"at byte {member.offset:,}: {member.reason}")), ()
                     continue
@@ -104,10 +109,10 @@ def _in_archive(path: str, config: PrepareConfig) -> Iterator[tuple[FoundSample,
                     yield FoundSample(_describe(path, member), refused=refused, size=None), ()
                 elif member.kind == "file":
                     if group and _stem(group[0]) != _stem(member):
-                        yield from _sample(path, group, file, config)
+                        yield from _sample(path, group, file, config, labelled=labelled)
                         group = []
                     group.append(member)
-            yield from _sample(path, group, file, config)
+            yield from _sample(path, group, file, config, labelled=labelled)
     except OSError as error:
         yield FoundSample(path, refused=("unreadable", error.strerror or str(error))), ()
 
@@ -125,7 +130,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
 
 
 def _sample(
-    path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig
+    path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig, *, labelled: bool
 ) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
     """Yield one sample, and whatever of its members cannot be part of it."""
     if not group:
@@ -143,7 +148,7 @@ def _sample(
         return
     first, *others = images
     try:
-        labels, place = _labels_of(group, file, config)
+        labels, place = _labels_of(group, file, config) if labelled else ({}, {})
         refused = (None, None) if first.refused is None else ("unreadable", first.refused)
     except ValueError as error:
         labels, place, refused = {}, {}, ("unreadable", str(error))

@@ -11,6 +11,7 @@
                                /used              touched whenever a project links the column
                   /locks/      a file for each features folder: who extracts into it
                   /jobs/       what workers are told, while an extraction runs
+                  /predict/    lists of what a prediction reads, and links to its shards, while it runs
                   /onnx/       exported graphs, as large as the weights in them
                   /engines/    which engine was the fastest here
                   /batches/    sizes of batches that fit a GPU

@@ -1,0 +1,178 @@
+"""`icecore predict`: predictions of new images by a run of the project, by a model's folder, or by an exported file."""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+UNUSABLE = 3
+"""The exit status where some inputs have no prediction."""
+
+OPTIONS = {"root": "the input", "image": "--image", "path": "--path", "run": "RUN"}
+"""Options of `icecore predict` by the setting that messages of the library name."""
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="A run of the project, or a run's folder such as data/models/pets.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders of them, lists (.csv, .parquet, or .txt with a path per line), .tar archives, "
+            "Parquet with --image, URLs of these; `-` reads paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write: .parquet, .csv or .jsonl. [default: print a table]")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="The column of image bytes of Parquet inputs.")] = None,
+    path: Annotated[str | None, typer.Option(help="The column of paths of lists. [default: path]")] = None,
+    top: Annotated[int, typer.Option(min=0, help="So many classes with the largest scores of each image.")] = 0,
+    proba: Annotated[bool, typer.Option("--proba", help="The score of every class.")] = False,
+    near: Annotated[int, typer.Option(min=0, help="So many nearest training samples of each image.")] = 0,
+    head: Annotated[
+        str | None, typer.Option(help="The file of a head in the run's folder. [default: the selected one]")
+    ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The folder of the head's backbone. [default: that of the project]")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs the network for more than 256 images: auto, torch, onnxruntime, openvino, …")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress, and of errors the status alone.")] = False,
+) -> None:
+    """Predict new images by what a run learned, in the order of the inputs; the exit status is 3 where some failed.
+
+    Columns: path, prediction, confidence (`score` of a head without probabilities), error. More than 256 images go
+    through the feature cache: the same command goes on where a killed one was.
+
+    Examples:
+
+      icecore predict pets photo.jpg
+
+      icecore predict pets photos/ --out predictions.parquet
+
+      icecore predict pets new.tar more/ list.csv --top 5 --near 3 --out predictions.csv
+
+      find photos -name '*.jpg' | icecore predict data/models/pets - --json
+    """
+    from pipeline.cli.extract import naming_options
+
+    try:
+        with naming_options(OPTIONS):
+            failed = _predict(
+                run,
+                inputs or [],
+                out,
+                looked_at={"image": image, "path": path},
+                columns={"top": top, "proba": proba, "near": near},
+                loaded={"file": head, "backbone": backbone},
+                engine=engine,
+                as_json=as_json,
+                quiet=quiet,
+            )
+    except KeyboardInterrupt as error:
+        kept = str(error) or "nothing was written. What the feature cache has is not computed again"
+        typer.echo(f"interrupted: {kept}", err=True)
+        raise SystemExit(130) from None
+    if failed:
+        raise SystemExit(UNUSABLE)
+
+
+def _predict(
+    run: str,
+    arguments: list[str],
+    out: Path | None,
+    *,
+    looked_at: dict[str, Any],
+    columns: dict[str, Any],
+    loaded: dict[str, Any],
+    engine: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Predict, and print what failed; return how many inputs have no prediction."""
+    from pipeline.errors import ConfigError, counted
+    from pipeline.predict.inputs import Inputs
+    from pipeline.predict.output_files import check_suffix
+
+    if out is not None and as_json:
+        raise ConfigError(f"--json prints, and --out writes {out}: leave one of them out.")
+    out = None if out is None else check_suffix(out)
+    inputs = Inputs(arguments, **looked_at, stdin=sys.stdin.buffer, out=out)
+    folder = find_run(run)
+
+    from pipeline.inference.trained_model import load
+    from pipeline.predict.near import open_training_rows
+    from pipeline.predict.output_files import TextTable, json_lines, writing
+    from pipeline.predict.output_table import Columns
+    from pipeline.predict.run import predict as predict_all
+    from pipeline.runtime import SILENT, Reporter
+    from pipeline.store import location
+    from stages import project
+
+    model = load(folder, **loaded)
+    training, network = open_training_rows(model) if columns["near"] else (None, None)
+    asked = Columns(model, **columns, training=training)
+    text = TextTable(asked.schema)
+
+    def show(table: Any) -> None:
+        for line in json_lines(table) if as_json else text.lines(table):
+            typer.echo(line)
+
+    def log(line: object) -> None:
+        if not quiet:
+            typer.echo(str(line), err=True)
+
+    reporter = SILENT
+    if not quiet:
+        reporter = Reporter(message=log, bar=lambda title: project.bar(title, "images"))
+        reporter = reporter if sys.stderr.isatty() else replace(reporter, log=log)
+    with nullcontext(show) if out is None else writing(out, asked.schema) as write:
+        done = predict_all(
+            asked,
+            inputs,
+            write,
+            near=network,
+            cache_root=location.default_root(),
+            name=str(out.resolve()) if out is not None else f"{Path.cwd()} {run} {arguments}",
+            settings={"engine": engine},
+            reporter=reporter,
+        )
+    if out is not None:
+        log(f"{out}: {counted(done.rows, 'row')}")
+    for kind, count in done.others.items():
+        log(f"{counted(count, f'{kind} file')} of the inputs: no images, and no rows")
+    if done.failed:
+        log(f"{done.failed:,} of {counted(done.rows, 'input')} could not be predicted:")
+        for path, why in done.first_errors:
+            log(f"  {path}: {why}")
+        if done.failed > len(done.first_errors):
+            log(f"  … and {done.failed - len(done.first_errors):,} more" + (f": see `error` in {out}" if out else ""))
+    return done.failed
+
+
+def find_run(name: str) -> Path:
+    """Return the folder of a run by its name in the project, or by its path.
+
+    Raises DataError for a run that params.yaml names and that was not made yet.
+    """
+    from pipeline.errors import DataError
+    from pipeline.settings.params import read_params
+    from stages import project
+
+    path, own = Path(name), project.MODELS / name
+    if (path / "model.json").is_file() or len(path.parts) > 1:
+        return path
+    if own.is_dir() or not project.PARAMS.is_file():
+        return own
+    settings = read_params(project.PARAMS)
+    for stage in ("fit", "finetune", "distill"):
+        named = settings.get(stage) if isinstance(settings, dict) else None
+        if isinstance(named, dict) and name in named:
+            raise DataError(f"{own}: the run was not made yet. Run `dvc repro {stage}@{name}`.")
+    return own

@@ -1,0 +1,124 @@
+"""Predict many images: an inventory of all, their features by the feature cache, and the model over the stored rows."""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.errors import StoreError
+from pipeline.extract.lock import exclusive_lock
+from pipeline.files import digest
+from pipeline.predict.inputs import Input
+from pipeline.predict.inventory import DATASET, Inventory, list_inputs
+from pipeline.predict.output_table import Block, Columns
+from pipeline.predict.row_source import RowSource
+from pipeline.runtime import Progress, Reporter
+from pipeline.store import keys as key_arrays
+from pipeline.store.features import Features
+
+BLOCK_BYTES, BLOCK_ROWS = 2**25, 16_384
+OLD = 86_400.0  # seconds after which the lists of a prediction that was killed are removed
+
+
+@contextmanager
+def predict_many(
+    columns: Columns,
+    inputs: Iterable[Input],
+    networks: Sequence[RowSource],
+    *,
+    cache_root: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+) -> Iterator[tuple[Iterator[Block], dict[str, int]]]:
+    """Yield the blocks of predictions of all inputs, in their order, and how many files are no rows, by kind.
+
+    networks: the model's own, and another one for `near` where there is one. The lists and the links to the cache's
+    shards lie below `<cache_root>/predict/` until the end of the block.
+    """
+    root = cache_root / "predict"
+    work = root / digest({"name": name})[:32]
+    _remove_old(root, cache_root)
+    with exclusive_lock(cache_root, work):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            with reporter.stage("list") as stage:
+                inventory = list_inputs(inputs, work, progress=stage.progress)
+            taps = [
+                _features(network, inventory, work / f"features{number}", cache_root, settings, reporter)
+                for number, network in enumerate(networks)
+            ]
+            with reporter.stage("predict") as stage:
+                yield _blocks(columns, inventory, networks, taps, stage.progress), inventory.others
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _features(
+    network: RowSource,
+    inventory: Inventory,
+    out: Path,
+    cache_root: Path,
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+) -> list[Features]:
+    """Return the features of all usable inputs, a tap each; none where no input is usable."""
+    if not inventory.usable:
+        return []
+    with reporter.stage("extract") as stage:
+        return network.extract(
+            DATASET,
+            manifests=inventory.manifests,
+            out=out,
+            cache_root=cache_root,
+            settings=settings,
+            reporter=stage,
+        )
+
+
+def _blocks(
+    columns: Columns,
+    inventory: Inventory,
+    networks: Sequence[RowSource],
+    taps: Sequence[Sequence[Features]],
+    progress: Progress,
+) -> Iterator[Block]:
+    """Yield the predictions of the inputs, as many at once as `BLOCK_BYTES` hold of their rows."""
+    every = [tap for own in taps for tap in own]
+    reasons = {item.key: item.reason for tap in every for item in tap.index.rejected}
+    width = sum(int(np.prod(tap.shape)) for tap in every)
+    size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, width))))
+    done = 0
+    with pq.ParquetFile(inventory.path) as file:
+        for batch in file.iter_batches(batch_size=size):
+            keys, why = batch["key"].to_pylist(), batch["reason"].to_pylist()
+            usable = np.array([key is not None for key in keys], dtype=bool)
+            known = key_arrays.from_hex([key for key in keys if key is not None])
+            stored = np.logical_and.reduce([tap.has(known) for tap in every]) if every else np.empty(0, bool)
+            for place, key in zip(np.flatnonzero(usable)[~stored], known[~stored], strict=True):
+                [text] = key_arrays.to_hex(np.array([key]))
+                why[place] = reasons.get(text, "it has no features")
+            found = [
+                {tap: features.load(known[stored]) for tap, features in zip(network.taps, own, strict=True)}
+                if own
+                else {tap: np.empty((0, 1)) for tap in network.taps}
+                for network, own in zip(networks, taps, strict=True)
+            ]
+            yield Block(batch["path"].to_pylist(), why, columns.model.answer_rows(found[0]), columns.nearest(found[-1]))
+            done += len(batch)
+            progress(done, inventory.rows)
+
+
+def _remove_old(root: Path, cache_root: Path) -> None:
+    """Remove what predictions left that were killed long ago; one that runs holds its lock."""
+    for folder in root.glob("*") if root.is_dir() else ():
+        with suppress(OSError, StoreError):
+            if time.time() - folder.stat().st_mtime > OLD:
+                with exclusive_lock(cache_root, folder):
+                    shutil.rmtree(folder)

@@ -1,0 +1,55 @@
+"""Open what `--near` needs: the training rows of a run, and the network that gives the same rows of new images."""
+
+from pipeline.backbones import serialization
+from pipeline.errors import DataError, bullets
+from pipeline.files import sha256_file
+from pipeline.inference.trained_model import (
+    TrainedModel,
+    precision_of,
+    read_run,
+    refuse_other_backbone,
+    spec_of,
+)
+from pipeline.predict.row_source import RowSource
+from pipeline.predict.training_rows import TrainingRows, learned_rows, taps_of
+from pipeline.store.identity import differences
+from pipeline.task import Task
+
+
+def open_training_rows(model: TrainedModel) -> tuple[TrainingRows, RowSource | None]:
+    """Return the training rows of a model's run, and the network for new rows, None where it is the model's own.
+
+    The features of a head are those of its run. Those of a trained network are of the backbone that it began with.
+    Raises DataError where the task or the features are not there or are others than the run's, and BackboneError for
+    another backbone.
+    """
+    record, folder = read_run(model.folder), model.folder
+    data = folder.absolute().parent.parent
+    path = data / "tasks" / f"{record.task.name}.parquet"
+    task = Task.read(path)
+    if sha256_file(path) != record.task.sha256:
+        raise DataError(f"{path}: expected the task that {folder} learned, got a changed one. Make the run again.")
+    name = record.backbone
+    taps = taps_of(data / "features" / name, model.record["input"], task)
+    training = TrainingRows.read(task, learned_rows(task, model.record["labels"], model.record["draw"]), taps)
+    if training is None:
+        raise DataError(
+            f"{data / 'features' / name}: expected features of the training rows of {folder}, which are compared with "
+            f"new images, got none. Run `dvc repro extract@{name}`."
+        )
+    identities = {tap.folder.name: tap.identity for tap in taps}
+    if model.head is not None:
+        problems = [
+            f"{tap}: {line}"
+            for tap, own in identities.items()
+            for line in differences(record.features[tap].identity, own)
+        ]
+        if problems:
+            title = f"{data / 'features' / name}: expected the features that {folder} was fitted on, got others"
+            raise DataError(bullets(title, problems[:12]))
+        return training, None
+    where = data / "backbones" / name
+    specs = {tap: spec_of(own) for tap, own in identities.items()}
+    refuse_other_backbone(serialization.read_spec(where), identities, specs, where=where, folder=folder)
+    precision = precision_of(next(iter(identities.values())))
+    return training, RowSource(where, serialization.read(where), specs, precision)
