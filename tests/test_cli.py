@@ -176,7 +176,8 @@ def test_help_lists_every_command(icecore: Command) -> None:
 def test_help_groups_commands_by_what_people_want(icecore: Command) -> None:
     lines = icecore("--help").out.splitlines()
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Options:", "Vectors of a folder:", "A project:", "Results:", "Stored features:"]
+    expected = ["Options:", "Vectors of a folder:", "A project:", "A trained model:", "Results:", "Stored features:"]
+    assert headings == expected
     vectors = lines[lines.index("Vectors of a folder:") : lines.index("A project:")]
     assert {line.split()[0] for line in vectors[1:] if line} == {"extract", "layers"}
 
