@@ -41,13 +41,13 @@ def export(
 
       icecore export data/models/pets exported/ --format openvino
     """
+    from pipeline.cli.predict import find_run
     from pipeline.export.run import export as export_model
     from pipeline.runtime import Reporter
     from pipeline.store.location import default_root
-    from stages import project
 
     result = export_model(
-        Path(run) if len(Path(run).parts) > 1 else project.MODELS / run,
+        find_run(run),
         out,
         form=format,
         int8=int8,
