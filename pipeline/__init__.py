@@ -7,7 +7,8 @@ The map of the library. A file imports from its own layer or from one below it.
        partition/
     2  sample/  prepare/  pretrain/  freeze/  extract/  split/  audit/  streaming/  heads/  fit/  training/  finetune/
        teach/  distill/
-    3  evaluate/  compare/  report/  embed  inference/  predict/  export/  projects/  cli/
+    3  evaluate/  compare/  report/  embed  inference/  predict/  explain/  export/
+       projects/  cli/
 
 Nothing is re-exported here: import a name from the module that defines it.
 """

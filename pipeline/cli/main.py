@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import cache, export, features, predict, project, project_add, project_new, results, vectors
+from pipeline.cli import cache, explain, export, features, predict, project, project_add, project_new, results, vectors
 from pipeline.errors import PipelineError
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
         *(project_new.init, project_new.run, project_new.demo),
         *(project.settings, project.check, project.plan, project.forecast, project.repro, project.stage),
     ),
-    "A trained model": (predict.predict, export.export),
+    "A trained model": (predict.predict, explain.explain, export.export),
     "Results": (results.info, results.leaderboard, results.wrong),
 }
 """Commands by the heading of `icecore --help`."""

@@ -1,0 +1,210 @@
+"""Explain what a model predicts of some images, and write the page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, DataError, PipelineError, requires, unknown
+from pipeline.explain.evidence import Evidence, Explained, find_evidence
+from pipeline.explain.near_samples import FindNear, NearSample, near_samples
+from pipeline.explain.pictures import overlay, picture
+from pipeline.files import write_text
+from pipeline.inference.answers import Answers
+from pipeline.inference.rows import InMemoryExtractor
+from pipeline.inference.trained_model import TrainedModel
+from pipeline.predict.training_rows import text_of
+from pipeline.loading.images import pixel_batches
+from pipeline.sources import filesystem
+
+MAPS = 2
+"""Classes whose evidence is shown where none is named."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of one image: the prediction, its evidence, and the nearest training samples."""
+
+    path: str
+    pixels: np.ndarray
+    prediction: str
+    top: list[tuple[str, float]]
+    explained: Explained
+    near: list[NearSample]
+
+
+def check_out(out: Path) -> Path:
+    """Return the page's path; raises ConfigError for a folder, and for a file that would be no page."""
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: expected a file such as {out / 'page.html'}, got a folder.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out {out}: expected a file that ends in .html, got {out.suffix or 'no ending'!r}.")
+    return out
+
+
+def explain(
+    model: TrainedModel,
+    images: Sequence[str],
+    out: Path,
+    *,
+    top: int = 5,
+    near: int = 5,
+    classes: Sequence[str] = (),
+    task: str | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> list[Explanation]:
+    """Write the page of some images, and return what it shows.
+
+    images: paths or URLs. top: classes that are listed with their scores. near: nearest training samples; where their
+    features are missing, the page and `log` say why. classes: whose evidence is shown; by default that of the two best.
+    task: one of the model's, by default the first.
+
+    Raises ConfigError for an unusable `out`, DataError for an unknown class or task and for an image that cannot be
+    used, with its path, and MissingExtraError without jinja2. The page appears when all images are explained.
+    """
+    check_out(out)
+    with requires("report", what="the page of `icecore explain`"):
+        import jinja2
+
+    number = _task_number(model, task)
+    outputs = _outputs(model, number, classes)
+    find, why_not = _open_near(model, near)
+    if why_not:
+        log(f"no nearest training samples: {why_not}")
+    extractor = InMemoryExtractor(model.backbone, model.taps, batch_size=1, precision=model.precision)
+    explanations = [
+        _explain_one(model, extractor, path, number, outputs, top=top, find=find) for path in map(str, images)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"readable": readable, "number": lambda value: f"{value:.4g}".replace("-", "−")}
+    views = [_view(one) for one in explanations]
+    head = "its own classifier" if model.head is None else str(model.record["head"])
+    page = environment.get_template("page.html").render(
+        run=model.folder.name,
+        task=model.tasks[number],
+        head=head,
+        taps=list(model.taps),
+        scores=model.scores,
+        images=views,
+        why_not=why_not,
+    )
+    write_text(out, page)
+    return explanations
+
+
+def readable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a file's name that are no text become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _task_number(model: TrainedModel, task: str | None) -> int:
+    names = [one.name for one in model.tasks]
+    if task is not None and task not in names:
+        raise DataError(f"{model.folder}: {unknown('task', task, names)}")
+    return 0 if task is None else names.index(task)
+
+
+def _outputs(model: TrainedModel, task: int, classes: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes whose evidence is asked for; empty for the best of each image."""
+    known = model.tasks[task].classes
+    for name in classes:
+        if not known:
+            raise DataError(f"{model.folder}: a regression has no classes, got --class {name}: leave it out.")
+        if name not in known:
+            raise DataError(f"{model.folder}: {unknown('class', name, known)}")
+    return [known.index(name) for name in dict.fromkeys(classes)]
+
+
+def _open_near(model: TrainedModel, count: int) -> tuple[FindNear | None, str]:
+    """Return what finds the nearest training samples; None with the reason where their features cannot be used."""
+    if count < 1:
+        return None, ""
+    try:
+        return near_samples(model, count), ""
+    except (PipelineError, OSError) as error:
+        return None, str(error)
+
+
+def _explain_one(
+    model: TrainedModel,
+    extractor: InMemoryExtractor,
+    path: str,
+    task: int,
+    outputs: Sequence[int],
+    *,
+    top: int,
+    find: FindNear | None,
+) -> Explanation:
+    try:
+        data = filesystem.read(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}. Expected an image file.") from None
+    try:
+        [pixels] = pixel_batches([data], extractor.reader, batch_size=1)
+    except DataError as error:
+        raise DataError(f"{path}: {str(error).removeprefix('image 0: ')}") from None
+    rows = extractor.run(pixels)
+    answers = model.answer_rows(rows)[task]
+    output = model.tasks[task]
+    best = _best_first(answers, output.classes)
+    wanted = list(outputs) or [number for number, _ in best[:MAPS]] or [0]
+    return Explanation(
+        path=path,
+        pixels=pixels[0],
+        prediction=text_of(answers.predicted[0], output.kind, output.classes),
+        top=[(output.classes[number], score) for number, score in best[:top] if np.isfinite(score)],
+        explained=find_evidence(model, pixels[0], rows, wanted, task=task),
+        near=[] if find is None else find(data, rows),
+    )
+
+
+def _best_first(answers: Answers, classes: Sequence[str]) -> list[tuple[int, float]]:
+    """Return the numbers of the classes with their scores, the largest first; without scores the predicted first."""
+    if not classes:
+        return []
+    scores = answers.scores[0]
+    if np.isfinite(scores).all():
+        order = np.argsort(-scores, kind="stable")
+    elif answers.predicted.ndim == 2:
+        order = np.argsort(~answers.predicted[0], kind="stable")
+    else:
+        order = np.array([list(classes).index(str(answers.predicted[0]))])
+    return [(int(number), float(scores[number])) for number in order]
+
+
+def _view(one: Explanation) -> dict[str, Any]:
+    """Return the values of an image for page.html."""
+    maps = [each.map for each in one.explained.evidence if each.map is not None]
+    largest = max((float(np.abs(map_).max()) for map_ in maps), default=0.0)
+    return {
+        "path": one.path,
+        "picture": picture(one.pixels),
+        "prediction": one.prediction,
+        "top": one.top,
+        "method": one.explained.method,
+        "overlays": [
+            {"name": each.name, "score": each.score, "picture": overlay(one.pixels, each.map, largest)}
+            for each in one.explained.evidence
+            if each.map is not None
+        ],
+        "parts": [_parts(each) for each in one.explained.evidence if len(each.taps) > 1],
+        "near": one.near,
+    }
+
+
+def _parts(evidence: Evidence) -> dict[str, Any]:
+    """Return the part of each tap in a score."""
+    return {
+        "name": evidence.name,
+        "taps": {tap: one.total for tap, one in evidence.taps.items()},
+        "intercept": evidence.intercept,
+        "score": evidence.score,
+    }
