@@ -248,6 +248,7 @@ WITH_TORCH = (
     "pipeline/backbones/",
     "pipeline/embed.py",
     "pipeline/inference/",
+    "pipeline/explain/",
     "pipeline/predict/",
     "pipeline/projects/backbone.py",
     "pipeline/engines/",

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.explain.pictures import thumbnail
-from pipeline.predict.near import open_training_rows
 from pipeline.inference.trained_model import TrainedModel
+from pipeline.predict.near import open_training_rows
 from pipeline.readers.image import decode
 from pipeline.sources import filesystem
 

@@ -15,8 +15,8 @@ from pipeline.files import write_text
 from pipeline.inference.answers import Answers
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel
-from pipeline.predict.training_rows import text_of
 from pipeline.loading.images import pixel_batches
+from pipeline.predict.training_rows import text_of
 from pipeline.sources import filesystem
 
 MAPS = 2
