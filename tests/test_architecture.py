@@ -225,6 +225,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
         "pipeline/finetune/",
         "pipeline/distill/",
         "pipeline/partition/",
+        "pipeline/explain/",
         "pipeline/export/",
         "pipeline/freeze/run.py",
         "pipeline/freeze/state_dict.py",
