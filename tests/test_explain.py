@@ -267,7 +267,7 @@ def test_maps_of_real_photos_show_the_half_of_each_class_and_need_real_weights(t
     assert pairs == 12
     assert right >= 11
 
-    # Over 16 photos the rank correlation was 0.06 in the mean and at most 0.37 with random weights. With the same weights
+    # Over 16 photos the rank correlation was 0.06 in the mean, at most 0.37 with random weights. With the same weights
     # and a head on half of the photos it was 0.92, and at least 0.76.
     fewer = {name: each[:7] for name, each in training.items()}
     chance, again = fit_on(squeezenet(tmp_path / "random", weights=False), fewer), fit_on(model.backbone, fewer)
