@@ -25,8 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.files import content_key, sha256_file
-from pipeline.store import cache, index, maintenance
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays, maintenance
 
 IDENTITY = {"node": "block1", "dtype": "float32"}
 PARTS, ROWS, WIDTH = 12, 125, 2_000  # shards of 1 MB

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import shards
 
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.shard_format import Layout
 from pipeline.streaming.rows import Rows

@@ -32,8 +32,7 @@ from pipeline.freeze.library_model import Weights
 from pipeline.freeze.run import freeze
 from pipeline.sample.config import SampleConfig
 from pipeline.sample.run import sample
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import address
 from pipeline.store.shard_format import Layout

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import classifier as headed
+from pipeline.backbones import replace_classifier as headed
 from pipeline.backbones import serialization, timm_models, torchvision_models
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.replay import check_replay, expected_logits

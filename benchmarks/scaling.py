@@ -46,7 +46,7 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.runtime import SILENT
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 TAP = "x"
 CONFIG = ExtractConfig(

@@ -25,8 +25,7 @@ from shards import write
 
 from pipeline.extract.run import commit
 from pipeline.runtime import cores, parallel_map
-from pipeline.store import cache, index
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.links import link_or_copy
 from pipeline.store.shard_format import ZSTD_LEVEL, Layout, ShardRecord

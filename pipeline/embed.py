@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError
-from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_check import forecast_disk
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
 from pipeline.extract.run import Extracted, extract, wide_taps

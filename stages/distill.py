@@ -6,7 +6,7 @@ from pipeline.distill.sources import Paths
 from pipeline.errors import counted
 from pipeline.files import write_json
 from pipeline.store import location
-from pipeline.training.history import line
+from pipeline.training.early_stopping import line
 from stages import project
 
 

@@ -7,7 +7,7 @@ from pipeline.finetune import run
 from pipeline.finetune.setup import Paths
 from pipeline.store import location
 from pipeline.training.config import FROM_BACKBONE
-from pipeline.training.history import line
+from pipeline.training.early_stopping import line
 from stages import project
 
 LR_RANGE = "--lr-range"

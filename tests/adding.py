@@ -7,8 +7,7 @@ import numpy as np
 import shards
 
 from pipeline.files import content_key
-from pipeline.store import cache, maintenance
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays, maintenance
 
 
 def add_eight(root: Path, first: int, ready: Connection) -> None:

@@ -14,8 +14,7 @@ from pipeline.files import content_key
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import Summary, fit
 from pipeline.predictions import Predictions, PredictionsFile
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.identity import address
 from pipeline.store.shard_format import Layout
 from pipeline.task import KIND, Kind, Task

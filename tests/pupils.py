@@ -14,12 +14,12 @@ from pipeline.backbones.hooks import collect
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.distill.feature_pairs import pairs_of
-from pipeline.distill.knowledge import LossesConfig
 from pipeline.distill.loss import DistillationLoss, OutputSlice
+from pipeline.distill.losses_config import LossesConfig
 from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.student import Output, Student
 from pipeline.distill.targets import DistillTargets
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.training.data import Batch, Samples
 from pipeline.training.loop import TrainContext
 

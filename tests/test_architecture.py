@@ -212,7 +212,7 @@ def test_no_packages_import_each_other_in_a_circle() -> None:
 # Where a library may be imported when a file is: everywhere else it is imported by the function that uses it, so that
 # settings are checked, and help is shown, at once.
 STREAMING = (
-    "pipeline/heads/answered.py",
+    "pipeline/heads/stored_answers.py",
     *(f"pipeline/streaming/{name}.py" for name in ("centroid", "lda", "logistic", "knn", "pca", "ridge", "scaler")),
 )
 """Estimators of scikit-learn's kind are subclasses of its classes; the table of heads names them by text."""
@@ -304,7 +304,7 @@ def test_torch_comes_along_only_where_networks_run() -> None:
         for path in sorted(loading)
         if not path.startswith(WITH_TORCH)
         or path.endswith(
-            ("__init__.py", "config.py", "backbones/spec.py", "training/config.py", "distill/knowledge.py")
+            ("__init__.py", "config.py", "backbones/spec.py", "training/config.py", "distill/losses_config.py")
         )
     ]
     assert wrong == []
@@ -337,7 +337,7 @@ def test_a_stage_has_one_name_in_all_four_places() -> None:
         "names",
         "effects",
         "coverage",
-        "preflight",
+        "check_references",
     }
     packages = {name.rstrip("/") for name in layers() if name.endswith("/")}
     assert set(DVC) - SHARING == set(PARAMS) == files - SHARING

@@ -26,8 +26,7 @@ from pipeline.audit.run import audit
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.runtime import Reporter
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.identity import address
 from pipeline.store.shard_format import Layout
 from pipeline.task import KIND, TYPES, Kind, Task

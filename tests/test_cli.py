@@ -28,8 +28,7 @@ from pipeline.evaluate.run import evaluate
 from pipeline.files import content_key, write_json
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
-from pipeline.store import cache, index
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.shard_format import Layout
 from pipeline.task import Task

@@ -36,7 +36,7 @@ from pipeline.inference.trained_model import load
 from pipeline.model_record import to_json
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.runtime import Reporter
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import KIND, Task, training_sets
 from pipeline.teach.teacher import Teacher
 from pipeline.training.data import normalise

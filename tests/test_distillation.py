@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.backbones.spec import Tap
 from pipeline.distill import kd_losses
 from pipeline.distill.feature_pairs import FeaturePair
-from pipeline.distill.knowledge import LossesConfig, at
 from pipeline.distill.loss import DistillationLoss, OutputSlice
+from pipeline.distill.losses_config import LossesConfig, at
 from pipeline.distill.online_teacher import TeacherOutput
 from pipeline.distill.student import Output
 from pipeline.distill.targets import DistillTargets

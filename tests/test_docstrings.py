@@ -16,8 +16,7 @@ from pipeline.backbones import glyphs, serialization
 from pipeline.files import content_key
 from pipeline.fit.config import FitConfig
 from pipeline.fit.run import fit
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.shard_format import Layout
 from pipeline.task import Task
 

@@ -442,7 +442,7 @@ Path(sys.argv[2]).write_bytes(export(backbone, NETWORKS[Residual]))
 def test_a_graph_has_the_same_bytes_in_each_process_and_layout_and_no_place_of_a_file(
     graphs: Path, tmp_path: Path
 ) -> None:
-    data = onnx_export.exported(backbone_of(Residual), NETWORKS[Residual], cache=graphs)
+    data = onnx_export.cached_export(backbone_of(Residual), NETWORKS[Residual], cache=graphs)
     root = Path(__file__).parent.parent
     done = [sys.executable, "-c", PROGRAM, str(root), str(tmp_path / "other.onnx")]
     subprocess.run(done, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
@@ -454,7 +454,7 @@ def test_a_graph_has_the_same_bytes_in_each_process_and_layout_and_no_place_of_a
 def test_a_graph_names_its_outputs_after_the_taps_and_takes_any_batch(graphs: Path) -> None:
     import onnx
 
-    data = onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
+    data = onnx_export.cached_export(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [output.name for output in model.graph.output] == list(NETWORKS[Glyphs])
@@ -470,15 +470,15 @@ def test_a_graph_ends_at_its_last_tap_and_is_kept_and_read_again(
     import onnx
 
     backbone, specs = backbone_of(Glyphs), {"early": TapSpec(node="0", pool="mean")}
-    data = onnx_export.exported(backbone, specs, cache=tmp_path)
+    data = onnx_export.cached_export(backbone, specs, cache=tmp_path)
     model = onnx.load_from_string(data)
     assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
     assert not any("8." in value.name for value in model.graph.initializer)
     (path,) = (tmp_path / "onnx").iterdir()
     assert path.read_bytes() == data
     monkeypatch.setattr(onnx_export, "export", lambda *_: b"")
-    assert onnx_export.exported(backbone, specs, cache=tmp_path) == data
-    assert onnx_export.exported(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
+    assert onnx_export.cached_export(backbone, specs, cache=tmp_path) == data
+    assert onnx_export.cached_export(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
 
 
 # Auto -----------------------------------------------------------------------------------------------------------------
@@ -504,9 +504,9 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def exported(graphs: Path, tmp_path: Path) -> Path:
+def cached_export(graphs: Path, tmp_path: Path) -> Path:
     """A cache with the graph of `Glyphs`, and nothing remembered."""
-    onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
+    onnx_export.cached_export(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
     shutil.copytree(graphs / "onnx", tmp_path / "onnx")
     return tmp_path
 
@@ -599,7 +599,7 @@ def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path, monkeypatc
     with pytest.raises(
         StoreError, match=r"file: the feature cache cannot be written: Not a directory\. Set ICECORE_CAC"
     ):
-        onnx_export.exported(backbone_of(Glyphs), NETWORKS[Glyphs], cache=tmp_path / "file")
+        onnx_export.cached_export(backbone_of(Glyphs), NETWORKS[Glyphs], cache=tmp_path / "file")
 
 
 def test_an_engine_that_is_asked_for_is_not_replaced() -> None:

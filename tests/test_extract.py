@@ -41,8 +41,7 @@ from pipeline.readers.image import ImageReader
 from pipeline.runtime import Reporter
 from pipeline.settings.check import Section, check
 from pipeline.sources import SampleLocation
-from pipeline.store import cache, index, maintenance
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays, maintenance
 from pipeline.store.features import Features
 from pipeline.text import Line
 

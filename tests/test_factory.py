@@ -408,7 +408,7 @@ def test_the_cache_of_trainings_depends_on_all_code_that_trains_and_on_no_commen
     distill = user_code.trace("pipeline.distill.run", of_icecore=True)
     shared = {
         "pipeline.readers.augment",
-        "pipeline.backbones.classifier",
+        "pipeline.backbones.replace_classifier",
         "pipeline.loading.batches",
         "pipeline.training.loop",
     }

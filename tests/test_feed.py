@@ -18,7 +18,7 @@ from pipeline.loading.batches import Batch, batches, first_pixels
 from pipeline.loading.decoders import Threads
 from pipeline.loading.samples import WHERE, Samples, reading_order
 from pipeline.readers import Sample
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from pipeline.cli import main
 from pipeline.errors import DataError, Interrupted, StoreError
 from pipeline.extract import disk_forecast, summary
 from pipeline.extract import throughput as pilot_module
-from pipeline.extract.alternatives import forecast_disk
 from pipeline.extract.config import ExtractConfig
+from pipeline.extract.disk_check import forecast_disk
 from pipeline.extract.disk_forecast import Forecast, Size, Space
 from pipeline.extract.lock import exclusive_lock, path_of
 from pipeline.extract.plan import plan
@@ -238,7 +238,7 @@ def test_what_would_fit_is_measured_against_the_fullest_file_system() -> None:
             ("two", 51, Space(Path("out"), 111, 110)),
         ]
     }
-    text = disk_forecast.shortage(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), others)
+    text = disk_forecast.shortage_message(Forecast(todo, {"a": Size(4, 1, 25, 100, False)}, spaces), others)
     assert text is not None
     assert "would fit: one: 50 B" in text
     assert "two" not in text

@@ -18,8 +18,8 @@ from torchvision import models
 from torchvision.models.regnet import BlockParams
 
 from pipeline.backbones import glyphs, serialization, torchvision_models
-from pipeline.backbones.classifier import replace_classifier
 from pipeline.backbones.hooks import collect
+from pipeline.backbones.replace_classifier import replace_classifier
 from pipeline.backbones.serialization import weights_digest
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
 from pipeline.engines.torch_engine import TorchEngine

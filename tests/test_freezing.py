@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from small_networks import backbone, glyph_net, images, labels
 from torch import Tensor, nn
 
-from pipeline.backbones import classifier, hooks
+from pipeline.backbones import hooks, replace_classifier
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, ConfigError
@@ -317,8 +317,10 @@ def test_a_batch_of_one_is_refused_where_batch_norm_would_learn_from_it() -> Non
 
 def test_all_that_is_new_is_trained_with_the_head_and_never_frozen() -> None:
     found = glyph_net()
-    network, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, hidden=4, convolution=3)
-    new = classifier.new_parts(architecture)
+    network, architecture = replace_classifier.replace_classifier(
+        found.spec, found.module, classes=3, hidden=4, convolution=3
+    )
+    new = replace_classifier.new_parts(architecture)
     assert new == ("block3.7", "classifier")
     frozen = prepare(network, found.spec, "head", batch_norm="frozen", new=new)
     found = Backbone(found.spec, network)

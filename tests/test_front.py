@@ -30,7 +30,7 @@ from pipeline.predictions import PredictionsFile
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split
 from pipeline.store.features import Features
-from pipeline.store.keys import from_hex, to_hex
+from pipeline.store.key_arrays import from_hex, to_hex
 from pipeline.task import Task
 from stages import project
 

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models
 
 from pipeline import engines
-from pipeline.backbones import classifier, hooks, serialization, user_module
+from pipeline.backbones import hooks, replace_classifier, serialization, user_module
 from pipeline.backbones.replay import replay
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
@@ -58,9 +58,9 @@ def test_the_classifier_of_any_network_is_replaced_without_its_name(name: str) -
     with torch.no_grad():
         before = hooks.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
     names = set(found.module.state_dict())
-    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=4, dropout=0.5)
+    made, architecture = replace_classifier.replace_classifier(found.spec, found.module, classes=4, dropout=0.5)
     assert made is found.module
-    assert (architecture["at"],) == classifier.new_parts(architecture) == (FAMILIES[name],)
+    assert (architecture["at"],) == replace_classifier.new_parts(architecture) == (FAMILIES[name],)
     with torch.no_grad():
         assert made(inputs).shape == (3, 4)
         after = hooks.collect(made, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
@@ -102,7 +102,7 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
         side = 64 if name == "squeezenet1_1" else 32
         network = models.get_model(name, weights=None)
         found = backbone(network, side=side, family="torchvision", name=name)
-    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, **HEADS[head])
+    made, architecture = replace_classifier.replace_classifier(found.spec, found.module, classes=3, **HEADS[head])
     assert not any(part.training for part in made.modules())  # as the network was
     inputs = images(found.spec, 2)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_a_network_with_a_new_head_is_written_and_read(name: str, head: str, tmp
         values = hooks.collect(again.module, inputs, specs, again.spec.taps)
     assert torch.equal(values["out"], logits)
     assert values["last"].shape[1:] == again.spec.taps["penultimate"].shape
-    assert classifier.classifier_node(again.spec) == classifier.classifier_node(found.spec)
+    assert replace_classifier.classifier_node(again.spec) == replace_classifier.classifier_node(found.spec)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
     spec = family(small).spec.model_copy(update={"architecture": {"family": "torchvision", "name": name}})
     with torch.device("meta"):
         network = models.get_model(name, weights=None)
-        made, architecture = classifier.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
+        made, architecture = replace_classifier.replace_classifier(spec, network, classes=4, hidden=6, dropout=0.5)
         again = serialization.build(architecture)
     shapes, found = ({key: one.shape for key, one in part.state_dict().items()} for part in (made, again))
     assert shapes == found
@@ -138,9 +138,11 @@ def test_an_architecture_is_built_as_it_was_made(name: str) -> None:
 
 def test_a_new_head_is_replaced_by_another(tmp_path: Path) -> None:
     found = glyph_net()
-    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3, hidden=6, dropout=0.1)
+    made, architecture = replace_classifier.replace_classifier(
+        found.spec, found.module, classes=3, hidden=6, dropout=0.1
+    )
     once = written("once", made, architecture, tmp_path, found)
-    twice, architecture = classifier.replace_classifier(once.spec, once.module, classes=2, hidden=7)
+    twice, architecture = replace_classifier.replace_classifier(once.spec, once.module, classes=2, hidden=7)
     assert [tuple(one.shape) for one in twice.classifier.parameters()] == [(7, 8), (7,), (2, 7), (2,)]
     again = written("twice", twice, architecture, tmp_path, found)
     inputs = images(found.spec, 2)
@@ -152,7 +154,9 @@ def test_the_new_convolution_comes_after_the_last_maps() -> None:
     places = {}
     for name in ("densenet121", "mobilenet", "resnet", "squeezenet1_1", "vgg"):
         found = family(name)
-        network, architecture = classifier.replace_classifier(found.spec, found.module, classes=4, convolution=3)
+        network, architecture = replace_classifier.replace_classifier(
+            found.spec, found.module, classes=4, convolution=3
+        )
         places[name] = architecture["convolution"]["at"]
         with torch.no_grad():
             assert network(images(found.spec, 3)).shape == (3, 4)
@@ -169,7 +173,7 @@ def test_a_network_without_maps_at_its_end_has_no_place_for_a_convolution() -> N
     found = backbone("vit")
     message = r"vit: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none\. Leave"
     with pytest.raises(BackboneError, match=message):
-        classifier.replace_classifier(found.spec, found.module, classes=3, convolution=3)
+        replace_classifier.replace_classifier(found.spec, found.module, classes=3, convolution=3)
 
 
 class Several(nn.Module):
@@ -187,7 +191,7 @@ def test_a_network_that_gives_no_tensor_gets_no_classifier() -> None:
     found = backbone(Several(), family="module")
     message = r"module: expected a network that gives one tensor with a row per image, to put a classifier on, got none"
     with pytest.raises(BackboneError, match=message):
-        classifier.replace_classifier(found.spec, found.module, classes=3)
+        replace_classifier.replace_classifier(found.spec, found.module, classes=3)
 
 
 # From a fitted head --------------------------------------------------------------------------------------------------
@@ -241,10 +245,10 @@ def test_a_network_starts_from_a_fitted_head() -> None:
     y = np.array(["dog", "cat", "cow"])[np.arange(60) % 3]
     head = create("logistic", {}, scale="standard").fit(rows, y)
     for dropout in (0.0, 0.5):
-        made, architecture = classifier.replace_classifier(
+        made, architecture = replace_classifier.replace_classifier(
             found.spec, copy.deepcopy(found.module), classes=3, dropout=dropout
         )
-        classifier.start_from(made, architecture, linear_layer.linear_of(head, classes=["cat", "cow", "dog"]))
+        replace_classifier.start_from(made, architecture, linear_layer.linear_of(head, classes=["cat", "cow", "dog"]))
         with torch.no_grad():
             np.testing.assert_allclose(made(inputs).softmax(1).numpy(), head.predict_proba(rows), atol=1e-5)
 
@@ -282,9 +286,11 @@ def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
         ({"classes": 4}, r"got one of \(4, 8\)"),
     ):
         found = glyph_net()
-        made, architecture = classifier.replace_classifier(found.spec, found.module, **{"classes": 3, **options})
+        made, architecture = replace_classifier.replace_classifier(
+            found.spec, found.module, **{"classes": 3, **options}
+        )
         with pytest.raises(BackboneError, match=message):
-            classifier.start_from(made, architecture, nn.Linear(8, 3))
+            replace_classifier.start_from(made, architecture, nn.Linear(8, 3))
 
 
 # Ends of more than one layer ------------------------------------------------------------------------------------------
@@ -369,13 +375,13 @@ ENDS = {
     "softmax": (6, "head", True),
     "scale per class": (6, "head", True),
     "norm of classes": (6, "head", True),
-    "norm": (5, classifier.APPENDED, False),
+    "norm": (5, replace_classifier.APPENDED, False),
     "keyword": (6, "head", False),
     "convolution": (6, "head", True),
-    "heads": (12, classifier.APPENDED, False),
-    "same heads": (6, classifier.APPENDED, False),
-    "none": (6, classifier.APPENDED, False),
-    "maps": (6, classifier.APPENDED, False),
+    "heads": (12, replace_classifier.APPENDED, False),
+    "same heads": (6, replace_classifier.APPENDED, False),
+    "none": (6, replace_classifier.APPENDED, False),
+    "maps": (6, replace_classifier.APPENDED, False),
 }
 
 
@@ -391,9 +397,9 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
         rows = hooks.collect(found.module, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
     if kind not in ("maps", "convolution"):  # whose rows are means
         np.testing.assert_allclose(replay(found, rows.numpy()), found.module(inputs).detach().numpy(), atol=1e-6)
-    made, architecture = classifier.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
+    made, architecture = replace_classifier.replace_classifier(found.spec, copy.deepcopy(found.module), classes=3)
     assert (architecture["at"], bool(architecture.get("ends"))) == (at, ends)
-    last = classifier.last_layer(made, architecture)
+    last = replace_classifier.last_layer(made, architecture)
     expected = nn.functional.linear(rows, last.get_parameter("weight").flatten(1), last.get_parameter("bias"))
     assert torch.allclose(made(inputs), expected, atol=1e-6)
     made.train()
@@ -411,11 +417,11 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
     part = suffix(made, "penultimate", spec=found.spec)
     assert torch.allclose(part(rows), expected, atol=1e-6)
     start = nn.Linear(width, 3)
-    classifier.start_from(made, architecture, start)
+    replace_classifier.start_from(made, architecture, start)
     with torch.no_grad():
         assert torch.allclose(made(inputs), start(rows), atol=1e-6)
     # a classifier that was put in before is replaced at the same place
-    twice, second = classifier.replace_classifier(again.spec, again.module, classes=2, hidden=4)
+    twice, second = replace_classifier.replace_classifier(again.spec, again.module, classes=2, hidden=4)
     assert second["at"] == at
     assert twice(inputs).shape == (4, 2)
     assert serialization.build(second)(inputs).shape == (4, 2)
@@ -428,7 +434,7 @@ def test_a_network_that_ends_at_its_new_classifier_is_exported_with_its_values(k
     pytest.importorskip(engine)
     torch.manual_seed(0)
     found = backbone(make_end(kind), **user_module.architecture(f"{__name__}:make_end", {"kind": kind}))
-    made, architecture = classifier.replace_classifier(found.spec, found.module, classes=3)
+    made, architecture = replace_classifier.replace_classifier(found.spec, found.module, classes=3)
     ended = backbone(serialization.freeze(made), **architecture)
     specs = {node: TapSpec(node=node, dtype="float32") for node in ("penultimate", "logits")}
     pixels = {"pixels": np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)}

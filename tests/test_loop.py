@@ -20,7 +20,7 @@ from pipeline.runtime import Reporter
 from pipeline.training.checkpoint import BEST, LAST
 from pipeline.training.config import FromTap
 from pipeline.training.data import Batch
-from pipeline.training.history import History
+from pipeline.training.early_stopping import History
 from pipeline.training.loop import TrainContext, make_fabric, predict_logits, step, steps_per_epoch, train
 from pipeline.training.losses import SupervisedLoss, mixing
 from pipeline.training.lr_finder import range_test, suggest_rate

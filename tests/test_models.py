@@ -12,7 +12,7 @@ from small_networks import backbone
 from torch import nn
 from torchvision import models as torchvision
 
-from pipeline.backbones import classifier as headed
+from pipeline.backbones import replace_classifier as headed
 from pipeline.backbones.spec import InputSpec
 from pipeline.readers.image import ImageSpec
 

@@ -10,8 +10,8 @@ import torch
 import tuning
 
 from pipeline.task import KIND, TYPES, Kind, Task, Training
-from pipeline.training import classifier_init
-from pipeline.training.classifier_init import Probe, fit_probe, sample
+from pipeline.training import linear_probe
+from pipeline.training.linear_probe import Probe, fit_probe, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ def fitted(folder: Path, kind: Kind, targets: list[Any], train: int) -> Probe:
 
 
 def test_of_many_rows_as_many_of_each_class_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier_init, "MOST_ROWS", 10)
+    monkeypatch.setattr(linear_probe, "MOST_ROWS", 10)
     targets = np.array(["common"] * 50 + ["rare"] * 4 + ["left out"] * 3, dtype=object)
     rows = sample(np.arange(54), targets, "classification")
     assert sorted(rows.tolist()) == rows.tolist()

@@ -16,7 +16,7 @@ from pipeline.files import content_key
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.sources import SampleLocation
-from pipeline.store import keys
+from pipeline.store import key_arrays
 
 
 def manifest_of(folder: Path, dataset: str, rows: list[tuple[str, str, str | None, int | None, int]]) -> None:
@@ -39,9 +39,9 @@ def test_places_come_with_their_keys_in_any_order(tmp_path: Path) -> None:
         content_key(b"y"): SampleLocation("y.png", None, None, 8),
         content_key(b"z"): SampleLocation("b.parquet/3", "b.parquet#image", 3, 9),
     }
-    assert keys.to_hex(samples.keys) == sorted(where)
+    assert key_arrays.to_hex(samples.keys) == sorted(where)
     rows = np.array([2, 0, 1, 0])
-    held = keys.to_hex(samples.keys)
+    held = key_arrays.to_hex(samples.keys)
     assert samples.take(rows).places() == [where[held[row]] for row in rows]
     assert samples.take(np.empty(0, np.int64)).places() == []
     assert pa.types.is_dictionary(samples.where["container"].type)
@@ -60,13 +60,13 @@ def test_manifests_without_containers_and_without_rows_are_read(tmp_path: Path) 
 @given(st.lists(st.binary(min_size=16, max_size=16)), st.integers(0, 3), st.booleans())
 def test_keys_are_read_as_bytes_reads_hex(values: list[bytes], first: int, large: bool) -> None:
     texts = pa.array([value.hex() for value in values], pa.large_string() if large else pa.string()).slice(first)
-    assert keys.to_hex(keys.from_arrow(texts)) == [value.hex() for value in values[first:]]
+    assert key_arrays.to_hex(key_arrays.from_arrow(texts)) == [value.hex() for value in values[first:]]
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16) | st.sampled_from([b"a" * 16, b"a" * 8 + bytes(8), bytes(16)])))
 def test_distinct_keys_come_sorted_with_the_place_of_the_first(values: list[bytes]) -> None:
-    found, first = keys.distinct(np.array(values, keys.DTYPE))
-    assert keys.to_hex(found) == [value.hex() for value in sorted(set(values))]
+    found, first = key_arrays.distinct(np.array(values, key_arrays.DTYPE))
+    assert key_arrays.to_hex(found) == [value.hex() for value in sorted(set(values))]
     assert first.tolist() == [values.index(value) for value in sorted(set(values))]
 
 
@@ -74,9 +74,9 @@ def test_distinct_keys_come_sorted_with_the_place_of_the_first(values: list[byte
 def test_what_is_no_key_is_refused(wrong: str) -> None:
     texts = pa.array(["ab" * 16] * 3 + [wrong] + ["cd" * 16])
     with pytest.raises(DataError, match=f"keys: expected 32 hex digits each, got '{wrong}'. Run prepare again"):
-        keys.from_arrow(texts)
+        key_arrays.from_arrow(texts)
     with pytest.raises(DataError, match=r"keys: expected 32 hex digits each, got a row without a key. Run prepare"):
-        keys.from_arrow(pa.array(["ab" * 16, None]))
+        key_arrays.from_arrow(pa.array(["ab" * 16, None]))
 
 
 def test_a_million_keys_take_little_more_than_what_is_made_of_them() -> None:
@@ -88,7 +88,7 @@ def test_a_million_keys_take_little_more_than_what_is_made_of_them() -> None:
     pool = pa.default_memory_pool()
     before, begun = pool.bytes_allocated(), time.monotonic()
     tracemalloc.start()
-    found = keys.from_arrow(column)
+    found = key_arrays.from_arrow(column)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.tobytes() == values

@@ -26,8 +26,7 @@ from pipeline.prepare.run import prepare
 from pipeline.readers.augment import Views
 from pipeline.readers.transforms import AugmentConfig
 from pipeline.runtime import Reporter
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.features import Features
 from pipeline.training import data as module
 from pipeline.training.data import Batch, FeatureSamples, PixelSamples, Samples, _batches, batch_count, view_of_epoch

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.files import content_key
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored
 from pipeline.store.row_buffer import row_bytes

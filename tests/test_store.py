@@ -29,8 +29,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import content_key, digest, scratch, sha256_file, temporary_path
 from pipeline.readers.image import ImageSpec
-from pipeline.store import cache, index, location, maintenance, shard_reader
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays, location, maintenance, shard_reader
 from pipeline.store.cache import CacheEntry
 from pipeline.store.dtypes import ON_DISK, Stored, encode
 from pipeline.store.export import export

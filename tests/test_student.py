@@ -20,7 +20,7 @@ from pipeline.backbones.hooks import collect
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputSpec, Tap, TapSpec
 from pipeline.distill.feature_pairs import FeaturePair, as_maps, average_pool, pairs_of
-from pipeline.distill.knowledge import LossesConfig
+from pipeline.distill.losses_config import LossesConfig
 from pipeline.distill.online_teacher import OnlineTeacher
 from pipeline.distill.student import Output, Student
 from pipeline.errors import BackboneError, TrainingError

@@ -34,8 +34,7 @@ from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.augment import Views
 from pipeline.runtime import Reporter
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.features import Features
 from pipeline.teach import top_k
 from pipeline.teach.config import TeachConfig

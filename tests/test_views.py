@@ -16,8 +16,8 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.engines import create
 from pipeline.errors import EngineError, StoreError
 from pipeline.extract import job_files
-from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig, folder_of
+from pipeline.extract.disk_check import explain_shortage, forecast_disk
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
 from pipeline.extract.run import Extracted, extract
@@ -33,7 +33,7 @@ from pipeline.readers.augment import View, Views, as_made_now
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import address, identity
 from pipeline.training.data import FeatureSamples, PixelSamples
@@ -239,7 +239,7 @@ def test_views_are_in_the_forecast_and_without_them_it_may_fit(job: Job, monkeyp
     assert found.spaces[0].passing == plain.spaces[0].passing  # one view is made after another
     assert "seen.view2: 12 rows to compute, 0 known" in str(found)
     monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: plain.spaces[0].needed)
-    message = shortage(request, forecast_disk(request, **room), **room)
+    message = explain_shortage(request, forecast_disk(request, **room), **room)
     assert message is not None
     assert "would fit: without views" in message
     assert "would fit: without seen" in message

@@ -14,8 +14,7 @@ from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, find_taps
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
-from pipeline.store import index
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays
 from pipeline.store.shard_format import Layout
 from pipeline.task import Kind, Task, column_of
 

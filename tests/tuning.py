@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.serialization import Backbone
 from pipeline.loading.image_cache import Pixels
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.training import freezing
 from pipeline.training.config import LoopConfig
 from pipeline.training.data import PixelSamples, normalise

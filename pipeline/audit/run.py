@@ -18,7 +18,7 @@ from pipeline.errors import counted
 from pipeline.files import AnyPath, as_path
 from pipeline.runtime import Reporter
 from pipeline.split.assign import position
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.streaming.rows import Rows
 from pipeline.task import Task

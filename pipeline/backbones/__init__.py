@@ -5,8 +5,8 @@
 
 ARCHITECTURES = {
     "glyphs": "pipeline.backbones.glyphs:build",
-    "headed": "pipeline.backbones.classifier:build",
-    "headless": "pipeline.backbones.classifier:build_headless",
+    "headed": "pipeline.backbones.replace_classifier:build",
+    "headless": "pipeline.backbones.replace_classifier:build_headless",
     "module": "pipeline.backbones.user_module:build",
     "timm": "pipeline.backbones.timm_models:build",
     "torchvision": "pipeline.backbones.torchvision_models:build",

@@ -7,7 +7,7 @@ A node is one of
     penultimate      one vector per sample: what the classifier gets, averaged over positions where that is a map or
                      tokens. Of several classifiers side by side what all get, one after the other where they get
                      different vectors. Without a classifier the network's own output, averaged likewise. The rule for
-                     what a classifier is stands in classifier.py
+                     what a classifier is stands in find_classifier.py
     layer1.0.relu    a module, by its name: what it returns; with _1, _2, … for later calls of the same module
     layer1.0.add     a function that is called outside of torch's own layers, by the module that calls it and its own
                      name, numbered likewise: the names that torchvision's graphs have

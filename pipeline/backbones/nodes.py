@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.backbones.find_classifier import decide, find_classifier, has_weights
 from pipeline.backbones.hooks import (
     FUNCTION,
     INPUT,
@@ -23,7 +24,6 @@ from pipeline.backbones.hooks import (
     numbered,
     one_path,
 )
-from pipeline.backbones.penultimate import decide, find_classifier, has_weights
 from pipeline.backbones.spec import InputPart, Tap
 
 ROWS = 2  # in the batch that is sent through

@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline.backbones import ARCHITECTURES, probe
+from pipeline.backbones import ARCHITECTURES, reference_output
 from pipeline.backbones.aliases import aliases
 from pipeline.backbones.nodes import survey
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap
@@ -126,7 +126,7 @@ def write(
         taps=taps,
         aliases=aliases(architecture, taps),
         classes=tuple(classes),
-        probe=probe.take(network, inputs.shape, packages=probe.packages_of(architecture)),
+        probe=reference_output.take(network, inputs.shape, packages=reference_output.packages_of(architecture)),
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)
@@ -194,5 +194,5 @@ def read(folder: AnyPath) -> Backbone:
     network = build(spec.architecture)
     load_state(network, state, where=str(folder))
     if spec.probe is not None:
-        probe.check(freeze(network), spec.input.shape, spec.probe, where=str(folder))
+        reference_output.check(freeze(network), spec.input.shape, spec.probe, where=str(folder))
     return Backbone(spec=spec, module=freeze(network))

@@ -106,8 +106,8 @@ def extract_folder(
 
 def refuse_if_full(request: Any, forecast: Any, out: Path) -> None:
     """Raise StoreError where the features of a request do not fit on the disks of `out` and of the feature cache."""
-    from pipeline.extract.alternatives import shortage
-    from pipeline.extract.disk_forecast import refuse
+    from pipeline.extract.disk_check import explain_shortage
+    from pipeline.extract.disk_forecast import raise_if_short
     from pipeline.store import location
 
-    refuse(shortage(request, forecast, cache_root=location.default_root(), out=out))
+    raise_if_short(explain_shortage(request, forecast, cache_root=location.default_root(), out=out))

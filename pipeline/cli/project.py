@@ -54,13 +54,13 @@ def check(
     """
     from pipeline.settings.check import refuse
     from pipeline.settings.params import check_rewriting, with_lines
-    from stages import preflight, project
+    from stages import check_references, project
 
     note_upgrade()
 
     values, problems = project.examine(params)
     if not fast:
-        problems += preflight.find_problems(values)
+        problems += check_references.find_problems(values)
     refuse(with_lines(problems, params), where=str(params))
     for line in check_rewriting(params):
         typer.echo(f"note: {line}", err=True)
@@ -70,10 +70,10 @@ def check(
 
 def problems_of(params: Path) -> list[str]:
     """Return every problem of settings that lie in the working directory, as `icecore check` finds them."""
-    from stages import preflight, project
+    from stages import check_references, project
 
     values, problems = project.examine(params)
-    return [*problems, *preflight.find_problems(values)]
+    return [*problems, *check_references.find_problems(values)]
 
 
 def plan(
@@ -127,7 +127,7 @@ def forecast(
 
 def _forecast_disk(name: str) -> Any:
     """Return the request of an entry of `extract` in params.yaml, and the bytes that it takes."""
-    from pipeline.extract.alternatives import forecast_disk
+    from pipeline.extract.disk_check import forecast_disk
     from pipeline.extract.request import read
     from pipeline.store import location
     from stages import project

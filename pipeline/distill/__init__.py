@@ -1,7 +1,7 @@
 """Distillation: train a student on labels and on the outputs of teachers.
 
 config          settings: `DistillConfig`
-knowledge       settings of the losses
+losses_config   settings of the losses
 tasks           the tasks of a run, each with its teachers
 dataset         the samples of the student, with labels and the outputs of teachers
 targets         the targets of a batch
@@ -12,7 +12,7 @@ kd_losses       the losses of knowledge distillation
 loss            the weighted sum of all losses
 costs           what student and teachers cost
 sources         the networks and runs that teachers come from: scores computed again
-probe           the fitted heads that a new classifier starts as
+task_probes     the fitted heads that a new classifier starts as
 setup           load tasks, teachers and student; build the job of one training set
 run             train each training set, predict, write the best student
 """

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.distill.knowledge import LossesConfig
+from pipeline.distill.losses_config import LossesConfig
 from pipeline.training.config import SCRATCH, BatchNorms, RunConfig
 from pipeline.training.effects import idle_init
 

@@ -16,7 +16,7 @@ from pipeline.distill.tasks import StudentTask, check_rows
 from pipeline.loading.image_cache import Pixels
 from pipeline.readers.augment import Views
 from pipeline.readers.transforms import AugmentConfig
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import Training
 from pipeline.teach.teacher import Teacher
 from pipeline.training.data import IN_MEMORY, PixelSamples, view_of_epoch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.backbones.spec import BackboneSpec, Tap
-from pipeline.distill.knowledge import LossesConfig
+from pipeline.distill.losses_config import LossesConfig
 from pipeline.errors import TrainingError, bullets, unknown, unknown_node
 
 MAPS = ("CHW", "HWC")

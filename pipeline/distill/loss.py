@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.distill import kd_losses
 from pipeline.distill.feature_pairs import FeaturePair
-from pipeline.distill.knowledge import LossesConfig, at
+from pipeline.distill.losses_config import LossesConfig, at
 from pipeline.distill.online_teacher import TeacherOutput
 from pipeline.distill.student import Output
 from pipeline.distill.targets import DistillTargets

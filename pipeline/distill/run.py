@@ -36,8 +36,8 @@ from pipeline.training.run import RunResult, train_sets
 def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT) -> NetworkFit:
     """Train, predict and write everything; return the record of the student that was kept.
 
-    `datasets` have the samples of all tasks. A message per training set says what is learned from, before anything is
-    trained. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers
+    `datasets` have the samples of all tasks. Before training, a message per training set gives its
+    number of samples and its teachers. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers
     and settings do not go together, and where training fails.
     """
     run = load_run(config, paths, datasets=datasets)
@@ -99,7 +99,7 @@ def _predict(run: RunContext, job: TrainingJob, number: int, rows: np.ndarray) -
 
 
 def _validation_record(predictions: Predictions) -> dict[str, Any]:
-    """Return what model.json records of a further task: validation rows alone, since test rows choose nothing."""
+    """Return what model.json records of a further task, from validation rows only: test rows must choose nothing."""
     validation = predictions.splits == "validation"
     right = predictions.predicted[validation] == predictions.targets[validation]
     right = right.all(axis=1) if right.ndim == 2 else right

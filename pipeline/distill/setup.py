@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.backbones import serialization
-from pipeline.backbones.classifier import last_layer, new_parts, start_from
+from pipeline.backbones.replace_classifier import last_layer, new_parts, start_from
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap
 from pipeline.backbones.user_code import digest_of_icecore
@@ -18,9 +18,9 @@ from pipeline.distill.dataset import NO_LABEL, DistillSamples, DistillSet, build
 from pipeline.distill.feature_pairs import pairs_of
 from pipeline.distill.loss import DistillationLoss
 from pipeline.distill.online_teacher import OnlineTeacher
-from pipeline.distill.probe import fit_task_probe, join_heads
 from pipeline.distill.sources import Paths, open_network, verify_teacher
 from pipeline.distill.student import Student
+from pipeline.distill.task_probes import fit_task_probe, join_heads
 from pipeline.distill.tasks import StudentTask, check_same_preprocessing, output_names, student_tasks
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
@@ -29,14 +29,14 @@ from pipeline.loading.image_cache import Pixels
 from pipeline.loading.samples import read_samples, stored
 from pipeline.readers.augment import Views
 from pipeline.settings.check import refuse
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import Training, training_sets
 from pipeline.training import freezing
-from pipeline.training.classifier_init import Probe
+from pipeline.training.build_network import build_network
 from pipeline.training.config import LoopConfig
 from pipeline.training.data import PixelSamples, normalise
-from pipeline.training.initial import build_network
 from pipeline.training.job import TrainingJob, packages
+from pipeline.training.linear_probe import Probe
 from pipeline.training.loop import TrainContext
 from pipeline.training.losses import class_weights
 from pipeline.training.targets import targets_of

@@ -13,7 +13,7 @@ from pipeline.distill.loss import OutputSlice
 from pipeline.errors import DataError, TrainingError, bullets
 from pipeline.model_record import TeacherRecord
 from pipeline.readers.augment import Views
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import Task
 from pipeline.teach.ensemble import average_logits, match_classes
 from pipeline.teach.teacher import Teacher, check_compatible

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.feature_extractor import Tapped
-from pipeline.backbones.probe import packages_of
+from pipeline.backbones.reference_output import packages_of
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import EngineError, counted, requires

@@ -10,7 +10,7 @@ import onnxruntime
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
-from pipeline.engines.onnx_export import INPUT, exported
+from pipeline.engines.onnx_export import INPUT, cached_export
 from pipeline.engines.out_of_memory import run_halving_on_oom
 from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
@@ -36,7 +36,7 @@ class CpuEngine:
         self._specs = dict(specs)
         if self.PROVIDER not in onnxruntime.get_available_providers():
             self._refuse("this build of ONNX Runtime has none")
-        data = exported(backbone, specs, cache=cache)
+        data = cached_export(backbone, specs, cache=cache)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = cores(), 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -19,7 +19,7 @@ import openvino
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
-from pipeline.engines.onnx_export import exported
+from pipeline.engines.onnx_export import cached_export
 from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
@@ -45,7 +45,7 @@ class OpenVINOEngine:
         self.batch_size, self.precision = batch_size, precision
         self._specs, channels_first = dict(specs), backbone.spec.input.shape
         self._shape = (min(ROWS, batch_size), *channels_first[1:], channels_first[0])
-        data = exported(backbone, specs, cache=cache)
+        data = cached_export(backbone, specs, cache=cache)
         if precision != "float32":
             try_in_a_child(data, self._shape, precision)
         try:

@@ -56,7 +56,7 @@ def export_backbone(model: TrainedModel, *, cache: Path | None) -> bytes:
     """Return the backbone up to its taps as ONNX; raises EngineError where it has no graph, or an extra is missing."""
     spec = model.backbone.spec
     specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in model.taps.items()}
-    return onnx_export.exported(model.backbone, specs, cache=cache, instead=INSTEAD)
+    return onnx_export.cached_export(model.backbone, specs, cache=cache, instead=INSTEAD)
 
 
 def export_head(model: TrainedModel, outputs: Sequence[Output], *, casts: bool = True) -> bytes:

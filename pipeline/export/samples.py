@@ -12,7 +12,7 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.inference.trained_model import TrainedModel
 from pipeline.loading.samples import Item, items, stored
 from pipeline.readers.image import ImageReader
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import Task
 
 SIDES = ((320, 240), (240, 240), (240, 320))

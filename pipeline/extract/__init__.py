@@ -2,8 +2,8 @@
 
 request        what is asked for, and the plan of what the cache lacks
 plan           which rows of which taps are missing, cut into units (pure)
-disk_forecast  the bytes of that against the room on the disk (pure)
-alternatives   whether it fits, and what else would
+disk_check     whether the features fit on the disk, and which dtypes and poolings would
+disk_forecast  the bytes of that, against the free bytes (pure)
 throughput     measured rates on a sample, and the time for the rest
 engine_setup   the engine: chosen, through the gate, made for the taps of a unit
 units          units: decode, run, store, overlapping

@@ -23,7 +23,7 @@ from pipeline.extract.units import UnitInput, UnitResult
 from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
 from pipeline.runtime import Reporter
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.workers.client import client_of, scheduler_must_stay
 
 if TYPE_CHECKING:

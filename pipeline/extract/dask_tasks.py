@@ -1,4 +1,4 @@
-"""The tasks of a worker: what Dask calls in its process. Another than the first finds network and engine ready."""
+"""The tasks of a worker: what Dask calls in its process. Only the first task in a process loads them: network and engine."""
 
 import threading
 import time

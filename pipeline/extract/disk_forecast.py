@@ -136,7 +136,7 @@ def _device(folder: Path) -> int:
     return nearest_existing(folder).stat().st_dev
 
 
-def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
+def shortage_message(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
     """Return what is said where the features do not fit on the disk, or None where they do.
 
     `others`: what else could be asked for.
@@ -158,7 +158,7 @@ def shortage(forecast: Forecast, others: Mapping[str, Forecast]) -> str | None:
     return bullets(title, lines) + f"\n{remedy}"
 
 
-def refuse(message: str | None) -> None:
+def raise_if_short(message: str | None) -> None:
     """Raise StoreError where the features do not fit."""
     if message is not None:
         raise StoreError(message)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.backbones import probe, serialization
+from pipeline.backbones import reference_output, serialization
 from pipeline.backbones.spec import BackboneSpec, Probe, TapSpec, resolve, row_shape
 from pipeline.errors import BackboneError, StoreError, bullets
 from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.plan import Plan, Unit, plan
 from pipeline.loading.samples import Samples, read_samples
 from pipeline.readers.augment import View
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.dtypes import ON_DISK
 from pipeline.store.identity import identity
 from pipeline.store.shard_format import ShardRecord
@@ -162,12 +161,12 @@ def refuse_other_values(request: Request) -> None:
         if column.probe is None:
             continue
         computed_by = Probe.model_validate(column.probe)
-        off = probe.difference(computed_by, request.spec.probe)
-        if off > probe.TOLERANCE:
+        off = reference_output.difference(computed_by, request.spec.probe)
+        if off > reference_output.TOLERANCE:
             raise StoreError(
                 f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
-                f"one whose outputs are off by {off:.2g} of the largest. {probe.describe_versions(computed_by)}. They "
-                f"must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
+                f"one whose outputs are off by {off:.2g} of the largest. "
+                f"{reference_output.describe_versions(computed_by)}. They must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
                 "install what they were computed with."
             )
 

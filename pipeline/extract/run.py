@@ -15,9 +15,9 @@ from pipeline.backbones.spec import WIDE
 from pipeline.engines.autotune import gpus
 from pipeline.errors import DataError, Interrupted, bullets, counted
 from pipeline.extract import dask_run, job_files, logit_check, parity_card
-from pipeline.extract.alternatives import forecast_disk, shortage
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.disk_forecast import refuse
+from pipeline.extract.disk_check import explain_shortage, forecast_disk
+from pipeline.extract.disk_forecast import raise_if_short
 from pipeline.extract.lock import exclusive_lock
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import Request, checked, keep_probes, of_samples, refuse_other_values
@@ -27,15 +27,14 @@ from pipeline.extract.worker import Worker, WorkerJob
 from pipeline.files import AnyPath, as_path
 from pipeline.loading.samples import Reject, Samples, read_samples
 from pipeline.runtime import SILENT, Reporter
-from pipeline.store import cache, index, maintenance
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, index, key_arrays, maintenance
 from pipeline.store.features import Features
 from pipeline.store.links import link_or_copy
 from pipeline.store.shard_format import path_of
 from pipeline.store.use import in_use
 from pipeline.text import human
 
-LONG = 20_000  # samples, from which on the time is forecast before a run: shorter ones are soon forecast by their bar
+LONG = 20_000  # samples from which on a run prints a time estimate first; of shorter runs the bar soon shows one
 PILOT_BATCHES = 4
 
 
@@ -43,7 +42,7 @@ PILOT_BATCHES = 4
 class Extracted:
     """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap.
 
-    `seconds`: of all of it, of which `spent` has those of the samples that were run.
+    `seconds`: the whole extraction. `spent`: the part that went into reading, running and writing samples.
     """
 
     plan: Plan
@@ -66,9 +65,8 @@ def extract(
 ) -> Extracted:
     """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
 
-    `samples`: some, in the place of all of the data sets. The reporter's messages are the forecast of missing rows and
-    bytes, before anything is computed, and which engine runs, and why; its log lines the shards as they are stored; its
-    timings where the time went so far.
+    `samples`: extract only these, instead of all samples of `config.datasets`. The reporter gets messages (the forecast
+    of missing rows and bytes; the engine, and why), a log line per stored shard, and the timings so far.
 
     Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
     process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
@@ -91,11 +89,11 @@ def extract(
         reporter.message(found)
         for line in wide_taps(request):
             reporter.message(line)
-        message = shortage(request, found, cache_root=cache_root, out=out)
+        message = explain_shortage(request, found, cache_root=cache_root, out=out)
         if message is not None and config.disk == "warn":
             reporter.message(message)
         else:
-            refuse(message)
+            raise_if_short(message)
         try:
             with contextlib.ExitStack() as held:
                 for one in request.all:
@@ -146,7 +144,7 @@ def wide_taps(request: Request) -> list[str]:
 
 
 def _commit_all(request: Request, out: Path, rejects: list[Reject]) -> tuple[dict[str, str], dict[str, str]]:
-    """Commit the folder of every tap; key to what is said of it, and to its reason, of samples without features."""
+    """Commit the folder of every tap; return of samples without features key to message, and key to reason."""
     failed = {reject.key: str(reject) for reject in rejects}
     reasons = {reject.key: reject.reason for reject in rejects}
     refused: dict[str, str] = {}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.backbones.classifier import last_layer
+from pipeline.backbones.replace_classifier import last_layer
 from pipeline.finetune.breakeven import break_even
 from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, compare_stored_rows

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones import serialization
-from pipeline.backbones.classifier import last_layer, new_parts, start_from
+from pipeline.backbones.replace_classifier import last_layer, new_parts, start_from
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
 from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.initial import fitted_head, has_network, network_of_run
 from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features
+from pipeline.finetune.start_from_run import fitted_head, has_network, network_of_run
 from pipeline.loading import image_cache
 from pipeline.loading.samples import stored
 from pipeline.settings.check import refuse
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.task import Task, Training, training_sets
 from pipeline.training import freezing
-from pipeline.training.classifier_init import Probe, fit_probe
+from pipeline.training.build_network import build_network
 from pipeline.training.config import ClassifierConfig, FromTap, LoopConfig
 from pipeline.training.data import Samples
-from pipeline.training.initial import build_network
 from pipeline.training.job import RunPaths, TrainingJob, packages
+from pipeline.training.linear_probe import Probe, fit_probe
 from pipeline.training.loop import TrainContext
 from pipeline.training.losses import SupervisedLoss, class_weights, mixing
 from pipeline.training.targets import targets_of

@@ -29,8 +29,8 @@ def fit(
     """Fit and predict everything; a fit that cannot be made is recorded with its cause, and the others go on.
 
     `features` holds a folder per tap; `save` keeps each head, by default as a file below `models`. Raises HeadError,
-    ConfigError, DataError or StoreError before a fit starts where the task, the taps, the heads and what is asked of
-    them do not go together, and HeadError with the cause of the first fit where none can be made.
+    ConfigError, DataError or StoreError before a fit starts if the task, taps, heads and settings are incompatible, and
+    HeadError with the cause of the first fit if none can be made.
     """
     task, features = as_path(task, "fit: task"), as_path(features, "fit: features")
     models, predictions = as_path(models, "fit: models"), as_path(predictions, "fit: predictions")

@@ -18,7 +18,7 @@ from pipeline.heads import calibration, gpu, scoring
 from pipeline.heads.outputs import kind_of_scores
 from pipeline.heads.search import grid_of
 from pipeline.predictions import Scores
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.task import Kind, Task, Training, training_sets
 

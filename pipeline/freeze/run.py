@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization, timm_models, user_module
+from pipeline.backbones.find_classifier import decide
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.nodes import survey
-from pipeline.backbones.penultimate import decide
 from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.errors import BackboneError, counted
 from pipeline.files import AnyPath, as_path, sha256_file

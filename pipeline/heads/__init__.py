@@ -3,6 +3,19 @@
 The name of a head means the class for the task's kind: `ridge` is a classifier or a regression. A multilabel task takes
 a classifier that learns several labels per row, and one-vs-rest of any other. A head of the table that reads its rows
 in blocks, and never holds them all, is called *streaming*.
+
+preprocessing        what stands before a head: scaling, principal components
+search, sweep        choose a parameter on held-out rows
+scoring              the metrics that a search compares
+regularisation_path  one head with many values of a parameter
+warm_start           where scikit-learn's logistic regression starts in a sweep
+calibration          temperature scaling
+stored_answers       estimators whose rows are the numbers of stored answers, for calibration
+outputs              predictions and scores of a head in one form
+saved, knn_rows      a head from its file; the training rows that nearest neighbours look at
+linear_layer         a linear head as one layer of torch
+gpu                  fitting on a GPU
+check                heads and their parameters, checked without fitting
 """
 
 import importlib

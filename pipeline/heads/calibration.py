@@ -124,7 +124,7 @@ def by_temperature(parts: Sequence[tuple[Any, Any, np.ndarray]]) -> Any:
     from sklearn.frozen import FrozenEstimator
     from sklearn.model_selection import KFold
 
-    from pipeline.heads.answered import Decisions, Probabilities
+    from pipeline.heads.stored_answers import Decisions, Probabilities
 
     classes = parts[0][0].classes_
     decides = hasattr(parts[0][0], "decision_function")

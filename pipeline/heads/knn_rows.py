@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import HeadError
 from pipeline.files import atomic, sha256_file
 from pipeline.model_record import KeysFile
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.streaming.rows import Rows, is_source
 

@@ -15,8 +15,7 @@ from pipeline.runtime import Reporter
 from pipeline.settings.check import Section, check, refuse
 from pipeline.split.config import SplitConfig
 from pipeline.split.run import split as split_rows
-from pipeline.store import index, shard_writer
-from pipeline.store import keys as key_arrays
+from pipeline.store import index, key_arrays, shard_writer
 from pipeline.store.features import Features
 from pipeline.store.identity import address
 from pipeline.store.row_buffer import open_row_buffer

@@ -26,7 +26,7 @@ from pipeline.inference.reporting import REPORTER
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import WHERE, Samples
 from pipeline.runtime import parallel_map
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.store.location import default_root
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.loading.decoders import Answer, Decoders
 from pipeline.loading.samples import Item, Reject, Samples, items, reading_order
 from pipeline.readers import Sample
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 AHEAD = 2  # batches that are decoded while the network runs on another
 

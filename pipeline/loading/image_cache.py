@@ -26,7 +26,7 @@ from pipeline.readers.image import ImageReader
 from pipeline.readers.pixels import centre_crop
 from pipeline.readers.transforms import AugmentConfig, needs_uncropped
 from pipeline.runtime import SILENT, Reporter, free_disk, versions
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 IN_MEMORY = 2**28  # bytes of pixels, above which they go to a file
 AT_ONCE = 64  # samples that are decoded at a time

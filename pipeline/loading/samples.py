@@ -15,7 +15,7 @@ from pipeline.readers import Reader, Sample
 from pipeline.runtime import parallel_map
 from pipeline.sources import SampleLocation
 from pipeline.sources.filesystem import is_url
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 # A container is named once, and the paths may be more than 2 GiB of text.
 WHERE = pa.schema(

@@ -18,7 +18,7 @@ from pipeline.predict.inventory import DATASET, Inventory, list_inputs
 from pipeline.predict.output_table import Block, Columns
 from pipeline.predict.row_source import RowSource
 from pipeline.runtime import Progress, Reporter
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 
 BLOCK_BYTES, BLOCK_ROWS = 2**25, 16_384

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.audit.neighbours import Centred, centre
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.streaming.exact_search import nearest
 from pipeline.streaming.rows import Rows

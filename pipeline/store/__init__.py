@@ -1,7 +1,7 @@
 """The feature store: immutable HDF5 shards, addressed by everything that shaped them.
 
 identity      what made a feature, and the digest of that
-keys          16-byte sample keys as arrays: sorting, looking up
+key_arrays    16-byte sample keys as arrays: sorting, looking up
 shard_format  what is in a shard: rows, blocks, checksums
 shard_checks  where it lies in the file, and a refusal of everything else
 shard_writer  one HDF5 file, written once

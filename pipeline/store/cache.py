@@ -38,8 +38,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.files import digest, publish, read_json, scratch, sha256_bytes, write_json
-from pipeline.store import keys as key_arrays
-from pipeline.store import shard_reader, shard_writer
+from pipeline.store import key_arrays, shard_reader, shard_writer
 from pipeline.store.identity import address, differences
 from pipeline.store.location import writable
 from pipeline.store.row_buffer import RowBuffer, open_row_buffer

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.files import AnyPath, as_path, atomic, write_json
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from pipeline.errors import StoreError, requires
 from pipeline.files import AnyPath, as_path
 from pipeline.runtime import parallel_map
-from pipeline.store import files_table, index
-from pipeline.store import keys as key_arrays
+from pipeline.store import files_table, index, key_arrays
 from pipeline.store.dtypes import ON_DISK
 from pipeline.store.shard_format import path_of
 from pipeline.store.shard_reader import Shard

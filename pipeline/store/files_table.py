@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import DataError, StoreError, unknown
 from pipeline.files import check_readable
 from pipeline.manifest import label_column, labels_in
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 
 NAME = "files.parquet"
 

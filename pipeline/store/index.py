@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from pipeline.errors import StoreError, counted
 from pipeline.files import digest, publish, remove_stale, scratch, sha256_file, write_json
 from pipeline.settings.check import Settings
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.dtypes import Stored
 from pipeline.store.shard_format import Layout, ShardRecord, path_of
 

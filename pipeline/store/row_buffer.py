@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.files import DISK_FULL, scratch
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.dtypes import ON_DISK, PIECE_BYTES, Unscaled, encode, largest, quantise, scale_of
 from pipeline.store.shard_format import Layout, checksums, cut
 from pipeline.store.shard_writer import no_space, pread, pwrite, refuse_unstorable, shard_size_bound

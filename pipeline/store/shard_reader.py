@@ -1,4 +1,4 @@
-"""An open shard: an immutable HDF5 file with some rows of one column. `layout` says what is in it.
+"""An open shard: an immutable HDF5 file with some rows of one column. `Layout` in shard_format.py says what is in it.
 
 Opening trusts nothing. The digest is checked before HDF5 sees the file; then `validate_layout` refuses whatever a
 shard has no use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is
@@ -21,7 +21,7 @@ import zstandard
 from pipeline.errors import StoreError
 from pipeline.files import sha256_file
 from pipeline.runtime import parallel_map
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.dtypes import ON_DISK, decode
 from pipeline.store.shard_checks import validate_layout
 from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, checksums, cut

@@ -21,7 +21,7 @@ import zstandard
 from pipeline.errors import StoreError
 from pipeline.files import DISK_FULL, flush, publish, scratch, sha256_file
 from pipeline.runtime import free_disk, parallel_map
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.dtypes import ON_DISK, Stored
 from pipeline.store.shard_format import (
     FORMAT,

@@ -17,8 +17,7 @@ from pipeline.loading.samples import Samples
 from pipeline.model_record import HeadFit, HeadsRecord, find_fits, read_record
 from pipeline.readers.augment import Views, as_made_now
 from pipeline.runtime import Reporter, versions
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.shard_format import FORMAT

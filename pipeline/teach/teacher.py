@@ -19,7 +19,7 @@ from pipeline.extract.config import folder_of
 from pipeline.files import read_json
 from pipeline.readers.augment import View, Views
 from pipeline.readers.image import ImageReader
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features, Keys
 from pipeline.store.identity import differences
 from pipeline.task import Kind

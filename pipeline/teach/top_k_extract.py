@@ -21,8 +21,7 @@ from pipeline.files import digest
 from pipeline.loading.samples import Samples
 from pipeline.readers.augment import View
 from pipeline.runtime import Reporter
-from pipeline.store import cache
-from pipeline.store import keys as key_arrays
+from pipeline.store import cache, key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import identity
 from pipeline.store.links import link_or_copy

@@ -20,7 +20,7 @@ from pipeline.extract.config import folder_of
 from pipeline.files import sha256_file
 from pipeline.heads import saved
 from pipeline.loading.image_cache import Pixels
-from pipeline.store import keys as key_arrays
+from pipeline.store import key_arrays
 from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.streaming.rows import Rows

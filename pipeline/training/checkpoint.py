@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError, bullets
 from pipeline.files import atomic, canonical_json, check_readable
 from pipeline.store.identity import differences
-from pipeline.training.history import History
+from pipeline.training.early_stopping import History
 
 LAST, BEST = "last.ckpt", "best.safetensors"
 FORMAT = 1

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.training.checkpoint import LAST, State
-from pipeline.training.history import Row
+from pipeline.training.early_stopping import Row
 
 LOOK = 16  # steps on a GPU after which losses are looked at: each look waits for all that was queued
 

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from pipeline import files
-from pipeline.backbones.probe import packages_of
+from pipeline.backbones.reference_output import packages_of
 from pipeline.runtime import versions
 from pipeline.task import Training
-from pipeline.training.classifier_init import Probe
 from pipeline.training.data import Samples
 from pipeline.training.freezing import TrainableParts
+from pipeline.training.linear_probe import Probe
 from pipeline.training.loop import TrainContext
 from pipeline.training.targets import Targets
 

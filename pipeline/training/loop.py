@@ -30,7 +30,7 @@ from pipeline.training import checkpoint
 from pipeline.training.config import LoopConfig
 from pipeline.training.data import batch_count
 from pipeline.training.divergence import LossTracker
-from pipeline.training.history import START, Curves, History, Row, line, means
+from pipeline.training.early_stopping import START, Curves, History, Row, line, means
 from pipeline.training.losses import Mix, Objective
 from pipeline.training.optim import build_optimizer, lr_factor, set_lr
 

@@ -17,7 +17,7 @@ from pipeline.files import digest
 from pipeline.model_record import NetworkFit
 from pipeline.runtime import Reporter
 from pipeline.store.use import in_use
-from pipeline.training.history import START, SURE
+from pipeline.training.early_stopping import START, SURE
 from pipeline.training.job import RunPaths, TrainingJob
 from pipeline.training.loop import train
 

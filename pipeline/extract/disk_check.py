@@ -37,12 +37,12 @@ def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
     return Forecast(plan, sizes, spaces)
 
 
-def shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
+def explain_shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
     """Return what is said where a request does not fit, with what would; None where it does."""
     if found.fits:
         return None
     others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, found)}
-    return disk_forecast.shortage(found, others)
+    return disk_forecast.shortage_message(found, others)
 
 
 def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:

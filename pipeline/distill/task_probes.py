@@ -11,9 +11,9 @@ from pipeline.distill.dataset import NO_LABEL, DistillSet, label_targets
 from pipeline.distill.loss import OutputSlice
 from pipeline.distill.tasks import StudentTask
 from pipeline.loading.image_cache import Pixels
-from pipeline.store import keys as key_arrays
-from pipeline.training.classifier_init import MOST_ROWS, Probe, fit_probe
+from pipeline.store import key_arrays
 from pipeline.training.data import PixelSamples
+from pipeline.training.linear_probe import MOST_ROWS, Probe, fit_probe
 from pipeline.training.loop import TrainContext
 
 

@@ -1,4 +1,4 @@
-"""What happens in a training run, epoch by epoch: its rows, which was the best, when to stop, and the curves."""
+"""Early stopping: the epochs of a training run with their metrics, which is the best, when to stop; and the curves."""
 
 import dataclasses
 import math

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.backbones.classifier import classifier_node, new_parts
 from pipeline.backbones.hooks import INPUT, PENULTIMATE, one_path
+from pipeline.backbones.replace_classifier import classifier_node, new_parts
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
 from pipeline.partition.graph import ancestors, modes

@@ -1,4 +1,4 @@
-"""The probe: a linear head on what a network's last layer gets, as which a new classifier starts.
+"""The probe: a linear head fitted to the inputs of the last layer, whose weights initialise the new classifier.
 
 Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): the gradients of a random classifier distort the
 features of a network before the classifier has learned anything, and few rows never mend them. The head is the one that

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.classifier import replace_classifier, start_from
+from pipeline.backbones.replace_classifier import replace_classifier, start_from
 from pipeline.backbones.serialization import Backbone
 from pipeline.training.config import SCRATCH, ClassifierConfig
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.classifier import last_layer
 from pipeline.backbones.hooks import PENULTIMATE
+from pipeline.backbones.replace_classifier import last_layer
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import HeadError, TrainingError
