@@ -36,9 +36,9 @@ from pipeline.training.run import RunResult, train_sets
 def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT) -> NetworkFit:
     """Train, predict and write everything; return the record of the student that was kept.
 
-    `datasets` have the samples of all tasks. Before training, a message per training set gives its
-    number of samples and its teachers. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student, teachers
-    and settings do not go together, and where training fails.
+    `datasets` have the samples of all tasks. Before training, a message per training set gives its number of samples
+    and its teachers. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student,
+    teachers and settings do not go together, and where training fails.
     """
     run = load_run(config, paths, datasets=datasets)
     distill_sets = [load_distill_set(run, training) for training in run.trainings]

@@ -34,7 +34,9 @@ INSTEAD = "Choose the engine `torch`."
 """What an engine says where a network has no graph."""
 
 
-def exported(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None, instead: str = INSTEAD) -> bytes:
+def cached_export(
+    backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None, instead: str = INSTEAD
+) -> bytes:
     """Return the ONNX file, from `cache/onnx/` if it was made before.
 
     instead: what to do where the network has no graph, the end of that message. Raises EngineError if the network has

@@ -1,4 +1,4 @@
-"""The tasks of a worker: what Dask calls in its process. Only the first task in a process loads them: network and engine."""
+"""The tasks of a worker: what Dask calls in its process. Only the first one loads network and engine."""
 
 import threading
 import time

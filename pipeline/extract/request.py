@@ -166,8 +166,8 @@ def refuse_other_values(request: Request) -> None:
             raise StoreError(
                 f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
                 f"one whose outputs are off by {off:.2g} of the largest. "
-                f"{reference_output.describe_versions(computed_by)}. They must not be mixed: remove them with `icecore cache prune --address {column.address[:12]}`, or "
-                "install what they were computed with."
+                f"{reference_output.describe_versions(computed_by)}. They must not be mixed: remove them with "
+                f"`icecore cache prune --address {column.address[:12]}`, or install what they were computed with."
             )
 
 
