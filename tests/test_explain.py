@@ -365,6 +365,17 @@ def test_neighbours_are_explained_by_covering_and_the_nearest_of_a_training_phot
     assert all(one.picture for one in found.near)
 
 
+def test_a_head_without_scores_has_the_evidence_of_its_prediction(models: Models, tmp_path: Path) -> None:
+    folder = models.fit("means", head="centroid", search="none")
+    [found] = explain(load(folder), photos(models, 1), tmp_path / "new" / "page.html", near=0)
+    assert found.top == []
+    [evidence] = found.explained.evidence
+    assert evidence.name == found.prediction
+    assert evidence.map is not None
+    assert found.explained.method.endswith("No covered cell changed the score.") == (not evidence.map.any())
+    assert set(np.unique(evidence.map)) <= {0.0, 1.0}
+
+
 def test_what_is_missing_is_named(models: Models, command: Command, tmp_path: Path) -> None:
     models.run("heads")
     models.run("numbers")

@@ -156,4 +156,6 @@ def _by_occlusion(
         f"Occlusion: the head is not linear, so that each cell of a grid of {CELLS}×{CELLS} was covered, and the "
         "picture shows how much that lowers the score."
     )
+    if not any(one.any() for one in maps):
+        method += " No covered cell changed the score."
     return Explained(method, tuple(Evidence(name, map_) for name, map_ in zip(asked, maps, strict=True)))

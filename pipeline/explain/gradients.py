@@ -43,6 +43,9 @@ def gradient_maps(
     nodes = backbone.spec.taps
     maps = {name: tap for name, tap in nodes.items() if name != INPUT and tap.kind != FUNCTION and has_positions(tap)}
     maps = dict(list(maps.items())[-LAST:])
+    widths = [tap.shape[-1] for tap in maps.values() if tap.layout == "LC"]
+    # Not the joined queries, keys and values, whose channels are no features of a patch.
+    maps = {name: tap for name, tap in maps.items() if tap.layout != "LC" or tap.shape[-1] == widths[-1]}
     specs = list(taps.values())
     values: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
