@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import tarfile
 import time
@@ -24,8 +25,10 @@ from PIL import Image
 from trained import Models
 
 from pipeline.cli import main
+from pipeline.cli import predict as predictions_cli
 from pipeline.errors import DataError
-from pipeline.files import write_json
+from pipeline.export.run import export
+from pipeline.files import read_json, write_json
 from pipeline.inference.trained_model import load
 from pipeline.predict import run as predictions
 from pipeline.predict.inputs import Inputs
@@ -392,6 +395,64 @@ def test_what_cannot_be_predicted_is_refused(
     assert said.code == 1
     assert message in said.err
     assert said.out == ""
+
+
+@pytest.fixture(scope="module")
+def exported(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run `marks` as ONNX."""
+    out = tmp_path_factory.mktemp("exported") / "marks"
+    export(models.run("marks"), out)
+    return out
+
+
+def test_an_exported_model_predicts_as_its_run_does(predict: Predict, models: Models, exported: Path) -> None:
+    broken = exported.parent / "broken.png"
+    broken.write_bytes(b"text")
+    inputs = [*photos(models, 5), broken, exported / "model.json"]
+    own = predict("marks", *inputs, "--proba", "--json")
+    for name in (exported / "model.onnx", exported):
+        said = predict(name, *inputs, "--proba", "--json")
+        assert said.code == own.code == predictions_cli.UNUSABLE
+        assert names(said.rows) == names(own.rows)
+        for row, expected in zip(said.rows, own.rows, strict=True):
+            assert row.keys() == expected.keys()
+            scores = [name for name, value in expected.items() if isinstance(value, float)]
+            assert [row[name] for name in scores] == pytest.approx([expected[name] for name in scores], abs=1e-4)
+            assert [row[name] for name in row if name not in scores] == [
+                expected[name] for name in expected if name not in scores
+            ]
+
+
+def test_an_exported_model_predicts_block_by_block(
+    predict: Predict, models: Models, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict(exported, *photos(models, 5), "--json").rows
+    monkeypatch.setattr(predictions, "FEW", 2)
+    assert predict(exported, *photos(models, 5), "--json").rows == whole
+
+
+def test_what_an_exported_model_cannot_do_is_refused(
+    predict: Predict, models: Models, exported: Path, tmp_path: Path
+) -> None:
+    photo = photos(models)[0]
+    other = tmp_path / "copy"
+    shutil.copytree(exported, other)
+    alone = tmp_path / "alone" / "model.onnx"
+    alone.parent.mkdir()
+    shutil.copy(exported / "model.onnx", alone)
+    for words, message in (
+        ((exported, photo, "--near", "2", "--engine", "torch"), "leave --near and --engine out, or name the run."),
+        ((alone, photo), "expected model.json of an exported model next to it, got none."),
+    ):
+        said = predict(*words)
+        assert (said.code, said.out) == (1, "")
+        assert message in said.err
+    (other / "model.onnx").write_bytes(b"other")
+    assert "model.onnx: expected the file that was exported, got another one." in predict(other, photo).err
+    (other / "model.onnx").unlink()
+    assert "model.onnx: no such file, which" in predict(other, photo).err
+    write_json(other / "model.json", {**read_json(other / "model.json"), "export": 99})
+    assert "expected an export of version 1, got 99" in predict(other, photo).err
 
 
 def test_a_model_without_scores_has_no_best_classes(predict: Predict, models: Models) -> None:

@@ -16,7 +16,9 @@ OPTIONS = {"root": "the input", "image": "--image", "path": "--path", "run": "RU
 
 
 def predict(
-    run: Annotated[str, typer.Argument(help="A run of the project, or a run's folder such as data/models/pets.")],
+    run: Annotated[
+        str, typer.Argument(help="A run of the project, a run's folder such as data/models/pets, or an exported model.")
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -57,6 +59,8 @@ def predict(
       icecore predict pets photos/ --out predictions.parquet
 
       icecore predict pets new.tar more/ list.csv --top 5 --near 3 --out predictions.csv
+
+      icecore predict exported/model.onnx photos/
 
       find photos -name '*.jpg' | icecore predict data/models/pets - --json
     """
@@ -107,6 +111,7 @@ def _predict(
     folder = find_run(run)
 
     from pipeline.inference.trained_model import load
+    from pipeline.predict.exported import find_exported, load_exported
     from pipeline.predict.near import open_training_rows
     from pipeline.predict.output_files import TextTable, json_lines, writing
     from pipeline.predict.output_table import Columns
@@ -115,9 +120,19 @@ def _predict(
     from pipeline.store import location
     from stages import project
 
-    model = load(folder, **loaded)
-    training, network = open_training_rows(model) if columns["near"] else (None, None)
-    asked = Columns(model, **columns, training=training)
+    training, network = None, None
+    exported = find_exported(folder)
+    if exported is None:
+        model = load(folder, **loaded)
+        training, network = open_training_rows(model) if columns["near"] else (None, None)
+        asked = Columns(model, **columns, training=training)
+    else:
+        needed = {"--near": columns["near"], "--head": loaded["file"], "--backbone": loaded["backbone"]}
+        if extra := [name for name, value in {**needed, "--engine": engine != "auto"}.items() if value]:
+            raise ConfigError(
+                f"{folder}: an exported model is one file: leave {' and '.join(extra)} out, or name the run."
+            )
+        asked = Columns(load_exported(exported), **columns)
     text = TextTable(asked.schema)
 
     def show(table: Any) -> None:
@@ -166,7 +181,7 @@ def find_run(name: str) -> Path:
     from stages import project
 
     path, own = Path(name), project.MODELS / name
-    if (path / "model.json").is_file() or len(path.parts) > 1:
+    if (path / "model.json").is_file() or path.is_file() or len(path.parts) > 1:
         return path
     if own.is_dir() or not project.PARAMS.is_file():
         return own

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import sources
 from pipeline.errors import DataError
+from pipeline.predict.exported import ExportedModel
 from pipeline.predict.inputs import Input
 from pipeline.predict.inventory import location
 from pipeline.predict.output_table import Block, Columns
@@ -19,7 +20,7 @@ from pipeline.runtime import Progress
 
 
 def predict_few(
-    columns: Columns, inputs: Sequence[Input], networks: Sequence[RowSource], *, progress: Progress
+    columns: Columns, inputs: Sequence[Input], networks: Sequence[RowSource | ExportedModel], *, progress: Progress
 ) -> tuple[Block, dict[str, int]]:
     """Return the predictions of some inputs, and how many are no rows, such as texts in a folder of images, by kind.
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.inference.answers import Answers, TaskOutput, no_answers
 from pipeline.inference.trained_model import TrainedModel
+from pipeline.predict.exported import ExportedModel
 from pipeline.predict.training_rows import TrainingRows
 from pipeline.predictions import SCORE
 from pipeline.task import TYPES, column_of
@@ -47,7 +48,7 @@ class Columns:
     Raises ConfigError for what the model cannot give.
     """
 
-    model: TrainedModel
+    model: TrainedModel | ExportedModel
     top: int = 0
     proba: bool = False
     near: int = 0

@@ -41,7 +41,7 @@ class RowSource:
         extractor = InMemoryExtractor(self.backbone, self.taps, batch_size=size, precision=self.precision)
         rows: dict[str, list[np.ndarray]] = {tap: [extractor.empty(tap)] for tap in self.taps}
         usable: list[int] = []
-        decoded = _numbers_without(unusable)
+        decoded = numbers_without(unusable)
         for pixels in pixel_batches(images, extractor.reader, batch_size=size, unusable=unusable):
             for numbers, batch in _storable(extractor, pixels, [next(decoded) for _ in pixels], unusable):
                 usable += numbers
@@ -76,7 +76,7 @@ class RowSource:
         return [Features.open(out / tap) for tap in self.taps]
 
 
-def _numbers_without(unusable: Mapping[int, DataError]) -> Iterator[int]:
+def numbers_without(unusable: Mapping[int, DataError]) -> Iterator[int]:
     """Yield the numbers of the images that batches hold; `unusable` has what a batch leaves out before it comes."""
     number = 0
     while True:

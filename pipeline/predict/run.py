@@ -1,18 +1,20 @@
 """Predict images by a trained model: a few in this process, many through the feature cache.
 
 What the cache has is not computed again, so that a prediction which was killed goes on where it was. The output is
-written block by block and appears at the end.
+written block by block and appears at the end. An exported model has no
+features: it predicts block by block.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.predict.exported import ExportedModel
 from pipeline.predict.few import predict_few
-from pipeline.predict.inputs import Inputs
+from pipeline.predict.inputs import Input, Inputs
 from pipeline.predict.many import predict_many
 from pipeline.predict.output_files import Write
 from pipeline.predict.output_table import Block, Columns
@@ -64,12 +66,16 @@ def predict(
     an extraction raises.
     """
     model = columns.model
-    networks = [RowSource(model.backbone_folder, model.backbone, model.taps, model.precision)]
-    if near is not None:
-        networks.append(near)
     done, few = Predicted(), FEW if few is None else few
     samples = iter(inputs)
     first = list(islice(samples, few + 1))
+    if isinstance(model, ExportedModel):
+        with reporter.stage("predict") as stage:
+            _predict_exported(columns, model, chain(first, samples), few, write, done, stage)
+        return _refuse_nothing(done, inputs)
+    networks = [RowSource(model.backbone_folder, model.backbone, model.taps, model.precision)]
+    if near is not None:
+        networks.append(near)
     if len(first) <= few:
         with reporter.stage("predict") as stage:
             block, done.others = predict_few(columns, first, networks, progress=stage.progress)
@@ -85,6 +91,29 @@ def predict(
             reporter=reporter,
         ) as (blocks, done.others):
             _write(blocks, columns, write, done)
+    return _refuse_nothing(done, inputs)
+
+
+def _predict_exported(
+    columns: Columns,
+    model: ExportedModel,
+    samples: Iterator[Input],
+    size: int,
+    write: Write,
+    done: Predicted,
+    reporter: Reporter,
+) -> None:
+    """Predict by an exported model, `size` inputs at a time."""
+    while block_of := list(islice(samples, size)):
+        block, others = predict_few(columns, block_of, [model], progress=lambda _done, _total: None)
+        _write([block], columns, write, done)
+        for kind, count in others.items():
+            done.others[kind] = done.others.get(kind, 0) + count
+        reporter.progress(done.rows, done.rows)
+
+
+def _refuse_nothing(done: Predicted, inputs: Inputs) -> Predicted:
+    """Return what a prediction did; raises DataError where it has no row."""
     if not done.rows:
         counts = [f"{count:,} {kind}" for kind, count in done.others.items()]
         others = f", but files that are no images: {', '.join(counts)}" if counts else ""
