@@ -21,7 +21,10 @@ import pipeline
 from pipeline.backbones import glyphs, serialization
 from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError, MissingExtraError
+from pipeline.freeze.outline import Outline
 from pipeline.projects import code, skeleton
+from pipeline.projects.backbone import NamedBackbone
+from pipeline.projects.changed_options import changed_backbone_options
 from pipeline.projects.data_summary import summarize
 from pipeline.projects.pipeline_text import pipeline_text
 from stages import project as stages
@@ -528,6 +531,37 @@ def test_a_stage_that_is_none_is_refused(icecore: Command) -> None:
     assert said.error.startswith("error: unknown stage 'fitt'. Did you mean 'fit'")
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "file", "changed"),
+    [
+        ("net", None, None, []),
+        ("", "V1", "a.pth", []),
+        ("net", "V2", "a.pth", ["--weights V2"]),
+        ("", "V1", "b.pth", ["--weights-file b.pth"]),
+        ("other", "V1", "a.pth", ["--backbone other", "--weights V1", "--weights-file a.pth"]),
+        ("timm_net.b", None, None, ["--backbone timm_net.b"]),
+    ],
+)
+def test_options_of_a_backbone_are_compared_with_its_settings(
+    model: str, weights: str | None, file: str | None, changed: list[str], tmp_path: Path
+) -> None:
+    digests = {"a.pth": "12345", "b.pth": "54321"}
+    named = {"file": (tmp_path / file).as_posix(), "sha256": digests[file]} if file else {}
+    name, _, tag = (model or "net").partition(".")
+    asked = {"source": "timm", "model": name, "weights": tag or weights, **named}
+    backbone = NamedBackbone(name, {key: value for key, value in asked.items() if value}, Outline({}, {}))
+    params = {
+        "freeze": {
+            "net": {"source": "timm", "model": "net", "weights": "V1", "file": "../a.pth", "sha256": "1234567"},
+            "timm_net": {"source": "timm", "model": "timm_net", "weights": "a"},
+        }
+    }
+    found = changed_backbone_options(
+        params, tmp_path / "project", {model: backbone}, weights=weights, weights_file=Path(file) if file else None
+    )
+    assert found == changed
+
+
 def test_a_project_runs_in_one_process_and_a_second_one_takes_its_features(
     photos: Path, network: Path, icecore: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +578,19 @@ def test_a_project_runs_in_one_process_and_a_second_one_takes_its_features(
     assert said.out.endswith("\n  icecore wrong photos_tiny-net\n  icecore predict photos_tiny-net NEW.jpg\n")
     said = icecore("run", "meine Fotos/Birnen", "--out", "eins")
     assert "eins: expected a project on " in said.error
+    said = icecore("run", photos, "--out", "eins", "--backbone", network, "--target", "label")
+    assert "0 of 11 stages ran" in said.out
+    Path("w.pth").write_bytes(b"w")
+    options = ["--backbone", "resnet18", "--weights", "IMAGENET1K_V1", "--weights-file", "w.pth"]
+    for words, named in (
+        (options, "--backbone resnet18, --weights IMAGENET1K_V1, --weights-file w.pth"),
+        (options[2:], "--weights IMAGENET1K_V1, --weights-file w.pth"),
+        (["--target", "size", "--image", "bytes"], "--image bytes, --target size"),
+    ):
+        assert icecore("run", photos, "--out", "eins", *words).error == (
+            f"error: eins: expected a project with {named}, got one with other settings. Nothing was run. "
+            f"Change {Path('eins/params.yaml')}, or remove the folder, or choose another with `--out`."
+        )
 
     assert icecore("init", "zwei", "--images", photos, "--backbone", network).code == 0
     assert Path("zwei/params.yaml").read_text() == text

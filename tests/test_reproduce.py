@@ -153,12 +153,31 @@ def test_stages_that_fail_are_named_at_the_end_with_their_errors(
         "split@one: failed",
         "report@one: failed",
         "teach@one: failed",
-        "failed: fit@one: photos: no rows.",
+        "failed: fit@one: photos: no rows.\n    - train",
         "failed: split@one: ValueError: a bug",
         "failed: report@one: ModuleNotFoundError: No module named 'no_such_library'",
         "failed: teach@one: the process ended without an error message",
     ]
     assert shown[-5].startswith("1 of 5 stages ran, in ")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_above", "shown"),
+    [
+        ("no rows: photos", True, "no rows: photos"),
+        ("w" * 121, True, "see its error above"),
+        ("rejected. The first of them:\n  - a", True, "see its error above"),
+        ("w" * 121, False, "w" * 121),
+        ("rejected. The first of them:\n  - a", False, "rejected. The first of them:\n    - a"),
+        ("\n".join("12345678"), False, "\n  ".join("12345678")),
+        ("\n".join("123456789"), False, "\n  ".join([*"1234567", "… and 2 more lines, above"])),
+        ("", False, ""),
+    ],
+)
+def test_an_error_is_whole_at_the_end_unless_it_stands_right_above(error: str, is_above: bool, shown: str) -> None:
+    from pipeline.cli import reproduce as module
+
+    assert module._shorten(error, is_above=is_above) == shown
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"first": null}', "{"])

@@ -122,7 +122,8 @@ def run(
 ) -> None:
     """Compare three layers or backbones on a folder of photos: from the photos to the report in one command.
 
-    Heads are trained on all labels and on few of them. Called again, it goes on with the settings of the project.
+    Heads are trained on all labels and on few of them. Called again, it goes on with the settings of the project;
+    options that differ from them are refused.
 
     Examples:
 
@@ -136,7 +137,9 @@ def run(
     from pipeline.projects.params_text import params_text
 
     folder = out or Path(f"{Path(images.rstrip('/')).resolve().stem}-icecore")
-    if not _is_project_of(folder, images, labels):
+    if _is_project_of(folder, images, labels):
+        _refuse_changed_options(folder, images, labels, image, target or (), backbone or (), weights, weights_file)
+    else:
         skeleton.check_empty(folder)
         data = _summarize(images, labels, image, target)
         extractions = _with_blocks(_read_backbones(backbone, weights, weights_file))
@@ -242,6 +245,36 @@ def _is_project_of(folder: Path, images: str, labels: Path | None) -> bool:
     raise ConfigError(
         f"{folder}: expected a project on {wanted}, got one on {', '.join(roots) or 'none'}. Choose another folder "
         "with `--out`."
+    )
+
+
+def _refuse_changed_options(
+    folder: Path,
+    images: str,
+    labels: Path | None,
+    image: str | None,
+    targets: Sequence[str],
+    models: Sequence[str],
+    weights: str | None,
+    weights_file: Path | None,
+) -> None:
+    """Raise ConfigError where options of `icecore run` differ from the settings of the project in a folder."""
+    from pipeline.projects.changed_options import changed_backbone_options, changed_data_options
+    from pipeline.settings.params import read_params
+
+    params = read_params(folder / "params.yaml")
+    listed = None if labels is None else labels.as_posix()
+    changed = changed_data_options(params, folder, images=images, labels=listed, image=image, targets=targets)
+    if models or weights or weights_file:
+        backbones = dict(zip(models or [""], _read_backbones(models, weights, weights_file), strict=True))
+        changed += changed_backbone_options(params, folder, backbones, weights=weights, weights_file=weights_file)
+    if not changed:
+        return
+    computed = any(path.is_dir() for path in (folder / "data" / "features").glob("*"))
+    empty = "" if computed else " No features were computed there yet."
+    raise ConfigError(
+        f"{folder}: expected a project with {', '.join(changed)}, got one with other settings. Nothing was run.{empty} "
+        f"Change {folder / 'params.yaml'}, or remove the folder, or choose another with `--out`."
     )
 
 

@@ -38,6 +38,8 @@ OF_DVC = re.compile(
 """Lines of DVC that repeat the headings or do not matter here."""
 
 SLOWEST = 5  # stages named in the summary
+ERROR_LINES = 8  # of an error in the summary
+SHORT = 120  # characters of an error that the summary repeats though it stands right above
 
 
 def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
@@ -70,6 +72,9 @@ class Run:
     spent: dict[str, float] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
     current: str | None = None
+    last: str | None = None
+    """The stage that started last."""
+
     failed: int = 0
     """The number of stages that ended with an error."""
 
@@ -95,7 +100,8 @@ class Run:
         if match := RUNNING.match(line):
             self._close()
             self._say_skipped()
-            self.current, self._since = match[1], self.clock()
+            self.current = self.last = match[1]
+            self._since = self.clock()
             self.say(f"Running stage {self._number()}, {self.current}{self._left()}")
         elif match := UNCHANGED.match(line):
             self._close()
@@ -182,7 +188,7 @@ def reproduce(
     say(run.summary())
     failed = run.errors()
     for name, error in failed.items():
-        say(f"failed: {name}: {error}")
+        say(f"failed: {name}: {_shorten(error, is_above=name == run.last)}")
     notes.cleanup()
     return (1 if failed else status), run.spent.keys()
 
@@ -202,10 +208,21 @@ def _search_path() -> str:
 
 
 def _read_errors(path: Path) -> dict[str, str]:
-    """Return the error of each stage whose last note is one, as its first line."""
+    """Return the error of each stage whose last note is one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     last = {note["stage"]: note["error"] for note in map(json.loads, lines)}
-    return {stage: str(error).partition("\n")[0] for stage, error in last.items() if error is not None}
+    return {stage: str(error) for stage, error in last.items() if error is not None}
+
+
+def _shorten(error: str, *, is_above: bool) -> str:
+    """Return an error for the summary; of a long one that stands right above, only where it is."""
+    lines = error.splitlines() or [""]
+    if is_above and (len(lines) > 1 or len(error) > SHORT):
+        return "see its error above"
+    if len(lines) > ERROR_LINES:
+        left = len(lines) - ERROR_LINES + 1
+        lines = [*lines[: ERROR_LINES - 1], f"… and {counted(left, 'more line')}, above"]
+    return "\n  ".join(lines)
 
 
 def _times() -> dict[str, float]:

@@ -1,0 +1,86 @@
+"""Options of a second `icecore run` that the project's params.yaml does not agree with."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.sources import filesystem
+
+if TYPE_CHECKING:
+    from pipeline.projects.backbone import NamedBackbone
+
+Params = Mapping[str, Any]
+"""params.yaml as it stands."""
+
+
+def changed_data_options(
+    params: Params, folder: Path, *, images: str, labels: str | None, image: str | None, targets: Sequence[str]
+) -> list[str]:
+    """Return the options of the data that the data set of a project in `folder` and its tasks do not have.
+
+    images, labels, image, targets: as `summarize` takes them.
+    """
+    root = labels if labels is not None else images
+    prepared = [(name, entry) for name, entry in _entries(params, "prepare") if _same("root", root, entry, folder)]
+    changed = []
+    if labels is not None and not any(_same("base", images, entry, folder) for _, entry in prepared):
+        changed.append(f"PHOTOS {images}")
+    if image is not None and not any(entry.get("image") == image for _, entry in prepared):
+        changed.append(f"--image {image}")
+    names = {name for name, _ in prepared}
+    tasks = [entry for _, entry in _entries(params, "split") if names.intersection(entry.get("datasets") or ())]
+    if targets and not any(_listed(entry.get("target", "label")) == [*targets] for entry in tasks):
+        changed += [f"--target {target}" for target in targets]
+    return changed
+
+
+def changed_backbone_options(
+    params: Params,
+    folder: Path,
+    backbones: "Mapping[str, NamedBackbone]",
+    *,
+    weights: str | None,
+    weights_file: Path | None,
+) -> list[str]:
+    """Return the options of backbones that `freeze` of a project in `folder` does not have; it may have further ones.
+
+    backbones: what each `--backbone` names, with the weights of the other options; "" for the default one.
+    """
+    frozen, changed = dict(_entries(params, "freeze")), []
+    for model, backbone in backbones.items():
+        keys = {"source", "model", "folder", "digest"}
+        if weights is None and weights_file is None:
+            keys.add("weights")
+        options = [
+            (f"--backbone {model}" if model else "", keys & backbone.settings.keys()),
+            (f"--weights {weights}" if weights else "", {"weights"}),
+            (f"--weights-file {weights_file}" if weights_file else "", {"file", "sha256"}),
+        ]
+        entry = frozen.get(backbone.name)
+        for option, named in options:
+            same = entry is not None and all(_same(key, backbone.settings.get(key), entry, folder) for key in named)
+            changed += [option] if option and not same else []
+    return changed
+
+
+def _entries(params: Params, section: str) -> list[tuple[str, Mapping[str, Any]]]:
+    found = params.get(section) or {}
+    items = found.items() if isinstance(found, Mapping) else ()
+    return [(str(name), entry) for name, entry in items if isinstance(entry, Mapping)]
+
+
+def _same(key: str, wanted: Any, entry: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether an entry has a value: a path may be relative to the project, a digest shorter."""
+    has = entry.get(key)
+    if has is None or wanted is None:
+        return has is wanted
+    has, wanted = str(has), str(wanted)
+    if key in ("sha256", "digest"):
+        return has.startswith(wanted) or wanted.startswith(has)
+    if key in ("root", "base", "file", "folder") and not filesystem.is_url(has):
+        return (folder.resolve() / has).resolve() == Path(wanted).resolve()
+    return bool(has == wanted)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
