@@ -147,7 +147,13 @@ def test_names_and_widths_follow_from_the_settings(net: Path) -> None:
         ({"candidates": ["blok1"]}, [], BackboneError, "unknown node 'blok1'"),
         ({"pool": "cls"}, [], BackboneError, "poolings that do not fit"),
         ({}, ["no.png"], DataError, "no.png: cannot be read: No such file"),
-        ({}, ["TEXT"], DataError, "1 of 1 samples gave no features"),
+        ({}, ["TEXT"], DataError, r"^/.*text.png: not an image that Pillow can read$"),
+        (
+            {},
+            ["other.png", "TEXT"],
+            DataError,
+            r"^2 of 2 files cannot be used. The first of them:?\n  - /.*/other.png: not an .*\n  - /.*/text.png: not an",
+        ),
         ({"cache": False}, ["TEXT"], DataError, "not an image that Pillow can read"),
         ({}, np.array([["a", "b"]], dtype=object), DataError, r"one column of paths or images, got the shape \(1, 2\)"),
         ({}, "photo.png", TypeError, "expected a list of images, got one str"),
@@ -159,7 +165,9 @@ def test_what_is_no_setting_or_no_image_is_refused(
 ) -> None:
     text = tmp_path / "text.png"
     text.write_text("no image")
-    images = [str(text)] if isinstance(images, list) and images == ["TEXT"] else images
+    (tmp_path / "other.png").write_text("neither")
+    if isinstance(images, list) and images[-1:] == ["TEXT"]:
+        images = [*(str(tmp_path / name) for name in images[:-1]), str(text)]
     with pytest.raises(kind, match=message):
         FrozenFeatures(**{"model": net, **settings}).transform(images)
 

@@ -380,6 +380,7 @@ def test_features_know_the_files_of_their_rows_in_one_order(features: Any) -> No
     assert features.labels.tolist() == [None if n == 5 else "ab"[n % 2] for n in numbers]
     assert features.column("age").tolist() == [str(n / 2) for n in numbers]
     assert features.column("split").tolist() == ["train" if n < 4 else "test" for n in numbers]
+    assert repr(features) == f"Features({str(features.folder)!r}: 6 rows of (8,), float16)"
     some = features.subset(features.keys[1:4])
     assert some.paths.tolist() == features.paths[1:4].tolist()
     with pytest.raises(DataError, match=r"unknown column 'lable'. Did you mean 'label'"):

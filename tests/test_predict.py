@@ -31,6 +31,7 @@ from pipeline.export.run import export
 from pipeline.files import read_json, write_json
 from pipeline.inference.trained_model import load
 from pipeline.predict import run as predictions
+from pipeline.predict.exported import load_exported
 from pipeline.predict.inputs import Inputs
 from pipeline.sources import filesystem
 
@@ -406,6 +407,9 @@ def exported(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_exported_model_predicts_as_its_run_does(predict: Predict, models: Models, exported: Path) -> None:
+    described = repr(load_exported(exported))
+    assert described.startswith(f"ExportedModel('{exported / 'model.onnx'}', 4 labels: ")
+    assert len(described) < len(str(exported)) + 100
     broken = exported.parent / "broken.png"
     broken.write_bytes(b"text")
     inputs = [*photos(models, 5), broken, exported / "model.json"]

@@ -15,6 +15,7 @@ from pipeline.errors import BackboneError, DataError, HeadError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
 from pipeline.files import read_json, write_json
+from pipeline.inference.answers import TaskOutput, describe_tasks
 from pipeline.inference.trained_model import load
 from pipeline.predictions import PredictionsFile
 
@@ -53,6 +54,25 @@ def test_predictions_are_those_of_the_run(models: Models, run: str) -> None:
         assert same(model.predict(photos), expected.predicted[test])  # in a batch of six
         if model.scores == "probability":
             assert np.allclose(model.predict_proba(photos), expected.scores[test], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ("marks", "logistic on last of net, 4 labels: {classes})"),
+        ("numbers", "ridge on last of net, regression)"),
+        ("tuned", "network glyphs, 3 classes: dark, grey, white)"),
+        ("student", "network glyphs, 3 classes: dark, grey, white; 2 classes: dark, light)"),
+    ],
+)
+def test_a_model_says_in_one_line_what_it_is(models: Models, run: str, expected: str) -> None:
+    model = load(models.run(run))
+    found = repr(model)
+    assert found == f"TrainedModel({str(models.run(run))!r}, {expected.format(classes=', '.join(model.classes))}"
+    many = TaskOutput("many", "classification", tuple(f"class\n{n}" for n in range(5000)), slice(0, 5000))
+    assert describe_tasks([many]).startswith("5,000 classes: class 0, class 1, ")
+    assert len(describe_tasks([many])) <= 75
+    assert repr(model.backbone).endswith(f", {len(model.backbone.spec.taps)} nodes)")
 
 
 def test_a_student_answers_each_of_its_tasks(models: Models) -> None:

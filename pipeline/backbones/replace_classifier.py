@@ -86,7 +86,7 @@ def classifier_node(spec: BackboneSpec) -> str:
     tap = spec.taps.get(PENULTIMATE)
     if tap is None:
         raise BackboneError(
-            f"{_named(spec)}: expected a network that gives one tensor with a row per image, to put a classifier on, "
+            f"{spec.network}: expected a network that gives one tensor with a row per image, to put a classifier on, "
             f"got none ({PENULTIMATE!r} is no node of it). Return a tensor from a factory of yours."
         )
     return tap.input_of or APPENDED
@@ -135,7 +135,7 @@ def _appended(spec: BackboneSpec) -> dict[str, Any]:
         parts = {name: part.model_dump(mode="json") for name, part in tap.parts.items()}
         return {"width": tap.shape[0], "axes": list(tap.averaged), **({"parts": parts} if parts else {})}
     raise BackboneError(
-        f"{_named(spec)}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, "
+        f"{spec.network}: expected a network that gives a vector, maps or tokens per image, to put a classifier on, "
         f"got rows of the shape {tap.shape}. Pool them in a factory of yours."
     )
 
@@ -174,10 +174,6 @@ def _put(network: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _named(spec: BackboneSpec) -> str:
-    return str(spec.architecture.get("name") or spec.architecture.get("family"))
-
-
 def _like(old: Any, before: int, after: int, *, first: bool = True) -> nn.Module:
     """Return a new layer of the kind of the old one."""
     if isinstance(old, nn.Linear):
@@ -199,7 +195,7 @@ def _after_maps(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
             continue
         return {"at": f"{node}.{len(network.get_submodule(node))}", "width": tap.shape[0]}  # type: ignore[arg-type]
     raise BackboneError(
-        f"{_named(spec)}: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none. "
+        f"{spec.network}: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none. "
         "Leave `convolution` out."
     )
 

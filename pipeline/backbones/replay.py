@@ -32,7 +32,7 @@ def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
     are. Raises BackboneError if the network has no such node, or
     if the rows have another size.
     """
-    name = backbone.spec.architecture.get("name") or backbone.spec.architecture.get("family")
+    name = backbone.spec.network
     tap = backbone.spec.taps.get(PENULTIMATE)
     if tap is None:
         raise BackboneError(

@@ -28,7 +28,7 @@ from pipeline.files import AnyPath, as_path, atomic, check_readable, read_json, 
 JSON, WEIGHTS = "backbone.json", "weights.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backbone:
     """A frozen network, ready to run: evaluation mode, no gradients.
 
@@ -39,6 +39,9 @@ class Backbone:
 
     spec: BackboneSpec
     module: nn.Module
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.spec.network}, {counted(len(self.spec.taps), 'node')})"
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

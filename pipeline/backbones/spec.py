@@ -127,6 +127,14 @@ class BackboneSpec(Settings):
     classes: tuple[str, ...] = ()
     probe: Probe | None = Field(default=None, description="None of older files, and where it draws at random")
 
+    @property
+    def network(self) -> str:
+        """The name of the network, such as `mobilenet_v2`, or of what got a new classifier; else its family."""
+        architecture = self.architecture
+        while not architecture.get("name") and "base" in architecture:
+            architecture = architecture["base"]
+        return str(architecture.get("name") or architecture.get("family"))
+
     def node(self, name: str) -> str:
         """Return the node that a name or an alias stands for; a name that is neither comes back as it is."""
         return name if name in self.taps else self.aliases.get(name, name)

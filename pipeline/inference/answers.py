@@ -1,10 +1,13 @@
 """The answers of a head or of a network to one task, in the form in which a task has its targets."""
 
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pipeline.errors import counted
 from pipeline.heads.outputs import predict_with_scores
 from pipeline.predictions import Scores
 from pipeline.task import Kind
@@ -18,6 +21,21 @@ class TaskOutput:
     kind: Kind
     classes: tuple[str, ...]
     columns: slice
+
+
+def describe_tasks(tasks: Iterable[TaskOutput]) -> str:
+    """Return the classes of each task as one short line, such as `3 classes: cat, dog, …`; a regression has none."""
+    return "; ".join(
+        "regression"
+        if task.kind == "regression"
+        else f"{_count_classes(task)}: {textwrap.shorten(', '.join(task.classes), 60, placeholder=' …')}"
+        for task in tasks
+    )
+
+
+def _count_classes(task: TaskOutput) -> str:
+    noun, nouns = ("label", "labels") if task.kind == "multilabel" else ("class", "classes")
+    return counted(len(task.classes), noun, nouns)
 
 
 @dataclass(frozen=True)

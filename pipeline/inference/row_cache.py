@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backbones.spec import TapSpec
-from pipeline.errors import DataError
+from pipeline.errors import DataError, bullets
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import content_key, digest
@@ -143,7 +143,8 @@ def _key(path: str, _changed: int, _size: int) -> str:
 def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[str, Path]) -> Rows:
     """Return the rows of some files, sorted by key, through the feature cache.
 
-    What is missing there is computed by torch, whose rows are those of images in memory bit for bit.
+    What is missing there is computed by torch, whose rows are those of images in memory bit for bit. Raises DataError
+    with the paths of files that cannot be used.
     """
     assert backbone.folder is not None, "the caller looked"
     backbone.check_unchanged()
@@ -157,7 +158,7 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
     samples = Samples(key_arrays.from_hex(files), pa.record_batch(arrays, names=WHERE.names))
     with _waiting_for(root / "locks" / f"{out.name}.frozen.lock"), REPORTER.stage("embed") as reporter:
         extract(
-            ExtractConfig(datasets=("files",), taps=named, max_rejected=0.0, engine="torch"),
+            ExtractConfig(datasets=("files",), taps=named, max_rejected=1.0, engine="torch"),
             backbone=backbone.folder,
             manifests=out,
             out=out,
@@ -165,7 +166,19 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
             samples=samples,
             reporter=reporter,
         )
-        return {tap: Features.open(out / name).load(list(files)) for tap, name in zip(specs, named, strict=True)}
+        stored = {tap: Features.open(out / name) for tap, name in zip(specs, named, strict=True)}
+        _refuse_unusable(files, {one.key: one.reason for rows in stored.values() for one in rows.index.rejected})
+        return {tap: rows.load(list(files)) for tap, rows in stored.items()}
+
+
+def _refuse_unusable(files: Mapping[str, Path], reasons: Mapping[str, str]) -> None:
+    """Raise DataError with the path of each file that gave no row, of many the first."""
+    unusable = {str(path): reasons[key] for key, path in files.items() if key in reasons}
+    lines = [f"{path}: {reason.removeprefix(f'{path}: ')}" for path, reason in sorted(unusable.items())]
+    if len(lines) == 1:
+        raise DataError(lines[0])
+    if lines:
+        raise DataError(bullets(f"{len(lines):,} of {len(files):,} files cannot be used. The first of them", lines[:5]))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pipeline.engines import BATCH
 from pipeline.errors import BackboneError, DataError, HeadError, bullets, unknown
 from pipeline.files import AnyPath, as_path
 from pipeline.heads import saved
-from pipeline.inference.answers import Answers, TaskOutput, answers_of_head, answers_of_logits
+from pipeline.inference.answers import Answers, TaskOutput, answers_of_head, answers_of_logits, describe_tasks
 from pipeline.inference.fit_choice import choose_fit
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.model_record import ModelRecord, NetworkRecord, has_record, read_record, to_json
@@ -25,7 +25,7 @@ from pipeline.task import Kind
 LOGITS = "logits"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A head with its backbone, or a network that was fine-tuned or distilled, ready to predict.
 
@@ -50,6 +50,13 @@ class TrainedModel:
     backbone_folder: Path
     precision: str = "float32"
     """In which the network ran when the head's features were extracted."""
+
+    def __repr__(self) -> str:
+        if self.head is None:
+            learned = f"network {self.backbone.spec.network}"
+        else:
+            learned = f"{self.record['head']} on {'+'.join(self.taps)} of {self.backbone_folder.name}"
+        return f"TrainedModel({str(self.folder)!r}, {learned}, {describe_tasks(self.tasks)})"
 
     def rows(self, images: Any, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
         """Run the backbone up to the last tap, and return the rows (images, ...) of each tap.

@@ -15,7 +15,7 @@ from pipeline.export.card import EXPORT
 from pipeline.export.graph import FILES, Run, run_onnx, run_openvino, run_torch
 from pipeline.export.model import Output
 from pipeline.files import read_json, sha256_file
-from pipeline.inference.answers import Answers, TaskOutput, no_answers
+from pipeline.inference.answers import Answers, TaskOutput, describe_tasks, no_answers
 from pipeline.loading.images import pixel_batches
 from pipeline.predict.row_source import numbers_without
 from pipeline.predictions import Scores
@@ -23,7 +23,7 @@ from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.task import Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportedModel:
     """A file from pixels to scores, with what its model.json says."""
 
@@ -33,6 +33,9 @@ class ExportedModel:
     image: ImageSpec
     record: Mapping[str, Any]
     """The fit that was exported."""
+
+    def __repr__(self) -> str:
+        return f"ExportedModel({str(self.file)!r}, {describe_tasks(self.tasks)})"
 
     @property
     def kind(self) -> Kind:

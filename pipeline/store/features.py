@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import StoreError, requires
+from pipeline.errors import StoreError, counted, requires
 from pipeline.files import AnyPath, as_path
 from pipeline.runtime import parallel_map
 from pipeline.store import files_table, index, key_arrays
@@ -81,6 +81,9 @@ class Features:
         self.__dict__.update(state)
         if "_rows" not in state:
             self._rows = np.load(self.folder / self.index.rows.name, mmap_mode="r", allow_pickle=False)
+
+    def __repr__(self) -> str:
+        return f"Features({str(self.folder)!r}: {counted(len(self), 'row')} of {self.shape}, {self.dtype})"
 
     def __len__(self) -> int:
         return int(self._rows.shape[1])
