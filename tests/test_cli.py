@@ -480,7 +480,7 @@ def test_check_finds_no_problem_in_the_projects_own_settings(icecore: Command) -
     said = icecore("check", PARAMS)
     assert (said.code, said.error) == (0, "")
     fits = len(yaml.safe_load(PARAMS.read_text())["fit"])
-    assert "params.yaml: no problems (" in said.out
+    assert f"{PARAMS}: no problems (" in said.out
     assert f"{fits} fit" in said.out
 
 
@@ -683,7 +683,7 @@ def test_a_plan_that_does_not_fit_is_printed_and_ends_with_an_error(
     image_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: 10)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free_disk", lambda _: 10)
     out = tmp_path / "vectors"
     where = ["--data", image_folder(("cat",), each=3), "--out", out]
     said = icecore("extract", "--backbone", data / "backbones" / "tiny", *where, "--plan")

@@ -256,7 +256,7 @@ def test_a_process_that_a_request_ends_is_not_this_one(monkeypatch: pytest.Monke
 
 
 def test_a_graph_that_openvino_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_engine, "exported", lambda *_, **__: b"no graph")
+    monkeypatch.setattr(openvino_engine, "cached_export", lambda *_, **__: b"no graph")
     with pytest.raises(EngineError, match=r"engine 'openvino': it cannot run this network: .* Choose another engine."):
         job_of(Glyphs).engine("openvino")
 

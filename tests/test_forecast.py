@@ -99,7 +99,7 @@ def work(tmp_path: Path, image_folder: Folder) -> Work:
 
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Let the forecast find so many bytes left on every file system; there are more."""
-    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: free)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free_disk", lambda _: free)
 
 
 # Bytes ----------------------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def test_views_are_in_the_forecast_and_without_them_it_may_fit(job: Job, monkeyp
     assert found.bytes == 4 * plain.bytes
     assert found.spaces[0].passing == plain.spaces[0].passing  # one view is made after another
     assert "seen.view2: 12 rows to compute, 0 known" in str(found)
-    monkeypatch.setattr("pipeline.extract.disk_forecast.free", lambda _: plain.spaces[0].needed)
+    monkeypatch.setattr("pipeline.extract.disk_forecast.free_disk", lambda _: plain.spaces[0].needed)
     message = explain_shortage(request, forecast_disk(request, **room), **room)
     assert message is not None
     assert "would fit: without views" in message
