@@ -430,7 +430,7 @@ def test_workers_that_join_by_a_scheduler_file_make_the_same_and_go_on_after_it_
 
         # What workers raise on purpose arrives as what it is.
         job.backbone = job.root / "loud"
-        write_backbone(job.backbone, scale=1e38)
+        write_backbone(job.backbone, scale=9e38)
         with pytest.raises(EngineError, match=r"tap 'big', node 'logits': values that are not finite"):
             job.extract({"big": {"node": "logits"}}, run={"scheduler": address})
         write_backbone(job.backbone, scale=1e7)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shards
+import torch
 from PIL import Image
 
 from pipeline.backbones import glyphs, serialization
@@ -74,6 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models=folder / "data" / "models" / "probe",
         predictions=folder / "data" / "predictions" / "probe.parquet",
     )
+    torch.manual_seed(0)
     serialization.write(
         folder / "data" / "backbones" / "tiny",
         glyphs.GlyphNet(classes=2, widths=(4,)),

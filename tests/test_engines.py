@@ -476,7 +476,7 @@ def test_a_graph_ends_at_its_last_tap_and_is_kept_and_read_again(
     assert not any("8." in value.name for value in model.graph.initializer)
     (path,) = (tmp_path / "onnx").iterdir()
     assert path.read_bytes() == data
-    monkeypatch.setattr(onnx_export, "export", lambda *_: b"")
+    monkeypatch.setattr(onnx_export, "export", lambda *_, **__: b"")
     assert onnx_export.cached_export(backbone, specs, cache=tmp_path) == data
     assert onnx_export.cached_export(backbone, {"y": TapSpec(node="0", pool="mean")}, cache=tmp_path) == b""
 
@@ -594,7 +594,7 @@ def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_
 
 
 def test_a_graph_that_cannot_be_kept_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "export", lambda *_: b"a graph")
+    monkeypatch.setattr(onnx_export, "export", lambda *_, **__: b"a graph")
     (tmp_path / "file").write_text("")
     with pytest.raises(
         StoreError, match=r"file: the feature cache cannot be written: Not a directory\. Set ICECORE_CAC"

@@ -22,7 +22,8 @@ COMMANDS = {
 
 def start(python: str, code: str, folder: Path, **more: str) -> tuple[int, str, str]:
     """Run code; return its exit status, and what it printed to both streams."""
-    environment = {**os.environ, **preloaded.start(), "PYTHONPATH": "/nowhere", "MINE": "1", **more}
+    path = preloaded.start()  # which adds to os.environ
+    environment = {**os.environ, **path, "PYTHONPATH": "/nowhere", "MINE": "1", **more}
     command = [python, "-c", code, "a", "--b"]
     done = subprocess.run(
         command, cwd=folder, env=environment, input="text", capture_output=True, text=True, check=False
@@ -44,7 +45,8 @@ def test_libraries_are_there_unless_the_environment_would_have_changed_them(tmp_
 
 
 def test_a_signal_reaches_the_command(tmp_path: Path) -> None:
-    environment = {**os.environ, **preloaded.start()}
+    path = preloaded.start()
+    environment = {**os.environ, **path}
     code = (
         "import time\ntry:\n  print(flush=True)\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  raise SystemExit(130)"
     )

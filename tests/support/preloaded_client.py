@@ -27,9 +27,13 @@ SHAPING = (
 """Beginnings of variables that an interpreter or a library reads when it starts."""
 
 
+OTHERS = ("PYTHONPATH", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that do not count: each command has its own path, and scikit-learn and torch set the rest on import."""
+
+
 def shaping(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that shape an interpreter and its libraries, without PYTHONPATH, which each command has."""
-    return {name: value for name, value in environment.items() if name.startswith(SHAPING) and name != "PYTHONPATH"}
+    """Return the variables that shape an interpreter and its libraries."""
+    return {name: value for name, value in environment.items() if name.startswith(SHAPING) and name not in OTHERS}
 
 
 def run(python: str, call: Sequence[str], expected: Mapping[str, str]) -> NoReturn:
