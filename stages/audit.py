@@ -1,9 +1,11 @@
 """Audit a task: `python -m stages.audit digits`."""
 
 import sys
+from typing import Any
 
 from pipeline.audit.config import Extracted
 from pipeline.audit.run import audit
+from pipeline.errors import counted
 from pipeline.files import write_json
 from pipeline.runtime import Reporter
 from stages import project
@@ -25,11 +27,14 @@ def main() -> None:
     )
     write_json(project.AUDITS / f"{name}.json", found)
     near, odd = found["near_duplicates"], found["contradicted"]
-    print(f"{name}: {_said(near, 'near duplicates across splits')}; {_said(odd, 'labels that neighbours contradict')}")
+    duplicates = _describe(near, "near duplicate across splits", "near duplicates across splits")
+    labels = _describe(odd, "label that neighbours contradict", "labels that neighbours contradict")
+    print(f"{name}: {duplicates}; {labels}")
 
 
-def _said(found: dict[str, object], what: str) -> str:
-    return f"{what} not looked for: {found['why']}" if "why" in found else f"{found['count']:,} {what}"
+def _describe(found: dict[str, Any], noun: str, nouns: str) -> str:
+    """Return how many there are, or why they were not looked for."""
+    return f"{nouns} not looked for: {found['why']}" if "why" in found else counted(found["count"], noun, nouns)
 
 
 if __name__ == "__main__":

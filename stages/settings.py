@@ -4,6 +4,8 @@ DVC cannot depend on a key that params.yaml lacks. Stages that read whole sectio
 that a section may be left out, and a change of another section runs no stage again.
 """
 
+from collections.abc import Sequence
+
 from pipeline.files import fresh_folder, write_json
 from pipeline.settings.params import read_params
 from stages import project
@@ -19,7 +21,16 @@ def main() -> None:
     with fresh_folder(project.SETTINGS) as folder:
         for section in SHARED:
             write_json(folder / f"{section}.json", raw.get(section) or {})
-    print(f"{', '.join(section for section in SHARED if section not in raw) or 'no section'} left out of params.yaml")
+    print(_describe([section for section in SHARED if not raw.get(section)]))
+
+
+def _describe(empty: Sequence[str]) -> str:
+    """Return which stages have nothing to do, and which run with default settings, by the sections without values."""
+    named = [section for section in empty if project.SECTIONS[section][1]]
+    default = [section for section in empty if section not in named]
+    parts = [f"no entries of {', '.join(named)}"] if named else []
+    parts += [f"default settings of {', '.join(default)}"] if default else []
+    return f"params.yaml: {'; '.join(parts) or 'settings in every section'}"
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
     (tmp_path / "other" / "tasks" / "task.parquet").write_bytes(task)
     said = predict(folder, photos(models)[0], "--near", 1)
     assert "other/features/net: expected features of the training rows of" in said.err
-    assert "got none. Run `dvc repro extract@net`." in said.err
+    assert "got none. Run `icecore repro extract@net`." in said.err
     models.task("multilabel", models.marks)
     (tmp_path / "other" / "tasks" / "task.parquet").write_bytes((models.root / "task.parquet").read_bytes())
     said = predict(folder, photos(models)[0], "--near", 1)
@@ -332,7 +332,10 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
     ("words", "message"),
     [
         (["mark", "a.png"], "unknown run 'mark'. Did you mean 'marks'"),
-        (["later", "a.png"], f"{Path('data/models/later')}: the run was not made yet. Run `dvc repro finetune@later`."),
+        (
+            ["later", "a.png"],
+            f"{Path('data/models/later')}: the run was not made yet. Run `icecore repro finetune@later`.",
+        ),
         (["marks"], "expected images to predict, got none. Name files, folders, lists, archives or URLs, or `-`"),
         (["marks", "a.pgn"], "a.pgn: no such file, folder or list. Did you mean 'a.png'?"),
         (["marks", "gone/a.png", "a.pgn"], "inputs that cannot be used\n  - gone/a.png: no such file, folder or list."),
@@ -396,6 +399,12 @@ def test_what_cannot_be_predicted_is_refused(
     assert said.code == 1
     assert message in said.err
     assert said.out == ""
+
+
+def test_a_run_outside_of_a_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"knn: expected a run of a project, got no project here \(no params\.yaml\)\."):
+        predictions_cli.find_run("knn")
 
 
 @pytest.fixture(scope="module")

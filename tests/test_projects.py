@@ -19,7 +19,7 @@ from projects import SHIPPED
 
 import pipeline
 from pipeline.backbones import glyphs, serialization
-from pipeline.cli import main
+from pipeline.cli import main, project_new
 from pipeline.errors import ConfigError, DataError, MissingExtraError
 from pipeline.freeze.outline import Outline
 from pipeline.projects import code, skeleton
@@ -361,6 +361,7 @@ def test_without_images_the_project_says_how_to_add_some(network: Path, icecore:
             ["neu", "--backbone", "NET", "--weights", "V1"],
             "tiny net: a backbone's folder has its weights.",
         ),
+        (["neu", "--weights-file", "a file"], "`weights` is --weights here."),
         (["neu", "--weights-file", "missing.pth"], "error: missing.pth: no such weights file. Expected a .safetensors"),
         (
             ["meine Fotos/neu", "--backbone", "NET"],
@@ -518,7 +519,9 @@ def test_a_network_of_the_project_itself_is_frozen_and_no_runs_are_no_error(
     own = "input: {mode: L, resize: [16, 16], mean: [0.5], std: [0.5]}}"
     Path("params.yaml").write_text(f"freeze:\n  own: {source}{own}\n")
     assert icecore("check").code == 0
-    for words in (("settings",), ("freeze", "own"), ("evaluate",), ("compare",), ("report",)):
+    listed = "no entries of extract, fit, finetune, distill; default settings of audit, evaluate, compare, report"
+    assert icecore("stage", "settings").out == f"params.yaml: {listed}\n"
+    for words in (("freeze", "own"), ("evaluate",), ("compare",), ("report",)):
         said = icecore("stage", *words)
         assert said.code == 0, said.error
     assert Path("data/code/module/own_net_of_mine.py").is_symlink()
@@ -529,6 +532,19 @@ def test_a_network_of_the_project_itself_is_frozen_and_no_runs_are_no_error(
 def test_a_stage_that_is_none_is_refused(icecore: Command) -> None:
     said = icecore("stage", "fitt", "x")
     assert said.error.startswith("error: unknown stage 'fitt'. Did you mean 'fit'")
+
+
+def test_the_error_of_a_stage_names_the_options_of_a_run(tmp_path: Path) -> None:
+    change = f"Change {tmp_path / 'params.yaml'} and run again; or remove {tmp_path}, to run with other options."
+    for error, lines in (
+        ("no network: name it in `file`, with its `sha256`.", ["`file` is --weights-file here.", change]),
+        (
+            "more than `max_rejected` allows",
+            ["`max_rejected` is a setting of a project's params.yaml, see `icecore settings`.", change],
+        ),
+        ("a bug", []),
+    ):
+        assert project_new._name_options(error, tmp_path) == lines
 
 
 @pytest.mark.parametrize(

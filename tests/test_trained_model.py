@@ -146,7 +146,7 @@ def test_the_selected_head_predicts(models: Models, moved: Callable[[str], Path]
     models.task()
     with pytest.raises(
         HeadError,
-        match=r"expected one head, or an evaluation that chooses among 6, got none\. Run `dvc repro evaluate`",
+        match=r"expected one head, or an evaluation that chooses among 6, got none\. Run `icecore repro evaluate`",
     ):
         load(folder)
     selected = evaluated(models, "heads", folder)
@@ -208,7 +208,7 @@ def test_another_backbone_is_refused_with_the_fields(
     shutil.copyfile(models.run("marks") / "model.json", folder / "model.json")
     (folder.parent.parent / "backbones").unlink()
     with pytest.raises(
-        BackboneError, match=r"expected the backbone 'net', .* got none\. Run `dvc repro freeze@net`, or"
+        BackboneError, match=r"expected the backbone 'net', .* got none\. Run `icecore repro freeze@net`, or"
     ):
         load(folder)
 
@@ -228,7 +228,10 @@ def test_a_network_that_model_json_does_not_name_is_refused(moved: Callable[[str
     [
         ("models/mark", r"models: unknown run 'mark'\. Did you mean 'marks'.*\? Expected one of: "),
         ("models", r"expected a run's folder with model\.json, such as data/models/RUN, got a folder without it"),
-        ("nowhere/marks", r"such as data/models/RUN, got no such folder\. `dvc repro` makes the runs of a project\."),
+        (
+            "nowhere/marks",
+            r"such as data/models/RUN, got no such folder\. `icecore repro` makes the runs of a project\.",
+        ),
         ("net", r"expected a run's folder with model\.json, got a backbone\. Name a run on it\."),
     ],
 )

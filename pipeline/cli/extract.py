@@ -30,19 +30,23 @@ PROJECT_ONLY = frozenset(
 """Settings that messages name and that `icecore extract` has no option for."""
 
 
+def name_options(error: str, options: Mapping[str, str]) -> list[str]:
+    """Return a line for each option whose setting an error names, and one for settings that need a project."""
+    settings = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", error))
+    lines = [f"`{name}` is {options[name]} here." for name in settings if name in options]
+    if absent := [f"`{name}`" for name in settings if name in PROJECT_ONLY | OPTIONS.keys() and name not in options]:
+        is_are = "is a setting" if len(absent) == 1 else "are settings"
+        lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")
+    return lines
+
+
 @contextlib.contextmanager
 def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
     """Add to an error the options of the settings that it names, or that a setting needs a project."""
     try:
         yield
     except PipelineError as error:
-        settings = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", str(error)))
-        lines = [f"`{name}` is {options[name]} here." for name in settings if name in options]
-        absent = [f"`{name}`" for name in settings if name in PROJECT_ONLY and name not in options]
-        if absent:
-            is_are = "is a setting" if len(absent) == 1 else "are settings"
-            lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")
-        if not lines:
+        if not (lines := name_options(str(error), options)):
             raise
         raise type(error)("\n".join([str(error), *lines])) from None
 

@@ -174,7 +174,7 @@ def _predict(
 def find_run(name: str) -> Path:
     """Return the folder of a run by its name in the project, or by its path.
 
-    Raises DataError for a run that params.yaml names and that was not made yet.
+    Raises DataError for a run that params.yaml names and that was not made yet, and for a name outside of a project.
     """
     from pipeline.errors import DataError
     from pipeline.settings.params import read_params
@@ -183,11 +183,16 @@ def find_run(name: str) -> Path:
     path, own = Path(name), project.MODELS / name
     if (path / "model.json").is_file() or path.is_file() or len(path.parts) > 1:
         return path
+    if not (path.exists() or project.DATA.is_dir() or project.PARAMS.is_file()):
+        raise DataError(
+            f"{name}: expected a run of a project, got no project here (no {project.PARAMS}). Run the command in the "
+            "root of a project, or name the folder of a run."
+        )
     if own.is_dir() or not project.PARAMS.is_file():
         return own
     settings = read_params(project.PARAMS)
     for stage in ("fit", "finetune", "distill"):
         named = settings.get(stage) if isinstance(settings, dict) else None
         if isinstance(named, dict) and name in named:
-            raise DataError(f"{own}: the run was not made yet. Run `dvc repro {stage}@{name}`.")
+            raise DataError(f"{own}: the run was not made yet. Run `icecore repro {stage}@{name}`.")
     return own

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,8 +155,11 @@ def repro(context: typer.Context) -> None:
     run_pipeline(context.args)
 
 
-def run_pipeline(arguments: Sequence[str] = ()) -> None:
-    """Run the pipeline of the project in the working directory, as `icecore repro` does with some arguments."""
+def run_pipeline(arguments: Sequence[str] = (), explain: Callable[[str], Iterable[str]] | None = None) -> None:
+    """Run the pipeline of the project in the working directory, as `icecore repro` does with some arguments.
+
+    explain: returns the lines that are printed below the error of a stage that failed.
+    """
     from pipeline.cli.reproduce import reproduce, stages_of
     from pipeline.cli.results import leaderboard
     from pipeline.settings.params import read_params
@@ -164,7 +167,9 @@ def run_pipeline(arguments: Sequence[str] = ()) -> None:
 
     note_upgrade()
     values = project.settings(lines=True)
-    status, ran = reproduce(arguments, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo)
+    status, ran = reproduce(
+        arguments, stages=stages_of(read_params(Path("dvc.yaml")), values), say=typer.echo, explain=explain
+    )
     if status:
         raise SystemExit(status)
     if not arguments and project.runs(values) and "report" not in ran:  # `report` prints the leaderboard itself

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.extract import name_options, naming_options
 from pipeline.cli.project import problems_of, run_in_process, run_pipeline
 from pipeline.errors import ConfigError
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from pipeline.projects.backbone import NamedBackbone
     from pipeline.projects.data_summary import DataSummary
     from pipeline.projects.params_text import Extraction
+
+OPTIONS = {
+    "root": "--images",
+    "base": "--images, with --list,",
+    "image": "--image",
+    "target": "--target",
+    "weights": "--weights",
+    "file": "--weights-file",
+}
+"""Options of `icecore init` by the setting that messages of the library name."""
+
+OPTIONS_OF_RUN = {**OPTIONS, "root": "PHOTOS", "base": "PHOTOS, with --list,"}
 
 DEFAULT_MODEL = "mobilenet_v2"
 
@@ -35,6 +48,7 @@ Weights = Annotated[
 WeightsFile = Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")]
 
 
+@naming_options(OPTIONS)
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder; it is made if need be.")],
     images: Annotated[
@@ -108,6 +122,7 @@ def demo(
     typer.echo(f"next:\n  cd {_quoted(folder)}\n  icecore wrong digits_probe")
 
 
+@naming_options(OPTIONS_OF_RUN)
 def run(
     images: Annotated[
         str, typer.Argument(help="A folder of class folders, a .tar or a folder of them, or a URL.", metavar="PHOTOS")
@@ -146,10 +161,17 @@ def run(
         kept = _write(folder, params_text(folder.resolve(), data, extractions))
         _print_written(folder, data, kept)
     with contextlib.chdir(folder):
-        run_pipeline()
+        run_pipeline(explain=lambda error: _name_options(error, folder))
         best = _best_run()
     lines = [f"cd {_quoted(folder)}", f"icecore wrong {best}", f"icecore predict {best} NEW.jpg"]
     typer.echo("\n  ".join(["next:", *lines]))
+
+
+def _name_options(error: str, folder: Path) -> list[str]:
+    """Return the options of `icecore run` that the error of a stage is about, and how they are changed."""
+    lines = name_options(error, OPTIONS_OF_RUN)
+    change = f"Change {folder / 'params.yaml'} and run again; or remove {folder}, to run with other options."
+    return [*lines, change] if lines else []
 
 
 def _summarize(

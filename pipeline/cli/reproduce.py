@@ -160,12 +160,17 @@ class Run:
 
 
 def reproduce(
-    arguments: Sequence[str], *, stages: Sequence[str], say: Callable[[str], None]
+    arguments: Sequence[str],
+    *,
+    stages: Sequence[str],
+    say: Callable[[str], None],
+    explain: Callable[[str], Iterable[str]] | None = None,
 ) -> tuple[int, Collection[str]]:
     """Run `dvc repro` with some arguments and show its stages; return the exit status and the stages that ran.
 
-    Where stages failed, the last lines name each with its error, and the status is 1. When the user interrupts the run,
-    DVC ends its stage, which keeps its finished work, and then itself; this function waits for both.
+    Where stages failed, the last lines name each with its error and the lines that `explain` returns for it; the status is
+    1. When the user interrupts the run, DVC ends its stage, which keeps its finished work, and then itself; this
+    function waits for both.
     """
     with requires("pipeline", what="`icecore repro`"):
         importlib.import_module("dvc")
@@ -189,6 +194,8 @@ def reproduce(
     failed = run.errors()
     for name, error in failed.items():
         say(f"failed: {name}: {_shorten(error, is_above=name == run.last)}")
+        for line in explain(error) if explain else ():
+            say(f"  {line}")
     notes.cleanup()
     return (1 if failed else status), run.spent.keys()
 

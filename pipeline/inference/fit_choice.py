@@ -34,8 +34,8 @@ def choose_fit(folder: Path, record: HeadsRecord, *, data: Path, file: str | Non
         names = [fit.file for fit in largest]
         more = f", … ({len(names)} in all)" if len(names) > MOST_NAMED else ""
         raise HeadError(
-            f"{folder}: expected one head, or an evaluation that chooses among {len(names)}, got none. Run `dvc repro "
-            f"evaluate`, or name one of the files {', '.join(names[:MOST_NAMED])}{more}."
+            f"{folder}: expected one head, or an evaluation that chooses among {len(names)}, got none. Run `icecore "
+            f"repro evaluate`, or name one of the files {', '.join(names[:MOST_NAMED])}{more}."
         )
     return found[0]
 

@@ -151,8 +151,8 @@ def load(
     where = data / "backbones" / name if backbone is None else as_path(backbone, "load: backbone")
     if not (where / serialization.JSON).is_file():
         raise BackboneError(
-            f"{where}: expected the backbone {name!r}, whose features {folder} was fitted on, got none. Run `dvc repro "
-            f"freeze@{name}`, or give the folder of the backbone."
+            f"{where}: expected the backbone {name!r}, whose features {folder} was fitted on, got none. Run `icecore "
+            f"repro freeze@{name}`, or give the folder of the backbone."
         )
     identities = {tap: record.features[tap].identity for tap in fit.taps}
     taps = {tap: spec_of(one) for tap, one in identities.items()}
@@ -184,7 +184,7 @@ def _load_network(folder: Path, record: NetworkRecord, *, backbone: AnyPath | No
     if network.spec.weights_digest != expected:
         raise BackboneError(
             f"{folder}: expected the network that model.json names, with the weights {expected[:16]}…, got "
-            f"{network.spec.weights_digest[:16]}…. Train the run again: `dvc repro -f` with its stage."
+            f"{network.spec.weights_digest[:16]}…. Train the run again: `icecore repro -f` with its stage."
         )
     tasks: list[TaskOutput] = []
     start = 0
@@ -217,8 +217,8 @@ def read_run(folder: Path) -> ModelRecord:
     if folder.is_dir() or not others:
         what = "a folder without it" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         raise DataError(
-            f"{folder}: expected a run's folder with model.json, such as data/models/RUN, got {what}. `dvc repro` "
-            "makes the runs of a project."
+            f"{folder}: expected a run's folder with model.json, such as data/models/RUN, got {what}. `icecore "
+            "repro` makes the runs of a project."
         )
     raise DataError(f"{folder.parent}: {unknown('run', folder.name, others)}")
 

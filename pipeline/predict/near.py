@@ -35,7 +35,7 @@ def open_training_rows(model: TrainedModel) -> tuple[TrainingRows, RowSource | N
     if training is None:
         raise DataError(
             f"{data / 'features' / name}: expected features of the training rows of {folder}, which are compared with "
-            f"new images, got none. Run `dvc repro extract@{name}`."
+            f"new images, got none. Run `icecore repro extract@{name}`."
         )
     identities = {tap.folder.name: tap.identity for tap in taps}
     if model.head is not None:
