@@ -168,9 +168,9 @@ def reproduce(
 ) -> tuple[int, Collection[str]]:
     """Run `dvc repro` with some arguments and show its stages; return the exit status and the stages that ran.
 
-    Where stages failed, the last lines name each with its error and the lines that `explain` returns for it; the status is
-    1. When the user interrupts the run, DVC ends its stage, which keeps its finished work, and then itself; this
-    function waits for both.
+    Where stages failed, the last lines name each with its error and the lines that `explain` returns for it; the
+    status is 1. When the user interrupts the run, DVC ends its stage, which keeps its finished work, and then itself;
+    this function waits for both.
     """
     with requires("pipeline", what="`icecore repro`"):
         importlib.import_module("dvc")
