@@ -333,6 +333,11 @@ def test_a_run_of_heads_is_no_backbone(tmp_path: Path) -> None:
     [
         ({"what": "no/photos"}, DataError, "no/photos: no such folder or list"),
         ({"what": "FOLDER/cat/000.png"}, DataError, "expected a folder, a list or an archive, got one file"),
+        (
+            {"what": "FOLDER/empty"},
+            DataError,
+            "there are no files in it. Give a folder, a list or an archive with files",
+        ),
         ({"what": "FOLDER/empty", "cache": False}, DataError, "expected images, got none"),
         ({"what": "FOLDER", "tap": "blok1"}, BackboneError, "unknown node 'blok1'. Did you mean 'block1'"),
         ({"what": "FOLDER", "tap": "block1", "pool": "cls"}, BackboneError, "poolings that do not fit"),
@@ -485,6 +490,17 @@ def test_evaluation_chooses_on_held_out_rows_and_reports_on_test_rows() -> None:
     assert f"C {C:.4g} by log loss" in str(found)
 
 
+def test_the_star_of_an_exact_interval_is_explained() -> None:
+    X, y = rows_and_classes()
+    lines = str(icecore.evaluate({"right": X + 20 * np.eye(3, 5)[y], "X": X}, y, head="centroid")).splitlines()
+    assert "–1.000*" in lines[2]
+    assert (
+        "* all test rows are right, or all wrong: no resample differs, so the interval is that of Clopper and Pearson."
+        in lines
+    )
+    assert "*" not in str(icecore.evaluate(X[:, 3:], y, head="centroid"))
+
+
 def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
     X, y = rows_and_classes()
     assert icecore.evaluate(X, X @ np.arange(1.0, 6.0)).metric == "r2"
@@ -526,6 +542,12 @@ def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
         ({"features": {"a/b": np.zeros((12, 2))}}, ConfigError, "expected names without / and \\+, .* got 'a/b'"),
         ({"features": {}}, ConfigError, "expected at least one input, got none"),
         ({"test_size": 2}, ConfigError, "test_size: expected a share between 0 and 1, got 2"),
+        (
+            {"features": np.eye(4), "labels": list("abab")},
+            DataError,
+            "add rows, or change `test_size`\n  - expected at least 1 row in test, got 0",
+        ),
+        ({"test_size": 0.99}, DataError, "none of the classes to learn; add rows, or change `test_size`"),
         ({"hed": "ridge"}, ConfigError, "unknown key 'hed'. Did you mean 'head'"),
         ({"head": "rigde"}, ConfigError, "unknown head 'rigde'. Did you mean 'ridge'"),
         ({"metric": "r2"}, ConfigError, "evaluate.metric.classification: unknown value 'r2'"),
@@ -535,6 +557,19 @@ def test_what_cannot_be_evaluated_is_refused(arguments: dict[str, Any], kind: ty
     given = {"features": np.eye(12), "labels": list("ab" * 6), "head": "centroid", **arguments}
     with pytest.raises(kind, match=message):
         icecore.evaluate(**given)
+
+
+def test_images_without_class_folders_need_labels(net: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(6):
+        photo((20 + number, 20)).save(photos / f"{number}.png")
+    flat = icecore.Backbone(net).embed(photos)
+    message = f"{photos}: expected images in class folders, .* Give `evaluate` its `labels`, a value per row"
+    with pytest.raises(DataError, match=message):
+        icecore.evaluate(flat)
+    with pytest.raises(DataError, match=message):
+        flat.labels  # noqa: B018
 
 
 def test_inputs_of_other_images_are_refused(features: Any) -> None:

@@ -685,7 +685,7 @@ def test_an_empty_folder_or_list_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "list.csv").write_text("path,label\n")
     for root in (tmp_path / "photos", tmp_path / "list.csv"):
-        with pytest.raises(DataError, match=f"{root.name}: there are no files in it. Set `root` to what holds the fi"):
+        with pytest.raises(DataError, match=f"{root.name}: there are no files in it. Give a folder, a list"):
             prepared(root, tmp_path / "manifests")
 
 

@@ -232,8 +232,8 @@ def test_many_whole_numbers_are_a_regression(tmp_path: Path, monkeypatch: pytest
     ("images", "options", "message"),
     [
         ("nowhere", {}, r"^nowhere: no such folder or list\. Expected a folder of class folders, <class>/\*\.jpg\.$"),
-        ("empty", {}, r"empty: there are no files in it\. Set `root`"),
-        ("texts", {}, r"texts: there are no images in it\. Set `root`"),
+        ("empty", {}, r"empty: there are no files in it\. Give a folder, a list"),
+        ("texts", {}, r"texts: there are no images in it\. Give a folder, a list"),
         (
             "flat",
             {},

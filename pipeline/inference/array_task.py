@@ -186,10 +186,20 @@ def write_task(
     values, problems = check({"split": raw}, {"split": Section(SplitConfig)})
     refuse(problems, where="evaluate")
     notes: list[str] = []
-    task = split_rows(values["split"], paths.folder, reporter=Reporter(message=notes.append))
+    try:
+        task = split_rows(values["split"], paths.folder, reporter=Reporter(message=notes.append))
+    except DataError as error:
+        raise DataError(_name_arguments(str(error))) from None
     path = folder / f"{DATASET}-task.parquet"
     task.write(path)
-    return path, notes
+    return path, [_name_arguments(note) for note in notes]
+
+
+def _name_arguments(message: str) -> str:
+    """Return a message of the stage `split` with the arguments of `evaluate` in the place of the stage's settings."""
+    return message.replace("add samples or change `sizes`", "add rows, or change `test_size`").replace(
+        "`sizes`", "`test_size`"
+    )
 
 
 def _as_text(column: pa.Array) -> pa.Array:

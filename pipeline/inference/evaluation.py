@@ -18,7 +18,7 @@ from pipeline.fit.single_fit import Data, FittedHead
 from pipeline.inference.array_task import DATASET, Inputs, kind_of, write_task
 from pipeline.model_record import HeadFit
 from pipeline.report import selection
-from pipeline.report.leaderboard import NAMES, SHORT, Run, interval, number, others, training
+from pipeline.report.leaderboard import EXACT, NAMES, SHORT, Run, interval, is_exact, number, others, training
 from pipeline.settings.check import Section, check, refuse
 from pipeline.task import Kind
 from pipeline.text import table
@@ -83,6 +83,7 @@ class Evaluation:
             measured = [number(row[self.metric]), interval(row, self.metric), *(number(row.get(name)) for name in more)]
             lines.append([row["head"], row["input"], *([training(row["labels"])] if labels else []), *measured])
         sentences = [
+            f"* {EXACT}." if any(is_exact(row, self.metric) for row in self.run["table"]) else "",
             f"The first row was chosen: {why}." if (why := selection.reason(self.run)) else "",
             f"All numbers are of {counted(len(self.test), 'test row')}, which chose nothing.",
             self.run["undecided"] or "",
@@ -111,7 +112,9 @@ def evaluate(
     labels: a class, a number, or a list of classes per row, or a column of the `Features`; by default `label`.
     head: a name of `icecore settings fit`, a list of names, or a dictionary of names to parameters; by default
     logistic, and ridge for numbers.
-    test_size: the share of the rows that report, cut within each class.
+    test_size: the share of the rows that report, cut within each class. `Features` are cut by the hash of each image's
+    content, so that an image stays a test row in every order; arrays by the hash of the row's number. The arrays of
+    some `Features` therefore have other test rows than these: give both in one dictionary, or `split`, to compare.
     split: `train`, `validation` or `test` of each row, or a column of the `Features`, in the place of `test_size`.
     groups: a value per row, or a column; rows of one group stay together.
     kind: classification, multilabel or regression; by default what the labels look like: floats are numbers, lists

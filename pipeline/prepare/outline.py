@@ -31,7 +31,7 @@ def outline_manifest(config: PrepareConfig) -> pa.Table | None:
     rows = [row for row in listed if row.refused[0] is None]
     if not rows:
         what = "images" if listed else "files"
-        raise DataError(f"{config.root}: there are no {what} in it. Set `root` to what holds the images.")
+        raise DataError(f"{config.root}: there are no {what} in it. Give a folder, a list or an archive with images.")
     columns: dict[str, pa.Array] = {
         "key": pa.array([content_key(f"{row.path}#{number}".encode()) for number, row in enumerate(rows)]),
         "path": pa.array([row.path for row in rows]),

@@ -96,7 +96,7 @@ def _list_files(
     )
     result = database.executemany(insert, rows).rowcount
     if result < 1:
-        raise DataError(f"{config.root}: there are no files in it. Set `root` to what holds the files.")
+        raise DataError(f"{config.root}: there are no files in it. Give a folder, a list or an archive with files.")
     # An archive that was appended to can have two members of one name; a path must name one sample.
     database.execute(
         """
@@ -164,7 +164,7 @@ def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found:
     looked_at = found - excluded.get("hidden", 0) - excluded.get("other", 0)
     if looked_at == 0:
         what = "hidden files" if not excluded.get("other") else "files that are no images"
-        raise DataError(f"{config.root}: there are only {what} in it. Set `root` to what holds the images.")
+        raise DataError(f"{config.root}: there are only {what} in it. Give a folder, a list or an archive with images.")
     # A quotient: 0.29 * 100 is a little less than 29, and 29 / 100 is 0.29.
     if rejected / looked_at <= config.max_rejected and rejected < looked_at:
         return

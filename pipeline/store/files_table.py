@@ -45,8 +45,15 @@ def read_columns(folder: Path, keys: np.ndarray, names: Sequence[str] | None = N
     named = {label_column(name) if name == "path" else name: labels[name] for name in labels.column_names}
     table = pa.table({"path": whole["path"], **named})
     for name in names or ():
-        if name not in table.column_names:
-            raise DataError(f"{path}: {unknown('column', name, table.column_names)}")
+        if name in table.column_names:
+            continue
+        if table.column_names == ["path"] and len(table):
+            parent, _, _ = table["path"][0].as_py().rpartition("/")
+            raise DataError(
+                f"{parent}: expected images in class folders, or a list with labels, got paths only: no {name!r} is "
+                "known. Give `evaluate` its `labels`, a value per row."
+            )
+        raise DataError(f"{path}: {unknown('column', name, table.column_names)}")
     own = key_arrays.from_arrow(whole["key"].combine_chunks())
     order = np.argsort(own)
     places = key_arrays.find(own[order], keys)
