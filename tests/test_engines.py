@@ -504,7 +504,7 @@ def test_a_short_job_is_given_to_torch_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cached_export(graphs: Path, tmp_path: Path) -> Path:
+def exported(graphs: Path, tmp_path: Path) -> Path:
     """A cache with the graph of `Glyphs`, and nothing remembered."""
     onnx_export.cached_export(backbone_of(Glyphs), NETWORKS[Glyphs], cache=graphs)
     shutil.copytree(graphs / "onnx", tmp_path / "onnx")
