@@ -768,7 +768,10 @@ def test_errors_of_a_one_off_extraction_name_its_options(icecore: Command, data:
     expected = {
         "a.parquet": (["--image", "image"], "`columns` is --columns here."),
         "shards": ([], "`image` is --image here."),
-        "photos": ([], "`root` is --data here."),
+        "photos": (
+            [],
+            f"error: {tmp_path / 'photos'}: there are no files in it. Give a folder, a list or an archive with files.",
+        ),
     }
     for name, (options, line) in expected.items():
         backbone = data / "backbones" / "tiny"
