@@ -12,7 +12,7 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.errors import HeadError
 from pipeline.files import write_json
 from pipeline.heads import saved
-from pipeline.inference.trained_model import _spec_of
+from pipeline.inference.trained_model import spec_of
 from pipeline.model_record import JSON, HeadsRecord, NetworkRecord, find_fits, read_record, write_record
 
 KEPT = {"epoch": 3, "learning_rate": 0.001, "loss": 0.5, "validation_loss": 0.25}
@@ -150,4 +150,4 @@ def test_a_description_means_the_fits_with_its_values_and_else_those_of_all_labe
 
 def test_a_head_on_projected_features_finds_its_tap() -> None:
     identity = {"node": "layer4", "pool": "none", "dtype": "float16", "projection": {"dimensions": 3, "seed": 0}}
-    assert _spec_of(identity) == TapSpec(node="layer4", project=3)
+    assert spec_of(identity) == TapSpec(node="layer4", project=3)
