@@ -36,6 +36,7 @@ from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.extract import dask_run, job_files
 from pipeline.extract.config import ExtractConfig, RunConfig
+from pipeline.extract.dask_tasks import TaskResult
 from pipeline.extract.request import of_samples
 from pipeline.extract.run import commit
 from pipeline.extract.timing import Timings
@@ -59,10 +60,10 @@ BLOCK = 100_000
 # The scheduler --------------------------------------------------------------------------------------------------------
 
 
-def nothing(folder: str, number: int) -> dask_run.Made:
+def nothing(folder: str, number: int) -> TaskResult:
     """A unit that is made at once."""
     del folder
-    return dask_run.Made(number, UnitResult([], {}), Timings(), [])
+    return TaskResult(number, UnitResult([], {}), Timings(), [])
 
 
 def tasks(count: int) -> Iterator[tuple[str, str]]:
