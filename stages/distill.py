@@ -32,10 +32,10 @@ def main() -> None:
     )
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
-        found = run.distill(config, paths, datasets=datasets, reporter=reporter)
+        result = run.distill(config, paths, datasets=datasets, reporter=reporter)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
-    labels = counted(found.labels, "label") if found.labels else "all labels"
-    print(f"{name}: {labels} a class, {counted(found.samples or 0, 'sample')}; {line(found.kept, config)}")
+    labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
+    print(f"{name}: {labels}, {counted(result.samples or 0, 'sample')}; {line(result.kept, config)}")
 
 
 if __name__ == "__main__":

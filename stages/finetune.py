@@ -32,9 +32,9 @@ def main() -> None:
         print(run.lr_range(config, paths, datasets=datasets))
         return
     with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
-        found = run.finetune(config, paths, datasets=datasets, reporter=reporter)
-    labels = counted(found.labels, "label") if found.labels else "all labels"
-    print(f"{name}: {labels} a class, {counted(found.rows, 'row')}; {line(found.kept, config)}")
+        result = run.finetune(config, paths, datasets=datasets, reporter=reporter)
+    labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
+    print(f"{name}: {labels}, {counted(result.rows, 'row')}; {line(result.kept, config)}")
 
 
 if __name__ == "__main__":
