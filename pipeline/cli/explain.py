@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.run_options import BackboneFolder, Head, RunName, find_run
+
 
 def explain(
-    run: Annotated[str, typer.Argument(help="A run of the project, or a run's folder such as data/models/pets.")],
+    run: RunName,
     images: Annotated[list[str], typer.Argument(help="Images: files or URLs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write, such as page.html.", show_default=False)],
     top: Annotated[int, typer.Option(min=0, help="So many classes with the largest scores of each image.")] = 5,
@@ -17,12 +19,8 @@ def explain(
         typer.Option("--class", help="A class whose evidence is shown; may be repeated. [default: the two best]"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="A task of a student of several. [default: its first]")] = None,
-    head: Annotated[
-        str | None, typer.Option(help="The file of a head in the run's folder. [default: the selected one]")
-    ] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="The folder of the head's backbone. [default: that of the project]")
-    ] = None,
+    head: Head = None,
+    backbone: BackboneFolder = None,
 ) -> None:
     """Write one HTML page that shows what speaks for the predictions of some images.
 
@@ -35,7 +33,6 @@ def explain(
 
       icecore explain pets a.jpg b.jpg --class cat --class dog --near 10 --out page.html
     """
-    from pipeline.cli.predict import find_run
     from pipeline.explain.run import check_out
     from pipeline.explain.run import explain as write_page
     from pipeline.inference.trained_model import load

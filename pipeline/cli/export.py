@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.run_options import BackboneFolder, Head, RunName, find_run
+
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run of the project, or a run's folder such as data/models/pets.")],
+    run: RunName,
     out: Annotated[Path, typer.Argument(help="The folder to write: a new one, an empty one, or an earlier export.")],
     format: Annotated[str, typer.Option(help="onnx, openvino, or torch (a program of torch.export).")] = "onnx",
     int8: Annotated[
@@ -19,12 +21,8 @@ def export(
     max_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Refuse an int8 model that loses more of the task's metric.")
     ] = 0.02,
-    head: Annotated[
-        str | None, typer.Option(help="The file of a head in the run's folder. [default: the selected one]")
-    ] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="The folder of the head's backbone. [default: that of the project]")
-    ] = None,
+    head: Head = None,
+    backbone: BackboneFolder = None,
 ) -> None:
     """Export a run's model to one file, with a model card and a script that needs neither icecore nor torch.
 
@@ -41,7 +39,6 @@ def export(
 
       icecore export data/models/pets exported/ --format openvino
     """
-    from pipeline.cli.predict import find_run
     from pipeline.export.run import export as export_model
     from pipeline.runtime import Reporter
     from pipeline.store.location import default_root

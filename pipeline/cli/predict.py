@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.cli.run_options import BackboneFolder, Head, find_run
+
 UNUSABLE = 3
 """The exit status where some inputs have no prediction."""
 
@@ -35,12 +37,8 @@ def predict(
     top: Annotated[int, typer.Option(min=0, help="So many classes with the largest scores of each image.")] = 0,
     proba: Annotated[bool, typer.Option("--proba", help="The score of every class.")] = False,
     near: Annotated[int, typer.Option(min=0, help="So many nearest training samples of each image.")] = 0,
-    head: Annotated[
-        str | None, typer.Option(help="The file of a head in the run's folder. [default: the selected one]")
-    ] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="The folder of the head's backbone. [default: that of the project]")
-    ] = None,
+    head: Head = None,
+    backbone: BackboneFolder = None,
     engine: Annotated[
         str, typer.Option(help="What runs the network for more than 256 images: auto, torch, onnxruntime, openvino, …")
     ] = "auto",
@@ -169,30 +167,3 @@ def _predict(
         if done.failed > len(done.first_errors):
             log(f"  … and {done.failed - len(done.first_errors):,} more" + (f": see `error` in {out}" if out else ""))
     return done.failed
-
-
-def find_run(name: str) -> Path:
-    """Return the folder of a run by its name in the project, or by its path.
-
-    Raises DataError for a run that params.yaml names and that was not made yet, and for a name outside of a project.
-    """
-    from pipeline.errors import DataError
-    from pipeline.settings.params import read_params
-    from stages import project
-
-    path, own = Path(name), project.MODELS / name
-    if (path / "model.json").is_file() or path.is_file() or len(path.parts) > 1:
-        return path
-    if not (path.exists() or project.DATA.is_dir() or project.PARAMS.is_file()):
-        raise DataError(
-            f"{name}: expected a run of a project, got no project here (no {project.PARAMS}). Run the command in the "
-            "root of a project, or name the folder of a run."
-        )
-    if own.is_dir() or not project.PARAMS.is_file():
-        return own
-    settings = read_params(project.PARAMS)
-    for stage in ("fit", "finetune", "distill"):
-        named = settings.get(stage) if isinstance(settings, dict) else None
-        if isinstance(named, dict) and name in named:
-            raise DataError(f"{own}: the run was not made yet. Run `icecore repro {stage}@{name}`.")
-    return own

@@ -99,7 +99,7 @@ def demo(
         bool, typer.Option("--full", help="All that icecore does, also fine-tuning and distillation: some minutes.")
     ] = False,
 ) -> None:
-    """Run a project on handwritten digits in an empty folder: nothing is downloaded, and it takes about a minute.
+    """Run a project on handwritten digits in an empty folder: nothing is downloaded; it takes less than a minute.
 
     A small network learns printed characters and is frozen; its layers are compared on handwritten digits, those that
     scikit-learn carries.
