@@ -58,8 +58,8 @@ bench-peers: $(VENV)/.installed $(PEERS)/.installed  ## compare extraction with 
 	@python benchmarks/extract.py --peers $(PEERS)/bin/python --rerun 0 $(BENCH)
 
 # What stages write, below data/: of data/raw only what `sample` writes, and never a file that no stage made.
-MADE := settings manifests pretrained backbones features digests tasks audits models teachers predictions curves metrics plots \
-        comparisons report $(addprefix raw/,digits glyphs)
+MADE := settings manifests pretrained backbones features digests tasks audits models model_digests teachers predictions curves \
+        metrics plots comparisons report $(addprefix raw/,digits glyphs)
 
 clean:  ## remove what was generated: the environment, what stages wrote to data/, caches of tools. Your own files stay
 	@rm -rf $(VENV) $(PEERS) .dvc/cache .dvc/tmp .dvc/config.local .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/_build docs/settings.md

@@ -8,10 +8,11 @@ from pipeline.files import write_json
 from pipeline.store import location
 from pipeline.training.early_stopping import line
 from stages import project
+from stages.model_digest import write_model_digest
 
 
 def main() -> None:
-    """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`.
+    """Write `data/models/<run>/`, its digest, `data/predictions/<run>.parquet` and `data/curves/<run>/`.
 
     `data/metrics/distill/<run>.json` has what the student and its teachers cost.
     """
@@ -33,6 +34,7 @@ def main() -> None:
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
         result = run.distill(config, paths, datasets=datasets, reporter=reporter)
+    write_model_digest(name)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
     labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
     print(f"{name}: {labels}, {counted(result.samples or 0, 'sample')}; {line(result.kept, config)}")

@@ -9,12 +9,13 @@ from pipeline.store import location
 from pipeline.training.config import FROM_BACKBONE
 from pipeline.training.early_stopping import line
 from stages import project
+from stages.model_digest import write_model_digest
 
 LR_RANGE = "--lr-range"
 
 
 def main() -> None:
-    """Write `data/models/<run>/`, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
+    """Write `data/models/<run>/`, its digest, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
     name, config = project.entry("finetune", [one for one in sys.argv[1:] if one != LR_RANGE])
     datasets = project.settings()["split"][config.task].datasets
     paths = Paths(
@@ -33,6 +34,7 @@ def main() -> None:
         return
     with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
         result = run.finetune(config, paths, datasets=datasets, reporter=reporter)
+    write_model_digest(name)
     labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
     print(f"{name}: {labels}, {counted(result.rows, 'row')}; {line(result.kept, config)}")
 

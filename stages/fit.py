@@ -3,10 +3,11 @@
 from pipeline.errors import counted
 from pipeline.fit.run import fit
 from stages import project
+from stages.model_digest import write_model_digest
 
 
 def main() -> None:
-    """Write `data/models/<run>/` and `data/predictions/<run>.parquet`."""
+    """Write `data/models/<run>/`, its digest, and `data/predictions/<run>.parquet`."""
     name, config = project.entry("fit")
     with project.reporter(f"fit {name}", "heads") as reporter:
         done = fit(
@@ -17,6 +18,7 @@ def main() -> None:
             predictions=project.PREDICTIONS / f"{name}.parquet",
             reporter=reporter,
         )
+    write_model_digest(name)
     for line in [*done.lines, *done.notes]:
         print(line)
     print(f"{name}: {counted(done.fits, 'head')}")

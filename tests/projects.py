@@ -30,7 +30,7 @@ SOURCES = ("pretrained", "folder", "torchvision", "timm", "module")
 KEPT = tuple(
     f"data/{name}/.gitignore"
     for name in (
-        *("pretrained", "models/backbone", "models/scratch", "teachers"),
+        *("pretrained", "model_digests/backbone", "model_digests/scratch", "teachers"),
         *(f"code/{source}" for source in SOURCES),
     )
 )

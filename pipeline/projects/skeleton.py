@@ -24,6 +24,7 @@ WITHOUT_ENTRIES = (
     "features",
     "manifests",
     "metrics",
+    "models",
     "predictions",
     "pretrained",
     "tasks",
@@ -32,7 +33,7 @@ WITHOUT_ENTRIES = (
 KEPT = (
     *(f"data/{name}" for name in WITHOUT_ENTRIES),
     *(f"data/code/{source}" for source in SOURCES),
-    *(f"data/models/{start}" for start in STARTS),
+    *(f"data/model_digests/{start}" for start in STARTS),
 )
 """Folders that stages depend on, also where no entry of params.yaml writes into them."""
 
