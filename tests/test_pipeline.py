@@ -1,12 +1,15 @@
 """The whole pipeline, by `dvc repro`, in a copy of the project: what runs, what is left alone, and what comes out."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from projects import Project, default, small, write_digits
 from test_sharing import are_whole, lie_once, objects
+
+from stages.model_digest import write_model_digest
 
 pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
 
@@ -168,8 +171,26 @@ def test_another_task_with_its_head_and_training_run_their_own_stages_and_extrac
         assert made["fits"][0]["frozen"]["before"] == made["fits"][0]["frozen"]["after"]
         assert (project.root / f"data/models/{run}/backbone/backbone.json").is_file()
         assert project.read(f"data/metrics/runs/{run}.json")["test_rows"] > 50
+    made_by_stages = ["digits_logistic", "from_block2", "parity_knn", "student", "tuned"]
+    assert sorted(path.name for path in (project.root / "data/models").iterdir()) == made_by_stages
+    digests = [path.parent.name for path in (project.root / "data/model_digests").glob("*/digest.json")]
+    assert sorted(digests) == made_by_stages
     comparisons = (project.root / "data/comparisons/digits.json").read_text()
     assert all(run in comparisons for run in (*runs, "student", "digits_logistic"))
+
+
+def test_the_digest_of_a_model_follows_from_the_names_and_contents_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/models/run/backbone").mkdir(parents=True)
+    digests = []
+    for name, text in (("model.json", "1"), ("model.json", "1"), ("model.json", "2"), ("backbone/model.json", "1")):
+        (tmp_path / "data/models/run" / name).write_text(text)
+        write_model_digest("run")
+        digests.append((tmp_path / "data/model_digests/run/digest.json").read_text())
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def test_no_stage_writes_into_a_file_that_dvc_keeps(project: Project) -> None:
