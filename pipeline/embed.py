@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.disk_check import forecast_disk
+from pipeline.extract.disk_check import describe_wide_taps, forecast_disk
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.request import Request, checked, read
-from pipeline.extract.run import Extracted, extract, wide_taps
+from pipeline.extract.run import extract
+from pipeline.extract.summary import Extracted
 from pipeline.files import AnyPath, as_path, atomic
 from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.library_model import LibraryModel, Weights, freeze_once, raw_settings
@@ -208,7 +209,7 @@ def plan(
     out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
     inputs = _prepare_inputs(job, out, reporter)
     request = read(job.extract, backbone=inputs.backbone, manifests=inputs.manifests, cache_root=cache_root)
-    for line in wide_taps(request):
+    for line in describe_wide_taps(request):
         reporter.message(line)
     return request, forecast_disk(request, cache_root=cache_root, out=out)
 

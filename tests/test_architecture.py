@@ -592,7 +592,12 @@ def test_cleaning_leaves_every_file_that_no_stage_made(tmp_path: Path) -> None:
     """People put their photos below data/raw."""
     own = ("data/raw/photos/cat/0.jpg", "data/raw/photos.csv", "data/notes.txt", "data/raw/shards/a.tar")
     made = ("data/raw/digits/0/0.png", "data/features/net/tap/a.h5", "data/models/run/model.json", "data/audits/a.json")
-    kept = ("data/.gitignore", "data/model_digests/backbone/.gitignore", "data/code/module/.gitignore", "data/raw/x.dvc")
+    kept = (
+        "data/.gitignore",
+        "data/model_digests/backbone/.gitignore",
+        "data/code/module/.gitignore",
+        "data/raw/x.dvc",
+    )
     for name in (*own, *made, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

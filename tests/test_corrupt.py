@@ -23,7 +23,8 @@ from unprivileged import closed, open_folder
 from pipeline.backbones import glyphs, serialization
 from pipeline.errors import DataError
 from pipeline.extract.config import ExtractConfig
-from pipeline.extract.run import Extracted, extract
+from pipeline.extract.run import extract
+from pipeline.extract.summary import Extracted
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig

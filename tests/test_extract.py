@@ -26,11 +26,12 @@ from pipeline.backbones.spec import TapSpec
 from pipeline.engines import parity
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError, DataError, EngineError, StoreError
-from pipeline.extract import logit_check, run
+from pipeline.extract import compute, logit_check
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.plan import Plan, plan
-from pipeline.extract.run import Extracted, extract
+from pipeline.extract.run import extract
+from pipeline.extract.summary import Extracted
 from pipeline.files import content_key
 from pipeline.loading.decoders import Threads
 from pipeline.loading.samples import WHERE, Item, Reject, Samples, read_sample, read_samples
@@ -816,7 +817,7 @@ def test_limits_that_are_exceeded_stop_the_extraction_before_anything_is_stored(
 
 
 def test_before_a_long_run_its_time_is_forecast(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "LONG", 12)
+    monkeypatch.setattr(compute, "LONG", 12)
     said: list[str] = []
     job.extract({"deep": TAPS["deep"]}, message=lambda line: said.append(str(line)))
     assert sum(line.startswith("pilot: 12 samples, engine torch, float32; samples/s: read ") for line in said) == 1

@@ -29,10 +29,10 @@ from pipeline.extract import throughput as pilot_module
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_check import forecast_disk
 from pipeline.extract.disk_forecast import Forecast, Size, Space
-from pipeline.extract.lock import exclusive_lock, path_of
 from pipeline.extract.plan import plan
 from pipeline.extract.request import Request, read
-from pipeline.extract.run import Extracted, extract
+from pipeline.extract.run import extract
+from pipeline.extract.summary import Extracted
 from pipeline.extract.throughput import measure_throughput, sample
 from pipeline.extract.timing import NAMES, Timings
 from pipeline.loading.decoders import Threads
@@ -43,6 +43,7 @@ from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import Reporter
 from pipeline.store import index
+from pipeline.store.lock import exclusive_lock, path_of
 from pipeline.store.shard_format import Layout
 from stages import project
 

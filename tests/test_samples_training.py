@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from pipeline.backbones import glyphs
 from pipeline.errors import DataError, StoreError
-from pipeline.extract.run import commit
+from pipeline.extract.commit import commit
 from pipeline.loading import image_cache as pixels_module
 from pipeline.loading.image_cache import Pixels, decoded
 from pipeline.loading.samples import Samples as Stored

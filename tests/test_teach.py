@@ -21,7 +21,7 @@ from teaching import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
 
 from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError, TrainingError
-from pipeline.extract.run import commit
+from pipeline.extract.commit import commit
 from pipeline.files import read_json, write_json
 from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze

@@ -20,7 +20,8 @@ from pipeline.extract.config import ExtractConfig, folder_of
 from pipeline.extract.disk_check import explain_shortage, forecast_disk
 from pipeline.extract.plan import Plan
 from pipeline.extract.request import read
-from pipeline.extract.run import Extracted, extract
+from pipeline.extract.run import extract
+from pipeline.extract.summary import Extracted
 from pipeline.extract.worker import WorkerJob
 from pipeline.files import content_key, digest
 from pipeline.finetune.inputs import open_features

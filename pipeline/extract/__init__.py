@@ -2,7 +2,7 @@
 
 request        what is asked for, and the plan of what the cache lacks
 plan           which rows of which taps are missing, cut into units (pure)
-disk_check     whether the features fit on the disk, and which dtypes and poolings would
+disk_check     whether the features fit on the disk, and which dtypes and poolings would; taps with very wide rows
 disk_forecast  the bytes of that, against the free bytes (pure)
 throughput     measured rates on a sample, and the time for the rest
 engine_setup   the engine: chosen, through the gate, made for the taps of a unit
@@ -12,9 +12,9 @@ job_files      a job on disk, for workers in other processes
 dask_tasks     what Dask calls in a worker
 dask_run       units handed out to several workers
 timing         where the time went
-parity_card    what the engine's parity was, beside the features
+compute        all units, here or on a cluster
+commit         the folder of each tap: its shards, its index, and the samples without features
 logit_check    stored rows, replayed through the network's own end
-lock           one extraction at a time into a folder
-summary        what is said at the end
-run            all units, here or on a cluster, then the commit of each tap's folder
+summary        what an extraction did, and what is said at the end
+run            the steps in their order: request, disk_check, compute, commit, logit_check
 """

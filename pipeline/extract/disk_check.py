@@ -1,16 +1,20 @@
 """Whether what is asked for fits on the disk, and what else would: int8, maps pooled by mean, fewer taps."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones.spec import TapSpec
+from pipeline.backbones.spec import WIDE, TapSpec
 from pipeline.engines.autotune import gpus
+from pipeline.errors import counted
 from pipeline.extract import disk_forecast
 from pipeline.extract.disk_forecast import Forecast, Size
 from pipeline.extract.request import Request, of_samples
+from pipeline.runtime import Reporter
 from pipeline.store.shard_format import path_of
+from pipeline.text import human
 
 
 def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
@@ -35,6 +39,37 @@ def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
     spooled = max(sum(sizes[one.folder(tap)].spool for tap in one.columns) for one in request.all)  # view after view
     spaces = disk_forecast.spaces(cache_root=cache_root, out=out, written=written, spooled=spooled, linked=linked)
     return Forecast(plan, sizes, spaces)
+
+
+def check_disk(request: Request, *, cache_root: Path, out: Path, reporter: Reporter) -> Forecast:
+    """Report the bytes of a request, and return them.
+
+    Raises StoreError, with what would fit, where they do not fit; with `disk: warn` that is a message.
+    """
+    forecast = forecast_disk(request, cache_root=cache_root, out=out)
+    reporter.message(forecast)
+    for line in describe_wide_taps(request):
+        reporter.message(line)
+    shortage = explain_shortage(request, forecast, cache_root=cache_root, out=out)
+    if shortage is not None and request.config.disk == "warn":
+        reporter.message(shortage)
+    else:
+        disk_forecast.raise_if_short(shortage)
+    return forecast
+
+
+def describe_wide_taps(request: Request) -> list[str]:
+    """Return a line for each tap whose rows have more than `WIDE` values, with the bytes that they take."""
+    lines = []
+    for tap, shape in request.shapes.items():
+        width, size = math.prod(shape), request.columns[tap].layout(shape).row_bytes
+        if width > WIDE:
+            lines.append(
+                f"note: {tap} has {counted(width, 'value')} per sample, {human(size)} each and "
+                f"{human(size * len(request.samples.keys) * len(request.all))} for all samples. If a vector is meant, "
+                "set a `pool`, `project`, or the node `penultimate`"
+            )
+    return lines
 
 
 def explain_shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:

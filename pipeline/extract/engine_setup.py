@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.engines import Engine
+from pipeline.engines import Engine, parity_card
 from pipeline.engines.autotune import Job, choose, gate
 from pipeline.engines.batch_size import batch_size
-from pipeline.extract import parity_card
 from pipeline.runtime import Reporter
 from pipeline.store.cache import CacheEntry
 from pipeline.text import Line

@@ -1,6 +1,7 @@
 """Check an extraction: stored penultimate rows, through the end of the network, must give its logits."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -9,15 +10,42 @@ from pipeline.backbones.replay import check_replay, expected_logits
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import create, parity
+from pipeline.extract.request import Request
+from pipeline.extract.worker import Worker
 from pipeline.loading.batches import first_pixels
 from pipeline.loading.decoders import Decoders
 from pipeline.loading.samples import Samples
+from pipeline.runtime import Reporter
 from pipeline.store.features import Features
 
 ROWS = 16
 
 
-def replayable(spec: TapSpec) -> bool:
+def check_computed_rows(request: Request, worker: Worker, out: Path, reporter: Reporter) -> None:
+    """Check some rows of each penultimate tap that rows were computed of, and report how close they come.
+
+    Raises BackboneError if a row is off.
+    """
+    specs = request.config.taps
+    for tap in (tap for tap in request.missing_taps if is_replayable(specs[tap])):
+        agreement = check_logits(
+            Features.open(out / request.folder(tap)),
+            specs[tap],
+            backbone=worker.backbone,
+            precision=request.config.precision,
+            samples=request.samples,
+            runs=(unit.rows for unit in request.plan.units if tap in unit.taps),
+            decoders=worker.decoders,
+        )
+        if agreement:
+            reporter.message(
+                f"{request.folder(tap)}: {agreement['rows']} stored rows through the network's own last layer give its "
+                f"logits to within {agreement['error']:.1g} of the largest, with the same first class in "
+                f"{agreement['agreement']:.0%}"
+            )
+
+
+def is_replayable(spec: TapSpec) -> bool:
     """Return whether rows of a tap are what the network's last layer gets."""
     return spec.node == PENULTIMATE and spec.pool in ("none", "flatten") and spec.project is None
 

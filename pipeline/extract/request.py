@@ -1,6 +1,7 @@
 """What an extraction is asked for: settings, samples, the cache's columns, and the plan of what they lack."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from pipeline.readers.augment import View
 from pipeline.store import cache, key_arrays
 from pipeline.store.dtypes import ON_DISK
 from pipeline.store.identity import identity
+from pipeline.store.maintenance import remove_stale_files
 from pipeline.store.shard_format import ShardRecord
+from pipeline.store.use import in_use
 
 
 @dataclass(frozen=True)
@@ -155,16 +158,14 @@ def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
 
 def refuse_other_values(request: Request) -> None:
     """Raise StoreError where cached rows are of a network that gave other values, of the same weights and settings."""
-    if request.spec.probe is None:
-        return
-    for tap, column in request.columns.items():
-        if column.probe is None:
+    for name, column in _columns_of_views(request):
+        if request.spec.probe is None or column.probe is None:
             continue
         computed_by = Probe.model_validate(column.probe)
         off = reference_output.difference(computed_by, request.spec.probe)
         if off > reference_output.TOLERANCE:
             raise StoreError(
-                f"{request.folder(tap)}: expected cached rows of a network with the values of this one, got rows of "
+                f"{name}: expected cached rows of a network with the values of this one, got rows of "
                 f"one whose outputs are off by {off:.2g} of the largest. "
                 f"{reference_output.describe_versions(computed_by)}. They must not be mixed: remove them with "
                 f"`icecore cache prune --address {column.address[:12]}`, or install what they were computed with."
@@ -177,3 +178,25 @@ def keep_probes(request: Request) -> None:
         for tap in request.missing_taps:
             if request.columns[tap].probe is None:
                 request.columns[tap].keep_probe(request.spec.probe.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def keep_in_use(request: Request) -> Iterator[None]:
+    """Keep `prune` off the cached rows of a request, of all of its views."""
+    with contextlib.ExitStack() as stack:
+        for _, column in _columns_of_views(request):
+            stack.enter_context(in_use(column.folder))
+        yield
+
+
+def remove_stale(request: Request) -> None:
+    """Remove what dead processes have left in the cache, of all taps and views of a request."""
+    for _, column in _columns_of_views(request):
+        remove_stale_files(column)
+
+
+def _columns_of_views(request: Request) -> Iterator[tuple[str, cache.CacheEntry]]:
+    """Yield the columns of all taps of all views, each with the name of its folder."""
+    for view in request.all:
+        for tap, column in view.columns.items():
+            yield view.folder(tap), column

@@ -1,14 +1,32 @@
 """What is said at the end of an extraction: what was computed, reused and rejected, and where the time went."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import counted
-from pipeline.extract.run import Extracted
-from pipeline.extract.timing import bottleneck, peak_memory
+from pipeline.extract.plan import Plan
+from pipeline.extract.request import Request, of_samples
+from pipeline.extract.timing import Timings, bottleneck, peak_memory
 from pipeline.text import duration, human
 
 REASONS = 5  # that are named
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap.
+
+    `seconds`: the whole extraction. `spent`: the part that went into reading, running and writing samples.
+    """
+
+    plan: Plan
+    rejected: int
+    reasons: Mapping[str, int]
+    stored: Mapping[str, int]
+    spent: Timings
+    seconds: float
 
 
 def text(name: str, done: Extracted, *, process: float) -> str:
@@ -49,6 +67,15 @@ def describe_cache(root: Path, done: Extracted) -> str:
         return f"feature cache: {root}"
     rows = counted(linked, "row was", "rows were")
     return f"feature cache: {root}; {rows} computed before, by this project or another, and linked from there"
+
+
+def describe_cached(request: Request, cache_root: Path) -> str:
+    """Say what an interrupted run leaves in the cache: the rows of all taps together, and that they are kept."""
+    now = of_samples(
+        request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
+    ).whole
+    missing, rows = sum(now.missing.values()), len(now.missing) * now.samples
+    return f"{rows - missing:,} of {rows:,} rows are in the feature cache; the same command goes on from there"
 
 
 def to_json(done: Extracted) -> dict[str, Any]:

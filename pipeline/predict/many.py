@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.extract.lock import exclusive_lock
 from pipeline.files import digest
 from pipeline.predict.inputs import Input
 from pipeline.predict.inventory import DATASET, Inventory, list_inputs
@@ -20,6 +19,7 @@ from pipeline.predict.row_source import RowSource
 from pipeline.runtime import Progress, Reporter
 from pipeline.store import key_arrays
 from pipeline.store.features import Features
+from pipeline.store.lock import exclusive_lock
 
 BLOCK_BYTES, BLOCK_ROWS = 2**25, 16_384
 OLD = 86_400.0  # seconds after which the lists of a prediction that was killed are removed

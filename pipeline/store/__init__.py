@@ -10,6 +10,7 @@ shard_reader  the same file, open, and its rows
 index         index.json, written last: the commit of a features folder
 cache         the columns that every project and branch on this machine shares
 use           which parts of them a running job holds
+lock          one process at a time writes a folder of features
 maintenance   what of them is damaged, how large they are, what may go
 features      the one class that heads and training read
 export        its rows as one file for others

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, HeadError, TrainingError, bullets
+from pipeline.extract.commit import commit
 from pipeline.extract.config import folder_of
-from pipeline.extract.run import commit
 from pipeline.files import sha256_file
 from pipeline.heads import saved
 from pipeline.heads.saved import Model

@@ -1,7 +1,7 @@
 """Write a teacher: what is new of its rows is computed into the feature cache, then its folders and teacher.json."""
 
 from pipeline.errors import TrainingError
-from pipeline.extract.run import refuse_too_many
+from pipeline.extract.commit import refuse_too_many
 from pipeline.loading.samples import read_samples
 from pipeline.model_record import has_record, read_record
 from pipeline.runtime import SILENT, Reporter

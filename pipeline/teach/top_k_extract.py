@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones.spec import BackboneSpec
+from pipeline.extract.commit import commit
 from pipeline.extract.config import ExtractConfig, folder_of
-from pipeline.extract.run import commit, extract
+from pipeline.extract.run import extract
 from pipeline.files import digest
 from pipeline.loading.samples import Samples
 from pipeline.readers.augment import View

@@ -1,0 +1,58 @@
+"""Compute the rows that the feature cache lacks: in this process, or handed out to several through Dask."""
+
+from pipeline.engines.autotune import gpus
+from pipeline.errors import DataError, counted
+from pipeline.extract import dask_run
+from pipeline.extract.request import Request, remove_stale
+from pipeline.extract.timing import Timings
+from pipeline.extract.units import UnitInput
+from pipeline.extract.worker import Worker
+from pipeline.loading.samples import Reject
+from pipeline.runtime import Reporter
+from pipeline.text import human
+
+LONG = 20_000  # samples from which on a run prints a time estimate first; of shorter runs the bar soon shows one
+PILOT_BATCHES = 4
+
+
+def compute_missing(request: Request, worker: Worker, timings: Timings, reporter: Reporter) -> list[Reject]:
+    """Compute every missing row of a request into the cache; return the samples that could not be read.
+
+    `timings` gets where the time went; the reporter gets progress in samples, and a log line per stored shard.
+    """
+    config, samples = request.config, request.samples
+    total, finished = worker.assignment.samples, 0
+    if not total:
+        return []
+
+    def advance(count: int) -> None:
+        nonlocal finished
+        finished += count
+        reporter.progress(finished, total)
+
+    inputs = (UnitInput(samples.take(unit.rows), unit.taps) for unit in request.plan.units)
+    if config.run.several(gpus()):
+        results = dask_run.make_units(
+            worker.assignment, inputs, gpus=gpus(), done=advance, spent=timings, reporter=reporter
+        )
+    else:
+        worker.prepare(samples.take(unit.rows) for unit in request.plan.units)
+        if total >= LONG:
+            reporter.message(_estimate_time(request, worker))
+        results = worker.make(inputs, done=advance, spent=timings)
+    rejects = []
+    for result in results:
+        rejects += result.rejects
+        for tap, shard in result.shards.items():
+            size = f"{counted(shard.rows, 'row')}, {human(shard.bytes)}"
+            progress = f"{finished:,} of {total:,} samples done"
+            reporter.log(f"{request.folder(tap)}: stored shard {shard.name[:12]}, {size}; {progress}")
+    remove_stale(request)  # what workers left that were killed
+    return rejects
+
+
+def _estimate_time(request: Request, worker: Worker) -> str:
+    try:
+        return str(worker.forecast(request, batches=PILOT_BATCHES))
+    except DataError as error:  # the run will count what cannot be read
+        return str(error)
