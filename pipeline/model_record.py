@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import HeadError, bullets
-from pipeline.files import read_json, write_json
+from pipeline.files import digest, read_json, sha256_file, write_json
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
@@ -282,6 +282,16 @@ def parse_record(values: dict[str, Any], *, where: str) -> ModelRecord:
 def write_record(folder: Path, record: ModelRecord) -> None:
     """Write the record of a run's folder."""
     write_json(folder / JSON, to_json(record))
+
+
+def write_digest(folder: Path, out: Path) -> None:
+    """Write `out/digest.json`, of all files of a run's folder: what builds on the run depends on that.
+
+    `start` and `run` in params.yaml name a run, or say `backbone` or `scratch`. DVC makes one path of either, and git
+    keeps a folder for each of the two words: not among the models.
+    """
+    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+    write_json(out / "digest.json", {"model": digest(files)})
 
 
 def to_json(record: BaseModel) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from pipeline.distill.costs import footprints
 from pipeline.distill.sources import Paths
 from pipeline.errors import counted
 from pipeline.files import write_json
+from pipeline.model_record import write_digest
 from pipeline.store import location
 from pipeline.training.early_stopping import line
 from stages import project
-from stages.model_digest import write_model_digest
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     datasets = [one for task in config.teachers for one in split[task].datasets]
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
         result = run.distill(config, paths, datasets=datasets, reporter=reporter)
-    write_model_digest(name)
+    write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))
     labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
     print(f"{name}: {labels}, {counted(result.samples or 0, 'sample')}; {line(result.kept, config)}")

@@ -5,11 +5,11 @@ import sys
 from pipeline.errors import counted
 from pipeline.finetune import run
 from pipeline.finetune.setup import Paths
+from pipeline.model_record import write_digest
 from pipeline.store import location
 from pipeline.training.config import FROM_BACKBONE
 from pipeline.training.early_stopping import line
 from stages import project
-from stages.model_digest import write_model_digest
 
 LR_RANGE = "--lr-range"
 
@@ -34,7 +34,7 @@ def main() -> None:
         return
     with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
         result = run.finetune(config, paths, datasets=datasets, reporter=reporter)
-    write_model_digest(name)
+    write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
     labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"
     print(f"{name}: {labels}, {counted(result.rows, 'row')}; {line(result.kept, config)}")
 

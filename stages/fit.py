@@ -2,8 +2,8 @@
 
 from pipeline.errors import counted
 from pipeline.fit.run import fit
+from pipeline.model_record import write_digest
 from stages import project
-from stages.model_digest import write_model_digest
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
             predictions=project.PREDICTIONS / f"{name}.parquet",
             reporter=reporter,
         )
-    write_model_digest(name)
+    write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
     for line in [*done.lines, *done.notes]:
         print(line)
     print(f"{name}: {counted(done.fits, 'head')}")

@@ -9,7 +9,7 @@ import pytest
 from projects import Project, default, small, write_digits
 from test_sharing import are_whole, lie_once, objects
 
-from stages.model_digest import write_model_digest
+from pipeline.model_record import write_digest
 
 pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
 
@@ -180,15 +180,15 @@ def test_another_task_with_its_head_and_training_run_their_own_stages_and_extrac
 
 
 def test_the_digest_of_a_model_follows_from_the_names_and_contents_of_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data/models/run/backbone").mkdir(parents=True)
+    model = tmp_path / "models/run"
+    (model / "backbone").mkdir(parents=True)
     digests = []
     for name, text in (("model.json", "1"), ("model.json", "1"), ("model.json", "2"), ("backbone/model.json", "1")):
-        (tmp_path / "data/models/run" / name).write_text(text)
-        write_model_digest("run")
-        digests.append((tmp_path / "data/model_digests/run/digest.json").read_text())
+        (model / name).write_text(text)
+        write_digest(model, tmp_path / "model_digests/run")
+        digests.append((tmp_path / "model_digests/run/digest.json").read_text())
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
 
