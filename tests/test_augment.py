@@ -123,7 +123,7 @@ def test_a_view_is_augmentation_by_its_number_and_can_be_made_again_from_its_set
 def test_a_view_of_another_torchvision_is_refused() -> None:
     view = View(augment=SOME, number=0, torchvision="0.1")
     with pytest.raises(
-        EngineError, match=r"view 0: expected torchvision 0\.1, got .* Install that version, or extract"
+        EngineError, match=r"view 0: expected torchvision 0\.1, got .* Install torchvision 0\.1, or extract"
     ):
         view(images(1), keys(1))
 

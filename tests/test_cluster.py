@@ -529,7 +529,7 @@ def test_where_no_scheduler_is_it_says_so(job: Job, what: str) -> None:
     if what in texts:
         file.write_text(texts[what])
     where = {"nobody": nobody(), "no port": "tcp://127.0.0.1", "no scheme": "what://127.0.0.1:1"}.get(what, str(file))
-    got = {"no address": "a file without the address of one", "a list": "a file without the address of one"}
+    got = {"no address": "a file without a scheduler's address", "a list": "a file without a scheduler's address"}
     message = rf"^scheduler {where}: expected a Dask scheduler there, got {got.get(what, '')}.+ Start one"
     with pytest.raises(ClusterError, match=message):
         job.extract(TAPS, run={"scheduler": where})

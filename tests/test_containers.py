@@ -268,7 +268,7 @@ def test_all_that_is_no_sample_is_listed_with_the_reason(tmp_path: Path) -> None
         "cat/.DS_Store": ("hidden", "a hidden file, or one in a hidden folder"),
         "cat/._0.png": ("hidden", "a hidden file, or one in a hidden folder"),
         "cat/f.png": ("unreadable", "a folder with the name of an image"),
-        "cat/link.png": ("unreadable", "a link: pack the file that it leads to"),
+        "cat/link.png": ("unreadable", "a link: pack the file that it points to"),
         "dog/1.png": ("unreadable", "not an image that Pillow can read"),
         "dog/2.png": ("conflict", conflict),
         "dog/3.png": ("duplicate", f"same content as {path}/dog/0.png"),
@@ -283,10 +283,10 @@ def test_all_that_is_no_sample_is_listed_with_the_reason(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("damage", "where", "reason"),
     [
-        (lambda data, at: data[: at - 300], "2.png", "the archive ends inside it: expected"),
+        (lambda data, at: data[: at - 300], "2.png", "the archive ends inside this member: expected"),
         (lambda data, at: data[: at + 100], "", "the archive ends inside a header"),
-        (lambda data, at: data[:at], "", "the archive ends without its end mark: it may be cut off"),
-        (lambda data, at: data[:at] + b"x" + data[at + 1 :], "", "damaged header: what follows is not read"),
+        (lambda data, at: data[:at], "", "the archive has no end mark: it may be truncated"),
+        (lambda data, at: data[:at] + b"x" + data[at + 1 :], "", "damaged header: the rest of the archive is not read"),
     ],
     ids=["in a member", "in a header", "between members", "a header"],
 )
@@ -455,7 +455,7 @@ def test_plain_bytes_will_do_and_rows_without_any_are_excluded(tmp_path: Path) -
     found = Outcome(path, tmp_path / "manifests", image="jpg", max_rejected=0.9)
     assert list(found.rows) == ["0"]
     assert found.excluded == {
-        "1": ("unreadable", "no bytes: the column is null there"),
+        "1": ("unreadable", "no bytes: the column is null in this row"),
         "2": ("unreadable", "not an image that Pillow can read"),
         "3": ("duplicate", f"same content as {path}/0"),
     }

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ClusterError
 from pipeline.files import content_key
 from pipeline.loading import decoders as module
-from pipeline.loading.decoders import CHUNK, Decoders, Processes, Threads, decoders
+from pipeline.loading.decoders import CHUNK, Decoders, Processes, Threads, start_decoders
 from pipeline.loading.samples import Item, Reject
 from pipeline.readers import Sample
 from pipeline.sources import SampleLocation
@@ -166,8 +166,8 @@ def test_what_ends_its_process_each_time_is_rejected_and_the_others_are_answered
     items = [*words(5, word="quick"), given_bytes(b"end", path="box.tar/bad"), *words(6, word="quick", seed=1), once]
     with contextlib.closing(Processes(Words(), 2, sample_bytes=ROOM)) as pool:
         found = plain(pool.submit(items)())
-    reason = "the process that decoded it was ended 3 times; look at the file, and at the memory"
-    assert found[5] == Reject(content_key(b"end"), "box.tar/bad", reason, lasting=False)
+    reason = "the process that decodes it died 3 times; check the file and the free memory"
+    assert found[5] == Reject(content_key(b"end"), "box.tar/bad", reason, permanent=False)
     assert not trap.exists()
     assert found[:5] + found[6:] == expected(items[:5] + items[6:])
 
@@ -258,28 +258,30 @@ def kind_of(pool: Decoders) -> type:
 
 
 def test_auto_takes_processes_beside_a_gpu_and_on_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kind_of(decoders(Words(), "threads", sample_bytes=1, beside_gpu=True)) is Threads
-    assert kind_of(decoders(Words(), "processes", sample_bytes=1)) is Processes
-    assert kind_of(decoders(Words(), "auto", sample_bytes=1, beside_gpu=True)) is Processes
+    assert kind_of(start_decoders(Words(), "threads", sample_bytes=1, with_gpu=True)) is Threads
+    assert kind_of(start_decoders(Words(), "processes", sample_bytes=1)) is Processes
+    assert kind_of(start_decoders(Words(), "auto", sample_bytes=1, with_gpu=True)) is Processes
     monkeypatch.setattr(module, "MANY_CORES", 1000)
-    assert kind_of(decoders(Words(), "auto", sample_bytes=1)) is Threads
+    assert kind_of(start_decoders(Words(), "auto", sample_bytes=1)) is Threads
     monkeypatch.setattr(module, "MANY_CORES", 0)
-    assert kind_of(decoders(Words(), "auto", sample_bytes=1)) is Processes
+    assert kind_of(start_decoders(Words(), "auto", sample_bytes=1)) is Processes
     monkeypatch.delattr(os, "memfd_create")  # not Linux
-    assert kind_of(decoders(Words(), "auto", sample_bytes=1)) is Threads
+    assert kind_of(start_decoders(Words(), "auto", sample_bytes=1)) is Threads
 
 
 def test_a_daemon_may_not_start_processes_and_auto_takes_threads_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
-    assert kind_of(decoders(Words(), "auto", sample_bytes=1, beside_gpu=True)) is Threads
+    assert kind_of(start_decoders(Words(), "auto", sample_bytes=1, with_gpu=True)) is Threads
     with pytest.raises(ClusterError, match=r"decode: expected a worker that may start processes, got a daemon.*DAEMON"):
-        decoders(Words(), "processes", sample_bytes=1)
+        start_decoders(Words(), "processes", sample_bytes=1)
 
 
 def test_processes_that_end_at_once_are_an_error_and_no_reason_to_reject(capfd: pytest.CaptureFixture[str]) -> None:
     with contextlib.closing(Processes(Unloadable(), 1, sample_bytes=ROOM)) as pool:
         answer = pool.submit(words(3))
-        with pytest.raises(ClusterError, match=r"decode: expected a process that decodes, got one that ends at once"):
+        with pytest.raises(
+            ClusterError, match=r"decode: expected a process that decodes, got a process that ends at once"
+        ):
             answer()
     assert "this reader cannot be made here" in capfd.readouterr().err
 

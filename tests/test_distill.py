@@ -338,7 +338,7 @@ def test_a_pretrained_student_starts_as_a_head_on_what_it_is_shown(
     assert one.context.fitted
     rows = subject.task.rows("train")
     said = Teacher.open(world.root / "teachers" / "tuned").logits(subject.keys[rows], None).argmax(axis=1)
-    images = torch.from_numpy(loaded.pixels.clean(loaded.pixels.rows(subject.keys[rows])))
+    images = torch.from_numpy(loaded.pixels.eval_images(loaded.pixels.rows(subject.keys[rows])))
     learned = one.network.eval()(one.context.enter(images)).argmax(dim=1).numpy()
     assert (learned == said).mean() > 0.6
 

@@ -165,7 +165,7 @@ def test_what_is_gone_from_an_archive_is_rejected_and_the_rest_is_not(
     assert found.rejected == 1
     (reason,) = found.reasons
     assert len(Features.open(tmp_path / "second" / "penultimate")) == len(files) - 1
-    assert re.fullmatch(r"the archive ends inside it: expected \d+ bytes, got 3", reason)
+    assert re.fullmatch(r"the archive ends inside this member: expected \d+ bytes, got 3", reason)
 
 
 def test_images_may_lie_in_archives_in_parquet_and_behind_urls(image_folder: Folder, tmp_path: Path) -> None:

@@ -469,12 +469,12 @@ def test_a_sample_is_read_only_if_it_is_still_what_its_key_says(tmp_path: Path) 
     assert isinstance(found, dict)
     assert found["pixels"].shape == (32, 32, 1)
     reason = "changed since its data set was prepared; run prepare again"
-    assert read_sample(reader, Item(key[::-1], place)) == Reject(key[::-1], str(path), reason, lasting=False)
+    assert read_sample(reader, Item(key[::-1], place)) == Reject(key[::-1], str(path), reason, permanent=False)
     path.write_text("no image")
-    lasting = Reject(content_key(b"no image"), str(path), "not an image that Pillow can read", lasting=True)
+    lasting = Reject(content_key(b"no image"), str(path), "not an image that Pillow can read", permanent=True)
     assert read_sample(reader, Item(content_key(b"no image"), place)) == lasting
     path.unlink()
-    assert read_sample(reader, Item(key, place)) == Reject(key, str(path), "No such file or directory", lasting=False)
+    assert read_sample(reader, Item(key, place)) == Reject(key, str(path), "No such file or directory", permanent=False)
 
 
 def test_a_file_that_changed_since_prepare_is_rejected_and_nothing_wrong_is_stored(job: Job) -> None:

@@ -82,9 +82,9 @@ def train() -> None:
 
 def connect() -> None:
     from pipeline.workers import WorkersConfig
-    from pipeline.workers.client import client_of
+    from pipeline.workers.client import open_client
 
-    with client_of(WorkersConfig(workers=2), gpus=0):
+    with open_client(WorkersConfig(workers=2), gpus=0):
         pass
 
 

@@ -289,12 +289,12 @@ def test_stored_rows_that_are_not_what_the_network_computes_fail_the_run(paths: 
     with torch.no_grad():
         one.network.block1[0].weight.add_(0.1)  # as if something had trained what was frozen
     from pipeline.finetune.inputs import FromFeatures, compare_stored_rows
-    from pipeline.loading.image_cache import decoded
-    from pipeline.loading.samples import stored
+    from pipeline.loading.image_cache import load_pixels
+    from pipeline.loading.samples import locate_samples
 
     assert isinstance(loaded.inputs, FromFeatures)
-    some = stored(paths.manifests, ["photos"], loaded.inputs.keys[:4])
-    live = decoded(project.backbone.spec.input, some, folder=paths.cache)
+    some = locate_samples(paths.manifests, ["photos"], loaded.inputs.keys[:4])
+    live = load_pixels(project.backbone.spec.input, some, folder=paths.cache)
     with pytest.raises(TrainingError, match="expected stored rows of 'block1' to be what the network computes"):
         compare_stored_rows(one.network, project.backbone.spec, live, loaded.inputs.clean, "block1")
 

@@ -36,7 +36,7 @@ from pipeline.extract.summary import Extracted
 from pipeline.extract.throughput import measure_throughput, sample
 from pipeline.extract.timing import NAMES, Timings
 from pipeline.loading.decoders import Threads
-from pipeline.loading.image_cache import decoded
+from pipeline.loading.image_cache import load_pixels
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -258,11 +258,11 @@ def test_the_pilot_stores_the_rows_of_an_archive_under_their_keys(image_folder: 
     (tmp_path / "packed").mkdir()
     packed = Work(tmp_path / "packed", tmp_path / "a.tar")
     request = packed.request()
-    pixels = decoded(request.spec.input, request.samples, folder=tmp_path)
+    pixels = load_pixels(request.spec.input, request.samples, folder=tmp_path)
     with contextlib.closing(Threads(ImageReader(request.spec.input.image), 1)) as pool:
         keys, batches, rejects, _ = pilot_module._read(request, np.arange(2, 9), pool, 3)
     assert (keys.tolist(), rejects) == (request.samples.keys[2:9].tolist(), [])
-    np.testing.assert_array_equal(np.concatenate(batches), pixels.clean(pixels.rows(keys)))
+    np.testing.assert_array_equal(np.concatenate(batches), pixels.eval_images(pixels.rows(keys)))
 
 
 def test_the_pilot_measures_every_part_and_keeps_nothing(work: Work) -> None:

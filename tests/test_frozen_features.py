@@ -156,7 +156,7 @@ def test_names_and_widths_follow_from_the_settings(net: Path) -> None:
         ),
         ({"cache": False}, ["TEXT"], DataError, "not an image that Pillow can read"),
         ({}, np.array([["a", "b"]], dtype=object), DataError, r"one column of paths or images, got the shape \(1, 2\)"),
-        ({}, "photo.png", TypeError, "expected a list of images, got one str"),
+        ({}, "photo.png", TypeError, "expected a list of images, got a single str"),
         ({}, [[1.5]], TypeError, "image 0: expected a path, a PIL image, a uint8 array or a tensor, got list"),
     ],
 )

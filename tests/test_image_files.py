@@ -28,7 +28,7 @@ def encoded(pixels: np.ndarray | Image.Image, kind: str, **options: object) -> b
 
 def read(data: bytes, mode: str = "RGB") -> np.ndarray:
     """The pixels that the reader gives, at the size that they have; the check has nothing against the bytes."""
-    image.check(data, whole=True)
+    image.check(data, decode_pixels=True)
     found: np.ndarray = ImageReader(ImageSpec(mode=mode))(data)["pixels"]  # type: ignore[arg-type]
     return found
 
@@ -38,19 +38,19 @@ def read(data: bytes, mode: str = "RGB") -> np.ndarray:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill showpage\n%%EOF\n"
 BINARY_EPS = b"\xc5\xd0\xd3\xc6" + struct.pack("<7L", 32, len(EPS), 0, 0, 0, 0, 0xFFFF) + EPS
 OTHERS = {
-    "eps": (EPS, "PostScript (EPS), a program that is not run: convert it to PNG"),
-    "eps with a preview": (BINARY_EPS, "PostScript (EPS), a program that is not run: convert it to PNG"),
+    "eps": (EPS, "PostScript (EPS), which is a program and is not run: convert it to PNG"),
+    "eps with a preview": (BINARY_EPS, "PostScript (EPS), which is a program and is not run: convert it to PNG"),
     "pdf": (b"%PDF-1.7\n%", "a PDF document: convert its pages to PNG"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC: run `pip install pillow-heif`, or convert it to JPEG"),
     "jxl": (b"\xff\x0a" + bytes(20), "JPEG XL: convert it to JPEG or PNG"),
-    "mp4": (b"\0\0\0\x18ftypisom\0\0\0\0isom", "a video: take pictures out of it first"),
+    "mp4": (b"\0\0\0\x18ftypisom\0\0\0\0isom", "a video: extract its frames first"),
     "cr3": (b"\0\0\0\x18ftypcrx \0\0\0\0crx ", "a camera's raw file: develop it to TIFF or JPEG"),
     "dicom": (bytes(128) + b"DICM" + bytes(50), "DICOM: convert it to 16-bit PNG or TIFF"),
     "svg": (b'<?xml version="1.0"?>\n<svg width="4"/>', "SVG: convert it to PNG"),
-    "html": (b"<!DOCTYPE html><p>404", "a web page and not the image: download it again"),
+    "html": (b"<!DOCTYPE html><p>404", "a web page, not an image: download it again"),
     "lfs": (
         b"version https://git-lfs.github.com/spec/v1\n",
-        "a pointer of Git LFS and not the image: run `git lfs pull`",
+        "a Git LFS pointer, not the image: run `git lfs pull`",
     ),
 }
 
@@ -65,7 +65,11 @@ def test_other_kinds_of_files_say_what_they_are_and_no_program_is_started(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     data, reason = OTHERS[name]
-    for refuse in (lambda: image.check(data, whole=True), lambda: image.check(data, whole=False), lambda: read(data)):
+    for refuse in (
+        lambda: image.check(data, decode_pixels=True),
+        lambda: image.check(data, decode_pixels=False),
+        lambda: read(data),
+    ):
         with pytest.raises(DataError) as caught:
             refuse()
         assert str(caught.value).startswith(reason)
@@ -91,7 +95,7 @@ def test_damage_ends_in_a_reason_whatever_the_decoder_raises(kind: str) -> None:
         for _ in range(chance.randrange(4)):
             data[chance.randrange(len(data))] = chance.randrange(256) if data else 0
         with contextlib.suppress(DataError):  # any other error would end all of prepare
-            image.check(bytes(data), whole=True, max_pixels=10**6)
+            image.check(bytes(data), decode_pixels=True, max_pixels=10**6)
 
 
 # Metadata -------------------------------------------------------------------------------------------------------------
@@ -162,9 +166,9 @@ def test_an_orientation_counts_where_other_metadata_are_dropped() -> None:
 def test_reading_leaves_pillows_limits_and_warnings_as_they_are(recwarn: pytest.WarningsRecorder) -> None:
     before = (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
     large = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 100 megapixels, above Pillow's limit
-    with pytest.raises(DataError, match="unless `max_pixels` allows its 10000 × 10000"):
-        image.check(large, whole=False)
-    image.check(large, whole=False, max_pixels=100_000_000)
+    with pytest.raises(DataError, match="allow its 10000 × 10000 pixels with `max_pixels`"):
+        image.check(large, decode_pixels=False)
+    image.check(large, decode_pixels=False, max_pixels=100_000_000)
     pixels = ImageReader(ImageSpec(mode="L", resize=8))(large)["pixels"]
     assert pixels.shape == (8, 8, 1)
     assert before == (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
@@ -280,12 +284,12 @@ def test_lab_becomes_the_colour_that_it_names() -> None:
 
 
 REFUSED = {
-    "signed 8 bits": (tiff(bytes([0, 200]), size=(2, 1), bits=(8,), t339=(2,)), "signed pixels, of which black and wh"),
-    "signed 16 bits": (tiff(GREY16.tobytes(), size=(4, 1), bits=(16,), t339=(2,)), "signed pixels, of which black and"),
-    "32 bits": (tiff(bytes(16), size=(4, 1), bits=(32,)), "32-bit pixels, of which black and white are not known"),
-    "floats": (tiff(bytes(16), size=(4, 1), bits=(32,), t339=(3,)), "32-bit pixels, of which black and white are not"),
+    "signed 8 bits": (tiff(bytes([0, 200]), size=(2, 1), bits=(8,), t339=(2,)), "signed pixels whose black and wh"),
+    "signed 16 bits": (tiff(GREY16.tobytes(), size=(4, 1), bits=(16,), t339=(2,)), "signed pixels whose black and"),
+    "32 bits": (tiff(bytes(16), size=(4, 1), bits=(32,)), "32-bit pixels whose black and white are not known"),
+    "floats": (tiff(bytes(16), size=(4, 1), bits=(32,), t339=(3,)), "32-bit pixels whose black and white are not"),
     "64 bits": (tiff(bytes(16), size=(2, 1), bits=(64,), t339=(3,)), "TIFF of a kind that Pillow cannot read: convert"),
-    "DNG": (tiff(bytes(4), size=(4, 1), bits=(8,), t50706=(1,)), "a camera's raw file, of which Pillow reads a previ"),
+    "DNG": (tiff(bytes(4), size=(4, 1), bits=(8,), t50706=(1,)), "a camera's raw file, of which Pillow reads only"),
     "NEF": (tiff(bytes(4), size=(4, 1), bits=(8,), t254=(1,), t330=(8,)), "a camera's raw file, of which Pillow reads"),
 }
 
@@ -295,8 +299,10 @@ def test_a_reduced_copy_in_front_of_the_page_is_not_taken_for_the_image() -> Non
     at = page.rindex(bytes(8))  # the offset of the next directory, in front of the pixels
     data = page[:at] + struct.pack("<L", 8) + page[at + 4 :]
     assert read(page).shape == read(other).shape == (1, 4, 3)
-    with pytest.raises(DataError, match="a TIFF whose first page is a reduced copy of another: save the full page as"):
-        image.check(data, whole=False)
+    with pytest.raises(
+        DataError, match="a TIFF whose first page is a reduced copy of another page: save the full page as"
+    ):
+        image.check(data, decode_pixels=False)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -304,7 +310,7 @@ def test_a_tiff_that_would_be_read_wrongly_is_refused_with_the_reason(name: str)
     data, reason = REFUSED[name]
     for whole in (True, False):
         with pytest.raises(DataError, match=reason):
-            image.check(data, whole=whole)
+            image.check(data, decode_pixels=whole)
 
 
 def test_a_grey_that_stands_for_transparent_is_white_in_16_bits_too() -> None:

@@ -75,7 +75,7 @@ def test_every_kind_of_image_gives_the_pixels_of_its_file(files: list[Path]) -> 
 @pytest.mark.parametrize(
     ("images", "kind", "message"),
     [
-        ("photo.jpg", TypeError, "expected a list of images, got one str: put it into a list"),
+        ("photo.jpg", TypeError, "expected a list of images, got a single str: put it into a list"),
         (3, TypeError, "expected images, got int"),
         (np.zeros((4, 4, 3), np.uint8), TypeError, "got an array with three axes: put it into a list"),
         ([None], TypeError, "image 0: expected a path, a PIL image, a uint8 array or a tensor, got NoneType"),
@@ -86,7 +86,11 @@ def test_every_kind_of_image_gives_the_pixels_of_its_file(files: list[Path]) -> 
         ([np.zeros((0, 4, 3), np.uint8)], DataError, r"image 0: expected an image with pixels, got the shape"),
         ([torch.zeros(4, 4)], DataError, r"image 0: expected a tensor \(channels, height, width\)"),
         ([Image.new("F", (4, 4))], DataError, "image 0: 32-bit pixels"),
-        ([torch.zeros(3, 16, 16), Image.new("RGB", (4, 4))], DataError, "expected images that become one shape, got"),
+        (
+            [torch.zeros(3, 16, 16), Image.new("RGB", (4, 4))],
+            DataError,
+            "expected images of equal shape after preprocessing, got",
+        ),
     ],
 )
 def test_what_is_no_image_is_refused(images: object, kind: type[Exception], message: str) -> None:

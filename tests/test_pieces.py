@@ -29,7 +29,7 @@ from pipeline.streaming.rows import Rows
 from pipeline.streaming.scaler import StreamingScaler
 from pipeline.workers import WorkersConfig, ordered_map
 from pipeline.workers import client as workers_client
-from pipeline.workers.client import client_of
+from pipeline.workers.client import open_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,7 +40,7 @@ TWO = WorkersConfig(workers=2)
 @pytest.fixture(scope="module")
 def client() -> Iterator["Client"]:
     """Two processes of this machine."""
-    with client_of(TWO, gpus=0) as found:
+    with open_client(TWO, gpus=0) as found:
         yield found
 
 
@@ -174,22 +174,22 @@ def test_results_come_in_order_and_few_items_wait(client: "Client") -> None:
             taken.append(number)
             yield number
 
-    found = ordered_map.in_order(client, square, items())
+    found = ordered_map.map_in_order(client, square, items())
     assert next(found) == 0
     assert len(taken) <= 2 * ordered_map.AHEAD
     assert list(found) == [number**2 for number in range(1, 20)]
-    assert list(ordered_map.in_order(client, square, [])) == []
+    assert list(ordered_map.map_in_order(client, square, [])) == []
     with pytest.raises(HeadError, match=r"number 5: expected another, got this\."):
-        list(ordered_map.in_order(client, refusing, [5]))
+        list(ordered_map.map_in_order(client, refusing, [5]))
 
 
 @pytest.mark.slow
 def test_a_piece_that_ends_its_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_client, "DEATHS", 0)
     monkeypatch.setattr(ordered_map, "AHEAD", 0.5)  # one piece at a time: none other is with a worker that dies
-    message = r"workers: expected piece 4 of the work, but it ended every worker that it was given to, by a kill"
-    with client_of(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
-        list(ordered_map.in_order(mortal, deadly, range(6)))
+    message = r"workers: expected the result of part 4 of the work, but every worker that got this part died: killed"
+    with open_client(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
+        list(ordered_map.map_in_order(mortal, deadly, range(6)))
 
 
 # A run of `fit` ------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_pictures_in_an_archive_train_the_same_network(data: Data, tmp_path: Pat
     packed = pretrain(config(), tmp_path / "packed", manifests=data.manifests)
     assert packed.weights_digest == whole.weights_digest
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"the archive ends inside it: .* Run prepare again"):
+    with pytest.raises(DataError, match=r"the archive ends inside this member: .* Run prepare again"):
         pretrain(config(), tmp_path / "net", manifests=data.manifests)
 
 

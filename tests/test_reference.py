@@ -19,7 +19,12 @@ FOUND = {one.key: one for name, section in SECTIONS.items() for one in reference
         ("freeze.NAME(torchvision).weights", "text", "default DEFAULT", "entry of the weights enum; preprocessing"),
         ("freeze.NAME(pretrained).source", "pretrained", "needed", "A network that the stage `pretrain` trained here"),
         ("extract.NAME.taps.NAME.dtype", "float16 | bfloat16 | float32 | int8", "default float16", "of stored values"),
-        ("extract.NAME.views.augment[](rotation).degrees", "number", "default 15", "largest angle, to either side"),
+        (
+            "extract.NAME.views.augment[](rotation).degrees",
+            "number",
+            "default 15",
+            "largest angle in degrees, in either direction",
+        ),
         ("fit.NAME.memory_gb", "number or none", "default none", "by default half of what is free"),
         ("evaluate.metric", "settings", "", "the deciding metric, by kind of task"),
         ("distill.NAME.losses.soft.temperature", "number", "default 4", "divides the logits of both"),

@@ -17,7 +17,7 @@ from pipeline.backbones import glyphs
 from pipeline.errors import DataError, StoreError
 from pipeline.extract.commit import commit
 from pipeline.loading import image_cache as pixels_module
-from pipeline.loading.image_cache import Pixels, decoded
+from pipeline.loading.image_cache import Pixels, load_pixels
 from pipeline.loading.samples import Samples as Stored
 from pipeline.loading.samples import read_samples, reading_order
 from pipeline.manifest import ManifestPaths
@@ -226,7 +226,7 @@ def test_inputs_may_be_changed_by_who_gets_them() -> None:
 def test_a_sample_that_was_not_decoded_is_named() -> None:
     keys = keys_of(4)
     pixels = Pixels(keys[:3], np.zeros((3, 2, 2, 1), np.uint8))
-    with pytest.raises(DataError, match=rf"got 1 that were not decoded, the first is {key_arrays.to_hex(keys[3:])[0]}"):
+    with pytest.raises(DataError, match=rf"got 1 that were not decoded; the first is {key_arrays.to_hex(keys[3:])[0]}"):
         PixelSamples(pixels, torch.zeros(4), keys, seed=0)
 
 
@@ -242,12 +242,14 @@ def test_samples_are_decoded_once_into_memory_or_into_a_file_that_is_used_again(
 ) -> None:
     calls: list[tuple[int, int]] = []
     folder = tmp_path / "scratch"
-    held = decoded(glyphs.INPUT, stored, folder=folder, reporter=Reporter(progress=lambda *told: calls.append(told)))
+    held = load_pixels(
+        glyphs.INPUT, stored, folder=folder, reporter=Reporter(progress=lambda *told: calls.append(told))
+    )
     assert not folder.exists()
     assert held.array.shape == (12, 32, 32, 1)
     assert calls[-1] == (12, 12)
     monkeypatch.setattr(pixels_module, "IN_MEMORY", 1000)
-    first = decoded(glyphs.INPUT, stored, folder=folder)
+    first = load_pixels(glyphs.INPUT, stored, folder=folder)
     np.testing.assert_array_equal(first.array, held.array)
     assert isinstance(first.array, np.memmap)
     (file,) = folder.iterdir()
@@ -255,7 +257,7 @@ def test_samples_are_decoded_once_into_memory_or_into_a_file_that_is_used_again(
     os.utime(file, (1, 1))
     for path in (tmp_path / "photos").rglob("*.png"):
         path.unlink()
-    again = decoded(glyphs.INPUT, stored, folder=folder)
+    again = load_pixels(glyphs.INPUT, stored, folder=folder)
     np.testing.assert_array_equal(again.array, held.array)
     assert file.stat().st_ino == before
     assert file.stat().st_mtime > 1  # its age counts from the last use
@@ -271,7 +273,7 @@ def test_a_sample_that_cannot_be_read_ends_it_and_leaves_no_file(
     victim = next((tmp_path / "photos").rglob("*.png"))
     victim.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"expected images that can be read, got 1 of 12 that cannot") as caught:
-        decoded(glyphs.INPUT, stored, folder=tmp_path / "scratch")
+        load_pixels(glyphs.INPUT, stored, folder=tmp_path / "scratch")
     assert victim.as_posix() in str(caught.value)
     assert not list((tmp_path / "scratch").glob("*"))
 
@@ -289,19 +291,19 @@ def test_pixels_of_an_archive_are_those_of_the_folder_in_whatever_order_it_has_t
     packed = read_samples(tmp_path / "manifests", ("packed",))
     assert (np.diff(reading_order(packed)) < 0).any()  # which is not the order of the keys
     monkeypatch.setattr(pixels_module, "IN_MEMORY", 2**28 if form == "array" else 1000)
-    monkeypatch.setattr(pixels_module, "AT_ONCE", 5)
+    monkeypatch.setattr(pixels_module, "BATCH_SIZE", 5)
     inputs = glyphs.INPUT
     if form == "uncropped":
         image = inputs.image.model_copy(update={"resize": 40, "crop": (32, 32)})
         inputs = inputs.model_copy(update={"image": image})
     chosen = {"transforms": TRANSFORMS} if form == "uncropped" else {}
     one, other = (
-        decoded(inputs, samples, folder=tmp_path / name, **chosen)
+        load_pixels(inputs, samples, folder=tmp_path / name, **chosen)
         for name, samples in (("folder", stored), ("archive", packed))
     )
     assert one.keys.tolist() == other.keys.tolist()
     rows = np.random.default_rng(2).integers(0, 12, 20)
-    np.testing.assert_array_equal(one.clean(rows), other.clean(rows))
+    np.testing.assert_array_equal(one.eval_images(rows), other.eval_images(rows))
     for row, image in zip(rows, other.images(rows), strict=True):
         np.testing.assert_array_equal(one.images(np.array([row]))[0], image)
 

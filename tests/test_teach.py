@@ -27,8 +27,8 @@ from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
 from pipeline.heads import saved
 from pipeline.heads.saved import Model
-from pipeline.loading.image_cache import Pixels, decoded
-from pipeline.loading.samples import read_samples, stored
+from pipeline.loading.image_cache import Pixels, load_pixels
+from pipeline.loading.samples import locate_samples, read_samples
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def pixels(world: World) -> Pixels:
     inputs = serialization.read_spec(world.root / "net").input
     keys = key_arrays.from_hex(world.keys)
-    return decoded(inputs, stored(world.root / "manifests", ["photos"], keys), folder=world.root)
+    return load_pixels(inputs, locate_samples(world.root / "manifests", ["photos"], keys), folder=world.root)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -757,7 +757,7 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
     done = teach(config("backbone", **asked), paths)
     assert (done.rows, done.classes, done.computed) == (100, 1000, 100)
     samples = read_samples(manifests, ("photos",))
-    pixels = decoded(serialization.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
+    pixels = load_pixels(serialization.read_spec(tmp_path / "net").input, samples, folder=tmp_path)
     full = np.concatenate([live(tmp_path / "net", pixels.array[part]) for part in np.array_split(np.arange(100), 5)])
     numbers = np.array([int(Path(place.path).name[:3]) for place in samples.places()])
     found = Teacher.open(tmp_path / "t").logits(samples.keys)

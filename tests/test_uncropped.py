@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import StoreError
 from pipeline.loading import image_cache as module
-from pipeline.loading.image_cache import Uncropped, decoded
+from pipeline.loading.image_cache import Uncropped, load_pixels
 from pipeline.loading.samples import Samples as Stored
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
@@ -102,7 +102,7 @@ def test_training_without_an_epoch_is_on_the_pixels_of_extraction_and_an_epoch_o
         transforms("rotation", "random_erasing"),
         transforms("color_jitter"),
     ):
-        pixels = decoded(spec, stored, folder=tmp_path / "cache", transforms=chosen)
+        pixels = load_pixels(spec, stored, folder=tmp_path / "cache", transforms=chosen)
         assert isinstance(pixels, Uncropped) == (spec.image.crop is not None and chosen[0].name != "color_jitter")
         samples = PixelSamples(pixels, torch.arange(len(stored)), stored.keys, seed=5, transforms=chosen)
         assert samples.shape == (*spec.size, spec.shape[0])
@@ -113,7 +113,7 @@ def test_training_without_an_epoch_is_on_the_pixels_of_extraction_and_an_epoch_o
             for batch in samples.batches(3, epoch=epoch):
                 for key, image in zip(batch.keys.tolist(), batch.inputs.numpy(), strict=True):
                     np.testing.assert_array_equal(image, extracted[key], strict=True)
-        assert decoded(spec, stored, folder=tmp_path / "cache").array.shape == (len(stored), *samples.shape)
+        assert load_pixels(spec, stored, folder=tmp_path / "cache").array.shape == (len(stored), *samples.shape)
 
 
 def edges() -> np.ndarray:
@@ -184,11 +184,13 @@ def test_a_disk_that_fills_up_ends_in_an_error_and_leaves_no_file(
 ) -> None:
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     message = (
-        r"cache: expected room for decoded images, 12,096 bytes at least, got an error while writing them: File too "
-        r"large\. Free some \(`icecore cache prune`\), or name a folder on a larger disk by ICECORE_CACHE"
+        r"cache: expected at least 12,096 bytes of free space for decoded images, got an error while writing "
+        r"them: File too large\. "
+        r"Free some space \(`icecore cache prune`\), or set ICECORE_CACHE to a folder on a larger disk"
+        r"Free some space \(`icecore cache prune`\), or set ICECORE_CACHE to a folder on a larger disk"
     )
     with small_files(9_000), pytest.raises(StoreError, match=message):
-        decoded(inputs(), stored, folder=tmp_path / "cache", transforms=chosen)
+        load_pixels(inputs(), stored, folder=tmp_path / "cache", transforms=chosen)
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -198,7 +200,7 @@ def test_too_little_room_is_known_before_anything_is_decoded(
     monkeypatch.setattr(module, "free_disk", lambda _: 12_095)
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     with pytest.raises(
-        StoreError, match=r"expected room for decoded images, 12,096 bytes at least, got 12,095 bytes\."
+        StoreError, match=r"expected at least 12,096 bytes of free space for decoded images, got 12,095 bytes\."
     ):
-        decoded(inputs(), stored, folder=tmp_path / "cache")
+        load_pixels(inputs(), stored, folder=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -25,12 +25,12 @@ from pipeline.extract.summary import Extracted
 from pipeline.extract.worker import WorkerJob
 from pipeline.files import content_key, digest
 from pipeline.finetune.inputs import open_features
-from pipeline.loading.image_cache import Pixels, decoded
+from pipeline.loading.image_cache import Pixels, load_pixels
 from pipeline.loading.samples import read_samples
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
-from pipeline.readers.augment import View, Views, as_made_now
+from pipeline.readers.augment import View, Views, upgrade_view
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check
@@ -87,7 +87,7 @@ class Job:
     @property
     def pixels(self) -> Pixels:
         spec = serialization.read_spec(self.backbone)
-        return decoded(spec.input, read_samples(self.manifests, ("photos",)), folder=self.root)
+        return load_pixels(spec.input, read_samples(self.manifests, ("photos",)), folder=self.root)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_views_that_crop_or_warp_have_a_version_and_addresses_of_all_others_stay
         assert address(identity(seen, TapSpec(node="x"))) == addresses[name], name
     written = View.model_validate(rotation).model_dump(mode="json")
     assert (written["version"], "version" in View.model_validate(flip).model_dump(mode="json")) == (2, False)
-    assert as_made_now({name: value for name, value in written.items() if name != "version"}) == written
+    assert upgrade_view({name: value for name, value in written.items() if name != "version"}) == written
 
 
 # Extraction ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pipeline.errors import TrainingError
 from pipeline.files import sha256_bytes
 from pipeline.loading import image_cache
 from pipeline.loading.image_cache import Pixels
-from pipeline.loading.samples import read_samples, stored
+from pipeline.loading.samples import locate_samples, read_samples
 from pipeline.readers.augment import Views
 from pipeline.settings.check import refuse
 from pipeline.store import key_arrays
@@ -78,12 +78,12 @@ def load_run(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) ->
     if config.datasets:
         extra = read_samples(paths.manifests, config.datasets).keys
     keys = np.unique(np.concatenate([*(task.keys for task in tasks), extra]))
-    samples = stored(paths.manifests, tuple(dict.fromkeys([*datasets, *config.datasets])), keys)
+    samples = locate_samples(paths.manifests, tuple(dict.fromkeys([*datasets, *config.datasets])), keys)
     for teacher in {teacher.name: teacher for task in tasks for teacher in task.teachers}.values():
         verify_teacher(teacher, paths, samples, seed=config.seed)
     live, hints = open_network(config, first, paths, source.spec.input)
     transforms = config.augment if views is None else views.augment
-    pixels = image_cache.decoded(source.spec.input, samples, folder=paths.cache / "pixels", transforms=transforms)
+    pixels = image_cache.load_pixels(source.spec.input, samples, folder=paths.cache / "pixels", transforms=transforms)
     trainings = list(training_sets(first.task, config.labels_per_class, draws=config.draws, where=str(first.path)))
     return RunContext(config, tasks, trainings, source, pixels, views, extra, hints, live)
 

@@ -38,7 +38,7 @@ def verify_teacher(teacher: Teacher, paths: Paths, samples: Samples, *, seed: in
     sources = sources_of(teacher, paths)
     inputs = serialization.read_spec(sources.network).input
     transforms = () if teacher.views is None else teacher.views.augment
-    pixels = image_cache.decoded(inputs, samples.take(rows), folder=paths.cache / "pixels", transforms=transforms)
+    pixels = image_cache.load_pixels(inputs, samples.take(rows), folder=paths.cache / "pixels", transforms=transforms)
     verify.recompute(teacher, sources, pixels, seed=seed)
 
 

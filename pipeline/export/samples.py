@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import sources
 from pipeline.errors import DataError, PipelineError
 from pipeline.inference.trained_model import TrainedModel
-from pipeline.loading.samples import Item, items, stored
+from pipeline.loading.samples import Item, items, locate_samples
 from pipeline.readers.image import ImageReader
 from pipeline.store import key_arrays
 from pipeline.task import Task
@@ -51,7 +51,10 @@ def read_task_images(model: TrainedModel, split: str, *, most: int) -> TaskImage
     if not datasets:
         raise DataError(f"{manifests}: expected the manifests of the task's data sets, got none. Run `dvc repro`.")
     keys = task.keys[rows]
-    read = [(item.key, _bytes_of(item)) for item in items(stored(manifests, datasets, key_arrays.from_hex(list(keys))))]
+    read = [
+        (item.key, _bytes_of(item))
+        for item in items(locate_samples(manifests, datasets, key_arrays.from_hex(list(keys))))
+    ]
     there = {key: data for key, data in read if data is not None}
     kept = np.array([key in there for key in keys])
     if not kept.any():

@@ -24,7 +24,7 @@ from pipeline.extract.worker import WorkerJob
 from pipeline.loading.samples import Reject
 from pipeline.runtime import Reporter
 from pipeline.store import key_arrays
-from pipeline.workers.client import client_of, scheduler_must_stay
+from pipeline.workers.client import open_client, scheduler_must_stay
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,7 +49,7 @@ def make_units(
     """
     with (
         job_files.written(assignment, works) as (folder, units),
-        client_of(assignment.config.run, gpus=gpus) as client,
+        open_client(assignment.config.run, gpus=gpus) as client,
         scheduler_must_stay(client, kept="Every shard that was finished is kept: start it, and run again."),
         _progress(client, folder, done) as counted,
         contextlib.closing(_Tasks(client, folder, reporter)) as tasks,
@@ -167,7 +167,7 @@ def _given_up(folder: Path, number: int) -> TaskResult:
     work = job_files.read_work(folder, number)
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
-    rejects = [Reject(key, place.path, reason, lasting=False) for key, place in pairs]
+    rejects = [Reject(key, place.path, reason, permanent=False) for key, place in pairs]
     return TaskResult(number, UnitResult(rejects, {}), Timings(), [f"unit {number}: {reason}"])
 
 

@@ -25,7 +25,7 @@ from pipeline.errors import DataError, counted
 from pipeline.extract.request import Request
 from pipeline.extract.timing import PARTS, bottleneck
 from pipeline.files import scratch
-from pipeline.loading.decoders import Decoders, decoders
+from pipeline.loading.decoders import Decoders, start_decoders
 from pipeline.loading.samples import Reject, items, reading_order
 from pipeline.readers import Sample
 from pipeline.readers.image import ImageReader
@@ -116,7 +116,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     specs = {tap: config.taps[tap] for tap in request.missing_taps}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
     reader = ImageReader(request.spec.input.image)
-    pool = decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
+    pool = start_decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
     with contextlib.closing(pool):
         found = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)
     if not gpus():

@@ -155,7 +155,7 @@ def _append(unit: _Unit, keys: np.ndarray, found: Mapping[str, np.ndarray]) -> N
 
 def _finish(unit: _Unit, last: "Future[None] | None") -> UnitResult:
     _wait(last)  # nothing is finished that lacks rows
-    lasting = {reject.key: reject.reason for reject in unit.rejects if reject.lasting}
+    lasting = {reject.key: reject.reason for reject in unit.rejects if reject.permanent}
     shards = {}
     for tap, writer in unit.writers.items():
         with _named(tap):

@@ -20,7 +20,7 @@ from pipeline.extract.throughput import Rates, rates, sample
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import TapOutput, UnitInput, UnitResult, make_units
 from pipeline.loading.batches import first_pixels
-from pipeline.loading.decoders import Decoders, decoders
+from pipeline.loading.decoders import Decoders, start_decoders
 from pipeline.loading.samples import Samples
 from pipeline.readers import Reader
 from pipeline.readers.augment import View
@@ -74,7 +74,7 @@ class Worker:
         """Who decodes them."""
         sample_bytes = int(np.prod(self.backbone.spec.input.shape))
         kind = self.assignment.config.run.decode
-        return decoders(self.reader, kind, sample_bytes=sample_bytes, beside_gpu=gpus() > 0)
+        return start_decoders(self.reader, kind, sample_bytes=sample_bytes, with_gpu=gpus() > 0)
 
     @cached_property
     def targets(self) -> dict[str, TapOutput]:

@@ -16,7 +16,7 @@ from pipeline.errors import StoreError, TrainingError, bullets, unknown
 from pipeline.extract.config import folder_of
 from pipeline.loading.image_cache import Pixels
 from pipeline.partition.split_points import suffix, suffix_parameters
-from pipeline.readers.augment import as_made_now
+from pipeline.readers.augment import upgrade_view
 from pipeline.readers.transforms import AugmentConfig
 from pipeline.store.features import Features
 from pipeline.store.identity import differences, identity
@@ -146,7 +146,7 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
         )
     expected = identity(spec, TapSpec(node=stored["node"], dtype=stored["dtype"]), precision=stored["precision"])
     if "view" in stored["reader"]:
-        expected["reader"]["view"] = as_made_now(stored["reader"]["view"])
+        expected["reader"]["view"] = upgrade_view(stored["reader"]["view"])
     if problems := differences(expected, stored):
         raise StoreError(
             bullets(
@@ -175,7 +175,7 @@ def compare_stored_rows(network: nn.Module, spec: BackboneSpec, pixels: Pixels, 
     """
     network.eval()
     like = next(network.parameters())
-    images = normalise(torch.from_numpy(pixels.clean(np.arange(len(pixels.keys)))), spec.input).to(like)
+    images = normalise(torch.from_numpy(pixels.eval_images(np.arange(len(pixels.keys)))), spec.input).to(like)
     with torch.inference_mode():
         live = collect(network, images, {"live": TapSpec(node=node)}, spec.taps)["live"].float().cpu().numpy()
     rows = features.load(pixels.keys).astype(np.float32)

@@ -10,7 +10,7 @@ from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, compare_stored_rows
 from pipeline.finetune.setup import HEAD, Paths, RunContext, build_job, load_run
 from pipeline.loading import image_cache
-from pipeline.loading.samples import stored
+from pipeline.loading.samples import locate_samples
 from pipeline.model_record import FeaturesRecord, NetworkFit
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels
 from pipeline.training import outputs
@@ -81,8 +81,8 @@ def _jobs(run: RunContext, fabric: "Fabric", reporter: Reporter) -> Iterator[Tra
 def _check_stored_rows(run: RunContext, result: RunResult, paths: Paths, datasets: Sequence[str]) -> None:
     """Raise TrainingError where stored rows are not what the frozen part of the trained network computes."""
     if isinstance(run.inputs, FromFeatures):
-        samples = stored(paths.manifests, datasets, run.inputs.keys[run.task.rows("train")[:COMPARED]])
-        pixels = image_cache.decoded(run.source.spec.input, samples, folder=paths.cache / "pixels")
+        samples = locate_samples(paths.manifests, datasets, run.inputs.keys[run.task.rows("train")[:COMPARED]])
+        pixels = image_cache.load_pixels(run.source.spec.input, samples, folder=paths.cache / "pixels")
         compare_stored_rows(result.best.network, run.source.spec, pixels, run.inputs.clean, run.inputs.node)
 
 

@@ -18,7 +18,7 @@ from pipeline.finetune.config import FinetuneConfig
 from pipeline.finetune.inputs import FromFeatures, FromPixels, Inputs, check_frozen, open_features
 from pipeline.finetune.start_from_run import fitted_head, has_network, network_of_run
 from pipeline.loading import image_cache
-from pipeline.loading.samples import stored
+from pipeline.loading.samples import locate_samples
 from pipeline.settings.check import refuse
 from pipeline.store import key_arrays
 from pipeline.task import Task, Training, training_sets
@@ -91,9 +91,9 @@ def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -
         clean, views = open_features(paths.features, config.tap, source.spec, views=config.views)
         inputs = FromFeatures(config.tap, clean.identity["node"], clean, views, keys)
     else:
-        samples = stored(paths.manifests, datasets, keys)
+        samples = locate_samples(paths.manifests, datasets, keys)
         folder = paths.cache / "pixels"
-        decoded = image_cache.decoded(source.spec.input, samples, folder=folder, transforms=config.augment)
+        decoded = image_cache.load_pixels(source.spec.input, samples, folder=folder, transforms=config.augment)
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
     trainings = list(training_sets(task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
     return RunContext(config, task, trainings, source, inputs, None if whole else paths.start, whole)

@@ -50,9 +50,9 @@ class Sums:
         return self._client
 
     def _join(self) -> "Client":
-        from pipeline.workers.client import client_of
+        from pipeline.workers.client import open_client
 
-        client = self._open.enter_context(client_of(self._run, gpus=0))
+        client = self._open.enter_context(open_client(self._run, gpus=0))
         try:
             client.wait_for_workers(1, timeout=WAIT)
         except TimeoutError:
@@ -66,6 +66,6 @@ class Sums:
 
 def by_workers(client: "Client", width: int) -> Apply:
     """Return a function that applies another to pieces of rows of this width, by workers."""
-    from pipeline.workers.ordered_map import in_order
+    from pipeline.workers.ordered_map import map_in_order
 
-    return lambda function, items: in_order(client, partial(run_in_worker, function, width), items)
+    return lambda function, items: map_in_order(client, partial(run_in_worker, function, width), items)

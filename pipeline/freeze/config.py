@@ -15,7 +15,7 @@ from pydantic import (
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.files import read_json, sha256_file
-from pipeline.readers.image import ImageSpec, without_what_is_off
+from pipeline.readers.image import ImageSpec, omit_added_defaults
 from pipeline.settings.check import Settings, with_colon
 
 DIGITS = 8  # of a digest, at least
@@ -47,7 +47,7 @@ class InputConfig(Settings):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_what_is_off(write(self))
+        return omit_added_defaults(write(self))
 
     def onto(self, own: InputSpec | None) -> InputSpec:
         """Return the source's own preprocessing with what is set here in its place; raises ValueError with what is

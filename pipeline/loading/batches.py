@@ -1,4 +1,4 @@
-"""Batches of decoded samples, unit after unit, read and decoded ahead of the network."""
+"""Batches of decoded samples, unit by unit, read and decoded ahead of the network."""
 
 import itertools
 from collections import deque
@@ -13,16 +13,17 @@ from pipeline.loading.samples import Item, Reject, Samples, items, reading_order
 from pipeline.readers import Sample
 from pipeline.store import key_arrays
 
-AHEAD = 2  # batches that are decoded while the network runs on another
+AHEAD = 2  # batches that are decoded while the network runs on the one before
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What became of some samples: keys (S16) and named arrays (n, ...) of those that could be read.
+    """A batch of samples: keys (S16) and named arrays (n, ...) of those that were decoded, and the rejects.
 
-    Images of different sizes, which uncropped ones are, come as an array of n arrays.
+    Uncropped images, whose sizes differ, are an object array of n arrays.
 
-    `unit`: which of the units they belong to; `last`: its last batch. `rows`: how many samples were dealt with.
+    `unit`: number of the unit that the samples belong to. `last`: whether the batch is the last of its unit. `rows`:
+    number of samples, with rejects.
     """
 
     unit: int
@@ -35,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Part:
-    """Samples of one batch that are to be decoded."""
+    """The samples of a batch before decoding."""
 
     unit: int
     last: bool
@@ -44,20 +45,20 @@ class _Part:
 
 
 def batches(units: Iterable[Samples], decoders: Decoders, *, batch_size: int, ahead: int = AHEAD) -> Iterator[Batch]:
-    """Yield the samples of all units, one unit after another; a batch has samples of one unit only.
+    """Yield the samples of all units in batches, unit by unit; a batch has samples of a single unit.
 
-    Within a unit they come in the order in which they are read.
+    Within a unit, samples come in the order in which they are read.
     """
     pending: deque[tuple[_Part, Answer]] = deque()
-    for part in _beforehand(_parts(units, batch_size), depth=max(1, ahead)):
+    for part in _read_ahead(_split_units(units, batch_size), depth=max(1, ahead)):
         pending.append((part, decoders.submit(part.items)))
         if len(pending) > ahead:
-            yield _batch(*pending.popleft())
+            yield _build_batch(*pending.popleft())
     while pending:
-        yield _batch(*pending.popleft())
+        yield _build_batch(*pending.popleft())
 
 
-def _parts(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
+def _split_units(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
     for number, unit in enumerate(units):
         ordered = unit.take(reading_order(unit))
         waiting = items(ordered)
@@ -67,8 +68,8 @@ def _parts(units: Iterable[Samples], batch_size: int) -> Iterator[_Part]:
             yield _Part(number, stop == len(unit), ordered.keys[start:stop], part)
 
 
-def _beforehand(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
-    """Yield the same parts; those that come next are made in a thread, since containers are read there."""
+def _read_ahead(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
+    """Yield the same parts, while a thread prepares the next ones: it reads the containers."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         pending = deque(thread.submit(next, parts, None) for _ in range(depth))
         while (part := pending.popleft().result()) is not None:
@@ -76,32 +77,32 @@ def _beforehand(parts: Iterator[_Part], *, depth: int) -> Iterator[_Part]:
             yield part
 
 
-def _batch(part: _Part, answer: Answer) -> Batch:
-    found = answer()
-    good = [row for row, one in enumerate(found) if not isinstance(one, Reject)]
-    read = [one for one in found if not isinstance(one, Reject)]
-    arrays = {name: _together([one[name] for one in read]) for name in (read[0] if read else ())}
-    rejects = [one for one in found if isinstance(one, Reject)]
-    return Batch(part.unit, part.last, len(found), part.keys[good], arrays, rejects)
+def _build_batch(part: _Part, answer: Answer) -> Batch:
+    results = answer()
+    rows = [row for row, result in enumerate(results) if not isinstance(result, Reject)]
+    samples = [result for result in results if not isinstance(result, Reject)]
+    arrays = {name: _stack([sample[name] for sample in samples]) for name in (samples[0] if samples else ())}
+    rejects = [result for result in results if isinstance(result, Reject)]
+    return Batch(part.unit, part.last, len(results), part.keys[rows], arrays, rejects)
 
 
-def _together(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack arrays of one shape; put arrays of several shapes into an array of arrays."""
-    if len({one.shape for one in arrays}) == 1:
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    """Stack arrays of equal shape; put arrays of different shapes into an object array."""
+    if len({array.shape for array in arrays}) == 1:
         return np.stack(arrays)
     result = np.empty(len(arrays), object)
-    for row, one in enumerate(arrays):
-        result[row] = one
+    for row, array in enumerate(arrays):
+        result[row] = array
     return result
 
 
 def first_pixels(
     units: Iterable[Samples], decoders: Decoders, *, count: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first `count` samples that can be read, or all if there are fewer.
+    """Decode the first `count` samples that can be read, or all if there are fewer.
 
-    Returns their keys S16 (n,) and their pixels uint8 (n, ...), both in the order in which the samples are read, which
-    is not the order of the samples where these lie in containers.
+    Returns keys S16 (n,) and pixels uint8 (n, ...), in the order in which the samples are read. For samples in
+    containers, that is not the order of `units`.
     """
     keys: list[np.ndarray] = []
     pixels: list[np.ndarray] = []

@@ -1,7 +1,7 @@
-"""Pixels to train on: every sample decoded once, into memory or into a file that is mapped.
+"""Decoded images for training: every sample is decoded once, into memory or into a memory-mapped file.
 
-Where augmentation crops or warps, the uncropped images are stored: decoded and resized as in evaluation, before the
-centre crop, each of its own size. Their centre crops are the pixels of evaluation and of extraction, byte for byte.
+If augmentation crops or warps, uncropped images are stored: decoded and resized as in evaluation, before the centre
+crop, of different sizes. Their centre crops equal the pixels of evaluation and extraction, byte for byte.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import DataError, StoreError, bullets
 from pipeline.files import atomic, digest, sha256_bytes
 from pipeline.loading import batches
-from pipeline.loading.decoders import decoders
+from pipeline.loading.decoders import start_decoders
 from pipeline.loading.samples import Reject, Samples
 from pipeline.readers import Reader
 from pipeline.readers.image import ImageReader
@@ -28,8 +28,8 @@ from pipeline.readers.transforms import AugmentConfig, needs_uncropped
 from pipeline.runtime import SILENT, Reporter, free_disk, versions
 from pipeline.store import key_arrays
 
-IN_MEMORY = 2**28  # bytes of pixels, above which they go to a file
-AT_ONCE = 64  # samples that are decoded at a time
+IN_MEMORY = 2**28  # bytes; more pixels than this go to a file
+BATCH_SIZE = 64  # samples that are decoded at a time
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 INDEX = np.dtype([("start", "<i8"), ("height", "<i4"), ("width", "<i4")])
 
@@ -43,34 +43,34 @@ class Pixels:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Height, width and channels of a clean sample."""
+        """Height, width and channels of an image as evaluation takes it."""
         return self.array.shape[1:]
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Return where the pixels of some keys are; raises DataError if one was not decoded."""
+        """Return the row of each key; raises DataError for keys that were not decoded."""
         rows = key_arrays.find(self.keys, keys)
         if (rows < 0).any():
             missing = key_arrays.to_hex(keys[rows < 0])
             raise DataError(
-                f"pixels: expected all samples of a training set, got {len(missing):,} that were not decoded, the "
+                f"pixels: expected all samples of a training set, got {len(missing):,} that were not decoded; the "
                 f"first is {missing[0]}. Decode the samples of the whole task."
             )
         return rows
 
-    def clean(self, rows: np.ndarray) -> np.ndarray:
-        """Copy the pixels of some rows, as evaluation reads them: uint8 (n, height, width, channels)."""
+    def eval_images(self, rows: np.ndarray) -> np.ndarray:
+        """Return a copy of rows as evaluation takes them: uint8 (n, height, width, channels)."""
         return np.array(self.array[rows])
 
     def images(self, rows: np.ndarray) -> Sequence[np.ndarray]:
-        """Return the images of some rows that augmentation gets: uint8 (height, width, channels) each."""
-        return list(self.clean(rows))
+        """Return rows as augmentation takes them: an image uint8 (height, width, channels) each."""
+        return list(self.eval_images(rows))
 
 
 @dataclass(frozen=True)
 class Uncropped(Pixels):
-    """Decoded samples before the centre crop: `array` is uint8 (bytes,), one image after another.
+    """Decoded samples before the centre crop: `array` is uint8 (bytes,), the images one after another.
 
-    index: INDEX (n,), where the image of each key starts and its size. cropped: (height, width, channels).
+    index: INDEX (n,), the start and size of each image. cropped: (height, width, channels) after the centre crop.
     """
 
     index: np.ndarray
@@ -78,16 +78,16 @@ class Uncropped(Pixels):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Height, width and channels of a clean sample."""
+        """Height, width and channels of an image as evaluation takes it."""
         return self.cropped
 
-    def clean(self, rows: np.ndarray) -> np.ndarray:
-        """Cut the centre out of some images: uint8 (n, height, width, channels)."""
+    def eval_images(self, rows: np.ndarray) -> np.ndarray:
+        """Return the centre crops of rows: uint8 (n, height, width, channels)."""
         height, width, _ = self.cropped
         return np.stack([centre_crop(image, (height, width)) for image in self.images(rows)])
 
     def images(self, rows: np.ndarray) -> Sequence[np.ndarray]:
-        """Return the uncropped images of some rows, not to be written to."""
+        """Return the uncropped images of rows, read-only."""
         return [self._image(*self.index[row].tolist()) for row in rows]
 
     def _image(self, start: int, height: int, width: int) -> np.ndarray:
@@ -95,7 +95,7 @@ class Uncropped(Pixels):
         return self.array[start : start + height * width * channels].reshape(height, width, channels)
 
 
-def decoded(
+def load_pixels(
     inputs: InputSpec,
     samples: Samples,
     *,
@@ -103,13 +103,13 @@ def decoded(
     transforms: AugmentConfig = (),
     reporter: Reporter = SILENT,
 ) -> Pixels:
-    """Decode samples as a network wants them, or map the file of `folder` that an earlier run made of the same samples.
+    """Decode samples for a network, or map the file that an earlier run wrote to `folder` for the same samples.
 
-    transforms: the augmentation of the samples; where it crops or warps, the images come back uncropped. A file that is
-    used gets the present time, from which its age counts.
+    transforms: augmentation of the samples; if any crops or warps, uncropped images are returned. A file that is reused
+    gets the current time, from which its age counts.
 
-    Raises DataError with the first samples that cannot be read: training would not be on the samples of the task.
-    Raises StoreError, and leaves no file, where the disk has no room.
+    Raises DataError with the first samples that cannot be read: training would miss samples of the task.
+    Raises StoreError, and leaves no file, if the disk is too small.
     """
     reader = ImageReader(inputs.image)
     channels, *size = inputs.shape
@@ -119,21 +119,21 @@ def decoded(
         reader = ImageReader(inputs.image.model_copy(update={"crop": None}))
     elif math.prod(shape) <= IN_MEMORY:
         array = np.empty(shape, np.uint8)
-        for row, image in _read(samples, reader, shape, reporter):
+        for row, image in _decode_images(samples, reader, shape, reporter):
             array[row] = image
         return Pixels(samples.keys, array)
-    made_of = {
+    identity = {
         "reader": dict(reader.identity),
         "keys": sha256_bytes(samples.keys.tobytes()),
         "versions": versions("pillow"),
     }
-    path = folder / f"pixels-{digest(made_of)[:32]}.{'images' if uncropped else 'npy'}"
+    path = folder / f"pixels-{digest(identity)[:32]}.{'images' if uncropped else 'npy'}"
     if path.is_file():
-        with contextlib.suppress(PermissionError):  # of another user: readable is enough
+        with contextlib.suppress(PermissionError):  # another user's file: it only needs to be readable
             os.utime(path)
     else:
         with _disk_space(path, math.prod(shape)), atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
-            images = _read(samples, reader, shape, reporter)
+            images = _decode_images(samples, reader, shape, reporter)
             if uncropped:
                 _write_uncropped(file, images, len(samples))
             else:
@@ -147,14 +147,15 @@ def decoded(
 
 @contextlib.contextmanager
 def _disk_space(path: Path, needed: int) -> Iterator[None]:
-    """Raise StoreError where the disk of a file has less room than the bytes needed, and where it fills up meanwhile.
+    """Raise StoreError if the disk has less free space than the bytes needed, or fills up during the block.
 
-    Files are written, not mapped: a full disk under a mapped file ends the process with SIGBUS.
+    The file is written, not mapped: with a mapped file, a full disk would end the process with SIGBUS.
     """
-    advice = "Free some (`icecore cache prune`), or name a folder on a larger disk by ICECORE_CACHE."
-    if (there := free_disk(path.parent)) < needed:
+    advice = "Free some space (`icecore cache prune`), or set ICECORE_CACHE to a folder on a larger disk."
+    if (available := free_disk(path.parent)) < needed:
         raise StoreError(
-            f"{path.parent}: expected room for decoded images, {needed:,} bytes at least, got {there:,} bytes. {advice}"
+            f"{path.parent}: expected at least {needed:,} bytes of free space for decoded images, got {available:,} "
+            f"bytes. {advice}"
         )
     try:
         yield
@@ -162,13 +163,13 @@ def _disk_space(path: Path, needed: int) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise StoreError(
-            f"{path.parent}: expected room for decoded images, {needed:,} bytes at least, got an error while writing "
-            f"them: {error.strerror}. {advice}"
+            f"{path.parent}: expected at least {needed:,} bytes of free space for decoded images, got an error while "
+            f"writing them: {error.strerror}. {advice}"
         ) from None
 
 
 def _write(file: BinaryIO, images: Iterator[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> None:
-    """Write images of one size as an .npy file, each to its row."""
+    """Write images of equal size as an .npy file, each at its row."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     start, size = file.tell(), math.prod(shape[1:])
@@ -178,7 +179,7 @@ def _write(file: BinaryIO, images: Iterator[tuple[int, np.ndarray]], shape: tupl
 
 
 def _write_uncropped(file: BinaryIO, images: Iterator[tuple[int, np.ndarray]], count: int) -> None:
-    """Write images of any sizes as they come, and last, at a multiple of 8, the index."""
+    """Write images of any size in the order given, then, at a multiple of 8 bytes, the index."""
     index = np.zeros(count, INDEX)
     for row, image in images:
         index[row] = (file.tell(), *image.shape[:2])
@@ -188,22 +189,20 @@ def _write_uncropped(file: BinaryIO, images: Iterator[tuple[int, np.ndarray]], c
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
-    """Write all bytes: a nearly full disk takes a part of them before it refuses the rest."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    """Write all bytes: on a nearly full disk, `write` may write only a part of them before the next call fails."""
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
-def _read(
+def _decode_images(
     samples: Samples, reader: Reader, shape: tuple[int, ...], reporter: Reporter
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the row and the image of each sample, in the order of reading; raises DataError where some cannot be
-    read.
-    """
+    """Yield row and image of each sample, in the order of reading; raises DataError if any cannot be read."""
     rejects: list[Reject] = []
     done = 0
-    with contextlib.closing(decoders(reader, "auto", sample_bytes=2 * math.prod(shape[1:]))) as pool:
-        for batch in batches.batches([samples], pool, batch_size=AT_ONCE):
+    with contextlib.closing(start_decoders(reader, "auto", sample_bytes=2 * math.prod(shape[1:]))) as pool:
+        for batch in batches.batches([samples], pool, batch_size=BATCH_SIZE):
             rejects += batch.rejects
             if len(batch.keys):
                 yield from zip(key_arrays.find(samples.keys, batch.keys).tolist(), batch.arrays["pixels"], strict=True)
@@ -212,6 +211,6 @@ def _read(
     if rejects:
         title = (
             f"pixels: expected images that can be read, got {len(rejects):,} of {len(samples):,} that cannot. Run "
-            "prepare again with `check: decode`, then split. The first of them"
+            "prepare again with `check: decode`, then split. The first"
         )
         raise DataError(bullets(title, [str(reject) for reject in rejects[:5]]))

@@ -1,7 +1,7 @@
-"""Images that a program holds, as the pixels that a backbone takes: paths, PIL images, arrays and tensors.
+"""Images from Python (paths, bytes, PIL images, arrays, tensors) as the pixels that a backbone takes.
 
-Equal content gives the pixels that an extraction of its file gives. What is float is taken as it is: somebody
-normalised it already.
+The pixels equal those that an extraction of the same file reads. Float images are used unchanged: they are expected to
+be normalised.
 """
 
 import sys
@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 from pipeline.readers.image import ImageReader
 from pipeline.runtime import cores
 
-AHEAD = 2  # batches that are decoded while the network runs on another
+AHEAD = 2  # batches that are decoded while the network runs on the one before
 
 
 def pixel_batches(
@@ -29,21 +29,21 @@ def pixel_batches(
 
     `images`: an iterable of paths, encoded bytes, PIL images, uint8 arrays (height, width[, channels]) or tensors
     (channels, height, width); an array (n, height, width, channels); a tensor (n, channels, height, width); or a
-    DataLoader, of whose batches the first element counts. A batch is uint8 (n, height, width, channels) after resize
-    and crop; of float images it is float32 (n, channels, height, width), as given. `unusable`: where it is given,
-    images that cannot be used are left out, and their numbers get the reasons before their batch is yielded.
+    DataLoader, of whose batches the first element is used. A batch is uint8 (n, height, width, channels) after resize
+    and crop; float images give float32 (n, channels, height, width), unchanged. `unusable`: if given, images that
+    cannot be used are skipped, and their numbers are added with the reasons before their batch is yielded.
 
-    Raises DataError with the number of the image that cannot be used, and TypeError for what is no image.
+    Raises DataError with the number of an image that cannot be used, and TypeError for values that are not images.
     """
     with ThreadPoolExecutor(cores()) as threads:
         pending: deque[list[tuple[int, Any, Future[np.ndarray]]]] = deque()
-        numbered = enumerate(_each(images))
+        numbered = enumerate(_iter_images(images))
         try:
             while True:
                 batch = list(islice(numbered, batch_size))
                 if batch:
                     pending.append(
-                        [(number, image, threads.submit(_pixels, image, number, reader)) for number, image in batch]
+                        [(number, image, threads.submit(_read_image, image, number, reader)) for number, image in batch]
                     )
                 if pending and (not batch or len(pending) > AHEAD):
                     usable = [
@@ -58,7 +58,7 @@ def pixel_batches(
 
 
 def _result(decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, DataError] | None) -> np.ndarray | None:
-    """Return the pixels of an image; None where it cannot be used and `unusable` takes the reason."""
+    """Return the pixels of an image; None if it cannot be used and `unusable` takes the reason."""
     number, image, future = decoding
     try:
         return future.result()
@@ -70,10 +70,10 @@ def _result(decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, D
         raise DataError(f"{where}: {error}") from None
 
 
-def _each(images: Any) -> Iterator[Any]:
-    """Yield one image after the other."""
+def _iter_images(images: Any) -> Iterator[Any]:
+    """Yield the images one by one."""
     if isinstance(images, str | Path | bytes | Image.Image):
-        raise TypeError(f"expected a list of images, got one {type(images).__name__}: put it into a list.")
+        raise TypeError(f"expected a list of images, got a single {type(images).__name__}: put it into a list.")
     if not isinstance(images, Iterable):
         raise TypeError(f"expected images, got {type(images).__name__}.")
     if isinstance(images, np.ndarray) or _is_tensor(images):
@@ -87,10 +87,10 @@ def _each(images: Any) -> Iterator[Any]:
         yield from images
 
 
-def _pixels(image: Any, number: int, reader: ImageReader) -> np.ndarray:
-    """Return one image as uint8 (height, width, channels), or float32 (channels, height, width) if it is float."""
+def _read_image(image: Any, number: int, reader: ImageReader) -> np.ndarray:
+    """Return an image as uint8 (height, width, channels), or a float image as float32 (channels, height, width)."""
     if isinstance(image, str | Path):
-        return _read(Path(image), reader)
+        return _read_file(Path(image), reader)
     if isinstance(image, bytes):
         return reader(image)["pixels"]
     if isinstance(image, Image.Image):
@@ -107,7 +107,7 @@ def _pixels(image: Any, number: int, reader: ImageReader) -> np.ndarray:
     )
 
 
-def _read(path: Path, reader: ImageReader) -> np.ndarray:
+def _read_file(path: Path, reader: ImageReader) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -119,7 +119,7 @@ def _from_array(values: np.ndarray, reader: ImageReader) -> np.ndarray:
     if values.dtype != np.uint8:
         raise DataError(
             f"expected uint8 pixels (height, width, channels), got {values.dtype}. Give pixels from 0 to 255, or a "
-            "float tensor (channels, height, width) that is normalised already"
+            "normalised float tensor (channels, height, width)"
         )
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
@@ -135,7 +135,8 @@ def _stack(batch: list[np.ndarray]) -> np.ndarray:
     if len(kinds) > 1:
         shapes = ", ".join(sorted(f"{'float' if kind == 'f' else 'uint8'} {shape}" for kind, shape in kinds))
         raise DataError(
-            f"expected images that become one shape, got {shapes}: give uint8 images, or normalise all alike."
+            f"expected images of equal shape after preprocessing, got {shapes}: give uint8 images, or normalise all of "
+            "them."
         )
     return np.stack(batch)
 

@@ -1,4 +1,4 @@
-"""The samples of an extraction: their keys and where their bytes are; each is read and checked against its key."""
+"""The samples of an extraction: keys and locations. The bytes of each sample are checked against its key."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from pipeline.sources import SampleLocation
 from pipeline.sources.filesystem import is_url
 from pipeline.store import key_arrays
 
-# A container is named once, and the paths may be more than 2 GiB of text.
+# Container names are stored once each; paths may have more than 2 GiB of text.
 WHERE = pa.schema(
     [
         ("path", pa.large_string()),
@@ -27,18 +27,18 @@ WHERE = pa.schema(
     ]
 )
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), *WHERE])
-"""Of samples in an Arrow file."""
+"""Schema of samples in an Arrow file."""
 
-CONNECTIONS = 32  # to what lies behind URLs
-BLOCK = 4096  # rows of which the places are looked up together
+CONNECTIONS = 32  # parallel requests for files behind URLs
+BLOCK = 4096  # rows whose locations are converted to Python objects at a time
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Distinct keys (S16, sorted unless said otherwise), and where the bytes of each are: columns as in `WHERE`.
+    """Distinct keys (S16, sorted unless stated otherwise), and the location of each: columns as in `WHERE`.
 
-    `container` and `offset` are null where a path is a file of its own; a column that is null throughout may be of
-    Arrow's type for that, which takes no memory.
+    `container` and `offset` are null where a path is a file of its own; a column of nulls only may have Arrow's null
+    type, which takes no memory.
     """
 
     keys: np.ndarray
@@ -48,33 +48,33 @@ class Samples:
         return len(self.keys)
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Return some of the samples, in the order of `rows`. A run of rows is not copied."""
+        """Return the samples of `rows`, in this order. Consecutive rows are not copied."""
         if len(rows) and (np.diff(rows) == 1).all():
             run = slice(int(rows[0]), int(rows[0]) + len(rows))
             return Samples(self.keys[run], self.where.slice(run.start, len(rows)))
         return Samples(self.keys[rows], self.where.take(pa.array(rows)))
 
     def places(self) -> list[SampleLocation]:
-        """Return where the bytes of all of them are."""
+        """Return the location of every sample."""
         return [
             SampleLocation(*row) for row in zip(*(column.to_pylist() for column in self.where.columns), strict=True)
         ]
 
     def to_batch(self) -> pa.RecordBatch:
-        """Return the samples as a record batch, for an Arrow file."""
+        """Return the samples as a record batch of SCHEMA."""
         kind = SCHEMA.field("key").type
         keys = pa.FixedSizeBinaryArray.from_buffers(kind, len(self), [None, pa.py_buffer(self.keys.tobytes())])
         return pa.record_batch([keys, *self.where.cast(WHERE).columns], schema=SCHEMA)
 
     @staticmethod
     def from_batch(batch: pa.RecordBatch) -> "Samples":
-        """Return samples from a record batch of an Arrow file."""
+        """Return the samples of a record batch of SCHEMA."""
         keys = np.frombuffer(batch["key"].buffers()[1], key_arrays.DTYPE)[batch["key"].offset :][: len(batch)]
         return Samples(keys, batch.select(WHERE.names))
 
     @property
     def containers(self) -> np.ndarray | None:
-        """A number for the container of each sample, -1 where a path is a file of its own; None where all are."""
+        """The number of each sample's container, -1 for a file of its own; None if there are no containers."""
         column = self.where["container"]
         if column.null_count == len(column):
             return None
@@ -84,7 +84,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Item:
-    """A sample that is to be read. `data`: its bytes, where they were read already, or why they could not be."""
+    """A sample to decode. `data`: its bytes or the error of reading them; None if they were not read yet."""
 
     key: str
     place: SampleLocation
@@ -93,21 +93,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Reject:
-    """A sample that gave no features. `lasting`: its content is the reason, so trying again is of no use."""
+    """A sample that gave no features. `permanent`: its content is the reason, so that reading it again cannot help."""
 
     key: str
     path: str
     reason: str
-    lasting: bool
+    permanent: bool
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
 
 def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
-    """Return the union of some data sets, one row per distinct content: the first of each.
+    """Return the union of data sets, with one row per distinct content: its first row.
 
-    Columns are read one after another, so that the list is in memory once and one column of it twice.
+    Columns are read one by one, so that the peak memory is that of the result and one column.
     """
     blocks = [key_arrays.from_arrow(batch["key"]) for batch in manifest.read_files(manifests, datasets, ["key"])]
     keys, first = key_arrays.distinct(np.concatenate([*blocks, np.empty(0, key_arrays.DTYPE)]))
@@ -118,18 +118,18 @@ def read_samples(manifests: Path, datasets: tuple[str, ...]) -> Samples:
 
 
 def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: pa.Array) -> pa.Array:
-    """Return a column of the manifests' rows, in another order."""
+    """Return a column of the manifests, reordered by `rows`."""
     is_category = pa.types.is_dictionary(field.type)
     columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
-    blocks = [one.dictionary_encode() if is_category else one.cast(field.type) for one in columns]
-    whole = pa.chunked_array(blocks, field.type)
-    if whole.null_count == len(whole):
+    blocks = [column.dictionary_encode() if is_category else column.cast(field.type) for column in columns]
+    values = pa.chunked_array(blocks, field.type)
+    if values.null_count == len(values):
         return pa.nulls(len(rows))
-    return whole.unify_dictionaries().combine_chunks().take(rows)
+    return values.unify_dictionaries().combine_chunks().take(rows)
 
 
 def reading_order(samples: Samples) -> np.ndarray:
-    """Return the rows in the order in which they are read: containers one after another, each from front to back."""
+    """Return the rows in the order in which they are read: container by container, each from front to back."""
     containers = samples.containers
     if containers is None:
         return np.arange(len(samples))
@@ -139,27 +139,29 @@ def reading_order(samples: Samples) -> np.ndarray:
 
 
 def items(samples: Samples) -> Iterator[Item]:
-    """Yield what is to be read, in the order of the samples.
+    """Yield the items to decode, in the order of the samples.
 
-    What lies in containers is read here, from front to back; so is what lies behind URLs, many at once, since each of
-    them is waited for. Local files are left to the decoders.
+    Containers are read here, from front to back, and files behind URLs too, many at a time to hide the latency. Local
+    files are read by the decoders.
     """
     for start in range(0, len(samples), BLOCK):
         part = samples.take(np.arange(start, min(start + BLOCK, len(samples))))
         pairs = zip(key_arrays.to_hex(part.keys), part.places(), strict=True)
-        for (container, far), group in itertools.groupby(pairs, key=lambda pair: _kind(pair[1])):
-            here = list(group)
+        for (container, remote), group in itertools.groupby(pairs, key=lambda pair: _source_of(pair[1])):
+            members = list(group)
             if container is not None:
-                found: Iterator[bytes | OSError | None] = sources.read_many(container, [place for _, place in here])
-            elif far:
-                found = parallel_map(_read, [place.path for _, place in here], threads=CONNECTIONS)
+                contents: Iterator[bytes | OSError | None] = sources.read_many(
+                    container, [place for _, place in members]
+                )
+            elif remote:
+                contents = parallel_map(_read, [place.path for _, place in members], threads=CONNECTIONS)
             else:
-                found = iter([None] * len(here))
-            yield from (Item(key, place, data) for (key, place), data in zip(here, found, strict=True))
+                contents = iter([None] * len(members))
+            yield from (Item(key, place, data) for (key, place), data in zip(members, contents, strict=True))
 
 
-def _kind(place: SampleLocation) -> tuple[str | None, bool]:
-    """Return what a place is read with: its container, and whether it is a file of its own behind a URL."""
+def _source_of(place: SampleLocation) -> tuple[str | None, bool]:
+    """Return the container of a location, and whether the location is a file of its own behind a URL."""
     return place.container, place.container is None and is_url(place.path)
 
 
@@ -171,30 +173,30 @@ def _read(path: str) -> bytes | OSError:
 
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
-    """Read one sample, make sure that it is still the content of its key, and decode it."""
+    """Read a sample, check its content against its key, and decode it."""
     path = item.place.path
     try:
         data = sources.read(path) if item.data is None else item.data
         if isinstance(data, OSError):
             raise data
     except OSError as error:
-        return Reject(item.key, path, error.strerror or str(error), lasting=False)
+        return Reject(item.key, path, error.strerror or str(error), permanent=False)
     if content_key(data) != item.key:
-        return Reject(item.key, path, "changed since its data set was prepared; run prepare again", lasting=False)
+        return Reject(item.key, path, "changed since its data set was prepared; run prepare again", permanent=False)
     try:
         return reader(data)
     except DataError as error:
-        return Reject(item.key, path, str(error), lasting=True)
+        return Reject(item.key, path, str(error), permanent=True)
 
 
-def stored(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Samples:
-    """Return where the samples of some keys S16 lie, sorted by key; raises DataError where data sets lack one."""
-    found = read_samples(manifests, tuple(datasets))
-    rows = key_arrays.find(found.keys, keys)
+def locate_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Samples:
+    """Return the samples with these keys S16, sorted by key; raises DataError for keys that the data sets lack."""
+    samples = read_samples(manifests, tuple(datasets))
+    rows = key_arrays.find(samples.keys, keys)
     if (rows < 0).any():
         missing = key_arrays.to_hex(keys[rows < 0])
         raise DataError(
-            f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, got "
-            f"{len(missing):,} without, the first is {missing[0]}. The data sets changed: run `dvc repro`."
+            f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, but "
+            f"{len(missing):,} are missing; the first is {missing[0]}. The data sets changed: run `dvc repro`."
         )
-    return found.take(np.unique(rows))
+    return samples.take(np.unique(rows))

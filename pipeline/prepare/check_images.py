@@ -174,7 +174,7 @@ def check_bytes(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS)
     if isinstance(data, OSError):
         return None, None, "unreadable", data.strerror or str(data)
     try:
-        image.check(data, whole=check == "decode", max_pixels=max_pixels)
+        image.check(data, decode_pixels=check == "decode", max_pixels=max_pixels)
     except image.NotAnImageError as error:
         return content_key(data), len(data), UNRECOGNISED, str(error)
     except DataError as error:

@@ -1,11 +1,11 @@
-"""Images: any file that Pillow decodes in the process, to uint8 pixels of one size and one colour mode.
+"""The image reader: any file that Pillow decodes in this process, to uint8 pixels of one size and colour mode.
 
 The steps, in this order: EXIF rotation, conversion to `mode` (transparent pixels over white, more bits scaled to 8),
 resize of the shorter side (or to an exact size), centre crop. Resizing is Pillow's, which is antialiased, with
 torchvision's rounding of the longer side: the pixels equal those of torchvision's own transforms on a PIL image.
 
-With `draft` they do not, where a JPEG is much larger than it is to be: fine detail is never decoded (DCT scaling).
-With `view` an augmented copy is read; crops and warps then get the image before the centre crop, see augment.py.
+With `draft`, pixels of a JPEG that is much larger than the target differ: fine detail is not decoded (DCT scaling).
+With `view`, the reader returns an augmented copy; crops and warps get the image before the centre crop, see augment.py.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from pipeline.settings.check import Settings
 T = TypeVar("T")
 
 VERSION = 2
-"""1: 12-bit TIFF was read as 16-bit, 16-bit TIFF in which 0 is white as its negative."""
+"""Version 1 read 12-bit TIFF as 16-bit, and 16-bit TIFF in which 0 is white as its negative."""
 
 
-# A drafted JPEG is decoded at this many times its size to be, or at more, as Pillow's `thumbnail` does: pixels stray
-# less than with 1.
+# A drafted JPEG is decoded at this multiple of the target size or more, as Pillow's `thumbnail` does: its pixels are
+# closer to those of a full decode than with 1.
 GAP = 2
 
-LATER: Mapping[str, Any] = {"draft": False, "view": None}
-"""Settings that addresses did not have at first, with the values that leave addresses as they were."""
+ADDED_LATER: Mapping[str, Any] = {"draft": False, "view": None}
+"""Settings added after the first release, with their defaults. Defaults are omitted, so that addresses stay valid."""
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -46,13 +46,13 @@ INTERPOLATIONS = {
 
 
 class NotAnImageError(DataError):
-    """Bytes that are of no known image format."""
+    """The bytes are not of a known image format."""
 
 
 class ImageSpec(Settings):
-    """What the pixels are made to be. `resize` is the shorter side, or (height, width); `crop` is (height, width).
+    """The pixels that a network takes. `resize` is the shorter side, or (height, width); `crop` is (height, width).
 
-    Settings that came later are left out of what is written where they are off: digests made before them stay right.
+    Defaults of settings that were added later are omitted from the serialised form, so that old digests stay valid.
     """
 
     mode: Literal["RGB", "L"] = "RGB"
@@ -60,41 +60,43 @@ class ImageSpec(Settings):
     crop: tuple[int, int] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first")
-    view: View | None = Field(default=None, description="an augmented copy in the place of the image")
+    view: View | None = Field(default=None, description="read this augmented copy instead of the image")
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _draft_needs_resize(self) -> Self:
         if self.draft and self.resize is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
         return self
 
     @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_what_is_off(write(self))
+    def _serialise(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return omit_added_defaults(write(self))
 
 
-def without_what_is_off(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an image without those of LATER that are off."""
-    return {name: value for name, value in settings.items() if name not in LATER or value != LATER[name]}
+def omit_added_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return image settings without those of ADDED_LATER that have their default."""
+    return {name: value for name, value in settings.items() if name not in ADDED_LATER or value != ADDED_LATER[name]}
 
 
 class ImageReader:
-    """Encoded image in, `pixels` out: uint8, (height, width, 3 or 1)."""
+    """Decodes an image to `pixels`: uint8, (height, width, 3 or 1)."""
 
     def __init__(self, spec: ImageSpec) -> None:
         self.spec = spec
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What shapes the pixels."""
+        """The reader's name, version and settings: everything that changes the pixels."""
         return {"reader": "image", "version": VERSION, **self.spec.model_dump(mode="json")}
 
     def __call__(self, data: bytes) -> Sample:
-        """Decode and resize; raises DataError with the reason if the bytes are no image that can be used.
+        """Decode and resize; raises DataError with the reason if the bytes are not a usable image.
 
-        Raises EngineError for a view of another torchvision.
+        Raises EngineError for a view of another version of torchvision.
         """
-        image = _read_either(data, lambda readable: _small(readable, self.spec)) if self.spec.draft else None
+        image = (
+            _read_with_fallback(data, lambda readable: _decode_draft(readable, self.spec)) if self.spec.draft else None
+        )
         if image is None:
             image = self._resize(decode(data, mode=self.spec.mode))
         if self.spec.view is None:
@@ -103,7 +105,7 @@ class ImageReader:
         return {"pixels": self.spec.view([_with_channels(image)], key, size=self.spec.crop)[0]}
 
     def from_image(self, image: Image.Image) -> Sample:
-        """Resize and crop an image that Pillow opened; raises DataError as a call with its bytes does."""
+        """Resize and crop an image opened by Pillow; raises DataError as a call with its bytes does."""
         try:
             _refuse_32_bits(image)
             image.load()
@@ -122,7 +124,7 @@ class ImageReader:
 
 
 def _with_channels(image: Image.Image) -> np.ndarray:
-    """Return the pixels of an image, uint8 (height, width, channels), with one channel where it is grey."""
+    """Return the pixels of an image, uint8 (height, width, channels); a grey image has one channel."""
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -130,29 +132,29 @@ def _with_channels(image: Image.Image) -> np.ndarray:
 def decode(data: bytes, *, mode: str, max_pixels: int | None = None) -> Image.Image:
     """Decode bytes to an upright image in `mode`; raises DataError with the reason.
 
-    `max_pixels`: refuse larger images. What `prepare` let through needs no limit.
+    `max_pixels`: refuse larger images. Images that `prepare` accepted need no limit.
     """
-    return _read_either(data, lambda readable: _decode(readable, mode, max_pixels))
+    return _read_with_fallback(data, lambda readable: _decode(readable, mode, max_pixels))
 
 
-def check(data: bytes, *, whole: bool, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise DataError if the bytes are no usable image; only the header is looked at unless `whole`."""
-    if whole:
+def check(data: bytes, *, decode_pixels: bool, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise DataError if the bytes are not a usable image. Without `decode_pixels`, only the header is checked."""
+    if decode_pixels:
         decode(data, mode="RGB", max_pixels=max_pixels)
         return
-    _read_either(data, lambda readable: _open_only(readable, max_pixels))
+    _read_with_fallback(data, lambda readable: _check_header(readable, max_pixels))
 
 
-def _read_either(data: bytes, read: Callable[[bytes], T]) -> T:
-    """Read an image, and where that fails the same image without its metadata, which must not cost the pixels."""
+def _read_with_fallback(data: bytes, read: Callable[[bytes], T]) -> T:
+    """Read an image; if that fails, read the same image without its metadata, which may be damaged alone."""
     try:
         return read(data)
     except DataError:
-        bare = image_files.without_metadata(data)
-        if bare is None or bare == data:
+        stripped = image_files.without_metadata(data)
+        if stripped is None or stripped == data:
             raise
         try:
-            return read(bare)
+            return read(stripped)
         except DataError:
             pass
         raise
@@ -164,14 +166,14 @@ def _decode(data: bytes, mode: str, max_pixels: int | None) -> Image.Image:
         return to_mode(upright(image), mode)
 
 
-def _open_only(data: bytes, max_pixels: int) -> None:
+def _check_header(data: bytes, max_pixels: int) -> None:
     with open_image(data, max_pixels=max_pixels):
         pass
 
 
 @contextlib.contextmanager
 def open_image(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """Open an image; whatever Pillow has against the bytes becomes a DataError with a short reason."""
+    """Yield an open image; any error of Pillow becomes a DataError with a short reason."""
     if not data:
         raise DataError("empty file")
     try:
@@ -192,25 +194,24 @@ def open_image(data: bytes, *, max_pixels: int | None = None) -> Iterator[Image.
 
 
 def _refuse_32_bits(image: Image.Image) -> None:
-    # A PGM with 16 bits opens as I. Else these are 32-bit numbers, which Pillow would clip at 255.
+    # Pillow opens a 16-bit PGM in mode I. Other images in mode I have 32-bit numbers, which Pillow would clip at 255.
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        raise DataError("32-bit pixels, of which black and white are not known: convert them to 8 or 16 bits")
+        raise DataError("32-bit pixels whose black and white are not known: convert them to 8 or 16 bits")
 
 
 def _refuse_size(size: tuple[int, int], max_pixels: int | None) -> None:
     width, height = size
     if max_pixels is not None and width * height > max_pixels:
         raise DataError(
-            f"more than {max_pixels:,} pixels: refused as a decompression bomb, unless `max_pixels` allows its "
-            f"{width} × {height}"
+            f"more than {max_pixels:,} pixels: refused as a decompression bomb. If the image is genuine, allow its "
+            f"{width} × {height} pixels with `max_pixels`"
         )
 
 
-def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
-    """Return a large JPEG, decoded at a half, a quarter or an eighth of its size, upright and resized; None for any
-    other.
+def _decode_draft(data: bytes, spec: ImageSpec) -> Image.Image | None:
+    """Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, upright and resized; return None for any other image.
 
-    The target, and what it shows of the decoded image, follow from the whole image, as in Pillow's `thumbnail`.
+    Target size and box are computed from the full image, as in Pillow's `thumbnail`.
     """
     assert spec.resize is not None, "the spec was checked"
     with open_image(data) as image:
@@ -225,6 +226,6 @@ def _small(data: bytes, spec: ImageSpec) -> Image.Image | None:
         if drafted is None or image.size == size:
             return None
         image.load()
-        # It is turned last: the box is one of the image as it is stored.
+        # Rotation comes last: the box refers to the image as stored.
         small = to_mode(image, spec.mode).resize((width, height), INTERPOLATIONS[spec.interpolation], box=drafted[1])
         return small if turn is None else small.transpose(turn)

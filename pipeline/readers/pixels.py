@@ -1,4 +1,4 @@
-"""Pixels of an image that Pillow decoded: upright, in one colour mode, of one size."""
+"""Transforms of decoded images: rotation to upright, colour mode, resized size and centre crop."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 from pipeline.readers import image_files
 from pipeline.readers.image_files import MAX_PIXELS
 
-# EXIF's orientation, to what makes the image upright.
+# EXIF orientation -> the transposition that makes the image upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,11 +22,11 @@ TURNS = {
 }
 
 
-# Turns that make height of width.
+# Transpositions that swap height and width.
 ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
-# Pillow's decoders raise all of these for damaged data.
+# Errors that Pillow's decoders raise for damaged data.
 DAMAGE = (
     OSError,
     ValueError,
@@ -44,16 +44,16 @@ DAMAGE = (
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """Return the transposition that makes an image upright, by its EXIF orientation; None where it is upright."""
+    """Return the transposition that makes an image upright, by its EXIF orientation; None for an upright image."""
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except DAMAGE:  # metadata that is damaged does not cost the pixels
+    except DAMAGE:  # damaged metadata: the pixels are still used
         return None
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF orientation says."""
-    # Pillow's own exif_transpose writes all tags anew, and fails where any of them is odd.
+    """Rotate an image as its EXIF orientation says."""
+    # Pillow's exif_transpose rewrites all tags, and fails where any tag is malformed.
     turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
@@ -65,7 +65,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None, "it is not converted in place"
+        assert converted is not None, "profileToProfile returns an image unless it works in place"
         image = converted
     if image.mode == "La":
         image = image.convert("LA")
@@ -76,7 +76,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale grey of 12 or 16 bits to 8; a value that stands for transparent becomes white, and 0 black."""
+    """Scale 12-bit or 16-bit grey to 8 bits; the transparent value becomes white."""
     values = np.asarray(image).astype(np.int64)
     clear = image.info.get("transparency")
     transparent = values == clear if isinstance(clear, int) else None
@@ -90,21 +90,21 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def resized_size(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """Return Pillow's (width, height) after a resize; a single number is the shorter side, as in torchvision.
+    """Return (width, height) after a resize; a single number is the shorter side, as in torchvision.
 
-    Raises DataError for a strip that would become as large as a decompression bomb.
+    Raises DataError for a narrow strip whose resized size would exceed MAX_PIXELS.
     """
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
     longer = int(resize * max(size) / min(size))
     if longer * resize > MAX_PIXELS:
-        raise DataError(f"a strip of {width}×{height}: resized it would have more than {MAX_PIXELS:,} pixels")
+        raise DataError(f"a strip of {width}×{height}: after resizing, it would have more than {MAX_PIXELS:,} pixels")
     return (resize, longer) if width <= height else (longer, resize)
 
 
 def centre_crop(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """Cut the centre out; smaller images are padded with zeros first, as torchvision does."""
+    """Cut out the centre; smaller images are padded with zeros first, as torchvision does."""
     height, width = crop
     missing_h, missing_w = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
     if missing_h or missing_w:

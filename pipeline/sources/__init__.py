@@ -1,10 +1,10 @@
-"""Sources: where the bytes of samples lie and how they are read, apart from what the bytes mean.
+"""Sources: where the bytes of samples are stored, and how they are read. Decoding them is the work of `readers`.
 
 filesystem  whole files, local and behind URLs (fsspec)
-tar         members of tar archives, which are read in place and never unpacked
+tar         members of tar archives, read in place, never unpacked
 parquet     rows of Parquet files with a column of bytes
 
-A file that holds many samples is a container. Each kind of container is read by a function like `read_many`.
+A file that holds many samples is a container. Each kind of container has a function like `read_many`.
 """
 
 import importlib
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pipeline.sources import filesystem
 
 LIMIT = 2 * 2**30
-"""Bytes of a sample above which it is not read from a container."""
+"""Largest sample, in bytes, that is read from a container."""
 
 UNKNOWN = -1
-"""The size of a Parquet row before it was read for the first time."""
+"""The size of a Parquet row that was not read yet."""
 
 TAR, PARQUET = ".tar", ".parquet"
 CONTAINERS: Mapping[str, str] = {
@@ -28,13 +28,13 @@ CONTAINERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """Where the bytes of one sample are.
+    """Where the bytes of one sample are stored.
 
-    `path`: what is shown, unique: `/d/1.jpg`, `/d/000.tar/cat/1.jpg`, `/d/a.parquet/17`, `s3://bucket/x.jpg`.
-    `container`: what holds the sample among others, a path or URL, or None where `path` is a file of its own. That of a
-    Parquet file names the column of bytes behind a `#`: `/d/a.parquet#image`.
-    `offset`: where in the container: the byte at which a tar member's data begin, or the number of a Parquet row.
-    `size`: bytes of the sample, or UNKNOWN.
+    `path`: the unique name shown to people: `/d/1.jpg`, `/d/000.tar/cat/1.jpg`, `/d/a.parquet/17`, `s3://bucket/x.jpg`.
+    `container`: path or URL of the file that holds this sample and others; None where `path` is a file of its own. For
+    Parquet, the column of bytes follows a `#`: `/d/a.parquet#image`.
+    `offset`: position in the container: the first byte of a tar member's data, or the number of a Parquet row.
+    `size`: size of the sample in bytes, or UNKNOWN.
     """
 
     path: str
@@ -46,21 +46,21 @@ class SampleLocation:
 def read(path: str) -> bytes:
     """Return all bytes of a file, local or behind a URL.
 
-    Raises OSError, also for what is no regular file, and DataError where a package is missing that reads the URL.
+    Raises OSError, also if the path is not a regular file, and DataError if the package that reads the URL is missing.
     """
     return filesystem.read(path)
 
 
 def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
-    """Return the bytes of some samples of one container, in the order given, which is that of their offsets.
+    """Return the bytes of samples of one container, in the given order, which must be the order of their offsets.
 
-    It is read once from front to back, in large pieces. For each place comes its bytes, `size` of them, or the OSError
-    that says why there are none: the container is missing, cut off or not the file it was. That they are still the same
-    bytes is for the caller to check, by their key. Raises DataError as `read` does.
+    The container is read once from front to back, in large blocks. Each sample gives its bytes, `size` of them, or an
+    OSError with the reason: the container is missing, truncated or was changed. The caller checks the content of the
+    bytes, by their key. Raises DataError as `read` does.
     """
     suffix = TAR if container[-len(TAR) :].lower() == TAR else PARQUET
     module, name = CONTAINERS[suffix].split(":")
-    found: Callable[[str, Sequence[SampleLocation]], Iterator[bytes | OSError]] = getattr(
+    read_container: Callable[[str, Sequence[SampleLocation]], Iterator[bytes | OSError]] = getattr(
         importlib.import_module(module), name
     )
-    return found(container, places)
+    return read_container(container, places)

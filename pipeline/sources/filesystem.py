@@ -1,7 +1,7 @@
-"""Whole files, on local disks and behind URLs: open, read, list.
+"""Files on local disks and behind URLs: open, read, list.
 
-A URL is anything with `://` that fsspec has a file system for; `file://` is a local file. fsspec is imported when the
-first URL is seen, and the package that it needs for one (s3fs, gcsfs) is the user's to install.
+A URL is anything with `://` that fsspec has a file system for; `file://` is a local file. fsspec is imported with the
+first URL. The package that it needs for a protocol (s3fs, gcsfs) is installed by the user.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 from pipeline.errors import DataError
 
 AHEAD = 32 * 2**20
-"""Bytes that a remote file is read ahead by: a request costs as much time as some megabytes."""
+"""Bytes that are read ahead of a remote file: a request takes as long as the transfer of some megabytes."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCAL = "file://"
@@ -26,7 +26,7 @@ _LOCAL = "file://"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file below a folder: the names of its folders and its own, and its path or URL."""
+    """A file below a folder. names: the folders below the root, then the file. path: its path or URL."""
 
     names: tuple[str, ...]
     path: str
@@ -54,13 +54,14 @@ def join(base: str, path: str) -> str:
 
 
 def parent(path: str) -> str:
-    """Return the folder that a file lies in."""
+    """Return the folder that contains a file."""
     return path.rpartition("/")[0] if is_url(path) else Path(path).parent.as_posix()
 
 
 def path_kind(path: str) -> Literal["folder", "file"] | None:
-    """Return whether there is a folder or a file; raises OSError where that cannot be known, DataError as `read`
-    does.
+    """Return "folder", "file", or None where nothing exists at `path`.
+
+    Raises OSError where the path cannot be inspected, and DataError as `read` does.
     """
     where = local(path)
     if where is not None:
@@ -74,10 +75,10 @@ def path_kind(path: str) -> Literal["folder", "file"] | None:
 
 
 def read(path: str) -> bytes:
-    """Return all bytes of a file; raises OSError, and DataError where a package is missing that reads the URL."""
+    """Return all bytes of a file; raises OSError, and DataError if the package that reads the URL is missing."""
     where = local(path)
     if where is not None:
-        if not stat.S_ISREG(where.stat().st_mode):  # a folder, or a pipe, which would be waited for
+        if not stat.S_ISREG(where.stat().st_mode):  # a folder, or a pipe, on which a read would block
             raise OSError(errno.EINVAL, "not a regular file", path)
         return where.read_bytes()
     system, key = _system(path)
@@ -106,14 +107,14 @@ def open_file(path: str, *, buffering: int = 2**18) -> Iterator[BinaryIO]:
 
 
 def size(file: BinaryIO) -> int:
-    """Return the bytes of an open file."""
+    """Return the size of an open file in bytes."""
     return file.seek(0, os.SEEK_END)
 
 
 def walk(root: str) -> Iterator[Entry]:
-    """Yield all files below a folder, each folder sorted by name; local links are followed, but not in circles.
+    """Yield all files below a folder, each folder sorted by name. Local links are followed, except to a parent.
 
-    Raises as `read` does where a folder cannot be listed.
+    Raises as `read` does if a folder cannot be listed.
     """
     where = local(root)
     if where is None:
@@ -126,19 +127,19 @@ def walk(root: str) -> Iterator[Entry]:
 
 
 def folders(root: str) -> list[str]:
-    """Return the names of the folders that lie in a folder; raises as `read` does."""
+    """Return the names of the folders in a folder; raises as `read` does."""
     where = local(root)
     if where is not None:
         return [entry.name for entry in os.scandir(where) if _is_folder(entry)]
     system, key = _system(root)
     with _as_os_errors(root):
-        found = system.ls(key, detail=True)
-    names = [str(one["name"]).rstrip("/") for one in found if one["type"] == "directory"]
+        entries = system.ls(key, detail=True)
+    names = [str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory"]
     return [name.rpartition("/")[2] for name in names if name != key.rstrip("/")]
 
 
 def text(path: str) -> str:
-    """Return a path that can be written anywhere: bytes that are not UTF-8 stand there as \\udc.. ."""
+    """Return a path that can be written as UTF-8: bytes of the name that are not UTF-8 become \\udc.. ."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -157,26 +158,26 @@ def _walk_local(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Pa
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: opening it says so once more, and that goes into the list
+    except OSError:  # a link to itself: opening it raises the same error, which then becomes the reason
         return False
 
 
 def _walk_remote(system: Any, key: str, root: str, names: tuple[str, ...]) -> Iterator[Entry]:
     path = "/".join((root, *names))
     with _as_os_errors(path):
-        listed = [(str(one["name"]).rstrip("/"), one["type"]) for one in system.ls(key, detail=True)]
-    for inner, what in sorted(listed):
+        entries = [(str(entry["name"]).rstrip("/"), entry["type"]) for entry in system.ls(key, detail=True)]
+    for inner, kind in sorted(entries):
         name = inner.rpartition("/")[2]
-        if inner == key or not name:  # object stores have empty objects that stand for the folder itself
+        if inner == key or not name:  # object stores mark a folder by an empty object
             continue
-        if what == "directory":
+        if kind == "directory":
             yield from _walk_remote(system, inner, root, (*names, name))
         else:
             yield Entry((*names, name), f"{path}/{name}")
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the URL as that has it."""
+    """Return the fsspec file system of a URL, and the path of the URL in it."""
     import fsspec
     from fsspec.registry import known_implementations
 
@@ -188,13 +189,15 @@ def _system(url: str) -> tuple[Any, str]:
         needed = f"`pip install {package}`" if package != "fsspec" else f"`pip install 'fsspec[{protocol}]'`"
         raise DataError(f"{url}: {protocol}:// needs a package that is not installed. Run {needed}.") from None
     except ValueError as error:
-        raise DataError(f"{url}: no URL that fsspec can open: {error}. Expected s3://, gs:// or the like.") from None
+        raise DataError(
+            f"{url}: fsspec cannot open this URL: {error}. Use a protocol that it knows, such as s3:// or gs://."
+        ) from None
     return system, str(key)
 
 
 @contextmanager
 def _as_os_errors(path: str) -> Iterator[None]:
-    """Yield whatever a remote file system raises, as an OSError with a reason; each of them has classes of its own."""
+    """Turn errors of a remote file system, each of which has its own error classes, into OSErrors with a reason."""
     try:
         yield
     except FileNotFoundError:
@@ -205,7 +208,7 @@ def _as_os_errors(path: str) -> Iterator[None]:
 
 
 class _Remote(io.RawIOBase):
-    """A remote file whose errors are OSErrors."""
+    """A remote file that raises OSErrors only."""
 
     def __init__(self, file: Any, path: str) -> None:
         self._file, self._path = file, path

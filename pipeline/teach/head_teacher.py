@@ -15,7 +15,7 @@ from pipeline.heads import saved
 from pipeline.heads.saved import Model
 from pipeline.loading.samples import Samples
 from pipeline.model_record import HeadFit, HeadsRecord, find_fits, read_record
-from pipeline.readers.augment import Views, as_made_now
+from pipeline.readers.augment import Views, upgrade_view
 from pipeline.runtime import Reporter, versions
 from pipeline.store import cache, key_arrays
 from pipeline.store.features import Features
@@ -165,7 +165,7 @@ def _views(views: Sequence[Sequence[Features]], *, clean: Sequence[Features]) ->
     """
     if not views:
         return None
-    first = as_made_now(views[0][0].identity["reader"]["view"])
+    first = upgrade_view(views[0][0].identity["reader"]["view"])
     problems = []
     for number, taps in enumerate(views):
         for tap, own in zip(taps, clean, strict=True):

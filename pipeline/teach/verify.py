@@ -93,7 +93,7 @@ def recompute(teacher: Teacher, sources: Sources, pixels: Pixels, *, count: int 
         lowered = precision in ("bfloat16", "float16")
         engine = create("torch", network, taps, batch_size=len(keys), precision=precision if lowered else "float32")
         for view in views:
-            images = pixels.clean(sampled)
+            images = pixels.eval_images(sampled)
             if view is not None:
                 height, width, _ = pixels.shape
                 images = teacher.view(view)(pixels.images(sampled), keys, size=(height, width))

@@ -122,7 +122,7 @@ class PixelSamples:
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
         places, keys, size = self._rows[rows], self.keys[rows], (self.shape[0], self.shape[1])
         if epoch is None or (self._views is None and not self._transforms):
-            return self._pixels.clean(places)
+            return self._pixels.eval_images(places)
         if self._views is None:
             seeds = seeds_of(self.seed, epoch, keys)
             return augment(self._pixels.images(places), self._transforms, seeds=seeds, size=size)

@@ -1,6 +1,6 @@
-"""The connection to Dask: to processes that are started here and end with it, or to a scheduler that is there.
+"""The connection to Dask: a cluster started here, which ends with the connection, or a scheduler that is running.
 
-Processes of this machine listen on loopback alone. Each has its own cores, and its own GPU where there are any.
+Workers started here listen on the loopback interface only. Each has its own cores, and its own GPU where there are any.
 """
 
 import asyncio
@@ -20,27 +20,26 @@ from pipeline.workers import WorkersConfig, preload
 if TYPE_CHECKING:
     from distributed import Client
 
-DEATHS = 2  # of workers that a task may outlive
+DEATHS = 2  # workers that may die from one task before the task fails
 CONNECT = 30  # seconds to wait for a scheduler
 
 
 @contextlib.contextmanager
-def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
-    """Join the cluster of the settings, or start one here that ends with the block."""
+def open_client(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
+    """Connect to the scheduler in the settings, or start a cluster here that ends with the block."""
     with requires("cluster", what="several processes or machines"):
         import dask
         from distributed import Client
 
-    here = run.scheduler is None
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.admin.log-format": "%(message)s"}))
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))  # workers may start decoders
-        # Places, classes and targets of a piece of rows are some MB, and are meant to travel.
+        # The row numbers, classes and targets of a chunk are some MB, and are sent on purpose.
         stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}))
-        cluster = stack.enter_context(_local(run.processes(gpus), gpus)) if here else None
+        cluster = stack.enter_context(_start_cluster(run.processes(gpus), gpus)) if run.scheduler is None else None
         try:
-            where = cluster or _reached(_address(str(run.scheduler)))
-            client = stack.enter_context(Client(where, timeout=CONNECT, set_as_default=False))
+            scheduler = cluster or _check_connection(_address(str(run.scheduler)))
+            client = stack.enter_context(Client(scheduler, timeout=CONNECT, set_as_default=False))
         except (OSError, ValueError, TypeError) as error:  # no such host, no such scheme, no TLS
             raise ClusterError(
                 f"scheduler {run.scheduler}: expected a Dask scheduler there, got {error}. Start one with `dask "
@@ -51,35 +50,35 @@ def client_of(run: WorkersConfig, *, gpus: int) -> Iterator["Client"]:
 
 
 def _address(scheduler: str) -> str:
-    """Return the address of a scheduler, out of its file where that is what was named."""
+    """Return the address of a scheduler, read from its file where `scheduler` names a file."""
     if not Path(scheduler).is_file():
         return scheduler
     try:
         return str(read_json(Path(scheduler))["address"])
     except (KeyError, TypeError):
-        raise ValueError("a file without the address of one") from None
+        raise ValueError("a file without a scheduler's address") from None
 
 
-def _reached(address: str) -> str:
-    """Return the address, where somebody answers; raises what the connection does.
+def _check_connection(address: str) -> str:
+    """Return `address` once a connection to it succeeded; raises the error of the connection otherwise.
 
-    It is asked first, since a client that cannot connect leaves one behind that is half made: Python may clear that
-    away while the next one starts, and both would then wait for one lock.
+    Called before `Client`, which leaves a half-built client behind when it cannot connect: if Python collects it while
+    the next client starts, the two wait for the same lock.
     """
     from distributed import Security, connect
 
-    async def ask() -> None:
+    async def try_to_connect() -> None:
         arguments = Security().get_connection_args("client")
-        answer = await connect(address, timeout=CONNECT, **arguments)
-        await answer.close()
+        connection = await connect(address, timeout=CONNECT, **arguments)
+        await connection.close()
 
-    with ThreadPoolExecutor(1) as thread:  # the caller may have a loop of its own
-        thread.submit(asyncio.run, ask()).result()
+    with ThreadPoolExecutor(1) as thread:  # the caller may be running an event loop
+        thread.submit(asyncio.run, try_to_connect()).result()
     return address
 
 
 @contextlib.contextmanager
-def _local(processes: int, gpus: int) -> Iterator[Any]:
+def _start_cluster(processes: int, gpus: int) -> Iterator[Any]:
     import logging
 
     from distributed import Nanny, Scheduler, SpecCluster
@@ -91,7 +90,7 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
             own = numbers[number::processes] or numbers
             environment = {CORES: ",".join(map(str, own)), "OMP_NUM_THREADS": str(len(own))}
             if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = _gpu(number % gpus)
+                environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(number % gpus)
             options = {
                 "nthreads": 1,
                 "host": "127.0.0.1",
@@ -109,7 +108,7 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
                 "host": "127.0.0.1",
                 "port": 0,
                 "dashboard": False,
-                "dashboard_address": "127.0.0.1:0",  # its plain pages have a port all the same
+                "dashboard_address": "127.0.0.1:0",  # without a dashboard its plain pages still need a port
                 "allowed_failures": DEATHS,
             },
         }
@@ -117,25 +116,25 @@ def _local(processes: int, gpus: int) -> Iterator[Any]:
             cluster = SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
         except RuntimeError as error:
             raise ClusterError(
-                f"workers: expected {processes} processes on this machine, got {error.__cause__ or error}. What they "
-                "say of themselves stands above. A script that starts workers is a file, and begins under "
-                "`if __name__ == '__main__'`; or set `run: {workers: 1}`."
+                f"workers: expected {processes} processes on this machine, got {error.__cause__ or error}. Their "
+                "messages are above. Run a script file that starts workers under "
+                "`if __name__ == '__main__':`, or set `run: {workers: 1}`."
             ) from None
         with cluster:
             yield cluster
 
 
-def _gpu(number: int) -> str:
-    """Return the name of a GPU for CUDA_VISIBLE_DEVICES, where that may name some of them already."""
+def _visible_gpu(number: int) -> str:
+    """Return the value of CUDA_VISIBLE_DEVICES for the GPU of this number among those visible now."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",")[number] if visible else str(number)
 
 
 @contextlib.contextmanager
 def scheduler_must_stay(client: "Client", *, kept: str) -> Iterator[None]:
-    """Raise ClusterError where the scheduler is gone; a worker's own errors of that kind are let through.
+    """Raise ClusterError if the scheduler is lost during the block; connection errors of a task itself pass through.
 
-    `kept` says what was not lost, and what to do.
+    kept: the last sentences of the message: which results are kept, and what to do.
     """
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError

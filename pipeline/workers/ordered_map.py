@@ -1,4 +1,4 @@
-"""Items handed out to workers a few at a time, what they make of them in the order of the items: a `map`."""
+"""A parallel `map` over workers: a few items at a time are in progress, results come in the order of the items."""
 
 import contextlib
 from collections import deque
@@ -11,24 +11,24 @@ from pipeline.workers.client import scheduler_must_stay
 if TYPE_CHECKING:
     from distributed import Client
 
-AHEAD = 2  # items that are under way, or made and not yet taken, for each thread of a worker
+AHEAD = 2  # items per worker thread that are in progress, or finished and not yet yielded
 
 
-def in_order(client: "Client", function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Yield `function` of each item, computed by workers, which get both; errors of `function` are raised here.
+def map_in_order(client: "Client", function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield `function(item)` of each item, computed by the workers; errors of `function` are raised here.
 
-    An item whose worker dies is made by another one. Raises ClusterError for an item that ends several, and where the
-    scheduler is gone.
+    An item whose worker dies is given to another worker. Raises ClusterError for an item that kills several workers,
+    and if the scheduler is lost.
     """
     from distributed.scheduler import KilledWorker
 
     waiting: deque[Any] = deque()
-    left = iter(items)
+    remaining = iter(items)
     number = 0
     try:
-        with scheduler_must_stay(client, kept="Nothing of this run was kept: start it, and run again."):
+        with scheduler_must_stay(client, kept="No result of this run is kept: start the scheduler, and run again."):
             while True:
-                for item in left:
+                for item in remaining:
                     waiting.append(client.submit(function, item, pure=False))
                     if len(waiting) >= AHEAD * max(1, sum(client.nthreads().values())):
                         break
@@ -36,14 +36,14 @@ def in_order(client: "Client", function: Callable[[Any], Any], items: Iterable[A
                     return
                 number += 1
                 try:
-                    made = waiting[0].result()
+                    result = waiting[0].result()
                 except KilledWorker:
                     raise ClusterError(
-                        f"workers: expected piece {number:,} of the work, but it ended every worker that it was given "
-                        "to, by a kill or for want of memory. Look at their logs, or set fewer `workers`."
+                        f"workers: expected the result of part {number:,} of the work, but every worker that got this "
+                        "part died: killed, or out of memory. Look at the workers' logs, or set fewer `workers`."
                     ) from None
                 waiting.popleft().release()
-                yield made
+                yield result
     finally:
         with contextlib.suppress(Exception):  # the scheduler may be gone
             client.cancel(list(waiting), force=True)
