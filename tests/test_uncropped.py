@@ -187,7 +187,6 @@ def test_a_disk_that_fills_up_ends_in_an_error_and_leaves_no_file(
         r"cache: expected at least 12,096 bytes of free space for decoded images, got an error while writing "
         r"them: File too large\. "
         r"Free some space \(`icecore cache prune`\), or set ICECORE_CACHE to a folder on a larger disk"
-        r"Free some space \(`icecore cache prune`\), or set ICECORE_CACHE to a folder on a larger disk"
     )
     with small_files(9_000), pytest.raises(StoreError, match=message):
         load_pixels(inputs(), stored, folder=tmp_path / "cache", transforms=chosen)
