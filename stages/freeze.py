@@ -35,7 +35,7 @@ def link_code(configs: Iterable[object], folder: Path) -> None:
     for config in configs:
         if isinstance(config, Module):
             with contextlib.suppress(BackboneError):  # the stage of that entry says what is wrong
-                files |= user_code.trace(config.factory.partition(":")[0]).files
+                files |= user_code.trace_imports(config.factory.partition(":")[0]).files
     own = {
         f"{module}{file.suffix}": file
         for module, file in files.items()

@@ -455,9 +455,7 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_backbone_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(
-        BackboneError, match=r"no backbone there \(backbone.json is missing\). Run `dvc repro freeze@n`"
-    ):
+    with pytest.raises(BackboneError, match=r"not a backbone \(backbone.json is missing\). Run `dvc repro freeze@n`"):
         serialization.read(tmp_path / "n")
 
 

@@ -436,7 +436,7 @@ def test_layers_of_any_model_need_no_project_and_no_weights(
     assert (said.code, said.out) == (1, "")
     assert "error: unknown backbone 'squeezenet1_2'. Did you mean 'squeezenet1_1'" in said.error
     said = icecore("layers", "backbones/squeezenet1_1")
-    assert "error: backbones/squeezenet1_1: no backbone there (backbone.json is missing)." in said.error
+    assert "error: backbones/squeezenet1_1: not a backbone (backbone.json is missing)." in said.error
 
 
 def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore: Command, residual: Path) -> None:
@@ -447,7 +447,7 @@ def test_layers_that_match_nothing_and_backbones_that_are_none_are_said(icecore:
     assert "`--all` shows functions too." in said.error
     assert "--all" not in icecore("layers", folder, "--all", "--match", "conv9_9").error
     said = icecore("layers", residual)
-    assert f"{residual}: no backbone there (backbone.json is missing)" in said.error
+    assert f"{residual}: not a backbone (backbone.json is missing)" in said.error
 
 
 def test_layers_marks_nodes_that_depend_on_their_batch_and_large_sizes_are_readable() -> None:

@@ -274,7 +274,7 @@ REMOVED = {
     "freeze.more.input.decoder": ("pillow", "Pillow decodes every image: leave it out."),
     "extract.glyphs.taps.block2.project_seed": (
         1,
-        "Every projection of so many dimensions is the same one: leave it out.",
+        "Projections to the same number of dimensions are equal: leave it out.",
     ),
     "extract.glyphs.limits": (
         {"relative": 0.01},

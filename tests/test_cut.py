@@ -98,7 +98,7 @@ def test_what_comes_after_each_legal_cut_gives_the_logits(name: str) -> None:
     nodes = find_split_points(found)
     assert nodes[0] == "input"
     assert "penultimate" in nodes
-    with torch.no_grad(), hooks.one_path():
+    with torch.no_grad(), hooks.without_attention_fastpath():
         logits = case.network(case.images)
     values = case.values(*nodes)
     for node in nodes[:: max(1, len(nodes) // 4)]:

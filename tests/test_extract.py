@@ -419,7 +419,7 @@ def test_a_data_set_that_was_not_prepared_is_named(job: Job) -> None:
 
 def test_a_missing_backbone_is_named(job: Job) -> None:
     job.backbone = job.root / "none"
-    with pytest.raises(BackboneError, match=r"none: no backbone there"):
+    with pytest.raises(BackboneError, match=r"none: not a backbone"):
         job.extract()
 
 

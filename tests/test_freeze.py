@@ -103,7 +103,7 @@ def test_a_pretrained_network_is_frozen_as_it_is(tmp_path: Path) -> None:
 
 def test_a_network_that_was_not_pretrained_is_refused(tmp_path: Path) -> None:
     config = settings_of(source="pretrained", network="net")
-    with pytest.raises(BackboneError, match=r"net: no backbone there"):
+    with pytest.raises(BackboneError, match=r"net: not a backbone"):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path / "pretrained")
     assert not (tmp_path / "backbone").exists()
 
@@ -248,7 +248,7 @@ def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path:
     assert (spec.origin["without"], spec.origin["other_classes"], spec.origin["entry"]) == ("classifier.1", 7, "model")
     assert spec.taps["penultimate"].shape == (512,)
     with pytest.raises(
-        BackboneError, match=r"the weights of 'classifier.1' are of 7 classes. Take `penultimate`, or f"
+        BackboneError, match=r"the weights of 'classifier.1' are for 7 classes. Use `penultimate`, or f"
     ):
         resolve({"a": TapSpec(node="logits")}, spec, where="b")
     with pytest.raises(BackboneError, match=r"2 keys differ(.|\n)*\(8, 512, 1, 1\).*\(7, 512, 1"):
@@ -350,7 +350,7 @@ def test_weights_without_a_classifier_make_a_backbone_that_ends_before_it(
         assert torch.equal(serialization.read(tmp_path / "b").module(images), expected[0])
     with pytest.raises(BackboneError, match=rf"2 keys differ|3 keys differ(.|\n)*missing: {at}.weight"):
         freeze(from_file(file, model=model, classes=7), tmp_path / "c", pretrained=tmp_path)
-    with pytest.raises(BackboneError, match=f"tap 'a': no classifier: the weights lack {at!r}. Take `penultimate`"):
+    with pytest.raises(BackboneError, match=f"tap 'a': no classifier: the weights lack {at!r}. Use `penultimate`"):
         resolve({"a": TapSpec(node="logits")}, spec, where="b")
 
 
@@ -501,7 +501,7 @@ def test_weights_come_from_the_cache_of_torchs_hub(hub: Path, tmp_path: Path) ->
 def test_weights_that_cannot_be_fetched_say_what_to_do(hub: Path, tmp_path: Path) -> None:
     config = settings_of(source="torchvision", model=SQUEEZENET, weights="IMAGENET1K_V1")
     with pytest.raises(
-        BackboneError, match=r"squeezenet1_1-\w+.pth: the weights could not be loaded: .*name it in `file`"
+        BackboneError, match=r"squeezenet1_1-\w+.pth: the weights could not be loaded: .*set `file` to its path"
     ):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path)
     assert list(hub.iterdir()) == []
@@ -701,7 +701,7 @@ def test_a_folder_without_its_digest_is_refused_with_the_digest_to_write(
 def test_a_folder_that_holds_no_backbone_cannot_suggest_a_digest(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "backbone.json").write_text(text)
-    with pytest.raises(ValidationError, match="no backbone there"):
+    with pytest.raises(ValidationError, match="not a backbone"):
         settings_of(source="folder", folder=tmp_path)
 
 
@@ -788,7 +788,7 @@ def test_an_input_that_the_network_refuses_is_named_with_the_reason(tmp_path: Pa
     file = saved(tmp_path / "w.pth", random_state())
     message = (
         r"^b: expected an input that SqueezeNet takes, got images of 8×8 with 3 channels: RuntimeError: .*too small.*"
-        r"Set `input` to what it was trained with."
+        r"Set `input` to the preprocessing of its training."
     )
     with pytest.raises(BackboneError, match=message):
         freeze(from_file(file, input={"resize": 8, "crop": 8}), tmp_path / "b", pretrained=tmp_path)

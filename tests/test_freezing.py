@@ -320,7 +320,7 @@ def test_all_that_is_new_is_trained_with_the_head_and_never_frozen() -> None:
     network, architecture = replace_classifier.replace_classifier(
         found.spec, found.module, classes=3, hidden=4, convolution=3
     )
-    new = replace_classifier.new_parts(architecture)
+    new = replace_classifier.new_modules(architecture)
     assert new == ("block3.7", "classifier")
     frozen = prepare(network, found.spec, "head", batch_norm="frozen", new=new)
     found = Backbone(found.spec, network)

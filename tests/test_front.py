@@ -99,14 +99,14 @@ CALLS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("PredictionsFile.open: path", PredictionsFile.open, "no such predictions"),
     ("load: folder", saved.load, "expected a run's folder with model.json"),
     ("manifest.read: folder", lambda path: manifest.read(path, "photos"), "no such manifest"),
-    ("read: folder", serialization.read, "no backbone there"),
-    ("read_spec: folder", serialization.read_spec, "no backbone there"),
-    ("extract: out", extract_to, "no backbone there"),
+    ("read: folder", serialization.read, "not a backbone"),
+    ("read_spec: folder", serialization.read_spec, "not a backbone"),
+    ("extract: out", extract_to, "not a backbone"),
     ("fit: task", fit_to, "no such task"),
     ("evaluate: predictions", evaluate_of, "no such predictions"),
     ("describe: path", describe, "no such file or folder"),
     ("split: manifests", lambda path: split(SplitConfig(datasets=("photos",)), path), "no such manifest"),
-    ("freeze: folder", freeze_to, "no backbone there"),
+    ("freeze: folder", freeze_to, "not a backbone"),
     ("job: data", lambda path: embed.job("resnet18", ["penultimate"], path), "no such folder or list"),
 ]
 

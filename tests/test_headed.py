@@ -60,7 +60,7 @@ def test_the_classifier_of_any_network_is_replaced_without_its_name(name: str) -
     names = set(found.module.state_dict())
     made, architecture = replace_classifier.replace_classifier(found.spec, found.module, classes=4, dropout=0.5)
     assert made is found.module
-    assert (architecture["at"],) == replace_classifier.new_parts(architecture) == (FAMILIES[name],)
+    assert (architecture["at"],) == replace_classifier.new_modules(architecture) == (FAMILIES[name],)
     with torch.no_grad():
         assert made(inputs).shape == (3, 4)
         after = hooks.collect(made, inputs, {"x": TapSpec(node="penultimate")}, found.spec.taps)["x"]
@@ -171,7 +171,7 @@ def test_the_new_convolution_comes_after_the_last_maps() -> None:
 
 def test_a_network_without_maps_at_its_end_has_no_place_for_a_convolution() -> None:
     found = backbone("vit")
-    message = r"vit: expected a torch.nn.Sequential that gives maps, to put a convolution at its end, got none\. Leave"
+    message = r"vit: expected a torch.nn.Sequential that returns maps, for a convolution at its end, got none\. Leave"
     with pytest.raises(BackboneError, match=message):
         replace_classifier.replace_classifier(found.spec, found.module, classes=3, convolution=3)
 
@@ -189,7 +189,7 @@ class Several(nn.Module):
 
 def test_a_network_that_gives_no_tensor_gets_no_classifier() -> None:
     found = backbone(Several(), family="module")
-    message = r"module: expected a network that gives one tensor with a row per image, to put a classifier on, got none"
+    message = r"module: expected a network that returns a tensor with a row per image, for a new classifier, but"
     with pytest.raises(BackboneError, match=message):
         replace_classifier.replace_classifier(found.spec, found.module, classes=3)
 
@@ -248,7 +248,9 @@ def test_a_network_starts_from_a_fitted_head() -> None:
         made, architecture = replace_classifier.replace_classifier(
             found.spec, copy.deepcopy(found.module), classes=3, dropout=dropout
         )
-        replace_classifier.start_from(made, architecture, linear_layer.linear_of(head, classes=["cat", "cow", "dog"]))
+        replace_classifier.init_from_linear(
+            made, architecture, linear_layer.linear_of(head, classes=["cat", "cow", "dog"])
+        )
         with torch.no_grad():
             np.testing.assert_allclose(made(inputs).softmax(1).numpy(), head.predict_proba(rows), atol=1e-5)
 
@@ -283,14 +285,14 @@ def test_a_classifier_that_is_not_that_layer_is_not_started_from_it() -> None:
     for options, message in (
         ({"hidden": 4}, r"linear layer of the shape \(3, 8\), to start from a fitted head, got `hidden` or `convol"),
         ({"convolution": 3}, "got `hidden` or `convolution`. Fit the head on `penultimate`"),
-        ({"classes": 4}, r"got one of \(4, 8\)"),
+        ({"classes": 4}, r"got a layer of the shape \(4, 8\)"),
     ):
         found = glyph_net()
         made, architecture = replace_classifier.replace_classifier(
             found.spec, found.module, **{"classes": 3, **options}
         )
         with pytest.raises(BackboneError, match=message):
-            replace_classifier.start_from(made, architecture, nn.Linear(8, 3))
+            replace_classifier.init_from_linear(made, architecture, nn.Linear(8, 3))
 
 
 # Ends of more than one layer ------------------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
     part = suffix(made, "penultimate", spec=found.spec)
     assert torch.allclose(part(rows), expected, atol=1e-6)
     start = nn.Linear(width, 3)
-    replace_classifier.start_from(made, architecture, start)
+    replace_classifier.init_from_linear(made, architecture, start)
     with torch.no_grad():
         assert torch.allclose(made(inputs), start(rows), atol=1e-6)
     # a classifier that was put in before is replaced at the same place

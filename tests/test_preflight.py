@@ -122,7 +122,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
         (
             "freeze: {a: {source: module, factory: nowhere.Net, seed: 0, input: {resize: [8, 8], mean: [0, 0, 0], std: "
             "[1, 1, 1]}}}",
-            "freeze.a: nowhere:Net: expected a module that Python finds, got no module 'nowhere'.",
+            "freeze.a: nowhere:Net: expected a module that Python can import, but there is no module 'nowhere'.",
         ),
         ("freeze: {a: {source: folder, folder: nowhere, digest: '12345678'}}", "freeze.a: nowhere"),
         (

@@ -537,7 +537,7 @@ def test_a_stage_that_is_none_is_refused(icecore: Command) -> None:
 def test_the_error_of_a_stage_names_the_options_of_a_run(tmp_path: Path) -> None:
     change = f"Change {tmp_path / 'params.yaml'} and run again; or remove {tmp_path}, to run with other options."
     for error, lines in (
-        ("no network: name it in `file`, with its `sha256`.", ["`file` is --weights-file here.", change]),
+        ("no connection: set `file` to its path, with its `sha256`.", ["`file` is --weights-file here.", change]),
         (
             "more than `max_rejected` allows",
             ["`max_rejected` is a setting of a project's params.yaml, see `icecore settings`.", change],

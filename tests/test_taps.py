@@ -157,7 +157,7 @@ class Case:
             return hook
 
         handles = [part.register_forward_hook(keep(name or "logits")) for name, part in self.network.named_modules()]
-        with hooks.one_path():
+        with hooks.without_attention_fastpath():
             self.network(self.images.clone())
         for handle in handles:
             handle.remove()
@@ -625,7 +625,7 @@ def test_patches_that_have_no_class_token_yet_are_all_averaged() -> None:
     assert (case.taps["permute"].layout, case.taps["permute"].prefix) == ("LC", 0)
     patches = case.values("permute")["permute"]
     torch.testing.assert_close(case.values("permute", pooling="mean_tokens")["permute"], patches.mean(1))
-    with pytest.raises(ValueError, match="pooling 'cls' takes the class token, and there is none at this node"):
+    with pytest.raises(ValueError, match="pooling 'cls' takes the class token, and this node has none"):
         pooled_shape(case.taps["permute"], "cls")
 
 
@@ -818,7 +818,7 @@ STEMS = (
 def test_penultimate_features_through_the_networks_own_end_give_its_logits(name: str) -> None:
     case = case_of(name)
     found = case.values("penultimate", "logits")
-    with torch.inference_mode(), hooks.one_path():
+    with torch.inference_mode(), hooks.without_attention_fastpath():
         assert torch.equal(found["logits"], case.network(case.images))
     rows = found["penultimate"].numpy()
     backbone = case.backbone()
@@ -885,7 +885,9 @@ def test_rows_in_more_than_one_batch_are_replayed_and_none_at_all_too() -> None:
 
 def test_replay_refuses_rows_and_logits_of_other_shapes() -> None:
     backbone = case_of("resnet18").backbone()
-    message = r"resnet18: expected rows of `penultimate` as large as \(512,\), got \(511,\)\. Store the tap with `pool"
+    message = (
+        r"resnet18: expected rows of `penultimate` with the size of \(512,\), got \(511,\)\. Store the tap with `pool"
+    )
     with pytest.raises(BackboneError, match=message):
         replay(backbone, np.zeros((2, 511), np.float32))
     with pytest.raises(BackboneError, match=r"x: expected logits of the shape \(2, 9\), got \(3, 9\)\."):
@@ -897,14 +899,14 @@ def test_rows_of_a_network_without_a_last_layer_are_its_output() -> None:
     spec = described({"family": "x"}, (3, 8, 8), survey(network, (3, 8, 8)))
     rows = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
     assert np.array_equal(replay(Backbone(spec, network), rows), rows)
-    with pytest.raises(BackboneError, match=r"as large as \(256,\), got \(4,\)"):
+    with pytest.raises(BackboneError, match=r"with the size of \(256,\), got \(4,\)"):
         replay(Backbone(spec, network), np.zeros((2, 4), np.float32))
 
 
 def test_a_network_that_gives_no_tensor_has_nothing_to_replay() -> None:
     network = serialization.freeze(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LSTM(8, 4)))
     spec = described({"family": "x"}, (3, 8, 8), {})
-    with pytest.raises(BackboneError, match=r"x: unknown node 'penultimate'.* Only a network that gives one tensor"):
+    with pytest.raises(BackboneError, match=r"x: unknown node 'penultimate'.* Only a network that returns a tensor"):
         replay(Backbone(spec, network), np.zeros((2, 4), np.float32))
 
 

@@ -158,7 +158,9 @@ def test_weights_come_from_the_cache_of_torchs_hub(hub: Path, tmp_path: Path) ->
 
 
 def test_weights_that_cannot_be_fetched_say_what_to_do(hub: Path, tmp_path: Path) -> None:
-    message = r"legacy_seresnet18.in1k: the weights could not be loaded: .*fetch https://.*.pth elsewhere and name its"
+    message = (
+        r"legacy_seresnet18.in1k: the weights could not be loaded: .*download https://.*.pth elsewhere and set `file`"
+    )
     with pytest.raises(BackboneError, match=message):
         freeze(settings_of(model="legacy_seresnet18"), tmp_path / "backbone", pretrained=tmp_path)
     assert list(hub.iterdir()) == []
@@ -172,7 +174,7 @@ def test_weights_of_a_hub_that_cannot_be_reached_say_what_to_do(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(
-        BackboneError, match=r"could not be loaded: .*fetch timm/mobilenetv3_small_050.lamb_in1k elsewhere"
+        BackboneError, match=r"could not be loaded: .*download timm/mobilenetv3_small_050.lamb_in1k elsewhere"
     ):
         freeze(settings_of(model=SMALL), tmp_path / "backbone", pretrained=tmp_path)
 
@@ -219,9 +221,7 @@ def test_a_crop_that_cannot_be_reproduced_is_refused_unless_the_user_states_one(
 
 def test_a_model_without_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _name: None)
-    with pytest.raises(
-        BackboneError, match="resnet10t: expected a model with preprocessing of its own, and timm states"
-    ):
+    with pytest.raises(BackboneError, match="resnet10t: expected a model with preprocessing settings, but timm has"):
         timm_models.weights_entry("resnet10t", None)
 
 

@@ -1,4 +1,4 @@
-"""Aliases: the names that papers and other libraries give to nodes, for the networks that have such names.
+"""Aliases of nodes: the names that papers and other libraries use.
 
 conv4_3 relu4_3 bn4_3 pool4 fc6 relu6 fc8    VGG: before and after the activation (Simonyan and Zisserman 2015)
 conv1 relu1 pool1 fc6 relu6 fc8              AlexNet
@@ -7,7 +7,7 @@ mixed_5b … mixed_7c, mixed_0 … mixed_10      Inception: torchvision's names 
 denseblock1, transition1                     DenseNet, without the `features.` before them
 fire2 … fire9                                SqueezeNet
 block.0, block.1, …                          blocks of transformers, ConvNeXt, MobileNet, EfficientNet, over all stages
-cls                                          the class token after the last norm, which is what the last layer gets
+cls                                          the class token after the last norm: the input of the last layer
 """
 
 import re
@@ -19,7 +19,7 @@ from pipeline.backbones.spec import Tap
 Taps = Mapping[str, Tap]
 
 BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "MaxVitLayer", "CNBlock", "Block")
-SMALL_BLOCKS = ("InvertedResidual", "MBConv", "FusedMBConv")  # which MaxViT has inside of its blocks
+SMALL_BLOCKS = ("InvertedResidual", "MBConv", "FusedMBConv")  # MaxViT has these inside its blocks
 DENSE = re.compile(r"features\.(denseblock|transition)\d")
 RESIDUAL = re.compile(r"(wide_|se)?res(net|next|nest)")
 MIXED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
@@ -27,28 +27,28 @@ MIXED = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
 
 
 def aliases(architecture: Mapping[str, Any], taps: Taps) -> dict[str, str]:
-    """Return each alias with its node; a name that a node has is no alias."""
+    """Return {alias: node}; an alias never hides a node of the same name."""
     name = str(architecture.get("name", ""))
-    found: list[tuple[str, str]] = [*_blocks(taps), *_class_token(taps)]
+    pairs: list[tuple[str, str]] = [*_blocks(taps), *_class_token(taps)]
     if name.startswith("vgg"):
-        found += [*_vgg(taps), *_classifier(taps)]
+        pairs += [*_vgg(taps), *_classifier(taps)]
     elif name == "alexnet":
-        found += [*_alexnet(taps), *_classifier(taps)]
+        pairs += [*_alexnet(taps), *_classifier(taps)]
     elif RESIDUAL.match(name):
-        found += [(f"res{number + 1}", f"layer{number}") for number in range(1, 5)]
+        pairs += [(f"res{number + 1}", f"layer{number}") for number in range(1, 5)]
     elif name.startswith("inception_v3"):
-        found += [(node.lower(), node) for node in MIXED]
-        found += [(f"mixed_{number}", node) for number, node in enumerate(MIXED)]
+        pairs += [(node.lower(), node) for node in MIXED]
+        pairs += [(f"mixed_{number}", node) for number, node in enumerate(MIXED)]
     elif name.startswith("densenet"):
-        found += [(node.removeprefix("features."), node) for node in taps if DENSE.fullmatch(node)]
+        pairs += [(node.removeprefix("features."), node) for node in taps if DENSE.fullmatch(node)]
     elif name.startswith("squeezenet"):
         fires = [node for node in taps if taps[node].kind == "Fire"]
-        found += [(f"fire{number}", node) for number, node in enumerate(fires, start=2)]
-    return {alias: node for alias, node in found if node in taps and alias not in taps}
+        pairs += [(f"fire{number}", node) for number, node in enumerate(fires, start=2)]
+    return {alias: node for alias, node in pairs if node in taps and alias not in taps}
 
 
 def _vgg(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Yield the aliases of VGG, conv<block>_<number>; a block ends with its pooling."""
+    """Yield the aliases of VGG, such as conv<block>_<number>; a pooling ends a block."""
     block, number = 1, 0
     for node in _below("features", taps):
         kind = taps[node].kind
@@ -65,7 +65,7 @@ def _vgg(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _alexnet(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Yield the aliases of AlexNet; a pooling has the number of the convolution before it."""
+    """Yield the aliases of AlexNet; a pooling takes the number of the convolution before it."""
     number = 0
     names = {"Conv2d": "conv", "ReLU": "relu", "MaxPool2d": "pool"}
     for node in _below("features", taps):
@@ -75,7 +75,7 @@ def _alexnet(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _classifier(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Yield the aliases of fully connected layers, which count on from five blocks of convolutions."""
+    """Yield the aliases of the fully connected layers, numbered from 6: after five blocks of convolutions."""
     number = 5
     for node in _below("classifier", taps):
         number += taps[node].kind == "Linear"
@@ -88,7 +88,7 @@ def _below(parent: str, taps: Taps) -> list[str]:
 
 
 def _blocks(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Yield the blocks of a network that has one class of them; timm's `Block` is that of its transformers."""
+    """Yield `block.0`, … if a network's blocks are all of one class; `Block` is the class of timm's transformers."""
     kinds = {tap.kind for tap in taps.values()}
     present = [kind for kind in BLOCKS if kind in kinds] or [kind for kind in SMALL_BLOCKS if kind in kinds]
     if len(present) == 1:
@@ -97,9 +97,7 @@ def _blocks(taps: Taps) -> Iterator[tuple[str, str]]:
 
 
 def _class_token(taps: Taps) -> Iterator[tuple[str, str]]:
-    """Yield where the last layer gets the class token as its norm made it; not where it gets the mean over the
-    patches.
-    """
+    """Yield `cls` if the last layer takes the normalised class token, and not the mean over the patches."""
     last = taps.get("penultimate")
     tokens = [tap for tap in taps.values() if tap.class_token]
     mean = "fc_norm" in taps and taps["fc_norm"].kind != "Identity"

@@ -1,4 +1,4 @@
-"""A backbone and some of its taps as one module, which every engine runs or exports: pixels in, pooled rows out."""
+"""A backbone and its taps as a module that engines run or export: pixels in, pooled rows out."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ from pipeline.backbones.spec import TapSpec
 
 
 class Tapped(nn.Module):
-    """Pixels uint8 (n, height, width, channels) to the taps in the order of `names`, each float32 (n, ...).
+    """A network that maps pixels uint8 (n, height, width, channels) to taps float32 (n, ...), in the order of `names`.
 
-    `early`: the forward pass stops after the last tap. Not for tracers, which lose their place there: they run on to
-    the end of the network. What comes after the last tap is in no output, and is left out of the graph.
+    `early`: stop the forward pass after the last tap. Off for tracers, which need a complete pass; layers after the
+    last tap reach no output and are not in the graph.
     """
 
     mean: Tensor
@@ -30,8 +30,8 @@ class Tapped(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Normalise, run the network, and pool; float images (n, channels, height, width) are normalised already."""
         images = pixels if pixels.is_floating_point() else self.normalised(pixels)
-        found = collect(self.network, images, self.specs, self.taps, early=self.early)
-        return tuple(found[name].float() for name in self.names)
+        values = collect(self.network, images, self.specs, self.taps, early=self.early)
+        return tuple(values[name].float() for name in self.names)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return images float32 (n, channels, height, width), channels-last in memory."""

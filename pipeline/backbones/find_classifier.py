@@ -1,15 +1,15 @@
-"""The classifier of a network: the layer, or the layers side by side, from whose inputs all of the output follows.
+"""Find the classifier of a network: the layer, or the parallel layers, whose inputs determine the output.
 
-A layer of a network is its classifier where
+A layer is the classifier if
 
-* it is the last one with weights, runs once, and is linear: `nn.Linear`, a 1x1 convolution, or one that sees its whole
-  input. Any other convolution makes features, also where only a pooling follows it;
-* the output follows from the layer's input alone, whatever the image. Where linear layers of one width work side by
-  side, as those of a distilled transformer, the output follows from what all of them get;
-* the network does not say that it has none: `num_classes = 0`, as timm writes it, or an `nn.Identity` under a
-  classifier's name after the last layer.
+* it is the last layer with weights, runs once, and is linear: `nn.Linear`, a 1x1 convolution, or a convolution that
+  covers its whole input. Any other convolution computes features, even if only a pooling follows;
+* its input determines the output, whatever the image. Of parallel linear layers of equal width, as in a distilled
+  transformer, the inputs of all layers determine the output;
+* the network does not state that it has no classifier: `num_classes = 0`, timm's convention, or an `nn.Identity` under
+  a classifier's name after the last layer.
 
-A norm or a scale behind a layer as wide as the network's `num_classes` belongs to the end of the classifier.
+A norm or a scale after a layer as wide as the network's `num_classes` belongs to the classifier.
 """
 
 import math
@@ -19,78 +19,89 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.hooks import APPENDED, ENDS_AT, NoClassifier, first_input, one_path, with_first_input
+from pipeline.backbones.hooks import (
+    APPENDED,
+    ENDS_AT,
+    NoClassifier,
+    first_input,
+    with_first_input,
+    without_attention_fastpath,
+)
 from pipeline.backbones.spec import InputPart, Tap
 
 NAMES = ("fc", "head", "head_dist", "classifier", "linear", "last_linear", "logits", "output")
-"""What modules that classify are called; their parts may be numbered."""
+"""Usual names of classifiers; numbered modules inside them count too."""
 
-MOST = 8  # layers side by side
+MAX_PARALLEL = 8  # parallel layers
 
 
 def find_classifier(
     module: nn.Module, images: Tensor, *, ran: Sequence[str], once: Iterable[str], inputs: Mapping[str, Tap]
 ) -> dict[str, InputPart]:
-    """Return the modules that get what the output follows from, each with its part of the joined vector.
+    """Return the modules of the classifier, each with its part of the joined input vector; empty without a classifier.
 
-    images: any. ran: all modules in the order in which they gave a tensor. once: those that ran once. inputs: what
-    modules got. Empty where the network has no classifier.
+    images: any images. ran: all modules in the order in which they returned a tensor. once: the modules that ran once.
+    inputs: the input of each module.
     """
     parts = dict(module.named_modules())
     if missing := [name for name in ran if isinstance(parts[name], NoClassifier)]:
-        return _missing(module, missing, images, inputs)
-    if (getattr(module, "num_classes", None) == 0 and not hasattr(module, APPENDED)) or _is_taken_out(parts, ran):
+        return _parts_of_headless(module, missing, images, inputs)
+    if (getattr(module, "num_classes", None) == 0 and not hasattr(module, APPENDED)) or _has_identity_classifier(
+        parts, ran
+    ):
         return {}
     layers = [name for name in ran if has_weights(parts[name])]
-    if at := getattr(module, ENDS_AT, None):  # what runs after that makes none of the output
+    if at := getattr(module, ENDS_AT, None):  # modules that run after this part do not reach the output
         end = max((number for number, name in enumerate(layers) if f"{name}.".startswith(f"{at}.")), default=-1)
         layers = layers[: end + 1] or layers
-    while len(layers) > 1 and _is_behind(parts, layers, getattr(module, "num_classes", None)):
+    while len(layers) > 1 and _is_norm_after_classifier(parts, layers, getattr(module, "num_classes", None)):
         layers.pop()
     usable = [name for name in once if name in inputs]
     if not layers or layers[-1] not in usable or not _is_linear(parts[layers[-1]], inputs[layers[-1]]):
         return {}
-    if decide(module, layers[-1:], images):
-        return _joined(parts, layers[-1:], inputs)
-    several = _side_by_side(module, [name for name in layers if name in usable], images)
-    return _joined(parts, several, inputs, module=module, images=images)
+    if determine_output(module, layers[-1:], images):
+        return _join_parts(parts, layers[-1:], inputs)
+    parallel = _find_parallel_layers(module, [name for name in layers if name in usable], images)
+    return _join_parts(parts, parallel, inputs, module=module, images=images)
 
 
 def has_weights(part: nn.Module) -> bool:
-    """Return whether a module has weights itself. One with a single number, such as a temperature, has none."""
-    return any(one.numel() > 1 for one in part.parameters(recurse=False))
+    """Return whether a module has weights of its own. A single number, such as a temperature, does not count."""
+    return any(parameter.numel() > 1 for parameter in part.parameters(recurse=False))
 
 
 @torch.no_grad()
-def decide(module: nn.Module, names: Sequence[str], images: Tensor) -> bool:
-    """Return whether the output follows from what some modules get: other images give the same."""
-    kept = dict(zip(names, _got(module, names, images), strict=True))
+def determine_output(module: nn.Module, names: Sequence[str], images: Tensor) -> bool:
+    """Return whether the inputs of modules determine the output: with other images, the output stays the same."""
+    inputs = dict(zip(names, _capture_inputs(module, names, images), strict=True))
 
-    def put(name: str) -> Any:
-        return lambda _part, args, kwargs: with_first_input(args, kwargs, kept[name])
+    def replace_input(name: str) -> Any:
+        return lambda _part, args, kwargs: with_first_input(args, kwargs, inputs[name])
 
-    with one_path():
+    with without_attention_fastpath():
         logits = module(images)
-        again = _hooked(module, {module.get_submodule(name): put(name) for name in names}, images.flip(0, 2))
+        again = _run_with_hooks(
+            module, {module.get_submodule(name): replace_input(name) for name in names}, images.flip(0, 2)
+        )
     return isinstance(logits, Tensor) and torch.equal(again, logits)
 
 
 def positions(part: nn.Module, got: Tap) -> tuple[int, ...]:
-    """Return the axes of a layer's input, batch axis included, over which a linear layer and a mean can change places.
+    """Return the axes of a layer's input, counted with the batch axis, over which the layer and a mean commute.
 
-    None of a convolution that sees its whole input at once: its positions have weights of their own.
+    A convolution that covers its whole input has no such axes: each position has weights of its own.
     """
     if isinstance(part, NoClassifier):
         maps, pointwise = part.maps, True
     else:
-        last = [one for one in part.modules() if isinstance(one, nn.Linear | nn.Conv2d)][-1]
+        last = [layer for layer in part.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
         maps, pointwise = isinstance(last, nn.Conv2d), getattr(last, "kernel_size", (1, 1)) == (1, 1)
     axes = range(2, 1 + len(got.shape)) if maps else range(1, len(got.shape))
     return tuple(axes) if pointwise else ()
 
 
-def _hooked(module: nn.Module, hooks: Mapping[nn.Module, Any], images: Tensor) -> Any:
-    """Run a network with a hook before each of some parts."""
+def _run_with_hooks(module: nn.Module, hooks: Mapping[nn.Module, Any], images: Tensor) -> Any:
+    """Run a network with forward pre-hooks on modules."""
     handles = [part.register_forward_pre_hook(hook, with_kwargs=True) for part, hook in hooks.items()]
     try:
         return module(images)
@@ -106,8 +117,8 @@ def _is_linear(part: nn.Module, got: Tap) -> bool:
     return isinstance(part, nn.Linear)
 
 
-def _is_taken_out(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
-    """Return whether an identity under a classifier's name ran after all layers with weights."""
+def _has_identity_classifier(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
+    """Return whether an `nn.Identity` under a classifier's name ran after all layers with weights."""
     last = max((number for number, name in enumerate(ran) if has_weights(parts[name])), default=-1)
     for name in ran[last + 1 :]:
         *_, owner, own = ["", *name.split(".")]
@@ -116,19 +127,19 @@ def _is_taken_out(parts: Mapping[str, nn.Module], ran: Sequence[str]) -> bool:
     return False
 
 
-def _is_behind(parts: Mapping[str, nn.Module], layers: Sequence[str], classes: Any) -> bool:
-    """Return whether the last layer is a norm or a scale behind a classifier of so many classes."""
+def _is_norm_after_classifier(parts: Mapping[str, nn.Module], layers: Sequence[str], classes: Any) -> bool:
+    """Return whether the last layer is a norm or a scale after a classifier of `classes` classes."""
     before, last = parts[layers[-2]], parts[layers[-1]]
     return isinstance(before, nn.Linear | nn.Conv2d) and _is_norm(last) and before.weight.shape[0] == classes
 
 
 def _is_norm(part: nn.Module) -> bool:
-    """Return whether all weights of a module are one number per channel."""
-    return all(one.ndim <= 1 for one in part.parameters(recurse=False))
+    """Return whether all weights of a module are vectors, with a number per channel."""
+    return all(parameter.ndim <= 1 for parameter in part.parameters(recurse=False))
 
 
-def _side_by_side(module: nn.Module, layers: Sequence[str], images: Tensor) -> list[str]:
-    """Return the last linear layers of which none feeds another, and from whose inputs the output follows."""
+def _find_parallel_layers(module: nn.Module, layers: Sequence[str], images: Tensor) -> list[str]:
+    """Return the last linear layers that do not feed each other and whose inputs determine the output, or []."""
     parts = dict(module.named_modules())
     found = [layers[-1]]
     for name in reversed(layers[:-1]):
@@ -137,42 +148,42 @@ def _side_by_side(module: nn.Module, layers: Sequence[str], images: Tensor) -> l
             continue
         if not (isinstance(part, nn.Linear) and isinstance(last, nn.Linear) and part.out_features == last.out_features):
             return []
-        feeds, counts = _effects(module, name, found, images)
-        if feeds or len(found) == MOST:
+        feeds, counts = _effects_of(module, name, found, images)
+        if feeds or len(found) == MAX_PARALLEL:
             return []
         found = [name, *found] if counts else found
-        if decide(module, found, images):
+        if determine_output(module, found, images):
             return found
     return []
 
 
 @torch.no_grad()
-def _effects(module: nn.Module, name: str, others: Sequence[str], images: Tensor) -> tuple[bool, bool]:
-    """Return whether another output of a layer changes what some others get, and whether it changes the network's
-    output.
-    """
-    got: list[dict[str, Tensor]] = [{}, {}]
+def _effects_of(module: nn.Module, name: str, others: Sequence[str], images: Tensor) -> tuple[bool, bool]:
+    """Return whether a layer's output changes the inputs of `others`, and whether it changes the network's output."""
+    inputs: list[dict[str, Tensor]] = [{}, {}]
     outputs = []
 
     def keep(name: str, values: dict[str, Tensor]) -> Any:
         return lambda _part, args, kwargs: values.update({name: first_input(args, kwargs).clone()})
 
-    for values, factor in zip(got, (1, -2), strict=True):
+    for values, factor in zip(inputs, (1, -2), strict=True):
         handle = module.get_submodule(name).register_forward_hook(
             lambda _part, _args, output, factor=factor: output * factor + (factor < 0)
         )
         try:
-            with one_path():
+            with without_attention_fastpath():
                 outputs.append(
-                    _hooked(module, {module.get_submodule(other): keep(other, values) for other in others}, images)
+                    _run_with_hooks(
+                        module, {module.get_submodule(other): keep(other, values) for other in others}, images
+                    )
                 )
         finally:
             handle.remove()
-    feeds = any(not torch.equal(got[0][other], got[1][other]) for other in others)
+    feeds = any(not torch.equal(inputs[0][other], inputs[1][other]) for other in others)
     return feeds, not torch.equal(*outputs)
 
 
-def _joined(
+def _join_parts(
     parts: Mapping[str, nn.Module],
     names: Sequence[str],
     inputs: Mapping[str, Tap],
@@ -180,16 +191,16 @@ def _joined(
     module: nn.Module | None = None,
     images: Tensor | None = None,
 ) -> dict[str, InputPart]:
-    """Return the parts of a vector that modules get: all of it each, where all get the same, else one after the other.
+    """Return each module's part of the joined vector: the whole vector if all inputs are equal, else consecutive parts.
 
-    Where layers side by side have norms before them that get the same, the modules around these are taken.
+    If parallel layers have norms before them with equal inputs, the modules around norm and layer are returned.
     """
     shared = False
     if len(names) > 1 and module is not None and images is not None:
-        around = [_around(parts, name, inputs) for name in names]
-        first, *others = _got(module, around, images)
+        owners = [_outermost_owner(parts, name, inputs) for name in names]
+        first, *others = _capture_inputs(module, owners, images)
         shared = all(torch.equal(first, other) for other in others)
-        names = around if shared else names
+        names = owners if shared else names
     result: dict[str, InputPart] = {}
     stop = 0
     for name in names:
@@ -200,10 +211,10 @@ def _joined(
     return result
 
 
-def _around(parts: Mapping[str, nn.Module], name: str, inputs: Mapping[str, Tap]) -> str:
-    """Return the outermost module around a layer that holds nothing else with weights but norms."""
+def _outermost_owner(parts: Mapping[str, nn.Module], name: str, inputs: Mapping[str, Tap]) -> str:
+    """Return the outermost module around a layer whose other weights are those of norms only."""
     while owner := name.rpartition(".")[0]:
-        layers = [one for one in parts[owner].modules() if has_weights(one) and not _is_norm(one)]
+        layers = [layer for layer in parts[owner].modules() if has_weights(layer) and not _is_norm(layer)]
         if len(layers) != 1 or owner not in inputs:
             break
         name = owner
@@ -211,32 +222,33 @@ def _around(parts: Mapping[str, nn.Module], name: str, inputs: Mapping[str, Tap]
 
 
 @torch.no_grad()
-def _got(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
-    """Return the tensors that some modules get."""
-    kept: dict[str, Tensor] = {}
+def _capture_inputs(module: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
+    """Return the inputs of modules in a forward pass."""
+    inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        return lambda _part, args, kwargs: kept.update({name: first_input(args, kwargs).clone()})
+        return lambda _part, args, kwargs: inputs.update({name: first_input(args, kwargs).clone()})
 
-    with one_path():
-        _hooked(module, {module.get_submodule(name): keep(name) for name in names}, images)
-    return [kept[name] for name in names]
+    with without_attention_fastpath():
+        _run_with_hooks(module, {module.get_submodule(name): keep(name) for name in names}, images)
+    return [inputs[name] for name in names]
 
 
 @torch.no_grad()
-def _missing(
+def _parts_of_headless(
     module: nn.Module, names: Sequence[str], images: Tensor, inputs: Mapping[str, Tap]
 ) -> dict[str, InputPart]:
-    """Return the parts where classifiers stood; empty where the output is what the only one got, as it is or pooled."""
+    """Return the parts of removed classifiers; empty if the output is the only classifier's input, pooled or not."""
     parts = dict(module.named_modules())
     if len(names) == 1:
-        with one_path():
+        with without_attention_fastpath():
             output = module(images)
-        (got,) = _got(module, names, images)
-        alike = [
-            got,
-            *([got.mean((2, 3)), got.mean((1, 2))] if got.ndim == 4 else [got.mean(1)] if got.ndim == 3 else []),
-        ]
-        if any(one.numel() == output.numel() and torch.allclose(one.flatten(), output.flatten()) for one in alike):
+        (value,) = _capture_inputs(module, names, images)
+        candidates = [value]
+        if value.ndim == 4:
+            candidates += [value.mean((2, 3)), value.mean((1, 2))]
+        elif value.ndim == 3:
+            candidates.append(value.mean(1))
+        if any(x.numel() == output.numel() and torch.allclose(x.flatten(), output.flatten()) for x in candidates):
             return {}
-    return _joined(parts, names, inputs, module=module, images=images)
+    return _join_parts(parts, names, inputs, module=module, images=images)

@@ -1,4 +1,4 @@
-"""The small source network of the default run: printed characters, 32×32 grey, some 0.2 million parameters."""
+"""The small source network of the default run: printed characters, 32×32 grey, about 0.2 million parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,12 @@ class GlyphNet(nn.Module):
 
     def __init__(self, *, classes: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
-        before = 1
+        channels = 1
         for number, width in enumerate(widths, start=1):
-            self.add_module(f"block{number}", _block(before, width))
-            before = width
+            self.add_module(f"block{number}", _block(channels, width))
+            channels = width
         self.penultimate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier = nn.Linear(before, classes)
+        self.classifier = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (n, classes) of images (n, 1, 32, 32)."""
@@ -30,13 +30,13 @@ class GlyphNet(nn.Module):
         return images
 
 
-def _block(before: int, after: int) -> nn.Sequential:
+def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(before, after, 3, padding=1, bias=False),
-        nn.BatchNorm2d(after),
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
-        nn.Conv2d(after, after, 3, padding=1, bias=False),
-        nn.BatchNorm2d(after),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
     )

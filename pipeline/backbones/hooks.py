@@ -1,19 +1,19 @@
-"""Taps: the values of any node of a network, copied at the moment they are made.
+"""Taps: the values of any node of a network, copied when the network computes them.
 
 A node is one of
 
-    input            the network's own input, after normalisation: the raw pixels
-    logits           the network's own output
-    penultimate      one vector per sample: what the classifier gets, averaged over positions where that is a map or
-                     tokens. Of several classifiers side by side what all get, one after the other where they get
-                     different vectors. Without a classifier the network's own output, averaged likewise. The rule for
-                     what a classifier is stands in find_classifier.py
-    layer1.0.relu    a module, by its name: what it returns; with _1, _2, … for later calls of the same module
-    layer1.0.add     a function that is called outside of torch's own layers, by the module that calls it and its own
-                     name, numbered likewise: the names that torchvision's graphs have
+    input            the network's input after normalisation
+    logits           the network's output
+    penultimate      one vector per sample: the input of the classifier, averaged over positions if it is a map or
+                     tokens. For parallel classifiers: their common input, or their inputs concatenated if these
+                     differ. Without a classifier: the network's output, averaged likewise. find_classifier.py defines
+                     what the classifier is
+    layer1.0.relu    a module, by its name: its output; with _1, _2, … for later calls of the same module
+    layer1.0.add     a function called outside of torch's own layers, by the calling module and the function's name,
+                     numbered likewise: the node names of torchvision's feature extraction
 
-Each tap is pooled or cloned inside the hook, before the network can overwrite it in place, so a value never depends on
-what else is asked for. The forward pass stops after the last node that is needed.
+A tap is pooled or cloned inside the hook, before the network can overwrite it in place, so that its value does not
+depend on the other taps. The forward pass stops after the last node that is needed.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ from pipeline.backbones.pooling import pool
 from pipeline.backbones.spec import Tap, TapSpec
 
 INPUT, LOGITS, PENULTIMATE = "input", "logits", "penultimate"
-APPENDED = "new_classifier"  # the part of a network whose classifier was appended to its output: `headed`
-ENDS_AT = "ends_at"  # the attribute of a network that names the part whose output is its own: `headed`
-FUNCTION = "function"  # the kind of a node that is no module
+APPENDED = "new_classifier"  # name of a classifier that was appended to the output of a network (family `headed`)
+ENDS_AT = "ends_at"  # attribute of a network: the module whose output is the network's (family `headed`)
+FUNCTION = "function"  # the kind of a node that is a function
 
-# Operators that Python has several names for. A graph has one.
+# Operators for which Python has several names. A graph has a single one.
 OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "rsub": "sub",
              "itruediv": "truediv", "rdiv": "truediv"}  # fmt: skip
 
-Seen = Callable[[str, Any], None]
-"""Called with a node and its value, in the order in which the network makes them."""
+Observer = Callable[[str, Any], None]
+"""Called with each node and its value, in the order in which the network computes them."""
 
 
 class NoClassifier(nn.Identity):
-    """Stands where a network had its classifier, which its weights lack: the family `headless`.
+    """The place of a classifier whose weights are missing (family `headless`).
 
     maps: whether the classifier was a convolution, so that channels come first.
     """
@@ -53,8 +53,8 @@ class NoClassifier(nn.Identity):
         self.maps = maps
 
 
-class _Stop(Exception):  # noqa: N818 - it ends a forward pass, it is no error
-    """Raised in the last hook that is needed."""
+class _Stop(Exception):  # noqa: N818 - ends a forward pass; not an error
+    """Raised in the last hook that is needed, to end the forward pass."""
 
 
 def collect(
@@ -65,9 +65,9 @@ def collect(
     *,
     early: bool = True,
 ) -> dict[str, Tensor]:
-    """Run `images` (n, c, h, w) forward and return each tap by its name, pooled but not projected, (n, ...).
+    """Run `images` (n, c, h, w) through the network and return {tap: pooled values (n, ...)}, before projection.
 
-    The nodes of `specs` are those of `taps`, no aliases. Unless `early`, the network runs on after the last of them.
+    specs: taps whose nodes are names in `taps`, not aliases. early: stop the forward pass after the last node.
     """
     wanted: dict[str, list[str]] = {}
     for name, spec in specs.items():
@@ -83,14 +83,17 @@ def collect(
     with contextlib.suppress(_Stop):
         if INPUT in wanted:
             keep(INPUT, images)
-        with one_path(), watch(module, keep, {node: taps[node] for node in wanted if node != INPUT}):
+        with (
+            without_attention_fastpath(),
+            observe(module, keep, {node: taps[node] for node in wanted if node != INPUT}),
+        ):
             module(images)
     return result
 
 
 @contextlib.contextmanager
-def one_path() -> Iterator[None]:
-    """Make torch's attention run one way: it has a second, that rounds otherwise, for when nobody is watching."""
+def without_attention_fastpath() -> Iterator[None]:
+    """Disable the fast path of torch's attention, which rounds differently and which torch takes only without hooks."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -100,25 +103,25 @@ def one_path() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[None]:
-    """Call `seen` for the nodes of `taps` while the network runs, at the moment that it makes them.
+def observe(module: nn.Module, observer: Observer, taps: Mapping[str, Tap]) -> Iterator[None]:
+    """Call `observer` for the nodes of `taps` when the network computes them.
 
-    Gradients flow; what is kept must be cloned, for the network may overwrite it in place.
+    Values carry gradients. The observer must clone what it keeps: the network may overwrite a value in place.
     """
     modules = {**dict(module.named_modules()), LOGITS: module, PENULTIMATE: module}
     functions = {node for node, tap in taps.items() if tap.kind == FUNCTION}
     with contextlib.ExitStack() as stack:
-        watched = stack.enter_context(Functions(module, seen, only=functions)) if functions else None
+        watched = stack.enter_context(Functions(module, observer, only=functions)) if functions else None
         for node, tap in taps.items():
-            # A classifier that was appended gets the node as it is, whatever it was made of.
+            # An appended classifier takes the averaged value.
             appended = node == PENULTIMATE and tap.input_of is None and APPENDED in modules
-            into = seen if appended else _averaging(seen, tap.averaged)
-            into = into if watched is None else watched.aside(into)
+            into = observer if appended else _average(observer, tap.averaged)
+            into = into if watched is None else watched.hide(into)
             part = APPENDED if appended else tap.input_of
             if part is not None:
-                hooks = {part: _before(node, into)}
+                hooks = {part: _input_hook(node, into)}
             elif tap.parts:
-                hooks = _joining(node, tap, into)
+                hooks = _join_hooks(node, tap, into)
             else:
                 hooks = {}
             for name, hook in hooks.items():
@@ -126,41 +129,41 @@ def watch(module: nn.Module, seen: Seen, taps: Mapping[str, Tap]) -> Iterator[No
                 stack.callback(before.remove)
             if not hooks and node not in functions:
                 name = node.removesuffix(f"_{tap.call}") if tap.call else node
-                stack.callback(modules[name].register_forward_hook(_after(node, tap.call, into)).remove)
+                stack.callback(modules[name].register_forward_hook(_output_hook(node, tap.call, into)).remove)
         yield
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the first argument of a call, by place or by name; None without any."""
+    """Return the first argument of a call, positional or by keyword; None without arguments."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def with_first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the arguments of a call with another first one."""
+    """Return the arguments of a call with the first argument replaced by `value`."""
     if args:
         return (value, *args[1:]), dict(kwargs)
     return args, {**kwargs, next(iter(kwargs)): value}
 
 
-def _averaging(seen: Seen, axes: tuple[int, ...]) -> Seen:
-    return (lambda node, value: seen(node, value.mean(axes))) if axes else seen
+def _average(observer: Observer, axes: tuple[int, ...]) -> Observer:
+    return (lambda node, value: observer(node, value.mean(axes))) if axes else observer
 
 
-def _before(node: str, seen: Seen) -> Any:
-    return lambda _module, args, kwargs: seen(node, first_input(args, kwargs))
+def _input_hook(node: str, observer: Observer) -> Any:
+    return lambda _module, args, kwargs: observer(node, first_input(args, kwargs))
 
 
-def _joining(node: str, tap: Tap, seen: Seen) -> dict[str, Any]:
-    """Return a hook for each of several modules; the last that runs gives the vector of what all got."""
-    got: dict[str, Tensor] = {}
+def _join_hooks(node: str, tap: Tap, observer: Observer) -> dict[str, Any]:
+    """Return a hook per module of `tap.parts`; the last hook that runs passes on the joined inputs."""
+    inputs: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
         def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            got[name] = first_input(args, kwargs)
-            if len(got) == len(tap.parts):
-                values = [got[one] for one in tap.parts]
-                got.clear()
-                seen(node, join(values, tap))
+            inputs[name] = first_input(args, kwargs)
+            if len(inputs) == len(tap.parts):
+                values = [inputs[part] for part in tap.parts]
+                inputs.clear()
+                observer(node, join(values, tap))
 
         return keep
 
@@ -168,27 +171,27 @@ def _joining(node: str, tap: Tap, seen: Seen) -> dict[str, Any]:
 
 
 def join(values: Sequence[Tensor], tap: Tap) -> Tensor:
-    """Join what the modules of `tap.parts` get to one vector per sample (n, width): averaged, equal parts once."""
-    found = {}
+    """Concatenate the averaged inputs of the modules of `tap.parts` to vectors (n, width); equal parts appear once."""
+    vectors = {}
     for value, part in zip(values, tap.parts.values(), strict=True):
-        if (part.start, part.stop) not in found:
-            found[part.start, part.stop] = (value.mean(part.axes) if part.axes else value).flatten(1)
-    return torch.cat(list(found.values()), 1)
+        if (part.start, part.stop) not in vectors:
+            vectors[part.start, part.stop] = (value.mean(part.axes) if part.axes else value).flatten(1)
+    return torch.cat(list(vectors.values()), 1)
 
 
-def _after(node: str, call: int, seen: Seen) -> Any:
+def _output_hook(node: str, call: int, observer: Observer) -> Any:
     calls = itertools.count()
-    return lambda _module, _args, output: seen(node, output) if next(calls) == call else None
+    return lambda _module, _args, output: observer(node, output) if next(calls) == call else None
 
 
 class Functions(TorchFunctionMode):
-    """Calls `seen` for the functions that a network calls outside of torch's own layers, under the names of a graph."""
+    """Calls `observer` for the functions that a network calls outside of torch's own layers, by their graph names."""
 
-    def __init__(self, module: nn.Module, seen: Seen, *, only: Collection[str] | None = None) -> None:
+    def __init__(self, module: nn.Module, observer: Observer, *, only: Collection[str] | None = None) -> None:
         super().__init__()
-        self._module, self._seen, self._only, self._calls = module, seen, only, Counter[str]()
-        self._scope: list[tuple[str, bool]] = []  # the modules that are running, and whether a layer of torch's own is
-        self._aside = False
+        self._module, self._observer, self._only, self._calls = module, observer, only, Counter[str]()
+        self._scope: list[tuple[str, bool]] = []  # running modules, and whether each is inside a layer of torch
+        self._hidden = False
         self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> "Functions":
@@ -202,43 +205,43 @@ class Functions(TorchFunctionMode):
         super().__exit__(*args)  # type: ignore[no-untyped-call]
         self._hooks.close()
 
-    def aside(self, seen: Seen) -> Seen:
-        """Hide the functions that `seen` calls itself from the record of the network."""
+    def hide(self, observer: Observer) -> Observer:
+        """Return an observer whose own function calls are not taken for functions of the network."""
 
         def call(node: str, value: Any) -> None:
-            self._aside = True
-            seen(node, value)
-            self._aside = False
+            self._hidden = True
+            observer(node, value)
+            self._hidden = False
 
         return call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function, and say so if the network calls it itself, and no layer of torch's own."""
+        """Run a function, and call the observer if the network called it outside of torch's own layers."""
         value = func(*args, **(kwargs or {}))
-        if not self._aside and self._scope and not self._scope[-1][1] and isinstance(value, Tensor):
+        if not self._hidden and self._scope and not self._scope[-1][1] and isinstance(value, Tensor):
             bare = getattr(func, "__name__", "").strip("_")
             name = ".".join(filter(None, [self._scope[-1][0], OPERATORS.get(bare, bare)]))
             node = numbered(name, self._calls[name])
             self._calls[name] += 1
             if self._only is None or node in self._only:
-                self._seen(node, value)
+                self._observer(node, value)
         return value
 
     def _enter_module(self, name: str, *, leaf: bool) -> Any:
-        # The root is a network, whatever its class.
+        # The root is never a leaf, whatever its class.
         return lambda _module, _args: self._scope.append((name, bool(self._scope) and (leaf or self._scope[-1][1])))
 
     def _leave_module(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         name, leaf = self._scope.pop()
         if leaf:
-            self._calls[name] += 1  # a function of the same name is numbered on from there
+            self._calls[name] += 1  # a function of the same name continues the numbers
 
 
 def numbered(name: str, call: int) -> str:
-    """Return the node of the first, second, … call: call 0, 1, …"""
+    """Return the node name of a call, which counts from 0: name, name_1, name_2, …"""
     return f"{name}_{call}" if call else name
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Return whether a graph shows a module as one node: torch's own layers, but for containers."""
+    """Return whether a graph shows a module as a single node: torch's own layers, without nn.Sequential."""
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

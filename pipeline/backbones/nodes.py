@@ -1,4 +1,4 @@
-"""The survey of a network: all its nodes, with the shape of a row, its layout, what made it and what it costs."""
+"""The survey of a network: all its nodes with shape, layout, last operation and cost."""
 
 import contextlib
 import zlib
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.find_classifier import decide, find_classifier, has_weights
+from pipeline.backbones.find_classifier import determine_output, find_classifier, has_weights
 from pipeline.backbones.hooks import (
     FUNCTION,
     INPUT,
@@ -22,69 +22,69 @@ from pipeline.backbones.hooks import (
     NoClassifier,
     first_input,
     numbered,
-    one_path,
+    without_attention_fastpath,
 )
 from pipeline.backbones.spec import InputPart, Tap
 
-ROWS = 2  # in the batch that is sent through
+ROWS = 2  # in the batch of the survey
 
 Shape = tuple[int, ...]
 Layout = Literal["CHW", "HWC", "LC", "other"]
 
 
 def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """Return all nodes of a network that give one tensor with a row per sample, in the order in which they are made.
+    """Return all nodes of a network whose value is a tensor with a row per sample, in the order of computation.
 
-    The network runs twice, with the same first image beside another: a first row that differs depends on its batch.
-    Then it runs twice without computing, on one image more and on images of twice the size: the first axis must grow
-    with the one, and the axes that grow with the other are height and width.
+    The network runs twice, on the same first image with another second image: a row that differs depends on its batch.
+    Then it runs twice on the meta device, with more images and with larger images: the first axis must grow with the
+    number of images, and the axes that grow with the size are height and width.
     """
     channels, height, width = shape
-    first, again = _Observed(module), _Observed(module)
+    first, again = _Observer(module), _Observer(module)
     first.run(_images(shape, seed=1), measure=True)
     again.run(_images(shape, seed=2))
-    more, larger = _Observed(module), _Observed(module)
-    more.imagine(ROWS + 1, shape)
-    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
+    more, larger = _Observer(module), _Observer(module)
+    more.run_meta(ROWS + 1, shape)
+    larger.run_meta(ROWS + 1, (channels, 2 * height, 2 * width))
 
-    found = {
+    nodes = {
         name: tap.model_copy(update={"mixed": first.digests[name] != again.digests.get(name)})
         for name, tap in first.nodes.items()
-        if not more.whole or (name in more.nodes and more.nodes[name].shape == tap.shape)
+        if not more.finished or (name in more.nodes and more.nodes[name].shape == tap.shape)
     }
-    found.pop(INPUT, None)  # a module of this name is hidden by what the name stands for
+    nodes.pop(INPUT, None)  # the name stands for the network's input and hides a module of this name
     images = _images(shape, seed=1)
-    parts = first.classifier(images) if LOGITS in found else {}
-    if LOGITS in found:
-        tap = _penultimate(first, again, parts)
-        found[PENULTIMATE] = tap.model_copy(update={"revision": int(list(parts) != first.last_layer(images))})
+    parts = first.classifier(images) if LOGITS in nodes else {}
+    if LOGITS in nodes:
+        tap = _penultimate_node(first, again, parts)
+        nodes[PENULTIMATE] = tap.model_copy(update={"revision": int(list(parts) != first.last_layer(images))})
     width_of_head = first.inputs[next(iter(parts))].shape[-1:] if parts else ()
-    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found, larger, module, width_of_head)}
+    taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_add_layouts(nodes, larger, module, width_of_head)}
     if LOGITS in taps:
-        taps[PENULTIMATE] = _averaged(taps[PENULTIMATE], parts)
-    # The penultimate layer comes where it belongs: before what is made of it.
+        taps[PENULTIMATE] = _average_positions(taps[PENULTIMATE], parts)
+    # `penultimate` is listed last but for `logits`.
     order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
 
 
 def survey_shapes(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
-    """Return the nodes of a network with their shapes and layouts, without computing: `module` may have no values.
+    """Return the nodes of a network with shapes and layouts, without computing values: `module` may be on meta.
 
-    Empty where the network cannot run so. `penultimate` is left out, since values decide what it is.
+    Empty if the network cannot run on the meta device. `penultimate` is omitted, since only values show what it is.
     """
     channels, height, width = shape
-    found, larger = _Observed(module), _Observed(module)
-    found.imagine(ROWS, shape)
-    larger.imagine(ROWS + 1, (channels, 2 * height, 2 * width))
-    if not found.whole:
+    run, larger = _Observer(module), _Observer(module)
+    run.run_meta(ROWS, shape)
+    larger.run_meta(ROWS + 1, (channels, 2 * height, 2 * width))
+    if not run.finished:
         return {}
-    found.nodes.pop(INPUT, None)
-    return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_laid_out(found.nodes, larger, module, ())}
+    run.nodes.pop(INPUT, None)
+    return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_add_layouts(run.nodes, larger, module, ())}
 
 
-def _penultimate(first: "_Observed", again: "_Observed", parts: dict[str, InputPart]) -> Tap:
-    """Return the node of what the classifier gets, before any average; of the output where there is no classifier."""
-    digests = [[one.input_digests[name] for name in parts] or one.digests[LOGITS] for one in (first, again)]
+def _penultimate_node(first: "_Observer", again: "_Observer", parts: dict[str, InputPart]) -> Tap:
+    """Return the node of the classifier's input before averaging, or of the output if there is no classifier."""
+    digests = [[run.input_digests[name] for name in parts] or run.digests[LOGITS] for run in (first, again)]
     mixed = digests[0] != digests[1]
     if not parts:
         return first.nodes[LOGITS].model_copy(update={"mixed": mixed, "kind": PENULTIMATE})
@@ -95,8 +95,8 @@ def _penultimate(first: "_Observed", again: "_Observed", parts: dict[str, InputP
     return last.model_copy(update={"mixed": mixed})
 
 
-def _averaged(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
-    """Return the node as a vector: its mean over positions, where it has some."""
+def _average_positions(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
+    """Return the node as a vector: averaged over its positions if it has any."""
     if tap.parts or len(tap.shape) == 1:
         return tap
     layouts: dict[str, Shape] = {"CHW": (2, 3), "HWC": (1, 2), "LC": (1,)}
@@ -109,26 +109,26 @@ def _averaged(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
 
 
 def _images(shape: Shape, *, seed: int) -> Tensor:
-    """Return random images, the first of them always the same."""
+    """Return random images, of which the first is always the same."""
     same = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([same, torch.randn(ROWS - 1, *shape, generator=torch.Generator().manual_seed(seed))])
 
 
-class _Observed:
-    """Which nodes were made in a forward pass, and what the modules got as their inputs."""
+class _Observer:
+    """Records the nodes and the inputs of modules during a forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.whole = False  # whether the pass came to its end
+        self.finished = False  # whether the forward pass completed
         self.calls: Counter[str] = Counter()
         self.nodes: dict[str, Tap] = {}
         self.inputs: dict[str, Tap] = {}
-        self.by_name: set[str] = set()  # modules whose input came as a keyword
+        self.by_name: set[str] = set()  # modules that got their input by keyword
         self.digests: dict[str, int] = {}  # of the first row
         self.input_digests: dict[str, int] = {}
 
-    def imagine(self, rows: int, shape: Shape) -> None:
-        """Run shapes without values. What a network did before it refused them tells something all the same."""
+    def run_meta(self, rows: int, shape: Shape) -> None:
+        """Run on the meta device, with shapes only. If the network fails there, the nodes before are still recorded."""
         empty = {
             f"{name}.{key}" if name else key: tensor.to("meta")
             for name, part in self.module.named_modules()
@@ -137,32 +137,32 @@ class _Observed:
                 *part.named_buffers(recurse=False),
             )
         }
-        refusals = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
-        with contextlib.suppress(*refusals):
+        errors = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+        with contextlib.suppress(*errors):
             self.run(torch.empty(rows, *shape, device="meta"), state=empty)
 
     def run(self, images: Tensor, *, measure: bool = False, state: dict[str, Tensor] | None = None) -> None:
-        """Run images; what was seen stays, even if the network fails on the way. To measure takes most of the time."""
+        """Run images and record nodes, also those before a failure. `measure`: record operations and costs (slow)."""
         flops, last, rows = FlopCounterMode(display=False), _LastOperation(), len(images)  # type: ignore[no-untyped-call]
 
-        def seen(into: dict[str, Tap], digests: dict[str, int], name: str, value: Any, **more: Any) -> None:
+        def record(into: dict[str, Tap], digests: dict[str, int], name: str, value: Any, **more: Any) -> None:
             if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == rows:
                 cost = flops.get_total_flops() // (2 * rows) if measure else 0
                 into[name] = Tap(shape=tuple(value.shape[1:]), operation=last.name, multiply_adds=cost, **more)
                 digests[name] = _digest(value) if value.device.type != "meta" else 0
 
         def function(name: str, value: Any) -> None:
-            seen(self.nodes, self.digests, name, value, kind=FUNCTION)
+            record(self.nodes, self.digests, name, value, kind=FUNCTION)
 
         functions = Functions(self.module, function)
 
         def before(name: str) -> Any:
             def keep(_name: str, value: Any) -> None:
-                seen(self.inputs, self.input_digests, name, value, kind=PENULTIMATE, input_of=name)
+                record(self.inputs, self.input_digests, name, value, kind=PENULTIMATE, input_of=name)
 
             def hook(_part: nn.Module, args: Any, kwargs: Any) -> None:
                 self.by_name.update(() if args else (name,))
-                functions.aside(keep)(name, first_input(args, kwargs))
+                functions.hide(keep)(name, first_input(args, kwargs))
 
             return hook
 
@@ -172,9 +172,9 @@ class _Observed:
                 self.calls[name] += 1
 
                 def keep(node: str, value: Any) -> None:
-                    seen(self.nodes, self.digests, node, value, kind=type(part).__name__, call=call)
+                    record(self.nodes, self.digests, node, value, kind=type(part).__name__, call=call)
 
-                functions.aside(keep)(numbered(name, call) if name else LOGITS, output)
+                functions.hide(keep)(numbered(name, call) if name else LOGITS, output)
 
             return hook
 
@@ -182,24 +182,29 @@ class _Observed:
             for name, part in self.module.named_modules():
                 stack.callback(part.register_forward_pre_hook(before(name), with_kwargs=True).remove)
                 stack.callback(part.register_forward_hook(after(name)).remove)
-            for context in (torch.no_grad(), one_path(), *((flops, last) if measure else ()), functions):
+            for context in (
+                torch.no_grad(),
+                without_attention_fastpath(),
+                *((flops, last) if measure else ()),
+                functions,
+            ):
                 stack.enter_context(context)
-            # Tied weights are all in `state`. A module with two names is there once: torch would not put its own
-            # weights back.
+            # `state` has all tied weights, but a module with two names only once: with tie_weights, torch would not
+            # restore its weights.
             torch.func.functional_call(self.module, state or {}, (images,), tie_weights=False)
-        self.whole = True
+        self.finished = True
 
     def classifier(self, images: Tensor) -> dict[str, InputPart]:
-        """Return the modules whose inputs decide the output, each with its part of the vector of all."""
+        """Return the modules of the classifier, each with its part of the joined input vector."""
         parts = dict(self.module.named_modules())
         ran = [name for name in self.nodes if name in parts and name]
         once = [name for name in ran if self.calls[name] == 1]
         return find_classifier(self.module, images, ran=ran, once=once, inputs=self.inputs)
 
     def last_layer(self, images: Tensor) -> list[str]:
-        """Return the classifier by the first rule, which addresses of stored rows stand for: one layer or none.
+        """Return the classifier by the rule of revision 0, which old feature addresses refer to: a layer or none.
 
-        It was the last layer with weights, if it is linear or any convolution and was called by place.
+        The rule: the last layer with weights, if it is linear or a convolution and got a positional argument.
         """
         parts = dict(self.module.named_modules())
         ran = [name for name in self.nodes if name and name in parts]
@@ -208,11 +213,11 @@ class _Observed:
         usable = last and isinstance(parts[last[0]], nn.Linear | nn.Conv2d) and self.calls[last[0]] == 1
         if not usable or last[0] not in self.inputs or last[0] in self.by_name:
             return []
-        return last if decide(self.module, last, images) else []
+        return last if determine_output(self.module, last, images) else []
 
 
 def _digest(value: Tensor) -> int:
-    """Return a checksum of the first row, by NumPy: each operation of torch passes through the modes that observe."""
+    """Return a checksum of the first row. NumPy computes it, since operations of torch would be recorded."""
     plain = value.detach()
     if plain.is_floating_point() and plain.itemsize < 4:
         plain = plain.float()  # NumPy has no bfloat16
@@ -220,7 +225,7 @@ def _digest(value: Tensor) -> int:
 
 
 class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers which operation ran last that makes values: views and copies do not."""
+    """Remembers the last operation that computes values: views and copies do not count."""
 
     name = ""
     SILENT = ("clone", "copy", "detach", "empty", "zeros", "to_copy", "unsafe_view", "as_strided")
@@ -232,17 +237,17 @@ class _LastOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width: Shape) -> dict[str, Tap]:
-    """Return the nodes with their layouts, and where their tokens are, how many stand before those of the patches."""
+def _add_layouts(nodes: dict[str, Tap], larger: _Observer, module: nn.Module, width: Shape) -> dict[str, Tap]:
+    """Return the nodes with their layouts and, for tokens, the number of prefix tokens."""
     inputs = {}
     if PENULTIMATE in nodes:
         part = nodes[PENULTIMATE].input_of
         inputs[PENULTIMATE] = larger.nodes.get(LOGITS) if part is None else larger.inputs.get(part)
     layouts: dict[str, Layout | None] = {}
     for name, tap in nodes.items():
-        seen = inputs.get(name, larger.nodes.get(name))
-        layouts[name] = _layout(tap.shape, seen.shape if seen else tap.shape)
-    # Where a network takes one size only, tokens are as wide as what the last layer gets.
+        enlarged = inputs.get(name, larger.nodes.get(name))
+        layouts[name] = _layout(tap.shape, enlarged.shape if enlarged else tap.shape)
+    # If a network takes a single image size, tokens are recognised by the width of the classifier's input.
     lengths = [
         tap.shape[0]
         for name, tap in nodes.items()
@@ -255,25 +260,23 @@ def _laid_out(nodes: dict[str, Tap], larger: _Observed, module: nn.Module, width
         layout = layouts[name]
         if layout is None and len(tap.shape) == 2:
             layout = "LC" if length and tap.shape[0] in (length, length - prefix) else "other"
-        whole = layout == "LC" and tap.shape[0] == length
+        has_all_tokens = layout == "LC" and tap.shape[0] == length
         update = {
             "layout": layout or "CHW",
-            "prefix": prefix if whole else 0,
-            "class_token": whole and class_token and prefix > 0,
+            "prefix": prefix if has_all_tokens else 0,
+            "class_token": has_all_tokens and class_token and prefix > 0,
         }
         result[name] = tap.model_copy(update=update)
     return result
 
 
 def _prefix_tokens(module: nn.Module) -> int:
-    """Return how many tokens stand before those of the patches: timm says it, torchvision's networks have one or
-    none.
-    """
+    """Return the number of tokens before the patches: timm states it; in torchvision it is the class token, if any."""
     return int(getattr(module, "num_prefix_tokens", 1 if hasattr(module, "class_token") else 0))
 
 
 def _layout(row: Shape, larger: Shape) -> Layout | None:
-    """Return the layout by the axes that grow with the image; None for tokens and maps of a fixed size."""
+    """Return the layout from the axes that grow with the image; None for tokens and maps of a fixed size."""
     if len(row) not in (2, 3) or len(row) != len(larger):
         return "other"
     grown = tuple(after > before for before, after in zip(row, larger, strict=True))

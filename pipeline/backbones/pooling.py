@@ -1,13 +1,13 @@
-"""Poolings: from one tap's output to the row that is stored. They run on the device, before anything is copied.
+"""Poolings: from the value of a tap to the stored row. They run on the device, before the copy to the host.
 
-none          as it is                                        any
-flatten       one axis                                        any
+none          unchanged                                       any
+flatten       flattened                                       any
 mean max      over height and width                           maps
 gem           generalised mean over height and width, p = 3   maps, not negative (Radenović et al. 2018, eq. 3)
 mean+std      mean, then standard deviation                   maps
 avg<h>x<w>    mean in the cells of a grid, channels first     maps
 cls           the class token                                 tokens
-mean_tokens   mean over all tokens but the class token's      tokens
+mean_tokens   mean over the tokens after the prefix           tokens
 """
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from pipeline.backbones.spec import GRID, Tap
 
-GEM_P, GEM_LEAST = 3.0, 1e-6  # the published defaults
+GEM_P, GEM_MIN = 3.0, 1e-6  # the published defaults
 
 
 def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
-    """Pool one tap's output (n, ...); the result never shares memory with `value`."""
+    """Pool the value of a tap (n, ...); the result never shares memory with `value`."""
     if pooling == "none" or (pooling == "mean" and tap.averaged):
         return value.clone(memory_format=torch.contiguous_format)
     if pooling == "flatten":
@@ -34,7 +34,7 @@ def pool(value: Tensor, pooling: str, tap: Tap) -> Tensor:
     if pooling == "max":
         return maps.amax(dim=(2, 3))
     if pooling == "gem":
-        return maps.clamp(min=GEM_LEAST).pow(GEM_P).mean(dim=(2, 3)).pow(1 / GEM_P)
+        return maps.clamp(min=GEM_MIN).pow(GEM_P).mean(dim=(2, 3)).pow(1 / GEM_P)
     if pooling == "mean+std":
         return torch.cat([maps.mean(dim=(2, 3)), maps.std(dim=(2, 3), correction=0)], dim=1)
     grid = GRID.fullmatch(pooling)

@@ -1,7 +1,7 @@
-"""Random projections of rows that are too wide to keep: sparse, seeded, from scikit-learn.
+"""Random projections of rows that are too wide to store: sparse, seeded, from scikit-learn.
 
-Distances survive to within a factor that depends on the number of dimensions alone (Johnson and Lindenstrauss 1984; the
-sparse matrix is that of Li, Hastie and Church 2006).
+Distances are preserved within a factor that depends only on the number of dimensions (Johnson and Lindenstrauss 1984;
+the sparse matrix is that of Li, Hastie and Church 2006).
 """
 
 import functools
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 SEED = 0
-"""Of the random matrix: another one projects as well."""
+"""Seed of the random matrix. Any seed projects equally well."""
 
 
 @functools.lru_cache(maxsize=16)
 def matrix(width: int, dimensions: int) -> "csr_matrix":
-    """Return the projection of rows of a width, float32 (dimensions, width); equal arguments give equal matrices."""
+    """Return the projection matrix float32 (dimensions, width); equal arguments give equal matrices."""
     from sklearn.random_projection import SparseRandomProjection
 
     random = SparseRandomProjection(n_components=dimensions, random_state=SEED, dense_output=True)
-    made: Any = random.fit(np.zeros((1, width), dtype=np.float32)).components_
-    return made.astype(np.float32)
+    components: Any = random.fit(np.zeros((1, width), dtype=np.float32)).components_
+    return components.astype(np.float32)
 
 
 def digest(width: int, dimensions: int) -> str:
-    """Return SHA-256 of the matrix, for the identity: another version of scikit-learn might draw another one."""
+    """Return SHA-256 of the matrix, for the identity: another version of scikit-learn may draw another matrix."""
     projection = matrix(width, dimensions)
     total = hashlib.sha256()
     for part in (projection.indptr.astype("<i8"), projection.indices.astype("<i8"), projection.data.astype("<f4")):

@@ -1,7 +1,7 @@
-"""Head replay: cached penultimate features through the network's own last layers give its logits, row by row.
+"""Head replay: compute logits from cached penultimate features with the network's own last layers.
 
-The whole network runs on empty images, and what its last layer is about to get is replaced by the cached rows: so
-everything behind that layer's input runs as the network has it, whatever the architecture.
+The network runs on images of zeros, and a hook replaces the classifier's input by the cached rows: all later layers run
+unchanged, whatever the architecture.
 """
 
 import contextlib
@@ -12,38 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.hooks import PENULTIMATE, first_input, one_path, with_first_input
+from pipeline.backbones.hooks import PENULTIMATE, first_input, with_first_input, without_attention_fastpath
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputPart
 from pipeline.errors import BackboneError, unknown
 
 BATCH = 16
 
-# How far a logit may be off, in parts of the largest of all, where rows were stored in a dtype. Rows of other samples
-# are off by about one such part.
+# Largest error of a logit, relative to the largest logit, by the dtype of the stored rows. Rows of other samples have a
+# relative error of about 1.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 
 
 @torch.inference_mode()
 def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
-    """Compute logits float32 (n, classes) of rows of `penultimate`, unpooled or flattened (n, ...).
+    """Compute logits float32 (n, classes) from rows of `penultimate` (n, ...), unpooled or flattened.
 
-    A row that is a mean over positions stands at each of them. A network without a classifier gives its rows as they
-    are. Raises BackboneError if the network has no such node, or
-    if the rows have another size.
+    A row that is a mean over positions is used at each position. For a network without a classifier, the rows are
+    returned unchanged. Raises BackboneError if the network has no such node, or if the rows have another size.
     """
     name = backbone.spec.network
     tap = backbone.spec.taps.get(PENULTIMATE)
     if tap is None:
         raise BackboneError(
-            f"{name}: {unknown('node', PENULTIMATE, backbone.spec.taps)} Only a network that gives one tensor with a "
-            "row per image can replay it."
+            f"{name}: {unknown('node', PENULTIMATE, backbone.spec.taps)} Only a network that returns a tensor with "
+            "a row per image can replay it."
         )
     size = math.prod(tap.shape)
     if math.prod(rows.shape[1:]) != size:
         raise BackboneError(
-            f"{name}: expected rows of `{PENULTIMATE}` as large as {tap.shape}, got {rows.shape[1:]}. Store the tap "
-            "with `pool: none` or `pool: flatten`, and without `project`."
+            f"{name}: expected rows of `{PENULTIMATE}` with the size of {tap.shape}, got {rows.shape[1:]}. Store the "
+            "tap with `pool: none` or `pool: flatten`, and without `project`."
         )
     parts = tap.parts or (
         {} if tap.input_of is None else {tap.input_of: InputPart(start=0, stop=size, axes=tap.averaged)}
@@ -53,34 +52,34 @@ def replay(backbone: Backbone, rows: np.ndarray) -> np.ndarray:
     like = next(backbone.module.parameters())
     cached = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).reshape(len(rows), size)
     images = torch.zeros(BATCH, *backbone.spec.input.shape, device=like.device, dtype=like.dtype)
-    found = []
-    for some in cached.split(BATCH):  # type: ignore[no-untyped-call]
+    logits = []
+    for chunk in cached.split(BATCH):  # type: ignore[no-untyped-call]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(one_path())
+            stack.enter_context(without_attention_fastpath())
             for module, part in parts.items():
-                hook = _putting(some[:, part.start : part.stop].to(like), part.axes)
+                hook = _input_hook(chunk[:, part.start : part.stop].to(like), part.axes)
                 before = backbone.module.get_submodule(module).register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(before.remove)
-            found.append(backbone.module(images[: len(some)]).float().cpu().numpy())
-    return np.concatenate(found) if found else np.empty((0, *backbone.spec.taps["logits"].shape), np.float32)
+            logits.append(backbone.module(images[: len(chunk)]).float().cpu().numpy())
+    return np.concatenate(logits) if logits else np.empty((0, *backbone.spec.taps["logits"].shape), np.float32)
 
 
-def _putting(rows: Tensor, axes: tuple[int, ...]) -> Any:
-    """Return a hook that puts rows (n, width) in the place of what a module gets, the same at all positions."""
+def _input_hook(rows: Tensor, axes: tuple[int, ...]) -> Any:
+    """Return a hook that replaces a module's input by rows (n, width), the same at all positions."""
 
-    def put(_module: Any, args: Any, kwargs: Any) -> Any:
+    def replace(_module: Any, args: Any, kwargs: Any) -> Any:
         shape = first_input(args, kwargs).shape
         narrow = [1 if axis in axes else size for axis, size in enumerate(shape)]
         return with_first_input(args, kwargs, rows.reshape(narrow).expand(shape))
 
-    return put
+    return replace
 
 
 def expected_logits(backbone: Backbone, rows: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return what the replay of rows has to give: the network's logits (n, classes).
+    """Return the logits (n, classes) that the replay of rows must give: those of the network.
 
-    Of rows that are means over positions, the replay of `rows`, computed now: what stands behind the classifier may be
-    no linear function of such a mean, as SqueezeNet's ReLU.
+    For rows that are means over positions: the replay of `rows` itself, since layers after the classifier may be
+    non-linear, such as SqueezeNet's ReLU, so that the network's logits are no function of the mean.
     """
     tap = backbone.spec.taps[PENULTIMATE]
     averaged = tap.averaged or any(part.axes for part in tap.parts.values())
@@ -90,12 +89,11 @@ def expected_logits(backbone: Backbone, rows: np.ndarray, logits: np.ndarray) ->
 def check_replay(
     backbone: Backbone, rows: np.ndarray, logits: np.ndarray, *, dtype: str, where: str, cosine: float | None = None
 ) -> dict[str, float | int]:
-    """Compare the replay of stored rows with live logits (n, classes) of the same samples.
+    """Compare the replay of stored rows with logits (n, classes) computed from the same samples.
 
-    Returns the number of rows, the largest error in parts of the largest logit, and the share of rows with the same
-    first class. Raises BackboneError if a row is further off than the stored dtype explains. Rows of a network that ran
-    in reduced precision stray with it: with `cosine`, that is the least median cosine to the live logits, and all that
-    is asked.
+    Returns the number of rows, the largest error relative to the largest logit, and the share of rows with the same top
+    class. Raises BackboneError if an error exceeds the tolerance of the stored dtype. For rows of a network that ran in
+    reduced precision, `cosine` is the smallest allowed median cosine to the computed logits, and the only criterion.
     """
     replayed, computed = replay(backbone, rows), logits.astype(np.float32)
     if replayed.shape != computed.shape:
@@ -104,7 +102,7 @@ def check_replay(
         return {"rows": 0, "error": 0.0, "agreement": 1.0}
     replayed, computed = replayed.reshape(len(rows), -1), computed.reshape(len(rows), -1)
     errors = np.abs(replayed - computed).max(axis=1) / max(float(np.abs(computed).max()), np.finfo(np.float32).tiny)
-    # A comparison with NaN is false, so a row that is not finite is off.
+    # Negated, since a comparison with NaN is false: rows that are not finite count as off.
     off = np.flatnonzero(~(errors <= TOLERANCE[dtype]))
     if cosine is not None:
         lengths = np.linalg.norm(replayed, axis=1) * np.linalg.norm(computed, axis=1)
@@ -112,15 +110,15 @@ def check_replay(
         if not median >= cosine:
             raise BackboneError(
                 f"{where}: expected cached `{PENULTIMATE}` features of reduced precision to give the network's logits "
-                f"with a median cosine of {cosine:g} at least, got {median:.4f}. The features are of other samples or "
-                "other weights, or the network cannot bear this precision: extract them again, in float32."
+                f"with a median cosine of at least {cosine:g}, got {median:.4f}. The features are of other samples or "
+                "other weights, or the precision is too low for the network: extract them again, in float32."
             )
     elif len(off):
         raise BackboneError(
             f"{where}: expected cached `{PENULTIMATE}` features to give the network's logits within "
-            f"{TOLERANCE[dtype]:g} of the largest ({dtype}), got {errors[off[0]]:.3g} in row {off[0]}, and {len(off)} "
-            f"of {len(rows)} rows off. The features are of other samples or other weights, or do not fit {dtype}: "
-            "extract them again, in float32 where they are large."
+            f"{TOLERANCE[dtype]:g} of the largest ({dtype}), got an error of {errors[off[0]]:.3g} in row {off[0]}, "
+            f"and errors in {len(off)} of {len(rows)} rows. The features are of other samples or other weights, or "
+            f"{dtype} is too coarse for them: extract them again, in float32 if their values are large."
         )
     agreement = float((replayed.argmax(axis=1) == computed.argmax(axis=1)).mean())
     return {"rows": len(rows), "error": float(errors.max()), "agreement": agreement}

@@ -1,6 +1,6 @@
-"""The backbone on disk: weights as safetensors, everything else in backbone.json, and the way back to a module.
+"""Write a backbone to disk and read it: weights as safetensors, everything else in backbone.json.
 
-Whatever trains a network writes it with `write`; whatever runs one reads it with `read`, which checks the digest.
+Stages that train a network call `write`; code that runs a network calls `read`, which checks digest and outputs.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ JSON, WEIGHTS = "backbone.json", "weights.safetensors"
 
 @dataclass(frozen=True, repr=False)
 class Backbone:
-    """A frozen network, ready to run: evaluation mode, no gradients.
+    """A frozen network (evaluation mode, no gradients) and its spec.
 
     >>> backbone = read("data/backbones/tiny")
     >>> backbone.spec.taps["penultimate"].shape, backbone.module.training
@@ -45,9 +45,7 @@ class Backbone:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their
-    names.
-    """
+    """Return SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, sorted by name."""
     total = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -57,7 +55,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """Return an untrained network by its family; raises BackboneError if there is no such family."""
+    """Build an untrained network; raises BackboneError if its family is unknown."""
     family = architecture.get("family", "")
     if family not in ARCHITECTURES:
         raise BackboneError(unknown("architecture family", family, ARCHITECTURES))
@@ -67,9 +65,9 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Put weights into a network; raises BackboneError with the first keys and shapes that differ."""
+    """Load weights into a network; raises BackboneError with the first keys and shapes that differ."""
     own = network.state_dict()
-    # Files older than torch 0.4.1 lack the number of batches that a BatchNorm saw; evaluation mode does not use it.
+    # Files older than torch 0.4.1 lack BatchNorm's num_batches_tracked, which evaluation mode does not use.
     state = {**{key: own[key] for key in own if key.endswith("num_batches_tracked")}, **state}
     problems = [f"missing: {key} {tuple(own[key].shape)}" for key in own if key not in state]
     problems += [f"not in the architecture: {key} {tuple(state[key].shape)}" for key in state if key not in own]
@@ -80,29 +78,27 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     ]
     if problems:
         differ = counted(len(problems), "key differs", "keys differ")
-        title = f"{where}: the weights do not fit the architecture, {differ}. The first of them"
+        title = f"{where}: the weights do not fit the architecture, {differ}. The first"
         raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
-    # Modules ask for the version of their weights' layout (MNASNet refuses none), and files of weights do not keep it.
-    # The names and shapes are those of the network, so its versions hold.
+    # Modules ask for the version of the weights' layout (MNASNet fails without it), which safetensors files do not
+    # store. Names and shapes equal those of the network, so that its versions apply.
     versioned = OrderedDict(state)
     versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
     network.load_state_dict(versioned, strict=True)
 
 
 def _prefix_hint(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Return what to set where weights were saved with a wrapper around the network, such as DataParallel's
-    `module.`.
-    """
+    """Return advice if the weights were saved from a wrapper around the network, such as DataParallel (`module.`)."""
     ends = ((key, dot.end()) for key in state for dot in re.finditer(r"\.", key))
-    fitting = Counter(key[:end] for key, end in ends if key[end:] in own)
-    best, count = next(iter(fitting.most_common(1)), ("", 0))
+    prefixes = Counter(key[:end] for key, end in ends if key[end:] in own)
+    best, count = next(iter(prefixes.most_common(1)), ("", 0))
     if 2 * count <= sum(not key.endswith("num_batches_tracked") for key in own):
         return ""
     return f"\nKeys begin with {best!r}: set `strip_prefix: '{best}'`."
 
 
 def freeze(network: nn.Module) -> nn.Module:
-    """Set a network to evaluation mode and switch off gradients, for good."""
+    """Set a network to evaluation mode and switch off its gradients; return it."""
     return network.eval().requires_grad_(False)
 
 
@@ -115,11 +111,11 @@ def write(
     inputs: InputSpec,
     classes: Iterable[str] = (),
 ) -> BackboneSpec:
-    """Write a network in the backbone format; backbone.json comes last and makes it whole.
+    """Write a network in the backbone format; backbone.json is written last and marks the folder as complete.
 
-    Raises BackboneError if the network refuses the input.
+    Raises BackboneError if the network does not accept the input.
     """
-    state = _apart(network.state_dict())
+    state = _unshare_memory(network.state_dict())
     taps = survey_network(network, inputs, where=folder.name)
     spec = BackboneSpec(
         architecture=dict(architecture),
@@ -129,7 +125,9 @@ def write(
         taps=taps,
         aliases=aliases(architecture, taps),
         classes=tuple(classes),
-        probe=reference_output.take(network, inputs.shape, packages=reference_output.packages_of(architecture)),
+        probe=reference_output.compute_probe(
+            network, inputs.shape, packages=reference_output.packages_of(architecture)
+        ),
     )
     with atomic(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary)
@@ -137,21 +135,25 @@ def write(
     return spec
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors that share no memory, which safetensors refuses: tied weights are written twice."""
+def _unshare_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, as safetensors requires: tied weights are written twice."""
     storages: set[int] = set()
-    apart = {}
+    result = {}
     for name, tensor in state.items():
         storage = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.detach().clone() if storage in storages else tensor.contiguous()
+        result[name] = tensor.detach().clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
-    return apart
+    return result
 
 
 def survey_network(
-    network: nn.Module, inputs: InputSpec, *, where: str, remedy: str = "Set `input` to what it was trained with."
+    network: nn.Module,
+    inputs: InputSpec,
+    *,
+    where: str,
+    remedy: str = "Set `input` to the preprocessing of its training.",
 ) -> dict[str, Tap]:
-    """Return the nodes of a network for its input; raises BackboneError, with the remedy, if it refuses the input."""
+    """Return the nodes of a network; raises BackboneError with `remedy` if the network does not accept the input."""
     try:
         return survey(freeze(network), inputs.shape)
     except Exception as error:
@@ -168,7 +170,7 @@ def read_spec(folder: AnyPath) -> BackboneSpec:
     folder = as_path(folder, "read_spec: folder")
     path = folder / JSON
     if not path.is_file():
-        raise BackboneError(f"{folder}: no backbone there ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
+        raise BackboneError(f"{folder}: not a backbone ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
     try:
         return BackboneSpec.model_validate(read_json(path))
     except (ValidationError, ValueError) as error:
@@ -176,9 +178,9 @@ def read_spec(folder: AnyPath) -> BackboneSpec:
 
 
 def read(folder: AnyPath) -> Backbone:
-    """Read a backbone; check its weights against their digest, and its outputs against its probe.
+    """Read a backbone; check its weights against their digest and its outputs against its probe.
 
-    Raises BackboneError with what is wrong.
+    Raises BackboneError with the reason and the advice.
     """
     folder = as_path(folder, "read: folder")
     spec = read_spec(folder)
@@ -188,10 +190,10 @@ def read(folder: AnyPath) -> Backbone:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
         raise BackboneError(f"{folder / WEIGHTS}: expected weights, got {error}. {remedy}") from None
-    found = weights_digest(state)
-    if found != spec.weights_digest:
+    computed = weights_digest(state)
+    if computed != spec.weights_digest:
         raise BackboneError(
-            f"{folder / WEIGHTS}: expected weights with the digest {spec.weights_digest[:16]}…, got {found[:16]}…. "
+            f"{folder / WEIGHTS}: expected weights with the digest {spec.weights_digest[:16]}…, got {computed[:16]}…. "
             f"{remedy}"
         )
     network = build(spec.architecture)

@@ -1,6 +1,6 @@
-"""Models of timm: weights by timm's tag, preprocessing from the settings that timm keeps beside each set of weights.
+"""Models of timm: weights by timm's tag, preprocessing from timm's settings for each set of weights.
 
-timm is an extra of its own. It is imported when a model of it is asked for.
+timm is an extra of its own, imported with the first of its models.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pipeline.errors import BackboneError, requires, unknown
 from pipeline.readers.image import ImageSpec
 
 SETTINGS = ("num_classes", "img_size")
-"""What backbone.json may tell a model of timm. Others of its settings load files."""
+"""Settings of a timm model that backbone.json may hold. Other settings of timm load files."""
 
 
 def names() -> list[str]:
-    """Return every model of the installed timm, without tags."""
+    """Return the names of all models of the installed timm, without tags."""
     return list(_timm().list_models())
 
 
@@ -29,15 +29,15 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def weights_entry(model: str, tag: str | None) -> Any:
-    """Return timm's settings of a set of weights; raises BackboneError with the models or the tags that exist."""
+    """Return timm's settings of a set of weights; raises BackboneError with the known models or tags."""
     timm = _timm()
-    _known(model)
+    _check_model(model)
     tags = _tags(model)
     if tag is not None and tag not in tags:
         raise BackboneError(f"{model}: {unknown('weights', tag, tags)}")
     entry = timm.models.get_pretrained_cfg(model if tag is None else f"{model}.{tag}")
     if entry is None:
-        raise BackboneError(f"{model}: expected a model with preprocessing of its own, and timm states none for it.")
+        raise BackboneError(f"{model}: expected a model with preprocessing settings, but timm has none for it.")
     return entry
 
 
@@ -47,7 +47,7 @@ def _tags(model: str) -> list[str]:
 
 
 def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputSpec]:
-    """Return the input of each set of weights of a model, by its tag; without those that icecore cannot reproduce."""
+    """Return {tag: input} for the weights of a model, without inputs that icecore cannot reproduce."""
     result = {}
     for tag in _tags(model):
         with contextlib.suppress(BackboneError):
@@ -56,15 +56,15 @@ def all_preprocessing(model: str, *, own_size: bool = False) -> dict[str, InputS
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
-    """Return what backbone.json keeps of a model that is to hold weights of an entry."""
+    """Return the architecture in backbone.json for a model with the weights of an entry."""
     size = {"img_size": list(entry.input_size[1:])} if entry.fixed_input_size else {}
     return {"family": "timm", "name": model, "tag": entry.tag, "num_classes": classes or entry.num_classes, **size}
 
 
 def preprocessing(model: str, entry: Any, *, own_size: bool = False) -> InputSpec:
-    """Return the input that a set of weights is evaluated with, as timm states it.
+    """Return timm's evaluation input for a set of weights.
 
-    `own_size`: the user's settings replace resize and crop, so that those of timm need not be reproduced.
+    `own_size`: the user sets resize and crop, so that timm's need not be reproduced.
     """
     height, width = entry.input_size[1:]
     scaled = (math.floor(height / entry.crop_pct), math.floor(width / entry.crop_pct))
@@ -80,15 +80,15 @@ def preprocessing(model: str, entry: Any, *, own_size: bool = False) -> InputSpe
 
 
 def origin(entry: Any) -> dict[str, str]:
-    """Return licence and addresses, where timm states them."""
+    """Return the licence and the addresses that timm states."""
     stated = {"hf_hub_id": entry.hf_hub_id, "url": entry.url, "origin_url": entry.origin_url}
     return {"license": entry.license or "not stated"} | {name: str(value) for name, value in stated.items() if value}
 
 
 def download(architecture: Mapping[str, Any], entry: Any) -> nn.Module:
-    """Return a model with the weights of an entry, from the caches of timm or from where it keeps them.
+    """Return a model with the weights of an entry, from timm's cache or downloaded.
 
-    Raises BackboneError if there is no network, or if what came is damaged.
+    Raises BackboneError if there is no connection, or if the download is damaged.
     """
     _timm().models.set_pretrained_check_hash(True)
     where = f"{architecture['name']}.{entry.tag}"
@@ -96,14 +96,14 @@ def download(architecture: Mapping[str, Any], entry: Any) -> nn.Module:
         return _create(architecture, pretrained=True)
     except Exception as error:  # noqa: BLE001 - hubs and their clients raise nearly anything
         raise BackboneError(
-            f"{where}: the weights could not be loaded: {type(error).__name__}: {error} Where there is no network, "
-            f"fetch {entry.hf_hub_id or entry.url} elsewhere and name its file in `file`, with its `sha256`."
+            f"{where}: the weights could not be loaded: {type(error).__name__}: {error} Without a connection, "
+            f"download {entry.hf_hub_id or entry.url} elsewhere and set `file` to its file, with its `sha256`."
         ) from None
 
 
 def _create(architecture: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
     timm = _timm()
-    _known(architecture["name"])  # else timm takes it for the address of a repository or of a folder
+    _check_model(architecture["name"])  # timm takes an unknown name for the address of a repository or folder
     settings = {name: architecture[name] for name in SETTINGS if name in architecture}
     network: nn.Module = timm.create_model(
         architecture["name"], pretrained=pretrained, pretrained_cfg=architecture["tag"], **settings
@@ -111,7 +111,7 @@ def _create(architecture: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
     return network
 
 
-def _known(model: str) -> None:
+def _check_model(model: str) -> None:
     timm = _timm()
     if not timm.is_model(model):
         raise BackboneError(unknown("timm model", model, timm.list_models()))

@@ -1,4 +1,4 @@
-"""Classification models of torchvision: weights by the name of their enum entry, preprocessing from the weights."""
+"""Classification models of torchvision: weights by the name of the enum entry, preprocessing from the weights."""
 
 import pickle
 import re
@@ -14,18 +14,18 @@ from pipeline.backbones.spec import InputSpec
 from pipeline.errors import BackboneError, unknown
 from pipeline.readers.image import ImageSpec
 
-# What torchvision switches on by itself only when it loads the weights. The weights hold the auxiliary classifiers.
+# Options that torchvision sets only when it loads the weights itself. The weights include the auxiliary classifiers.
 EXTRA: Mapping[str, Mapping[str, Any]] = {
     "inception_v3": {"transform_input": True, "init_weights": False},
     "googlenet": {"transform_input": True, "init_weights": False},
 }
 
-# DenseNet's files are older than its module names: `denselayer1.norm.1.weight` is `denselayer1.norm1.weight` now.
+# DenseNet's weight files have old module names: `denselayer1.norm.1.weight` is now `denselayer1.norm1.weight`.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def names() -> list[str]:
-    """Return every classification model of the installed torchvision."""
+    """Return the names of all classification models of the installed torchvision."""
     return list(models.list_models(module=models))
 
 
@@ -37,7 +37,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
-    """Return what backbone.json keeps of a model that is to hold weights of an enum entry."""
+    """Return the architecture in backbone.json for a model with the weights of an enum entry."""
     options = dict(EXTRA.get(model, {}))
     if model.startswith("vit_"):
         options["image_size"] = entry.meta["min_size"][0]
@@ -45,7 +45,7 @@ def architecture(model: str, entry: Any, classes: int | None) -> dict[str, Any]:
 
 
 def weights_entry(model: str, weights: str) -> Any:
-    """Return the entry of the model's weights enum; raises BackboneError with the models or the entries that exist."""
+    """Return an entry of the model's weights enum; raises BackboneError with the known models or entries."""
     if model not in names():
         raise BackboneError(unknown("torchvision classification model", model, names()))
     entries = models.get_model_weights(model)
@@ -60,12 +60,12 @@ def entries(model: str) -> list[Any]:
 
 
 def preprocessing(entry: Any) -> InputSpec:
-    """Return the input that a set of weights was trained for, as torchvision states it."""
+    """Return torchvision's evaluation input for a set of weights."""
     return preset_input(entry.transforms())
 
 
 def preset_input(preset: Any) -> InputSpec:
-    """Return the input that a preset of torchvision for classification makes of an image."""
+    """Return the input of a classification preset of torchvision."""
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     interpolation = InterpolationMode(preset.interpolation).value
     image = ImageSpec(mode="RGB", resize=resize, crop=(crop, crop), interpolation=interpolation)
@@ -73,22 +73,22 @@ def preset_input(preset: Any) -> InputSpec:
 
 
 def download(entry: Any) -> dict[str, torch.Tensor]:
-    """Return the weights of an enum entry, from torch's own cache or from where torchvision keeps them; hash checked.
+    """Return the weights of an enum entry, from torch's cache or downloaded, with their hash checked.
 
-    Raises BackboneError if there is no network, or if what came is damaged.
+    Raises BackboneError if there is no connection, or if the download is damaged.
     """
     try:
         state: dict[str, torch.Tensor] = entry.get_state_dict(progress=False, check_hash=True)
-    except PermissionError:  # torch's cache is another user's
+    except PermissionError:  # the cache of torch belongs to another user
         raise
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BackboneError(
-            f"{entry.url}: the weights could not be loaded: {error}. Where there is no network, fetch that file "
-            "elsewhere and name it in `file`, with its `sha256`."
+            f"{entry.url}: the weights could not be loaded: {error}. Without a connection, download that "
+            "file elsewhere and set `file` to its path, with its `sha256`."
         ) from None
     return state
 
 
 def current_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state dict under the names that the modules have in the installed torchvision."""
+    """Return a state dict with the module names of the installed torchvision."""
     return {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}

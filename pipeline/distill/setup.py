@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.backbones import serialization
-from pipeline.backbones.replace_classifier import last_layer, new_parts, start_from
+from pipeline.backbones.replace_classifier import init_from_linear, last_layer, new_modules
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap
 from pipeline.backbones.user_code import digest_of_icecore
@@ -99,7 +99,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
         seed=config.seed,
         classes=branches[-1].stop,
     )
-    trainable = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_parts(architecture))
+    trainable = freezing.prepare(network, spec, "full", batch_norm=config.batch_norm, new=new_modules(architecture))
     pairs = pairs_of(config.losses, spec, run.hints)
     objective = DistillationLoss(
         branches,
@@ -126,7 +126,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
             ]
         probes = run.probes[name]
         heads = [probe.linear for probe in probes]
-        start_from(network, architecture, join_heads(last, list(zip(branches, heads, strict=True))))
+        init_from_linear(network, architecture, join_heads(last, list(zip(branches, heads, strict=True))))
         context = replace(context, fitted=heads[0] is not None)
     architectures = [spec.architecture, *([] if run.live is None else [run.live.architecture])]
     return TrainingJob(

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.hooks import INPUT, watch
+from pipeline.backbones.hooks import INPUT, observe
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.distill.feature_pairs import FeaturePair
 from pipeline.distill.online_teacher import OnlineTeacher, TeacherOutput
@@ -63,7 +63,7 @@ class Student(nn.Module):
         def keep(node: str, value: Tensor) -> None:
             values[node] = value.clone()  # before the network overwrites it
 
-        with watch(self.network, keep, {node: tap for node, tap in self._taps.items() if node != INPUT}):
+        with observe(self.network, keep, {node: tap for node, tap in self._taps.items() if node != INPUT}):
             logits = self.network(images)
         return Output(logits, {name: self._row(name, pair, values) for name, pair in self.pairs.items()}, teacher)
 

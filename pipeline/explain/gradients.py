@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.hooks import FUNCTION, INPUT, one_path, watch
+from pipeline.backbones.hooks import FUNCTION, INPUT, observe, without_attention_fastpath
 from pipeline.backbones.pooling import pool
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap, TapSpec
@@ -59,7 +59,7 @@ def gradient_maps(
 
     wanted = {**maps, **{spec.node: nodes[spec.node] for spec in specs if spec.node != INPUT}}
     images = images.clone().requires_grad_()
-    with torch.enable_grad(), one_path(), watch(backbone.module, keep, wanted):
+    with torch.enable_grad(), without_attention_fastpath(), observe(backbone.module, keep, wanted):
         # Not the leaf itself, which no layer may change in place.
         backbone.module(images * 1)
         for name, spec in taps.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.backbones.hooks import INPUT, one_path, watch
+from pipeline.backbones.hooks import INPUT, observe, without_attention_fastpath
 from pipeline.backbones.pooling import pool
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap, TapSpec
@@ -60,7 +60,11 @@ def read_tap_maps(backbone: Backbone, taps: Mapping[str, TapSpec], images: Tenso
     def keep(node: str, value: Any) -> None:
         values[node] = value.detach().clone().float()
 
-    with torch.no_grad(), one_path(), watch(backbone.module, keep, {k: v for k, v in wanted.items() if k != INPUT}):
+    with (
+        torch.no_grad(),
+        without_attention_fastpath(),
+        observe(backbone.module, keep, {k: v for k, v in wanted.items() if k != INPUT}),
+    ):
         backbone.module(images)
     values[INPUT] = images.detach().clone()
     return {name: _map_of(spec, nodes[spec.node], wanted, values) for name, spec in taps.items()}

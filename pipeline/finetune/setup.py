@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.backbones import serialization
-from pipeline.backbones.replace_classifier import last_layer, new_parts, start_from
+from pipeline.backbones.replace_classifier import init_from_linear, last_layer, new_modules
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.user_code import digest_of_icecore
 from pipeline.errors import TrainingError
@@ -131,7 +131,7 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         what,
         batch_norm=config.batch_norm,
         unfreeze=config.unfreeze,
-        new=new_parts(architecture),
+        new=new_modules(architecture),
     )
     if node is not None:
         check_frozen(network, spec, trainable, node, epochs=config.epochs)
@@ -153,7 +153,7 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         if probe.linear is not None:
             head = copy.deepcopy(probe.linear)
             targets.fold(head)
-            start_from(network, architecture, head)
+            init_from_linear(network, architecture, head)
             context = replace(context, fitted=True)
     return TrainingJob(
         HEAD,

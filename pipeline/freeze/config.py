@@ -211,4 +211,4 @@ def _of(folder: Path) -> str:
     except PermissionError as error:
         return f"{error.filename}: {error.strerror}"
     except (OSError, ValueError, LookupError, TypeError):
-        return f"{folder}: no backbone there"
+        return f"{folder}: not a backbone"

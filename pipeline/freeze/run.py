@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization, timm_models, user_module
-from pipeline.backbones.find_classifier import decide
+from pipeline.backbones.find_classifier import determine_output
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.nodes import survey
 from pipeline.backbones.spec import BackboneSpec, InputSpec
@@ -211,7 +211,7 @@ def _unfitting_classifier(
             for inner, part in network.get_submodule(name).named_modules()
         )
         images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-        return tuple(at) if inside and decide(network, at, images) else ()
+        return tuple(at) if inside and determine_output(network, at, images) else ()
     except Exception:  # noqa: BLE001 - what is wrong with the input is named when the backbone is written
         return ()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
-from pipeline.backbones.hooks import FUNCTION, LOGITS, collect, one_path
+from pipeline.backbones.hooks import FUNCTION, LOGITS, collect, without_attention_fastpath
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.errors import BackboneError, bullets, unknown_node
@@ -204,7 +204,7 @@ def _compare(made: Tail, spec: BackboneSpec) -> None:
     """Raise BackboneError unless rows of the node give the logits of the network, in evaluation mode."""
     like = next(made.network.parameters())
     images = torch.randn(2, *spec.input.shape, generator=torch.Generator().manual_seed(0)).to(like)
-    with modes(made.network, training=False), torch.no_grad(), one_path():
+    with modes(made.network, training=False), torch.no_grad(), without_attention_fastpath():
         logits = made.network(images)
         rows = collect(made.network, images, {"rows": TapSpec(node=made.node)}, spec.taps)["rows"]
         off = float((made(rows) - logits).abs().max() / logits.abs().max().clamp_min(torch.finfo(like.dtype).tiny))

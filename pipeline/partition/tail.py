@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.backbones.hooks import one_path
+from pipeline.backbones.hooks import without_attention_fastpath
 from pipeline.backbones.spec import BackboneSpec, Tap
 from pipeline.errors import BackboneError
 from pipeline.partition.graph import Traced, trace
@@ -35,7 +35,7 @@ class Tail(nn.Module):
         state = tuple(part.training for part in self.network.modules())
         if state not in self._compiled:
             self._compiled[state] = self._compile()
-        with one_path():
+        with without_attention_fastpath():
             return self._compiled[state](self.network, rows.clone())
 
     def _compile(self) -> Forward:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.replace_classifier import replace_classifier, start_from
+from pipeline.backbones.replace_classifier import init_from_linear, replace_classifier
 from pipeline.backbones.serialization import Backbone
 from pipeline.training.config import SCRATCH, ClassifierConfig
 
@@ -37,5 +37,5 @@ def build_network(
         source.spec, network, classes=classes, **classifier.model_dump(exclude={"init"}, exclude_none=True)
     )
     if head is not None:
-        start_from(network, architecture, head)
+        init_from_linear(network, architecture, head)
     return network, architecture

@@ -31,7 +31,7 @@ def prepare(
     """Freeze a network but for a part of it.
 
     unfreeze: from which epoch on what comes after which node is trained; until the first of them it is `what`. new:
-    modules with fresh weights (`replace_classifier.new_parts`), which are never frozen; patterns train them too.
+    modules with fresh weights (`replace_classifier.new_modules`), which are never frozen; patterns train them too.
 
     Raises BackboneError or ConfigError where the network has no such part, where a new module would be frozen, and
     where something that was trained would be frozen later.

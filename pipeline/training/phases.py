@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.backbones.hooks import INPUT, PENULTIMATE, one_path
-from pipeline.backbones.replace_classifier import classifier_node, new_parts
+from pipeline.backbones.hooks import INPUT, PENULTIMATE, without_attention_fastpath
+from pipeline.backbones.replace_classifier import classifier_node, new_modules
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
 from pipeline.partition.graph import ancestors, modes
@@ -37,7 +37,7 @@ def phase_of(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new
     if what == "full":
         return Phase(epoch, INPUT, frozenset(parameters), frozenset(modules))
     if what == "head":
-        parts = new or new_parts(spec.architecture) or (classifier_node(spec),)
+        parts = new or new_modules(spec.architecture) or (classifier_node(spec),)
         trained = frozenset(name for name in parameters if is_within(name, parts))
         live = {name for name in modules if is_within(name, parts)}.union(*map(ancestors, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
@@ -90,7 +90,7 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
     hooks = [part.register_forward_pre_hook(noting(name)) for name, part in network.named_modules()]
     like = next(network.parameters())
     try:
-        with modes(network, training=False), torch.no_grad(), one_path():
+        with modes(network, training=False), torch.no_grad(), without_attention_fastpath():
             network(torch.zeros(2, *spec.input.shape).to(like))
     finally:
         for hook in hooks:
