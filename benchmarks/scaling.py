@@ -69,7 +69,7 @@ def nothing(folder: str, number: int) -> TaskResult:
 def tasks(count: int) -> Iterator[tuple[str, str]]:
     """Units that do nothing: handed out as pipeline/extract/dask_run.py does, then all at once."""
     begin = time.perf_counter()
-    with dask_run.client_of(RunConfig(workers=2), gpus=0) as client:
+    with dask_run.open_client(RunConfig(workers=2), gpus=0) as client:
         yield "two workers started", f"{time.perf_counter() - begin:.1f} s"
         hand_out(client, 50)  # imports
         for what, ahead in (("handed out a few at a time", 2 * dask_run.AHEAD), ("given at once", count)):

@@ -65,7 +65,7 @@ def rows(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
 @contextmanager
 def _workers() -> Iterator[str]:
     """The address of a scheduler with workers that share this machine's cores."""
-    with dask_run.client_of(RunConfig(workers=WORKERS), gpus=0) as client:
+    with dask_run.open_client(RunConfig(workers=WORKERS), gpus=0) as client:
         yield client.scheduler.address
 
 

@@ -325,9 +325,9 @@ def test_workers_that_cannot_start_are_an_error_with_what_to_do() -> None:
     script = """
 from pipeline.errors import ClusterError
 from pipeline.extract.config import RunConfig
-from pipeline.workers.client import client_of
+from pipeline.workers.client import open_client
 try:
-    with client_of(RunConfig(workers=2), gpus=0):
+    with open_client(RunConfig(workers=2), gpus=0):
         pass
 except ClusterError as error:
     print(error)

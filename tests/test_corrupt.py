@@ -57,7 +57,10 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-BOMB = "more than 89,478,485 pixels: refused as a decompression bomb. If the image is genuine, allow its 60000 × 60000"
+BOMB = (
+    "more than 89,478,485 pixels: refused as a decompression bomb. If the image is genuine, allow its 60000 × 60000 "
+    "pixels with `max_pixels`"
+)
 
 # What prepare finds in the header: what a file holds, and the reason.
 AT_PREPARE: dict[str, tuple[bytes | Callable[[Path], None], str]] = {

@@ -565,7 +565,7 @@ def test_tasks_that_do_not_fit_are_refused(paths: Paths, project: Project, tmp_p
             run(dataclasses.replace(paths, task=tmp_path / "t.parquet"))
     strange = table.set_column(0, "key", pa.array([*table["key"].to_pylist()[1:], "f" * 32]))
     Task(strange).write(tmp_path / "strange.parquet")
-    with pytest.raises(DataError, match="got 1 without, the first is ffff"):
+    with pytest.raises(DataError, match="but 1 sample is missing; the first is ffff"):
         run(dataclasses.replace(paths, task=tmp_path / "strange.parquet"))
 
 

@@ -481,7 +481,7 @@ from pathlib import Path
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.disk_forecast import Forecast
 from pipeline.extract.run import extract
-from pipeline.loading.image_cache import decoded
+from pipeline.loading.image_cache import load_pixels
 from pipeline.runtime import Reporter
 from stages import project
 

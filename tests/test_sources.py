@@ -103,9 +103,7 @@ def test_an_archive_that_is_cut_off_gives_what_is_whole_and_says_that_it_ends(le
     kept = good(cut)
     assert list(kept.items()) == list(contents.items())[: len(kept)]
     if len(kept) < len(contents):
-        assert (
-            "the archive ends" in last_reason(cut) or "of a name" in last_reason(cut) or "a name of" in last_reason(cut)
-        )
+        assert any(text in last_reason(cut) for text in ("the archive ends", "no end mark", "of a name", "a name of"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -146,8 +144,8 @@ FIRST = archive({"a.jpg": b"a"})[:1024]
         (b"x" * 100, "the archive ends inside a header"),
         (b"", "the archive has no end mark: it may be truncated"),
         (header("b", b"77777777777", tarfile.GNUTYPE_LONGNAME) + END, "a name of 8,589,934,591 bytes"),
-        (header("b", b"14", tarfile.XHDTYPE) + b"12 path".ljust(512, b"\0"), "its pax records"),
-        (header("b", b"14", tarfile.XHDTYPE) + b"12 size=-10\n" + bytes(500) + FIRST + END, "it claims -10 bytes"),
+        (header("b", b"14", tarfile.XHDTYPE) + b"12 path".ljust(512, b"\0"), "invalid pax records"),
+        (header("b", b"14", tarfile.XHDTYPE) + b"12 size=-10\n" + bytes(500) + FIRST + END, "a size of -10 bytes"),
         (header("b", b"12", tarfile.XHDTYPE) + b"10 size=x\n" + bytes(502) + FIRST + END, "damaged header"),
     ],
     ids=["10 GB", "negative", "no number", "no header", "half", "no end", "long name", "pax", "pax size", "pax text"],

@@ -248,7 +248,9 @@ def test_a_node_that_depends_on_the_rest_of_its_batch_is_refused() -> None:
     found = small_networks.backbone("resnet")
     taps = {**found.spec.taps, "layer1": found.spec.taps["layer1"].model_copy(update={"mixed": True})}
     spec = found.spec.model_copy(update={"taps": taps})
-    with pytest.raises(TrainingError, match=r"hints\.0\.student: expected values of one sample, got those of 'layer1'"):
+    with pytest.raises(
+        TrainingError, match=r"hints\.0\.student: expected values that depend on a single sample, but those of 'layer1'"
+    ):
         hinted(Backbone(spec, found.module), "layer1")
 
 

@@ -351,7 +351,7 @@ def test_a_node_that_depends_on_the_rest_of_its_batch_is_refused() -> None:
     assert [node for node, tap in found.items() if tap.mixed] == ["bn", "mean", "head", "penultimate", "logits"]
     backbone = described({"family": "x"}, (3, 8, 8), found)
     assert resolve({"a": TapSpec(node="conv")}, backbone, where="net")["a"].node == "conv"
-    message = r"net: taps that cannot be stored\n  - tap 'b': expected values of one sample, got those of 'bn', which"
+    message = r"net: taps that cannot be stored\n  - tap 'b': expected values that depend on a single sample, but those"
     with pytest.raises(BackboneError, match=message):
         resolve({"a": TapSpec(node="conv"), "b": TapSpec(node="bn")}, backbone, where="net")
 

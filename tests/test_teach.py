@@ -452,7 +452,7 @@ def test_views_that_would_be_made_otherwise_now_are_refused(
     from pipeline.readers import augment
 
     found = world.teacher("tuned", tmp_path / "t", views=VIEWS)
-    monkeypatch.setattr(augment, "_installed", lambda: "9.9")
+    monkeypatch.setattr(augment, "_torchvision_version", lambda: "9.9")
     monkeypatch.setattr(augment.View.model_fields["torchvision"], "default_factory", lambda: "9.9")
     augment.View.model_rebuild(force=True)
     try:

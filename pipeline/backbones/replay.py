@@ -117,8 +117,8 @@ def check_replay(
         raise BackboneError(
             f"{where}: expected cached `{PENULTIMATE}` features to give the network's logits within "
             f"{TOLERANCE[dtype]:g} of the largest ({dtype}), got an error of {errors[off[0]]:.3g} in row {off[0]}, "
-            f"and errors in {len(off)} of {len(rows)} rows. The features are of other samples or other weights, or "
-            f"{dtype} is too coarse for them: extract them again, in float32 if their values are large."
+            f"and {len(off)} of {len(rows)} rows off. The features are of other samples or other weights, or "
+            f"do not fit {dtype}: extract them again, in float32 if their values are large."
         )
     agreement = float((replayed.argmax(axis=1) == computed.argmax(axis=1)).mean())
     return {"rows": len(rows), "error": float(errors.max()), "agreement": agreement}

@@ -78,7 +78,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
     ]
     if problems:
         differ = counted(len(problems), "key differs", "keys differ")
-        title = f"{where}: the weights do not fit the architecture, {differ}. The first"
+        title = f"{where}: the weights do not fit the architecture, {differ}. The first of them"
         raise BackboneError(bullets(title, problems[:8]) + _prefix_hint(own, state))
     # Modules ask for the version of the weights' layout (MNASNet fails without it), which safetensors files do not
     # store. Names and shapes equal those of the network, so that its versions apply.

@@ -117,8 +117,8 @@ def _pair(
         problems.append(f"{name}.student: {unknown_node(student, (*spec.aliases, *spec.taps))}")
     elif spec.taps[node].mixed:
         problems.append(
-            f"{name}.student: expected values of one sample, got those of {node!r}, which depend on the other samples "
-            "of the batch. Choose a node before it."
+            f"{name}.student: expected values that depend on a single sample, but those of {node!r} depend on the "
+            "other samples of the batch. Choose an earlier node."
         )
     if teacher not in hints:
         problems.append(f"{name}.teacher: {unknown('hint', teacher, hints)} Add it to the `hints` of the teacher.")

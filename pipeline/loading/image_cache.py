@@ -211,6 +211,6 @@ def _decode_images(
     if rejects:
         title = (
             f"pixels: expected images that can be read, got {len(rejects):,} of {len(samples):,} that cannot. Run "
-            "prepare again with `check: decode`, then split. The first"
+            "prepare again with `check: decode`, then split. The first of them"
         )
         raise DataError(bullets(title, [str(reject) for reject in rejects[:5]]))

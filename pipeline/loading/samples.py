@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import manifest, sources
-from pipeline.errors import DataError
+from pipeline.errors import DataError, counted
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import parallel_map
@@ -197,6 +197,7 @@ def locate_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -
         missing = key_arrays.to_hex(keys[rows < 0])
         raise DataError(
             f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, but "
-            f"{len(missing):,} are missing; the first is {missing[0]}. The data sets changed: run `dvc repro`."
+            f"{counted(len(missing), 'sample is', 'samples are')} missing; the first is {missing[0]}. The data sets "
+            "changed: run `dvc repro`."
         )
     return samples.take(np.unique(rows))
