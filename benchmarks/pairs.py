@@ -16,8 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import pairs_of_settings
-import pairs_of_training
+from support import pairs_of_settings, pairs_of_training
 
 STAGES = ("fit", *pairs_of_training.AXES)
 

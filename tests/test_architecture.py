@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from projects import SHIPPED
+from support.projects import SHIPPED
 
 import pipeline
 

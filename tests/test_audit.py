@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import shards
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from projects import SHIPPED
+from support import shards
+from support.projects import SHIPPED
 
 import stages.audit
 from pipeline.audit import counts, neighbours

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import skops.io
-from places import DEFAULTS, Place, make, retarget
 from scipy.special import expit, log_expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.features import DEFAULTS, Place, make, retarget
 
 from pipeline.evaluate import choice
 from pipeline.fit.config import FitConfig

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from projects import ROOT
+from support.projects import ROOT
 
 WIDE = {"resnet20": 269_722, "resnet56": 853_018}  # parameters, as their author states them: 0.27 and 0.85 million
 

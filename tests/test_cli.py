@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import shards
 import yaml
-from projects import SHIPPED
+from support import shards
+from support.projects import SHIPPED
 
 from pipeline import manifest
 from pipeline.cli import main

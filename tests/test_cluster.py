@@ -51,7 +51,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that takes its time, and ends its process at a white image, while `trap` lies beside it."""
     folder = tmp_path_factory.mktemp("backbones")
     arguments = {"trap": str(folder / "trap"), "delay": DELAY}
-    architecture = user_module.architecture("marked:build", arguments)
+    architecture = user_module.architecture("support.crashing_network:build", arguments)
     artefact.write(
         folder / "net", user_module.build(architecture), architecture=architecture, origin={}, inputs=glyphs.INPUT
     )

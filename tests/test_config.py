@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import SHIPPED
+from support.projects import SHIPPED
 
 from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
 from pipeline.settings.check import check

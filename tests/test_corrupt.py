@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from unprivileged import closed, open_folder
+from support.unprivileged import closed, open_folder
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.errors import DataError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import backbone, glyph_net, images, labels
+from support.networks import backbone, glyph_net, images, labels
 from test_taps import case_of
 from torch import Tensor, nn
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from deadly import Unloadable, Words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.crashing_reader import Unloadable, Words
 
 from pipeline.errors import ClusterError
 from pipeline.files import content_key
@@ -175,7 +175,7 @@ def test_what_ends_its_process_each_time_is_rejected_and_the_others_are_answered
 MAIN = """
 import sys, time
 import psutil
-from deadly import Words
+from support.crashing_reader import Words
 from pipeline.loading.decoders import Processes
 from test_decoders import children, expected, plain, words
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import Place, make
+from support.features import Place, make
 
 from pipeline import heads
 from pipeline.fit.config import FitConfig

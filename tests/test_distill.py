@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import tuning
 import yaml
-from projects import SHIPPED
 from pydantic import ValidationError
-from teaching import CLASSES, VIEWS, World
+from support import small_training
+from support.projects import SHIPPED
+from support.teachers import CLASSES, VIEWS, World
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.distill.config import DistillConfig
@@ -63,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made.fit("heads")
     made.taught("tuned", made.root / "teachers" / "tuned", views=VIEWS, hints=["block2", "penultimate"])
     made.taught("heads", made.root / "teachers" / "heads", head="logistic", views=2)
-    tuning.backbone(made.root / "small", widths=(3, 4, 4), seed=5)
+    small_training.backbone(made.root / "small", widths=(3, 4, 4), seed=5)
     (made.root / "features-of").mkdir()
     (made.root / "features-of" / "net").symlink_to(made.root / "features")
     return made

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import shards
 import torch
 from PIL import Image
+from support import shards
 
 from pipeline.backbones import glyphs, serialization
 from pipeline.files import content_key

@@ -464,7 +464,7 @@ def test_where_no_method_has_the_metric_that_decides_the_run_is_recorded_as_unav
 def test_the_stages_pass_over_a_run_that_cannot_be_measured_and_name_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from projects import default
+    from support.projects import default
 
     from stages import compare as compare_stage
     from stages import evaluate as evaluate_stage

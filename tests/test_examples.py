@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from projects import SHIPPED, default
 from ruamel.yaml import YAML
+from support.projects import SHIPPED, default
 from test_finetune import Project, config
 
 from pipeline.finetune.config import FinetuneConfig

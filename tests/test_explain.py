@@ -21,8 +21,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from small_networks import backbone as small_backbone
-from trained import Models
+from support.networks import backbone as small_backbone
+from support.trained_models import Models
 
 from pipeline.backbones import serialization
 from pipeline.backbones.serialization import Backbone

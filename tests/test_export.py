@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clean_environment import clean_folder, run_clean
 from PIL import Image
-from teaching import TAPS
+from support.clean_environment import clean_folder, run_clean
+from support.teachers import TAPS
+from support.trained_models import Models
 from torch import nn
-from trained import Models
 
 from pipeline.backbones.serialization import Backbone
 from pipeline.cli import main

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from projects import SHIPPED
+from support.projects import SHIPPED
 
 import pipeline
 from pipeline.backbones import user_code

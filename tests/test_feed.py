@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from deadly import Words
 from hypothesis import given
 from hypothesis import strategies as st
+from support.crashing_reader import Words
 
 from pipeline.extract.plan import Plan, plan
 from pipeline.files import content_key

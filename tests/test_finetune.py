@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 import skops.io
 import torch
-import tuning
 from PIL import Image
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support import small_training
 
 from pipeline import heads
 from pipeline.backbones import serialization
@@ -81,7 +81,7 @@ class Project:
                 pixels = np.clip(random.normal(60 + 60 * number, 40, (32, 32)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(path)
         prepare(PrepareConfig(root=root / "photos"), ManifestPaths(root / "manifests", "photos"))
-        self.backbone = tuning.backbone(root / "net", widths=(4, 6, 8))
+        self.backbone = small_training.backbone(root / "net", widths=(4, 6, 8))
         config = ExtractConfig.model_validate(
             {"datasets": ["photos"], "taps": TAPS, "views": VIEWS, "engine": "torch", "batch_size": 16}
         )
@@ -338,7 +338,7 @@ def test_views_that_were_never_extracted_are_refused(paths: Paths) -> None:
 
 
 def test_features_of_other_weights_are_refused_with_the_fields(paths: Paths, tmp_path: Path) -> None:
-    tuning.backbone(tmp_path / "other", widths=(4, 6, 8), seed=1)
+    small_training.backbone(tmp_path / "other", widths=(4, 6, 8), seed=1)
     with pytest.raises(StoreError) as caught:
         run(dataclasses.replace(paths, backbone=tmp_path / "other"), input="features", tap="early")
     lines = str(caught.value).split("\n")

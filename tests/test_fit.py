@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import skops.io
-from places import TRAIN, Place, make, retarget, write_features, write_task
 from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from support.features import TRAIN, Place, make, retarget, write_features, write_task
 
 from pipeline import heads
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError
@@ -425,7 +425,7 @@ def test_fits_that_cannot_be_made_are_recorded_with_their_cause_and_the_others_a
 
 
 def test_fits_of_any_class_that_fail_or_cannot_be_saved_cost_no_other_fit(place: Place) -> None:
-    given = {"failing:Failing": {"error": "TypeError"}, "failing:Unsaved": {}, "ridge": {}}
+    given = {"support.failing_heads:Failing": {"error": "TypeError"}, "support.failing_heads:Unsaved": {}, "ridge": {}}
     done = run_of(place, inputs=("easy",), head=given)
     assert [one.head for one in PredictionsFile.open(place.predictions)] == ["ridge"]
     causes = {one["head"]: one["cause"] for one in place.model()["failed"]}

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from places import Place, make, retarget
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
+from support.features import Place, make, retarget
 
 from pipeline import heads
 from pipeline.errors import DataError, HeadError

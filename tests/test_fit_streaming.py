@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import shards
-from places import Place, make, retarget, write_features
 from pydantic import ValidationError
+from support import shards
+from support.features import Place, make, retarget, write_features
 
 from pipeline import heads
 from pipeline.errors import DataError, HeadError, StoreError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import backbone
+from support.networks import backbone
 from torch import Tensor, nn
 
 from pipeline.backbones.serialization import Backbone, weights_digest

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from small_networks import backbone, glyph_net, images, labels
+from support.networks import backbone, glyph_net, images, labels
 from torch import Tensor, nn
 
 from pipeline.backbones import hooks, replace_classifier

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from projects import Project, default
+from support.projects import Project, default
 
 ANCESTORS = """
 import json, networkx

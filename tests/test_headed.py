@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from small_networks import NETWORKS, backbone, glyph_net, images
+from support.networks import NETWORKS, backbone, glyph_net, images
 from test_taps import case_of
 from torch import nn
 from torchvision import models

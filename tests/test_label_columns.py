@@ -14,8 +14,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import SHIPPED
 from pydantic import ValidationError
+from support.projects import SHIPPED
 from test_containers import Outcome, pack, picture, table, webdataset
 
 import stages.prepare

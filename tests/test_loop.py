@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tuning
+from support import small_training
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, TrainingError
@@ -39,14 +39,14 @@ def _torch_as_before() -> Iterator[None]:
 
 def run(folder: Path, *, rows: int = 30, validation: int | None = 15, frozen: Any = None, **settings: Any) -> Any:
     """Train a fresh network; returns its weights and the history."""
-    found = tuning.backbone(folder.parent / "backbone")
+    found = small_training.backbone(folder.parent / "backbone")
     parts = {name: settings.pop(name) for name in ("save_seconds", "curves", "reporter") if name in settings}
     history = train(
         found.module,
-        tuning.samples(rows),
-        None if validation is None else tuning.samples(validation, seed=1),
-        tuning.setting(**settings),
-        tuning.all_of(found, **(frozen or {})),
+        small_training.samples(rows),
+        None if validation is None else small_training.samples(validation, seed=1),
+        small_training.setting(**settings),
+        small_training.all_of(found, **(frozen or {})),
         folder=folder,
         **parts,
     )
@@ -105,7 +105,7 @@ def test_the_moving_average_is_what_is_measured_and_kept(tmp_path: Path) -> None
     slow, _ = run(tmp_path / "slow", weights="last", epochs=1, ema=0.99)
     name = "classifier.weight"
     assert torch.allclose(average[name], plain[name])  # without memory the average is the last value
-    start = tuning.backbone(tmp_path / "start").module.state_dict()[name]
+    start = small_training.backbone(tmp_path / "start").module.state_dict()[name]
     assert (slow[name] - start).norm() < (plain[name] - start).norm()
 
 
@@ -133,18 +133,20 @@ def test_without_validation_the_last_weights_are_the_best(tmp_path: Path) -> Non
 
 
 def test_mixing_and_smoothing_are_of_training_alone(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
-    plain = tuning.setting(epochs=1, mixup=0.4, cutmix=1.0)
-    mix = mixing(plain.config, "classification", tuning.CLASSES, (1, 32, 32))
+    found = small_training.backbone(tmp_path / "backbone")
+    plain = small_training.setting(epochs=1, mixup=0.4, cutmix=1.0)
+    mix = mixing(plain.config, "classification", small_training.CLASSES, (1, 32, 32))
     setting = TrainContext(
         plain.config,
-        SupervisedLoss("classification", tuning.CLASSES, label_smoothing=0.1),
+        SupervisedLoss("classification", small_training.CLASSES, label_smoothing=0.1),
         plain.fabric,
-        tuning.enter,
+        small_training.enter,
         mix,
     )
-    valid = tuning.samples(12, seed=1)
-    history = train(found.module, tuning.samples(24), valid, setting, tuning.all_of(found), folder=tmp_path / "run")
+    valid = small_training.samples(12, seed=1)
+    history = train(
+        found.module, small_training.samples(24), valid, setting, small_training.all_of(found), folder=tmp_path / "run"
+    )
     logits = torch.cat([one for one, _ in predict_logits(found.module, valid, plain)])
     expected = nn.functional.cross_entropy(logits, valid.targets)
     assert history.rows[0]["validation_loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -159,11 +161,11 @@ def test_statistics_are_computed_anew_at_the_end_where_that_is_asked_for(tmp_pat
 
 
 def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
-    frozen = tuning.all_of(found, what=FromTap(from_tap="block2"))
+    found = small_training.backbone(tmp_path / "backbone")
+    frozen = small_training.all_of(found, what=FromTap(from_tap="block2"))
     before = frozen.digest()
     state = {name: value.clone() for name, value in found.module.state_dict().items()}
-    train(found.module, tuning.samples(24), None, tuning.setting(), frozen, folder=tmp_path / "run")
+    train(found.module, small_training.samples(24), None, small_training.setting(), frozen, folder=tmp_path / "run")
     assert frozen.digest() == before
     after = found.module.state_dict()
     moved = {name.split(".")[0] for name in state if not torch.equal(state[name], after[name])}
@@ -172,11 +174,11 @@ def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
 
 def test_unfreezing_trains_more_from_its_epoch_on(tmp_path: Path) -> None:
     def moved(epochs: int) -> set[str]:
-        found = tuning.backbone(tmp_path / "backbone")
+        found = small_training.backbone(tmp_path / "backbone")
         state = {name: value.clone() for name, value in found.module.state_dict().items()}
-        frozen = tuning.all_of(found, what="head", unfreeze={1: "block2", 2: "input"})
-        setting = tuning.setting(epochs=epochs, warmup=0.0, schedule="constant")
-        train(found.module, tuning.samples(24), None, setting, frozen, folder=tmp_path / f"run{epochs}")
+        frozen = small_training.all_of(found, what="head", unfreeze={1: "block2", 2: "input"})
+        setting = small_training.setting(epochs=epochs, warmup=0.0, schedule="constant")
+        train(found.module, small_training.samples(24), None, setting, frozen, folder=tmp_path / f"run{epochs}")
         after = found.module.state_dict()
         return {name.split(".")[0] for name in state if not torch.equal(state[name], after[name])}
 
@@ -203,18 +205,20 @@ def test_curves_are_files_for_dvc_plots_also_in_a_repository_without_commits(
 # Going on ------------------------------------------------------------------------------------------------------------
 
 KILLED = """
-import sys, tuning
+import sys
 from pathlib import Path
 import torch
 from pipeline.runtime import Reporter
 from pipeline.training.loop import train
+from support import small_training
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-found = tuning.backbone(folder.parent / "backbone")
-valid = tuning.samples(15, seed=1)
-setting = tuning.setting(epochs=4, ema=0.9, accumulate=2, batch_size=4, learning_rate=0.01)
-train(found.module, tuning.samples(30), valid, setting, tuning.all_of(found), folder=folder, save_seconds=0.0,
-      curves=folder / "curves", reporter=Reporter(progress=lambda done, total: print(done, flush=True)))
+found = small_training.backbone(folder.parent / "backbone")
+valid = small_training.samples(15, seed=1)
+setting = small_training.setting(epochs=4, ema=0.9, accumulate=2, batch_size=4, learning_rate=0.01)
+train(found.module, small_training.samples(30), valid, setting, small_training.all_of(found), folder=folder,
+      save_seconds=0.0, curves=folder / "curves",
+      reporter=Reporter(progress=lambda done, total: print(done, flush=True)))
 """
 
 
@@ -276,19 +280,19 @@ def test_other_settings_do_not_go_on_with_a_run_and_all_of_them_are_named(tmp_pa
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
-    spoiled = tuning.samples(24)
-    clean = tuning.enter
+    found = small_training.backbone(tmp_path / "backbone")
+    spoiled = small_training.samples(24)
+    clean = small_training.enter
 
     def enter(pixels: Tensor) -> Tensor:
         calls.append(1)
         return clean(pixels) * (float("nan") if len(calls) > 4 else 1.0)
 
     calls: list[int] = []
-    plain = tuning.setting(epochs=5, warmup=0.0, schedule="constant", learning_rate=0.01)
+    plain = small_training.setting(epochs=5, warmup=0.0, schedule="constant", learning_rate=0.01)
     setting = TrainContext(plain.config, plain.objective, plain.fabric, enter)
     with pytest.raises(TrainingError) as caught:
-        train(found.module, spoiled, None, setting, tuning.all_of(found), folder=tmp_path / "run")
+        train(found.module, spoiled, None, setting, small_training.all_of(found), folder=tmp_path / "run")
     assert str(caught.value) == (
         "step 4, learning rate 0.01: expected a finite loss, got nan. The last good checkpoint is "
         f"{tmp_path / 'run' / LAST}. Lower `learning_rate`, set `clip`, or warm up longer."
@@ -317,9 +321,14 @@ def test_batches_of_one_are_refused_where_batch_norm_is_trained(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "run", rows=rows, batch_size=size)
-    found = tuning.backbone(tmp_path / "backbone")
+    found = small_training.backbone(tmp_path / "backbone")
     with pytest.raises(ConfigError, match=message):
-        range_test(found.module, tuning.samples(rows), tuning.setting(batch_size=size), tuning.all_of(found))
+        range_test(
+            found.module,
+            small_training.samples(rows),
+            small_training.setting(batch_size=size),
+            small_training.all_of(found),
+        )
     run(tmp_path / "run", rows=rows, batch_size=size, frozen={"batch_norm": "frozen"}, epochs=1)
 
 
@@ -331,41 +340,50 @@ def test_a_last_batch_of_one_is_trained_with_the_batch_before(
     settings = {"rows": rows, "batch_size": 8, "epochs": 2, "accumulate": accumulate}
     run(tmp_path / "run", reporter=Reporter(progress=lambda *counts: done.append(counts)), **settings)
     assert done == [(number + 1, 2 * steps) for number in range(2 * steps)]
-    assert steps_per_epoch(rows, tuning.setting(batch_size=8, accumulate=accumulate).config) == steps
+    assert steps_per_epoch(rows, small_training.setting(batch_size=8, accumulate=accumulate).config) == steps
 
 
 def test_labels_without_an_output_are_refused(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
-    wrong = tuning.samples(24)
+    found = small_training.backbone(tmp_path / "backbone")
+    wrong = small_training.samples(24)
     wrong.targets = wrong.targets + 1
     with pytest.raises(TrainingError, match=r"step 0: expected labels from 0 to 2, one of 3 classes, got 3\."):
-        train(found.module, wrong, None, tuning.setting(), tuning.all_of(found), folder=tmp_path / "run")
+        train(
+            found.module, wrong, None, small_training.setting(), small_training.all_of(found), folder=tmp_path / "run"
+        )
 
 
 def test_too_little_memory_is_said_with_what_helps(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
+    found = small_training.backbone(tmp_path / "backbone")
 
     def refuse(_module: nn.Module, inputs: Any) -> None:
         if len(inputs[0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     found.module.register_forward_pre_hook(refuse)
-    frozen = tuning.all_of(found)
+    frozen = small_training.all_of(found)
     with pytest.raises(TrainingError) as caught:
-        train(found.module, tuning.samples(24), None, tuning.setting(), frozen, folder=tmp_path / "run")
+        train(found.module, small_training.samples(24), None, small_training.setting(), frozen, folder=tmp_path / "run")
     assert str(caught.value) == (
         "step 0: expected memory for a batch of 8, got too little: CUDA out of memory. Tried to allocate 9 GiB. Set "
         "`batch_size: 4` with `accumulate: 2`, which takes the same steps, or `precision: bfloat16`."
     )
-    setting = tuning.setting(batch_size=4, accumulate=2, epochs=1)
-    assert train(found.module, tuning.samples(24), None, setting, frozen, folder=tmp_path / "run").rows
+    setting = small_training.setting(batch_size=4, accumulate=2, epochs=1)
+    assert train(found.module, small_training.samples(24), None, setting, frozen, folder=tmp_path / "run").rows
 
 
 def test_any_other_failure_of_a_network_is_its_own(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
+    found = small_training.backbone(tmp_path / "backbone")
     found.module.register_forward_pre_hook(lambda _module, _inputs: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        train(found.module, tuning.samples(24), None, tuning.setting(), tuning.all_of(found), folder=tmp_path / "run")
+        train(
+            found.module,
+            small_training.samples(24),
+            None,
+            small_training.setting(),
+            small_training.all_of(found),
+            folder=tmp_path / "run",
+        )
 
 
 def test_what_cannot_be_trained_is_refused_at_once_with_all_reasons(tmp_path: Path) -> None:
@@ -381,7 +399,7 @@ def test_what_cannot_be_trained_is_refused_at_once_with_all_reasons(tmp_path: Pa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"expected 1 CUDA devices, got 0\. Ask for fewer, or `device: cpu`"):
-        make_fabric(tuning.setting().config.model_copy(update={"device": "cuda"}))
+        make_fabric(small_training.setting().config.model_copy(update={"device": "cuda"}))
 
 
 # One step ------------------------------------------------------------------------------------------------------------
@@ -392,7 +410,7 @@ def test_a_step_is_that_of_torch_by_hand() -> None:
     network, twin = nn.Linear(4, 3), nn.Linear(4, 3)
     twin.load_state_dict(network.state_dict())
     rows, labels = torch.randn(10, 4), torch.arange(10) % 3
-    plain = tuning.setting(optimiser="sgd", momentum=0.0)
+    plain = small_training.setting(optimiser="sgd", momentum=0.0)
     setting = TrainContext(plain.config, plain.objective, plain.fabric)
     groups = [{"params": list(network.parameters()), "lr": 0.1, "weight_decay": 0.0}]
     wrapped, chosen = setting.fabric.setup(network, optimizer_of(groups, plain.config))
@@ -412,8 +430,10 @@ def test_a_step_is_that_of_torch_by_hand() -> None:
 
 
 def test_the_range_test_raises_the_rate_until_the_loss_explodes(tmp_path: Path) -> None:
-    found = tuning.backbone(tmp_path / "backbone")
-    tested = range_test(found.module, tuning.samples(24), tuning.setting(), tuning.all_of(found))
+    found = small_training.backbone(tmp_path / "backbone")
+    tested = range_test(
+        found.module, small_training.samples(24), small_training.setting(), small_training.all_of(found)
+    )
     assert list(tested.rates) == sorted(tested.rates)
     assert tested.rates[0] == 1e-6
     assert 1e-6 < tested.suggested <= 0.1
@@ -434,7 +454,7 @@ def test_the_suggested_rate_is_where_the_loss_falls_fastest_well_before_its_lowe
 
 
 def test_the_start_stays_where_no_epoch_is_better_by_more_than_two_standard_errors() -> None:
-    config = tuning.setting(epochs=9, patience=2).config
+    config = small_training.setting(epochs=9, patience=2).config
     history = History()
     # Of three rows; the last epoch has the least mean, but not by more than its error, so the one before stays.
     losses = [[0.5, 1.0, 1.5], [0.5, 1.2, 1.2], [0.2, 0.9, 1.5], [0.3, 0.9, 1.35], [0.5, 0.4, 1.5]]
@@ -451,7 +471,7 @@ def test_the_start_stays_where_no_epoch_is_better_by_more_than_two_standard_erro
 
 
 def test_equal_validations_keep_the_first_epoch() -> None:
-    config = tuning.setting(epochs=9).config
+    config = small_training.setting(epochs=9).config
     history = History()
     for epoch, loss in enumerate([2.0, 1.0, 1.0]):
         history.add({"epoch": epoch, "validation_loss": loss}, config)

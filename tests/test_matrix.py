@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from projects import ROOT
+from support.projects import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import skops.io
-from places import Place, make, write_features
 from sklearn.base import BaseEstimator, ClassifierMixin
+from support.features import Place, make, write_features
 
 from pipeline import heads
 from pipeline.errors import HeadError, StoreError
@@ -54,7 +54,7 @@ def test_a_calibrated_head_of_joined_taps_comes_back(place: Place) -> None:
 
 def test_a_head_of_numbers_comes_back(place: Place) -> None:
     import pyarrow as pa
-    from places import retarget
+    from support.features import retarget
 
     from pipeline.task import Task
 

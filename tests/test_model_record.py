@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import Place, make
+from support.features import Place, make
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import HeadError

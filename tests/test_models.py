@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from projects import ROOT
-from small_networks import backbone
+from support.networks import backbone
+from support.projects import ROOT
 from torch import nn
 from torchvision import models as torchvision
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import pairs_of_training as training
 import pytest
-from pairs_of_settings import cells, make_places, run
+from support import pairs_of_training as training
+from support.pairs_of_settings import cells, make_places, run
 
 from pipeline import heads
 

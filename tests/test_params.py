@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import SHIPPED
+from support.projects import SHIPPED
 
 from pipeline.errors import ConfigError
 from pipeline.settings.check import with_colon

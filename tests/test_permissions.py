@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import places
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
-from unprivileged import closed, open_folder
+from support import features
+from support.unprivileged import closed, open_folder
 
 from pipeline import manifest
 from pipeline.backbones import glyphs, serialization
@@ -43,7 +43,7 @@ def world() -> Iterator[Path]:
 
 def write_artefacts(root: Path) -> None:
     """Write a task, features, a fit run, a backbone, weights, a manifest and a checkpoint of a training."""
-    place = places.make(root)
+    place = features.make(root)
     place.fit(head="centroid")
     network = glyphs.GlyphNet(classes=3, widths=(8, 4))
     architecture = {"family": "glyphs", "classes": 3, "widths": [8, 4]}

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from clean_environment import clean_folder, run_clean
 from PIL import Image
-from projects import Project, default
+from support.clean_environment import clean_folder, run_clean
+from support.projects import Project, default
 
 from pipeline.export.run import export
 from pipeline.inference.trained_model import load

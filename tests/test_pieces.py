@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import PLAIN, Place, make
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
+from support.features import PLAIN, Place, make
+from support.worker_tasks import deadly, refusing, square
 from test_rows import keys_of, stored
-from worker_tasks import deadly, refusing, square
 
 from pipeline.errors import ClusterError, HeadError
 from pipeline.fit import workers

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from projects import Project, default, small, write_digits
+from support.projects import Project, default, small, write_digits
 from test_sharing import are_whole, lie_once, objects
 
 from pipeline.model_record import write_digest

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import predicting
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from trained import Models
+from support import prediction_process
+from support.trained_models import Models
 
 from pipeline.cli import main
 from pipeline.cli import predict as predictions_cli
@@ -532,7 +532,7 @@ def test_killed_predictions_go_on_and_lose_no_row(models: Models, tmp_path: Path
 
     def start(root: Path) -> Any:
         process = PROCESSES.Process(
-            target=predicting.predict_all, args=(run, images, root / "p.parquet", root / "cache")
+            target=prediction_process.predict_all, args=(run, images, root / "p.parquet", root / "cache")
         )
         process.start()
         return process

@@ -21,8 +21,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from projects import SHIPPED
-from unprivileged import closed
+from support.projects import SHIPPED
+from support.unprivileged import closed
 
 import stages.prepare
 from pipeline import manifest

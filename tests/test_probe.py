@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import tuning
+from support import small_training
 
 from pipeline.task import KIND, TYPES, Kind, Task, Training
 from pipeline.training import linear_probe
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def fitted(folder: Path, kind: Kind, targets: list[Any], train: int) -> Probe:
     """A probe on the first rows of a task, of a network with random weights on noise of three brightnesses."""
-    found, samples = tuning.backbone(folder), tuning.samples(len(targets))
+    found, samples = small_training.backbone(folder), small_training.samples(len(targets))
     columns = {
         "key": pa.array([f"{key:032x}" for key in range(len(targets))]),
         "target": pa.array(targets, TYPES[kind]),
@@ -29,9 +29,11 @@ def fitted(folder: Path, kind: Kind, targets: list[Any], train: int) -> Probe:
     training = Training(np.arange(train), None, None)
 
     def clean(rows: np.ndarray) -> Any:
-        return tuning.PixelSamples(samples._pixels, samples.targets[torch.from_numpy(rows)], samples.keys[rows], seed=0)
+        return small_training.PixelSamples(
+            samples._pixels, samples.targets[torch.from_numpy(rows)], samples.keys[rows], seed=0
+        )
 
-    return fit_probe(task, training, last, found.module, clean, tuning.setting())
+    return fit_probe(task, training, last, found.module, clean, small_training.setting())
 
 
 def test_of_many_rows_as_many_of_each_class_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

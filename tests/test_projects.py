@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from projects import SHIPPED
+from support.projects import SHIPPED
 
 import pipeline
 from pipeline.backbones import glyphs, serialization

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import shards
 
 from pipeline.errors import HeadError, StoreError
 from pipeline.store import index, key_arrays

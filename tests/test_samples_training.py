@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shards
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from support import shards
 
 from pipeline.backbones import glyphs
 from pipeline.errors import DataError, StoreError

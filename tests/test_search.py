@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import Place, make
 from scipy import optimize
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from sklearn.preprocessing import StandardScaler
+from support.features import Place, make
 
 from pipeline import heads
 from pipeline.errors import HeadError
@@ -128,7 +128,7 @@ def test_test_rows_choose_nothing(place: Place) -> None:
     place.fit(inputs=["hard"], search="sweep")
     before = place.model()["fits"]
     import pyarrow as pa
-    from places import retarget
+    from support.features import retarget
 
     from pipeline.task import Task
 
@@ -306,12 +306,12 @@ def test_whatever_a_class_raises_with_a_value_is_recorded_and_the_search_goes_on
         "predict HeadError": "the fit ends",
         "predict KeyError": r"KeyError: 'the fit ends\nhere'",
     }
-    found = swept("failing:Failing", "error", [*told, "none", "TypeError"])
+    found = swept("support.failing_heads:Failing", "error", [*told, "none", "TypeError"])
     assert found.record["problems"] == [*told.values(), None, "TypeError: the fit ends"]
     assert found.value == "none"
     for error in ("StoreError", "ClusterError", "PermissionError"):  # of the rows, not of a head
         with pytest.raises(Exception, match="the fit ends") as ended:
-            swept("failing:Failing", "error", ["none", error])
+            swept("support.failing_heads:Failing", "error", ["none", error])
         assert ended.typename == error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Folder
-from projects import ROOT, Project, default, small, write_digits
+from support.projects import ROOT, Project, default, small, write_digits
 
 from pipeline.store.features import Features
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import SHIPPED
 from pydantic import ValidationError
+from support.projects import SHIPPED
 
 import stages.split
 from pipeline.errors import DataError

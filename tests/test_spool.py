@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import shards
 
 from pipeline.errors import StoreError
 from pipeline.files import content_key

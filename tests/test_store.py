@@ -17,13 +17,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import adding
 import h5py
 import numpy as np
 import pytest
-import shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import shards
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
@@ -1005,7 +1004,7 @@ PROCESSES.set_forkserver_preload(["pipeline.store.cache", "pipeline.store.mainte
 def writer(root: Path, first: int) -> tuple[BaseProcess, Connection]:
     """A process that adds eight shards to a column, and where it says that it begins."""
     ready, tell = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=adding.add_eight, args=(root, first, tell))
+    process = PROCESSES.Process(target=shards.add_eight, args=(root, first, tell))
     process.start()
     tell.close()
     return process, ready

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shards
+from support import shards
 from test_extract import Job, contents, forbid, write_backbone
 
 from pipeline.errors import StoreError

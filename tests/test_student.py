@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pupils
 import pytest
-import small_networks
 import torch
-import tuning
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support import networks, small_distillation, small_training
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,10 +47,10 @@ def hinted(found: Backbone, *nodes: str, teacher: Tap | None = None) -> dict[str
     return pairs_of(losses, found.spec, hints)
 
 
-def run(folder: Path, **settings: Any) -> tuple[pupils.Lesson, dict[str, Tensor], Any]:
+def run(folder: Path, **settings: Any) -> tuple[small_distillation.StudentTraining, dict[str, Tensor], Any]:
     """Train a fresh student; returns its weights and the history."""
     parts = {name: settings.pop(name) for name in ("save_seconds", "reporter") if name in settings}
-    one = pupils.lesson(folder.parent, **settings)
+    one = small_distillation.student_training(folder.parent, **settings)
     history = train(one.student, one.samples, one.validation, one.context, one.trainable, folder=folder, **parts)
     return one, {name: value.clone() for name, value in one.student.state_dict().items()}, history
 
@@ -70,13 +68,13 @@ NODES = {
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_student_gives_what_its_nodes_have_before_anything_overwrites_them(name: str) -> None:
-    found = small_networks.backbone(name)
+    found = networks.backbone(name)
     pairs = hinted(found, *NODES[name])
     student = Student(found.module, found.spec, pairs)
     for layer in student.projections.values():  # as they are
         nn.init.dirac_(layer.weight) if isinstance(layer, nn.Conv2d) else nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
-    images = small_networks.images(found.spec, 3)
+    images = networks.images(found.spec, 3)
     specs = {f"hints.{number}": TapSpec(node=found.spec.node(node)) for number, node in enumerate(NODES[name])}
     found.module.eval()
     with torch.no_grad():
@@ -95,14 +93,14 @@ def test_a_student_gives_what_its_nodes_have_before_anything_overwrites_them(nam
 
 def test_gradients_of_hints_are_those_of_a_network_that_overwrites_nothing() -> None:
     def gradients(*, inplace: bool) -> dict[str, Tensor]:
-        found = small_networks.backbone("resnet")
+        found = networks.backbone("resnet")
         found.module.requires_grad_()
         for part in found.module.modules():
             if isinstance(part, nn.ReLU):
                 part.inplace = inplace
         student = Student(found.module, found.spec, hinted(found, "layer1.0.bn1", "layer2.0.bn2", "layer1.0.add"))
         student.train()
-        output = student(small_networks.images(found.spec, 4))
+        output = student(networks.images(found.spec, 4))
         sum(rows.square().mean() for rows in output.rows.values()).backward()
         return {name: one.grad.clone() for name, one in student.named_parameters() if one.grad is not None}
 
@@ -114,7 +112,7 @@ def test_gradients_of_hints_are_those_of_a_network_that_overwrites_nothing() -> 
 
 
 def test_projections_follow_from_the_seed_and_are_no_part_of_the_network() -> None:
-    found = small_networks.backbone("resnet")
+    found = networks.backbone("resnet")
     names = set(found.module.state_dict())
     pairs = hinted(found, "layer1.0.add", "penultimate")
     torch.manual_seed(5)
@@ -136,7 +134,7 @@ class Moody(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
-        self.last = nn.Linear(4, small_networks.CLASSES)
+        self.last = nn.Linear(4, networks.CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.first(images if self.training else images[:, :, 1:, 1:])
@@ -147,14 +145,14 @@ class Moody(nn.Module):
 
 @pytest.mark.parametrize(("node", "got"), [("first", r"\(4, 30, 30\)"), ("second", "nothing")])
 def test_a_node_that_is_another_in_training_is_refused(node: str, got: str) -> None:
-    found = small_networks.backbone(Moody())
+    found = networks.backbone(Moody())
     student = Student(found.module, found.spec, hinted(found, node))
     student.train()
     expected = (
         rf"^hints\.0: expected '{node}' of the shape \(4, 29, 29\) in training as in evaluation, got {got}\. Name"
     )
     with pytest.raises(TrainingError, match=expected):
-        student(small_networks.images(found.spec, 2))
+        student(networks.images(found.spec, 2))
 
 
 # Pairs ---------------------------------------------------------------------------------------------------------------
@@ -184,9 +182,9 @@ def test_maps_channels_last_and_tokens_are_maps_too() -> None:
     ],
 )
 def test_hints_between_maps_are_projected_at_the_smaller_of_both_sides(teacher: Tap, shape: tuple[int, ...]) -> None:
-    found = small_networks.backbone("resnet")  # (64, 8, 8) after layer1
+    found = networks.backbone("resnet")  # (64, 8, 8) after layer1
     student = Student(found.module, found.spec, hinted(found, "layer1", teacher=teacher)).train()
-    output = student(small_networks.images(found.spec, 2))
+    output = student(networks.images(found.spec, 2))
     assert output.rows["hints.0"].shape == (2, *shape)
     assert student.pairs["hints.0"].of_teacher(torch.randn(2, *teacher.shape).half()).shape == (2, *shape)
     (layer,) = student.projections.values()
@@ -194,7 +192,7 @@ def test_hints_between_maps_are_projected_at_the_smaller_of_both_sides(teacher: 
 
 
 def test_nodes_that_cannot_be_compared_are_refused_all_at_once() -> None:
-    found = small_networks.backbone("resnet")
+    found = networks.backbone("resnet")
     hints = {
         "map": Tap(shape=(7, 4, 4), layout="CHW"),
         "row": Tap(shape=(7,)),
@@ -245,7 +243,7 @@ def test_nodes_that_cannot_be_compared_are_refused_all_at_once() -> None:
 
 
 def test_a_node_that_depends_on_the_rest_of_its_batch_is_refused() -> None:
-    found = small_networks.backbone("resnet")
+    found = networks.backbone("resnet")
     taps = {**found.spec.taps, "layer1": found.spec.taps["layer1"].model_copy(update={"mixed": True})}
     spec = found.spec.model_copy(update={"taps": taps})
     with pytest.raises(
@@ -255,7 +253,7 @@ def test_a_node_that_depends_on_the_rest_of_its_batch_is_refused() -> None:
 
 
 def test_a_loss_that_never_counts_has_no_pair() -> None:
-    found = small_networks.backbone("resnet")
+    found = networks.backbone("resnet")
     one = {"student": "layer1", "teacher": "t"}
     losses = {"hints": [{**one, "weight": 0}, one], "relational": {"distance": 0, "angle": 1, "teacher": "t"}}
     pairs = pairs_of(LossesConfig.model_validate(losses), found.spec, {"t": found.spec.taps["layer2"]})
@@ -266,7 +264,7 @@ def test_a_loss_that_never_counts_has_no_pair() -> None:
 
 
 def test_a_live_teacher_sees_the_images_normalised_as_its_own() -> None:
-    found = small_networks.glyph_net()
+    found = networks.glyph_net()
     found.module.train()
     theirs = InputSpec(image=found.spec.input.image, mean=(0.2,), std=(0.25,))
     columns = [2, 0, 1]
@@ -285,13 +283,13 @@ def test_a_live_teacher_sees_the_images_normalised_as_its_own() -> None:
 
 
 def test_a_live_teacher_moves_with_its_student_and_is_in_none_of_its_states() -> None:
-    found, teacher = small_networks.backbone("resnet"), small_networks.backbone("vgg")
+    found, teacher = networks.backbone("resnet"), networks.backbone("vgg")
     plain = Student(found.module, found.spec, {})
     student = Student(found.module, found.spec, {}, live=OnlineTeacher(teacher, found.spec.input, columns=[0, 1]))
     assert student.state_dict().keys() == plain.state_dict().keys()
     assert len(list(student.parameters())) == len(list(plain.parameters()))
     assert copy.deepcopy(student).live is student.live
-    images = small_networks.images(found.spec, 2)
+    images = networks.images(found.spec, 2)
     student.train()
     before = student(images).teacher
     student.double()
@@ -305,7 +303,7 @@ def test_a_live_teacher_moves_with_its_student_and_is_in_none_of_its_states() ->
 
 
 def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused() -> None:
-    found = small_networks.glyph_net()
+    found = networks.glyph_net()
     other = InputSpec(image=ImageSpec(mode="L", resize=(64, 64)), mean=(0.5,), std=(0.5,))
     with pytest.raises(TrainingError) as caught:
         OnlineTeacher(found, other)
@@ -326,7 +324,7 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
 # The loop ------------------------------------------------------------------------------------------------------------
 
 
-NO_RELATIONS = {name: value for name, value in pupils.EVERYTHING.items() if name != "relational"}
+NO_RELATIONS = {name: value for name, value in small_distillation.EVERYTHING.items() if name != "relational"}
 
 
 @pytest.mark.parametrize(
@@ -377,18 +375,21 @@ def test_a_run_that_was_ended_goes_on_to_the_same_student(tmp_path: Path, monkey
 
 def test_projections_learn_beside_the_network_which_alone_is_the_result(tmp_path: Path) -> None:
     one, weights, history = run(tmp_path / "run", epochs=2, precision="bfloat16", weights="last")
-    start = pupils.lesson(tmp_path / "start").student.state_dict()
+    start = small_distillation.student_training(tmp_path / "start").student.state_dict()
     moved = {name for name in weights if not torch.equal(weights[name], start[name])}
     assert {name for name in moved if name.startswith("projections.")} == {
         f"projections.hints_{number}.{part}" for number in (0, 1) for part in ("weight", "bias")
     }
-    assert one.backbone.module.state_dict().keys() == tuning.backbone(tmp_path / "plain").module.state_dict().keys()
+    assert (
+        one.backbone.module.state_dict().keys()
+        == small_training.backbone(tmp_path / "plain").module.state_dict().keys()
+    )
     assert "validation_accuracy" in history.rows[0]
     assert not one.student.training
 
 
 def test_projections_learn_at_the_full_rate_and_their_biases_do_not_decay(tmp_path: Path) -> None:
-    one = pupils.lesson(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
+    one = small_distillation.student_training(tmp_path, learning_rate=0.1, layer_decay=0.5, weight_decay=0.2)
     groups = build_optimizer(one.student, one.trainable, one.context.config).param_groups
     weights, biases = groups[-2:]
     assert [(group["lr"], group["weight_decay"]) for group in (weights, biases)] == [(0.1, 0.2), (0.1, 0.0)]
@@ -408,6 +409,8 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tmp_path: Path) ->
 
 
 def test_the_range_test_takes_a_student(tmp_path: Path) -> None:
-    one = pupils.lesson(tmp_path, losses={"soft": {}, "hints": pupils.EVERYTHING["hints"]})
+    one = small_distillation.student_training(
+        tmp_path, losses={"soft": {}, "hints": small_distillation.EVERYTHING["hints"]}
+    )
     tested = range_test(one.student, one.samples, one.context, one.trainable)
     assert 1e-6 < tested.suggested <= 0.1

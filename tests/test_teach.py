@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shards
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from projects import SHIPPED
-from teaching import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
+from support import shards
+from support.projects import SHIPPED
+from support.teachers import AUGMENT, CLASSES, TAPS, VIEWS, World, config, copied
 
 from pipeline.backbones import serialization
 from pipeline.errors import ConfigError, DataError, HeadError, StoreError, TrainingError
@@ -351,10 +351,10 @@ def test_views_of_several_extractions_are_refused_with_the_field(world: World, t
 
 
 def test_features_of_other_weights_are_refused_by_the_head(world: World, tmp_path: Path) -> None:
-    import tuning
+    from support import small_training
 
     own = copied(world, tmp_path / "world")
-    tuning.backbone(own.root / "net", widths=(4, 6, 8), seed=1)
+    small_training.backbone(own.root / "net", widths=(4, 6, 8), seed=1)
     own.extract(("photos",))
     message = refused(own, tmp_path, "heads", HeadError, input="last")
     assert "the head was fitted on other features." in message

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tuning
-from trained import HEADS, Models, same
+from support import small_training
+from support.trained_models import HEADS, Models, same
 
 from pipeline.errors import BackboneError, DataError, HeadError
 from pipeline.evaluate.config import EvaluateConfig
@@ -183,7 +183,7 @@ def test_another_backbone_is_refused_with_the_fields(
     models: Models, moved: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = moved("marks")
-    tuning.backbone(tmp_path / "other", widths=(4, 6, 8), seed=1)
+    small_training.backbone(tmp_path / "other", widths=(4, 6, 8), seed=1)
     with pytest.raises(BackboneError, match=r"got another\. Freeze .*\n  - last: weights: expected '.*', got '"):
         load(folder, backbone=tmp_path / "other")
     assert load(folder, backbone=str(models.root / "net")).classes == load(folder).classes

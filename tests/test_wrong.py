@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import shards
+from support import shards
 
 from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, find_taps
 from pipeline.errors import DataError

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from projects import SHIPPED
 from ruamel.yaml import YAML
+from support.projects import SHIPPED
 
 from pipeline.errors import ConfigError
 from pipeline.projects.yaml_text import append, block, inline, insert, scalar

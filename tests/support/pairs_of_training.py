@@ -18,8 +18,6 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.metrics import accuracy_score, mean_squared_error
-from teaching import CLASSES, TAPS, VIEWS, World
-from tuning import backbone
 
 from pipeline.backbones import serialization
 from pipeline.distill.config import DistillConfig
@@ -32,6 +30,8 @@ from pipeline.finetune.run import finetune
 from pipeline.finetune.setup import Paths
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.task import Kind, Task
+from support.small_training import backbone
+from support.teachers import CLASSES, TAPS, VIEWS, World
 
 FINETUNE: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "kind": {name: {} for name in ("classification", "multilabel", "regression")},

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import shards
 
 from pipeline.files import content_key
 from pipeline.fit.config import FitConfig
@@ -18,6 +17,7 @@ from pipeline.store import index, key_arrays
 from pipeline.store.identity import address
 from pipeline.store.shard_format import Layout
 from pipeline.task import KIND, Kind, Task
+from support import shards
 
 TRAIN, VALIDATION, TEST = 6, 2, 3
 DRAWS = 2

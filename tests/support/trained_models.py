@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tuning
-from teaching import TAPS, World
 
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.run import distill
 from pipeline.distill.setup import Paths
 from pipeline.manifest import read
 from pipeline.task import KIND, Kind, Task
+from support import small_training
+from support.teachers import TAPS, World
 
 HEADS: dict[str, dict[str, Any]] = {"logistic": {}, "streaming_knn": {}, "ridge": {}}
 
@@ -86,7 +86,7 @@ class Models(World):
         dark = pa.array(["dark" if label == "dark" else "light" for label in table["target"].to_pylist()])
         second = table.set_column(table.column_names.index("target"), "target", dark)
         Task(second.replace_schema_metadata({KIND: "classification"})).write(self.root / "brightness.parquet")
-        tuning.backbone(self.root / "small", widths=(3, 4, 4), seed=5)
+        small_training.backbone(self.root / "small", widths=(3, 4, 4), seed=5)
         paths = Paths(
             tasks=self.root,
             student=self.root / "small",

@@ -1,4 +1,4 @@
-"""Readers and a network that end their process, for tests of what goes on without it; other processes import them."""
+"""Readers that refuse a sample or end their process, for tests of what goes on without it; other processes read it."""
 
 import os
 import signal

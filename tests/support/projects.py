@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+
 from support import preloaded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "pipeline" / "projects" / "default.yaml"
 """The settings of the default run, which no user edits: params.yaml of a checkout is theirs."""
 # Stages as a user runs them, without DVC, which would remove their outputs first; in one process, to be quick.

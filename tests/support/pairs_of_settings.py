@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from allpairspy import AllPairs
-from places import Place, retarget, write_features, write_task
 from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
@@ -40,6 +39,7 @@ from pipeline.fit.config import FitConfig
 from pipeline.predictions import Predictions, PredictionsFile
 from pipeline.store.features import Features
 from pipeline.task import Task
+from support.features import Place, retarget, write_features, write_task
 
 SPLITS = {"train": 24, "validation": 10, "test": 8}
 CLASSES = ("ape", "bee", "cat")

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import tuning
 from PIL import Image
 
 from pipeline.extract.config import ExtractConfig
@@ -25,6 +24,7 @@ from pipeline.teach.outputs import Paths, TeachSummary
 from pipeline.teach.run import teach
 from pipeline.teach.teacher import Teacher
 from pipeline.teach.verify import Sources
+from support import small_training
 
 CLASSES, EACH = ("dark", "grey", "white"), 12
 TAPS = {"late": {"node": "block2", "pool": "mean"}, "last": {"node": "penultimate", "dtype": "float32"}}
@@ -48,7 +48,7 @@ class World:
     def __init__(self, root: Path, **more: Any) -> None:
         self.root = root
         self.add("photos")
-        tuning.backbone(root / "net", widths=(4, 6, 8))
+        small_training.backbone(root / "net", widths=(4, 6, 8))
         self.extract(("photos",), **more)
         rows = read(root / "manifests", "photos").sort_by("key")
         self.keys, self.labels = rows["key"].to_pylist(), rows["label"].to_pylist()

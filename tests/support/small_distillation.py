@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tuning
 from torch import Tensor
 
 from pipeline.backbones.hooks import collect
@@ -22,6 +21,7 @@ from pipeline.distill.targets import DistillTargets
 from pipeline.store import key_arrays
 from pipeline.training.data import Batch, Samples
 from pipeline.training.loop import TrainContext
+from support import small_training
 
 NODES = {"block2": "block2", "last": "penultimate"}
 """The teacher's hints by name."""
@@ -40,7 +40,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 @dataclass
-class Taught:
+class TaughtSamples:
     """Samples with signals: those of a teacher's network, computed once, or none."""
 
     inner: Samples
@@ -61,7 +61,7 @@ class Taught:
             yield replace(batch, targets=self.signals[torch.from_numpy(key_arrays.find(self.keys, batch.keys))])
 
 
-class Recorded(DistillationLoss):
+class RecordedLoss(DistillationLoss):
     """Distillation that notes the mean loss of each batch."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -76,21 +76,21 @@ class Recorded(DistillationLoss):
 
 
 @dataclass
-class Lesson:
+class StudentTraining:
     """All that a training of a student needs."""
 
     backbone: Backbone
     student: Student
     context: TrainContext
-    objective: Recorded
-    samples: Taught
-    validation: Taught
+    objective: RecordedLoss
+    samples: TaughtSamples
+    validation: TaughtSamples
     trainable: Any
 
 
 def teacher(folder: Path) -> Backbone:
     """A network of other widths and weights than the student."""
-    found = tuning.backbone(folder, widths=(6, 5, 8), seed=3)
+    found = small_training.backbone(folder, widths=(6, 5, 8), seed=3)
     torch.manual_seed(4)
     for part in found.module.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -98,9 +98,9 @@ def teacher(folder: Path) -> Backbone:
     return found
 
 
-def taught(count: int, source: Backbone | None, *, seed: int = 0) -> Taught:
+def taught_samples(count: int, source: Backbone | None, *, seed: int = 0) -> TaughtSamples:
     """Every third row has no label; each has what the teacher says, if there is one."""
-    inner = tuning.samples(count, seed=seed)
+    inner = small_training.samples(count, seed=seed)
     labels = inner.targets.clone()[:, None]
     if seed == 0:
         labels[::3] = -1
@@ -110,30 +110,30 @@ def taught(count: int, source: Backbone | None, *, seed: int = 0) -> Taught:
         specs = {name: TapSpec(node=node) for name, node in (NODES | {"logits": "logits"}).items()}
         source.module.eval()
         with torch.no_grad():
-            hints = collect(source.module, tuning.enter(batch.inputs), specs, source.spec.taps)
+            hints = collect(source.module, small_training.enter(batch.inputs), specs, source.spec.taps)
         logits = hints.pop("logits")
     known = torch.full((count, 1), source is not None)
-    return Taught(inner, DistillTargets(labels, logits, known, hints), inner.keys)
+    return TaughtSamples(inner, DistillTargets(labels, logits, known, hints), inner.keys)
 
 
-def lesson(
+def student_training(
     folder: Path, *, rows: int = 24, live: bool = False, losses: Any = None, batch_norm: str = "train", **settings: Any
-) -> Lesson:
+) -> StudentTraining:
     """A fresh student of widths (4, 4, 4); `folder` gets the backbones."""
-    source, found = teacher(folder / "teacher"), tuning.backbone(folder / "student")
+    source, found = teacher(folder / "teacher"), small_training.backbone(folder / "student")
     config = LossesConfig.model_validate(losses or EVERYTHING)
     hints = {name: source.spec.taps[node] for name, node in NODES.items()}
     pairs = pairs_of(config, found.spec, hints)
     running = OnlineTeacher(source, found.spec.input, hints=NODES) if live else None
-    branch = OutputSlice("bright", "classification", 0, tuning.CLASSES)
-    plain = tuning.setting(**settings)
-    objective = Recorded([branch], config, pairs)
-    return Lesson(
+    branch = OutputSlice("bright", "classification", 0, small_training.CLASSES)
+    plain = small_training.setting(**settings)
+    objective = RecordedLoss([branch], config, pairs)
+    return StudentTraining(
         found,
         Student(found.module, found.spec, pairs, live=running, seed=7),
-        TrainContext(plain.config, objective, plain.fabric, tuning.enter),
+        TrainContext(plain.config, objective, plain.fabric, small_training.enter),
         objective,
-        taught(rows, None if live else source),
-        taught(12, None, seed=1),
-        tuning.all_of(found, batch_norm=batch_norm),
+        taught_samples(rows, None if live else source),
+        taught_samples(12, None, seed=1),
+        small_training.all_of(found, batch_norm=batch_norm),
     )
