@@ -142,7 +142,7 @@ def narrowest(pid: int) -> frozenset[int]:
 def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_machine_only(
     job: Job, trap: Path
 ) -> None:
-    random = np.random.default_rng(20261121)
+    random, environment = np.random.default_rng(20261121), dict(os.environ)
     begun, told = threading.Event(), []
     addresses: set[str] = set()
     cores: set[frozenset[int]] = set()
@@ -174,6 +174,7 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
     assert list((job.cache / "jobs").iterdir()) == []
     assert list(job.cache.rglob(".*.tmp")) == []  # also of those that were killed
     assert not workers()
+    assert dict(os.environ) == environment  # Dask's nannies set variables before they start a worker
     trap.unlink()
     same_as_undisturbed(job)
 

@@ -27,8 +27,8 @@ def short() -> Iterator[None]:
         yield
 
 
-def footprint(backbone: Backbone, *, images: int = IMAGES) -> Footprint:
-    """The footprint of one network by itself."""
+def footprint(backbone: Backbone, *, images: int = 1) -> Footprint:
+    """The footprint of one network by itself; for one image no other engine than torch is tried."""
     return side_by_side({"": Network(backbone)}, images=images)[""]
 
 
@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def found(one_core: None) -> Footprint:  # noqa: ARG001 - it is only to be there
-    return footprint(backbone(Net(), side=8))
+    return footprint(backbone(Net(), side=8), images=IMAGES)
 
 
 def test_sizes_are_those_of_the_layers(found: Footprint) -> None:
@@ -81,7 +81,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
     node = made.spec.node("layer1.0")
     early, late = TapSpec(node=node, pool="mean"), TapSpec(node="penultimate")
     taps = {"part": {"early": early}, "deeper": {"early": early, "late": late}, "whole": None}
-    found = side_by_side({name: Network(made, one) for name, one in taps.items()})
+    found = side_by_side({name: Network(made, one) for name, one in taps.items()}, images=1)
     names = ("conv1.", "bn1.", "layer1.0.")
     own = [value.numel() for name, value in made.module.named_parameters() if name.startswith(names)]
     assert found["part"].parameters == sum(own)

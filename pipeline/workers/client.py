@@ -84,7 +84,7 @@ def _start_cluster(processes: int, gpus: int) -> Iterator[Any]:
     from distributed import Nanny, Scheduler, SpecCluster
 
     numbers = core_numbers()
-    with tempfile.TemporaryDirectory(prefix="icecore-dask-") as folder:
+    with tempfile.TemporaryDirectory(prefix="icecore-dask-") as folder, _restored_environment():
         workers = {}
         for number in range(processes):
             own = numbers[number::processes] or numbers
@@ -122,6 +122,18 @@ def _start_cluster(processes: int, gpus: int) -> Iterator[Any]:
             ) from None
         with cluster:
             yield cluster
+
+
+@contextlib.contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Restore the variables that Dask's nannies set in this process for their workers, such as OMP_NUM_THREADS."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _visible_gpu(number: int) -> str:
