@@ -1,7 +1,7 @@
 """thingsvision over the same images, as its documentation shows it. Prints JSON.
 
-Run by benchmarks/extract.py with the Python of an environment that has thingsvision 2.7.3 (`make bench-peers`), since
-that pins a torch of its own. Imports nothing of icecore.
+Run by benchmarks/extract.py and benchmarks/start.py with the Python of an environment that has thingsvision 2.7.3
+(`make bench-peers`), since that pins a torch of its own. Imports nothing of icecore.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def extract(given: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 
 def main() -> None:
-    """Extract all, then the first batch alone; the time of both."""
+    """Extract all, then the first batch by itself; print the time of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=BEFORE_LAST, required=True)
     parser.add_argument("--weights", type=Path, required=True)
@@ -55,12 +55,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=("float32",), default="float32")
     parser.add_argument("--out", type=Path, required=True, help="where the vectors go, .npy")
+    parser.add_argument("--once", action="store_true", help="not the first batch by itself after it")
     given = parser.parse_args()
     paths = [Path(path) for path in json.loads(given.images.read_text())]
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it does
         start = time.perf_counter()
         np.save(given.out, extract(given, paths))
         whole = time.perf_counter() - start
+        if given.once:
+            return
         start = time.perf_counter()
         extract(given, paths[: given.batch])
         first = time.perf_counter() - start

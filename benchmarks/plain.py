@@ -1,6 +1,6 @@
 """What a user writes in thirty lines: a DataLoader, torchvision's transforms, an eager network. Prints JSON.
 
-Run by benchmarks/extract.py, in a process of its own. Imports nothing of icecore.
+Run by benchmarks/extract.py and benchmarks/start.py, in a process of its own. Imports nothing of icecore.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 
-LAST = {"mobilenet_v2": "classifier", "resnet50": "fc"}
+LAST = {"mobilenet_v2": "classifier", "resnet50": "fc", "vit_b_16": "heads"}
 
 
 class Photos(Dataset):
@@ -52,7 +52,7 @@ def extract(given: argparse.Namespace, paths: list[str]) -> np.ndarray:
 
 
 def main() -> None:
-    """Extract all, then the first batch alone; the time of both."""
+    """Extract all, then the first batch by itself; print the time of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=LAST, required=True)
     parser.add_argument("--weights", type=Path, required=True)
@@ -60,11 +60,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", type=Path, required=True, help="where the vectors go, .npy")
+    parser.add_argument("--once", action="store_true", help="not the first batch by itself after it")
     given = parser.parse_args()
     paths = json.loads(given.images.read_text())
     start = time.perf_counter()
     np.save(given.out, extract(given, paths))
     whole = time.perf_counter() - start
+    if given.once:
+        return
     start = time.perf_counter()
     extract(given, paths[: given.batch])
     first = time.perf_counter() - start

@@ -20,7 +20,16 @@ from pipeline.backbones import projection, serialization
 from pipeline.backbones.nodes import survey
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
-from pipeline.engines import ENGINES, Engine, autotune, create, onnx_export, openvino_engine, parity_gate
+from pipeline.engines import (
+    ENGINES,
+    Engine,
+    autotune,
+    create,
+    onnx_export,
+    openvino_engine,
+    openvino_model,
+    parity_gate,
+)
 from pipeline.engines.autotune import Choice, Job, choose, load_choice, save_choice
 from pipeline.engines.onnxruntime_engine import CudaEngine
 from pipeline.engines.parity import Parity, compare, cosines, overlap, report
@@ -246,17 +255,19 @@ def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs:
 
 def test_a_process_that_a_request_ends_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    model = openvino_model.cached_model(backbone_of(Glyphs), {"logits": TapSpec(node="logits")}, cache=None)
     with pytest.raises(
         EngineError, match=r"it was ended by signal 4. Choose another engine, or set ONEDNN_MAX_CPU_ISA"
     ):
-        openvino_engine.try_in_a_child(b"", (1, 2, 2, 3), "bfloat16")
+        openvino_engine.try_in_a_child(model, (1, 2, 2, 3), "bfloat16")
     monkeypatch.setattr(openvino_engine, "CHILD", "raise ValueError('no such thing.')")
     with pytest.raises(EngineError, match=r"but it was ValueError: no such thing. Choose"):
-        openvino_engine.try_in_a_child(b"", (1, 2, 2, 3), "bfloat16")
+        openvino_engine.try_in_a_child(model, (1, 2, 2, 3), "bfloat16")
 
 
 def test_a_graph_that_openvino_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_engine, "cached_export", lambda *_, **__: b"no graph")
+    monkeypatch.setattr(openvino_model, "_trace", lambda *_: None)
+    monkeypatch.setattr(openvino_model, "cached_export", lambda *_, **__: b"no graph")
     with pytest.raises(EngineError, match=r"engine 'openvino': it cannot run this network: .* Choose another engine."):
         job_of(Glyphs).engine("openvino")
 
@@ -533,7 +544,7 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
 
 @pytest.mark.usefixtures("try_all")
 def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "_time", lambda engines, _: {name: 1.0 + (name == "torch") for name in engines})
+    monkeypatch.setattr(autotune, "_time", lambda engines, _, **__: {name: 1.0 + (name == "torch") for name in engines})
     run = autotune._gate
 
     def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> parity_gate.ParityCard:

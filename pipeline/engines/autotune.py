@@ -1,9 +1,9 @@
 """Which engine runs a job: the one that was asked for, or the fastest here of those that compute the same.
 
-`auto` times every engine on the first real batch, takes the fastest that passes the gate, and remembers it for this
-machine, backbone and set of taps. A job that is killed and started again therefore goes on with the same engine, and
-makes the bytes that it would have made; so does a job of the same taps over other samples. A job that would take torch
-less time than the others take to prepare is given to torch.
+`auto` times torch on a few real samples. From that follows which other engines are worth preparing, by `WORTH`; they
+are timed too, and the fastest that passes the gate is taken and remembered for this machine, backbone and set of taps.
+A job that is killed and started again therefore goes on with the same engine, and makes the bytes that it would have
+made; so does a job of the same taps over other samples.
 
 `<cache>/engines/<digest>.json`: the choice, and for a short job how many samples it had.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import ENGINES, PRECISIONS_OF, Engine, create
-from pipeline.engines.parity_gate import ParityCard, check_parity
+from pipeline.engines.parity_gate import ROWS, ParityCard, check_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import Reporter, cores
@@ -32,14 +32,17 @@ from pipeline.store.use import touch
 from pipeline.text import table
 
 AUTO = "auto"
-SECONDS = 4.0  # of timing, all engines together, after each ran once
-ROUNDS = 2  # at least
-# How long torch must need for the whole job before another engine is prepared: exporting takes seconds, compiling
-# minutes.
+SECONDS = 4.0
+"""Timing takes no longer, all engines together, after each ran once; of a job that torch does in less than `LONG`, a
+twentieth of that time."""
+
+LONG = 80.0
+# How long torch must need for the whole job before another engine is prepared: OpenVINO traces a network in 2 s,
+# exporting takes 10 s, compiling minutes.
 WORTH = {
     "torch": 0.0,
-    "onnxruntime": 30.0,
-    "openvino": 30.0,
+    "onnxruntime": 60.0,
+    "openvino": 6.0,
     "onnxruntime_cuda": 30.0,
     "torch_compiled": 1200.0,
 }
@@ -137,14 +140,15 @@ def candidates(precision: str) -> list[str]:
 def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) -> EngineChoice:
     if not len(pixels):  # there is nothing to run
         return EngineChoice("torch", job.engine("torch"), why="nothing is to be computed")
-    names, batch = candidates(job.precision), pixels[: job.batch_size]
+    names, few = candidates(job.precision), pixels[: min(ROWS, job.batch_size)]
     if not names:
         raise EngineError(f"precision {job.precision!r}: no engine has it here. Choose float32.")
     notes: dict[str, str] = {}
     engines: dict[str, Engine] = {}
     reference = job.engine("torch", precision="float32")
-    seconds = _seconds_of_torch(reference, batch)
-    whole = seconds * -(-samples // job.batch_size)
+    per_row = _seconds_of_torch(reference, few) / len(few)
+    whole = per_row * samples
+    batch = pixels[: job.batch_size] if whole >= LONG else few
     tried = [name for name in names if whole >= WORTH[name]]
     for name in tried:
         try:
@@ -155,8 +159,8 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             notes[name] = str(error)
             reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    best = {} if short else _time(engines, batch)
-    torch_seconds = best.get("torch", seconds)
+    best = {} if short else _time(engines, batch, seconds=SECONDS * min(1.0, whole / LONG))
+    torch_seconds = best.get("torch", per_row * len(batch))
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
         try:
             card = _gate(job, engines[name], reference, pixels)
@@ -169,14 +173,14 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             why = f"the whole job takes it about {whole:.0f} s, too little to try others"
             return EngineChoice(name, engines[name], card, why)
         unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
-        drawn = _table(job, best, torch_seconds, {name: "taken"} | unlike | notes)
+        drawn = _table(best, len(batch), torch_seconds, job.precision, {name: "taken"} | unlike | notes)
         why = "the fastest" if name == "torch" else f"{torch_seconds / best[name]:.1f} times as fast as torch"
         return EngineChoice(name, engines[name], card, why, drawn)
     raise EngineError(bullets("no engine computes these taps", notes.values()))
 
 
 def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
-    """Time one batch; the first run, which prepares kernels, counts only where it takes long itself."""
+    """Return how long a batch takes; the first run, which prepares kernels, counts only where it takes long itself."""
     for _ in range(2):
         start = time.perf_counter()
         engine.run({"pixels": batch})
@@ -186,30 +190,33 @@ def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
     return seconds
 
 
-def _time(engines: Mapping[str, Engine], batch: np.ndarray) -> dict[str, float]:
-    """Return the best time of a batch for each engine, measured in turn."""
+def _time(engines: Mapping[str, Engine], batch: np.ndarray, *, seconds: float) -> dict[str, float]:
+    """Return the best time of a batch for each engine, measured in turn, for so many seconds."""
     best = dict.fromkeys(engines, np.inf)
-    begin, rounds = time.perf_counter(), 0
-    while engines and (rounds < ROUNDS or time.perf_counter() - begin < SECONDS):
+    begin = time.perf_counter()
+    while engines:
         for name, engine in engines.items():
             start = time.perf_counter()
             engine.run({"pixels": batch})
             best[name] = min(best[name], time.perf_counter() - start)
-        rounds += 1
+        if time.perf_counter() - begin >= seconds:
+            break
     return best
 
 
-def _table(job: Job, best: Mapping[str, float], torch_seconds: float, notes: Mapping[str, str]) -> str:
+def _table(
+    best: Mapping[str, float], rows_timed: int, torch_seconds: float, precision: str, notes: Mapping[str, str]
+) -> str:
     names = [*sorted(best, key=lambda name: best[name]), *(name for name in notes if name not in best)]
     rows = [
         (
             name,
-            f"{job.batch_size / best[name]:.1f}" if name in best else "-",
+            f"{rows_timed / best[name]:.1f}" if name in best else "-",
             f"{torch_seconds / best[name]:.2f}" if name in best else "-",
         )
         for name in names
     ]
-    drawn = table((f"engine, {job.precision}", "samples/s", "of torch"), rows, inset=True).splitlines()
+    drawn = table((f"engine, {precision}", "samples/s", "of torch"), rows, inset=True).splitlines()
     return "\n".join(
         [drawn[0], *(f"{line}  {notes.get(name, '')}".rstrip() for line, name in zip(drawn[1:], names, strict=True))]
     )

@@ -1,4 +1,4 @@
-"""OpenVINO: the exported graph on the CPU, a few rows a request, as many requests at once as the processor wants.
+"""OpenVINO: the network's graph on the CPU, a few rows a request, as many requests at once as the processor wants.
 
 Requests of a fixed, small size keep their maps in the processor's cache, and a row's value does not depend on how many
 others are asked for.
@@ -19,7 +19,7 @@ import openvino
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Answer
-from pipeline.engines.onnx_export import cached_export
+from pipeline.engines.openvino_model import FILE, cached_model
 from pipeline.engines.padding import pad_batch, unpad
 from pipeline.errors import EngineError
 from pipeline.runtime import cores, versions
@@ -45,11 +45,11 @@ class OpenVINOEngine:
         self.batch_size, self.precision = batch_size, precision
         self._specs, channels_first = dict(specs), backbone.spec.input.shape
         self._shape = (min(ROWS, batch_size), *channels_first[1:], channels_first[0])
-        data = cached_export(backbone, specs, cache=cache)
-        if precision != "float32":
-            try_in_a_child(data, self._shape, precision)
         try:
-            compiled = compiled_model(data, self._shape, precision)
+            model = cached_model(backbone, specs, cache=cache)
+            if precision != "float32":
+                try_in_a_child(model, self._shape, precision)
+            compiled = compile_model(model, self._shape, precision)
         except RuntimeError as error:
             raise EngineError(
                 f"engine 'openvino': it cannot run this network: {str(error).strip().splitlines()[-1].rstrip('.')}. "
@@ -63,7 +63,7 @@ class OpenVINOEngine:
     def provenance(self) -> Mapping[str, Any]:
         """Engine, device, precision and versions."""
         record = {"engine": self.NAME, "device": "cpu", "precision": self.precision, "batch_size": self.batch_size}
-        return {**record, "rows_a_request": self._shape[0], **versions("torch", "onnx", "onnxscript", "openvino")}
+        return {**record, "rows_a_request": self._shape[0], **versions("torch", "openvino")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels)."""
@@ -113,13 +113,11 @@ class _Left:
         return self._none.wait(seconds)
 
 
-def compiled_model(data: bytes, shape: tuple[int, ...], precision: str) -> Any:
-    """Compile an ONNX file for the CPU and inputs of one shape."""
-    core = openvino.Core()
-    model = core.read_model(data)
+def compile_model(model: Any, shape: tuple[int, ...], precision: str) -> Any:
+    """Compile a model for the CPU and inputs of one shape."""
     model.reshape(list(shape))
     hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": HINTS[precision]}
-    return core.compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": cores()})
+    return openvino.Core().compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": cores()})
 
 
 def _wanted(compiled: Any) -> int:
@@ -128,22 +126,22 @@ def _wanted(compiled: Any) -> int:
 
 CHILD = """
 import sys
-from pathlib import Path
 import numpy as np
-from pipeline.engines.openvino_engine import compiled_model
+import openvino
+from pipeline.engines.openvino_engine import compile_model
 shape = tuple(map(int, sys.argv[3:]))
-compiled_model(Path(sys.argv[1]).read_bytes(), shape, sys.argv[2])({0: np.zeros(shape, np.uint8)})
+compile_model(openvino.Core().read_model(sys.argv[1]), shape, sys.argv[2])({0: np.zeros(shape, np.uint8)})
 """
 
 
-def try_in_a_child(data: bytes, shape: tuple[int, ...], precision: str) -> None:
+def try_in_a_child(model: Any, shape: tuple[int, ...], precision: str) -> None:
     """Run one request in a process of its own; raises EngineError if that process is ended.
 
     Some virtual machines name matrix instructions (AMX) among what the processor has, and end whoever uses them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(data)
+        path = Path(folder) / FILE
+        openvino.save_model(model, path, compress_to_fp16=False)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-W", "ignore", "-c", CHILD, str(path), precision, *map(str, shape)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

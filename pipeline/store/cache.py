@@ -13,6 +13,7 @@
                   /jobs/       what workers are told, while an extraction runs
                   /predict/    lists of what a prediction reads, and links to its shards, while it runs
                   /onnx/       exported graphs, as large as the weights in them
+                  /openvino/   the same as models of OpenVINO
                   /engines/    which engine was the fastest here
                   /batches/    sizes of batches that fit a GPU
                   /teach/      caches of their own, while logits are computed of which a teacher keeps the largest

@@ -33,7 +33,7 @@ def remove_stale_files(column: CacheEntry) -> int:
     return remove_stale(column.folder) + remove_stale(column.folder / "rejected")
 
 
-FOLDERS = ("onnx", "engines", "batches", "teach", "training", "pixels", "backbones", "embeddings")
+FOLDERS = ("onnx", "openvino", "engines", "batches", "teach", "training", "pixels", "backbones", "embeddings")
 """The folders of the cache beside the columns, each of entries that can be made again."""
 
 IN_USE = 3600.0

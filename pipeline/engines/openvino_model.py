@@ -1,0 +1,83 @@
+"""A backbone and its taps as a model of OpenVINO: pixels in, one output per tap, in the order of the taps.
+
+OpenVINO reads the network from a trace, which takes a tenth of an export to ONNX. A trace holds what happened for one
+example. Torch warns where that depends on values or on the number of rows, and OpenVINO does not know every operator:
+such a network goes through ONNX, which has it or says why not.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import openvino
+import torch
+
+from pipeline.backbones.feature_extractor import Tapped
+from pipeline.backbones.reference_output import packages_of
+from pipeline.backbones.serialization import Backbone
+from pipeline.backbones.spec import TapSpec
+from pipeline.engines.onnx_export import cached_export
+from pipeline.files import digest, fresh_folder
+from pipeline.runtime import versions
+from pipeline.store.location import writable
+from pipeline.store.use import touch
+
+VERSION = 1
+FILE = "model.xml"
+
+
+def cached_model(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> Any:
+    """Return the model, from `cache/openvino/` if it was made before.
+
+    Raises EngineError if neither a trace nor ONNX has a graph of the network, and StoreError if the cache cannot be
+    written.
+    """
+    if cache is None:
+        return _convert(backbone, specs, cache=None)
+    folder = cache / "openvino" / address(backbone, specs)
+    if not (folder / FILE).is_file():
+        model = _convert(backbone, specs, cache=cache)
+        with writable(cache), fresh_folder(folder) as temporary:
+            openvino.save_model(model, temporary / FILE, compress_to_fp16=False)
+    touch(folder)
+    return openvino.Core().read_model(folder / FILE)
+
+
+def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
+    """Return the digest of all that shapes the model. Projections and dtypes come after the graph."""
+    spec = backbone.spec
+    return digest(
+        {
+            "version": VERSION,
+            "architecture": spec.architecture,
+            "weights": spec.weights_digest,
+            "input": spec.input.model_dump(mode="json"),
+            "taps": [[name, tap.node, tap.pool, spec.taps[tap.node].model_dump()] for name, tap in specs.items()],
+            "versions": versions(*packages_of(spec.architecture), "torch", "openvino"),
+        }
+    )
+
+
+def _convert(backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None) -> Any:
+    model = _trace(backbone, specs)
+    if model is None:
+        model = openvino.Core().read_model(cached_export(backbone, specs, cache=cache))
+    return model
+
+
+def _trace(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Any | None:
+    """Return the model that a trace gives; None where the trace may not hold for other pixels."""
+    module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
+    whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
+    channels, height, width = backbone.spec.input.shape
+    example = torch.zeros(2, height, width, channels, dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", torch.jit.TracerWarning)
+            model = openvino.convert_model(whole, example_input=example)
+    except Exception:  # noqa: BLE001 - whatever a trace cannot hold, ONNX may, or says why not
+        return None
+    return model if len(model.inputs) == 1 and len(model.outputs) == len(specs) else None
