@@ -76,7 +76,7 @@ def _trace(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Any | None:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", torch.jit.TracerWarning)
+            warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             model = openvino.convert_model(whole, example_input=example)
     except Exception:  # noqa: BLE001 - whatever a trace cannot hold, ONNX may, or says why not
         return None
