@@ -38,6 +38,9 @@ DATASET = "files"
 WORK = ".icecore"
 """The folder below `out` of the frozen backbone and the manifest."""
 
+KNOWN = "known.sqlite"
+"""The file in it with the keys of the images that were opened."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -170,6 +173,7 @@ def embed(
     out: AnyPath,
     *,
     cache_root: AnyPath,
+    rehash: bool = False,
     reporter: Reporter = SILENT,
 ) -> Embedded:
     """Freeze, prepare and extract; return what was done. Rows in the feature cache are linked, new ones computed.
@@ -177,12 +181,13 @@ def embed(
     job: what `embed.job` returned.
     out: the folder to write.
     cache_root: the folder of the feature cache.
+    rehash: open all images; else those whose size, times and inode changed since they were opened for `out`.
     reporter: its messages begin with the forecast of the bytes on disk; each step has a bar of its own.
 
     Raises what these steps raise, and ConfigError where the images and the features would lie in one folder.
     """
     out, cache_root = as_path(out, "embed: out"), as_path(cache_root, "embed: cache_root")
-    inputs = _prepare_inputs(job, out, reporter)
+    inputs = _prepare_inputs(job, out, reporter, rehash=rehash)
     with reporter.stage("extract") as extract_reporter:
         extracted = extract(
             job.extract,
@@ -200,6 +205,7 @@ def plan(
     out: AnyPath,
     *,
     cache_root: AnyPath,
+    rehash: bool = False,
     reporter: Reporter = SILENT,
 ) -> tuple[Request, Forecast]:
     """Freeze and prepare, and return what `embed` would extract, with its bytes on disk. Extracts nothing.
@@ -207,7 +213,7 @@ def plan(
     Parameters are those of `embed`. Raises what `embed` raises before it extracts.
     """
     out, cache_root = as_path(out, "plan: out"), as_path(cache_root, "plan: cache_root")
-    inputs = _prepare_inputs(job, out, reporter)
+    inputs = _prepare_inputs(job, out, reporter, rehash=rehash)
     request = read(job.extract, backbone=inputs.backbone, manifests=inputs.manifests, cache_root=cache_root)
     for line in describe_wide_taps(request):
         reporter.message(line)
@@ -223,7 +229,7 @@ class _Inputs:
     prepared: Prepared
 
 
-def _prepare_inputs(job: Job, out: Path, reporter: Reporter) -> _Inputs:
+def _prepare_inputs(job: Job, out: Path, reporter: Reporter, *, rehash: bool) -> _Inputs:
     """Freeze the backbone and list the images; write files.parquet and excluded.csv."""
     _refuse_overlap(job, out)
     work = out / WORK
@@ -237,7 +243,9 @@ def _prepare_inputs(job: Job, out: Path, reporter: Reporter) -> _Inputs:
     checked(job.extract, spec, where=str(backbone))  # before the images are read
     paths = ManifestPaths(work / "manifests", DATASET)
     with reporter.stage("prepare") as prepare_reporter:
-        prepared = prepare(job.prepare, paths, reporter=prepare_reporter)
+        if rehash:
+            (work / KNOWN).unlink(missing_ok=True)
+        prepared = prepare(job.prepare, paths, known=work / KNOWN, reporter=prepare_reporter)
     _write_files(paths, out)
     return _Inputs(backbone, paths.folder, prepared)
 

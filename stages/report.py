@@ -19,6 +19,7 @@ def main() -> None:
         audits=project.AUDITS,
         backbones=project.BACKBONES,
         footprints=project.METRICS / "distill",
+        models=project.MODELS,
         unmeasured=unmeasured,
     )
     print(leaderboard.text(runs))

@@ -4,12 +4,15 @@ import base64
 import io
 import os
 import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -22,26 +25,40 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from support.networks import backbone as small_backbone
+from support.teachers import CLASSES, write_photos
 from support.trained_models import Models
+from test_report import Page
 
 from pipeline.backbones import serialization
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import InputSpec, TapSpec
 from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError, MissingExtraError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.run import evaluate
 from pipeline.explain.activation_map import activation_map
 from pipeline.explain.evidence import find_evidence
 from pipeline.explain.gradients import gradient_maps
 from pipeline.explain.linear_head import fold_linear_head
+from pipeline.explain.near_samples import thumbnails
 from pipeline.explain.occlusion import occlusion_maps
 from pipeline.explain.run import explain
 from pipeline.explain.tap_maps import grid_of, read_tap_maps
+from pipeline.files import content_key
 from pipeline.heads import create
 from pipeline.heads.preprocessing import Pca
 from pipeline.inference.answers import TaskOutput
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel, load
+from pipeline.manifest import ManifestPaths
+from pipeline.manifest import read as read_manifest
+from pipeline.prepare.config import PrepareConfig
+from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageSpec
+from pipeline.report import errors, leaderboard
+from pipeline.report.config import ReportConfig
+from pipeline.report.leaderboard import Run
+from pipeline.report.run import report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -439,3 +456,148 @@ def test_a_page_without_jinja2_names_the_extra(models: Models, tmp_path: Path, m
         explain(load(models.run("numbers")), photos(models, 1), tmp_path / "page.html")
     with pytest.raises(ConfigError, match="got a folder"):
         explain(load(models.run("numbers")), photos(models, 1), tmp_path)
+
+
+# The errors of a run, in the report --------------------------------------------------------------------------------
+
+
+def wrong(models: Models, run: str, **asked: Any) -> Run:
+    """A run whose test samples have other targets than pictures like them, and which is evaluated."""
+    targets = list(models.labels)
+    for row, label in enumerate(models.labels):
+        if models.labels[:row].count(label) >= 10:
+            targets[row] = CLASSES[CLASSES.index(label) - 1]
+    if asked.get("kind") == "regression":
+        targets = [5.0 * CLASSES.index(label) for label in targets]
+    if run.startswith("net"):
+        models.finetune(run, targets=targets, epochs=2, learning_rate=0.01, **asked)
+    else:
+        models.fit(run, targets=targets, search="none", **asked)
+    files = {name: models.root / "evaluated" / f"{run}-{name}" for name in ("numbers", "confusion", "curve")}
+    evaluate(
+        EvaluateConfig(resamples=100),
+        predictions=models.root / f"{run}.parquet",
+        task=models.root / "task.parquet",
+        model=models.root / "models" / run,
+        tables=models.root / "plots" / f"{run}.json",
+        **files,
+    )
+    return leaderboard.read(models.root / "plots", [run])[0]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A project whose photos lie in an archive, under names that are markup."""
+
+    class Packed(Models):
+        def add(self, name: str, **more: Any) -> None:
+            write_photos(self.root / "photos", **more)
+            with tarfile.open(self.root / "photos.tar", "w") as archive:
+                for path in sorted((self.root / "photos").rglob("*.png")):
+                    archive.add(path, f"{path.parent.name}/<b>{path.name}")
+            shutil.rmtree(self.root / "photos")
+            prepare(PrepareConfig(root=self.root / "photos.tar"), ManifestPaths(self.root / "manifests", name))
+
+    return Packed(tmp_path_factory.mktemp("packed") / "data")
+
+
+def test_the_report_shows_the_evidence_for_its_errors(packed: Models, tmp_path: Path) -> None:
+    runs = [wrong(packed, "linear", inputs=[["late", "last"]])]
+    report(ReportConfig(), runs, tmp_path / "index.html", models=packed.root / "models")
+    text, read = (tmp_path / "index.html").read_text(), Page(tmp_path / "index.html")
+    assert "6 of 6 test samples are wrong." in " ".join("".join(read.text).split())
+    sources = [attributes["src"] for tag, attributes in read.tags if tag == "img"]
+    assert {source.partition(",")[0] for source in sources} == {"data:image/webp;base64"}
+    sides = [min(Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size) for one in sources]
+    # Of each error the image and the evidence for two classes, and three training samples out of the archive.
+    assert sides == ([224] * 3 + [32] * 3) * errors.MOST
+    assert not {"script", "link", "b"} & {tag for tag, attributes in read.tags if not attributes}
+    assert text.count("photos.tar/dark/&lt;b&gt;") >= 2
+    titles = [title for title in read.texts_in("h4") if " in the place of " in title]
+    assert {tuple(title.partition(",")[0].split(" in the place of ")) for title in titles} == {
+        (name, CLASSES[number - 1]) for number, name in enumerate(CLASSES)
+    }
+    again = errors.errors_of(runs[0], packed.root / "models")
+    assert again is not None
+    assert all(one["picture"] in text for view in again["views"].values() for one in [view, *view["overlays"]])
+
+
+@pytest.mark.parametrize(
+    ("run", "asked", "method", "evidence"),
+    [
+        ("net", {}, "Grad-CAM", 2),
+        ("numbers_wrong", {"kind": "regression", "head": "ridge"}, "Exact", 1),
+        ("near_wrong", {"head": "streaming_knn"}, "The head is not linear", 0),
+    ],
+)
+def test_every_kind_of_model_has_its_errors_explained(
+    packed: Models, run: str, asked: dict[str, Any], method: str, evidence: int
+) -> None:
+    found = errors.errors_of(wrong(packed, run, **asked), packed.root / "models")
+    assert found is not None
+    assert (found["why_not"], found["no_near"], found["reasons"]) == ("", "", {})
+    for mistake in found["mistakes"].listed:
+        view = found["views"][mistake.key]
+        assert view["method"].startswith(method)
+        assert [one["name"] for one in view["overlays"]] == [*mistake.differs, "number"][:evidence]
+        assert [bool(one.picture) for one in view["near"]] == [True] * errors.NEAR
+
+
+def test_what_keeps_errors_from_being_explained_stands_in_the_report(packed: Models, tmp_path: Path) -> None:
+    run = wrong(packed, "linear", inputs=["last"])
+    (tmp_path / "data").mkdir()
+    for path in packed.root.iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    found = errors.errors_of(run, tmp_path / "data" / "models")
+    assert found is not None
+    listed = found["mistakes"].listed
+    archive = (packed.root / "photos.tar").read_bytes()
+    try:
+        (packed.root / "photos.tar").write_bytes(archive.replace(b"IDAT", b"IDAX"))
+        found = errors.errors_of(run, tmp_path / "data" / "models")
+        assert found is not None
+        changed = "changed since its data set was prepared; run prepare again"
+        assert found["reasons"] == {mistake.key: changed for mistake in listed}
+    finally:
+        (packed.root / "photos.tar").write_bytes(archive)
+    reasons = {
+        "features": "no_near data/features/net: expected features of the training rows of",
+        "backbones": "why_not data/backbones/net: expected the backbone 'net', whose features",
+        "predictions": "why_not data/predictions/linear.parquet: no such predictions.",
+    }
+    for name, reason in reasons.items():
+        (tmp_path / "data" / name).unlink()
+        found = errors.errors_of(run, tmp_path / "data" / "models")
+        assert found is not None
+        where, _, text = reason.partition(" ")
+        assert found[where].startswith(text)
+    report(ReportConfig(), [run], tmp_path / "index.html", models=tmp_path / "data" / "models")
+    page = Page(tmp_path / "index.html")
+    assert "The errors are not explained here: data/predictions/linear.parquet: no such" in "".join(page.text)
+    assert "img" not in {tag for tag, _ in page.tags}
+
+
+def test_training_samples_have_pictures_wherever_they_lie(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_photos(data / "raw", each=2)
+    photos = sorted((data / "raw").rglob("*.png"))
+    with tarfile.open(data / "a.tar", "w") as archive:
+        archive.add(photos[0], "x.png")
+        archive.add(photos[1], "y.png")
+    pq.write_table(pa.table({"image": [photos[2].read_bytes()]}), data / "b.parquet")
+    (data / "photos").mkdir()
+    for photo in photos[3:5]:
+        photo.rename(data / "photos" / photo.name)
+    sets = {"archive": {"root": data / "a.tar"}, "rows": {"root": data / "b.parquet", "image": "image"}}
+    for name, settings in {**sets, "photos": {"root": data / "photos"}}.items():
+        prepare(PrepareConfig.model_validate(settings), ManifestPaths(data / "manifests", name))
+    rows = [row for name in (*sets, "photos") for row in read_manifest(data / "manifests", name).to_pylist()]
+    paths = {row["key"]: row["path"] for row in rows}
+    last, gone = content_key(photos[5].read_bytes()), "ab" * 16
+    paths |= {last: "data/raw/white/01.png", gone: "data/gone.png"}
+    changed = next(key for key, path in paths.items() if path.endswith(f"photos/{photos[4].name}"))
+    (data / "photos" / photos[4].name).write_bytes(photos[5].read_bytes())
+    pictures = thumbnails(paths, data=data)
+    assert pictures.keys() == paths.keys() - {gone, changed}
+    assert all(one.startswith("data:image/webp;base64,") for one in pictures.values())
+    assert len({*pictures.values()}) == 5

@@ -1,12 +1,15 @@
 """Preparing a data set: every file ends in the manifest or in the list of excluded files, with the reason."""
 
+import contextlib
 import csv
 import datetime
 import decimal
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -804,3 +807,94 @@ def test_a_data_set_without_files_is_an_error_of_one_line(in_project: Path) -> N
     (in_project / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(SystemExit, match=r"^error: data/raw/nothing: no such folder or list"):
         project.run(stages.prepare.main)
+
+
+# Files that were opened before ---------------------------------------------------------------------------------------
+
+MARK = b"\xab\xab"
+
+
+def marked(root: Path, known: Path, **settings: Any) -> set[str]:
+    """Prepare a root; the names of samples whose keys came from `known`, in which all keys are marked afterwards."""
+    paths = ManifestPaths(root.parent / "manifests", "photos")
+    prepare(PrepareConfig(root=root, max_rejected=1.0, **settings), paths, known=known)
+    rows = manifest.read(paths.folder, "photos", ["key", "path"]).to_pylist()
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(known)) as database,
+        database,
+    ):
+        keys = database.execute("SELECT key, path FROM known").fetchall()
+        database.executemany("UPDATE known SET key = ? WHERE path = ?", [(MARK + key[2:], path) for key, path in keys])
+    marks = {row["path"] for row in rows if bytes.fromhex(row["key"]).startswith(MARK)}
+    assert all(row["key"] == content_key(read_member(row["path"])) for row in rows if row["path"] not in marks)
+    return {Path(path).name for path in marks}
+
+
+def read_member(path: str) -> bytes:
+    """The bytes of a file, or of a member of an archive."""
+    archive, suffix, name = path.partition(".tar/")
+    if not suffix:
+        return Path(path).read_bytes()
+    with tarfile.open(f"{archive}.tar") as file:
+        return file.extractfile(name).read()  # type: ignore[union-attr]
+
+
+def draw(path: Path, shade: int) -> None:
+    """Write a picture; all have one size in bytes."""
+    Image.new("L", (4, 4), shade).save(path, "BMP")
+
+
+@pytest.mark.parametrize("alone", [600.0, 0.0], ids=["in this process", "in processes"])
+def test_files_that_are_as_they_were_are_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float
+) -> None:
+    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", alone)
+    root, known = tmp_path / "photos", tmp_path / "work" / "known.sqlite"
+    root.mkdir()
+    for number, name in enumerate(("same", "bytes", "mtime", "inode", "gone")):
+        draw(root / f"{name}.bmp", number)
+    (root / "broken.bmp").write_bytes(b"BM")
+    assert marked(root, known) == set()
+    assert marked(root, known) == set(), "a file that was written a moment ago may change without a trace"
+    monkeypatch.setattr("pipeline.prepare.known_files.SETTLED", -1.0)
+    assert marked(root, known) == set()
+    assert marked(root, known) == {"same.bmp", "bytes.bmp", "mtime.bmp", "inode.bmp", "gone.bmp"}
+    if not alone:
+        return
+    for name in ("bytes", "inode"):
+        status = (root / f"{name}.bmp").stat()
+        if name == "inode":
+            (root / "inode.bmp").rename(tmp_path / "other")
+        draw(root / f"{name}.bmp", {"bytes": 100, "inode": 101}[name])
+        os.utime(root / f"{name}.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(root / "mtime.bmp", ns=(0, 10**18))
+    (root / "gone.bmp").unlink()
+    draw(root / "new.bmp", 50)
+    assert marked(root, known) == {"same.bmp"}
+    assert marked(root, known) == {"same.bmp", "bytes.bmp", "mtime.bmp", "inode.bmp", "new.bmp"}
+    assert marked(root, known, check="header") == set()
+    known.write_bytes(b"no database" * 100)
+    assert marked(root, known) == set()
+    assert "same.bmp" in marked(root, known)
+    with contextlib.closing(sqlite3.connect(known)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert marked(root, known) == set()
+
+
+def test_members_of_an_archive_that_is_as_it_was_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.prepare.known_files.SETTLED", -1.0)
+    archive, known = tmp_path / "a.tar", tmp_path / "known.sqlite"
+    for number, name in enumerate(("a.bmp", "b.bmp", "c.bmp")):
+        draw(tmp_path / name, number)
+    with tarfile.open(archive, "w") as file:
+        file.add(tmp_path / "a.bmp", "a.bmp")
+        file.add(tmp_path / "b.bmp", "b.bmp")
+    assert marked(archive, known) == set()
+    assert marked(archive, known) == {"a.bmp", "b.bmp"}
+    with tarfile.open(archive, "a") as file:
+        file.add(tmp_path / "c.bmp", "c.bmp")
+    assert marked(archive, known) == set()
+    assert marked(archive, known) == {"a.bmp", "b.bmp", "c.bmp"}

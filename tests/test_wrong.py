@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import shards
 
-from pipeline.cli.wrong import Mistakes, Similar, find_mistakes, find_taps
 from pipeline.errors import DataError
+from pipeline.explain.mistakes import Mistakes, Similar, find_mistakes, find_taps
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.store import index, key_arrays

@@ -6,7 +6,7 @@ main       the app: the headings and their commands, and how errors are printed
 vectors    Vectors of a folder: extract, layers            extract.py, layers.py
 project    A project: settings, check, plan, forecast, repro               reproduce.py
 predict    A trained model: predict
-results    Results: info, leaderboard, wrong                               info.py, wrong.py
+results    Results: info, leaderboard, wrong                               info.py
 export     A trained model: export
 features   Stored features: `icecore features`
 cache      Stored features: `icecore cache`

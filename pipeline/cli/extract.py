@@ -60,13 +60,15 @@ def extract_folder(
     taps: list[str],
     weights: dict[str, Any],
     settings: dict[str, Any],
+    rehash: bool,
     plan_only: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Embed the images of `data` into `out`, and print what was done; with `plan_only`, print what would be computed.
 
-    `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. Ends the process with 130 when
+    `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. `rehash`: open all images,
+    also those whose files are as they were. Ends the process with 130 when
     the user interrupts the extraction.
     """
     from pipeline import embed
@@ -88,12 +90,12 @@ def extract_folder(
         reporter = Reporter(message=say, log=project.log, bar=lambda title: project.bar(title, "images"))
     root = location.default_root()
     if plan_only:
-        request, disk = embed.plan(job, out, cache_root=root, reporter=reporter)
+        request, disk = embed.plan(job, out, cache_root=root, rehash=rehash, reporter=reporter)
         say(disk)
         refuse_if_full(request, disk, out)
         return
     try:
-        done = embed.embed(job, out, cache_root=root, reporter=reporter)
+        done = embed.embed(job, out, cache_root=root, rehash=rehash, reporter=reporter)
     except Interrupted as error:
         typer.echo(f"interrupted: {error}", err=True)
         raise SystemExit(130) from None

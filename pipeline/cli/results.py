@@ -72,8 +72,8 @@ def wrong(
 
       icecore wrong digits_logistic --most 10 --draw 2 --json
     """
-    from pipeline.cli.wrong import find_mistakes, find_taps
     from pipeline.errors import DataError
+    from pipeline.explain.mistakes import find_mistakes, find_taps
     from pipeline.files import read_json
     from pipeline.task import Task
     from stages import project

@@ -65,6 +65,12 @@ def extract(
     scheduler: Annotated[
         str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE; its workers run the network.")
     ] = None,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash", help="Open all images, also those whose size, times and inode are as in the last run into OUT."
+        ),
+    ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -80,7 +86,7 @@ def extract(
 ) -> None:
     """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
 
-    Rows in the feature cache are not computed again: a second run computes the new images only.
+    Rows in the feature cache are not computed again: a second run into OUT opens and computes new images only.
 
     Examples:
 
@@ -121,6 +127,7 @@ def extract(
                 "precision": precision,
                 "run": {"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
             },
+            rehash=rehash,
             plan_only=plan_only,
             quiet=quiet,
             verbose=verbose,

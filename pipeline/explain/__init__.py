@@ -8,5 +8,8 @@ occlusion         evidence by covering parts of the image, for heads that are no
 evidence          choose one of the three, and compute the evidence for some classes
 pictures          evidence over an image, as pictures inside a page
 near_samples      the nearest training samples, with their pictures
+mistakes          the test samples that a run predicts wrongly: `icecore wrong`
+mistake_evidence  the evidence for these, for the report
+view              an explained image as the values of evidence.html
 run               explain some images, and write the page
 """

@@ -20,6 +20,10 @@ EXACT = (
     "Exact: the head is linear, and its weights act on the map before the pooling. The mean of the picture's values "
     "plus what has no place in it is the score."
 )
+NOT_LINEAR = (
+    "The head is not linear, so that its weights show no evidence on the image. `icecore explain` covers one part of "
+    "the image after another instead."
+)
 TAPS_ONLY = "The taps have no map, and no map of the network leads to them: there is no picture of the evidence."
 
 
@@ -47,15 +51,24 @@ class Explained:
 
 
 def find_evidence(
-    model: TrainedModel, pixels: np.ndarray, rows: Mapping[str, np.ndarray], outputs: Sequence[int], *, task: int = 0
+    model: TrainedModel,
+    pixels: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    outputs: Sequence[int],
+    *,
+    task: int = 0,
+    occlusion: bool = True,
 ) -> Explained:
     """Return the evidence of one image for some outputs, by their numbers among the classes; 0 of a regression.
 
     pixels: uint8 (height, width, channels) as the network takes them. rows: (1, ...) of each tap. task: its number.
+    occlusion: whether heads that are not linear are explained, by running the network on some fifty covered images.
     """
     names = model.tasks[task].classes or ("number",)
     asked = [names[output] for output in outputs]
     linear = _linear_scores(model, rows, task)
+    if linear is None and not occlusion:
+        return Explained(NOT_LINEAR, ())
     if linear is None:
         return _by_occlusion(model, pixels, asked, outputs, task)
     weights, intercept = linear.weights[list(outputs)], linear.intercept[list(outputs)]

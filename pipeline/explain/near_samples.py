@@ -1,6 +1,6 @@
-"""The training samples of a run that are nearest to an image, with small pictures of those that can be read."""
+"""The training samples of a run that are nearest to images, with small pictures of those that can be read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.explain.pictures import thumbnail
 from pipeline.inference.trained_model import TrainedModel
+from pipeline.loading.samples import Reject, find_samples, items, read_content
 from pipeline.predict.near import open_training_rows
 from pipeline.readers.image import decode
-from pipeline.sources import filesystem
 
 
 @dataclass(frozen=True)
@@ -24,37 +24,48 @@ class NearSample:
     picture: str | None
 
 
-FindNear = Callable[[bytes, Mapping[str, np.ndarray]], list[NearSample]]
-"""Called with the bytes of an image and its rows (1, ...) of each tap of the model."""
+FindNear = Callable[[Sequence[bytes], Mapping[str, np.ndarray]], list[list[NearSample]]]
+"""Called with the bytes of some images and their rows (images, ...) of each tap of the model."""
 
 
 def near_samples(model: TrainedModel, count: int) -> FindNear:
-    """Return what finds the nearest training samples of an image; raises what `open_training_rows` raises."""
+    """Return what finds the nearest training samples of images; raises what `open_training_rows` raises."""
     training, source = open_training_rows(model)
-    project = str(model.folder.absolute().parent.parent.parent)
+    data = model.folder.absolute().parent.parent
 
-    def find(data: bytes, rows: Mapping[str, np.ndarray]) -> list[NearSample]:
-        taps = list(model.taps)
+    def find(images: Sequence[bytes], rows: Mapping[str, np.ndarray]) -> list[list[NearSample]]:
+        taps, usable = list(model.taps), list(range(len(images)))
         if source is not None:
-            _, rows = source.run([data], 1, {})
+            usable, rows = source.run(images, len(images), {})
             taps = list(source.taps)
-        query = np.concatenate([np.asarray(rows[tap], np.float32).reshape(1, -1) for tap in taps], axis=1)
+        result: list[list[NearSample]] = [[] for _ in images]
+        if not usable:
+            return result
+        query = np.concatenate([np.asarray(rows[tap], np.float32).reshape(len(usable), -1) for tap in taps], axis=1)
         numbers, cosines = training.nearest(query, count)
-        paths, labels = training.paths(numbers[0]), training.labels(numbers[0])
-        return [
-            NearSample(path, label, float(cosine), _read_picture(filesystem.join(project, path)))
-            for path, label, cosine in zip(paths, labels, cosines[0], strict=True)
-        ]
+        keys = training.keys(numbers.ravel())
+        paths, labels = training.paths(numbers.ravel()), training.labels(numbers.ravel())
+        pictures = thumbnails(dict(zip(keys, paths, strict=True)), data=data)
+        images_of = np.repeat(usable, numbers.shape[1])
+        for image, key, path, label, cosine in zip(images_of, keys, paths, labels, cosines.ravel(), strict=True):
+            result[image].append(NearSample(path, label, float(cosine), pictures.get(key)))
+        return result
 
     return find
 
 
-def _read_picture(path: str) -> str | None:
-    """Return the picture of a local file; None of a URL, of a member of an archive, and of a file that is gone."""
-    where: Path | None = filesystem.local(path)
-    if where is None or not where.is_file():
-        return None
-    try:
-        return thumbnail(decode(filesystem.read(path), mode="RGB"))
-    except (OSError, DataError):
-        return None
+def thumbnails(paths: Mapping[str, str], *, data: Path) -> dict[str, str]:
+    """Return small pictures of samples of a project, wherever they lie, by key; without those that cannot be read.
+
+    paths: the path of each sample by its key, as the task has it. data: the folder `data` of the project.
+    """
+    pictures = {}
+    for item in items(find_samples(paths, manifests=data / "manifests", root=str(data.parent))):
+        content = read_content(item)
+        if isinstance(content, Reject):
+            continue
+        try:
+            pictures[item.key] = thumbnail(decode(content, mode="RGB"))
+        except DataError:
+            continue
+    return pictures

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError, PipelineError, requires, unknown
-from pipeline.explain.evidence import Evidence, Explained, find_evidence
+from pipeline.explain.evidence import Explained, find_evidence
 from pipeline.explain.near_samples import FindNear, NearSample, near_samples
-from pipeline.explain.pictures import overlay, picture
+from pipeline.explain.view import digits, readable, view_of
 from pipeline.files import write_text
 from pipeline.inference.answers import Answers
 from pipeline.inference.rows import InMemoryExtractor
@@ -84,8 +83,11 @@ def explain(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"readable": readable, "number": lambda value: f"{value:.4g}".replace("-", "−")}
-    views = [_view(one) for one in explanations]
+    environment.filters |= {"readable": readable, "digits": digits}
+    views = [
+        {"path": one.path, "prediction": one.prediction, "top": one.top} | view_of(one.pixels, one.explained, one.near)
+        for one in explanations
+    ]
     head = "its own classifier" if model.head is None else str(model.record["head"])
     page = environment.get_template("page.html").render(
         run=model.folder.name,
@@ -98,11 +100,6 @@ def explain(
     )
     write_text(out, page)
     return explanations
-
-
-def readable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of a file's name that are no text become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _task_number(model: TrainedModel, task: str | None) -> int:
@@ -162,7 +159,7 @@ def _explain_one(
         prediction=text_of(answers.predicted[0], output.kind, output.classes),
         top=[(output.classes[number], score) for number, score in best[:top] if np.isfinite(score)],
         explained=find_evidence(model, pixels[0], rows, wanted, task=task),
-        near=[] if find is None else find(data, rows),
+        near=[] if find is None else find([data], rows)[0],
     )
 
 
@@ -178,33 +175,3 @@ def _best_first(answers: Answers, classes: Sequence[str]) -> list[tuple[int, flo
     else:
         order = np.array([list(classes).index(str(answers.predicted[0]))])
     return [(int(number), float(scores[number])) for number in order]
-
-
-def _view(one: Explanation) -> dict[str, Any]:
-    """Return the values of an image for page.html."""
-    maps = [each.map for each in one.explained.evidence if each.map is not None]
-    largest = max((float(np.abs(map_).max()) for map_ in maps), default=0.0)
-    return {
-        "path": one.path,
-        "picture": picture(one.pixels),
-        "prediction": one.prediction,
-        "top": one.top,
-        "method": one.explained.method,
-        "overlays": [
-            {"name": each.name, "score": each.score, "picture": overlay(one.pixels, each.map, largest)}
-            for each in one.explained.evidence
-            if each.map is not None
-        ],
-        "parts": [_parts(each) for each in one.explained.evidence if len(each.taps) > 1],
-        "near": one.near,
-    }
-
-
-def _parts(evidence: Evidence) -> dict[str, Any]:
-    """Return the part of each tap in a score."""
-    return {
-        "name": evidence.name,
-        "taps": {tap: one.total for tap, one in evidence.taps.items()},
-        "intercept": evidence.intercept,
-        "score": evidence.score,
-    }

@@ -1,9 +1,10 @@
 """The samples of an extraction: keys and locations. The bytes of each sample are checked against its key."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,8 @@ from pipeline.errors import DataError, counted
 from pipeline.files import KEY_BYTES, content_key
 from pipeline.readers import Reader, Sample
 from pipeline.runtime import parallel_map
-from pipeline.sources import SampleLocation
-from pipeline.sources.filesystem import is_url
+from pipeline.sources import UNKNOWN, SampleLocation
+from pipeline.sources.filesystem import is_url, join
 from pipeline.store import key_arrays
 
 # Container names are stored once each; paths may have more than 2 GiB of text.
@@ -174,6 +175,17 @@ def _read(path: str) -> bytes | OSError:
 
 def read_sample(reader: Reader, item: Item) -> Sample | Reject:
     """Read a sample, check its content against its key, and decode it."""
+    data = read_content(item)
+    if isinstance(data, Reject):
+        return data
+    try:
+        return reader(data)
+    except DataError as error:
+        return Reject(item.key, item.place.path, str(error), permanent=True)
+
+
+def read_content(item: Item) -> bytes | Reject:
+    """Read the bytes of a sample, and check them against its key."""
     path = item.place.path
     try:
         data = sources.read(path) if item.data is None else item.data
@@ -183,10 +195,7 @@ def read_sample(reader: Reader, item: Item) -> Sample | Reject:
         return Reject(item.key, path, error.strerror or str(error), permanent=False)
     if content_key(data) != item.key:
         return Reject(item.key, path, "changed since its data set was prepared; run prepare again", permanent=False)
-    try:
-        return reader(data)
-    except DataError as error:
-        return Reject(item.key, path, str(error), permanent=True)
+    return data
 
 
 def locate_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -> Samples:
@@ -201,3 +210,39 @@ def locate_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -
             "changed: run `dvc repro`."
         )
     return samples.take(np.unique(rows))
+
+
+def find_samples(paths: Mapping[str, str], *, manifests: Path, root: str) -> Samples:
+    """Return where a few samples of a project lie, in the order in which they are read.
+
+    paths: the path of each sample by its key, 32 hex digits, as a task has it; it counts where no manifest has the key.
+    manifests: their folder, of which all are looked through. root: the folder of the project, which paths are of.
+    """
+    rows = {key: SampleLocation(path, None, None, UNKNOWN) for key, path in paths.items()}
+    wanted, missing = pa.array(rows, pa.string()), {*rows}
+    datasets = sorted(path.stem for path in (manifests / "files").glob("*.parquet"))
+    for batch in manifest.read_files(manifests, datasets):
+        for key, path, size, container, offset in _rows_with(batch, wanted):
+            if key in missing:
+                rows[key] = SampleLocation(path, container, offset, size)
+                missing.remove(key)
+        if not missing:
+            break
+    keys = sorted(rows)
+    columns = [
+        [join(root, rows[key].path) for key in keys],
+        [None if (container := rows[key].container) is None else join(root, container) for key in keys],
+        [rows[key].offset for key in keys],
+        [rows[key].size for key in keys],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, WHERE, strict=True)]
+    found = Samples(key_arrays.from_hex(keys), pa.record_batch(arrays, names=WHERE.names))
+    return found.take(reading_order(found))
+
+
+def _rows_with(batch: pa.RecordBatch, keys: pa.Array) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a block of a manifest whose keys are among some."""
+    import pyarrow.compute as pc  # not at the top: an extraction reads whole manifests
+
+    few = batch.filter(pc.is_in(batch["key"], keys))
+    return zip(*(few[name].to_pylist() for name in manifest.FILES_SCHEMA.names), strict=True)

@@ -18,12 +18,17 @@ from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.predict.inputs import Input
 from pipeline.prepare.check_images import Answer, examine
 from pipeline.prepare.config import FoundSample
+from pipeline.prepare.known_files import KnownFiles
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import Progress
 from pipeline.sources import UNKNOWN, SampleLocation
 
 DATASET = "inputs"
 SCHEMA = pa.schema([("path", pa.string()), ("key", pa.string()), ("reason", pa.string())])
 BLOCK = 8192
+CHECK = "header"  # damaged images are found when they are decoded
+KNOWN = "known.sqlite"
+"""The file below a work folder with the keys of the inputs that were opened; all else there is made anew."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ def location(sample: FoundSample) -> SampleLocation:
 
 
 def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> Inventory:
-    """Open all inputs, write the lists below `work`, and return what they hold; memory is flat in the inputs."""
+    """Open all inputs, write the lists below `work`, and return what they hold; memory is flat in the inputs.
+
+    Inputs that a prediction opened which was killed are not opened again, if their files are as they were.
+    """
     manifests = ManifestPaths(work / "manifests", DATASET)
     manifests.files.parent.mkdir(parents=True, exist_ok=True)
     others: Counter[str] = Counter()
@@ -54,8 +62,9 @@ def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> I
     with (
         pq.ParquetWriter(work / "inputs.parquet", SCHEMA) as listed,
         pq.ParquetWriter(manifests.files, FILES_SCHEMA) as files,
+        KnownFiles(work / KNOWN, check=CHECK, max_pixels=MAX_PIXELS) as known,
     ):
-        for block in _blocks(_examined(inputs), BLOCK):
+        for block in _blocks(_examined(inputs, known), BLOCK):
             kept = []
             for sample, (key, size, kind, reason) in block:
                 if kind not in (None, "unreadable"):
@@ -82,7 +91,7 @@ def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> I
     return Inventory(work / "inputs.parquet", manifests.folder, rows, usable, dict(others))
 
 
-def _examined(inputs: Iterable[Input]) -> Iterator[tuple[FoundSample, Answer]]:
+def _examined(inputs: Iterable[Input], known: KnownFiles) -> Iterator[tuple[FoundSample, Answer]]:
     """Yield each sample with its key and size, or the kind and reason of its refusal, in the order of the inputs."""
     for named, group in groupby(inputs, key=lambda one: one.named):
         waiting: deque[tuple[int, FoundSample]] = deque()
@@ -93,7 +102,7 @@ def _examined(inputs: Iterable[Input]) -> Iterator[tuple[FoundSample, Answer]]:
                 if one.sample.refused[0] is None:
                     yield number, location(one.sample)
 
-        for number, answer in examine(to_open(), "header", where="inputs", all_are_samples=named):
+        for number, answer in examine(to_open(), CHECK, where="inputs", all_are_samples=named, known=known):
             while waiting[0][0] < number:
                 yield _refused(waiting.popleft()[1])
             yield waiting.popleft()[1], answer

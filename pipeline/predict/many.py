@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreError
 from pipeline.files import digest
 from pipeline.predict.inputs import Input
-from pipeline.predict.inventory import DATASET, Inventory, list_inputs
+from pipeline.predict.inventory import DATASET, KNOWN, Inventory, list_inputs
 from pipeline.predict.output_table import Block, Columns
 from pipeline.predict.row_source import RowSource
 from pipeline.runtime import Progress, Reporter
@@ -39,14 +39,15 @@ def predict_many(
     """Yield the blocks of predictions of all inputs, in their order, and how many files are no rows, by kind.
 
     networks: the model's own, and another one for `near` where there is one. The lists and the links to the cache's
-    shards lie below `<cache_root>/predict/` until the end of the block.
+    shards lie below `<cache_root>/predict/` until the end of the block; after an error the keys of the inputs stay
+    there for a day.
     """
     root = cache_root / "predict"
     work = root / digest({"name": name})[:32]
     _remove_old(root, cache_root)
     with exclusive_lock(cache_root, work):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        _clear(work)
         try:
             with reporter.stage("list") as stage:
                 inventory = list_inputs(inputs, work, progress=stage.progress)
@@ -56,8 +57,21 @@ def predict_many(
             ]
             with reporter.stage("predict") as stage:
                 yield _blocks(columns, inventory, networks, taps, stage.progress), inventory.others
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        except BaseException:  # an interrupt too: the same command goes on from here
+            _clear(work)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear(work: Path) -> None:
+    """Remove what a prediction leaves in its work folder but the keys of the inputs, which are not opened again."""
+    for path in work.iterdir():
+        if path.name == KNOWN:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _features(

@@ -50,6 +50,10 @@ class TrainingRows:
         distances, numbers = nearest(Centred(queries, self.mean), known, min(count, len(self.numbers)))
         return self.numbers[numbers], 1 - distances.astype(np.float64)
 
+    def keys(self, numbers: np.ndarray) -> list[str]:
+        """Return the key of each row of the task, 32 hex digits."""
+        return [str(key) for key in self._keys[numbers]]
+
     def paths(self, numbers: np.ndarray) -> list[str]:
         """Return the path of each row of the task, or its key in a task that was written without paths."""
         keys = self._keys[numbers]

@@ -10,6 +10,7 @@ archive_members  the labels in the .json and .cls of a sample in a tar archive
 parquet_images   the same of Parquet files with a column of image bytes
 companions       what other tools write beside images and archives, and is no sample
 check_images     open them all, in processes
+known_files      keys of files that are as they were when they were opened
 notes            sentences about labels that may be mistakes
 run              find duplicates and conflicts, write the manifest
 """

@@ -18,16 +18,15 @@ from pathlib import PurePosixPath
 from pipeline import sources
 from pipeline.errors import DataError
 from pipeline.files import content_key
+from pipeline.prepare.known_files import Answer, KnownFiles
 from pipeline.readers import image, image_files
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import can_start_processes, cores
 from pipeline.sources import SampleLocation, filesystem
 
-Answer = tuple[str | None, int | None, str | None, str | None]
-"""Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
-
-Item = str | bytes | OSError
-"""What a process gets of a sample: the path of a local file, which it reads itself, or its bytes, or why not."""
+Item = str | bytes | OSError | Answer
+"""What a process gets of a sample: the path of a local file, which it reads itself, or its bytes, or why not; or the
+answer, where that is known."""
 
 UNRECOGNISED = "unrecognised"
 """The kind of trouble with bytes that are of no known format."""
@@ -88,18 +87,26 @@ def examine(
     where: str,
     max_pixels: int = MAX_PIXELS,
     all_are_samples: bool = False,
+    known: KnownFiles | None = None,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield number and answer of each sample, in the order given; containers' samples stand together, by their offsets.
 
     A file of no known format without an image's extension is of the kind "other", and no reject, unless
     `all_are_samples`, as of a list. Local files are read
     where they are checked. Containers are read here, from front to back, and remote files over several connections.
-    Raises DataError where a process is killed.
+    Samples that `known` has an answer for are not opened; it is given the answers of the others. Raises DataError where
+    a process is killed.
     """
     end = time.monotonic() + ALONE
     inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
-    settle_one = functools.partial(settle, all_are_samples=all_are_samples)
-    with closing(_chunks(rows)) as chunks:  # at an error too, since it holds a container open
+
+    def settle_one(place: SampleLocation, answer: Answer) -> Answer:
+        settled = settle(place, answer, all_are_samples=all_are_samples)
+        if known is not None:
+            known.keep(place, settled)
+        return settled
+
+    with closing(_chunks(rows, known)) as chunks:  # at an error too, since it holds a container open
         for chunk, items in chunks:
             for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
                 if time.monotonic() > end:
@@ -142,6 +149,9 @@ def _on_all_cores(
             weight = sum(len(item) for item in items if isinstance(item, bytes))
             while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
                 yield from drain()
+            if all(isinstance(item, tuple) for item in items):  # no process is started where all is known
+                flying.append((chunk, 0, _answered(items)))
+                continue
             try:
                 future = pool.submit(inspect_items, items)
             except BrokenProcessPool:
@@ -152,10 +162,20 @@ def _on_all_cores(
             yield from drain()
 
 
+def _answered(items: list[Item]) -> Future[list[Answer]]:
+    done: Future[list[Answer]] = Future()
+    done.set_result([item for item in items if isinstance(item, tuple)])
+    return done
+
+
 def inspect_many(items: Sequence[Item], check: str, max_pixels: int = MAX_PIXELS) -> list[Answer]:
-    """Inspect local files by their paths, and check samples by their bytes."""
+    """Inspect local files by their paths, check samples by their bytes, and pass on what is known."""
     return [
-        inspect(item, check, max_pixels) if isinstance(item, str) else check_bytes(item, check, max_pixels)
+        item
+        if isinstance(item, tuple)
+        else inspect(item, check, max_pixels)
+        if isinstance(item, str)
+        else check_bytes(item, check, max_pixels)
         for item in items
     ]
 
@@ -220,7 +240,7 @@ def _killed(where: str, places: Sequence[SampleLocation], *, has_started: bool) 
 
 
 def _chunks(
-    rows: Iterable[tuple[int, SampleLocation]],
+    rows: Iterable[tuple[int, SampleLocation]], known: KnownFiles | None
 ) -> Generator[tuple[list[tuple[int, SampleLocation]], list[Item]]]:
     """Yield samples in small groups, each with what a process gets of it."""
     waiting = iter(rows)
@@ -229,7 +249,7 @@ def _chunks(
         chunk: list[tuple[int, SampleLocation]] = []
         items: list[Item] = []
         weight = 0
-        for row, item in zip(block, _read([place for _, place in block]), strict=True):
+        for row, item in zip(block, _read([place for _, place in block], known), strict=True):
             chunk.append(row)
             items.append(item)
             weight += len(item) if isinstance(item, bytes) else 0
@@ -240,7 +260,16 @@ def _chunks(
             yield chunk, items
 
 
-def _read(places: Sequence[SampleLocation]) -> Iterator[Item]:
+def _read(places: Sequence[SampleLocation], known: KnownFiles | None) -> Iterator[Item]:
+    """Yield what a process gets of each sample; only samples without a known answer are read."""
+    answers = [None if known is None else known.answer(place) for place in places]
+    unknown = [place for place, answer in zip(places, answers, strict=True) if answer is None]
+    with closing(_read_all(unknown)) as items:
+        for answer in answers:
+            yield next(items) if answer is None else answer
+
+
+def _read_all(places: Sequence[SampleLocation]) -> Generator[Item]:
     for container, group in itertools.groupby(places, key=lambda place: place.container):
         if container is not None:
             yield from sources.read_many(container, list(group))

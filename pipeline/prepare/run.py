@@ -10,7 +10,7 @@ import json
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.prepare import label_types as values
 from pipeline.prepare.check_images import examine
 from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
+from pipeline.prepare.known_files import KnownFiles
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.notes import NAMED, describe_labels
 from pipeline.prepare.roots import Root, inspect_roots
@@ -45,8 +46,13 @@ class Prepared:
     """What looks wrong with the labels, a line each."""
 
 
-def prepare(config: PrepareConfig, paths: ManifestPaths, *, reporter: Reporter = SILENT) -> Prepared:
-    """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable."""
+def prepare(
+    config: PrepareConfig, paths: ManifestPaths, *, known: Path | None = None, reporter: Reporter = SILENT
+) -> Prepared:
+    """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable.
+
+    known: the file of `KnownFiles`, by which files that did not change since the last time are not opened.
+    """
     roots = inspect_roots(config)
     notes: list[str] = []
     types = label_types(config, roots, notes.append)
@@ -61,7 +67,9 @@ def prepare(config: PrepareConfig, paths: ManifestPaths, *, reporter: Reporter =
         found = _list_files(database, config, roots, types)
         if types is None:
             values.refuse_missing(database, config)
-        _inspect_all(database, config, reporter, is_list=roots[0].kind == "list")
+        files = None if known is None else KnownFiles(known, check=config.check, max_pixels=config.max_pixels)
+        with files or nullcontext():
+            _inspect_all(database, config, reporter, is_list=roots[0].kind == "list", known=files)
         excluded = _resolve(database)
         _refuse_too_many(database, config, found, excluded)
         if types is None:
@@ -109,7 +117,14 @@ def _list_files(
     return result
 
 
-def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, reporter: Reporter, *, is_list: bool) -> None:
+def _inspect_all(
+    database: sqlite3.Connection,
+    config: PrepareConfig,
+    reporter: Reporter,
+    *,
+    is_list: bool,
+    known: KnownFiles | None,
+) -> None:
     (total,) = database.execute("SELECT count(*) FROM files WHERE kind IS NULL").fetchone()
     columns = "id, path, container, offset, size"
     pending = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY id")
@@ -122,7 +137,12 @@ def _inspect_all(database: sqlite3.Connection, config: PrepareConfig, reporter: 
     def answers() -> Iterator[tuple[Any, ...]]:
         nonlocal done
         for row, answer in examine(
-            rows, config.check, where=config.root, max_pixels=config.max_pixels, all_are_samples=is_list
+            rows,
+            config.check,
+            where=config.root,
+            max_pixels=config.max_pixels,
+            all_are_samples=is_list,
+            known=known,
         ):
             done += 1
             reporter.progress(done, total)

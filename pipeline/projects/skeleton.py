@@ -21,6 +21,7 @@ STARTS = ("backbone", "scratch")
 WITHOUT_ENTRIES = (
     "audits",
     "backbones",
+    "digests",
     "features",
     "manifests",
     "metrics",

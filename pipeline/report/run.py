@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import counted, requires
+from pipeline.explain import view
 from pipeline.files import read_json, write_text
 from pipeline.report import curves, figures, leaderboard, selection, students, trained
 from pipeline.report.config import ReportConfig
 from pipeline.report.costs import costs as costs_of
+from pipeline.report.errors import errors_of
 from pipeline.report.leaderboard import Run
 
 MOST_ROWS = 20  # shown of a long table
@@ -25,6 +27,7 @@ def report(
     audits: Path | None = None,
     backbones: Path | None = None,
     footprints: Path | None = None,
+    models: Path | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page of some runs.
@@ -34,12 +37,14 @@ def report(
     path: the HTML file to write.
     comparisons, audits, backbones, footprints: the folders that `compare`, `audit`, `freeze` and `distill` write. Files
         that are missing are left out of the page.
+    models: the folder of the runs' models in a project. Without it no errors are shown; with it those of the best run
+        of each task.
     unmeasured: from `leaderboard.unmeasured`.
     """
     with requires("report", what="the report"):
         import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(view.__file__).parent])
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -52,6 +57,8 @@ def report(
         "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
         "ms": lambda value: f"{value:.3g}" if value < 100 else f"{value:,.0f}",
         "millions": lambda value: f"{value / 1e6:,.3g} M" if value < 1e9 else f"{value / 1e9:,.3g} G",
+        "readable": view.readable,
+        "digits": view.digits,
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     every = {run["run"]: run for run in runs}
@@ -61,7 +68,12 @@ def report(
         | _networks(name, of_task, every, _read_if_there(comparisons, f"{name}.json"), costs)
         for name, of_task in leaderboard.by_task(runs).items()
     ]
-    views = [_view(run, task, every, backbones) for task in tasks for run in task["runs"]]
+    views = [
+        _view(run, task, every, backbones) | {"errors": errors_of(run, models) if models and run is best else None}
+        for task in tasks
+        for best in task["runs"][:1]
+        for run in task["runs"]
+    ]
     page = environment.get_template("page.html")
     write_text(
         path, page.render(title=config.title, tasks=tasks, runs=views, most=MOST_ROWS, unmeasured=unmeasured or {})

@@ -34,6 +34,11 @@ def container(path: str, column: str) -> str:
     return f"{path}#{column}"
 
 
+def file_of(container: str) -> str:
+    """Return the path of the file of a container."""
+    return _split_container(container)[0]
+
+
 def _split_container(container: str) -> tuple[str, str]:
     """Split a container's name into path and column. Folders of the path may have `.parquet#` in their names too."""
     *_, name = re.finditer(re.escape(PARQUET) + "(?=#)", container, re.IGNORECASE | re.ASCII)

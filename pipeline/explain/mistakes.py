@@ -31,7 +31,11 @@ class Similar:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrongly predicted test sample; `confidence` is the score of the prediction, None without scores."""
+    """A wrongly predicted test sample; `confidence` is the score of the prediction, None without scores.
+
+    `differs`: the predicted class and the target; of several labels those that only one of the two has, the surest
+    first; none of a regression.
+    """
 
     path: str
     key: str
@@ -39,6 +43,7 @@ class Mistake:
     predicted: str
     confidence: float | None
     nearest: Similar | None
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def find_mistakes(
             _text(fit.predicted[row], methods),
             None if confidence is None else float(confidence[row]),
             similar,
+            _differing(methods, fit, row),
         )
         for row, path, similar in zip(listed, paths, neighbours, strict=True)
     ]
@@ -175,6 +181,18 @@ def _rank_mistakes(methods: Methods, fit: Predictions) -> tuple[np.ndarray, np.n
     columns = {name: number for number, name in enumerate(methods.file.classes)}
     confidence = fit.scores[np.arange(len(fit.keys)), [columns[name] for name in fit.predicted]]
     return _order(wrong, confidence, fit.keys), confidence
+
+
+def _differing(methods: Methods, fit: Predictions, row: int) -> tuple[str, ...]:
+    """Return the classes that the prediction and the target of a row do not share."""
+    if methods.file.kind == "regression":
+        return ()
+    if methods.file.kind == "classification":
+        return str(fit.predicted[row]), str(fit.targets[row])
+    labels = np.flatnonzero(fit.predicted[row] != fit.targets[row])
+    middle = 0.5 if methods.file.scores.get(fit.head) == "probability" else 0.0
+    distances = np.nan_to_num(np.abs(fit.scores[row][labels] - middle))
+    return tuple(methods.file.classes[label] for label in labels[np.argsort(-distances, kind="stable")])
 
 
 def _order(rows: np.ndarray, badness: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""The keys of files that were opened before, which hold while size, times and inode of a file stay as they were.
+
+They lie in an SQLite file: memory does not grow with them, and a kill loses the last few. The file only saves time.
+Where it is damaged, locked by another process or on a disk without locks, files are opened again.
+"""
+
+import os
+import sqlite3
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import PIL
+
+import pipeline
+from pipeline.sources import SampleLocation, container_file, filesystem
+
+Answer = tuple[str | None, int | None, str | None, str | None]
+"""Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
+
+SETTLED = 2.0
+"""Seconds that a file must have been unchanged for: changes within one tick of the clock leave its times alike."""
+
+TOGETHER = 1024
+"""Answers that are written at once."""
+
+
+class KnownFiles:
+    """What is known of files, in a file: ask for the `answer` before a sample is opened, and `keep` it afterwards.
+
+    check, max_pixels: how samples are looked at. An answer holds for the same check by the same versions of icecore and
+    Pillow. Samples that cannot be used are looked at each time, and so is what lies behind URLs.
+    """
+
+    def __init__(self, path: Path, *, check: str, max_pixels: int) -> None:
+        self._path = path
+        self._how = f"{check} {max_pixels} {pipeline.__version__} {PIL.__version__}".encode()
+        self._database: sqlite3.Connection | None = None
+        self._states: dict[str, bytes] = {}
+        self._fresh: list[tuple[str, bytes, bytes, int | None]] = []
+        self._container: tuple[str, os.stat_result | None] = ("", None)
+
+    def __enter__(self) -> Self:
+        with suppress(sqlite3.Error, OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._database = _open(self._path)
+            except sqlite3.OperationalError:  # locked, or not to be written
+                raise
+            except sqlite3.DatabaseError:  # damaged
+                self._path.unlink()
+                self._database = _open(self._path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write()
+        if self._database is not None:
+            self._database.close()
+
+    def answer(self, place: SampleLocation) -> Answer | None:
+        """Return the answer for a sample whose file is as it was; None for one that has to be opened."""
+        if self._database is None or (status := self._status(place)) is None:
+            return None
+        size, changed = status.st_size, status.st_ctime_ns
+        state = struct.pack("<Qqqqq", status.st_ino, size, status.st_mtime_ns, changed, place.offset or 0) + self._how
+        try:
+            query = "SELECT key, size FROM known WHERE path = ? AND state = ?"
+            found = self._database.execute(query, (place.path, state)).fetchone()
+        except (sqlite3.Error, UnicodeError):
+            return None
+        if found is not None:
+            return found[0].hex(), found[1], None, None
+        if time.time_ns() - changed > SETTLED * 1e9:
+            self._states[place.path] = state
+        return None
+
+    def keep(self, place: SampleLocation, answer: Answer) -> None:
+        """Note the answer for a sample that `answer` did not know."""
+        state = self._states.pop(place.path, None)
+        key, size, kind, _ = answer
+        if state is None or key is None or kind is not None:
+            return
+        self._fresh.append((place.path, state, bytes.fromhex(key), size))
+        if len(self._fresh) >= TOGETHER:
+            self._write()
+
+    def _write(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        if self._database is None:
+            return
+        with suppress(sqlite3.Error, UnicodeError), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", fresh)
+
+    def _status(self, place: SampleLocation) -> os.stat_result | None:
+        """Return the status of a local file, or of the container of a sample; None where there is none."""
+        if place.container is None:
+            return _stat(place.path)
+        if place.container != self._container[0]:
+            self._container = place.container, _stat(container_file(place.container))
+        return self._container[1]
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=0.2)
+    database.execute("PRAGMA synchronous = OFF")  # a kill does no harm; after a power cut a damaged file is dropped
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, state BLOB, key BLOB, size INTEGER) WITHOUT ROWID"
+    )
+    return database
+
+
+def _stat(path: str) -> os.stat_result | None:
+    where = filesystem.local(path)
+    try:
+        return None if where is None else where.stat()
+    except (OSError, ValueError):
+        return None
