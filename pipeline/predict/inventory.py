@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.predict.inputs import Input
-from pipeline.prepare.check_images import Answer, examine
+from pipeline.prepare.check_images import examine
 from pipeline.prepare.config import FoundSample
-from pipeline.prepare.known_files import KnownFiles
+from pipeline.prepare.known_files import Answer, KnownFiles
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import Progress
 from pipeline.sources import UNKNOWN, SampleLocation
