@@ -16,7 +16,7 @@ from typing import Self
 import PIL
 
 import pipeline
-from pipeline.sources import SampleLocation, container_file, filesystem
+from pipeline.sources import TAR, SampleLocation, filesystem, parquet
 
 Answer = tuple[str | None, int | None, str | None, str | None]
 """Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
@@ -101,7 +101,9 @@ class KnownFiles:
         if place.container is None:
             return _stat(place.path)
         if place.container != self._container[0]:
-            self._container = place.container, _stat(container_file(place.container))
+            is_tar = place.container.lower().endswith(TAR)
+            file = place.container if is_tar else parquet.file_of(place.container)
+            self._container = place.container, _stat(file)
         return self._container[1]
 
 

@@ -51,15 +51,6 @@ def read(path: str) -> bytes:
     return filesystem.read(path)
 
 
-def container_file(container: str) -> str:
-    """Return the file of a container, which of Parquet names a column too."""
-    if container[-len(TAR) :].lower() == TAR:
-        return container
-    from pipeline.sources import parquet
-
-    return parquet.file_of(container)
-
-
 def read_many(container: str, places: Sequence[SampleLocation]) -> Iterator[bytes | OSError]:
     """Return the bytes of samples of one container, in the given order, which must be the order of their offsets.
 
