@@ -139,3 +139,13 @@ def _is_odd(name: str) -> bool:
     """Return whether a name has blanks at its ends or in pairs, or letters that no script needs and no screen shows."""
     controls = any(unicodedata.category(one) == "Cc" or one in "\u200b\u2060\ufeff\u00ad" for one in name)
     return controls or name != name.strip() or not name or "  " in name
+
+
+def readable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a file's name that are no text become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def digits(value: float) -> str:
+    """Return a number with four digits, and with a minus sign that is as wide as a digit."""
+    return f"{value:.4g}".replace("-", "−")

@@ -1,5 +1,6 @@
 """Write the report: `python -m stages.report`."""
 
+from pipeline.explain.errors import errors_of_best
 from pipeline.report import leaderboard, trained
 from pipeline.report.run import report
 from stages import project
@@ -19,7 +20,7 @@ def main() -> None:
         audits=project.AUDITS,
         backbones=project.BACKBONES,
         footprints=project.METRICS / "distill",
-        models=project.MODELS,
+        errors=errors_of_best(runs, project.MODELS),
         unmeasured=unmeasured,
     )
     print(leaderboard.text(runs))

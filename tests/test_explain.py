@@ -36,6 +36,7 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, DataError, MissingExtraError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
+from pipeline.explain import errors
 from pipeline.explain.activation_map import activation_map
 from pipeline.explain.evidence import find_evidence
 from pipeline.explain.gradients import gradient_maps
@@ -55,7 +56,7 @@ from pipeline.manifest import read as read_manifest
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.run import prepare
 from pipeline.readers.image import ImageSpec
-from pipeline.report import errors, leaderboard
+from pipeline.report import leaderboard
 from pipeline.report.config import ReportConfig
 from pipeline.report.leaderboard import Run
 from pipeline.report.run import report
@@ -503,7 +504,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def test_the_report_shows_the_evidence_for_its_errors(packed: Models, tmp_path: Path) -> None:
     runs = [wrong(packed, "linear", inputs=[["late", "last"]])]
-    report(ReportConfig(), runs, tmp_path / "index.html", models=packed.root / "models")
+    report(
+        ReportConfig(),
+        runs,
+        tmp_path / "index.html",
+        errors=errors.errors_of_best(runs, packed.root / "models"),
+    )
     text, read = (tmp_path / "index.html").read_text(), Page(tmp_path / "index.html")
     assert "6 of 6 test samples are wrong." in " ".join("".join(read.text).split())
     sources = [attributes["src"] for tag, attributes in read.tags if tag == "img"]
@@ -571,7 +577,8 @@ def test_what_keeps_errors_from_being_explained_stands_in_the_report(packed: Mod
         assert found is not None
         where, _, text = reason.partition(" ")
         assert found[where].startswith(text)
-    report(ReportConfig(), [run], tmp_path / "index.html", models=tmp_path / "data" / "models")
+    explained = errors.errors_of_best([run], tmp_path / "data" / "models")
+    report(ReportConfig(), [run], tmp_path / "index.html", errors=explained)
     page = Page(tmp_path / "index.html")
     assert "The errors are not explained here: data/predictions/linear.parquet: no such" in "".join(page.text)
     assert "img" not in {tag for tag, _ in page.tags}

@@ -9,7 +9,8 @@ evidence          choose one of the three, and compute the evidence for some cla
 pictures          evidence over an image, as pictures inside a page
 near_samples      the nearest training samples, with their pictures
 mistakes          the test samples that a run predicts wrongly: `icecore wrong`
-mistake_evidence  the evidence for these, for the report
+mistake_evidence  the evidence for these
+errors            the worst errors of the best runs with it, for the report
 view              an explained image as the values of evidence.html
 run               explain some images, and write the page
 """

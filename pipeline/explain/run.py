@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import report
 from pipeline.errors import ConfigError, DataError, PipelineError, requires, unknown
 from pipeline.explain.evidence import Explained, find_evidence
 from pipeline.explain.near_samples import FindNear, NearSample, near_samples
-from pipeline.explain.view import digits, readable, view_of
+from pipeline.explain.view import view_of
 from pipeline.files import write_text
 from pipeline.inference.answers import Answers
 from pipeline.inference.rows import InMemoryExtractor
@@ -17,6 +18,7 @@ from pipeline.inference.trained_model import TrainedModel
 from pipeline.loading.images import pixel_batches
 from pipeline.predict.training_rows import text_of
 from pipeline.sources import filesystem
+from pipeline.text import digits, readable
 
 MAPS = 2
 """Classes whose evidence is shown where none is named."""
@@ -77,7 +79,7 @@ def explain(
         _explain_one(model, extractor, path, number, outputs, top=top, find=find) for path in map(str, images)
     ]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

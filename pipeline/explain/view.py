@@ -40,13 +40,3 @@ def _parts(evidence: "Evidence") -> dict[str, Any]:
         "intercept": evidence.intercept,
         "score": evidence.score,
     }
-
-
-def readable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of a file's name that are no text become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def digits(value: float) -> str:
-    """Return a number with four digits, and with a minus sign that is as wide as a digit."""
-    return f"{value:.4g}".replace("-", "−")

@@ -7,7 +7,6 @@ selection    how the method of a run was chosen, in words
 costs        depth, bytes and multiply-adds of an input
 trained      trained networks and heads on frozen features, compared
 students     students and their teachers, compared: costs, accuracy, agreement
-errors       the worst errors of a run, explained
 run          the page, from page.html, run.html and errors.html, and of a task task.html, students.html, trained.html,
              pairs.html and audit.html
 """

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import counted, requires
-from pipeline.explain import view
 from pipeline.files import read_json, write_text
 from pipeline.report import curves, figures, leaderboard, selection, students, trained
 from pipeline.report.config import ReportConfig
 from pipeline.report.costs import costs as costs_of
-from pipeline.report.errors import errors_of
 from pipeline.report.leaderboard import Run
+from pipeline.text import digits, readable
 
 MOST_ROWS = 20  # shown of a long table
 
@@ -27,7 +26,7 @@ def report(
     audits: Path | None = None,
     backbones: Path | None = None,
     footprints: Path | None = None,
-    models: Path | None = None,
+    errors: Mapping[str, Any] | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page of some runs.
@@ -37,14 +36,13 @@ def report(
     path: the HTML file to write.
     comparisons, audits, backbones, footprints: the folders that `compare`, `audit`, `freeze` and `distill` write. Files
         that are missing are left out of the page.
-    models: the folder of the runs' models in a project. Without it no errors are shown; with it those of the best run
-        of each task.
+    errors: what `pipeline.explain.errors.errors_of_best` returns.
     unmeasured: from `leaderboard.unmeasured`.
     """
     with requires("report", what="the report"):
         import jinja2
 
-    loader = jinja2.FileSystemLoader([Path(__file__).parent, Path(view.__file__).parent])
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -57,8 +55,8 @@ def report(
         "signed": lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−"),
         "ms": lambda value: f"{value:.3g}" if value < 100 else f"{value:,.0f}",
         "millions": lambda value: f"{value / 1e6:,.3g} M" if value < 1e9 else f"{value / 1e9:,.3g} G",
-        "readable": view.readable,
-        "digits": view.digits,
+        "readable": readable,
+        "digits": digits,
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     every = {run["run"]: run for run in runs}
@@ -69,9 +67,8 @@ def report(
         for name, of_task in leaderboard.by_task(runs).items()
     ]
     views = [
-        _view(run, task, every, backbones) | {"errors": errors_of(run, models) if models and run is best else None}
+        _view(run, task, every, backbones) | {"errors": (errors or {}).get(run["run"])}
         for task in tasks
-        for best in task["runs"][:1]
         for run in task["runs"]
     ]
     page = environment.get_template("page.html")

@@ -1,11 +1,13 @@
 """The worst errors of a run: the evidence on each image, and the nearest training samples, as in `icecore explain`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.explain.mistakes import find_mistakes
 from pipeline.heads.skops_import import skops_io
-from pipeline.report.leaderboard import Run, task_of
+from pipeline.report.leaderboard import Run, by_task, task_of
 
 MOST = 6
 """Errors that are shown."""
@@ -14,14 +16,21 @@ NEAR = 3
 """Nearest training samples of each."""
 
 
+def errors_of_best(runs: Sequence[Run], models: Path) -> dict[str, dict[str, Any]]:
+    """Return the values of errors.html for the best run of each task, by its name; a run without errors has none.
+
+    runs: from `leaderboard.read`. models: the folder of all runs' models, in a project.
+    """
+    best = [of_task[0] for of_task in by_task(runs).values()]
+    return {run["run"]: values for run in best if (values := errors_of(run, models)) is not None}
+
+
 def errors_of(run: Run, models: Path) -> dict[str, Any] | None:
     """Return the values of errors.html for a run; None where no test sample is predicted wrongly.
 
     models: the folder of all runs' models. The predictions, the task, the backbone, the features and the images are
     those of its project; where one of them is missing or is another, the values have the reason.
     """
-    from pipeline.explain.mistakes import find_mistakes
-
     data, name = models.absolute().parent, run["run"]
     try:
         mistakes = find_mistakes(
