@@ -121,7 +121,7 @@ class Project:
 
     def tune(self, network: str, **settings: Any) -> Path:
         """Fine-tune a network; return its predictions."""
-        given = {"task": "task", "backbone": network, "start": "backbone", **settings}
+        given = {"task": "task", "backbone": network, "start": "backbone", "input": "pixels", **settings}
         paths = finetune_setup.Paths(
             task=self.root / "task.parquet",
             backbone=self.root / "backbones" / network,

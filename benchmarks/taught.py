@@ -219,6 +219,7 @@ def of_digits(root: Path, *, sizes: Mapping[str, int], steps: int, epochs: int) 
         task="task",
         backbone="net",
         start="backbone",
+        input="pixels",
         batch_norm="train",
         epochs=epochs,
         learning_rate=0.002,

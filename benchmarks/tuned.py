@@ -106,7 +106,7 @@ class Place:
     def begin(self, *, start: str = "backbone", **settings: Any) -> tuple[RunContext, TrainingJob]:
         """A run that is ready to be trained; `start`: also a name of `probe`; a new classifier is random by default."""
         settings = {"classifier": {"init": "random"}} | settings if start == BACKBONE else settings
-        config = FinetuneConfig(task="task", backbone="net", start=start, **settings)
+        config = FinetuneConfig(**{"task": "task", "backbone": "net", "start": start, "input": "pixels", **settings})
         paths = self.paths if start in FROM_BACKBONE else replace(self.paths, start=self.root / "models" / start)
         run = load_run(config, paths, datasets=("data",))
         (training,) = training_sets(run.task, (), draws=1, where="task")

@@ -15,10 +15,10 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/backbones/<name>/`, and its digest for stages that may read stored rows of it."""
+    """Write `data/backbones/<name>/`, and its digest for runs that read pixels and no stored rows."""
     name, config = project.entry("freeze")
     spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED, reporter=Reporter(message=print))
-    write_json(project.DIGESTS / name / "backbone.json", {"weights_digest": spec.weights_digest})
+    write_json(project.DIGESTS / name / "pixels.json", {"weights_digest": spec.weights_digest})
     if isinstance(config, Module):
         link_code(project.settings()["freeze"].values(), project.CODE / "module")
     print(f"{name}: weights {spec.weights_digest[:16]}, input {spec.input.shape}, {counted(len(spec.taps), 'tap')}")

@@ -141,6 +141,10 @@ ONE_PROBLEM = {
     "a section that is no mapping of settings": ({"report": 3}, "report: expected a mapping of settings, got 3."),
     "an entry that is no mapping": ({"prepare.more": 3}, "prepare.more: expected a mapping of settings, got 3."),
     "an entry without a value": ({"prepare.more": None}, "prepare.more.root: this key is missing."),
+    "a word that DVC needs": (
+        {"finetune.more": {"task": "digits", "backbone": "glyphs", "start": "backbone"}},
+        "finetune.more.input: this key is missing. Expected one of: pixels, features.",
+    ),
     "an unknown key": (
         {"evaluate.resample": 3},
         "evaluate: unknown key 'resample'. Did you mean 'resamples'? Expected one of: confidence_level,"
@@ -507,7 +511,7 @@ def test_all_disagreements_come_at_once_and_together_with_wrong_settings(problem
     }
     found = problems(wrong)
     assert found[:2] == [
-        "sample.more.source: this key is missing.",
+        "sample.more.source: this key is missing. Expected one of: digits, glyphs.",
         "evaluate.confidence_level: expected less than 1, got 2.",
     ]
     assert len(found) == len(wrong)
@@ -744,6 +748,6 @@ def test_a_tap_is_named_like_a_folder() -> None:
 
 
 def test_a_run_from_a_tap_names_a_tap_of_the_extraction(problems: Check) -> None:
-    run = {"task": "digits", "backbone": "glyphs", "start": "backbone"}
+    run = {"task": "digits", "backbone": "glyphs", "start": "backbone", "input": "pixels"}
     (line,) = problems({"finetune.digits_full2": run | {"input": "features", "tap": "blok2"}})
     assert line.startswith("finetune.digits_full2.tap: unknown tap 'blok2'. Did you mean 'block2'")

@@ -391,7 +391,8 @@ def further(paths: Paths, out: Path, **more: Any) -> setup.Paths:
 
 
 def tuned(paths: setup.Paths, **more: Any) -> dict[str, Any]:
-    small = {"task": "task", "backbone": "small", "start": "run", "epochs": 1, "batch_size": 8, "device": "cpu"}
+    small = {"task": "task", "backbone": "small", "start": "run", "input": "pixels"}
+    small |= {"epochs": 1, "batch_size": 8, "device": "cpu"}
     return finetune(FinetuneConfig.model_validate(small | more), paths, datasets=["photos"])
 
 
@@ -685,7 +686,7 @@ STUDENT = {
         ),
         (
             "finetune.again",
-            {"task": "parity", "backbone": "small", "start": "student_head"},
+            {"task": "parity", "backbone": "small", "start": "student_head", "input": "pixels"},
             "finetune.again.task: expected 'digits', that of student_head, got 'parity'.",
         ),
         (
@@ -707,7 +708,7 @@ def test_names_that_another_section_lacks_are_told(tmp_path: Path, path: str, va
 
 def test_runs_that_wait_for_each_other_are_told_with_a_way_out(tmp_path: Path) -> None:
     teacher = {"run": "again", "backbone": "glyphs", "datasets": ["digits"]}
-    again = {"task": "digits", "backbone": "small", "start": "student_tuned"}
+    again = {"task": "digits", "backbone": "small", "start": "student_tuned", "input": "pixels"}
     (line,) = (one for one in problems(tmp_path, {"finetune.again": again, "teach.new": teacher}) if "a circle" in one)
     assert "expected runs that do not wait for each other, got a circle; every run of distill waits for all" in line
     assert all(name in line for name in ("again", "student_", "teach.new"))

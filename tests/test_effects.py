@@ -19,7 +19,7 @@ UNCHOSEN = {"by": "hash", "sizes": {"train": 0.7, "validation": 0, "test": 0.3}}
 
 FIT = {"task": "more", "backbone": "glyphs", "inputs": ["block3"]}
 SPLIT = {"validation": "split"}
-TUNED = {"task": "more", "backbone": "glyphs", "start": "backbone"}
+TUNED = {"task": "more", "backbone": "glyphs", "start": "backbone", "input": "pixels"}
 STUDENT = {
     "task": "more", "student": "small", "start": "scratch", "teacher": "tuned", "losses": {"soft": {}, "labels": 1},
 }  # fmt: skip

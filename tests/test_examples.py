@@ -217,7 +217,8 @@ def test_a_block_of_the_documents_can_be_taken_in(block: str) -> None:
     params["split"]["photos"] = {"datasets": ["photos"], "few_shot": {"labels_per_class": 10}}
     probe = {"task": "photos", "backbone": "mobilenet", "inputs": ["penultimate"]}
     params["fit"]["photos_logistic"] = probe
-    params["finetune"]["photos_tuned"] = {"task": "photos", "backbone": "mobilenet", "start": "backbone"}
+    tuned = {"task": "photos", "backbone": "mobilenet", "start": "backbone", "input": "pixels"}
+    params["finetune"]["photos_tuned"] = tuned
     for section, entries in YAML(typ="safe").load(block.replace("    ...\n", "")).items():
         for name, entry in entries.items():
             there = params[section].get(name, {}) if "..." in block else {}

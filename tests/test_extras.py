@@ -77,7 +77,7 @@ def train() -> None:
     from pipeline.finetune.config import FinetuneConfig
     from pipeline.training.loop import make_fabric
 
-    make_fabric(FinetuneConfig(task="t", backbone="b", start="backbone"))
+    make_fabric(FinetuneConfig(task="t", backbone="b", start="backbone", input="pixels"))
 
 
 def connect() -> None:

@@ -136,7 +136,8 @@ def paths(project: Project, tmp_path: Path) -> Paths:
 
 
 def config(**settings: Any) -> FinetuneConfig:
-    small = {"task": "photos", "backbone": "net", "start": "backbone", "epochs": 2, "batch_size": 8, "device": "cpu"}
+    small = {"task": "photos", "backbone": "net", "start": "backbone", "input": "pixels"}
+    small |= {"epochs": 2, "batch_size": 8, "device": "cpu"}
     small["learning_rate"] = 0.001
     return FinetuneConfig.model_validate(small | settings)
 

@@ -48,8 +48,8 @@ def more() -> dict[str, Any]:
     params["split"]["parity"] = real["split"]["parity"]
     knn = {"inputs": ["block3"], "head": "knn", "params": {"n_neighbors": 1}}
     params["fit"]["parity_knn"] = real["fit"]["parity_logistic"] | knn
-    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "labels_per_class": [5], "epochs": 1}
-    tuned["learning_rate"] = 0.002
+    tuned = {"task": "digits", "backbone": "glyphs", "start": "backbone", "input": "pixels"}
+    tuned |= {"labels_per_class": [5], "epochs": 1, "learning_rate": 0.002}
     params["finetune"] = {"tuned": tuned, "from_block2": tuned | {"input": "features", "tap": "whole"}}
     own = {"source": "module", "factory": "mynets.net:Net", "seed": 0}
     params["freeze"]["small"] = own | {"input": real["freeze"]["small"]["input"]}
@@ -144,9 +144,11 @@ def test_another_task_with_its_head_and_training_run_their_own_stages_and_extrac
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.settle(listed())
+    unextracted = more()  # a tap for which a run from pixels does not wait
+    unextracted["extract"]["glyphs"]["taps"]["unread"] = {"node": "block1", "pool": "max"}
     with monkeypatch.context() as patch:
         patch.setattr(project, "preloaded", False)
-        first, before = project.repro(more(), "teach@tuned")
+        first, before = project.repro(unextracted, "teach@tuned")
     rest, output = project.repro(more())
     ran, output = first + rest, before + output
     assert sorted(first) == ["finetune@tuned", "teach@tuned"]

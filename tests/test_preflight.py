@@ -65,7 +65,8 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
 def test_what_is_right_has_no_problem(problems: Problems) -> None:
     run = "fit: {probe: {task: pets, backbone: net, inputs: [last, fire]}}\n"
     tuned = (
-        "finetune: {tuned: {task: pets, backbone: net, start: probe, train: {from_tap: fire9}, unfreeze: {1: fire8}}}\n"
+        "finetune: {tuned: {task: pets, backbone: net, start: probe, input: pixels, train: {from_tap: fire9},"
+        " unfreeze: {1: fire8}}}\n"
     )
     sample = "sample: {digits: {source: digits}}\n"
     made = DATA.replace("}\n", ", digits: {root: data/raw/digits}, far: {root: 's3://bucket/photos'}}\n")
@@ -137,7 +138,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
             DATA
             + BACKBONE
             + TASK
-            + "finetune: {a: {task: pets, backbone: net, start: backbone, train: {from_tap: no}}}",
+            + "finetune: {a: {task: pets, backbone: net, start: backbone, input: pixels, train: {from_tap: no}}}",
             "finetune.a.train.from_tap: unknown node 'no'.",
         ),
         (
@@ -236,7 +237,7 @@ fit:
   none: {task: pets, backbone: nett, inputs: [last]}
   2024: {task: pets, backbone: net, inputs: [last], refit: maybe}
 finetune:
-  t: {task: pets, backbone: net, start: bb, epochs: 0, unfreeze: {1: fir7}}
+  t: {task: pets, backbone: net, start: bb, input: pixels, epochs: 0, unfreeze: {1: fir7}}
 reprot: {}
 """
 FOUND = """
@@ -315,17 +316,17 @@ def test_tasks_are_tried_on_data_sets_before_and_after_they_are_prepared(
         ),
         (
             "fit: {a: {task: pets, backbone: net, inputs: [fire, [fire, last]]}}\n"
-            "finetune: {b: {task: pets, backbone: net, start: a}}",
+            "finetune: {b: {task: pets, backbone: net, start: a, input: pixels}}",
             "finetune.b.start: expected a run of fit with a head on what the last layer gets, got a on fire, fi",
         ),
         (
             "fit: {a: {task: pets, backbone: net, inputs: [last], head: forest}}\n"
-            "finetune: {b: {task: pets, backbone: net, start: a}}",
+            "finetune: {b: {task: pets, backbone: net, start: a, input: pixels}}",
             "finetune.b.start: expected a run of fit with one linear head, got a with forest. Fit `head: logistic`",
         ),
         (
             "fit: {a: {task: pets, backbone: net, inputs: [last], labels_per_class: [1, 5]}}\n"
-            "finetune: {b: {task: pets, backbone: net, start: a, labels_per_class: [2]}}",
+            "finetune: {b: {task: pets, backbone: net, start: a, input: pixels, labels_per_class: [2]}}",
             "finetune.b.start: expected a run of fit with `labels_per_class: [2]`, got a with [1, 5].",
         ),
     ],

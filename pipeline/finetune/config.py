@@ -21,8 +21,9 @@ class FinetuneConfig(RunConfig):
         ),
     ]
     input: Annotated[
-        Literal["pixels", "features"], Field(description="features: stored rows of `tap`, what is before it is frozen")
-    ] = "pixels"
+        Literal["pixels", "features"],
+        Field(description="pixels: the images; features: stored rows of `tap`, what is before the tap is frozen"),
+    ]
     tap: Annotated[str | None, Field(description="of the extraction, with `pool: none`")] = None
     views: Annotated[int, Field(ge=0, description="stored augmented views of the tap, drawn from anew each epoch")] = 0
     train: Annotated[Part | None, Field(description="by default all, or all after the tap")] = None

@@ -4,7 +4,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -152,13 +152,21 @@ def _say(path: Sequence[str], problem: dict[str, Any], model: type[BaseModel]) -
     if kind == "missing":
         if isinstance(problem["loc"][-1], int):
             return ".".join([*path, *parts[:-1]]), "expected an entry more", in_yaml(list(problem["input"]))
-        return where, "this key is missing", ""
+        return where, _describe_missing(models_at(model, parts[:-1]), parts[-1]), ""
     if kind == "literal_error" and (choices := re.findall(QUOTED, str(context["expected"]))):
         if isinstance(problem["input"], str | int | float) and not isinstance(problem["input"], bool):
             return where, unknown("value", str(problem["input"]), choices), in_yaml(problem["input"])
         return where, f"expected one of {', '.join(choices)}", in_yaml(problem["input"])
     found = in_yaml(problem["input"])
     return where, _expected(problem), "" if isinstance(problem["input"], dict) and kind not in EXPECTED else found
+
+
+def _describe_missing(models: Iterable[type[BaseModel]], key: str) -> str:
+    """Return what is said of a key that is not there, with its words where there are few that it may have."""
+    fields = [model.model_fields[key] for model in models if key in model.model_fields]
+    choices = [field.annotation for field in fields if typing.get_origin(field.annotation) is Literal]
+    words = [str(word) for choice in choices for word in typing.get_args(choice)]
+    return f"this key is missing. Expected one of: {', '.join(words)}." if words else "this key is missing"
 
 
 def _expected(problem: dict[str, Any]) -> str:

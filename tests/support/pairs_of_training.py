@@ -329,7 +329,8 @@ class Place:
         start = cell["start"]
         if start == "a run of fit":
             start = self.probe(cell["kind"], few=cell["labels"] == "few" and cell["kind"] == "classification")
-        config = FinetuneConfig.model_validate({"task": cell["kind"], "backbone": "net", "start": start, **given})
+        given |= {"task": cell["kind"], "backbone": "net", "start": start}
+        config = FinetuneConfig.model_validate({"input": "pixels", **given})
         root = self.world.root
         paths = Paths(
             task=self.tasks[cell["kind"]],

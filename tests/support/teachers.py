@@ -98,7 +98,8 @@ class World:
         self, run: str, *, kind: Kind = "classification", targets: list[Any] | None = None, **asked: Any
     ) -> Path:
         """A run of finetune."""
-        config = {"task": "task", "backbone": "net", "start": "backbone", "epochs": 1, "batch_size": 8, "device": "cpu"}
+        config = {"task": "task", "backbone": "net", "start": "backbone", "input": "pixels"}
+        config |= {"epochs": 1, "batch_size": 8, "device": "cpu"}
         config["learning_rate"] = 0.001
         paths = training.Paths(
             task=self.task(kind, targets),
