@@ -1,4 +1,4 @@
-"""Every example of params.yaml, README.md and docs/ is right: the whole check takes it, and cheap ones are trained."""
+"""Every example of params.yaml, README.md and docs/ is right, by the whole check; `test_examples_run.py` runs them."""
 
 import copy
 import re
@@ -10,17 +10,11 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 from support.projects import SHIPPED, default
-from test_finetune import Project, config
 
-from pipeline.finetune.config import FinetuneConfig
-from pipeline.finetune.run import finetune
-from pipeline.finetune.setup import Paths
 from pipeline.settings.check import check
 from pipeline.settings.params import unusual_values
 from stages import project as stages
 from stages.agreement import disagreements
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent
 TEXT = SHIPPED.read_text()
@@ -49,7 +43,7 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ("extract.glyphs.run", {}, ["workers: auto", "decode: auto", "scheduler: tcp://10.0.0.5:8786"]),
     ("split.digits", {}, ["stratify: true", "group: patient", "by: column", "rename: {'1': odd, '2': even}"]),
     ("split.digits", {}, ["use: {val: test}", "by: hash", "rare: keep"]),
-    ("split.more", {"datasets": ["digits"], "kind": "multilabel"}, ["empty: none"]),
+    ("split.more", {"datasets": ["digits"], "kind": "multilabel", "target": "tags"}, ["empty: none"]),
     ("split.digits", {}, ["levels: [family, genus]", "limit_per_class: 1000"]),
     (
         "split.more",
@@ -58,7 +52,8 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
     ),
     ("split.digits", {"domains": {"train": ["amazon"], "test": ["webcam"]}}, ["by: domain"]),
     ("split.digits", {"by": "domain"}, ["domains: {train: [amazon], test: [webcam]}"]),
-    ("split.more", {"datasets": ["digits"], "target": "age"}, ["kind: multilabel", "kind: regression"]),
+    ("split.more", {"datasets": ["digits"], "target": "age"}, ["kind: regression"]),
+    ("split.more", {"datasets": ["digits"], "target": "tags"}, ["kind: multilabel"]),
     ("audit", {}, ["disagreement: 0.8", "tap: penultimate", "max_rows: 100000"]),
     (FIT, {}, ["pca: 64", "{components: 64, whiten: true}", "search: auto", "refit: true", "calibrate: temperature"]),
     (FIT, {}, ["validation: auto"]),
@@ -105,6 +100,8 @@ COMMENTED: list[tuple[str, Mapping[str, Any], list[str]]] = [
 # Examples whose text in the file is only a part of what it says, or several values of one key.
 MEANT: Mapping[str, list[Mapping[str, Any]]] = {
     "{train: 60, validation: 10": [{"sizes": {"train": 60, "validation": 10, "test": 20}}],
+    "search: auto": [{"search": how} for how in ("auto", "sweep", "none")],
+    "validation: auto": [{"validation": how} for how in ("auto", "split", "folds", 10)],
     "{components: 64, whiten: true}": [{"pca": {"components": 64, "whiten": True}}, {"pca": 0.95}],
     "{parameter: C, values: [0.1, 1, 10], metric: accuracy}": [
         {"search": {"parameter": "C", "values": [0.1, 1, 10], "metric": "accuracy"}}
@@ -224,44 +221,3 @@ def test_a_block_of_the_documents_can_be_taken_in(block: str) -> None:
             there = params[section].get(name, {}) if "..." in block else {}
             params[section][name] = {**there, **entry} if isinstance(entry, dict) else entry
     assert problems(params) == []
-
-
-# Trained -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("project"))
-
-
-# Those that are not as the settings are anyway.
-DEFAULTS = {name: field.default for name, field in FinetuneConfig.model_fields.items()}
-TRAINED = [
-    (needed, text, meant)
-    for place, needed, text, meant in CASES
-    if place == TUNED and any(DEFAULTS[name] != value for name, value in meant.items())
-]
-
-
-@pytest.mark.parametrize(("needed", "text", "meant"), TRAINED, ids=[str(one[2]) for one in TRAINED])
-def test_a_commented_setting_of_finetuning_trains(
-    small: Project, tmp_path: Path, needed: Mapping[str, Any], text: str, meant: Mapping[str, Any]
-) -> None:
-    epochs = 5 if text.startswith("unfreeze") else 1
-    made = finetune(
-        config(**{"epochs": epochs, "batch_size": 12, **needed, **meant}),
-        Paths(
-            task=small.root / "classification.parquet",
-            backbone=small.root / "net",
-            manifests=small.root / "manifests",
-            features=small.root / "features",
-            start=None,
-            model=tmp_path / "model",
-            predictions=tmp_path / "run.parquet",
-            curves=tmp_path / "curves",
-            cache=tmp_path / "cache",
-        ),
-        datasets=["photos"],
-    )
-    assert made.rows == 24
-    assert (made.frozen["before"] == made.frozen["after"]) is True

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import small_training
+from support import preloaded, small_training
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, TrainingError
@@ -424,6 +424,35 @@ def test_a_step_is_that_of_torch_by_hand() -> None:
         for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
             assert theirs.grad is not None
             assert torch.allclose(mine, theirs - 0.1 * theirs.grad, atol=1e-6)
+
+
+STRIDED = """\
+import sys
+from pathlib import Path
+
+from support import small_training
+from torch import nn
+
+from pipeline.training.loop import train
+
+for channels in (1, 2, 3, 5, 6):
+    found = small_training.backbone(Path(sys.argv[1]) / f"net{channels}", widths=(channels, 8))
+    found.module.block1[3] = nn.Conv2d(channels, channels, 1, stride=2)
+    trainable, folder = small_training.all_of(found), Path(sys.argv[1]) / f"run{channels}"
+    train(found.module, small_training.samples(24), None, small_training.setting(epochs=3), trainable, folder=folder)
+    print("trained", channels)
+"""
+"""Trains networks with a 1×1 convolution with a stride, of few channels."""
+
+
+def test_a_convolution_whose_gradients_torch_writes_elsewhere_is_trained(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": path} | preloaded.start()
+    command = ["python", "-c", STRIDED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "".join(f"trained {channels}\n" for channels in (1, 2, 3, 5, 6))), (
+        done.stderr
+    )
 
 
 # The range test ------------------------------------------------------------------------------------------------------

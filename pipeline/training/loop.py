@@ -32,6 +32,7 @@ from pipeline.training.data import batch_count
 from pipeline.training.divergence import LossTracker
 from pipeline.training.early_stopping import START, Curves, History, Row, line, means
 from pipeline.training.losses import Mix, Objective
+from pipeline.training.memory_format import keep_contiguous
 from pipeline.training.optim import build_optimizer, lr_factor, set_lr
 
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ def steps_per_epoch(rows: int, config: LoopConfig) -> int:
 
 
 def setup_optimizer(network: nn.Module, trainable: "TrainableParts", context: TrainContext) -> tuple[Any, Any]:
-    """Place the network on its devices, weights channels-last, and build its optimizer; return both."""
+    """Place the network on its devices, weights channels-last where torch can, and build its optimizer; return both."""
     trainable.network.to(memory_format=torch.channels_last)
+    keep_contiguous(network)
     wrapped, optimizer = context.fabric.setup(network, build_optimizer(network, trainable, context.config))
     return wrapped, optimizer
 
