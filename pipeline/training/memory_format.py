@@ -6,7 +6,7 @@ The first blocks of RepVGG, MobileOne and FastViT have such a layer, on the thre
 and gradients of inputs are right.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def keep_contiguous(network: nn.Module) -> None:
             layer.register_forward_pre_hook(_copy_contiguous)
 
 
-def _overruns(layer: nn.Module) -> bool:
+def _overruns(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(layer, nn.Conv2d)
         and layer.kernel_size == (1, 1)
