@@ -10,7 +10,6 @@ optim            optimisers, and schedules of the learning rate
 lr_finder        the learning-rate range test
 early_stopping   the best epoch, when to stop, and the curves
 checkpoint       everything that a run goes on with
-memory_format    layers that are kept out of channels-last memory
 divergence       the watch over losses that are no numbers
 loop             the one training loop, on Lightning Fabric
 targets          the targets of a task as tensors

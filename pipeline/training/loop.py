@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization
+from pipeline.engines.memory_format import keep_contiguous
 from pipeline.engines.out_of_memory import first_line, is_out_of_memory
 from pipeline.errors import TrainingError, bullets, requires
 from pipeline.runtime import SILENT, Reporter, repeatable_kernels, seed_everything
@@ -32,7 +33,6 @@ from pipeline.training.data import batch_count
 from pipeline.training.divergence import LossTracker
 from pipeline.training.early_stopping import START, Curves, History, Row, line, means
 from pipeline.training.losses import Mix, Objective
-from pipeline.training.memory_format import keep_contiguous
 from pipeline.training.optim import build_optimizer, lr_factor, set_lr
 
 if TYPE_CHECKING:
