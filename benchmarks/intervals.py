@@ -67,7 +67,7 @@ def main() -> None:
     for metric, kind in KINDS.items():
         fits = [made_up(kind, sizes.rows, random) for _ in range(sizes.methods)]
         start = time.perf_counter()
-        found = bootstrap.resampled(metric, [[one] for one in fits], CLASSES, resamples=sizes.resamples, seed=0)
+        found = bootstrap.resample_metric(metric, [[one] for one in fits], CLASSES, resamples=sizes.resamples, seed=0)
         shared = time.perf_counter() - start
         target, answer, call = scikit_learn(metric, fits[0])
         start = time.perf_counter()

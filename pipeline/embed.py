@@ -25,7 +25,7 @@ from pipeline.freeze.config import Timm, Torchvision
 from pipeline.freeze.library_model import LibraryModel, Weights, freeze_once, raw_settings
 from pipeline.manifest import FIXED, IN_CONTAINERS, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
-from pipeline.prepare.run import Prepared, prepare
+from pipeline.prepare.run import PrepareSummary, prepare
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import SILENT, Reporter
 from pipeline.settings.check import Section, check, refuse
@@ -64,7 +64,7 @@ class Embedded:
     ('data/backbones/tiny', 2)
     """
 
-    prepared: Prepared
+    prepared: PrepareSummary
     extracted: Extracted
     backbone: Path
 
@@ -226,7 +226,7 @@ class _Inputs:
 
     backbone: Path
     manifests: Path
-    prepared: Prepared
+    prepared: PrepareSummary
 
 
 def _prepare_inputs(job: Job, out: Path, reporter: Reporter, *, rehash: bool) -> _Inputs:

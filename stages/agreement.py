@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import unknown
-from pipeline.settings.check import Entries, every
+from pipeline.settings.check import Entries, all_entries
 from pipeline.settings.messages import key_in_yaml
 from stages.coverage import uncovered
 from stages.effects import unsuited_settings
@@ -30,19 +30,19 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         if section in named and name not in named[section]:
             problems.append(f"{where}: {_say_absent(what, name, section, named)}")
 
-    for name, item in every(values, "pretrain"):
+    for name, item in all_entries(values, "pretrain"):
         expect(f"pretrain.{name}.dataset", "data set", item.dataset, "prepare")
-    for name, item in every(values, "freeze"):
+    for name, item in all_entries(values, "freeze"):
         if item.source == "pretrained":
             expect(f"freeze.{name}.network", "pretrained network", item.network, "pretrain")
-    for name, item in every(values, "extract"):
+    for name, item in all_entries(values, "extract"):
         expect(f"extract.{name}", "backbone", name, "freeze")
         for dataset in item.datasets:
             expect(f"extract.{name}.datasets", "data set", dataset, "prepare")
-    for name, item in every(values, "split"):
+    for name, item in all_entries(values, "split"):
         for dataset in item.datasets:
             expect(f"split.{name}.datasets", "data set", dataset, "prepare")
-    for name, item in every(values, "fit"):
+    for name, item in all_entries(values, "fit"):
         expect(f"fit.{name}.task", "task", item.task, "split")
         expect(f"fit.{name}.backbone", "backbone", item.backbone, "extract")
         extracted = values.get("extract", {}).get(item.backbone)
@@ -107,7 +107,7 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
     """Return the problems of entries of `finetune`: names that other sections do not have."""
     problems: list[str] = []
     extracted = values.get("extract", {})
-    for name, item in every(values, "finetune"):
+    for name, item in all_entries(values, "finetune"):
         if item.task not in named.get("split", [item.task]):
             problems.append(f"finetune.{name}.task: {_say_absent('task', item.task, 'split', named)}")
         section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
@@ -156,7 +156,7 @@ def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> li
     """
     problems: list[str] = []
     taught = values.get("teach", {})
-    for name, item in every(values, "distill"):
+    for name, item in all_entries(values, "distill"):
         where = f"distill.{name}"
         if item.student not in named.get("freeze", [item.student]):
             problems.append(f"{where}.student: {_say_absent('backbone', item.student, 'freeze', named)}")
@@ -205,10 +205,10 @@ def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mappin
 def _circle(values: Mapping[str, Any]) -> list[str]:
     """Return the runs that wait for each other: DVC would name them without a way out."""
     trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
-    graph = {name: {item.start} & trained for name, item in every(values, "finetune")}
+    graph = {name: {item.start} & trained for name, item in all_entries(values, "finetune")}
     graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
     tuned = set(values.get("finetune", {}))
-    graph |= {f"teach.{name}": {item.run} & tuned for name, item in every(values, "teach")}
+    graph |= {f"teach.{name}": {item.run} & tuned for name, item in all_entries(values, "teach")}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -225,7 +225,7 @@ def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list
     named run.
     """
     problems: list[str] = []
-    for name, item in every(values, "teach"):
+    for name, item in all_entries(values, "teach"):
         where = f"teach.{name}"
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):

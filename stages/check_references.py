@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.settings.check import every
+from pipeline.settings.check import all_entries
 from pipeline.settings.repair import UNKNOWN
 from pipeline.task import Kind
 from stages import project
@@ -35,7 +35,7 @@ def _of_data(values: Values) -> Iterator[str]:
     from pipeline.prepare.roots import inspect_roots
     from pipeline.sources import filesystem as files
 
-    for name, config in every(values, "prepare"):
+    for name, config in all_entries(values, "prepare"):
         where, root = f"prepare.{name}", Path(config.root)
         if not _is_here(config.root, values):
             continue
@@ -58,7 +58,7 @@ def _is_here(root: str, values: Values) -> bool:
     """Return whether the data of a root can be looked at: no URL, and nothing that `sample` is still to write."""
     from pipeline.sources import filesystem as files
 
-    made = [(project.RAW / name).as_posix() for name, _ in every(values, "sample")]
+    made = [(project.RAW / name).as_posix() for name, _ in all_entries(values, "sample")]
     below = any(root == one or root.startswith(f"{one}/") for one in made)
     return not files.is_url(root) and (not below or Path(root).exists())
 
@@ -72,7 +72,7 @@ def _of_tasks(values: Values) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(prefix="icecore-check-") as folder:
         outlined: dict[str, bool] = {}
-        for name, config in every(values, "split"):
+        for name, config in all_entries(values, "split"):
             datasets = [one for one in config.datasets if one != UNKNOWN]
             prepared = all((project.MANIFESTS / f"{dataset}.parquet").is_file() for dataset in datasets)
             try:
@@ -111,7 +111,7 @@ def _of_heads(values: Values) -> Iterator[str]:
     """Yield what is wrong with heads and their parameters."""
     from pipeline.heads.check import check_head
 
-    for run, config in every(values, "fit"):
+    for run, config in all_entries(values, "fit"):
         task = values["split"].get(config.task)
         for name, params in config.heads.values():
             where = f"fit.{run}.head.{name}" if isinstance(config.head, dict) else f"fit.{run}.params"
@@ -124,14 +124,14 @@ def _of_heads(values: Values) -> Iterator[str]:
 
 def _of_backbones(values: Values) -> Iterator[str]:
     """Yield what is wrong with backbones, the nodes of their taps, and nodes that trainings name."""
-    if not every(values, "freeze"):
+    if not all_entries(values, "freeze"):
         return
     from pipeline.freeze.config import LocalWeights
     from pipeline.freeze.outline import Outline, check_file, outline
     from pipeline.freeze.run import load
 
     outlines: dict[str, Outline | None] = {}
-    for name, config in every(values, "freeze"):
+    for name, config in all_entries(values, "freeze"):
         has_file = isinstance(config, LocalWeights) and config.file is not None
         if isinstance(config, LocalWeights) and (problem := check_file(config)):
             yield f"freeze.{name}.file: {problem}"
@@ -142,7 +142,7 @@ def _of_backbones(values: Values) -> Iterator[str]:
             outlines[name] = outline(config, pretrained=project.PRETRAINED)
         except PipelineError as error:
             yield f"freeze.{name}: {_one_line(error)}"
-    for name, config in every(values, "extract"):
+    for name, config in all_entries(values, "extract"):
         for tap, spec in config.taps.items():
             found = outlines.get(name)
             if found is not None and (problem := found.check_tap(spec)):
@@ -156,13 +156,13 @@ def _of_backbones(values: Values) -> Iterator[str]:
 def _nodes_of_trainings(values: Values) -> Iterator[tuple[str, str, str]]:
     """Yield each node that a training names, with the setting and the backbone."""
     for section, own in (("finetune", "backbone"), ("distill", "student")):
-        for name, item in every(values, section):
+        for name, item in all_entries(values, section):
             where, backbone = f"{section}.{name}", getattr(item, own)
             if (from_tap := getattr(getattr(item, "train", None), "from_tap", None)) is not None:
                 yield f"{where}.train.from_tap", backbone, from_tap
             for epoch, node in getattr(item, "unfreeze", {}).items():
                 yield f"{where}.unfreeze.{epoch}", backbone, node
-    for name, item in every(values, "teach"):
+    for name, item in all_entries(values, "teach"):
         for node in item.hints:
             yield f"teach.{name}.hints", item.backbone, node
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.settings.check import every
+from pipeline.settings.check import all_entries
 
 LAST = ("penultimate", "cls")
 """Nodes that are what the last layer gets."""
@@ -21,9 +21,11 @@ def uncovered(values: Values) -> list[str]:
 
 def _rows_not_extracted(values: Values) -> Iterator[str]:
     """Yield runs over data sets that the extraction of their backbone lacks."""
-    readers = [("fit", name, item, item.task) for name, item in every(values, "fit")]
+    readers = [("fit", name, item, item.task) for name, item in all_entries(values, "fit")]
     readers += [
-        ("finetune", name, item, item.task) for name, item in every(values, "finetune") if item.input == "features"
+        ("finetune", name, item, item.task)
+        for name, item in all_entries(values, "finetune")
+        if item.input == "features"
     ]
     for section, name, item, task in readers:
         split = values.get("split", {}).get(task)
@@ -46,7 +48,7 @@ def _missing_datasets(values: Values, where: str, backbone: str, datasets: Seque
 
 def _starts_without_head(values: Values) -> Iterator[str]:
     """Yield runs of finetune that start at a run of fit without the head of a network's last layer."""
-    for name, item in every(values, "finetune"):
+    for name, item in all_entries(values, "finetune"):
         run = values.get("fit", {}).get(item.start)
         extracted = values.get("extract", {}).get(item.backbone)
         if run is None or extracted is None:

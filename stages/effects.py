@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.settings.check import every
+from pipeline.settings.check import all_entries
 from stages.names import RUNS
 
 
@@ -11,7 +11,7 @@ def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
     """Return a problem for each setting of a run that its task gives no effect, such as accuracy of a regression."""
     problems = []
     for section in RUNS:
-        for name, item in every(values, section):
+        for name, item in all_entries(values, section):
             task = values.get("split", {}).get(item.task)
             if task is not None:
                 # The data may say validation rows: that is known when the run starts.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.settings.check import same_but_for_case
+from pipeline.settings.check import check_name_case
 
 RUNS = ("fit", "finetune", "distill")
 """Sections whose entries write `data/models/<run>` and `data/predictions/<run>.parquet`."""
@@ -36,5 +36,5 @@ def _shared(named: Mapping[str, Sequence[str]]) -> Iterator[str]:
             if name in before:
                 sections = " or ".join(f"`{earlier}`" for earlier in RUNS[:place])
                 yield f"{section}.{name}: expected a name that no run of {sections} has. Rename one of the two."
-            elif wrong := same_but_for_case(name, [*before, name]):
+            elif wrong := check_name_case(name, [*before, name]):
                 yield f"{section}.{name}: {wrong}"

@@ -21,7 +21,7 @@ from support.projects import SHIPPED
 import stages.audit
 from pipeline.audit import counts, neighbours
 from pipeline.audit.config import AuditConfig, Extracted, Source, choose
-from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
+from pipeline.audit.neighbours import CentredRows, centre, multiply_adds, near_duplicates, neighbour_votes
 from pipeline.audit.run import audit
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
@@ -159,9 +159,9 @@ def test_copies_that_were_left_out_are_counted_with_their_paths(tmp_path: Path) 
 # Near duplicates -----------------------------------------------------------------------------------------------------
 
 
-def unit(rows: np.ndarray) -> Centred:
+def unit(rows: np.ndarray) -> CentredRows:
     """Rows of length 1 about their mean."""
-    return Centred(rows, rows.mean(axis=0), unit=True)
+    return CentredRows(rows, rows.mean(axis=0), unit=True)
 
 
 @settings(max_examples=30, deadline=None)
@@ -171,7 +171,7 @@ def test_near_pairs_are_those_of_brute_force_whatever_the_blocks(
 ) -> None:
     random = np.random.default_rng(seed)
     rows = random.normal(size=(first + second, 3)).astype(np.float32)
-    both = Centred(rows, np.zeros(3, np.float32), unit=True)[0 : first + second]
+    both = CentredRows(rows, np.zeros(3, np.float32), unit=True)[0 : first + second]
     parts = {"train": both[:first], "test": both[first:]}
     near = float(random.uniform(0.3, 0.95))
     exact = parts["train"].astype(np.float64) @ parts["test"].astype(np.float64).T
@@ -192,7 +192,7 @@ def test_pairs_are_of_two_splits_and_the_nearest_come_first() -> None:
     rows[25], rows[50] = rows[3] + 0.01, rows[3] * 1.001
     rows[7] = rows[8]  # both of one split: no leak
     parts = {"train": unit(rows[:20]), "validation": unit(rows[20:40]), "test": unit(rows[40:])}
-    parts = {name: Centred(own.rows, rows.mean(axis=0), unit=True) for name, own in parts.items()}
+    parts = {name: CentredRows(own.rows, rows.mean(axis=0), unit=True) for name, own in parts.items()}
     count, pairs = near_duplicates(parts, near=0.98, most=2)
     assert count == 3
     assert [(pair.splits, pair.rows) for pair in pairs] == [
@@ -214,7 +214,7 @@ def test_only_blocks_of_rows_are_read() -> None:
     rows = np.random.default_rng(0).normal(size=(9000, 2)).astype(np.float32)
     read: list[int] = []
 
-    class Watched(Centred):
+    class Watched(CentredRows):
         def __getitem__(self, wanted: slice) -> np.ndarray:
             read.append(wanted.stop - wanted.start)
             return super().__getitem__(wanted)
@@ -232,20 +232,20 @@ def test_rows_that_say_nothing_are_neither_near_nor_part_of_the_mean() -> None:
     rows = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     rows[1], rows[4], rows[6], rows[9, 2], rows[10] = 0, 3, np.nan, np.inf, np.inf
     found = centre(rows)
-    assert np.flatnonzero(~found.telling).tolist() == [1, 4, 6, 9, 10]
-    np.testing.assert_allclose(found.mean, rows[found.telling].mean(axis=0), rtol=1e-6)
+    assert np.flatnonzero(~found.usable).tolist() == [1, 4, 6, 9, 10]
+    np.testing.assert_allclose(found.mean, rows[found.usable].mean(axis=0), rtol=1e-6)
 
 
 def test_a_tap_whose_rows_are_all_the_same_says_nothing() -> None:
     rows = np.tile(np.random.default_rng(0).normal(size=(1, 7)).astype(np.float32), (40, 1))
-    assert not centre(rows).telling.any()
+    assert not centre(rows).usable.any()
     rows[5] += 1
-    assert np.flatnonzero(centre(rows).telling).size == 40  # now each lies on one side of the mean or the other
+    assert np.flatnonzero(centre(rows).usable).size == 40  # now each lies on one side of the mean or the other
 
 
 def test_a_tap_of_one_value_a_row_is_looked_at() -> None:
     rows = np.array([[0.0], [1.0], [2.0], [4.0]], np.float32)
-    assert centre(rows).telling.tolist() == [False, True, True, True]
+    assert centre(rows).usable.tolist() == [False, True, True, True]
 
 
 # Contradicted labels -------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_row_among_rows_of_another_class_is_contradicted() -> None:
     rows = np.concatenate([middle + random.normal(size=(20, 8)) * 0.1 for middle in middles]).astype(np.float32)
     targets = np.repeat(["cat", "dog", "emu"], 20).astype(object)
     targets[4] = "emu"
-    said, share, judged = contradicted(Centred(rows, rows.mean(axis=0)), targets, neighbours=10)
+    said, share, judged = neighbour_votes(CentredRows(rows, rows.mean(axis=0)), targets, neighbours=10)
     assert judged.all()
     assert np.flatnonzero(said != targets).tolist() == [4]
     assert (said[4], share[4]) == ("cat", 1.0)
@@ -274,7 +274,7 @@ def test_what_neighbours_say_is_what_brute_force_says(values: np.ndarray, data: 
     if len(rows) < 6:
         return
     targets = np.array(data.draw(st.lists(st.sampled_from("ab"), min_size=len(rows), max_size=len(rows))))
-    said, share, judged = contradicted(rows, targets, neighbours=3)
+    said, share, judged = neighbour_votes(rows, targets, neighbours=3)
     lengths = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     distance = (1 - lengths @ lengths.T).astype(np.float32)
     np.fill_diagonal(distance, np.inf)
@@ -293,9 +293,9 @@ def test_what_neighbours_say_is_what_brute_force_says(values: np.ndarray, data: 
 def test_rows_of_a_class_with_fewer_others_than_neighbours_are_not_judged() -> None:
     rows = np.random.default_rng(0).normal(size=(14, 4)).astype(np.float32)
     targets = np.array(["cat"] * 11 + ["dog"] * 3)
-    _, _, judged = contradicted(rows, targets, neighbours=10)
+    _, _, judged = neighbour_votes(rows, targets, neighbours=10)
     assert judged.tolist() == [True] * 11 + [False] * 3
-    assert not contradicted(rows, targets, neighbours=11)[2].any()
+    assert not neighbour_votes(rows, targets, neighbours=11)[2].any()
 
 
 def test_the_cost_counts_products_across_splits_and_of_all_rows() -> None:
@@ -402,9 +402,9 @@ def test_of_a_large_task_a_sample_is_audited_and_the_audit_says_so(audited: Audi
 def test_kinds_without_classes_have_near_duplicates_and_a_reason_for_the_rest(audited: Audit) -> None:
     found = audited(targets=[float(number) for number in range(60)], kind="regression")
     assert found["near_duplicates"]["pairs"][0]["similarity"] > 0.999
-    assert found["contradicted"] == {"why": "neighbours are asked for a class, and this is a task of kind regression"}
+    assert found["contradicted"] == {"why": "neighbours vote for a class, and this is a task of kind regression"}
     found = audited(targets=[["a", "b"][: number % 3] for number in range(60)], kind="multilabel")
-    assert found["contradicted"] == {"why": "neighbours are asked for a class, and this is a task of kind multilabel"}
+    assert found["contradicted"] == {"why": "neighbours vote for a class, and this is a task of kind multilabel"}
 
 
 def test_with_too_few_rows_for_neighbours_there_is_a_reason(audited: Audit) -> None:

@@ -44,7 +44,7 @@ def interval_of(
 ) -> tuple[float, float]:
     """The interval of accuracy, of `correct` (draws, rows)."""
     fits = [hits(one, draw=number) for number, one in enumerate(correct)]
-    values = bootstrap.resampled("accuracy", [fits], ["a", "b"], resamples=resamples, seed=seed)
+    values = bootstrap.resample_metric("accuracy", [fits], ["a", "b"], resamples=resamples, seed=seed)
     found = bootstrap.interval(values[0], level, rows=bootstrap.rows_behind("accuracy", fits[0], ["a", "b"]))
     assert found is not None
     return found
@@ -98,7 +98,7 @@ def test_a_resampled_metric_is_that_of_the_rows_that_the_counts_stand_for(metric
 
 def test_methods_share_their_resamples_so_that_equal_ones_never_differ() -> None:
     one = made_up("classification", 50, 0)
-    values = bootstrap.resampled("accuracy", [[one], [one]], CLASSES, resamples=200, seed=3)
+    values = bootstrap.resample_metric("accuracy", [[one], [one]], CLASSES, resamples=200, seed=3)
     assert np.array_equal(values[0], values[1])
     assert values[0].std() > 0
 
@@ -106,7 +106,7 @@ def test_methods_share_their_resamples_so_that_equal_ones_never_differ() -> None
 def test_draws_of_equal_number_are_resampled_together() -> None:
     good, bad = hits([True] * 10, draw=0), hits([False] * 10, draw=1)
     other_good, other_bad = hits([True] * 10, draw=7), hits([False] * 10, draw=8)
-    values = bootstrap.resampled(
+    values = bootstrap.resample_metric(
         "accuracy", [[good, bad], [good, bad], [other_good, other_bad]], ["a", "b"], resamples=200, seed=0
     )
     assert np.array_equal(values[0], values[1])
@@ -116,14 +116,15 @@ def test_draws_of_equal_number_are_resampled_together() -> None:
 
 def test_many_rows_come_in_blocks_and_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     one = made_up("classification", 60, 1)
-    whole = bootstrap.resampled("macro_f1", [[one]], CLASSES, resamples=50, seed=0)
+    whole = bootstrap.resample_metric("macro_f1", [[one]], CLASSES, resamples=50, seed=0)
     monkeypatch.setattr(bootstrap, "BLOCK", 60 * 7)
-    assert np.array_equal(bootstrap.resampled("macro_f1", [[one]], CLASSES, resamples=50, seed=0), whole)
+    assert np.array_equal(bootstrap.resample_metric("macro_f1", [[one]], CLASSES, resamples=50, seed=0), whole)
 
 
 def test_mean_average_precision_has_fewer_resamples() -> None:
     one = made_up("multilabel", 20, 0)
-    assert bootstrap.resampled("map", [[one]], CLASSES, resamples=5000, seed=0).shape == (1, bootstrap.MOST["map"])
+    values = bootstrap.resample_metric("map", [[one]], CLASSES, resamples=5000, seed=0)
+    assert values.shape == (1, bootstrap.MOST["map"])
 
 
 def test_a_metric_without_a_value_in_any_resample_has_no_interval() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.compare.config import CompareConfig
-from pipeline.compare.run import compare, holm, mcnemar, p_of
+from pipeline.compare.run import bootstrap_p_value, compare, holm, mcnemar
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
 from pipeline.evaluate.config import EvaluateConfig
@@ -250,9 +250,9 @@ def test_holm_lowers_no_p_keeps_their_order_and_is_no_stricter_than_bonferroni(v
 
 
 def test_the_p_of_a_bootstrap_counts_the_smaller_side_twice_and_the_sample_once() -> None:
-    assert p_of(np.array([1.0] * 96 + [-1.0] * 3)) == pytest.approx(2 * 4 / 100)
-    assert p_of(np.ones(999)) == pytest.approx(2 / 1000)
-    assert p_of(np.array([-1.0, 1.0, np.nan])) == 1.0
+    assert bootstrap_p_value(np.array([1.0] * 96 + [-1.0] * 3)) == pytest.approx(2 * 4 / 100)
+    assert bootstrap_p_value(np.ones(999)) == pytest.approx(2 / 1000)
+    assert bootstrap_p_value(np.array([-1.0, 1.0, np.nan])) == 1.0
 
 
 def test_methods_that_are_equally_good_are_told_apart_as_often_as_the_level_says() -> None:
@@ -266,6 +266,6 @@ def test_methods_that_are_equally_good_are_told_apart_as_often_as_the_level_says
         return [Predictions("head", "tap", None, None, keys, splits, names[np.ones(200, int)], predicted, np.empty(0))]
 
     methods = [drawn() for _ in range(400)]
-    values = bootstrap.resampled("accuracy", methods, list(names), resamples=500, seed=0)
-    told = sum(p_of(a - b) < 0.05 for a, b in zip(values[::2], values[1::2], strict=True))
+    values = bootstrap.resample_metric("accuracy", methods, list(names), resamples=500, seed=0)
+    told = sum(bootstrap_p_value(a - b) < 0.05 for a, b in zip(values[::2], values[1::2], strict=True))
     assert 1 <= told <= 20

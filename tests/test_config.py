@@ -235,7 +235,7 @@ ONE_PROBLEM = {
     ),
     "a section of entries without a value": (
         {"teach": None, "distill": {}},
-        "teach: expected a mapping of names, got nothing. For none leave the section out.",
+        "teach: expected a mapping of names, got nothing. If there are no entries, leave the section out.",
     ),
     "a rate without an end": (
         {"finetune.digits_tuned.learning_rate": float("inf")},
@@ -294,9 +294,9 @@ REMOVED = {
     "audit.most_rows": (50, "Write `max_rows`."),
     "audit.features": (
         {"digits": {"backbone": "glyphs", "tap": "block3"}},
-        "One `tap` is for all tasks; its narrowest rows are read where several backbones have it.",
+        "One `tap` serves all tasks; if several backbones have it, the narrowest features are read.",
     ),
-    "audit.seed": (1, "The sample of a task is always the same one: leave it out."),
+    "audit.seed": (1, "A task always has the same sample: leave it out."),
     "fit.digits_logistic.search.method": (
         "halving",
         "Every value is tried: write those to try into `values`, and leave this out.",
@@ -317,7 +317,7 @@ REMOVED = {
     "distill.student_tuned.pixels": ("own", "Write `preprocessing`, with the same value."),
     "distill.student_tuned.also": ({"parity": "head"}, "Write `extra_tasks`, with the same value."),
     "evaluate.interval": (0.9, "Write `confidence_level`, with the same value."),
-    "evaluate.calibration_bins": (10, "The calibration error is of 15 bins, as in the literature: leave it out."),
+    "evaluate.calibration_bins": (10, "The calibration error uses 15 bins, as in the literature: leave it out."),
 }
 
 
@@ -360,8 +360,7 @@ def test_a_section_that_is_left_out_has_no_entries_or_its_defaults(tmp_path: Pat
 def test_a_name_that_cannot_be_a_file_name_is_refused(problems: Check, name: str) -> None:
     raw_entry = {"source": "digits"}
     expected = (
-        f"sample.{name}: a name has letters, digits, '-' and '_' only, first a letter or a digit: it becomes a "
-        "file's name."
+        f"sample.{name}: a name has only letters, digits, '-' and '_', a letter or digit first: it becomes a file name."
     )
     assert problems({"sample": {**REAL["sample"], name: raw_entry}}) == [expected]
 
@@ -378,11 +377,11 @@ NAMES = {
     "a share": ("sample", 1.5, "sample.1.5: expected text as a name, got 1.5: DVC addresses entries by text."),
     "true": ("sample", True, "sample.true: expected text as a name, got true: DVC addresses entries by text."),
     "nothing": ("sample", None, "sample.null: expected text as a name, got nothing: DVC addresses entries by text."),
-    "too long": ("sample", "x" * 129, f"sample.{'x' * 129}: a name has 128 characters at most, got 129"),
+    "too long": ("sample", "x" * 129, f"sample.{'x' * 129}: a name has at most 128 characters, got 129"),
     "another case": (
         "prepare",
         "Digits",
-        "prepare.Digits: expected a name that differs from 'digits' by more than its",
+        "prepare.Digits: expected a name that differs from 'digits' in more than cas",
     ),
     "backbone": (
         "fit",

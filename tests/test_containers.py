@@ -29,7 +29,7 @@ from pipeline.files import content_key
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
-from pipeline.prepare.run import Prepared, prepare
+from pipeline.prepare.run import PrepareSummary, prepare
 from pipeline.runtime import Reporter
 from pipeline.sources import SampleLocation, read, read_many
 
@@ -150,7 +150,7 @@ def test_class_and_columns_come_from_the_members_beside_the_image(tmp_path: Path
         {"cls": "-1", "json": '{"split": "test", "domain": 7, "mixed": false}'},
     ]
     found = Outcome(webdataset(tmp_path / "a.tar", samples), tmp_path / "manifests")
-    assert found.prepared == Prepared(found=3, rows=3, excluded={})
+    assert found.prepared == PrepareSummary(found=3, rows=3, excluded={})
     types = {field.name: field.type for field in found.table.schema if field.name not in FILES_SCHEMA.names}
     assert types == {
         "label": pa.int64(),
@@ -262,11 +262,11 @@ def test_all_that_is_no_sample_is_listed_with_the_reason(tmp_path: Path) -> None
     conflict = 'one content with several labels: {"label": "cat"} and {"label": "dog"}'
     assert found.excluded == {
         "cat/0.png": ("unreadable", "a second member of this name in its archive"),
-        "cat/2.right.png": ("unreadable", "a second image of one sample: the first is cat/2.left.png"),
+        "cat/2.right.png": ("unreadable", "a second image of the same sample: the first is cat/2.left.png"),
         "cat/4.json": ("unreadable", "a sample without an image: it has .json, .txt"),
         "readme": ("unreadable", "a sample without an image: it has no extension"),
-        "cat/.DS_Store": ("hidden", "a hidden file, or one in a hidden folder"),
-        "cat/._0.png": ("hidden", "a hidden file, or one in a hidden folder"),
+        "cat/.DS_Store": ("hidden", "a hidden file, or a file in a hidden folder"),
+        "cat/._0.png": ("hidden", "a hidden file, or a file in a hidden folder"),
         "cat/f.png": ("unreadable", "a folder with the name of an image"),
         "cat/link.png": ("unreadable", "a link: pack the file that it points to"),
         "dog/1.png": ("unreadable", "not an image that Pillow can read"),
@@ -362,7 +362,7 @@ def test_the_files_of_a_hub_name_splits(names: tuple[str, ...], splits: list[str
 
 def test_real_archives_of_class_folders(assets: Path, tmp_path: Path) -> None:
     found = Outcome(assets / "images" / "cifar10-subset.tar", tmp_path)
-    assert found.prepared == Prepared(found=7000, rows=7000, excluded={})
+    assert found.prepared == PrepareSummary(found=7000, rows=7000, excluded={})
     assert Counter(found.column("split").values()) == {"train": 5000, "test": 2000}
     assert set(Counter(found.column("label").values()).values()) == {700}
     assert found.rows["cifar10-subset/test/airplane/0002.jpg"]["label"] == "airplane"
@@ -386,7 +386,7 @@ def test_a_folder_of_archives_is_read_in_their_order(tmp_path: Path) -> None:
         ("b.tar/pets/dog/0.png", "dog"),
     ]
     assert found.excluded == {
-        ".hidden": ("hidden", "a hidden file, or one in a hidden folder"),
+        ".hidden": ("hidden", "a hidden file, or a file in a hidden folder"),
         "index.txt": ("other", "no image, by its extension"),
     }
 
@@ -416,7 +416,7 @@ def test_one_content_has_one_key_wherever_it_lies(tmp_path: Path) -> None:
     pack(root / "a.tar", pictures("cat/0.png", "cat/1.png"))
     pack(root / "b.tar", [("cat/again.png", picture(0)), ("dog/1.png", picture(1))])
     found = Outcome(root, tmp_path / "manifests", max_rejected=0.5)
-    assert found.prepared == Prepared(found=4, rows=1, excluded={"conflict": 2, "duplicate": 1})
+    assert found.prepared == PrepareSummary(found=4, rows=1, excluded={"conflict": 2, "duplicate": 1})
     assert found.excluded["b.tar/cat/again.png"][1] == f"same content as {root}/a.tar/cat/0.png"
     (tmp_path / "files" / "cat").mkdir(parents=True)
     (tmp_path / "files" / "cat" / "0.png").write_bytes(picture(0))
@@ -438,7 +438,7 @@ def table(path: Path, count: int, *, first: int = 0, **columns: list[Any]) -> Pa
 def test_rows_of_parquet_are_samples_and_its_other_columns_are_labels(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", 5, label=[0, 1, None, 1, 0], split=["train", "test"] * 2 + [None])
     found = Outcome(path, tmp_path / "manifests", image="image")
-    assert found.prepared == Prepared(found=5, rows=5, excluded={})
+    assert found.prepared == PrepareSummary(found=5, rows=5, excluded={})
     assert found.table.column_names == [*FILES_SCHEMA.names, "label", "split"]
     assert found.table.schema.field("label").type == pa.int64()
     assert found.column("label") == {"0": 0, "1": 1, "2": None, "3": 1, "4": 0}
@@ -554,7 +554,7 @@ def refused(root: Path | str, message: str, **config: Any) -> None:
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.zst", "a.TAR.GZ"])
 def test_compressed_archives_are_to_be_unpacked(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    message = f"{name}: compressed, so no sample in it can be found. Unpack it to a plain .tar."
+    message = f"{name}: compressed, so that samples in it cannot be located. Unpack it to a plain .tar."
     refused(tmp_path / name, message)
     pack(tmp_path / "b.tar", pictures("0.png"))
     refused(tmp_path, message)
@@ -563,9 +563,7 @@ def test_compressed_archives_are_to_be_unpacked(name: str, tmp_path: Path) -> No
 def test_an_archive_that_is_compressed_under_another_name_is_found_out(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.add(__file__)
-    refused(
-        tmp_path / "a.tar", r"a.tar: compressed with gzip, so no sample in it can be found. Unpack it to a plain .t"
-    )
+    refused(tmp_path / "a.tar", r"a.tar: compressed with gzip, so that samples in it cannot be located. Unpack it to")
 
 
 def test_settings_that_do_not_fit_the_root_are_errors(tmp_path: Path) -> None:
@@ -580,11 +578,13 @@ def test_settings_that_do_not_fit_the_root_are_errors(tmp_path: Path) -> None:
     refused(tmp_path, r"expected `folders` of one kind, got files and tar. Make a data", folders=("tars", "empty"))
     shutil.copy(file, tmp_path / "tars" / "b.parquet")
     refused(tmp_path / "tars", r"tars: expected either .tar or .parquet files, got both. Make a data set of each")
-    refused("memory://b/nothing", r"memory://b/nothing: no such folder or list. Set `root` to what holds the files")
+    refused(
+        "memory://b/nothing", r"memory://b/nothing: no such folder or list. Set `root` to the folder, list or archive"
+    )
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", 0.0)
+    monkeypatch.setattr("pipeline.prepare.check_images.START_WORKERS_AFTER", 0.0)
     path = pack(tmp_path / "a.tar", pictures(*(f"{number}.png" for number in range(2000))))
 
     def kill(done: int, _: int) -> None:

@@ -28,7 +28,7 @@ from pipeline.extract.summary import Extracted
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.config import PrepareConfig
-from pipeline.prepare.run import Prepared, prepare
+from pipeline.prepare.run import PrepareSummary, prepare
 from pipeline.store import index
 from pipeline.store.features import Features
 
@@ -101,7 +101,7 @@ class Run:
         """The class folder that the images lie in."""
         return self.root / "photos" / "all"
 
-    def prepare(self, **settings: Any) -> Prepared:
+    def prepare(self, **settings: Any) -> PrepareSummary:
         """Write the manifest."""
         config = PrepareConfig(root=self.root / "photos", **{"check": "header"} | settings)
         return prepare(config, ManifestPaths(self.root / "manifests", "photos"))
@@ -151,7 +151,7 @@ def write_good(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Prepared]:
+def prepared(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PrepareSummary]:
     """A thousand files, ten of them unusable, after prepare and after what happened to two of them since."""
     run = Run(tmp_path_factory.mktemp("corrupt"), backbone)
     write_good(run.photos, GOOD)
@@ -172,14 +172,14 @@ def prepared(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.fixture
-def corrupt(prepared: tuple[Run, Prepared], tmp_path: Path) -> Run:
+def corrupt(prepared: tuple[Run, PrepareSummary], tmp_path: Path) -> Run:
     """The same data set with a cache and features of the test's own."""
     run = Run(tmp_path, prepared[0].backbone)
     shutil.copytree(prepared[0].root / "manifests", tmp_path / "manifests")
     return run
 
 
-def test_prepare_finds_what_the_header_tells_and_accounts_for_every_file(prepared: tuple[Run, Prepared]) -> None:
+def test_prepare_finds_what_the_header_tells_and_accounts_for_every_file(prepared: tuple[Run, PrepareSummary]) -> None:
     run, found = prepared
     there = GOOD + len(READABLE) + len(AT_PREPARE) + len(LASTING) + len(PASSING)
     assert there == 1000
@@ -193,7 +193,7 @@ def test_prepare_finds_what_the_header_tells_and_accounts_for_every_file(prepare
 
 
 def test_what_is_unusable_is_recorded_and_every_other_row_is_that_of_a_run_without_it(
-    prepared: tuple[Run, Prepared], corrupt: Run, tmp_path: Path
+    prepared: tuple[Run, PrepareSummary], corrupt: Run, tmp_path: Path
 ) -> None:
     keys = prepared[0].manifest()
     done = corrupt.extract()
@@ -216,7 +216,7 @@ def test_what_is_unusable_is_recorded_and_every_other_row_is_that_of_a_run_witho
 
 
 def test_what_can_never_be_read_is_not_tried_again_and_what_comes_back_is_computed(
-    prepared: tuple[Run, Prepared], corrupt: Run
+    prepared: tuple[Run, PrepareSummary], corrupt: Run
 ) -> None:
     photos, keys = prepared[0].photos, prepared[0].manifest()
     corrupt.extract()
@@ -244,7 +244,9 @@ def test_extract_fails_only_above_the_share_that_is_allowed(corrupt: Run) -> Non
         corrupt.extract(max_rejected=0.004)
 
 
-def test_prepare_fails_only_above_the_share_that_is_allowed(prepared: tuple[Run, Prepared], tmp_path: Path) -> None:
+def test_prepare_fails_only_above_the_share_that_is_allowed(
+    prepared: tuple[Run, PrepareSummary], tmp_path: Path
+) -> None:
     run = Run(tmp_path, prepared[0].backbone)
     (tmp_path / "photos").symlink_to(prepared[0].root / "photos", target_is_directory=True)
     # gone.jpg is no file any more.
@@ -253,7 +255,7 @@ def test_prepare_fails_only_above_the_share_that_is_allowed(prepared: tuple[Run,
         run.prepare(max_rejected=0.006)
 
 
-def test_prepare_that_decodes_finds_the_damaged_ones_too(prepared: tuple[Run, Prepared], tmp_path: Path) -> None:
+def test_prepare_that_decodes_finds_the_damaged_ones_too(prepared: tuple[Run, PrepareSummary], tmp_path: Path) -> None:
     run = Run(tmp_path, prepared[0].backbone)
     (tmp_path / "photos").symlink_to(prepared[0].root / "photos", target_is_directory=True)
     found = run.prepare(check="decode")

@@ -26,6 +26,8 @@ PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.m
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^ *```(?P<kind>console|python|bash)\n(?P<text>.*?)```", re.M | re.S
 )
+GUIDES = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *PAGES]
+FILE = re.compile(r"`((?:[\w.]+/)*[\w.]*(?:/|\.py|\.html|\.yaml))`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -95,6 +97,24 @@ def test_every_link_between_pages_leads_to_a_file() -> None:
     assert len(links) > 10
     missing = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()]
     assert [line for line in missing if not line.endswith(GENERATED)] == []
+
+
+def test_every_source_file_that_the_documents_name_exists() -> None:
+    """A path is relative to the root, to `pipeline/`, or to the folder that was named before it."""
+    named, missing = 0, []
+    for page in GUIDES:
+        folder = ROOT
+        for path in FILE.findall(page.read_text()):
+            if path.startswith("data/") or path == "infer.py":  # artefacts
+                continue
+            places = [parent / path for parent in (ROOT, ROOT / "pipeline", folder) if (parent / path).exists()]
+            if not places and path.endswith((".py", ".html")):
+                missing.append(f"{page.name}: {path}")
+            elif places and "/" in path:
+                folder = places[0] if path.endswith("/") else places[0].parent
+            named += bool(places)
+    assert named > 150
+    assert missing == []
 
 
 @pytest.fixture(scope="module")

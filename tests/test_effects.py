@@ -132,10 +132,10 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "parameters of several": (
         "fit", FIT | {"head": ["logistic", "ridge"], "params": {"C": 1}}, {}, ": `params` is of one head. Of several w",
     ),
-    "a column that is not read": ("split", {"column": "fold"}, {}, ": `column` is read with `by: column` alone: leave"),
-    "a separator of classes": ("split", {"separator": "|"}, {}, ": `separator` is of `kind: multilabel` with one targ"),
-    "strata of a column": ("split", {"by": "column", "stratify": True}, {}, ": `stratify` cuts nothing with `by: colu"),
-    "sizes of digits": ("sample", {"source": "digits", "sizes": [18]}, {}, ": `sizes` are of `source: glyphs`: leave "),
+    "a column that is not read": ("split", {"column": "fold"}, {}, ": `column` needs `by: column`: leave"),
+    "a separator of classes": ("split", {"separator": "|"}, {}, ": `separator` needs `kind: multilabel` with one targ"),
+    "strata of a column": ("split", {"by": "column", "stratify": True}, {}, ": `stratify` has no effect with `by: co"),
+    "sizes of digits": ("sample", {"source": "digits", "sizes": [18]}, {}, ": `sizes` belong to `source: glyphs`: lea"),
     "the dtype of no hints": (
         "teach", {"run": "digits_tuned", "backbone": "glyphs", "datasets": ["digits"], "hints_dtype": "float32"}, {},
         ": `hints_dtype`: expected it with `hints`, got none",

@@ -452,7 +452,7 @@ def test_where_no_method_has_the_metric_that_decides_the_run_is_recorded_as_unav
     tree = answers("tree", targets, targets, np.full((9, 3), np.nan))
     numbers, tables = evaluated(tmp_path, "multilabel", targets, [tree], {"tree": "none"})
     assert numbers["unavailable"] == tables["unavailable"]
-    assert numbers["unavailable"].startswith("map cannot be measured of any method: tree gives no scores. Choose ano")
+    assert numbers["unavailable"].startswith("map cannot be measured for any method: tree gives no scores. Choose ano")
     assert tables["table"][0]["subset_accuracy"] == 1.0
     (tmp_path / "run.json").write_text((tmp_path / "tables.json").read_text())
     assert leaderboard.read(tmp_path, ["run"]) == []
@@ -506,7 +506,7 @@ def test_the_stages_pass_over_a_run_that_cannot_be_measured_and_name_it(
         stage.main()
         return capsys.readouterr().out.splitlines()
 
-    cause = "map cannot be measured of any method: head gives no scores."
+    cause = "map cannot be measured for any method: head gives no scores."
     lines = printed(evaluate_stage)
     assert [line.partition(": ")[0] for line in lines] == list(tasks)
     assert [line.partition(": ")[2].startswith(f"not measured: {cause}") for line in lines] == [
@@ -600,7 +600,7 @@ def test_predictions_of_a_class_that_the_task_has_not_are_refused(run: Run) -> N
     run.add("tap", right={"validation": 6, "test": 9}, of=ROWS).write_task()
     [one] = run.fits
     run.fits = [replace(one, predicted=np.full(18, "dog", dtype=object))]
-    with pytest.raises(DataError, match=r"logistic tap: predicted classes that the task has not: dog"):
+    with pytest.raises(DataError, match=r"logistic tap: predicted classes that the task does not have: dog"):
         run.evaluate()
 
 

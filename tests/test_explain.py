@@ -44,7 +44,7 @@ from pipeline.explain.linear_head import fold_linear_head
 from pipeline.explain.near_samples import thumbnails
 from pipeline.explain.occlusion import occlusion_maps
 from pipeline.explain.run import explain
-from pipeline.explain.tap_maps import grid_of, read_tap_maps
+from pipeline.explain.tap_maps import patch_grid, read_tap_maps
 from pipeline.files import content_key
 from pipeline.heads import create
 from pipeline.heads.preprocessing import Pca
@@ -193,9 +193,9 @@ def test_a_class_token_has_evidence_by_the_gradient_of_patches() -> None:
 
 
 def test_patches_have_the_shape_of_the_image() -> None:
-    assert grid_of(196, (224, 224)) == (14, 14)
-    assert grid_of(8, (32, 64)) == (2, 4)
-    assert grid_of(7, (32, 32)) is None
+    assert patch_grid(196, (224, 224)) == (14, 14)
+    assert patch_grid(8, (32, 64)) == (2, 4)
+    assert patch_grid(7, (32, 32)) is None
 
 
 def test_covered_parts_show_where_a_score_comes_from() -> None:

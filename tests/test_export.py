@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DataError, EngineError, HeadError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.run import evaluate
 from pipeline.export import card, check, graph, int8
-from pipeline.export.model import Output, Whole, list_outputs, round_to
+from pipeline.export.model import Output, PixelsToScores, list_outputs, round_to
 from pipeline.export.run import export
 from pipeline.export.samples import TaskImages, choose_images, read_task_images
 from pipeline.files import read_json, write_json
@@ -137,7 +137,7 @@ def test_the_card_says_how_to_use_it_and_how_good_it_is(exported: Path) -> None:
         "95% interval",
         "on 6 test rows",
         "* 24 train rows",
-        "The licence of the backbone's weights is not known",
+        "The licence of the backbone's weights is unknown",
     ):
         assert words in text
 
@@ -265,7 +265,7 @@ def test_a_network_has_an_output_for_each_of_its_tasks(models: Models) -> None:
         TaskOutput("light", "regression", (), slice(2, 3)),
     )
     model = dataclasses.replace(network, tasks=tasks)
-    outputs, whole = list_outputs(model), Whole(model).eval()
+    outputs, whole = list_outputs(model), PixelsToScores(model).eval()
     assert [one.name for one in outputs] == ["shade_probabilities", "marks_probabilities", "light_values"]
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
@@ -296,7 +296,9 @@ def test_int8_is_measured_on_test_rows_and_refused_where_it_loses_too_much(
     with pytest.raises(
         EngineError, match=r"int8 loses .* of accuracy, more than `--max-drop` -1\. Nothing was written"
     ):
-        int8.quantise(load(folder, file=HEAD), graph_outputs(found.about), parts, metric="accuracy", max_drop=-1.0)
+        int8.quantise_model(
+            load(folder, file=HEAD), graph_outputs(found.about), parts, metric="accuracy", max_drop=-1.0
+        )
 
 
 def test_what_int8_costs_is_the_paired_test_of_the_rows() -> None:
@@ -351,9 +353,9 @@ def test_what_libraries_refuse_says_what_to_do(models: Models, tmp_path: Path) -
     model = load(models.run("tuned"))
     network = Backbone(model.backbone.spec, Branching(model.backbone.module).eval())
     other = dataclasses.replace(model, backbone=network)
-    with pytest.raises(EngineError, match=r"the network cannot be exported to torch: .*\. What was trained on another"):
+    with pytest.raises(EngineError, match=r"the network cannot be exported to torch: .*\. Models on other backbones"):
         graph.write_torch(other, tmp_path / "model.pt2")
-    with pytest.raises(EngineError, match=r"the network cannot be exported to ONNX: .*\. What was trained on another"):
+    with pytest.raises(EngineError, match=r"the network cannot be exported to ONNX: .*\. Models on other backbones"):
         graph.export_backbone(other, cache=None)
     with pytest.raises(EngineError, match=r"OpenVINO cannot convert the model: .*\. Take `--format onnx`\."):
         graph.write_openvino(b"nothing", tmp_path / "model.xml")
@@ -370,7 +372,7 @@ def test_a_file_that_is_not_the_pipelines_model_is_refused(models: Models, expor
     def wrong(pixels: np.ndarray) -> list[np.ndarray]:
         return [1 - value for value in run(pixels)]
 
-    with pytest.raises(EngineError, match=r"the exported probabilities are not those of the pipeline: expected a mean"):
+    with pytest.raises(EngineError, match=r"the exported probabilities differ from the pipeline: expected a mean"):
         check.compare(model, wrong, outputs, read_task_images(model, "test", most=6))
 
 
@@ -380,10 +382,10 @@ def test_a_run_whose_photos_are_gone_is_compared_on_drawn_images(models: Models,
     model = load(tmp_path / "models" / "joined", file=HEAD)
     images, made_of, [note] = choose_images(model, 3)
     assert (made_of, images.pixels(ImageReader(model.backbone.spec.input.image)).shape) == (
-        "3 drawn images",
+        "3 generated images",
         (3, 32, 32, 1),
     )
-    assert note.startswith("note: it was compared on drawn images, since those of the task cannot be read:")
+    assert note.startswith("note: compared on generated images, since those of the task cannot be read:")
     assert "no such task" in note
     (tmp_path / "tasks").symlink_to(models.root / "tasks")
     with pytest.raises(DataError, match=r"expected the manifests of the task's data sets, got none\. Run `dvc repro`"):
@@ -407,7 +409,7 @@ def test_a_run_whose_photos_are_gone_is_compared_on_drawn_images(models: Models,
         (
             {"file": "knn.projected+late+last.all.skops"},
             HeadError,
-            r"knn: nearest neighbours look at .* `icecore predict`",
+            r"knn: nearest neighbours need .* `icecore predict`",
         ),
         ({"file": "none.skops"}, HeadError, "unknown head 'none.skops'"),
         ({"run": "nothing"}, DataError, "unknown run 'nothing'"),

@@ -114,11 +114,10 @@ def test_what_cannot_be_exported_names_what_can() -> None:
     X, y = rows_of("classification")
     for name in ("knn", "streaming_knn"):
         message = refused(fitted("classification", name, X, y)[0])
-        assert message.startswith("data/models/pets: mine: nearest neighbours look at all training rows")
+        assert message.startswith("data/models/pets: mine: nearest neighbours need all training rows")
         assert "Heads that can be exported: logistic, ridge" in message
     message = refused(DummyClassifier().fit(X, y))
-    assert "mine: DummyClassifier cannot be exported. Heads that can: logistic, ridge" in message
-    assert "Fit the run with one of them." in message
+    assert "mine: DummyClassifier cannot be exported. Fit the run with a head that can: logistic, ridge" in message
     message = refused(SGDClassifier(loss="log_loss").fit(X, y))
     assert "SGDClassifier (with probabilities) cannot be exported" in message
     message = refused(NearestCentroid(metric="manhattan").fit(X, y), scores="none")

@@ -63,8 +63,8 @@ def test_six_lines_give_the_number_of_the_plain_recipe_at_the_first_attempt(
         monkeypatch.setattr(sys, "argv", [name, *entry])
         importlib.import_module(f"stages.{name}").main()
     said = capsys.readouterr().out
-    assert f"{len(CLASSES) * TRAIN} train, {len(CLASSES) * VAL} validation. It is read off" in said
-    assert "the validation rows report" in said
+    assert f"{len(CLASSES) * TRAIN} train, {len(CLASSES) * VAL} validation. It comes from" in said
+    assert "the validation rows become the test rows" in said
     numbers = read_json(project / "data/metrics/runs/probe.json")
 
     task = Task.read(project / "data/tasks/photos.parquet")

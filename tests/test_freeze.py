@@ -185,7 +185,7 @@ def test_an_entry_chooses_among_several_state_dicts(
         ({"model": A, "optimizer": ADAM}, "optimizer", r"no entry 'optimizer' with weights .*\n  - model: 1 key"),
         ({f"teacher.{key}": value for key, value in B.items()}, "teacher", r"no entries.*`strip_prefix: 'teacher.'`"),
         (A, "model", r"no entry 'model' in this file, which has no entries. Leave `entry` out."),
-        (ADAM, None, "got the state of an optimiser"),
+        (ADAM, None, "got the state of an optimizer"),
         ({"optimizer": ADAM, "epoch": 3}, None, r"got dict without weights: 'optimizer' \(dict\), 'epoch' \(int\)"),
         ({"model": {**B, "epoch": 3}}, None, r"in 'model', got keys that are no tensors: epoch \(int\)"),
         ({"model": A, "best": np.float64(0.9)}, None, r"it holds numpy\S+scalar, a value of numpy, such as a score"),
@@ -206,9 +206,9 @@ def test_a_checkpoint_that_decides_nothing_is_refused_with_its_entries(
             b'{"weight_map": {"a": "1.bin", "b": "2.bin"}}',
             r"index of 2 files \(1.bin, 2.bin",
         ),
-        ("config.json", b"{}", "got JSON. Put the parts"),
-        ("model-00001-of-00003.safetensors", b"", "got one of 3 parts. Put the parts into one"),
-        ("w.pth", b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        ("config.json", b"{}", "got JSON. Merge the parts"),
+        ("model-00001-of-00003.safetensors", b"", "got one of 3 parts. Merge the parts: read each"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
         ("w.pth", b"<!DOCTYPE html>", "a web page"),
         ("w.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     ],
@@ -242,7 +242,7 @@ def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path:
     file, said = saved(tmp_path / "w.pth", {"model": state, "epoch": 3}), list[str]()
     spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path, reporter=Reporter(message=said.append))
     text = " ".join(said)
-    assert "weights of the last layer, 'classifier.1', give 7 outputs, and the model's another number (to" in text
+    assert "weights of the last layer, 'classifier.1', have 7 outputs, and the model has another number (to" in text
     assert "set `classes: 7`). The backbone ends before it" in text
     # The entry that was read without being named is kept too.
     assert (spec.origin["without"], spec.origin["other_classes"], spec.origin["entry"]) == ("classifier.1", 7, "model")
@@ -382,7 +382,7 @@ def test_weights_of_a_wrapped_network_are_refused_with_the_prefix_to_strip(tmp_p
 def test_a_prefix_that_no_key_has_is_refused_with_the_first_keys(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pth", {"a.b": torch.zeros(1), "c": torch.zeros(1)})
     with pytest.raises(
-        BackboneError, match=r"w.pth: expected keys that begin with 'model.', got a.b, c. Mend `strip_p"
+        BackboneError, match=r"w.pth: expected keys that begin with 'model.', got a.b, c. Correct `strip_p"
     ):
         read_state_dict(file, sha256="", strip_prefix="model.")
 
@@ -433,9 +433,7 @@ class Bomb:
 def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, zipped: bool) -> None:
     mark = tmp_path / "the code ran"
     torch.save({"a": torch.zeros(1), "b": Bomb(mark)}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    message = (
-        r"w.pth: expected a state dict .*cannot be read without running code from it: .*Where you trust .*, convert"
-    )
+    message = r"w.pth: expected a state dict .*cannot be read without running code from it: .*If you trust .*, convert"
     with pytest.raises(BackboneError, match=message):
         read_state_dict(tmp_path / "w.pth", sha256="")
     assert not mark.exists()
@@ -693,7 +691,9 @@ def test_a_folder_without_its_digest_is_refused_with_the_digest_to_write(
     elsewhere: BackboneSpec, tmp_path: Path, given: str | None
 ) -> None:
     digest = elsewhere.weights_digest[:16]
-    with pytest.raises(ValidationError, match=rf"`folder` needs `digest`, the first 8 .* \(digest: '{digest}'\)"):
+    with pytest.raises(
+        ValidationError, match=rf"`folder` needs `digest`, at least the first 8 .* \(digest: '{digest}'\)"
+    ):
         settings_of(source="folder", folder=tmp_path / "elsewhere", digest=given)
 
 
@@ -707,9 +707,7 @@ def test_a_folder_that_holds_no_backbone_cannot_suggest_a_digest(tmp_path: Path,
 
 def test_other_weights_in_a_folder_than_the_stated_ones_are_refused(elsewhere: BackboneSpec, tmp_path: Path) -> None:
     config = settings_of(source="folder", folder=tmp_path / "elsewhere", digest="00000000")
-    with pytest.raises(
-        BackboneError, match=rf"begins with 00000000, got {elsewhere.weights_digest[:16]}. Where the new"
-    ):
+    with pytest.raises(BackboneError, match=rf"begins with 00000000, got {elsewhere.weights_digest[:16]}. If the new"):
         freeze(config, tmp_path / "backbone", pretrained=tmp_path)
 
 
@@ -829,7 +827,7 @@ def test_incomplete_settings_are_refused(settings: dict[str, Any], message: str)
 def test_a_file_without_its_digest_is_refused_with_the_digest_to_write(tmp_path: Path, given: str | None) -> None:
     file = tmp_path / "w.pth"
     file.write_bytes(b"weights")
-    with pytest.raises(ValidationError, match=rf"first 8 digits or more \(sha256: '{sha256_file(file)[:16]}'\)"):
+    with pytest.raises(ValidationError, match=rf"at least its first 8 digits \(sha256: '{sha256_file(file)[:16]}'\)"):
         settings_of(source="torchvision", model=SQUEEZENET, file=file, sha256=given)
     assert settings_of(source="torchvision", model=SQUEEZENET, file=file, sha256=sha256_file(file)[:8]).file == file
 

@@ -123,27 +123,27 @@ def test_the_splits_of_the_data_are_used_and_sizes_cut_the_rest(
 def test_what_was_done_is_said_with_numbers(tmp_path: Path) -> None:
     _, said = made(tmp_path, TRAIN_VAL)
     assert said == [
-        "`split` of photos0 says the split: 24 train, 16 validation. It is read off folders, files or a column; "
-        "`by: hash` passes over it.",
-        "no row is of test: the validation rows report, as with `use: {validation: test}`. To choose on them and "
-        "report on a part of the training rows, write `use: {validation: validation}`.",
+        "`split` of photos0 gives the split: 24 train, 16 validation. It comes from folders, files or a column; "
+        "`by: hash` ignores it.",
+        "there are no test rows: the validation rows become the test rows, as with `use: {validation: test}`. To keep "
+        "them, and take test rows from the training rows, write `use: {validation: validation}`.",
     ]
     _, said = made(tmp_path, TRAIN_VAL, use={"val": "test"})
     assert said[0] == "val rows are used as test rows, as `use` says."
-    assert said[1].startswith("`split` of photos0 says the split: 24 train, 16 test. It is read off")
+    assert said[1].startswith("`split` of photos0 gives the split: 24 train, 16 test. It comes from")
     config = SplitConfig(datasets=("photos0",), use={"val": "test"})
     assert split(config, tmp_path).given == said
     assert split(SplitConfig(datasets=("photos0",), by="hash"), tmp_path).given == []
     assert split(SplitConfig(datasets=("photos0",), by="column", use={"val": "test"}), tmp_path).given == [
         "val rows are used as test rows, as `use` says.",
-        "`split` of photos0 says the split: 24 train, 16 test.",
+        "`split` of photos0 gives the split: 24 train, 16 test.",
     ]
     _, said = made(tmp_path, TRAIN_VAL, use={"val": "validation"}, stratify=True)
-    assert said[1:] == ["6 test rows are cut from the training rows, by `sizes`: no row is said to be of test."]
+    assert said[1:] == ["6 test rows are taken from the training rows, by `sizes`: the data have no test rows."]
     _, said = made(tmp_path, ["fold1"] * 20 + ["fold2"] * 20)
     assert said == [
-        "the values of `split` name no split (fold1, fold2): `sizes` cut all rows. If they are splits, write what each "
-        "is: `use: {fold1: train}`."
+        "the values of `split` name no split (fold1, fold2): `sizes` cut all rows. If they are splits, map each to "
+        "one: `use: {fold1: train}`."
     ]
 
 
@@ -159,7 +159,7 @@ def test_photos_without_labels_below_test_can_be_left_out(tmp_path: Path) -> Non
     table = {"key": keys, "path": keys, "label": ["cat", "dog"] * 15 + [None] * 10, "split": ALL_THREE}
     path = ManifestPaths(tmp_path, "photos").rows
     pq.write_table(pa.table(table), path)
-    message = r"10 rows have no value.*All of them are of the split 'test', which `use: \{test: none\}` leaves out"
+    message = r"10 rows have no value.*All of them are 'test' rows, which `use: \{test: none\}` leaves out"
     with pytest.raises(DataError, match=message):
         split(SplitConfig(datasets=("photos",)), tmp_path)
     task = split(SplitConfig(datasets=("photos",), use={"test": "none"}), tmp_path)
@@ -169,9 +169,13 @@ def test_photos_without_labels_below_test_can_be_left_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (["train", "extra"] * 20, {}, r"got also extra. Say what they are with `use: \{extra: train\}`, or `none`"),
+        (
+            ["train", "extra"] * 20,
+            {},
+            r"got also extra. Map each with `use: \{extra: train\}`, leave rows out with `none`",
+        ),
         (ALL_THREE, {"use": {"vall": "test"}}, r"`use` of a task on photos0: unknown split 'vall'. Expected one of"),
-        (None, {"use": {"val": "test"}}, "`use` of a task on photos0: the data say no split. Leave it out."),
+        (None, {"use": {"val": "test"}}, "`use` of a task on photos0: the data have no splits. Leave it out."),
         (TRAIN_VAL, {"use": {"train": "test"}}, "expected at least 1 row in train, got 0."),
     ],
 )

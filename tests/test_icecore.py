@@ -25,6 +25,7 @@ import icecore
 from pipeline.backbones import glyphs, serialization
 from pipeline.errors import BackboneError, ConfigError, DataError, MissingExtraError, StoreError
 from pipeline.loading.images import pixel_batches
+from pipeline.report import leaderboard
 
 Folder = Callable[..., Path]
 ROOT = Path(__file__).parent.parent
@@ -494,10 +495,7 @@ def test_the_star_of_an_exact_interval_is_explained() -> None:
     X, y = rows_and_classes()
     lines = str(icecore.evaluate({"right": X + 20 * np.eye(3, 5)[y], "X": X}, y, head="centroid")).splitlines()
     assert "–1.000*" in lines[2]
-    assert (
-        "* all test rows are right, or all wrong: no resample differs, so the interval is that of Clopper and Pearson."
-        in lines
-    )
+    assert f"* {leaderboard.EXACT}." in lines
     assert "*" not in str(icecore.evaluate(X[:, 3:], y, head="centroid"))
 
 

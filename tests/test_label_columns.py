@@ -142,7 +142,7 @@ def test_a_label_in_json_that_differs_from_cls_is_kept_beside_it(tmp_path: Path)
     assert found.table["label"].to_pylist() == [3, 4]
     assert found.table["data:label"].to_pylist() == ["owl", None]
     assert found.prepared.notes == (
-        f"{tmp_path}/a.tar: samples have a label in .cls and another one in .json, which is 'data:label'.",
+        f"{tmp_path}/a.tar: samples have a label in .cls and another in .json, stored as 'data:label'.",
     )
 
 
@@ -282,7 +282,7 @@ def test_json_values_of_several_types_are_texts_and_that_is_noted(tmp_path: Path
     assert found.table["both"].to_pylist() == [1.0, 2.5, 3.0]
     assert found.prepared.notes == (
         f"{found.root}: the values of 'label' are of several types (integer, text, true): all are read as texts, so "
-        "that the number 7 and the text '7' are one.",
+        "that the number 7 and the text '7' are the same label.",
     )
 
 
@@ -447,8 +447,8 @@ def test_classes_that_look_the_same_are_an_error_until_they_are_renamed(pair: tu
     with pytest.raises(DataError) as caught:
         task(tmp_path)
     assert str(caught.value).splitlines() == [
-        "the target 'label' of photos: classes that look the same on a screen. Make one of them with `rename`, or give "
-        "them names that differ",
+        "the target 'label' of photos: classes that look the same on a screen. Merge them with `rename`, or give "
+        "them different names",
         f"  - {one!a} and {other!a}",
     ]
     with pytest.raises(DataError, match=r"class .* looks the same as .*: write its codes between double quotes"):
@@ -526,8 +526,8 @@ SETS = ["sea,sun", "sun", "sea", "dog,sun", "dog"]
 def test_texts_with_another_separator_are_an_error_that_names_it(tmp_path: Path) -> None:
     write_manifest(tmp_path, tags=SETS)
     message = (
-        r"the target 'tags' of photos: labels such as 'dog,sun' are read as one label each, since `separator` is ';', "
-        r"and look like several with ',' between them. Set `separator: ','`, or `separator: ';'` if each is one label"
+        r"the target 'tags' of photos: texts such as 'dog,sun' are read as a single label, since `separator` is ';', "
+        r"and look like several labels separated by ','. Set `separator: ','`, or `separator: ';'` if each is a single"
     )
     with pytest.raises(DataError, match=message):
         task(tmp_path, kind="multilabel", target="tags")
@@ -540,7 +540,7 @@ def test_texts_with_another_separator_are_an_error_that_names_it(tmp_path: Path)
 
 def test_a_mark_that_no_label_has_separates_whatever_the_parts_are(tmp_path: Path) -> None:
     write_manifest(tmp_path, tags=["red|round", "blue|square", "red|square", "green|oval"])
-    with pytest.raises(DataError, match=r"labels such as 'blue\|square' are read as one .* Set `separator: '\|'`"):
+    with pytest.raises(DataError, match=r"texts such as 'blue\|square' are read as a .* Set `separator: '\|'`"):
         task(tmp_path, kind="multilabel", target="tags")
     write_manifest(tmp_path, tags=["red,round", "blue,square", "red,square"] * 2, rows=36)
     with pytest.raises(DataError, match=r"Set `separator: ','`"):
@@ -550,7 +550,7 @@ def test_a_mark_that_no_label_has_separates_whatever_the_parts_are(tmp_path: Pat
 def test_a_few_texts_with_another_separator_are_noted(tmp_path: Path) -> None:
     write_manifest(tmp_path, tags=["sea;sun", "sun|sea", "sea", "sun"])
     _, [said] = task(tmp_path, kind="multilabel", target="tags")
-    assert "labels such as 'sun|sea' are read as one label each" in said
+    assert "texts such as 'sun|sea' are read as a single label" in said
 
 
 @pytest.mark.parametrize(
@@ -610,7 +610,11 @@ def test_lists_of_other_delimiters_and_encodings_are_read(data: bytes, config: d
 @pytest.mark.parametrize(
     ("data", "config", "message"),
     [
-        (lines(",").encode("utf-16-le"), {}, "it is UTF-16 without a mark, or no text. Set `encoding: utf-16-le`"),
+        (
+            lines(",").encode("utf-16-le"),
+            {},
+            "UTF-16 without a byte order mark, or not text. Set `encoding: utf-16-le`",
+        ),
         (lines(",").encode("cp1252"), {}, "not UTF-8: .*Row #2: .* Set `encoding: cp1252` where Windows wrote it"),
         ("path,Größe\n".encode("cp1252"), {}, "not utf-8: .* Set `encoding: cp1252` where Windows wrote it"),
         (
@@ -624,7 +628,7 @@ def test_lists_of_other_delimiters_and_encodings_are_read(data: bytes, config: d
         (
             b'path,label\n0.png,"cat\n1.png,dog\n2.png,dog\n',
             {},
-            "the value of 'label' in the row of '0.png' goes on over further rows, that of '1.png' first. Close",
+            "the value of 'label' in the row of '0.png' continues over further rows, the first with '1.png'. Close",
         ),
         (
             b'path,label,x\n0.png,cat,"\n1.png,dog,"\n',
@@ -725,7 +729,7 @@ def test_an_output_folder_of_img2dataset_is_read(tmp_path: Path) -> None:
         (tmp_path / "out" / name).touch()
     found = Outcome(tmp_path / "out", tmp_path / "manifests")
     assert (found.prepared.rows, found.prepared.excluded) == (4, {"other": 8})
-    assert found.excluded["00000.parquet"] == ("other", "a table of what is in the archive of its name")
+    assert found.excluded["00000.parquet"] == ("other", "a table that describes the archive of the same name")
     assert found.excluded["00000_stats.json"] == ("other", "no image, by its extension")
     assert found.column("data:key")["00001.tar/000010000.jpg"] == "000010000"
     assert found.column("caption")["00000.tar/000000001.jpg"] == "a photo 1"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.projects import SHIPPED
 
 from pipeline.errors import ConfigError
-from pipeline.settings.check import with_colon
+from pipeline.settings.check import normalise_import_path
 from pipeline.settings.params import check_rewriting, read_params, unusual_values
 
 ROOT = Path(__file__).parent.parent
@@ -115,14 +115,14 @@ def test_any_text_is_read_as_dvc_reads_it_or_by_neither(
 
 def test_an_anchor_within_itself_is_a_problem_and_no_endless_loop(params: Path) -> None:
     params.write_text("a: &x {b: [*x]}")
-    assert unusual_values(read_params(params)) == ["a.b.0: expected a value, got an anchor that stands within itself."]
+    assert unusual_values(read_params(params)) == ["a.b.0: expected a value, got an anchor that contains itself."]
     params.write_text("a: {2001-01-01: 1}")
     assert unusual_values(read_params(params)) == ["a: expected text as a key, got 2001-01-01. Write it in quotes."]
     params.write_text("a: &x {b: 1}\nc: [*x, *x]")
     assert unusual_values(read_params(params)) == []
     params.write_text("a: " + "[" * 5000 + "]" * 5000)
     (line,) = unusual_values(read_params(params))
-    assert line == "expected settings, got mappings and lists that lie too deep in each other."
+    assert line == "expected settings, got mappings and lists that are nested too deeply."
 
 
 # What `dvc exp run -S` leaves -----------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_text_that_dvc_would_write_and_not_read_again_is_named(params: Path, t
     params.write_text(f"{text}\nb: {{seed: 0}}\n")
     assert check_rewriting(params) == [
         f"{where}: `dvc exp run -S` rewrites params.yaml without these quotes, and cannot read it then. Write the "
-        "mapping or list that holds it without braces or brackets, an entry a line."
+        "surrounding mapping or list without braces or brackets, one entry per line."
     ]
     with pytest.raises(ConfigError, match="not valid YAML"):
         rewritten(params, "b.seed=1")
@@ -193,4 +193,4 @@ def test_a_file_that_dvc_cannot_rewrite_is_named(params: Path) -> None:
     [("a.b.Net", "a.b:Net"), ("a.b:Net", "a.b:Net"), ("Net", "Net"), ("logistic", "logistic"), ("a:B.c", "a:B.c")],
 )
 def test_an_import_path_may_be_written_with_dots(written: str, meant: str) -> None:
-    assert with_colon(written) == meant
+    assert normalise_import_path(written) == meant

@@ -321,7 +321,7 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
     (tmp_path / "other" / "tasks" / "task.parquet").write_bytes((models.root / "task.parquet").read_bytes())
     said = predict(folder, photos(models)[0], "--near", 1)
     assert "expected the task that" in said.err
-    assert "learned, got a changed one. Make the run again." in said.err
+    assert "learned, but it was changed. Repeat the run." in said.err
     models.task()
 
 
@@ -339,9 +339,9 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
         (["marks"], "expected images to predict, got none. Name files, folders, lists, archives or URLs, or `-`"),
         (["marks", "a.pgn"], "a.pgn: no such file, folder or list. Did you mean 'a.png'?"),
         (["marks", "gone/a.png", "a.pgn"], "inputs that cannot be used\n  - gone/a.png: no such file, folder or list."),
-        (["marks", "link.png"], "link.png: a link to what does not exist: nowhere."),
+        (["marks", "link.png"], "link.png: a link to a file that does not exist: nowhere."),
         (["marks", "pipe"], "pipe: expected a file or a folder, got a pipe or a device. `-` reads paths"),
-        (["marks", "a.tar.gz"], "a.tar.gz: compressed, so no sample in it can be found. Unpack it to a plain .tar."),
+        (["marks", "a.tar.gz"], "a.tar.gz: compressed, so that samples in it cannot be located. Unpack it to a plain"),
         (["marks", "empty"], "empty: expected images to predict, got none."),
         (["marks", "texts"], "texts: expected images to predict, got none, but files that are no images: 1 other."),
         (["marks", "empty.csv"], "empty.csv"),
@@ -365,13 +365,13 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
         (["marks", "a.png", "--out", "p.json"], "got .json. JSON lines end with .jsonl."),
         (["marks", "a.png", "--out", "p"], "got none."),
         (["marks", "a.png", "--out", "folder.csv"], "folder.csv: expected a file to write, got a folder."),
-        (["marks", "names.csv", "--out", "names.csv"], "names.csv: expected another file to write than an input."),
-        (["marks", "texts", "--out", "texts/p.parquet"], "expected a .parquet file outside of the input texts"),
+        (["marks", "names.csv", "--out", "names.csv"], "names.csv: expected an output file that is not an input."),
+        (["marks", "texts", "--out", "texts/p.parquet"], "expected a .parquet file outside the input texts"),
         (
             ["marks", "a.png", "--json", "--out", "p.csv"],
             "--json prints, and --out writes p.csv: leave one of them out.",
         ),
-        (["numbers", "a.png", "--top", "1"], "--top: expected a model with classes, got one of a regression."),
+        (["numbers", "a.png", "--top", "1"], "--top: expected a model with classes, got a regression model."),
         (["marks", "a.png", "--head", "knn"], "unknown head 'knn'. Expected one of: logistic.last.all.skops."),
         (["marks", "a.png", "--backbone", "empty"], "empty: expected the backbone 'net', whose features"),
     ],

@@ -78,7 +78,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
     [
         (
             "prepare: {a: {root: nowhere}}",
-            "prepare.a: nowhere: no such folder or list. Set `root` to what holds th",
+            "prepare.a: nowhere: no such folder or list. Set `root` to the folder, ",
         ),
         (
             "prepare: {a: {root: .}}",
@@ -148,7 +148,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
         ),
         (
             "freeze: {a: {source: torchvision, model: mobilenet_v2, file: some.pth, sha256: '" + SOME + "'}}",
-            "freeze.a: mobilenet_v2: expected `weights` with `file`, since the sets of weights that the model has diff",
+            "freeze.a: mobilenet_v2: expected `weights` with `file`, since the model's published weights diff",
         ),
         (
             OWN.replace("Small", "Smal"),
@@ -282,7 +282,7 @@ def test_no_mistake_hides_another_and_each_has_its_line(problems: Problems) -> N
         ("by: domain, domains: {train: [cats], test: [dogs]}", "`domains` of a task on pets: unknown domain 'cats'."),
         ("target: lable", "unknown column 'lable'. Did you mean 'label'?"),
         ("rename: {emu: bird}", "`rename` of a task on pets: unknown class 'emu'."),
-        ("use: {val: test}", "`use` of a task on pets: the data say no split. Leave it out."),
+        ("use: {val: test}", "`use` of a task on pets: the data have no splits. Leave it out."),
     ],
 )
 def test_tasks_are_tried_on_data_sets_before_and_after_they_are_prepared(

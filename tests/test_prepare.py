@@ -36,7 +36,7 @@ from pipeline.prepare.check_images import inspect
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.find import find
 from pipeline.prepare.roots import inspect_roots
-from pipeline.prepare.run import Prepared, prepare
+from pipeline.prepare.run import PrepareSummary, prepare
 from pipeline.runtime import Reporter
 from stages import project
 
@@ -59,7 +59,7 @@ class Outcome:
     root: Path
     config: PrepareConfig
     paths: ManifestPaths
-    prepared: Prepared
+    prepared: PrepareSummary
 
     @property
     def table(self) -> pa.Table:
@@ -165,8 +165,8 @@ REASONS = {
     "cat/self.png": ("unreadable", "Too many levels of symbolic links"),
     "cat/pipe.png": ("unreadable", "not a regular file"),
     "cat/caf\\udce9.png": ("unreadable", "its name, or that of its folder, is not UTF-8: rename it"),
-    "cat/.DS_Store": ("hidden", "a hidden file, or one in a hidden folder"),
-    ".thumbnails/cat/large/0.png": ("hidden", "a hidden file, or one in a hidden folder"),
+    "cat/.DS_Store": ("hidden", "a hidden file, or a file in a hidden folder"),
+    ".thumbnails/cat/large/0.png": ("hidden", "a hidden file, or a file in a hidden folder"),
     "cat/copy.png": ("duplicate", "same content as {root}/cat/0.png"),
     "cat/1st.png": ("duplicate", "same content as {root}/cat/0.png"),
     "cat/5.png": ("conflict", 'one content with several labels: {{"label": "cat"}} and {{"label": "dog"}}'),
@@ -202,7 +202,7 @@ def test_the_list_of_excluded_files_has_their_sizes_where_they_were_opened(messy
 def test_preparing_twice_gives_the_same_bytes(
     messy: Outcome, tmp_path: Path, alone: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", alone)
+    monkeypatch.setattr("pipeline.prepare.check_images.START_WORKERS_AFTER", alone)
     again = prepared(messy.root, tmp_path, max_rejected=0.9)
     assert again.prepared == messy.prepared
     for name in ("rows", "files", "excluded"):
@@ -302,7 +302,7 @@ def test_folders_of_splits_beside_others_are_refused_and_classes_like_splits_are
 ) -> None:
     for number, folder in enumerate(("train", "Test", "extra")):
         write_image(tmp_path / "photos" / folder / "cat" / "0.png", seed=number)
-    with pytest.raises(DataError, match=r"photos: expected either .*, got Test, train and beside them extra. Move the"):
+    with pytest.raises(DataError, match=r"photos: expected either .*, got Test, train mixed with extra. Move the"):
         prepared(tmp_path / "photos", tmp_path / "manifests")
     for number, folder in enumerate(("train", "bus", "evals")):
         write_image(tmp_path / "vehicles" / folder / "0.png", seed=number)
@@ -321,7 +321,7 @@ def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> No
         "from pipeline.prepare import check_images\n"
         "from pipeline.prepare.config import PrepareConfig\n"
         "from pipeline.prepare.run import prepare\n"
-        "check_images.ALONE = 0.0\n"
+        "check_images.START_WORKERS_AFTER = 0.0\n"
         "print(prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x')).rows)\n"
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -338,7 +338,7 @@ def test_a_script_that_processes_cannot_run_again_is_told_of_the_guard(tmp_path:
         "from pipeline.prepare import check_images\n"
         "from pipeline.prepare.config import PrepareConfig\n"
         "from pipeline.prepare.run import prepare\n"
-        "check_images.ALONE = 0.0\n"
+        "check_images.START_WORKERS_AFTER = 0.0\n"
         "try: prepare(PrepareConfig(root='photos'), ManifestPaths(Path('manifests'), 'x'))\n"
         "except DataError as error: print(error)\n"
     )
@@ -505,7 +505,7 @@ def test_lists_of_labels_of_other_makes_become_lists(listed: Outcome) -> None:
 
 def test_a_file_that_is_in_the_list_but_not_on_the_disk_is_excluded(listed: Outcome) -> None:
     assert listed.excluded["gone.png"]["reason"] == "No such file or directory"
-    assert listed.prepared == Prepared(found=4, rows=3, excluded={"unreadable": 1})
+    assert listed.prepared == PrepareSummary(found=4, rows=3, excluded={"unreadable": 1})
 
 
 @pytest.fixture
@@ -650,7 +650,7 @@ def test_a_list_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, conte
 
 
 def test_a_root_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"photos: no such folder or list. Set `root` to what holds the files"):
+    with pytest.raises(DataError, match=r"photos: no such folder or list. Set `root` to the folder, list or archive"):
         prepared(tmp_path / "photos", tmp_path / "manifests")
 
 

@@ -148,24 +148,24 @@ def test_an_upgrade_changes_the_digests_of_the_stages_whose_code_does_something_
     assert code.update_digests(root) == ["evaluate", "fit"]
     add("pipeline/report/page.html", "<br>")  # no Python
     assert code.update_digests(root) == ["report"]
-    read = json.loads((root / code.CODE).read_text())
+    read = json.loads((root / code.DIGESTS).read_text())
     assert (read["icecore"], list(read["stages"])) == (pipeline.__version__, ["evaluate", "fit", "report"])
 
 
 def test_a_stage_that_runs_notes_its_own_code_alone(installed: Path) -> None:
     root = installed / "project"
     code.update_digests(root)
-    before = json.loads((root / code.CODE).read_text())["stages"]
+    before = json.loads((root / code.DIGESTS).read_text())["stages"]
     add("pipeline/metrics.py", "\nMORE = 1\n")
-    code.note_stage("fit", root)
-    after = json.loads((root / code.CODE).read_text())["stages"]
+    code.update_stage_digest("fit", root)
+    after = json.loads((root / code.DIGESTS).read_text())["stages"]
     assert [name for name in after if after[name] != before[name]] == ["fit"]
     assert code.update_digests(root) == ["evaluate"]
 
 
 def test_damaged_digests_are_written_anew_and_other_projects_have_none(installed: Path) -> None:
     root = installed / "project"
-    for name in (code.CODE, code.KNOWN):
+    for name in (code.DIGESTS, code.KNOWN):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("{")
     assert code.update_digests(root) == ["evaluate", "fit", "report"]
@@ -237,7 +237,7 @@ def test_many_whole_numbers_are_a_regression(tmp_path: Path, monkeypatch: pytest
         (
             "flat",
             {},
-            r"flat: no classes: the images lie in no folders of classes\. Expected <class>/\*\.jpg",
+            r"flat: no classes: the images are not in class folders\. Expected <class>/\*\.jpg",
         ),
         (
             "single",
@@ -252,7 +252,7 @@ def test_many_whole_numbers_are_a_regression(tmp_path: Path, monkeypatch: pytest
         (
             "flat.txt",
             {"labels": "l.csv"},
-            r"^flat\.txt: no such folder\. Expected the one that the paths",
+            r"^flat\.txt: no such folder\. Expected the folder that paths",
         ),
         (
             "empty",
@@ -288,7 +288,7 @@ def test_splits_and_containers_are_seen(photos: Path) -> None:
     found = summarize("split")
     assert found.splits == {"train": 16, "validation": 16}
     assert found.describe() == (
-        "32 images of 2 classes (Birnen 16, Äpfel 16); the data say the split: 16 train, 16 validation."
+        "32 images of 2 classes (Birnen 16, Äpfel 16); the data give the split: 16 train, 16 validation."
     )
     images = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
     pq.write_table(pa.table({"image": images, "label": ["a", "b"] * 8}), "bilder.parquet")
@@ -325,7 +325,7 @@ def test_images_in_the_project_have_paths_of_its_own(photos: Path, network: Path
     said = icecore("init", ".", "--images", photos)
     assert said.error.startswith(
         "error: .: expected a folder without a project, got one with params.yaml, dvc.yaml, .dvc, .icecore/code.json, "
-        "data. Nothing was written. Choose another folder, or move these away;"
+        "data. Nothing was written. Choose another folder, or move these away."
     )
 
 
@@ -455,23 +455,23 @@ def test_entries_are_added_and_comments_stay(photos: Path, network: Path, icecor
     [
         (
             ["fit", "digits_full"],
-            "error: fit.digits_full: expected a name that fit does not have yet, got one",
+            "error: fit.digits_full: expected a new name, but `fit` already has this",
         ),
-        (["fit", "new"], "error: --task: expected it, since `split` has not one entry, but: digits, parity."),
+        (["fit", "new"], "error: --task: needed, unless `split` has exactly one entry; it has: digits, parity."),
         (
             ["fit", "new", "--task", "digits", "--head", "logistik"],
             "fit.new.head: unknown head 'logistik'. Did",
         ),
         (["fit", "a b", "--task", "digits"], "fit.a b: a name has letters, digits, '-' and '_' only"),
         (["fit", "new", "--task", "digits", "--tap", "blok3"], "unknown tap 'blok3'. Did you mean 'block3'"),
-        (["backbone", "glyphs", "NET"], "error: freeze.glyphs: expected a name that freeze does not have yet, got one"),
+        (["backbone", "glyphs", "NET"], "error: freeze.glyphs: expected a new name, but `freeze` already has this"),
         (
             ["backbone", "new", "NET", "--tap", "blok"],
             "extract.new.taps.blok: unknown node 'blok'. Did you",
         ),
         (
             ["data", "digits", "meine Fotos"],
-            "error: prepare.digits: expected a name that prepare does not have yet",
+            "error: prepare.digits: expected a new name, but `prepare` already ha",
         ),
         (["data", "new", "nowhere"], "error: nowhere: no such folder or list."),
     ],

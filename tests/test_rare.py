@@ -38,7 +38,7 @@ def made(folder: Path, values: list[Any], **options: Any) -> tuple[Task, list[st
     said: list[str] = []
     task = split(SplitConfig(datasets=("photos",), **options), folder, reporter=Reporter(message=said.append))
     task.write(folder / "task.parquet")
-    return Task.read(folder / "task.parquet"), [line for line in said if "says the split" not in line]
+    return Task.read(folder / "task.parquet"), [line for line in said if "gives the split" not in line]
 
 
 def test_a_class_that_cannot_be_learnt_leaves_and_one_that_cannot_be_tested_stays(tmp_path: Path) -> None:
@@ -89,7 +89,11 @@ def test_rare_classes_are_dropped_or_merged(
     ("values", "options", "message"),
     [
         (CLASSES, {"rare": "refuse", "by": "column"}, "class 'emu': expected at least 1 row in train, got 0."),
-        ([*CLASSES[:9], "other"], {"rare": "merge"}, "expected no class 'other', since it makes one. Give it another"),
+        (
+            [*CLASSES[:9], "other"],
+            {"rare": "merge"},
+            "expected no class 'other', which is the name of the merged class",
+        ),
         (["cat"] * 6 + ["emu"] * 4, {}, "the split leaves cat of the classes to learn; add samples or change `sizes`"),
         ([["sun"]] * 10, {"kind": "multilabel"}, "expected at least two classes, got"),
         ([["sun"], *([["sun", "dog"]] * 9)], {"kind": "multilabel", "rare": "drop"}, None),

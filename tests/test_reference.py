@@ -13,12 +13,17 @@ FOUND = {one.key: one for name, section in SECTIONS.items() for one in reference
     ("key", "kind", "default", "meaning"),
     [
         ("split.NAME.sizes.test", "number", "default 0.2", "share, or rows per class"),
-        ("split.NAME.use", "mapping of text to train | validation | test | none", "default {}", "what a split of the"),
-        ("split.NAME.target", "text or list of text", "default label", "a column; of a multilabel task also several"),
-        ("prepare.NAME.root", "text", "needed", "a folder, a .csv or .parquet list, a .tar, or a URL of one of these"),
-        ("freeze.NAME(torchvision).weights", "text", "default DEFAULT", "entry of the weights enum; preprocessing"),
-        ("freeze.NAME(pretrained).source", "pretrained", "needed", "A network that the stage `pretrain` trained here"),
-        ("extract.NAME.taps.NAME.dtype", "float16 | bfloat16 | float32 | int8", "default float16", "of stored values"),
+        ("split.NAME.use", "mapping of text to train | validation | test | none", "default {}", "use a split of the "),
+        ("split.NAME.target", "text or list of text", "default label", "the column to learn; for a multilabel task"),
+        ("prepare.NAME.root", "text", "needed", "a folder, a .csv or .parquet list, a .tar, or the URL of any of the"),
+        ("freeze.NAME(torchvision).weights", "text", "default DEFAULT", "entry of the weights enum, which also gi"),
+        ("freeze.NAME(pretrained).source", "pretrained", "needed", "A network of the stage `pretrain`"),
+        (
+            "extract.NAME.taps.NAME.dtype",
+            "float16 | bfloat16 | float32 | int8",
+            "default float16",
+            "dtype of stored values",
+        ),
         (
             "extract.NAME.views.augment[](rotation).degrees",
             "number",
@@ -47,7 +52,7 @@ def test_every_key_of_every_section_is_listed_with_a_meaning() -> None:
 def test_settings_are_two_lines_each_below_what_the_section_is() -> None:
     text = reference.describe_settings({"report": SECTIONS["report"], "compare": SECTIONS["compare"]})
     assert text.splitlines()[:5] == [
-        "report: The report's page.",
+        "report: Settings of the report.",
         "  report.title: text; default icecore report",
         "      title of the page",
         "",

@@ -292,7 +292,7 @@ def test_a_run_without_mistakes_has_no_table_of_the_most_confused(tmp_path: Path
     text, table = " ".join(read.text), leaderboard.text([one_run(tmp_path, right=1.0)])
     for shown in (text, table):  # of 12 test rows
         assert "0.735–1.000*" in shown
-        assert "* all test rows are right, or all wrong: no resample differs, so the interval is that of Clo" in shown
+        assert "* all test rows are right, or all wrong: all resamples are equal, so the interval is that of" in shown
     assert "Clopper and Pearson" not in leaderboard.text([one_run(tmp_path, right=0.5)])
 
 
@@ -548,9 +548,9 @@ def test_frozen_features_and_trained_networks_stand_beside_each_other(tmp_path: 
         ["frozen features of tiny", "frozen_full"],
         ["fine-tuned: only a new classifier", "new_head"],
         ["fine-tuned: the last 2 blocks, unfrozen step by step", "last"],
-        ["fine-tuned: what follows the stored tap block1_whole", "middle"],
+        ["fine-tuned: the layers after the stored tap block1_whole", "middle"],
         ["LP-FT: the head of frozen first, then all layers", "lpft"],
-        ["LP-FT: the head of frozen first, then what follows the stored tap block1_whole", "lpft_middle"],
+        ["LP-FT: the head of frozen first, then the layers after the stored tap block1_whole", "lpft_middle"],
         ["from the network of tuned: all layers", "more"],
         ["fine-tuned: all layers", "tuned"],
         ["tiny from scratch", "scratch"],

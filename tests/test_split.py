@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import ManifestPaths
 from pipeline.runtime import Reporter
-from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limited, position
+from pipeline.split.assign import assign, assign_by_domain, few_shot_ranks, limit_training_rows, position
 from pipeline.split.config import FewShot, SplitConfig, SplitSizes
 from pipeline.split.run import split
 from pipeline.task import SPLITS, Task, training_sets
@@ -254,9 +254,7 @@ def test_a_class_of_a_task_by_groups_may_have_fewer_rows_than_the_counts_say(
 
 def test_rows_without_a_group_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat", "dog"] * 5, patient=["x", None] * 5)
-    with pytest.raises(
-        DataError, match=r"the group 'patient' of photos: 5 rows have no value. Give them one, or leave"
-    ):
+    with pytest.raises(DataError, match=r"the group 'patient' of photos: 5 rows have no value. Add it, or leave the"):
         split(config(group="patient"), tmp_path)
 
 
@@ -374,7 +372,10 @@ def test_a_class_with_few_training_rows_gives_all_of_them_to_every_draw(manifest
     )
     trainings = list(training_sets(task, [2, 10], where="task"))
     assert [Counter(task.targets[one.rows])["dog"] for one in trainings] == [2, 2, 3, 3]
-    assert said[-1] == "1 class has fewer than the 10 training rows of `few_shot`, and all draws have these: dog 3."
+    assert (
+        said[-1]
+        == "1 class has fewer than the 10 training rows of `few_shot`, so every draw has the same rows of them: dog 3."
+    )
     with pytest.raises(DataError, match=r"expected 11 training rows of each of 2 classes, got 13 in all. Raise"):
         list(training_sets(task, [11], where="task"))
 
@@ -412,7 +413,7 @@ def kept(rows: Sequence[tuple[int, str]], most: int, seed: int) -> set[int]:
     """The numbers of the training rows that a limit leaves; every third row is a test row."""
     numbers, targets = [number for number, _ in rows], [target for _, target in rows]
     splits = ["test" if number % 3 == 0 else "train" for number in numbers]
-    found = limited([key(number) for number in numbers], targets, splits, most, seed=seed)
+    found = limit_training_rows([key(number) for number in numbers], targets, splits, most, seed=seed)
     assert all(name == "test" for number, name in zip(numbers, found, strict=True) if number % 3 == 0)
     return {number for number, name in zip(numbers, found, strict=True) if name == "train"}
 
@@ -621,7 +622,7 @@ def test_a_single_class_is_an_error(manifest: Manifest, tmp_path: Path) -> None:
 
 def test_rows_without_a_target_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
     manifest(label=["cat", None, "dog"] * 5)
-    with pytest.raises(DataError, match=r"the target 'label' of photos: 5 rows have no value. Give them one, or leave"):
+    with pytest.raises(DataError, match=r"the target 'label' of photos: 5 rows have no value. Add it, or leave the"):
         split(config(), tmp_path)
 
 
@@ -697,7 +698,7 @@ def test_two_targets_for_one_content_are_an_error_unless_they_are_one_after_rena
     with pytest.raises(DataError) as caught:
         split(config(datasets=("one", "two")), tmp_path)
     assert str(caught.value).splitlines() == [
-        "one, two: 1 content has two targets",
+        "one, two: 1 image has two targets",
         f"  - {key(39)}: 'dog' and 'hound'",
     ]
     task = split(config(datasets=("one", "two"), rename={"hound": "dog"}), tmp_path)
@@ -710,9 +711,9 @@ def test_two_targets_for_one_content_are_an_error_unless_they_are_one_after_rena
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0.6, 0.2, 0.1), "expected shares that sum to 1, they sum to 0.9"),
-        ((1, 1, 1), "expected shares that sum to 1, they sum to 3"),
-        ((0, 0, 0), "expected shares that sum to 1, they sum to 0"),
+        ((0.6, 0.2, 0.1), "expected shares that sum to 1, got shares that sum to 0.9"),
+        ((1, 1, 1), "expected shares that sum to 1, got shares that sum to 3"),
+        ((0, 0, 0), "expected shares that sum to 1, got shares that sum to 0"),
         ((60.5, 10, 20), "expected whole numbers of rows per class, or shares that sum to 1"),
         ((60, 0.5, 20), "expected whole numbers of rows per class, or shares that sum to 1"),
         ((-0.2, 0.6, 0.6), "greater than or equal to 0"),

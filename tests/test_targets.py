@@ -82,7 +82,7 @@ def test_rows_without_a_finite_number_are_counted_and_the_first_five_named(manif
     with pytest.raises(DataError) as caught:
         split(config(kind="regression", target="age"), tmp_path)
     assert lines(caught) == [
-        "the target 'age' of photos: 6 rows have no finite number. Give them one, or leave them out of the data set. "
+        "the target 'age' of photos: 6 rows have no finite number. Add it, or leave the rows out of the data set. "
         "The first of them:",
         "  - 001.png: 'old'",
         "  - 002.png: no value",
@@ -200,7 +200,7 @@ def test_rows_without_a_list_of_labels_are_an_error_and_an_empty_list_is_none(
     with pytest.raises(DataError) as caught:
         split(config(kind="multilabel", target="tags"), tmp_path)
     assert "2 rows have no list of labels" in lines(caught)[0]
-    assert "If an empty cell is a sample with none of the labels, write `empty: none`." in lines(caught)[0]
+    assert "If an empty cell means that a sample has none of the labels, write `empty: none`." in lines(caught)[0]
     assert lines(caught)[1:] == ["  - 001.png: no value", "  - 003.png: ['sea', None]"]
     manifest(tags=[["sun"], None, [], ["sea"]] * 9, text=["sun", None, "", "sea"] * 9)
     for target in ("tags", "text"):
@@ -224,7 +224,9 @@ def test_flags_that_are_neither_0_nor_1_are_named_and_missing_ones_too(manifest:
 
 def test_a_column_of_numbers_holds_no_labels(manifest: Manifest, tmp_path: Path) -> None:
     manifest(age=[1, 2, 3])
-    with pytest.raises(DataError, match=r"expected lists, or texts with ';' between labels, got int64. Name several"):
+    with pytest.raises(
+        DataError, match=r"expected lists, or texts with labels separated by ';', got int64. Name several"
+    ):
         split(config(kind="multilabel", target="age"), tmp_path)
 
 
@@ -269,7 +271,7 @@ def test_two_sets_of_labels_for_one_content_are_an_error_and_their_order_is_none
     task = split(config(datasets=("one", "two"), kind="multilabel", target="tags"), tmp_path)
     assert len(task) == 180
     manifest("two", first=119, tags=[["sea"], ["sun"]])
-    with pytest.raises(DataError, match=r"1 content has two targets\n.*: \['dog', 'sea', 'sun'\] and \['sea'\]"):
+    with pytest.raises(DataError, match=r"1 image has two targets\n.*: \['dog', 'sea', 'sun'\] and \['sea'\]"):
         split(config(datasets=("one", "two"), kind="multilabel", target="tags"), tmp_path)
 
 
@@ -279,23 +281,21 @@ def test_two_sets_of_labels_for_one_content_are_an_error_and_their_order_is_none
 def test_lists_are_no_classes(manifest: Manifest, tmp_path: Path) -> None:
     manifest(tags=SETS)
     with pytest.raises(
-        DataError, match=r"the target 'tags' of photos: expected a class per row, got lists. Say `kind: mul"
+        DataError, match=r"the target 'tags' of photos: expected a class per row, got lists. Set `kind: mul"
     ):
         split(config(target="tags"), tmp_path)
 
 
 def test_nan_is_no_class(manifest: Manifest, tmp_path: Path) -> None:
     manifest(grade=[1.0, 2.0, float("nan")] * 20)
-    with pytest.raises(
-        DataError, match=r"20 rows have no value. Give them one, .*\n  - 002.png: nan\n  - 005.png: nan"
-    ):
+    with pytest.raises(DataError, match=r"20 rows have no value. Add it, .*\n  - 002.png: nan\n  - 005.png: nan"):
         split(config(target="grade"), tmp_path)
 
 
 @pytest.mark.parametrize("values", [[number / 3 for number in range(40)], [f"photo {number}" for number in range(40)]])
 def test_a_column_with_a_value_a_row_holds_no_classes(manifest: Manifest, tmp_path: Path, values: list[Any]) -> None:
     manifest(age=values)
-    message = "the target 'age' of photos: expected classes, got 40 values in 40 rows. Say `kind: regression` if they"
+    message = "the target 'age' of photos: expected classes, got 40 values in 40 rows. Set `kind: regression` if they"
     with pytest.raises(DataError, match=message):
         split(config(target="age"), tmp_path)
 
@@ -324,9 +324,9 @@ def test_classes_that_lie_in_two_values_of_a_level_are_all_named(manifest: Manif
     with pytest.raises(DataError) as caught:
         split(config(levels=("family", "order")), tmp_path)
     assert lines(caught) == [
-        "`levels` of a task on photos: expected each class in one value of a level",
-        "  - family: class 'dog' lies in canid, felid",
-        "  - order: class 'cat' lies in c, e",
+        "`levels` of a task on photos: expected one value of a level per class",
+        "  - family: class 'dog' is in canid, felid",
+        "  - order: class 'cat' is in c, e",
     ]
 
 
@@ -360,13 +360,13 @@ def test_rows_without_a_domain_are_of_the_domain_of_their_data_set(manifest: Man
     [
         (
             {"kind": "regression", "rename": {"a": "b"}, "few_shot": {"labels_per_class": 3}, "levels": ["family"]},
-            "a task of kind regression has no classes to count rows of: leave out rename, levels, few_shot",
+            "a task of kind regression does not have one class per row: leave out rename, levels, few_shot",
         ),
         (
             {"kind": "multilabel", "limit_per_class": 3, "sizes": {"train": 60, "validation": 0, "test": 20}},
-            "a task of kind multilabel has no classes to count rows of: leave out limit_per_class, sizes in",
+            "a task of kind multilabel does not have one class per row: leave out limit_per_class, sizes in",
         ),
-        ({"target": ["sun", "sea"]}, "several target columns are a task of `kind: multilabel`"),
+        ({"target": ["sun", "sea"]}, "several target columns need `kind: multilabel`"),
         ({"target": ["sun", "sun"], "kind": "multilabel"}, "expected each column of `target` once"),
         ({"levels": ["a", "a"]}, "expected each column of `levels` once"),
     ],

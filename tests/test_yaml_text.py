@@ -90,7 +90,7 @@ def test_what_cannot_be_written_says_what_to_write() -> None:
     with pytest.raises(ConfigError, match=r"^a\.b: expected a list, got null\. Write it as a list\.$"):
         append("a: 1\n", ["a", "b"], "x")
     shared = "one: &same\n  old: {a: 1}\nfit: *same\n"  # the entry would stand in both
-    with pytest.raises(ConfigError, match=r"(?s)^fit\.new: cannot be written into params.yaml as it is .*hand"):
+    with pytest.raises(ConfigError, match=r"(?s)^fit\.new: the layout of params.yaml does not allow .*hand"):
         insert(shared, ["fit"], "new", ENTRY)
 
 

@@ -1,8 +1,9 @@
-"""Audit a task: what its splits hold, what leaks between them, and which labels look wrong.
+"""Audit a task: count its rows, and look for leaks between its splits and for labels that look wrong.
 
-Nothing is changed and nothing is chosen by what is found; the report shows it.
+An audit only reports. It changes no row, and no stage chooses anything by it.
 
-counts      rows of each class, domain and split; distances between their distributions; copies that were left out
-neighbours  near duplicates across splits, and labels that the nearest rows contradict, by cached features
-run         all of it, as `data/audits/<task>.json`
+run         the stage: write `data/audits/<task>.json`
+counts      rows per class, domain and split; distances between their distributions; excluded copies
+neighbours  near duplicates across splits, and labels that the nearest neighbours contradict, by cached features
+config      settings: `AuditConfig`
 """

@@ -16,48 +16,52 @@ class Source(NamedTuple):
 
 
 class AuditConfig(Settings):
-    """How tasks are audited."""
+    """Settings of the audits, which are the same for every task."""
 
     REMOVED = {
         "near": "Write `duplicate_threshold`.",
         "contradicted": "Write `disagreement`.",
         "most_rows": "Write `max_rows`.",
-        "features": "One `tap` is for all tasks; its narrowest rows are read where several backbones have it.",
-        "seed": "The sample of a task is always the same one: leave it out.",
+        "features": "One `tap` serves all tasks; if several backbones have it, the narrowest features are read.",
+        "seed": "A task always has the same sample: leave it out.",
     }
 
     duplicate_threshold: Annotated[
-        float, Field(gt=0, le=1, description="cosine from which two rows of different splits are near duplicates")
+        float, Field(gt=0, le=1, description="rows of different splits with at least this cosine are near duplicates")
     ] = 0.95
     neighbours: Annotated[
-        int, Field(ge=1, description="nearest rows whose classes are compared with a row's label")
+        int, Field(ge=1, description="number of nearest neighbours that are compared with a row's label")
     ] = 10
     disagreement: Annotated[
-        float, Field(gt=0.5, le=1, description="share of these rows that must have one other class: a suspect label")
+        float,
+        Field(gt=0.5, le=1, description="a label is suspect if this share of the neighbours agrees on another class"),
     ] = 0.8
     tap: str | None = Field(
-        None, description="of an extraction that has the task's data sets; default: the narrowest pooled tap of all"
+        None, description="the tap whose features are compared; default: the narrowest pooled tap of all backbones"
     )
-    max_rows: Annotated[int, Field(ge=2, description="of a larger task the audit reads a random sample")] = 100_000
+    max_rows: Annotated[
+        int, Field(ge=2, description="an audit of a larger task reads a random sample of this size")
+    ] = 100_000
 
 
 class Extracted(NamedTuple):
-    """What an extraction is of."""
+    """The data sets and taps of an extraction."""
 
     datasets: Sequence[str]
     taps: Sequence[str]
 
 
 def choose(config: AuditConfig, datasets: Sequence[str], extracted: Mapping[str, Extracted]) -> list[Source] | str:
-    """Return the features that may be audited for a task; or why there are none.
+    """Return the features that may be used to audit a task, or the reason why there are none.
 
-    Every extraction that has all data sets of the task counts: its tap `config.tap`, or all taps where none has that.
+    Candidates are the extractions with all data sets of the task: their tap `config.tap`, or all taps if no extraction
+    has that tap.
     """
-    there = [
+    candidates = [
         Source(backbone=backbone, tap=tap)
         for backbone, extraction in extracted.items()
         if set(datasets) <= set(extraction.datasets)
         for tap in extraction.taps
     ]
-    named = [source for source in there if source.tap == config.tap]
-    return named or there or f"no extraction has all data sets of the task: {', '.join(datasets)}"
+    named = [source for source in candidates if source.tap == config.tap]
+    return named or candidates or f"no extraction has all data sets of the task: {', '.join(datasets)}"

@@ -1,8 +1,8 @@
-"""What the splits of a task hold, how far their distributions lie apart, and the copies that were left out of it.
+"""Count the rows of a task's splits, measure the distances between their distributions, and count excluded copies.
 
-The distance of two splits, or of two domains, is the total variation of their class distributions,
-½ Σ |p(class) − q(class)|: 0 where they are equal, 1 where they share no class. Of a regression it is the
-Kolmogorov–Smirnov distance of the targets. Few rows alone make it larger than 0.
+The distance between two splits, or two domains, is the total variation distance of their class distributions,
+½ Σ |p(class) − q(class)|: 0 for equal distributions, 1 for disjoint classes. For a regression, the distance is the
+Kolmogorov–Smirnov statistic of the targets. Sampling noise makes either larger than 0 where there are few rows.
 """
 
 import csv
@@ -19,24 +19,24 @@ import pyarrow.compute as pc
 from pipeline import manifest
 from pipeline.task import SPLITS, Task
 
-MOST = 100  # rows of a list that are written; the count is of all
+MOST = 100  # the most entries of a list in the record; counts cover all of them
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def splits_of(task: Task) -> list[str]:
-    """Return the splits that have rows, in their order."""
+    """Return the splits that have rows: train, validation, test."""
     return [name for name in SPLITS if len(task.rows(name))]
 
 
 def classes(task: Task) -> dict[str, dict[str, int]] | None:
-    """Return the rows of each class, or with each label, per split; None for a regression."""
+    """Return the number of rows of each class or label, per split; None for a regression."""
     if task.kind == "regression":
         return None
     return {split: _counts(task, task.rows(split)) for split in splits_of(task)}
 
 
 def targets(task: Task) -> dict[str, dict[str, Any]] | None:
-    """Count, mean, standard deviation and quantiles of a regression's targets, a split; None of other tasks."""
+    """Return count, mean, deviation and quantiles of a regression's targets, per split; None for other tasks."""
     if task.kind != "regression":
         return None
     result = {}
@@ -53,7 +53,7 @@ def targets(task: Task) -> dict[str, dict[str, Any]] | None:
 
 
 def domains(task: Task) -> dict[str, dict[str, int]] | None:
-    """Return the rows of each domain per split; None where all rows are of one."""
+    """Return the number of rows of each domain, per split; None if all rows are of the same domain."""
     if "domain" not in task.table.column_names or len(pc.unique(task.table["domain"])) < 2:
         return None
     names = task.table["domain"].to_numpy()
@@ -61,7 +61,7 @@ def domains(task: Task) -> dict[str, dict[str, int]] | None:
 
 
 def shift(task: Task) -> dict[str, Any]:
-    """Return the distance of each two splits, and of each two domains, the farthest first."""
+    """Return the distances between splits and between domains, largest first."""
     by_split = {split: task.rows(split) for split in splits_of(task)}
     by_domain = {}
     if domains(task) is not None:
@@ -75,12 +75,12 @@ def shift(task: Task) -> dict[str, Any]:
 
 
 def copies(manifests: Path, datasets: Sequence[str], task: Task) -> dict[str, Any]:
-    """Return the byte duplicates that were left out; none are across splits, since a row is a distinct content.
+    """Return the numbers of byte-identical copies that are not in the task, with the paths of some.
 
-    `excluded` copies within a data set and `conflicts`, copies with different labels, as prepare found them, with their
-    paths; `between_datasets` contents that several data sets have, which are one row.
+    excluded: copies within a data set. conflicts: copies with different labels. between_datasets: images that several
+    data sets contain and that are one row of the task. across_splits: always 0, since each row has another content.
     """
-    found: list[dict[str, str]] = []
+    paths: list[dict[str, str]] = []
     kinds = Counter[str]()
     for dataset in datasets:
         listed = manifest.ManifestPaths(manifests, dataset).excluded
@@ -90,8 +90,8 @@ def copies(manifests: Path, datasets: Sequence[str], task: Task) -> dict[str, An
             for row in csv.DictReader(file):
                 if row["kind"] in ("duplicate", "conflict"):
                     kinds[row["kind"]] += 1
-                    if len(found) < MOST:
-                        found.append({"path": row["path"], "reason": row["reason"]})
+                    if len(paths) < MOST:
+                        paths.append({"path": row["path"], "reason": row["reason"]})
     keys = pa.concat_arrays(
         [manifest.read(manifests, dataset, ["key"])["key"].combine_chunks() for dataset in datasets]
     )
@@ -100,25 +100,27 @@ def copies(manifests: Path, datasets: Sequence[str], task: Task) -> dict[str, An
         "excluded": kinds["duplicate"],
         "conflicts": kinds["conflict"],
         "between_datasets": len(keys) - pc.count_distinct(keys).as_py(),
-        "paths": found,
+        "paths": paths,
     }
 
 
 def _counts(task: Task, rows: np.ndarray) -> dict[str, int]:
     values = task.table["target"].combine_chunks().take(pa.array(rows))
-    found = Counter((values.flatten() if task.kind == "multilabel" else values).to_pylist())
-    return {name: found[name] for name in task.classes}
+    counts = Counter((values.flatten() if task.kind == "multilabel" else values).to_pylist())
+    return {name: counts[name] for name in task.classes}
 
 
 def _distances(task: Task, rows: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     if task.kind == "regression":
         from scipy.stats import ks_2samp
 
-        held = {name: task.targets[own] for name, own in rows.items()}
-        apart = {(a, b): float(ks_2samp(held[a], held[b]).statistic) for a, b in itertools.combinations(held, 2)}
+        values = {name: task.targets[own] for name, own in rows.items()}
+        pairs = itertools.combinations(values, 2)
+        distances = {(a, b): float(ks_2samp(values[a], values[b]).statistic) for a, b in pairs}
     else:
         counts = {name: np.array(list(_counts(task, own).values()), dtype=np.float64) for name, own in rows.items()}
-        shares = {name: found / max(1.0, found.sum()) for name, found in counts.items()}
-        apart = {(a, b): 0.5 * float(np.abs(shares[a] - shares[b]).sum()) for a, b in itertools.combinations(shares, 2)}
-    farthest = sorted(apart.items(), key=lambda one: (-one[1], one[0]))[:MOST]
+        shares = {name: count / max(1.0, count.sum()) for name, count in counts.items()}
+        pairs = itertools.combinations(shares, 2)
+        distances = {(a, b): 0.5 * float(np.abs(shares[a] - shares[b]).sum()) for a, b in pairs}
+    farthest = sorted(distances.items(), key=lambda item: (-item[1], item[0]))[:MOST]
     return [{"between": list(names), "distance": round(distance, 6)} for names, distance in farthest]

@@ -1,4 +1,4 @@
-"""Audit one task, and say what it costs before it is begun."""
+"""Audit one task; the expected cost is reported before the computation starts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline import manifest
 from pipeline.audit import counts
 from pipeline.audit.config import AuditConfig, Extracted, choose
-from pipeline.audit.neighbours import Centred, centre, contradicted, multiply_adds, near_duplicates
+from pipeline.audit.neighbours import CentredRows, centre, multiply_adds, near_duplicates, neighbour_votes
 from pipeline.errors import counted
 from pipeline.files import AnyPath, as_path
 from pipeline.runtime import Reporter
@@ -37,8 +37,9 @@ def audit(
 ) -> dict[str, Any]:
     """Audit one task, and return the content of `data/audits/<task>.json`.
 
-    `features` holds a folder per backbone, and `extracted` says what each is of. Where none has the data sets of the
-    task, the parts that need features are only the reason `why`.
+    features: the folder with a folder per backbone. extracted: the data sets and taps of each backbone.
+
+    If no backbone has features of all data sets of the task, the parts that need features hold only the reason, `why`.
     """
     task = as_path(task, "audit: task")
     manifests = as_path(manifests, "audit: manifests")
@@ -59,30 +60,30 @@ def audit(
     if isinstance(sources, str):
         return record | {"near_duplicates": {"why": sources}, "contradicted": {"why": sources}}
     taps = [Features.open(features / source.backbone / source.tap) for source in sources]
-    best = min(range(len(sources)), key=lambda one: _width(taps[one]))
+    best = min(range(len(sources)), key=lambda index: _preference(taps[index]))
     backbone, tap = sources[best].backbone, sources[best].tap
     audited = select_rows(config, loaded, taps[best])
     about = {"backbone": backbone, "tap": tap, **audited.about}
-    why = _no_judgement(config, audited)
+    why = _reason_not_judged(config, audited)
     cost = multiply_adds([len(own) for own in audited.by_split.values()], len(audited.mean), neighbours=not why)
     reporter.message(
         f"{counted(len(audited.rows), 'row')} of {backbone}/{tap}, {len(audited.mean):,} wide: {cost:.1e} multiply-adds"
     )
-    near: dict[str, Any] = about | _near(config, audited)
-    odd: dict[str, Any] = {"why": why} if why else about | _contradicted(config, audited)
-    _add_paths(manifests, datasets, near["pairs"], odd.get("rows", []))
-    return record | {"near_duplicates": near, "contradicted": odd}
+    duplicates: dict[str, Any] = about | _near_duplicates(config, audited)
+    suspects: dict[str, Any] = {"why": why} if why else about | _suspect_labels(config, audited)
+    _add_paths(manifests, datasets, duplicates["pairs"], suspects.get("rows", []))
+    return record | {"near_duplicates": duplicates, "contradicted": suspects}
 
 
-def _width(tap: Features) -> tuple[bool, bool, int]:
-    """Return what taps are chosen by: vectors before maps, features before pixels and logits, then the narrowest."""
+def _preference(tap: Features) -> tuple[bool, bool, int]:
+    """Return a tap's sort key: vectors before maps, features before pixels and logits, then the narrowest."""
     node = tap.index.identity.get("node")
     return len(tap.shape) > 1, node in ("input", "logits"), math.prod(tap.shape)
 
 
 @dataclass(frozen=True)
 class AuditedRows:
-    """The rows that an audit looks at, by their numbers in the task, and how many it does not."""
+    """The rows of a task that are audited (row numbers), their features' mean, and counts of the rows left out."""
 
     task: Task
     keys: np.ndarray
@@ -93,72 +94,72 @@ class AuditedRows:
 
     @property
     def by_split(self) -> dict[str, np.ndarray]:
-        """The rows of each split that has some."""
-        found = {split: np.intersect1d(self.rows, self.task.rows(split)) for split in counts.splits_of(self.task)}
-        return {split: rows for split, rows in found.items() if len(rows)}
+        """The audited rows of each split that has any."""
+        audited = {split: np.intersect1d(self.rows, self.task.rows(split)) for split in counts.splits_of(self.task)}
+        return {split: rows for split, rows in audited.items() if len(rows)}
 
-    def source(self, rows: np.ndarray, *, unit: bool) -> Centred:
-        """Return some rows, less the mean of all rows."""
-        return Centred(Rows([self.tap], self.keys[rows].tolist()), self.mean, unit=unit)
+    def source(self, rows: np.ndarray, *, unit: bool) -> CentredRows:
+        """Return the features of some rows, with the mean of all audited rows subtracted."""
+        return CentredRows(Rows([self.tap], self.keys[rows].tolist()), self.mean, unit=unit)
 
 
 def select_rows(config: AuditConfig, task: Task, tap: Features) -> AuditedRows:
-    """Return the rows to audit: those with features that say something, a sample of these above `max_rows`.
+    """Return the rows to audit: those with usable features; a sample of at most `max_rows`.
 
-    The sample of a task is the same in each audit.
+    A task has the same sample in every audit.
     """
     keys = task.keys
-    there = np.isin(key_arrays.from_hex(keys), tap.key_array)
-    chosen = np.flatnonzero(there)
-    if len(chosen) > config.max_rows:
-        order = sorted(chosen.tolist(), key=lambda row: position(str(keys[row]), salt="audit-0"))
-        chosen = np.sort(order[: config.max_rows])
-    middle = centre(Rows([tap], keys[chosen].tolist()))
-    rows = chosen[middle.telling]
+    has_features = np.isin(key_arrays.from_hex(keys), tap.key_array)
+    sample = np.flatnonzero(has_features)
+    if len(sample) > config.max_rows:
+        order = sorted(sample.tolist(), key=lambda row: position(str(keys[row]), salt="audit-0"))
+        sample = np.sort(order[: config.max_rows])
+    centred = centre(Rows([tap], keys[sample].tolist()))
+    rows = sample[centred.usable]
     about = {
         "audited": len(rows),
         "of": len(task),
-        "without_features": int((~there).sum()),
-        "degenerate": int((~middle.telling).sum()),
+        "without_features": int((~has_features).sum()),
+        "degenerate": int((~centred.usable).sum()),
     }
-    return AuditedRows(task, keys, tap, rows, middle.mean, about)
+    return AuditedRows(task, keys, tap, rows, centred.mean, about)
 
 
-def _near(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
-    by_split = seen.by_split
-    parts = {split: seen.source(rows, unit=True) for split, rows in by_split.items()}
+def _near_duplicates(config: AuditConfig, audited: AuditedRows) -> dict[str, Any]:
+    by_split = audited.by_split
+    parts = {split: audited.source(rows, unit=True) for split, rows in by_split.items()}
     count, pairs = near_duplicates(parts, near=config.duplicate_threshold, most=counts.MOST)
     listed = [
         {
             "similarity": pair.similarity,
             "splits": list(pair.splits),
-            "keys": [seen.keys[by_split[split][row]] for split, row in zip(pair.splits, pair.rows, strict=True)],
+            "keys": [audited.keys[by_split[split][row]] for split, row in zip(pair.splits, pair.rows, strict=True)],
         }
         for pair in pairs
     ]
     return {"threshold": config.duplicate_threshold, "count": count, "pairs": listed}
 
 
-def _no_judgement(config: AuditConfig, seen: AuditedRows) -> str | None:
-    """Return why neighbours have nothing to say about the targets, if they have not."""
-    if seen.task.kind != "classification":
-        return f"neighbours are asked for a class, and this is a task of kind {seen.task.kind}"
-    if len(seen.rows) <= config.neighbours:
-        return f"expected more than {config.neighbours} rows with features, got {len(seen.rows)}"
+def _reason_not_judged(config: AuditConfig, audited: AuditedRows) -> str | None:
+    """Return why labels cannot be compared with those of neighbours; None if they can."""
+    if audited.task.kind != "classification":
+        return f"neighbours vote for a class, and this is a task of kind {audited.task.kind}"
+    if len(audited.rows) <= config.neighbours:
+        return f"expected more than {config.neighbours} rows with features, got {len(audited.rows)}"
     return None
 
 
-def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
-    targets = seen.task.targets[seen.rows].astype(str)
-    source = seen.source(seen.rows, unit=False)
-    majority, share, judged = contradicted(source, targets, neighbours=config.neighbours)
-    wrong = np.flatnonzero(judged & (majority != targets) & (share >= config.disagreement))
-    worst = sorted(wrong.tolist(), key=lambda row: (-share[row], seen.keys[seen.rows[row]]))[: counts.MOST]
-    splits = seen.task.table["split"].to_numpy()
+def _suspect_labels(config: AuditConfig, audited: AuditedRows) -> dict[str, Any]:
+    targets = audited.task.targets[audited.rows].astype(str)
+    source = audited.source(audited.rows, unit=False)
+    majority, share, judged = neighbour_votes(source, targets, neighbours=config.neighbours)
+    suspect = np.flatnonzero(judged & (majority != targets) & (share >= config.disagreement))
+    worst = sorted(suspect.tolist(), key=lambda row: (-share[row], audited.keys[audited.rows[row]]))[: counts.MOST]
+    splits = audited.task.table["split"].to_numpy()
     listed = [
         {
-            "key": seen.keys[seen.rows[row]],
-            "split": splits[seen.rows[row]],
+            "key": audited.keys[audited.rows[row]],
+            "split": splits[audited.rows[row]],
             "target": str(targets[row]),
             "neighbours_say": str(majority[row]),
             "share": round(float(share[row]), 6),
@@ -169,7 +170,7 @@ def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
         "neighbours": config.neighbours,
         "threshold": config.disagreement,
         "not_judged": int((~judged).sum()),
-        "count": len(wrong),
+        "count": len(suspect),
         "rows": listed,
     }
 
@@ -177,7 +178,7 @@ def _contradicted(config: AuditConfig, seen: AuditedRows) -> dict[str, Any]:
 def _add_paths(
     manifests: Path, datasets: Sequence[str], pairs: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """Put the path of each key beside it; of a content that several data sets have, that in the first."""
+    """Add the path of each key, in place. An image of several data sets has its path in the first of them."""
     wanted = pa.array([*(key for pair in pairs for key in pair["keys"]), *(row["key"] for row in rows)], pa.string())
     paths: dict[str, str] = {}
     for dataset in reversed(datasets):

@@ -111,7 +111,7 @@ def _predict(
     from pipeline.inference.trained_model import load
     from pipeline.predict.exported import find_exported, load_exported
     from pipeline.predict.near import open_training_rows
-    from pipeline.predict.output_files import TextTable, json_lines, writing
+    from pipeline.predict.output_files import TextTable, json_lines, open_writer
     from pipeline.predict.output_table import Columns
     from pipeline.predict.run import predict as predict_all
     from pipeline.runtime import SILENT, Reporter
@@ -145,7 +145,7 @@ def _predict(
     if not quiet:
         reporter = Reporter(message=log, bar=lambda title: project.bar(title, "images"))
         reporter = reporter if sys.stderr.isatty() else replace(reporter, log=log)
-    with nullcontext(show) if out is None else writing(out, asked.schema) as write:
+    with nullcontext(show) if out is None else open_writer(out, asked.schema) as write:
         done = predict_all(
             asked,
             inputs,

@@ -222,10 +222,10 @@ def stage(
       icecore stage report
     """
     sys.argv = [name, *(arguments or [])]  # before `stages` is imported, which notes that a stage starts
-    from pipeline.projects.code import note_stage
+    from pipeline.projects.code import update_stage_digest
     from stages import project
 
     if name not in project.STAGES:
         raise ConfigError(unknown("stage", name, project.STAGES))
-    note_stage(name)
+    update_stage_digest(name)
     project.run(importlib.import_module(f"stages.{name}").main)

@@ -1,6 +1,6 @@
-"""Paired tests between the methods of each task.
+"""Compare the methods of each task by paired tests.
 
+run       the stage: test all pairs of a task, correct the p-values
+teachers  pairs of students and teachers
 config    settings: `CompareConfig`
-teachers  students and their teachers
-run       all pairs of a task
 """

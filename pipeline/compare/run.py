@@ -33,7 +33,7 @@ from pipeline.predictions import Predictions
 from pipeline.task import Kind
 
 COMPARED: Mapping[Kind, str] = {"regression": "mae"}
-"""Metrics that are compared instead of the deciding one: an error belongs to a row, R² to all rows together."""
+"""Metrics that are compared instead of the deciding metric: R² is not a mean over rows, the absolute error is."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compare(
     config: significance, resamples and seed.
     task: the Parquet file of the task.
     predictions: the folder of the runs' predictions.
-    runs: what `evaluate` wrote of each run (`data/plots/<run>.json`), by the run's name.
+    runs: the tables that `evaluate` wrote (`data/plots/<run>.json`), by run.
     out: the JSON file to write.
 
     Raises DataError where two runs were tested on different rows.
@@ -138,9 +138,9 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """Test by McNemar, exactly, whether one of two methods is right alone more often than the other.
+    """Run McNemar's exact test: whether one method is right where the other is wrong more often than vice versa.
 
-    a, b: whether each method is right, bool (rows,). Returns the rows that only a or only b has right, and p.
+    a, b: whether each method is right, bool (rows,). Returns how many rows only a or only b has right, and the p-value.
     """
     from scipy.stats import binomtest
 
@@ -149,10 +149,10 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     return {"only_a": only_a, "only_b": only_b, "p": p}
 
 
-def p_of(differences: np.ndarray) -> float:
-    """Return the two-sided p of bootstrap differences: twice the share of resamples on the smaller side of 0.
+def bootstrap_p_value(differences: np.ndarray) -> float:
+    """Return the two-sided p-value of bootstrap differences: twice the share of resamples on the smaller side of 0.
 
-    The sample itself counts as one more resample, so the smallest p is 2 / (resamples + 1).
+    The original sample counts as an additional resample, so the smallest p is 2 / (resamples + 1).
     """
     known = differences[np.isfinite(differences)]
     below, above = (known <= 0).sum(), (known >= 0).sum()
@@ -162,7 +162,7 @@ def p_of(differences: np.ndarray) -> float:
 def _judge(
     pairs: Sequence[tuple[Tested, Tested, np.ndarray]], config: CompareConfig, metric: str
 ) -> list[dict[str, Any]]:
-    """Return one row per pair of one family, with both tests and the verdict."""
+    """Return one row per pair of a family, with both tests and the verdict."""
     rows: list[dict[str, Any]] = []
     for a, b, differences in pairs:
         right_a, right_b = (a.correct, b.correct) if metric == "accuracy" else (None, None)
@@ -174,7 +174,7 @@ def _judge(
                 "value_b": b.value,
                 "difference": a.value - b.value,
                 "equal": _equal_in(a, b, differences),
-                "bootstrap": {"p": p_of(differences)},
+                "bootstrap": {"p": bootstrap_p_value(differences)},
                 "mcnemar": mcnemar(right_a, right_b) if right_a is not None and right_b is not None else None,
             }
         )
@@ -203,7 +203,7 @@ def _equal_in(a: Tested, b: Tested, differences: np.ndarray) -> str | None:
     if (differences != 0).any():
         return None
     same = len(a.fits) == len(b.fits) and all(
-        np.array_equal(one.predicted, two.predicted) for one, two in zip(a.fits, b.fits, strict=True)
+        np.array_equal(fit_a.predicted, fit_b.predicted) for fit_a, fit_b in zip(a.fits, b.fits, strict=True)
     )
     return "predictions" if same else "results"
 
@@ -211,7 +211,7 @@ def _equal_in(a: Tested, b: Tested, differences: np.ndarray) -> str | None:
 def _tested_other(comparison: teachers.Comparison, metric: str, classes: Sequence[str]) -> Tested:
     """Return the teacher or baseline of a student as a tested method, with the metric's mean over its draws."""
     fits, first = comparison.fits, comparison.fits[0]
-    values = [bootstrap.value(metric, fit, classes) for fit in fits]
+    values = [bootstrap.metric_value(metric, fit, classes) for fit in fits]
     mean = float(np.mean([value for value in values if value is not None]))
     return Tested(comparison.name, comparison.run or "", Method(first.head, first.input, first.labels), fits, mean)
 
@@ -229,11 +229,11 @@ def _tested(methods: Methods, run: str, row: Mapping[str, Any], metric: str) -> 
 
 def _resample(metric: str, methods: Sequence[Tested], classes: Sequence[str], config: CompareConfig) -> np.ndarray:
     fits = [method.fits for method in methods]
-    return bootstrap.resampled(metric, fits, classes, resamples=config.resamples, seed=config.seed)
+    return bootstrap.resample_metric(metric, fits, classes, resamples=config.resamples, seed=config.seed)
 
 
 def _check_same_rows(first: Tested, other: Tested, task: Path) -> None:
-    """Raise DataError if two runs were tested on different rows: their difference would be that of the rows."""
+    """Raise DataError if two runs were tested on different rows: the rows could then explain the difference."""
     keys, others = first.fits[0].keys, other.fits[0].keys
     if not np.array_equal(keys, others):
         common = len(np.intersect1d(keys, others))

@@ -16,9 +16,9 @@ from pipeline.predictions import Predictions
 from pipeline.task import Kind
 
 Evaluated = Mapping[str, Any]
-"""The tables that `evaluate` wrote of a run."""
+"""The tables that `evaluate` wrote for a run."""
 
-TINY = float(np.finfo(np.float32).tiny)  # scores are stored as float32: a stored 0 may be as large as this
+TINY = float(np.finfo(np.float32).tiny)  # scores are stored as float32: a stored 0 may stand for up to this value
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ def same_student(taught: Evaluated, other: Evaluated) -> bool:
 
 
 def predictions_of_teacher(entry: Mapping[str, Any], methods: Methods, evaluated: Evaluated) -> Predictions | None:
-    """Return the test rows of the fit that a teacher is, sorted by key; None without exactly one match.
+    """Return the test rows of a teacher's fit, sorted by key; None unless exactly one fit matches.
 
-    In a run that trained networks, the teacher is the network that was stored: `backbone` of its model.json.
+    If the teacher's run trained networks, the teacher is the stored network: `backbone` in its model.json.
     """
     stored = evaluated["made_from"].get("backbone", {})
     wanted = {name: entry.get(name) for name in ("head", "input", "labels", "draw")}
     wanted |= {name: stored[name] for name in ("labels", "draw") if name in stored}
     if "backbone" in evaluated["made_from"]:
         wanted["head"] = None  # such a run has one head
-    fits = [fit for of_method in methods.fits.values() for fit in of_method]
+    fits = [fit for method_fits in methods.fits.values() for fit in method_fits]
     matches = [fit for fit in fits if all(value in (None, getattr(fit, name)) for name, value in wanted.items())]
     if wanted["labels"] is None and len(matches) > 1:
         matches = [fit for fit in matches if fit.labels is None] or matches
@@ -99,7 +99,7 @@ def predictions_of_teacher(entry: Mapping[str, Any], methods: Methods, evaluated
 
 
 def average_predictions(fits: Sequence[Predictions], classes: Sequence[str]) -> Predictions:
-    """Return the predictions of several teachers together: the mean of their probabilities on the same rows."""
+    """Return the predictions of an ensemble of teachers: the mean of their probabilities on the same rows."""
     scores = np.mean([fit.scores for fit in fits], axis=0)
     names = np.array(classes, dtype=object)
     multilabel = fits[0].targets.ndim == 2
@@ -116,17 +116,17 @@ def describe_comparisons(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return one row per pair: what the student is compared with, and how far the two agree; means over its draws.
+    """Return one row per pair: the student, its counterpart and their agreement, as means over the student's draws.
 
     pairs: the comparisons of a task.
     students: the test rows of the student of each pair, one fit per draw, sorted by key.
     kind: the kind of the task.
     level: the confidence level of intervals, 0 to 1.
-    resamples, seed: of the bootstrap.
+    resamples, seed: settings of the bootstrap.
 
-    `agreement` is the share of rows with the same class, with a bootstrap interval; in a multilabel task the share of
-    equal yes and no, without an interval. `divergence` is that of the function. Both are None for the same student with
-    only labels, which has no teacher.
+    `agreement` is the share of rows with equal predictions, with a bootstrap interval; in a multilabel task the share
+    of equal label decisions, without an interval. `divergence` is the value of the function `divergence`. Both are None
+    if the counterpart is the same student trained on labels only, which is no teacher.
     """
     rows = []
     for pair, fits in zip(pairs, students, strict=True):
@@ -164,9 +164,9 @@ def _add_intervals(
         if pair.kind != "labels"
     }
     if agreements:
-        values = bootstrap.resampled("accuracy", list(agreements.values()), [], resamples=resamples, seed=seed)
-        for number, of_pair in zip(agreements, values, strict=True):
-            ends = bootstrap.interval(of_pair, level, rows=len(agreements[number][0].keys))
+        values = bootstrap.resample_metric("accuracy", list(agreements.values()), [], resamples=resamples, seed=seed)
+        for number, resampled in zip(agreements, values, strict=True):
+            ends = bootstrap.interval(resampled, level, rows=len(agreements[number][0].keys))
             assert ends is not None, "an accuracy has a value in every resample"
             rows[number]["agreement_low"], rows[number]["agreement_high"] = ends
 
@@ -179,9 +179,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def divergence(teacher: np.ndarray, student: np.ndarray, kind: Kind) -> float:
     """Return the mean over rows of the Kullback-Leibler divergence of a student from its teacher, in nats.
 
-    KL(teacher || student) = sum over classes of t log(t / s) (Kullback and Leibler 1951, eq. 2.5): the rest of the
-    soft loss at temperature 1. Both are probabilities (n, classes); in a multilabel task each class is a pair of yes
-    and no, and the divergences of the classes are added.
+    KL(teacher || student) = sum over classes of t log(t / s) (Kullback and Leibler 1951, eq. 2.5), which is the soft
+    loss at temperature 1 minus the teacher's entropy.
+
+    teacher, student: probabilities (n, classes). In a multilabel task each class is a pair of yes and no, and the
+    divergences of the classes are added.
     """
     t, s = (np.maximum(scores.astype(np.float64), TINY) for scores in (teacher, student))
     if kind == "multilabel":

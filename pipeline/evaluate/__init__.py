@@ -1,9 +1,10 @@
-"""Evaluation: metrics of every run on test rows, with intervals.
+"""Evaluate runs: metrics on test rows, with confidence intervals.
 
-config             settings: `EvaluateConfig`
-methods            the fits of a run by head, input and number of labels
-bootstrap          intervals of a metric
-undecided, choice  methods that held-out rows cannot tell apart, and the choice among them
-breakdown          classes, groups, levels, confidence
-run                all of a run
+run        the stage: evaluate one run, write its numbers and tables
+methods    the fits of a run by head, input and number of labels
+bootstrap  confidence intervals of a metric
+undecided  mark methods that held-out rows cannot tell apart
+choice     choose a method by held-out rows
+breakdown  tables by class, group, level and confidence
+config     settings: `EvaluateConfig`
 """

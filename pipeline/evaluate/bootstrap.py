@@ -22,20 +22,20 @@ MOST: dict[str, int] = {"map": 1000}
 
 
 def statistic(metric: str, fit: Predictions, classes: Sequence[str]) -> Statistic:
-    """Return the function that computes a metric of resampled rows, equal to scikit-learn's of the repeated rows.
+    """Return a function that computes a metric of resampled rows, with the value of scikit-learn on the repeated rows.
 
-    Classes that have no row in a resample are left out of balanced accuracy, macro-F1 and mean average precision.
+    Balanced accuracy, macro-F1 and mean average precision ignore classes without a row in the resample.
     """
     return STATISTICS[metric](fit, classes)
 
 
-def value(metric: str, fit: Predictions, classes: Sequence[str]) -> float | None:
-    """Return a metric of the rows as they are; None where the metric is undefined, or there are no rows."""
+def metric_value(metric: str, fit: Predictions, classes: Sequence[str]) -> float | None:
+    """Return a metric of the original rows; None where the metric is undefined or there are no rows."""
     measured = float(statistic(metric, fit, classes)(np.ones((1, len(fit.keys))))[0]) if len(fit.keys) else np.nan
     return measured if np.isfinite(measured) else None
 
 
-def resampled(
+def resample_metric(
     metric: str, methods: Sequence[Sequence[Predictions]], classes: Sequence[str], *, resamples: int, seed: int
 ) -> np.ndarray:
     """Return a metric of every method on the same resamples, float64 (methods, resamples).
@@ -62,8 +62,8 @@ def resampled(
 def interval(values: np.ndarray, level: float, *, rows: int | None = None) -> tuple[float, float] | None:
     """Return the percentile interval of resampled values; None where the metric is undefined in every resample.
 
-    rows: the rows that a share from 0 to 1 is taken of, from `rows_behind`. Where all rows are right, or all wrong, no
-    resample differs, and the interval is that of `exact_interval`.
+    rows: the number of rows behind a share, from `rows_behind`. If all rows are right, or all wrong, all resamples are
+    equal; then the interval is that of `exact_interval`.
 
     >>> interval(np.array([0.0, 0.5, 1.0]), 0.5)
     (0.25, 0.75)
@@ -98,7 +98,7 @@ def rows_behind(metric: str, fit: Predictions, classes: Sequence[str]) -> int | 
         return len(fit.keys)
     if metric not in ("balanced_accuracy", "macro_f1", "map"):
         return None
-    counts = members(fit, classes)[0].sum(axis=0)
+    counts = class_membership(fit, classes)[0].sum(axis=0)
     return int(min((count for count in counts if count), default=0))
 
 
@@ -136,7 +136,7 @@ def _accuracy(fit: Predictions, _classes: Sequence[str]) -> Statistic:
     return lambda counts: counts @ correct / counts.sum(axis=1)
 
 
-def members(fit: Predictions, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def class_membership(fit: Predictions, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows have which class, by target and by prediction: two arrays, bool (rows, classes)."""
     if fit.targets.ndim == 2:
         return fit.targets, fit.predicted
@@ -145,13 +145,13 @@ def members(fit: Predictions, classes: Sequence[str]) -> tuple[np.ndarray, np.nd
 
 
 def _balanced_accuracy(fit: Predictions, classes: Sequence[str]) -> Statistic:
-    target, guess = members(fit, classes)
+    target, guess = class_membership(fit, classes)
     right, there = (target & guess).astype(np.float64), target.astype(np.float64)
     return lambda counts: _mean(_share(counts @ right, counts @ there))
 
 
 def _macro_f1(fit: Predictions, classes: Sequence[str]) -> Statistic:
-    target, guess = members(fit, classes)
+    target, guess = class_membership(fit, classes)
     both, there, either = (
         (target & guess).astype(np.float64),
         target.astype(np.float64),
@@ -233,4 +233,4 @@ STATISTICS: dict[str, Callable[[Predictions, Sequence[str]], Statistic]] = {
     "r2": _r2,
     "mae": _mae,
 }
-"""The metrics that can be resampled: those that a task can be decided by."""
+"""The metrics that can be resampled, which are the metrics that can decide a task."""

@@ -1,4 +1,4 @@
-"""Tables of where a method errs: classes, groups of rows, levels of a hierarchy, confidence. Test rows only."""
+"""Tables that show where a method errs on test rows: by class, group of rows, level of a hierarchy, confidence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +13,8 @@ from pipeline.evaluate.methods import Methods, subset
 from pipeline.predictions import Predictions
 from pipeline.task import LEVEL, Task
 
-MOST_POINTS = 500  # drawn in a scatter plot
-MOST_GROUPS = 50  # measured per column: those with the most rows
+MOST_POINTS = 500  # points of a scatter plot
+MOST_GROUPS = 50  # groups per column, those with the most rows
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Resampling:
 
     def interval(self, fits: Sequence[Predictions], classes: Sequence[str]) -> tuple[float, float] | None:
         """Return the interval of the metric's mean over fits of equal rows; None where the metric is undefined."""
-        values = bootstrap.resampled(self.metric, [fits], classes, resamples=self.resamples, seed=self.seed)
+        values = bootstrap.resample_metric(self.metric, [fits], classes, resamples=self.resamples, seed=self.seed)
         rows = bootstrap.rows_behind(self.metric, fits[0], classes)
         return bootstrap.interval(values[0], self.level, rows=rows)
 
 
 def tables(methods: Methods, fits: list[Predictions], resampling: Resampling) -> dict[str, Any]:
-    """Return every table of the fits of one method, which hold test rows only; None for a table that does not apply."""
+    """Return the tables of a method, given the test rows of its fits; None for a table that does not apply."""
     file = methods.file
     given = file.scores.get(fits[0].head, "none")
     pooled = _pooled(fits)
@@ -100,7 +100,7 @@ def parents(task: Task, column: str) -> dict[str, str]:
         if parent.setdefault(name, above) != above:
             raise DataError(
                 f"task, level {column.removeprefix(LEVEL)!r}: expected one class above {name!r}, got {parent[name]!r} "
-                f"and {above!r}. Mend the table of labels, or leave the level out."
+                f"and {above!r}. Correct the table of labels, or leave the level out."
             )
     return parent
 
@@ -118,7 +118,7 @@ def _groups(methods: Methods, fits: list[Predictions], column: str, resampling: 
     rows = []
     for name, count in zip(names[order], counts[order], strict=True):
         of_group = [subset(fit, values == name) for fit in fits]
-        measured = [bootstrap.value(resampling.metric, fit, methods.file.classes) for fit in of_group]
+        measured = [bootstrap.metric_value(resampling.metric, fit, methods.file.classes) for fit in of_group]
         known = [value for value in measured if value is not None]
         ends = resampling.interval(of_group, methods.file.classes) if len(known) == len(measured) else None
         row = {"value": str(name), "rows": int(count), "measured": float(np.mean(known)) if ends else None}
@@ -159,7 +159,7 @@ def _per_class(fit: Predictions, classes: Sequence[str], draws: int, *, scored: 
 
     if not classes:
         return None
-    target, guess = bootstrap.members(fit, classes)
+    target, guess = bootstrap.class_membership(fit, classes)
     columns = precision_recall_fscore_support(target, guess, labels=range(len(classes)), zero_division=0.0)
     rows = []
     for column, (name, p, r, f, n) in enumerate(zip(classes, *columns, strict=True)):

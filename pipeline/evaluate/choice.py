@@ -1,4 +1,4 @@
-"""Choose among the methods of a run, by rows that `pipeline.evaluate.undecided` marked; pure functions.
+"""Choose among the methods of a run, given rows with the marks of `pipeline.evaluate.undecided`; pure functions.
 
 1) Where every method gives probabilities and the metric is the default one, the least log loss on held-out rows wins.
 2) Otherwise the metric decides. If all methods within one standard error of the best give probabilities, the least log
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def best_of(rows: Sequence[Row], metric: str, *, higher: bool) -> Row:
-    """Return the best row by its marks, the first of equals; without marks, the best by the metric.
+    """Return the best row by its marks, or by the metric if there are no marks; ties go to the first.
 
     higher: whether larger values of the metric are better.
     """
@@ -35,7 +35,7 @@ def loss(row: Row, metric: str, *, higher: bool) -> float:
 
 
 def sentence(rows: Sequence[Row], best: Row) -> str | None:
-    """Return which methods with as many labels held-out rows cannot tell from the best; None where there are none."""
+    """Return a sentence on the methods that held-out rows cannot tell from the best; None where there are none."""
     close = [row for row in rows if row["labels"] == best["labels"] and row.get("close")]
     if len(close) < 2:
         return None

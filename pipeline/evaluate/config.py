@@ -8,26 +8,26 @@ from pipeline.settings.check import Settings
 
 
 class Metric(Settings):
-    """The deciding metric by kind of task: for the order of the leaderboard, and the intervals.
+    """The deciding metric by kind of task: it orders the leaderboard and has intervals.
 
-    Accuracy and map leave the choice on held-out rows to log loss where every method gives probabilities.
+    For accuracy and map, log loss chooses among methods on held-out rows if every method gives probabilities.
     """
 
     classification: Literal["accuracy", "balanced_accuracy", "macro_f1"] = Field(
-        default="accuracy", description="of a classification"
+        default="accuracy", description="metric of a classification"
     )
     multilabel: Literal["map", "macro_f1"] = Field(
-        default="map", description="of a task with several labels per sample"
+        default="map", description="metric of a task with several labels per sample"
     )
-    regression: Literal["r2", "mae"] = Field(default="r2", description="of a regression")
+    regression: Literal["r2", "mae"] = Field(default="r2", description="metric of a regression")
 
 
 class EvaluateConfig(Settings):
-    """How runs are measured."""
+    """Settings of the evaluation of runs."""
 
     REMOVED = {
         "interval": "Write `confidence_level`, with the same value.",
-        "calibration_bins": "The calibration error is of 15 bins, as in the literature: leave it out.",
+        "calibration_bins": "The calibration error uses 15 bins, as in the literature: leave it out.",
     }
 
     metric: Metric = Field(default=Metric(), description="the deciding metric, by kind of task")

@@ -37,8 +37,8 @@ class Methods:
 def read(predictions: Path, task: Path) -> Methods:
     """Read the predictions of a run, check them against the task, and return them by method.
 
-    Raises DataError where the predictions are of another kind of task, name classes or samples that the task lacks,
-    have other targets than the task, have no test rows, or have different test rows in two fits.
+    Raises DataError for predictions of another kind of task, classes or samples that the task lacks, targets that
+    differ from the task, missing test rows, and fits with different test rows.
     """
     file, truth = PredictionsFile.open(predictions), Task.read(task)
     again = f"Run {predictions.stem!r} again, as `dvc repro` does."
@@ -57,7 +57,7 @@ def read(predictions: Path, task: Path) -> Methods:
     for fit in file:
         method = Method(fit.head, fit.input, fit.labels)
         fits.setdefault(method, []).append(fit)
-        if not np.array_equal(keys, fit.keys):  # nearly always the keys of the fit before
+        if not np.array_equal(keys, fit.keys):  # the keys of consecutive fits are nearly always equal
             keys, rows = fit.keys, np.searchsorted(all_keys, fit.keys)
         problem = _problem(fit, file, rows, all_keys, targets)
         test = rows[fit.splits == "test"]
@@ -66,9 +66,7 @@ def read(predictions: Path, task: Path) -> Methods:
             raise DataError(f"{predictions}: the task has no test rows. Give its `sizes` a test share.")
         if not problem and len(tested) and not np.array_equal(tested, test):
             common = len(np.intersect1d(tested, test))
-            problem = (
-                f"expected the {len(tested)} test rows of the first fit, got {len(test)}, of which {common} are those"
-            )
+            problem = f"expected the {len(tested)} test rows of the first fit, got {len(test)}; {common} are in both"
         if problem:
             problems.append(f"{where}: {problem}")
         elif not len(tested):
@@ -85,12 +83,12 @@ def subset(fit: Predictions, rows: np.ndarray) -> Predictions:
 
 
 def _problem(fit: Predictions, file: PredictionsFile, rows: np.ndarray, keys: np.ndarray, targets: np.ndarray) -> str:
-    """Return what is wrong with a fit whose samples are `rows` of the task; "" if nothing is."""
+    """Return the error in a fit whose samples are `rows` of the task, or an empty string."""
     known = keys[np.minimum(rows, len(keys) - 1)] == fit.keys
     if not known.all():
         return f"{(~known).sum()} of {len(known)} samples are not in the task"
     if file.kind == "classification" and (foreign := sorted(set(fit.predicted) - set(file.classes))):
-        return f"predicted classes that the task has not: {', '.join(foreign[:12])}"
+        return f"predicted classes that the task does not have: {', '.join(foreign[:12])}"
     same = targets[rows] == fit.targets
     other = (~(same.all(axis=1) if same.ndim == 2 else same)).sum()
-    return f"{other} of {len(rows)} targets are not those of the task" if other else ""
+    return f"{other} of {len(rows)} targets differ from the task" if other else ""

@@ -26,14 +26,14 @@ from pipeline.runtime import versions
 from pipeline.task import describe_rare
 
 CODE = ("metrics.py", "predictions.py", "task.py", "files.py", "runtime.py")
-"""Files of `pipeline/` outside of this package that compute the numbers."""
+"""Modules of `pipeline/` outside this package that the numbers depend on."""
 
 MARKS = ("validation_log_loss", "validation_rows", "decided_by", "close")
 """Fields that `undecided.mark` adds to a row."""
 
 
 def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, model: Path) -> str:
-    """Return the digest of the inputs of a run's numbers: settings, files, code and versions of packages."""
+    """Return a digest of everything that the numbers depend on: settings, files, code and package versions."""
     files = [sha256_file(path) for path in (predictions, task, model / "model.json")]
     here = Path(__file__).parent
     code = [sha256_file(path) for path in (*sorted(here.glob("*.py")), *(here.parent / name for name in CODE))]
@@ -42,7 +42,7 @@ def inputs_digest(config: EvaluateConfig, *, predictions: Path, task: Path, mode
 
 
 def is_up_to_date(now: str, *, tables: Path, others: Sequence[Path]) -> bool:
-    """Return whether the tables of a run have the inputs digest `now`, and all files of the evaluation are there."""
+    """Return whether all files of an evaluation exist and its tables have the inputs digest `now`."""
     return all(path.is_file() for path in (tables, *others)) and read_json(tables).get("evidence") == now
 
 
@@ -59,7 +59,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run; write its numbers, the tables of the report and two plots, and return the numbers.
 
-    config: the metric, and how intervals are made.
+    config: the metric, and the settings of the intervals.
     predictions: the Parquet file of the run's predictions.
     task: the Parquet file of the task.
     model: the run's folder below data/models.
@@ -68,8 +68,8 @@ def evaluate(
     confusion: the CSV to write with target and prediction of each test row, in the first draw of the selected method.
     curve: the CSV to write with the metric of the selected head and input at each number of labels per class.
 
-    A CSV has only its header where it does not apply. Where no method can be measured by the metric, the cause is
-    written as `unavailable` in place of the numbers, and `compare` and the report go on without the run.
+    A CSV that does not apply has only a header. If the metric can be measured for no method, `unavailable` with the
+    reason replaces the numbers, and `compare` and the report leave the run out.
     """
     predictions = as_path(predictions, "evaluate: predictions")
     task = as_path(task, "evaluate: task")
@@ -84,7 +84,7 @@ def evaluate(
     best = select(rows, metric=metric)
     if best[metric] is None:
         why = (
-            f"{metric} cannot be measured of any method: {best['degraded'][metric]}. Choose another metric in "
+            f"{metric} cannot be measured for any method: {best['degraded'][metric]}. Choose another metric in "
             f"`evaluate.metric.{methods.file.kind}`, or another head."
         )
         known = {
@@ -135,7 +135,9 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
     measured = [row for row in rows if row[metric] is not None]
     tested = [methods.test(Method(row["head"], row["input"], row["labels"])) for row in measured]
     if tested:
-        values = bootstrap.resampled(metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed)
+        values = bootstrap.resample_metric(
+            metric, tested, methods.file.classes, resamples=config.resamples, seed=config.seed
+        )
         for row, fits, resamples in zip(measured, tested, values, strict=True):
             behind = bootstrap.rows_behind(metric, fits[0], methods.file.classes)
             ends = bootstrap.interval(resamples, config.confidence_level, rows=behind)
@@ -146,10 +148,10 @@ def table(methods: Methods, metric: str, config: EvaluateConfig) -> list[dict[st
 
 
 def select(rows: Sequence[dict[str, Any]], *, metric: str = "accuracy") -> dict[str, Any]:
-    """Return the row that held-out rows choose among the methods with the most labels; the first of equals.
+    """Choose a row by held-out rows among the methods with the most labels, and return it; ties go to the first.
 
-    A method without a value of the metric is passed over if another method has one. Raises DataError where there are
-    several methods and no validation rows to choose with.
+    A method without a value of the metric is ignored if another method has a value. Raises DataError for several
+    methods without validation rows to choose by.
     """
     most = max((row["labels"] for row in rows if row["labels"] is not None), default=None)
     largest = [row for row in rows if row["labels"] == most]
@@ -171,7 +173,7 @@ def _row(methods: Methods, metric: str, method: Method) -> dict[str, Any]:
     fits = methods.fits[method]
     tested = [_measure(methods, subset(fit, fit.splits == "test")) for fit in fits]
     held_out = [subset(fit, fit.splits == "validation") for fit in fits]
-    validated = [bootstrap.value(metric, fit, methods.file.classes) for fit in held_out]
+    validated = [bootstrap.metric_value(metric, fit, methods.file.classes) for fit in held_out]
     known = [value for value in (draw.values[metric] for draw in tested) if value is not None]
     degraded = {name: why for draw in tested for name, why in draw.degraded.items()}
     return {

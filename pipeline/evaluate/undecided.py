@@ -1,6 +1,7 @@
-"""Mark the methods of a run that held-out rows cannot tell from the best.
+"""Mark the methods of a run that held-out rows cannot tell from the best method.
 
-The standard error is of the difference between two methods on the same rows, by the bootstrap.
+A method is close to the best if the difference is at most one standard error. The bootstrap estimates the standard
+error of the difference on the same rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,13 @@ RESAMPLES = 200
 
 
 def mark(rows: Sequence[Row], methods: Methods, metric: str, *, seed: int) -> None:
-    """Add the marks that `choice.best_of` reads to the rows of methods with one number of labels.
+    """Add the marks that `choice.best_of` reads to the rows of methods with equal numbers of labels.
 
     `validation_log_loss`: mean over the draws, None without probabilities; `validation_rows`; `decided_by`: log_loss or
     the metric; `close`: whether the method is within one standard error of the best.
     """
-    held = [_held(methods, row) for row in rows]
-    for row, fits in zip(rows, held, strict=True):
+    held_out = [_held_out(methods, row) for row in rows]
+    for row, fits in zip(rows, held_out, strict=True):
         row["validation_rows"] = len(np.unique(np.concatenate([fit.keys for fit in fits])))
         row["validation_log_loss"] = _log_loss(fits, methods, row["head"])
         row["decided_by"], row["close"] = metric, False
@@ -44,11 +45,11 @@ def mark(rows: Sequence[Row], methods: Methods, metric: str, *, seed: int) -> No
     for number in compared:
         rows[number]["decided_by"] = decides
         behind = loss_of(rows[number]) - loss_of(rows[first])
-        error = 0.0 if number == first else _error(held[number], held[first], decides, methods, seed=seed)
+        error = 0.0 if number == first else _error(held_out[number], held_out[first], decides, methods, seed=seed)
         rows[number]["close"] = bool(behind <= error)
 
 
-def _held(methods: Methods, row: Row) -> list[Predictions]:
+def _held_out(methods: Methods, row: Row) -> list[Predictions]:
     fits = methods.fits[Method(row["head"], row["input"], row["labels"])]
     return [subset(fit, fit.splits == "validation") for fit in fits]
 

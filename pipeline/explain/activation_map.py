@@ -1,9 +1,9 @@
-"""Exact evidence at each position of a map, for scores that are linear in the row that the map is pooled to.
+"""Exact evidence at each position of a map, for scores that are linear in the pooled map.
 
-Class activation maps (Zhou et al. 2016, Learning Deep Features for Discriminative Localization, eq. 2): where the row
-is the mean of the map A over positions, weights w @ A at a position are its part of the score. Each other pooling here
-is linear in the map, or grows with it in proportion (max, gem, standard deviation). By Euler's theorem for such
-functions the parts gradient x value of all positions and channels then sum up to the pooled value too.
+Class activation maps (Zhou et al. 2016, Learning Deep Features for Discriminative Localization, eq. 2): if the row is
+the mean of the map A over positions, then w @ A at a position is its contribution to the score. The other poolings are
+homogeneous of degree 1 (linear, max, gem, standard deviation). By Euler's theorem, the contributions gradient × value
+of all positions and channels then sum to the pooled value as well.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ import torch
 
 from pipeline.backbones import projection
 from pipeline.backbones.spec import TapSpec
-from pipeline.explain.tap_maps import TapMap, grid_of
+from pipeline.explain.tap_maps import TapMap, patch_grid
 
 
 @dataclass(frozen=True)
 class TapEvidence:
-    """The part that a tap has in a score: `map` (rows, columns) whose mean plus `rest` is the part; None without a map.
+    """The contribution of a tap to a score: the mean of `map` plus `rest`.
 
-    `rest`: what comes from no position of the map, such as the class token.
+    map: (rows, columns); None for a tap without a map. rest: the part without a position, such as the class token's.
     """
 
     map: np.ndarray | None
@@ -28,34 +28,37 @@ class TapEvidence:
 
     @property
     def total(self) -> float:
-        """The part of the score."""
+        """The contribution to the score."""
         return self.rest + (0.0 if self.map is None else float(self.map.mean()))
 
 
-def weights_of_pooled(weights: np.ndarray, spec: TapSpec, width: int) -> np.ndarray:
-    """Return the weights of the pooled, flat values (width,) of a tap, from those of its row, maybe projected."""
+def unproject_weights(weights: np.ndarray, spec: TapSpec, width: int) -> np.ndarray:
+    """Return the weights of a tap's pooled values (width,), given the weights of its stored row, projected or not."""
     if spec.project is None:
         return weights
     return np.asarray(projection.matrix(width, spec.project).T @ weights)
 
 
 def activation_map(tap_map: TapMap, spec: TapSpec, weights: np.ndarray, size: tuple[int, int]) -> TapEvidence:
-    """Return the evidence of a tap for a score with weights (width of the row,); size: of the image (height, width)."""
+    """Return the evidence of a tap for a score.
+
+    weights: (width of the row,). size: height and width of the image.
+    """
     value = tap_map.value.double().requires_grad_()
     row = tap_map.row(value)
-    pooled = torch.from_numpy(weights_of_pooled(np.asarray(weights, np.float64), spec, len(row)))
-    part = row @ pooled
-    [gradient] = torch.autograd.grad(part, value)
-    # The gradient of a standard deviation that is 0 is no number; its part is 0.
-    shares = (gradient.nan_to_num(0.0) * value).detach()[0]
-    tap, total = tap_map.tap, float(part.detach())
+    pooled = torch.from_numpy(unproject_weights(np.asarray(weights, np.float64), spec, len(row)))
+    contribution = row @ pooled
+    [gradient] = torch.autograd.grad(contribution, value)
+    # The gradient of a standard deviation of 0 is NaN; its contribution is 0.
+    contributions = (gradient.nan_to_num(0.0) * value).detach()[0]
+    tap, total = tap_map.tap, float(contribution.detach())
     if tap.layout == "LC":
-        per_token = shares.sum(-1)[tap.prefix :]
-        grid = grid_of(len(per_token), size)
+        per_token = contributions.sum(-1)[tap.prefix :]
+        grid = patch_grid(len(per_token), size)
         if grid is None:
             return TapEvidence(None, total)
         positions = per_token.reshape(grid)
     else:
-        positions = shares.sum(0 if tap.layout == "CHW" else -1)
+        positions = contributions.sum(0 if tap.layout == "CHW" else -1)
     evidence = positions.numpy() * positions.numel()
     return TapEvidence(evidence, total - float(evidence.mean()))

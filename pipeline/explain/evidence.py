@@ -1,7 +1,7 @@
-"""The evidence of an image for some classes of a model, by the method that the model allows."""
+"""Compute the evidence in an image for some classes, by the method that the model allows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel
 
 EXACT = (
-    "Exact: the head is linear, and its weights act on the map before the pooling. The mean of the picture's values "
-    "plus what has no place in it is the score."
+    "Exact: the head is linear, so that its weights apply to the map before the pooling. The mean of the map is the "
+    "score, up to parts without a position."
 )
 NOT_LINEAR = (
     "The head is not linear, so that its weights show no evidence on the image. `icecore explain` covers one part of "
@@ -29,10 +29,12 @@ TAPS_ONLY = "The taps have no map, and no map of the network leads to them: ther
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence for a class: `map` (rows, columns), positive for it; None where there is none.
+    """The evidence for a class.
 
-    score: the head's decision value, the logit of a network, the number of a regression; None of heads that are not
-    linear. taps: the part of each tap in the score of a linear head, to which `intercept` comes.
+    map: (rows, columns), positive where it supports the class; None if there is no map.
+    score: the decision value of a head, the logit of a network, or the number of a regression; None for heads that are
+        not linear.
+    taps: the contribution of each tap to the score of a linear head, which also includes `intercept`.
     """
 
     name: str
@@ -43,8 +45,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """The evidence for some classes, and the method as a sentence."""
+class EvidenceSet:
+    """The evidence for several classes, and the method, described in a sentence."""
 
     method: str
     evidence: tuple[Evidence, ...]
@@ -58,26 +60,29 @@ def find_evidence(
     *,
     task: int = 0,
     occlusion: bool = True,
-) -> Explained:
-    """Return the evidence of one image for some outputs, by their numbers among the classes; 0 of a regression.
+) -> EvidenceSet:
+    """Return the evidence in an image for some outputs.
 
-    pixels: uint8 (height, width, channels) as the network takes them. rows: (1, ...) of each tap. task: its number.
-    occlusion: whether heads that are not linear are explained, by running the network on some fifty covered images.
+    pixels: uint8 (height, width, channels), preprocessed for the network.
+    rows: features of the image, (1, ...) per tap.
+    outputs: class numbers; [0] for a regression.
+    task: number of the model's task.
+    occlusion: whether to explain heads that are not linear, by running the network on about fifty covered images.
     """
-    names = model.tasks[task].classes or ("number",)
-    asked = [names[output] for output in outputs]
+    all_names = model.tasks[task].classes or ("number",)
+    names = [all_names[output] for output in outputs]
     linear = _linear_scores(model, rows, task)
     if linear is None and not occlusion:
-        return Explained(NOT_LINEAR, ())
+        return EvidenceSet(NOT_LINEAR, ())
     if linear is None:
-        return _by_occlusion(model, pixels, asked, outputs, task)
+        return _explain_by_occlusion(model, pixels, names, outputs, task)
     weights, intercept = linear.weights[list(outputs)], linear.intercept[list(outputs)]
     images = _normalise(model, pixels)
     specs = resolve(model.taps, model.backbone.spec, where=str(model.folder))
     maps = {} if model.head is None else read_tap_maps(model.backbone, specs, images)
     row = np.concatenate([np.asarray(rows[tap], np.float64).ravel() for tap in specs])
-    found = []
-    for name, own, bias in zip(asked, weights, intercept, strict=True):
+    evidence = []
+    for name, own, bias in zip(names, weights, intercept, strict=True):
         taps: dict[str, TapEvidence] = {}
         start = 0
         for tap, spec in specs.items():
@@ -87,26 +92,27 @@ def find_evidence(
                 taps[tap] = TapEvidence(None, float(row[part] @ own[part]))
             else:
                 taps[tap] = activation_map(tap_map, spec, own[part], model.backbone.spec.input.size)
-        score = float(sum(one.total for one in taps.values()) + bias)
-        found.append(Evidence(name, _total_map(taps, float(bias)), score, taps, float(bias)))
-    if any(one.map is not None for one in found):
-        return Explained(_say_exact(maps), tuple(found))
+        score = float(sum(tap.total for tap in taps.values()) + bias)
+        evidence.append(Evidence(name, _total_map(taps, float(bias)), score, taps, float(bias)))
+    if any(item.map is not None for item in evidence):
+        return EvidenceSet(_describe_exact(maps), tuple(evidence))
     gradients = gradient_maps(model.backbone, specs, images, weights)
     if gradients is None:
-        return Explained(TAPS_ONLY, tuple(found))
-    drawn = zip(found, gradients.maps, strict=True)
-    how = (
+        return EvidenceSet(TAPS_ONLY, tuple(evidence))
+    method = (
         f"Gradient × activation of the patch tokens at the node {gradients.node}: an approximation of what the score "
         "depends on, positive and negative."
         if gradients.tokens
-        else f"Grad-CAM at the node {gradients.node}: an approximation of what speaks for the class; nothing in it "
-        "speaks against."
+        else f"Grad-CAM at the node {gradients.node}: an approximation of the evidence for the class. It shows no "
+        "evidence against it."
     )
-    return Explained(how, tuple(Evidence(one.name, map_, one.score, one.taps, one.intercept) for one, map_ in drawn))
+    return EvidenceSet(
+        method, tuple(replace(item, map=map_) for item, map_ in zip(evidence, gradients.maps, strict=True))
+    )
 
 
 def _linear_scores(model: TrainedModel, rows: Mapping[str, np.ndarray], task: int) -> LinearScores | None:
-    """Return the scores as a linear function of the joined rows; of a network they are its logits."""
+    """Return the scores as a linear function of the concatenated rows; for a network, the scores are its logits."""
     if model.head is None:
         columns = model.tasks[task].columns
         width = next(iter(rows.values())).size
@@ -122,17 +128,17 @@ def _normalise(model: TrainedModel, pixels: np.ndarray) -> torch.Tensor:
 
 
 def _total_map(taps: Mapping[str, TapEvidence], intercept: float) -> np.ndarray | None:
-    """Return the sum of the taps' maps on the finest grid of them, plus what has no position: its mean is the score."""
-    maps = [one.map for one in taps.values() if one.map is not None]
+    """Return the sum of the taps' maps, on the finest of their grids, shifted so that its mean is the score."""
+    maps = [tap.map for tap in taps.values() if tap.map is not None]
     if not maps:
         return None
-    finest = max(maps, key=lambda one: one.size)
-    total = sum(_resized(one, finest.shape) for one in maps)
-    return np.asarray(total + intercept + sum(one.rest for one in taps.values()))
+    finest = max(maps, key=lambda map_: map_.size)
+    total = sum(_resize(map_, finest.shape) for map_ in maps)
+    return np.asarray(total + intercept + sum(tap.rest for tap in taps.values()))
 
 
-def _resized(map_: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a map on a finer grid, with the mean that it had."""
+def _resize(map_: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a map on a finer grid, with the same mean."""
     if map_.shape == shape:
         return map_
     fine = torch.nn.functional.interpolate(
@@ -141,16 +147,16 @@ def _resized(map_: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(fine + map_.mean() - fine.mean())
 
 
-def _say_exact(maps: Mapping[str, TapMap | None]) -> str:
-    nodes = ", ".join(f"{tap}: {one.node}" for tap, one in maps.items() if one is not None)
-    without = ", ".join(tap for tap, one in maps.items() if one is None)
-    rest = f" Taps without a map: {without}; the table has their parts." if without else ""
+def _describe_exact(maps: Mapping[str, TapMap | None]) -> str:
+    nodes = ", ".join(f"{tap}: {tap_map.node}" for tap, tap_map in maps.items() if tap_map is not None)
+    without = ", ".join(tap for tap, tap_map in maps.items() if tap_map is None)
+    rest = f" Taps without a map: {without}; the table has their contributions." if without else ""
     return f"{EXACT} Maps of the nodes {nodes}.{rest}"
 
 
-def _by_occlusion(
-    model: TrainedModel, pixels: np.ndarray, asked: Sequence[str], outputs: Sequence[int], task: int
-) -> Explained:
+def _explain_by_occlusion(
+    model: TrainedModel, pixels: np.ndarray, names: Sequence[str], outputs: Sequence[int], task: int
+) -> EvidenceSet:
     run = InMemoryExtractor(model.backbone, model.taps, batch_size=CELLS * CELLS, precision=model.precision).run
 
     def scores(batch: np.ndarray) -> np.ndarray:
@@ -166,9 +172,9 @@ def _by_occlusion(
     fill = [255 * value for value in model.backbone.spec.input.mean]
     maps = occlusion_maps(pixels, scores, outputs=outputs, fill=fill)
     method = (
-        f"Occlusion: the head is not linear, so that each cell of a grid of {CELLS}×{CELLS} was covered, and the "
-        "picture shows how much that lowers the score."
+        f"Occlusion: the head is not linear, so each cell of a {CELLS}×{CELLS} grid was covered in turn, and the "
+        "picture shows by how much that lowers the score."
     )
-    if not any(one.any() for one in maps):
+    if not any(map_.any() for map_ in maps):
         method += " No covered cell changed the score."
-    return Explained(method, tuple(Evidence(name, map_) for name, map_ in zip(asked, maps, strict=True)))
+    return EvidenceSet(method, tuple(Evidence(name, map_) for name, map_ in zip(names, maps, strict=True)))

@@ -1,4 +1,4 @@
-"""Fold a linear head and the steps before it into one matrix that acts on the row of features."""
+"""Fold a linear head and the steps before it into one matrix that applies to the row of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import numpy as np
 from pipeline.task import Kind
 
 TOLERANCE = 1e-3
-"""By which the folded matrix may differ from the head, relative to the largest score; more means another formula."""
+"""The largest accepted difference between folded matrix and head, relative to the largest score."""
 
 
 @dataclass(frozen=True)
 class LinearScores:
-    """Scores as `weights @ row + intercept`: float64 (outputs, width) and (outputs,), outputs in the order of classes.
+    """Scores as `weights @ row + intercept`, float64 (outputs, width) and (outputs,), in the order of the classes.
 
-    A regression has one output.
+    A regression has a single output.
     """
 
     weights: np.ndarray
@@ -24,11 +24,13 @@ class LinearScores:
 
 
 def fold_linear_head(head: Any, row: np.ndarray, *, kind: Kind, classes: Sequence[str]) -> LinearScores | None:
-    """Return the decision values of a fitted head as a linear function of a row (width,); None if they are not linear.
+    """Return the decision values of a fitted head as a linear function of a row; None if they are not linear.
 
-    A step that divides a row by its length counts as a division by the length of this row: the scores of this row are
-    exact, those of others are not. A temperature is left out, since it divides the scores of all classes alike. The
-    result is compared with the head's own scores of the row.
+    row: the features of the image, (width,).
+
+    A step that normalises rows is treated as a division by the length of this row, so that the result is exact only for
+    this row. A temperature is left out, since it scales the scores of all classes equally. The result is compared with
+    the head's own scores of the row.
     """
     steps, last = _unwrap(head)
     inputs = [np.asarray(row, np.float64)[None]]
@@ -48,7 +50,7 @@ def fold_linear_head(head: Any, row: np.ndarray, *, kind: Kind, classes: Sequenc
 
 
 def _unwrap(head: Any) -> tuple[list[Any], Any]:
-    """Return the steps before the estimator, and the estimator, without what calibrates its scores."""
+    """Return the steps before the estimator, and the estimator without its calibration."""
     name = type(head).__name__
     if name == "Pipeline":
         steps, last = _unwrap(head[-1])
@@ -63,12 +65,14 @@ def _unwrap(head: Any) -> tuple[list[Any], Any]:
 def _scores_of_last(last: Any, kind: Kind, classes: Sequence[str]) -> LinearScores | None:
     if kind == "multilabel" and hasattr(last, "estimators_"):  # one-vs-rest
         parts = last.estimators_
-        width = next((one.coef_.shape[-1] for one in parts if hasattr(one, "coef_")), None)
-        if width is None or not all(hasattr(one, "coef_") or hasattr(one, "y_") for one in parts):
+        width = next((part.coef_.shape[-1] for part in parts if hasattr(part, "coef_")), None)
+        if width is None or not all(hasattr(part, "coef_") or hasattr(part, "y_") for part in parts):
             return None
-        # A label that all training rows have, or none has, comes from a constant.
-        rows = [np.atleast_2d(one.coef_) if hasattr(one, "coef_") else np.zeros((1, width)) for one in parts]
-        bias = [np.ravel(one.intercept_ if hasattr(one, "coef_") else one.decision_function([[0]])) for one in parts]
+        # The estimator of a label that all training rows have, or no training row has, is a constant.
+        rows = [np.atleast_2d(part.coef_) if hasattr(part, "coef_") else np.zeros((1, width)) for part in parts]
+        bias = [
+            np.ravel(part.intercept_ if hasattr(part, "coef_") else part.decision_function([[0]])) for part in parts
+        ]
         return LinearScores(np.concatenate(rows).astype(np.float64), np.concatenate(bias).astype(np.float64))
     if not hasattr(last, "coef_") or not hasattr(last, "intercept_"):
         return None
@@ -86,7 +90,7 @@ def _scores_of_last(last: Any, kind: Kind, classes: Sequence[str]) -> LinearScor
 
 
 def _own_scores(last: Any, X: np.ndarray, kind: Kind, classes: Sequence[str]) -> np.ndarray | None:
-    """Return the decision values of the head itself, or the number of a regression, (outputs,)."""
+    """Return the head's own decision values, or the number of a regression, (outputs,)."""
     if kind == "regression":
         return np.ravel(last.predict(X)).astype(np.float64)
     if not hasattr(last, "decision_function"):
@@ -101,7 +105,7 @@ def _own_scores(last: Any, X: np.ndarray, kind: Kind, classes: Sequence[str]) ->
 
 
 def _fold(step: Any, row: np.ndarray, scores: LinearScores) -> LinearScores | None:
-    """Return scores of what a step gets, from those of what it gives; `row`: what it gets for the image."""
+    """Return scores as a function of a step's input, given scores of its output. row: the image's input to the step."""
     name, weights = type(step).__name__, scores.weights
     if name in ("StandardScaler", "StreamingScaler"):
         weights = weights / (step.scale_ if step.with_std else 1.0)

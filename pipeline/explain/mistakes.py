@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError, counted
 from pipeline.evaluate.methods import Method, Methods, read
-from pipeline.predict.training_rows import TrainingRows, learned_rows, taps_of, text_of
+from pipeline.predict.training_rows import TrainingRows, describe_target, fitted_rows, open_taps
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
 from pipeline.streaming.rows import Rows
@@ -205,7 +205,7 @@ def _most_similar(
 ) -> list[Similar | None]:
     """Return the most similar training row of the fit for each sample; None without features."""
     task = methods.task
-    known = TrainingRows.read(task, learned_rows(task, fit.labels, fit.draw), taps) if len(keys) else None
+    known = TrainingRows.read(task, fitted_rows(task, fit.labels, fit.draw), taps) if len(keys) else None
     if known is None:
         return [None] * len(keys)
     numbers, cosines = known.nearest(Rows(taps, keys.tolist()), 1)
@@ -221,11 +221,11 @@ def _cells(similar: Similar | None) -> tuple[str, str, str]:
 
 def _text(target: Any, methods: Methods) -> str:
     """Return a target as text."""
-    return text_of(target, methods.file.kind, methods.file.classes)
+    return describe_target(target, methods.file.kind, methods.file.classes)
 
 
 def find_taps(evaluation: Mapping[str, Any], features: Path, task: Task) -> Callable[[str], Sequence[Features]]:
-    """Return a function from the name of a run's input to the features of its taps, as `taps_of` opens them."""
+    """Return a function from the name of a run's input to the features of its taps, as `open_taps` opens them."""
     model = evaluation["made_from"]
     folder = features / model["settings"].get("backbone", model.get("student", ""))
-    return lambda name: taps_of(folder, name, task)
+    return lambda name: open_taps(folder, name, task)

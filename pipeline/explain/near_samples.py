@@ -1,4 +1,4 @@
-"""The training samples of a run that are nearest to images, with small pictures of those that can be read."""
+"""Find the training samples of a run that are nearest to images, with thumbnails where the samples can be read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.readers.image import decode
 
 @dataclass(frozen=True)
 class NearSample:
-    """A training sample: its path, its target as text, its cosine with the image, its picture as a data URI."""
+    """A training sample: its path, its target as text, its cosine with the image, its thumbnail as a data URI."""
 
     path: str
     label: str
@@ -25,11 +25,14 @@ class NearSample:
 
 
 FindNear = Callable[[Sequence[bytes], Mapping[str, np.ndarray]], list[list[NearSample]]]
-"""Called with the bytes of some images and their rows (images, ...) of each tap of the model."""
+"""A function of the bytes of some images and their features, (images, ...) for each tap of the model."""
 
 
 def near_samples(model: TrainedModel, count: int) -> FindNear:
-    """Return what finds the nearest training samples of images; raises what `open_training_rows` raises."""
+    """Return a function that finds the nearest training samples of images.
+
+    Raises the errors of `open_training_rows`.
+    """
     training, source = open_training_rows(model)
     data = model.folder.absolute().parent.parent
 
@@ -55,9 +58,9 @@ def near_samples(model: TrainedModel, count: int) -> FindNear:
 
 
 def thumbnails(paths: Mapping[str, str], *, data: Path) -> dict[str, str]:
-    """Return small pictures of samples of a project, wherever they lie, by key; without those that cannot be read.
+    """Return thumbnails of samples of a project by key, wherever the samples are stored, without unreadable samples.
 
-    paths: the path of each sample by its key, as the task has it. data: the folder `data` of the project.
+    paths: the path of each sample by its key, from the task. data: the folder `data` of the project.
     """
     pictures = {}
     for item in items(find_samples(paths, manifests=data / "manifests", root=str(data.parent))):

@@ -1,7 +1,7 @@
-"""Evidence for any head: how much a score falls where a part of the image is covered.
+"""Evidence for any head: how much a score drops when a part of the image is covered.
 
-Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, section 4.2. It needs no gradient, which
-trees and neighbours do not have.
+Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, section 4.2. Occlusion needs no gradient,
+which trees and nearest neighbours do not have.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 CELLS = 7
-"""Rows and columns of the grid whose cells are covered one after the other."""
+"""Rows and columns of the grid whose cells are covered one at a time."""
 
 
 def occlusion_maps(
@@ -19,10 +19,11 @@ def occlusion_maps(
     outputs: Sequence[int],
     fill: Sequence[float],
 ) -> list[np.ndarray]:
-    """Return the fall of some scores by the covered cell, (rows, columns) for each of `outputs`.
+    """Return the drop of the score for each covered cell, (rows, columns) for each of `outputs`.
 
-    pixels: uint8 (height, width, channels). scores: takes a batch of such pixels and returns (n, outputs). fill: the
-    colour of a covered cell, 0 to 255 for each channel.
+    pixels: uint8 (height, width, channels).
+    scores: maps a batch of pixels to scores (n, outputs).
+    fill: the colour of a covered cell, 0 to 255 per channel.
     """
     height, width, _ = pixels.shape
     rows, columns = min(CELLS, height), min(CELLS, width)
@@ -33,5 +34,5 @@ def occlusion_maps(
             right = slice(column * width // columns, (column + 1) * width // columns)
             covered[row * columns + column, down, right] = np.round(fill).astype(np.uint8)
     whole = scores(pixels[None])[0]
-    falls = whole - scores(covered)
-    return [np.asarray(falls[:, output], np.float64).reshape(rows, columns) for output in outputs]
+    drops = whole - scores(covered)
+    return [np.asarray(drops[:, output], np.float64).reshape(rows, columns) for output in outputs]

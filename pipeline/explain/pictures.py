@@ -1,4 +1,4 @@
-"""Pictures inside a page: the image as the network takes it, the evidence over it, small training samples."""
+"""Pictures for the page, as data URIs: the preprocessed image, the evidence over it, thumbnails of training samples."""
 
 import base64
 import io
@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image
 
 SIDE = 224
-"""Pixels of the shorter side of a picture; small images are enlarged without smoothing."""
+"""The least pixels of a picture's shorter side; smaller images are enlarged without smoothing."""
 
 THUMBNAIL = 112
 
 FOR, AGAINST = np.array([213, 94, 0]), np.array([0, 114, 178])
-"""Colours that people who see red and green alike tell apart (Okabe and Ito 2008)."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito 2008)."""
 
 STRONGEST = 0.75
-"""The share of the colour where the evidence is the largest."""
+"""The opacity of the colour where the evidence is largest."""
 
 
 def picture(pixels: np.ndarray) -> str:
@@ -24,7 +24,7 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def overlay(pixels: np.ndarray, evidence: np.ndarray, largest: float) -> str:
-    """Return the image in grey under its evidence as a data URI; `largest`: the evidence that has the full colour."""
+    """Draw evidence over the image in grey; return a data URI. largest: the evidence that gets the strongest colour."""
     base = _image(pixels).convert("L").convert("RGB")
     smooth = Image.fromarray(evidence.astype(np.float32)).resize(base.size, Image.Resampling.BILINEAR)
     strength = np.asarray(smooth) / largest if largest > 0 else np.zeros(base.size[::-1])

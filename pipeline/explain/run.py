@@ -1,4 +1,4 @@
-"""Explain what a model predicts of some images, and write the page."""
+"""Explain a model's predictions of some images, and write the page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import report
 from pipeline.errors import ConfigError, DataError, PipelineError, requires, unknown
-from pipeline.explain.evidence import Explained, find_evidence
+from pipeline.explain.evidence import EvidenceSet, find_evidence
 from pipeline.explain.near_samples import FindNear, NearSample, near_samples
 from pipeline.explain.view import view_of
 from pipeline.files import write_text
@@ -16,28 +16,28 @@ from pipeline.inference.answers import Answers
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel
 from pipeline.loading.images import pixel_batches
-from pipeline.predict.training_rows import text_of
+from pipeline.predict.training_rows import describe_target
 from pipeline.sources import filesystem
 from pipeline.text import digits, readable
 
 MAPS = 2
-"""Classes whose evidence is shown where none is named."""
+"""The number of classes whose evidence is shown by default."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one image: the prediction, its evidence, and the nearest training samples."""
+    """The explanation of an image: the prediction, its evidence, and the nearest training samples."""
 
     path: str
     pixels: np.ndarray
     prediction: str
     top: list[tuple[str, float]]
-    explained: Explained
+    explained: EvidenceSet
     near: list[NearSample]
 
 
 def check_out(out: Path) -> Path:
-    """Return the page's path; raises ConfigError for a folder, and for a file that would be no page."""
+    """Return the path of the page; raises ConfigError for a folder and for a file that does not end in .html."""
     if out.is_dir():
         raise ConfigError(f"--out {out}: expected a file such as {out / 'page.html'}, got a folder.")
     if out.suffix.lower() not in (".html", ".htm"):
@@ -56,14 +56,18 @@ def explain(
     task: str | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> list[Explanation]:
-    """Write the page of some images, and return what it shows.
+    """Write a page that explains the predictions of some images; return the explanations.
 
-    images: paths or URLs. top: classes that are listed with their scores. near: nearest training samples; where their
-    features are missing, the page and `log` say why. classes: whose evidence is shown; by default that of the two best.
-    task: one of the model's, by default the first.
+    model: the trained model.
+    images: paths or URLs.
+    out: the HTML file to write, which appears after all images are explained.
+    top: number of classes that are listed with their scores.
+    near: number of nearest training samples. If their features are missing, the page and `log` state the reason.
+    classes: the classes whose evidence is shown; by default the two with the largest scores.
+    task: a task of the model, by default the first.
 
-    Raises ConfigError for an unusable `out`, DataError for an unknown class or task and for an image that cannot be
-    used, with its path, and MissingExtraError without jinja2. The page appears when all images are explained.
+    Raises ConfigError for an unusable `out`, DataError with the path for an unusable image, DataError for an unknown
+    class or task, and MissingExtraError without jinja2.
     """
     check_out(out)
     with requires("report", what="the page of `icecore explain`"):
@@ -87,8 +91,9 @@ def explain(
     )
     environment.filters |= {"readable": readable, "digits": digits}
     views = [
-        {"path": one.path, "prediction": one.prediction, "top": one.top} | view_of(one.pixels, one.explained, one.near)
-        for one in explanations
+        {"path": item.path, "prediction": item.prediction, "top": item.top}
+        | view_of(item.pixels, item.explained, item.near)
+        for item in explanations
     ]
     head = "its own classifier" if model.head is None else str(model.record["head"])
     page = environment.get_template("page.html").render(
@@ -105,14 +110,14 @@ def explain(
 
 
 def _task_number(model: TrainedModel, task: str | None) -> int:
-    names = [one.name for one in model.tasks]
+    names = [known.name for known in model.tasks]
     if task is not None and task not in names:
         raise DataError(f"{model.folder}: {unknown('task', task, names)}")
     return 0 if task is None else names.index(task)
 
 
 def _outputs(model: TrainedModel, task: int, classes: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes whose evidence is asked for; empty for the best of each image."""
+    """Return the numbers of the named classes; an empty list stands for the best classes of each image."""
     known = model.tasks[task].classes
     for name in classes:
         if not known:
@@ -123,7 +128,7 @@ def _outputs(model: TrainedModel, task: int, classes: Sequence[str]) -> list[int
 
 
 def _open_near(model: TrainedModel, count: int) -> tuple[FindNear | None, str]:
-    """Return what finds the nearest training samples; None with the reason where their features cannot be used."""
+    """Return a function that finds the nearest training samples, or None and the reason."""
     if count < 1:
         return None, ""
     try:
@@ -158,7 +163,7 @@ def _explain_one(
     return Explanation(
         path=path,
         pixels=pixels[0],
-        prediction=text_of(answers.predicted[0], output.kind, output.classes),
+        prediction=describe_target(answers.predicted[0], output.kind, output.classes),
         top=[(output.classes[number], score) for number, score in best[:top] if np.isfinite(score)],
         explained=find_evidence(model, pixels[0], rows, wanted, task=task),
         near=[] if find is None else find([data], rows)[0],
@@ -166,7 +171,7 @@ def _explain_one(
 
 
 def _best_first(answers: Answers, classes: Sequence[str]) -> list[tuple[int, float]]:
-    """Return the numbers of the classes with their scores, the largest first; without scores the predicted first."""
+    """Return class numbers with scores, largest first; for a head without scores, the predicted classes first."""
     if not classes:
         return []
     scores = answers.scores[0]

@@ -1,4 +1,4 @@
-"""The map of a tap for one image: its values at each position, before the pooling that makes the row."""
+"""The map of a tap for an image: its values at each position, before the pooling."""
 
 import math
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import Tap, TapSpec
 
 LAYOUTS = {(2, 3): "CHW", (1, 2): "HWC", (1,): "LC"}
-"""Layouts by the axes of a batch over which the values were averaged."""
+"""The layout of a map by the axes of a batch over which it is averaged."""
 
 BEFORE = 8
-"""Nodes before a vector that are tried as the map whose mean it is."""
+"""How many nodes before a vector are tried as the map whose mean is the vector."""
 
 CLOSE = 1e-4
-"""By which the mean of a map may differ from the vector, relative to the largest value of the vector."""
+"""The largest accepted difference between a map's mean and the vector, relative to the vector's largest value."""
 
 
 @dataclass(frozen=True)
 class TapMap:
-    """The values of a node for one image (1, ...), how they are laid out, and how they are pooled to the row."""
+    """The values of a node for an image, (1, ...), with their layout (`tap`) and the pooling that makes the row."""
 
     value: Tensor
     tap: Tap
@@ -33,17 +33,19 @@ class TapMap:
     node: str
 
     def row(self, value: Tensor) -> Tensor:
-        """Pool a value of this node to one flat row; differentiable."""
+        """Pool a value of this node to a flat row; differentiable."""
         if self.tap.layout == "LC" and self.pool == "mean":
             return value[:, self.tap.prefix :].mean(1).flatten()
         return pool(value, self.pool, self.tap).flatten()
 
 
 def read_tap_maps(backbone: Backbone, taps: Mapping[str, TapSpec], images: Tensor) -> dict[str, TapMap | None]:
-    """Run one image (1, c, h, w), normalised, and return the map of each tap; None of a tap that is no mean of a map.
+    """Run an image through the network and return the map of each tap; None for a tap that is not pooled from a map.
 
-    Of a vector, such as the input of a classifier, the map is that of a node before it whose mean over positions is the
-    vector for this image. taps: nodes, no aliases.
+    taps: taps with nodes, not aliases. images: a single normalised image, (1, c, h, w).
+
+    For a vector, such as the input of a classifier, the map is that of an earlier node whose mean over positions equals
+    the vector for this image.
     """
     nodes = backbone.spec.taps
     wanted: dict[str, Tap] = {}
@@ -57,21 +59,24 @@ def read_tap_maps(backbone: Backbone, taps: Mapping[str, TapSpec], images: Tenso
             wanted[spec.node] = tap.model_copy(update={"averaged": (), "layout": layout})
     values: dict[str, Tensor] = {}
 
-    def keep(node: str, value: Any) -> None:
+    def record(node: str, value: Any) -> None:
         values[node] = value.detach().clone().float()
 
     with (
         torch.no_grad(),
         without_attention_fastpath(),
-        observe(backbone.module, keep, {k: v for k, v in wanted.items() if k != INPUT}),
+        observe(backbone.module, record, {k: v for k, v in wanted.items() if k != INPUT}),
     ):
         backbone.module(images)
     values[INPUT] = images.detach().clone()
     return {name: _map_of(spec, nodes[spec.node], wanted, values) for name, spec in taps.items()}
 
 
-def grid_of(positions: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return rows and columns of so many patches of an image of a size (height, width); None if they do not fit."""
+def patch_grid(positions: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the rows and columns of a number of patches of an image; None if they form no grid.
+
+    size: height and width of the image.
+    """
     rows = math.sqrt(positions * size[0] / size[1])
     grid = round(rows), round(positions / rows) if rows else 0
     return grid if grid[0] * grid[1] == positions else None
@@ -90,11 +95,11 @@ def _map_of(spec: TapSpec, tap: Tap, wanted: Mapping[str, Tap], values: Mapping[
         return None
     row = value.flatten()
     for node in reversed(_maps_before(spec.node, tap, wanted)):
-        one = wanted[node]
-        for prefix in {one.prefix, 0}:
-            found = TapMap(values[node], one.model_copy(update={"prefix": prefix}), "mean", node)
-            if (found.row(found.value) - row).abs().max() <= CLOSE * max(1e-6, float(row.abs().max())):
-                return found
+        earlier = wanted[node]
+        for prefix in {earlier.prefix, 0}:
+            candidate = TapMap(values[node], earlier.model_copy(update={"prefix": prefix}), "mean", node)
+            if (candidate.row(candidate.value) - row).abs().max() <= CLOSE * max(1e-6, float(row.abs().max())):
+                return candidate
     return None
 
 
@@ -111,9 +116,9 @@ def _channels(tap: Tap) -> int:
 
 def _maps_before(node: str, tap: Tap, nodes: Mapping[str, Tap]) -> dict[str, Tap]:
     """Return the last nodes with positions and as many channels as the vector has values."""
-    fitting = {
-        name: one
-        for name, one in nodes.items()
-        if name != node and not one.averaged and has_positions(one) and _channels(one) == _channels(tap)
+    candidates = {
+        name: other
+        for name, other in nodes.items()
+        if name != node and not other.averaged and has_positions(other) and _channels(other) == _channels(tap)
     }
-    return dict(list(fitting.items())[-BEFORE:])
+    return dict(list(candidates.items())[-BEFORE:])

@@ -8,11 +8,11 @@ import numpy as np
 from pipeline.explain.pictures import overlay, picture
 
 if TYPE_CHECKING:
-    from pipeline.explain.evidence import Evidence, Explained
+    from pipeline.explain.evidence import Evidence, EvidenceSet
     from pipeline.explain.near_samples import NearSample
 
 
-def view_of(pixels: np.ndarray, explained: "Explained", near: "Sequence[NearSample]") -> dict[str, Any]:
+def view_of(pixels: np.ndarray, explained: "EvidenceSet", near: "Sequence[NearSample]") -> dict[str, Any]:
     """Return the picture of an image, its evidence over it, the part of each tap, and its nearest training samples.
 
     pixels: uint8 (height, width, channels) as the network takes them. All evidence of an image has one scale.

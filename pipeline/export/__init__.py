@@ -1,14 +1,14 @@
-"""Export a trained model: a file from pixels to probabilities, its description, and a script that needs no icecore.
+"""Export a trained model: a file that maps pixels to probabilities, its description, and a script without icecore.
 
-model       the model as one torch module: the backbone up to its taps, and from these to scores
+run         load the model, write the file, compare it with the pipeline, describe it
+model       the model as a torch module: the backbone up to its taps, and from the taps to scores
 layers      scaling, PCA and linear heads as torch modules
-estimators  fitted estimators of scikit-learn as torch modules
+estimators  fitted scikit-learn estimators as torch modules
 trees       decision trees as tensors
-graph       the file: ONNX, OpenVINO's IR or a torch program
-int8        static quantisation, and what it costs on test rows
-samples     images of the run's task, to compare and to calibrate with
-check       the comparison of the file with the pipeline's predictions
+graph       write and run the file: ONNX, OpenVINO IR or a torch program
+int8        static quantisation, and its cost on test rows
+samples     images of the run's task, for the comparison and for calibration
+check       compare the file with the pipeline's predictions
 card        model.json, the model card and the script of an exported model
-infer       that script
-run         load, write, compare, describe
+infer       the template of the script
 """

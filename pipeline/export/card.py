@@ -1,4 +1,4 @@
-"""What lies next to an exported model: model.json for programs, a model card for people, a script that runs it."""
+"""The files next to an exported model: model.json for programs, a model card for people, a script that runs it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from pipeline.model_record import to_json as record_to_json
 from pipeline.task import SPLITS, Task
 
 EXPORT = 1
-"""The version of model.json of an export, under the key `export`."""
+"""The format version of an export, stored in model.json under the key `export`."""
 
 LIBRARIES: Mapping[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 LOAD: Mapping[Format, str] = {
@@ -26,28 +26,28 @@ LOAD: Mapping[Format, str] = {
     "torch": "torch.export.load(sys.argv[1]).module()",
 }
 CALL: Mapping[Format, str] = {
-    "onnx": 'session.run([one["name"] for one in outputs], {"pixels": pixels})',
-    "openvino": '[session(pixels)[one["name"]] for one in outputs]',
-    "torch": "[one.detach().numpy() for one in session(torch.from_numpy(pixels.copy()))]",
+    "onnx": 'session.run([item["name"] for item in outputs], {"pixels": pixels})',
+    "openvino": '[session(pixels)[item["name"]] for item in outputs]',
+    "torch": "[value.detach().numpy() for value in session(torch.from_numpy(pixels.copy()))]",
 }
-"""What differs between formats in infer.py: how a model is loaded, and how it is called."""
+"""The parts of infer.py that differ between formats: how a model is loaded, and how it is called."""
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "map", "log_loss", "ece", "r2", "mae")
-SHOWN = 40  # classes that the card lists
+SHOWN = 40  # the most classes that the card lists
 
 
 def build_script(form: Format) -> str:
-    """Return the text of infer.py for a format: at most 40 lines that need its library, NumPy and Pillow only."""
+    """Return infer.py for a format: at most 40 lines that need only the format's library, NumPy and Pillow."""
     text = (Path(__file__).parent / "infer.py").read_text(encoding="utf-8")
-    for one in (FILES, LOAD, CALL):
-        text = text.replace(one["onnx"], one[form])
+    for by_format in (FILES, LOAD, CALL):
+        text = text.replace(by_format["onnx"], by_format[form])
     return text.replace("import onnxruntime", f"import {LIBRARIES[form]}")
 
 
 def to_json(
     model: TrainedModel, outputs: Sequence[Output], *, form: Format, check: Mapping[str, Any], int8: Any | None
 ) -> dict[str, Any]:
-    """Return the content of model.json, but for the digests of the files that lie next to it."""
+    """Return the content of model.json, without the digests of the files next to it."""
     spec = model.backbone.spec
     channels, height, width = spec.input.shape
     head = model.record["file"]
@@ -57,7 +57,7 @@ def to_json(
         "file": FILES[form],
         "format": form,
         "input": {"name": INPUT, "dtype": "uint8", "shape": ["batch", height, width, channels]},
-        "outputs": [{**asdict(one), "threshold": one.threshold} for one in outputs],
+        "outputs": [{**asdict(output), "threshold": output.threshold} for output in outputs],
         "preprocessing": spec.input.image.model_dump(mode="json"),
         "in_the_graph": {"divided_by": 255, "mean": spec.input.mean, "std": spec.input.std},
         "made_from": {
@@ -83,7 +83,7 @@ def to_json(
 
 
 def read_metrics(model: TrainedModel) -> dict[str, Any] | None:
-    """Return what `evaluate` measured of this fit on test rows; None where it did not, or the run has changed."""
+    """Return the metrics of this fit on test rows, from `evaluate`; None if it was not evaluated or the run changed."""
     path = find_project_data(model) / "plots" / f"{model.folder.absolute().name}.json"
     if not path.is_file():
         return None
@@ -107,7 +107,7 @@ def read_metrics(model: TrainedModel) -> dict[str, Any] | None:
 
 
 def describe_licence(model: TrainedModel) -> str:
-    """Return what is known of the licence of the weights; of a trained network, of those that it began with."""
+    """Return a sentence on the licence of the weights; for a trained network, of the weights it started from."""
     origin = model.backbone.spec.origin
     if "license" not in origin and isinstance(origin.get("backbone"), str):
         try:
@@ -118,19 +118,19 @@ def describe_licence(model: TrainedModel) -> str:
     return (
         f"The weights of the backbone are under {stated}."
         if stated != "not stated"
-        else ("The licence of the backbone's weights is not known: ask where they came from before you give this on.")
+        else ("The licence of the backbone's weights is unknown: ask at their source before you pass this model on.")
     )
 
 
 def build_card(model: TrainedModel, about: Mapping[str, Any]) -> str:
-    """Return the model card. `about`: the content of model.json."""
+    """Return the model card as Markdown. about: the content of model.json."""
     form: Format = about["format"]
     spec, task = model.backbone.spec, about["made_from"]["task"]
-    made = about["made_from"]["fit"]
+    fit = about["made_from"]["fit"]
     lines = [
         f"# {about['run']}",
         "",
-        *[_purpose(one) for one in about["outputs"]],
+        *[_purpose(output) for output in about["outputs"]],
         "",
         "## Use",
         "",
@@ -139,32 +139,32 @@ def build_card(model: TrainedModel, about: Mapping[str, Any]) -> str:
         f"$ python infer.py {about['file']} photo.jpg",
         "```",
         "",
-        f"Input `{INPUT}`: uint8 (batch, {', '.join(map(str, about['input']['shape'][1:]))}), pixels after this: "
-        f"{spec.input.description.split(', mean')[0]}. The graph normalises them.",
+        f"Input `{INPUT}`: uint8 (batch, {', '.join(map(str, about['input']['shape'][1:]))}), pixels after this "
+        f"preprocessing: {spec.input.description.split(', mean')[0]}. The graph normalises them.",
         "",
-        *[_output_line(one) for one in about["outputs"]],
+        *[_output_line(output) for output in about["outputs"]],
         "",
-        "## What it is",
+        "## Model",
         "",
-        f"* Backbone: {_named(spec.architecture)}, weights {spec.weights_digest[:16]}….",
+        f"* Backbone: {_network_name(spec.architecture)}, weights {spec.weights_digest[:16]}….",
         *[
             f"* Features: node `{tap.node}`, pooling {tap.pool}"
             + ("" if tap.project is None else f", projected to {tap.project}")
             + f", rounded to {tap.dtype}."
             for tap in (model.taps.values() if model.head is not None else ())
         ],
-        f"* {'Head' if model.head is not None else 'Trained by'}: {made['head']}"
-        + (f" with {_parameters(made['params'])}" if made["params"] else "")
+        f"* {'Head' if model.head is not None else 'Trained by'}: {fit['head']}"
+        + (f" with {_parameters(fit['params'])}" if fit["params"] else "")
         + ".",
         "",
-        "## How good it is",
+        "## Metrics",
         "",
-        *_measured(about["metrics"]),
-        *_of_int8(about["int8"]),
+        *_metric_lines(about["metrics"]),
+        *_int8_lines(about["int8"]),
         *[
-            f"* Against the pipeline on {about['check']['images']}: `{one['output']}` deviates by at most "
-            f"{one['largest']:.1e}; {one['same']:.1%} of {one['images']} predictions are the same."
-            for one in about["check"]["outputs"]
+            f"* Against the pipeline on {about['check']['images']}: `{deviation['output']}` deviates by at most "
+            f"{deviation['largest']:.1e}; {deviation['same']:.1%} of {deviation['images']} predictions are the same."
+            for deviation in about["check"]["outputs"]
         ],
         "",
         "## Data",
@@ -188,25 +188,28 @@ def _purpose(output: Mapping[str, Any]) -> str:
     if output["kind"] == "regression":
         return f"Predicts a number, `{output['task']}`, of an image."
     names = ", ".join(classes[:SHOWN]) + (", … (all in model.json)" if len(classes) > SHOWN else "")
-    what = "the labels that an image has" if output["kind"] == "multilabel" else "the class of an image"
-    return f"Predicts {what}, one of {len(classes):,}: {names}."
+    if output["kind"] == "multilabel":
+        return f"Predicts the labels of an image, out of {len(classes):,}: {names}."
+    return f"Predicts the class of an image, one of {len(classes):,}: {names}."
 
 
 def _output_line(output: Mapping[str, Any]) -> str:
     if output["kind"] == "regression":
         return f"Output `{output['name']}`: float32 (batch, 1)."
-    what = "probabilities" if output["scores"] == "probability" else "decision values, no probabilities"
+    what = "probabilities" if output["scores"] == "probability" else "decision values, not probabilities,"
     which = "the largest is the prediction"
     if output["kind"] == "multilabel":
         which = f"labels above {output['threshold']:g} are predicted"
     return f"Output `{output['name']}`: float32 (batch, {len(output['classes'])}), {what} of the classes; {which}."
 
 
-def _named(architecture: Mapping[str, Any]) -> str:
+def _network_name(architecture: Mapping[str, Any]) -> str:
     name = architecture.get("name") or architecture.get("model") or ""
     base = architecture.get("base")
     return (
-        _named(base) if not name and isinstance(base, Mapping) else f"{architecture.get('family', '')} {name}".strip()
+        _network_name(base)
+        if not name and isinstance(base, Mapping)
+        else f"{architecture.get('family', '')} {name}".strip()
     )
 
 
@@ -216,7 +219,7 @@ def _parameters(params: Mapping[str, Any]) -> str:
     )
 
 
-def _measured(result: Mapping[str, Any] | None) -> list[str]:
+def _metric_lines(result: Mapping[str, Any] | None) -> list[str]:
     if result is None:
         return ["* The run was not evaluated: `dvc repro evaluate` measures it on test rows."]
     metric, ends = result["decided_by"], result["interval"]
@@ -229,7 +232,7 @@ def _measured(result: Mapping[str, Any] | None) -> list[str]:
     return lines + ([f"* Also: {', '.join(others)}."] if others else [])
 
 
-def _of_int8(result: Mapping[str, Any] | None) -> list[str]:
+def _int8_lines(result: Mapping[str, Any] | None) -> list[str]:
     if result is None:
         return []
     return [
@@ -250,16 +253,16 @@ def _data(model: TrainedModel, task: Mapping[str, Any]) -> list[str]:
 
 def _limits(model: TrainedModel, about: Mapping[str, Any]) -> list[str]:
     lines = []
-    if any(one["classes"] for one in about["outputs"]):
-        lines.append("* It knows the classes above and no other: an image of something else gets one of them too.")
-    lines.append("* The numbers above are of images like those of the data. Other cameras, places or times may differ.")
+    if any(output["classes"] for output in about["outputs"]):
+        lines.append("* It knows only the classes above: an image of anything else is assigned to one of them, too.")
+    lines.append("* The metrics hold for images like those of the data. Other cameras, places or times may differ.")
     if (
-        any(one["scores"] == "probability" for one in about["outputs"])
+        any(output["scores"] == "probability" for output in about["outputs"])
         and about["made_from"]["fit"]["temperature"] is None
     ):
         lines.append("* The probabilities were not calibrated on held-out rows.")
     if model.precision != "float32":
-        lines.append(f"* The head learned from features in {model.precision}; this file computes in float32.")
+        lines.append(f"* The head was fitted on features in {model.precision}; this file computes in float32.")
     if about["preprocessing"].get("draft"):
-        lines.append("* The backbone decodes large JPEGs at a fraction of their size; infer.py decodes them whole.")
+        lines.append("* The pipeline decodes large JPEGs at a fraction of their size; infer.py at full size.")
     return lines

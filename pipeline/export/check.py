@@ -1,4 +1,4 @@
-"""Compare an exported model with what the pipeline predicts of the same images, before anybody is given it."""
+"""Compare an exported model with the pipeline's predictions of the same images, before the export is published."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,19 +14,21 @@ from pipeline.inference.trained_model import TrainedModel
 from pipeline.readers.image import ImageReader
 
 LIMITS = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
-"""By the precision in which the features of the head were made, the mean deviation above which a file is refused.
+"""The largest accepted mean deviation, by the precision of the features that the head was fitted on.
 
-A row that the head saw was rounded to float16. An engine rounds otherwise by 1e-7, so that now and then a value falls
-upon the next float16, and a tree may take another branch there: single images deviate by more than the mean.
+Stored features are rounded to float16. Another engine differs by about 1e-7, so that a value occasionally rounds to the
+next float16, and a tree may take another branch: single images deviate by more than the mean.
 """
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output is from what the pipeline gives.
+    """The deviation of an output from the pipeline.
 
-    In probabilities; of decision values and of a regression over their largest magnitude and their deviation. `same`:
-    the share of images with the same prediction.
+    images: number of compared images.
+    largest, mean: absolute deviation: of probabilities; of decision values, relative to their largest magnitude; of a
+        regression, relative to the standard deviation of its predictions.
+    same: share of images with the same prediction.
     """
 
     output: str
@@ -45,9 +47,9 @@ def compare(
     limited: bool = True,
     batch_size: int = 16,
 ) -> list[Deviation]:
-    """Run an exported file on images, in batches of another size than an extraction's, and compare each output.
+    """Run an exported file on images, with another batch size than the extraction, and compare each output.
 
-    Raises EngineError where an output is further off than rounding explains, if it is `limited`.
+    limited: whether to raise EngineError for an output that deviates more than rounding explains.
     """
     reader = ImageReader(model.backbone.spec.input.image)
     starts = range(0, len(images.images), batch_size)
@@ -63,15 +65,17 @@ def compare(
         else:
             reference = answer.scores[:, order]
             unit = 1.0 if output.scores == "probability" else float(np.abs(reference).max()) or 1.0
-        apart = np.abs(values - reference).max(axis=1) / unit
-        same = apart <= limit if output.kind == "regression" else predicted == answer.predicted
-        if np.isnan(reference).all():  # the head has no scores that can be used: its predictions are compared
-            apart = (~same).astype(np.float64)
+        deviations = np.abs(values - reference).max(axis=1) / unit
+        same = deviations <= limit if output.kind == "regression" else predicted == answer.predicted
+        if np.isnan(reference).all():  # the head has no usable scores: compare its predictions
+            deviations = (~same).astype(np.float64)
         rows = same.all(axis=1) if same.ndim == 2 else same
-        result.append(Deviation(output.name, len(rows), float(apart.max()), float(apart.mean()), float(rows.mean())))
-    if limited and (wrong := [one for one in result if not one.mean <= limit]):
+        result.append(
+            Deviation(output.name, len(rows), float(deviations.max()), float(deviations.mean()), float(rows.mean()))
+        )
+    if limited and (wrong := [deviation for deviation in result if not deviation.mean <= limit]):
         raise EngineError(
-            f"{model.folder}: the exported {wrong[0].output} are not those of the pipeline: expected a mean deviation "
+            f"{model.folder}: the exported {wrong[0].output} differ from the pipeline: expected a mean deviation "
             f"of at most {limit:g} on {wrong[0].images} images, got {wrong[0].mean:.2g} (largest "
             f"{wrong[0].largest:.2g}). "
             "Nothing was written. Take another `--format`, or use `icecore predict`."
@@ -80,5 +84,5 @@ def compare(
 
 
 def to_json(deviations: Sequence[Deviation], made_of: str) -> dict[str, Any]:
-    """Return what model.json says of the comparison. `made_of`: which images were compared."""
-    return {"images": made_of, "outputs": [asdict(one) for one in deviations]}
+    """Return the comparison for model.json. made_of: the compared images, in words."""
+    return {"images": made_of, "outputs": [asdict(deviation) for deviation in deviations]}

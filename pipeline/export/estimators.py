@@ -1,6 +1,6 @@
-"""Fitted scikit-learn estimators as torch modules: `to_module` for a head of a run, by the class of each part.
+"""Convert fitted scikit-learn estimators to torch modules: `to_module` converts the head of a run, part by part.
 
-A class that is not listed is refused, with those that are: its arithmetic is not known here.
+Only the classes in `BUILDERS` can be converted. Any other class raises an error that lists them.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,29 +16,31 @@ from pipeline.task import Kind
 
 Wanted = Literal["probability", "decision", "value"]
 
-PROBABLE = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis", "StreamingLDA",
+PROBABILISTIC = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis", "StreamingLDA",
             "StreamingLogisticRegression")  # fmt: skip
 """Linear classifiers whose probabilities are the softmax of their decision values."""
 
-DECIDING = ("RidgeClassifier", "RidgeClassifierCV", "LinearSVC", "SGDClassifier", "Perceptron",
+DECISION_ONLY = ("RidgeClassifier", "RidgeClassifierCV", "LinearSVC", "SGDClassifier", "Perceptron",
             "StreamingRidgeClassifier")  # fmt: skip
-"""Linear classifiers of which only decision values are exported."""
+"""Linear classifiers that are exported with decision values only."""
 
-REGRESSING = ("Ridge", "RidgeCV", "LinearRegression", "Lasso", "LassoCV", "ElasticNet", "ElasticNetCV", "BayesianRidge",
+REGRESSORS = ("Ridge", "RidgeCV", "LinearRegression", "Lasso", "LassoCV", "ElasticNet", "ElasticNetCV", "BayesianRidge",
               "HuberRegressor", "LinearSVR", "SGDRegressor", "StreamingRidge")  # fmt: skip
-"""Linear regressions."""
+"""Linear regressors."""
 
-LINEAR = (*PROBABLE, *DECIDING, *REGRESSING)
+LINEAR = (*PROBABILISTIC, *DECISION_ONLY, *REGRESSORS)
 
-CAN = "logistic, ridge, svm, lda, centroid, prototypes, naive_bayes, mlp, forest, boosting, streaming_* but knn"
+EXPORTABLE = "logistic, ridge, svm, lda, centroid, prototypes, naive_bayes, mlp, forest, boosting, streaming_* but knn"
 
 
 def to_module(head: Any, *, kind: Kind, scores: Scores, where: str) -> nn.Module:
-    """Return a module from joined rows float32 (n, width) to scores float32 (n, classes), or (n, 1) of a regression.
+    """Return a module that maps concatenated rows, float32 (n, width), to scores, float32 (n, classes) or (n, 1).
 
-    head: the fitted estimator of a run. Of one that gives no scores, such as nearest centroids, decision values, whose
-    largest is the prediction. The columns are in the order of the classes of the head, so that of equal scores the same
-    one is the first. Raises HeadError, naming the part, for what cannot be exported.
+    head: the fitted estimator of a run. scores: the scores that the head gives.
+
+    A head without scores, such as nearest centroids, gets decision values whose largest is the prediction. The columns
+    are in the order of the head's classes, so that ties are resolved as the head does. Raises HeadError with the part
+    that cannot be exported.
     """
     wanted: Wanted = "value" if kind == "regression" else "probability" if scores == "probability" else "decision"
     result = nn.Sequential(_scores(head, wanted, where))
@@ -48,9 +50,9 @@ def to_module(head: Any, *, kind: Kind, scores: Scores, where: str) -> nn.Module
 
 
 def _scores(head: Any, wanted: Wanted, where: str) -> nn.Module:
-    """Return a module from rows to what is wanted of a head, in the order of its classes.
+    """Return a module that maps rows to the wanted output of a head, in the order of its classes.
 
-    Decision values of two classes are one column.
+    Decision values of two classes are a single column.
     """
     name = type(head).__name__
     if name == "Pipeline":
@@ -66,13 +68,12 @@ def _scores(head: Any, wanted: Wanted, where: str) -> nn.Module:
 def _refuse(part: Any, where: str, why: str = "") -> NoReturn:
     if "Neighbors" in type(part).__name__:
         raise HeadError(
-            f"{where}: nearest neighbours look at all training rows, which no exported file has. Heads that can be "
-            f"exported: {CAN}. `icecore predict` takes this one."
+            f"{where}: nearest neighbours need all training rows, which an exported file does not have. Heads that can "
+            f"be exported: {EXPORTABLE}. Use `icecore predict` with this run."
         )
     reason = f" ({why})" if why else ""
     raise HeadError(
-        f"{where}: {type(part).__name__}{reason} cannot be exported. Heads that can: {CAN}. Fit the "
-        "run with one of them."
+        f"{where}: {type(part).__name__}{reason} cannot be exported. Fit the run with a head that can: {EXPORTABLE}."
     )
 
 
@@ -84,7 +85,7 @@ def _transformer(step: Any, where: str) -> nn.Module:
     if name in ("Normalizer", "StreamingNormalizer") and step.norm == "l2":
         return layers.Normalise([(None, None)])
     if name == "ColumnTransformer":
-        parts = [(type(one).__name__, part) for _, one, part in step.transformers_]
+        parts = [(type(transformer).__name__, part) for _, transformer, part in step.transformers_]
         if all(kind == "Normalizer" and isinstance(part, slice) for kind, part in parts):
             return layers.Normalise([(part.start, part.stop) for _, part in parts])
     if name in ("PCA", "StreamingPCA"):
@@ -100,7 +101,7 @@ def _linear(head: Any, wanted: Wanted, where: str) -> nn.Module:
     result = layers.Linear(head.coef_, head.intercept_)
     if wanted != "probability":
         return result
-    if name not in PROBABLE:
+    if name not in PROBABILISTIC:
         _refuse(head, where, "with probabilities")
     return nn.Sequential(result, layers.Likelihoods())
 
@@ -111,28 +112,29 @@ def _centroids(head: Any, _wanted: Wanted, where: str) -> nn.Module:
         _refuse(head, where, f"with the metric {head.metric}")
     if not np.allclose(head.class_prior_, 1 / len(head.classes_)):
         _refuse(head, where, "with priors that differ")
-    return _of_two(layers.Nearness(head.centroids_, zeros, ones, cosine=False), head)
+    return _binary(layers.Nearness(head.centroids_, zeros, ones, cosine=False), head)
 
 
 def _streaming_centroids(head: Any, _wanted: Wanted, _where: str) -> nn.Module:
     means, center, scale = head.centroids_, head.center_, head.scale_
-    return _of_two(layers.Nearness(means, center, scale, cosine=head.metric == "cosine"), head)
+    return _binary(layers.Nearness(means, center, scale, cosine=head.metric == "cosine"), head)
 
 
 class Difference(nn.Module):
-    """The second of two columns less the first, (n, 1)."""
+    """The difference of two columns, second minus first, (n, 1)."""
 
     def forward(self, values: Any) -> Any:
-        """Subtract."""
+        """Map (n, 2) to (n, 1)."""
         return values[:, 1:] - values[:, :1]
 
 
-def _of_two(result: nn.Module, head: Any) -> nn.Module:
+def _binary(result: nn.Module, head: Any) -> nn.Module:
+    """Return a module whose output for two classes is a single column, as scikit-learn's decision values are."""
     return nn.Sequential(result, Difference()) if len(head.classes_) == 2 else result
 
 
 def _naive_bayes(head: Any, _wanted: Wanted, _where: str) -> nn.Module:
-    theta, var, prior = (np.asarray(one, np.float64) for one in (head.theta_, head.var_, head.class_prior_))
+    theta, var, prior = (np.asarray(values, np.float64) for values in (head.theta_, head.var_, head.class_prior_))
     result = layers.GaussianLikelihoods(theta, var, prior)
     return nn.Sequential(result, nn.Softmax(dim=1))
 
@@ -166,32 +168,32 @@ def _boosting(head: Any, wanted: Wanted, where: str) -> nn.Module:
 def _one_per_label(head: Any, wanted: Wanted, where: str) -> nn.Module:
     if not head.multilabel_:
         _refuse(head, where, "of one label per row")
-    names = {type(one).__name__ for one in head.estimators_}
+    names = {type(estimator).__name__ for estimator in head.estimators_}
     if names <= {*LINEAR, "_ConstantPredictor"}:
-        if wanted == "probability" and not names <= {*PROBABLE, "_ConstantPredictor"}:
-            _refuse(
-                next(one for one in head.estimators_ if type(one).__name__ not in PROBABLE), where, "with probabilities"
-            )
-        width = next((one.coef_.shape[1] for one in head.estimators_ if hasattr(one, "coef_")), head.n_features_in_)
-        pairs = [_coefficients(one, width, wanted) for one in head.estimators_]
+        if wanted == "probability" and not names <= {*PROBABILISTIC, "_ConstantPredictor"}:
+            without = next(item for item in head.estimators_ if type(item).__name__ not in PROBABILISTIC)
+            _refuse(without, where, "with probabilities")
+        widths = (item.coef_.shape[1] for item in head.estimators_ if hasattr(item, "coef_"))
+        width = next(widths, head.n_features_in_)
+        pairs = [_coefficients(estimator, width, wanted) for estimator in head.estimators_]
         result = layers.Linear(np.concatenate([coef for coef, _ in pairs]), np.array([bias for _, bias in pairs]))
         return nn.Sequential(result, nn.Sigmoid()) if wanted == "probability" else result
-    columns = [_label(one, wanted, where) for one in head.estimators_]
+    columns = [_label(estimator, wanted, where) for estimator in head.estimators_]
     return layers.Columns(columns)
 
 
-def _coefficients(one: Any, width: int, wanted: Wanted) -> tuple[np.ndarray, float]:
-    """Return coefficients (1, width) and the intercept of one label; of one that never changes what makes it so."""
-    if hasattr(one, "coef_"):
-        return np.atleast_2d(one.coef_), float(np.ravel(one.intercept_)[0])
-    value = float(one.y_[0])
+def _coefficients(estimator: Any, width: int, wanted: Wanted) -> tuple[np.ndarray, float]:
+    """Return the coefficients (1, width) and the intercept of a label, or those that make a constant label."""
+    if hasattr(estimator, "coef_"):
+        return np.atleast_2d(estimator.coef_), float(np.ravel(estimator.intercept_)[0])
+    value = float(estimator.y_[0])
     return np.zeros((1, width)), value if wanted == "decision" else layers.CERTAIN * (2 * value - 1)
 
 
-def _label(one: Any, wanted: Wanted, where: str) -> nn.Module:
-    if type(one).__name__ == "_ConstantPredictor":
-        return Constant(float(one.y_[0]))
-    result = _scores(one, wanted, where)
+def _label(estimator: Any, wanted: Wanted, where: str) -> nn.Module:
+    if type(estimator).__name__ == "_ConstantPredictor":
+        return Constant(float(estimator.y_[0]))
+    result = _scores(estimator, wanted, where)
     return nn.Sequential(result, layers.LastColumn())
 
 
@@ -210,14 +212,14 @@ class Constant(nn.Module):
 def _calibrated(head: Any, _wanted: Wanted, where: str) -> nn.Module:
     if head.method != "temperature":
         _refuse(head, where, f"with the method {head.method}")
-    [one] = head.calibrated_classifiers_
-    inner: Wanted = "decision" if hasattr(one.estimator, "decision_function") else "probability"
-    result = nn.Sequential(_scores(one.estimator, inner, where))
+    [calibrated] = head.calibrated_classifiers_
+    inner: Wanted = "decision" if hasattr(calibrated.estimator, "decision_function") else "probability"
+    result = nn.Sequential(_scores(calibrated.estimator, inner, where))
     if inner == "probability":
         result.append(layers.Logarithms())
     elif len(head.classes_) == 2:
         result.append(layers.BothClasses())
-    return result.append(layers.Temperature(1 / float(one.calibrators[0].beta_)))
+    return result.append(layers.Temperature(1 / float(calibrated.calibrators[0].beta_)))
 
 
 BUILDERS: Mapping[str, Callable[[Any, Wanted, str], nn.Module]] = {
@@ -235,4 +237,4 @@ BUILDERS: Mapping[str, Callable[[Any, Wanted, str], nn.Module]] = {
         for kind in ("Classifier", "Regressor")
     },
 }
-"""The class of a fitted estimator, to what makes a module of it."""
+"""The function that builds a module, by the class name of a fitted estimator."""

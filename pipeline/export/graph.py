@@ -1,7 +1,7 @@
-"""The files of an exported model, as ONNX, OpenVINO's IR or a torch program, and each as a function that runs it.
+"""Write an exported model as ONNX, OpenVINO IR or a torch program, and run each as a function.
 
-The ONNX graph has two parts, made apart and joined: the backbone, whose graph the engines have too, and what stands
-behind its taps. Quantisation changes the first only.
+An ONNX graph is joined from two parts: the backbone, exported as for the engines, and the head module from the taps to
+the scores. Quantisation changes only the backbone.
 """
 
 import warnings
@@ -13,21 +13,21 @@ import numpy as np
 
 from pipeline.engines import onnx_export
 from pipeline.errors import ConfigError, EngineError, requires
-from pipeline.export.model import Output, Whole, build_end, example_taps
+from pipeline.export.model import Output, PixelsToScores, build_head_module, example_taps
 from pipeline.inference.trained_model import TrainedModel
 from pipeline.runtime import cores, versions
 
 Format = Literal["onnx", "openvino", "torch"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 INPUT = "pixels"
-INSTEAD = "What was trained on another backbone can be exported, such as one of torchvision or timm."
+INSTEAD = "Models on other backbones can be exported, such as those of torchvision or timm."
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
-"""Pixels uint8 (n, height, width, channels) to the outputs of a model, in their order."""
+"""A function that maps pixels, uint8 (n, height, width, channels), to the outputs of a model, in order."""
 
 
 def check_format(form: str) -> Format:
-    """Return a format whose libraries are there; raises ConfigError for another, EngineError with the missing extra."""
+    """Return a format; raises ConfigError if it is unknown, EngineError with the missing extra if it needs one."""
     if form not in FILES:
         raise ConfigError(f"export: expected the format {', '.join(FILES)}, got {form!r}.")
     if form != "torch":
@@ -42,7 +42,7 @@ def check_format(form: str) -> Format:
 
 
 def list_libraries(form: Format) -> dict[str, str]:
-    """Return the versions of the libraries that made a file of a format."""
+    """Return the versions of the libraries that write a format."""
     if form == "torch":
         return versions("torch")
     if form == "openvino":
@@ -53,42 +53,42 @@ def list_libraries(form: Format) -> dict[str, str]:
 
 
 def export_backbone(model: TrainedModel, *, cache: Path | None) -> bytes:
-    """Return the backbone up to its taps as ONNX; raises EngineError where it has no graph, or an extra is missing."""
+    """Return the backbone up to its taps as ONNX; raises EngineError if it has no graph or an extra is missing."""
     spec = model.backbone.spec
     specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in model.taps.items()}
     return onnx_export.cached_export(model.backbone, specs, cache=cache, instead=INSTEAD)
 
 
 def export_head(model: TrainedModel, outputs: Sequence[Output], *, casts: bool = True) -> bytes:
-    """Return what stands behind the taps as ONNX; raises HeadError where a part of it cannot be exported.
+    """Return the module from the taps to the scores as ONNX; raises HeadError where a part cannot be exported.
 
-    casts: as `end_of` takes it. OpenVINO leaves casts to float16 out.
+    casts: as in `build_head_module`; False for OpenVINO, which removes casts to float16.
     """
-    module = build_end(model, casts=casts)
+    module = build_head_module(model, casts=casts)
     try:
-        return onnx_export.export_module(module, example_taps(model), [one.name for one in outputs])
+        return onnx_export.export_module(module, example_taps(model), [output.name for output in outputs])
     except ValueError as error:
         raise EngineError(f"{model.folder}: the head cannot be exported to ONNX: {error}.") from None
 
 
 def join_graphs(backbone: bytes, head: bytes, outputs: Sequence[Output]) -> bytes:
-    """Join both graphs to one from `pixels` to the outputs, with the same bytes each time."""
+    """Join both graphs into a graph from `pixels` to the outputs. Equal input gives equal bytes."""
     import onnx
     from onnx import compose
 
     first, second = onnx.load_from_string(backbone), onnx.load_from_string(head)
     taps = [value.name for value in first.graph.output]
-    # Parts of both have names such as /add, and none of the outputs begins with a slash.
+    # Both graphs have nodes with names such as /add; the prefixes keep them apart.
     whole = compose.merge_models(
         first, second, io_map=[(tap, tap) for tap in taps], prefix1="backbone:", prefix2="head:", name="model"
     )
     graph = whole.graph
-    given = {f"backbone:{onnx_export.INPUT}": INPUT} | {f"head:{one.name}": one.name for one in outputs}
+    names = {f"backbone:{onnx_export.INPUT}": INPUT} | {f"head:{output.name}": output.name for output in outputs}
     for value in (*graph.input, *graph.output):
-        value.name = given[value.name]
+        value.name = names[value.name]
     for node in graph.node:
-        node.input[:] = [given.get(name, name) for name in node.input]
-        node.output[:] = [given.get(name, name) for name in node.output]
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
     whole.producer_name, whole.producer_version = "icecore", ""
     onnx.checker.check_model(whole)
     data: bytes = whole.SerializeToString(deterministic=True)
@@ -96,17 +96,17 @@ def join_graphs(backbone: bytes, head: bytes, outputs: Sequence[Output]) -> byte
 
 
 def run_onnx(data: bytes | Path, outputs: Sequence[Output]) -> Run:
-    """Return a function that runs an ONNX file by ONNX Runtime on the CPU."""
+    """Return a function that runs an ONNX file with ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Threads that wait by turning would take the cores that decode images, and make times of two models unequal.
+    # Spinning threads would occupy the cores that decode images, and distort the comparison of two models' times.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads, options.inter_op_num_threads = cores(), 1
     source = str(data) if isinstance(data, Path) else data
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in outputs]
+    names = [output.name for output in outputs]
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         result: list[np.ndarray] = session.run(names, {INPUT: pixels})
@@ -116,7 +116,7 @@ def run_onnx(data: bytes | Path, outputs: Sequence[Output]) -> Run:
 
 
 def write_openvino(data: bytes, path: Path) -> None:
-    """Write the ONNX graph as OpenVINO's IR, `model.xml` with its weights in `model.bin`, in float32."""
+    """Write an ONNX graph as OpenVINO IR in float32: `model.xml`, with the weights in `model.bin`."""
     import openvino
 
     try:
@@ -128,7 +128,7 @@ def write_openvino(data: bytes, path: Path) -> None:
 
 
 def run_openvino(path: Path, outputs: Sequence[Output]) -> Run:
-    """Return a function that runs OpenVINO's IR on the CPU in float32."""
+    """Return a function that runs OpenVINO IR on the CPU in float32."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -136,37 +136,37 @@ def run_openvino(path: Path, outputs: Sequence[Output]) -> Run:
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         result = compiled(pixels)
-        return [np.array(result[one.name]) for one in outputs]
+        return [np.array(result[output.name]) for output in outputs]
 
     return run
 
 
 def write_torch(model: TrainedModel, path: Path) -> None:
-    """Write the model as a program of `torch.export`; raises EngineError where the backbone has no graph."""
+    """Write the model as a `torch.export` program; raises EngineError if the backbone has no graph."""
     import torch
 
     channels, height, width = model.backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
-    whole = Whole(model).eval()
+    whole = PixelsToScores(model).eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(whole, (pixels,), dynamic_shapes=({0: batch},))
         torch.export.save(program, path)
-    except Exception as error:  # noqa: BLE001 - whatever stops the exporter is the reason
+    except Exception as error:  # noqa: BLE001 - the exporter can raise nearly anything
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise EngineError(f"the network cannot be exported to torch: {reason[0].rstrip('.')}. {INSTEAD}") from None
 
 
 def run_torch(path: Path) -> Run:
-    """Return a function that runs a program of `torch.export`."""
+    """Return a function that runs a `torch.export` program."""
     import torch
 
     module: Any = torch.export.load(path).module()
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            return [one.numpy() for one in module(torch.from_numpy(pixels))]
+            return [value.numpy() for value in module(torch.from_numpy(pixels))]
 
     return run

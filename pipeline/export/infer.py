@@ -1,4 +1,4 @@
-"""Predict photos by an exported model, without icecore: python infer.py model.onnx photo.jpg …"""
+"""Predict photos with an exported model, without icecore: python infer.py model.onnx photo.jpg …"""
 
 import json
 import sys
@@ -20,7 +20,7 @@ for name in sys.argv[2:]:
     except OSError as error:
         failed.append(f"{name}: {error}")
         continue
-    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112, 1))  # EXIF, to Image.Transpose
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(0x0112, 1))  # EXIF to Image.Transpose
     image = image if turn is None else image.transpose(Image.Transpose(turn))
     if image.mode.startswith("I"):  # 16 bits
         image = Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).astype(np.uint8))
@@ -30,10 +30,10 @@ for name in sys.argv[2:]:
     if resize is not None:  # (height, width), or the shorter side
         sides = resize if isinstance(resize, list) else [int(resize * s / min(size)) for s in size[::-1]]
         image = image.resize((sides[1], sides[0]), Image.Resampling[spec["interpolation"].upper()])
-    crop = (spec["crop"] or image.size[::-1])[::-1]  # the centre; what lies outside of the image is black
+    crop = (spec["crop"] or image.size[::-1])[::-1]  # around the centre; black outside the image
     left, top = (round(max(0, s - c) / 2) - max(0, c - s) // 2 for s, c in zip(image.size, crop, strict=True))
     pixels = np.asarray(image.crop((left, top, left + crop[0], top + crop[1]))).reshape(1, crop[1], crop[0], -1)
-    for output, [row] in zip(outputs, session.run([one["name"] for one in outputs], {"pixels": pixels}), strict=True):
+    for output, [row] in zip(outputs, session.run([item["name"] for item in outputs], {"pixels": pixels}), strict=True):
         best = np.flatnonzero(row > output["threshold"]) if output["kind"] == "multilabel" else [row.argmax()]
         text = [f"{output['classes'][i]}\t{row[i]:.4f}" for i in best] if output["classes"] else [f"{row[0]:.6g}"]
         print(name, *text, sep="\t")

@@ -1,7 +1,7 @@
-"""Static quantisation of an exported backbone to int8, and what it costs on test rows against float32.
+"""Quantise an exported backbone to int8, and measure the cost on test rows against float32.
 
-Weights get a scale per output channel, activations the range that training images have: ONNX Runtime's
-`quantize_static` with Quantize and Dequantize nodes. What stands behind the taps stays float32: it is small.
+ONNX Runtime's `quantize_static` inserts Quantize and Dequantize nodes: weights get a scale per output channel,
+activations the range that they have on training images. The head stays in float32, since it is small.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.compare.run import mcnemar, p_of
+from pipeline.compare.run import bootstrap_p_value, mcnemar
 from pipeline.engines.onnx_export import INPUT
 from pipeline.errors import EngineError
 from pipeline.evaluate import bootstrap
@@ -29,18 +29,20 @@ from pipeline.predictions import Predictions
 from pipeline.readers.image import ImageReader
 
 CALIBRATION, TESTED = 128, 2000
-"""Training images that give the ranges, and test images that are compared, at most."""
+"""The most training images for the ranges of activations, and the most test images for the comparison."""
 BATCH = 16
 RESAMPLES, LEVEL, SEED = 2000, 0.95, 0
-ROUNDS = 20  # of timing, of one image each
+ROUNDS = 20  # timed runs of a single image
 
 
 @dataclass(frozen=True)
 class Cost:
     """The metric of float32 and of int8 on the same test rows, and the test of their difference.
 
-    `drop`: what int8 loses, above 0 where it is worse; of an error that has no end, its growth over float32's.
-    `low` and `high`: its bootstrap interval. `p`: of the paired bootstrap; `mcnemar`: of accuracy only.
+    drop: the loss of int8, positive if int8 is worse; for an error metric, the relative increase of the error.
+    low, high: bootstrap interval of the drop.
+    p: p-value of the paired bootstrap.
+    mcnemar: McNemar's test, only for accuracy.
     """
 
     metric: str
@@ -64,21 +66,22 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """An int8 model, what model.json says of it, and a line for each thing that was measured."""
+class QuantisedModel:
+    """An int8 model, its entry for model.json, and the measurements as lines of text."""
 
     data: bytes
     about: dict[str, Any]
     lines: list[str]
 
 
-def quantise(
+def quantise_model(
     model: TrainedModel, outputs: Sequence[Output], parts: tuple[bytes, bytes], *, metric: str, max_drop: float
-) -> Quantised:
-    """Quantise the backbone of a model, and measure on test rows of its first task what that costs.
+) -> QuantisedModel:
+    """Quantise the backbone of a model, and measure the cost on test rows of the model's first task.
 
-    parts: the graphs of the backbone and of what stands behind it. metric: that decides the task. Raises EngineError
-    with the numbers where the metric drops by more than `max_drop`, and DataError where there are no images.
+    parts: the ONNX graphs of the backbone and of the head. metric: the deciding metric of the task.
+
+    Raises EngineError with the numbers if the metric drops by more than `max_drop`, DataError if images are missing.
     """
     reader = ImageReader(model.backbone.spec.input.image)
     calibration = read_task_images(model, "train", most=CALIBRATION)
@@ -108,20 +111,20 @@ def quantise(
         "float32_bytes": len(before),
         "seconds_per_image": {"float32": seconds[0], "int8": seconds[1]},
     }
-    return Quantised(after, about, lines)
+    return QuantisedModel(after, about, lines)
 
 
 def quantise_graph(backbone: bytes, images: TaskImages, reader: ImageReader) -> bytes:
-    """Return the backbone's graph with int8 weights and activations; raises EngineError where that cannot be made."""
+    """Return the backbone's graph with int8 weights and activations; raises EngineError if quantisation fails."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left: Iterator[int] = iter(range(0, len(images.images), BATCH))
+            self.starts: Iterator[int] = iter(range(0, len(images.images), BATCH))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            start = next(self.left, None)
+            start = next(self.starts, None)
             if start is None:
                 return None
             return {INPUT: images.pixels(reader, slice(start, start + BATCH))}
@@ -140,10 +143,10 @@ def quantise_graph(backbone: bytes, images: TaskImages, reader: ImageReader) -> 
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                # 7 bits: sums of products of 8 bits overflow on processors without VNNI, and the file may run on any.
+                # 7 bits: sums of 8-bit products overflow on processors without VNNI, and the file may run anywhere.
                 reduce_range=True,
             )
-        except Exception as error:  # noqa: BLE001 - the quantiser raises whatever stops it
+        except Exception as error:  # noqa: BLE001 - the quantiser can raise nearly anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise EngineError(
                 f"int8: ONNX Runtime cannot quantise the network: {reason}. Leave `--int8` out."
@@ -153,7 +156,7 @@ def quantise_graph(backbone: bytes, images: TaskImages, reader: ImageReader) -> 
 
 @contextlib.contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Keep the quantiser's advice, which is followed already, out of the log."""
+    """Suppress the quantiser's warnings, whose advice is followed already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -165,28 +168,30 @@ def _quiet_logging() -> Iterator[None]:
 def measure_cost(
     float32: Run, int8: Run, output: Output, images: TaskImages, reader: ImageReader, *, metric: str
 ) -> Cost:
-    """Measure both on the same test rows, by the tests that `compare` makes between methods."""
+    """Measure both models on the same test rows, with the tests that `compare` uses between methods."""
     scores: list[list[np.ndarray]] = [[], []]
     for start in range(0, len(images.images), BATCH):
         pixels = images.pixels(reader, slice(start, start + BATCH))
         for run, parts in zip((float32, int8), scores, strict=True):
             parts.append(run(pixels)[0])
-    one, other = (_as_predictions(np.concatenate(parts), output, images) for parts in scores)
+    before, after = (_as_predictions(np.concatenate(parts), output, images) for parts in scores)
     classes = list(output.classes)
-    values = bootstrap.resampled(metric, [[one], [other]], classes, resamples=RESAMPLES, seed=SEED)
-    first, second = (bootstrap.value(metric, fit, classes) for fit in (one, other))
+    values = bootstrap.resample_metric(metric, [[before], [after]], classes, resamples=RESAMPLES, seed=SEED)
+    first, second = (bootstrap.metric_value(metric, fit, classes) for fit in (before, after))
     if first is None or second is None:
         raise EngineError(f"int8: {metric} cannot be measured on {len(images.keys):,} test rows. Leave `--int8` out.")
     lower = metric in metrics.LOWER_IS_BETTER
     drops = (values[1] - values[0]) / max(first, 1e-12) if lower else values[0] - values[1]
     ends = bootstrap.interval(drops, LEVEL) or (0.0, 0.0)
-    test = mcnemar(one.targets == one.predicted, other.targets == other.predicted) if metric == "accuracy" else None
+    test = None
+    if metric == "accuracy":
+        test = mcnemar(before.targets == before.predicted, after.targets == after.predicted)
     drop = (second - first) / max(first, 1e-12) if lower else first - second
-    return Cost(metric, len(images.keys), first, second, drop, ends[0], ends[1], p_of(drops), test)
+    return Cost(metric, len(images.keys), first, second, drop, ends[0], ends[1], bootstrap_p_value(drops), test)
 
 
 def _as_predictions(values: np.ndarray, output: Output, images: TaskImages) -> Predictions:
-    nothing = np.full((len(values), len(output.classes)), np.nan, np.float32)
+    no_scores = np.full((len(values), len(output.classes)), np.nan, np.float32)
     return Predictions(
         head="export",
         input=INPUT,
@@ -196,12 +201,12 @@ def _as_predictions(values: np.ndarray, output: Output, images: TaskImages) -> P
         splits=np.full(len(values), "test", dtype=object),
         targets=images.targets,
         predicted=output.predictions(values),
-        scores=nothing if output.kind == "regression" else values,
+        scores=no_scores if output.kind == "regression" else values,
     )
 
 
 def measure_latencies(runs: Sequence[Run], pixels: np.ndarray) -> list[float]:
-    """Return the median seconds of each for one image; they take turns, so that all have the same conditions."""
+    """Return the median seconds of each run for a single image; the runs alternate, to have the same conditions."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS):
         for run, own in zip(runs, times, strict=True):

@@ -1,7 +1,7 @@
-"""What stands before heads, and heads, as torch modules on rows float32 (n, width).
+"""Preprocessing steps and heads as torch modules on rows, float32 (n, width).
 
-Each computes what the estimator of scikit-learn or of `pipeline.streaming` computes, in the operations that every
-exporter knows.
+Each module computes the same as an estimator of scikit-learn or `pipeline.streaming`, using only operations that every
+exporter supports.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid}
-"""Of scikit-learn's multi-layer perceptrons."""
+"""The activations of scikit-learn's multi-layer perceptrons."""
 
 CERTAIN = 40.0
-"""A decision value whose probability is 1 or 0 in float32."""
+"""A decision value whose probability rounds to 1 in float32."""
 
 
 def to_tensor(values: Any, dtype: Any = np.float32) -> Tensor:
-    """Return an array as a tensor of its own memory."""
+    """Copy an array into a tensor."""
     return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
 
 
 class Standardise(nn.Module):
-    """Rows less a mean, over a scale; either may be left out."""
+    """Subtract a mean and divide by a scale; either may be None."""
 
     def __init__(self, mean: Any | None, scale: Any | None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Standardise(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Rows of which each part has length 1, or 0 where it is 0. `parts`: (start, stop) of each."""
+    """Scale each part of a row to length 1, unless it is 0. `parts`: start and stop of each part."""
 
     def __init__(self, parts: Sequence[tuple[int | None, int | None]]) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class Normalise(nn.Module):
 
 
 def to_directions(rows: Tensor) -> Tensor:
-    """Return rows of length 1, or 0 where they are 0."""
+    """Scale rows to length 1; rows of zeros stay zero."""
     lengths = rows.square().sum(dim=1, keepdim=True).sqrt()
     return rows / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 
 class Components(nn.Module):
-    """Principal components: (n, width) to (n, components). `deviation` of each where they are whitened."""
+    """Project to principal components: (n, width) to (n, components). `deviation`: of each component, for whitening."""
 
     mean: Tensor
     components: Tensor
@@ -75,7 +75,7 @@ class Components(nn.Module):
 
 
 class Linear(nn.Module):
-    """Decision values, or values of a regression: (n, width) to (n, outputs)."""
+    """A linear layer: decision values, or the values of a regression, (n, width) to (n, outputs)."""
 
     weight: Tensor
     bias: Tensor
@@ -92,7 +92,7 @@ class Linear(nn.Module):
 
 
 class Likelihoods(nn.Module):
-    """Decision values (n, classes) to probabilities; one column is that of the second of two classes."""
+    """Map decision values (n, classes) to probabilities; a single column belongs to the second of two classes."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Take the softmax, or the logistic function."""
@@ -103,7 +103,7 @@ class Likelihoods(nn.Module):
 
 
 class BothClasses(nn.Module):
-    """One column of decision values (n, 1) to one for each of two classes (n, 2)."""
+    """Map the decision values of two classes from a single column (n, 1) to a column per class (n, 2)."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Negate the column for the first class."""
@@ -111,7 +111,7 @@ class BothClasses(nn.Module):
 
 
 class Logarithms(nn.Module):
-    """Probabilities to decision values, as scikit-learn's calibration takes them."""
+    """Map probabilities to decision values, as scikit-learn's calibration does."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Map (n, classes) to (n, classes)."""
@@ -119,7 +119,7 @@ class Logarithms(nn.Module):
 
 
 class Temperature(nn.Module):
-    """Decision values (n, classes) to probabilities at a temperature."""
+    """Map decision values (n, classes) to probabilities at a temperature."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Temperature(nn.Module):
 
 
 class LastColumn(nn.Module):
-    """The last column (n, 1): of two classes that of the second."""
+    """Select the last column (n, 1), which belongs to the second of two classes."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Map (n, classes) to (n, 1)."""
@@ -139,7 +139,7 @@ class LastColumn(nn.Module):
 
 
 class Columns(nn.Module):
-    """Several heads on the same rows: their columns one after the other."""
+    """Apply several heads to the same rows, and concatenate their columns."""
 
     def __init__(self, heads: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Columns(nn.Module):
 
 
 class Nearness(nn.Module):
-    """Nearness of rows to the mean of each class (n, classes): the cosine, or minus half the squared distance."""
+    """Similarity of rows to the mean of each class (n, classes): the cosine, or minus half the squared distance."""
 
     means: Tensor
     center: Tensor
@@ -159,7 +159,7 @@ class Nearness(nn.Module):
 
     def __init__(self, means: Any, center: Any, scale: Any, *, cosine: bool) -> None:
         super().__init__()
-        # About the middle of the means, so that squares are of the size of distances.
+        # Centred on the mean of the means, to keep squares small compared with the distances.
         center = center if cosine else means.mean(axis=0)
         standard = (means - center) / scale
         self.cosine = cosine
@@ -167,7 +167,7 @@ class Nearness(nn.Module):
             self.register_buffer(name, to_tensor(values))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Compare."""
+        """Map (n, width) to (n, classes)."""
         rows = (rows - self.center) / self.scale
         if self.cosine:
             return to_directions(rows) @ to_directions(self.means).T
@@ -175,7 +175,7 @@ class Nearness(nn.Module):
 
 
 class GaussianLikelihoods(nn.Module):
-    """Log likelihoods of classes with independent Gaussian features, (n, classes); in float64, as squares are large."""
+    """Log likelihoods of classes with independent Gaussian features, (n, classes), in float64 for large squares."""
 
     center: Tensor
     precision: Tensor
@@ -204,7 +204,7 @@ class GaussianLikelihoods(nn.Module):
 
 
 class SumOfTrees(nn.Module):
-    """Boosting: the values of all trees added up for each output, (n, outputs), upon a first guess."""
+    """Boosting: the baseline plus the sum of the values of all trees, for each output, (n, outputs)."""
 
     first: Tensor
 
@@ -214,7 +214,7 @@ class SumOfTrees(nn.Module):
         self.register_buffer("first", to_tensor(first.reshape(1, -1)))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Add up trees, which are in the order of the iterations, in each a tree per output."""
+        """Sum the trees, which are ordered by iteration, with one tree per output in each iteration."""
         result: Tensor = self.values(rows)[:, :, 0]
         return result.reshape(result.shape[0], -1, self.first.shape[1]).sum(dim=1) + self.first
 
@@ -233,7 +233,7 @@ class MeanOfTrees(nn.Module):
 
 
 def build_perceptron(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], activation: str) -> nn.Sequential:
-    """Return a multi-layer perceptron without what stands behind its last layer."""
+    """Return a multi-layer perceptron without the activation of its last layer."""
     result = nn.Sequential()
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if number:

@@ -1,4 +1,4 @@
-"""A trained model as one torch module in two parts: the backbone up to its taps, and from these to scores."""
+"""A trained model as a torch module in two parts: the backbone up to its taps, and the module from taps to scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,17 @@ from pipeline.inference.trained_model import TrainedModel
 from pipeline.predictions import Scores
 from pipeline.task import Kind
 
-ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-"""Dtypes that rows were rounded to when they were stored; int8 has a scale of each shard, which new rows have not."""
+STORED_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Dtypes to which stored rows are rounded. int8 is not rounded here, since its scale belongs to a stored shard."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output of an exported model. `classes`: in the order of its columns; a regression has none and one column.
+    """An output of an exported model.
 
-    `scores`: probabilities, or decision values, whose largest (of several labels: those above 0) is the prediction.
+    classes: in the order of the columns; empty for a regression, which has a single column.
+    scores: probabilities or decision values. The largest score is the prediction; in a multilabel task, all labels
+        above `threshold` are.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Output:
     scores: Scores
 
     def predictions(self, values: np.ndarray) -> np.ndarray:
-        """Return what values of the output predict, in the form that a task has targets."""
+        """Return the predictions for values of the output, in the form of a task's targets."""
         if self.kind == "regression":
             return np.asarray(values[:, 0], dtype=np.float64)
         if self.kind == "multilabel":
@@ -47,31 +49,31 @@ class Output:
 
     @property
     def threshold(self) -> float:
-        """Return the score above which one of several labels is predicted."""
+        """The score above which a label of a multilabel task is predicted."""
         return 0.5 if self.scores == "probability" else 0.0
 
 
 def list_outputs(model: TrainedModel) -> list[Output]:
-    """Return what the exported model gives, an output per task."""
+    """Return the outputs of the exported model, one per task."""
     result = []
-    for one in model.tasks:
-        word = "values" if one.kind == "regression" else "probabilities" if model.scores == "probability" else "scores"
+    for task in model.tasks:
+        word = "values" if task.kind == "regression" else "probabilities" if model.scores == "probability" else "scores"
         scores: Scores = (
-            "none" if one.kind == "regression" else "probability" if word == "probabilities" else "decision"
+            "none" if task.kind == "regression" else "probability" if word == "probabilities" else "decision"
         )
-        classes = one.classes
-        if model.head is not None and one.kind == "classification":
+        classes = task.classes
+        if model.head is not None and task.kind == "classification":
             classes = tuple(str(name) for name in model.head.classes_)
-        name = word if len(model.tasks) == 1 else f"{one.name}_{word}"
-        result.append(Output(name, one.name, one.kind, classes, scores))
+        name = word if len(model.tasks) == 1 else f"{task.name}_{word}"
+        result.append(Output(name, task.name, task.kind, classes, scores))
     return result
 
 
-def build_end(model: TrainedModel, *, casts: bool = True) -> nn.Module:
-    """Return the module from the taps, as the backbone gives them, to the scores of each task.
+def build_head_module(model: TrainedModel, *, casts: bool = True) -> nn.Module:
+    """Return the module that maps the backbone's taps to the scores of each task.
 
-    casts: round rows by casting them to the stored dtype and back; without, by float32 arithmetic, for a runtime that
-    leaves such casts out. Raises HeadError for a head that cannot be exported.
+    casts: whether rows are rounded by casts to the stored dtype and back. Otherwise float32 arithmetic rounds them, for
+    a runtime that removes such casts. Raises HeadError for a head that cannot be exported.
     """
     if model.head is None:
         return LogitsToScores(model.tasks).eval()
@@ -81,20 +83,20 @@ def build_end(model: TrainedModel, *, casts: bool = True) -> nn.Module:
 
 
 def example_taps(model: TrainedModel) -> dict[str, Tensor]:
-    """Return two rows of zeros of each tap, in the shape in which the backbone gives it."""
+    """Return two rows of zeros for each tap, in the shape of the backbone's output."""
     spec = model.backbone.spec
     shapes = {name: pooled_shape(spec.taps[spec.node(tap.node)], tap.pool) for name, tap in model.taps.items()}
     return {name: torch.zeros(2, *shape) for name, shape in shapes.items()}
 
 
 class TapsToScores(nn.Module):
-    """Taps float32 (n, ...) to scores: projected, rounded as stored rows are, joined, and given to a head."""
+    """Map taps, float32 (n, ...), to scores: project them, round them as stored rows, concatenate, apply the head."""
 
     def __init__(
         self, backbone: BackboneSpec, specs: Mapping[str, TapSpec], head: nn.Module, *, casts: bool = True
     ) -> None:
         super().__init__()
-        self.dtypes, self.casts = [ROUNDED.get(spec.dtype) for spec in specs.values()], casts
+        self.dtypes, self.casts = [STORED_DTYPES.get(spec.dtype) for spec in specs.values()], casts
         self.head = head
         for number, spec in enumerate(specs.values()):
             matrix = None
@@ -118,11 +120,11 @@ class TapsToScores(nn.Module):
 
 
 def round_to(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float32 values to the precision of a shorter dtype, by float32 arithmetic only.
+    """Round float32 values to the precision of a shorter dtype, using only float32 arithmetic.
 
     Veltkamp's splitting (Dekker 1971, A floating-point technique for extending the available precision, section 5)
-    rounds to the nearest number with fewer bits; of two that are equally near it may take the other than a cast does.
-    Numbers too small for float16's exponent are multiples of its smallest.
+    rounds to the nearest number with fewer bits; ties may round differently than in a cast. Numbers below float16's
+    normal range are rounded to multiples of its smallest subnormal.
     """
     kind = torch.finfo(dtype)
     factor = 2.0 ** (24 - round(1 - math.log2(kind.eps))) + 1
@@ -135,7 +137,7 @@ def round_to(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class LogitsToScores(nn.Module):
-    """The logits of a network (n, outputs) to the probabilities of each task, or the value of a regression (n, 1)."""
+    """Map a network's logits (n, outputs) to the probabilities of each task, or the value of a regression (n, 1)."""
 
     def __init__(self, tasks: Sequence[TaskOutput]) -> None:
         super().__init__()
@@ -144,21 +146,21 @@ class LogitsToScores(nn.Module):
     def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Return a tensor per task."""
         result = []
-        for one in self.tasks:
-            own = logits[:, one.columns]
+        for task in self.tasks:
+            own = logits[:, task.columns]
             functions: Mapping[str, Any] = {"classification": lambda x: x.softmax(dim=1), "multilabel": torch.sigmoid}
-            result.append(functions.get(one.kind, torch.clone)(own))
+            result.append(functions.get(task.kind, torch.clone)(own))
         return tuple(result)
 
 
-class Whole(nn.Module):
-    """Pixels uint8 (n, height, width, channels) to the scores of each task, in the order of `outputs_of`."""
+class PixelsToScores(nn.Module):
+    """Map pixels, uint8 (n, height, width, channels), to the scores of each task, in the order of `list_outputs`."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         spec = model.backbone.spec
         specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in model.taps.items()}
-        self.tapped, self.end = Tapped(model.backbone, specs, early=False), build_end(model)
+        self.tapped, self.end = Tapped(model.backbone, specs, early=False), build_head_module(model)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return a tensor per task."""

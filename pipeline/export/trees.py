@@ -1,6 +1,6 @@
-"""Decision trees as tensors: every tree of an ensemble goes down one level at a time, all rows at once.
+"""Decision trees as tensors: all rows descend one level of every tree of an ensemble at a time.
 
-The operations are plain ones (gather, compare, select), so that ONNX Runtime, OpenVINO and torch all run them. This is
+The operations are basic (gather, compare, select), so that ONNX Runtime, OpenVINO and torch all support them. This is
 the "tree traversal" of Nakandala et al. 2020, "A Tensor Compiler for Unified Machine Learning Prediction Serving".
 """
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree. Arrays (nodes,): a row goes to `left` where its `feature` is at most `threshold`, else to `right`.
+    """A decision tree as arrays (nodes,): a row goes `left` if its `feature` is at most `threshold`, else `right`.
 
-    A leaf is its own child. `value`: (nodes, values) of the leaves. `depth`: steps from the root to the lowest leaf.
+    A leaf is its own child.
+    value: the values of leaves, (nodes, values).
+    depth: steps from the root to the lowest leaf.
     """
 
     feature: np.ndarray
@@ -29,7 +31,7 @@ class Tree:
 
 
 class TreeValues(nn.Module):
-    """Rows float32 (n, width) to the value of the leaf that each tree puts the row in, float32 (n, trees, values)."""
+    """Map rows, float32 (n, width), to the value of each row's leaf in each tree, float32 (n, trees, values)."""
 
     roots: Tensor
     feature: Tensor
@@ -43,23 +45,23 @@ class TreeValues(nn.Module):
         starts = np.cumsum([0, *(len(tree.feature) for tree in trees)])
         self.depth = max(tree.depth for tree in trees)
 
-        def joined(name: str, *, shift: bool = False) -> np.ndarray:
+        def concatenate(name: str, *, shift: bool = False) -> np.ndarray:
             parts = [getattr(tree, name) + (start if shift else 0) for tree, start in zip(trees, starts, strict=False)]
             return np.concatenate(parts)
 
         arrays = {
             "roots": starts[:-1],
-            "feature": joined("feature").clip(min=0).astype(np.int64),
-            "threshold": _floor(joined("threshold")),
-            "left": joined("left", shift=True).astype(np.int64),
-            "right": joined("right", shift=True).astype(np.int64),
-            "value": joined("value").astype(np.float32),
+            "feature": concatenate("feature").clip(min=0).astype(np.int64),
+            "threshold": _floor(concatenate("threshold")),
+            "left": concatenate("left", shift=True).astype(np.int64),
+            "right": concatenate("right", shift=True).astype(np.int64),
+            "value": concatenate("value").astype(np.float32),
         }
         for name, values in arrays.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Walk down from the roots."""
+        """Map (n, width) to (n, trees, values)."""
         node = self.roots.expand(rows.shape[0], -1)
         for _ in range(self.depth):
             goes_left = rows.gather(1, self.feature[node]) <= self.threshold[node]
@@ -68,14 +70,14 @@ class TreeValues(nn.Module):
 
 
 def _floor(thresholds: np.ndarray) -> np.ndarray:
-    """Return the largest float32 that is at most each float64: comparisons with float32 rows then stay the same."""
+    """Round each float64 down to a float32, so that comparisons with float32 rows do not change."""
     with np.errstate(over="ignore"):
         result = thresholds.astype(np.float32)
     return np.where(result > thresholds, np.nextafter(result, np.float32(-np.inf)), result)
 
 
 def read_forest(estimators: Sequence[Any], *, labels: bool) -> list[Tree]:
-    """Return the trees of a forest; values are the shares of classes, or with `labels` the share of each label."""
+    """Return the trees of a forest. The values of leaves are class shares; with `labels`, the share of each label."""
     result = []
     for estimator in estimators:
         tree = estimator.tree_
@@ -88,12 +90,12 @@ def read_forest(estimators: Sequence[Any], *, labels: bool) -> list[Tree]:
 
 
 def read_boosting(predictors: Sequence[Sequence[Any]]) -> list[Tree]:
-    """Return the trees of histogram gradient boosting: iteration after iteration, and in each a tree per class.
+    """Return the trees of histogram gradient boosting: by iteration, with one tree per class in each.
 
-    Raises ValueError for a tree that asks for categories.
+    Raises ValueError for a tree that splits by categories.
     """
     result = []
-    for predictor in (one for iteration in predictors for one in iteration):
+    for predictor in (tree for iteration in predictors for tree in iteration):
         nodes = predictor.nodes
         if nodes["is_categorical"].any():
             raise ValueError("its trees split by categories")

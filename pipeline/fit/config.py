@@ -10,7 +10,7 @@ from pipeline.errors import unknown
 from pipeline.heads.preprocessing import Pca, Scale
 from pipeline.heads.scoring import CRITERIA
 from pipeline.heads.search import GRIDS, SearchConfig, automatic
-from pipeline.settings.check import Settings, with_colon
+from pipeline.settings.check import Settings, normalise_import_path
 from pipeline.task import Kind
 from pipeline.workers import WorkersConfig
 
@@ -205,7 +205,7 @@ def input_name(taps: str | tuple[str, ...]) -> str:
 
 
 def _named(head: Any) -> Any:
-    return with_colon(head) if isinstance(head, str) else head
+    return normalise_import_path(head) if isinstance(head, str) else head
 
 
 def head_name(head: str) -> str:

@@ -16,15 +16,15 @@ from pydantic import (
 from pipeline.backbones.spec import InputSpec
 from pipeline.files import read_json, sha256_file
 from pipeline.readers.image import ImageSpec, omit_added_defaults
-from pipeline.settings.check import Settings, with_colon
+from pipeline.settings.check import Settings, normalise_import_path
 
-DIGITS = 8  # of a digest, at least
+DIGITS = 8  # the fewest digits of a digest that identify a file
 
 Side = Annotated[int, Field(ge=1)]
 
 
 class InputConfig(Settings):
-    """Preprocessing that replaces the source's own, setting by setting."""
+    """Preprocessing settings that override those of the source."""
 
     REMOVED = {"decoder": "Pillow decodes every image: leave it out."}
 
@@ -32,12 +32,14 @@ class InputConfig(Settings):
     resize: Side | tuple[Side, Side] | None = Field(default=None, description="the shorter side, or height and width")
     crop: tuple[Side, Side] | None = Field(default=None, description="height and width; one number is both")
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
-        default="bilinear", description="of the resize"
+        default="bilinear", description="interpolation of the resize"
     )
-    draft: bool = Field(default=False, description="decode JPEGs at a fraction of their size first: other pixels")
+    draft: bool = Field(
+        default=False, description="decode JPEGs at a fraction of their size: faster, with slightly other pixels"
+    )
     mean: tuple[float, ...] = Field(default=(), description="per channel, subtracted from pixels between 0 and 1")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(), description="per channel, the divisor after that"
+        default=(), description="per channel, the divisor after the mean is subtracted"
     )
 
     @field_validator("crop", mode="before")
@@ -46,15 +48,13 @@ class InputConfig(Settings):
         return (crop, crop) if isinstance(crop, int) else crop
 
     @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return omit_added_defaults(write(self))
 
     def onto(self, own: InputSpec | None) -> InputSpec:
-        """Return the source's own preprocessing with what is set here in its place; raises ValueError with what is
-        wrong.
-        """
-        stated = {name: getattr(self, name) for name in self.model_fields_set}
-        values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **stated}
+        """Return the source's own preprocessing with these settings applied; raises ValueError if they do not fit."""
+        overrides = {name: getattr(self, name) for name in self.model_fields_set}
+        values = {**(own.image.model_dump() | own.model_dump(exclude={"image"}) if own else {}), **overrides}
         if values.get("draft") and values.get("resize") is None:
             raise ValueError("expected `resize` with `draft`, which decodes at a fraction of the size, got none")
         image = ImageSpec(**{name: values[name] for name in ImageSpec.model_fields if name in values})
@@ -70,8 +70,8 @@ class InputConfig(Settings):
                 f"expected `crop`, or both sides in `resize`, got resize: {image.resize}, which leaves a side open"
             )
         elif (
-            "crop" in stated
-            and "resize" not in stated
+            "crop" in overrides
+            and "resize" not in overrides
             and isinstance(image.resize, int)
             and image.resize < max(image.crop or ())
         ):
@@ -85,26 +85,29 @@ class InputConfig(Settings):
 
 
 class Pretrained(Settings):
-    """A network that the stage `pretrain` trained here."""
+    """A network of the stage `pretrain`."""
 
     source: Literal["pretrained"]
-    network: str = Field(description="the name of a network below `pretrain`")
-    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
+    network: str = Field(description="an entry of `pretrain`")
+    input: InputConfig = Field(default=InputConfig(), description="preprocessing settings to override")
 
 
 class Folder(Settings):
-    """A backbone that icecore wrote anywhere: pretrained, fine-tuned, distilled or frozen."""
+    """A backbone in any folder, as icecore writes them: pretrained, fine-tuned, distilled or frozen."""
 
     source: Literal["folder"]
-    folder: Path = Field(description="a backbone that icecore wrote")
-    digest: str | None = Field(None, validate_default=True, description="of its weights, at least the first 8 digits")
-    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
+    folder: Path = Field(description="a folder with a backbone that icecore wrote")
+    digest: str | None = Field(
+        None, validate_default=True, description="digest of its weights, at least the first 8 digits"
+    )
+    input: InputConfig = Field(default=InputConfig(), description="preprocessing settings to override")
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
         if len(self.digest or "") < DIGITS:
             raise ValueError(
-                f"`folder` needs `digest`, the first {DIGITS} digits of its weights or more ({_of(self.folder)})"
+                f"`folder` needs `digest`, at least the first {DIGITS} digits of the digest of its weights "
+                f"({_suggest_digest(self.folder)})"
             )
         return self
 
@@ -112,19 +115,21 @@ class Folder(Settings):
 class LocalWeights(Settings):
     """Weights in a file of the user."""
 
-    file: Path | None = Field(None, description="a state dict: .safetensors, or .pth, .pt, .ckpt that hold no code")
-    sha256: str | None = Field(None, description="of `file`, at least its first 8 digits")
+    file: Path | None = Field(None, description="a state dict: .safetensors, or .pth, .pt, .ckpt without code")
+    sha256: str | None = Field(None, description="SHA-256 of `file`, at least its first 8 digits")
     entry: str | None = Field(
-        None, min_length=1, description="of several state dicts in `file`, such as `model_ema` or `ema.state_dict`"
+        None, min_length=1, description="the state dict to read, such as `model_ema`, where `file` has several"
     )
     strip_prefix: str | None = Field(
-        None, min_length=1, description="of the keys in `file`, such as `model.`; keys without it are left out"
+        None, min_length=1, description="a prefix to remove from keys, such as `model.`; other keys are ignored"
     )
 
     @model_validator(mode="after")
     def _one_file(self) -> Self:
         if self.file is not None and len(self.sha256 or "") < DIGITS:
-            raise ValueError(f"`file` needs `sha256`, its first {DIGITS} digits or more ({_suggest(self.file)})")
+            raise ValueError(
+                f"`file` needs `sha256`, at least its first {DIGITS} digits ({_suggest_sha256(self.file)})"
+            )
         if self.file is None:
             for name in ("sha256", "entry", "strip_prefix", "classes"):
                 if getattr(self, name, None) is not None:
@@ -136,20 +141,24 @@ class Torchvision(LocalWeights):
     """A classification model of torchvision."""
 
     source: Literal["torchvision"]
-    model: str = Field(description="such as mobilenet_v2")
-    weights: str = Field("DEFAULT", description="entry of the weights enum; preprocessing comes from it")
-    classes: int | None = Field(None, ge=1, description="outputs of the classifier in `file`, if not the enum's")
-    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
+    model: str = Field(description="name of the model, such as mobilenet_v2")
+    weights: str = Field("DEFAULT", description="entry of the weights enum, which also gives the preprocessing")
+    classes: int | None = Field(
+        None, ge=1, description="outputs of the classifier in `file`; default: those of the entry"
+    )
+    input: InputConfig = Field(default=InputConfig(), description="preprocessing settings to override")
 
 
 class Timm(LocalWeights):
     """A model of timm."""
 
     source: Literal["timm"]
-    model: str = Field(description="such as resnet50, without a tag")
-    weights: str | None = Field(None, description="timm's tag, such as a1_in1k; preprocessing comes from it")
-    classes: int | None = Field(None, ge=1, description="outputs of the classifier in `file`, if not the tag's")
-    input: InputConfig = Field(default=InputConfig(), description="settings of the preprocessing to replace")
+    model: str = Field(description="name of the model without a tag, such as resnet50")
+    weights: str | None = Field(None, description="timm's tag, such as a1_in1k, which also gives the preprocessing")
+    classes: int | None = Field(
+        None, ge=1, description="outputs of the classifier in `file`; default: those of the tag"
+    )
+    input: InputConfig = Field(default=InputConfig(), description="preprocessing settings to override")
 
     @field_validator("model")
     @classmethod
@@ -161,12 +170,12 @@ class Timm(LocalWeights):
 
 
 class Module(LocalWeights):
-    """A network of the user's own, by the import path of what builds it."""
+    """A network of the user, built by a function or class that is named by its import path."""
 
     source: Literal["module"]
-    factory: str = Field(description="package.module:name, or package.module.name")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, description="of the factory, by name")
-    seed: int | None = Field(None, ge=0, description="of random weights, where there is no `file`: a baseline")
+    factory: str = Field(description="import path: package.module:name, or package.module.name")
+    arguments: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of the factory, by name")
+    seed: int | None = Field(None, ge=0, description="seed of random weights, a baseline without `file`")
     input: InputConfig = Field(description="the preprocessing")
 
     @field_validator("factory", mode="before")
@@ -174,7 +183,7 @@ class Module(LocalWeights):
     def _with_colon(cls, factory: Any) -> Any:
         if not isinstance(factory, str):
             return factory
-        path = with_colon(factory)
+        path = normalise_import_path(factory)
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
             raise ValueError(
                 "expected the import path of a class or a function, such as mynets.small.Net for the class Net in "
@@ -198,14 +207,14 @@ FreezeConfig = Annotated[Pretrained | Torchvision | Timm | Folder | Module, Fiel
 """Where a backbone comes from."""
 
 
-def _suggest(file: Path) -> str:
+def _suggest_sha256(file: Path) -> str:
     try:
         return f"sha256: '{sha256_file(file)[:16]}'" if file.is_file() else f"{file}: no such file"
     except PermissionError as error:
         return f"{error.filename}: {error.strerror}"
 
 
-def _of(folder: Path) -> str:
+def _suggest_digest(folder: Path) -> str:
     try:
         return f"digest: '{read_json(folder / 'backbone.json')['weights_digest'][:16]}'"
     except PermissionError as error:

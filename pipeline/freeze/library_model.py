@@ -1,4 +1,4 @@
-"""Choose a model of torchvision or timm by its name and weights, and freeze it once into a folder of its own."""
+"""Choose a model of torchvision or timm by name and weights, and freeze it into a folder that later calls reuse."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LibraryModel = Annotated[Torchvision | Timm, Field(discriminator="source")]
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model by name. A field that is None is chosen by default.
+    """The weights of a model. A field that is None has the library's default.
 
     source: torchvision or timm.
     name: an entry of torchvision's enum, or a tag of timm.
@@ -41,9 +41,9 @@ class Weights:
 
 
 def model_settings(model: str, weights: Weights | None = None) -> Torchvision | Timm:
-    """Return the checked settings of `freeze` for a model by its name.
+    """Return the validated settings of `freeze` for a model of torchvision or timm.
 
-    Raises BackboneError where neither library has the model, ConfigError with every wrong setting.
+    Raises BackboneError where neither library has the model, and ConfigError with every wrong setting.
     """
     values, problems = check({"freeze": raw_settings(model, weights or Weights())}, {"freeze": Section(LibraryModel)})
     refuse(problems, where=model)
@@ -52,9 +52,9 @@ def model_settings(model: str, weights: Weights | None = None) -> Torchvision | 
 
 
 def raw_settings(model: str, weights: Weights) -> dict[str, Any]:
-    """Return the settings of `freeze` for a model's name, unchecked; a tag of timm in the name chooses the weights.
+    """Return the settings of `freeze` for a model, not yet validated. A timm tag in the name selects the weights.
 
-    Raises BackboneError where neither library has the model, ConfigError where the weights file is missing.
+    Raises BackboneError where neither library has the model, and ConfigError where the weights file is missing.
     """
     name, dot, tag = model.partition(".")
     source = weights.source or library_of(model)
@@ -76,7 +76,7 @@ def raw_settings(model: str, weights: Weights) -> dict[str, Any]:
 
 
 def library_of(model: str) -> str:
-    """Return the library that has a model: torchvision, where both do. Raises BackboneError where neither does."""
+    """Return the library that has a model, torchvision if both have it. Raises BackboneError if neither has it."""
     if model in torchvision_models.names():
         return "torchvision"
     has_timm = importlib.util.find_spec("timm") is not None
@@ -93,9 +93,9 @@ def library_of(model: str) -> str:
 
 
 def freeze_once(settings: Torchvision | Timm, work: Path, reporter: Reporter) -> Path:
-    """Freeze a model below `work/backbones`, unless it is there; return its folder.
+    """Freeze a model below `work/backbones` unless that was done before; return its folder.
 
-    The folder's name follows from the settings and the versions of the libraries.
+    The folder's name has a digest of the settings and the library versions.
     """
     libraries = versions("torch", "torchvision", settings.source)
     made_from = digest({"settings": settings.model_dump(mode="json", exclude={"file"}), "versions": libraries})

@@ -1,4 +1,4 @@
-"""Outline a backbone before it is frozen: its nodes, and what is wrong with its names, without weights or computing."""
+"""Outline a backbone before it is frozen: list its nodes and check names of nodes, without weights or computation."""
 
 import contextlib
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, P
 
 @dataclass(frozen=True)
 class Outline:
-    """The nodes of a backbone by their names, and other names of them."""
+    """The nodes of a backbone by name, and their aliases."""
 
     taps: Mapping[str, Tap]
     aliases: Mapping[str, str]
 
     listed: str = "NAME"
-    """What `icecore layers` takes to list the nodes."""
+    """The argument with which `icecore layers` lists the nodes."""
 
     def check_node(self, name: str) -> str:
-        """Return what is wrong with the name of a node; "" for nothing."""
+        """Return the error in the name of a node, or an empty string."""
         if name in self.taps or name in self.aliases or name in (PENULTIMATE, LOGITS):
             return ""
         return unknown_node(name, [PENULTIMATE, LOGITS, *self.aliases, *self.taps], backbone=self.listed)
 
     def check_tap(self, tap: TapSpec) -> str:
-        """Return what is wrong with a tap, its node and its pooling; "" for nothing."""
+        """Return the error in a tap, in its node or its pooling, or an empty string."""
         node = self.aliases.get(tap.node, tap.node)
         if problem := self.check_node(tap.node):
             return problem
@@ -49,15 +49,17 @@ class Outline:
 
 
 def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
-    """Return the nodes of a backbone by its settings; None where only the frozen network tells them.
+    """Return the nodes of a backbone, given its settings; None if only the frozen network can show them.
 
-    Networks are built on torch's meta device, where they have shapes and no values. pretrained: as `freeze` has it.
-    Raises BackboneError for a model, weights, a module or a folder that is not there, and for an input that fits none.
+    pretrained: the folder of the networks of the stage `pretrain`.
+
+    The network is built on torch's meta device, which has shapes and no values. Raises BackboneError for a model,
+    weights, module or folder that does not exist, and for an `input` that gives no image.
     """
     if isinstance(config, Pretrained | Folder):
         folder = config.folder if isinstance(config, Folder) else pretrained / config.network
         if isinstance(config, Pretrained) and not (folder / serialization.JSON).is_file():
-            return None  # the stage `pretrain` makes it
+            return None  # the stage `pretrain` has yet to train it
         spec = serialization.read_spec(folder)
         if isinstance(config, Folder) and not spec.weights_digest.startswith((config.digest or "").lower()):
             raise BackboneError(
@@ -66,22 +68,22 @@ def outline(config: FreezeConfig, *, pretrained: Path) -> Outline | None:
         return Outline(spec.taps, spec.aliases, str(folder))
     architecture, stated = _architecture(config)
     if isinstance(config, Torchvision | Timm):
-        refuse_guess(config)
+        refuse_ambiguous_preprocessing(config)
     network = _build(architecture)
     try:
         inputs = config.input.onto(stated)
     except ValueError as error:
         if isinstance(config, Module):
-            return None  # the settings say so
+            return None  # the check of the settings reports it
         raise BackboneError(f"`input` makes no image: {error}.") from None
     taps = survey_shapes(serialization.freeze(network), inputs.shape)
     return Outline(taps, aliases(architecture, taps), getattr(config, "model", "NAME")) if taps else None
 
 
 def survey_model(config: Torchvision | Timm) -> Outline:
-    """Return all nodes of a model of torchvision or timm, with random weights: nothing is downloaded or written.
+    """Return all nodes of a model of torchvision or timm. It has random weights; nothing is downloaded or written.
 
-    Raises BackboneError where the libraries have no such model.
+    Raises BackboneError where neither library has the model.
     """
     architecture, stated = _architecture(config)
     with torch.random.fork_rng(devices=()):
@@ -92,7 +94,7 @@ def survey_model(config: Torchvision | Timm) -> Outline:
 
 
 def check_file(config: LocalWeights) -> str:
-    """Return what is wrong with the file of weights: that it is missing, or has another digest; "" for nothing."""
+    """Return the error in the weights file, a missing file or another digest, or an empty string."""
     if config.file is None:
         return ""
     if not config.file.is_file():
@@ -100,14 +102,14 @@ def check_file(config: LocalWeights) -> str:
     digest = sha256_file(config.file)
     if not digest.startswith((config.sha256 or "").lower()):
         return (
-            f"{config.file}: expected a SHA-256 that begins with {config.sha256}, got {digest[:16]}. If the file is "
-            "the one that you mean, set `sha256` to that."
+            f"{config.file}: expected a SHA-256 that begins with {config.sha256}, got {digest[:16]}. If this is the "
+            "right file, set `sha256` to that."
         )
     return ""
 
 
-def refuse_guess(config: Torchvision | Timm) -> None:
-    """Raise BackboneError where weights in a file may want one of several preprocessings, and nobody says which."""
+def refuse_ambiguous_preprocessing(config: Torchvision | Timm) -> None:
+    """Raise BackboneError if a weights file may need one of several preprocessings and `weights` names none."""
     if config.file is None or ("weights" in config.model_fields_set and config.weights is not None):
         return
     if isinstance(config, Timm):
@@ -116,21 +118,21 @@ def refuse_guess(config: Torchvision | Timm) -> None:
     else:
         from pipeline.backbones import torchvision_models as vision  # torchvision takes as long to import as torch
 
-        entries = {one.name: vision.preprocessing(one) for one in vision.entries(config.model)}
-    found: dict[str, list[str]] = {}
+        entries = {entry.name: vision.preprocessing(entry) for entry in vision.entries(config.model)}
+    by_preprocessing: dict[str, list[str]] = {}
     for name, own in entries.items():
-        with contextlib.suppress(ValueError):  # `freeze` says what is wrong with `input`
-            found.setdefault(config.input.onto(own).description, []).append(name)
-    if len(found) > 1:
+        with contextlib.suppress(ValueError):  # `freeze` reports what is wrong with `input`
+            by_preprocessing.setdefault(config.input.onto(own).description, []).append(name)
+    if len(by_preprocessing) > 1:
         title = (
-            f"{config.model}: expected `weights` with `file`, since the sets of weights that the model has differ in "
-            f"preprocessing, and {config.file} does not say which it wants. Set `weights` to one of"
+            f"{config.model}: expected `weights` with `file`, since the model's published weights differ in "
+            f"preprocessing, and {config.file} does not say which it needs. Set `weights` to one of"
         )
-        raise BackboneError(bullets(title, [f"{', '.join(names)}: {text}" for text, names in found.items()]))
+        raise BackboneError(bullets(title, [f"{', '.join(names)}: {text}" for text, names in by_preprocessing.items()]))
 
 
 def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
-    """Return how the network is built, and the input that its weights state."""
+    """Return the architecture of the network, and the preprocessing that its weights state."""
     if isinstance(config, Module):
         return user_module.architecture(config.factory, config.arguments), None
     if isinstance(config, Timm):
@@ -145,13 +147,13 @@ def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
 
 
 def _build(architecture: Mapping[str, Any]) -> nn.Module:
-    """Return the network on the meta device; with values where it computes while it is built."""
+    """Build the network on the meta device; with real values if its constructor computes with them."""
     try:
         with torch.device("meta"):
             return serialization.build(architecture)
     except BackboneError as error:
-        if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # it may be of the device
+        if isinstance(error.__cause__, NotImplementedError | RuntimeError):  # the meta device may be the cause
             return serialization.build(architecture)
         raise
-    except Exception:  # noqa: BLE001 - networks that compute while they are built raise nearly anything
+    except Exception:  # noqa: BLE001 - a constructor that computes can raise nearly anything
         return serialization.build(architecture)

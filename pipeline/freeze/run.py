@@ -1,4 +1,4 @@
-"""The run of `freeze`: a source's weights in its network, with the preprocessing they want, become a backbone."""
+"""Freeze a backbone: build a source's network, load its weights, and write both with the preprocessing they need."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec
 from pipeline.errors import BackboneError, counted
 from pipeline.files import AnyPath, as_path, sha256_file
 from pipeline.freeze.config import Folder, FreezeConfig, LocalWeights, Module, Pretrained, Timm, Torchvision
-from pipeline.freeze.outline import refuse_guess
+from pipeline.freeze.outline import refuse_ambiguous_preprocessing
 from pipeline.freeze.state_dict import read_entry
 from pipeline.runtime import SILENT, Reporter
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with its weights, and what its source says of it."""
+    """A network with its weights, and the architecture, origin, preprocessing and classes that its source states."""
 
     network: nn.Module
     architecture: Mapping[str, Any]
@@ -33,9 +33,10 @@ class Loaded:
 
 
 def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, reporter: Reporter = SILENT) -> BackboneSpec:
-    """Write a backbone below `folder`; `pretrained` holds the networks that icecore trained.
+    """Write a backbone to `folder` and return its spec.
 
-    The reporter's messages say what of a weights file is read, where the file holds more.
+    pretrained: the folder of the networks of the stage `pretrain`.
+    reporter: gets a message about entries of a weights file that are not read.
     """
     folder = as_path(folder, "freeze: folder")
     pretrained = as_path(pretrained, "freeze: pretrained")
@@ -55,36 +56,36 @@ def freeze(config: FreezeConfig, folder: AnyPath, *, pretrained: AnyPath, report
 
 
 def load(config: FreezeConfig, *, pretrained: Path, reporter: Reporter = SILENT) -> Loaded:
-    """Return the network of a backbone with its weights; raises BackboneError where these are not there or do not fit.
+    """Load the network of a backbone with its weights; raises BackboneError where weights are missing or do not fit.
 
-    pretrained, reporter: as `freeze` has them.
+    pretrained, reporter: as in `freeze`.
     """
     match config:
         case Pretrained():
-            return _own(pretrained / config.network)
+            return _load_backbone(pretrained / config.network)
         case Folder():
-            return _own(config.folder, digest=config.digest or "")
+            return _load_backbone(config.folder, digest=config.digest or "")
         case Torchvision():
-            return _torchvision(config, reporter)
+            return _load_torchvision(config, reporter)
         case Timm():
-            return _timm(config, reporter)
+            return _load_timm(config, reporter)
         case Module():
-            return _module(config, reporter)
+            return _load_module(config, reporter)
         case _:
             assert_never(config)
 
 
-def _own(source: Path, *, digest: str = "") -> Loaded:
+def _load_backbone(source: Path, *, digest: str = "") -> Loaded:
     own = serialization.read(source)
     if not own.spec.weights_digest.startswith(digest.lower()):
         raise BackboneError(
             f"{source}: expected weights whose digest begins with {digest}, got {own.spec.weights_digest[:16]}. "
-            "Where the new ones are meant, set `digest` to that."
+            "If the new weights are right, set `digest` to that."
         )
     return Loaded(own.module, own.spec.architecture, own.spec.origin, own.spec.input, own.spec.classes)
 
 
-def _torchvision(config: Torchvision, reporter: Reporter) -> Loaded:
+def _load_torchvision(config: Torchvision, reporter: Reporter) -> Loaded:
     from pipeline.backbones import torchvision_models  # torchvision takes as long to import as torch
 
     entry = torchvision_models.weights_entry(config.model, config.weights)
@@ -94,17 +95,17 @@ def _torchvision(config: Torchvision, reporter: Reporter) -> Loaded:
         state: Mapping[str, Tensor] = torchvision_models.download(entry)
         origin |= {"license": entry.meta.get("license", "not stated"), "url": entry.url}
     else:
-        refuse_guess(config)
-        state, named = _from_file(config, reporter)
-        origin |= named
+        refuse_ambiguous_preprocessing(config)
+        state, file_origin = _read_weights_file(config, reporter)
+        origin |= file_origin
     network = serialization.build(architecture)
     classes = (entry.meta.get("categories") or ()) if config.classes is None else ()
     loaded = Loaded(network, architecture, origin, torchvision_models.preprocessing(entry), classes)
     where = f"{config.model} from {config.file or entry.name}"
-    return _with_weights(loaded, torchvision_models.current_keys(state), config, where=where, reporter=reporter)
+    return _load_weights(loaded, torchvision_models.current_keys(state), config, where=where, reporter=reporter)
 
 
-def _timm(config: Timm, reporter: Reporter) -> Loaded:
+def _load_timm(config: Timm, reporter: Reporter) -> Loaded:
     entry = timm_models.weights_entry(config.model, config.weights)
     architecture = timm_models.architecture(config.model, entry, config.classes)
     origin = {"source": "timm", "model": config.model, "weights": entry.tag or ""}
@@ -118,13 +119,13 @@ def _timm(config: Timm, reporter: Reporter) -> Loaded:
     loaded = Loaded(network, architecture, origin, inputs, (entry.label_names or ()) if config.classes is None else ())
     if config.file is None:
         return loaded
-    refuse_guess(config)
-    state, named = _from_file(config, reporter)
-    loaded = replace(loaded, origin={**origin, **named})
-    return _with_weights(loaded, state, config, where=f"{config.model} from {config.file}", reporter=reporter)
+    refuse_ambiguous_preprocessing(config)
+    state, file_origin = _read_weights_file(config, reporter)
+    loaded = replace(loaded, origin={**origin, **file_origin})
+    return _load_weights(loaded, state, config, where=f"{config.model} from {config.file}", reporter=reporter)
 
 
-def _module(config: Module, reporter: Reporter) -> Loaded:
+def _load_module(config: Module, reporter: Reporter) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         architecture = user_module.architecture(config.factory, config.arguments)
         torch.manual_seed(config.seed or 0)
@@ -133,17 +134,17 @@ def _module(config: Module, reporter: Reporter) -> Loaded:
     if config.file is None:
         origin["seed"] = config.seed
     else:
-        state, named = _from_file(config, reporter)
-        loaded = Loaded(network, architecture, origin | named, None)
-        return _with_weights(loaded, state, config, where=f"{config.factory} from {config.file}", reporter=reporter)
+        state, file_origin = _read_weights_file(config, reporter)
+        loaded = Loaded(network, architecture, origin | file_origin, None)
+        return _load_weights(loaded, state, config, where=f"{config.factory} from {config.file}", reporter=reporter)
     return Loaded(network, architecture, origin, None)
 
 
-def _with_weights(
+def _load_weights(
     loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module, *, where: str, reporter: Reporter
 ) -> Loaded:
-    """Put weights into a network; without its classifier where nothing else misfits, and nobody asked for it."""
-    at = () if getattr(config, "classes", None) else _unfitting_classifier(loaded, state, config)
+    """Load weights into a network. If only the classifier does not fit, and `classes` is not set, cut it off."""
+    at = () if getattr(config, "classes", None) else _mismatched_classifier(loaded, state, config)
     if at:
         base = dict(loaded.architecture)
         architecture = {
@@ -155,7 +156,7 @@ def _with_weights(
         other = [key for key in state if any(key.startswith(f"{name}.") for name in at)]
         own = loaded.network.state_dict()
         outputs = {len(state[key]) for key in other if key in own and state[key].ndim == own[key].ndim}
-        reporter.message(_without(at, other, outputs, config, where=where))
+        reporter.message(_describe_cut(at, other, outputs, config, where=where))
         state = {key: value for key, value in state.items() if key not in other}
         origin = {**loaded.origin, "without": architecture["at"]}
         if len(outputs) == 1:
@@ -165,16 +166,16 @@ def _with_weights(
     return loaded
 
 
-def _without(at: Sequence[str], other: Sequence[str], outputs: set[int], config: object, *, where: str) -> str:
-    """Say why a backbone ends before its classifier, and what makes one with it."""
+def _describe_cut(at: Sequence[str], other: Sequence[str], outputs: set[int], config: object, *, where: str) -> str:
+    """Return a message: why a backbone ends before its classifier, and which setting would include it."""
     names = " and ".join(repr(name) for name in at)
     layer = "layer" if len(at) == 1 else "layers"
     if len(outputs) == 1:
         (number,) = outputs
         make = "give the factory that number" if isinstance(config, Module) else f"set `classes: {number}`"
         start = (
-            f"the file's weights of the last {layer}, {names}, give {counted(number, 'output')}, and the model's "
-            f"another number (to have them, {make})"
+            f"the file's weights of the last {layer}, {names}, have {counted(number, 'output')}, and the model has "
+            f"another number (to load them, {make})"
         )
     else:
         start = f"no weights of the last {layer}, {names}"
@@ -183,20 +184,20 @@ def _without(at: Sequence[str], other: Sequence[str], outputs: set[int], config:
     )
 
 
-def _unfitting_classifier(
+def _mismatched_classifier(
     loaded: Loaded, state: Mapping[str, Tensor], config: Torchvision | Timm | Module
 ) -> tuple[str, ...]:
-    """Return the modules of the classifier if all weights of these, and no others, are missing or of another shape."""
+    """Return the classifier's modules if all their weights, and no others, are missing or of another shape."""
     own = {key: value for key, value in loaded.network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    lacking = {key for key, value in own.items() if key not in state or state[key].shape != value.shape}
+    mismatched = {key for key, value in own.items() if key not in state or state[key].shape != value.shape}
     at: list[str] = []
     for name, _ in loaded.network.named_modules():
         keys = {key for key in own if key.startswith(f"{name}.")}
-        if name and keys and keys <= lacking and not any(name.startswith(f"{other}.") for other in at):
+        if name and keys and keys <= mismatched and not any(name.startswith(f"{other}.") for other in at):
             owners = {key.rpartition(".")[0] for key in keys}
-            if owners == {name} or len(owners) > 1:  # of a sequence with one layer that has weights, that layer
+            if owners == {name} or len(owners) > 1:  # in a Sequential with a single layer with weights: that layer
                 at.append(name)
-    if not at or lacking != {key for key in own if any(key.startswith(f"{name}.") for name in at)}:
+    if not at or mismatched != {key for key in own if any(key.startswith(f"{name}.") for name in at)}:
         return ()
     try:
         shape = config.input.onto(loaded.inputs).shape
@@ -204,7 +205,7 @@ def _unfitting_classifier(
         last = survey(network, shape)[PENULTIMATE]
         heads = [last.input_of] if last.input_of is not None else list(last.parts)
         inside = bool(heads) and all(any(head == name or head.startswith(f"{name}.") for name in at) for head in heads)
-        # Convolutions make features: what lacks some is no network that only its classifier is missing of.
+        # Convolutions compute features: a network that lacks weights of one lacks more than its classifier.
         inside &= not any(
             isinstance(part, nn.Conv2d) and f"{name}.{inner}".rstrip(".") not in heads
             for name in at
@@ -212,13 +213,13 @@ def _unfitting_classifier(
         )
         images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         return tuple(at) if inside and determine_output(network, at, images) else ()
-    except Exception:  # noqa: BLE001 - what is wrong with the input is named when the backbone is written
+    except Exception:  # noqa: BLE001 - an error in the input is reported when the backbone is written
         return ()
 
 
-def _from_file(config: LocalWeights, reporter: Reporter) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """Read the weights of a file, and return what backbone.json keeps of where they came from."""
-    assert config.file is not None, "the caller looked"
+def _read_weights_file(config: LocalWeights, reporter: Reporter) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Read the weights of a file; also return their origin for backbone.json: file name, digest, entry."""
+    assert config.file is not None, "callers check `file`"
     state, entry = read_entry(
         config.file,
         sha256=config.sha256 or "",
@@ -226,5 +227,5 @@ def _from_file(config: LocalWeights, reporter: Reporter) -> tuple[Mapping[str, T
         strip_prefix=config.strip_prefix or "",
         reporter=reporter,
     )
-    named = {"file": config.file.name, "sha256": sha256_file(config.file)}
-    return state, named | ({"entry": entry} if entry else {})
+    origin = {"file": config.file.name, "sha256": sha256_file(config.file)}
+    return state, origin | ({"entry": entry} if entry else {})

@@ -1,4 +1,4 @@
-"""Weights in a file: a state dict, read without running any code from it."""
+"""Read a state dict from a weights file without running code from the file."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,16 +14,16 @@ from pipeline.files import check_readable, read_json, sha256_file
 from pipeline.runtime import SILENT, Reporter
 
 MAIN = ("state_dict", "model_state_dict", "model")
-"""Where training scripts keep the weights in what they save: one of these is read where no entry is named."""
+"""The entries in which training scripts usually save the weights; read by default if the file has exactly one."""
 
-DEPTH = 4  # of entries in entries
+DEPTH = 4  # how deep nested entries are searched
 
 SIGNATURES = {
-    b"version https://git-lfs": "a pointer of Git LFS. Fetch the file itself with `git lfs pull`.",
+    b"version https://git-lfs": "a Git LFS pointer. Fetch the file itself with `git lfs pull`.",
     b"<": "a web page. Download the file again.",
     b"\x89HDF": "an HDF5 file, as Keras writes. Convert it to a state dict of torch.",
 }
-"""What files begin with that are often taken for weights."""
+"""First bytes of files that are often mistaken for weights, with what each file is."""
 
 SHARD = re.compile(r"-\d+-of-0*(\d+)\.\w+$")
 
@@ -36,21 +36,23 @@ def read_entry(
     strip_prefix: str = "",
     reporter: Reporter = SILENT,
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Read a state dict, take the keys below a prefix, and return them with the name of the entry that was read.
+    """Read a state dict from a file; return it with the name of the entry that was read.
 
-    Raises BackboneError with what is wrong with the file.
+    sha256: the first digits of the file's SHA-256.
+    entry: the state dict to read, where the file has several: nested keys joined with dots.
+    strip_prefix: a prefix that is removed from the keys; keys without it are ignored.
+    reporter: gets a message about entries and keys that are ignored.
 
-    entry: which of several state dicts in the file, by keys joined with dots. reporter: gets what is read where the
-    file holds more than that.
+    Raises BackboneError with the reason where the file cannot be read or does not match.
     """
     if not file.is_file():
         raise BackboneError(f"{file}: no such weights file. Set `file` to a .safetensors or .pth state dict.")
     check_readable(file)
-    found = sha256_file(file)
-    if not found.startswith(sha256.lower()):
-        raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {found}.")
-    name, state = _choose(_read(file), entry, file, reporter)
-    return _below(strip_prefix, state, file, reporter), name
+    digest = sha256_file(file)
+    if not digest.startswith(sha256.lower()):
+        raise BackboneError(f"{file}: expected a file whose SHA-256 begins with {sha256}, got {digest}.")
+    name, state = _choose_entry(_read(file), entry, file, reporter)
+    return _strip_prefix(strip_prefix, state, file, reporter), name
 
 
 def _read(file: Path) -> Any:
@@ -58,19 +60,19 @@ def _read(file: Path) -> Any:
     try:
         if _is_safetensors(file):
             return safetensors.torch.load_file(file)
-        with file.open("rb") as opened:  # of a path, torch looks at the name
-            return torch.load(opened, map_location="cpu", weights_only=True)
+        with file.open("rb") as stream:  # given a path, torch would also judge its name
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged file makes torch's unpickler raise nearly anything
         raise BackboneError(
             f"{file}: expected a state dict (names to tensors), got a file that is damaged, or that cannot be read "
-            f"without running code from it: {_reason(error)} Where you trust the file, convert it once: load it with "
+            f"without running code from it: {_reason(error)} If you trust the file, convert it once: load it with "
             "`torch.load(file, weights_only=False)`, and save the state dict in it with "
             "`safetensors.torch.save_file(state_dict, 'weights.safetensors')`."
         ) from None
 
 
 def _refuse_parts(file: Path) -> None:
-    """Raise BackboneError for a file that names others, is one of several, or holds no weights by its first bytes."""
+    """Raise BackboneError for an index of other files, for one of several parts, and for a file that is no weights."""
     if file.suffix == ".json":
         try:
             parts = sorted(set(read_json(file)["weight_map"].values()))
@@ -80,23 +82,23 @@ def _refuse_parts(file: Path) -> None:
         raise BackboneError(f"{file}: expected one file that holds all weights, got {what}. {_MERGE}")
     if (shard := SHARD.search(file.name)) and int(shard[1]) > 1:
         raise BackboneError(f"{file}: expected one file that holds all weights, got one of {shard[1]} parts. {_MERGE}")
-    with file.open("rb") as opened:
-        start = opened.read(32)
+    with file.open("rb") as stream:
+        start = stream.read(32)
     for signature, what in SIGNATURES.items():
         if start.startswith(signature):
             raise BackboneError(f"{file}: expected a state dict (names to tensors), got {what}")
 
 
 _MERGE = (
-    "Put the parts into one: read each, `update` one dict with them, and save that with "
+    "Merge the parts: read each, `update` a dict with it, and save the dict with "
     "`safetensors.torch.save_file(state_dict, 'weights.safetensors')`."
 )
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Return whether the content is safetensors', whatever the name; where it says nothing, the name decides."""
-    with file.open("rb") as opened:
-        start = opened.read(9)
+    """Return whether a file is in the safetensors format, judged by its content or by its extension."""
+    with file.open("rb") as stream:
+        start = stream.read(9)
     if start.startswith(b"PK"):
         return False
     header = int.from_bytes(start[:8], "little")
@@ -104,19 +106,19 @@ def _is_safetensors(file: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause in torch's message, which names it below advice to switch its safety off."""
+    """Return the cause of torch's error, which its message hides below the advice to switch off `weights_only`."""
     text = str(error)
     if refused := re.search(r"GLOBAL ([\w.]+)", text):
         name = refused[1]
         kind = "a value of numpy, such as a score" if name.startswith("numpy") else "an object"
         return f"it holds {name}, {kind} that is no tensor."
-    if "WeightsUnpickler error: " in text:  # below its advice, too
+    if "WeightsUnpickler error: " in text:
         text = text.partition("WeightsUnpickler error: ")[2].strip()
     return (text.splitlines() or [type(error).__name__])[0]
 
 
-def _choose(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> tuple[str, dict[str, Tensor]]:
-    """Return the state dict that is named, or the only one, or the only one under a name in MAIN, with its name."""
+def _choose_entry(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> tuple[str, dict[str, Tensor]]:
+    """Return name and state dict of an entry: of `entry`, else of the only entry, else of the only one in `MAIN`."""
     entries = dict(_entries(loaded)) if isinstance(loaded, dict) else {}
     listed = [f"{name}: {counted(len(state), 'key')}" for name, state in entries.items() if name]
     if entry is not None:
@@ -128,7 +130,7 @@ def _choose(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> t
     else:
         main = [name for name in MAIN if name in entries]
         if len(main) != 1:
-            raise BackboneError(_undecided(loaded, listed, file))
+            raise BackboneError(_describe_choice(loaded, listed, file))
         (name,) = main
     if name and len(entries) > 1:
         reporter.message(f"{file.name}: read `entry: {name}` of {len(entries)} ({', '.join(listed)})")
@@ -146,19 +148,19 @@ def _choose(loaded: Any, entry: str | None, file: Path, reporter: Reporter) -> t
 
 
 def _entries(value: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return dicts of weights by keys joined with dots: the deepest ones, without states of optimisers and random
-    states.
+    """Yield the innermost dicts of weights, named by nested keys joined with dots, without states of optimizers and
+    random number generators.
     """
     if "param_groups" in value or not all(isinstance(key, str) for key in value):
         return
     inner = [
-        one
+        entry
         for key, part in value.items()
         if isinstance(part, dict) and depth < DEPTH
-        for one in _entries(part, f"{name}.{key}" if name else key, depth + 1)
+        for entry in _entries(part, f"{name}.{key}" if name else key, depth + 1)
     ]
     tensors = [part for part in value.values() if isinstance(part, Tensor)]
-    has_weights = any(one.ndim and one.is_floating_point() for one in tensors)
+    has_weights = any(tensor.ndim and tensor.is_floating_point() for tensor in tensors)
     if inner and 2 * len(tensors) <= len(value):
         yield from inner
     elif has_weights and 2 * len(tensors) > len(value):
@@ -175,23 +177,23 @@ def _no_entry(loaded: Any, entry: str, listed: list[str], file: Path) -> str:
     return f"{text}."
 
 
-def _undecided(loaded: Any, listed: list[str], file: Path) -> str:
+def _describe_choice(loaded: Any, listed: list[str], file: Path) -> str:
     if listed:
         return bullets(f"{file}: expected one state dict, got {len(listed)}. Choose one with `entry`", listed)
     got = type(loaded).__name__
     if isinstance(loaded, dict) and "param_groups" in loaded:
-        got = "the state of an optimiser. The weights of the network were saved elsewhere"
+        got = "the state of an optimizer. The weights of the network were saved elsewhere"
     elif isinstance(loaded, dict) and loaded:
         keys = [f"{key!r} ({type(value).__name__})" for key, value in list(loaded.items())[:8]]
         got += f" without weights: {', '.join(keys)}{', …' if len(loaded) > 8 else ''}"
     return f"{file}: expected a state dict (names to tensors), got {got}."
 
 
-def _below(prefix: str, state: dict[str, Tensor], file: Path, reporter: Reporter) -> dict[str, Tensor]:
+def _strip_prefix(prefix: str, state: dict[str, Tensor], file: Path, reporter: Reporter) -> dict[str, Tensor]:
     result = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if prefix and not result:
         first = ", ".join([*list(state)[:3], *(["…"] if len(state) > 3 else [])])
-        raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Mend `strip_prefix`.")
+        raise BackboneError(f"{file}: expected keys that begin with {prefix!r}, got {first}. Correct `strip_prefix`.")
     if left := [key for key in state if not key.startswith(prefix)]:
         first = ", ".join([*left[:3], *(["…"] if left[3:] else [])])
         reporter.message(f"{file.name}: {counted(len(left), 'key')} without {prefix!r} left out: {first}")

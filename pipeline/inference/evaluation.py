@@ -18,7 +18,17 @@ from pipeline.fit.single_fit import Data, FittedHead
 from pipeline.inference.array_task import DATASET, Inputs, kind_of, write_task
 from pipeline.model_record import HeadFit
 from pipeline.report import selection
-from pipeline.report.leaderboard import EXACT, NAMES, SHORT, Run, interval, is_exact, number, others, training
+from pipeline.report.leaderboard import (
+    EXACT,
+    NAMES,
+    TERMINAL_METRICS,
+    Run,
+    interval,
+    is_exact,
+    number,
+    others,
+    training,
+)
 from pipeline.settings.check import Section, check, refuse
 from pipeline.task import Kind
 from pipeline.text import table
@@ -74,7 +84,7 @@ class Evaluation:
         return [self.run["selected"], *known, *(row for row in rest if row[score] is None)]
 
     def __repr__(self) -> str:
-        more = others(self.run, SHORT)
+        more = others(self.run, TERMINAL_METRICS)
         labels = any(row["labels"] is not None for row in self.run["table"])
         percent = f"{100 * self.run['interval']:g} % interval"
         head = ["head", "input", *(["labels per class"] if labels else []), NAMES[self.metric], percent]

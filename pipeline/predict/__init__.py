@@ -1,14 +1,14 @@
-"""Predict new images by what a run learned: `icecore predict`.
+"""Predict new images with the model of a run: `icecore predict`.
 
-inputs         what the command is given: files, folders, lists, archives, URLs
-run            predict all of them, a few or many
-few            a few: in this process
-many           many: through the feature cache, so that a killed prediction goes on where it was
-inventory      the list of many inputs, with their keys
-row_source     a network up to some taps, and its rows of new images
-exported       an exported model: its file in the place of a run
-near           what `--near` needs
-training_rows  the training rows of a run, and the nearest of them
+run            predict all inputs: a few directly, many through the feature cache
+inputs         the inputs: files, folders, lists, archives, URLs, standard input
+few            predict a few inputs in this process
+many           predict many inputs through the feature cache; a killed prediction can be resumed
+inventory      list many inputs with their keys
+row_source     a network up to its taps, and the features of new images
+exported       an exported model in place of a run
+near           open the training rows for `--near`
+training_rows  the training rows of a run, and the nearest training rows of new images
 output_table   predictions as columns
-output_files   Parquet, CSV, JSON lines, and a table for the terminal
+output_files   write Parquet, CSV, JSON lines, or a table on the terminal
 """

@@ -1,4 +1,4 @@
-"""Predict by an exported model: its file and model.json alone, without the run that it was made of."""
+"""Predict with an exported model, from its file and model.json only, without the run that it was exported from."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pipeline.export.model import Output
 from pipeline.files import read_json, sha256_file
 from pipeline.inference.answers import Answers, TaskOutput, describe_tasks, no_answers
 from pipeline.loading.images import pixel_batches
-from pipeline.predict.row_source import numbers_without
+from pipeline.predict.row_source import usable_numbers
 from pipeline.predictions import Scores
 from pipeline.readers.image import ImageReader, ImageSpec
 from pipeline.task import Kind
@@ -25,7 +25,7 @@ from pipeline.task import Kind
 
 @dataclass(frozen=True, repr=False)
 class ExportedModel:
-    """A file from pixels to scores, with what its model.json says."""
+    """A model file that maps pixels to scores, with the metadata of its model.json."""
 
     file: Path
     outputs: tuple[Output, ...]
@@ -39,12 +39,12 @@ class ExportedModel:
 
     @property
     def kind(self) -> Kind:
-        """Return the kind of the first task."""
+        """The kind of the first task."""
         return self.tasks[0].kind
 
     @property
     def scores(self) -> Scores:
-        """Return what the scores are."""
+        """What the scores are: probabilities, decision values, or none."""
         return self.outputs[0].scores
 
     @cached_property
@@ -57,14 +57,15 @@ class ExportedModel:
     def run(
         self, images: Iterable[bytes], count: int, unusable: dict[int, DataError]
     ) -> tuple[list[int], dict[str, np.ndarray]]:
-        """Return the numbers of the usable images, of at most `count` encoded ones, and the values of each output.
+        """Run the model; return the numbers of the usable images and the values of each output.
 
-        The numbers of images that cannot be used get the reasons in `unusable`.
+        images: at most `count` encoded images. unusable: receives the number of each image that cannot be used, with
+        the reason.
         """
         size = max(1, ceil(count / ceil(max(1, count) / BATCH)))
         usable: list[int] = []
         parts: list[list[np.ndarray]] = []
-        numbers = numbers_without(unusable)
+        numbers = usable_numbers(unusable)
         for pixels in pixel_batches(images, ImageReader(self.image), batch_size=size, unusable=unusable):
             usable += [next(numbers) for _ in pixels]
             parts.append(self._run(pixels))
@@ -77,7 +78,7 @@ class ExportedModel:
         return usable, values
 
     def answer_rows(self, rows: Mapping[str, np.ndarray]) -> list[Answers]:
-        """Return what the values of each output predict, for each task."""
+        """Return the predictions of each task, given the values of each output."""
         return [self._answers(output, task, rows) for output, task in zip(self.outputs, self.tasks, strict=True)]
 
     def _answers(self, output: Output, task: TaskOutput, rows: Mapping[str, np.ndarray]) -> Answers:
@@ -89,7 +90,7 @@ class ExportedModel:
 
 
 def find_exported(path: Path) -> Path | None:
-    """Return the folder of an exported model, by the folder itself or by its file; None where `path` is none."""
+    """Return the folder of an exported model, given the folder or its model file; None if `path` is something else."""
     folder = path.parent if path.suffix in {Path(name).suffix for name in FILES.values()} else path
     try:
         content = read_json(folder / "model.json")
@@ -100,13 +101,13 @@ def find_exported(path: Path) -> Path | None:
     if folder != path:
         raise DataError(
             f"{path}: expected model.json of an exported model next to it, got none. `icecore export RUN OUT` writes "
-            "both."
+            "both files."
         )
     return None
 
 
 def load_exported(folder: Path) -> ExportedModel:
-    """Load an exported model; raises DataError for one of another version, and for a file that is not the exported."""
+    """Load an exported model; raises DataError for an export of another version and for a changed file."""
     about = read_json(folder / "model.json")
     if about["export"] != EXPORT:
         raise DataError(

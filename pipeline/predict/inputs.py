@@ -1,7 +1,7 @@
-"""The inputs of `icecore predict`: files, folders, lists, archives, Parquet, URLs, paths on standard input, in order.
+"""The inputs of `icecore predict`, in order: files, folders, lists, archives, Parquet, URLs, paths on standard input.
 
-A folder, a list, an archive or Parquet is read as `prepare` reads it, but for its labels. Text lists (.txt) and
-standard input have a path per line, or paths that end with a zero byte.
+Folders, lists, archives and Parquet are read as `prepare` reads them, without labels. Text lists (.txt) and standard
+input have one path per line, or paths that end with a zero byte.
 """
 
 import codecs
@@ -28,7 +28,7 @@ PATHS = ".txt"
 
 @dataclass(frozen=True)
 class Input:
-    """A sample that is to be predicted; `named`: whether a user or a list named it, so that it is a row in any case."""
+    """A sample to predict. `named`: whether the user or a list named it; then it has a row even if it is no image."""
 
     sample: FoundSample
     named: bool
@@ -36,7 +36,7 @@ class Input:
 
 @dataclass(frozen=True)
 class _Source:
-    """One argument. `roots`: None where it is a file, a text list or standard input."""
+    """An argument. `roots` is None for a file, a text list and standard input."""
 
     argument: str
     config: PrepareConfig | None = None
@@ -44,12 +44,12 @@ class _Source:
 
     @property
     def is_list(self) -> bool:
-        """Whether it names files one by one."""
+        """Whether the argument names single files."""
         return self.roots is None or self.roots[0].kind == "list"
 
 
 class Inputs:
-    """The samples of some arguments in their order, unopened. Iterating reads lists and folders, once."""
+    """The samples of the arguments in order, without opening them. Iterating reads lists and folders, once."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class Inputs:
         stdin: BinaryIO | None = None,
         out: Path | None = None,
     ) -> None:
-        """Look at the arguments; no list is read, and of folders the names of files alone.
+        """Inspect the arguments. Lists are not read yet, and folders are only searched for file names.
 
-        image: the column of Parquet that has the images. path: the column of lists that has the paths. stdin: what `-`
-        stands for. out: the file that is written, which is no input. Raises DataError with every argument that cannot
-        be used, and for no argument.
+        image: the column of images in Parquet. path: the column of paths in lists. stdin: the stream that `-` reads.
+        out: the output file, which must not be an input.
+
+        Raises DataError with every argument that cannot be used, and if there are no arguments.
         """
         if not arguments:
             raise DataError(
@@ -76,7 +77,7 @@ class Inputs:
         problems: list[str] = []
         for argument in arguments:
             try:
-                self._sources.append(_look_at(argument, image=image, path=path))
+                self._sources.append(_inspect(argument, image=image, path=path))
             except DataError as error:
                 problems.append(str(error))
         problems += self._conflicts(image, path, out) if not problems else []
@@ -92,7 +93,7 @@ class Inputs:
         if source.config is not None and source.roots is not None:
             return find(source.config, source.roots, labelled=False)
         if source.argument == STDIN:
-            assert self._stdin is not None, "it was asked for when the arguments were looked at"
+            assert self._stdin is not None, "__init__ checks it"
             return map(_named, _paths_in(self._stdin))
         if PurePosixPath(source.argument).suffix.lower() == PATHS:
             return _in_text_list(source.argument)
@@ -114,36 +115,36 @@ class Inputs:
             if here is None or out is None:
                 continue
             if here.resolve() == out.resolve():
-                problems.append(f"{out}: expected another file to write than an input. Choose another `--out`.")
+                problems.append(f"{out}: expected an output file that is not an input. Choose another `--out`.")
             elif out.suffix.lower() == PARQUET and here.is_dir() and out.resolve().is_relative_to(here.resolve()):
                 problems.append(
-                    f"{out}: expected a .parquet file outside of the input {argument}, in which the next prediction "
-                    "would read it. Choose another `--out`, or .csv."
+                    f"{out}: expected a .parquet file outside the input {argument}, where the next prediction would "
+                    "read it as an input. Choose another `--out`, or .csv."
                 )
         return problems
 
 
-def _look_at(argument: str, *, image: str | None, path: str | None) -> _Source:
-    """Return what an argument is; raises DataError where it does not exist, or cannot be what its name says."""
+def _inspect(argument: str, *, image: str | None, path: str | None) -> _Source:
+    """Return the source for an argument; raises DataError if it does not exist or does not match its extension."""
     if argument == STDIN:
         return _Source(argument)
     kind = filesystem.path_kind(argument)
     if kind is None:
-        raise DataError(_absent(argument))
+        raise DataError(_describe_missing(argument))
     suffix = PurePosixPath(argument).suffix.lower()
     is_root = kind == "folder" or suffix in (*LISTS, TAR) or argument.lower().endswith(COMPRESSED)
     if not is_root:
         return _Source(argument)
-    packed = image is not None and suffix == PARQUET and _has_column(argument, image)
-    settings: dict[str, Any] = {"root": argument, "columns": ()} | ({"image": image} if packed else {})
-    if path is not None and kind == "file" and suffix in LISTS and not packed:
+    has_images = image is not None and suffix == PARQUET and _has_column(argument, image)
+    settings: dict[str, Any] = {"root": argument, "columns": ()} | ({"image": image} if has_images else {})
+    if path is not None and kind == "file" and suffix in LISTS and not has_images:
         settings["path"] = path
     try:
         return _source(settings)
     except DataError:
         if image is None or kind == "file":
             raise
-        return _source(settings | {"image": image})  # a folder of Parquet, and of nothing else
+        return _source(settings | {"image": image})  # a folder with only Parquet files
 
 
 def _source(settings: dict[str, Any]) -> _Source:
@@ -152,7 +153,7 @@ def _source(settings: dict[str, Any]) -> _Source:
 
 
 def _has_column(argument: str, name: str) -> bool:
-    """Return whether a Parquet file has a column; one that cannot be opened is said to have it."""
+    """Return whether a Parquet file has a column; True for a file that cannot be opened, whose error follows later."""
     try:
         with parquet.open_parquet(argument) as file:
             return name in file.schema_arrow.names
@@ -160,22 +161,23 @@ def _has_column(argument: str, name: str) -> bool:
         return True
 
 
-def _absent(argument: str) -> str:
+def _describe_missing(argument: str) -> str:
+    """Return the error for an argument that is neither a file nor a folder, with similar names."""
     here = filesystem.local(argument)
     if here is not None and (here.exists() or here.is_symlink()):
         if here.is_symlink() and not here.exists():
-            return f"{argument}: a link to what does not exist: {here.readlink()}."
+            return f"{argument}: a link to a file that does not exist: {here.readlink()}."
         return f"{argument}: expected a file or a folder, got a pipe or a device. `-` reads paths from standard input."
-    near: list[str] = []
+    similar: list[str] = []
     if here is not None and here.parent.is_dir():
         names = [entry.name for entry in os.scandir(here.parent)]
-        near = [str(here.parent / name) for name in difflib.get_close_matches(here.name, names, n=3, cutoff=0.6)]
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        similar = [str(here.parent / name) for name in difflib.get_close_matches(here.name, names, n=3, cutoff=0.6)]
+    hint = f" Did you mean {' or '.join(map(repr, similar))}?" if similar else ""
     return f"{argument}: no such file, folder or list.{hint}"
 
 
 def _named(path: str) -> FoundSample:
-    """Return the sample of a path that a user or a list names; hidden files too."""
+    """Return the sample for a path that the user or a list names, which may be a hidden file."""
     if any("\udc80" <= letter <= "\udcff" for letter in path):
         return FoundSample(filesystem.text(path), refused=("unreadable", "its path is not UTF-8: rename it"))
     return FoundSample(path)
@@ -189,15 +191,15 @@ def _in_text_list(argument: str) -> Iterator[FoundSample]:
 
 
 def _paths_in(file: Iterable[bytes], *, where: str = "standard input") -> Iterator[str]:
-    """Yield the paths of a text, without empty lines; raises DataError for a text of two bytes per letter."""
+    """Yield the paths in a text, without empty lines; raises DataError for UTF-16."""
     lines = iter(file)
     first = next(lines, b"")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{where}: expected paths as UTF-8, got UTF-16. Save the list as UTF-8.")
     first = first.removeprefix(codecs.BOM_UTF8)
-    ended = b"\0" in first
-    pieces = b"".join([first, *lines]).split(b"\0") if ended else chain([first], lines)
+    zero_terminated = b"\0" in first
+    pieces = b"".join([first, *lines]).split(b"\0") if zero_terminated else chain([first], lines)
     for piece in pieces:
-        path = os.fsdecode(piece if ended else piece.rstrip(b"\r\n"))
+        path = os.fsdecode(piece if zero_terminated else piece.rstrip(b"\r\n"))
         if path.strip():
             yield path

@@ -1,7 +1,7 @@
-"""Open every input once, see that it is an image, and list it with its key: the manifest of a large prediction.
+"""List the inputs of a large prediction with their keys, opening every input once to check that it is an image.
 
-`<work>/inputs.parquet` has a row per input in the order of the inputs: `path`, `key` (null where it cannot be used) and
-`reason`. `<work>/manifests/` is a data set of the usable ones, which an extraction reads.
+`<work>/inputs.parquet` has a row per input, in order: `path`, `key` (null for an unusable input) and `reason`.
+`<work>/manifests/` is the manifest of the usable inputs, for the extraction.
 """
 
 from collections import Counter, deque
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths
 from pipeline.predict.inputs import Input
-from pipeline.prepare.check_images import examine
+from pipeline.prepare.check_images import check_samples
 from pipeline.prepare.config import FoundSample
 from pipeline.prepare.known_files import Answer, KnownFiles
 from pipeline.readers.image_files import MAX_PIXELS
@@ -33,8 +33,11 @@ KNOWN = "known.sqlite"
 
 @dataclass(frozen=True)
 class Inventory:
-    """The lists of the inputs in a work folder. `usable` of `rows` have a key; `others` counts files that are no rows,
-    such as texts in a folder of images, by kind.
+    """The lists of inputs in a work folder.
+
+    path: the list of all inputs. manifests: the folder of the manifest of usable inputs.
+    rows: the number of inputs. usable: the number of inputs with a key.
+    others: the number of skipped files by kind, such as texts in a folder of images.
     """
 
     path: Path
@@ -44,16 +47,16 @@ class Inventory:
     others: dict[str, int]
 
 
-def location(sample: FoundSample) -> SampleLocation:
-    """Return where the bytes of a sample are."""
+def locate(sample: FoundSample) -> SampleLocation:
+    """Return the location of a sample's bytes."""
     size = UNKNOWN if sample.size is None else sample.size
     return SampleLocation(sample.path, sample.container, sample.offset, size)
 
 
 def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> Inventory:
-    """Open all inputs, write the lists below `work`, and return what they hold; memory is flat in the inputs.
+    """Open all inputs, write the lists below `work`, and return their counts. Memory does not grow with the inputs.
 
-    Inputs that a prediction opened which was killed are not opened again, if their files are as they were.
+    Inputs that a killed prediction opened are not opened again, if their files did not change.
     """
     manifests = ManifestPaths(work / "manifests", DATASET)
     manifests.files.parent.mkdir(parents=True, exist_ok=True)
@@ -64,50 +67,46 @@ def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> I
         pq.ParquetWriter(manifests.files, FILES_SCHEMA) as files,
         KnownFiles(work / KNOWN, check=CHECK, max_pixels=MAX_PIXELS) as known,
     ):
-        for block in _blocks(_examined(inputs, known), BLOCK):
-            kept = []
+        for block in _blocks(_check(inputs, known), BLOCK):
+            items = []
             for sample, (key, size, kind, reason) in block:
                 if kind not in (None, "unreadable"):
                     others[kind] += 1
                     continue
-                kept.append((sample, key if kind is None else None, size, reason))
-            listed.write_table(
-                pa.table(
-                    [[one.path for one, *_ in kept], [key for _, key, *_ in kept], [reason for *_, reason in kept]],
-                    schema=SCHEMA,
-                )
-            )
-            good = [(key, one, size) for one, key, size, _ in kept if key is not None]
+                items.append((sample, key if kind is None else None, size, reason))
+            paths, keys = [sample.path for sample, *_ in items], [key for _, key, *_ in items]
+            listed.write_table(pa.table([paths, keys, [reason for *_, reason in items]], schema=SCHEMA))
+            good = [(key, sample, size) for sample, key, size, _ in items if key is not None]
             columns: list[list[Any]] = [
                 [key for key, *_ in good],
-                [one.path for _, one, _ in good],
-                [size if one.size is None else one.size for _, one, size in good],
-                [one.container for _, one, _ in good],
-                [one.offset for _, one, _ in good],
+                [sample.path for _, sample, _ in good],
+                [size if sample.size is None else sample.size for _, sample, size in good],
+                [sample.container for _, sample, _ in good],
+                [sample.offset for _, sample, _ in good],
             ]
             files.write_table(pa.table(columns, schema=FILES_SCHEMA))
-            rows, usable = rows + len(kept), usable + len(good)
+            rows, usable = rows + len(items), usable + len(good)
             progress(rows, rows)
     return Inventory(work / "inputs.parquet", manifests.folder, rows, usable, dict(others))
 
 
-def _examined(inputs: Iterable[Input], known: KnownFiles) -> Iterator[tuple[FoundSample, Answer]]:
-    """Yield each sample with its key and size, or the kind and reason of its refusal, in the order of the inputs."""
-    for named, group in groupby(inputs, key=lambda one: one.named):
-        waiting: deque[tuple[int, FoundSample]] = deque()
+def _check(inputs: Iterable[Input], known: KnownFiles) -> Iterator[tuple[FoundSample, Answer]]:
+    """Yield each sample in order, with its key and size, or the kind and reason why it is refused."""
+    for named, group in groupby(inputs, key=lambda item: item.named):
+        pending: deque[tuple[int, FoundSample]] = deque()
 
-        def to_open(group: Iterator[Input] = group, waiting: Any = waiting) -> Iterator[tuple[int, SampleLocation]]:
-            for number, one in enumerate(group):
-                waiting.append((number, one.sample))
-                if one.sample.refused[0] is None:
-                    yield number, location(one.sample)
+        def to_open(group: Iterator[Input] = group, pending: Any = pending) -> Iterator[tuple[int, SampleLocation]]:
+            for number, item in enumerate(group):
+                pending.append((number, item.sample))
+                if item.sample.refused[0] is None:
+                    yield number, locate(item.sample)
 
-        for number, answer in examine(to_open(), CHECK, where="inputs", all_are_samples=named, known=known):
-            while waiting[0][0] < number:
-                yield _refused(waiting.popleft()[1])
-            yield waiting.popleft()[1], answer
-        while waiting:
-            yield _refused(waiting.popleft()[1])
+        for number, answer in check_samples(to_open(), CHECK, where="inputs", all_are_samples=named, known=known):
+            while pending[0][0] < number:
+                yield _refused(pending.popleft()[1])
+            yield pending.popleft()[1], answer
+        while pending:
+            yield _refused(pending.popleft()[1])
 
 
 def _refused(sample: FoundSample) -> tuple[FoundSample, Answer]:
@@ -116,8 +115,8 @@ def _refused(sample: FoundSample) -> tuple[FoundSample, Answer]:
 
 def _blocks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     block: list[Any] = []
-    for one in items:
-        block.append(one)
+    for item in items:
+        block.append(item)
         if len(block) == size:
             yield block
             block = []

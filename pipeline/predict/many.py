@@ -1,4 +1,4 @@
-"""Predict many images: an inventory of all, their features by the feature cache, and the model over the stored rows."""
+"""Predict many images: list all inputs, extract features through the feature cache, predict from the stored rows."""
 
 import shutil
 import time
@@ -22,7 +22,7 @@ from pipeline.store.features import Features
 from pipeline.store.lock import exclusive_lock
 
 BLOCK_BYTES, BLOCK_ROWS = 2**25, 16_384
-OLD = 86_400.0  # seconds after which the lists of a prediction that was killed are removed
+OLD = 86_400.0  # seconds after which the lists of a killed prediction are removed
 
 
 @contextmanager
@@ -36,11 +36,14 @@ def predict_many(
     settings: Mapping[str, Any],
     reporter: Reporter,
 ) -> Iterator[tuple[Iterator[Block], dict[str, int]]]:
-    """Yield the blocks of predictions of all inputs, in their order, and how many files are no rows, by kind.
+    """Yield the predictions of all inputs, block by block and in order, and the number of skipped files by kind.
 
-    networks: the model's own, and another one for `near` where there is one. The lists and the links to the cache's
-    shards lie below `<cache_root>/predict/` until the end of the block; after an error the keys of the inputs stay
-    there for a day.
+    networks: the model's own network, and a second network for `near` if that needs one.
+    name: names the work folder; of two predictions with the same name, the second is refused while the first runs.
+    settings: settings of the extraction.
+
+    Until the context ends, lists and links to the cache's shards lie in `<cache_root>/predict/`. After an error, the
+    keys of the inputs stay there for a day.
     """
     root = cache_root / "predict"
     work = root / digest({"name": name})[:32]
@@ -82,7 +85,7 @@ def _features(
     settings: Mapping[str, Any],
     reporter: Reporter,
 ) -> list[Features]:
-    """Return the features of all usable inputs, a tap each; none where no input is usable."""
+    """Return the features of all usable inputs, one per tap; an empty list if no input is usable."""
     if not inventory.usable:
         return []
     with reporter.stage("extract") as stage:
@@ -103,34 +106,35 @@ def _blocks(
     taps: Sequence[Sequence[Features]],
     progress: Progress,
 ) -> Iterator[Block]:
-    """Yield the predictions of the inputs, as many at once as `BLOCK_BYTES` hold of their rows."""
-    every = [tap for own in taps for tap in own]
-    reasons = {item.key: item.reason for tap in every for item in tap.index.rejected}
-    width = sum(int(np.prod(tap.shape)) for tap in every)
+    """Yield the predictions of the inputs in blocks whose feature rows fit into `BLOCK_BYTES`."""
+    all_taps = [tap for own in taps for tap in own]
+    reasons = {item.key: item.reason for tap in all_taps for item in tap.index.rejected}
+    width = sum(int(np.prod(tap.shape)) for tap in all_taps)
     size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, width))))
     done = 0
     with pq.ParquetFile(inventory.path) as file:
         for batch in file.iter_batches(batch_size=size):
-            keys, why = batch["key"].to_pylist(), batch["reason"].to_pylist()
+            keys, errors = batch["key"].to_pylist(), batch["reason"].to_pylist()
             usable = np.array([key is not None for key in keys], dtype=bool)
             known = key_arrays.from_hex([key for key in keys if key is not None])
-            stored = np.logical_and.reduce([tap.has(known) for tap in every]) if every else np.empty(0, bool)
-            for place, key in zip(np.flatnonzero(usable)[~stored], known[~stored], strict=True):
+            stored = np.logical_and.reduce([tap.has(known) for tap in all_taps]) if all_taps else np.empty(0, bool)
+            for position, key in zip(np.flatnonzero(usable)[~stored], known[~stored], strict=True):
                 [text] = key_arrays.to_hex(np.array([key]))
-                why[place] = reasons.get(text, "it has no features")
-            found = [
+                errors[position] = reasons.get(text, "it has no features")
+            rows = [
                 {tap: features.load(known[stored]) for tap, features in zip(network.taps, own, strict=True)}
                 if own
                 else {tap: np.empty((0, 1)) for tap in network.taps}
                 for network, own in zip(networks, taps, strict=True)
             ]
-            yield Block(batch["path"].to_pylist(), why, columns.model.answer_rows(found[0]), columns.nearest(found[-1]))
+            answers, near = columns.model.answer_rows(rows[0]), columns.nearest(rows[-1])
+            yield Block(batch["path"].to_pylist(), errors, answers, near)
             done += len(batch)
             progress(done, inventory.rows)
 
 
 def _remove_old(root: Path, cache_root: Path) -> None:
-    """Remove what predictions left that were killed long ago; one that runs holds its lock."""
+    """Remove the work folders of predictions that were killed long ago. A running prediction holds its lock."""
     for folder in root.glob("*") if root.is_dir() else ():
         with suppress(OSError, StoreError):
             if time.time() - folder.stat().st_mtime > OLD:

@@ -1,4 +1,4 @@
-"""Open what `--near` needs: the training rows of a run, and the network that gives the same rows of new images."""
+"""Open the training rows of a run for `--near`, and the network that computes comparable rows of new images."""
 
 from pipeline.backbones import serialization
 from pipeline.errors import DataError, bullets
@@ -11,27 +11,27 @@ from pipeline.inference.trained_model import (
     spec_of,
 )
 from pipeline.predict.row_source import RowSource
-from pipeline.predict.training_rows import TrainingRows, learned_rows, taps_of
+from pipeline.predict.training_rows import TrainingRows, fitted_rows, open_taps
 from pipeline.store.identity import differences
 from pipeline.task import Task
 
 
 def open_training_rows(model: TrainedModel) -> tuple[TrainingRows, RowSource | None]:
-    """Return the training rows of a model's run, and the network for new rows, None where it is the model's own.
+    """Return the training rows of a model's run, and the network for new rows, None if the model's own network serves.
 
-    The features of a head are those of its run. Those of a trained network are of the backbone that it began with.
-    Raises DataError where the task or the features are not there or are others than the run's, and BackboneError for
-    another backbone.
+    A head compares the features of its run. A trained network has no stored features, so that those of the backbone it
+    started from are compared. Raises DataError if the task or the features are missing or were changed, and
+    BackboneError for another backbone.
     """
     record, folder = read_run(model.folder), model.folder
     data = folder.absolute().parent.parent
     path = data / "tasks" / f"{record.task.name}.parquet"
     task = Task.read(path)
     if sha256_file(path) != record.task.sha256:
-        raise DataError(f"{path}: expected the task that {folder} learned, got a changed one. Make the run again.")
+        raise DataError(f"{path}: expected the task that {folder} learned, but it was changed. Repeat the run.")
     name = record.backbone
-    taps = taps_of(data / "features" / name, model.record["input"], task)
-    training = TrainingRows.read(task, learned_rows(task, model.record["labels"], model.record["draw"]), taps)
+    taps = open_taps(data / "features" / name, model.record["input"], task)
+    training = TrainingRows.read(task, fitted_rows(task, model.record["labels"], model.record["draw"]), taps)
     if training is None:
         raise DataError(
             f"{data / 'features' / name}: expected features of the training rows of {folder}, which are compared with "

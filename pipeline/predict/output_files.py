@@ -1,6 +1,6 @@
 """Write tables of predictions block by block: Parquet, CSV, JSON lines, or a table on the terminal.
 
-A file appears under its name when the last block was written.
+A file appears under its name only after the last block is written.
 """
 
 import csv
@@ -18,15 +18,15 @@ from pipeline.errors import ConfigError
 from pipeline.files import AnyPath, as_path, publish, remove_stale, scratch
 
 Write = Callable[[pa.Table], None]
-"""Takes one block of rows."""
+"""A function that takes a block of rows."""
 
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".parquet", ".csv", *JSON_LINES)
-JOINT = "; "  # between several labels in a cell
+JOINT = "; "  # separates labels in a cell
 
 
 def check_suffix(out: AnyPath) -> Path:
-    """Return a path that can be written; raises ConfigError for a format that is not known, and for a folder."""
+    """Return the output path; raises ConfigError for an unknown format and for a folder."""
     path = as_path(out, "predict: out")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -40,8 +40,8 @@ def check_suffix(out: AnyPath) -> Path:
 
 
 @contextmanager
-def writing(out: Path, schema: pa.Schema) -> Iterator[Write]:
-    """Yield what writes blocks to a file, in the format of its suffix; the file appears at a good end."""
+def open_writer(out: Path, schema: pa.Schema) -> Iterator[Write]:
+    """Yield a function that writes blocks to a file, in the format of its suffix. The file appears on success."""
     if out.parent.is_dir():
         remove_stale(out.parent)
     with scratch(out.parent, out.name) as temporary:
@@ -64,7 +64,8 @@ def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
 
         def write(table: pa.Table) -> None:
             columns = [
-                [JOINT.join(cell) if isinstance(cell, list) else cell for cell in _plain(one)] for one in table.columns
+                [JOINT.join(cell) if isinstance(cell, list) else cell for cell in _to_python(column)]
+                for column in table.columns
             ]
             writer.writerows(zip(*columns, strict=True))
 
@@ -72,7 +73,7 @@ def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
 
 
 @contextmanager
-def _json_lines(path: Path, schema: pa.Schema) -> Iterator[Write]:  # noqa: ARG001 - each line has its names
+def _json_lines(path: Path, schema: pa.Schema) -> Iterator[Write]:  # noqa: ARG001 - each line repeats the names
     with path.open("w", encoding="utf-8") as file:
         yield lambda table: file.writelines(f"{line}\n" for line in json_lines(table))
 
@@ -81,23 +82,23 @@ _WRITERS: Mapping[str, Any] = {".parquet": _parquet, ".csv": _csv, **dict.fromke
 
 
 def json_lines(table: pa.Table) -> Iterator[str]:
-    """Yield each row as a line of JSON, without what is null."""
-    columns = [_plain(one) for one in table.columns]
+    """Yield each row as a line of JSON, without nulls."""
+    columns = [_to_python(column) for column in table.columns]
     for row in zip(*columns, strict=True):
         values = {name: cell for name, cell in zip(table.column_names, row, strict=True) if cell is not None}
         yield json.dumps(values, ensure_ascii=False)
 
 
 class TextTable:
-    """Rows for the terminal: the widths of the columns are those of the first block; `error` stands in their place."""
+    """Rows for the terminal. The first block sets the widths of the columns; an error replaces the cells of its row."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._names = [name for name in schema.names if name != "error"]
         self._widths: list[int] = []
 
     def lines(self, table: pa.Table) -> Iterator[str]:
-        """Yield the lines of a block, with the header before the first."""
-        columns = [[_shown(cell, table[name].type) for cell in table[name].to_pylist()] for name in self._names]
+        """Yield the lines of a block; the first block begins with the header."""
+        columns = [[_format(cell, table[name].type) for cell in table[name].to_pylist()] for name in self._names]
         errors = table["error"].to_pylist()
         if not self._widths:
             self._widths = [max(map(len, [name, *cells])) for name, cells in zip(self._names, columns, strict=True)]
@@ -110,8 +111,8 @@ class TextTable:
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)).rstrip()
 
 
-def _shown(cell: Any, kind: pa.DataType) -> str:
-    """Return a cell as a person reads it; scores, which are float32, with three digits."""
+def _format(cell: Any, kind: pa.DataType) -> str:
+    """Format a cell for the terminal; scores, which are float32, with three digits."""
     if cell is None:
         return ""
     if isinstance(cell, list):
@@ -121,8 +122,8 @@ def _shown(cell: Any, kind: pa.DataType) -> str:
     return str(cell)
 
 
-def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """Return a column as Python has it; a float32 as the shortest number that is the same float32."""
+def _to_python(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column as Python values; a float32 as the shortest number that rounds to the same float32."""
     values: list[Any] = column.to_pylist()
     if column.type != pa.float32():
         return values

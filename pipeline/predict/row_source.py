@@ -1,4 +1,4 @@
-"""A network up to some taps, and two ways to get their rows of new images: in this process, or through the store."""
+"""A network up to its taps, which computes features of new images in this process or through the feature store."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pipeline.store.features import Features
 
 @dataclass(frozen=True)
 class RowSource:
-    """A backbone, its folder, the taps that are wanted of it and the precision it runs in."""
+    """A backbone with its folder, the wanted taps, and the precision of the computation."""
 
     folder: Path
     backbone: Backbone
@@ -32,16 +32,16 @@ class RowSource:
     def run(
         self, images: Iterable[bytes], count: int, unusable: dict[int, DataError]
     ) -> tuple[list[int], dict[str, np.ndarray]]:
-        """Return the numbers of the usable images, of at most `count` encoded ones, and their rows of each tap.
+        """Run the network in this process; return the numbers of the usable images and their features of each tap.
 
-        The network runs in this process, in batches no larger than `count` needs. The numbers of images that cannot be
-        used get the reasons in `unusable`.
+        images: at most `count` encoded images; `count` bounds the batch size. unusable: receives the number of each
+        image that cannot be used, with the reason.
         """
         size = max(1, ceil(count / ceil(max(1, count) / BATCH)))
         extractor = InMemoryExtractor(self.backbone, self.taps, batch_size=size, precision=self.precision)
         rows: dict[str, list[np.ndarray]] = {tap: [extractor.empty(tap)] for tap in self.taps}
         usable: list[int] = []
-        decoded = numbers_without(unusable)
+        decoded = usable_numbers(unusable)
         for pixels in pixel_batches(images, extractor.reader, batch_size=size, unusable=unusable):
             for numbers, batch in _storable(extractor, pixels, [next(decoded) for _ in pixels], unusable):
                 usable += numbers
@@ -59,14 +59,14 @@ class RowSource:
         settings: Mapping[str, Any],
         reporter: Reporter,
     ) -> list[Features]:
-        """Return the features of a data set by the feature cache: only what the cache lacks is computed.
+        """Return the features of a data set, computing only those that the feature cache lacks.
 
-        settings: of the extraction, such as `engine`. Raises what `extract` raises.
+        settings: settings of the extraction, such as `engine`. Raises the errors of `extract`.
         """
         taps = {tap: spec.model_dump() for tap, spec in self.taps.items()}
-        asked = {"datasets": (dataset,), "taps": taps, "precision": self.precision, "max_rejected": 1.0}
+        required = {"datasets": (dataset,), "taps": taps, "precision": self.precision, "max_rejected": 1.0}
         extract(
-            ExtractConfig.model_validate(asked | dict(settings)),
+            ExtractConfig.model_validate(required | dict(settings)),
             backbone=self.folder,
             manifests=manifests,
             out=out,
@@ -76,8 +76,8 @@ class RowSource:
         return [Features.open(out / tap) for tap in self.taps]
 
 
-def numbers_without(unusable: Mapping[int, DataError]) -> Iterator[int]:
-    """Yield the numbers of the images that batches hold; `unusable` has what a batch leaves out before it comes."""
+def usable_numbers(unusable: Mapping[int, DataError]) -> Iterator[int]:
+    """Yield the numbers of usable images in order. Each batch must add its unusable images to `unusable` first."""
     number = 0
     while True:
         if number not in unusable:
@@ -88,12 +88,12 @@ def numbers_without(unusable: Mapping[int, DataError]) -> Iterator[int]:
 def _storable(
     extractor: InMemoryExtractor, pixels: np.ndarray, numbers: list[int], unusable: dict[int, DataError]
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Yield the rows of a batch; where some have values that the taps cannot hold, the rows that can, one by one."""
+    """Yield the features of a batch; if some values exceed the stored dtype, the storable rows one at a time."""
     try:
         yield numbers, extractor.run(pixels)
     except DataError:
-        for place, number in enumerate(numbers):
+        for index, number in enumerate(numbers):
             try:
-                yield [number], extractor.run(pixels[place : place + 1])
+                yield [number], extractor.run(pixels[index : index + 1])
             except DataError as error:
                 unusable[number] = error

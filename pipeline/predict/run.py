@@ -1,8 +1,7 @@
-"""Predict images by a trained model: a few in this process, many through the feature cache.
+"""Predict images with a trained model: a few in this process, many through the feature cache.
 
-What the cache has is not computed again, so that a prediction which was killed goes on where it was. The output is
-written block by block and appears at the end. An exported model has no
-features: it predicts block by block.
+Features in the cache are not computed again, so that a killed prediction resumes where it stopped. The output is
+written block by block and appears at the end. An exported model has no features and predicts block by block.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,14 +21,14 @@ from pipeline.predict.row_source import RowSource
 from pipeline.runtime import SILENT, Reporter
 
 FEW = 256
-"""Inputs up to which the network runs in this process, by torch, and nothing is stored."""
+"""The most inputs for which the network runs in this process, with torch, without storing features."""
 
-MOST_ERRORS = 20  # that are kept with their paths
+MOST_ERRORS = 20  # the most errors that are reported with their paths
 
 
 @dataclass
-class Predicted:
-    """What a prediction did: its rows, how many of them have an error, and the files that are no rows, by kind."""
+class PredictSummary:
+    """The counts of a prediction: rows, rows with an error, and skipped files by kind."""
 
     rows: int = 0
     failed: int = 0
@@ -37,7 +36,7 @@ class Predicted:
     others: dict[str, int] = field(default_factory=dict)
 
     def add(self, block: Block) -> None:
-        """Count a block."""
+        """Add the counts of a block."""
         errors = [(path, why) for path, why in zip(block.paths, block.reasons, strict=True) if why is not None]
         self.rows, self.failed = self.rows + len(block.paths), self.failed + len(errors)
         self.first_errors += errors[: MOST_ERRORS - len(self.first_errors)]
@@ -54,19 +53,22 @@ def predict(
     few: int | None = None,
     settings: Mapping[str, Any] | None = None,
     reporter: Reporter = SILENT,
-) -> Predicted:
-    """Predict all inputs in their order by the model of `columns`, and hand the rows to `write`, block by block.
+) -> PredictSummary:
+    """Predict all inputs in order with the model of `columns`, and pass the rows to `write`, block by block.
 
-    near: the network whose rows say which training samples are near, where that is not the model's own. few: more
-    inputs than that, by default `FEW`, go through the feature cache in `cache_root`, by an extraction with `settings`.
-    name: what is predicted, such as the path of the output: of two predictions of one name the second is refused.
-    reporter: has a bar for each of `list`, `extract` and `predict`.
+    near: the network whose features select the nearest training samples, if that is not the model's own network.
+    cache_root: the folder of the feature cache.
+    name: identifies the prediction, such as the path of the output. Two predictions with the same name cannot run at
+        the same time.
+    few: the most inputs that are predicted without the feature cache, by default `FEW`.
+    settings: settings of the extraction.
+    reporter: shows progress of the stages `list`, `extract` and `predict`.
 
-    Raises DataError where there is nothing to predict, StoreError where the features do not fit on the disk, and what
-    an extraction raises.
+    Raises DataError if there is nothing to predict, StoreError if the features do not fit on the disk, and the errors
+    of an extraction.
     """
     model = columns.model
-    done, few = Predicted(), FEW if few is None else few
+    done, few = PredictSummary(), FEW if few is None else few
     samples = iter(inputs)
     first = list(islice(samples, few + 1))
     if isinstance(model, ExportedModel):
@@ -100,20 +102,20 @@ def _predict_exported(
     samples: Iterator[Input],
     size: int,
     write: Write,
-    done: Predicted,
+    done: PredictSummary,
     reporter: Reporter,
 ) -> None:
-    """Predict by an exported model, `size` inputs at a time."""
-    while block_of := list(islice(samples, size)):
-        block, others = predict_few(columns, block_of, [model], progress=lambda _done, _total: None)
+    """Predict with an exported model, `size` inputs at a time."""
+    while chunk := list(islice(samples, size)):
+        block, others = predict_few(columns, chunk, [model], progress=lambda _done, _total: None)
         _write([block], columns, write, done)
         for kind, count in others.items():
             done.others[kind] = done.others.get(kind, 0) + count
         reporter.progress(done.rows, done.rows)
 
 
-def _refuse_nothing(done: Predicted, inputs: Inputs) -> Predicted:
-    """Return what a prediction did; raises DataError where it has no row."""
+def _refuse_nothing(done: PredictSummary, inputs: Inputs) -> PredictSummary:
+    """Return the summary of a prediction; raises DataError if it has no rows."""
     if not done.rows:
         counts = [f"{count:,} {kind}" for kind, count in done.others.items()]
         others = f", but files that are no images: {', '.join(counts)}" if counts else ""
@@ -121,7 +123,7 @@ def _refuse_nothing(done: Predicted, inputs: Inputs) -> Predicted:
     return done
 
 
-def _write(blocks: Iterable[Block], columns: Columns, write: Write, done: Predicted) -> None:
+def _write(blocks: Iterable[Block], columns: Columns, write: Write, done: PredictSummary) -> None:
     for block in blocks:
         if block.paths:
             write(columns.table(block))

@@ -1,16 +1,21 @@
-"""Prepare a data set: find its files, check that each can be read, and write its manifest.
+"""Prepare a data set: list its samples, check that each image can be read, and write its manifest.
 
-roots            what kind of thing each root is: a folder of images, a list, tar archives, Parquet files
-find             the files of a folder, unopened, and what their places say about them
-file_list        the same of a list: a CSV or Parquet file of paths and labels
-delimited_text   the lines of a CSV list: encoding, delimiter, types
-labels           the label columns of a table: names, types, and class names of Hugging Face
-webdataset       the same of tar archives in the WebDataset convention
-archive_members  the labels in the .json and .cls of a sample in a tar archive
-parquet_images   the same of Parquet files with a column of image bytes
-companions       what other tools write beside images and archives, and is no sample
-check_images     open them all, in processes
-known_files      keys of files that are as they were when they were opened
+run              the stage: list, check, remove duplicates and conflicts, write the manifest
+roots            the kind of each root: a folder of images, a list, tar archives or Parquet files
+find             the samples of a data set, listed without opening an image
+image_folder     class and split from folder names, and which files to skip
+file_list        samples of a list: a CSV or Parquet file of paths and labels
+delimited_text   rows of a CSV list: encoding, delimiter, column types
+webdataset       samples of tar archives in the WebDataset convention
+archive_members  labels in the .json and .cls members of an archive
+parquet_images   samples of Parquet files with a column of image bytes
+places           domain and split of a sample, where folders and columns both name them
+labels           label columns of a table: names, types, Hugging Face class names
+label_types      types of label columns that only their values show
+companions       files of other tools beside images and archives, which are no samples
+check_images     open every image, in several processes
+known_files      keys of files that did not change since they were opened
 notes            sentences about labels that may be mistakes
-run              find duplicates and conflicts, write the manifest
+outline          the manifest's rows and labels before any image is opened
+config           settings: `PrepareConfig`
 """

@@ -11,19 +11,20 @@ from pipeline.sources import filesystem
 
 
 def read_class(text: str) -> int | str:
-    """Return the class that a .cls member holds: a number where it is written as one, else all but its line end."""
+    """Return the class in a .cls member: an integer where the text is one, else the text without its line end."""
     text = text.rstrip("\r\n")
     return int(text) if len(text) < 19 and _is_number(text) else text
 
 
 def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
-    """Return the top-level scalars of a JSON object that are labels, and lists of them; what no manifest holds is text.
+    """Return the labels in a JSON object: its top-level scalars and lists of labels.
 
-    A list of texts is a list of labels; one of whole numbers or truth values is where the settings name it, and of
-    those named any other is text.
+    A list of strings is a list of labels. A list of integers or booleans is a list of labels if `columns` names it.
+    Other values that `columns` names, and numbers that a manifest cannot store, are returned as JSON text.
+    Raises ValueError with the reason for text that is not a JSON object, and for a name that occurs twice.
     """
     try:
-        # NaN and Infinity are no JSON, but Python writes them, NaN for no value.
+        # NaN and Infinity are not JSON, but Python writes them; NaN stands for a missing value.
         values = json.loads(text, parse_constant=lambda name: None if name == "NaN" else name, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         raise ValueError("its .json is damaged") from None
@@ -37,9 +38,9 @@ def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
             continue
         if isinstance(value, dict | list):
             wanted = name == "label" or (config.columns is not None and name in config.columns)
-            if isinstance(value, list) and all(isinstance(one, str | int if wanted else str) for one in value):
+            if isinstance(value, list) and all(isinstance(label, str | int if wanted else str) for label in value):
                 result[label_column(filesystem.text(name))] = [
-                    filesystem.text(one) if isinstance(one, str) else one for one in value
+                    filesystem.text(label) if isinstance(label, str) else label for label in value
                 ]
                 continue
             if config.columns is None or name not in config.columns:
@@ -52,20 +53,20 @@ def read_json(text: str, config: PrepareConfig) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """Return a scalar of JSON as text: true and 2.5 as they are written, texts without quotes."""
+    """Return a JSON scalar as text: true and 2.5 as JSON writes them, strings without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object, and the names that stand in it twice."""
+    """A JSON object, and the names that occur in it more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        times = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
-        self.repeated = {name for name, count in times.items() if count > 1}
+        counts = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {name for name, count in counts.items() if count > 1}
 
 
 def _is_number(text: str) -> bool:
-    """Return whether a text is a whole number in the one way that numbers are written: 7, but not 007."""
+    """Return whether a text is an integer in canonical form: 7, but not 007."""
     digits = text.removeprefix("-")
     return digits.isascii() and digits.isdigit() and str(int(text)) == text

@@ -1,6 +1,7 @@
-"""Open samples, see that they are images and work out their keys: in processes, a few of them in memory at a time.
+"""Open samples, check that they are images and compute their keys, with few samples in memory at a time.
 
-What is done within the first half second is done without: processes take longer to start than a small folder does.
+The first half second runs in this process, since starting others takes longer than checking a small folder. After that,
+worker processes check the rest.
 """
 
 import functools
@@ -25,11 +26,11 @@ from pipeline.runtime import can_start_processes, cores
 from pipeline.sources import SampleLocation, filesystem
 
 Item = str | bytes | OSError | Answer
-"""What a process gets of a sample: the path of a local file, which it reads itself, or its bytes, or why not; or the
-answer, where that is known."""
+"""A sample as a worker gets it: the path of a local file to read, the bytes, the error of reading them, or its known
+answer."""
 
 UNRECOGNISED = "unrecognised"
-"""The kind of trouble with bytes that are of no known format."""
+"""The kind of problem with bytes in no known image format."""
 
 OTHER_IMAGES = (
     *(
@@ -67,20 +68,20 @@ OTHER_IMAGES = (
         ".xcf",
     ),
 )
-"""Extensions of images that are not read: one of these is a sample that would be missed."""
+"""Extensions of image formats that icecore cannot read. Such a file is reported as unreadable, not skipped."""
 
 ARCHIVES = (".tar", ".parquet", ".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz", ".zst")
-"""Extensions of files in which samples may lie that would be missed."""
+"""Extensions of files that may contain samples. Such a file is reported as unreadable, not skipped."""
 
 BLOCK = 16_384
 CHUNK_ROWS = 64
 CHUNK_BYTES = 4 * 2**20
 IN_FLIGHT_BYTES = 256 * 2**20
 CONNECTIONS = 16
-ALONE = 0.5  # seconds before processes are started
+START_WORKERS_AFTER = 0.5  # seconds before processes are started
 
 
-def examine(
+def check_samples(
     rows: Iterable[tuple[int, SampleLocation]],
     check: str,
     *,
@@ -89,87 +90,93 @@ def examine(
     all_are_samples: bool = False,
     known: KnownFiles | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield number and answer of each sample, in the order given; containers' samples stand together, by their offsets.
+    """Yield the row number and answer of each sample, in the order of `rows`.
 
-    A file of no known format without an image's extension is of the kind "other", and no reject, unless
-    `all_are_samples`, as of a list. Local files are read
-    where they are checked. Containers are read here, from front to back, and remote files over several connections.
-    Samples that `known` has an answer for are not opened; it is given the answers of the others. Raises DataError where
-    a process is killed.
+    rows: row numbers with locations; the samples of a container follow one another, sorted by offset.
+    all_are_samples: whether a file of no known format is an unreadable sample, as in a list. Otherwise such a file
+    is of the kind "other" unless its extension is that of an image.
+    known: answers of earlier calls. Samples with a known answer are not opened, and new answers are added.
+
+    Workers read local files themselves. This process reads containers from front to back, and remote files over
+    several connections. Raises DataError where a worker process is killed.
     """
-    end = time.monotonic() + ALONE
+    end = time.monotonic() + START_WORKERS_AFTER
     inspect_items = functools.partial(inspect_many, check=check, max_pixels=max_pixels)
 
-    def settle_one(place: SampleLocation, answer: Answer) -> Answer:
-        settled = settle(place, answer, all_are_samples=all_are_samples)
+    def resolve(location: SampleLocation, answer: Answer) -> Answer:
+        resolved = resolve_kind(location, answer, all_are_samples=all_are_samples)
         if known is not None:
-            known.keep(place, settled)
-        return settled
+            known.keep(location, resolved)
+        return resolved
 
-    with closing(_chunks(rows, known)) as chunks:  # at an error too, since it holds a container open
+    with closing(_chunks(rows, known)) as chunks:  # closed after an error too: the generator holds a container open
         for chunk, items in chunks:
-            for number, ((row, place), item) in enumerate(zip(chunk, items, strict=True)):
+            for number, ((row, location), item) in enumerate(zip(chunk, items, strict=True)):
                 if time.monotonic() > end:
                     rest = itertools.chain([(chunk[number:], items[number:])], chunks)
-                    yield from _on_all_cores(rest, inspect_items, settle_one, where=where)
+                    yield from _check_on_all_cores(rest, inspect_items, resolve, where=where)
                     return
-                yield row, settle_one(place, inspect_items([item])[0])
+                yield row, resolve(location, inspect_items([item])[0])
 
 
-def settle(place: SampleLocation, answer: Answer, *, all_are_samples: bool) -> Answer:
-    """Return an answer with the kind of a file of no known format: `other`, or `unreadable` for a lost sample."""
+def resolve_kind(location: SampleLocation, answer: Answer, *, all_are_samples: bool) -> Answer:
+    """Return an answer with `unrecognised` resolved to `unreadable` for a sample, `other` for any other file."""
     key, size, kind, reason = answer
     if kind != UNRECOGNISED:
         return answer
-    suffix = PurePosixPath(place.path).suffix.lower()
+    suffix = PurePosixPath(location.path).suffix.lower()
     is_image = suffix in image_files.extensions() or suffix in OTHER_IMAGES
-    is_lost = all_are_samples or place.container is not None or is_image or suffix in ARCHIVES
-    return key, size, "unreadable" if is_lost else "other", reason
+    is_sample = all_are_samples or location.container is not None or is_image or suffix in ARCHIVES
+    return key, size, "unreadable" if is_sample else "other", reason
 
 
-def _on_all_cores(
+def _check_on_all_cores(
     chunks: Iterable[tuple[list[tuple[int, SampleLocation]], list[Item]]],
     inspect_items: Callable[[Sequence[Item]], list[Answer]],
-    settle_one: Callable[[SampleLocation, Answer], Answer],
+    resolve: Callable[[SampleLocation, Answer], Answer],
     *,
     where: str,
 ) -> Iterator[tuple[int, Answer]]:
     with _workers() as (pool, started):
-        flying: deque[tuple[list[tuple[int, SampleLocation]], int, Future[list[Answer]]]] = deque()
+        in_flight: deque[tuple[list[tuple[int, SampleLocation]], int, Future[list[Answer]]]] = deque()
 
         def drain() -> Iterator[tuple[int, Answer]]:
-            chunk, _, future = flying.popleft()
+            chunk, _, future = in_flight.popleft()
             try:
                 answers = future.result()
             except BrokenProcessPool:
-                raise DataError(_killed(where, [place for _, place in chunk], has_started=started.is_set())) from None
-            yield from ((row, settle_one(place, answer)) for (row, place), answer in zip(chunk, answers, strict=True))
+                locations = [location for _, location in chunk]
+                raise DataError(_describe_crash(where, locations, has_started=started.is_set())) from None
+            for (row, location), answer in zip(chunk, answers, strict=True):
+                yield row, resolve(location, answer)
 
         for chunk, items in chunks:
-            weight = sum(len(item) for item in items if isinstance(item, bytes))
-            while flying and (len(flying) > 2 * cores() or sum(w for _, w, _ in flying) + weight > IN_FLIGHT_BYTES):
+            size = sum(len(item) for item in items if isinstance(item, bytes))
+            while in_flight and (
+                len(in_flight) > 2 * cores() or sum(other for _, other, _ in in_flight) + size > IN_FLIGHT_BYTES
+            ):
                 yield from drain()
-            if all(isinstance(item, tuple) for item in items):  # no process is started where all is known
-                flying.append((chunk, 0, _answered(items)))
+            if all(isinstance(item, tuple) for item in items):  # no process starts if all answers are known
+                in_flight.append((chunk, 0, _known_answers(items)))
                 continue
             try:
                 future = pool.submit(inspect_items, items)
             except BrokenProcessPool:
-                places = [place for _, place in (flying[0][0] if flying else chunk)]
-                raise DataError(_killed(where, places, has_started=started.is_set())) from None
-            flying.append((chunk, weight, future))
-        while flying:
+                locations = [location for _, location in (in_flight[0][0] if in_flight else chunk)]
+                raise DataError(_describe_crash(where, locations, has_started=started.is_set())) from None
+            in_flight.append((chunk, size, future))
+        while in_flight:
             yield from drain()
 
 
-def _answered(items: list[Item]) -> Future[list[Answer]]:
+def _known_answers(items: list[Item]) -> Future[list[Answer]]:
     done: Future[list[Answer]] = Future()
     done.set_result([item for item in items if isinstance(item, tuple)])
     return done
 
 
 def inspect_many(items: Sequence[Item], check: str, max_pixels: int = MAX_PIXELS) -> list[Answer]:
-    """Inspect local files by their paths, check samples by their bytes, and pass on what is known."""
+    """Check several samples: local files by their paths, other samples by their bytes; known answers are passed on."""
     return [
         item
         if isinstance(item, tuple)
@@ -181,7 +188,7 @@ def inspect_many(items: Sequence[Item], check: str, max_pixels: int = MAX_PIXELS
 
 
 def inspect(path: str, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
-    """Open one file: its key, size, and, if it cannot be used, what kind of trouble and the reason."""
+    """Read and check a file; return key and size and, if it cannot be used, the kind of problem and the reason."""
     try:
         data = sources.read(path)
     except OSError as error:
@@ -190,7 +197,7 @@ def inspect(path: str, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
 
 
 def check_bytes(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS) -> Answer:
-    """Return what `inspect` does, for a sample that was read, or could not be read."""
+    """Return the answer of `inspect` for the bytes of a sample, or for the error of reading them."""
     if isinstance(data, OSError):
         return None, None, "unreadable", data.strerror or str(data)
     try:
@@ -204,10 +211,10 @@ def check_bytes(data: bytes | OSError, check: str, max_pixels: int = MAX_PIXELS)
 
 @contextmanager
 def _workers() -> Iterator[tuple[Executor, Event]]:
-    """Yield a process per core, or a thread where the script has no guard; and an event that is set once one has
-    started.
+    """Yield a pool with one worker per core, and an event that is set when a worker process has started.
 
-    What has not begun is dropped at an early end.
+    The workers are threads where processes cannot start: in a script without `if __name__ == "__main__"`. When the
+    caller stops early, pending work is cancelled.
     """
     pool: Executor
     context = get_context("spawn")
@@ -226,15 +233,15 @@ def _announce(started: Event) -> None:
     started.set()
 
 
-def _killed(where: str, places: Sequence[SampleLocation], *, has_started: bool) -> str:
+def _describe_crash(where: str, locations: Sequence[SampleLocation], *, has_started: bool) -> str:
     if not has_started:
         return (
             f"{where}: the processes that check images could not start; their traceback is above. A script that "
             "prepares images is a file, and makes its calls under `if __name__ == '__main__'`."
         )
     return (
-        f"{where}: a process that was checking images was killed, at {places[0].path} or one of the "
-        f"{len(places):,} after it. The usual reason is a lack of memory: look for a very large image there, or set "
+        f"{where}: a process that was checking images was killed, at {locations[0].path} or one of the "
+        f"{len(locations):,} after it. The usual reason is a lack of memory: look for a very large image there, or set "
         "`check: header`; then run it again."
     )
 
@@ -242,58 +249,56 @@ def _killed(where: str, places: Sequence[SampleLocation], *, has_started: bool) 
 def _chunks(
     rows: Iterable[tuple[int, SampleLocation]], known: KnownFiles | None
 ) -> Generator[tuple[list[tuple[int, SampleLocation]], list[Item]]]:
-    """Yield samples in small groups, each with what a process gets of it."""
-    waiting = iter(rows)
-    while block := list(itertools.islice(waiting, BLOCK)):
-        most = max(1, min(CHUNK_ROWS, len(block) // (4 * cores())))
+    """Yield samples in chunks, each with the items that a worker gets."""
+    remaining = iter(rows)
+    while block := list(itertools.islice(remaining, BLOCK)):
+        max_rows = max(1, min(CHUNK_ROWS, len(block) // (4 * cores())))
         chunk: list[tuple[int, SampleLocation]] = []
         items: list[Item] = []
-        weight = 0
-        for row, item in zip(block, _read([place for _, place in block], known), strict=True):
+        size = 0
+        for row, item in zip(block, _read_items([location for _, location in block], known), strict=True):
             chunk.append(row)
             items.append(item)
-            weight += len(item) if isinstance(item, bytes) else 0
-            if len(chunk) == most or weight >= CHUNK_BYTES:
+            size += len(item) if isinstance(item, bytes) else 0
+            if len(chunk) == max_rows or size >= CHUNK_BYTES:
                 yield chunk, items
-                chunk, items, weight = [], [], 0
+                chunk, items, size = [], [], 0
         if chunk:
             yield chunk, items
 
 
-def _read(places: Sequence[SampleLocation], known: KnownFiles | None) -> Iterator[Item]:
-    """Yield what a process gets of each sample; only samples without a known answer are read."""
-    answers = [None if known is None else known.answer(place) for place in places]
-    unknown = [place for place, answer in zip(places, answers, strict=True) if answer is None]
+def _read_items(locations: Sequence[SampleLocation], known: KnownFiles | None) -> Iterator[Item]:
+    """Yield the item of each sample; only samples without a known answer are read."""
+    answers = [None if known is None else known.answer(location) for location in locations]
+    unknown = [location for location, answer in zip(locations, answers, strict=True) if answer is None]
     with closing(_read_all(unknown)) as items:
         for answer in answers:
             yield next(items) if answer is None else answer
 
 
-def _read_all(places: Sequence[SampleLocation]) -> Generator[Item]:
-    for container, group in itertools.groupby(places, key=lambda place: place.container):
+def _read_all(locations: Sequence[SampleLocation]) -> Generator[Item]:
+    for container, group in itertools.groupby(locations, key=lambda location: location.container):
         if container is not None:
             yield from sources.read_many(container, list(group))
             continue
-        for is_remote, inner in itertools.groupby(group, key=lambda place: filesystem.local(place.path) is None):
-            paths = [place.path for place in inner]
-            yield from _remote(paths) if is_remote else paths
+        for is_remote, inner in itertools.groupby(group, key=lambda item: filesystem.local(item.path) is None):
+            paths = [location.path for location in inner]
+            yield from _download(paths) if is_remote else paths
 
 
-def _remote(urls: Sequence[str]) -> Iterator[Item]:
-    """Yield the bytes of remote files; about two for each connection are on their way, or here and not yet asked
-    for.
-    """
+def _download(urls: Sequence[str]) -> Iterator[Item]:
+    """Yield the bytes of remote files in order, with at most two downloads per connection ahead of the caller."""
     with ThreadPoolExecutor(CONNECTIONS) as threads:
-        coming: deque[Future[Item]] = deque()
+        downloads: deque[Future[Item]] = deque()
         for url in urls:
-            coming.append(threads.submit(_fetched, url))
-            if len(coming) == 2 * CONNECTIONS:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            downloads.append(threads.submit(_read_or_error, url))
+            if len(downloads) == 2 * CONNECTIONS:
+                yield downloads.popleft().result()
+        while downloads:
+            yield downloads.popleft().result()
 
 
-def _fetched(url: str) -> Item:
+def _read_or_error(url: str) -> Item:
     try:
         return sources.read(url)
     except OSError as error:

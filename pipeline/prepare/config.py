@@ -11,12 +11,12 @@ from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.settings.check import Settings
 from pipeline.sources import filesystem
 
-# The columns that say where a row belongs: from folders or from a list, always text, and no labels.
-PLACES = ("domain", "split")
+# The columns that say where a row belongs, from folders or from a list. Their values are text; they are not labels.
+SPLIT_COLUMNS = ("domain", "split")
 
 
 def _location(value: Any) -> str:
-    """Return a path, tidied up, or a URL as it is."""
+    """Return a path in POSIX form, or a URL without trailing slashes."""
     if not isinstance(value, str | Path):
         raise PydanticCustomError("path_type", "expected a path")
     return str(value).rstrip("/") if filesystem.is_url(str(value)) else Path(value).as_posix()
@@ -30,26 +30,28 @@ LabelType = Literal["text", "integer", "number", "boolean"]
 
 
 class PrepareConfig(Settings):
-    """A data set: a folder of class folders, several such folders, a list of files with their labels, or containers.
+    """A data set: a folder of class folders, several such folders, a list of files with labels, or containers.
 
-    Containers are tar archives and Parquet files that hold the images themselves: one of them, or a folder of them.
+    Containers are tar archives and Parquet files that hold the images: a single file or a folder of them.
     """
 
-    root: Location = Field(description="a folder, a .csv or .parquet list, a .tar, or a URL of one of these")
-    image: str | None = Field(None, description="the column of image bytes, where `root` is Parquet that holds them")
-    folders: tuple[str, ...] = Field((), description="several roots below `root`; each becomes a `domain`")
-    path: str = Field("path", description="the column of a list that holds the paths")
+    root: Location = Field(description="a folder, a .csv or .parquet list, a .tar, or the URL of any of these")
+    image: str | None = Field(None, description="the column of image bytes, where `root` is Parquet with images")
+    folders: tuple[str, ...] = Field((), description="several folders below `root`; each becomes a `domain`")
+    path: str = Field("path", description="a list's column of file paths")
     columns: tuple[str, ...] | None = Field(
-        None, description="the labels of a list, of Parquet or of .json to keep; all if not given"
+        None, description="label columns to keep, of a list, Parquet or .json; default: all"
     )
-    types: dict[str, LabelType] = Field({}, description="types of label columns that their values do not show")
-    encoding: str | None = Field(None, description="of a .csv list that is not UTF-8, such as cp1252")
+    types: dict[str, LabelType] = Field({}, description="types of label columns, where the values do not show them")
+    encoding: str | None = Field(None, description="encoding of a .csv list that is not UTF-8, such as cp1252")
     base: Location | None = Field(
-        None, description="what a list's paths are relative to; the list's folder if not given"
+        None, description="the folder that a list's paths are relative to; default: the list's own"
     )
-    check: Literal["decode", "header"] = Field("decode", description="how far each image is read to see that it is one")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are refused, as decompression bombs")
-    max_rejected: float = Field(0.05, ge=0, le=1, description="the share of unusable files above which prepare fails")
+    check: Literal["decode", "header"] = Field(
+        "decode", description="whether every image is decoded, or only its header read"
+    )
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are refused as decompression bombs")
+    max_rejected: float = Field(0.05, ge=0, le=1, description="prepare fails above this share of unusable files")
 
     @field_validator("encoding")
     @classmethod
@@ -63,14 +65,14 @@ class PrepareConfig(Settings):
 
 @dataclass(frozen=True)
 class FoundSample:
-    """A sample before it was opened: its path and what its place, or its line in a list, says about it."""
+    """A sample that was listed and not opened: its path, its labels, and its domain and split (`place`)."""
 
     path: str
     labels: dict[str, Any] = field(default_factory=dict)
     place: dict[str, str] = field(default_factory=dict)
     refused: tuple[str, str] | tuple[None, None] = (None, None)
-    """Kind and reason, where it is not to be opened at all."""
+    """Kind and reason of a file that is not opened."""
     container: str | None = None
-    """What holds it among others, with `offset` and `size` as in `pipeline.sources.SampleLocation`."""
+    """The archive or Parquet file with the sample; `offset` and `size` as in `pipeline.sources.SampleLocation`."""
     offset: int | None = None
     size: int | None = None

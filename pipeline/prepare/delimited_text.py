@@ -1,7 +1,7 @@
-"""Read lists of text lines: CSV with commas, semicolons, tabs or bars, in any encoding, each column with its type.
+"""Read CSV lists: with commas, semicolons, tabs or bars, in any encoding, with a type per column.
 
-A column has a type only where every value of the list, once read as that type, would be written back as it stands:
-`007`, `1e5`, `+1` and `1.0` are texts, and so are all values of their column, unless `types` in the settings says else.
+A column has a type only if each value survives a round trip: read as that type and written back, it is the same text.
+A column with `007`, `1e5`, `+1` or `1.0` is text, unless the setting `types` names another type.
 """
 
 import codecs
@@ -19,19 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipeline.errors import DataError
-from pipeline.prepare.config import PLACES, PrepareConfig
+from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 from pipeline.prepare.labels import given_types
 from pipeline.sources import filesystem, tar
 
 DELIMITERS = (",", ";", "\t", "|")
 INFERRED = (pa.int64(), pa.float64(), pa.bool_(), pa.date32())
-"""The types that a column of a list can have beside text, in the order in which they are tried."""
+"""The column types other than text, in the order in which they are tried."""
 
 BLOCK = 16 * 2**20
-"""Bytes that are parsed at once: no row is longer."""
+"""Bytes that are parsed at once, and so the longest possible row."""
 
 HEAD = 2**18
-_MARKS = {  # longer marks first: that of UTF-16 is the start of that of UTF-32
+_MARKS = {  # longer marks first: the mark of UTF-32 begins with the mark of UTF-16
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -43,17 +43,17 @@ _EXCEL = re.compile(r"sep=(.)\s*")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a list is written: its encoding, what stands between its values, and the lines above its header."""
+    """How a list is written: its encoding, its delimiter, and how many lines precede the header."""
 
     encoding: str
     delimiter: str
     skipped: int
 
 
-def dialect(config: PrepareConfig) -> Dialect:
-    """Return how a list is written, by its first bytes; raises DataError for what is no text.
+def detect_dialect(config: PrepareConfig) -> Dialect:
+    """Detect the dialect of a list from its first bytes; raises DataError for a file that is not text.
 
-    The delimiter is the first one with which the header has the column of paths.
+    The delimiter is the first of `DELIMITERS` that gives a header with the column of paths.
     """
     with filesystem.open_file(config.root) as file:
         head = file.read(HEAD)
@@ -64,27 +64,27 @@ def dialect(config: PrepareConfig) -> Dialect:
     encoding = marked or config.encoding or "utf-8"
     try:
         lines = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).lstrip("\ufeff").splitlines(True)
-    except UnicodeError:  # of UTF-16 without a mark, where `encoding` says that there is one
+    except UnicodeError:  # UTF-16 without a byte order mark, where `encoding` promises one
         lines = []
     if marked is None and config.encoding is None and b"\0" in head:
         raise DataError(
-            f"{config.root}: bytes of zero among its letters: it is UTF-16 without a mark, or no text. Set `encoding: "
-            "utf-16-le`, or save the list as UTF-8."
+            f"{config.root}: zero bytes among its letters: UTF-16 without a byte order mark, or not text. Set "
+            "`encoding: utf-16-le`, or save the list as UTF-8."
         )
     excel = _EXCEL.fullmatch(lines[0]) if lines else None
     if excel is not None:
         return Dialect(encoding, excel[1], 1)
     headers = {mark: next(_parse(lines, mark), []) for mark in DELIMITERS}
-    having = [mark for mark, names in headers.items() if config.path in names]
-    return Dialect(encoding, [*having, max(DELIMITERS, key=lambda mark: len(headers[mark]))][0], 0)
+    with_path = [mark for mark, names in headers.items() if config.path in names]
+    return Dialect(encoding, [*with_path, max(DELIMITERS, key=lambda mark: len(headers[mark]))][0], 0)
 
 
 def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
-    """Return the columns of a list in their order, with the types that all values have; one pass over the list.
+    """Return the columns of a list in order, each with the type that all its values have. Reads the list once.
 
-    Raises DataError where the list cannot be read, or where rows lie inside a value whose quote is not closed.
+    Raises DataError where the list cannot be read, or where a quote that is not closed swallows rows.
     """
-    how = dialect(config)
+    how = detect_dialect(config)
     with _describe(config, how), _open_list(config, how, {}) as reader:
         names: list[str] = reader.schema.names
     texts = {name: pa.string() if _is_wanted(name, config) else pa.binary() for name in names}
@@ -95,7 +95,7 @@ def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
     with _describe(config, how), _open_list(config, how, texts) as reader:
         for batch in reader:
             for at, column in enumerate(batch.columns):
-                _refuse_swallowed(batch, at, config, how)
+                _check_open_quote(batch, at, config, how)
                 if column.null_count < len(column):
                     empty[at] = False
                     possible[at] = [kind for kind in possible[at] if not _is_text(kind) and _keeps(column, kind)]
@@ -108,8 +108,8 @@ def read_types(config: PrepareConfig) -> list[tuple[str, pa.DataType]]:
 
 
 def read_rows(config: PrepareConfig, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a list in their order: of the columns in `types`, as these have them."""
-    how = dialect(config)
+    """Yield the rows of a list in order, with the columns and types of `types`."""
+    how = detect_dialect(config)
     texts = {name: pa.string() for name in types}
     with _describe(config, how), _open_list(config, how, texts, only=True) as reader:
         for batch in reader:
@@ -122,7 +122,7 @@ def _is_wanted(name: str, config: PrepareConfig) -> bool:
 
 
 def _is_inferred(name: str, config: PrepareConfig) -> bool:
-    return _is_wanted(name, config) and name not in (config.path, *PLACES) and name not in config.types
+    return _is_wanted(name, config) and name not in (config.path, *SPLIT_COLUMNS) and name not in config.types
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -130,7 +130,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _keeps(texts: pa.Array, kind: pa.DataType) -> bool:
-    """Return whether each text, read as this type, would be written back as it is; `nan`, `inf` and `-0` are texts."""
+    """Return whether each text survives a round trip through a type; `nan`, `inf` and `-0` do not."""
     try:
         values = pc.cast(texts, kind)
     except pa.ArrowInvalid:
@@ -155,8 +155,8 @@ def _cast(texts: pa.Array, kind: pa.DataType, name: str, config: PrepareConfig) 
         ) from None
 
 
-def _refuse_swallowed(batch: pa.RecordBatch, at: int, config: PrepareConfig, how: Dialect) -> None:
-    """Raise DataError where a value goes on over lines that are rows of the list: its quote is not closed."""
+def _check_open_quote(batch: pa.RecordBatch, at: int, config: PrepareConfig, how: Dialect) -> None:
+    """Raise DataError where a value contains rows of the list, because its quote is not closed."""
     several = pc.fill_null(pc.match_substring(batch.column(at), "\n"), fill_value=False)
     path_at = batch.schema.get_field_index(config.path)
     if path_at < 0 or not pc.any(several).as_py():
@@ -168,14 +168,14 @@ def _refuse_swallowed(batch: pa.RecordBatch, at: int, config: PrepareConfig, how
         for line in _parse(text.splitlines()[1:], how.delimiter):
             if len(line) == batch.num_columns and suffix and PurePosixPath(line[path_at]).suffix == suffix:
                 raise DataError(
-                    f"{config.root}: the value of {batch.schema.names[at]!r} in the row of {path!r} goes on over "
-                    f"further rows, that of {line[path_at]!r} first. Close its quote, or write a quote inside a value "
+                    f"{config.root}: the value of {batch.schema.names[at]!r} in the row of {path!r} continues over "
+                    f"further rows, the first with {line[path_at]!r}. Close its quote, or write a quote inside a value "
                     'as two: "".'
                 )
 
 
 def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of lines, up to the first that `csv` does not read: one with a value of more than 128 KiB."""
+    """Yield the parsed rows, up to the first that Python's `csv` refuses: a row with a value above 128 KiB."""
     with contextlib.suppress(csv.Error):
         yield from csv.reader(lines, delimiter=delimiter)
 
@@ -186,27 +186,27 @@ def _open_list(
 ) -> Iterator[Any]:
     file: BinaryIO
     with filesystem.open_file(config.root) as file:
-        # Nothing between two commas is no value, also of a text; the word NA, for one, is a text like any other.
-        converting = pyarrow.csv.ConvertOptions(
+        # An empty cell is a missing value, in a text column too. Words such as NA are texts like any other.
+        convert_options = pyarrow.csv.ConvertOptions(
             column_types=dict(types),
             include_columns=list(types) if only else [],
             null_values=[""],
             strings_can_be_null=True,
         )
-        # In one thread: several would not say in which line something is wrong.
-        reading = pyarrow.csv.ReadOptions(
+        # In one thread: with several, Arrow does not say which line is wrong.
+        read_options = pyarrow.csv.ReadOptions(
             use_threads=False, block_size=BLOCK, encoding=how.encoding, skip_rows=how.skipped
         )
-        parsing = pyarrow.csv.ParseOptions(delimiter=how.delimiter, newlines_in_values=True)
+        parse_options = pyarrow.csv.ParseOptions(delimiter=how.delimiter, newlines_in_values=True)
         with pyarrow.csv.open_csv(
-            file, read_options=reading, parse_options=parsing, convert_options=converting
+            file, read_options=read_options, parse_options=parse_options, convert_options=convert_options
         ) as reader:
             yield reader
 
 
 @contextmanager
 def _describe(config: PrepareConfig, how: Dialect) -> Iterator[None]:
-    """Raise DataError with the cause where Arrow cannot read a list."""
+    """Translate Arrow's errors in the block into a DataError with the cause and the remedy."""
     suffix = PurePosixPath(config.root).suffix
     try:
         yield

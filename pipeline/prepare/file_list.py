@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 from pipeline.prepare import delimited_text
 from pipeline.prepare.config import FoundSample, PrepareConfig
-from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
+from pipeline.prepare.labels import Note, check_label_types, row_labels, select_label_columns
 from pipeline.sources import PARQUET, filesystem
 
 
 def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> Iterator[FoundSample]:
-    """Yield the files of a list in its order, unopened; raises DataError where a row has no path.
+    """Yield the samples of a list in its order, without opening them. Raises DataError for a row without a path.
 
-    `types`: what `label_types` returns, where that is known already.
+    types: the result of `label_types`, if the caller has it.
     """
     base = config.base or filesystem.parent(config.root)
     types = label_types(config) if types is None else types
@@ -28,27 +28,27 @@ def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> 
             raise DataError(
                 f"{config.root}: {config.path!r}, the column of paths: expected text, got: {error}."
             ) from None
-        for path, (labels, place) in zip(paths, labels_of(batch, types, where=config.root), strict=True):
+        for path, (labels, place) in zip(paths, row_labels(batch, types, where=config.root), strict=True):
             if not path:
                 raise DataError(f"{config.root}: a row without a value in {config.path!r}, the column of paths.")
             yield FoundSample(filesystem.join(base, path), labels, place)
 
 
 def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str, pa.DataType]:
-    """Return the label columns of a list with their types; raises DataError for what can be no label."""
+    """Return the label columns of a list with their types; raises DataError for a type that no label can have."""
     schema = _parquet_schema(config) if _is_parquet(config.root) else pa.schema(delimited_text.read_types(config))
     images = [field.name for field in schema if _is_parquet(config.root) and _holds_images(field.type)]
     if images and config.path not in schema.names:
         raise DataError(
             f"{config.root}: expected a column of paths, {config.path!r}, or `image: {images[0]}` for the images in it."
         )
-    result = labels_in(schema, config, needed=(config.path,), note=note)
-    refuse_odd(result, where=config.root)
+    result = select_label_columns(schema, config, needed=(config.path,), note=note)
+    check_label_types(result, where=config.root)
     return result
 
 
 def _batches(config: PrepareConfig, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a list, of the column of paths and the label columns."""
+    """Yield the rows of a list, with the column of paths and the label columns."""
     if not _is_parquet(config.root):
         yield from delimited_text.read_rows(config, {config.path: pa.string(), **types})
         return
@@ -72,7 +72,7 @@ def _parquet_schema(config: PrepareConfig) -> pa.Schema:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """Return whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes them."""
+    """Return whether a column may hold images: bytes, or a struct with `bytes`, as Hugging Face writes images."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,4 +1,4 @@
-"""Find the samples of a data set, unopened, and read their labels off their folders."""
+"""List the samples of a data set without opening them; in a folder of images, folder names are the labels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,13 @@ from pipeline.errors import DataError
 from pipeline.prepare import file_list, parquet_images, webdataset
 from pipeline.prepare.companions import is_table_of_labels
 from pipeline.prepare.config import FoundSample, PrepareConfig
-from pipeline.prepare.image_folder import describe_joined_splits, is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.image_folder import (
+    describe_joined_splits,
+    is_by_split,
+    is_other_file,
+    labels_from_path,
+    skip_reason,
+)
 from pipeline.prepare.labels import Note
 from pipeline.prepare.roots import Root, inspect_roots
 from pipeline.sources import filesystem
@@ -21,10 +27,11 @@ def find(
     *,
     labelled: bool = True,
 ) -> Iterator[FoundSample]:
-    """Yield the samples of a data set in the order of their paths (of a list or a container: in its order), unopened.
+    """Yield the samples of a data set without opening them: sorted by path, or in the order of the list or container.
 
-    `types`: what `label_types` returns, where that is known already. `labelled`: whether folders and members of
-    archives are read as labels and splits; columns are, as far as `columns` of the settings names them.
+    types: the result of `label_types`, if the caller has it.
+    labelled: whether folders and archive members give labels and splits. Columns always do, as far as the setting
+    `columns` names them.
     """
     for root in inspect_roots(config) if roots is None else roots:
         if root.kind == "files":
@@ -40,9 +47,9 @@ def find(
 def label_types(
     config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None
 ) -> dict[str, pa.DataType] | None:
-    """Return the label columns of the data, with their types; None where only the values of all samples say these.
+    """Return the label columns of the data with their types; None for archives, whose values have to be read first.
 
-    Raises DataError where a column that the settings name is not there or can be no label.
+    Raises DataError where a column that the settings name is missing, or has a type that no label can have.
     """
     kind = roots[0].kind
     if kind == "files":
@@ -61,10 +68,10 @@ def label_types(
 def _in_folder(root: Root, *, labelled: bool) -> Iterator[FoundSample]:
     by_split = labelled and is_by_split(filesystem.folders(root.path), where=root.path)
     for entry in filesystem.walk(root.path):
-        label, place = read_off(entry.names[:-1] if labelled else (), by_split=by_split)
+        label, place = labels_from_path(entry.names[:-1] if labelled else (), by_split=by_split)
         if root.domain is not None:
             place["domain"] = root.domain
-        refused = refusal(entry.names)
+        refused = skip_reason(entry.names)
         if refused[0] is None and is_table_of_labels(entry.names[-1]):
             refused = ("other", "a table of labels, which is not read with its folder")
         elif refused[0] is None and is_other_file(entry.names[-1]):

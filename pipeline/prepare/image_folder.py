@@ -1,4 +1,4 @@
-"""What the names of folders say: class, split, and whether a file is to be opened at all."""
+"""Read class and split from folder names, and decide by its name whether a file is skipped."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from pipeline.errors import DataError
 from pipeline.manifest import split_of
 
-# Files and folders that operating systems, file managers, cameras and storage devices leave behind, in lower case.
+# Files and folders that operating systems, file managers, cameras and storage devices create, in lower case.
 LITTER = frozenset(
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "photothumb.db"),
@@ -17,10 +17,10 @@ LITTER = frozenset(
     }
 )
 LITTER_ENDS = ("~", "zone.identifier", ".crdownload", ".part", ".partial", ".tmp", ".lnk", ".url", ".aae", ".thm")
-# exiftool's copy of a photo whose tags it wrote, photo.jpg_original, has the same pixels.
+# exiftool saves the original of an edited photo as photo.jpg_original, with the same pixels.
 LITTER_COPY = re.compile(r".+\.[a-z0-9]+_original")
 
-# Extensions of files that plainly are no images. Those of archives are missing: what they hold would be missed.
+# Extensions of files that are plainly not images. Archives are not in the list: they may contain samples.
 OTHER_FILES = frozenset(
     {
         *("txt", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "yaml", "yml", "toml", "ini", "cfg", "conf", "log"),
@@ -32,51 +32,50 @@ OTHER_FILES = frozenset(
     }
 )
 
-# What the names of splits begin with, for folders that look like splits and are named otherwise.
+# Folder names that look like splits, although `split_of` does not know them.
 LOOKS_LIKE_SPLIT = re.compile(
     r"(train|test|val|valid|validation|dev|eval|evaluation|holdout|held.?out)([^a-z].*|set|s)?"
 )
 
 
 def counts_as_folder(name: str) -> bool:
-    """Return whether a folder can be one of a class or of a split: it is not hidden, and no litter."""
+    """Return whether a folder can stand for a class or a split: neither hidden nor a system folder."""
     return not name.startswith(".") and name.casefold() not in LITTER
 
 
 def is_by_split(tops: Iterable[str], *, where: str) -> bool:
-    """Return whether the top folders are those of splits, and of nothing else; hidden ones and litter do not count.
+    """Return whether all top folders are named after splits; hidden and system folders do not count.
 
-    `where`: what has the folders. Raises DataError for folders of two splits beside others, which may be either.
+    where: the parent folder, for the error. Raises DataError for folders of two splits mixed with other folders.
     """
     names = {name for name in tops if counts_as_folder(name)}
     splits = {name: split_of(name) for name in names if split_of(name) is not None}
     others = sorted(names - set(splits))
     if len(set(splits.values())) > 1 and others:
         raise DataError(
-            f"{where}: expected either folders of splits or folders of classes, got {', '.join(sorted(splits))} and "
-            f"beside them {', '.join(others[:5])}. Move the others away, or give a list with columns of labels and "
-            "splits."
+            f"{where}: expected either folders of splits or folders of classes, got {', '.join(sorted(splits))} mixed "
+            f"with {', '.join(others[:5])}. Move the others away, or give a list with columns of labels and splits."
         )
     return bool(names) and not others
 
 
 def describe_joined_splits(tops: Iterable[str]) -> list[str]:
-    """Return a line for each split that several of the top folders name, such as `test` and `holdout`."""
-    found: dict[str, list[str]] = {}
+    """Return a sentence for each split that several top folders name, such as `test` and `holdout`."""
+    folders: dict[str, list[str]] = {}
     for name in sorted(tops):
         split = split_of(name) if counts_as_folder(name) else None
         if split is not None:
-            found.setdefault(split, []).append(name)
+            folders.setdefault(split, []).append(name)
     return [
         f"{', '.join(names)}: these folders are all read as {split}. If they are not one split, give a list with a "
         "column of splits."
-        for split, names in found.items()
+        for split, names in folders.items()
         if len(names) > 1
     ]
 
 
 def describe_odd_classes(classes: Iterable[str]) -> list[str]:
-    """Return a line for classes whose names look like those of splits."""
+    """Return a sentence on the classes whose names look like splits, if there are any."""
     odd = sorted(name for name in classes if split_of(name) or LOOKS_LIKE_SPLIT.fullmatch(name.casefold()))
     if not odd:
         return []
@@ -86,8 +85,8 @@ def describe_odd_classes(classes: Iterable[str]) -> list[str]:
     ]
 
 
-def read_off(folders: Sequence[str], *, by_split: bool) -> tuple[str | None, dict[str, str]]:
-    """Return the label and the place that the folders of a file give, from the top one down."""
+def labels_from_path(folders: Sequence[str], *, by_split: bool) -> tuple[str | None, dict[str, str]]:
+    """Return a file's label and its place (domain and split), given the names of its folders from the top down."""
     place = {}
     split = split_of(folders[0]) if by_split and folders else None
     if split is not None:
@@ -96,10 +95,10 @@ def read_off(folders: Sequence[str], *, by_split: bool) -> tuple[str | None, dic
     return (folders[0] if folders else None), place
 
 
-def refusal(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
-    """Return kind and reason where a file is not to be opened, going by its name and the names of its folders."""
+def skip_reason(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
+    """Return kind and reason if a file is to be skipped, judged by its name and its folders' names; else two Nones."""
     if any(name.startswith(".") for name in names):
-        return "hidden", "a hidden file, or one in a hidden folder"
+        return "hidden", "a hidden file, or a file in a hidden folder"
     if is_litter(names):
         return "other", "left behind by an operating system, a program or a device"
     if any("\udc80" <= letter <= "\udcff" for name in names for letter in name):
@@ -108,7 +107,7 @@ def refusal(names: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
 
 
 def is_litter(names: Sequence[str]) -> bool:
-    """Return whether a file, or one of the folders around it, was left behind by a system, a program or a device."""
+    """Return whether a file or one of its folders was created by a system, a program or a device, not by the user."""
     lower = [name.casefold() for name in names]
     return any(name in LITTER for name in lower) or any(
         name.endswith(LITTER_ENDS) or LITTER_COPY.fullmatch(name) for name in lower[-1:]
@@ -116,5 +115,5 @@ def is_litter(names: Sequence[str]) -> bool:
 
 
 def is_other_file(name: str) -> bool:
-    """Return whether a file is plainly no image, going by its extension."""
+    """Return whether a file is plainly not an image, judged by its extension."""
     return PurePosixPath(name).suffix.lower().removeprefix(".") in OTHER_FILES

@@ -1,4 +1,4 @@
-"""Label columns that only their values describe: which there are and of which types, looked up in the database."""
+"""The label columns of archives and their types, which only the values show: queried from the database of samples."""
 
 import json
 import sqlite3
@@ -13,11 +13,11 @@ from pipeline.manifest import label_column
 from pipeline.prepare.config import PrepareConfig
 from pipeline.prepare.labels import given_types
 
-MOST = 1000
-"""Label columns above which the settings have to choose."""
+MAX_COLUMNS = 1000
+"""The most label columns; with more, the setting `columns` has to choose."""
 
 EXACT = 2**53
-"""The largest whole number up to which float64 has all of them."""
+"""The largest integer below which float64 represents every integer."""
 
 _TYPES = {
     frozenset({"integer"}): pa.int64(),
@@ -32,7 +32,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Kinds:
-    """The JSON types of the values of a label column, and its smallest and largest whole numbers."""
+    """The JSON types of a label column's values, and its smallest and largest integer."""
 
     types: frozenset[str]
     low: int
@@ -40,15 +40,15 @@ class Kinds:
 
     @property
     def arrow(self) -> pa.DataType:
-        """The type that has each of the values as it is; text where there is none."""
+        """The Arrow type that represents every value exactly; text where there is none."""
         exact = self.low >= -EXACT and self.high <= EXACT
         return pa.string() if len(self.types) > 1 and not exact else _TYPES.get(self.types, pa.string())
 
 
 def types(database: sqlite3.Connection, config: PrepareConfig) -> dict[str, pa.DataType]:
-    """Return the label columns of the files that are kept, `label` first: int64, double, bool, lists, text where mixed.
+    """Return the label columns of the included samples with their types, `label` first; mixed columns are text.
 
-    Those in `types` of the settings have that type; raises DataError where no sample has one of these.
+    The setting `types` overrides a type. Raises DataError where no sample has a column that `types` names.
     """
     kinds = _kinds(database)
     given = {label_column(name): kind for name, kind in given_types(config).items()}
@@ -59,36 +59,37 @@ def types(database: sqlite3.Connection, config: PrepareConfig) -> dict[str, pa.D
     }
 
 
-def mixtures(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
-    """Return a sentence for each label column that has texts besides numbers or truth values: all of it is text."""
+def describe_mixed_types(database: sqlite3.Connection, config: PrepareConfig) -> list[str]:
+    """Return a sentence for each label column that is read as text because it mixes texts with other types."""
     odd = {"text", "array", "object"}
     return [
         f"{config.root}: the values of {name!r} are of several types ({', '.join(sorted(kind.types))}): all are read "
-        "as texts, so that the number 7 and the text '7' are one."
+        "as texts, so that the number 7 and the text '7' are the same label."
         for name, kind in _kinds(database).items()
         if kind.types & odd and len(kind.types) > 1 and name not in map(label_column, config.types)
     ]
 
 
-def refuse_missing(database: sqlite3.Connection, config: PrepareConfig) -> None:
-    """Raise DataError where no sample has a column that the settings name, and where there are too many columns."""
-    there = _kinds(database)
-    _refuse_unknown(config.columns or (), there, config)
-    if len(there) > MOST:
+def check_columns(database: sqlite3.Connection, config: PrepareConfig) -> None:
+    """Raise DataError where no sample has a column that the settings name, or where there are too many columns."""
+    kinds = _kinds(database)
+    _refuse_unknown(config.columns or (), kinds, config)
+    if len(kinds) > MAX_COLUMNS:
         raise DataError(
-            f"{config.root}: expected at most {MOST:,} label columns, got {len(there):,}. Choose some with `columns`."
+            f"{config.root}: expected at most {MAX_COLUMNS:,} label columns, got {len(kinds):,}. Choose some with "
+            "`columns`."
         )
 
 
-def readers(schema: pa.Schema) -> dict[str, Callable[[Any], Any]]:
-    """Return for each column what reads a JSON value as its type, and raises DataError where that cannot be."""
+def json_readers(schema: pa.Schema) -> dict[str, Callable[[Any], Any]]:
+    """Return a function per column that converts a JSON value to the column's type or raises DataError."""
     return {field.name: _reader(field.type, field.name) for field in schema}
 
 
 def _reader(kind: pa.DataType, name: str) -> Callable[[Any], Any]:
     if pa.types.is_list(kind):
         inner = _reader(kind.value_type, name)
-        return lambda value: None if value is None else [inner(one) for one in value]
+        return lambda value: None if value is None else [inner(item) for item in value]
     reads = _READS.get(kind)
 
     def read(value: Any) -> Any:
@@ -125,22 +126,22 @@ _READS: Mapping[pa.DataType, Callable[[Any], Any]] = {
     pa.float64(): float,
     pa.bool_(): _as_boolean,
 }
-"""How a value of JSON is read, by the type of its column."""
+"""How a JSON value is converted, by the type of its column."""
 
 
-def _refuse_unknown(names: Any, there: Mapping[str, Kinds], config: PrepareConfig) -> None:
+def _refuse_unknown(names: Any, kinds: Mapping[str, Kinds], config: PrepareConfig) -> None:
     for name in names:
-        if label_column(name) not in there:
-            raise DataError(f"{config.root}: {unknown('column', name, there)} None of the .json members has it.")
+        if label_column(name) not in kinds:
+            raise DataError(f"{config.root}: {unknown('column', name, kinds)} None of the .json members has it.")
 
 
 def _kinds(database: sqlite3.Connection) -> dict[str, Kinds]:
-    """Return which JSON types each label has, `label` first, then by name."""
+    """Return the JSON types of each label column, `label` first, then by name."""
     query = """
-        SELECT one.key, one.type, min(one.atom), max(one.atom) FROM files, json_each(files.labels) AS one
-        WHERE files.kind IS NULL GROUP BY one.key, one.type ORDER BY one.key != 'label', one.key
+        SELECT item.key, item.type, min(item.atom), max(item.atom) FROM files, json_each(files.labels) AS item
+        WHERE files.kind IS NULL GROUP BY item.key, item.type ORDER BY item.key != 'label', item.key
     """
-    found: dict[str, dict[str, tuple[Any, Any]]] = {}
+    ranges: dict[str, dict[str, tuple[Any, Any]]] = {}
     for name, kind, low, high in database.execute(query):
-        found.setdefault(name, {})[kind] = (low, high)
-    return {name: Kinds(frozenset(kinds), *kinds.get("integer", (0, 0))) for name, kinds in found.items()}
+        ranges.setdefault(name, {})[kind] = (low, high)
+    return {name: Kinds(frozenset(kinds), *kinds.get("integer", (0, 0))) for name, kinds in ranges.items()}

@@ -1,7 +1,7 @@
-"""The label columns of a table: which there are, their types, and the labels of each row.
+"""The label columns of a table, their types, and the labels of each row.
 
-A column whose name the manifest has for itself (`size`, `key`, `path`, `container`, `offset`) is a label like any
-other; its place in the manifest is `data:size` (`pipeline.manifest.label_column`), and settings call it `size`.
+The manifest has columns of its own: `key`, `path`, `size`, `container`, `offset`. A label column of the data with such
+a name, say `size`, is stored as `data:size` (`pipeline.manifest.label_column`); settings call it `size`.
 """
 
 import json
@@ -14,39 +14,41 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, bullets, unknown
 from pipeline.manifest import label_column
-from pipeline.prepare.config import PLACES, PrepareConfig
+from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 
 Note = Callable[[str], None]
-"""Called with a sentence about the data that the user is to read."""
+"""A function that is called with a sentence about the data for the user."""
 
 TYPES = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-"""The types that `types` of the settings can name."""
+"""The types that the setting `types` can name."""
 
 NAMELESS = ("", "__index_level_0__")
-"""The names under which pandas writes an index that has none."""
+"""The column names that pandas gives to an index without a name."""
 
 
 def given_types(config: PrepareConfig) -> dict[str, pa.DataType]:
-    """Return the types that the settings give to label columns."""
+    """Return the types of label columns that the setting `types` gives."""
     return {name: TYPES[kind] for name, kind in config.types.items()}
 
 
-def labels_in(
+def select_label_columns(
     schema: pa.Schema, config: PrepareConfig, *, needed: Sequence[str], note: Note = lambda _: None
 ) -> dict[str, pa.DataType]:
-    """Return the label columns of a schema with their types: all, or those of the settings, without the needed ones.
+    """Return the label columns of a schema with their types: those that `columns` names, or all.
 
-    Columns without a name are left out, with a note, where the settings do not name columns. Raises DataError where a
-    column is missing, or there twice.
+    needed: columns that must exist and are not labels, such as the column of paths.
+    note: is called with a sentence where a column without a name is left out.
+
+    Raises DataError where a column is missing or occurs twice.
     """
     chosen = config.columns if config.columns is not None else tuple(dict.fromkeys(schema.names))
     wanted = [name for name in chosen if name not in needed and (config.columns is not None or name not in NAMELESS)]
-    times = Counter(schema.names)
-    problems = [f"there are two columns {name!r}" for name in dict.fromkeys([*needed, *wanted]) if times[name] > 1]
+    counts = Counter(schema.names)
+    problems = [f"there are two columns {name!r}" for name in dict.fromkeys([*needed, *wanted]) if counts[name] > 1]
     problems += [
         f"{unknown('column', name, schema.names)}"
         for name in dict.fromkeys([*needed, *(config.columns or ()), *config.types])
-        if name not in times
+        if name not in counts
     ]
     problems += [f"{name!r} is no label column: leave it out of `types`" for name in config.types if name in needed]
     clashes = [name for name in wanted if label_column(name) != name and label_column(name) in wanted]
@@ -59,8 +61,8 @@ def labels_in(
     return {name: _label_type(schema.field(name), config, named) for name in wanted}
 
 
-def refuse_odd(types: dict[str, pa.DataType], *, where: str) -> None:
-    """Raise DataError where a column can be no label."""
+def check_label_types(types: dict[str, pa.DataType], *, where: str) -> None:
+    """Raise DataError where a column has a type that no label can have."""
     odd = [f"{name}: {'binary' if pa.types.is_binary(t) else t}" for name, t in types.items() if not _is_label(t)]
     if odd:
         title = (
@@ -70,12 +72,13 @@ def refuse_odd(types: dict[str, pa.DataType], *, where: str) -> None:
         raise DataError(bullets(title, odd))
 
 
-def labels_of(
+def row_labels(
     batch: pa.RecordBatch, types: dict[str, pa.DataType], *, where: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Yield labels and place of each row of a batch, of the columns in `types`, as JSON can have them.
+    """Yield the labels and the place (domain and split) of each row of a batch, as values that JSON can store.
 
-    Raises DataError where a value does not fit its type, or is no class of its column.
+    types: the label columns to read, with their types. Raises DataError where a value does not fit its type, or is no
+    class of its column.
     """
     named = class_names(batch.schema)
     columns = {}
@@ -87,43 +90,38 @@ def labels_of(
             column = _with_names(column, named[name], where=f"{where}: the column {name!r}")
         try:
             column.validate(full=True)
-            column = _cast(column, pa.string() if name in PLACES else kind)
+            column = _cast(column, pa.string() if name in SPLIT_COLUMNS else kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(f"{where}: the column {name!r}: expected {kind} in each row, got: {error}.") from None
         columns[label_column(name)] = pc.cast(column, json_type(column.type)).to_pylist()
     for row in range(len(batch)):
         labels = {name: values[row] for name, values in columns.items()}
-        place = {name: labels.pop(name) for name in PLACES if labels.get(name) is not None}
+        place = {name: labels.pop(name) for name in SPLIT_COLUMNS if labels.get(name) is not None}
         yield labels, place
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the class names of columns of numbers that Hugging Face's `ClassLabel` gives, by column.
+    """Return the class names of Hugging Face `ClassLabel` columns, from the metadata `huggingface` of the schema.
 
-    They stand in the metadata of the schema, under `huggingface`. A name that several classes have gets their numbers:
-    `crane (134)`.
+    A name that several classes share gets the class number: `crane (134)`.
     """
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = about["info"]["features"]
-        return {name: _distinct(found) for name in features if (found := _names_in(features[name])) is not None}
+        return {name: _distinct(names) for name in features if (names := _names_in(features[name])) is not None}
     except (ValueError, KeyError, TypeError):
         return {}
 
 
 def json_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a label goes through the database: a time, which JSON does not have, is a number
-    there.
-    """
+    """Return the type of a label while it is stored as JSON, which has no times: a time is an integer there."""
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     return pa.string() if pa.types.is_decimal(kind) else kind
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return a column as a type; raises ArrowInvalid where a value would be another one, as 2 would be as a truth
-    value.
-    """
+    """Return a column cast to a type; raises ArrowInvalid where a value would change, such as 2 cast to a boolean."""
     result = pc.cast(column, kind)
     if (
         pa.types.is_boolean(kind)
@@ -135,8 +133,8 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _names_in(feature: Any) -> list[str] | None:
-    """Return the names of a ClassLabel, or of the one that a sequence is made of, in each way that `datasets` wrote
-    these.
+    """Return the class names of a ClassLabel or of a sequence of ClassLabels, as any version of `datasets` writes
+    them; None for other features.
     """
     if isinstance(feature, list):
         return _names_in(feature[0]) if len(feature) == 1 else None
@@ -149,20 +147,20 @@ def _names_in(feature: Any) -> list[str] | None:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    times = Counter(names)
-    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _with_names(column: pa.Array, names: list[str], *, where: str) -> pa.Array:
-    """Return class names in the place of numbers, in lists too; -1 is no label."""
-    if pa.types.is_floating(column.type):  # pandas writes whole numbers so where some have no value
+    """Replace class numbers by class names, inside lists too; -1 is a missing label."""
+    if pa.types.is_floating(column.type):  # pandas stores integers with missing values as floats
         column = pc.if_else(pc.is_nan(column), None, column)
     elif not pa.types.is_integer(column.type):
         if not pa.types.is_nested(column.type):
             return column
-        rows = [None if row is None else [_name(one, names, where) for one in row] for row in column.to_pylist()]
+        rows = [None if row is None else [_name(number, names, where) for number in row] for row in column.to_pylist()]
         return pa.array(rows, pa.list_(pa.string()))
-    return pa.array([_name(one, names, where) for one in column.to_pylist()], pa.string())
+    return pa.array([_name(number, names, where) for number in column.to_pylist()], pa.string())
 
 
 def _name(number: float | None, names: list[str], where: str) -> str | None:
@@ -177,7 +175,7 @@ def _name(number: float | None, names: list[str], where: str) -> str | None:
 
 
 def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[str]]) -> pa.DataType:
-    """Return the type of a label in the manifest: the one that is set; text of what has class names."""
+    """Return the type of a label in the manifest: as `types` sets it; text where the column has class names."""
     kind = _value_type(field.type)
     if field.name in config.types:
         given = given_types(config)[field.name]
@@ -191,7 +189,7 @@ def _label_type(field: pa.Field, config: PrepareConfig, named: dict[str, list[st
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values, whatever Arrow lays them out as."""
+    """Return the logical type of a column, whatever layout Arrow stores it in."""
     t = pa.types
     if any(
         test(kind) for test in (t.is_list, t.is_large_list, t.is_fixed_size_list, t.is_list_view, t.is_large_list_view)

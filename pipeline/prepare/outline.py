@@ -1,4 +1,4 @@
-"""Outline a manifest before a data set is prepared: its rows by paths, lists and folders, without opening a sample."""
+"""Outline a manifest before `prepare` runs: rows and labels from paths, lists and folders, without opening a sample."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.files import content_key
 from pipeline.manifest import label_column
-from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
+from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.labels import json_type
 from pipeline.prepare.roots import inspect_roots
 
-MOST = 100_000
-"""Samples that are listed; of larger data sets there is no outline."""
+MAX_SAMPLES = 100_000
+"""The most samples that are listed; a larger data set has no outline."""
 
 
 def outline_manifest(config: PrepareConfig) -> pa.Table | None:
-    """Return a manifest's key, path, labels and places, with keys of the paths; None for a data set of many samples.
+    """Return the manifest's columns key, path, labels, domain and split; None for more than `MAX_SAMPLES` samples.
 
-    Samples that prepare will leave out, such as copies, are in it. Raises DataError as `inspect_roots` and
-    `label_types` do, and where there are no samples.
+    Keys are digests of paths, not of contents, and samples that `prepare` will exclude, such as copies, are included.
+    Raises DataError as `inspect_roots` and `label_types` do, and for a data set without samples.
     """
     roots = inspect_roots(config)
     types = label_types(config, roots)
-    listed = list(itertools.islice(find(config, roots, types), MOST + 1))
-    if len(listed) > MOST:
+    listed = list(itertools.islice(find(config, roots, types), MAX_SAMPLES + 1))
+    if len(listed) > MAX_SAMPLES:
         return None
     rows = [row for row in listed if row.refused[0] is None]
     if not rows:
@@ -37,17 +37,17 @@ def outline_manifest(config: PrepareConfig) -> pa.Table | None:
         "path": pa.array([row.path for row in rows]),
     }
     named = dict.fromkeys(name for row in rows for name in row.labels)
-    for name in [label_column(name) for name in types if name not in PLACES] if types is not None else named:
-        kind = None if types is None else next(types[one] for one in types if label_column(one) == name)
+    for name in [label_column(name) for name in types if name not in SPLIT_COLUMNS] if types is not None else named:
+        kind = None if types is None else next(types[own] for own in types if label_column(own) == name)
         columns[name] = _column(rows, name, kind)
-    for name in PLACES:
+    for name in SPLIT_COLUMNS:
         if name in (types or {}) or any(name in row.place for row in rows):
             columns[name] = pa.array([row.place.get(name) for row in rows], pa.string())
     return pa.table(columns)
 
 
 def _column(rows: Sequence[FoundSample], name: str, kind: pa.DataType | None) -> pa.Array:
-    """Return a column of labels; as text where values of several types leave its own open."""
+    """Return a column of labels; as text where its type is not given and its values are of several types."""
     values = [row.labels.get(name) for row in rows]
     if kind is not None:
         return pa.array(values, json_type(kind))

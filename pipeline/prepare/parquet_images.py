@@ -1,4 +1,4 @@
-"""Parquet files with a column of image bytes: a sample per row, and the other columns are its labels."""
+"""Parquet files with a column of image bytes: one sample per row, with the other columns as labels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,18 +6,18 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, bullets
 from pipeline.prepare.config import FoundSample, PrepareConfig
-from pipeline.prepare.labels import Note, labels_in, labels_of, refuse_odd
-from pipeline.prepare.places import place_of
+from pipeline.prepare.labels import Note, check_label_types, row_labels, select_label_columns
+from pipeline.prepare.places import merge_places
 from pipeline.prepare.roots import Root
 from pipeline.sources import parquet
 
 
 def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterator[FoundSample]:
-    """Yield the rows of Parquet files in their order; the column of images is not read.
+    """Yield the rows of Parquet files in order, without reading the column of images.
 
-    `labelled`: whether the folders around the files are read as splits.
+    labelled: whether the folders of the files are read as splits.
 
-    What cannot be read of a file is one row that says why. Raises DataError as `label_types` does.
+    For a file that cannot be read to its end, the last sample has the reason. Raises DataError as `label_types` does.
     """
     column = str(config.image)
     types = label_types(config, [root])
@@ -28,8 +28,8 @@ def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterato
             with parquet.open_parquet(shard.path) as file:
                 if types:
                     for batch in file.iter_batches(columns=list(types)):
-                        for labels, own in labels_of(batch, types, where=shard.path):
-                            both, refused = place_of(place, own)
+                        for labels, own in row_labels(batch, types, where=shard.path):
+                            both, refused = merge_places(place, own)
                             yield FoundSample(f"{shard.path}/{row}", labels, both, refused, name, row)
                             row += 1
                 else:
@@ -41,9 +41,10 @@ def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterato
 
 
 def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambda _: None) -> dict[str, pa.DataType]:
-    """Return the label columns with their types, which all files share; a file that cannot be opened is passed over.
+    """Return the label columns with their types, which all files share. Files that cannot be opened are skipped.
 
-    Raises DataError where the files differ, where there is no such column of bytes, or one that can be no label.
+    Raises DataError where files differ, where the column of image bytes is missing or of another type, or where a label
+    column has a type that no label can have.
     """
     column = str(config.image)
     first: tuple[str, dict[str, pa.DataType]] | None = None
@@ -52,13 +53,13 @@ def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambd
             with parquet.open_parquet(path) as file:
                 schema = file.schema_arrow
         except (OSError, pa.ArrowException):
-            continue  # `find` says why
+            continue  # `find` yields the reason
         where = config.model_copy(update={"root": path})
-        types = labels_in(schema, where, needed=(column,), note=note if first is None else lambda _: None)
+        types = select_label_columns(schema, where, needed=(column,), note=note if first is None else lambda _: None)
         if not parquet.holds_bytes(schema.field(column).type):
             kind = schema.field(column).type
             raise DataError(f"{path}: expected {column!r} to be binary, or a struct with `bytes` in it, got {kind}.")
-        refuse_odd(types, where=path)
+        check_label_types(types, where=path)
         if first is None:
             first = (path, types)
         elif types != first[1]:
@@ -73,7 +74,7 @@ def label_types(config: PrepareConfig, roots: Sequence[Root], note: Note = lambd
 
 
 def _reason(error: BaseException, *, row: int) -> str:
-    """Return why a file is read no further; what the system refuses is no damage."""
+    """Return why a file cannot be read further: the system's message for missing permission, else damage."""
     if isinstance(error, PermissionError) and error.strerror:
         return error.strerror
     short = getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The place of a sample, its domain and split, by its folder and by its own row or .json."""
+"""The place of a sample, that is its domain and split, which its folder and its row or .json may both name."""
 
 from collections.abc import Mapping
 
@@ -7,21 +7,21 @@ from pipeline.manifest import split_of
 Refused = tuple[str, str] | tuple[None, None]
 
 
-def place_of(*sources: Mapping[str, str]) -> tuple[dict[str, str], Refused]:
-    """Return the place of a sample by all that names it, and kind and reason of its refusal where two differ."""
-    found: dict[str, str] = {}
+def merge_places(*sources: Mapping[str, str]) -> tuple[dict[str, str], Refused]:
+    """Merge the places that several sources name; also return kind and reason of an error where two sources differ."""
+    place: dict[str, str] = {}
     for source in sources:
         for name, value in source.items():
-            before = found.setdefault(name, value)
-            if _plain(before) != _plain(value):
+            before = place.setdefault(name, value)
+            if _canonical(before) != _canonical(value):
                 reason = (
                     f"its {name} is both {before!r} and {value!r}, by its folders or its own label: correct one, or "
                     "leave the label out with `columns`"
                 )
-                return found, ("unreadable", reason)
-            found[name] = value
-    return found, (None, None)
+                return place, ("unreadable", reason)
+            place[name] = value
+    return place, (None, None)
 
 
-def _plain(value: str) -> str:
+def _canonical(value: str) -> str:
     return split_of(value) or value

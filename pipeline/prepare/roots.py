@@ -1,4 +1,4 @@
-"""Look at the roots of a data set: which kind each is, and which files of it are read. Nothing is opened."""
+"""Inspect the roots of a data set: the kind of each root, and its containers. No file is opened."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -9,9 +9,9 @@ from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.manifest import split_of_file
-from pipeline.prepare.companions import is_table_of, stems
+from pipeline.prepare.companions import archive_stems, is_archive_table
 from pipeline.prepare.config import FoundSample, PrepareConfig
-from pipeline.prepare.image_folder import is_by_split, is_other_file, read_off, refusal
+from pipeline.prepare.image_folder import is_by_split, is_other_file, labels_from_path, skip_reason
 from pipeline.readers import image_files
 from pipeline.sources import PARQUET, TAR, filesystem
 
@@ -34,7 +34,7 @@ Kind = Literal["files", "list", "tar", "parquet"]
 
 @dataclass(frozen=True)
 class Root:
-    """A folder or file that is read, and, of a root of containers, these in their order."""
+    """A folder or file of a data set, and the containers in it, sorted by path (`shards`)."""
 
     path: str
     kind: Kind
@@ -43,47 +43,47 @@ class Root:
 
     @cached_property
     def by_split(self) -> bool:
-        """Whether the containers lie in folders of splits."""
+        """Whether the containers lie in folders named after splits."""
         return is_by_split((entry.names[0] for entry in self.shards if len(entry.names) > 1), where=self.path)
 
     @cached_property
     def split_by_name(self) -> bool:
-        """Whether the names of all containers are those of splits, and of more than one."""
+        """Whether every container's name names a split, with more than one split in total."""
         splits = {split_of_file(entry.names[-1]) for entry in self.shards}
         return not self.by_split and None not in splits and len(splits) > 1
 
     def place(self, shard: filesystem.Entry) -> dict[str, str]:
-        """Return what the folders of a container, or its name, say about its samples."""
-        _, place = read_off(shard.names[:-1], by_split=self.by_split)
+        """Return domain and split of a container's samples, from its folders or its name."""
+        _, place = labels_from_path(shard.names[:-1], by_split=self.by_split)
         split = split_of_file(shard.names[-1]) if self.split_by_name else None
         if split is not None:
             place["split"] = split
         return place if self.domain is None else {**place, "domain": self.domain}
 
     def other_files(self) -> Iterator[FoundSample]:
-        """Yield the files beside the containers, each with the reason why it is not read."""
+        """Yield the files that are no containers, each with the reason why it is not read."""
         shards = {entry.path for entry in self.shards}
         if self.path in shards:
             return
-        archives = stems(shards)
+        archives = archive_stems(shards)
         for entry in filesystem.walk(self.path):
             if entry.path not in shards:
-                refused = refusal(entry.names)
-                if refused[0] is None and is_table_of(entry.path, archives):
-                    refused = ("other", "a table of what is in the archive of its name")
+                refused = skip_reason(entry.names)
+                if refused[0] is None and is_archive_table(entry.path, archives):
+                    refused = ("other", "a table that describes the archive of the same name")
                 elif refused[0] is None and is_other_file(entry.names[-1]):
                     refused = ("other", "no image, by its extension")
                 elif refused[0] is None:
-                    refused = ("unreadable", f"beside containers, and no .{self.kind} itself: move it away")
+                    refused = ("unreadable", f"among containers, and no .{self.kind} itself: move it away")
                 yield FoundSample(entry.path, refused=refused)
 
 
 def inspect_roots(config: PrepareConfig) -> list[Root]:
-    """Return the roots of a data set; all are of one kind.
+    """Return the roots of a data set, which are all of one kind.
 
-    A folder is one of containers where it holds .tar or .parquet files and no images (files with an extension that
-    Pillow knows). Raises DataError for what is not there, for compressed archives, for containers of two kinds, and for
-    settings of lists without a list.
+    A folder with .tar or .parquet files and without images (files with an extension that Pillow knows) is a folder of
+    containers. Raises DataError for a root that is missing, for compressed archives, for containers of two kinds, and
+    for settings of lists without a list.
     """
     roots = _roots(config)
     if roots[0].kind != "list":
@@ -96,26 +96,26 @@ def inspect_roots(config: PrepareConfig) -> list[Root]:
 
 def _roots(config: PrepareConfig) -> list[Root]:
     root = config.root
-    there = filesystem.path_kind(root)
-    if there is None:
-        raise DataError(f"{root}: no such folder or list. Set `root` to what holds the files.")
-    if there == "file":
-        return [_of_file(config)]
+    kind = filesystem.path_kind(root)
+    if kind is None:
+        raise DataError(f"{root}: no such folder or list. Set `root` to the folder, list or archive of the data set.")
+    if kind == "file":
+        return [_file_root(config)]
     if not config.folders:
-        return [_of_folder(config, root, None)]
+        return [_folder_root(config, root, None)]
     roots = []
     for name in config.folders:
         path = filesystem.join(root, name)
         if filesystem.path_kind(path) != "folder":
             raise DataError(f"{path}: no such folder. `folders` names folders below `root`.")
-        roots.append(_of_folder(config, path, name))
-    kinds = sorted({one.kind for one in roots})
+        roots.append(_folder_root(config, path, name))
+    kinds = sorted({inspected.kind for inspected in roots})
     if len(kinds) > 1:
         raise DataError(f"{root}: expected `folders` of one kind, got {' and '.join(kinds)}. Make a data set of each.")
     return roots
 
 
-def _of_file(config: PrepareConfig) -> Root:
+def _file_root(config: PrepareConfig) -> Root:
     root = config.root
     _refuse_compressed([root])
     suffix = PurePosixPath(root).suffix.lower()
@@ -126,21 +126,21 @@ def _of_file(config: PrepareConfig) -> Root:
         )
     if config.image is not None and suffix != PARQUET:
         raise DataError(f"{root}: expected Parquet, since `image` names a column of bytes, got {suffix}. Leave it out.")
-    packed = suffix == TAR or config.image is not None
+    is_container = suffix == TAR or config.image is not None
     if config.folders:
         raise DataError(f"{root}: expected a folder, since `folders` names folders below it, got a file. Leave it out.")
-    if not packed:
+    if not is_container:
         return Root(root, "list")
     return Root(
         root, "tar" if suffix == TAR else "parquet", shards=(filesystem.Entry((PurePosixPath(root).name,), root),)
     )
 
 
-def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
+def _folder_root(config: PrepareConfig, path: str, domain: str | None) -> Root:
     shards = []
     for entry in filesystem.walk(path):
         name = entry.names[-1].lower()
-        if refusal(entry.names)[0] is not None:
+        if skip_reason(entry.names)[0] is not None:
             continue
         if PurePosixPath(name).suffix in image_files.extensions() and config.image is None:
             return Root(path, "files", domain)
@@ -152,8 +152,8 @@ def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
         return Root(path, "files", domain)
     _refuse_compressed(entry.path for entry in shards)
     if config.image is None:
-        archives = stems(entry.path for entry in shards)
-        shards = [entry for entry in shards if not is_table_of(entry.path, archives)]
+        archives = archive_stems(entry.path for entry in shards)
+        shards = [entry for entry in shards if not is_archive_table(entry.path, archives)]
     kinds = {entry.path.rpartition(".")[2].lower() for entry in shards}
     if len(kinds) > 1:
         raise DataError(f"{path}: expected either .tar or .parquet files, got both. Make a data set of each.")
@@ -167,4 +167,4 @@ def _of_folder(config: PrepareConfig, path: str, domain: str | None) -> Root:
 
 def _refuse_compressed(paths: Iterable[str]) -> None:
     for path in itertools.islice((path for path in paths if path.lower().endswith(COMPRESSED)), 1):
-        raise DataError(f"{path}: compressed, so no sample in it can be found. Unpack it to a plain .tar.")
+        raise DataError(f"{path}: compressed, so that samples in it cannot be located. Unpack it to a plain .tar.")

@@ -1,8 +1,8 @@
 """Open every sample of a data set and write its manifest.
 
-Every file, and every sample of a container, ends in one of two places: the manifest, or the list of excluded files with
-the reason. Findings go through a temporary SQLite database, which sorts and finds duplicates on disk: memory does not
-grow with the number of files.
+Every file, and every sample of a container, ends up in the manifest or, with a reason, in the list of excluded files.
+A temporary SQLite database sorts the samples and detects duplicates on disk, so that memory does not grow with the
+number of files.
 """
 
 import csv
@@ -22,8 +22,8 @@ from pipeline.errors import DataError, bullets
 from pipeline.files import atomic
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths, label_column
 from pipeline.prepare import label_types as values
-from pipeline.prepare.check_images import examine
-from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
+from pipeline.prepare.check_images import check_samples
+from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
 from pipeline.prepare.find import find, label_types
 from pipeline.prepare.known_files import KnownFiles
 from pipeline.prepare.labels import json_type
@@ -36,22 +36,22 @@ BLOCK = 16_384
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What became of the files. `found` = `rows` + the sum of `excluded`; `notes`: sentences for the user to read."""
+class PrepareSummary:
+    """The counts of a data set: files found = rows of the manifest + excluded files, counted by kind."""
 
     found: int
     rows: int
     excluded: dict[str, int]
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What looks wrong with the labels, a line each."""
+    """Sentences about labels that may be mistakes."""
 
 
 def prepare(
     config: PrepareConfig, paths: ManifestPaths, *, known: Path | None = None, reporter: Reporter = SILENT
-) -> Prepared:
-    """Write the manifest of a data set; raises DataError if there is nothing to read or too much of it is unusable.
+) -> PrepareSummary:
+    """Write the manifest of a data set; raises DataError if there are no samples or too many cannot be used.
 
-    known: the file of `KnownFiles`, by which files that did not change since the last time are not opened.
+    known: the file of `KnownFiles`; files that did not change since the last call with it are not opened.
     """
     roots = inspect_roots(config)
     notes: list[str] = []
@@ -66,7 +66,7 @@ def prepare(
         )
         found = _list_files(database, config, roots, types)
         if types is None:
-            values.refuse_missing(database, config)
+            values.check_columns(database, config)
         files = None if known is None else KnownFiles(known, check=config.check, max_pixels=config.max_pixels)
         with files or nullcontext():
             _inspect_all(database, config, reporter, is_list=roots[0].kind == "list", known=files)
@@ -74,14 +74,14 @@ def prepare(
         _refuse_too_many(database, config, found, excluded)
         if types is None:
             types = values.types(database, config)
-            notes += values.mixtures(database, config)
+            notes += values.describe_mixed_types(database, config)
         notes += describe_labels(database, config, roots, types)
         _write(database, paths, {label_column(name): kind for name, kind in types.items()})
-    return Prepared(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
+    return PrepareSummary(found=found, rows=found - sum(excluded.values()), excluded=excluded, notes=tuple(notes))
 
 
 def _names_of(file: FoundSample) -> list[str | None]:
-    """Return the label, the domain and the split of a sample, where these are texts."""
+    """Return label, domain and split of a sample; None for values that are not text."""
     values = {**file.labels, **file.place}
     return [values[name] if isinstance(values.get(name), str) else None for name in NAMED]
 
@@ -92,7 +92,7 @@ def _list_files(
     rows = (
         (
             *(file.path, file.container, file.offset, file.size),
-            *(json.dumps(said, sort_keys=True) for said in (file.labels, file.place)),
+            *(json.dumps(values, sort_keys=True) for values in (file.labels, file.place)),
             *file.refused,
             *_names_of(file),
         )
@@ -105,7 +105,7 @@ def _list_files(
     result = database.executemany(insert, rows).rowcount
     if result < 1:
         raise DataError(f"{config.root}: there are no files in it. Give a folder, a list or an archive with files.")
-    # An archive that was appended to can have two members of one name; a path must name one sample.
+    # An archive that was appended to can have two members with the same name, but a path must name one sample.
     database.execute(
         """
         UPDATE files SET kind = 'unreadable', reason = 'a second member of this name in its archive'
@@ -136,7 +136,7 @@ def _inspect_all(
 
     def answers() -> Iterator[tuple[Any, ...]]:
         nonlocal done
-        for row, answer in examine(
+        for row, answer in check_samples(
             rows,
             config.check,
             where=config.root,
@@ -148,7 +148,7 @@ def _inspect_all(
             reporter.progress(done, total)
             yield (*answer, row)
 
-    # The answers wait in a table of their own: SQLite does not promise what a query sees that is changed while it runs.
+    # The answers go into a second table first: SQLite does not define what a query sees of rows updated while it runs.
     database.execute(
         "CREATE TEMPORARY TABLE answers (key TEXT, size INTEGER, kind TEXT, reason TEXT, id INTEGER PRIMARY KEY)"
     )
@@ -162,7 +162,9 @@ def _inspect_all(
 
 
 def _resolve(database: sqlite3.Connection) -> dict[str, int]:
-    """Mark all but the first file of each content, and all files of a content with two labels; count by kind."""
+    """Mark duplicates (all but the first file of each content) and conflicts (all files of a content with several
+    labels); return the number of excluded files by kind.
+    """
     database.execute(
         """
         UPDATE files SET
@@ -181,16 +183,16 @@ def _resolve(database: sqlite3.Connection) -> dict[str, int]:
 
 def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found: int, excluded: dict[str, int]) -> None:
     rejected = excluded.get("unreadable", 0) + excluded.get("conflict", 0)
-    looked_at = found - excluded.get("hidden", 0) - excluded.get("other", 0)
-    if looked_at == 0:
+    checked = found - excluded.get("hidden", 0) - excluded.get("other", 0)
+    if checked == 0:
         what = "hidden files" if not excluded.get("other") else "files that are no images"
         raise DataError(f"{config.root}: there are only {what} in it. Give a folder, a list or an archive with images.")
-    # A quotient: 0.29 * 100 is a little less than 29, and 29 / 100 is 0.29.
-    if rejected / looked_at <= config.max_rejected and rejected < looked_at:
+    # Compared as a quotient: in floating point, 29 / 100 equals 0.29, but 0.29 * 100 is less than 29.
+    if rejected / checked <= config.max_rejected and rejected < checked:
         return
     query = "SELECT path || ': ' || reason FROM files WHERE kind IN ('unreadable', 'conflict') ORDER BY path LIMIT 5"
     title = (
-        f"{config.root}: {rejected:,} of {looked_at:,} files cannot be used, more than the share of"
+        f"{config.root}: {rejected:,} of {checked:,} files cannot be used, more than the share of"
         f" {config.max_rejected:g} that `max_rejected` allows. The first of them:"
     )
     raise DataError(bullets(title, (text for (text,) in database.execute(query))))
@@ -199,14 +201,14 @@ def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found:
 def _write(database: sqlite3.Connection, paths: ManifestPaths, types: dict[str, pa.DataType]) -> None:
     places = [
         name
-        for name in PLACES
+        for name in SPLIT_COLUMNS
         if name in types
         or database.execute("SELECT 1 FROM files WHERE json_extract(place, ?) NOT NULL", (f"$.{name}",)).fetchone()
     ]
     labels = {name: kind for name, kind in types.items() if name not in places}
     fields = [*FILES_SCHEMA, *(pa.field(n, t) for n, t in labels.items()), *(pa.field(n, pa.string()) for n in places)]
     schema = pa.schema(fields)
-    plain = pa.schema([pa.field(one.name, json_type(one.type)) for one in schema])
+    plain = pa.schema([pa.field(column.name, json_type(column.type)) for column in schema])
     with atomic(paths.excluded) as temporary, temporary.open("w", newline="", encoding="utf-8") as listed:
         writer = csv.writer(listed)
         writer.writerow(["path", "size", "kind", "reason"])
@@ -214,12 +216,12 @@ def _write(database: sqlite3.Connection, paths: ManifestPaths, types: dict[str, 
             database.execute("SELECT path, size, kind, reason FROM files WHERE kind IS NOT NULL ORDER BY path")
         )
     columns = "key, path, size, container, offset, labels, place"
-    kept = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY path")
-    readers = values.readers(plain)
+    samples = database.execute(f"SELECT {columns} FROM files WHERE kind IS NULL ORDER BY path")
+    readers = values.json_readers(plain)
     with ExitStack() as stack:
         rows = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.rows)), schema))
         files = stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic(paths.files)), FILES_SCHEMA))
-        while block := kept.fetchmany(BLOCK):
+        while block := samples.fetchmany(BLOCK):
             records = [
                 {
                     **{name: readers[name](value) for name, value in json.loads(labels).items()},

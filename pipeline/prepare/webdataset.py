@@ -1,12 +1,12 @@
-"""Tar archives in the WebDataset convention: which samples are in them, and what belongs to each.
+"""Tar archives in the WebDataset convention: the samples in them, and the members of each sample.
 
-Members in a row that share their name up to the first dot of the file's name are one sample. It has one image; `.cls`
-is its label, top-level scalars and lists of texts of `.json` are columns, and other members are not looked at. A sample
-that has no `.cls`, and no `label` in its `.json`, has the first folder of its name as label, below those of splits. A
-`label` of `.json` that differs from `.cls` is the column `data:label`.
+Consecutive members whose names agree up to the first dot of the file name are one sample. A sample has one image. Its
+`.cls` is the label, and top-level scalars and lists of strings in its `.json` are label columns; other members are
+ignored. Without `.cls` and without `label` in `.json`, the label is the first folder of the name, below folders of
+splits. A `label` in `.json` that differs from `.cls` becomes the column `data:label`.
 
-A top folder that all samples have in common is passed over where each has another below it and it is not that of a
-split: what is packed as `photos/cat/1.jpg` and `photos/dog/1.jpg` has the classes cat and dog.
+A top folder that all samples share is ignored, if each sample has another folder below it and the top folder does not
+name a split: `photos/cat/1.jpg` and `photos/dog/1.jpg` have the classes cat and dog.
 """
 
 import json
@@ -20,47 +20,48 @@ from typing import Any, BinaryIO
 from pipeline.errors import DataError
 from pipeline.manifest import DATA
 from pipeline.prepare.archive_members import as_text, read_class, read_json
-from pipeline.prepare.config import PLACES, FoundSample, PrepareConfig
-from pipeline.prepare.image_folder import counts_as_folder, is_by_split, is_other_file, read_off, refusal
-from pipeline.prepare.places import place_of
+from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
+from pipeline.prepare.image_folder import counts_as_folder, is_by_split, is_other_file, labels_from_path, skip_reason
+from pipeline.prepare.places import merge_places
 from pipeline.prepare.roots import Root
 from pipeline.readers import image_files
 from pipeline.sources import filesystem, tar
 
 TEXT_LIMIT = 16 * 2**20
-"""Bytes of a .json or .cls member above which it is not read."""
+"""The largest .json or .cls member that is read, in bytes."""
 
 
 TOPS = 64
-"""Names of top folders that are kept: more than splits have say that they are classes."""
+"""The most names of top folders that are collected: more than there are names of splits shows that they are classes."""
 
 
 @dataclass
 class Layout:
-    """What the folders of all samples of a root have in common, seen one sample after another."""
+    """The folder structure that all samples of a root share, collected sample by sample."""
 
     root: str
     tops: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     depth: float = math.inf
 
-    def see(self, folders: tuple[str, ...]) -> None:
-        """Add one sample, by the names of its folders."""
+    def add(self, folders: tuple[str, ...]) -> None:
+        """Add the folder names of one sample."""
         self.depth = min(self.depth, len(folders))
-        for seen, name in zip(self.tops, folders, strict=False):
-            if len(seen) < TOPS and counts_as_folder(name):
-                seen.add(name)
+        for names, name in zip(self.tops, folders, strict=False):
+            if len(names) < TOPS and counts_as_folder(name):
+                names.add(name)
 
-    def read_off(self, folders: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
-        """Return label and place of a sample, once all were seen."""
+    def labels_from_path(self, folders: tuple[str, ...]) -> tuple[str | None, dict[str, str]]:
+        """Return label and place of a sample by the names of its folders, once all samples were added."""
         wrapped = self.depth > 1 and len(self.tops[0]) == 1 and not is_by_split(self.tops[0], where=self.root)
-        return read_off(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
+        return labels_from_path(folders[wrapped:], by_split=is_by_split(self.tops[wrapped], where=self.root))
 
 
 def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterator[FoundSample]:
-    """Yield the samples of tar archives in their order; unless `labelled` without what folders, .cls and .json say.
+    """Yield the samples of tar archives in order.
 
-    What is no sample comes with the reason: damage, links, samples without an image. Raises DataError for an archive
-    that is compressed.
+    labelled: whether folders, .cls and .json are read for labels, domains and splits.
+
+    Damage, links and samples without an image are yielded with the reason. Raises DataError for a compressed archive.
     """
     if not labelled:
         for shard in root.shards:
@@ -68,23 +69,23 @@ def find(config: PrepareConfig, root: Root, *, labelled: bool = True) -> Iterato
         yield from root.other_files()
         return
     layout = Layout(root.path)
-    # Labels are known when the last folder was seen; until then what was found waits in a file, not in memory.
-    with tempfile.TemporaryFile("w+", encoding="ascii", prefix="icecore-tar-") as waiting:
+    # Labels are known only after the last sample's folders; until then, samples are kept in a file, not in memory.
+    with tempfile.TemporaryFile("w+", encoding="ascii", prefix="icecore-tar-") as pending:
         for shard in root.shards:
             outer = root.place(shard)
-            for found, folders in _in_archive(shard.path, config, labelled=True):
-                if found.refused[0] is None:
-                    layout.see(folders)
-                waiting.write(json.dumps((vars(found), folders, outer)) + "\n")
-        waiting.seek(0)
-        for line in waiting:
-            settings, folders, outer = json.loads(line)
-            kind, reason = settings.pop("refused")
-            label, inner = layout.read_off(tuple(folders))
+            for sample, folders in _in_archive(shard.path, config, labelled=True):
+                if sample.refused[0] is None:
+                    layout.add(folders)
+                pending.write(json.dumps((vars(sample), folders, outer)) + "\n")
+        pending.seek(0)
+        for line in pending:
+            fields, folders, outer = json.loads(line)
+            kind, reason = fields.pop("refused")
+            label, inner = layout.labels_from_path(tuple(folders))
             if label is not None and kind is None:
-                settings["labels"].setdefault("label", label)
-            settings["place"], differing = place_of(outer, inner, settings["place"])
-            yield FoundSample(**settings, refused=differing if kind is None else (kind, reason))
+                fields["labels"].setdefault("label", label)
+            fields["place"], conflict = merge_places(outer, inner, fields["place"])
+            yield FoundSample(**fields, refused=conflict if kind is None else (kind, reason))
     yield from root.other_files()
 
 
@@ -95,7 +96,8 @@ def _in_archive(path: str, config: PrepareConfig, *, labelled: bool) -> Iterator
             how = tar.compression(tar.read_at(file, 0, 8))
             if how is not None:
                 raise DataError(
-                    f"{path}: compressed with {how}, so no sample in it can be found. Unpack it to a plain .tar."
+                    f"{path}: compressed with {how}, so that samples in it cannot be located. Unpack it to a plain "
+                    ".tar."
                 )
             group: list[tar.Member] = []
             for member in tar.members(file):
@@ -118,8 +120,8 @@ def _in_archive(path: str, config: PrepareConfig, *, labelled: bool) -> Iterator
 
 
 def _refused(member: tar.Member) -> tuple[str, str] | None:
-    """Return why a member is part of no sample, going by itself; folders are none, and need no reason."""
-    kind, reason = refusal(_parts(member))
+    """Return kind and reason of a member that cannot belong to a sample; None for a usable member and for a folder."""
+    kind, reason = skip_reason(_parts(member))
     if kind is not None and reason is not None:
         return None if member.kind == "folder" else (kind, reason)
     if member.kind in ("link", "special"):
@@ -132,7 +134,7 @@ def _refused(member: tar.Member) -> tuple[str, str] | None:
 def _sample(
     path: str, group: list[tar.Member], file: BinaryIO, config: PrepareConfig, *, labelled: bool
 ) -> Iterator[tuple[FoundSample, tuple[str, ...]]]:
-    """Yield one sample, and whatever of its members cannot be part of it."""
+    """Yield one sample with the names of its folders, and its members that cannot belong to it with the reason."""
     if not group:
         return
     images = [member for member in group if _suffix(member) in image_files.extensions()]
@@ -142,8 +144,8 @@ def _sample(
             for member in group:
                 yield FoundSample(_describe(path, member), refused=("other", "no image, by its extension")), ()
             return
-        there = sorted(extension or "no extension" for extension in extensions)
-        reason = f"a sample without an image: it has {', '.join(there[:5])}"
+        listed = sorted(extension or "no extension" for extension in extensions)
+        reason = f"a sample without an image: it has {', '.join(listed[:5])}"
         yield FoundSample(_describe(path, group[0]), refused=("unreadable", reason)), ()
         return
     first, *others = images
@@ -155,12 +157,12 @@ def _sample(
     shown = _describe(path, first)
     yield FoundSample(shown, labels, place, refused, path, first.offset, first.size), _parts(first)[:-1]
     for other in others:
-        reason = f"a second image of one sample: the first is {first.name}"
+        reason = f"a second image of the same sample: the first is {first.name}"
         yield FoundSample(_describe(path, other), refused=("unreadable", reason)), ()
 
 
 def _labels_of(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return labels and place that .cls and .json give; raises ValueError with the reason where they cannot be read."""
+    """Return the labels and the place in .cls and .json; raises ValueError with the reason if they cannot be read."""
     texts: dict[str, str] = {}
     for member in group:
         kind = _extension(member)
@@ -176,8 +178,8 @@ def _labels_of(group: list[tar.Member], file: BinaryIO, config: PrepareConfig) -
             values[f"{DATA}label"] = values["label"]
         values["label"] = label
     return (
-        {name: value for name, value in values.items() if name not in PLACES},
-        {name: as_text(values[name]) for name in PLACES if name in values},
+        {name: value for name, value in values.items() if name not in SPLIT_COLUMNS},
+        {name: as_text(values[name]) for name in SPLIT_COLUMNS if name in values},
     )
 
 
@@ -193,9 +195,7 @@ def _text(member: tar.Member, kind: str, file: BinaryIO) -> str:
 
 
 def _parts(member: tar.Member) -> tuple[str, ...]:
-    """Return the names of a member's folders and its own, without the dots and slashes at the front that tar leaves
-    there.
-    """
+    """Return the parts of a member's name, without the leading dots and slashes that tar may write."""
     return tuple(part for part in member.name.split("/") if part not in ("", "."))
 
 
@@ -209,7 +209,7 @@ def _stem(member: tar.Member) -> tuple[str, ...]:
 
 
 def _extension(member: tar.Member) -> str:
-    """Return what is behind the first dot of the name, with that dot, in lower case."""
+    """Return the extension from the first dot of the file name on, in lower case."""
     _, dot, rest = (_parts(member) or ("",))[-1].partition(".")
     return (dot + rest).lower()
 

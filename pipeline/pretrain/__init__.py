@@ -1,5 +1,6 @@
-"""Pretraining of the small source network of the default run, on distorted pictures of printed characters.
+"""Pretrain the small source network of the default run on distorted pictures of printed characters.
 
-augment  random distortions of a batch, on tensors
-run      the training loop, and the network in the backbone format
+run      load the images, train, write the network in the backbone format
+augment  random distortions of a batch of tensors
+config   settings: `PretrainConfig`
 """

@@ -1,4 +1,4 @@
-"""Random distortions of a batch of characters: what a pen, a scanner and a small sensor do to print."""
+"""Random distortions of a batch of characters, as a pen, a scanner or a small sensor would cause them."""
 
 import math
 
@@ -8,7 +8,10 @@ from torch.nn import functional
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Distort images in [0, 1], (n, 1, h, w), each by rotation, shear, scale, shift, stroke, blur and noise."""
+    """Distort each image by rotation, shear, scale, shift, stroke width, blur and noise.
+
+    images: (n, 1, h, w), values in [0, 1]; the result has the same shape and range.
+    """
     images = _stroke(images, generator)
     images = _affine(images, generator)
     images = _resolution(images, generator)
@@ -18,12 +21,12 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Return values between low and high, (count, 1, 1, 1)."""
+    """Draw values between low and high, (count, 1, 1, 1)."""
     return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def _stroke(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Make strokes of a third of the images one pixel wider, of another sixth one thinner."""
+    """Make the strokes one pixel wider in a third of the images, and one pixel thinner in a sixth."""
     choice = torch.rand(len(images), 1, 1, 1, generator=generator)
     wider = functional.max_pool2d(images, 3, stride=1, padding=1)
     thinner = -functional.max_pool2d(-images, 2, stride=1, padding=1)[..., :-1, :-1]
@@ -31,11 +34,12 @@ def _stroke(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 20 degrees, shear by 0.4, scale by 0.75 to 1.35 and shift by a tenth per side, and bend in a
-    wave.
+    """Rotate by up to 20 degrees, shear by up to 0.4, scale by 0.75 to 1.35, shift by up to a tenth of the side, and
+    warp with a smooth random field.
     """
     n, _, height, width = images.shape
-    angle, shear, x, y = (_uniform(n, -most, most, generator).flatten() for most in (math.radians(20), 0.4, 0.2, 0.2))
+    limits = (math.radians(20), 0.4, 0.2, 0.2)
+    angle, shear, x, y = (_uniform(n, -limit, limit, generator).flatten() for limit in limits)
     across, down = (_uniform(n, 0.75, 1.35, generator).flatten() for _ in range(2))
     row1 = torch.stack([across * angle.cos(), across * (shear - angle.sin()), x], dim=1)
     row2 = torch.stack([down * angle.sin(), down * angle.cos(), y], dim=1)
@@ -46,7 +50,7 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _resolution(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pass the whole batch through a small sensor of 7 to 32 pixels per side, and back."""
+    """Downsample the whole batch to 7 to 32 pixels per side, and upsample it again."""
     side = int(torch.randint(7, images.shape[-1] + 1, (1,), generator=generator))
     small = functional.interpolate(images, size=(side, side), mode="area")
     return functional.interpolate(small, size=images.shape[-2:], mode="bilinear")

@@ -26,9 +26,10 @@ from pipeline.sources import SampleLocation, read, read_many
 def pretrain(
     config: PretrainConfig, folder: AnyPath, *, manifests: AnyPath, reporter: Reporter = SILENT
 ) -> BackboneSpec:
-    """Train on every sample of a data set, distorted anew each time, and write the network below `folder`.
+    """Train on a data set with random distortions and write the network to `folder`; return its spec.
 
-    A twentieth of the samples is held out, but at least one; its accuracy, undistorted, stands in `origin`.
+    A twentieth of the samples, at least one, is held out. `origin` of the spec records the accuracy on the held-out
+    samples without distortions.
     """
     folder = as_path(folder, "pretrain: folder")
     manifests = as_path(manifests, "pretrain: manifests")
@@ -36,12 +37,12 @@ def pretrain(
     seed_everything(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(images), generator=generator)
-    few = max(1, len(order) // 20)
-    held, used = order[:few], order[few:]
+    holdout_size = max(1, len(order) // 20)
+    holdout, train = order[:holdout_size], order[holdout_size:]
     network = glyphs.GlyphNet(classes=len(classes), widths=config.widths)
-    _train(network, images[used], targets[used], config, generator, reporter)
+    _train(network, images[train], targets[train], config, generator, reporter)
     with torch.inference_mode():
-        right = network.eval()(_normalise(images[held])).argmax(1) == targets[held]
+        correct = network.eval()(_normalise(images[holdout])).argmax(1) == targets[holdout]
     return serialization.write(
         folder,
         network,
@@ -49,7 +50,7 @@ def pretrain(
         origin={
             "source": "pretrained",
             **config.model_dump(mode="json"),
-            "holdout_accuracy": round(right.float().mean().item(), 4),
+            "holdout_accuracy": round(correct.float().mean().item(), 4),
         },
         inputs=glyphs.INPUT,
         classes=classes,
@@ -64,27 +65,27 @@ def _train(
     generator: torch.Generator,
     reporter: Reporter,
 ) -> None:
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
     network.to(memory_format=torch.channels_last).train()
     for step in range(config.steps):
         rows = torch.randint(len(images), (config.batch_size,), generator=generator)
         batch = _normalise(distort(images[rows], generator))
         loss = functional.cross_entropy(network(batch), targets[rows], label_smoothing=0.1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        scheduler.step()
         reporter.progress(step + 1, config.steps)
 
 
 def _normalise(images: Tensor) -> Tensor:
-    """Convert values in [0, 1] to what the network expects."""
+    """Normalise values in [0, 1] with the network's mean and standard deviation."""
     return (images - glyphs.INPUT.mean[0]) / glyphs.INPUT.std[0]
 
 
 def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list[str]]:
-    """Return all images in [0, 1], (n, 1, 32, 32), their class numbers and the names of the classes."""
+    """Return all images, (n, 1, 32, 32) in [0, 1], their class numbers and the class names."""
     column = manifest.label_column(config.target)
     table = manifest.read(manifests, config.dataset, ["path", "size", "container", "offset", column])
     labels = table[column].to_pylist()
@@ -96,39 +97,39 @@ def _load(config: PretrainConfig, manifests: Path) -> tuple[Tensor, Tensor, list
     if len(classes) < 2:
         raise DataError(f"{config.dataset}: expected at least two classes in {config.target!r}, got {classes}.")
     reader = ImageReader(glyphs.INPUT.image)
-    pixels = np.stack(_pixels(reader, _places(table)))
+    pixels = np.stack(_read_pixels(reader, _locations(table)))
     numbers = {name: number for number, name in enumerate(classes)}
     targets = torch.tensor([numbers[str(label)] for label in labels])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, targets, classes
 
 
-def _places(table: pa.Table) -> list[SampleLocation]:
-    """Return where the rows of a manifest are."""
+def _locations(table: pa.Table) -> list[SampleLocation]:
+    """Return the location of each row of a manifest."""
     columns = (table[name].to_pylist() for name in ("path", "container", "offset", "size"))
     return [SampleLocation(*row) for row in zip(*columns, strict=True)]
 
 
-def _pixels(reader: ImageReader, places: list[SampleLocation]) -> list[np.ndarray]:
-    """Return the pixels of all samples, (height, width, 1) uint8 each, in their order."""
-    found: dict[SampleLocation, np.ndarray] = {}
-    ordered = sorted(places, key=lambda place: (place.container or "", place.offset or 0))
-    for container, group in itertools.groupby(ordered, key=lambda place: place.container):
-        inside = list(group)
-        data = _whole(inside) if container is None else read_many(container, inside)
-        for place, one in zip(inside, data, strict=True):
+def _read_pixels(reader: ImageReader, locations: list[SampleLocation]) -> list[np.ndarray]:
+    """Return the pixels of all samples in order, (height, width, 1) uint8 each. Reads containers front to back."""
+    pixels: dict[SampleLocation, np.ndarray] = {}
+    ordered = sorted(locations, key=lambda location: (location.container or "", location.offset or 0))
+    for container, group in itertools.groupby(ordered, key=lambda location: location.container):
+        members = list(group)
+        contents = _read_files(members) if container is None else read_many(container, members)
+        for location, data in zip(members, contents, strict=True):
             try:
-                if isinstance(one, OSError):
-                    raise one
-                found[place] = reader(one)["pixels"]
+                if isinstance(data, OSError):
+                    raise data
+                pixels[location] = reader(data)["pixels"]
             except (OSError, DataError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
-                raise DataError(f"{place.path}: {reason}. Run prepare again, with `check: decode`.") from None
-    return [found[place] for place in places]
+                raise DataError(f"{location.path}: {reason}. Run prepare again, with `check: decode`.") from None
+    return [pixels[location] for location in locations]
 
 
-def _whole(places: list[SampleLocation]) -> Iterator[bytes | OSError]:
-    for place in places:
+def _read_files(locations: list[SampleLocation]) -> Iterator[bytes | OSError]:
+    for location in locations:
         try:
-            yield read(place.path)
+            yield read(location.path)
         except OSError as error:
             yield error

@@ -1,4 +1,4 @@
-"""The settings of a backbone by the name of a model, with weights on disk, or by its folder; and taps of its blocks."""
+"""Settings of a backbone, given a model name (with or without a weights file) or a folder; taps of its blocks."""
 
 import re
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ from pipeline.freeze.library_model import Weights, raw_settings
 from pipeline.freeze.outline import Outline, outline
 from pipeline.inference.node_table import blocks
 
-DIGITS = 16  # of a digest, in params.yaml
+DIGITS = 16  # digits of a digest in params.yaml
 
 DEPTHS = (0.6, 0.85)
-"""Where the blocks lie whose output is tried besides the last layer's, as shares of all blocks."""
+"""The relative depths of the blocks whose outputs are tried in addition to the last layer's."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class NamedBackbone:
 
 
 def read_backbone(model: str, weights: Weights) -> NamedBackbone:
-    """Return the backbone of a model of torchvision or timm, or of a folder that icecore wrote.
+    """Return the backbone for a model of torchvision or timm, or for a folder that icecore wrote.
 
-    Nothing is downloaded. Raises BackboneError for a model that no library has, with those of similar names, and
-    ConfigError for weights that are missing, or given with a folder.
+    Nothing is downloaded. Raises BackboneError for an unknown model, with similar names, and ConfigError for a missing
+    weights file and for weights given with a folder.
     """
     folder = Path(model)
     if (folder / serialization.JSON).is_file():
         if weights != Weights():
-            raise ConfigError(f"{model}: a backbone's folder has its weights. Leave out the options of weights.")
+            raise ConfigError(f"{model}: the folder of a backbone contains its weights. Leave out the weights options.")
         digest = serialization.read_spec(folder).weights_digest[:DIGITS]
         settings: dict[str, Any] = {"source": "folder", "folder": folder.resolve().as_posix(), "digest": digest}
         name = folder.resolve().name
@@ -50,18 +50,20 @@ def read_backbone(model: str, weights: Weights) -> NamedBackbone:
     config: FreezeConfig = TypeAdapter(FreezeConfig).validate_python(settings)
     nodes = outline(config, pretrained=Path())
     if nodes is None:
-        raise BackboneError(f"{model}: its nodes cannot be listed without its weights. Write it into params.yaml.")
+        raise BackboneError(
+            f"{model}: its nodes cannot be listed without its weights. Add the backbone to params.yaml by hand."
+        )
     return NamedBackbone(entry_name(name), settings, nodes)
 
 
 def entry_name(text: str) -> str:
-    """Return a text as the name of an entry of params.yaml: letters, digits, `-` and `_`."""
+    """Turn a text into the name of an entry of params.yaml, of letters, digits, `-` and `_`."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
     return name or "backbone"
 
 
 def _library_settings(model: str, weights: Weights) -> dict[str, Any]:
-    """Return the settings of a model by name; a file that torchvision offers for download says which weights it has."""
+    """Return the settings of a model by its name. A file name that torchvision knows identifies the weights."""
     if weights.file is not None and weights.name is None and weights.source in (None, "torchvision"):
         known = torchvision_models.entries(model) if model in torchvision_models.names() else []
         named = [entry.name for entry in known if entry.url.rpartition("/")[2] == weights.file.name]
@@ -74,25 +76,25 @@ def _library_settings(model: str, weights: Weights) -> dict[str, Any]:
 
 
 def tap_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the settings of a tap that is written NODE or NODE:POOLING."""
+    """Return name and settings of a tap, given as NODE or NODE:POOLING."""
     node, colon, pool = text.partition(":")
     return entry_name(text), {"node": node} | ({"pool": pool} if colon else {})
 
 
 def block_taps(backbone: NamedBackbone, count: int) -> dict[str, dict[str, Any]]:
-    """Return taps of up to `count` blocks of a backbone, pooled to one vector each."""
+    """Return taps of up to `count` blocks of a backbone, each pooled to a vector."""
     taps = backbone.outline.taps
     listed = blocks(backbone.outline)
     pooled = {node: pool for node in taps if node in listed and (pool := _pooling(taps[node]))}
     nodes = list(pooled)
-    places = sorted({int(len(nodes) * depth) for depth in DEPTHS[:count]}) if nodes else []
+    indices = sorted({int(len(nodes) * depth) for depth in DEPTHS[:count]}) if nodes else []
     aliases = {node: alias for alias, node in backbone.outline.aliases.items()}
-    named = [(aliases.get(nodes[place], nodes[place]), pooled[nodes[place]]) for place in places]
+    named = [(aliases.get(nodes[index], nodes[index]), pooled[nodes[index]]) for index in indices]
     return {entry_name(name): {"node": name, "pool": pool} for name, pool in named}
 
 
 def _pooling(tap: Tap) -> str:
-    """Return the pooling that makes one vector of a tap; "" where there is none."""
+    """Return the pooling that reduces a tap to a vector, or an empty string."""
     wanted = {"CHW": "mean", "HWC": "mean", "LC": "cls" if tap.class_token else "mean_tokens"}.get(tap.layout, "")
     try:
         return wanted if wanted and pooled_shape(tap, wanted) and len(tap.shape) > 1 else ""

@@ -1,4 +1,4 @@
-"""Options of a second `icecore run` that the project's params.yaml does not agree with."""
+"""Find options of a second `icecore run` that differ from the project's params.yaml."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from pipeline.projects.backbone import NamedBackbone
 
 Params = Mapping[str, Any]
-"""params.yaml as it stands."""
+"""The content of params.yaml."""
 
 
 def changed_data_options(
     params: Params, folder: Path, *, images: str, labels: str | None, image: str | None, targets: Sequence[str]
 ) -> list[str]:
-    """Return the options of the data that the data set of a project in `folder` and its tasks do not have.
+    """Return the data options that differ from the data set and the tasks of the project in `folder`.
 
-    images, labels, image, targets: as `summarize` takes them.
+    images, labels, image, targets: as in `summarize`.
     """
     root = labels if labels is not None else images
     prepared = [(name, entry) for name, entry in _entries(params, "prepare") if _same("root", root, entry, folder)]
@@ -42,9 +42,9 @@ def changed_backbone_options(
     weights: str | None,
     weights_file: Path | None,
 ) -> list[str]:
-    """Return the options of backbones that `freeze` of a project in `folder` does not have; it may have further ones.
+    """Return the backbone options that differ from `freeze` of the project in `folder`, which may have more backbones.
 
-    backbones: what each `--backbone` names, with the weights of the other options; "" for the default one.
+    backbones: the backbone for each `--backbone`, with the weights of the other options; "" stands for the default.
     """
     frozen, changed = dict(_entries(params, "freeze")), []
     for model, backbone in backbones.items():
@@ -64,13 +64,13 @@ def changed_backbone_options(
 
 
 def _entries(params: Params, section: str) -> list[tuple[str, Mapping[str, Any]]]:
-    found = params.get(section) or {}
-    items = found.items() if isinstance(found, Mapping) else ()
+    entries = params.get(section) or {}
+    items = entries.items() if isinstance(entries, Mapping) else ()
     return [(str(name), entry) for name, entry in items if isinstance(entry, Mapping)]
 
 
 def _same(key: str, wanted: Any, entry: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether an entry has a value: a path may be relative to the project, a digest shorter."""
+    """Return whether an entry has a value, up to relative paths and shortened digests."""
     has = entry.get(key)
     if has is None or wanted is None:
         return has is wanted

@@ -1,8 +1,8 @@
-"""The installed code of each stage, as a digest that DVC watches in the place of the files: `.icecore/code.json`.
+"""Digests of the installed code of each stage, which DVC watches instead of the files: `.icecore/code.json`.
 
-A digest is of what the sources do, without comments and docstrings, so that an upgrade of icecore starts those stages
-again whose code does something else. `icecore repro` and `icecore check` bring all digests up to date; a stage that
-runs by itself brings its own up to date, so that dvc.lock never names other code than what ran.
+A digest ignores comments and docstrings, so that an upgrade of icecore re-runs only the stages whose code behaves
+differently. `icecore repro` and `icecore check` update all digests. A stage that runs by itself updates its own digest,
+so that dvc.lock always records the code that ran.
 """
 
 import functools
@@ -15,15 +15,15 @@ from pipeline.backbones.user_code import source_digest
 from pipeline.files import digest, read_json, write_json
 from pipeline.settings.params import read_params
 
-CODE = Path(".icecore") / "code.json"
+DIGESTS = Path(".icecore") / "code.json"
 STAGES = Path(__file__).with_name("stages.yaml")
-"""The stages of icecore, with the files of their code."""
+"""The stages of icecore, with the code that they depend on."""
 
 INSTALLED = Path(pipeline.__file__).parents[1]
-"""The folder that the packages `pipeline` and `stages` lie in."""
+"""The folder with the packages `pipeline` and `stages`."""
 
 KNOWN = Path(".dvc") / "tmp" / "icecore-code.json"
-"""Digests of a project's last run, with the sizes and times of the files that they are of."""
+"""Cached digests of the last run, with the sizes and modification times of the files."""
 
 
 def is_code(dep: str) -> bool:
@@ -33,35 +33,35 @@ def is_code(dep: str) -> bool:
 
 @functools.cache
 def code_of_stages() -> Mapping[str, tuple[str, ...]]:
-    """Return the files and folders of code that each stage depends on, as stages.yaml lists them."""
+    """Return the files and folders of code that each stage depends on, from stages.yaml."""
     stages = read_params(STAGES)["stages"]
     return {name: tuple(filter(is_code, stage.get("do", stage)["deps"])) for name, stage in stages.items()}
 
 
 def stage_digests(root: Path = Path()) -> dict[str, str]:
-    """Return a digest of the installed code of each stage; `root`: the project, which keeps them until files change."""
+    """Return a digest of the installed code of each stage. root: the project, which caches them until files change."""
     code = code_of_stages()
     files = {path: file for paths in code.values() for path, file in _files(paths)}
     sizes = {path: [(status := file.stat()).st_size, status.st_mtime_ns] for path, file in files.items()}
     state = digest({"at": str(INSTALLED), "files": sizes})
     if (known := _read_known(root / KNOWN, state)) is not None:
         return known
-    each = {path: _digest_of_file(file, *sizes[path]) for path, file in files.items()}
-    found = {name: digest({path: each[path] for path, _ in _files(paths)})[:16] for name, paths in code.items()}
+    by_file = {path: _digest_of_file(file, *sizes[path]) for path, file in files.items()}
+    stages = {name: digest({path: by_file[path] for path, _ in _files(paths)})[:16] for name, paths in code.items()}
     if (root / KNOWN).parent.parent.is_dir():
-        write_json(root / KNOWN, {"state": state, "stages": found})
-    return found
+        write_json(root / KNOWN, {"state": state, "stages": stages})
+    return stages
 
 
 @functools.cache
-def _digest_of_file(file: Path, size: int, changed: int) -> str:  # noqa: ARG001  # in a file of this size and time
+def _digest_of_file(file: Path, size: int, changed: int) -> str:  # noqa: ARG001  # keys of the cache
     return source_digest(file)
 
 
 def update_digests(root: Path = Path()) -> list[str]:
-    """Bring `.icecore/code.json` of a project up to date; return the stages whose digest changed.
+    """Update `.icecore/code.json` of a project; return the stages whose digest changed.
 
-    A project whose stages depend on files of code, such as a checkout of icecore, has no such file and gets none.
+    A project whose stages depend on code files, such as a checkout of icecore, has no such file and is not changed.
     """
     if not _has_digests(root):
         return []
@@ -72,8 +72,8 @@ def update_digests(root: Path = Path()) -> list[str]:
     return changed
 
 
-def note_stage(name: str, root: Path = Path()) -> None:
-    """Bring the digest of one stage up to date, which is about to run."""
+def update_stage_digest(name: str, root: Path = Path()) -> None:
+    """Update the digest of a stage that is about to run."""
     if not _has_digests(root):
         return
     before, now = _read_digests(root), stage_digests(root)
@@ -82,24 +82,24 @@ def note_stage(name: str, root: Path = Path()) -> None:
 
 
 def _has_digests(root: Path) -> bool:
-    """Return whether dvc.yaml of a project depends on digests."""
-    return (root / "dvc.yaml").is_file() and CODE.as_posix() in (root / "dvc.yaml").read_text(encoding="utf-8")
+    """Return whether the stages of a project's dvc.yaml depend on digests."""
+    return (root / "dvc.yaml").is_file() and DIGESTS.as_posix() in (root / "dvc.yaml").read_text(encoding="utf-8")
 
 
 def _read_digests(root: Path) -> dict[str, str]:
-    """Return the digests that a project has; none where the file is missing or damaged, since it is written anew."""
+    """Return the digests of a project; an empty dict if the file is missing or damaged, since it is rewritten."""
     try:
-        return {str(name): str(value) for name, value in read_json(root / CODE)["stages"].items()}
+        return {str(name): str(value) for name, value in read_json(root / DIGESTS)["stages"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _write(root: Path, digests: Mapping[str, str]) -> None:
-    write_json(root / CODE, {"icecore": pipeline.__version__, "stages": dict(digests)})
+    write_json(root / DIGESTS, {"icecore": pipeline.__version__, "stages": dict(digests)})
 
 
 def _read_known(path: Path, state: str) -> dict[str, str] | None:
-    """Return the digests of files in some state; None where they are not known."""
+    """Return the cached digests if they belong to the files' present state; else None."""
     try:
         known = read_json(path)
         return dict(known["stages"]) if known["state"] == state else None
@@ -108,13 +108,13 @@ def _read_known(path: Path, state: str) -> dict[str, str] | None:
 
 
 def _files(paths: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Yield each file of code by its path below the installed packages, in order."""
+    """Yield each code file with its path relative to the installed packages, in order."""
     for path in paths:
-        place = INSTALLED / path
-        if place.is_file():
-            yield path, place
+        installed = INSTALLED / path
+        if installed.is_file():
+            yield path, installed
             continue
-        for folder, folders, names in os.walk(place):
+        for folder, folders, names in os.walk(installed):
             folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
             for name in sorted(names):
                 if not name.endswith((".pyc", ".pyo")) and not name.startswith("."):

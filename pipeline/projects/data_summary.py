@@ -1,4 +1,4 @@
-"""What the images of a new project hold: columns, classes, splits. Files are listed, and no image is opened."""
+"""Summarise the data of a new project: columns, classes, splits. Files are listed; no image is opened."""
 
 import itertools
 from collections import Counter
@@ -13,50 +13,50 @@ import pyarrow.types as types
 from pipeline.errors import DataError, bullets, counted, unknown
 from pipeline.manifest import labels_in, split_of
 from pipeline.prepare import delimited_text, file_list
-from pipeline.prepare.config import PLACES, PrepareConfig
+from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 from pipeline.prepare.outline import outline_manifest
 from pipeline.sources import PARQUET, filesystem
 from pipeline.task import Kind
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
-"""Names of columns of a list that hold paths, in the order in which they are tried; others are tried after them."""
+"""Usual names of a list's column of paths, in the order in which they are tried, before all other columns."""
 
 MOST_CLASSES = 20
-"""Distinct whole numbers up to which a column of them is one of classes."""
+"""The most distinct values with which a column of integers is a column of classes."""
 
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a data set holds, as far as the names of its files and its list say it."""
+    """The summary of a data set, as far as file names and its list show it."""
 
     config: dict[str, Any]
     """The settings of `prepare`."""
 
     kind: Kind
     targets: tuple[str, ...]
-    """The column of the target, or several of 0 and 1."""
+    """The target column, or several columns of 0 and 1."""
 
     rows: int | None
-    """Samples; None where they are too many to list."""
+    """The number of samples; None if there are too many to list."""
 
     classes: Counter[str]
     splits: Counter[str]
-    """Samples of each split that the data say."""
+    """The number of samples of each split in the data."""
 
     others: tuple[str, ...] = ()
-    """Label columns that are no target."""
+    """Label columns that are not targets."""
 
     @property
     def smallest(self) -> int:
-        """The samples of the smallest class; 0 where there are no classes."""
+        """The number of samples of the smallest class; 0 if there are no classes."""
         return min(self.classes.values(), default=0)
 
     def describe(self) -> str:
-        """Return what there is, in a sentence."""
+        """Return the summary as a sentence."""
         if self.rows is None:
-            return "too many images to be counted here."
+            return "too many images to count here."
         parts = [counted(self.rows, "image")]
         if self.classes:
             named = [f"{name} {count:,}" for name, count in self.classes.most_common(SHOWN)]
@@ -67,20 +67,22 @@ class DataSummary:
         text = " ".join(parts)
         if self.splits:
             splits = ", ".join(f"{count:,} {name}" for name, count in self.splits.items())
-            text += f"; the data say the split: {splits}"
+            text += f"; the data give the split: {splits}"
         return f"{text}."
 
 
 def summarize(
     images: str | None, *, labels: str | None = None, image: str | None = None, targets: Sequence[str] = ()
 ) -> DataSummary:
-    """Return what a data set holds.
+    """Summarise a data set.
 
-    images: a folder of class folders, a .tar or a folder of them, Parquet, or a URL; with `labels` the folder that the
-    paths of the list are relative to. labels: a list of paths and labels. image: the column of Parquet that holds the
-    images. targets: the columns to learn; by default the one that there is.
+    images: a folder of class folders, a .tar or a folder of them, Parquet, or a URL. With `labels`, the folder that the
+        list's paths are relative to.
+    labels: a list of paths and labels.
+    image: the column of images in Parquet.
+    targets: the columns to learn; by default the only label column.
 
-    Raises DataError where there are no images, no labels or several columns of labels, and where a path is missing.
+    Raises DataError if there are no images, no labels or several label columns, or if a path is missing.
     """
     if images is not None and labels is None and filesystem.path_kind(images) is None:
         raise DataError(f"{images}: no such folder or list. Expected a folder of class folders, <class>/*.jpg.")
@@ -90,14 +92,14 @@ def summarize(
     if table is None:
         return DataSummary(config, "classification", tuple(targets) or ("label",), None, Counter(), Counter())
     columns = labels_in(table)
-    columns = columns.drop_columns([name for name in PLACES if name in columns.column_names])
+    columns = columns.drop_columns([name for name in SPLIT_COLUMNS if name in columns.column_names])
     chosen = _choose_targets(columns, targets, where=checked.root)
     kind = _kind(columns, chosen)
     classes = Counter(map(str, columns[chosen[0]].drop_null().to_pylist())) if kind == "classification" else Counter()
     if kind == "classification" and len(classes) < 2:
         raise DataError(
-            f"{checked.root}: expected at least two classes, got one: {next(iter(classes))}. Put the images into a "
-            "folder for each class, or give a list with `--list`."
+            f"{checked.root}: expected at least two classes, got one: {next(iter(classes))}. Put the images into one "
+            "folder per class, or give a list with `--list`."
         )
     others = tuple(name for name in columns.column_names if name not in chosen)
     return DataSummary(config, kind, chosen, len(table), classes, _count_splits(table), others)
@@ -106,7 +108,7 @@ def summarize(
 def _prepare_settings(images: str | None, labels: str | None, image: str | None) -> dict[str, Any]:
     """Return the settings of `prepare`, with absolute paths."""
     root = labels if labels is not None else images
-    assert root is not None, "the command line asks for one of them"
+    assert root is not None, "the command line requires one of them"
     if labels is not None and filesystem.path_kind(labels) != "file":
         raise DataError(f"{labels}: no such list. Expected a .csv or .parquet file with paths and labels.")
     config: dict[str, Any] = {"root": _absolute(root)}
@@ -116,7 +118,9 @@ def _prepare_settings(images: str | None, labels: str | None, image: str | None)
         return config
     if images is not None:
         if filesystem.path_kind(images) != "folder":
-            raise DataError(f"{images}: no such folder. Expected the one that the paths in {labels} are relative to.")
+            raise DataError(
+                f"{images}: no such folder. Expected the folder that the paths in {labels} are relative to."
+            )
         config["base"] = _absolute(images)
     path = _path_column(config, labels)
     return config if path == "path" else {**config, "path": path}
@@ -127,7 +131,7 @@ def _absolute(path: str) -> str:
 
 
 def _path_column(config: dict[str, Any], labels: str) -> str:
-    """Return the column of a list that holds the paths: that whose first values are files."""
+    """Return the list's column of paths, which is the column whose first values are files."""
     names = _columns(config)
     base = config.get("base") or filesystem.parent(config["root"])
     ordered = [name for name in PATH_NAMES if name in names] + [name for name in names if name not in PATH_NAMES]
@@ -136,12 +140,12 @@ def _path_column(config: dict[str, Any], labels: str) -> str:
         only_paths = PrepareConfig(**config, path=name, columns=())
         try:
             first = [row.path for row in itertools.islice(file_list.find(only_paths), 3)]
-        except DataError:  # it has rows without a value, or no text
+        except DataError:  # a column with missing values, or not of text
             continue
         if any(filesystem.path_kind(path) == "file" for path in first):
             return name
         tried += first[:1]
-    example = f" {tried[0]} is not there." if tried else ""
+    example = f" {tried[0]} does not exist." if tried else ""
     raise DataError(
         f"{labels}: expected a column of paths of files below {base}, got {', '.join(names)}.{example} Name the folder "
         "that the paths are relative to with `--images`."
@@ -167,8 +171,8 @@ def _choose_targets(columns: pa.Table, targets: Sequence[str], *, where: str) ->
         return tuple(targets)
     if not names:
         raise DataError(
-            f"{where}: no classes: the images lie in no folders of classes. Expected <class>/*.jpg below it, or a list "
-            "of paths and labels with `--list`."
+            f"{where}: no classes: the images are not in class folders. Expected <class>/*.jpg below it, or a list of "
+            "paths and labels with `--list`."
         )
     if "label" in names or len(names) == 1:
         return ("label",) if "label" in names else (names[0],)
@@ -182,7 +186,7 @@ def _examples(column: pa.ChunkedArray) -> str:
 
 
 def _kind(columns: pa.Table, targets: Sequence[str]) -> Kind:
-    """Return the kind of task that columns make: multilabel of lists and `a;b`, regression of most numbers."""
+    """Return the kind of task for the target columns: multilabel for lists and `a;b`, regression for most numbers."""
     column = columns[targets[0]].drop_null()
     if len(targets) > 1 or types.is_list(column.type) or types.is_large_list(column.type):
         return "multilabel"
@@ -198,7 +202,7 @@ def _kind(columns: pa.Table, targets: Sequence[str]) -> Kind:
 
 
 def _count_splits(table: pa.Table) -> Counter[str]:
-    """Return the samples of each split that the data say, where they say more than one."""
+    """Return the number of samples of each split in the data; empty if they have fewer than two splits."""
     if "split" not in table.column_names:
         return Counter()
     named: Iterable[str | None] = (split_of(value) for value in table["split"].to_pylist() if value is not None)

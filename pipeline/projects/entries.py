@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.projects.data_summary import DataSummary
-from pipeline.projects.params_text import PENULTIMATE, task_settings, within
+from pipeline.projects.params_text import PENULTIMATE, relative_to_project, task_settings
 from pipeline.projects.yaml_text import append, insert
 from pipeline.task import Kind
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pipeline.projects.backbone import NamedBackbone
 
 Params = Mapping[str, Any]
-"""params.yaml as it stands."""
+"""The content of params.yaml."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A mapping that is written below `section.name`; or, without one, `item` at the end of the list at `path`."""
+    """An addition to params.yaml: a mapping (`value`) at `path`, or `item` at the end of the list at `path`."""
 
     path: tuple[str, ...]
     value: Mapping[str, Any] | None = None
@@ -28,7 +28,7 @@ class Entry:
 
 
 def write_entries(text: str, entries: Sequence[Entry]) -> str:
-    """Return the text of params.yaml with the entries; raises ConfigError where an entry is there already."""
+    """Return the text of params.yaml with the entries added; raises ConfigError if an entry cannot be added."""
     for entry in entries:
         if entry.value is None:
             text = append(text, entry.path, entry.item)
@@ -39,29 +39,29 @@ def write_entries(text: str, entries: Sequence[Entry]) -> str:
 
 
 def data_entries(params: Params, name: str, data: DataSummary) -> list[Entry]:
-    """Return a data set with its task, over which every backbone of the project is extracted."""
+    """Return the entries of a data set and its task, and its addition to the extraction of every backbone."""
     _refuse_known(params, "prepare", name)
     _refuse_known(params, "split", name)
-    found = [Entry(("prepare", name), within(data.config, Path.cwd()))]
+    entries = [Entry(("prepare", name), relative_to_project(data.config, Path.cwd()))]
     extracted = _names(params, "extract")
-    found += [Entry(("extract", backbone, "datasets"), item=name) for backbone in extracted]
-    found += [
+    entries += [Entry(("extract", backbone, "datasets"), item=name) for backbone in extracted]
+    entries += [
         Entry(("extract", backbone), {"datasets": [name], "taps": PENULTIMATE})
         for backbone in _names(params, "freeze")
         if not extracted
     ]
-    return [*found, Entry(("split", name), task_settings(name, data))]
+    return [*entries, Entry(("split", name), task_settings(name, data))]
 
 
 def backbone_entries(
     params: Params, name: str, backbone: "NamedBackbone", *, taps: Mapping[str, Any], datasets: Sequence[str]
 ) -> list[Entry]:
-    """Return a backbone, extracted over some data sets; over all, where none is named."""
+    """Return the entries of a backbone and its extraction over some data sets, by default over all."""
     _refuse_known(params, "freeze", name)
     _refuse_known(params, "extract", name)
-    over = list(datasets) or _names(params, "prepare")
-    found = [Entry(("freeze", name), backbone.settings)]
-    return [*found, Entry(("extract", name), {"datasets": over, "taps": dict(taps)})] if over else found
+    extracted = list(datasets) or _names(params, "prepare")
+    entries = [Entry(("freeze", name), backbone.settings)]
+    return [*entries, Entry(("extract", name), {"datasets": extracted, "taps": dict(taps)})] if extracted else entries
 
 
 def fit_entries(
@@ -74,16 +74,17 @@ def fit_entries(
     head: str | None,
     labels_per_class: Sequence[int],
 ) -> list[Entry]:
-    """Return a run of fit.
+    """Return the entry of a run of `fit`.
 
-    task, backbone: entries of `split` and `extract`; the only one where it is None. inputs: taps, several joined by +;
-    all of the backbone where none is named. head: by the kind of the task where it is None.
+    task, backbone: entries of `split` and `extract`; None for the only entry.
+    inputs: taps, or several taps joined by +; by default all taps of the backbone.
+    head: the head; None for the default of the task's kind.
     """
     _refuse_known(params, "fit", name)
     task = task or _only(params, "split", "--task")
     backbone = backbone or _only(params, "extract", "--backbone")
     taps = (params.get("extract") or {}).get(backbone, {}).get("taps", {})
-    used: list[Any] = [one.split("+") if "+" in one else one for one in inputs] or list(taps)
+    used: list[Any] = [taps_.split("+") if "+" in taps_ else taps_ for taps_ in inputs] or list(taps)
     kind: Kind = (params.get("split") or {}).get(task, {}).get("kind", "classification")
     chosen = head or ("ridge" if kind == "regression" else "logistic")
     value: dict[str, Any] = {"task": task, "backbone": backbone, "inputs": used, "head": chosen}
@@ -93,22 +94,22 @@ def fit_entries(
 
 
 def _names(params: Params, section: str) -> list[str]:
-    found = params.get(section)
-    return [str(name) for name in found] if isinstance(found, Mapping) else []
+    entries = params.get(section)
+    return [str(name) for name in entries] if isinstance(entries, Mapping) else []
 
 
 def _refuse_known(params: Params, section: str, name: str) -> None:
     if name in _names(params, section):
         raise ConfigError(
-            f"{section}.{name}: expected a name that {section} does not have yet, got one that it has. Choose another, "
-            "or change the entry in params.yaml."
+            f"{section}.{name}: expected a new name, but `{section}` already has this entry. Choose another name, or "
+            "change the entry in params.yaml."
         )
 
 
 def _only(params: Params, section: str, option: str) -> str:
-    """Return the one entry of a section."""
+    """Return the only entry of a section; raises ConfigError that asks for an option if there are more or none."""
     names = _names(params, section)
     if len(names) != 1:
         listed = ", ".join(names) or "none"
-        raise ConfigError(f"{option}: expected it, since `{section}` has not one entry, but: {listed}.")
+        raise ConfigError(f"{option}: needed, unless `{section}` has exactly one entry; it has: {listed}.")
     return names[0]

@@ -1,17 +1,17 @@
-"""dvc.yaml of a project: the stages of this repository, with digests of the installed code for its files."""
+"""Write dvc.yaml of a project: the stages of this repository, with digests of the installed code instead of files."""
 
 import io
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import requires
-from pipeline.projects.code import CODE, STAGES, is_code
+from pipeline.projects.code import DIGESTS, STAGES, is_code
 
 HEADER = """\
-The pipeline of an icecore project, written by `icecore init`. Every stage is `icecore stage STAGE [ENTRY]` and takes
-its settings from the section of params.yaml of the same name; a section that params.yaml leaves out has no stages.
-.icecore/code.json has a digest of the installed code of each stage: `icecore repro` and `icecore check` bring it up
-to date, so that after an upgrade those stages run again whose code changed.
+The pipeline of an icecore project, written by `icecore init`. Every stage runs `icecore stage STAGE [ENTRY]` with the
+settings of its section in params.yaml; a section that is left out has no stages. .icecore/code.json has a digest of
+each stage's installed code. `icecore repro` and `icecore check` update the digests, so that after an upgrade only the
+stages with changed code run again.
 """
 
 
@@ -33,7 +33,7 @@ def pipeline_text() -> str:
 
 
 def _depend_on_digest(name: str, stage: Any) -> None:
-    """Give a stage the command of the installed package, and the digest of its code for the files of the code."""
+    """Replace a stage's command by that of the installed package, and its code files by a digest."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     stage["cmd"] = stage["cmd"].replace(f"python -m stages.{name}", f"icecore stage {name}")
@@ -43,7 +43,7 @@ def _depend_on_digest(name: str, stage: Any) -> None:
         del stage["deps"]
     keys = CommentedSeq([f"stages.{name}"])
     keys.fa.set_flow_style()
-    digest = CommentedMap({Path(CODE).as_posix(): keys})
+    digest = CommentedMap({Path(DIGESTS).as_posix(): keys})
     if "params" in stage:
         stage["params"].append(digest)
     else:

@@ -1,4 +1,4 @@
-"""The files of a project, and how they are written: only where none of them is, and with or without git."""
+"""Write the files of a new project into a folder without a project, with or without git."""
 
 import importlib
 import shutil
@@ -13,8 +13,8 @@ from pipeline.projects.code import update_digests
 from pipeline.projects.pipeline_text import pipeline_text
 from pipeline.runtime import nearest_existing
 
-OWN = ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".icecore/code.json", "data")
-"""What a project is made of: where one of these is, nothing is written."""
+PROJECT_FILES = ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc", ".icecore/code.json", "data")
+"""The files of a project. A folder with any of them is not overwritten."""
 
 SOURCES = ("pretrained", "folder", "torchvision", "timm", "module")
 STARTS = ("backbone", "scratch")
@@ -31,12 +31,12 @@ WITHOUT_ENTRIES = (
     "tasks",
     "teachers",
 )
-KEPT = (
+STANDING_FOLDERS = (
     *(f"data/{name}" for name in WITHOUT_ENTRIES),
     *(f"data/code/{source}" for source in SOURCES),
     *(f"data/model_digests/{start}" for start in STARTS),
 )
-"""Folders that stages depend on, also where no entry of params.yaml writes into them."""
+"""Folders that must exist because stages depend on them, even if no entry of params.yaml writes into them."""
 
 DVC_CONFIG = """\
 [core]
@@ -52,12 +52,12 @@ Git = Literal["none", "around", "new"]
 
 
 def write_project(folder: Path, params: str, *, git: bool = False) -> list[str]:
-    """Write the files of a project with `params` as its params.yaml; return those that were there and stay as they are.
+    """Write the files of a project, with `params` as its params.yaml; return the existing files that were not changed.
 
-    git: make a git repository of the folder, unless it lies in one. Without git around, DVC works by itself.
+    git: whether to create a git repository, unless the folder is in one. Without git, DVC runs without version control.
 
-    Raises ConfigError where the folder is a file or holds a project, and where git is asked for and missing,
-    MissingExtraError where DVC is missing.
+    Raises ConfigError if the folder is a file or already has a project, or if git is requested and not installed, and
+    MissingExtraError if DVC is missing.
     """
     check_folder(folder)
     with requires("pipeline", what="a project"):
@@ -66,47 +66,47 @@ def write_project(folder: Path, params: str, *, git: bool = False) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     if git and not find_git(folder):
         _init_git(folder)
-    kept = [name for name in files if (folder / name).exists()]
+    existing = [name for name in files if (folder / name).exists()]
     for name, text in files.items():
-        if name not in kept:
+        if name not in existing:
             write_text(folder / name, text)
     update_digests(folder)
-    return kept
+    return existing
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError where a project cannot be written into a folder, with what is there."""
+    """Raise ConfigError if a folder is a file or already has a project."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: expected a folder, got a file. Choose another name.")
-    if there := [name for name in OWN if (folder / name).exists()]:
+    if existing := [name for name in PROJECT_FILES if (folder / name).exists()]:
         raise ConfigError(
-            f"{folder}: expected a folder without a project, got one with {', '.join(there)}. Nothing was written. "
-            "Choose another folder, or move these away; `icecore add` writes further entries into params.yaml."
+            f"{folder}: expected a folder without a project, got one with {', '.join(existing)}. Nothing was written. "
+            "Choose another folder, or move these away. `icecore add` adds entries to an existing project."
         )
 
 
 def check_empty(folder: Path) -> None:
-    """Raise ConfigError where a folder is not empty or is a file."""
+    """Raise ConfigError if a folder is not empty or is a file."""
     check_folder(folder)
-    if folder.is_dir() and (there := sorted(path.name for path in folder.iterdir() if path.name != ".git")):
-        shown = ", ".join(there[:5]) + (", …" if len(there) > 5 else "")
-        raise ConfigError(f"{folder}: expected an empty folder, got one with {shown}. Choose another.")
+    if folder.is_dir() and (names := sorted(path.name for path in folder.iterdir() if path.name != ".git")):
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        raise ConfigError(f"{folder}: expected an empty folder, got one with {listed}. Choose another.")
 
 
 def find_git(folder: Path) -> bool:
-    """Return whether a folder lies in a git repository that does not ignore it."""
+    """Return whether a folder is inside a git repository that does not ignore it."""
     if shutil.which("git") is None:
         return False
-    place = nearest_existing(folder)
-    inside = _git(place, "rev-parse", "--is-inside-work-tree")
-    return inside == 0 and _git(place, "check-ignore", "-q", str(folder.absolute() / "dvc.yaml")) != 0
+    parent = nearest_existing(folder)
+    inside = _git(parent, "rev-parse", "--is-inside-work-tree")
+    return inside == 0 and _git(parent, "check-ignore", "-q", str(folder.absolute() / "dvc.yaml")) != 0
 
 
 def _init_git(folder: Path) -> None:
     if shutil.which("git") is None:
         raise ConfigError("git: expected the program `git`, got none. Install it, or leave out `--git`.")
     if _git(folder, "init", "-q"):
-        raise ConfigError(f"{folder}: `git init` failed. Leave out `--git`, or see what it says there.")
+        raise ConfigError(f"{folder}: `git init` failed. Leave out `--git`, or run `git init` there to see why.")
 
 
 def _git(folder: Path, *arguments: str) -> int:
@@ -115,10 +115,11 @@ def _git(folder: Path, *arguments: str) -> int:
 
 
 def _files(params: str, *, has_git: bool) -> Mapping[str, str]:
-    """Return the files of a project, with their texts."""
-    data = ["*", "!.gitignore", "!*.dvc", *(f"!{place}/" for place in _folders_of_data())]
-    kept = (
-        "# Kept so that stages can depend on this folder where no entry of params.yaml writes here.\n*\n!.gitignore\n"
+    """Return the files of a project with their texts."""
+    data = ["*", "!.gitignore", "!*.dvc", *(f"!{folder}/" for folder in _data_folders())]
+    gitignore = (
+        "# This folder exists because stages depend on it, even if no entry of params.yaml writes here.\n"
+        "*\n!.gitignore\n"
     )
     return {
         "params.yaml": params,
@@ -128,12 +129,12 @@ def _files(params: str, *, has_git: bool) -> Mapping[str, str]:
         ".dvcignore": "__pycache__\n*.pyc\n.venv\n",
         ".gitignore": "__pycache__/\n.venv/\n",
         "data/.gitignore": "\n".join(data) + "\n",
-        **{f"{name}/.gitignore": kept for name in KEPT},
+        **{f"{name}/.gitignore": gitignore for name in STANDING_FOLDERS},
     }
 
 
-def _folders_of_data() -> list[str]:
-    """Return the folders below data/ that are kept, each after those around it."""
-    below = [Path(name).relative_to("data") for name in KEPT]
-    every = {place.as_posix(): None for path in below for place in [*reversed(path.parents), path] if place.name}
-    return list(every)
+def _data_folders() -> list[str]:
+    """Return the standing folders inside data/ and their parents, each parent first."""
+    paths = [Path(name).relative_to("data") for name in STANDING_FOLDERS]
+    folders = {part.as_posix(): None for path in paths for part in [*reversed(path.parents), path] if part.name}
+    return list(folders)

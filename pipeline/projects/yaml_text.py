@@ -1,7 +1,7 @@
-"""Values as YAML text, and entries inserted into a text of YAML whose other lines stay byte for byte as they are.
+"""Write values as YAML text, and insert entries into YAML text without changing any other line.
 
-ruamel.yaml reads where each value of the text begins and ends. Writing the whole text back by it would move the comment
-in front of a section to the entry that is added above.
+ruamel.yaml locates where each value of the text begins and ends. It is not used to write the text, since it would move
+the comment in front of a section behind an entry that is added above.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 from pipeline.errors import ConfigError, requires
 
 PLAIN = re.compile(r"[A-Za-zÀ-ɏ_/][\wÀ-ɏ./+ -]*")
-"""Texts that need no quotes, unless they are read as something else."""
+"""Texts that need no quotes, unless YAML reads them as another type."""
 
 
 def scalar(value: Any) -> str:
-    """Return a value that is no mapping and no list as YAML."""
+    """Return a scalar as YAML text."""
     if not isinstance(value, str):
         return json.dumps(value)
     plain = PLAIN.fullmatch(value) and value == value.strip() and _load(value) == value
@@ -24,7 +24,7 @@ def scalar(value: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """Return a value as YAML on one line, with braces and brackets."""
+    """Return a value as a single line of YAML, with braces and brackets."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{scalar(key)}: {inline(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -33,12 +33,16 @@ def inline(value: Any) -> str:
 
 
 def block(value: Mapping[str, Any], indent: int, levels: int = 1) -> list[str]:
-    """Return a mapping as lines: an entry per line `levels` levels deep, and below where mappings hold mappings."""
+    """Return a mapping as lines of YAML.
+
+    indent: spaces in front of each line.
+    levels: how deep mappings are written in block style; below, only mappings that contain mappings are.
+    """
     lines = []
     for key, inner in value.items():
         start = f"{' ' * indent}{scalar(key)}:"
         is_mapping = isinstance(inner, Mapping) and bool(inner)
-        if is_mapping and (levels > 0 or any(isinstance(one, Mapping) for one in inner.values())):
+        if is_mapping and (levels > 0 or any(isinstance(item, Mapping) for item in inner.values())):
             lines += [start, *block(inner, indent + 2, levels - 1)]
         else:
             lines.append(f"{start} {inline(inner)}")
@@ -46,9 +50,9 @@ def block(value: Mapping[str, Any], indent: int, levels: int = 1) -> list[str]:
 
 
 def insert(text: str, path: Sequence[str], key: str, value: Mapping[str, Any]) -> str:
-    """Return the text with `key: value` as the last entry of the mapping at `path`, which is made where it is missing.
+    """Return the text with `key: value` added as the last entry of the mapping at `path`, created if it is missing.
 
-    Raises ConfigError where the place has something else than a mapping, and where the text cannot be edited.
+    Raises ConfigError if the value at `path` is not a mapping, or if the text cannot be edited.
     """
     wanted = _plain(_load(text)) or {}
     here = wanted
@@ -63,7 +67,7 @@ def insert(text: str, path: Sequence[str], key: str, value: Mapping[str, Any]) -
 
 
 def append(text: str, path: Sequence[str], value: str) -> str:
-    """Return the text with a value as the last one of the list at `path`; raises ConfigError where that is no list."""
+    """Return the text with a value added at the end of the list at `path`; raises ConfigError if there is no list."""
     wanted = _plain(_load(text))
     here: Any = wanted
     for part in path:
@@ -84,7 +88,7 @@ def append(text: str, path: Sequence[str], value: str) -> str:
 
 def _insert(text: str, path: Sequence[str], key: str, value: Mapping[str, Any]) -> str:
     known = [part for count, part in enumerate(path, start=1) if _node(text, path[:count]) is not None]
-    for part in reversed(path[len(known) :]):  # sections that are not there
+    for part in reversed(path[len(known) :]):  # missing mappings
         key, value = part, {key: value}
     node = _node(text, known)
     if node is None or (not known and not node.value):
@@ -104,7 +108,7 @@ def _insert(text: str, path: Sequence[str], key: str, value: Mapping[str, Any]) 
 
 
 def _into_flow(text: str, node: Any, last: Any, new: str) -> str:
-    """Return the text with something more between the braces or brackets of a node."""
+    """Return the text with an addition before the closing brace or bracket of a node."""
     close = node.end_mark.index - 1
     if last is None:
         return text[: node.start_mark.index + 1] + new + text[close:]
@@ -115,9 +119,9 @@ def _into_flow(text: str, node: Any, last: Any, new: str) -> str:
 
 
 def _after_line(text: str, index: int, new: str, *, comments_from: int | None = None) -> str:
-    """Return the text with lines below the one that has `index`, and below comments that go on there.
+    """Return the text with lines added below the line at `index` and the comments that continue it.
 
-    comments_from: the column from which comments in lines of their own belong to what stands above.
+    comments_from: comment lines that begin at this column or later belong to the line above.
     """
     end = _line_end(text, index)
     while comments_from is not None and (match := re.compile(r" *#").match(text, end)):
@@ -140,22 +144,22 @@ def _line_start(text: str, index: int) -> int:
 
 
 def _line_end(text: str, index: int) -> int:
-    """Return where the line after the one that has `index` begins."""
-    found = text.find("\n", index)
-    return len(text) if found < 0 else found + 1
+    """Return the start of the line after the line at `index`."""
+    newline = text.find("\n", index)
+    return len(text) if newline < 0 else newline + 1
 
 
 def _end(node: Any) -> int:
-    """Return where a node ends: a block ends with its last value, and not with the comments below."""
+    """Return the end of a node: a block ends with its last value, not with the comments below."""
     if isinstance(node.value, list) and node.value and not node.flow_style:
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)
     end: int = node.end_mark.index
-    return end - 1 if getattr(node, "style", None) in ("|", ">") else end  # these end where the next line begins
+    return end - 1 if getattr(node, "style", None) in ("|", ">") else end  # block scalars end at the next line's start
 
 
 def _node(text: str, path: Sequence[str]) -> Any:
-    """Return the node of ruamel.yaml at a path; None where there is none."""
+    """Return ruamel.yaml's node at a path, or None."""
     with requires("pipeline", what="params.yaml"):
         from ruamel.yaml import YAML
 
@@ -169,7 +173,7 @@ def _node(text: str, path: Sequence[str]) -> Any:
 
 
 def _key(text: str, path: Sequence[str]) -> Any:
-    """Return the node of the key that a path ends with."""
+    """Return the node of the last key of a path."""
     return next(name for name, _ in _node(text, path[:-1]).value if name.value == path[-1])
 
 
@@ -185,24 +189,24 @@ def _load(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy with dictionaries and lists alone, none of which stands in two places, as those of an alias do."""
+    """Return a copy of plain dictionaries and lists, without objects shared by YAML aliases."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _verified(text: str, wanted: Any, path: Sequence[str]) -> str:
-    """Return the text; raises ConfigError where it does not say what it is to say."""
+    """Return the text; raises ConfigError if it does not parse to the wanted content."""
     if _load(text) != wanted:
         raise ConfigError(
-            f"{'.'.join(path)}: cannot be written into params.yaml as it is laid out. Write the entry by hand:\n"
+            f"{'.'.join(path)}: the layout of params.yaml does not allow an insertion. Add the entry by hand:\n"
             + "\n".join(block(_at(wanted, path), 0, 2))
         )
     return text
 
 
 def _at(value: Any, path: Sequence[str]) -> dict[str, Any]:
-    """Return what stands at a path, in the mappings around it."""
+    """Return the value at a path, inside the mappings around it."""
     for part in path:
         value = value[part]
     for part in reversed(path):

@@ -1,12 +1,12 @@
-"""The report: a leaderboard for the terminal, and one self-contained HTML page.
+"""The report: a leaderboard for the terminal, and a self-contained HTML page.
 
-leaderboard  reads what evaluation wrote, orders it, prints it
-figures      SVG figures of one method: confusion, calibration, predictions
-curves       SVG figures of all methods of a run: against labels, inputs and costs
-selection    how the method of a run was chosen, in words
+run          the stage: render the page from page.html, task.html, run.html, errors.html and their parts
+leaderboard  read the evaluations of runs, order them, print them
+figures      SVG figures of a method: confusion, calibration, predictions
+curves       SVG figures of a run: the metric against labels, inputs and costs
+selection    sentences on how the method of a run was chosen
 costs        depth, bytes and multiply-adds of an input
-trained      trained networks and heads on frozen features, compared
-students     students and their teachers, compared: costs, accuracy, agreement
-run          the page, from page.html, run.html and errors.html, and of a task task.html, students.html, trained.html,
-             pairs.html and audit.html
+trained      compare trained networks with heads on frozen features
+students     compare students with their teachers: costs, accuracy, agreement
+config       settings: `ReportConfig`
 """

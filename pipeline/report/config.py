@@ -6,6 +6,6 @@ from pipeline.settings.check import Settings
 
 
 class ReportConfig(Settings):
-    """The report's page."""
+    """Settings of the report."""
 
     title: str = Field(default="icecore report", description="title of the page")

@@ -1,4 +1,4 @@
-"""Costs of an input: its depth in the network, the bytes of a stored row, the multiply-adds up to it."""
+"""Costs of an input: its depth in the network, the bytes of a stored row, the multiply-adds to compute it."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of an input, which may have several taps.
+    """Costs of an input, which may consist of several taps.
 
-    depth: the deepest tap's position among the nodes, 0 to 1.
-    bytes: of a stored row of all taps.
-    multiply_adds: up to the deepest tap.
+    depth: position of the deepest tap among the nodes, 0 to 1.
+    bytes: bytes of a stored row of all taps.
+    multiply_adds: multiply-adds of the network up to the deepest tap.
     """
 
     depth: float

@@ -20,7 +20,7 @@ WIDE = 30  # largest value over smallest, above which an axis is logarithmic
 def by_labels(run: Run) -> str | None:
     """Draw the metric against labels per class, one line per method, with intervals; None without few-shot draws.
 
-    Of many methods, the best on validation rows at the most labels are drawn.
+    If there are many methods, only the best on validation rows at the most labels are drawn.
     """
     return _against_labels(_lines(run), run, name=f"{run['run']} by_labels")
 
@@ -43,15 +43,15 @@ def _against_labels(lines: Mapping[str, list[dict[str, Any]]], run: Run, *, name
         return None
     svgs: list[str] = []
     with axes_of(4.6, 3.4, svgs, name=name) as axes:
-        for place, (label, rows) in enumerate(lines.items()):
-            shift = 1.03 ** (place - (len(lines) - 1) / 2)  # so that intervals do not lie on each other
+        for index, (label, rows) in enumerate(lines.items()):
+            shift = 1.03 ** (index - (len(lines) - 1) / 2)  # so that intervals do not overlap
             axes.errorbar(
                 [row["labels"] * shift for row in rows],
                 [row[run["metric"]] for row in rows],
                 yerr=_errors(rows, run["metric"]),
                 label=label,
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linewidth=1.4,
                 capsize=2,
@@ -66,7 +66,7 @@ def _against_labels(lines: Mapping[str, list[dict[str, Any]]], run: Run, *, name
 
 
 def _lines(run: Run) -> Mapping[str, list[dict[str, Any]]]:
-    """Return the rows of each method, by labels per class; at most the best methods on validation rows."""
+    """Return the rows of each method, sorted by labels per class; if there are many, only of the best methods."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in _measured(run):
         if row["labels"] is not None:
@@ -75,15 +75,15 @@ def _lines(run: Run) -> Mapping[str, list[dict[str, Any]]]:
 
 
 def _best(lines: Mapping[str, list[dict[str, Any]]], run: Run) -> Mapping[str, list[dict[str, Any]]]:
-    """Return all lines, or the best on validation rows at their most labels where there are many."""
+    """Return all lines, or, if there are many, the best on validation rows at their most labels."""
     if len(lines) <= MOST_LINES:
         return lines
 
-    def worth(name: str) -> float:
+    def cost_of(name: str) -> float:
         value = lines[name][-1][f"validation_{run['metric']}"]
         return float("inf") if value is None else -value if run["higher_is_better"] else value
 
-    best = sorted(lines, key=worth)[:MOST_LINES]
+    best = sorted(lines, key=cost_of)[:MOST_LINES]
     return {name: lines[name] for name in lines if name in best}
 
 
@@ -94,10 +94,10 @@ def by_input(run: Run) -> str | None:
         return None
     svgs: list[str] = []
     with axes_of(4.6, 0.8 + 0.3 * len(rows), svgs, name=f"{run['run']} by_input") as axes:
-        places = np.arange(len(rows))
+        positions = np.arange(len(rows))
         values = [row[metric] for row in rows]
-        axes.errorbar(values, places, xerr=_errors(rows, metric), fmt="o", color=COLOURS[0], capsize=3)
-        axes.set_yticks(places, [method(row, run) for row in rows])
+        axes.errorbar(values, positions, xerr=_errors(rows, metric), fmt="o", color=COLOURS[0], capsize=3)
+        axes.set_yticks(positions, [method(row, run) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(f"test {NAMES[metric]}")
     return svgs[0]
@@ -130,8 +130,8 @@ def _is_number(value: Any) -> bool:
 def by_cost(run: Run, costs: Mapping[str, Cost]) -> str | None:
     """Draw the metric of each input against its depth, bytes per row and multiply-adds, one line per head.
 
-    Drawn at the most labels, with intervals. A line joins single taps; concatenated taps are single marks. None where
-    fewer than two inputs have known costs.
+    Shows the methods at the most labels, with intervals. A line joins the single taps; an input of several taps is a
+    separate mark. None if fewer than two inputs have known costs.
     """
     metric = run["metric"]
     rows = [row for row in _at_most_labels(run) if row["input"] in costs]
@@ -146,10 +146,10 @@ def by_cost(run: Run, costs: Mapping[str, Cost]) -> str | None:
     svgs: list[str] = []
     with panels(9.4, 3.2, len(quantities), svgs, name=f"{run['run']} by_cost") as all_axes:
         for axes, (title, value) in zip(all_axes, quantities, strict=True):
-            for place, head in enumerate(heads):
+            for index, head in enumerate(heads):
                 own = [row for row in rows if row["head"] == head]
                 own.sort(key=lambda row: (value(costs[row["input"]]), row["input"]))
-                colour, marker = COLOURS[place], MARKERS[place]
+                colour, marker = COLOURS[index], MARKERS[index]
                 for joined in (False, True):
                     part = [row for row in own if ("+" in row["input"]) == joined]
                     axes.errorbar(
@@ -180,7 +180,7 @@ def by_cost(run: Run, costs: Mapping[str, Cost]) -> str | None:
 
 
 def _ticks(sizes: Sequence[float]) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten over the range of sizes; only powers where it is wide."""
+    """Return ticks over the range of sizes: 1, 2 and 5 times powers of ten; for a wide range only powers of ten."""
     low, high = int(np.floor(np.log10(min(sizes)))), int(np.ceil(np.log10(max(sizes))))
     steps = (1, 2, 5) if high - low <= 2 else (1,)
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
@@ -188,7 +188,7 @@ def _ticks(sizes: Sequence[float]) -> list[float]:
 
 
 def _name_inputs(axes: "Axes", x: Mapping[str, float]) -> None:
-    """Write the name of each input upright at its value on the axis; two names of one value on both sides of it."""
+    """Write the name of each input vertically at its value on the axis; two names with equal values on both sides."""
     last = None
     for name, value in sorted(x.items(), key=lambda item: (item[1], item[0])):
         axes.text(

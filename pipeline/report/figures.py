@@ -1,4 +1,4 @@
-"""Draw figures of the report as SVG text: small, to be legible on a phone; equal input gives equal text."""
+"""Draw the report's figures as SVG text, small enough for a phone. Equal input gives equal text."""
 
 import io
 import re
@@ -34,11 +34,11 @@ MOST_CLASSES = 30
 
 @contextmanager
 def panels(width: float, height: float, columns: int, svgs: list[str], *, name: str) -> Iterator[list["Axes"]]:
-    """Give axes in a row to draw on; append their SVG to `svgs`.
+    """Yield axes in a row to draw on; afterwards, append their SVG to `svgs`.
 
-    width, height: of the figure, inches.
+    width, height: size of the figure in inches.
     columns: the number of axes.
-    name: unique on a page, since the ids of the SVG are made from it.
+    name: a name that is unique on the page, since the ids of the SVG derive from it.
     """
     with requires("report", what="figures of the report"):
         import matplotlib as mpl
@@ -52,19 +52,19 @@ def panels(width: float, height: float, columns: int, svgs: list[str], *, name: 
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    # matplotlib numbers the groups of each figure from 1: on a page of several they would not be ids.
+    # matplotlib numbers the groups of each figure from 1: several figures on a page would have equal ids.
     svgs.append(re.sub(r'<g id="[\w.]+_\d+"', "<g", svg[svg.index("<svg") :]))
 
 
 @contextmanager
 def axes_of(width: float, height: float, svgs: list[str], *, name: str) -> Iterator["Axes"]:
-    """Give one pair of axes to draw on; parameters are those of `panels`."""
+    """Yield a single pair of axes to draw on; parameters as in `panels`."""
     with panels(width, height, 1, svgs, name=name) as all_axes:
         yield all_axes[0]
 
 
 def confusion(run: Run) -> str | None:
-    """Draw the confusion matrix of the selected input, each row as shares; None for too many classes to read."""
+    """Draw the confusion matrix of the selected method, each row as shares; None if there are too many classes."""
     classes = run["classes"]
     if run["confusion"] is None or len(classes) > MOST_CLASSES:
         return None
@@ -112,7 +112,7 @@ def reliability(run: Run) -> str | None:
 
 
 def scatter(run: Run) -> str | None:
-    """Draw predictions against targets of a regression, some hundred rows; None for other tasks."""
+    """Draw predictions against targets of a regression for some hundred rows; None for other tasks."""
     if run["scatter"] is None:
         return None
     targets, predicted = np.array(run["scatter"]).T

@@ -1,4 +1,4 @@
-"""The leaderboard: the selected method of every run, best first within a task."""
+"""The leaderboard: the selected method of every run, the best first within a task."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -10,7 +10,7 @@ from pipeline.files import read_json
 from pipeline.text import table
 
 Run = dict[str, Any]
-"""The tables that `evaluate` wrote of a run."""
+"""The tables that `evaluate` wrote for a run."""
 
 NAMES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -31,16 +31,16 @@ NAMES: Mapping[str, str] = {
     "rmse": "RMSE",
     "spearman": "Spearman",
 }
-"""The written form of each metric."""
+"""The display name of each metric."""
 
-SHORT: Mapping[str, tuple[str, ...]] = {
+TERMINAL_METRICS: Mapping[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "log_loss", "ece"),
     "multilabel": ("map", "micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("r2", "mae", "rmse", "spearman"),
 }
 """Metrics shown in the terminal, by kind of task."""
 
-LONG: Mapping[str, tuple[str, ...]] = {
+PAGE_METRICS: Mapping[str, tuple[str, ...]] = {
     "classification": (
         *("accuracy", "balanced_accuracy", "macro_f1", "top5", "auroc", "average_precision"),
         *("log_loss", "brier", "ece"),
@@ -52,7 +52,7 @@ LONG: Mapping[str, tuple[str, ...]] = {
 
 
 def read(tables: Path, names: Sequence[str]) -> list[Run]:
-    """Read the measured runs of some names; return them by task, the best first. `unmeasured` returns the others.
+    """Read the named runs that could be measured; return them by task, the best first. `unmeasured` has the others.
 
     Raises DataError for a run that was not evaluated.
     """
@@ -65,7 +65,7 @@ def read(tables: Path, names: Sequence[str]) -> list[Run]:
 
 
 def unmeasured(tables: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return why the deciding metric of a run cannot be measured, by the name of the run."""
+    """Return the runs whose deciding metric could not be measured, each with the reason."""
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
     return {run["run"]: run["unavailable"] for run in runs if "unavailable" in run}
 
@@ -76,7 +76,7 @@ def _rank(run: Run) -> float:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each task, in the order of `read`."""
+    """Group runs in the order of `read` by task."""
     return {task: list(group) for task, group in groupby(runs, key=task_of)}
 
 
@@ -101,12 +101,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-EXACT = "all test rows are right, or all wrong: no resample differs, so the interval is that of Clopper and Pearson"
+EXACT = "all test rows are right, or all wrong: all resamples are equal, so the interval is that of Clopper and Pearson"
 """The meaning of `*` after an interval."""
 
 
 def is_exact(row: Mapping[str, Any], metric: str) -> bool:
-    """Return whether the interval of a row is exact: that of a share of 0 or 1, where no resample differs."""
+    """Return whether a row has the exact interval: its metric is 0 or 1, so that all resamples are equal."""
     return metric not in ("r2", "mae") and row[metric] in (0, 1) and row[f"{metric}_low"] is not None
 
 
@@ -117,7 +117,10 @@ def interval(row: Mapping[str, Any], metric: str) -> str:
 
 
 def others(run: Run, metrics: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the metrics of a table other than the deciding one, as far as the run has them."""
+    """Return the run's metrics for a table, without the deciding metric.
+
+    metrics: the metrics of the table by kind of task.
+    """
     return [name for name in metrics[run["kind"]] if name != run["metric"] and name in run["selected"]]
 
 
@@ -129,7 +132,7 @@ def text(runs: Sequence[Run]) -> str:
     tables = []
     for metric in dict.fromkeys(run["metric"] for run in runs):
         same = [run for run in runs if run["metric"] == metric]
-        more = others(same[0], SHORT)
+        more = others(same[0], TERMINAL_METRICS)
         head = [*start, NAMES[metric], f"{100 * same[0]['interval']:g} % interval", *(NAMES[name] for name in more)]
         lines = []
         for run in same:

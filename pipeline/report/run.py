@@ -1,4 +1,4 @@
-"""Write the report's page: one HTML file with everything inside, without scripts and without network access."""
+"""Write the report: a single HTML file with everything in it, without scripts and without network access."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.report.costs import costs as costs_of
 from pipeline.report.leaderboard import Run
 from pipeline.text import digits, readable
 
-MOST_ROWS = 20  # shown of a long table
+MOST_ROWS = 20  # the most rows that are shown of a long table
 
 
 def report(
@@ -29,7 +29,7 @@ def report(
     errors: Mapping[str, Any] | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page of some runs.
+    """Write the report of several runs.
 
     config: the title.
     runs: from `leaderboard.read`.
@@ -59,15 +59,15 @@ def report(
         "digits": digits,
         "short": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
-    every = {run["run"]: run for run in runs}
-    costs = {name: cost for name in every if (cost := _read_if_there(footprints, f"{name}.json")) is not None}
+    by_name = {run["run"]: run for run in runs}
+    costs = {name: cost for name in by_name if (cost := _read_if_present(footprints, f"{name}.json")) is not None}
     tasks = [
-        _task(name, of_task, _read_if_there(comparisons, f"{name}.json"), _read_if_there(audits, f"{name}.json"))
-        | _networks(name, of_task, every, _read_if_there(comparisons, f"{name}.json"), costs)
-        for name, of_task in leaderboard.by_task(runs).items()
+        _task(name, task_runs, _read_if_present(comparisons, f"{name}.json"), _read_if_present(audits, f"{name}.json"))
+        | _networks(name, task_runs, by_name, _read_if_present(comparisons, f"{name}.json"), costs)
+        for name, task_runs in leaderboard.by_task(runs).items()
     ]
     views = [
-        _view(run, task, every, backbones) | {"errors": (errors or {}).get(run["run"])}
+        _view(run, task, by_name, backbones) | {"errors": (errors or {}).get(run["run"])}
         for task in tasks
         for run in task["runs"]
     ]
@@ -77,7 +77,7 @@ def report(
     )
 
 
-def _read_if_there(folder: Path | None, name: str) -> Any:
+def _read_if_present(folder: Path | None, name: str) -> Any:
     """Return the content of a JSON file in a folder; None where either is missing."""
     return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
 
@@ -93,7 +93,7 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
         "kind": first["kind"],
         "metric": first["metric"],
         "interval": first["interval"],
-        "columns": leaderboard.others(first, leaderboard.LONG),
+        "columns": leaderboard.others(first, leaderboard.PAGE_METRICS),
         "scored": [metric for metric in ("ece", "log_loss") if metric in first["selected"]],
         "degraded": sorted({why for run in runs for why in run["selected"].get("degraded", {}).values()}),
         "bars": bounded,
@@ -105,12 +105,12 @@ def _task(name: str, runs: list[Run], compared: Any, audit: Any) -> dict[str, An
 
 
 def _networks(
-    name: str, runs: list[Run], every: Mapping[str, Run], compared: Any, costs: students.Costs
+    name: str, runs: list[Run], all_runs: Mapping[str, Run], compared: Any, costs: students.Costs
 ) -> dict[str, Any]:
     """Return the values of a task for trained.html and students.html; None where they do not apply."""
     from markupsafe import Markup
 
-    table = trained.table_of_networks(runs, every)
+    table = trained.table_of_networks(runs, all_runs)
     if table is not None:
         svg = curves.by_training(runs, table["lines"], name=name)
         table |= {"figure": None if svg is None else Markup(svg)}
@@ -118,7 +118,7 @@ def _networks(
     return {"trained": table, "students": students.tables_of_students(runs, taught, costs)}
 
 
-def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
+def _view(run: Run, task: Mapping[str, Any], all_runs: Mapping[str, Run], backbones: Path | None) -> dict[str, Any]:
     """Return the values of a run for run.html."""
     from markupsafe import Markup
 
@@ -139,12 +139,12 @@ def _view(run: Run, task: Mapping[str, Any], every: Mapping[str, Run], backbones
     return {
         **run,
         "settings": leaderboard.settings_of(run),
-        "how": trained.approach(run, every)[1],
+        "how": trained.approach(run, all_runs)[1],
         "chosen": selection.reason(run),
         "warnings": selection.warnings(run),
         "undecided": run.get("undecided"),
         "name": name,
-        "columns": leaderboard.others(run, leaderboard.LONG),
+        "columns": leaderboard.others(run, leaderboard.PAGE_METRICS),
         "figures": {title: Markup(svg) for title, svg in figures_of_run.items() if svg is not None},
         "wide": {title: Markup(svg) for title, svg in wide.items() if svg is not None},
         "confused": _most_confused(run),
@@ -165,7 +165,7 @@ def _unfinished(made_from: Mapping[str, Any]) -> list[str]:
 
 
 def _most_confused(run: Run, *, most: int = 10) -> list[dict[str, Any]]:
-    """Return the pairs of classes that are confused most often, with their counts over all draws."""
+    """Return the pairs of classes that are most often confused, with counts over all draws."""
     if run["confusion"] is None:
         return []
     counts = np.array(run["confusion"])

@@ -1,4 +1,4 @@
-"""Say how the method of a run was chosen: by which metric, on which rows, and what to be careful about."""
+"""Describe how the method of a run was chosen: by which metric and on which rows, with warnings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from pipeline.report.leaderboard import NAMES, Run
 
 
 def searches(run: Run) -> list[Mapping[str, Any]]:
-    """Return the records of the searches of the selected method, one per draw; none where nothing was searched."""
+    """Return the search records of the selected method, one per draw; an empty list where nothing was searched."""
     return [fit["search"] for fit in _fits(run) if fit.get("search")]
 
 
 def reason(run: Run) -> str | None:
-    """Return what chose the method of a run and its parameters, without a full stop; None where there was no choice."""
+    """Return how a run's method and its parameters were chosen, without a full stop; None without a choice."""
     best, parts = run["selected"], []
     methods = [row for row in run["table"] if row["labels"] == best["labels"] and row.get("decided_by")]
     if len(methods) > 1 and best.get("validation_rows"):
@@ -38,7 +38,7 @@ def reason(run: Run) -> str | None:
 
 
 def warnings(run: Run) -> list[str]:
-    """Return sentences about searches whose best value is the first or last, and about folds that could not be used."""
+    """Return sentences on searches whose best value is the first or the last, and on folds that could not be used."""
     lines = []
     ends = [search for search in searches(run) if search.get("at_the_end")]
     if ends:
@@ -46,7 +46,7 @@ def warnings(run: Run) -> list[str]:
         lines.append(f"The best {ends[0]['parameter']} is at the end of its values in {share}.")
     failed = [fit["validation"]["folds_failed"] for fit in _fits(run) if fit.get("validation", {}).get("folds_failed")]
     if failed:
-        lines.append(f"Without folds, since a head could not be fitted to them: {failed[0]}")
+        lines.append(f"No folds were used, since a head could not be fitted to them: {failed[0]}")
     return lines
 
 
@@ -62,7 +62,7 @@ def _is_number(search: Mapping[str, Any]) -> bool:
 
 
 def _describe_rows(validation: Mapping[str, Any]) -> str:
-    """Say which rows were held out."""
+    """Return which rows were held out, as text."""
     if validation["method"] == "folds":
         return f"held out by {validation['splitter']} in {validation['folds']} folds, seed {validation['seed']}"
     return "held out: the validation split" if validation["method"] == "split" else "nothing was held out"

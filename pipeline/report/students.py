@@ -1,4 +1,4 @@
-"""Tables of students and their teachers: costs, accuracy, and how a student differs from what it is compared with."""
+"""Tables of students and their teachers: costs, accuracy, agreement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,15 +7,15 @@ from pipeline.report.leaderboard import Run
 from pipeline.text import human
 
 Costs = Mapping[str, Mapping[str, Any]]
-"""What `distill` measured, by run: the footprint of its `student`, and of its `teachers` by name."""
+"""The footprints that `distill` measured, by run: of its `student`, and of its `teachers` by name."""
 
 
 def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]], costs: Costs) -> dict[str, Any] | None:
     """Return the tables of a task for the template; None where the task has no student.
 
-    networks: teachers, then students, each with its costs and its row of `evaluate`.
-    pairs: the comparisons of students that `compare` wrote.
-    unseen: names of teachers without predictions of the task.
+    The tables: `networks` has the teachers, then the students, each with its costs and its row of `evaluate`; `pairs`
+    has the comparisons of students that `compare` wrote; `unseen` has the names of teachers without predictions for the
+    task.
     """
     students = [run for run in runs if "student" in run["made_from"]]
     if not students:
@@ -44,14 +44,14 @@ def tables_of_students(runs: Sequence[Run], taught: Sequence[Mapping[str, Any]],
 
 
 def _teachers(run: Run) -> list[dict[str, Any]]:
-    """Return a student's teachers of the task of its run; a student may have teachers of further tasks."""
+    """Return a student's teachers for the task of its run. A student may have teachers for other tasks."""
     model = run["made_from"]
     task = model["settings"]["task"]
     return [teacher for teacher in model["teachers"] if teacher.get("task", task) == task]
 
 
 def _row(run: Run, teacher: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the row of `evaluate` of a teacher's method; None where there is none."""
+    """Return the row that `evaluate` wrote for a teacher's method, or None."""
     keys = ("head", "input", "labels")
     return next((row for row in run["table"] if all(row[key] == teacher[key] for key in keys)), None)
 
@@ -59,7 +59,7 @@ def _row(run: Run, teacher: Mapping[str, Any]) -> dict[str, Any] | None:
 def _network(
     role: str, name: str, run: Run | None, row: Mapping[str, Any] | None, cost: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return a line of the table: a teacher or student with its `row` of `evaluate` and its costs."""
+    """Return a line of the table: a teacher or student with its row of `evaluate` and its costs."""
     shown = None
     if cost is not None:
         latency = {int(size): times for size, times in cost["latency_ms"].items()}

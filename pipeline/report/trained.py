@@ -10,11 +10,11 @@ from pipeline.report.leaderboard import NAMES, Run, settings_of
 Row = dict[str, Any]
 
 FROZEN, CLASSIFIER, PART, TAP, LP_FT, FULL, DISTILLED, LABELS_ONLY, SCRATCH = range(9)
-"""Approaches in the order of the table, from all layers frozen to random weights."""
+"""The approaches in the order of the table, from all layers frozen to random weights."""
 
 
-def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
-    """Return the position of a run in the table, and how the run was trained; `every`: all runs by name."""
+def approach(run: Run, all_runs: Mapping[str, Run]) -> tuple[int, str]:
+    """Return a run's position in the table, and how it was trained, as text. all_runs: all runs by name."""
     model, settings = run["made_from"], settings_of(run)
     if "student" in model:
         names = " and ".join(teacher["name"] for teacher in model["teachers"])
@@ -26,13 +26,13 @@ def approach(run: Run, every: Mapping[str, Run]) -> tuple[int, str]:
     start, what = settings["start"], _trained_part(settings["train"])
     from_tap = settings["input"] == "features"
     if from_tap and settings["train"] in (None, "full"):
-        what = f"what follows the stored tap {settings['tap']}"
+        what = f"the layers after the stored tap {settings['tap']}"
     if settings["unfreeze"]:
         what += ", unfrozen step by step"
     if start == "scratch":
         return SCRATCH, f"{settings['backbone']} from scratch"
     if start != "backbone":
-        network = start in every and "backbone" in every[start]["made_from"]
+        network = start in all_runs and "backbone" in all_runs[start]["made_from"]
         if network:
             return FULL, f"from the network of {start}: {what}"
         return LP_FT, f"LP-FT: the head of {start} first, then {what}"
@@ -53,17 +53,17 @@ def _trained_part(train: Any) -> str:
     [(name, value)] = train.items()
     if name == "last_k":
         return f"the last {value} blocks" if value > 1 else "the last block"
-    return f"what follows {value}" if name == "from_tap" else f"parameters {', '.join(value)}"
+    return f"the layers after {value}" if name == "from_tap" else f"parameters {', '.join(value)}"
 
 
-def table_of_networks(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str, Any] | None:
+def table_of_networks(runs: Sequence[Run], all_runs: Mapping[str, Run]) -> dict[str, Any] | None:
     """Return the table of a task: one line per run, one cell per number of labels; None where no network was trained.
 
-    A cell is the row of `evaluate` of the method that is best on validation rows at that number of labels.
+    A cell is the row of `evaluate` for the best method on validation rows at that number of labels.
     """
     lines = []
     for run in runs:
-        position, how = approach(run, every)
+        position, how = approach(run, all_runs)
         cells = {count: best(run, count) for count in dict.fromkeys(row["labels"] for row in run["table"])}
         lines.append(
             {
@@ -85,9 +85,10 @@ def table_of_networks(runs: Sequence[Run], every: Mapping[str, Run]) -> dict[str
 
 
 def below_probe(runs: Sequence[Run]) -> list[str]:
-    """Return a sentence for each trained network of a task that is below the frozen probe of its own backbone.
+    """Return a sentence for each trained network of a task that scores below the frozen probe of its own backbone.
 
-    Both are the methods that held-out rows choose, at the most labels that both have, measured on test rows.
+    Held-out rows choose the method of both runs, at the largest number of labels that both have. The scores are those
+    on test rows.
     """
     lines = []
     probes = [run for run in runs if "backbone" not in run["made_from"] and "student" not in run["made_from"]]
@@ -117,7 +118,7 @@ def _counts(run: Run) -> list[int | None]:
 
 
 def best(run: Run, labels: int | None) -> Row | None:
-    """Return the row of the best method on validation rows at a number of labels, or of the only method."""
+    """Return the row of the best method on validation rows at a number of labels, or of the only method; else None."""
     metric = run["metric"]
     rows = [row for row in run["table"] if row["labels"] == labels and row[metric] is not None]
     known = [row for row in rows if row[f"validation_{metric}"] is not None]

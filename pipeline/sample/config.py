@@ -11,17 +11,17 @@ LARGEST = 27
 
 
 class SampleConfig(Settings):
-    """Which sample data to write."""
+    """The sample data to write."""
 
     source: Literal["digits", "glyphs"] = Field(
         description="scikit-learn's digits, or letters and digits printed in matplotlib's fonts"
     )
     sizes: Annotated[tuple[Annotated[int, Field(ge=6, le=LARGEST)], ...], Field(min_length=1)] = Field(
-        default=(18, 22, 26), description="of glyphs: heights of the letters, in points"
+        default=(18, 22, 26), description="heights of the printed letters, in points (`source: glyphs`)"
     )
 
     @model_validator(mode="after")
-    def _of_letters(self) -> "SampleConfig":
+    def _sizes_need_glyphs(self) -> "SampleConfig":
         if self.source == "digits" and "sizes" in self.model_fields_set:
-            raise ValueError("`sizes` are of `source: glyphs`: leave them out")
+            raise ValueError("`sizes` belong to `source: glyphs`: leave them out")
         return self

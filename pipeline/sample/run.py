@@ -1,7 +1,7 @@
-"""Sample data for the default run: real PNG files, written offline from what scikit-learn and matplotlib carry.
+"""Sample data for the default run: real PNG files, written offline from data that scikit-learn and matplotlib ship.
 
 `digits`: the 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998), 8×8 grey, white on black.
-`glyphs`: printed letters and digits in the fonts that matplotlib carries, several sizes, 32×32 grey, white on black.
+`glyphs`: letters and digits printed in matplotlib's fonts, in several sizes, 32×32 grey, white on black.
 """
 
 import string
@@ -17,16 +17,16 @@ from pipeline.runtime import SILENT, Reporter
 from pipeline.sample.config import SampleConfig
 
 SIDE = 32
-# matplotlib's other fonts hold no letters, or a placeholder for each.
+# matplotlib's other fonts have no letters, or a placeholder for each letter.
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
 KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
 
 Picture = tuple[str, str, Image.Image]
-"""Class, name of the file, and the image."""
+"""Class, file name and image."""
 
 
 def sample(config: SampleConfig, folder: AnyPath, *, reporter: Reporter = SILENT) -> int:
-    """Write a folder per class; return the number of images."""
+    """Write one folder of images per class; return the number of images."""
     folder = as_path(folder, "sample: folder")
     pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
     with fresh_folder(folder) as new:
@@ -53,26 +53,25 @@ def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
             face = ImageFont.truetype(str(font), size)
             for kind, characters in KINDS.items():
                 for character in characters:
-                    # The kind is in the class, so that a and A stay two folders where names ignore case.
+                    # The kind is part of the class name: file systems that ignore case would merge the folders a and A.
                     yield f"{kind}_{character}", f"{font.stem}-{size}", draw(character, face)
 
 
 def fonts() -> list[Path]:
-    """Return the fonts of matplotlib that hold all letters and digits, sorted by name."""
+    """Return matplotlib's fonts that have all letters and digits, sorted by name."""
     with requires("report", what="the fonts of printed characters"):
         import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    found = {path for pattern in FONTS for path in folder.glob(f"{pattern}.ttf") if "Display" not in path.name}
-    return sorted(found)
+    return sorted({path for pattern in FONTS for path in folder.glob(f"{pattern}.ttf") if "Display" not in path.name})
 
 
 def draw(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return a character, white on black, its ink in the middle of 32×32 pixels."""
+    """Draw a character in white on black, its ink centred in 32×32 pixels."""
     canvas = Image.new("L", (3 * SIDE, 3 * SIDE), 0)
     ImageDraw.Draw(canvas).text((SIDE, SIDE), character, fill=255, font=face)
-    # The box that the font states holds the space up to the next letter too; the ink is what was drawn.
+    # The bounding box that the font states includes the space before the next letter; the drawn pixels do not.
     ink = canvas.getbbox()
-    assert ink is not None, "fonts() names fonts that hold every character"
+    assert ink is not None, "fonts() returns only fonts that have every character"
     left, top = (ink[0] + ink[2] - SIDE) // 2, (ink[1] + ink[3] - SIDE) // 2
     return canvas.crop((left, top, left + SIDE, top + SIDE))

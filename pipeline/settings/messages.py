@@ -1,4 +1,4 @@
-"""Write pydantic's errors as problems of params.yaml: a line each, in YAML's words, with the place of its key."""
+"""Write pydantic's errors as problems of params.yaml: one line each, in YAML's words, with the path of the key."""
 
 import inspect
 import re
@@ -21,26 +21,26 @@ EXPECTED = {
     ),
     "none_required": "nothing",
     "path_type": "a path",
-    "string_too_short": "text with a character or more",
+    "string_too_short": "text with at least one character",
 }
-"""The word of YAML for each kind of pydantic's errors about types."""
+"""The expected value in YAML's words, by pydantic's type of error."""
 
-UNTOLD = ("union_tag_not_found", "union_tag_invalid")
+UNION_TAG_ERRORS = ("union_tag_not_found", "union_tag_invalid")
 QUOTED = r"'([^']*)'"
 SHOWN = 80
-"""Characters of a value that a message repeats."""
+"""The most characters of a value in a message."""
 
 DEEPEST = 3
-"""Levels of mappings and lists in a value that a message repeats."""
+"""The most levels of mappings and lists of a value in a message."""
 
 CHOICE = re.compile(r"unknown value '.*'\.(?P<hint> Did you mean .*\?)? Expected one of: (?P<words>.*)\.", re.DOTALL)
-"""What `pipeline.errors.unknown` says of a value."""
+"""The message of `pipeline.errors.unknown` about a value."""
 
 _TYPE = re.compile(r"[\[\(]|^(str|int|float|bool|constrained-.*)$")
 
 
 def in_yaml(value: Any, depth: int = 0) -> str:
-    """Return a value as YAML has it, shortened: `nothing`, `true`, `{a: 1}`, and text in quotes."""
+    """Return a value as YAML text, shortened: `nothing`, `true`, `{a: 1}`, text in quotes."""
     if value is None:
         return "null" if depth else "nothing"
     if isinstance(value, bool):
@@ -48,121 +48,129 @@ def in_yaml(value: Any, depth: int = 0) -> str:
     if isinstance(value, dict | list | tuple) and depth > DEEPEST:
         text = "…"
     elif isinstance(value, dict):
-        text = ", ".join(f"{key_in_yaml(key)}: {in_yaml(one, depth + 1)}" for key, one in value.items())
+        text = ", ".join(f"{key_in_yaml(key)}: {in_yaml(item, depth + 1)}" for key, item in value.items())
         text = f"{{{text}}}"
     elif isinstance(value, list | tuple):
-        text = f"[{', '.join(in_yaml(one, depth + 1) for one in value)}]"
+        text = f"[{', '.join(in_yaml(item, depth + 1) for item in value)}]"
     else:
         text = repr(value) if isinstance(value, str | int | float) else str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def key_in_yaml(key: Any) -> str:
-    """Return a key as YAML has it."""
+    """Return a key as YAML text."""
     return key if isinstance(key, str) else in_yaml(key, depth=1)
 
 
 def describe_errors(path: Sequence[str], problems: Iterable[dict[str, Any]], model: Any) -> list[str]:
-    """Return the lines of pydantic's errors about what stands at a path, where a model is expected."""
-    every = list(problems)
+    """Return a line for each of pydantic's errors about the settings at a path.
+
+    model: the settings model, or the union of models, that is expected there.
+    """
+    all_problems = list(problems)
     kinds = models_in(model)
     lines: dict[tuple[str, str], list[str]] = {}
-    for problem in every:
-        if _is_of_words(problem, every) or _follows(problem) or _is_of_another_form(problem, every):
+    for problem in all_problems:
+        if (
+            _is_about_words(problem, all_problems)
+            or _is_consequence(problem)
+            or _is_about_other_form(problem, all_problems)
+        ):
             continue
         if len(kinds) == 1:
-            where, message, got = _say(path, problem, kinds[0])
-        elif problem["type"] in UNTOLD:
-            where, message, got = _say_untold(path, problem["ctx"])
-        else:  # a union: pydantic puts the value that tells the models apart before the path of the key
+            where, message, got = _describe(path, problem, kinds[0])
+        elif problem["type"] in UNION_TAG_ERRORS:
+            where, message, got = _describe_tag_error(path, problem["ctx"])
+        else:  # a union: pydantic puts the tag, the value of the discriminator, in front of the path of the key
             tag, *location = problem["loc"]
-            kind = next(kind for kind in kinds if _is_covered_by(kind, tag))
-            where, message, got = _say(path, {**problem, "loc": tuple(location)}, kind)
+            kind = next(kind for kind in kinds if _has_tag(kind, tag))
+            where, message, got = _describe(path, {**problem, "loc": tuple(location)}, kind)
         messages = lines.setdefault((where, got), [])
         if message not in messages:
             messages.append(message)
-    return [line for (where, got), messages in lines.items() for line in _joined(where, messages, got)]
+    return [line for (where, got), messages in lines.items() for line in _join(where, messages, got)]
 
 
-def _joined(where: str, messages: Sequence[str], got: str) -> list[str]:
-    """Return a line of each message; what one value might have been instead is one line."""
-    kinds = [one for one in messages if one.removeprefix("expected ") in EXPECTED.values()]
-    lines = [one for one in messages if one not in kinds]
+def _join(where: str, messages: Sequence[str], got: str) -> list[str]:
+    """Return a line per message; messages about the expected type of the same value are joined into a single line."""
+    types = [message for message in messages if message.removeprefix("expected ") in EXPECTED.values()]
+    lines = [message for message in messages if message not in types]
     hint = ""
-    if kinds:
-        words = [one.removeprefix("expected ") for one in kinds]
-        for choice in [match for one in lines if (match := CHOICE.fullmatch(one))]:  # the key takes words too
+    if types:
+        words = [message.removeprefix("expected ") for message in types]
+        choices = [match for message in lines if (match := CHOICE.fullmatch(message))]
+        for choice in choices:  # the key also takes words
             lines.remove(choice[0])
             words += choice["words"].split(", ")
             hint = choice["hint"] or ""
         lines.insert(0, f"expected {' or '.join(words)}, got {got}.{hint}")
-    tail = [one if got in one or not got else f"{one.rstrip('.')}, got {got}" for one in lines]
-    return [f"{where}: {one}" if one.endswith(("?", ".")) else f"{where}: {one}." for one in tail]
+    lines = [line if got in line or not got else f"{line.rstrip('.')}, got {got}" for line in lines]
+    return [f"{where}: {line}" if line.endswith(("?", ".")) else f"{where}: {line}." for line in lines]
 
 
-def _is_of_words(problem: dict[str, Any], every: Sequence[dict[str, Any]]) -> bool:
-    """Return whether an error only says that a number is none of the words that the key takes too."""
+def _is_about_words(problem: dict[str, Any], problems: Sequence[dict[str, Any]]) -> bool:
+    """Return whether an error only says that a number is none of the words that the key also takes."""
     if problem["type"] != "literal_error" or isinstance(problem["input"], str):
         return False
     where = problem["loc"][:-1]
-    return any(other is not problem and other["loc"][:-1] == where for other in every)
+    return any(other is not problem and other["loc"][:-1] == where for other in problems)
 
 
-def _follows(problem: dict[str, Any]) -> bool:
-    """Return whether pydantic calls a list too short only because it did not count the entries that are wrong."""
+def _is_consequence(problem: dict[str, Any]) -> bool:
+    """Return whether pydantic calls a list too short only because it did not count wrong entries."""
     return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
 
 
-def _is_of_another_form(problem: dict[str, Any], every: Sequence[dict[str, Any]]) -> bool:
-    """Return whether a value is not of one form that its key may have, and has another one with mistakes inside."""
+def _is_about_other_form(problem: dict[str, Any], problems: Sequence[dict[str, Any]]) -> bool:
+    """Return whether an error rejects one form of a value that has another allowed form, with errors inside."""
     if problem["type"] not in EXPECTED or not isinstance(problem["input"], dict | list):
         return False
     *above, last = problem["loc"] or ("",)
     if not _TYPE.search(str(last)):
         return False
     return any(
-        other["loc"][: len(above)] == tuple(above) and len(other["loc"]) > len(problem["loc"]) for other in every
+        other["loc"][: len(above)] == tuple(above) and len(other["loc"]) > len(problem["loc"]) for other in problems
     )
 
 
-def _say_untold(path: Iterable[str], context: dict[str, Any]) -> tuple[str, str, str]:
-    """Return place and message where the key that tells the models apart is missing, or has none of their values."""
+def _describe_tag_error(path: Iterable[str], context: dict[str, Any]) -> tuple[str, str, str]:
+    """Return path and message of a missing discriminator, or of one whose value names no model."""
     where = ".".join([*path, context["discriminator"].strip("'")])
     if "tag" not in context:
         return where, "this key is missing", ""
     return where, unknown("value", context["tag"], re.findall(QUOTED, context["expected_tags"])), ""
 
 
-def _say(path: Sequence[str], problem: dict[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
-    """Return the place of a pydantic error, what was expected there, and the value where the message lacks it."""
-    # Types inside a union stand in pydantic's location ("Inputs", "list[str]"); they mean nothing to a user.
+def _describe(path: Sequence[str], problem: dict[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
+    """Return the path of a pydantic error, what was expected there, and the value if the message does not have it."""
+    # pydantic's location includes the types inside a union ("Inputs", "list[str]"); they mean nothing to a user.
     kind, context = problem["type"], problem.get("ctx", {})
     *above, last = (str(part) for part in problem["loc"] or ("",))
     parts = [part for part in above if not _TYPE.search(part)]
     if kind in ("extra_forbidden", "missing") or not _TYPE.search(last):
         parts.append(last)
     where = ".".join(part for part in [*path, *parts] if part)
-    if kind in UNTOLD:
-        return _say_untold([*path, *parts], context)
+    if kind in UNION_TAG_ERRORS:
+        return _describe_tag_error([*path, *parts], context)
     if kind == "extra_forbidden":
-        for one in models_at(model, parts[:-1]):
-            if instead := getattr(one, "REMOVED", {}).get(parts[-1]):
+        for settings in models_at(model, parts[:-1]):
+            if instead := getattr(settings, "REMOVED", {}).get(parts[-1]):
                 return where, f"no longer a setting. {instead}", ""
         return ".".join([*path, *parts[:-1]]), unknown("key", parts[-1], keys_at(model, parts[:-1])), ""
     if kind == "missing":
         if isinstance(problem["loc"][-1], int):
-            return ".".join([*path, *parts[:-1]]), "expected an entry more", in_yaml(list(problem["input"]))
+            return ".".join([*path, *parts[:-1]]), "expected one more entry", in_yaml(list(problem["input"]))
         return where, _describe_missing(models_at(model, parts[:-1]), parts[-1]), ""
     if kind == "literal_error" and (choices := re.findall(QUOTED, str(context["expected"]))):
         if isinstance(problem["input"], str | int | float) and not isinstance(problem["input"], bool):
             return where, unknown("value", str(problem["input"]), choices), in_yaml(problem["input"])
         return where, f"expected one of {', '.join(choices)}", in_yaml(problem["input"])
-    found = in_yaml(problem["input"])
-    return where, _expected(problem), "" if isinstance(problem["input"], dict) and kind not in EXPECTED else found
+    got = in_yaml(problem["input"])
+    return where, _expected(problem), "" if isinstance(problem["input"], dict) and kind not in EXPECTED else got
 
 
 def _describe_missing(models: Iterable[type[BaseModel]], key: str) -> str:
-    """Return what is said of a key that is not there, with its words where there are few that it may have."""
+    """Return the message about a missing key, with its allowed words if the key takes only words."""
     fields = [model.model_fields[key] for model in models if key in model.model_fields]
     choices = [field.annotation for field in fields if typing.get_origin(field.annotation) is Literal]
     words = [str(word) for choice in choices for word in typing.get_args(choice)]
@@ -170,7 +178,7 @@ def _describe_missing(models: Iterable[type[BaseModel]], key: str) -> str:
 
 
 def _expected(problem: dict[str, Any]) -> str:
-    """Return what was expected of a value."""
+    """Return what was expected instead of a value."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in EXPECTED:
         return f"expected {EXPECTED[kind]}"
@@ -186,12 +194,12 @@ def _expected(problem: dict[str, Any]) -> str:
 
 
 def keys_at(model: type[BaseModel], path: Iterable[str]) -> list[str]:
-    """Return the keys that are allowed at a path below a model."""
+    """Return the keys that are allowed at a path inside a model."""
     return [name for kind in models_at(model, path) for name in kind.model_fields]
 
 
 def models_at(model: type[BaseModel], path: Iterable[str]) -> list[type[BaseModel]]:
-    """Return the settings models whose keys are allowed at a path below a model."""
+    """Return the settings models whose keys are allowed at a path inside a model."""
     here: list[Any] = [model]
     for part in path:
         here = [below for annotation in here for below in _below(annotation, part)]
@@ -199,20 +207,20 @@ def models_at(model: type[BaseModel], path: Iterable[str]) -> list[type[BaseMode
 
 
 def _below(annotation: Any, part: str) -> list[Any]:
-    """Return the annotations of what stands at a key, or as an entry, of a value with this annotation."""
+    """Return the annotations of the value at a key, or of the entries, of a value with this annotation."""
     if _is_model(annotation):
         field = annotation.model_fields.get(part)
         if field is not None:
             return [field.annotation]
-        return [annotation] if _is_covered_by(annotation, part) else []
-    inner = [one for one in typing.get_args(annotation) if one is not Ellipsis]
+        return [annotation] if _has_tag(annotation, part) else []
+    inner = [argument for argument in typing.get_args(annotation) if argument is not Ellipsis]
     if typing.get_origin(annotation) in (dict, list, tuple):
         return list(inner[-1:] if typing.get_origin(annotation) is dict else inner)
-    return [below for one in inner for below in _below(one, part)]
+    return [below for argument in inner for below in _below(argument, part)]
 
 
-def _is_covered_by(model: type[BaseModel], tag: Any) -> bool:
-    """Return whether a value is what tells a model of a union apart."""
+def _has_tag(model: type[BaseModel], tag: Any) -> bool:
+    """Return whether a value of the discriminator selects a model of a union."""
     return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())
 
 
@@ -221,7 +229,7 @@ def _is_model(annotation: Any) -> bool:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings models in a type."""
+    """Return the settings models in a type annotation."""
     if _is_model(annotation):
         return [annotation]
     return [model for inner in typing.get_args(annotation) for model in models_in(inner)]

@@ -1,7 +1,8 @@
-"""params.yaml as DVC reads it: YAML 1.2, by the same library and the same loader.
+"""Read params.yaml as DVC does: YAML 1.2, with the same library and the same loader.
 
-Two readers would give one text two meanings: YAML 1.1 reads `1e-3` as text, `on` as true, `010` as 8 and `1:30` as 90.
-DVC also rewrites the file (`dvc exp run -S`), and does not keep quotes; `check_rewriting` says what that would break.
+Another reader could give the same text another meaning: YAML 1.1 reads `1e-3` as text, `on` as true, `010` as 8 and
+`1:30` as 90. DVC also rewrites the file (`dvc exp run -S`) without its quotes; `check_rewriting` lists the values that
+this would break.
 """
 
 import datetime
@@ -19,7 +20,7 @@ COLON = " In {…} and […] put a value with `:` in quotes."
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """Read params.yaml as it stands; raises ConfigError if it is missing, unreadable or not a mapping."""
+    """Read params.yaml without checking it; raises ConfigError if it is missing, unreadable or not a mapping."""
     with requires("pipeline", what="params.yaml"):
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError
@@ -38,40 +39,40 @@ def read_params(path: Path) -> dict[str, Any]:
 
 
 def with_lines(problems: Iterable[str], path: Path) -> list[str]:
-    """Return problems of params.yaml, each with the line in which the key stands that it begins with."""
+    """Return problems of params.yaml, each followed by the line number of the key that it begins with."""
     from ruamel.yaml import YAML
 
-    found = list(problems)
-    raw = YAML().load(path.read_text(encoding="utf-8")) if found else None
-    return [f"{problem} (line {line})" if (line := _line_of(problem, raw)) else problem for problem in found]
+    lines = list(problems)
+    raw = YAML().load(path.read_text(encoding="utf-8")) if lines else None
+    return [f"{problem} (line {line})" if (line := _line_of(problem, raw)) else problem for problem in lines]
 
 
 def _line_of(problem: str, raw: Any) -> int:
-    """Return the line of the key that a problem begins with, or of what holds it; 0 where there is none."""
-    place, _, message = problem.partition(": ")
-    outside = place.startswith("unknown ")  # of a section
-    unknown_key = re.match(r"unknown (?:key|section) '([^']*)'", problem if outside else message)
-    parts = [] if outside else place.split(".")
+    """Return the line number of the key that a problem begins with, or of the nearest mapping around it; else 0."""
+    key, _, message = problem.partition(": ")
+    is_section = key.startswith("unknown ")
+    unknown_key = re.match(r"unknown (?:key|section) '([^']*)'", problem if is_section else message)
+    parts = [] if is_section else key.split(".")
     line = 0
     for part in [*parts, *([unknown_key[1]] if unknown_key else [])]:
-        marks: Any = getattr(raw, "lc", None)  # where ruamel.yaml keeps lines
+        marks: Any = getattr(raw, "lc", None)  # ruamel.yaml's record of lines and columns
         if isinstance(raw, dict):
             keys = [key for key in raw if key_in_yaml(key) == part]
-            place_of = marks.key(keys[0]) if keys and keys[0] in marks.data else None
+            position = marks.key(keys[0]) if keys and keys[0] in marks.data else None
         elif isinstance(raw, list) and part.isdigit() and int(part) < len(raw):
             keys = [int(part)]
-            place_of = marks.item(keys[0])
+            position = marks.item(keys[0])
         else:
             break
         if not keys:
             break
-        line = place_of[0] + 1 if place_of else line
+        line = position[0] + 1 if position else line
         raw = raw[keys[0]]
     return line
 
 
 def _explain(error: Exception, path: Path) -> str:
-    """Return the reader's message: what, and in which line; without its advice to programmers."""
+    """Return the YAML reader's message with its line, without its advice to programmers."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     advice = next((n for n, line in enumerate(lines) if line.startswith(("To suppress", "Duplicate keys"))), len(lines))
     text = "\n".join(lines[:advice]).replace('"<unicode string>"', path.name)
@@ -83,13 +84,13 @@ def unusual_values(raw: Mapping[Any, Any]) -> list[str]:
     try:
         return list(_unusual(raw, (), ()))
     except RecursionError:
-        return ["expected settings, got mappings and lists that lie too deep in each other."]
+        return ["expected settings, got mappings and lists that are nested too deeply."]
 
 
 def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Iterator[str]:
     where = ".".join(path)
     if id(value) in above:
-        yield f"{where}: expected a value, got an anchor that stands within itself."
+        yield f"{where}: expected a value, got an anchor that contains itself."
     elif isinstance(value, dict):
         for key, inner in value.items():
             if _is_plain(key):
@@ -109,7 +110,7 @@ def _unusual(value: Any, path: tuple[str, ...], above: tuple[int, ...]) -> Itera
 
 
 def _describe(value: Any) -> str:
-    """Return what YAML calls a value that is neither text, nor number, nor list, nor mapping."""
+    """Return YAML's name for a value that is neither text, number, list nor mapping."""
     if isinstance(value, datetime.date):
         return f"the date {value}"
     return "bytes (!!binary)" if isinstance(value, bytes) else f"a value of YAML's type {type(value).__name__}"
@@ -120,10 +121,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_rewriting(path: Path) -> list[str]:
-    """List the values of params.yaml that nobody could read after `dvc exp run -S`, each with what to write instead.
+    """List the values of params.yaml that `dvc exp run -S` would make unreadable, each with what to write instead.
 
-    DVC writes text without quotes where YAML 1.2 lets it, and its own reader refuses some of that between braces and
-    brackets: `{root: s3://bucket}`.
+    DVC writes text without quotes where YAML 1.2 allows it, but its own reader refuses some such texts between braces
+    or brackets: `{root: s3://bucket}`.
     """
     with requires("pipeline", what="params.yaml"):
         from ruamel.yaml import YAML
@@ -133,16 +134,16 @@ def check_rewriting(path: Path) -> list[str]:
         raw = YAML().load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
         return [f"`dvc exp run -S` cannot rewrite params.yaml. {_explain(error, path)}"]
-    lost = dict.fromkeys(where for where, text in _in_flow(raw, (), inside=False) if not _survives(text))
+    unreadable = dict.fromkeys(where for where, text in _in_flow(raw, (), inside=False) if not _survives(text))
     return [
         f"{where}: `dvc exp run -S` rewrites params.yaml without these quotes, and cannot read it then. Write the "
-        "mapping or list that holds it without braces or brackets, an entry a line."
-        for where in lost
+        "surrounding mapping or list without braces or brackets, one entry per line."
+        for where in unreadable
     ]
 
 
 def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tuple[str, str]]:
-    """Yield the texts between braces and brackets, keys too, each with the path of its value."""
+    """Yield the texts between braces or brackets, including keys, each with the path of its value."""
     if isinstance(value, dict | list):
         flow: Any = value
         inside = inside or bool(flow.fa.flow_style())
@@ -155,7 +156,7 @@ def _in_flow(value: Any, path: tuple[str, ...], *, inside: bool) -> Iterator[tup
 
 
 def _survives(text: str) -> bool:
-    """Return whether DVC reads a text again that it wrote between brackets."""
+    """Return whether DVC can read a text that it wrote between brackets."""
     with requires("pipeline", what="params.yaml"):
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError

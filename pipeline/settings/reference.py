@@ -1,4 +1,4 @@
-"""List the settings of params.yaml: key, type, default and meaning of each, as the models have them."""
+"""List the settings of params.yaml with key, type, default and meaning, read from the settings models."""
 
 import inspect
 import textwrap
@@ -25,63 +25,63 @@ NAMES = {
     type(None): "none",
     Any: "any",
 }
-DEEPEST = 6  # settings within settings
+DEEPEST = 6  # levels of nested settings
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of params.yaml: `key` is its path, NAME standing for the name of an entry."""
+    """A key of params.yaml. `key` is its path, with NAME for the name of an entry."""
 
     key: str
     type: str
     default: str
-    """`needed`, `default …`, or nothing for settings within settings."""
+    """`needed`, `default …`, or empty for nested settings."""
 
     meaning: str
 
 
 def list_settings(name: str, section: Section) -> list[Setting]:
-    """Return every key of a section; of a union of models, the keys of each behind the value that tells it apart."""
+    """Return every setting of a section. In a union, a model's keys follow the value that selects the model."""
     path = f"{name}.NAME" if section.named else name
-    found: dict[Setting, None] = {}
+    settings: dict[Setting, None] = {}
     for model in models_in(section.model):
-        found.update(dict.fromkeys(_of_model(model, path)))
-    return list(found)
+        settings.update(dict.fromkeys(_list_model(model, path)))
+    return list(settings)
 
 
 def describe_settings(sections: Mapping[str, Section]) -> str:
-    """Return the settings of each section, two lines each: key, type and default; what it means."""
+    """Return all settings as text, two lines per setting: key, type and default; then the meaning."""
     lines = []
     for name, section in sections.items():
         models = models_in(section.model)
         about = _about(models[0]) if len(models) == 1 else "One of several kinds"
         lines.append(f"{name}: {about}.")
-        for one in list_settings(name, section):
-            default = f"; {one.default}" if one.default else ""
-            lines.append(f"  {one.key}: {one.type}{default}")
-            lines += textwrap.wrap(one.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+        for setting in list_settings(name, section):
+            default = f"; {setting.default}" if setting.default else ""
+            lines.append(f"  {setting.key}: {setting.type}{default}")
+            lines += textwrap.wrap(setting.meaning, 100, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines[:-1])
 
 
 def settings_to_json(sections: Mapping[str, Section]) -> list[dict[str, Any]]:
-    """Return every setting as values that JSON can have."""
-    return [asdict(one) for name, section in sections.items() for one in list_settings(name, section)]
+    """Return all settings as values that JSON can store."""
+    return [asdict(setting) for name, section in sections.items() for setting in list_settings(name, section)]
 
 
-def _of_model(model: type[BaseModel], path: str, depth: int = 0) -> Iterator[Setting]:
-    kind = _described_by(model)
+def _list_model(model: type[BaseModel], path: str, depth: int = 0) -> Iterator[Setting]:
+    kind = _discriminator(model)
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if kind is None else f"{path}({kind[1]}).{name}"
         yield Setting(here, describe_type(field.annotation), _default(field), _meaning(model, name, field))
         inner = models_in(field.annotation) if depth < DEEPEST else []
         several = "[]" if _is_list(field.annotation) else ".NAME" if _is_mapping(field.annotation) else ""
-        for one in inner:
-            yield from _of_model(one, f"{here}{several}", depth + 1)
+        for inner_model in inner:
+            yield from _list_model(inner_model, f"{here}{several}", depth + 1)
 
 
-def _described_by(model: type[BaseModel]) -> tuple[str, str] | None:
-    """Return the key and the value that tell a model from the others of its union."""
+def _discriminator(model: type[BaseModel]) -> tuple[str, str] | None:
+    """Return the key and the value that select a model in its union; None for a model outside a union."""
     for name, field in model.model_fields.items():
         values = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is Literal else ()
         if len(values) == 1:
@@ -92,13 +92,13 @@ def _described_by(model: type[BaseModel]) -> tuple[str, str] | None:
 def _meaning(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     if field.description:
         return field.description
-    if _described_by(model) is not None:  # the key that tells the models apart
+    if _discriminator(model) is not None:  # the discriminator is described by the docstring of its model
         return _about(model)
     raise AssertionError(f"{model.__name__}.{name}: a setting without a description")
 
 
 def _about(model: type[BaseModel]) -> str:
-    """Return the first paragraph about a model, on one line."""
+    """Return the first paragraph of a model's docstring as a single line."""
     return " ".join(inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
 
 
@@ -108,19 +108,19 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or isinstance(value, Settings):
         return ""
-    return f"default {'none' if value is None else _written(value)}"
+    return f"default {'none' if value is None else _to_yaml(value)}"
 
 
-def _written(value: Any) -> str:
-    """Return a value as YAML has it."""
+def _to_yaml(value: Any) -> str:
+    """Return a value as YAML text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(_to_yaml, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_written(one)}' for key, one in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_to_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, Settings):
-        return _written({name: getattr(value, name) for name in value.model_fields_set})
+        return _to_yaml({name: getattr(value, name) for name in value.model_fields_set})
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -130,13 +130,13 @@ def describe_type(annotation: Any) -> str:
     if origin is typing.Annotated:
         return describe_type(inner[0])
     if origin is Literal:
-        return " | ".join(_written(value) for value in inner)
+        return " | ".join(_to_yaml(value) for value in inner)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe_type(one) for one in inner))
+        return " or ".join(dict.fromkeys(describe_type(argument) for argument in inner))
     if origin in (tuple, list, frozenset, set):
-        parts = [one for one in inner if one is not Ellipsis]
-        alike = Ellipsis in inner or len(parts) == 1
-        return f"list of {describe_type(parts[0])}" if alike else f"[{', '.join(map(describe_type, parts))}]"
+        parts = [argument for argument in inner if argument is not Ellipsis]
+        is_uniform = Ellipsis in inner or len(parts) == 1
+        return f"list of {describe_type(parts[0])}" if is_uniform else f"[{', '.join(map(describe_type, parts))}]"
     if origin is dict:
         return f"mapping of {describe_type(inner[0])} to {describe_type(inner[1])}"
     if inspect.isclass(annotation) and issubclass(annotation, Settings):
@@ -153,8 +153,8 @@ def _is_mapping(annotation: Any) -> bool:
 
 
 def _outermost(annotation: Any, wanted: tuple[type, ...]) -> bool:
-    """Return whether the models of an annotation lie in a container of a wanted kind."""
+    """Return whether the models of an annotation are inside a container of a wanted kind."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in wanted:
         return bool(models_in(annotation))
-    return any(_outermost(one, wanted) for one in inner if origin is not Literal and one is not Ellipsis)
+    return any(_outermost(argument, wanted) for argument in inner if origin is not Literal and argument is not Ellipsis)

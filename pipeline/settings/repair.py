@@ -1,7 +1,8 @@
-"""Go on with settings that are wrong in part, so that one mistake hides no other.
+"""Repair settings with errors, so that one mistake does not hide others.
 
-What is wrong is taken out, a misspelled key is taken for the one that it resembles, a text for a list of it, and a key
-that is missing gets a value that stands for none. What comes of it is looked at for the names in it, and never used.
+A wrong value is removed, a misspelled key is replaced by the key that it resembles, a text becomes a list where a list
+is expected, and a missing key gets a placeholder. The repaired settings serve only to check the rest, such as names
+that they refer to. They are never used for a run.
 """
 
 import copy
@@ -13,18 +14,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.settings.messages import QUOTED, UNTOLD, models_at, models_in
+from pipeline.settings.messages import QUOTED, UNION_TAG_ERRORS, models_at, models_in
 
 UNKNOWN = "‹unknown›"
-"""Stands for the value of a key that is missing; a problem that names it is none."""
+"""The placeholder for the value of a missing key. Problems that mention it are not reported."""
 
 BUILT = "built"
-"""The key of pydantic's context under which settings keep themselves while they are checked."""
+"""The key of pydantic's context under which settings record themselves while they are validated."""
 
 ROUNDS = 8
-"""How often what is wrong is mended: each round may show errors that those of the one before had hidden."""
+"""The most rounds of repair. Each round may reveal errors that earlier errors had hidden."""
 
-_STAND_INS: Sequence[Any] = (UNKNOWN, [UNKNOWN], 1, {})
+_PLACEHOLDERS: Sequence[Any] = (UNKNOWN, [UNKNOWN], 1, {})
 _REMOVED = object()
 
 Error = dict[str, Any]
@@ -33,69 +34,70 @@ Path = tuple[Any, ...]
 
 @dataclass
 class Repaired:
-    """What came of settings that are wrong."""
+    """The result of repairing settings with errors."""
 
     value: Any = None
-    """The settings without what is wrong with them; None where nothing can be made of them."""
+    """The settings without their errors; None if they cannot be repaired."""
 
     later: list[Error] = field(default_factory=list)
-    """Errors of pydantic that the first ones had hidden."""
+    """pydantic's errors that the first errors had hidden."""
 
-    mended: set[Path] = field(default_factory=set)
-    """Keys whose values were taken out, or that got a value that stands for none."""
+    changed: set[Path] = field(default_factory=set)
+    """Keys whose values were removed or replaced by a placeholder."""
 
     guessed: set[Path] = field(default_factory=set)
-    """Keys that misspelled ones were taken for; of a misspelled value that tells models apart, where it stands."""
+    """Keys that were substituted for misspelled keys; paths of models with a misspelled discriminator."""
 
-    stand_ins: dict[Path, int] = field(default_factory=dict)
-    """Which of the values that stand for none a key has."""
+    placeholders: dict[Path, int] = field(default_factory=dict)
+    """For each missing key, the index in `_PLACEHOLDERS` of its value."""
 
 
 def repair(found: dict[Any, Any], model: Any, errors: Sequence[Error]) -> Repaired:
-    """Return what is right of settings that have errors, and the errors that show once these are mended.
+    """Repair settings; return them with the errors that only the repair revealed.
 
-    model: the type of the settings: a model, or a union of models.
+    found: the settings as they were read. model: their type, a model or a union of models. errors: pydantic's errors.
     """
     raw = copy.deepcopy(found)
     repaired = Repaired()
-    waiting = list(errors)
+    remaining = list(errors)
     for _ in range(ROUNDS):
-        ordered = sorted(waiting, key=lambda one: one["type"] != "extra_forbidden")  # before the key that it resembles
-        mended = [_mend(raw, one, model, repaired) for one in ordered]
-        if not any(mended):
+        # A misspelled key comes first, since it may supply the missing key that it resembles.
+        ordered = sorted(remaining, key=lambda error: error["type"] != "extra_forbidden")
+        changes = [_fix(raw, error, model, repaired) for error in ordered]
+        if not any(changes):
             break
         raw = _without_removed(raw)
-        repaired.value, waiting = _build(raw, model)
-        repaired.later += [one for one in waiting if not _follows(one, raw, repaired)]
-        if not waiting:
+        repaired.value, remaining = _build(raw, model)
+        repaired.later += [error for error in remaining if not _is_consequence(error, raw, repaired)]
+        if not remaining:
             break
     else:
         repaired.value = None
-    if repaired.value is None and not repaired.mended:
+    if repaired.value is None and not repaired.changed:
         repaired.value, _ = _build(raw, model)
     return repaired
 
 
 def is_explained(error: Error, found: Any, repaired: Repaired) -> bool:
-    """Return whether a key is missing because it is misspelled, which another error says."""
-    return error["type"] == "missing" and _place(found, error) in repaired.guessed
+    """Return whether an error reports a missing key that is only misspelled, which another error reports."""
+    return error["type"] == "missing" and _path_of(found, error) in repaired.guessed
 
 
 def _build(raw: Any, model: Any) -> tuple[Any, list[Error]]:
-    """Return settings and their errors; settings too where the errors are of values that do not go together."""
+    """Return the settings and their errors. There are settings even with errors, if each value by itself is right."""
     built: list[Any] = []
     try:
         return TypeAdapter(model).validate_python(raw, context={BUILT: built}), []
     except ValidationError as error:
         errors = [dict(problem) for problem in error.errors(include_url=False)]
-    whole = [one for one in built if type(one) in models_in(model)]
-    return (whole[-1] if whole else None), errors
+    complete = [settings for settings in built if type(settings) in models_in(model)]
+    return (complete[-1] if complete else None), errors
 
 
-def _mend(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
-    """Take out of `raw` what an error is about, or put in what it lacks; return whether something was changed."""
-    path = _place(raw, error)
-    if error["type"] in UNTOLD:
+def _fix(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
+    """Remove the value that an error is about from `raw`, or add what is missing; return whether `raw` changed."""
+    path = _path_of(raw, error)
+    if error["type"] in UNION_TAG_ERRORS:
         return _guess_tag(raw, path, error, repaired)
     if not path:
         return False
@@ -103,58 +105,58 @@ def _mend(raw: Any, error: Error, model: Any, repaired: Repaired) -> bool:
     parent = _at(raw, above)
     if error["type"] == "extra_forbidden":
         value = parent.pop(key, None)
-        kinds = [one for kind in models_in(model) for one in models_at(kind, map(str, above))]
+        kinds = [inner for kind in models_in(model) for inner in models_at(kind, map(str, above))]
         names = [name for kind in kinds for name in kind.model_fields if name not in parent]
         if any(key in getattr(kind, "REMOVED", {}) for kind in kinds):
             return True
-        if near := difflib.get_close_matches(str(key), names, n=1, cutoff=0.6):
-            parent[near[0]] = value
-            repaired.guessed.add((*above, near[0]))
-        if above:  # the value that holds it is not what was meant
-            repaired.mended.add(path)
+        if similar := difflib.get_close_matches(str(key), names, n=1, cutoff=0.6):
+            parent[similar[0]] = value
+            repaired.guessed.add((*above, similar[0]))
+        if above:  # the mapping around the key no longer has its intended value
+            repaired.changed.add(path)
         return True
     if error["type"] == "missing" and (path in repaired.guessed or not isinstance(parent, dict)):
         return path in repaired.guessed
-    is_list_wanted = error["type"] in ("list_type", "tuple_type") and path not in repaired.stand_ins
+    is_list_wanted = error["type"] in ("list_type", "tuple_type") and path not in repaired.placeholders
     if is_list_wanted and isinstance(parent[key], str):
         parent[key] = [parent[key]]
         return True
-    repaired.mended.add(path)
-    if error["type"] == "missing" or path in repaired.stand_ins:
-        number = repaired.stand_ins[path] = repaired.stand_ins.get(path, -1) + 1
-        if number < len(_STAND_INS):
-            parent[key] = copy.copy(_STAND_INS[number])
-        return number < len(_STAND_INS)
+    repaired.changed.add(path)
+    if error["type"] == "missing" or path in repaired.placeholders:
+        number = repaired.placeholders[path] = repaired.placeholders.get(path, -1) + 1
+        if number < len(_PLACEHOLDERS):
+            parent[key] = copy.copy(_PLACEHOLDERS[number])
+        return number < len(_PLACEHOLDERS)
     parent[key] = _REMOVED
     return True
 
 
 def _guess_tag(raw: Any, path: Path, error: Error, repaired: Repaired) -> bool:
-    """Put the value in that tells the models of a union apart, where the one that is there resembles it."""
+    """Replace a misspelled discriminator of a union by the value that it resembles, or remove the settings."""
     context, here = error["ctx"], _at(raw, path)
     name = context["discriminator"].strip("'")
-    near = difflib.get_close_matches(
+    similar = difflib.get_close_matches(
         str(context.get("tag", "")), re.findall(QUOTED, context.get("expected_tags", "")), n=1, cutoff=0.6
     )
-    if near and isinstance(here, dict) and name in here:
-        here[name] = near[0]
+    if similar and isinstance(here, dict) and name in here:
+        here[name] = similar[0]
         repaired.guessed.add(path)
         return True
     if path:
         _at(raw, path[:-1])[path[-1]] = _REMOVED
-        repaired.mended.add(path)
+        repaired.changed.add(path)
     return bool(path)
 
 
-def _place(raw: Any, error: Error) -> Path:
-    """Return the keys and numbers that lead to what an error is about; what pydantic adds of types is left out."""
+def _path_of(raw: Any, error: Error) -> Path:
+    """Return the keys and list indices of an error's location, without the type names that pydantic adds."""
     path: list[Any] = []
-    for place, part in enumerate(error["loc"]):
+    for index, part in enumerate(error["loc"]):
         is_key = (isinstance(raw, dict) and part in raw) or (isinstance(raw, list) and isinstance(part, int))
         if is_key and (isinstance(raw, dict) or part < len(raw)):
             path.append(part)
             raw = raw[part]
-        elif error["type"] == "missing" and place == len(error["loc"]) - 1:
+        elif error["type"] == "missing" and index == len(error["loc"]) - 1:
             path.append(part)
     return tuple(path)
 
@@ -173,16 +175,16 @@ def _without_removed(raw: Any) -> Any:
     return raw
 
 
-def _follows(error: Error, raw: Any, repaired: Repaired) -> bool:
-    """Return whether an error comes of what was mended, and not of what the user wrote."""
-    path = _place(raw, error)
-    if any(path[: len(one)] == one for one in repaired.mended):
+def _is_consequence(error: Error, raw: Any, repaired: Repaired) -> bool:
+    """Return whether the repair caused an error, not what the user wrote."""
+    path = _path_of(raw, error)
+    if any(path[: len(changed)] == changed for changed in repaired.changed):
         return True
     if error["type"] == "missing" and path[:-1] in repaired.guessed:
         return True
-    lists = {one[:-1] for one in repaired.mended if isinstance(one[-1], int)}
+    lists = {changed[:-1] for changed in repaired.changed if isinstance(changed[-1], int)}
     if (error["type"] == "missing" and path[:-1] in lists) or (error["type"] == "too_short" and path in lists):
         return True
-    inside = [one for one in repaired.mended if one[: len(path)] == path]
+    inside = [changed for changed in repaired.changed if changed[: len(path)] == path]
     named = set(re.findall(r"`([^`:]*)", str(error["msg"])))
-    return bool(inside) and (not named or any(str(one[-1]) in named for one in inside))
+    return bool(inside) and (not named or any(str(changed[-1]) in named for changed in inside))

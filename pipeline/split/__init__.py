@@ -1,16 +1,16 @@
-"""Split a task: which rows train, which choose, which report, and what is to be learned of them.
+"""Split a task: give each row a target and a split. Train rows fit, validation rows choose, test rows report.
 
-A split that the data have is used: folders named train, validation and test, a column `split`, the files of a hub.
-Every other row's split is a function of its key (or its group) and the task's seed alone: rows that are added later
-move no row that was there. With `stratify` every class is cut at exact shares or counts of its own; then rows that are
-added can move rows of their class over the cuts, over each cut at most as many as were added. Another column, or the
-domains, can say the split instead.
+A split that comes with the data is used: folders named train, validation and test, or a column `split`. The split of
+every other row depends only on its key (or its group) and the task's seed, so that new rows never move existing rows.
+With `stratify` each class is cut at exact shares or counts; then new rows can move other rows of their class over a
+cut, at most as many as were added. `by` can choose another column or the domains instead.
 
-targets     the rows of the manifests, their targets as the kind of task has them
-names       class names renamed, and names that look the same
-separators  whether the texts of a multilabel task have another separator than the one that is set
-given       the splits that a column of the data says
-assign      a split for each row, few-shot draws, limits a class
-rare        classes that lack training or test rows
-run         all of it, and what is wrong with the outcome
+run         the stage: read rows and targets, assign splits, check the result
+targets     rows of the manifests with their targets
+names       rename classes, and compare names that look the same
+separators  check the separator of a multilabel column
+given       splits that the data give
+assign      splits by hash or by domain, few-shot draws, limits per class
+rare        classes without training or test rows
+config      settings: `SplitConfig`
 """

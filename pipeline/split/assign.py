@@ -1,4 +1,4 @@
-"""A split for each row by the digest of its key, or by its domain; few-shot draws; limits a class."""
+"""Assign a split to each row, by the hash of its key or by its domain; few-shot draws; limits per class."""
 
 import hashlib
 from collections import Counter
@@ -10,22 +10,23 @@ from pipeline.errors import DataError, bullets, unknown
 from pipeline.split.config import Domains, FewShot, SplitConfig
 
 Assigned = list[str | None]
-"""A split for each row; None for rows that are not in the task."""
+"""The split of each row; None for rows outside the task."""
 
 ORDER = ("test", "validation", "train")
-"""Test first: a place below 0.2 is test whatever the shares of the other two are."""
+"""Test comes first: with 20% test rows, a position below 0.2 is test whatever the other two shares are."""
 
 
 def position(text: str, *, salt: str) -> float:
-    """Return a place in [0, 1) that depends on the text and the salt alone (the first 53 bits of BLAKE2b)."""
+    """Hash a text with a salt to a number in [0, 1): the first 53 bits of BLAKE2b."""
     number = hashlib.blake2b(text.encode(), digest_size=8, key=salt.encode()).digest()
     return (int.from_bytes(number, "big") >> 11) / 2**53
 
 
 def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) -> Assigned:
-    """Return a split for each row; None where counts are asked for and a class has rows left over.
+    """Return the split of each row; None for a class's surplus rows, where `sizes` are counts.
 
-    `strata` are the classes, or what stands for them where a task is stratified.
+    strata: the class of each row, or its stand-in in other kinds of tasks.
+    groups: the group of each row, which is not divided; the key where there are no groups.
     """
     return assign_shares(strata, groups, config, {name: getattr(config.sizes, name) for name in ORDER})
 
@@ -33,14 +34,14 @@ def assign(strata: Sequence[str], groups: Sequence[str], config: SplitConfig) ->
 def assign_by_domain(
     strata: Sequence[str], groups: Sequence[str], domains: Sequence[str], asked: Domains, config: SplitConfig
 ) -> Assigned:
-    """Return the split that the domain of each row says; None for rows of a domain that is not named.
+    """Return the split of each row by its domain; None for rows of a domain that `asked` does not name.
 
-    Where no domains are named for validation, rows of train's domains are, in the proportion of the two sizes, by
-    their keys. Sizes in rows per class limit each split. Raises DataError for domains that no row has.
+    Without domains for validation, a part of the rows of the train domains becomes validation rows, in the proportion
+    of the two sizes, by hash. Sizes in rows per class limit each split. Raises DataError for domains that no row has.
     """
     named = {"train": asked.train, "validation": asked.validation, "test": asked.test}
-    there = set(domains)
-    if odd := [unknown("domain", name, there) for names in named.values() for name in names if name not in there]:
+    known = set(domains)
+    if odd := [unknown("domain", name, known) for names in named.values() for name in names if name not in known]:
         raise DataError(bullets(f"`domains` of a task on {', '.join(config.datasets)}", odd))
     result: Assigned = [None] * len(domains)
     for split, names in named.items():
@@ -56,7 +57,7 @@ def assign_by_domain(
 
 
 def normalise(wanted: Mapping[str, float]) -> dict[str, float]:
-    """Return shares that sum to 1; none where all are 0."""
+    """Return shares scaled to sum to 1; an empty dict where all are 0."""
     total = sum(wanted.values())
     return {name: size / total for name, size in wanted.items()} if total else {}
 
@@ -64,26 +65,26 @@ def normalise(wanted: Mapping[str, float]) -> dict[str, float]:
 def assign_shares(
     strata: Sequence[str], groups: Sequence[str], config: SplitConfig, wanted: Mapping[str, float]
 ) -> Assigned:
-    """Return splits in the shares, which sum to 1, or with the rows per class, that are wanted of each."""
+    """Return the split of each row, with `wanted` as shares that sum to 1 or as rows per class for each split."""
     counts = config.sizes.as_counts
-    places = {group: position(group, salt=f"split-{config.seed}") for group in dict.fromkeys(groups)}
+    positions = {group: position(group, salt=f"split-{config.seed}") for group in dict.fromkeys(groups)}
     if not (config.stratify or counts):
         cuts = np.cumsum([wanted["test"], wanted["validation"], 1.0])
-        return [ORDER[int(np.searchsorted(cuts, places[group], side="right"))] for group in groups]
+        return [ORDER[int(np.searchsorted(cuts, positions[group], side="right"))] for group in groups]
     members: dict[str, list[str]] = {}
     for group, stratum in zip(groups, strata, strict=True):
         members.setdefault(group, []).append(stratum)
     by_stratum: dict[str, list[str]] = {}
-    for group in sorted(members, key=lambda g: (places[g], g)):
+    for group in sorted(members, key=lambda g: (positions[g], g)):
         by_stratum.setdefault(Counter(members[group]).most_common(1)[0][0], []).append(group)
-    chosen: dict[str, str | None] = {}
+    splits: dict[str, str | None] = {}
     for ordered in by_stratum.values():
-        chosen.update(_cut(ordered, [len(members[group]) for group in ordered], wanted, counts=counts))
-    return [chosen[group] for group in groups]
+        splits.update(_cut(ordered, [len(members[group]) for group in ordered], wanted, counts=counts))
+    return [splits[group] for group in groups]
 
 
 def _cut(ordered: list[str], rows: list[int], wanted: Mapping[str, float], *, counts: bool) -> dict[str, str | None]:
-    """Cut the groups of one stratum, in their order, at the rows that each split may have."""
+    """Cut the ordered groups of a stratum at the number of rows that each split may have."""
     scale = 1 if counts else sum(rows)
     cuts = np.cumsum([wanted[name] * scale for name in ORDER]).round()
     names: tuple[str | None, ...] = (*ORDER, None if counts else "train")
@@ -91,13 +92,13 @@ def _cut(ordered: list[str], rows: list[int], wanted: Mapping[str, float], *, co
     return {g: names[int(np.searchsorted(cuts, start, side="right"))] for g, start in zip(ordered, before, strict=True)}
 
 
-def limited(
+def limit_training_rows(
     keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], most: int, *, seed: int
 ) -> Assigned:
-    """Return the splits with at most so many training rows of each class; the others are None.
+    """Return the splits with at most `most` training rows per class; surplus rows are None.
 
-    Those stay whose keys come first in a seeded order: a larger limit keeps all of a smaller one, and rows that are
-    added put out at most as many.
+    The rows whose keys come first in a seeded order stay. So a larger limit keeps all rows of a smaller limit, and new
+    rows displace at most as many rows as were added.
     """
     order = sorted(range(len(keys)), key=lambda row: position(keys[row], salt=f"limit-{seed}"))
     result, counts = list(splits), Counter[str]()
@@ -111,7 +112,7 @@ def limited(
 def few_shot_ranks(
     keys: Sequence[str], targets: Sequence[str], splits: Sequence[str | None], few: FewShot, *, seed: int
 ) -> list[list[int]]:
-    """Return for each draw the rank of every training row in its class, -1 for other rows and past the limit."""
+    """Return for each draw the rank of every training row in its class; -1 for other rows and ranks past the limit."""
     draws = []
     for draw in range(few.draws):
         salt = f"draw-{seed}-{draw}"

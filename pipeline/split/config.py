@@ -14,7 +14,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 class SplitSizes(Settings):
     """Shares of all rows that sum to 1, or, all above 1 or zero, exact rows per class.
 
-    A split that is left out has no rows, where the others make a whole: {train: 0.8, validation: 0.2}, {train: 60}.
+    A split that is left out has no rows, if the other sizes are complete: {train: 0.8, validation: 0.2}, {train: 60}.
     """
 
     train: Size = 0.6
@@ -28,7 +28,7 @@ class SplitSizes(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out(cls, sizes: Any) -> Any:
+    def _default_to_zero(cls, sizes: Any) -> Any:
         given = [size for size in sizes.values() if isinstance(size, int | float)] if isinstance(sizes, dict) else []
         if given and (max(given) > 1 or abs(sum(given) - 1) <= 1e-6):
             return dict.fromkeys(cls.model_fields, 0) | sizes
@@ -41,19 +41,21 @@ class SplitSizes(Settings):
             if any(size != int(size) for size in sizes):
                 raise ValueError("expected whole numbers of rows per class, or shares that sum to 1")
         elif abs(sum(sizes) - 1) > 1e-6:
-            raise ValueError(f"expected shares that sum to 1, they sum to {sum(sizes):g}")
+            raise ValueError(f"expected shares that sum to 1, got shares that sum to {sum(sizes):g}")
         return self
 
 
 class Domains(Settings):
-    """Which domains each split has; rows of others are not in the task."""
+    """The domains of each split. Rows of other domains are not in the task."""
 
-    train: Names = Field(description="domains whose rows train")
-    validation: tuple[str, ...] = Field((), description="none: rows of train's domains, in the proportion of `sizes`")
-    test: Names = Field(description="domains whose rows report")
+    train: Names = Field(description="domains of the train rows")
+    validation: tuple[str, ...] = Field(
+        (), description="domains of the validation rows; default: a part of the train rows, by `sizes`"
+    )
+    test: Names = Field(description="domains of the test rows")
 
     @model_validator(mode="after")
-    def _apart(self) -> Self:
+    def _disjoint(self) -> Self:
         names = [*self.train, *self.validation, *self.test]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"expected each domain once, got {', '.join(twice)} more than once")
@@ -61,10 +63,10 @@ class Domains(Settings):
 
 
 class FewShot(Settings):
-    """Small training sets: `draws` seeded orders of the training rows of each class, up to `labels_per_class`."""
+    """Small training sets: several random draws of up to `labels_per_class` training rows per class."""
 
-    labels_per_class: Annotated[int, Field(ge=1)] = Field(description="training rows of each class in the largest set")
-    draws: Annotated[int, Field(ge=1)] = Field(default=5, description="seeded draws")
+    labels_per_class: Annotated[int, Field(ge=1)] = Field(description="training rows per class in the largest set")
+    draws: Annotated[int, Field(ge=1)] = Field(default=5, description="number of random draws")
 
 
 class SplitConfig(Settings):
@@ -76,46 +78,54 @@ class SplitConfig(Settings):
     kind: Kind = Field(
         default="classification", description="a class per row, any number of labels per row, or a number per row"
     )
-    target: str | Names = Field("label", description="a column; of a multilabel task also several of 0 and 1")
-    separator: Annotated[str, Field(min_length=1)] = Field(";", description="between the labels of a text, multilabel")
-    levels: tuple[str, ...] = Field((), description="columns of coarser classes, each class in one of them")
-    rename: dict[str, str] = Field({}, description="class names to merge or rename; others stay as they are")
+    target: str | Names = Field(
+        "label", description="the column to learn; for a multilabel task also several columns of 0 and 1"
+    )
+    separator: Annotated[str, Field(min_length=1)] = Field(
+        ";", description="separates the labels in a text column of a multilabel task"
+    )
+    levels: tuple[str, ...] = Field(
+        (), description="columns of coarser classes; each class belongs to one coarser class"
+    )
+    rename: dict[str, str] = Field({}, description="new names of classes, such as {tabby: cat}; equal names merge")
     by: Literal["auto", "hash", "column", "domain"] = Field(
         default="auto",
-        description="who says the split: auto, folders of splits or a column `split` where there are some, and `sizes` "
-        "for other rows; hash, `sizes` alone; column, each row's value; domain, `domains`",
+        description="what decides the split: auto, folders or a column `split` of the data if there are any, and "
+        "`sizes` otherwise; hash, only `sizes`; column, the value of `column`; domain, `domains`",
     )
-    column: str = Field(default="split", description="the column of `by: column`")
+    column: str = Field(default="split", description="the column with each row's split")
     use: dict[str, Literal["train", "validation", "test", "none"]] = Field(
-        default={}, description="what a split of the data is used as, such as {val: test}; none leaves its rows out"
+        default={}, description="use a split of the data as another, such as {val: test}; none leaves its rows out"
     )
     domains: Domains | None = Field(default=None, description="the domains of each split, with `by: domain`")
-    sizes: SplitSizes = Field(default=SplitSizes(), description="of rows that nothing else gives a split")
+    sizes: SplitSizes = Field(default=SplitSizes(), description="sizes of the splits, for rows without a given split")
     rare: Literal["keep", "drop", "merge", "refuse"] = Field(
         default="keep",
-        description="classes without training or test rows: keep learns and measures what can be, drop leaves them "
-        "out, merge makes the class `other` of them, refuse stops",
+        description="classes without training or test rows: keep (fit and measure as far as possible), drop, merge "
+        "(into the class `other`), refuse (stop with an error)",
     )
     empty: Literal["refuse", "none"] = Field(
         default="refuse",
-        description="an empty cell of a multilabel column: a mistake, or a row with none of the labels",
+        description="an empty cell of a multilabel column: refuse it as a mistake, or read it as a row with no labels",
     )
-    stratify: bool = Field(default=False, description="cut every class at exact shares of its own")
-    group: str | None = Field(None, description="a column; rows that share its value stay together")
-    limit_per_class: Annotated[int, Field(ge=1)] | None = Field(None, description="training rows per class, at most")
-    few_shot: FewShot | None = Field(default=None, description="small training sets, for `labels_per_class` of runs")
-    seed: int = Field(default=0, description="of the split and the draws")
+    stratify: bool = Field(default=False, description="give every class exactly the shares of `sizes`")
+    group: str | None = Field(None, description="a column; rows with the same value stay in the same split")
+    limit_per_class: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="at most this many train rows per class"
+    )
+    few_shot: FewShot | None = Field(default=None, description="small training sets, for runs with `labels_per_class`")
+    seed: int = Field(default=0, description="seed of the split and the draws")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the target is made of."""
+        """The columns of the target."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The splits that must have rows, and with `rare: refuse` rows of each class.
+        """The splits that must have rows, with `rare: refuse` rows of every class.
 
-        With `by: auto` those of data that say no split.
+        For `by: auto`: those of data without splits of their own.
         """
         if self.by == "column":
             return ("train", "test")
@@ -127,18 +137,18 @@ class SplitConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = []
-        of_classes = {
+        class_settings = {
             "rename": bool(self.rename) and self.kind == "regression",
             "levels": bool(self.levels),
             "limit_per_class": self.limit_per_class is not None,
             "few_shot": self.few_shot is not None,
             "sizes in rows per class": self.sizes.as_counts,
         }
-        odd = [name for name, given in of_classes.items() if given]
+        odd = [name for name, is_set in class_settings.items() if is_set]
         if self.kind != "classification" and odd:
-            problems.append(f"a task of kind {self.kind} has no classes to count rows of: leave out {', '.join(odd)}")
+            problems.append(f"a task of kind {self.kind} does not have one class per row: leave out {', '.join(odd)}")
         if self.kind != "multilabel" and not isinstance(self.target, str):
-            problems.append("several target columns are a task of `kind: multilabel`")
+            problems.append("several target columns need `kind: multilabel`")
         for name, values in (("target", self.columns), ("levels", self.levels)):
             if len(set(values)) < len(values):
                 problems.append(f"expected each column of `{name}` once")
@@ -149,20 +159,19 @@ class SplitConfig(Settings):
         if self.limit_per_class is not None and self.sizes.as_counts:
             problems.append("`sizes` in rows per class are a limit already: leave out `limit_per_class`")
         stated = self.model_fields_set
-        idle = {
-            "`column` is read with `by: column` alone": "column" in stated and self.by != "column",
-            "`separator` is of `kind: multilabel` with one target column": "separator" in stated
-            and (self.kind != "multilabel" or not isinstance(self.target, str)),
-            "`stratify` cuts nothing with `by: column`": self.by == "column" and self.stratify,
-            "`use` is of splits that the data have, and `by` says others": bool(self.use)
+        several_columns = self.kind != "multilabel" or not isinstance(self.target, str)
+        unused = {
+            "`column` needs `by: column`": "column" in stated and self.by != "column",
+            "`separator` needs `kind: multilabel` with one target column": "separator" in stated and several_columns,
+            "`stratify` has no effect with `by: column`": self.by == "column" and self.stratify,
+            "`use` is about the splits of the data, which `by` does not read": bool(self.use)
             and self.by in ("hash", "domain"),
-            "`rare` is of classes, and a regression has none": "rare" in stated and self.kind == "regression",
-            "`empty` is of `kind: multilabel` with one target column": "empty" in stated
-            and (self.kind != "multilabel" or not isinstance(self.target, str)),
-            "`levels` say where each class belongs, and `rare: merge` makes one of several": bool(self.levels)
+            "`rare` is about classes, and a regression has none": "rare" in stated and self.kind == "regression",
+            "`empty` needs `kind: multilabel` with one target column": "empty" in stated and several_columns,
+            "`levels` need the classes as they are, and `rare: merge` merges classes": bool(self.levels)
             and self.rare == "merge",
         }
-        problems += [f"{what}: leave it out" for what, given in idle.items() if given]
+        problems += [f"{what}: leave it out" for what, is_set in unused.items() if is_set]
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,7 +1,8 @@
-"""Classes and labels that lack rows to learn from, or rows to be measured on: kept, dropped, merged or refused.
+"""Treat rare classes, those without training rows or without test rows, as the setting `rare` says.
 
-A class without training rows cannot be learnt: its rows leave the task, and a label without training rows, or with all
-of them, leaves the rows that have it. A class without test rows is learnt, and not measured.
+A class without training rows cannot be learned: its rows are removed from the task. A label of a multilabel task
+without training rows, or with all of them, is removed from the rows that have it. A class without test rows is learned,
+but not measured.
 """
 
 from collections import Counter
@@ -16,19 +17,19 @@ from pipeline.split.assign import Assigned
 from pipeline.split.config import SplitConfig
 from pipeline.task import OTHER, SPLITS, TYPES, describe_rare, name_some
 
-MOST = 20  # problems that one error lists
+MOST = 20  # the most problems that an error lists
 
 Rows = Mapping[tuple[str, str | None], int]
-"""How many rows each class, or label, has in each split."""
+"""The number of rows of each class or label in each split."""
 
 
-def settle_rare(
+def treat_rare(
     config: SplitConfig, table: pa.Table, splits: Assigned, reporter: Reporter
 ) -> tuple[pa.Table, Assigned, dict[str, dict[str, int]]]:
-    """Return the rows and their splits with rare classes treated as `rare` says, and what was done.
+    """Return rows and splits with rare classes treated as `rare` says, and a record of the changes (`Task.rare`).
 
-    The last is what `Task.rare` returns. A message is reported for each thing that was done. Raises DataError
-    with every rare class for `rare: refuse`, and where less than two classes, or one label, are left.
+    Reports a message for each change. Raises DataError with every rare class for `rare: refuse`, and where fewer than
+    two classes, or no labels, are left.
     """
     if config.kind == "regression":
         return table, splits, {}
@@ -38,51 +39,51 @@ def settle_rare(
     if config.rare == "refuse":
         _refuse_rare(config, rows, Counter(splits), many=many)
         return table, splits, {}
-    done: dict[str, dict[str, int]] = {}
-    if config.rare == "merge" and (gone := [*_unlearnt(rows, splits, many=many), *_untested(rows, splits)]):
+    record: dict[str, dict[str, int]] = {}
+    if config.rare == "merge" and (rare := [*_without_training(rows, splits, many=many), *_without_test(rows, splits)]):
         if OTHER in {name for name, _ in rows}:
             raise DataError(
-                f"`rare: merge` of a task on {', '.join(config.datasets)}: expected no class {OTHER!r}, since it makes "
-                "one. Give it another name with `rename`."
+                f"`rare: merge` of a task on {', '.join(config.datasets)}: expected no class {OTHER!r}, which is the "
+                "name of the merged class. Give the class another name with `rename`."
             )
-        done["merged"] = {name: _all_rows(rows, name) for name in sorted(gone)}
-        targets = _replace(targets, dict.fromkeys(gone, OTHER), many=many)
+        record["merged"] = {name: _all_rows(rows, name) for name in sorted(rare)}
+        targets = _replace(targets, dict.fromkeys(rare, OTHER), many=many)
         rows = _count_rows(targets, splits, many=many)
     for line in _describe_short(config, rows) if config.sizes.as_counts else ():
         reporter.message(line)
-    untested = sorted(_untested(rows, splits))
-    lacking = {"unlearnt": sorted(_unlearnt(rows, splits, many=many))}
+    untested = sorted(_without_test(rows, splits))
+    removed = {"unlearnt": sorted(_without_training(rows, splits, many=many))}
     if config.rare == "drop":
-        lacking["dropped"], untested = untested, []
-    left_out = {name for names in lacking.values() for name in names}
-    done |= {why: {name: _all_rows(rows, name) for name in names} for why, names in lacking.items() if names}
-    if untested := [name for name in untested if name not in left_out]:
-        done["unmeasured"] = {name: rows[name, "train"] for name in untested}
-    if not done:
-        return table, splits, done
-    _refuse_too_few(config, rows, left_out, many=many)
-    for line in describe_rare(done, config.kind):
+        removed["dropped"], untested = untested, []
+    removed_names = {name for names in removed.values() for name in names}
+    record |= {why: {name: _all_rows(rows, name) for name in names} for why, names in removed.items() if names}
+    if untested := [name for name in untested if name not in removed_names]:
+        record["unmeasured"] = {name: rows[name, "train"] for name in untested}
+    if not record:
+        return table, splits, record
+    _refuse_too_few(config, rows, removed_names, many=many)
+    for line in describe_rare(record, config.kind):
         reporter.message(line)
     if many:
-        targets = _replace(targets, dict.fromkeys(left_out), many=True)
+        targets = _replace(targets, dict.fromkeys(removed_names), many=True)
     else:
-        splits = [None if target in left_out else name for target, name in zip(targets, splits, strict=True)]
-    place, column = table.column_names.index("target"), pa.array(targets, TYPES[config.kind])
-    return table.set_column(place, "target", column), splits, done
+        splits = [None if target in removed_names else name for target, name in zip(targets, splits, strict=True)]
+    index, column = table.column_names.index("target"), pa.array(targets, TYPES[config.kind])
+    return table.set_column(index, "target", column), splits, record
 
 
-def what_splits(config: SplitConfig) -> str:
-    """Return the setting that says the split, as an error names it."""
+def split_setting(config: SplitConfig) -> str:
+    """Return the setting that decides the split, for an error message."""
     return {"column": f"the column {config.column!r}", "domain": "`domains`"}.get(config.by, "`sizes`")
 
 
 def _describe_short(config: SplitConfig, rows: Rows) -> list[str]:
-    """Return a sentence for each split of which classes have fewer rows than `sizes` asks for."""
+    """Return a sentence for each split in which classes have fewer rows than `sizes` asks for."""
     lines = []
     for split in SPLITS:
         want = int(getattr(config.sizes, split))
-        short = {name: rows.get((name, split), 0) for name in sorted(_classes(rows))}
-        short = {name: got for name, got in short.items() if got < want}
+        counts = {name: rows.get((name, split), 0) for name in sorted(_classes(rows))}
+        short = {name: count for name, count in counts.items() if count < want}
         if short and config.by in ("auto", "hash") and not config.group:
             lines.append(
                 f"{counted(len(short), 'class has', 'classes have')} fewer than {counted(want, 'row')} in {split}: "
@@ -98,7 +99,7 @@ def _count_rows(targets: Sequence[Any], splits: Assigned, *, many: bool) -> Coun
 
 
 def _all_rows(rows: Rows, name: str) -> int:
-    return sum(count for (one, split), count in rows.items() if one == name and split is not None)
+    return sum(count for (label, split), count in rows.items() if label == name and split is not None)
 
 
 def _classes(rows: Rows) -> list[str]:
@@ -106,34 +107,34 @@ def _classes(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for (name, split) in rows if split is not None))
 
 
-def _unlearnt(rows: Rows, splits: Assigned, *, many: bool) -> list[str]:
-    """Return classes without training rows, and labels that all training rows have."""
+def _without_training(rows: Rows, splits: Assigned, *, many: bool) -> list[str]:
+    """Return the classes without training rows, and the labels that all training rows have."""
     every = splits.count("train") if many else -1
     return [name for name in _classes(rows) if not rows.get((name, "train")) or rows[name, "train"] == every]
 
 
-def _untested(rows: Rows, splits: Assigned) -> list[str]:
-    """Return classes with training rows and without test rows; none where the task has no test rows."""
+def _without_test(rows: Rows, splits: Assigned) -> list[str]:
+    """Return the classes with training rows and no test rows; an empty list for a task without test rows."""
     if "test" not in splits:
         return []
     return [name for name in _classes(rows) if rows.get((name, "train")) and not rows.get((name, "test"))]
 
 
 def _replace(targets: Sequence[Any], names: Mapping[str, str | None], *, many: bool) -> list[Any]:
-    """Return the targets with other names for some classes; None takes a label out of its rows."""
+    """Return the targets with some classes renamed; None removes a label from its rows."""
     if not many:
         return [names.get(target, target) for target in targets]
     replaced = ({names.get(label, label) for label in labels} for labels in targets)
     return [sorted(label for label in labels if label is not None) for labels in replaced]
 
 
-def _refuse_too_few(config: SplitConfig, rows: Rows, left_out: Collection[str], *, many: bool) -> None:
-    left = sorted(set(_classes(rows)) - set(left_out))
+def _refuse_too_few(config: SplitConfig, rows: Rows, removed: Collection[str], *, many: bool) -> None:
+    left = sorted(set(_classes(rows)) - set(removed))
     if len(left) < (1 if many else 2):
         what = "labels" if many else "classes"
         title = (
             f"the split leaves {', '.join(left) or 'none'} of the {what} to learn; add samples or change "
-            f"{what_splits(config)}"
+            f"{split_setting(config)}"
         )
         raise DataError(bullets(title, _without_rows(config, rows, {}, many=many)[:MOST]))
 
@@ -142,13 +143,13 @@ def _refuse_rare(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None, 
     """Raise DataError with each class that lacks rows in a split."""
     if problems := _without_rows(config, rows, all_rows, many=many):
         what = "labels" if many else "classes"
-        title = f"the split leaves {what} without rows; add samples or change {what_splits(config)}"
+        title = f"the split leaves {what} without rows; add samples or change {split_setting(config)}"
         raise DataError(bullets(title, problems[:MOST]))
 
 
 def _without_rows(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None, int], *, many: bool) -> list[str]:
     counts = config.sizes.as_counts and config.by != "column"
-    kind, of_it = ("label", " with it") if many else ("class", "")
+    kind, with_it = ("label", " with it") if many else ("class", "")
     problems = []
     for name in sorted(_classes(rows)):
         for split in config.needed:
@@ -156,7 +157,7 @@ def _without_rows(config: SplitConfig, rows: Rows, all_rows: Mapping[str | None,
             got = rows.get((name, split), 0)
             if got < want and not (config.group and got):
                 problems.append(
-                    f"{kind} {name!r}: expected at least {counted(want, 'row')}{of_it} in {split}, got {got}."
+                    f"{kind} {name!r}: expected at least {counted(want, 'row')}{with_it} in {split}, got {got}."
                 )
             elif many and split == "train" and got == all_rows.get(split):
                 problems.append(f"label {name!r}: expected at least 1 row without it in {split}, got 0.")
