@@ -631,7 +631,7 @@ def test_fits_that_were_tested_on_different_rows_are_refused_with_counts(run: Ru
     splits[-2:] = "validation"
     run.fits[1] = replace(run.fits[1], splits=splits)
     with pytest.raises(
-        DataError, match=r"logistic two: expected the 12 test rows of the first fit, got 10, of which 10 are those"
+        DataError, match=r"logistic two: expected the 12 test rows of the first fit, got 10; 10 are in both"
     ):
         run.evaluate()
 

@@ -226,7 +226,7 @@ def test_the_script_needs_onnxruntime_numpy_and_pillow_only(models: Models, expo
     found = [line.split("\t")[1] for line in done.stdout.splitlines()]
     assert found == list(load(models.root / "models" / "joined", file=HEAD).predict(photos))
     done = run_clean(packages, exported / "infer.py", exported / "model.onnx")
-    assert (done.returncode, done.stderr.strip()[:40]) == (1, "Predict photos by an exported model, wit")
+    assert (done.returncode, done.stderr.strip()[:40]) == (1, "Predict photos with an exported model, w")
 
 
 def test_openvino_gives_the_same(
@@ -397,7 +397,7 @@ def test_a_run_whose_photos_are_gone_is_compared_on_drawn_images(models: Models,
     number = table.column_names.index("path")
     gone = table.set_column(number, table.schema.field(number), pa.array(["/nowhere/photo.png"] * len(table)))
     pq.write_table(gone, tmp_path / "manifests" / "files" / "photos.parquet")
-    with pytest.raises(DataError, match="expected the files of its test rows, got none of 3 where they were"):
+    with pytest.raises(DataError, match="expected the files of its test rows, got none of 3 at their paths"):
         read_task_images(model, "test", most=3)
 
 

@@ -160,7 +160,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
         ),
         (
             OWN.replace("Small", "Broken").replace("{width: 8}", "{}"),
-            "freeze.a: ownnets.small:Broken: expected a network for the arguments {}, got RuntimeError: no server. Me",
+            "freeze.a: ownnets.small:Broken: expected a network for the arguments {}, got RuntimeError: no server. Co",
         ),
         (
             OWN.replace("ownnets.small.Small", "ownnets/small.py"),

@@ -592,7 +592,7 @@ def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
     [
         ("full", "all layers"),
         ({"last_k": 1}, "the last block"),
-        ({"from_tap": "block2"}, "what follows block2"),
+        ({"from_tap": "block2"}, "the layers after block2"),
         ({"patterns": ["block3.*", "fc"]}, "parameters block3.*, fc"),
     ],
 )
