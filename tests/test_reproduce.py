@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import reproduce as reproducing
 from pipeline.cli.reproduce import TIMES, Run, reproduce, stages_of
 from stages import project
 
@@ -139,15 +140,21 @@ def test_stages_that_fail_are_named_at_the_end_with_their_errors(
     Path("audit.py").write_text(FAILING.format("print('fine')"))
     shutil.copytree(Path(project.__file__).parent, "stages")
     Path("stages/report.py").write_text("import no_such_library")
-    Path("stages/teach.py").write_text("import os, signal, stages\nos.kill(os.getpid(), signal.SIGKILL)")
+    forked = "print('forked:', 'forkserver' in open(f'/proc/{os.getppid()}/cmdline').read())" if forking else ""
+    Path("stages/teach.py").write_text(f"import os, signal, stages\n{forked}\nos.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(reproducing, "libraries_of_stages", list)  # the fork server is there at once
+    forking = sys.platform == "linux"
+    waiting = 'while ! test -e "$(dirname "$(command -v python)")/socket"; do sleep 0.02; done'
     files = {"fit": "fit.py", "split": "split.py", "report": "-m stages.report", "teach": "-m stages.teach"}
-    commands = {name: f"{sys.executable} {file} ${{key}}" for name, file in (files | {"audit": "audit.py"}).items()}
+    commands = {name: f"python {file} ${{key}}" for name, file in (files | {"audit": "audit.py"}).items()}
+    commands["fit"] = f"{waiting if forking else 'true'}; {commands['fit']}"
     entries = [f"  {name}: {{foreach: {{one: 1}}, do: {{cmd: '{command}'}}}}\n" for name, command in commands.items()]
     Path("dvc.yaml").write_text("stages:\n" + "".join(entries))
     shown: list[str] = []
     stages = [f"{name}@one" for name in commands]
     status, ran = reproduce(["--keep-going"], stages=stages, say=shown.append)
     assert (status, [*ran]) == (1, ["audit@one"])
+    assert ("forked: True" in shown) == forking
     assert [line.partition(",")[0] for line in shown if "failed" in line] == [
         "fit@one: failed",
         "split@one: failed",

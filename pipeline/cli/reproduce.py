@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import counted, requires
 from pipeline.files import read_json, write_json
+from pipeline.forkserver.start import STAGES, ForkServer, libraries_of_stages
 from pipeline.runtime import ERRORS
 from pipeline.text import duration
 
@@ -68,6 +70,9 @@ class Run:
     errors: Callable[[], Mapping[str, str]] = dict
     """Returns the errors that stages have noted so far."""
 
+    starting: Callable[[], None] = lambda: None
+    """Called when a stage starts."""
+
     clock: Callable[[], float] = time.monotonic
     spent: dict[str, float] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
@@ -103,6 +108,7 @@ class Run:
             self.current = self.last = match[1]
             self._since = self.clock()
             self.say(f"Running stage {self._number()}, {self.current}{self._left()}")
+            self.starting()
         elif match := UNCHANGED.match(line):
             self._close()
             self.unchanged.append(match[1])
@@ -177,17 +183,15 @@ def reproduce(
     known = _times()
     notes = tempfile.TemporaryDirectory(prefix="icecore-repro-")
     errors = Path(notes.name) / "errors.jsonl"
-    run = Run([] if arguments else stages, known, say, errors=lambda: _read_errors(errors))
-    command = [sys.executable, "-m", "dvc", "repro", *arguments]
     # Unbuffered, so that the output of a stage is shown while the stage runs.
     environment = {**os.environ, "PATH": _search_path(), ERRORS: str(errors), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts DVC and its stage as well
-        try:
+    command = [sys.executable, "-m", "dvc", "repro", *arguments]
+    with ForkServer(environment, STAGES, libraries_of_stages()) as server, _ignoring_interrupts():
+        run = Run([] if arguments else stages, known, say, errors=lambda: _read_errors(errors), starting=server.start)
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "errors": "replace"}
+        with subprocess.Popen(command, env=server.environment, **options) as process:
             run.read(process.stdout or ())
             run.end(status := process.wait())
-        finally:
-            signal.signal(signal.SIGINT, before)
     if TIMES.parent.is_dir():
         write_json(TIMES, {**known, **{name: round(seconds, 2) for name, seconds in run.spent.items()}})
     say(run.summary())
@@ -198,6 +202,18 @@ def reproduce(
             say(f"  {line}")
     notes.cleanup()
     return (1 if failed else status), run.spent.keys()
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, which a terminal sends to DVC and its stage too. Processes that are started do not ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def commit() -> None:

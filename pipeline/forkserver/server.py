@@ -1,0 +1,172 @@
+"""The process of a fork server: import libraries, and fork for each command, until the starter of the process ends.
+
+It has none of the project's code: each fork imports that itself. It has one thread, so that a fork lacks none that
+holds a lock. It does not use CUDA, which a fork could not use after it.
+"""
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.forkserver.client import describe_process
+from pipeline.forkserver.fork import are_hidden, become, search_path
+
+PATIENCE = 10  # seconds that a program may take to send its command
+
+
+def serve(path: str, libraries: Sequence[str]) -> None:
+    """Import libraries, listen at a path, and fork for each command, until standard input is closed.
+
+    Commands that run then are waited for. The folder of the path is removed when no more are taken.
+    """
+    process = describe_process()  # before a library changes anything
+    own = __name__.partition(".")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == own]:
+        del sys.modules[name]
+    for name in libraries:
+        with contextlib.suppress(ModuleNotFoundError):  # an extra that is not installed
+            importlib.import_module(name)
+    end_idle_threads()
+    gc.collect()
+    gc.freeze()  # a fork then shares the memory of the libraries
+    if _has_one_thread():
+        _Server(path, process).run()
+    shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def end_idle_threads() -> None:
+    """End the threads of OpenBLAS, which it starts on import, ends before any fork, and starts again when needed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, that there are threads
+        child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _has_one_thread() -> bool:
+    return len([*Path("/proc/self/task").iterdir()]) == 1
+
+
+class _Server:
+    """The loop that takes commands, and tells programs how their commands ended."""
+
+    def __init__(self, path: str, process: dict[str, Any]) -> None:
+        self._path, self._process = path, process
+        self._modules = {name.partition(".")[0] for name in sys.modules} | {"sitecustomize", "usercustomize"}
+        self._programs: dict[int, socket.socket] = {}
+        """The connection to the program of each fork, by the number of the process."""
+
+        self._events = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._ended, self._wake = socket.socketpair()
+
+    def run(self) -> None:
+        """Take commands until standard input is closed, and wait for those that run then."""
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        unready = Path(f"{self._path}.")
+        self._listener.bind(str(unready))
+        self._listener.listen(64)
+        unready.rename(self._path)
+        self._on(self._listener, self._accept)
+        self._on(self._ended, self._tell_ends)
+        self._on(0, self._stop)
+        while self._listener.fileno() >= 0 or self._programs:
+            for key, _ in self._events.select():
+                if key.fileobj in self._events.get_map():  # an event before it may have closed it
+                    key.data()
+
+    def _on(self, source: Any, act: Callable[[], None]) -> None:
+        self._events.register(source, selectors.EVENT_READ, act)
+
+    def _stop(self) -> None:
+        for source in (0, self._listener):
+            self._events.unregister(source)
+        self._listener.close()
+        shutil.rmtree(Path(self._path).parent, ignore_errors=True)
+
+    def _accept(self) -> None:
+        """Fork for the command of a program, or close the connection: the program then starts an interpreter."""
+        program, _ = self._listener.accept()
+        program.settimeout(PATIENCE)
+        server, files = os.getpid(), list[int]()
+        try:
+            request = _receive(program, files)
+            os.fchdir(files[3])
+            folders = search_path(request["call"], request["environment"])
+            same = request["process"] == self._process and not are_hidden(self._modules, folders)
+            process = os.fork() if same and _has_one_thread() else None
+        except (OSError, EOFError):  # the program has ended, its folder is gone, or no process can be started
+            process = None
+        if process == 0:
+            signal.set_wakeup_fd(-1)
+            for source in (self._listener, self._ended, self._wake, program, *self._programs.values()):
+                source.close()
+            self._events.close()
+            os.close(files.pop())
+            become(request, files, folders, server)
+        for file in files:
+            os.close(file)
+        if process is None:
+            program.close()
+            return
+        with contextlib.suppress(OSError):  # the fork or the program has just ended
+            os.setpgid(process, request["group"])
+        self._programs[process] = program
+        self._on(program, functools.partial(self._pass_on, process, program))
+        with contextlib.suppress(OSError):
+            program.sendall(os.getpgrp().to_bytes(8, "big"))
+
+    def _pass_on(self, process: int, program: socket.socket) -> None:
+        """Send a fork the signals that its program was sent; end it where the program has ended."""
+        try:
+            signals = program.recv(64)
+        except OSError:
+            signals = b""
+        if not signals:
+            self._events.unregister(program)
+        for number in signals or [signal.SIGKILL]:
+            os.kill(process, number)
+
+    def _tell_ends(self) -> None:
+        """Tell the programs of the forks that have ended how they ended."""
+        self._ended.recv(4096)
+        for process, program in [*self._programs.items()]:
+            number, status = os.waitpid(process, os.WNOHANG)
+            if number:
+                del self._programs[process]
+                with contextlib.suppress(KeyError):  # the program has ended
+                    self._events.unregister(program)
+                with contextlib.suppress(OSError):
+                    program.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "big", signed=True))
+                program.close()
+
+
+def _receive(program: socket.socket, files: list[int]) -> dict[str, Any]:
+    """Return what a program sends, and append its standard streams and its current folder to `files`."""
+    size, received, _, _ = socket.recv_fds(program, 8, 4, socket.MSG_WAITALL)
+    files += received
+    if len(size) < 8 or len(files) < 4:
+        raise EOFError
+    left, parts = int.from_bytes(size, "big"), list[bytes]()
+    while left:
+        parts.append(program.recv(left))
+        left -= len(parts[-1])
+        if not parts[-1]:
+            raise EOFError
+    request: dict[str, Any] = json.loads(b"".join(parts))
+    return request
