@@ -2,7 +2,7 @@
 
 The map of the library. A file imports from its own layer or from one below it.
 
-    0  errors  files  runtime  text  settings/  workers/
+    0  errors  files  runtime  text  settings/  workers/  forkserver/
     1  manifest  task  predictions  model_record  metrics  sources/  readers/  loading/  backbones/  engines/  store/
        partition/
     2  sample/  prepare/  pretrain/  freeze/  extract/  split/  audit/  streaming/  heads/  fit/  training/  finetune/

@@ -140,10 +140,10 @@ def test_stages_that_fail_are_named_at_the_end_with_their_errors(
     Path("audit.py").write_text(FAILING.format("print('fine')"))
     shutil.copytree(Path(project.__file__).parent, "stages")
     Path("stages/report.py").write_text("import no_such_library")
+    forking = sys.platform == "linux"
     forked = "print('forked:', 'forkserver' in open(f'/proc/{os.getppid()}/cmdline').read())" if forking else ""
     Path("stages/teach.py").write_text(f"import os, signal, stages\n{forked}\nos.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(reproducing, "libraries_of_stages", list)  # the fork server is there at once
-    forking = sys.platform == "linux"
     waiting = 'while ! test -e "$(dirname "$(command -v python)")/socket"; do sleep 0.02; done'
     files = {"fit": "fit.py", "split": "split.py", "report": "-m stages.report", "teach": "-m stages.teach"}
     commands = {name: f"python {file} ${{key}}" for name, file in (files | {"audit": "audit.py"}).items()}
