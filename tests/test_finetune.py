@@ -136,10 +136,12 @@ def paths(project: Project, tmp_path: Path) -> Paths:
 
 
 def config(**settings: Any) -> FinetuneConfig:
+    """Settings of a short run; its new classifier starts at random values, as fitting one takes longer than the run."""
     small = {"task": "photos", "backbone": "net", "start": "backbone", "input": "pixels"}
     small |= {"epochs": 2, "batch_size": 8, "device": "cpu"}
     small["learning_rate"] = 0.001
-    return FinetuneConfig.model_validate(small | settings)
+    classifier = {"classifier": {"init": "random"}} if settings.get("start", "backbone") == "backbone" else {}
+    return FinetuneConfig.model_validate(small | classifier | settings)
 
 
 def run(paths: Paths, **settings: Any) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def test_a_run_learns_and_leaves_a_network_predictions_curves_and_a_record(paths
     said: list[str] = []
     told: list[tuple[int, int]] = []
     best = finetune(
-        config(epochs=8, learning_rate=0.01, batch_norm="train"),
+        config(epochs=8, learning_rate=0.01, batch_norm="train", classifier={}),
         paths,
         datasets=["photos"],
         reporter=Reporter(message=said.append, progress=lambda *now: told.append(now)),
@@ -410,7 +412,7 @@ def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows
     paths: Paths, more: dict[str, Any]
 ) -> None:
     lines: list[str] = []
-    asked = config(learning_rate=1e-9, weights="last", **more)
+    asked = config(learning_rate=1e-9, weights="last", classifier={}, **more)
     made = finetune(asked, paths, datasets=["photos"], reporter=Reporter(log=lines.append))
     (probe,) = made.probes
     assert (probe["head"], probe["rows"], probe["width"]) == ("logistic", 24, 8)
@@ -429,10 +431,10 @@ def test_a_new_classifier_starts_as_the_head_that_fit_finds_on_the_training_rows
 
 def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) -> None:
     lines: list[str] = []
-    finetune(config(learning_rate=1e-9, weights="last"), paths, datasets=["photos"])
+    finetune(config(learning_rate=1e-9, weights="last", classifier={}), paths, datasets=["photos"])
     start = predicted(paths)[0].scores
     made = finetune(
-        config(learning_rate=0.3, batch_norm="recalibrate"),
+        config(learning_rate=0.3, batch_norm="recalibrate", classifier={}),
         paths,
         datasets=["photos"],
         reporter=Reporter(log=lines.append),
@@ -445,7 +447,7 @@ def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) 
         "validation rows"
     )
     np.testing.assert_allclose(predicted(paths)[0].scores, start, atol=1e-4)
-    random = run(paths, learning_rate=0.3, classifier={"init": "random"})
+    random = run(paths, learning_rate=0.3)
     assert (random["probes"], random["start"]) == ([], None)
 
 

@@ -83,8 +83,8 @@ class World:
         return path
 
     def fit(self, run: str, *, kind: Kind = "classification", targets: list[Any] | None = None, **asked: Any) -> Path:
-        """A run of fit."""
-        config = {"task": "task", "backbone": "net", "inputs": ["last"], "head": "logistic", **asked}
+        """A run of fit, with the parameters that heads have where none are searched."""
+        config = {"task": "task", "backbone": "net", "inputs": ["last"], "head": "logistic", "search": "none", **asked}
         fit(
             FitConfig.model_validate(config),
             task=self.task(kind, targets),
@@ -97,10 +97,10 @@ class World:
     def finetune(
         self, run: str, *, kind: Kind = "classification", targets: list[Any] | None = None, **asked: Any
     ) -> Path:
-        """A run of finetune."""
+        """A run of finetune, whose new classifier starts at random values: fitting one takes longer than the run."""
         config = {"task": "task", "backbone": "net", "start": "backbone", "input": "pixels"}
         config |= {"epochs": 1, "batch_size": 8, "device": "cpu"}
-        config["learning_rate"] = 0.001
+        config |= {"learning_rate": 0.001, "classifier": {"init": "random"}}
         paths = training.Paths(
             task=self.task(kind, targets),
             backbone=self.root / "net",
