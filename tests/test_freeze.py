@@ -33,6 +33,8 @@ from pipeline.runtime import Reporter
 
 SQUEEZENET = "squeezenet1_1"
 ENTRY = models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+SMALL = {"resize": 64, "crop": 64}
+"""Preprocessing to smaller images than those of the weights: to freeze a network is to run it several times."""
 
 
 def read_state_dict(file: Path, **options: Any) -> Any:
@@ -50,7 +52,7 @@ def real_weights(assets: Path) -> Path:
 def real_backbone(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a backbone frozen from the real weights."""
     folder = tmp_path_factory.mktemp("real") / "squeezenet"
-    freeze(from_file(real_weights), folder, pretrained=Path("unused"))
+    freeze(from_file(real_weights, input={}), folder, pretrained=Path("unused"))
     return folder
 
 
@@ -60,9 +62,9 @@ def settings_of(**settings: Any) -> Any:
 
 
 def from_file(file: Path, **settings: Any) -> Any:
-    """Settings for SqueezeNet with weights in a file, which is stated by its right digest."""
-    digest = sha256_file(file)[:12]
-    return settings_of(**{"source": "torchvision", "model": SQUEEZENET, "file": file, "sha256": digest} | settings)
+    """Settings for SqueezeNet on small images, with weights in a file, which is stated by its right digest."""
+    stated = {"source": "torchvision", "model": SQUEEZENET, "file": file, "sha256": sha256_file(file)[:12]}
+    return settings_of(**stated | {"input": SMALL} | settings)
 
 
 def random_state(model: str = SQUEEZENET, *, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
@@ -131,7 +133,7 @@ def test_the_same_weights_as_safetensors_are_the_same_backbone(
 ) -> None:
     file = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(torch.load(real_weights, weights_only=True), file)
-    spec = freeze(from_file(file), tmp_path / "backbone", pretrained=tmp_path)
+    spec = freeze(from_file(file, input={}), tmp_path / "backbone", pretrained=tmp_path)
     expected = serialization.read_spec(real_backbone)
     assert spec.weights_digest == expected.weights_digest
     assert spec.model_copy(update={"origin": {}}) == expected.model_copy(update={"origin": {}})
@@ -257,12 +259,12 @@ def test_a_classifier_of_another_size_is_refused_where_it_is_asked_for(tmp_path:
 
 
 def test_several_layers_of_a_classifier_may_be_missing_and_no_others(tmp_path: Path) -> None:
-    model, small = "mobilenet_v3_small", {"resize": 64, "crop": 64}
+    model = "mobilenet_v3_small"
     state = random_state(model)
     kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
     file, said = saved(tmp_path / "w.pth", kept), list[str]()
     spec = freeze(
-        from_file(file, model=model, input=small),
+        from_file(file, model=model),
         tmp_path / "b",
         pretrained=tmp_path,
         reporter=Reporter(message=said.append),
@@ -273,7 +275,7 @@ def test_several_layers_of_a_classifier_may_be_missing_and_no_others(tmp_path: P
         tmp_path / "s.pth", {key: value for key, value in kept.items() if not key.startswith("features.12.")}
     )
     with pytest.raises(BackboneError, match="9 keys differ"):
-        freeze(from_file(shorter, model=model, input=small), tmp_path / "c", pretrained=tmp_path)
+        freeze(from_file(shorter, model=model), tmp_path / "c", pretrained=tmp_path)
 
 
 @pytest.mark.parametrize("norms", [False, True])
@@ -314,8 +316,8 @@ def test_weights_in_a_file_that_may_want_one_of_several_preprocessings_ask_for_t
         BackboneError, match=r"mobilenet_v2: expected `weights` with `file`(.|\n)*IMAGENET1K_V1: RGB, r"
     ):
         freeze(settings_of(**config), tmp_path / "b", pretrained=tmp_path)
-    small = {"resize": 64, "crop": 64}  # what differs is set: nothing is left to ask
-    spec = freeze(settings_of(**config, input=small), tmp_path / "b", pretrained=tmp_path)
+    # What differs is set: nothing is left to ask.
+    spec = freeze(settings_of(**config, input=SMALL), tmp_path / "b", pretrained=tmp_path)
     assert spec.input.description == (
         "RGB, resize the shorter side to 64 (bilinear), crop 64×64, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
     )
@@ -332,9 +334,9 @@ def test_weights_without_a_classifier_make_a_backbone_that_ends_before_it(
     whole.load_state_dict(state)
     kept = {key: value for key, value in state.items() if not key.startswith(f"{at}.")}
     file = saved(tmp_path / "w.pth", kept | ({projection: torch.zeros(2)} if projection else {}))
-    small, said = {"resize": 64, "crop": 64}, list[str]()
+    said: list[str] = []
     spec = freeze(
-        from_file(file, model=model, input=small),
+        from_file(file, model=model),
         tmp_path / "b",
         pretrained=tmp_path,
         reporter=Reporter(message=said.append),
@@ -537,7 +539,9 @@ def test_an_unknown_weights_entry_is_refused_with_those_that_exist(tmp_path: Pat
 
 def test_the_preprocessing_gives_the_numbers_of_torchvision(tmp_path: Path) -> None:
     spec = freeze(
-        from_file(saved(tmp_path / "w.pth", random_state())), tmp_path / "backbone", pretrained=tmp_path / "unused"
+        from_file(saved(tmp_path / "w.pth", random_state()), input={}),
+        tmp_path / "backbone",
+        pretrained=tmp_path / "unused",
     )
     assert spec.input.shape == (3, 224, 224)
     path = tmp_path / "photo.png"
@@ -733,7 +737,7 @@ def test_input_replaces_single_settings_of_the_preprocessing(tmp_path: Path) -> 
 def test_a_draft_is_set_by_input_and_leaves_what_is_written_as_it_was_where_it_is_off(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pth", random_state())
     own = freeze(from_file(file), tmp_path / "own", pretrained=tmp_path)
-    spec = freeze(from_file(file, input={"draft": True}), tmp_path / "backbone", pretrained=tmp_path)
+    spec = freeze(from_file(file, input={**SMALL, "draft": True}), tmp_path / "backbone", pretrained=tmp_path)
     assert spec.input.image == own.input.image.model_copy(update={"draft": True})
     assert read_json(tmp_path / "backbone" / "backbone.json")["input"]["image"]["draft"] is True
     assert "draft" not in read_json(tmp_path / "own" / "backbone.json")["input"]["image"]
