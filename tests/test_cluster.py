@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
+from support.forkserver import forked_processes, forked_workers
 from test_decoders import gone
 from test_extract import Job, contents, write_backbone
 
@@ -44,6 +45,13 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
 TAPS = {"mean": {"node": "penultimate"}, "wide": {"node": "wide", "dtype": "float32"}}  # eight rows a unit
 DELAY = 0.1  # seconds a batch of four
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked() -> Iterator[None]:
+    """Workers of this process are forked; those of processes that the tests start are spawned, as a user's are."""
+    with forked_workers():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +94,6 @@ def same_as_undisturbed(job: Job, taps: Mapping[str, Any] = TAPS) -> None:
     undisturbed = contents(job.root / "undisturbed")
     assert features == {path: data for path, data in undisturbed.items() if not path.endswith("card.json")}
     assert kept(job.cache) == kept(job.root / "other cache")
-
-
-def workers() -> list[int]:
-    """The processes of this one that run units."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found
 
 
 @contextlib.contextmanager
@@ -154,10 +152,10 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
     def kill() -> None:
         assert begun.wait(60)
         addresses.update(listening())
-        cores.update(narrowest(pid) for pid in workers())
+        cores.update(narrowest(pid) for pid in forked_processes())
         for _ in range(2):
             time.sleep(random.uniform(0, 4 * DELAY))
-            os.kill(int(random.choice(workers())), signal.SIGKILL)
+            os.kill(int(random.choice(forked_processes())), signal.SIGKILL)
 
     with meanwhile(kill):
         done = job.extract(TAPS, run={"workers": 2}, progress=progress)
@@ -173,7 +171,7 @@ def test_killed_workers_change_nothing_and_each_has_its_own_core_and_hears_this_
     assert done.spent.processes == 2
     assert list((job.cache / "jobs").iterdir()) == []
     assert list(job.cache.rglob(".*.tmp")) == []  # also of those that were killed
-    assert not workers()
+    assert not forked_processes()
     assert dict(os.environ) == environment  # Dask's nannies set variables before they start a worker
     trap.unlink()
     same_as_undisturbed(job)
@@ -209,7 +207,7 @@ def test_workers_that_end_while_the_engine_is_chosen_are_said_to(
     with pytest.raises(ClusterError, match=message):
         job.extract(TAPS, run={"workers": 2})
     assert list((job.cache / "jobs").iterdir()) == []
-    assert not workers()
+    assert not forked_processes()
 
 
 @pytest.mark.slow

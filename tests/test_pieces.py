@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
 from support.features import PLAIN, Place, make
+from support.forkserver import forked_workers
 from support.worker_tasks import deadly, refusing, square
 from test_rows import keys_of, stored
 
@@ -40,7 +41,7 @@ TWO = WorkersConfig(workers=2)
 @pytest.fixture(scope="module")
 def client() -> Iterator["Client"]:
     """Two processes of this machine."""
-    with open_client(TWO, gpus=0) as found:
+    with forked_workers(), open_client(TWO, gpus=0) as found:
         yield found
 
 
@@ -188,7 +189,7 @@ def test_a_piece_that_ends_its_workers_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(workers_client, "DEATHS", 0)
     monkeypatch.setattr(ordered_map, "AHEAD", 0.5)  # one piece at a time: none other is with a worker that dies
     message = r"workers: expected the result of part 4 of the work, but every worker that got this part died: killed"
-    with open_client(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
+    with forked_workers(), open_client(TWO, gpus=0) as mortal, pytest.raises(ClusterError, match=message):
         list(ordered_map.map_in_order(mortal, deadly, range(6)))
 
 

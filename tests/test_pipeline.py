@@ -119,9 +119,8 @@ def test_the_plots_of_dvc_are_drawn_without_a_network(project: Project) -> None:
     assert '"labels": "5"' in page
 
 
-def test_a_change_of_labels_does_not_extract(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_labels_does_not_extract(project: Project) -> None:
     project.settle(listed())
-    monkeypatch.setattr(project, "preloaded", False)
     path = project.root / "digits.csv"
     head, first, *rest = path.read_text().splitlines()
     assert first.endswith(",0")

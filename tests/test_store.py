@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import shards
+from support.worker_tasks import read_by_data_loader
 
 from pipeline.backbones.spec import BackboneSpec, InputSpec, Tap, TapSpec
 from pipeline.errors import ConfigError, StoreError
@@ -1281,33 +1282,11 @@ def test_an_export_of_another_kind_names_those_there_are(features: Features, tmp
     assert not (tmp_path / "f.csv").exists()
 
 
-class Rows:
-    """A map-style data set for torch's DataLoader: one stored row at a time."""
-
-    def __init__(self, features: Features) -> None:
-        self.features, self.keys = features, features.keys
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, place: int) -> np.ndarray:
-        return self.features.load([self.keys[place]])[0]
-
-
-def by_data_loader(folder: Path, start: str, workers: int) -> np.ndarray:
-    """All rows of features, as workers of torch's DataLoader read them."""
-    from torch.utils.data import DataLoader
-
-    features = Rows(Features.open(folder))
-    loader = DataLoader(features, batch_size=5, num_workers=workers, multiprocessing_context=start)  # type: ignore[arg-type]
-    return np.concatenate([batch.numpy() for batch in loader])
-
-
 @pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
 def test_workers_of_a_data_loader_read_the_same_rows(features: Features, start: str, workers: int) -> None:
     # In a process of its own: this one has threads of other tests, which a fork would leave in the middle of things.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(by_data_loader, features.folder, start, workers).result()
+        found = pool.submit(read_by_data_loader, features.folder, start, workers).result()
     assert np.array_equal(found, features.load())
 
 
