@@ -1,18 +1,63 @@
 """Classification models of torchvision: weights by the name of the enum entry, preprocessing from the weights."""
 
+import importlib
 import pickle
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision import models
-from torchvision.transforms import InterpolationMode
 
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import BackboneError, unknown
 from pipeline.readers.image import ImageSpec
+
+COMPILER = "torch._dynamo.utils"
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let torchvision be imported within without the compiler of torch, which takes longer than all the rest of it.
+
+    An operator of torchvision, `roi_align`, asks for one function of the compiler, which it calls when it runs: see
+    `python -X importtime -c "import torchvision"`. Within, this function stands for it, and imports the compiler when
+    it is called; any other name of the compiler that is asked for imports it at once.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    stand_in = _Compiler(COMPILER)
+    sys.modules[COMPILER] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER]
+
+
+class _Compiler(ModuleType):
+    """Stands in the place of a module of the compiler, with one function of it."""
+
+    @staticmethod
+    def is_compile_supported(device_type: Any) -> Any:
+        """Return whether the compiler supports a device."""
+        return importlib.import_module(COMPILER).is_compile_supported(device_type)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
+
+with _without_compiler():
+    from torchvision import models
+    from torchvision.transforms import InterpolationMode
 
 # Options that torchvision sets only when it loads the weights itself. The weights include the auxiliary classifiers.
 EXTRA: Mapping[str, Mapping[str, Any]] = {

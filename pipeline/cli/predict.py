@@ -99,6 +99,7 @@ def _predict(
 ) -> int:
     """Predict, and print what failed; return how many inputs have no prediction."""
     from pipeline.errors import ConfigError, counted
+    from pipeline.heads.skops_import import skops_io
     from pipeline.predict.inputs import Inputs
     from pipeline.predict.output_files import check_suffix
 
@@ -107,6 +108,8 @@ def _predict(
     out = None if out is None else check_suffix(out)
     inputs = Inputs(arguments, **looked_at, stdin=sys.stdin.buffer, out=out)
     folder = find_run(run)
+    if any(folder.glob("*.skops")):
+        skops_io()  # before torch: skops looks through all modules that are loaded
 
     from pipeline.inference.trained_model import load
     from pipeline.predict.exported import find_exported, load_exported

@@ -116,7 +116,7 @@ def refuse_ambiguous_preprocessing(config: Torchvision | Timm) -> None:
         own_size = {"resize", "crop"} <= config.input.model_fields_set
         entries = timm_models.all_preprocessing(config.model, own_size=own_size)
     else:
-        from pipeline.backbones import torchvision_models as vision  # torchvision takes as long to import as torch
+        from pipeline.backbones import torchvision_models as vision  # torchvision takes time to import
 
         entries = {entry.name: vision.preprocessing(entry) for entry in vision.entries(config.model)}
     by_preprocessing: dict[str, list[str]] = {}
@@ -140,7 +140,7 @@ def _architecture(config: Any) -> tuple[dict[str, Any], InputSpec | None]:
         own_size = {"resize", "crop"} <= config.input.model_fields_set
         stated = timm_models.preprocessing(config.model, entry, own_size=own_size)
         return timm_models.architecture(config.model, entry, config.classes), stated
-    from pipeline.backbones import torchvision_models as vision  # torchvision takes as long to import as torch
+    from pipeline.backbones import torchvision_models as vision  # torchvision takes time to import
 
     entry = vision.weights_entry(config.model, config.weights)
     return vision.architecture(config.model, entry, config.classes), vision.preprocessing(entry)

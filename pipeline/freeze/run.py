@@ -86,7 +86,7 @@ def _load_backbone(source: Path, *, digest: str = "") -> Loaded:
 
 
 def _load_torchvision(config: Torchvision, reporter: Reporter) -> Loaded:
-    from pipeline.backbones import torchvision_models  # torchvision takes as long to import as torch
+    from pipeline.backbones import torchvision_models  # torchvision takes time to import
 
     entry = torchvision_models.weights_entry(config.model, config.weights)
     architecture = torchvision_models.architecture(config.model, entry, config.classes)
