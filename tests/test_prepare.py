@@ -849,7 +849,7 @@ def draw(path: Path, shade: int) -> None:
 def test_files_that_are_as_they_were_are_not_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: float
 ) -> None:
-    monkeypatch.setattr("pipeline.prepare.check_images.ALONE", alone)
+    monkeypatch.setattr("pipeline.prepare.check_images.START_WORKERS_AFTER", alone)
     root, known = tmp_path / "photos", tmp_path / "work" / "known.sqlite"
     root.mkdir()
     for number, name in enumerate(("same", "bytes", "mtime", "inode", "gone")):

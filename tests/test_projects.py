@@ -252,7 +252,7 @@ def test_many_whole_numbers_are_a_regression(tmp_path: Path, monkeypatch: pytest
         (
             "flat.txt",
             {"labels": "l.csv"},
-            r"^flat\.txt: no such folder\. Expected the folder that paths",
+            r"^flat\.txt: no such folder\. Expected the folder that the paths",
         ),
         (
             "empty",
@@ -359,7 +359,7 @@ def test_without_images_the_project_says_how_to_add_some(network: Path, icecore:
         ),
         (
             ["neu", "--backbone", "NET", "--weights", "V1"],
-            "tiny net: a backbone's folder has its weights.",
+            "tiny net: the folder of a backbone contains its weights.",
         ),
         (["neu", "--weights-file", "a file"], "`weights` is --weights here."),
         (["neu", "--weights-file", "missing.pth"], "error: missing.pth: no such weights file. Expected a .safetensors"),
@@ -462,7 +462,7 @@ def test_entries_are_added_and_comments_stay(photos: Path, network: Path, icecor
             ["fit", "new", "--task", "digits", "--head", "logistik"],
             "fit.new.head: unknown head 'logistik'. Did",
         ),
-        (["fit", "a b", "--task", "digits"], "fit.a b: a name has letters, digits, '-' and '_' only"),
+        (["fit", "a b", "--task", "digits"], "fit.a b: a name has only letters, digits, '-' and '_'"),
         (["fit", "new", "--task", "digits", "--tap", "blok3"], "unknown tap 'blok3'. Did you mean 'block3'"),
         (["backbone", "glyphs", "NET"], "error: freeze.glyphs: expected a new name, but `freeze` already has this"),
         (
