@@ -127,8 +127,8 @@ def _of_backbones(values: Values) -> Iterator[str]:
     if not all_entries(values, "freeze"):
         return
     from pipeline.freeze.config import LocalWeights
+    from pipeline.freeze.load import load
     from pipeline.freeze.outline import Outline, check_file, outline
-    from pipeline.freeze.run import load
 
     outlines: dict[str, Outline | None] = {}
     for name, config in all_entries(values, "freeze"):

@@ -5,7 +5,8 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.run import evaluate, inputs_digest, is_up_to_date
+from pipeline.evaluate.run import evaluate
+from pipeline.evaluate.up_to_date import inputs_digest, is_up_to_date
 from pipeline.files import read_json
 from stages import project
 

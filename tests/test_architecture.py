@@ -481,7 +481,7 @@ def test_a_run_leaves_the_lock_that_git_has(tmp_path: Path) -> None:
 
 
 def test_evaluation_knows_the_code_that_dvc_starts_it_again_for() -> None:
-    from pipeline.evaluate.run import CODE
+    from pipeline.evaluate.up_to_date import CODE
 
     code = {dep for dep in deps_of("evaluate") if not dep.startswith("data/")}
     assert {f"pipeline/{name}" for name in CODE} | {"stages/evaluate.py", "pipeline/evaluate"} == code

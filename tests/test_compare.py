@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.compare.config import CompareConfig
-from pipeline.compare.run import bootstrap_p_value, compare, holm, mcnemar
+from pipeline.compare.run import compare
+from pipeline.compare.significance import bootstrap_p_value, holm, mcnemar
 from pipeline.errors import DataError
 from pipeline.evaluate import bootstrap
 from pipeline.evaluate.config import EvaluateConfig

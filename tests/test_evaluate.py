@@ -17,7 +17,9 @@ from pydantic import ValidationError
 
 from pipeline.errors import DataError
 from pipeline.evaluate.config import EvaluateConfig, Metric
-from pipeline.evaluate.run import evaluate, inputs_digest, is_up_to_date, select
+from pipeline.evaluate.run import evaluate
+from pipeline.evaluate.table import select
+from pipeline.evaluate.up_to_date import inputs_digest, is_up_to_date
 from pipeline.files import write_json
 from pipeline.predictions import Predictions, Scores, Writer
 from pipeline.report import leaderboard
@@ -269,7 +271,7 @@ def test_a_run_is_current_until_its_settings_its_files_or_what_was_written_chang
         path.write_bytes(before)
         assert current()
     with pytest.MonkeyPatch.context() as patch:  # another version of scikit-learn may work out other numbers
-        patch.setattr("pipeline.evaluate.run.versions", lambda *names: dict.fromkeys(names, "9.9"))
+        patch.setattr("pipeline.evaluate.up_to_date.versions", lambda *names: dict.fromkeys(names, "9.9"))
         assert not current()
     others[0].unlink()
     assert not current()

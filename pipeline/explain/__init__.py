@@ -1,6 +1,7 @@
 """Explain the predictions of a trained model: where in an image the evidence is, and which training samples are near.
 
 run               explain images, and write the page
+explanation       the explanation of one image
 evidence          choose a method for a model, and compute the evidence for some classes
 activation_map    exact evidence at each position of a tap's map, for linear heads
 gradients         Grad-CAM, or gradient × activation of tokens, through a network

@@ -1,39 +1,17 @@
 """Explain a model's predictions of some images, and write the page."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from pipeline import report
 from pipeline.errors import ConfigError, DataError, PipelineError, requires, unknown
-from pipeline.explain.evidence import EvidenceSet, find_evidence
-from pipeline.explain.near_samples import FindNear, NearSample, near_samples
+from pipeline.explain.explanation import Explanation, explain_image
+from pipeline.explain.near_samples import FindNear, near_samples
 from pipeline.explain.view import view_of
 from pipeline.files import write_text
-from pipeline.inference.answers import Answers
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.trained_model import TrainedModel
-from pipeline.loading.images import pixel_batches
-from pipeline.predict.training_rows import describe_target
-from pipeline.sources import filesystem
 from pipeline.text import digits, readable
-
-MAPS = 2
-"""The number of classes whose evidence is shown by default."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The explanation of an image: the prediction, its evidence, and the nearest training samples."""
-
-    path: str
-    pixels: np.ndarray
-    prediction: str
-    top: list[tuple[str, float]]
-    explained: EvidenceSet
-    near: list[NearSample]
 
 
 def check_out(out: Path) -> Path:
@@ -80,7 +58,7 @@ def explain(
         log(f"no nearest training samples: {why_not}")
     extractor = InMemoryExtractor(model.backbone, model.taps, batch_size=1, precision=model.precision)
     explanations = [
-        _explain_one(model, extractor, path, number, outputs, top=top, find=find) for path in map(str, images)
+        explain_image(model, extractor, path, number, outputs, top=top, find=find) for path in map(str, images)
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent]),
@@ -135,50 +113,3 @@ def _open_near(model: TrainedModel, count: int) -> tuple[FindNear | None, str]:
         return near_samples(model, count), ""
     except (PipelineError, OSError) as error:
         return None, str(error)
-
-
-def _explain_one(
-    model: TrainedModel,
-    extractor: InMemoryExtractor,
-    path: str,
-    task: int,
-    outputs: Sequence[int],
-    *,
-    top: int,
-    find: FindNear | None,
-) -> Explanation:
-    try:
-        data = filesystem.read(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}. Expected an image file.") from None
-    try:
-        [pixels] = pixel_batches([data], extractor.reader, batch_size=1)
-    except DataError as error:
-        raise DataError(f"{path}: {str(error).removeprefix('image 0: ')}") from None
-    rows = extractor.run(pixels)
-    answers = model.answer_rows(rows)[task]
-    output = model.tasks[task]
-    best = _best_first(answers, output.classes)
-    wanted = list(outputs) or [number for number, _ in best[:MAPS]] or [0]
-    return Explanation(
-        path=path,
-        pixels=pixels[0],
-        prediction=describe_target(answers.predicted[0], output.kind, output.classes),
-        top=[(output.classes[number], score) for number, score in best[:top] if np.isfinite(score)],
-        explained=find_evidence(model, pixels[0], rows, wanted, task=task),
-        near=[] if find is None else find([data], rows)[0],
-    )
-
-
-def _best_first(answers: Answers, classes: Sequence[str]) -> list[tuple[int, float]]:
-    """Return class numbers with scores, largest first; for a head without scores, the predicted classes first."""
-    if not classes:
-        return []
-    scores = answers.scores[0]
-    if np.isfinite(scores).all():
-        order = np.argsort(-scores, kind="stable")
-    elif answers.predicted.ndim == 2:
-        order = np.argsort(~answers.predicted[0], kind="stable")
-    else:
-        order = np.array([list(classes).index(str(answers.predicted[0]))])
-    return [(int(number), float(scores[number])) for number in order]

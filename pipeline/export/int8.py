@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.compare.run import bootstrap_p_value, mcnemar
+from pipeline.compare.significance import bootstrap_p_value, mcnemar
 from pipeline.engines.onnx_export import INPUT
 from pipeline.errors import EngineError
 from pipeline.evaluate import bootstrap

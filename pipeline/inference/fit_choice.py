@@ -63,7 +63,7 @@ def _select(run: str, task_name: str, data: Path) -> dict[str, Any] | None:
         return None
     from pipeline.evaluate.config import EvaluateConfig
     from pipeline.evaluate.methods import read
-    from pipeline.evaluate.run import select, table
+    from pipeline.evaluate.table import select, table
 
     config = EvaluateConfig()
     methods = read(predictions, task)

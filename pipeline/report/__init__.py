@@ -1,6 +1,7 @@
 """The report: a leaderboard for the terminal, and a self-contained HTML page.
 
 run          the stage: render the page from page.html, task.html, run.html, errors.html and their parts
+views        the values that the templates show
 leaderboard  read the evaluations of runs, order them, print them
 figures      SVG figures of a method: confusion, calibration, predictions
 curves       SVG figures of a run: the metric against labels, inputs and costs
