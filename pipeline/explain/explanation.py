@@ -41,6 +41,10 @@ def explain_image(
     top: int,
     find: FindNear | None,
 ) -> Explanation:
+    """Explain the prediction of an image for one task; `outputs`: the classes to explain, by default the best.
+
+    Raises DataError, with the path, for an image that cannot be used.
+    """
     try:
         data = filesystem.read(path)
     except OSError as error:
