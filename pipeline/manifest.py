@@ -106,7 +106,7 @@ def read(folder: AnyPath, dataset: str, columns: Sequence[str] | None = None) ->
     """Read a manifest, or some of its columns; raises DataError if it or a column does not exist."""
     path = ManifestPaths(as_path(folder, "manifest.read: folder"), dataset).rows
     if not path.is_file():
-        raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
+        raise DataError(f"{path}: no such manifest. Run `icecore repro prepare@{dataset}`.")
     check_readable(path)
     names = pq.read_schema(path).names
     if columns is None:
@@ -125,7 +125,7 @@ def read_files(
     for dataset in datasets:
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
-            raise DataError(f"{path}: no such manifest. Run `dvc repro prepare@{dataset}`.")
+            raise DataError(f"{path}: no such manifest. Run `icecore repro prepare@{dataset}`.")
         check_readable(path)
         with pq.ParquetFile(path) as file:
             there = [name for name in columns if name in file.schema_arrow.names]

@@ -259,7 +259,9 @@ def read_record(folder: Path) -> ModelRecord:
     Raises HeadError where there is none, where it has another format, and with the fields that it lacks.
     """
     if not has_record(folder):
-        raise HeadError(f"{folder}: expected a run's folder with {JSON}, got none. Run `dvc repro fit@{folder.name}`.")
+        raise HeadError(
+            f"{folder}: expected a run's folder with {JSON}, got none. Run `icecore repro fit@{folder.name}`."
+        )
     return parse_record(read_json(folder / JSON), where=str(folder))
 
 

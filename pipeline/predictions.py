@@ -143,7 +143,7 @@ class PredictionsFile:
         """Read the schema; raises DataError if there is no such file."""
         path = as_path(path, "PredictionsFile.open: path")
         if not path.is_file():
-            raise DataError(f"{path}: no such predictions. Run `dvc repro`, or its run {path.stem!r} alone.")
+            raise DataError(f"{path}: no such predictions. Run `icecore repro`, or its run {path.stem!r} alone.")
         check_readable(path)
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]

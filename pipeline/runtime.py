@@ -117,19 +117,22 @@ def end_with_parent() -> None:
 
 
 def can_start_processes() -> bool:
-    """Return whether processes can be started by spawning: not from a script that has no `if __name__ == "__main__"`.
+    """Return whether processes can be started by spawning: not from a script without `if __name__ == "__main__"`.
 
-    A new process runs the script once more, up to the guard, and without one it would start processes in its turn.
+    A new process runs the script once more, up to that line, and without it would start processes in its turn. A script
+    on standard input cannot be run once more at all.
     """
     main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and (spec.name == "__main__" or spec.name.endswith(".__main__")):
+        return True  # of `python -m package` a new process runs nothing
     path = getattr(main, "__file__", None)
-    if path is None or getattr(main, "__spec__", None) is not None:  # interactive, or `python -m`
+    if path is None:  # an interpreter that a person types into, a notebook, `python -c`
         return True
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return "__main__" in text
+        return "__main__" in Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # the path is `<stdin>`
+        return False
 
 
 def print_any_text() -> None:

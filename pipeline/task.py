@@ -59,7 +59,7 @@ class Task:
         """Read a task file; raises DataError if it does not exist."""
         path = as_path(path, "Task.read: path")
         if not path.is_file():
-            raise DataError(f"{path}: no such task. Run `dvc repro split@{path.stem}`.")
+            raise DataError(f"{path}: no such task. Run `icecore repro split@{path.stem}`.")
         check_readable(path)
         from pyarrow import parquet  # not at the top: settings need the kinds of tasks alone
 

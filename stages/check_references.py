@@ -82,7 +82,7 @@ def _of_tasks(values: Values) -> Iterator[str]:
                     check_names(config, Path(folder))
             except PipelineError as error:
                 again = " ".join(f"prepare@{dataset}" for dataset in datasets)
-                source = f"By the last `dvc repro {again}`" if prepared else "By the names of files and the lists"
+                source = f"By the last `icecore repro {again}`" if prepared else "By the names of files and the lists"
                 text = _one_line(error).replace(f"{folder}/", "").replace(".parquet: ", ": ")
                 yield f"split.{name}: {text} ({source}.)"
 

@@ -443,7 +443,9 @@ def test_a_truncated_weights_file_is_refused(tmp_path: Path, kept: int) -> None:
     write_tiny(tmp_path / "net")
     path = tmp_path / "net/weights.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(BackboneError, match=r"weights.safetensors: expected weights, got .*dvc repro -f freeze@net"):
+    with pytest.raises(
+        BackboneError, match=r"weights.safetensors: expected weights, got .*icecore repro -f freeze@net"
+    ):
         serialization.read(tmp_path / "net")
 
 
@@ -455,7 +457,9 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_backbone_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"not a backbone \(backbone.json is missing\). Run `dvc repro freeze@n`"):
+    with pytest.raises(
+        BackboneError, match=r"not a backbone \(backbone.json is missing\). Run `icecore repro freeze@n`"
+    ):
         serialization.read(tmp_path / "n")
 
 

@@ -571,7 +571,7 @@ def test_the_leaderboard_names_runs_that_were_not_evaluated(icecore: Command, pr
     (project / "data" / "plots" / f"{RUN}.json").unlink()
     said = icecore("leaderboard")
     assert (said.code, said.out) == (1, "")
-    assert f"no evaluation of {RUN}. Run `dvc repro`." in said.error
+    assert f"no evaluation of {RUN}. Run `icecore repro`." in said.error
 
 
 def test_the_leaderboard_of_some_runs_names_those_that_it_lacks(icecore: Command, project: Path) -> None:

@@ -202,7 +202,7 @@ def test_no_run_was_tested_on_other_rows_than_another(bench: Bench) -> None:
     with pytest.raises(
         DataError,
         match=r"task\.parquet: expected runs that were tested on the same rows, got 100 test rows of one and 90 of two,"
-        r" of which 90 are the same\. Run `dvc repro`",
+        r" of which 90 are the same\. Run `icecore repro`",
     ):
         bench.compare()
 

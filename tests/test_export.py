@@ -388,7 +388,9 @@ def test_a_run_whose_photos_are_gone_is_compared_on_drawn_images(models: Models,
     assert note.startswith("note: compared on generated images, since those of the task cannot be read:")
     assert "no such task" in note
     (tmp_path / "tasks").symlink_to(models.root / "tasks")
-    with pytest.raises(DataError, match=r"expected the manifests of the task's data sets, got none\. Run `dvc repro`"):
+    with pytest.raises(
+        DataError, match=r"expected the manifests of the task's data sets, got none\. Run `icecore repro`"
+    ):
         read_task_images(model, "test", most=3)
     with pytest.raises(DataError, match="expected later rows, got none"):
         read_task_images(model, "later", most=3)

@@ -413,7 +413,7 @@ def test_poolings_that_do_not_fit_are_refused_together(job: Job) -> None:
 
 
 def test_a_data_set_that_was_not_prepared_is_named(job: Job) -> None:
-    with pytest.raises(DataError, match=r"dogs.parquet: no such manifest. Run `dvc repro prepare@dogs`"):
+    with pytest.raises(DataError, match=r"dogs.parquet: no such manifest. Run `icecore repro prepare@dogs`"):
         job.extract(datasets=("photos", "dogs"))
 
 

@@ -252,7 +252,8 @@ def test_code_that_changed_since_it_was_frozen_is_refused(code: Path, tmp_path: 
     freeze(settings_of(arguments={"width": 4}, seed=0), tmp_path / "backbone", pretrained=tmp_path)
     code.write_text(CODE.replace(".relu()", ".sigmoid()"))
     message = (
-        r"small:make: expected the code that was frozen, but theirnets.small changed \(.*\). .* `dvc repro -f free"
+        r"small:make: expected the code that was frozen, but theirnets.small changed \(.*\). .* "
+        "`icecore repro -f freeze@"
     )
     with pytest.raises(BackboneError, match=message):
         serialization.read(tmp_path / "backbone")

@@ -477,7 +477,9 @@ def test_two_heads_to_start_from_and_none_at_all_are_refused(paths: Paths, tmp_p
     write_json(start / "model.json", {**made, "fits": [*made["fits"], {**made["fits"][0], "file": "other.skops"}]})
     with pytest.raises(HeadError, match=r"expected one head to start from, got 2: head\.skops, other\.skops"):
         run(dataclasses.replace(paths, start=start), start="probe")
-    with pytest.raises(HeadError, match=r"expected a run's folder with model\.json, got none\. Run `dvc repro fit@no`"):
+    with pytest.raises(
+        HeadError, match=r"expected a run's folder with model\.json, got none\. Run `icecore repro fit@no`"
+    ):
         run(dataclasses.replace(paths, start=tmp_path / "no"), start="no")
 
 

@@ -378,7 +378,7 @@ def test_a_task_without_rows_to_predict_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_task_names_the_stage_that_makes_it(place: Place) -> None:
     place.task.unlink()
-    with pytest.raises(DataError, match=r"pets\.parquet: no such task\. Run `dvc repro split@pets`"):
+    with pytest.raises(DataError, match=r"pets\.parquet: no such task\. Run `icecore repro split@pets`"):
         place.fit()
 
 

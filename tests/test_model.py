@@ -98,7 +98,8 @@ def test_a_head_with_an_estimator_that_moved_since_is_to_be_fitted_again(place: 
         for name, data in parts.items():
             file.writestr(name, data.replace(b"pipeline.streaming.ridge", b"pipeline.heads.ridge"))
     wanted = (
-        r"got pipeline\.heads\.ridge\.StreamingRidgeClassifier of another one\. Fit the run again: `dvc repro -f fit@"
+        r"got pipeline\.heads\.ridge\.StreamingRidgeClassifier of another one\. Fit the run again: "
+        "`icecore repro -f fit@"
     )
     with pytest.raises(HeadError, match=wanted):
         load(place.models)
@@ -136,7 +137,9 @@ def test_the_head_of_a_run_with_several_must_be_named(place: Place) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(place: Place) -> None:
-    with pytest.raises(HeadError, match=r"expected a run's folder with model\.json, got none\. Run `dvc repro fit@"):
+    with pytest.raises(
+        HeadError, match=r"expected a run's folder with model\.json, got none\. Run `icecore repro fit@"
+    ):
         load(place.models)
     place.fit()
     path = place.models / "model.json"

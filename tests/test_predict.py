@@ -33,6 +33,7 @@ from pipeline.inference.trained_model import load
 from pipeline.predict import run as predictions
 from pipeline.predict.exported import load_exported
 from pipeline.predict.inputs import Inputs
+from pipeline.readers import image_files
 from pipeline.sources import filesystem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,6 +105,7 @@ def every_kind(models: Models, folder: Path) -> tuple[list[object], list[Path]]:
     (folder / "photos" / ".hidden.png").write_bytes(third.read_bytes())
     (folder / "list.csv").write_text(f"path,path2,label\n{third},x,1\nphotos/misc/a.png,y,\n")
     (folder / "list.txt").write_bytes(f"\ufeff{first}\r\n\r\nphotos/train/c.png\r\n".encode())
+    (folder / "list.tsv").write_text(f"label\tpath\ny\t{second}\n")
     pq.write_table(pa.table({"path": [str(first)], "odd": [{"a": 1}]}), folder / "list.parquet")
     with tarfile.open(folder / "a.tar", "w") as archive:
         for name in ("train/x.png", "misc/y.png", "test/z.png"):
@@ -113,6 +115,8 @@ def every_kind(models: Models, folder: Path) -> tuple[list[object], list[Path]]:
         member.size = len(text)
         archive.addfile(member, io.BytesIO(text))
     pq.write_table(pa.table({"image": [second.read_bytes(), first.read_bytes()]}), folder / "rows.parquet")
+    (folder / "shards" / "train").mkdir(parents=True)
+    shutil.copy(folder / "a.tar", folder / "shards" / "train" / "0.tar")
     (folder / "packed").mkdir()
     pq.write_table(pa.table({"image": [{"bytes": third.read_bytes()}]}), folder / "packed" / "0.parquet")
     arguments: list[object] = [
@@ -125,10 +129,13 @@ def every_kind(models: Models, folder: Path) -> tuple[list[object], list[Path]]:
         "rows.parquet",
         "list.parquet",
         "packed",
+        "shards",
+        "list.tsv",
     ]
-    arguments += [f"file://{first}"]
+    arguments += [f"file://{first}", f"file://{folder}/list.csv"]
     meant = [third, second, first, second, third, second, third, third, third, first, second, second, first]
-    return arguments, [*meant, second, first, first, third, first]
+    meant += [second, first, first, third, third, third, third, second]
+    return arguments, [*meant, first, third, second]
 
 
 def test_every_kind_of_input_is_predicted_in_the_order_that_was_given(
@@ -159,6 +166,37 @@ def test_every_kind_of_input_is_predicted_in_the_order_that_was_given(
         scores = np.array([[row[f"score:{name}"] for name in load(models.run("marks")).classes] for row in run.rows])
         assert np.allclose(scores, expected, rtol=0, atol=1e-5)
     assert not list((tmp_path / "feature-cache" / "predict").iterdir())
+
+
+def test_every_format_that_is_written_here_is_predicted_whatever_the_name(
+    predict: Predict, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "formats"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    written: list[str] = []
+    for form in image_files.formats():
+        colour, grey = (random.integers(0, 256, (32, 32, *more), dtype=np.uint8) for more in ((3,), ()))
+        modes = [Image.fromarray(colour), Image.fromarray(grey), Image.fromarray(grey).convert("1")]
+        for image in modes if form in Image.SAVE else ():
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a mode that the format does not have
+                image.save(folder / f"{form}.of any name", form)
+                written.append(f"{form}.of any name")
+                break
+    assert {"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "ICO", "TGA", "PPM", "PCX", "SGI"} <= {
+        name.partition(".")[0] for name in written
+    }
+    pixels = []
+    for name in sorted(written):
+        with Image.open(folder / name) as image:
+            pixels.append(np.asarray(image.convert("L")))
+    expected = load(models.run("marks")).predict_proba(pixels)
+    for few in (256, 0):
+        monkeypatch.setattr(predictions, "FEW", few)
+        said = predict("marks", "formats", "--proba", "--json", "--engine", "torch")
+        assert (said.code, names(said.rows)) == (0, sorted(written)), said.err
+        scores = [[row[f"score:{name}"] for name in load(models.run("marks")).classes] for row in said.rows]
+        assert np.allclose(scores, expected, rtol=0, atol=1e-5)
 
 
 def test_paths_may_end_with_zero_bytes_and_lie_in_a_parquet_list(
@@ -257,17 +295,18 @@ def test_each_kind_of_model_has_its_columns(predict: Predict, models: Models) ->
         models.run(run)
     [row] = predict("numbers", photo, "--json").rows
     assert row == {"path": str(photo), "prediction": float(load(models.run("numbers")).predict([photo])[0])}
-    [row] = predict("drawn", photo, "--top", 9, "--json").rows
-    assert list(row) == ["path", "prediction", "score", *(f"top_{n}{x}" for n in (1, 2, 3) for x in ("", "_score"))]
-    assert (row["top_1"], row["top_1_score"]) == (row["prediction"], row["score"])
+    [row] = predict("drawn", photo, "--top", 9, "--proba", "--json").rows
+    best = ["path", "prediction", "score", "top_2", "top_2_score", "top_3", "top_3_score"]
+    assert list(row) == [*best, *(f"score:{name}" for name in ("dark", "grey", "white"))]
+    ranked = sorted(("dark", "grey", "white"), key=lambda name: -row[f"score:{name}"])
+    assert [row["prediction"], row["top_2"], row["top_3"]] == ranked
+    assert [row[name] for name in ("score", "top_2_score", "top_3_score")] == [row[f"score:{name}"] for name in ranked]
     [row] = predict(models.root / "models" / "tuned", photo, "--proba", "--json").rows
     assert row["confidence"] == max(row[f"score:{name}"] for name in ("dark", "grey", "white"))
-    [row] = predict("student", photo, "--proba", "--top", 1, "--json").rows
-    assert (
-        row["confidence:brightness"]
-        == row["top_1_confidence:brightness"]
-        == row[f"score:brightness:{row['prediction:brightness']}"]
-    )
+    [row] = predict("student", photo, "--proba", "--top", 2, "--json").rows
+    assert row["confidence:brightness"] == row[f"score:brightness:{row['prediction:brightness']}"]
+    assert {row["prediction:brightness"], row["top_2:brightness"]} == {"dark", "light"}
+    assert row["top_2_confidence:brightness"] == row[f"score:brightness:{row['top_2:brightness']}"]
     assert row["prediction:task"] in ("dark", "grey", "white")
 
 
@@ -310,7 +349,7 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
     for path in models.run("tuned").iterdir():
         (folder / path.name).symlink_to(path)
     said = predict(folder, photos(models)[0], "--near", 1)
-    assert re.search(r"other/tasks/task\.parquet: no such task\. Run `dvc repro split@task`", said.err)
+    assert re.search(r"other/tasks/task\.parquet: no such task\. Run `icecore repro split@task`", said.err)
     (tmp_path / "other" / "tasks").mkdir()
     task = models.task().read_bytes()
     (tmp_path / "other" / "tasks" / "task.parquet").write_bytes(task)
@@ -332,6 +371,8 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
     ("words", "message"),
     [
         (["mark", "a.png"], "unknown run 'mark'. Did you mean 'marks'"),
+        (["old/marks", "a.png"], "marks: expected a model.json of format 2, got 1. Fit the run again."),
+        (["data/models", "a.png"], "expected a run's folder with model.json, such as data/models/RUN, got a folder"),
         (
             ["later", "a.png"],
             f"{Path('data/models/later')}: the run was not made yet. Run `icecore repro finetune@later`.",
@@ -343,8 +384,11 @@ def test_nearest_samples_need_the_task_and_the_features_of_the_run(
         (["marks", "pipe"], "pipe: expected a file or a folder, got a pipe or a device. `-` reads paths"),
         (["marks", "a.tar.gz"], "a.tar.gz: compressed, so that samples in it cannot be located. Unpack it to a plain"),
         (["marks", "empty"], "empty: expected images to predict, got none."),
+        (["marks", "folders"], "folders: expected images to predict, got none."),
         (["marks", "texts"], "texts: expected images to predict, got none, but files that are no images: 1 other."),
-        (["marks", "empty.csv"], "empty.csv"),
+        (["marks", "empty.csv"], "empty.csv: expected images to predict, got none."),
+        (["marks", "empty.parquet"], "empty.parquet: expected images to predict, got none."),
+        (["marks", "-"], "-: expected images to predict, got none."),
         (["marks", "empty.txt"], "empty.txt: expected images to predict, got none."),
         (["marks", "wide.txt"], "wide.txt: expected paths as UTF-8, got UTF-16. Save the list as UTF-8."),
         (["marks", "names.csv"], "unknown column 'path'. Expected one of: file."),
@@ -386,6 +430,10 @@ def test_what_cannot_be_predicted_is_refused(
     for name in ("empty", "texts", "folder.csv"):
         (tmp_path / name).mkdir()
     (tmp_path / "texts" / "notes.md").write_text("text")
+    (tmp_path / "folders" / "one" / "two").mkdir(parents=True)
+    (tmp_path / "old" / "marks").mkdir(parents=True)
+    write_json(tmp_path / "old" / "marks" / "model.json", read_json(models.run("marks") / "model.json") | {"format": 1})
+    pq.write_table(pa.table({"path": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     (tmp_path / "link.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")

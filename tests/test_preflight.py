@@ -300,7 +300,7 @@ def test_tasks_are_tried_on_data_sets_before_and_after_they_are_prepared(
     (line,) = problems(text)
     assert line.startswith("split.pets: ")
     assert problem in line
-    assert line.endswith("(By the last `dvc repro prepare@pets`.)")
+    assert line.endswith("(By the last `icecore repro prepare@pets`.)")
 
 
 @pytest.mark.parametrize(

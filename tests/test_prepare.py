@@ -749,9 +749,9 @@ def test_the_files_of_several_data_sets_come_one_after_the_other(messy: Outcome)
 
 
 def test_a_manifest_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `icecore repro prepare@photos`"):
         manifest.read(tmp_path, "photos")
-    with pytest.raises(DataError, match=r"files/photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+    with pytest.raises(DataError, match=r"files/photos.parquet: no such manifest. Run `icecore repro prepare@photos`"):
         list(manifest.read_files(tmp_path, ["photos"]))
 
 

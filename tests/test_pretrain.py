@@ -148,7 +148,7 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
 def test_an_unknown_target_or_data_set_is_named(data: Data, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown column 'lable'. Did you mean 'label'"):
         pretrain(config(target="lable"), tmp_path / "net", manifests=data.manifests)
-    with pytest.raises(DataError, match=r"letters.parquet: no such manifest. Run `dvc repro prepare@letters`"):
+    with pytest.raises(DataError, match=r"letters.parquet: no such manifest. Run `icecore repro prepare@letters`"):
         pretrain(config(dataset="letters"), tmp_path / "net", manifests=data.manifests)
 
 

@@ -1,7 +1,6 @@
 """Projects in any folder: what `icecore init`, `add`, `demo` and `run` write, refuse and run; and upgrades."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -367,12 +366,14 @@ def test_without_images_the_project_says_how_to_add_some(network: Path, icecore:
             ["meine Fotos/neu", "--backbone", "NET"],
             "meine Fotos/neu: nothing was written, since the settings would have: 1 problem\n  - prepare.photos.root",
         ),
+        (["neu", "--backbone", "NET", "--list", "list.csv"], "`base` is --images, with --list, here."),
     ],
 )
 def test_what_makes_no_project_leaves_nothing(
     words: list[str], message: str, photos: Path, network: Path, icecore: Command
 ) -> None:
     Path("a file").write_text("x")
+    write_list("list.csv", "path,label\nnowhere.png,a\n")
     before = sorted(Path().rglob("*"))
     said = icecore("init", *[str(network) if word == "NET" else word for word in words], "--images", photos)
     assert said.code == 1
@@ -451,38 +452,67 @@ def test_entries_are_added_and_comments_stay(photos: Path, network: Path, icecor
 
 @pytest.mark.usefixtures("photos")
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "option"),
     [
         (
             ["fit", "digits_full"],
             "error: fit.digits_full: expected a new name, but `fit` already has this",
+            "",
         ),
-        (["fit", "new"], "error: --task: needed, unless `split` has exactly one entry; it has: digits, parity."),
+        (["fit", "new"], "error: --task: needed, unless `split` has exactly one entry; it has: digits, parity.", ""),
         (
             ["fit", "new", "--task", "digits", "--head", "logistik"],
             "fit.new.head: unknown head 'logistik'. Did",
+            "`head` is --head here.",
         ),
-        (["fit", "a b", "--task", "digits"], "fit.a b: a name has only letters, digits, '-' and '_'"),
-        (["fit", "new", "--task", "digits", "--tap", "blok3"], "unknown tap 'blok3'. Did you mean 'block3'"),
-        (["backbone", "glyphs", "NET"], "error: freeze.glyphs: expected a new name, but `freeze` already has this"),
+        (["fit", "a b", "--task", "digits"], "fit.a b: a name has only letters, digits, '-' and '_'", ""),
+        (
+            ["fit", "new", "--task", "digits", "--tap", "blok3"],
+            "unknown tap 'blok3'. Did you mean 'block3'",
+            "`inputs` is --tap here.",
+        ),
+        (
+            ["fit", "new", "--task", "digit"],
+            "unknown task 'digit'. Did you mean 'digits'",
+            "`task` is --task here.",
+        ),
+        (
+            ["backbone", "glyphs", "NET"],
+            "error: freeze.glyphs: expected a new name, but `freeze` already has this",
+            "",
+        ),
         (
             ["backbone", "new", "NET", "--tap", "blok"],
             "extract.new.taps.blok: unknown node 'blok'. Did you",
+            "`taps` is --tap here.",
+        ),
+        (
+            ["backbone", "new", "resnet18", "--source", "keras"],
+            "freeze.resnet18.source: unknown",
+            "`source` is --source here.",
         ),
         (
             ["data", "digits", "meine Fotos"],
             "error: prepare.digits: expected a new name, but `prepare` already ha",
+            "",
         ),
-        (["data", "new", "nowhere"], "error: nowhere: no such folder or list."),
+        (["data", "new", "nowhere"], "error: nowhere: no such folder or list.", ""),
+        (
+            ["data", "new", "meine Fotos", "--list", "list.csv"],
+            "Name the folder that the paths are relative to in `base`.",
+            "`base` is PATH, with --list, here.",
+        ),
     ],
 )
 def test_an_entry_that_check_refuses_is_not_written(
-    words: list[str], message: str, network: Path, icecore: Command
+    words: list[str], message: str, option: str, network: Path, icecore: Command
 ) -> None:
     shutil.copy(SHIPPED, "params.yaml")
+    write_list("list.csv", "path,label\nnowhere.png,a\n")
     said = icecore("add", *[str(network) if word == "NET" else word for word in words])
     assert said.code == 1
     assert message in said.error
+    assert [line for line in said.error.splitlines() if line.endswith(" here.")] == ([option] if option else [])
     assert Path("params.yaml").read_bytes() == SHIPPED.read_bytes()
     assert [path.name for path in Path().glob(".params*")] == []
 
@@ -578,75 +608,25 @@ def test_options_of_a_backbone_are_compared_with_its_settings(
     assert found == changed
 
 
-def test_a_project_runs_in_one_process_and_a_second_one_takes_its_features(
-    photos: Path, network: Path, icecore: Command, monkeypatch: pytest.MonkeyPatch
+def test_a_run_goes_on_with_the_project_of_its_folder_and_refuses_other_options(
+    photos: Path, network: Path, icecore: Command
 ) -> None:
-    from pipeline.cli.project import run_in_process
-
     assert icecore("init", "eins", "--images", photos, "--backbone", network).code == 0
-    text = Path("eins/params.yaml").read_text()
-    with monkeypatch.context() as there:
-        there.chdir("eins")
-        run_in_process()
-        assert Path("data/report/index.html").is_file()
-    said = icecore("run", photos, "--out", "eins")  # nothing is left to do
-    assert "0 of 11 stages ran" in said.out
-    assert said.out.endswith("\n  icecore wrong photos_tiny-net\n  icecore predict photos_tiny-net NEW.jpg\n")
+    before = sorted(Path("eins").rglob("*"))
     said = icecore("run", "meine Fotos/Birnen", "--out", "eins")
     assert "eins: expected a project on " in said.error
-    said = icecore("run", photos, "--out", "eins", "--backbone", network, "--target", "label")
-    assert "0 of 11 stages ran" in said.out
     Path("w.pth").write_bytes(b"w")
     options = ["--backbone", "resnet18", "--weights", "IMAGENET1K_V1", "--weights-file", "w.pth"]
+    empty = " No features were computed there yet."
     for words, named in (
         (options, "--backbone resnet18, --weights IMAGENET1K_V1, --weights-file w.pth"),
         (options[2:], "--weights IMAGENET1K_V1, --weights-file w.pth"),
         (["--target", "size", "--image", "bytes"], "--image bytes, --target size"),
     ):
         assert icecore("run", photos, "--out", "eins", *words).error == (
-            f"error: eins: expected a project with {named}, got one with other settings. Nothing was run. "
+            f"error: eins: expected a project with {named}, got one with other settings. Nothing was run.{empty} "
             f"Change {Path('eins/params.yaml')}, or remove the folder, or choose another with `--out`."
         )
-
-    assert icecore("init", "zwei", "--images", photos, "--backbone", network).code == 0
-    assert Path("zwei/params.yaml").read_text() == text
-    monkeypatch.chdir("zwei")
-    for words in (("settings",), ("prepare", "photos"), ("freeze", "tiny-net"), ("extract", "tiny-net")):
-        said = icecore("stage", *words)
-        assert said.code == 0, said.error
-    assert "16 samples, 0 rejected; rows of all taps: 0 to compute, 16 reused" in said.out
-
-
-# The wheel ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_installed_wheel_makes_and_runs_a_project(tmp_path: Path, photos: Path, network: Path) -> None:
-    """Built, installed without its dependencies, and used outside of the repository; then upgraded."""
-    site = tmp_path / "site"
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    install = ["uv", "pip", "install", "--offline", "--no-deps", "--target", str(site), "--python", sys.executable]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(site), "ICECORE_CACHE": str(tmp_path / "cache")}
-    subprocess.run([*install, str(wheel)], env=environment, check=True, capture_output=True)
-
-    def shell(*words: str, cwd: Path) -> str:
-        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    icecore = str(site / "bin" / "icecore")
-    shell(icecore, "init", "Projekt 1", "--images", str(photos), "--backbone", str(network), cwd=Path.cwd())
-    project = Path.cwd() / "Projekt 1"
-    said = shell(icecore, "repro", "fit@photos_tiny-net", cwd=project)
-    assert "5 of 5 stages ran" in said
-    assert "icecore stage" not in said
-
-    code = site / "pipeline" / "fit" / "run.py"
-    code.write_text(code.read_text() + "\nMORE = 1\n")
-    said = shell(icecore, "check", "--fast", cwd=project)
-    assert "note: the installed code of these stages is another one: fit, finetune, distill\n" in said
-    assert "is another one" not in shell(icecore, "check", "--fast", cwd=project)
-    status = json.loads(shell(sys.executable, "-m", "dvc", "status", "--json", "fit@photos_tiny-net", cwd=project))
-    assert list(status) == ["fit@photos_tiny-net"]
+        (Path("eins") / "data" / "features" / "net").mkdir(exist_ok=True)
+        empty = ""
+    assert {*Path("eins").rglob("*")} - {*before} == {Path("eins/data/features/net")}

@@ -883,5 +883,5 @@ def test_a_leaderboard_of_no_runs_is_its_head_alone() -> None:
 
 def test_runs_that_were_not_evaluated_are_named(tmp_path: Path) -> None:
     plots = evaluated(tmp_path, "pets")
-    with pytest.raises(DataError, match=r"plots: no evaluation of dogs, birds\. Run `dvc repro`"):
+    with pytest.raises(DataError, match=r"plots: no evaluation of dogs, birds\. Run `icecore repro`"):
         leaderboard.read(plots, ["dogs", "pets", "birds"])

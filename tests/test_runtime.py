@@ -3,7 +3,10 @@
 import contextlib
 import os
 import random
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,3 +72,39 @@ def test_repeatable_kernels_end_with_their_block(mode: str, workspace: str | Non
         assert os.environ.get(CUBLAS) == workspace
     finally:
         torch.set_deterministic_debug_mode(before)
+
+
+ASK = "from pipeline.runtime import can_start_processes\nprint(can_start_processes())\n"
+GUARDED = f"if __name__ == '__main__':\n    {ASK.replace(chr(10), chr(10) + '    ')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "script", "can"),
+    [
+        (["script.py"], ASK, False),
+        (["script.py"], GUARDED, True),
+        (["-m", "script"], ASK, False),
+        (["-m", "script"], GUARDED, True),
+        (["-m", "package"], ASK, True),  # a new process does not run the __main__.py of a package
+        (["-"], GUARDED, False),
+        (["-c", ASK], "", True),
+    ],
+    ids=lambda value: " ".join(value).partition("\n")[0] if isinstance(value, list) else "",
+)
+def test_processes_can_be_started_where_the_script_can_be_run_again(
+    words: list[str], script: str, can: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "package").mkdir()
+    for name in ("script.py", "package/__main__.py"):
+        (tmp_path / name).write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, *words],
+        input=script,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{can}\n"

@@ -61,6 +61,14 @@ def test_there_are_62_classes_of_glyphs_in_every_font_and_size(glyphs: Path) -> 
     assert len(fonts()) > 10
 
 
+def test_of_some_characters_the_glyphs_are_the_same(glyphs: Path, tmp_path: Path) -> None:
+    config = SampleConfig(source="glyphs", sizes=(14,), characters=("digit", "lower"))
+    sample(config, tmp_path / "some")
+    every = contents(glyphs)
+    wanted = {name: key for name, key in every.items() if name.startswith(("digit_", "lower_")) and "-14." in name}
+    assert contents(tmp_path / "some") == wanted
+
+
 def test_no_two_class_folders_differ_in_case_only(glyphs: Path) -> None:
     names = [path.name.lower() for path in glyphs.iterdir()]
     assert len(set(names)) == 62
@@ -128,6 +136,9 @@ def test_an_earlier_sample_is_replaced_as_a_whole(tmp_path: Path) -> None:
         ({"source": "glyphs", "sizes": (5,)}, "greater than or equal to 6"),
         ({"source": "glyphs", "sizes": (LARGEST + 1,)}, f"less than or equal to {LARGEST}"),
         ({"source": "glyphs", "sizes": ()}, "at least 1 item"),
+        ({"source": "glyphs", "characters": ["capital"]}, "'digit', 'upper' or 'lower'"),
+        ({"source": "digits", "characters": ["digit"]}, "`characters` belong to `source: glyphs`: leave them out"),
+        ({"source": "digits", "sizes": [18]}, "`sizes` belong to `source: glyphs`: leave them out"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:

@@ -634,7 +634,7 @@ def test_a_column_that_the_manifest_lacks_is_an_error(manifest: Manifest, tmp_pa
 
 
 def test_a_manifest_that_was_never_made_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `dvc repro prepare@photos`"):
+    with pytest.raises(DataError, match=r"photos.parquet: no such manifest. Run `icecore repro prepare@photos`"):
         split(config(), tmp_path)
 
 
@@ -763,7 +763,7 @@ def test_a_task_comes_back_from_its_file(few: Task, tmp_path: Path) -> None:
 
 
 def test_a_task_that_was_never_made_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"photos.parquet: no such task. Run `dvc repro split@photos`"):
+    with pytest.raises(DataError, match=r"photos.parquet: no such task. Run `icecore repro split@photos`"):
         Task.read(tmp_path / "photos.parquet")
 
 

@@ -201,7 +201,7 @@ def test_a_run_that_ends_in_between_leaves_no_teacher(world: World, tmp_path: Pa
     with pytest.raises(HeadError):
         world.taught("heads", tmp_path / "t", input="lost")
     with pytest.raises(
-        TrainingError, match=r"expected a teacher with teacher\.json, got none\. Run `dvc repro teach@t`"
+        TrainingError, match=r"expected a teacher with teacher\.json, got none\. Run `icecore repro teach@t`"
     ):
         Teacher.open(tmp_path / "t")
 
@@ -401,7 +401,7 @@ def test_samples_without_scores_are_counted(world: World, tmp_path: Path) -> Non
             found.logits(unknown)
         assert (
             f"{tmp_path / 't' / 'logits'}: expected scores of all 4 samples, got none of 2, the first is {'f' * 32}. "
-            "Add their data set to the teacher's `datasets`, or run `dvc repro teach@t`."
+            "Add their data set to the teacher's `datasets`, or run `icecore repro teach@t`."
         ) == str(told.value)
 
 
@@ -469,7 +469,9 @@ def test_views_that_would_be_made_otherwise_now_are_refused(
 def test_a_teacher_of_another_format_is_refused(world: World, tmp_path: Path) -> None:
     world.taught("tuned", tmp_path / "t")
     edit(tmp_path / "t" / "teacher.json", lambda found: found.update(format=9))
-    with pytest.raises(TrainingError, match=r"expected a teacher of format 1, got 9\. Run `dvc repro -f teach@t`\."):
+    with pytest.raises(
+        TrainingError, match=r"expected a teacher of format 1, got 9\. Run `icecore repro -f teach@t`\."
+    ):
         Teacher.open(tmp_path / "t")
 
 
@@ -704,7 +706,7 @@ def test_pixels_of_other_samples_are_found(world: World, pixels: Pixels, tmp_pat
 def made_by(world: World, pixels: Pixels, teacher: Teacher, run: str, **changed: Any) -> str:
     with pytest.raises(TrainingError) as told:
         recompute(teacher, dataclasses.replace(world.sources(run), **changed), pixels)
-    assert "expected scores of the teacher as it is now, got those of another. Run `dvc repro teach@t`" in str(
+    assert "expected scores of the teacher as it is now, got those of another. Run `icecore repro teach@t`" in str(
         told.value
     )
     return str(told.value)

@@ -180,7 +180,7 @@ def test_the_command_lists_mistakes_and_names_what_lacks(
     assert "unknown entry of fit, finetune and distill 'cats'. Did you mean 'pets'? Expected one of: pets." in shown(
         "cats"
     )
-    assert shown("pets") == f"error: {Path('data/plots/pets.json')}: no evaluation of pets. Run `dvc repro`."
+    assert shown("pets") == f"error: {Path('data/plots/pets.json')}: no evaluation of pets. Run `icecore repro`."
     run(tmp_path / "data", "classification", PETS, ANSWERS, scores=SURE)
     (tmp_path / "data" / "task.parquet").rename(tmp_path / "data" / "pets.task")
     for name, source in {"tasks": "pets.task", "predictions": "pets.parquet"}.items():

@@ -69,7 +69,7 @@ def check(network: nn.Module, shape: tuple[int, int, int], probe: Probe, *, wher
         raise BackboneError(
             f"{where}: expected the outputs that the network gave when it was written, within {TOLERANCE:g} of the "
             f"largest value, got a difference of {off:.2g}. {describe_versions(probe)}. Install those versions, or run "
-            "the stage that wrote the network again with `dvc repro -f`."
+            "the stage that wrote the network again with `icecore repro -f`."
         )
 
 

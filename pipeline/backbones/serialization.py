@@ -170,7 +170,7 @@ def read_spec(folder: AnyPath) -> BackboneSpec:
     folder = as_path(folder, "read_spec: folder")
     path = folder / JSON
     if not path.is_file():
-        raise BackboneError(f"{folder}: not a backbone ({JSON} is missing). Run `dvc repro freeze@{folder.name}`.")
+        raise BackboneError(f"{folder}: not a backbone ({JSON} is missing). Run `icecore repro freeze@{folder.name}`.")
     try:
         return BackboneSpec.model_validate(read_json(path))
     except (ValidationError, ValueError) as error:
@@ -184,7 +184,7 @@ def read(folder: AnyPath) -> Backbone:
     """
     folder = as_path(folder, "read: folder")
     spec = read_spec(folder)
-    remedy = f"The file was changed or damaged: run `dvc repro -f freeze@{folder.name}`."
+    remedy = f"The file was changed or damaged: run `icecore repro -f freeze@{folder.name}`."
     check_readable(folder / WEIGHTS)
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)

@@ -135,7 +135,7 @@ def check(path: str, frozen: Mapping[str, Any]) -> None:
         )
 
 
-_FREEZE_AGAIN = "Freeze the backbone again: `dvc repro -f freeze@<its name>`."
+_FREEZE_AGAIN = "Freeze the backbone again: `icecore repro -f freeze@<its name>`."
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

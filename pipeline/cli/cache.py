@@ -84,7 +84,7 @@ def cache_repair() -> None:
 
     Example:
 
-      icecore cache repair && dvc repro --force extract@mobilenet
+      icecore cache repair && icecore repro --force extract@mobilenet
     """
     _check_shards(full=True, drop=True)
 

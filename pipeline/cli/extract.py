@@ -30,9 +30,15 @@ PROJECT_ONLY = frozenset(
 """Settings that messages name and that `icecore extract` has no option for."""
 
 
+NAMED = re.compile(
+    r"`([a-z_]+)(?:`|: )|^ *(?:- )?(?:prepare|freeze|extract|split|fit)\.[\w-]+\.([a-z_]+)", re.MULTILINE
+)
+"""A setting in an error: `batch_size`, or fit.probe.head at the beginning of a line."""
+
+
 def name_options(error: str, options: Mapping[str, str]) -> list[str]:
     """Return a line for each option whose setting an error names, and one for settings that need a project."""
-    settings = dict.fromkeys(re.findall(r"`([a-z_]+)(?:`|: )", error))
+    settings = dict.fromkeys(match[1] or match[2] for match in NAMED.finditer(error))
     lines = [f"`{name}` is {options[name]} here." for name in settings if name in options]
     if absent := [f"`{name}`" for name in settings if name in PROJECT_ONLY | OPTIONS.keys() and name not in options]:
         is_are = "is a setting" if len(absent) == 1 else "are settings"

@@ -48,7 +48,7 @@ def check(
 
     Examples:
 
-      icecore check && dvc repro
+      icecore check && icecore repro
 
       icecore check --fast
     """

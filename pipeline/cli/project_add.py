@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.extract import naming_options
 from pipeline.cli.project import problems_of
 from pipeline.cli.project_new import Image, Labels, Target, Weights, WeightsFile
 
@@ -14,10 +15,35 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 
+OPTIONS_OF_DATA = {
+    "root": "PATH",
+    "base": "PATH, with --list,",
+    "image": "--image",
+    "target": "--target",
+}
+OPTIONS_OF_BACKBONE = {
+    "model": "MODEL",
+    "folder": "MODEL",
+    "source": "--source",
+    "weights": "--weights",
+    "file": "--weights-file",
+    "taps": "--tap",
+    "datasets": "--data",
+}
+OPTIONS_OF_FIT = {
+    "task": "--task",
+    "backbone": "--backbone",
+    "inputs": "--tap",
+    "head": "--head",
+    "labels_per_class": "--labels-per-class",
+}
+"""Options of each command by the setting that messages of the library name."""
+
 app = typer.Typer(help="Write an entry into params.yaml: a data set, a backbone, a run of heads.", no_args_is_help=True)
 
 
 @app.command("data")
+@naming_options(OPTIONS_OF_DATA)
 def data(
     name: Annotated[str, typer.Argument(help="The name of the data set, and of its task.")],
     path: Annotated[
@@ -48,6 +74,7 @@ def data(
 
 
 @app.command("backbone")
+@naming_options(OPTIONS_OF_BACKBONE)
 def backbone(
     name: Annotated[str, typer.Argument(help="The name of the backbone in params.yaml.")],
     model: Annotated[str, typer.Argument(help="A model of torchvision or timm, or a backbone's folder.")],
@@ -85,6 +112,7 @@ def backbone(
 
 
 @app.command("fit")
+@naming_options(OPTIONS_OF_FIT)
 def fit(
     name: Annotated[str, typer.Argument(help="The name of the run.")],
     task: Annotated[str | None, typer.Option(help="An entry of `split`. [default: the only one]")] = None,

@@ -101,7 +101,7 @@ def demo(
 ) -> None:
     """Run a project on handwritten digits in an empty folder: nothing is downloaded; it takes less than a minute.
 
-    A small network learns printed characters and is frozen; its layers are compared on handwritten digits, those that
+    A small network learns printed digits and is frozen; its layers are compared on handwritten digits, those that
     scikit-learn carries.
 
     Examples:

@@ -81,7 +81,7 @@ def wrong(
     config = project.named_run(run)
     table = project.TABLES / f"{run}.json"
     if not table.is_file():
-        raise DataError(f"{table}: no evaluation of {run}. Run `dvc repro`.")
+        raise DataError(f"{table}: no evaluation of {run}. Run `icecore repro`.")
     evaluation, task = read_json(table), project.TASKS / f"{config.task}.parquet"
     mistakes = find_mistakes(
         evaluation,

@@ -153,7 +153,7 @@ def check_rows(subject: StudentTask, keys: np.ndarray) -> None:
             raise DataError(
                 f"{teacher.folder}: expected scores of all {len(keys):,} samples that {subject.name} is learned from, "
                 f"got {len(missing):,} without, the first is {missing[0]}. Add their data sets to "
-                f"`teach.{teacher.name}.datasets`, or run `dvc repro teach@{teacher.name}`."
+                f"`teach.{teacher.name}.datasets`, or run `icecore repro teach@{teacher.name}`."
             )
 
 

@@ -41,7 +41,7 @@ def read(predictions: Path, task: Path) -> Methods:
     differ from the task, missing test rows, and fits with different test rows.
     """
     file, truth = PredictionsFile.open(predictions), Task.read(task)
-    again = f"Run {predictions.stem!r} again, as `dvc repro` does."
+    again = f"Run {predictions.stem!r} again, as `icecore repro` does."
     if file.kind != truth.kind:
         raise DataError(f"{predictions}: expected predictions of a {truth.kind} task, got {file.kind}. {again}")
     foreign = sorted(set(file.classes) - set(truth.classes))

@@ -221,7 +221,7 @@ def _parameters(params: Mapping[str, Any]) -> str:
 
 def _metric_lines(result: Mapping[str, Any] | None) -> list[str]:
     if result is None:
-        return ["* The run was not evaluated: `dvc repro evaluate` measures it on test rows."]
+        return ["* The run was not evaluated: `icecore repro evaluate` measures it on test rows."]
     metric, ends = result["decided_by"], result["interval"]
     draws = f", the mean of {result['draws']} training sets" if result["draws"] > 1 else ""
     between = ""

@@ -51,7 +51,7 @@ def read_task_images(model: TrainedModel, split: str, *, most: int) -> TaskImage
     manifests = data / "manifests"
     datasets = sorted(path.stem for path in manifests.glob("*.parquet"))
     if not datasets:
-        raise DataError(f"{manifests}: expected the manifests of the task's data sets, got none. Run `dvc repro`.")
+        raise DataError(f"{manifests}: expected the manifests of the task's data sets, got none. Run `icecore repro`.")
     keys = task.keys[rows]
     wanted = locate_samples(manifests, datasets, key_arrays.from_hex(list(keys)))
     contents = {item.key: content for item in items(wanted) if (content := _read(item)) is not None}

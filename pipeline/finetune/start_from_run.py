@@ -39,7 +39,7 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
     if sha256_file(path) not in [known.sha256 for known in record.tasks]:
         names = ", ".join(known.name for known in record.tasks)
         raise TrainingError(
-            f"{run}: expected a run on the task {path.stem} as it is now, got one on {names}. Run `dvc repro`, or "
+            f"{run}: expected a run on the task {path.stem} as it is now, got one on {names}. Run `icecore repro`, or "
             f"freeze {run / 'backbone'} (`source: folder`) and start from that backbone."
         )
     source = serialization.read(run / "backbone")

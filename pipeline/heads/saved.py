@@ -152,7 +152,7 @@ def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
         if own := sorted(name for name in {*names} - {*TRUSTED, *trusted} if name.startswith("pipeline.")):
             raise HeadError(
                 f"{path}: expected estimators of this version of icecore, got {', '.join(own)} of another one. Fit the "
-                "run again: `dvc repro -f fit@<its name>`."
+                "run again: `icecore repro -f fit@<its name>`."
             )
         if strange := sorted({*names} - {*TRUSTED, *trusted}):
             raise HeadError(

@@ -65,8 +65,9 @@ def start_decoders(reader: Reader, kind: Kind, *, sample_bytes: int, with_gpu: b
         )
     if kind == "processes" and not can_start_processes():
         raise ClusterError(
-            "decode: expected a script that may start processes, got one without `if __name__ == '__main__':`, which "
-            "each process would run again. Put the script's calls under that line, or set `run: {decode: threads}`."
+            "decode: expected a script that may start processes, got one without `if __name__ == '__main__':`, or on "
+            "standard input, which each process would run again. Put the script's calls under that line of a file, or "
+            "set `run: {decode: threads}`."
         )
     use_processes = kind == "processes" or (kind == "auto" and many and can_start_processes())
     if hasattr(os, "memfd_create") and not daemon and use_processes:

@@ -207,7 +207,7 @@ def locate_samples(manifests: Path, datasets: Sequence[str], keys: np.ndarray) -
         raise DataError(
             f"{manifests}: expected all samples of the task in the manifests of {', '.join(datasets)}, but "
             f"{counted(len(missing), 'sample is', 'samples are')} missing; the first is {missing[0]}. The data sets "
-            "changed: run `dvc repro`."
+            "changed: run `icecore repro`."
         )
     return samples.take(np.unique(rows))
 

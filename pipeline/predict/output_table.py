@@ -4,7 +4,8 @@
     prediction               the class; a list of labels in a multilabel task; the number in a regression
     confidence               probability of the predicted class; in a multilabel task, of the least certain label
     score                    in place of `confidence`, for a model with decision values instead of probabilities
-    top_1, top_1_confidence  with `top`: the classes with the largest scores, largest first (or top_1_score)
+    top_2, top_2_confidence  with `top`: the classes with the next largest scores (or top_2_score); the prediction is
+                             the first. In a multilabel task, whose prediction is a list, from top_1 on
     score:<class>            with `proba`: the score of each class
     near_1, near_1_label, near_1_cosine   with `near`: the nearest training samples
     error                    why the input has no prediction
@@ -117,13 +118,14 @@ class Columns:
         if not self.score_column or task.kind == "regression":
             return columns
         columns.append((f"{self.score_column}{suffix}", pa.array(self._certainty(task, answers), pa.float32())))
-        order = np.argsort(-answers.scores, axis=1, kind="stable")
+        ranked = _rank_classes(task, answers)
         names = np.asarray(task.classes, dtype=object)
-        for rank in range(min(self.top, len(task.classes))):
-            best = order[:, rank]
+        first = 1 if task.kind == "multilabel" else 2
+        for rank in range(first, min(self.top, len(task.classes)) + 1):
+            best = ranked[:, rank - 1]
             scores = np.take_along_axis(answers.scores, best[:, None], axis=1)[:, 0]
-            columns.append((f"top_{rank + 1}{suffix}", pa.array(names[best], pa.string())))
-            columns.append((f"top_{rank + 1}_{self.score_column}{suffix}", pa.array(scores, pa.float32())))
+            columns.append((f"top_{rank}{suffix}", pa.array(names[best], pa.string())))
+            columns.append((f"top_{rank}_{self.score_column}{suffix}", pa.array(scores, pa.float32())))
         if self.proba:
             prefix = f"{SCORE}{task.name}:" if suffix else SCORE
             columns += [(prefix + name, pa.array(answers.scores[:, at])) for at, name in enumerate(task.classes)]
@@ -133,9 +135,7 @@ class Columns:
         """Return the score of each predicted class; in a multilabel task, that of the least certain label."""
         scores = answers.scores
         if task.kind == "classification":
-            index = {name: number for number, name in enumerate(task.classes)}
-            own = np.array([index[name] for name in answers.predicted], dtype=np.int64)
-            return np.take_along_axis(scores, own[:, None], axis=1)[:, 0] if len(own) else scores[:, :0].sum(axis=1)
+            return np.take_along_axis(scores, _predicted_columns(task, answers), axis=1)[:, 0]
         certainty = np.abs(scores) if self.model.scores == "decision" else np.maximum(scores, 1 - scores)
         return np.asarray(certainty.min(axis=1))
 
@@ -149,3 +149,18 @@ class Columns:
             columns.append((f"near_{rank + 1}_label", pa.array(self.training.labels(rows), pa.string())))
             columns.append((f"near_{rank + 1}_cosine", pa.array(values, pa.float32())))
         return columns
+
+
+def _predicted_columns(task: TaskOutput, answers: Answers) -> np.ndarray:
+    """Return the column of the predicted class in the scores of each row, (rows, 1)."""
+    index = {name: number for number, name in enumerate(task.classes)}
+    return np.array([index[name] for name in answers.predicted], dtype=np.int64)[:, None]
+
+
+def _rank_classes(task: TaskOutput, answers: Answers) -> np.ndarray:
+    """Return the columns of the scores, largest score first, (rows, classes); a predicted class is the first."""
+    scores = answers.scores
+    if task.kind == "classification":  # the head decides between equal scores
+        scores = scores.copy()
+        np.put_along_axis(scores, _predicted_columns(task, answers), np.inf, axis=1)
+    return np.argsort(-scores, axis=1, kind="stable")

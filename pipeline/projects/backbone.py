@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from pipeline.backbones import serialization, torchvision_models
 from pipeline.backbones.spec import Tap, pooled_shape
 from pipeline.errors import BackboneError, ConfigError
@@ -15,6 +13,7 @@ from pipeline.freeze.config import FreezeConfig
 from pipeline.freeze.library_model import Weights, raw_settings
 from pipeline.freeze.outline import Outline, outline
 from pipeline.inference.node_table import blocks
+from pipeline.settings.check import Section, check, refuse
 
 DIGITS = 16  # digits of a digest in params.yaml
 
@@ -35,7 +34,7 @@ def read_backbone(model: str, weights: Weights) -> NamedBackbone:
     """Return the backbone for a model of torchvision or timm, or for a folder that icecore wrote.
 
     Nothing is downloaded. Raises BackboneError for an unknown model, with similar names, and ConfigError for a missing
-    weights file and for weights given with a folder.
+    weights file, for weights given with a folder, and for wrong settings.
     """
     folder = Path(model)
     if (folder / serialization.JSON).is_file():
@@ -47,13 +46,15 @@ def read_backbone(model: str, weights: Weights) -> NamedBackbone:
     else:
         settings = _library_settings(model, weights)
         name = settings["model"]
-    config: FreezeConfig = TypeAdapter(FreezeConfig).validate_python(settings)
-    nodes = outline(config, pretrained=Path())
+    name = entry_name(name)
+    values, problems = check({"freeze": {name: settings}}, {"freeze": Section(FreezeConfig, named=True)})
+    refuse(problems, where=model)
+    nodes = outline(values["freeze"][name], pretrained=Path())
     if nodes is None:
         raise BackboneError(
             f"{model}: its nodes cannot be listed without its weights. Add the backbone to params.yaml by hand."
         )
-    return NamedBackbone(entry_name(name), settings, nodes)
+    return NamedBackbone(name, settings, nodes)
 
 
 def entry_name(text: str) -> str:

@@ -148,7 +148,7 @@ def _path_column(config: dict[str, Any], labels: str) -> str:
     example = f" {tried[0]} does not exist." if tried else ""
     raise DataError(
         f"{labels}: expected a column of paths of files below {base}, got {', '.join(names)}.{example} Name the folder "
-        "that the paths are relative to with `--images`."
+        "that the paths are relative to in `base`."
     )
 
 

@@ -58,7 +58,7 @@ def read(tables: Path, names: Sequence[str]) -> list[Run]:
     """
     missing = [name for name in names if not (tables / f"{name}.json").is_file()]
     if missing:
-        raise DataError(f"{tables}: no evaluation of {', '.join(missing)}. Run `dvc repro`.")
+        raise DataError(f"{tables}: no evaluation of {', '.join(missing)}. Run `icecore repro`.")
     runs: list[Run] = [read_json(tables / f"{name}.json") for name in names]
     measured = [run for run in runs if "unavailable" not in run]
     return sorted(measured, key=lambda run: (task_of(run), _rank(run), run["run"]))

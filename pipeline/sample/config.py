@@ -9,6 +9,8 @@ from pipeline.settings.check import Settings
 # The largest size at which the widest letter, a bold W, fits into the frame.
 LARGEST = 27
 
+Characters = Literal["digit", "upper", "lower"]
+
 
 class SampleConfig(Settings):
     """The sample data to write."""
@@ -20,8 +22,14 @@ class SampleConfig(Settings):
         default=(18, 22, 26), description="heights of the printed letters, in points (`source: glyphs`)"
     )
 
+    characters: Annotated[tuple[Characters, ...], Field(min_length=1)] = Field(
+        default=("digit", "upper", "lower"),
+        description="printed characters: digits, capital letters, small letters (`source: glyphs`)",
+    )
+
     @model_validator(mode="after")
-    def _sizes_need_glyphs(self) -> "SampleConfig":
-        if self.source == "digits" and "sizes" in self.model_fields_set:
-            raise ValueError("`sizes` belong to `source: glyphs`: leave them out")
+    def _settings_of_glyphs(self) -> "SampleConfig":
+        for name in ("sizes", "characters"):
+            if self.source == "digits" and name in self.model_fields_set:
+                raise ValueError(f"`{name}` belong to `source: glyphs`: leave them out")
         return self

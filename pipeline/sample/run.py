@@ -5,7 +5,7 @@
 """
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import requires
 from pipeline.files import AnyPath, as_path, fresh_folder
 from pipeline.runtime import SILENT, Reporter
-from pipeline.sample.config import SampleConfig
+from pipeline.sample.config import Characters, SampleConfig
 
 SIDE = 32
 # matplotlib's other fonts have no letters, or a placeholder for each letter.
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10")
-KINDS = {"digit": string.digits, "upper": string.ascii_uppercase, "lower": string.ascii_lowercase}
+KINDS: Mapping[Characters, str] = {
+    "digit": string.digits,
+    "upper": string.ascii_uppercase,
+    "lower": string.ascii_lowercase,
+}
 
 Picture = tuple[str, str, Image.Image]
 """Class, file name and image."""
@@ -28,7 +32,7 @@ Picture = tuple[str, str, Image.Image]
 def sample(config: SampleConfig, folder: AnyPath, *, reporter: Reporter = SILENT) -> int:
     """Write one folder of images per class; return the number of images."""
     folder = as_path(folder, "sample: folder")
-    pictures = list(_digits() if config.source == "digits" else _glyphs(config.sizes))
+    pictures = list(_digits() if config.source == "digits" else _glyphs(config))
     with fresh_folder(folder) as new:
         for number, (label, name, image) in enumerate(pictures, start=1):
             path = new / label / f"{name}.png"
@@ -47,12 +51,12 @@ def _digits() -> Iterator[Picture]:
         yield str(label), f"{number:04d}", Image.fromarray(grey)
 
 
-def _glyphs(sizes: tuple[int, ...]) -> Iterator[Picture]:
+def _glyphs(config: SampleConfig) -> Iterator[Picture]:
     for font in fonts():
-        for size in sizes:
+        for size in config.sizes:
             face = ImageFont.truetype(str(font), size)
-            for kind, characters in KINDS.items():
-                for character in characters:
+            for kind in config.characters:
+                for character in KINDS[kind]:
                     # The kind is part of the class name: file systems that ignore case would merge the folders a and A.
                     yield f"{kind}_{character}", f"{font.stem}-{size}", draw(character, face)
 

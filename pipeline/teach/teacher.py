@@ -59,12 +59,12 @@ class Teacher:
         path = folder / JSON
         if not path.is_file():
             raise TrainingError(
-                f"{folder}: expected a teacher with {JSON}, got none. Run `dvc repro teach@{folder.name}`."
+                f"{folder}: expected a teacher with {JSON}, got none. Run `icecore repro teach@{folder.name}`."
             )
         record = read_json(path)
         if record.get("format") != FORMAT:
             raise TrainingError(
-                f"{path}: expected a teacher of format {FORMAT}, got {record.get('format')}. Run `dvc repro -f "
+                f"{path}: expected a teacher of format {FORMAT}, got {record.get('format')}. Run `icecore repro -f "
                 f"teach@{folder.name}`."
             )
         columns = {
@@ -171,7 +171,7 @@ class Teacher:
             raise DataError(
                 f"{stored.folder}: expected scores of all {len(there):,} samples, got none of {len(missing):,}, the "
                 f"first is {first}. Add their data set to the teacher's `datasets`, or run "
-                f"`dvc repro teach@{self.name}`."
+                f"`icecore repro teach@{self.name}`."
             )
         return stored.load(keys).astype(np.float32, copy=False)
 

@@ -119,7 +119,7 @@ def _check_made(teacher: Teacher, sources: Sources, spec: BackboneSpec) -> None:
     problems += differences({name: made_from[name] for name in now}, now)
     if problems:
         title = (
-            f"{teacher.folder}: expected scores of the teacher as it is now, got those of another. Run `dvc repro "
+            f"{teacher.folder}: expected scores of the teacher as it is now, got those of another. Run `icecore repro "
             f"teach@{teacher.name}`"
         )
         raise TrainingError(bullets(title, problems))
