@@ -30,6 +30,7 @@ from pipeline.backbones import serialization, timm_models, torchvision_models
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.replay import check_replay, expected_logits
 from pipeline.backbones.spec import WIDE, InputSpec, TapSpec
+from pipeline.engines.memory_format import keep_contiguous
 from pipeline.engines.torch_engine import TorchEngine
 
 CLASSES, IMAGES = 3, 2
@@ -94,6 +95,7 @@ def check_model(architecture: Mapping[str, Any], inputs: InputSpec, folder: Path
 def train_step(network: nn.Module, images: Tensor, *, classifier: str) -> None:
     """Take one step on all weights; raises ValueError if the loss is not finite, or weights stay as they were."""
     network.train().requires_grad_(True)
+    keep_contiguous(network)
     before = {name: one.detach().clone() for name, one in network.named_parameters()}
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     logits = network(images)

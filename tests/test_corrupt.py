@@ -5,9 +5,7 @@ import csv
 import io
 import os
 import shutil
-import struct
 import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from support.odd_images import bomb
 from support.unprivileged import closed, open_folder
 
 from pipeline.backbones import glyphs, serialization
@@ -48,13 +47,6 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
-
-
-def bomb() -> bytes:
-    """A PNG of a few bytes whose header speaks of 3.6 billion pixels."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
-    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 BOMB = (

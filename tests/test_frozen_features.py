@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
+from support.odd_images import bomb
 from torch import nn
 from torchvision import transforms
 
@@ -155,6 +156,12 @@ def test_names_and_widths_follow_from_the_settings(net: Path) -> None:
             r"^2 of 2 files cannot be used. The first of them\n  - /.*/other.png: not .*\n  - /.*/text.png: not an",
         ),
         ({"cache": False}, ["TEXT"], DataError, "not an image that Pillow can read"),
+        (
+            {},
+            ["bomb.png", "TEXT"],
+            DataError,
+            r"^2 of 2 files .*\n  - /.*/bomb.png: more than 89,478,485 pixels",
+        ),
         ({}, np.array([["a", "b"]], dtype=object), DataError, r"one column of paths or images, got the shape \(1, 2\)"),
         ({}, "photo.png", TypeError, "expected a list of images, got a single str"),
         ({}, [[1.5]], TypeError, "image 0: expected a path, a PIL image, a uint8 array or a tensor, got list"),
@@ -166,6 +173,7 @@ def test_what_is_no_setting_or_no_image_is_refused(
     text = tmp_path / "text.png"
     text.write_text("no image")
     (tmp_path / "other.png").write_text("neither")
+    (tmp_path / "bomb.png").write_bytes(bomb())
     if isinstance(images, list) and images[-1:] == ["TEXT"]:
         images = [*(str(tmp_path / name) for name in images[:-1]), str(text)]
     with pytest.raises(kind, match=message):

@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.odd_images import bomb
 from torch import nn
 
 import icecore
@@ -340,6 +341,13 @@ def test_a_run_of_heads_is_no_backbone(tmp_path: Path) -> None:
             "there are no files in it. Give a folder, a list or an archive with files",
         ),
         ({"what": "FOLDER/empty", "cache": False}, DataError, "expected images, got none"),
+        (
+            {"what": "FOLDER/odd", "cache": False},
+            DataError,
+            r"odd: 2 images cannot be used\n  - /.*/odd/bomb.png: more than 89,478,485 pixels.*\n  - /.*/odd/text.png: ",
+        ),
+        ({"what": "FOLDER/odd", "max_pixels": 10}, DataError, "odd/0.png: more than 10 pixels"),
+        ({"what": "FOLDER/cut", "cache": False}, DataError, r"^/.*/cut/0.png: damaged image: "),
         ({"what": "FOLDER", "tap": "blok1"}, BackboneError, "unknown node 'blok1'. Did you mean 'block1'"),
         ({"what": "FOLDER", "tap": "block1", "pool": "cls"}, BackboneError, "poolings that do not fit"),
         (
@@ -359,6 +367,11 @@ def test_what_cannot_be_embedded_is_refused(
 ) -> None:
     photos = image_folder(each=1)
     (photos / "empty").mkdir()
+    good = (photos / "cat" / "000.png").read_bytes()
+    files = {"odd/0.png": good, "odd/bomb.png": bomb(), "odd/text.png": b"no image", "odd/README": b"text"}
+    for name, data in {**files, "cut/0.png": good[:-200], "cut/notes": b"text"}.items():
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(data)
     what = arguments["what"].replace("FOLDER", str(photos)) if isinstance(arguments["what"], str) else arguments["what"]
     with pytest.raises(kind, match=message):
         icecore.Backbone(net).embed(**{**arguments, "what": what})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.odd_images import bomb
 
 from pipeline import embed
 from pipeline.backbones import glyphs, serialization
@@ -81,6 +82,7 @@ def test_every_kind_of_image_gives_the_pixels_of_its_file(files: list[Path]) -> 
         ([None], TypeError, "image 0: expected a path, a PIL image, a uint8 array or a tensor, got NoneType"),
         (["missing.jpg"], DataError, "missing.jpg: cannot be read: No such file or directory"),
         ([b"text"], DataError, "image 0: not an image that Pillow can read"),
+        ([bomb()], DataError, "image 0: 60000 × 60000, more than 89,478,485 pixels: refused as a decompression bomb"),
         ([np.zeros((4, 4, 3))], DataError, "image 0: expected uint8 pixels .* got float64"),
         ([np.zeros((4, 4, 2), np.uint8)], DataError, r"image 0: expected pixels .* got the shape \(4, 4, 2\)"),
         ([np.zeros((0, 4, 3), np.uint8)], DataError, r"image 0: expected an image with pixels, got the shape"),

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support import prediction_process
+from support.odd_images import bomb
 from support.trained_models import Models
 
 from pipeline.cli import main
@@ -216,11 +217,13 @@ def test_a_failing_input_is_a_row_with_the_reason(
     good = photos(models)[0]
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-300])
+    (tmp_path / "bomb.png").write_bytes(bomb())
     odd = os.fsdecode(b"caf\xe9.png")
     (tmp_path / "list.txt").write_bytes(os.fsencode(f"gone.png\ndata\n{odd}\n{good}\n"))
     expected = [
         ("text.png", "not an image that Pillow can read"),
         ("cut.png", "damaged image: "),
+        ("bomb.png", "more than 89,478,485 pixels: refused as a decompression bomb"),
         (str(good), None),
         (f"{tmp_path}/gone.png", "No such file or directory"),
         (f"{tmp_path}/data", "not a regular file"),
@@ -229,13 +232,15 @@ def test_a_failing_input_is_a_row_with_the_reason(
     ]
     for few in (256, 0):
         monkeypatch.setattr(predictions, "FEW", few)
-        said = predict("marks", "text.png", "cut.png", good, "list.txt", "--json")
+        said = predict("marks", "text.png", "cut.png", "bomb.png", good, "list.txt", "--json")
         assert said.code == 3
-        assert "5 of 7 inputs could not be predicted:\n  text.png: not an image that Pillow can read\n" in said.err
+        assert "6 of 8 inputs could not be predicted:\n  text.png: not an image that Pillow can read\n" in said.err
         assert [Path(row["path"]).name for row in said.rows] == [Path(path).name for path, _ in expected]
         for row, (_, reason) in zip(said.rows, expected, strict=True):
             assert row.get("error", "").startswith(reason or "")
             assert ("prediction" in row) == (reason is None)
+        [row] = predict("marks", good, "--max-pixels", 100, "--json").rows
+        assert row["error"].startswith("more than 100 pixels: refused")
 
 
 def test_an_image_whose_values_a_tap_cannot_hold_fails_alone(models: Models) -> None:

@@ -13,7 +13,7 @@ from pipeline.cli.run_options import BackboneFolder, Head, find_run
 UNUSABLE = 3
 """The exit status where some inputs have no prediction."""
 
-OPTIONS = {"root": "the input", "image": "--image", "path": "--path", "run": "RUN"}
+OPTIONS = {"root": "the input", "image": "--image", "path": "--path", "run": "RUN", "max_pixels": "--max-pixels"}
 """Options of `icecore predict` by the setting that messages of the library name."""
 
 
@@ -42,6 +42,7 @@ def predict(
     engine: Annotated[
         str, typer.Option(help="What runs the network for more than 256 images: auto, torch, onnxruntime, openvino, …")
     ] = "auto",
+    max_pixels: Annotated[int, typer.Option(min=1, help="Larger images are refused.")] = 89_478_485,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress, and of errors the status alone.")] = False,
 ) -> None:
@@ -74,6 +75,7 @@ def predict(
                 columns={"top": top, "proba": proba, "near": near},
                 loaded={"file": head, "backbone": backbone},
                 engine=engine,
+                max_pixels=max_pixels,
                 as_json=as_json,
                 quiet=quiet,
             )
@@ -94,6 +96,7 @@ def _predict(
     columns: dict[str, Any],
     loaded: dict[str, Any],
     engine: str,
+    max_pixels: int,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -157,6 +160,7 @@ def _predict(
             cache_root=location.default_root(),
             name=str(out.resolve()) if out is not None else f"{Path.cwd()} {run} {arguments}",
             settings={"engine": engine},
+            max_pixels=max_pixels,
             reporter=reporter,
         )
     if out is not None:

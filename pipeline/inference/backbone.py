@@ -26,6 +26,7 @@ from pipeline.inference.transforms import Transform, TransformReader, read_trans
 from pipeline.prepare.config import PrepareConfig
 from pipeline.readers import image_files
 from pipeline.readers.image import ImageReader
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.sources import filesystem
 from pipeline.store.features import Features
 from pipeline.store.location import default_root
@@ -153,6 +154,7 @@ class Backbone:
         image: str | None = None,
         engine: str = "auto",
         max_rejected: float = 0.05,
+        max_pixels: int = MAX_PIXELS,
     ) -> Any:
         """Return the rows of a layer: `Features` of a folder, list, archive, Parquet or URL, else an array.
 
@@ -168,16 +170,18 @@ class Backbone:
         image: of Parquet, the column of the images' bytes.
         engine: of cached rows: auto, torch, onnxruntime, openvino; all within the limits of parity of torch.
         max_rejected: of cached rows, the share of unusable files above which the call fails.
+        max_pixels: larger files are refused.
 
         Raises BackboneError for a tap or pooling that does not fit, DataError for images that cannot be used.
         """
         specs = self.specs(tap, pool, dtype)
         if isinstance(what, str | os.PathLike):
+            asked = {"image": image, "max_pixels": max_pixels}
             found = self._embed_stored(
-                os.fspath(what), specs, dtype, cache=cache, out=out, image=image, engine=engine, rejected=max_rejected
+                os.fspath(what), specs, dtype, asked, cache=cache, out=out, engine=engine, rejected=max_rejected
             )
         else:
-            found = self.extractor(specs)(what)
+            found = self.extractor(specs)(what, max_pixels=max_pixels)
         return found[tap] if isinstance(tap, str) else found
 
     def extractor(self, specs: Mapping[str, TapSpec]) -> InMemoryExtractor:
@@ -226,33 +230,34 @@ class Backbone:
         data: str,
         specs: Mapping[str, TapSpec],
         dtype: str,
+        asked: Mapping[str, Any],
         *,
         cache: bool,
         out: str | os.PathLike[str] | None,
-        image: str | None,
         engine: str,
         rejected: float,
     ) -> dict[str, Any]:
         if filesystem.path_kind(data) == "file" and PurePosixPath(data).suffix.lower() in image_files.extensions():
             raise DataError(f"{data}: expected a folder, a list or an archive, got one file. Put it into a list.")
         if not cache:
-            images = find_images(PrepareConfig.model_validate({"root": data, "image": image}))
-            return dict(self.extractor(specs)(read_images(images)))
+            images = find_images(PrepareConfig.model_validate({"root": data, **asked}))
+            names = [image.path for image in images]
+            return dict(self.extractor(specs)(read_images(images), names=names, max_pixels=None))
         if self.folder is None:
             raise ConfigError(
                 f"Backbone: a {self.name} in memory has no name under which the feature cache finds rows again: what "
                 "its code does is not known. Set `cache=False` for an array, or freeze the network as a backbone "
                 "(`source: module` in params.yaml, with the import path of what builds it) and give that folder."
             )
-        return dict(self._through_cache(data, specs, dtype, out, image, engine, rejected))
+        return dict(self._through_cache(data, specs, dtype, asked, out, engine, rejected))
 
     def _through_cache(
         self,
         data: str,
         specs: Mapping[str, TapSpec],
         dtype: str,
+        asked: Mapping[str, Any],
         out: str | os.PathLike[str] | None,
-        image: str | None,
         engine: str,
         rejected: float,
     ) -> Mapping[str, Features]:
@@ -260,8 +265,8 @@ class Backbone:
         self.check_unchanged()
         root = default_root()
         texts = [spec.node if spec.pool == "none" else f"{spec.node}:{spec.pool}" for spec in specs.values()]
-        job = embed.job(self.folder, texts, data, image=image, dtype=dtype, engine=engine, max_rejected=rejected)
-        target = Path(out) if out is not None else root / EMBEDDINGS / self._address(data, texts, dtype, image)
+        job = embed.job(self.folder, texts, data, dtype=dtype, engine=engine, max_rejected=rejected, **asked)
+        target = Path(out) if out is not None else root / EMBEDDINGS / self._address(data, texts, dtype, asked["image"])
         touch(self.folder)
         done = embed.embed(job, target, cache_root=root, reporter=REPORTER)
         _report(data, done, target)

@@ -25,6 +25,7 @@ from pipeline.inference.backbone import EMBEDDINGS, Backbone
 from pipeline.inference.reporting import REPORTER
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import WHERE, Samples
+from pipeline.readers.image import check
 from pipeline.runtime import parallel_map
 from pipeline.store import key_arrays
 from pipeline.store.features import Features
@@ -152,6 +153,7 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
     named = {f"tap{number}": spec for number, spec in enumerate(specs.values())}
     made_from = {"backbone": backbone.identity, "taps": {n: spec.model_dump(mode="json") for n, spec in named.items()}}
     out = root / EMBEDDINGS / digest(made_from)[:32]
+    _refuse_unusable(files, {key: reason for key, path in files.items() if (reason := _reason_to_refuse(path))})
     sizes = [path.stat().st_size for path in files.values()]
     columns = ([str(path.absolute()) for path in files.values()], [None] * len(files), [None] * len(files), sizes)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, WHERE, strict=True)]
@@ -169,6 +171,15 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
         stored = {tap: Features.open(out / name) for tap, name in zip(specs, named, strict=True)}
         _refuse_unusable(files, {one.key: one.reason for rows in stored.values() for one in rows.index.rejected})
         return {tap: rows.load(list(files)) for tap, rows in stored.items()}
+
+
+def _reason_to_refuse(path: Path) -> str | None:
+    """Return why the header of a file says that it cannot be used, such as too many pixels; else None."""
+    try:
+        check(path.read_bytes(), decode_pixels=False)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _refuse_unusable(files: Mapping[str, Path], reasons: Mapping[str, str]) -> None:

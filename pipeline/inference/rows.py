@@ -1,6 +1,6 @@
 """Run a backbone over images in memory, and return the rows that an extraction would store."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from pipeline.engines.torch_engine import TorchEngine
 from pipeline.errors import BackboneError, DataError
 from pipeline.loading.images import pixel_batches
 from pipeline.readers.image import ImageReader
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.store import dtypes
 
 
@@ -42,15 +43,19 @@ class InMemoryExtractor:
         self._engine = TorchEngine(backbone, self.specs, batch_size=batch_size, precision=precision)
         self._shape = backbone.spec.input.shape
 
-    def __call__(self, images: Any) -> dict[str, np.ndarray]:
+    def __call__(
+        self, images: Any, *, names: Sequence[str] | None = None, max_pixels: int | None = MAX_PIXELS
+    ) -> dict[str, np.ndarray]:
         """Return the rows (images, ...) of each tap in the order of the images, as float16 or float32.
 
-        images: what `pipeline.loading.images.pixel_batches` takes. Values are rounded to the dtype of the tap as the
-        store does; bfloat16 comes as float32. Raises DataError for an image that cannot be used, and for one whose
-        values cannot be stored.
+        images, names, max_pixels: what `pipeline.loading.images.pixel_batches` takes. Values are rounded to the dtype
+        of the tap as the store does; bfloat16 comes as float32. Raises DataError for an image that cannot be used, and
+        for one whose values cannot be stored.
         """
         parts: dict[str, list[np.ndarray]] = {tap: [] for tap in self.specs}
-        for pixels in pixel_batches(images, self.reader, batch_size=self.batch_size):
+        for pixels in pixel_batches(
+            images, self.reader, batch_size=self.batch_size, names=names, max_pixels=max_pixels
+        ):
             for tap, rows in self.run(pixels).items():
                 parts[tap].append(rows)
         return {tap: np.concatenate(parts[tap]) if parts[tap] else self.empty(tap) for tap in self.specs}

@@ -6,7 +6,7 @@ be normalised.
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -16,14 +16,21 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.readers.image import ImageReader
+from pipeline.readers.image import ImageReader, read_size
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import cores
 
 AHEAD = 2  # batches that are decoded while the network runs on the one before
 
 
 def pixel_batches(
-    images: Any, reader: ImageReader, *, batch_size: int, unusable: dict[int, DataError] | None = None
+    images: Any,
+    reader: ImageReader,
+    *,
+    batch_size: int,
+    unusable: dict[int, DataError] | None = None,
+    names: Sequence[str] | None = None,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> Iterator[np.ndarray]:
     """Yield batches of at most `batch_size` images in the given order.
 
@@ -32,6 +39,7 @@ def pixel_batches(
     DataLoader, of whose batches the first element is used. A batch is uint8 (n, height, width, channels) after resize
     and crop; float images give float32 (n, channels, height, width), unchanged. `unusable`: if given, images that
     cannot be used are skipped, and their numbers are added with the reasons before their batch is yielded.
+    `names`: what errors call the images. `max_pixels`: larger files are refused; None where the caller checked them.
 
     Raises DataError with the number of an image that cannot be used, and TypeError for values that are not images.
     """
@@ -43,12 +51,14 @@ def pixel_batches(
                 batch = list(islice(numbered, batch_size))
                 if batch:
                     pending.append(
-                        [(number, image, threads.submit(_read_image, image, number, reader)) for number, image in batch]
+                        [
+                            (number, image, threads.submit(_read_image, image, number, reader, max_pixels))
+                            for number, image in batch
+                        ]
                     )
                 if pending and (not batch or len(pending) > AHEAD):
-                    usable = [
-                        pixels for future in pending.popleft() if (pixels := _result(future, unusable)) is not None
-                    ]
+                    results = [_result(future, unusable, names) for future in pending.popleft()]
+                    usable = [pixels for pixels in results if pixels is not None]
                     if usable:
                         yield _stack(usable)
                 if not batch and not pending:
@@ -57,7 +67,9 @@ def pixel_batches(
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _result(decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, DataError] | None) -> np.ndarray | None:
+def _result(
+    decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, DataError] | None, names: Sequence[str] | None
+) -> np.ndarray | None:
     """Return the pixels of an image; None if it cannot be used and `unusable` takes the reason."""
     number, image, future = decoding
     try:
@@ -66,7 +78,7 @@ def _result(decoding: tuple[int, Any, Future[np.ndarray]], unusable: dict[int, D
         if unusable is not None:
             unusable[number] = error
             return None
-        where = image if isinstance(image, str | Path) else f"image {number}"
+        where = image if isinstance(image, str | Path) else f"image {number}" if names is None else names[number]
         raise DataError(f"{where}: {error}") from None
 
 
@@ -87,12 +99,12 @@ def _iter_images(images: Any) -> Iterator[Any]:
         yield from images
 
 
-def _read_image(image: Any, number: int, reader: ImageReader) -> np.ndarray:
+def _read_image(image: Any, number: int, reader: ImageReader, max_pixels: int | None) -> np.ndarray:
     """Return an image as uint8 (height, width, channels), or a float image as float32 (channels, height, width)."""
     if isinstance(image, str | Path):
-        return _read_file(Path(image), reader)
+        return _read_file(Path(image), reader, max_pixels)
     if isinstance(image, bytes):
-        return reader(image)["pixels"]
+        return _decode(image, reader, max_pixels)
     if isinstance(image, Image.Image):
         return reader.from_image(image)["pixels"]
     if _is_tensor(image):
@@ -107,11 +119,23 @@ def _read_image(image: Any, number: int, reader: ImageReader) -> np.ndarray:
     )
 
 
-def _read_file(path: Path, reader: ImageReader) -> np.ndarray:
+def _read_file(path: Path, reader: ImageReader, max_pixels: int | None) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from None
+    return _decode(data, reader, max_pixels)
+
+
+def _decode(data: bytes, reader: ImageReader, max_pixels: int | None) -> np.ndarray:
+    """Decode an encoded image; raises DataError for one of more than `max_pixels`."""
+    if max_pixels is not None:
+        width, height = read_size(data)
+        if width * height > max_pixels:
+            raise DataError(
+                f"{width} × {height}, more than {max_pixels:,} pixels: refused as a decompression bomb. Make it "
+                "smaller, or open it with Pillow and give the opened image"
+            )
     return reader(data)["pixels"]
 
 

@@ -66,7 +66,9 @@ class ExportedModel:
         usable: list[int] = []
         parts: list[list[np.ndarray]] = []
         numbers = usable_numbers(unusable)
-        for pixels in pixel_batches(images, ImageReader(self.image), batch_size=size, unusable=unusable):
+        for pixels in pixel_batches(
+            images, ImageReader(self.image), batch_size=size, unusable=unusable, max_pixels=None
+        ):
             usable += [next(numbers) for _ in pixels]
             parts.append(self._run(pixels))
         values = {

@@ -15,16 +15,22 @@ from pipeline.predict.inventory import locate
 from pipeline.predict.output_table import Block, Columns
 from pipeline.predict.row_source import RowSource
 from pipeline.prepare.check_images import UNRECOGNISED, resolve_kind
-from pipeline.readers.image import NotAnImageError
+from pipeline.readers.image import NotAnImageError, check
 from pipeline.runtime import Progress
 
 
 def predict_few(
-    columns: Columns, inputs: Sequence[Input], networks: Sequence[RowSource | ExportedModel], *, progress: Progress
+    columns: Columns,
+    inputs: Sequence[Input],
+    networks: Sequence[RowSource | ExportedModel],
+    *,
+    max_pixels: int,
+    progress: Progress,
 ) -> tuple[Block, dict[str, int]]:
     """Return the predictions of some inputs, and the number of skipped files by kind, such as texts among images.
 
     networks: the model's own network, and a second network for `near` if that needs one.
+    max_pixels: larger images are refused.
     """
     refused: dict[int, tuple[Any, Any]] = {
         number: item.sample.refused for number, item in enumerate(inputs) if item.sample.refused[0] is not None
@@ -36,7 +42,7 @@ def predict_few(
         opened: list[int] = []
         unusable: dict[int, DataError] = {}
 
-        data = _read(inputs, pending, opened, refused, progress)
+        data = _read(inputs, pending, opened, refused, max_pixels, progress)
         positions, values = network.run(data, len(pending), unusable)
         for position, error in unusable.items():
             refused[opened[position]] = _kind_and_reason(inputs[opened[position]], error)
@@ -61,6 +67,7 @@ def _read(
     numbers: Sequence[int],
     opened: list[int],
     refused: dict[int, tuple[Any, Any]],
+    max_pixels: int,
     progress: Progress,
 ) -> Iterator[bytes]:
     """Yield the bytes of the readable inputs; append their numbers to `opened`, those of the others to `refused`."""
@@ -72,8 +79,12 @@ def _read(
         else:
             contents = sources.read_many(container, locations)
         for number, data in zip(members, contents, strict=True):
-            if isinstance(data, OSError):
-                refused[number] = _kind_and_reason(inputs[number], data)
+            try:
+                if isinstance(data, OSError):
+                    raise data
+                check(data, decode_pixels=False, max_pixels=max_pixels)
+            except (OSError, DataError) as error:
+                refused[number] = _kind_and_reason(inputs[number], error)
                 continue
             opened.append(number)
             yield data

@@ -19,7 +19,6 @@ from pipeline.predict.inputs import Input
 from pipeline.prepare.check_images import check_samples
 from pipeline.prepare.config import FoundSample
 from pipeline.prepare.known_files import Answer, KnownFiles
-from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import Progress
 from pipeline.sources import UNKNOWN, SampleLocation
 
@@ -53,7 +52,7 @@ def locate(sample: FoundSample) -> SampleLocation:
     return SampleLocation(sample.path, sample.container, sample.offset, size)
 
 
-def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> Inventory:
+def list_inputs(inputs: Iterable[Input], work: Path, *, max_pixels: int, progress: Progress) -> Inventory:
     """Open all inputs, write the lists below `work`, and return their counts. Memory does not grow with the inputs.
 
     Inputs that a killed prediction opened are not opened again, if their files did not change.
@@ -65,9 +64,9 @@ def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> I
     with (
         pq.ParquetWriter(work / "inputs.parquet", SCHEMA) as listed,
         pq.ParquetWriter(manifests.files, FILES_SCHEMA) as files,
-        KnownFiles(work / KNOWN, check=CHECK, max_pixels=MAX_PIXELS) as known,
+        KnownFiles(work / KNOWN, check=CHECK, max_pixels=max_pixels) as known,
     ):
-        for block in _blocks(_check(inputs, known), BLOCK):
+        for block in _blocks(_check(inputs, max_pixels, known), BLOCK):
             items = []
             for sample, (key, size, kind, reason) in block:
                 if kind not in (None, "unreadable"):
@@ -90,7 +89,7 @@ def list_inputs(inputs: Iterable[Input], work: Path, *, progress: Progress) -> I
     return Inventory(work / "inputs.parquet", manifests.folder, rows, usable, dict(others))
 
 
-def _check(inputs: Iterable[Input], known: KnownFiles) -> Iterator[tuple[FoundSample, Answer]]:
+def _check(inputs: Iterable[Input], max_pixels: int, known: KnownFiles) -> Iterator[tuple[FoundSample, Answer]]:
     """Yield each sample in order, with its key and size, or the kind and reason why it is refused."""
     for named, group in groupby(inputs, key=lambda item: item.named):
         pending: deque[tuple[int, FoundSample]] = deque()
@@ -101,7 +100,9 @@ def _check(inputs: Iterable[Input], known: KnownFiles) -> Iterator[tuple[FoundSa
                 if item.sample.refused[0] is None:
                     yield number, locate(item.sample)
 
-        for number, answer in check_samples(to_open(), CHECK, where="inputs", all_are_samples=named, known=known):
+        for number, answer in check_samples(
+            to_open(), CHECK, where="inputs", max_pixels=max_pixels, all_are_samples=named, known=known
+        ):
             while pending[0][0] < number:
                 yield _refused(pending.popleft()[1])
             yield pending.popleft()[1], answer

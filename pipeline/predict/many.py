@@ -34,6 +34,7 @@ def predict_many(
     cache_root: Path,
     name: str,
     settings: Mapping[str, Any],
+    max_pixels: int,
     reporter: Reporter,
 ) -> Iterator[tuple[Iterator[Block], dict[str, int]]]:
     """Yield the predictions of all inputs, block by block and in order, and the number of skipped files by kind.
@@ -41,6 +42,7 @@ def predict_many(
     networks: the model's own network, and a second network for `near` if that needs one.
     name: names the work folder; of two predictions with the same name, the second is refused while the first runs.
     settings: settings of the extraction.
+    max_pixels: larger images are refused.
 
     Until the context ends, lists and links to the cache's shards lie in `<cache_root>/predict/`. After an error, the
     keys of the inputs stay there for a day.
@@ -53,7 +55,7 @@ def predict_many(
         _clear(work)
         try:
             with reporter.stage("list") as stage:
-                inventory = list_inputs(inputs, work, progress=stage.progress)
+                inventory = list_inputs(inputs, work, max_pixels=max_pixels, progress=stage.progress)
             taps = [
                 _features(network, inventory, work / f"features{number}", cache_root, settings, reporter)
                 for number, network in enumerate(networks)

@@ -42,7 +42,7 @@ class RowSource:
         rows: dict[str, list[np.ndarray]] = {tap: [extractor.empty(tap)] for tap in self.taps}
         usable: list[int] = []
         decoded = usable_numbers(unusable)
-        for pixels in pixel_batches(images, extractor.reader, batch_size=size, unusable=unusable):
+        for pixels in pixel_batches(images, extractor.reader, batch_size=size, unusable=unusable, max_pixels=None):
             for numbers, batch in _storable(extractor, pixels, [next(decoded) for _ in pixels], unusable):
                 usable += numbers
                 for tap, values in batch.items():

@@ -18,6 +18,7 @@ from pipeline.predict.many import predict_many
 from pipeline.predict.output_files import Write
 from pipeline.predict.output_table import Block, Columns
 from pipeline.predict.row_source import RowSource
+from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.runtime import SILENT, Reporter
 
 FEW = 256
@@ -52,6 +53,7 @@ def predict(
     name: str,
     few: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
     reporter: Reporter = SILENT,
 ) -> PredictSummary:
     """Predict all inputs in order with the model of `columns`, and pass the rows to `write`, block by block.
@@ -62,6 +64,7 @@ def predict(
         the same time.
     few: the most inputs that are predicted without the feature cache, by default `FEW`.
     settings: settings of the extraction.
+    max_pixels: larger images are refused.
     reporter: shows progress of the stages `list`, `extract` and `predict`.
 
     Raises DataError if there is nothing to predict, StoreError if the features do not fit on the disk, and the errors
@@ -73,14 +76,14 @@ def predict(
     first = list(islice(samples, few + 1))
     if isinstance(model, ExportedModel):
         with reporter.stage("predict") as stage:
-            _predict_exported(columns, model, chain(first, samples), few, write, done, stage)
+            _predict_exported(columns, model, chain(first, samples), few, write, done, max_pixels, stage)
         return _refuse_nothing(done, inputs)
     networks = [RowSource(model.backbone_folder, model.backbone, model.taps, model.precision)]
     if near is not None:
         networks.append(near)
     if len(first) <= few:
         with reporter.stage("predict") as stage:
-            block, done.others = predict_few(columns, first, networks, progress=stage.progress)
+            block, done.others = predict_few(columns, first, networks, max_pixels=max_pixels, progress=stage.progress)
             _write([block], columns, write, done)
     else:
         with predict_many(
@@ -90,6 +93,7 @@ def predict(
             cache_root=cache_root,
             name=name,
             settings=settings or {},
+            max_pixels=max_pixels,
             reporter=reporter,
         ) as (blocks, done.others):
             _write(blocks, columns, write, done)
@@ -103,11 +107,12 @@ def _predict_exported(
     size: int,
     write: Write,
     done: PredictSummary,
+    max_pixels: int,
     reporter: Reporter,
 ) -> None:
     """Predict with an exported model, `size` inputs at a time."""
     while chunk := list(islice(samples, size)):
-        block, others = predict_few(columns, chunk, [model], progress=lambda _done, _total: None)
+        block, others = predict_few(columns, chunk, [model], max_pixels=max_pixels, progress=lambda _done, _total: None)
         _write([block], columns, write, done)
         for kind, count in others.items():
             done.others[kind] = done.others.get(kind, 0) + count

@@ -106,6 +106,8 @@ class ImageReader:
 
     def from_image(self, image: Image.Image) -> Sample:
         """Resize and crop an image opened by Pillow; raises DataError as a call with its bytes does."""
+        if reason := image_files.refuse_tiff(image):
+            raise DataError(reason)
         try:
             _refuse_32_bits(image)
             image.load()
@@ -145,6 +147,11 @@ def check(data: bytes, *, decode_pixels: bool, max_pixels: int = MAX_PIXELS) -> 
     _read_with_fallback(data, lambda readable: _check_header(readable, max_pixels))
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height that an image's header states; raises DataError as `check` does."""
+    return _read_with_fallback(data, lambda readable: _check_header(readable, None))
+
+
 def _read_with_fallback(data: bytes, read: Callable[[bytes], T]) -> T:
     """Read an image; if that fails, read the same image without its metadata, which may be damaged alone."""
     try:
@@ -166,9 +173,9 @@ def _decode(data: bytes, mode: str, max_pixels: int | None) -> Image.Image:
         return to_mode(upright(image), mode)
 
 
-def _check_header(data: bytes, max_pixels: int) -> None:
-    with open_image(data, max_pixels=max_pixels):
-        pass
+def _check_header(data: bytes, max_pixels: int | None) -> tuple[int, int]:
+    with open_image(data, max_pixels=max_pixels) as image:
+        return image.size
 
 
 @contextlib.contextmanager
