@@ -500,6 +500,45 @@ def test_groups_domains_and_levels_that_look_the_same_are_noted(tmp_path: Path) 
     ]
 
 
+def test_splits_in_a_column_of_another_name_are_noted(tmp_path: Path) -> None:
+    def noted(name: str, columns: Columns) -> tuple[str, ...]:
+        return as_csv(tmp_path / name, columns).prepared.notes
+
+    assert [line.partition(": ")[2] for line in noted("found", {"Subset": ["train", "Valid", "test"]})] == [
+        "the column 'Subset' names splits (Valid, test, train); tasks look for them in a column 'split'. "
+        "Set `by: column` and `column: Subset` in a task that is to have them."
+    ]
+    assert noted("other", {"subset": ["train", "red", "test"]}) == ()
+    assert noted("single", {"subset": ["train", "train"]}) == ()
+    assert noted("both", {"Subset": ["train", "test"], "split": ["test", "train"]}) == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "listed", "hint"),
+    [
+        (
+            "a/0.png",
+            "a\\0.png",
+            "has backslashes between folders, as Windows writes them. Write / in their place.",
+        ),
+        ("a/0.PNG", "a/0.png", "/a has '0.PNG', the list has '0.png'. Write it as the folder does."),
+        (
+            "cafe\u0301/0.png",
+            "caf\u00e9/0.png",
+            r" has 'cafe\u0301', the list has 'caf\xe9'. Write it as the folder does.",
+        ),
+        ("a/0.png", "b/0.png", "b/0.png: No such file or directory"),
+    ],
+)
+def test_a_path_that_almost_is_there_is_explained(file: str, listed: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes(picture(0))
+    (tmp_path / "list.csv").write_text(f"path\n{listed}\n", encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        Outcome(tmp_path / "list.csv", tmp_path / "manifests")
+    assert str(refused.value).endswith(hint)
+
+
 def test_columns_whose_names_look_the_same_are_noted(tmp_path: Path) -> None:
     found = as_csv(tmp_path, {"label": ["a", "b"], " label": ["c", "d"]})
     assert found.table.select(["label", " label"]).to_pydict() == {"label": ["a", "b"], " label": ["c", "d"]}

@@ -310,6 +310,12 @@ def test_folders_of_splits_beside_others_are_refused_and_classes_like_splits_are
     assert set(outcome.column("label").values()) == {"train", "bus", "evals"}
     (note,) = outcome.prepared.notes
     assert note.startswith("classes that look like splits: evals, train. If they are, name their folders train,")
+    for number, folder in enumerate(("seg_train", "seg_test", "crash_test")):
+        write_image(tmp_path / "prefixed" / folder / "0.png", seed=number)
+    (note,) = prepared(tmp_path / "prefixed", tmp_path / "manifests").prepared.notes
+    assert note.startswith("classes that look like splits: crash_test, seg_test, seg_train. If they are")
+    shutil.rmtree(tmp_path / "prefixed" / "seg_train")
+    assert prepared(tmp_path / "prefixed", tmp_path / "manifests").prepared.notes == ()
 
 
 def test_a_script_without_a_guard_checks_images_in_threads(tmp_path: Path) -> None:

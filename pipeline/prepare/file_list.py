@@ -1,7 +1,7 @@
 """Lists of files: a CSV or Parquet file with a column of paths and columns of labels."""
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +12,7 @@ from pipeline.prepare import delimited_text
 from pipeline.prepare.config import FoundSample, PrepareConfig
 from pipeline.prepare.labels import Note, check_label_types, row_labels, select_label_columns
 from pipeline.sources import PARQUET, filesystem
+from pipeline.text import normalise_lookalikes, quote_alike
 
 
 def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> Iterator[FoundSample]:
@@ -32,6 +33,24 @@ def find(config: PrepareConfig, types: dict[str, pa.DataType] | None = None) -> 
             if not path:
                 raise DataError(f"{config.root}: a row without a value in {config.path!r}, the column of paths.")
             yield FoundSample(filesystem.join(base, path), labels, place)
+
+
+def explain_missing(path: str) -> str | None:
+    """Return how to correct the path of a missing file, if the file exists under a similar path; else None."""
+    here = filesystem.local(path)
+    if here is None:
+        return None
+    slashed = Path(str(here).replace("\\", "/"))
+    if slashed != here and slashed.exists():
+        return "The list has backslashes between folders, as Windows writes them. Write / in their place."
+    while not here.parent.is_dir():
+        here = here.parent
+    wanted = normalise_lookalikes(here.name).casefold()
+    there = [entry.name for entry in here.parent.iterdir()]
+    names = [name for name in there if normalise_lookalikes(name).casefold() == wanted]
+    if not names or here.name in names:
+        return None
+    return f"{here.parent} has {quote_alike(sorted(names))}, the list has {here.name!a}. Write it as the folder does."
 
 
 def label_types(config: PrepareConfig, note: Note = lambda _: None) -> dict[str, pa.DataType]:

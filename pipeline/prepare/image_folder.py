@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from pipeline.errors import DataError
-from pipeline.manifest import split_of
+from pipeline.manifest import split_of, split_of_file
 
 # Files and folders that operating systems, file managers, cameras and storage devices create, in lower case.
 LITTER = frozenset(
@@ -76,7 +76,11 @@ def describe_joined_splits(tops: Iterable[str]) -> list[str]:
 
 def describe_odd_classes(classes: Iterable[str]) -> list[str]:
     """Return a sentence on the classes whose names look like splits, if there are any."""
-    odd = sorted(name for name in classes if split_of(name) or LOOKS_LIKE_SPLIT.fullmatch(name.casefold()))
+    names = sorted(classes)
+    odd = [name for name in names if split_of(name) or LOOKS_LIKE_SPLIT.fullmatch(name.casefold())]
+    if not odd:  # seg_train and seg_test; a single name such as crash_test says nothing
+        splits = {name: split for name in names if (split := split_of_file(name)) is not None}
+        odd = [*splits] if len({*splits.values()}) > 1 else []
     if not odd:
         return []
     return [

@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.manifest import DATA, label_column
+from pipeline.manifest import DATA, label_column, split_of
 from pipeline.prepare.companions import TABLES, use_of_table
 from pipeline.prepare.config import SPLIT_COLUMNS, PrepareConfig
 from pipeline.prepare.image_folder import describe_odd_classes
@@ -16,6 +16,12 @@ NAMED = ("label", *SPLIT_COLUMNS)
 SHOWN = 5
 """The most sentences about the values of one column."""
 
+NAMES_OF_SPLITS = ("split", "splits", "set", "subset", "partition", "phase", "usage", "data_split", "dataset_split")
+"""Names of columns, in lower case, whose values may be splits."""
+
+MOST_SPLITS = 12
+"""The most values of a column of splits."""
+
 MOST_NAMES = 10_000
 """The most values of a column that are compared with one another: a column with more has no classes."""
 
@@ -27,6 +33,7 @@ def describe_labels(
     names = list(types)
     notes = describe_odd_classes(_classes(database))
     notes += _renamed_columns(config, names) + _similar_values(database, config)
+    notes += _unused_splits(database, config, names)
     notes += [f"{config.root}: the columns {quote_alike(group)} look the same." for group in group_alike(names)]
     return notes + (_unread_labels(database) if roots[0].kind == "files" else [])
 
@@ -42,6 +49,25 @@ def _renamed_columns(config: PrepareConfig, types: Iterable[str]) -> list[str]:
         elif column != own:
             notes.append(
                 f"{config.root}: the column {own!r} of the data is {column!r} in the manifest, and {own!r} in settings."
+            )
+    return notes
+
+
+def _unused_splits(database: sqlite3.Connection, config: PrepareConfig, names: Sequence[str]) -> list[str]:
+    """Return a sentence for each column of split names, unless there is a column `split`, which tasks look for."""
+    if "split" in names:
+        return []
+    notes = []
+    for name in names:
+        if name.casefold() not in NAMES_OF_SPLITS:
+            continue
+        query = "SELECT DISTINCT json_extract(labels, ?) FROM files WHERE kind IS NULL LIMIT ?"
+        values = [value for (value,) in database.execute(query, (f'$."{name}"', MOST_SPLITS + 1)) if value is not None]
+        splits = {split_of(value) if isinstance(value, str) else None for value in values}
+        if len(values) <= MOST_SPLITS and None not in splits and len(splits) > 1:
+            notes.append(
+                f"{config.root}: the column {name!r} names splits ({', '.join(sorted(values)[:SHOWN])}); tasks look "
+                f"for them in a column 'split'. Set `by: column` and `column: {name}` in a task that is to have them."
             )
     return notes
 

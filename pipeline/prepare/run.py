@@ -6,7 +6,9 @@ number of files.
 """
 
 import csv
+import errno
 import json
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError, bullets
 from pipeline.files import atomic
 from pipeline.manifest import FILES_SCHEMA, ManifestPaths, label_column
+from pipeline.prepare import file_list
 from pipeline.prepare import label_types as values
 from pipeline.prepare.check_images import check_samples
 from pipeline.prepare.config import SPLIT_COLUMNS, FoundSample, PrepareConfig
@@ -195,7 +198,11 @@ def _refuse_too_many(database: sqlite3.Connection, config: PrepareConfig, found:
         f"{config.root}: {rejected:,} of {checked:,} files cannot be used, more than the share of"
         f" {config.max_rejected:g} that `max_rejected` allows. The first of them:"
     )
-    raise DataError(bullets(title, (text for (text,) in database.execute(query))))
+    message = bullets(title, (text for (text,) in database.execute(query)))
+    missing = "SELECT path FROM files WHERE reason = ? AND container IS NULL ORDER BY path LIMIT 1"
+    (path,) = database.execute(missing, (os.strerror(errno.ENOENT),)).fetchone() or (None,)
+    hint = None if path is None else file_list.explain_missing(path)
+    raise DataError(message if hint is None else f"{message}\n{hint}")
 
 
 def _write(database: sqlite3.Connection, paths: ManifestPaths, types: dict[str, pa.DataType]) -> None:
