@@ -35,10 +35,10 @@ from memory import resident
 from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.extract import dask_run, job_files
+from pipeline.extract.commit import commit
 from pipeline.extract.config import ExtractConfig, RunConfig
 from pipeline.extract.dask_tasks import TaskResult
 from pipeline.extract.request import of_samples
-from pipeline.extract.run import commit
 from pipeline.extract.timing import Timings
 from pipeline.extract.units import UnitInput, UnitResult
 from pipeline.extract.worker import Worker, WorkerJob

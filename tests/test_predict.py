@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import tarfile
 import time
 from collections.abc import Callable
@@ -556,6 +557,35 @@ def test_an_interruption_says_what_is_kept(predict: Predict, models: Models, mon
         "interrupted: nothing was written. What the feature cache has is not computed again\n",
     )
     assert not Path("p.csv").exists()
+
+
+def test_inputs_that_were_opened_before_an_interruption_are_not_opened_again(
+    predict: Predict, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "FEW", 0)
+    monkeypatch.setattr("pipeline.prepare.known_files.SETTLED", -1.0)
+    (tmp_path / "photos").mkdir()
+    for photo in photos(models):
+        (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes() + b"x")
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.predict.row_source.extract", interrupt)
+        assert predict("marks", "photos", "--out", "p.csv").code == 130
+    [work] = (tmp_path / "feature-cache" / "predict").iterdir()
+    assert [path.name for path in work.iterdir()] == ["known.sqlite"]
+    with contextlib.closing(sqlite3.connect(work / "known.sqlite")) as database, database:
+        [path] = database.execute("SELECT max(path) FROM known").fetchone()
+        database.execute("UPDATE known SET key = ? WHERE path = ?", (bytes(16), path))
+    assert predict("marks", "photos", "--out", "p.csv", "--engine", "torch").code == 3
+    with Path("p.csv").open(newline="", encoding="utf-8") as file:
+        errors = {row["path"]: row["error"] for row in csv.DictReader(file) if row["error"]}
+    # The content of every image is compared with its key when its features are computed.
+    assert errors.keys() == {path}
+    assert "changed since its data set was prepared" in errors[path]
+    assert not list((tmp_path / "feature-cache" / "predict").iterdir())
 
 
 def test_standard_input_is_asked_for_where_it_is_needed() -> None:

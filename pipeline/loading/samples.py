@@ -122,11 +122,13 @@ def _column(manifests: Path, datasets: tuple[str, ...], field: pa.Field, rows: p
     """Return a column of the manifests, reordered by `rows`."""
     is_category = pa.types.is_dictionary(field.type)
     columns = (batch[field.name] for batch in manifest.read_files(manifests, datasets, [field.name]))
-    blocks = [column.dictionary_encode() if is_category else column.cast(field.type) for column in columns]
-    values = pa.chunked_array(blocks, field.type)
+    values = pa.chunked_array(
+        [column.dictionary_encode() if is_category else column.cast(field.type) for column in columns], field.type
+    )
     if values.null_count == len(values):
         return pa.nulls(len(rows))
-    return values.unify_dictionaries().combine_chunks().take(rows)
+    values = values.unify_dictionaries().combine_chunks()  # under the same name, so that the blocks are freed
+    return values.take(rows)
 
 
 def reading_order(samples: Samples) -> np.ndarray:

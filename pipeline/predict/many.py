@@ -120,9 +120,8 @@ def _blocks(
             usable = np.array([key is not None for key in keys], dtype=bool)
             known = key_arrays.from_hex([key for key in keys if key is not None])
             stored = np.logical_and.reduce([tap.has(known) for tap in all_taps]) if all_taps else np.empty(0, bool)
-            for position, key in zip(np.flatnonzero(usable)[~stored], known[~stored], strict=True):
-                [text] = key_arrays.to_hex(np.array([key]))
-                errors[position] = reasons.get(text, "it has no features")
+            for position, key in zip(np.flatnonzero(usable)[~stored], key_arrays.to_hex(known[~stored]), strict=True):
+                errors[position] = reasons.get(key, "it has no features")
             rows = [
                 {tap: features.load(known[stored]) for tap, features in zip(network.taps, own, strict=True)}
                 if own
