@@ -66,5 +66,5 @@ def check_same_rows(first: Tested, other: Tested, task: Path) -> None:
         common = len(np.intersect1d(keys, others))
         raise DataError(
             f"{task}: expected runs that were tested on the same rows, got {len(keys)} test rows of {first.run} and "
-            f"{len(others)} of {other.run}, of which {common} are the same. Run `dvc repro`."
+            f"{len(others)} of {other.run}, of which {common} are the same. Run `icecore repro`."
         )
