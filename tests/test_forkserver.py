@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ COMMANDS = {
 def commands() -> Iterator[Variables]:
     """The variables of commands that a server runs, which has one library."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with ForkServer(environment, {"python": ("-m ", "-c ")}, ["xxhash"]) as server:
+    with ForkServer(environment, {"python": ("-m ", "-c "), "icecore": ("stage ",)}, ["xxhash"]) as server:
         server.start()
         while not server.socket.exists():
             time.sleep(0.01)
@@ -75,6 +76,13 @@ def test_a_module_is_run_as_by_a_fresh_interpreter(commands: Variables, name: st
     (tmp_path / "package").mkdir()
     expected = run(commands, tmp_path, sys.executable, "-m", name, "a")
     assert run(commands, tmp_path, "python", "-m", name, "a") == expected
+
+
+def test_a_stage_of_an_installed_project_is_run_as_by_a_fresh_interpreter(commands: Variables, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {}\nsplits: {}\n")
+    expected = run(commands, tmp_path, str(Path(sys.executable).with_name("icecore")), "stage", "settings")
+    assert run(commands, tmp_path, "icecore", "stage", "settings") == expected
+    assert "splits" in expected[2]
 
 
 def is_forked(commands: Variables, folder: Path, *before: str, **more: str) -> bool:
@@ -177,6 +185,28 @@ def test_a_command_ends_with_a_server_that_is_killed() -> None:
         done = subprocess.run(["python", "-c", "print(1)"], env=server.environment, capture_output=True, check=True)
         assert done.stdout == b"1\n"
     assert not server.socket.parent.exists()
+
+
+def test_commands_start_without_a_server_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(long))
+        with ForkServer(environment, {"python": ("-c ",)}, []) as server:
+            server.start()
+            assert server.environment == environment
+            assert [*long.iterdir()] == []
+    elsewhere = environment | {"PATH": str(tmp_path)}  # not the programs of this interpreter
+    assert ForkServer(elsewhere, {"python": ("-c ",)}, []).environment == elsewhere
+    with ForkServer(environment, {"python": ("-c ",)}, ["unittest.__main__"]) as server:  # which ends its process
+        server.start()
+        end = time.monotonic() + 30
+        while server.socket.parent.exists():
+            assert time.monotonic() < end, "the folder of a server that failed is left"
+            time.sleep(0.01)
+        done = subprocess.run(["python", "-c", "print(1)"], env=server.environment, capture_output=True, check=True)
+        assert done.stdout == b"1\n"
 
 
 STARTER = """

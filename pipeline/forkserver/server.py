@@ -31,19 +31,21 @@ def serve(path: str, libraries: Sequence[str]) -> None:
 
     Commands that run then are waited for. The folder of the path is removed when no more are taken.
     """
-    process = describe_process()  # before a library changes anything
-    own = __name__.partition(".")[0]
-    for name in [name for name in sys.modules if name.partition(".")[0] == own]:
-        del sys.modules[name]
-    for name in libraries:
-        with contextlib.suppress(ModuleNotFoundError):  # an extra that is not installed
-            importlib.import_module(name)
-    end_idle_threads()
-    gc.collect()
-    gc.freeze()  # a fork then shares the memory of the libraries
-    if _has_one_thread():
-        _Server(path, process).run()
-    shutil.rmtree(Path(path).parent, ignore_errors=True)
+    try:
+        process = describe_process()  # before a library changes anything
+        own = __name__.partition(".")[0]
+        for name in [name for name in sys.modules if name.partition(".")[0] == own]:
+            del sys.modules[name]
+        for name in libraries:
+            with contextlib.suppress(ModuleNotFoundError):  # an extra that is not installed
+                importlib.import_module(name)
+        end_idle_threads()
+        gc.collect()
+        gc.freeze()  # a fork then shares the memory of the libraries
+        if _has_one_thread():
+            _Server(path, process).run()
+    finally:  # without the programs, DVC starts those that come next in PATH
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 def end_idle_threads() -> None:

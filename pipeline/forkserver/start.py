@@ -85,15 +85,16 @@ class ForkServer:
         self.socket = folder / "socket"
         """The path of the socket, which is there as soon as the process takes commands."""
 
-        if len(os.fsencode(self.socket)) >= LONGEST:
-            folder.rmdir()
-            return
-        self._folder, self._python = folder, own["python"]
+        self._python = own["python"]
         for name, path in own.items():
             before = [] if name == "python" else [path]
             code = RUN.format(root=ROOT, socket=str(self.socket), before=before, taken=programs[name])
             (folder / name).write_text(PROGRAM.format(python=shlex.quote(self._python), code=shlex.quote(code)))
             (folder / name).chmod(0o700)
+        if len(os.fsencode(self.socket)) >= LONGEST or not os.access(folder / "python", os.X_OK):  # mounted noexec
+            shutil.rmtree(folder)
+            return
+        self._folder = folder
         self.environment = {**environment, "PATH": os.pathsep.join([str(folder), environment["PATH"]])}
 
     def start(self) -> None:

@@ -28,6 +28,7 @@ def start(*, wait: bool = True) -> Mapping[str, str]:
         server.start()
         os.environ[FOLDER] = str(server.socket.parent)
     folder = Path(os.environ[FOLDER])
-    while wait and not (folder / "socket").exists():  # a command that comes too early starts the real interpreter
+    # A command that comes too early starts the real interpreter. A server that fails removes the folder.
+    while wait and folder.exists() and not (folder / "socket").exists():
         time.sleep(0.01)
     return {"PATH": os.pathsep.join([str(folder), path])}
