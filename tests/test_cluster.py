@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
-from support.forkserver import forked_processes, forked_workers
+from support.forkserver import forked_command, forked_processes, forked_workers
 from test_decoders import gone
 from test_extract import Job, contents, write_backbone
 
@@ -357,27 +358,27 @@ def test_orders_of_dead_processes_are_swept_and_those_of_living_ones_are_not(tmp
 
 
 @contextlib.contextmanager
-def scheduler(file: Path, *more: str) -> Iterator[Process]:
+def scheduler(file: Path, *more: str) -> Iterator[BaseProcess]:
     """A scheduler that listens on this machine only and says where in a file."""
     place = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file))
     file.unlink(missing_ok=True)
-    with started("-m", "distributed.cli.dask_scheduler", *place, *more) as process:
+    with forked_command("distributed.cli.dask_scheduler", *place, *more) as process:
         end = time.monotonic() + 60
         while not file.exists():
-            assert process.poll() is None, process.communicate()
+            assert process.is_alive()
             assert time.monotonic() < end
             time.sleep(0.05)
         yield process
 
 
 @contextlib.contextmanager
-def dask_workers(file: Path, count: int, *more: str) -> Iterator[list[Process]]:
+def dask_workers(file: Path, count: int, *more: str) -> Iterator[list[BaseProcess]]:
     """Workers that join a scheduler."""
     place = ("--scheduler-file", str(file), "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
     rest = ("--no-nanny", "--nthreads", "1", "--local-directory", str(file.parent), "--memory-limit", "0", *more)
     with contextlib.ExitStack() as stack:
-        command = ("-m", "distributed.cli.dask_worker", *place, *rest)
-        yield [stack.enter_context(started(*command)) for _ in range(count)]
+        command = ("distributed.cli.dask_worker", *place, *rest)
+        yield [stack.enter_context(forked_command(*command)) for _ in range(count)]
 
 
 def address_of(file: Path) -> str:

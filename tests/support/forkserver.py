@@ -1,12 +1,19 @@
-"""Workers of Dask that are forked from a process with the libraries, whose import takes a spawned worker seconds."""
+"""Processes of Dask that are forked from one with the libraries, whose import takes a spawned process seconds."""
 
 import contextlib
+import importlib
 import multiprocessing
+import os
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import psutil
 
-PRELOAD = ["torch", "distributed", "pipeline.extract.dask_tasks", "pipeline.fit.workers"]
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = [
+    *("torch", "distributed", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"),
+    *("pipeline.extract.dask_tasks", "pipeline.fit.workers"),
+]
 
 
 @contextlib.contextmanager
@@ -17,8 +24,27 @@ def forked_workers() -> Iterator[None]:
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context()  # which has modules of its own preloaded
-        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        CONTEXT.set_forkserver_preload(PRELOAD)
         yield
+
+
+@contextlib.contextmanager
+def forked_command(module: str, *arguments: str) -> Iterator[BaseProcess]:
+    """Run the command line of a module in a forked process, which is killed in the end."""
+    process = CONTEXT.Process(target=_run, args=(module, arguments))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(module: str, arguments: tuple[str, ...]) -> None:
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silent, stream)
+    importlib.import_module(module).main(arguments)
 
 
 def forked_processes() -> list[int]:
