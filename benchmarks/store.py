@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import zstandard
 from shards import write
 
-from pipeline.extract.run import commit
+from pipeline.extract.commit import commit
 from pipeline.runtime import cores, parallel_map
 from pipeline.store import cache, index, key_arrays
 from pipeline.store.features import Features

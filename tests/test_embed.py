@@ -1,7 +1,9 @@
 """One-off embedding jobs: what is computed, what lies where, and what can be wrong."""
 
+import contextlib
 import csv
 import re
+import sqlite3
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +72,25 @@ def test_a_second_run_computes_nothing_and_a_new_photo_is_one_row(
     after = Features.open(tmp_path / "features" / "block1-avg2x2")
     assert sorted({*before.keys, content_key(new.read_bytes())}) == after.keys
     assert np.array_equal(after.load(before.keys), rows)
+
+
+def test_all_images_are_opened_where_that_is_asked_for(
+    backbone: Path, image_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.prepare.known_files.SETTLED", -1.0)
+    job = embed.job(str(backbone), ["penultimate"], image_folder(each=2))
+    out = tmp_path / "features"
+
+    def keys(*, rehash: bool) -> set[str]:
+        embed.plan(job, out, cache_root=tmp_path / "cache", rehash=rehash)
+        return {*pq.read_table(out / "files.parquet")["key"].to_pylist()}
+
+    first = keys(rehash=False)
+    with contextlib.closing(sqlite3.connect(out / ".icecore" / "known.sqlite")) as database, database:
+        database.execute("UPDATE known SET key = ? WHERE path = (SELECT max(path) FROM known)", (bytes(16),))
+    assert len(keys(rehash=False) ^ first) == 2, "the key that is known was taken"
+    assert keys(rehash=True) == first
+    assert keys(rehash=False) == first
 
 
 def test_rows_are_joined_to_files_and_labels_by_key(backbone: Path, image_folder: Folder, tmp_path: Path) -> None:
