@@ -125,12 +125,10 @@ MEANT: Mapping[str, list[Mapping[str, Any]]] = {
 }
 # Comments with a colon that are no example of one key: prose, entries that are there, and the rest of an example above.
 PROSE = re.compile(
-    r"^(Sections that|Data sets:|Weights that lie|`input:`|a network of our|what the network|unpooled:|node or alias;"
-    r"|another task|standard, l2|metric: log_loss"
-    r"|of this machine|Fine-tuning:|or a run of|a run of |where the run"
-    r"|a backbone's own|number: so|engine, precision|or backbone|losses: a weight|batch_norm, classifier|one of fine"
-    r"|source: module|factory: |arguments: |input: \{resize|count: 4|augment: \[\{name: random_resized|It is YAML|\d"
-    r"|needs none)"
+    r"^(In sections|Data sets:|Weights in a local|`input:`|the network's input|node or alias;|another task|cosine of"
+    r"|standard, l2|Fine-tuning:|a run of |classes: \[names\]|engine, precision|or backbone|for comparison:"
+    r"|losses: a weight|batch_norm, classifier|`labels`, then"
+    r"|source: module|factory: |arguments: |input: \{resize|count: 4|augment: \[\{name: random_resized)"
 )
 
 CASES = [
@@ -180,7 +178,7 @@ def test_a_commented_setting_can_be_taken_in(
 
 
 def test_an_own_network_and_views_can_be_taken_in_as_they_stand() -> None:
-    for first, last in (("  # own:  ", "  # Weights that lie"), ("    # views:  ", "    # batch_size: auto")):
+    for first, last in (("  # own:  ", "  # Weights in a local"), ("    # views:  ", "    # batch_size: auto")):
         begin = TEXT.index(first)
         block = TEXT[begin : TEXT.index(last, begin)]
         params = generous()
