@@ -1,13 +1,13 @@
-"""icecore: the vectors of any layer of a frozen network, computed once and used again.
+"""icecore: features of any layer of a frozen network, computed once and reused.
 
-    Backbone         a network with its preprocessing; `embed` gives vectors of a folder, or of images in memory
-    Features         stored vectors, with the path and the class of each row
-    FrozenFeatures   the same as a transformer of scikit-learn
-    evaluate         choose a head on held-out rows, report on test rows: returns an Evaluation
-    load             what a run of a project learned: a TrainedModel that predicts images
-    PipelineError    the base of all errors with a message for people
+    Backbone         a frozen network with its preprocessing; `embed` returns features of a folder or of images
+    Features         stored features, with the path and the class of each row
+    FrozenFeatures   a scikit-learn transformer from images to features
+    evaluate         choose a head on held-out rows and measure it on test rows; returns an Evaluation
+    load             load a run of a project as a TrainedModel, which predicts images
+    PipelineError    base class of all errors with a message for users
 
-Importing this module loads nothing: each name loads what it needs when it is first used.
+Importing this module is fast: each public name is imported when it is first used.
 
 >>> import icecore
 >>> "Backbone" in icecore.__all__
@@ -55,11 +55,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module 'icecore' has no attribute {name!r}. It has {', '.join(_MODULES)}.")
-    found = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    """List the public names, those too that are not imported yet."""
+    """List the public names, including names that are not imported yet."""
     return sorted({*globals(), *__all__})

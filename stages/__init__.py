@@ -1,7 +1,7 @@
 """One file per stage of dvc.yaml: read its section of params.yaml, make one library call, write the outs.
 
-Importing the package tells `icecore repro` that a stage starts, so that a stage is named at the end also where it fails
-on import, or the system kills it.
+Importing this package records for `icecore repro` that a stage has started. A stage that fails on import, or that the
+system kills, is thus among the failed stages that `icecore repro` lists.
 """
 
 import sys
@@ -10,11 +10,11 @@ from types import TracebackType
 
 from pipeline.runtime import note_error
 
-SILENT_END = "the process ended without an error message, as when the system ends it for memory; see its lines above."
+SILENT_END = "the process ended without an error message, as when the system kills it for memory; see its lines above."
 
 
 def name_of_stage(module: str) -> str:
-    """Return the name that DVC has for a running stage, such as `fit@digits`: the module, and the entry it is for."""
+    """Return DVC's name of a running stage, such as `fit@digits`: its module and its entry."""
     entries = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     return "@".join([module, *entries[:1]])
 
@@ -30,7 +30,7 @@ def _running_module() -> str:
 
 
 def _note_start() -> None:
-    """Note that the stage of this process has no result yet; `stages.project.run` notes how it ends."""
+    """Record that the stage of this process has no result yet; `stages.project.run` records how it ends."""
     module = _running_module()
     if not module:
         return

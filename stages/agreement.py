@@ -1,4 +1,4 @@
-"""That the sections of params.yaml agree: what one names, another has."""
+"""Check that the sections of params.yaml agree: an entry that one section names exists in another."""
 
 import graphlib
 from collections.abc import Mapping
@@ -13,22 +13,24 @@ from stages.names import RESERVED, RUNS, unusable_names
 
 
 def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
-    """Return the problems of names in one section that another section does not have.
+    """Return a problem for each name in one section that another section lacks.
 
-    `values`: as `pipeline.settings.check.check` returns them. An entry of `raw` that is wrong in itself is a problem
-    that is known: it is not reported once more by those who name it. A section that is left out has no entries.
+    `values`: as returned by `pipeline.settings.check.check`. An entry of `raw` that is invalid was reported there, so
+    entries that name it are not reported again. A section that is left out has no entries.
     """
     given = {section: raw.get(section, {}) for section in {**values, **raw}}
     named = {
-        section: [key_in_yaml(name) for name in found] for section, found in given.items() if isinstance(found, dict)
+        section: [key_in_yaml(name) for name in entries]
+        for section, entries in given.items()
+        if isinstance(entries, dict)
     }
     problems = unusable_names(named)
-    values = {section: _without_reserved(section, found) for section, found in values.items()}
+    values = {section: _without_reserved(section, entries) for section, entries in values.items()}
     values["extract"] = _with_known_taps(values.get("extract", {}), given.get("extract"))
 
     def expect(where: str, what: str, name: str, section: str) -> None:
         if section in named and name not in named[section]:
-            problems.append(f"{where}: {_say_absent(what, name, section, named)}")
+            problems.append(f"{where}: {_absent_message(what, name, section, named)}")
 
     for name, item in all_entries(values, "pretrain"):
         expect(f"pretrain.{name}.dataset", "data set", item.dataset, "prepare")
@@ -49,34 +51,34 @@ def disagreements(values: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str
         for tap in item.taps if extracted is not None else ():
             if tap not in extracted.taps:
                 problems.append(f"fit.{name}.inputs: {unknown('tap', tap, extracted.taps)}")
-    problems += _of_finetune(values, named)
-    problems += _of_teach(values, named)
-    problems += _of_distill(values, named)
+    problems += _finetune_problems(values, named)
+    problems += _teach_problems(values, named)
+    problems += _distill_problems(values, named)
     problems += unsuited_settings(values)
     problems += uncovered(values)
     return problems
 
 
-def _without_reserved(section: str, found: Any) -> Any:
-    """Return the entries of a section; those whose names mean something else are no answer to who names them."""
-    if section not in (*RUNS, "teach") or not isinstance(found, dict):
-        return found
-    reserved = {name: one for name, one in found.items() if name.lower() in RESERVED}
-    right = {name: one for name, one in found.items() if name not in reserved}
-    return Entries(right, {**reserved, **getattr(found, "partial", {})})
+def _without_reserved(section: str, entries: Any) -> Any:
+    """Return a section in which entries with reserved names count as invalid: the name has another meaning."""
+    if section not in (*RUNS, "teach") or not isinstance(entries, dict):
+        return entries
+    reserved = {name: entry for name, entry in entries.items() if name.lower() in RESERVED}
+    usable = {name: entry for name, entry in entries.items() if name not in reserved}
+    return Entries(usable, {**reserved, **getattr(entries, "partial", {})})
 
 
 def _with_known_taps(entries: Any, raw: Any) -> Any:
-    """Return the extractions; one that is wrong in part answers to who names it, where taps and data sets are there."""
+    """Return the extractions in which a partly invalid entry counts as valid if its taps and data sets are valid."""
     if not isinstance(entries, Entries) or not isinstance(raw, dict):
         return entries
     whole = {
         name: item
         for name, item in entries.partial.items()
-        if isinstance(found := raw.get(name), dict)
-        and isinstance(found.get("taps"), dict)
-        and set(item.taps) == set(found["taps"])
-        and list(item.datasets) == found.get("datasets")
+        if isinstance(given := raw.get(name), dict)
+        and isinstance(given.get("taps"), dict)
+        and set(item.taps) == set(given["taps"])
+        and list(item.datasets) == given.get("datasets")
     }
     rest = {name: item for name, item in entries.partial.items() if name not in whole}
     return Entries({**entries, **whole}, rest)
@@ -89,34 +91,34 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
     "split": ("prepare",),
     "teach": ("fit", "finetune"),
 }
-"""Sections whose entries are often taken for those of the section that is built on them."""
+"""For each section, the earlier sections whose entries users often name by mistake."""
 
 
-def _say_absent(what: str, name: str, section: str, named: Mapping[str, list[str]]) -> str:
-    """Say that a section has no such entry; where the section before it has one, that this is what lacks."""
-    there = next((one for one in BEFORE.get(section, ()) if name in named.get(one, ())), None)
-    if there is None:
+def _absent_message(what: str, name: str, section: str, named: Mapping[str, list[str]]) -> str:
+    """Return the message that a section lacks an entry; it differs if an earlier section has an entry of that name."""
+    earlier = next((before for before in BEFORE.get(section, ()) if name in named.get(before, ())), None)
+    if earlier is None:
         return unknown(what, name, named[section])
     return (
-        f"`{there}` has an entry {name!r}, and `{section}` has none. Add `{section}.{name}`, or name one of: "
+        f"`{earlier}` has an entry {name!r}, and `{section}` has none. Add `{section}.{name}`, or name one of: "
         f"{', '.join(sorted(named[section])) or '(there are none)'}."
     )
 
 
-def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """Return the problems of entries of `finetune`: names that other sections do not have."""
+def _finetune_problems(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
+    """Return the problems of entries of `finetune` that name entries of other sections."""
     problems: list[str] = []
     extracted = values.get("extract", {})
     for name, item in all_entries(values, "finetune"):
         if item.task not in named.get("split", [item.task]):
-            problems.append(f"finetune.{name}.task: {_say_absent('task', item.task, 'split', named)}")
-        section = "extract" if item.input == "features" else "freeze"  # from pixels nothing needs to be stored
+            problems.append(f"finetune.{name}.task: {_absent_message('task', item.task, 'split', named)}")
+        section = "extract" if item.input == "features" else "freeze"  # a run from pixels needs no stored features
         if item.backbone not in named.get(section, [item.backbone]):
-            problems.append(f"finetune.{name}.backbone: {_say_absent('backbone', item.backbone, section, named)}")
-        runs = [one for kind in ("fit", "finetune", "distill") for one in named.get(kind, [item.start]) if one != name]
+            problems.append(f"finetune.{name}.backbone: {_absent_message('backbone', item.backbone, section, named)}")
+        runs = [run for kind in ("fit", "finetune", "distill") for run in named.get(kind, [item.start]) if run != name]
         if item.start not in ("backbone", "scratch", *runs):
             problems.append(f"finetune.{name}.start: {unknown('start', item.start, ('backbone', 'scratch', *runs))}")
-        problems += [f"finetune.{name}.{line}" for line in _of_start(item, values)]
+        problems += [f"finetune.{name}.{line}" for line in _start_problems(item, values)]
         taps = extracted[item.backbone].taps if item.backbone in extracted else None
         if item.tap is not None and taps is not None:
             if item.tap not in taps:
@@ -126,8 +128,8 @@ def _of_finetune(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> l
     return problems
 
 
-def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
-    """Return what does not go together with the network of the run that a run of finetune starts from."""
+def _start_problems(item: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a run of finetune that conflict with the run that it starts from."""
     stated = item.classifier.model_fields_set if item.start in values.get("fit", {}) else set()
     for names, expected in (({"hidden", "convolution"}, "one layer, that"), ({"init"}, "that")):
         if given := names & stated:
@@ -140,9 +142,9 @@ def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     problems = []
     if item.classifier.model_fields_set:
         problems.append(f"classifier: expected none, since the network of {item.start} has one. Leave it out.")
-    own = getattr(before, "backbone", None) or before.student
-    if item.backbone != own:
-        problems.append(f"backbone: expected {own!r}, that of {item.start}, got {item.backbone!r}.")
+    backbone = getattr(before, "backbone", None) or before.student
+    if item.backbone != backbone:
+        problems.append(f"backbone: expected {backbone!r}, that of {item.start}, got {item.backbone!r}.")
     if item.task not in (before.task, *getattr(before, "extra_tasks", ())):
         problems.append(f"task: expected {before.task!r}, that of {item.start}, got {item.task!r}.")
     if item.input == "features":
@@ -150,63 +152,62 @@ def _of_start(item: Any, values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _of_distill(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """Return the problems of entries of `distill`: names that other sections lack, and what their entries do not
-    have.
-    """
+def _distill_problems(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
+    """Return the problems of entries of `distill` that name entries of other sections, or need something of them."""
     problems: list[str] = []
-    taught = values.get("teach", {})
+    valid_teachers = values.get("teach", {})
     for name, item in all_entries(values, "distill"):
         where = f"distill.{name}"
         if item.student not in named.get("freeze", [item.student]):
-            problems.append(f"{where}.student: {_say_absent('backbone', item.student, 'freeze', named)}")
+            problems.append(f"{where}.student: {_absent_message('backbone', item.student, 'freeze', named)}")
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):
-                problems.append(f"{where}.datasets: {_say_absent('data set', dataset, 'prepare', named)}")
+                problems.append(f"{where}.datasets: {_absent_message('data set', dataset, 'prepare', named)}")
         for task, teachers in item.teachers.items():
             key = "teacher" if task == item.task else f"extra_tasks.{task}"
             if task not in named.get("split", [task]):
                 which = "task" if task == item.task else "extra_tasks"
-                problems.append(f"{where}.{which}: {_say_absent('task', task, 'split', named)}")
+                problems.append(f"{where}.{which}: {_absent_message('task', task, 'split', named)}")
             split = values.get("split", {}).get(task)
             wanted = {*(() if split is None else split.datasets), *(item.datasets if task == item.task else ())}
             wanted &= set(named.get("prepare", ()))
-            for one in teachers:
-                if one not in named.get("teach", [one]):
-                    problems.append(f"{where}.{key}: {_say_absent('teacher', one, 'teach', named)}")
-                elif one in taught:
-                    problems += [f"{where}.{line}" for line in _of_teacher(item, key, one, wanted, values)]
-    return problems + _circle(values)
+            for teacher in teachers:
+                if teacher not in named.get("teach", [teacher]):
+                    problems.append(f"{where}.{key}: {_absent_message('teacher', teacher, 'teach', named)}")
+                elif teacher in valid_teachers:
+                    problems += [f"{where}.{line}" for line in _teacher_problems(item, key, teacher, wanted, values)]
+    return problems + _cycles(values)
 
 
-def _of_teacher(item: Any, key: str, name: str, wanted: set[str], values: Mapping[str, Any]) -> list[str]:
-    """Return what a run of distill asks of a teacher and the teacher lacks; each begins with the key."""
+def _teacher_problems(item: Any, key: str, name: str, wanted: set[str], values: Mapping[str, Any]) -> list[str]:
+    """Return what a run of distill needs and its teacher lacks; each problem begins with the key."""
     problems = []
-    one = values["teach"][name]
-    lacking = sorted(wanted - set(one.datasets))
+    teacher = values["teach"][name]
+    lacking = sorted(wanted - set(teacher.datasets))
     if lacking:
         problems.append(f"{key}: {name} does not score {', '.join(lacking)}. Add it to `teach.{name}.datasets`.")
-    there = 0 if one.views is None else one.views if isinstance(one.views, int) else one.views.count
-    if item.views > there:
-        problems.append(f"views: expected at most the {there} of {name}, got {item.views}. Give it `views`.")
-    if key == "teacher" and (item.online or item.losses.hint_names) and one.run in values.get("fit", {}):
+    views = teacher.views
+    stored = 0 if views is None else views if isinstance(views, int) else views.count
+    if item.views > stored:
+        problems.append(f"views: expected at most the {stored} of {name}, got {item.views}. Give it `views`.")
+    if key == "teacher" and (item.online or item.losses.hint_names) and teacher.run in values.get("fit", {}):
         problems.append(
-            f"{key}: expected a network for `teacher_outputs: online` and hints, got {name}, a head of {one.run}."
+            f"{key}: expected a network for `teacher_outputs: online` and hints, got {name}, a head of {teacher.run}."
         )
     elif key == "teacher" and not item.online:
         problems += [
-            f"losses: {unknown('hint', hint, one.hints)} Add it to `teach.{name}.hints`."
+            f"losses: {unknown('hint', hint, teacher.hints)} Add it to `teach.{name}.hints`."
             for hint in item.losses.hint_names
-            if hint not in one.hints
+            if hint not in teacher.hints
         ]
     return problems
 
 
-def _circle(values: Mapping[str, Any]) -> list[str]:
-    """Return the runs that wait for each other: DVC would name them without a way out."""
+def _cycles(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem if runs wait for each other; the message of DVC would not say how to fix it."""
     trained = {name for section in ("finetune", "distill") for name in values.get(section, {})}
     graph = {name: {item.start} & trained for name, item in all_entries(values, "finetune")}
-    graph |= {name: {f"teach.{one}" for one in values.get("teach", {})} for name in values.get("distill", {})}
+    graph |= {name: {f"teach.{teacher}" for teacher in values.get("teach", {})} for name in values.get("distill", {})}
     tuned = set(values.get("finetune", {}))
     graph |= {f"teach.{name}": {item.run} & tuned for name, item in all_entries(values, "teach")}
     try:
@@ -214,25 +215,23 @@ def _circle(values: Mapping[str, Any]) -> list[str]:
     except graphlib.CycleError as error:
         names = ", ".join(dict.fromkeys(error.args[1]))
         return [
-            f"{names}: expected runs that do not wait for each other, got a circle; every run of distill waits for all "
-            "of teach. Freeze a network (`freeze: {source: folder}`) to go on from it."
+            f"{names}: expected runs that do not wait for each other, got a cycle; every run of distill waits for all "
+            "of teach. Freeze a network (`freeze: {source: folder}`) to continue from it."
         ]
     return []
 
 
-def _of_teach(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
-    """Return the problems of entries of `teach`: names that other sections lack, and what does not suit the
-    named run.
-    """
+def _teach_problems(values: Mapping[str, Any], named: Mapping[str, list[str]]) -> list[str]:
+    """Return the problems of entries of `teach` that name entries of other sections, or do not suit the named run."""
     problems: list[str] = []
     for name, item in all_entries(values, "teach"):
         where = f"teach.{name}"
         for dataset in item.datasets:
             if dataset not in named.get("prepare", [dataset]):
-                problems.append(f"{where}.datasets: {_say_absent('data set', dataset, 'prepare', named)}")
-        section = "extract" if item.run in named.get("fit", ()) else "freeze"  # a network computes its rows itself
+                problems.append(f"{where}.datasets: {_absent_message('data set', dataset, 'prepare', named)}")
+        section = "extract" if item.run in named.get("fit", ()) else "freeze"  # a network needs no stored features
         if item.backbone not in named.get(section, [item.backbone]):
-            problems.append(f"{where}.backbone: {_say_absent('backbone', item.backbone, section, named)}")
+            problems.append(f"{where}.backbone: {_absent_message('backbone', item.backbone, section, named)}")
         if item.run in named.get("distill", ()):
             problems.append(
                 f"{where}.run: expected a run of fit or finetune, got {item.run!r} of distill, which needs teachers "
@@ -280,12 +279,12 @@ def _of_head(item: Any, run: Any, values: Mapping[str, Any]) -> list[str]:
     if item.hints:
         problems.append("hints: expected a network, which has nodes, got a run of fit. Leave them out.")
     if item.views is not None and not isinstance(item.views, int):
-        problems.append("views: expected a number, of those that its taps have, got settings. The extraction has them.")
+        problems.append("views: expected a number of stored views, got settings. The extraction has the settings.")
     extracted = values.get("extract", {}).get(item.backbone)
-    there = 0 if extracted is None or extracted.views is None else extracted.views.count
-    if isinstance(item.views, int) and extracted is not None and item.views > there:
+    stored = 0 if extracted is None or extracted.views is None else extracted.views.count
+    if isinstance(item.views, int) and extracted is not None and item.views > stored:
         problems.append(
-            f"views: expected at most the {there} of the extraction of {item.backbone}, got {item.views}. Give it "
+            f"views: expected at most the {stored} of the extraction of {item.backbone}, got {item.views}. Give it "
             f"`views` with `count: {item.views}`."
         )
     lacking = sorted(set(item.datasets) - set(extracted.datasets)) if extracted is not None else []

@@ -1,6 +1,6 @@
-"""What params.yaml names outside of itself: data, files of weights, models, nodes, heads, and columns of data sets.
+"""Check what params.yaml refers to: data, weight files, models, nodes, heads, and columns of data sets.
 
-Nothing is computed and nothing is written. What only a stage can know is left to that stage.
+No features are computed and no outputs are written. Problems that need them are left to the stages.
 """
 
 import tempfile
@@ -18,18 +18,18 @@ Values = Mapping[str, Any]
 
 
 def find_problems(values: Values) -> list[str]:
-    """Return a problem for each thing that is named in the settings and is not there, or is not what it should be.
+    """Return a problem for each reference in the settings that is missing or unsuitable.
 
-    Entries that are wrong in part are looked at as far as they are right.
+    The valid settings of a partly invalid entry are checked too.
     """
     problems = [*_of_data(values), *_of_backbones(values), *_of_tasks(values), *_of_heads(values)]
     return [line for line in problems if UNKNOWN not in line]
 
 
 def _of_data(values: Values) -> Iterator[str]:
-    """Yield data sets whose root, folders or columns are not there.
+    """Yield data sets whose root, folders or columns are missing.
 
-    Roots that `sample` writes are left out until it has, and URLs, since asking for them takes a network.
+    Not checked are URLs, which need a network, and roots that `sample` has still to write.
     """
     from pipeline.prepare.find import label_types
     from pipeline.prepare.roots import inspect_roots
@@ -51,29 +51,29 @@ def _of_data(values: Values) -> Iterator[str]:
             yield f"{where}: {_one_line(error)}"
             continue
         if config.base is not None and not files.is_url(config.base) and files.path_kind(config.base) != "folder":
-            yield f"{where}.base: {config.base}: no such folder. Set it to what the paths of the list are relative to."
+            yield f"{where}.base: {config.base}: no such folder. Set it to the folder that the list's paths start from."
 
 
 def _is_here(root: str, values: Values) -> bool:
-    """Return whether the data of a root can be looked at: no URL, and nothing that `sample` is still to write."""
+    """Return whether a root can be checked: it is no URL, and nothing that `sample` has still to write."""
     from pipeline.sources import filesystem as files
 
-    made = [(project.RAW / name).as_posix() for name, _ in all_entries(values, "sample")]
-    below = any(root == one or root.startswith(f"{one}/") for one in made)
-    return not files.is_url(root) and (not below or Path(root).exists())
+    samples = [(project.RAW / name).as_posix() for name, _ in all_entries(values, "sample")]
+    is_sample = any(root == sample or root.startswith(f"{sample}/") for sample in samples)
+    return not files.is_url(root) and (not is_sample or Path(root).exists())
 
 
 def _of_tasks(values: Values) -> Iterator[str]:
-    """Yield what is wrong with tasks over their data sets: columns, domains, classes, splits.
+    """Yield the problems of tasks in their data sets: columns, domains, classes, splits.
 
-    Where all data sets are prepared the task is made. Else their files are listed, unopened.
+    If all data sets are prepared, the task is split as by the stage. Otherwise the files are listed, but not opened.
     """
     from pipeline.split.run import check_names, split
 
     with tempfile.TemporaryDirectory(prefix="icecore-check-") as folder:
         outlined: dict[str, bool] = {}
         for name, config in all_entries(values, "split"):
-            datasets = [one for one in config.datasets if one != UNKNOWN]
+            datasets = [dataset for dataset in config.datasets if dataset != UNKNOWN]
             prepared = all((project.MANIFESTS / f"{dataset}.parquet").is_file() for dataset in datasets)
             try:
                 if prepared:
@@ -88,7 +88,7 @@ def _of_tasks(values: Values) -> Iterator[str]:
 
 
 def _outline(dataset: str, values: Values, folder: Path, outlined: dict[str, bool]) -> bool:
-    """Write the outline of a data set that is not prepared; return whether there is one."""
+    """Write the outline of a data set that is not prepared; return whether that was possible."""
     import pyarrow.parquet as pq
 
     from pipeline.prepare.outline import outline_manifest
@@ -99,7 +99,7 @@ def _outline(dataset: str, values: Values, folder: Path, outlined: dict[str, boo
         if config is not None and _is_here(config.root, values):
             try:
                 table = outline_manifest(config)
-            except (PipelineError, OSError):  # `_of_data` says what is wrong
+            except (PipelineError, OSError):  # `_of_data` reports the problem
                 table = None
             if table is not None:
                 pq.write_table(table, folder / f"{dataset}.parquet")
@@ -108,7 +108,7 @@ def _outline(dataset: str, values: Values, folder: Path, outlined: dict[str, boo
 
 
 def _of_heads(values: Values) -> Iterator[str]:
-    """Yield what is wrong with heads and their parameters."""
+    """Yield the problems of heads and their parameters."""
     from pipeline.heads.check import check_head
 
     for run, config in all_entries(values, "fit"):
@@ -123,7 +123,7 @@ def _of_heads(values: Values) -> Iterator[str]:
 
 
 def _of_backbones(values: Values) -> Iterator[str]:
-    """Yield what is wrong with backbones, the nodes of their taps, and nodes that trainings name."""
+    """Yield the problems of backbones, of the nodes of their taps, and of the nodes that trainings name."""
     if not all_entries(values, "freeze"):
         return
     from pipeline.freeze.config import LocalWeights
@@ -138,26 +138,26 @@ def _of_backbones(values: Values) -> Iterator[str]:
             has_file = False
         try:
             if has_file:
-                load(config, pretrained=project.PRETRAINED)  # whether the weights fit the network
+                load(config, pretrained=project.PRETRAINED)  # fails if the weights do not fit the network
             outlines[name] = outline(config, pretrained=project.PRETRAINED)
         except PipelineError as error:
             yield f"freeze.{name}: {_one_line(error)}"
     for name, config in all_entries(values, "extract"):
         for tap, spec in config.taps.items():
-            found = outlines.get(name)
-            if found is not None and (problem := found.check_tap(spec)):
+            network = outlines.get(name)
+            if network is not None and (problem := network.check_tap(spec)):
                 yield f"extract.{name}.taps.{tap}: {problem}"
     for where, backbone, node in _nodes_of_trainings(values):
-        found = outlines.get(backbone)
-        if found is not None and (problem := found.check_node(node)):
+        network = outlines.get(backbone)
+        if network is not None and (problem := network.check_node(node)):
             yield f"{where}: {problem}"
 
 
 def _nodes_of_trainings(values: Values) -> Iterator[tuple[str, str, str]]:
-    """Yield each node that a training names, with the setting and the backbone."""
-    for section, own in (("finetune", "backbone"), ("distill", "student")):
+    """Yield the setting, the backbone and the node, for each node that a training names."""
+    for section, network in (("finetune", "backbone"), ("distill", "student")):
         for name, item in all_entries(values, section):
-            where, backbone = f"{section}.{name}", getattr(item, own)
+            where, backbone = f"{section}.{name}", getattr(item, network)
             if (from_tap := getattr(getattr(item, "train", None), "from_tap", None)) is not None:
                 yield f"{where}.train.from_tap", backbone, from_tap
             for epoch, node in getattr(item, "unfreeze", {}).items():
@@ -168,6 +168,6 @@ def _nodes_of_trainings(values: Values) -> Iterator[tuple[str, str, str]]:
 
 
 def _one_line(error: Exception) -> str:
-    """Return a message with its bullets behind one another."""
+    """Return a message with its bullets joined into one line."""
     first, *more = str(error).splitlines()
     return f"{first}: {'; '.join(line.strip().removeprefix('- ') for line in more)}" if more else first

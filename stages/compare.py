@@ -19,15 +19,15 @@ def main() -> None:
                 print(f"{task}: {name} is left out: {tables[name]['unavailable']}")
             if not measured:
                 continue
-            found = compare(
+            result = compare(
                 values["compare"],
                 task=project.TASKS / f"{task}.parquet",
                 predictions=project.PREDICTIONS,
                 runs=measured,
                 out=folder / f"{task}.json",
             )
-            real = sum(pair["better"] is not None for pair in found["across"])
-            print(f"{task}: {real} of {len(found['across'])} differences between runs are real")
+            significant = sum(pair["better"] is not None for pair in result["across"])
+            print(f"{task}: {significant} of {len(result['across'])} differences between runs are significant")
 
 
 if __name__ == "__main__":

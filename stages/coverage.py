@@ -1,4 +1,4 @@
-"""That extractions and starts hold what runs ask of them, as far as params.yaml tells it."""
+"""Check in params.yaml that extractions and starts provide what runs need."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from pipeline.settings.check import all_entries
 
 LAST = ("penultimate", "cls")
-"""Nodes that are what the last layer gets."""
+"""Nodes whose output is the input of the last layer."""
 
 LINEAR = ("logistic", "ridge", "svm", "lda", "streaming_logistic", "streaming_ridge", "streaming_lda")
-"""Heads of the table that are one layer, whatever the kind of the task."""
+"""Built-in heads that are a single linear layer, for every kind of task."""
 
 Values = Mapping[str, Any]
 
 
 def uncovered(values: Values) -> list[str]:
-    """Return a problem for each thing that a run asks of its extraction or its start, and that is not there."""
+    """Return a problem for each thing that a run needs of its extraction or its start, and that is missing there."""
     return [*_rows_not_extracted(values), *_starts_without_head(values)]
 
 
 def _rows_not_extracted(values: Values) -> Iterator[str]:
-    """Yield runs over data sets that the extraction of their backbone lacks."""
+    """Yield runs with data sets that the extraction of their backbone lacks."""
     readers = [("fit", name, item, item.task) for name, item in all_entries(values, "fit")]
     readers += [
         ("finetune", name, item, item.task)
@@ -31,23 +31,23 @@ def _rows_not_extracted(values: Values) -> Iterator[str]:
         split = values.get("split", {}).get(task)
         if split is not None:
             yield from _missing_datasets(
-                values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} is over"
+                values, f"{section}.{name}.task", item.backbone, split.datasets, f"{task} uses"
             )
 
 
 def _missing_datasets(values: Values, where: str, backbone: str, datasets: Sequence[str], what: str) -> Iterator[str]:
     extracted = values.get("extract", {}).get(backbone)
-    known = [one for one in datasets if one in values.get("prepare", {})]
-    lacking = [one for one in known if extracted is not None and one not in extracted.datasets]
+    known = [dataset for dataset in datasets if dataset in values.get("prepare", {})]
+    lacking = [dataset for dataset in known if extracted is not None and dataset not in extracted.datasets]
     if lacking:
         yield (
             f"{where}: {what} {', '.join(lacking)}, which {backbone} is not extracted for. Add to "
-            f"`extract.{backbone}.datasets`, or leave out."
+            f"`extract.{backbone}.datasets`, or leave it out here."
         )
 
 
 def _starts_without_head(values: Values) -> Iterator[str]:
-    """Yield runs of finetune that start at a run of fit without the head of a network's last layer."""
+    """Yield runs of finetune that start at a run of fit without a head that can replace the network's last layer."""
     for name, item in all_entries(values, "finetune"):
         run = values.get("fit", {}).get(item.start)
         extracted = values.get("extract", {}).get(item.backbone)
@@ -61,11 +61,11 @@ def _starts_without_head(values: Values) -> Iterator[str]:
         last = [tap for tap in last if extracted.taps[tap].node in LAST and extracted.taps[tap].project is None]
         if not last:
             yield (
-                f"{where} a head on what the last layer gets, got {item.start} on {_named(run.inputs)}. Add a tap with "
-                "`node: penultimate` to its `inputs`."
+                f"{where} a head on the input of the last layer, got {item.start} on {_named(run.inputs)}. Add a tap "
+                "with `node: penultimate` to its `inputs`."
             )
-        odd = [one for one, (head, _) in run.heads.items() if ":" not in head and head not in LINEAR]
-        if len(run.heads) > 1 or odd:
+        not_linear = [name for name, (head, _) in run.heads.items() if ":" not in head and head not in LINEAR]
+        if len(run.heads) > 1 or not_linear:
             got = ", ".join(run.heads)
             yield f"{where} one linear head, got {item.start} with {got}. Fit `head: logistic` in a run of its own."
         lacking = set(item.labels_per_class) - set(run.labels_per_class)
@@ -77,7 +77,7 @@ def _starts_without_head(values: Values) -> Iterator[str]:
 
 
 def _named(inputs: Sequence[Any]) -> str:
-    return ", ".join(one if isinstance(one, str) else "+".join(one) for one in inputs)
+    return ", ".join(taps if isinstance(taps, str) else "+".join(taps) for taps in inputs)
 
 
 def _listed(labels: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Train a student by what teachers say: `python -m stages.distill student_tuned`."""
+"""Train a student on the scores of teachers: `python -m stages.distill student_tuned`."""
 
 from pipeline.distill import run
 from pipeline.distill.costs import footprints
@@ -14,7 +14,7 @@ from stages import project
 def main() -> None:
     """Write `data/models/<run>/`, its digest, `data/predictions/<run>.parquet` and `data/curves/<run>/`.
 
-    `data/metrics/distill/<run>.json` has what the student and its teachers cost.
+    `data/metrics/distill/<run>.json` has the costs of the student and its teachers.
     """
     name, config = project.entry("distill")
     split = project.settings()["split"]
@@ -31,7 +31,7 @@ def main() -> None:
         curves=project.CURVES / name,
         cache=location.default_root(),
     )
-    datasets = [one for task in config.teachers for one in split[task].datasets]
+    datasets = [dataset for task in config.teachers for dataset in split[task].datasets]
     with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
         result = run.distill(config, paths, datasets=datasets, reporter=reporter)
     write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)

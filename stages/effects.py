@@ -1,4 +1,4 @@
-"""Settings that do not suit the kind of their task, as far as params.yaml tells it."""
+"""Check in params.yaml that the settings of runs suit the kind of their task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from stages.names import RUNS
 
 
 def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
-    """Return a problem for each setting of a run that its task gives no effect, such as accuracy of a regression."""
+    """Return a problem for each setting of a run that has no effect on its task, such as accuracy for regression."""
     problems = []
     for section in RUNS:
         for name, item in all_entries(values, section):
             task = values.get("split", {}).get(item.task)
             if task is not None:
-                # The data may say validation rows: that is known when the run starts.
+                # The data may define validation rows, which is known only when the run starts.
                 validation = task.by in ("auto", "column") or "validation" in task.needed
                 lines = [*item.unsuited(task.kind, validation=validation), *_of_few_labels(item, task)]
                 problems += [f"{section}.{name}.{line}" for line in lines]
@@ -22,7 +22,7 @@ def unsuited_settings(values: Mapping[str, Any]) -> list[str]:
 
 
 def _of_few_labels(run: Any, task: Any) -> list[str]:
-    """Return what a run asks of few-shot training sets that its task has not."""
+    """Return the few-shot training sets that a run needs and its task lacks."""
     if not run.labels_per_class:
         return []
     if task.few_shot is None:

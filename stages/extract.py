@@ -9,14 +9,14 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/features/<backbone>/<tap>/`; what the feature cache has is linked, the rest computed.
+    """Write `data/features/<backbone>/<tap>/`: link the rows that the feature cache has, and compute the others.
 
-    `data/metrics/extract/<backbone>.json` has what the summary says, and `data/digests/<backbone>/features.json` a
-    digest of what each folder has, whatever shards the rows lie in: stages that read features depend on it.
+    `data/metrics/extract/<backbone>.json` has the numbers of the summary. `data/digests/<backbone>/features.json` has a
+    digest of the rows of each folder, independent of their shards. Stages that read features depend on it.
     """
     name, config = project.entry("extract")
     with project.reporter(f"extract {name}", "samples") as reporter:
-        found = extract(
+        result = extract(
             config,
             backbone=project.BACKBONES / name,
             manifests=project.MANIFESTS,
@@ -27,9 +27,9 @@ def main() -> None:
     folders = sorted(path.parent for path in (project.FEATURES / name).glob("*/index.json"))
     digests = {folder.name: index.contents(folder) for folder in folders}
     write_json(project.DIGESTS / name / "features.json", digests)
-    print(summary.describe_cache(location.default_root(), found))
-    print(summary.text(name, found, process=process_seconds()))
-    write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(found))
+    print(summary.describe_cache(location.default_root(), result))
+    print(summary.text(name, result, process=process_seconds()))
+    write_json(project.METRICS / "extract" / f"{name}.json", summary.to_json(result))
 
 
 if __name__ == "__main__":

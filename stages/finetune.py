@@ -1,4 +1,4 @@
-"""Fine-tune a network: `python -m stages.finetune digits_tuned`; with `--lr-range` try learning rates instead."""
+"""Fine-tune a network: `python -m stages.finetune digits_tuned`; `--lr-range` only tries learning rates."""
 
 import sys
 
@@ -16,7 +16,7 @@ LR_RANGE = "--lr-range"
 
 def main() -> None:
     """Write `data/models/<run>/`, its digest, `data/predictions/<run>.parquet` and `data/curves/<run>/`."""
-    name, config = project.entry("finetune", [one for one in sys.argv[1:] if one != LR_RANGE])
+    name, config = project.entry("finetune", [argument for argument in sys.argv[1:] if argument != LR_RANGE])
     datasets = project.settings()["split"][config.task].datasets
     paths = Paths(
         task=project.TASKS / f"{config.task}.parquet",

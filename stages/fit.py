@@ -10,7 +10,7 @@ def main() -> None:
     """Write `data/models/<run>/`, its digest, and `data/predictions/<run>.parquet`."""
     name, config = project.entry("fit")
     with project.reporter(f"fit {name}", "heads") as reporter:
-        done = fit(
+        result = fit(
             config,
             task=project.TASKS / f"{config.task}.parquet",
             features=project.FEATURES / config.backbone,
@@ -19,9 +19,9 @@ def main() -> None:
             reporter=reporter,
         )
     write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
-    for line in [*done.lines, *done.notes]:
+    for line in [*result.lines, *result.notes]:
         print(line)
-    print(f"{name}: {counted(done.fits, 'head')}")
+    print(f"{name}: {counted(result.fits, 'head')}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/backbones/<name>/`, and its digest for runs that read pixels and no stored rows."""
+    """Write `data/backbones/<name>/`, and a digest of its weights, which runs with `input: pixels` depend on."""
     name, config = project.entry("freeze")
     spec = freeze(config, project.BACKBONES / name, pretrained=project.PRETRAINED, reporter=Reporter(message=print))
     write_json(project.DIGESTS / name / "pixels.json", {"weights_digest": spec.weights_digest})
@@ -27,24 +27,24 @@ def main() -> None:
 
 
 def link_code(configs: Iterable[object], folder: Path) -> None:
-    """Link the users' own modules that entries build networks from into a folder that DVC watches.
+    """Link the user's modules, which entries build networks from, into a folder that stages depend on.
 
-    All entries get the same links, whichever of them is frozen first, and links to what is no longer used go.
+    Every entry writes the links of all entries, so their order does not matter. Links to unused modules are removed.
     """
     files: dict[str, Path] = {}
     for config in configs:
         if isinstance(config, Module):
-            with contextlib.suppress(BackboneError):  # the stage of that entry says what is wrong
+            with contextlib.suppress(BackboneError):  # the stage of that entry reports the problem
                 files |= user_code.trace_imports(config.factory.partition(":")[0]).files
-    own = {
+    modules = {
         f"{module}{file.suffix}": file
         for module, file in files.items()
         if not module.startswith(f"{user_code.OWN_PACKAGE}.") and not user_code.is_installed(file)
     }
     for link in folder.iterdir():
-        if link.is_symlink() and link.name not in own:
+        if link.is_symlink() and link.name not in modules:
             link.unlink()
-    for link_name, file in own.items():
+    for link_name, file in modules.items():
         link, target = folder / link_name, Path(os.path.relpath(file, folder.resolve()))
         if not link.is_symlink() or link.readlink() != target:
             link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Names that an entry of params.yaml must not have: they mean something else, or would be one file with another's."""
+"""Names that an entry of params.yaml must not have: reserved words, and names whose files would overwrite another's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,9 +15,9 @@ RESERVED: Mapping[str, str] = {
 
 
 def unusable_names(named: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a problem for each reserved name, and for each run that has the name of a run of another section.
+    """Return a problem for each reserved name, and for each run with the name of a run of another section.
 
-    named: the names of the entries of each section.
+    `named`: the names of the entries of each section.
     """
     return [*_reserved(named), *_shared(named)]
 
@@ -30,11 +30,11 @@ def _reserved(named: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _shared(named: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for place, section in enumerate(RUNS[1:], start=1):
+    for position, section in enumerate(RUNS[1:], start=1):
         for name in named.get(section, ()):
-            before = [one for earlier in RUNS[:place] for one in named.get(earlier, ())]
-            if name in before:
-                sections = " or ".join(f"`{earlier}`" for earlier in RUNS[:place])
+            names = [run for earlier in RUNS[:position] for run in named.get(earlier, ())]
+            if name in names:
+                sections = " or ".join(f"`{earlier}`" for earlier in RUNS[:position])
                 yield f"{section}.{name}: expected a name that no run of {sections} has. Rename one of the two."
-            elif wrong := check_name_case(name, [*before, name]):
-                yield f"{section}.{name}: {wrong}"
+            elif problem := check_name_case(name, [*names, name]):
+                yield f"{section}.{name}: {problem}"

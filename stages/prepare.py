@@ -9,15 +9,15 @@ DESCRIPTIONS = {"other": "no images, passed over"}
 
 
 def main() -> None:
-    """Write the manifest of a data set, and beside it what was left out."""
+    """Write the manifest of a data set, and the list of excluded files."""
     name, config = project.entry("prepare")
     paths = ManifestPaths(project.MANIFESTS, name)
     with project.reporter(f"prepare {name}", "files") as reporter:
-        found = prepare(config, paths, reporter=reporter)
-    print(f"{name}: {counted(found.found, 'file')}, {counted(found.rows, 'sample')}")
-    for kind, count in found.excluded.items():
+        summary = prepare(config, paths, reporter=reporter)
+    print(f"{name}: {counted(summary.found, 'file')}, {counted(summary.rows, 'sample')}")
+    for kind, count in summary.excluded.items():
         print(f"  {count:,} {DESCRIPTIONS.get(kind, kind)}: see {paths.excluded}")
-    for note in found.notes:
+    for note in summary.notes:
         print(f"  note: {note}")
 
 

@@ -9,7 +9,7 @@ def main() -> None:
     name, config = project.entry("pretrain")
     with project.reporter(f"pretrain {name}", "steps") as reporter:
         spec = pretrain(config, project.PRETRAINED / name, manifests=project.MANIFESTS, reporter=reporter)
-    print(f"{name}: {spec.origin['holdout_accuracy']:.1%} of the samples held out are classified right")
+    print(f"{name}: {spec.origin['holdout_accuracy']:.1%} of the held-out samples are classified correctly")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every stage needs: the checked settings, the paths of the artefacts, a progress bar, one way to fail."""
+"""Shared by all stages: checked settings, paths of artefacts, progress bars, and the handling of errors."""
 
 import importlib
 import inspect
@@ -20,7 +20,7 @@ from stages.agreement import disagreements
 
 QUIET = "--quiet"
 VERBOSE = "--verbose"
-WORTH = 3.0  # seconds of work before a bar foresees its end
+ESTIMATE_AFTER = 3.0  # seconds of work before a bar estimates the remaining time
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 SETTINGS = DATA / "settings"
@@ -44,8 +44,8 @@ TABLES = DATA / "plots"
 COMPARISONS = DATA / "comparisons"
 REPORT = DATA / "report" / "index.html"
 
-# Section of params.yaml, which is the stage's name, to its settings model. Text, so that a stage depends on the code of
-# its own section only, although it checks the whole file.
+# For each section of params.yaml, which is also a stage: the settings model, and whether the section has named entries.
+# Models are import paths, so that a stage depends on the code of its own section only.
 SECTIONS: Mapping[str, tuple[str, bool]] = {
     "sample": ("pipeline.sample.config:SampleConfig", True),
     "prepare": ("pipeline.prepare.config:PrepareConfig", True),
@@ -64,32 +64,32 @@ SECTIONS: Mapping[str, tuple[str, bool]] = {
 }
 STAGES = (*SECTIONS, "settings")
 
-# What to do where the system refuses a file or a folder.
+# What to do if the system refuses a file or a folder.
 HINTS: Mapping[type[OSError], str] = {
     PermissionError: " Change its owner or mode.",
-    FileExistsError: " A file stands where a folder is needed: move it away.",
-    NotADirectoryError: " A file stands where a folder is needed: move it away.",
+    FileExistsError: " A file is in the place of a folder: move it away.",
+    NotADirectoryError: " A file is in the place of a folder: move it away.",
 }
 
 
 def sections() -> dict[str, Section]:
-    """Import the settings models and return the table of them."""
-    found = {}
+    """Import the settings model of each section."""
+    imported = {}
     for name, (path, named) in SECTIONS.items():
         module, attribute = path.split(":")
-        found[name] = Section(getattr(importlib.import_module(module), attribute), named)
-    return found
+        imported[name] = Section(getattr(importlib.import_module(module), attribute), named)
+    return imported
 
 
 def settings(path: Path = PARAMS, *, lines: bool = False) -> dict[str, Any]:
-    """Return all of params.yaml, checked; raises ConfigError with every problem of the file, and its line if asked."""
+    """Return the checked settings of params.yaml; raises ConfigError with every problem, and its line with `lines`."""
     values, problems = examine(path)
     refuse(with_lines(problems, path) if lines else problems, where=str(path))
     return values
 
 
 def examine(path: Path = PARAMS) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings of params.yaml as far as they are right, and every problem of the file."""
+    """Return the valid settings of params.yaml, and every problem of the file."""
     raw = read_params(path)
     values, problems = check(raw, sections())
     known = {line.partition(": ")[0] for line in problems}
@@ -98,22 +98,20 @@ def examine(path: Path = PARAMS) -> tuple[dict[str, Any], list[str]]:
 
 
 def entry(section: str, argv: list[str] | None = None) -> tuple[str, Any]:
-    """Return the entry that a stage was called for, as `python -m stages.<section> <name>`, and its settings."""
+    """Return the entry named by the command `python -m stages.<section> <name>`, and its settings."""
     arguments, named = _arguments(argv), settings()[section]
     if len(arguments) != 1:
         raise ConfigError(
             f"usage: python -m stages.{section} NAME [{QUIET}] [{VERBOSE}], where NAME is one of: {', '.join(named)}"
         )
-    _known(section, arguments, named)
+    _refuse_unknown(section, arguments, named)
     return arguments[0], named[arguments[0]]
 
 
 def entries(stage: str, named: Mapping[str, Any], argv: list[str] | None = None) -> list[str]:
-    """Return the entries that a stage was called for, as `python -m stages.<stage> <name> …`: all where it names
-    none.
-    """
+    """Return the entries named by the command `python -m stages.<stage> <name> …`; all if it names none."""
     arguments = _arguments(argv)
-    _known(stage, arguments, named)
+    _refuse_unknown(stage, arguments, named)
     return arguments or list(named)
 
 
@@ -123,20 +121,20 @@ def runs(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_run(name: str) -> Any:
-    """Return the settings of a run; raises ConfigError with the runs that there are."""
+    """Return the settings of a run; raises ConfigError with the names of all runs."""
     named = runs(settings())
-    _known("fit, finetune and distill", [name], named)
+    _refuse_unknown("fit, finetune and distill", [name], named)
     return named[name]
 
 
 def _arguments(argv: list[str] | None) -> list[str]:
-    return [one for one in (sys.argv[1:] if argv is None else argv) if one not in (QUIET, VERBOSE)]
+    return [argument for argument in (sys.argv[1:] if argv is None else argv) if argument not in (QUIET, VERBOSE)]
 
 
-def _known(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
-    for one in arguments:
-        if one not in named:
-            raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', one, named)}")
+def _refuse_unknown(stage: str, arguments: list[str], named: Mapping[str, Any]) -> None:
+    for name in arguments:
+        if name not in named:
+            raise ConfigError(f"params.yaml: {unknown(f'entry of {stage}', name, named)}")
 
 
 def _name(stage: Callable[[], None]) -> str:
@@ -144,9 +142,9 @@ def _name(stage: Callable[[], None]) -> str:
 
 
 def _options(name: str) -> dict[str, str]:
-    """Return the options of a stage by its name, each with its meaning."""
-    own = {"--lr-range": "try learning rates, and print which is suggested"} if name == "finetune" else {}
-    return own | {QUIET: "show no progress", VERBOSE: "print more of what was measured"}
+    """Return the options of a stage, each with its help text."""
+    special = {"--lr-range": "only try learning rates, and print the suggested one"} if name == "finetune" else {}
+    return special | {QUIET: "show no progress", VERBOSE: "print more measurements"}
 
 
 def _takes_entry(name: str) -> bool:
@@ -154,7 +152,7 @@ def _takes_entry(name: str) -> bool:
 
 
 def refuse_arguments(name: str, argv: Sequence[str]) -> None:
-    """Raise ConfigError for an option that a stage does not have, and for a name where a stage takes none."""
+    """Raise ConfigError for an unknown option, and for a name if the stage takes none."""
     for argument in argv:
         if argument.startswith("-") and argument not in _options(name):
             raise ConfigError(f"python -m stages.{name}: {unknown('option', argument, _options(name))}")
@@ -166,7 +164,7 @@ def refuse_arguments(name: str, argv: Sequence[str]) -> None:
 
 
 def usage(stage: Callable[[], None]) -> str:
-    """Return what `--help` of a stage prints: how it is called, what it does and writes, and its options."""
+    """Return the help of a stage: its usage, what it does and writes, and its options."""
     name = _name(stage)
     options = _options(name)
     words = [f"[{option}]" for option in options]
@@ -187,9 +185,9 @@ def usage(stage: Callable[[], None]) -> str:
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage; an error that was raised on purpose is printed as it is, without a traceback.
+    """Run a stage; errors with a message for users are printed without a traceback.
 
-    A stage that the user ends exits with 130, as a shell expects of a process that was interrupted.
+    An interrupted stage exits with 130, as shells expect.
     """
     print_any_text()
     if {"--help", "-h"} & {*sys.argv[1:]}:
@@ -206,7 +204,7 @@ def run(stage: Callable[[], None]) -> None:
     except PipelineError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
-        if error.strerror is None:  # raised by a library, not by the system
+        if error.strerror is None:  # from a library, not from the system
             raise
         if isinstance(error, PermissionError) and error.filename is not None:
             error = denied(Path(error.filename))
@@ -216,7 +214,7 @@ def run(stage: Callable[[], None]) -> None:
 
 @contextmanager
 def noting_errors(stage: Callable[[], None]) -> Iterator[None]:
-    """Note how a stage ends, for the last lines of `icecore repro`: its error; None for success and an interrupt."""
+    """Record the error of a stage for the last lines of `icecore repro`; None for success and an interrupt."""
     name = name_of_stage(_name(stage))
     try:
         yield
@@ -231,36 +229,36 @@ def noting_errors(stage: Callable[[], None]) -> Iterator[None]:
 
 
 class Bar:
-    """A progress bar that is told how much is done, and may carry a note."""
+    """A progress bar that is a `pipeline.runtime.Progress`, and can show a note."""
 
-    def __init__(self, drawn: Any) -> None:
-        self._drawn = drawn
+    def __init__(self, tqdm_bar: Any) -> None:
+        self._tqdm = tqdm_bar
 
     def __call__(self, done: int, total: int) -> None:
-        """Move to `done` of `total`; this is a `pipeline.runtime.Progress`."""
-        self._drawn.total = total
-        self._drawn.update(done - self._drawn.n)
+        """Move to `done` of `total`."""
+        self._tqdm.total = total
+        self._tqdm.update(done - self._tqdm.n)
 
     def note(self, text: str) -> None:
-        """Show a text behind the rate, from the next move on."""
-        self._drawn.set_postfix_str(text, refresh=False)
+        """Show a text after the rate, from the next update on."""
+        self._tqdm.set_postfix_str(text, refresh=False)
 
     def log(self, line: str) -> None:
-        """Print a line above the bar, and also where there is none, but not with `--quiet`."""
+        """Print a line above the bar; without a bar, print it too, but not with `--quiet`."""
         if _has_bar():
-            self._drawn.write(line, file=sys.stderr)  # as the bar, or the two would be mixed
+            self._tqdm.write(line, file=sys.stderr)  # on the stream of the bar, or the two would mix
         else:
             log(line)
 
 
 def say(line: str) -> None:
-    """Print a line; with `--verbose` also what explains it."""
+    """Print a line; with `--verbose`, also its details."""
     more = getattr(line, "more", "")
     print(f"{line}\n{more}" if more and VERBOSE in sys.argv else line, flush=True)
 
 
 def log(line: str) -> None:
-    """Print a line for a log file; where a person looks on, the bar says enough."""
+    """Print a line for a log file; on a terminal, the bar is enough."""
     if not _has_bar() and QUIET not in sys.argv:
         print(line, flush=True)
 
@@ -270,7 +268,7 @@ def _has_bar() -> bool:
 
 
 def _has_size() -> bool:
-    """Return whether the terminal says how large it is; others say 0 by 0, and a bar of that size would not be seen."""
+    """Return whether the terminal reports its size; some report 0 by 0, and a bar of that size would be invisible."""
     try:
         return all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError):
@@ -279,31 +277,31 @@ def _has_size() -> bool:
 
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Bar]:
-    """Yield a progress bar with rate and time left; none with `--quiet`, and where the output is no terminal.
+    """Yield a progress bar with rate and remaining time; hidden with `--quiet`, and if the output is no terminal.
 
-    The time that is left is shown from `WORTH` seconds on: a rate that was measured for less says little.
+    The remaining time is shown after `ESTIMATE_AFTER` seconds: earlier rates are unreliable.
     """
     from tqdm import tqdm
 
-    class Drawn(tqdm):  # type: ignore[type-arg]
+    class DelayedEstimate(tqdm):  # type: ignore[type-arg]
         @property
         def format_dict(self) -> dict[str, Any]:
-            known = dict(super().format_dict)
-            left = "<{remaining}" if known["elapsed"] >= WORTH else ""
-            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}" + left + ", {rate_fmt}{postfix}]"
-            return {**known, "bar_format": form}
+            values = dict(super().format_dict)
+            remaining = "<{remaining}" if values["elapsed"] >= ESTIMATE_AFTER else ""
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}" + remaining + ", {rate_fmt}{postfix}]"
+            return {**values, "bar_format": form}
 
     hidden = not _has_bar()
     size: dict[str, Any] = {"dynamic_ncols": True} if hidden or _has_size() else {"ncols": 80, "nrows": 24}
-    with Drawn(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, disable=hidden, **size) as drawn:
-        yield Bar(drawn)
+    with DelayedEstimate(desc=title, unit=f" {unit}", mininterval=0.1, miniters=1, disable=hidden, **size) as shown:
+        yield Bar(shown)
 
 
 @contextmanager
 def reporter(title: str, unit: str, *, log_above_bar: bool = False) -> Iterator[Reporter]:
-    """Open a progress bar, and yield a reporter that draws there and prints messages.
+    """Open a progress bar, and yield a reporter that updates it and prints messages.
 
-    `log_above_bar`: log lines are printed where there is a bar, too; otherwise the bar says enough.
+    `log_above_bar`: print log lines above the bar too.
     """
-    with bar(title, unit) as drawn:
-        yield Reporter(drawn, say, drawn.log if log_above_bar else log, drawn.note)
+    with bar(title, unit) as shown:
+        yield Reporter(shown, say, shown.log if log_above_bar else log, shown.note)

@@ -7,7 +7,7 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/report/index.html` over the runs that params.yaml names, and print the leaderboard."""
+    """Write `data/report/index.html` for the runs in params.yaml, and print the leaderboard."""
     values = project.settings()
     names = list(project.runs(values))
     runs = leaderboard.read(project.TABLES, names)
@@ -24,8 +24,8 @@ def main() -> None:
         unmeasured=unmeasured,
     )
     print(leaderboard.text(runs))
-    for same in leaderboard.by_task(runs).values():
-        for line in trained.below_probe(same):
+    for runs_of_task in leaderboard.by_task(runs).values():
+        for line in trained.below_probe(runs_of_task):
             print(f"note: {line}")
     for name, cause in unmeasured.items():
         print(f"{name}: not measured: {cause}")

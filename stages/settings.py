@@ -1,7 +1,7 @@
 """Write the sections of params.yaml that a stage depends on as a whole: `python -m stages.settings`.
 
-DVC cannot depend on a key that params.yaml lacks. Stages that read whole sections depend on these files instead, so
-that a section may be left out, and a change of another section runs no stage again.
+DVC cannot depend on a key that params.yaml lacks. Stages that read whole sections depend on these files instead. So a
+section may be left out, and a change of one section reruns only the stages that read it.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _describe(empty: Sequence[str]) -> str:
-    """Return which stages have nothing to do, and which run with default settings, by the sections without values."""
+    """Return which stages have no entries, and which run with default settings."""
     named = [section for section in empty if project.SECTIONS[section][1]]
     default = [section for section in empty if section not in named]
     parts = [f"no entries of {', '.join(named)}"] if named else []

@@ -14,9 +14,9 @@ def main() -> None:
     task = split(config, project.MANIFESTS, reporter=Reporter(message=lambda note: print(f"  note: {note}")))
     task.write(project.TASKS / f"{name}.parquet")
     rows = Counter(task.table["split"].to_pylist())
-    what = {"multilabel": counted(len(task.classes), "label"), "regression": "a number per row"}
+    targets = {"multilabel": counted(len(task.classes), "label"), "regression": "a number per row"}
     parts = ", ".join(f"{rows[s]:,} {s}" for s in sorted(rows, reverse=True))
-    print(f"{name}: {what.get(task.kind, counted(len(task.classes), 'class', 'classes'))}, {parts}")
+    print(f"{name}: {targets.get(task.kind, counted(len(task.classes), 'class', 'classes'))}, {parts}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from stages import project
 
 
 def main() -> None:
-    """Write `data/teachers/<name>/`; what the feature cache has is linked, the rest computed."""
+    """Write `data/teachers/<name>/`: link the scores that the feature cache has, and compute the others."""
     name, config = project.entry("teach")
     paths = Paths(
         run=None if config.run == BACKBONE else project.MODELS / config.run,
@@ -19,8 +19,8 @@ def main() -> None:
         cache=location.default_root(),
     )
     with project.reporter(f"teach {name}", "samples") as reporter:
-        found = teach(config, paths, reporter=reporter)
-    print(f"{name}: {found}")
+        summary = teach(config, paths, reporter=reporter)
+    print(f"{name}: {summary}")
 
 
 if __name__ == "__main__":

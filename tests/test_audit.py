@@ -445,6 +445,6 @@ def test_the_stage_writes_the_audit_and_says_what_was_found(
     project.run(stages.audit.main)
     why = "no extraction has all data sets of the task: photos"
     assert json.loads(found.read_text())["near_duplicates"] == {"why": why}
-    assert f"near duplicates across splits not looked for: {why}" in capsys.readouterr().out
+    assert f"near duplicates across splits not searched: {why}" in capsys.readouterr().out
     for count, text in ((0, "0 labels"), (1, "1 label"), (2000, "2,000 labels")):
         assert stages.audit._describe({"count": count}, "label", "labels") == text

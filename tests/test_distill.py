@@ -709,8 +709,8 @@ def test_names_that_another_section_lacks_are_told(tmp_path: Path, path: str, va
 def test_runs_that_wait_for_each_other_are_told_with_a_way_out(tmp_path: Path) -> None:
     teacher = {"run": "again", "backbone": "glyphs", "datasets": ["digits"]}
     again = {"task": "digits", "backbone": "small", "start": "student_tuned", "input": "pixels"}
-    (line,) = (one for one in problems(tmp_path, {"finetune.again": again, "teach.new": teacher}) if "a circle" in one)
-    assert "expected runs that do not wait for each other, got a circle; every run of distill waits for all" in line
+    (line,) = (one for one in problems(tmp_path, {"finetune.again": again, "teach.new": teacher}) if "a cycle" in one)
+    assert "expected runs that do not wait for each other, got a cycle; every run of distill waits for all" in line
     assert all(name in line for name in ("again", "student_", "teach.new"))
 
 

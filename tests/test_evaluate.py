@@ -26,7 +26,7 @@ from pipeline.report import leaderboard
 from pipeline.report.config import ReportConfig
 from pipeline.report.run import report
 from pipeline.task import Kind, Task, column_of
-from stages.evaluate import forget_all_but
+from stages.evaluate import remove_other_runs
 
 CLASSES = ["ape", "bee", "cat"]
 QUICK = EvaluateConfig(resamples=100)
@@ -289,7 +289,7 @@ def test_what_was_written_of_runs_that_are_gone_is_removed(tmp_path: Path, monke
     for path in (*kept, *gone, other):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    forget_all_but({"kept"})
+    remove_other_runs({"kept"})
     assert all(path.exists() for path in (*kept, other))
     assert not any(path.exists() for path in gone)
 
@@ -521,7 +521,7 @@ def test_the_stages_pass_over_a_run_that_cannot_be_measured_and_name_it(
     lines = printed(compare_stage)
     assert [line[: len(line.partition(cause)[0])] for line in lines] == [
         "tags: tree is left out: ",
-        "tags: 1 of 1 differences between runs are real",
+        "tags: 1 of 1 differences between runs are significant",
         "rest: lone is left out: ",
     ]
     assert [path.name for path in Path("data/comparisons").iterdir()] == ["tags.json"]

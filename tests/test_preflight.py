@@ -90,7 +90,7 @@ def test_what_is_right_has_no_problem(problems: Problems) -> None:
         ),
         (
             "prepare: {a: {root: some.csv, base: nowhere}}",
-            "prepare.a.base: nowhere: no such folder. Set it to what the",
+            "prepare.a.base: nowhere: no such folder. Set it to the folder that",
         ),
         (
             "prepare: {a: {root: some.csv, path: file}}",
@@ -308,16 +308,16 @@ def test_tasks_are_tried_on_data_sets_before_and_after_they_are_prepared(
     [
         (
             "fit: {a: {task: both, backbone: net, inputs: [last]}}",
-            "fit.a.task: both is over more, which net is not extracted for. Add to `extract.net.datasets`, or leave",
+            "fit.a.task: both uses more, which net is not extracted for. Add to `extract.net.datasets`, or leave",
         ),
         (
             "finetune: {a: {task: both, backbone: net, start: backbone, input: features, tap: map}}",
-            "finetune.a.task: both is over more, which net is not extracted for.",
+            "finetune.a.task: both uses more, which net is not extracted for.",
         ),
         (
             "fit: {a: {task: pets, backbone: net, inputs: [fire, [fire, last]]}}\n"
             "finetune: {b: {task: pets, backbone: net, start: a, input: pixels}}",
-            "finetune.b.start: expected a run of fit with a head on what the last layer gets, got a on fire, fi",
+            "finetune.b.start: expected a run of fit with a head on the input of the last layer, got a on fire, fi",
         ),
         (
             "fit: {a: {task: pets, backbone: net, inputs: [last], head: forest}}\n"

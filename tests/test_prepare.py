@@ -793,7 +793,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_with_its_path_and_no_trac
 ) -> None:
     (in_project / blocked).parent.mkdir(exist_ok=True)
     (in_project / blocked).touch()
-    with pytest.raises(SystemExit, match=f"^error: {blocked}.*: .* A file stands where a folder is needed: move it"):
+    with pytest.raises(SystemExit, match=f"^error: {blocked}.*: .* A file is in the place of a folder: move it"):
         project.run(stages.prepare.main)
 
 

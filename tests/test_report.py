@@ -357,9 +357,9 @@ def test_the_page_says_which_differences_are_real(tmp_path: Path) -> None:
     runs = leaderboard.read(plots, ["strong", "weaker"])
     report(ReportConfig(), runs, tmp_path / "report" / "index.html", comparisons=found)
     read = Page(tmp_path / "report" / "index.html")
-    assert "Which differences are real" in read.texts_in("summary")
+    assert "Which differences are significant" in read.texts_in("summary")
     assert read.texts_in("summary").count("The chosen method against the others") == 2
-    [across, *_] = read.rawdata_of.split("Which differences are real")[1].split("</table>")
+    [across, *_] = read.rawdata_of.split("Which differences are significant")[1].split("</table>")
     assert "<td>strong: logistic on early</td><td>weaker: logistic on" in across
     assert "A is better" in across
     assert "on the same 36 test rows" in across
@@ -372,7 +372,7 @@ def test_the_page_says_where_two_runs_predict_the_same(tmp_path: Path) -> None:
     comparisons = compared(tmp_path, ["one", "two"])
     page = tmp_path / "report" / "index.html"
     report(ReportConfig(), leaderboard.read(plots, ["one", "two"]), page, comparisons=comparisons)
-    [across, *_] = Page(page).rawdata_of.split("Which differences are real")[1].split("</table>")
+    [across, *_] = Page(page).rawdata_of.split("Which differences are significant")[1].split("</table>")
     assert '+0.000<br><span class="soft">identical predictions</span>' in across
 
 

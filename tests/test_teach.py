@@ -798,7 +798,7 @@ def test_a_real_network_of_a_thousand_classes_teaches_by_its_largest_logits(asse
         ),
         (
             {"run": "digits_full", "views": VIEWS},
-            "teach.t.views: expected a number, of those that its taps have, got se",
+            "teach.t.views: expected a number of stored views, got se",
         ),
         (
             {"run": "digits_full", "hints": ["block2"]},

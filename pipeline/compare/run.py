@@ -1,4 +1,4 @@
-"""Paired tests between methods on the same test rows: which differences are real.
+"""Paired tests between methods on the same test rows: which differences are significant.
 
 Three families of pairs, each corrected by Holm (1979): 1) across the runs of a task, the selected methods of every two
 runs; 2) within a run, the selected method and every other method with as many labels; 3) every student and its

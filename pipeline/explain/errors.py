@@ -10,26 +10,27 @@ from pipeline.heads.skops_import import skops_io
 from pipeline.report.leaderboard import Run, by_task, task_of
 
 MOST = 6
-"""Errors that are shown."""
+"""Number of errors that are shown."""
 
 NEAR = 3
-"""Nearest training samples of each."""
+"""Number of nearest training samples of each error."""
 
 
 def errors_of_best(runs: Sequence[Run], models: Path) -> dict[str, dict[str, Any]]:
-    """Return the values of errors.html for the best run of each task, by its name; a run without errors has none.
+    """Return the values of errors.html by run, for the best run of each task; runs without errors are left out.
 
-    runs: from `leaderboard.read`. models: the folder of all runs' models, in a project.
+    runs: from `leaderboard.read`.
+    models: the folder of all runs' models, in a project.
     """
     best = [of_task[0] for of_task in by_task(runs).values()]
     return {run["run"]: values for run in best if (values := errors_of(run, models)) is not None}
 
 
 def errors_of(run: Run, models: Path) -> dict[str, Any] | None:
-    """Return the values of errors.html for a run; None where no test sample is predicted wrongly.
+    """Return the values of errors.html for a run; None if no test sample is predicted wrongly.
 
-    models: the folder of all runs' models. The predictions, the task, the backbone, the features and the images are
-    those of its project; where one of them is missing or is another, the values have the reason.
+    models: the folder of all runs' models, in a project. The predictions, the task, the backbone, the features and the
+    images are read from the same project. If one of them is missing or does not match, the values have the reason.
     """
     data, name = models.absolute().parent, run["run"]
     try:
@@ -37,23 +38,23 @@ def errors_of(run: Run, models: Path) -> dict[str, Any] | None:
             run,
             predictions=data / "predictions" / f"{name}.parquet",
             task=data / "tasks" / f"{task_of(run)}.parquet",
-            taps=lambda _: (),  # the nearest samples come with their pictures
+            taps=lambda _: (),  # `explain_mistakes` finds the nearest samples, with their pictures
             most=MOST,
-            draw=run["made_from"].get("backbone", {}).get("draw"),  # the network of one draw is kept, and all heads
+            draw=run["made_from"].get("backbone", {}).get("draw"),  # only one draw's network is stored, but all heads
         )
         if not mistakes.count:
             return None
         if "backbone" not in run["made_from"]:
-            skops_io()  # before torch: skops looks through all modules that are loaded
+            skops_io()  # before torch: importing skops inspects all loaded modules
         from pipeline.explain.mistake_evidence import explain_mistakes  # a page without errors needs no torch
 
-        found = explain_mistakes(models / name, mistakes, near=NEAR)
+        explained = explain_mistakes(models / name, mistakes, near=NEAR)
     except (PipelineError, OSError) as error:
         return {"why_not": str(error).replace(f"{data.parent}/", "")}
     return {
         "why_not": "",
-        "no_near": found.no_near.replace(f"{data.parent}/", ""),
+        "no_near": explained.no_near.replace(f"{data.parent}/", ""),
         "mistakes": mistakes,
-        "views": found.views,
-        "reasons": found.reasons,
+        "views": explained.views,
+        "reasons": explained.reasons,
     }

@@ -1,4 +1,4 @@
-"""The evidence for wrong predictions of a run: where it lies on each image, and the nearest training samples."""
+"""The evidence for wrong predictions of a run: maps over each image, and the nearest training samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from pipeline.model_record import NetworkRecord, find_fits
 from pipeline.readers import Reader
 
 CLASSES = 2
-"""Classes whose evidence is shown: the predicted one and the target, or the two labels that are the most wrong."""
+"""Number of classes whose evidence is shown: the prediction and the target, or the two worst labels."""
 
 
 @dataclass(frozen=True)
 class ExplainedMistakes:
-    """Mistakes with their evidence: what evidence.html shows of each by its key, or why there is nothing to show.
+    """Mistakes with their evidence.
 
-    no_near: why there are no nearest training samples; "" where there are.
+    views: for each key, the values that evidence.html shows.
+    reasons: for each key without evidence, the reason.
+    no_near: why there are no nearest training samples; "" if there are some.
     """
 
     views: dict[str, dict[str, Any]]
@@ -37,9 +39,11 @@ class ExplainedMistakes:
 def explain_mistakes(folder: Path, mistakes: Mistakes, *, near: int) -> ExplainedMistakes:
     """Return the evidence for the predicted class and the target of each listed mistake.
 
-    folder: of the run, in a project. near: nearest training samples of each image. All images go through the network as
-    one batch; heads that are not linear have nearest samples alone. Raises what `load` raises, and DataError where the
-    run kept another model than that of the mistakes.
+    folder: the run's models, in a project.
+    near: the number of nearest training samples of each image.
+
+    The network runs once, on all images as one batch. Heads that are not linear get nearest samples only. Raises the
+    errors of `load`, and DataError if the run does not have the model of the mistakes.
     """
     model = load(folder, file=_file_of(folder, mistakes))
     extractor = InMemoryExtractor(
@@ -48,7 +52,7 @@ def explain_mistakes(folder: Path, mistakes: Mistakes, *, near: int) -> Explaine
     images, reasons = _read_images(mistakes.listed, folder.absolute().parent.parent, extractor.reader)
     if not images:
         return ExplainedMistakes({}, reasons, "")
-    pixels = np.stack([one for _, one in images.values()])
+    pixels = np.stack([image for _, image in images.values()])
     rows = extractor.run(pixels)
     try:
         near_each = near_samples(model, near)([data for data, _ in images.values()], rows)
@@ -65,7 +69,7 @@ def explain_mistakes(folder: Path, mistakes: Mistakes, *, near: int) -> Explaine
 
 
 def _file_of(folder: Path, mistakes: Mistakes) -> str | None:
-    """Return the file of the head that was wrong; None of a network. Raises DataError where a run has not kept it."""
+    """Return the file of the head with the mistakes; None for a network. Raises DataError if the run lacks it."""
     record, method = read_run(folder), mistakes.method
     if isinstance(record, NetworkRecord):
         if (record.network.labels, record.network.draw) == (method.labels, mistakes.draw):
@@ -80,7 +84,7 @@ def _file_of(folder: Path, mistakes: Mistakes) -> str | None:
 def _read_images(
     mistakes: Sequence[Mistake], data: Path, reader: Reader
 ) -> tuple[dict[str, tuple[bytes, np.ndarray]], dict[str, str]]:
-    """Return the bytes and pixels of each image by its key, and of those that cannot be used the reasons."""
+    """Return the bytes and pixels of each image by its key, and the reason for each unusable image."""
     images: dict[str, tuple[bytes, np.ndarray]] = {}
     reasons: dict[str, str] = {}
     paths = {mistake.key: mistake.path for mistake in mistakes}
@@ -97,7 +101,7 @@ def _read_images(
 
 
 def _outputs(model: TrainedModel, mistake: Mistake) -> list[int]:
-    """Return the numbers of the classes whose evidence is shown; a class that the model never learned has none."""
+    """Return the indices of the classes whose evidence is shown, without classes that the model does not have."""
     if model.kind == "regression":
         return [0]
     return [model.classes.index(name) for name in mistake.differs if name in model.classes][:CLASSES]

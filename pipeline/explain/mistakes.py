@@ -33,8 +33,8 @@ class Similar:
 class Mistake:
     """A wrongly predicted test sample; `confidence` is the score of the prediction, None without scores.
 
-    `differs`: the predicted class and the target; of several labels those that only one of the two has, the surest
-    first; none of a regression.
+    `differs`: the predicted class and the target. For multilabel tasks, the labels that only one of the two has, the
+    most confident first. Empty for regressions.
     """
 
     path: str
@@ -121,7 +121,7 @@ def find_mistakes(
     most: the largest number of mistakes to list.
     draw: the draw of the method; the first if None.
 
-    Raises DataError for a run that was not measured, for an unknown draw, and for predictions that do not fit the task.
+    Raises DataError for a run that was not measured, for an unknown draw, and for predictions of another task.
     """
     if "unavailable" in evaluation:
         raise DataError(f"{predictions.stem}: no method was selected: {evaluation['unavailable']}")
@@ -164,7 +164,7 @@ def _fit_of(methods: Methods, method: Method, draw: int | None, *, where: Path) 
 
 
 def _rank_mistakes(methods: Methods, fit: Predictions) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the numbers of the wrong rows, the worst first, and the confidence in each row; None without scores."""
+    """Return the indices of the wrong rows, the worst first, and the confidence in each row; None without scores."""
     if methods.file.kind == "regression":
         error = np.abs(fit.predicted - fit.targets)
         return _order(np.flatnonzero(error > 0), error, fit.keys), None
@@ -196,7 +196,7 @@ def _differing(methods: Methods, fit: Predictions, row: int) -> tuple[str, ...]:
 
 
 def _order(rows: np.ndarray, badness: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return rows by falling badness, equal ones by key."""
+    """Return rows by decreasing badness; ties by key."""
     return rows[np.lexsort((keys[rows].astype(str), -badness[rows]))]
 
 

@@ -1,4 +1,4 @@
-"""An explained image as the values that evidence.html shows: of `icecore explain` and of the report."""
+"""Prepare an explained image for evidence.html, which `icecore explain` and the report share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 def view_of(pixels: np.ndarray, explained: "EvidenceSet", near: "Sequence[NearSample]") -> dict[str, Any]:
-    """Return the picture of an image, its evidence over it, the part of each tap, and its nearest training samples.
+    """Return the picture of an image, the overlays of its evidence, the share of each tap, and its nearest samples.
 
-    pixels: uint8 (height, width, channels) as the network takes them. All evidence of an image has one scale.
+    pixels: uint8 (height, width, channels), as the input of the network. All overlays of an image have the same scale.
     """
-    maps = [one.map for one in explained.evidence if one.map is not None]
+    maps = [evidence.map for evidence in explained.evidence if evidence.map is not None]
     largest = max((float(np.abs(map_).max()) for map_ in maps), default=0.0)
     return {
         "picture": picture(pixels),
         "method": explained.method,
         "overlays": [
-            {"name": one.name, "score": one.score, "picture": overlay(pixels, one.map, largest)}
-            for one in explained.evidence
-            if one.map is not None
+            {"name": evidence.name, "score": evidence.score, "picture": overlay(pixels, evidence.map, largest)}
+            for evidence in explained.evidence
+            if evidence.map is not None
         ],
-        "parts": [_parts(one) for one in explained.evidence if len(one.taps) > 1],
+        "parts": [_parts(evidence) for evidence in explained.evidence if len(evidence.taps) > 1],
         "near": list(near),
     }
 
 
 def _parts(evidence: "Evidence") -> dict[str, Any]:
-    """Return the part of each tap in a score."""
+    """Return the share of each tap in a score."""
     return {
         "name": evidence.name,
         "taps": {tap: part.total for tap, part in evidence.taps.items()},

@@ -1,7 +1,7 @@
-"""The keys of files that were opened before, which hold while size, times and inode of a file stay as they were.
+"""The keys of files that were opened before. A key is valid while the size, times and inode of its file are unchanged.
 
-They lie in an SQLite file: memory does not grow with them, and a kill loses the last few. The file only saves time.
-Where it is damaged, locked by another process or on a disk without locks, files are opened again.
+Keys are stored in an SQLite file, so memory does not grow with their number; a kill loses only the last few. The file
+is a cache: if it is damaged, locked by another process or on a disk without locks, samples are opened again.
 """
 
 import os
@@ -19,25 +19,25 @@ import pipeline
 from pipeline.sources import TAR, SampleLocation, filesystem, parquet
 
 Answer = tuple[str | None, int | None, str | None, str | None]
-"""Key, size and, where a sample cannot be used, what kind of trouble and the reason."""
+"""Key and size of a sample; for an unusable sample, the kind of problem and the reason."""
 
 SETTLED = 2.0
-"""Seconds that a file must have been unchanged for: changes within one tick of the clock leave its times alike."""
+"""A file is trusted only if unchanged for this many seconds: two changes within one clock tick leave the same times."""
 
 TOGETHER = 1024
-"""Answers that are written at once."""
+"""Answers that are written in one transaction."""
 
 
 class KnownFiles:
-    """What is known of files, in a file: ask for the `answer` before a sample is opened, and `keep` it afterwards.
+    """A persistent cache of answers: ask for `answer` before opening a sample, and `keep` the new answer afterwards.
 
-    check, max_pixels: how samples are looked at. An answer holds for the same check by the same versions of icecore and
-    Pillow. Samples that cannot be used are looked at each time, and so is what lies behind URLs.
+    check, max_pixels: the settings of the check. Answers are valid for the same check by the same versions of icecore
+    and Pillow. Unusable samples and URLs are not cached.
     """
 
     def __init__(self, path: Path, *, check: str, max_pixels: int) -> None:
         self._path = path
-        self._how = f"{check} {max_pixels} {pipeline.__version__} {PIL.__version__}".encode()
+        self._check = f"{check} {max_pixels} {pipeline.__version__} {PIL.__version__}".encode()
         self._database: sqlite3.Connection | None = None
         self._states: dict[str, bytes] = {}
         self._fresh: list[tuple[str, bytes, bytes, int | None]] = []
@@ -48,7 +48,7 @@ class KnownFiles:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._database = _open(self._path)
-            except sqlite3.OperationalError:  # locked, or not to be written
+            except sqlite3.OperationalError:  # locked or read-only
                 raise
             except sqlite3.DatabaseError:  # damaged
                 self._path.unlink()
@@ -63,24 +63,24 @@ class KnownFiles:
             self._database.close()
 
     def answer(self, place: SampleLocation) -> Answer | None:
-        """Return the answer for a sample whose file is as it was; None for one that has to be opened."""
+        """Return the cached answer for a sample; None if it has to be opened."""
         if self._database is None or (status := self._status(place)) is None:
             return None
         size, changed = status.st_size, status.st_ctime_ns
-        state = struct.pack("<Qqqqq", status.st_ino, size, status.st_mtime_ns, changed, place.offset or 0) + self._how
+        state = struct.pack("<Qqqqq", status.st_ino, size, status.st_mtime_ns, changed, place.offset or 0) + self._check
         try:
             query = "SELECT key, size FROM known WHERE path = ? AND state = ?"
-            found = self._database.execute(query, (place.path, state)).fetchone()
+            row = self._database.execute(query, (place.path, state)).fetchone()
         except (sqlite3.Error, UnicodeError):
             return None
-        if found is not None:
-            return found[0].hex(), found[1], None, None
+        if row is not None:
+            return row[0].hex(), row[1], None, None
         if time.time_ns() - changed > SETTLED * 1e9:
             self._states[place.path] = state
         return None
 
     def keep(self, place: SampleLocation, answer: Answer) -> None:
-        """Note the answer for a sample that `answer` did not know."""
+        """Store the answer for a sample for which `answer` returned None."""
         state = self._states.pop(place.path, None)
         key, size, kind, _ = answer
         if state is None or key is None or kind is not None:
@@ -97,7 +97,7 @@ class KnownFiles:
             self._database.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", fresh)
 
     def _status(self, place: SampleLocation) -> os.stat_result | None:
-        """Return the status of a local file, or of the container of a sample; None where there is none."""
+        """Return the status of a sample's local file, or of its container; None for a URL or a missing file."""
         if place.container is None:
             return _stat(place.path)
         if place.container != self._container[0]:
@@ -109,7 +109,7 @@ class KnownFiles:
 
 def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=0.2)
-    database.execute("PRAGMA synchronous = OFF")  # a kill does no harm; after a power cut a damaged file is dropped
+    database.execute("PRAGMA synchronous = OFF")  # a kill does no harm; a file damaged by a power cut is deleted
     database.execute(
         "CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, state BLOB, key BLOB, size INTEGER) WITHOUT ROWID"
     )
