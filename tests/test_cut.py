@@ -15,7 +15,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError
 from pipeline.partition.graph import trace
-from pipeline.partition.split_points import blocks, find_split_points, suffix, suffix_parameters
+from pipeline.partition.split_points import blocks, find_split_points, suffix, suffix_parameters, trace_for_split
 from pipeline.training.config import FromTap
 from pipeline.training.freezing import TrainableParts, prepare
 
@@ -91,11 +91,15 @@ def test_training_from_stored_activations_is_training_of_the_whole_network(name:
 # Which nodes ---------------------------------------------------------------------------------------------------------
 
 
+def split_points(found: Backbone) -> list[str]:
+    return find_split_points(trace_for_split(found.module, found.spec), found.spec)
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_what_comes_after_each_legal_cut_gives_the_logits(name: str) -> None:
     case = case_of(name)
     found = case.backbone()
-    nodes = find_split_points(found)
+    nodes = split_points(found)
     assert nodes[0] == "input"
     assert "penultimate" in nodes
     with torch.no_grad(), hooks.without_attention_fastpath():
@@ -111,7 +115,7 @@ def test_what_comes_after_each_legal_cut_gives_the_logits(name: str) -> None:
 
 def test_a_residual_network_is_cut_between_its_blocks_alone() -> None:
     found = case_of("resnet18").backbone()
-    assert find_split_points(found) == [
+    assert split_points(found) == [
         "input", "conv1", "bn1", "relu", "maxpool",
         *(node for layer in range(1, 5) for node in (
             f"layer{layer}.0.add", f"layer{layer}.0.relu_1", f"layer{layer}.0",
@@ -158,7 +162,7 @@ def test_blocks_are_residual_blocks_blocks_of_transformers_and_layers() -> None:
 def test_networks_of_timm_are_cut_too(name: str, options: dict[str, Any]) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: it is the extra `timm`")
     found = backbone(timm.create_model(name, num_classes=5, **options), family="timm", name=name)
-    nodes = find_split_points(found)
+    nodes = split_points(found)
     ends = {"layer1", "layer4.0", "penultimate"} if name == "resnet10t" else {"blocks.0", "blocks.1", "penultimate"}
     assert ends <= set(nodes)
     for node in sorted(ends):
@@ -217,7 +221,7 @@ class Branching(nn.Module):
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
     found = backbone(Branching(), family="module")
     message = r"module: expected a network whose graph torch.fx can trace, got TraceError: .* train it on pixels, with"
-    for call in (lambda: find_split_points(found), lambda: suffix(found.module, "conv", spec=found.spec)):
+    for call in (lambda: split_points(found), lambda: suffix(found.module, "conv", spec=found.spec)):
         with pytest.raises(BackboneError, match=message):
             call()
 
@@ -347,6 +351,6 @@ def test_a_suffix_follows_the_modes_of_the_modules_and_can_be_copied() -> None:
 
 def test_the_default_network_is_cut_between_its_layers() -> None:
     found = glyph_net()
-    nodes = find_split_points(found)
+    nodes = split_points(found)
     assert {"block1", "block2", "block3", "penultimate"} <= set(nodes)
     assert not {"classifier", "logits"} & set(nodes)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.preprocessing import StandardScaler
+from support.chunks import even_chunks
 from support.features import PLAIN, Place, make
 from support.forkserver import forked_workers
 from support.worker_tasks import deadly, refusing, square
@@ -24,7 +25,7 @@ from pipeline.heads.saved import load
 from pipeline.predictions import PredictionsFile
 from pipeline.streaming import chunks
 from pipeline.streaming.accumulate import CachedMoments
-from pipeline.streaming.chunks import ChunkedSource, by_threads, cut_chunks, even_chunks, take_rows
+from pipeline.streaming.chunks import ChunkedSource, by_threads, cut_chunks, take_rows
 from pipeline.streaming.lda import StreamingLDA
 from pipeline.streaming.rows import Rows
 from pipeline.streaming.scaler import StreamingScaler

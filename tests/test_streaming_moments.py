@@ -22,6 +22,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from support.chunks import even_chunks
 from test_rows import keys_of, stored
 
 from pipeline.errors import HeadError
@@ -29,7 +30,7 @@ from pipeline.streaming import accumulate, predict
 from pipeline.streaming import moments as sums
 from pipeline.streaming.accumulate import CachedMoments, compute_moments
 from pipeline.streaming.centroid import StreamingCentroid
-from pipeline.streaming.chunks import ChunkedSource, Span, by_threads, even_chunks
+from pipeline.streaming.chunks import ChunkedSource, Span, by_threads
 from pipeline.streaming.lda import StreamingLDA
 from pipeline.streaming.logistic import StreamingLogisticRegression
 from pipeline.streaming.moments import Moments

@@ -12,7 +12,6 @@ import torch
 from torch import fx, nn
 
 from pipeline.backbones.hooks import FUNCTION, LOGITS, collect, without_attention_fastpath
-from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import BackboneSpec, TapSpec
 from pipeline.errors import BackboneError, bullets, unknown_node
 from pipeline.partition.graph import Traced, ancestors, modes, trace
@@ -21,13 +20,21 @@ from pipeline.partition.tail import Tail, named
 TOLERANCE = 1e-4  # how far the logits of a suffix may be off, in parts of the largest
 
 
-def find_split_points(backbone: Backbone) -> list[str]:
-    """Return all nodes at which a backbone can be cut, in order, from `input` on; those that are the logits are left
-    out.
+def trace_for_split(network: nn.Module, spec: BackboneSpec) -> Traced:
+    """Return the graph of a network in evaluation mode, in which the taps were surveyed.
 
     Raises BackboneError if the network cannot be traced.
     """
-    return _legal(_traced(backbone.module, backbone.spec), backbone.spec)
+    with modes(network, training=False):
+        return trace(network, name=named(spec))
+
+
+def find_split_points(traced: Traced, spec: BackboneSpec) -> list[str]:
+    """Return all nodes at which a network can be cut, in order, from `input` on, without those that are the logits."""
+    narrow = {node: number for number, node in enumerate(traced.narrow()) if node is not traced.logits}
+    places = {name: traced.find(name, tap) for name, tap in spec.taps.items() if not tap.mixed}
+    found = [(narrow[place], name) for name, place in places.items() if place in narrow]
+    return [name for _, name in sorted(found, key=lambda pair: pair[0])]
 
 
 def suffix(network: nn.Module, node: str, *, spec: BackboneSpec) -> Tail:
@@ -72,11 +79,11 @@ def blocks(network: nn.Module, *, spec: BackboneSpec) -> list[tuple[str, list[st
     Norms, and parameters outside of layers, as those of positions, belong to the block before them. Raises
     BackboneError if the network cannot be traced.
     """
-    traced = _traced(network, spec)
+    traced = trace_for_split(network, spec)
     whole = _joining(traced)
     cuts = [
         node
-        for node in _legal(traced, spec)
+        for node in find_split_points(traced, spec)
         if spec.taps[node].kind != FUNCTION and not whole.intersection(list(ancestors(node))[1:])
     ]
     result: list[tuple[str, list[str]]] = []
@@ -120,15 +127,9 @@ def _joining(traced: Traced) -> set[str]:
     return {name for name, part in traced.network.named_modules() if name and type(part) in classes}
 
 
-def _traced(network: nn.Module, spec: BackboneSpec) -> Traced:
-    """Return the graph in evaluation mode, which is what the taps were surveyed in."""
-    with modes(network, training=False):
-        return trace(network, name=named(spec))
-
-
 def _cut(network: nn.Module, name: str, spec: BackboneSpec) -> tuple[Traced, fx.Node]:
     """Return the graph, and the place in it of a node or an alias."""
-    traced = _traced(network, spec)
+    traced = trace_for_split(network, spec)
     return traced, _place(traced, _checked(traced, name, spec), spec)
 
 
@@ -150,19 +151,12 @@ def _place(traced: Traced, node: str, spec: BackboneSpec) -> fx.Node:
     return result
 
 
-def _legal(traced: Traced, spec: BackboneSpec) -> list[str]:
-    narrow = {node: number for number, node in enumerate(traced.narrow()) if node is not traced.logits}
-    places = {name: traced.find(name, tap) for name, tap in spec.taps.items() if not tap.mixed}
-    found = [(narrow[place], name) for name, place in places.items() if place in narrow]
-    return [name for _, name in sorted(found, key=lambda pair: pair[0])]
-
-
 def _checked(traced: Traced, name: str, spec: BackboneSpec) -> str:
     """Return the node of a name or an alias; raises BackboneError if the network cannot be cut there."""
     node, order = spec.node(name), list(spec.taps)
     if node not in spec.taps:
         raise BackboneError(f"{named(spec)}: {unknown_node(name, (*spec.aliases, *spec.taps))}")
-    legal = [one for one in _legal(traced, spec) if one != node]
+    legal = [one for one in find_split_points(traced, spec) if one != node]
     place = traced.find(node, spec.taps[node])
     if spec.taps[node].mixed:
         reason = "its rows depend on the other samples of their batch"

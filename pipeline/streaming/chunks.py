@@ -96,12 +96,6 @@ def take_rows(X: Any, rows: slice) -> Any:
     return Span(X, rows.start, rows.stop) if is_source(X) else X[rows]
 
 
-def even_chunks(rows: int, count: int) -> list[slice]:
-    """Return the bounds of so many pieces of nearly one size."""
-    ends = [rows * number // count for number in range(count + 1)]
-    return [slice(*both) for both in itertools.pairwise(ends)]
-
-
 def cut_chunks(rows: Rows) -> list[slice]:
     """Cut rows into pieces of about `PIECE_BYTES`, at the ends of shards where there are any near.
 

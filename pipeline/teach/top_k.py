@@ -78,13 +78,6 @@ def total_variation(logits: np.ndarray, packed: np.ndarray, temperature: float) 
     return distances
 
 
-def rest_mass(logits: np.ndarray, packed: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the mass of each row's softmax that is not in the kept classes: (n,)."""
-    full = _softmax(logits, temperature)
-    mass: np.ndarray = 1 - np.take_along_axis(full, columns(packed), axis=1).sum(axis=1)
-    return mass
-
-
 class TruncationError:
     """How far packed rows are off the full softmax, over all rows: total variation, mean and largest."""
 
