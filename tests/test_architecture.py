@@ -232,6 +232,7 @@ AT_THE_TOP: Mapping[str, tuple[str, ...]] = {
         "pipeline/freeze/state_dict.py",
         "pipeline/freeze/outline.py",
         "pipeline/inference/backbone.py",
+        "pipeline/inference/module_in_memory.py",
         "pipeline/inference/transforms.py",
     ),
     "torchvision": ("pipeline/backbones/",),

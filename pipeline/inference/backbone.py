@@ -1,9 +1,8 @@
 """The backbone of the Python API: one object from a model's name, a folder or a module to rows of any layer."""
 
-import copy
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from pipeline import embed
 from pipeline.backbones import serialization
-from pipeline.backbones.aliases import aliases
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.spec import BackboneSpec, TapSpec, resolve
 from pipeline.errors import BackboneError, ConfigError, DataError
@@ -19,16 +17,17 @@ from pipeline.extract.request import row_shapes
 from pipeline.files import digest
 from pipeline.freeze.library_model import Weights, freeze_once, model_settings
 from pipeline.inference import node_table
-from pipeline.inference.reporting import LOGGER, REPORTER
+from pipeline.inference.cached_embedding import embed_through_cache
+from pipeline.inference.module_in_memory import freeze_module
+from pipeline.inference.reporting import REPORTER
 from pipeline.inference.rows import InMemoryExtractor
 from pipeline.inference.stored_images import find_images, read_images
-from pipeline.inference.transforms import Transform, TransformReader, read_transform, try_transform
+from pipeline.inference.transforms import Transform
 from pipeline.prepare.config import PrepareConfig
 from pipeline.readers import image_files
 from pipeline.readers.image import ImageReader
 from pipeline.readers.image_files import MAX_PIXELS
 from pipeline.sources import filesystem
-from pipeline.store.features import Features
 from pipeline.store.location import default_root
 from pipeline.store.use import touch
 
@@ -88,7 +87,8 @@ class Backbone:
                     f"Backbone: a {type(model).__name__} has its weights. Leave out weights, file and source."
                 )
             self.name = type(model).__name__
-            self._freeze_module(model, transform)
+            self._network, self._spec, self._reader = freeze_module(model, transform)
+            self._token = secrets.token_hex(8)
             return
         if not isinstance(model, str | os.PathLike):
             raise TypeError(
@@ -249,83 +249,24 @@ class Backbone:
                 "its code does is not known. Set `cache=False` for an array, or freeze the network as a backbone "
                 "(`source: module` in params.yaml, with the import path of what builds it) and give that folder."
             )
-        return dict(self._through_cache(data, specs, dtype, asked, out, engine, rejected))
-
-    def _through_cache(
-        self,
-        data: str,
-        specs: Mapping[str, TapSpec],
-        dtype: str,
-        asked: Mapping[str, Any],
-        out: str | os.PathLike[str] | None,
-        engine: str,
-        rejected: float,
-    ) -> Mapping[str, Features]:
-        assert self.folder is not None, "the caller looked"
         self.check_unchanged()
-        root = default_root()
-        texts = [spec.node if spec.pool == "none" else f"{spec.node}:{spec.pool}" for spec in specs.values()]
-        job = embed.job(self.folder, texts, data, dtype=dtype, engine=engine, max_rejected=rejected, **asked)
-        target = Path(out) if out is not None else root / EMBEDDINGS / self._address(data, texts, dtype, asked["image"])
         touch(self.folder)
-        done = embed.embed(job, target, cache_root=root, reporter=REPORTER)
-        _report(data, done, target)
-        names = [embed.parse_tap(text, dtype)[0] for text in texts]
-        return {tap: Features.open(target / name) for tap, name in zip(specs, names, strict=True)}
-
-    def _address(self, data: str, texts: Iterable[str], dtype: str, image: str | None) -> str:
-        """Return the name of the folder below the feature cache that has the features of some images."""
-        local = filesystem.local(data)
-        where = data if local is None else str(local.resolve())
-        spec = self.spec.model_dump(mode="json", include={"architecture", "weights_digest", "input"})
-        made_from = {"data": where, "image": image, "backbone": spec, "taps": sorted(texts), "dtype": dtype}
-        return digest(made_from)[:32]
-
-    def _freeze_module(self, module: nn.Module, transform: Transform | None) -> None:
-        if transform is None:
-            raise ConfigError(
-                f"Backbone: a {self.name} needs `transform`, the preprocessing that it was trained with, such as "
-                "`weights.transforms()` of torchvision or `timm.data.create_transform(...)`."
-            )
-        try:
-            network = serialization.freeze(copy.deepcopy(module).cpu())
-        except Exception as error:
-            raise BackboneError(
-                f"{self.name}: expected a module that can be copied, got {type(error).__name__}: {error}."
-            ) from error
-        stated = read_transform(transform)
-        inputs = [try_transform(transform)] if stated is None else [stated]
-        if stated is not None and len(stated.mean) == 1:  # of a grey image, or one number for all channels of a colour
-            colour = stated.image.model_copy(update={"mode": "RGB"})
-            inputs.append(stated.model_copy(update={"image": colour, "mean": stated.mean * 3, "std": stated.std * 3}))
-        for last, one in zip((*[False] * (len(inputs) - 1), True), inputs, strict=True):
-            try:
-                taps = serialization.survey_network(network, one, where=self.name, remedy=FITTING)
-                break
-            except BackboneError:
-                if last:
-                    raise
-        if stated is None:
-            self._reader = TransformReader(transform)
-        architecture = {"family": "memory", "name": self.name}
-        self._network, self._token = network, secrets.token_hex(8)
-        self._spec = BackboneSpec(
-            architecture=architecture,
-            origin={"source": "memory"},
-            weights_digest=serialization.weights_digest(network.state_dict()),
-            input=one,
-            taps=taps,
-            aliases=aliases(architecture, taps),
+        features = embed_through_cache(
+            self.folder,
+            self.spec,
+            data,
+            specs,
+            out=None if out is None else Path(out),
+            dtype=dtype,
+            engine=engine,
+            max_rejected=rejected,
+            **asked,
         )
+        return dict(features)
 
-
-EMBEDDINGS = "embeddings"
-"""The folder below the feature cache with the features that no folder was named for."""
 
 KEPT = 4
 """Extractors of one backbone that are kept, each with its hooks and on a GPU with its copy of the weights."""
-
-FITTING = "Give the `transform` that the network was trained with."
 
 
 def _folder_of(model: str, weights: Weights) -> Path:
@@ -349,17 +290,6 @@ def _folder_of(model: str, weights: Weights) -> Path:
     folder = freeze_once(model_settings(model, weights), default_root(), REPORTER)
     touch(folder)
     return folder
-
-
-def _report(data: str, done: embed.Embedded, out: Path) -> None:
-    """Log what is no row; warnings are printed unless the program sets up its logging otherwise."""
-    for note in done.prepared.notes:
-        LOGGER.info("%s: %s", data, note)
-    for kind, count in done.prepared.excluded.items():
-        loud = kind not in ("hidden", "other")
-        LOGGER.log(30 if loud else 20, "%s: %d %s: see %s", data, count, kind, out / "excluded.csv")
-    for reason, count in done.extracted.reasons.items():
-        LOGGER.warning("%s: %d without a row: %s", data, count, reason)
 
 
 def _first(error: ValueError) -> str:

@@ -21,7 +21,8 @@ from pipeline.errors import DataError, bullets
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.run import extract
 from pipeline.files import content_key, digest
-from pipeline.inference.backbone import EMBEDDINGS, Backbone
+from pipeline.inference.backbone import Backbone
+from pipeline.inference.cached_embedding import EMBEDDINGS
 from pipeline.inference.reporting import REPORTER
 from pipeline.loading.images import pixel_batches
 from pipeline.loading.samples import WHERE, Samples
