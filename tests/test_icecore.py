@@ -534,6 +534,7 @@ def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
     ("arguments", "kind", "message"),
     [
         ({"labels": None}, DataError, "labels: expected a value per row, got none, and arrays have no table of files"),
+        ({"features": np.eye(12)[:0]}, DataError, r"features: expected rows with values, got the shape \(0, 12\)"),
         ({"labels": "age"}, DataError, "labels: expected a value per row, got the name 'age' and no Features"),
         ({"labels": [1, 2]}, DataError, "labels: expected a value for each of 12 rows, got 2"),
         ({"labels": [1] * 12}, DataError, r"expected at least two classes, got \['1'\]"),

@@ -107,6 +107,8 @@ def _matrix(rows: Any, name: str) -> np.ndarray:
         raise DataError(
             f"evaluate: {name}: expected an array of numbers (rows, values), got {values.dtype} {values.shape}."
         )
+    if not values.size:
+        raise DataError(f"evaluate: {name}: expected rows with values, got the shape {values.shape}.")
     values = values.reshape(len(values), -1)
     with np.errstate(over="ignore"):
         values = values if values.dtype == np.float16 else values.astype(np.float32)
