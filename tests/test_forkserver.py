@@ -124,7 +124,7 @@ def test_a_server_has_the_libraries_of_stages_and_neither_code_of_the_project_no
     modules, rest = output.splitlines()
     assert (status, rest) == (0, "False ['-c']")
     assert {"torch._dynamo", "sklearn.linear_model", "scipy.stats"} <= {*modules.split()}
-    assert not {"pipeline", "stages", "pyarrow"} & {*modules.split()}
+    assert not {"pipeline", "stages", "pyarrow", "dask"} & {*modules.split()}
 
 
 SLEEPING = """

@@ -26,19 +26,22 @@ from pipeline.forkserver.fork import are_hidden, become, search_path
 PATIENCE = 10  # seconds that a program may take to send its command
 
 
-def serve(path: str, libraries: Sequence[str]) -> None:
+def serve(path: str, libraries: Sequence[str], unneeded: Sequence[str]) -> None:
     """Import libraries, listen at a path, and fork for each command, until standard input is closed.
 
-    Commands that run then are waited for. The folder of the path is removed when no more are taken.
+    The unneeded modules are not imported along. Commands that run at the end are waited for. The folder of the path is removed when no more are taken.
     """
     try:
         process = describe_process()  # before a library changes anything
         own = __name__.partition(".")[0]
         for name in [name for name in sys.modules if name.partition(".")[0] == own]:
             del sys.modules[name]
+        sys.modules.update(dict.fromkeys(unneeded))  # type: ignore[arg-type]  # of None, the import fails
         for name in libraries:
             with contextlib.suppress(ModuleNotFoundError):  # an extra that is not installed
                 importlib.import_module(name)
+        for name in unneeded:
+            del sys.modules[name]
         end_idle_threads()
         gc.collect()
         gc.freeze()  # a fork then shares the memory of the libraries

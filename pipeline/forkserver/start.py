@@ -36,9 +36,12 @@ OF_HEADS = (
         "sklearn.pipeline",
         "sklearn.decomposition",
     ),
-    *("scipy.stats", "scipy.special"),
+    *("scipy.stats", "scipy.special", "skops.io"),
 )
 """Left out where there is a GPU: a stage with heads on the GPU sets SCIPY_ARRAY_API before it imports scipy."""
+
+UNNEEDED = ("sklearn.externals.array_api_compat.dask",)
+"""Not imported along with the libraries: skops would import Dask by it, which writes a file of settings."""
 
 GPUS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"), Path("/dev/dxg"))
 LONGEST = 107  # bytes of a socket's path
@@ -55,7 +58,7 @@ RUN = (
 )
 SERVE = (
     "import sys; sys.path[0] = {root!r}; from pipeline.forkserver.server import serve; del sys.path[0]; "
-    "serve({socket!r}, {libraries!r})"
+    "serve({socket!r}, {libraries!r}, {unneeded!r})"
 )
 ROOT = str(Path(pipeline.__file__).parent.parent)
 
@@ -101,7 +104,7 @@ class ForkServer:
         """Start the process, unless it was started. Until it has imported the libraries, commands start without it."""
         if self._folder is None or self._process is not None:
             return
-        code = SERVE.format(root=ROOT, socket=str(self.socket), libraries=[*self._libraries])
+        code = SERVE.format(root=ROOT, socket=str(self.socket), libraries=[*self._libraries], unneeded=UNNEEDED)
         self._process = subprocess.Popen(
             [self._python, "-c", code],
             stdin=subprocess.PIPE,  # the process ends when this is closed, also by a kill of its starter
