@@ -29,7 +29,8 @@ PATIENCE = 10  # seconds that a program may take to send its command
 def serve(path: str, libraries: Sequence[str], unneeded: Sequence[str]) -> None:
     """Import libraries, listen at a path, and fork for each command, until standard input is closed.
 
-    The unneeded modules are not imported along. Commands that run at the end are waited for. The folder of the path is removed when no more are taken.
+    The unneeded modules are not imported along. Commands that run at the end are waited for. The folder of the path is
+    removed when no more commands are taken.
     """
     try:
         process = describe_process()  # before a library changes anything
