@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,10 +149,11 @@ def run(
       icecore run photos/ --out bees --weights IMAGENET1K_V1 --weights-file mobilenet_v2.pth
     """
     from pipeline.projects import skeleton
+    from pipeline.projects.changed_options import is_project_of
     from pipeline.projects.params_text import params_text
 
     folder = out or Path(f"{Path(images.rstrip('/')).resolve().stem}-icecore")
-    if _is_project_of(folder, images, labels):
+    if is_project_of(folder, images, labels):
         _refuse_changed_options(folder, images, labels, image, target or (), backbone or (), weights, weights_file)
     else:
         skeleton.check_empty(folder)
@@ -218,23 +219,9 @@ def _write(folder: Path, params: str, *, git: bool = False) -> list[str]:
     """Write a project whose settings have no problem; return what was there and stays. A refused one leaves nothing."""
     from pipeline.projects import skeleton
 
-    with _new_folder(folder):
+    with skeleton.new_folder(folder):
         _refuse_problems(folder, params)
         return skeleton.write_project(folder, params, git=git)
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, with those around it; on an error remove what was made and is empty."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):  # something else lies in it by now
-                path.rmdir()
-        raise
 
 
 def _refuse_problems(folder: Path, params: str) -> None:
@@ -249,25 +236,6 @@ def _refuse_problems(folder: Path, params: str) -> None:
         with contextlib.chdir(folder):
             problems = problems_of(path)
     refuse(problems, where=f"{folder}: nothing was written, since the settings would have")
-
-
-def _is_project_of(folder: Path, images: str, labels: Path | None) -> bool:
-    """Return whether a folder is a project on the same images."""
-    from pipeline.settings.params import read_params
-    from pipeline.sources import filesystem
-
-    if not ((folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file()):
-        return False
-    root = str(labels) if labels is not None else images
-    wanted = root if filesystem.is_url(root) else Path(root).resolve().as_posix()
-    prepared = read_params(folder / "params.yaml").get("prepare") or {}
-    roots = [str(entry.get("root")) for entry in prepared.values() if isinstance(entry, dict)]
-    if wanted in roots or wanted in [(folder.resolve() / one).as_posix() for one in roots]:
-        return True
-    raise ConfigError(
-        f"{folder}: expected a project on {wanted}, got one on {', '.join(roots) or 'none'}. Choose another folder "
-        "with `--out`."
-    )
 
 
 def _refuse_changed_options(

@@ -6,7 +6,7 @@ backbone         settings of a backbone by its name, weights file or folder; tap
 params_text      params.yaml of a new project, with comments
 entries          the entries that `icecore add` writes
 yaml_text        values as YAML text; insert entries into YAML text without changing other lines
-changed_options  options of a second `icecore run` that differ from params.yaml
+changed_options  a second `icecore run`: the same images, and options that differ from params.yaml
 pipeline_text    dvc.yaml of a project, with digests of the installed code
 code             digests of the installed code of each stage, in `.icecore/code.json`
 stages.yaml      a link to the dvc.yaml of this repository

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import ConfigError
+from pipeline.settings.params import read_params
 from pipeline.sources import filesystem
 
 if TYPE_CHECKING:
@@ -11,6 +13,22 @@ if TYPE_CHECKING:
 
 Params = Mapping[str, Any]
 """The content of params.yaml."""
+
+
+def is_project_of(folder: Path, images: str, labels: Path | None) -> bool:
+    """Return whether a folder is a project on the same images; raises ConfigError for a project on others."""
+    if not ((folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file()):
+        return False
+    root = str(labels) if labels is not None else images
+    wanted = root if filesystem.is_url(root) else Path(root).resolve().as_posix()
+    prepared = read_params(folder / "params.yaml").get("prepare") or {}
+    roots = [str(entry.get("root")) for entry in prepared.values() if isinstance(entry, dict)]
+    if wanted in roots or wanted in [(folder.resolve() / known).as_posix() for known in roots]:
+        return True
+    raise ConfigError(
+        f"{folder}: expected a project on {wanted}, got one on {', '.join(roots) or 'none'}. Choose another folder "
+        "with `--out`."
+    )
 
 
 def changed_data_options(

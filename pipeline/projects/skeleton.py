@@ -1,9 +1,10 @@
 """Write the files of a new project into a folder without a project, with or without git."""
 
+import contextlib
 import importlib
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +73,20 @@ def write_project(folder: Path, params: str, *, git: bool = False) -> list[str]:
             write_text(folder / name, text)
     update_digests(folder)
     return existing
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, with those around it; on an error remove what was made and is empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # something else lies in it by now
+                path.rmdir()
+        raise
 
 
 def check_folder(folder: Path) -> None:
