@@ -539,7 +539,7 @@ def test_labels_are_classes_numbers_or_several_labels(features: Any) -> None:
         ({"labels": [1, 2]}, DataError, "labels: expected a value for each of 12 rows, got 2"),
         ({"labels": [1] * 12}, DataError, r"expected at least two classes, got \['1'\]"),
         ({"labels": [None, *"ab" * 5, "a"]}, DataError, "1 row has no value"),
-        ({"labels": [[0, 1]] * 12}, DataError, "got lists of 0 and 1 only. Of a matrix give an array"),
+        ({"labels": [[0, 1]] * 12}, DataError, "got lists of 0 and 1 only. Give a matrix as an array"),
         ({"labels": np.full((12, 2), 3)}, DataError, r"or a matrix of 0 and 1 \(rows, labels\), got one with 3"),
         ({"kind": "clas"}, ConfigError, "kind: unknown value 'clas'|expected"),
         ({"groups": [1]}, DataError, "groups: expected a value for each of 12 rows, got 1"),

@@ -1,4 +1,4 @@
-"""The answers of a head or of a network to one task, in the form in which a task has its targets."""
+"""The predictions of a head or a network for one task, in the form of the task's targets."""
 
 import textwrap
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from pipeline.task import Kind
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """One task that a model answers: its kind, its classes in their order, and its columns of the network's logits."""
+    """A task of a model: its kind, its classes in order, and its columns of the network's logits."""
 
     name: str
     kind: Kind
@@ -24,7 +24,7 @@ class TaskOutput:
 
 
 def describe_tasks(tasks: Iterable[TaskOutput]) -> str:
-    """Return the classes of each task as one short line, such as `3 classes: cat, dog, …`; a regression has none."""
+    """Return the classes of each task in one short line, such as `3 classes: cat, dog, …`, or `regression`."""
     return "; ".join(
         "regression"
         if task.kind == "regression"
@@ -40,9 +40,9 @@ def _count_classes(task: TaskOutput) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to one task: `predicted` as `Task.targets` has targets, `scores` float32 (rows, classes).
+    """Predictions for one task: `predicted` in the form of `Task.targets`, `scores` float32 (rows, classes).
 
-    Scores are NaN of a head that gives none; a regression has no columns.
+    Scores are NaN for a head without scores, and have no columns for a regression.
     """
 
     predicted: np.ndarray
@@ -50,14 +50,14 @@ class Answers:
 
 
 def answers_of_head(head: Any, X: np.ndarray, task: TaskOutput, scores: Scores) -> Answers:
-    """Return what a fitted head answers to rows X; raises ValueError where its scores are no finite numbers."""
+    """Return the predictions of a fitted head for rows X; raises ValueError if its scores are not finite."""
     if not len(X):
         return no_answers(task)
     return Answers(*predict_with_scores(head, X, kind=task.kind, scores=scores, classes=task.classes))
 
 
 def answers_of_logits(logits: np.ndarray, task: TaskOutput) -> Answers:
-    """Return what the logits (n, outputs) of a trained network answer, as the predictions of its run do."""
+    """Return the predictions from the logits (n, outputs) of a trained network, computed as in its run."""
     if not len(logits):
         return no_answers(task)
     import torch
@@ -68,7 +68,7 @@ def answers_of_logits(logits: np.ndarray, task: TaskOutput) -> Answers:
 
 
 def no_answers(task: TaskOutput) -> Answers:
-    """Return the answers to no image."""
+    """Return the predictions for zero images."""
     shape = (0, len(task.classes)) if task.kind == "multilabel" else (0,)
     dtype = {"multilabel": bool, "regression": np.float64}.get(task.kind, object)
     return Answers(np.empty(shape, dtype), np.empty((0, len(task.classes)), np.float32))

@@ -1,4 +1,4 @@
-"""Vectors and labels in memory as a task and features on the disk, so that `fit` and `evaluate` take them as theirs."""
+"""Write arrays and labels as a task and features on the disk, so that `fit` and `evaluate` can read them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ from pipeline.store.shard_format import Layout
 from pipeline.task import Kind
 
 DATASET = "rows"
-"""The name of the rows as a data set and as a task, which messages have."""
+"""The name of the data set and of the task in messages."""
 
 
 class Inputs:
-    """The rows of several inputs, of one length and order: `Features`, or arrays (rows, values).
+    """The rows of several inputs, with the same length and order: `Features`, or arrays (rows, values).
 
-    `keys`: of each row, hex text; those of the features, else made of the row's number.
-    Raises DataError for inputs that are not of one length, or whose features have other keys.
+    `keys`: the key of each row as hex text: the key in the features, or a digest of the row number.
+    Raises DataError for inputs of different lengths, or features with different keys.
     """
 
     def __init__(self, features: Any) -> None:
@@ -59,9 +59,9 @@ class Inputs:
                 )
 
     def column(self, values: Any, what: str) -> pa.Array:
-        """Return a value per row; a text names a column of the features. Raises DataError for another number of rows.
+        """Return a value per row; text names a column of the features. Raises DataError for another number of rows.
 
-        Several labels per row are lists of text, also of a matrix of 0 and 1.
+        Multilabel values, also a matrix of 0 and 1, become lists of text.
         """
         if isinstance(values, str):
             if self.stored is None:
@@ -84,7 +84,7 @@ class Inputs:
         return pa.array([None if value is None else str(value) for value in values], pa.string())
 
     def write(self, folder: Path) -> None:
-        """Write a features folder of each input; that of `Features` is a link to theirs.
+        """Write a features folder for each input; for `Features`, a link to their folder.
 
         Raises DataError for values that are not finite.
         """
@@ -99,7 +99,7 @@ class Inputs:
 
 
 def _matrix(rows: Any, name: str) -> np.ndarray:
-    """Return rows as a matrix, float16 or float32; raises DataError for other than numbers."""
+    """Return rows as a float16 or float32 matrix; raises DataError for values that are no numbers."""
     if hasattr(rows, "detach"):
         rows = rows.detach().cpu()
     values = np.asarray(rows)
@@ -122,7 +122,7 @@ def _matrix(rows: Any, name: str) -> np.ndarray:
 
 
 def _labels_of_matrix(rows: list[Any], what: str) -> list[list[str]]:
-    """Return the numbers of the columns that are 1 in each row; raises DataError for other than 0 and 1."""
+    """Return the indices of the columns that are 1 in each row; raises DataError for values other than 0 and 1."""
     odd = next((value for row in rows for value in row if value not in (0, 1)), None)
     if odd is not None:
         raise DataError(
@@ -132,13 +132,13 @@ def _labels_of_matrix(rows: list[Any], what: str) -> list[list[str]]:
 
 
 def _label_lists(rows: list[Any], what: str) -> list[list[str] | None]:
-    """Return the labels of each row as text; raises DataError for lists that may be rows of a matrix as well."""
+    """Return the labels of each row as text; raises DataError for lists that look like rows of a matrix."""
     listed = [None if row is None else [row] if isinstance(row, str) else list(row) for row in rows]
     values = [value for row in listed if row is not None for value in row]
     if values and all(isinstance(value, bool | int | float) and value in (0, 1) for value in values):
         raise DataError(
-            f"evaluate: {what}: expected labels, got lists of 0 and 1 only. Of a matrix give an array, as "
-            "`np.array(labels)`; of lists of classes write these as text."
+            f"evaluate: {what}: expected labels, got lists of 0 and 1 only. Give a matrix as an array, "
+            "`np.array(labels)`; write classes as text."
         )
     return [None if row is None else sorted({str(value) for value in row}) for row in listed]
 
@@ -155,7 +155,7 @@ def _write_features(folder: Path, keys: np.ndarray, rows: np.ndarray, name: str)
 
 
 def kind_of(labels: pa.Array) -> Kind:
-    """Return what labels look like: lists are several labels, floats are numbers, all else is a class."""
+    """Return the kind of task by the type of the labels: lists are multilabel, floats a regression, others classes."""
     if pa.types.is_list(labels.type):
         return "multilabel"
     return "regression" if pa.types.is_floating(labels.type) else "classification"
@@ -164,9 +164,9 @@ def kind_of(labels: pa.Array) -> Kind:
 def write_task(
     folder: Path, keys: np.ndarray, columns: Mapping[str, pa.Array], *, kind: Kind, test_size: float, seed: int
 ) -> tuple[Path, list[str]]:
-    """Cut the rows and write the task below a folder; return its file, and what the split says of the rows.
+    """Split the rows, and write the task into a folder; return its file and the notes of the split.
 
-    columns: `label`, and where they are given `split` and `group`. Raises DataError as the stage `split` does.
+    columns: `label`, and optionally `split` and `group`. Raises DataError as the stage `split` does.
     """
     if not 0 < test_size < 1:
         raise ConfigError(f"evaluate: test_size: expected a share between 0 and 1, got {test_size}.")
@@ -198,14 +198,14 @@ def write_task(
 
 
 def _name_arguments(message: str) -> str:
-    """Return a message of the stage `split` with the arguments of `evaluate` in the place of the stage's settings."""
+    """Replace the settings of the stage `split` in a message by the arguments of `evaluate`."""
     return message.replace("add samples or change `sizes`", "add rows, or change `test_size`").replace(
         "`sizes`", "`test_size`"
     )
 
 
 def _as_text(column: pa.Array) -> pa.Array:
-    """Return classes as text: 1.0 as 1 where all numbers are whole."""
+    """Return classes as text; if all numbers are whole, 1.0 becomes `1`."""
     values: Sequence[Any] = column.to_pylist()
     if any(isinstance(value, float) for value in values) and all(
         value is None or value == int(value) for value in values

@@ -1,4 +1,4 @@
-"""The backbone of the Python API: one object from a model's name, a folder or a module to rows of any layer."""
+"""`Backbone`, the backbone of the Python API: load a model by name, folder or module, and embed images at any layer."""
 
 import os
 import secrets
@@ -36,25 +36,25 @@ Dtype = Literal["float16", "bfloat16", "float32", "int8"]
 
 
 class Nodes(list[dict[str, Any]]):
-    """The nodes of a network, a dictionary each; prints as the table of `icecore layers`."""
+    """The nodes of a network as dictionaries; prints as the table of `icecore layers`."""
 
     def __repr__(self) -> str:
         return node_table.text(self)
 
 
 class Backbone:
-    """A frozen network with its preprocessing: images in, rows of any of its layers out.
+    """A frozen network with its preprocessing: images in, rows (feature vectors or maps) of any layer out.
 
     model: a name of torchvision or timm, such as `resnet50`; the folder of a backbone; the folder of a run that trained
-    a network, such as `data/models/tuned`; or a `torch.nn.Module`, of which a copy is frozen.
-    weights: of a name, an entry of torchvision's enum or a tag of timm; the default ones if None.
-    file: of a name, weights on disk.
-    source: of a name that both libraries have, `torchvision` or `timm`.
-    transform: of a module, the function from a PIL image to the tensor that the module takes.
+    a network, such as `data/models/tuned`; or a `torch.nn.Module`, which is copied and frozen.
+    weights: for a name, an entry of torchvision's enum or a tag of timm; by default the library's default weights.
+    file: for a name, a local weight file.
+    source: `torchvision` or `timm`, for a name that both libraries have.
+    transform: for a module, the function from a PIL image to the module's input tensor.
 
-    A name is frozen once, below the user's feature cache, and loaded when the first image comes. Raises BackboneError
-    for a model that is not there and for weights or a transform that do not fit, ConfigError for arguments that do not
-    go together.
+    A named model is frozen once, in the user's feature cache, and its weights are loaded at the first image. Raises
+    BackboneError for an unknown model, and for weights or a transform that do not fit; ConfigError for arguments that
+    conflict.
 
     >>> backbone = Backbone("data/backbones/tiny")
     >>> features = backbone.embed("photos/", tap="block1", pool="mean")
@@ -105,21 +105,21 @@ class Backbone:
 
     @property
     def spec(self) -> BackboneSpec:
-        """What backbone.json says: input, nodes, aliases, classes, and the digest of the weights."""
+        """The contents of backbone.json: input, nodes, aliases, classes, and the digest of the weights."""
         return self._spec
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes of the network's own classifier, in the order of its outputs; empty where it names none."""
+        """The classes of the network's own classifier, in the order of its outputs; empty if they are unknown."""
         return self.spec.classes
 
     @property
     def identity(self) -> str:
-        """What tells this network from all others: the digest of its weights, of a module also a random token."""
+        """A text that identifies the network: the digest of its weights, and for a module also a random token."""
         return self.spec.weights_digest if self.folder is not None else f"{self.spec.weights_digest}-{self._token}"
 
     def check_unchanged(self) -> None:
-        """Raise BackboneError where the folder has other weights than when the backbone was opened."""
+        """Raise BackboneError if the weights in the folder changed since the backbone was opened."""
         if self.folder is not None and serialization.read_spec(self.folder) != self.spec:
             raise BackboneError(f"{self.folder}: another network was written there since. Open the Backbone again.")
 
@@ -127,17 +127,18 @@ class Backbone:
         return f"Backbone({self.name!r})"
 
     def __deepcopy__(self, _memo: Any) -> "Backbone":
-        return self  # nothing of it changes, and `sklearn.base.clone` copies every parameter
+        return self  # immutable; `sklearn.base.clone` deep-copies every parameter
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be loaded from the folder again: the weights of a module alone go along."""
+        """Return the state for a pickle; it has weights only of a module, which no folder can load again."""
         state = {**self.__dict__, "_extractors": {}}
         return state | ({"_network": None} if self.folder is not None else {})
 
     def layers(self, match: str = "", *, everything: bool = False) -> Nodes:
         """List the blocks of the network, which can be taps: aliases, shapes, bytes per row, share of the cost.
 
-        match: also the modules inside of blocks that have this in their name, alias or kind. everything: all nodes.
+        match: list modules whose name, alias or kind contains this text, inside blocks too.
+        everything: list all nodes.
         """
         short = not everything and not match
         return Nodes(node_table.rows(self.spec, functions=everything, short=short, match=match))
@@ -156,39 +157,40 @@ class Backbone:
         max_rejected: float = 0.05,
         max_pixels: int = MAX_PIXELS,
     ) -> Any:
-        """Return the rows of a layer: `Features` of a folder, list, archive, Parquet or URL, else an array.
+        """Return the rows of a layer: `Features` for a folder, list, archive, Parquet or URL, an array otherwise.
 
-        what: a path or URL of many images, as `icecore extract --data` takes it: its rows go through the feature cache,
-        so that a second call computes what is new, and one after a kill goes on. Or images in memory: paths, PIL
-        images, uint8 arrays or tensors, a batch of these or a DataLoader: the array has a row for each, in the given
-        order, and nothing is stored. Float tensors are taken as normalised already.
-        tap: a node or alias that `layers` lists, or `node:pooling`; of several, a dictionary of what each gives.
+        what: a path or URL of many images, as for `icecore extract --data`. Its rows are stored in the feature cache:
+        a second call computes only new images, and a call after a kill continues. Or images in memory: a list of paths,
+        PIL images, uint8 arrays or tensors, a batch of these, or a DataLoader. The array then has one row per image,
+        in the given order, and nothing is stored. Float tensors must be normalised already.
+        tap: a node or alias that `layers` lists, or `node:pooling`. For a list, the result is a dictionary by tap.
         pool: the pooling of taps that name none: none, flatten, mean, max, gem, mean+std, avg2x2, cls, mean_tokens.
-        dtype: of stored values; rows in memory are rounded to it, bfloat16 and int8 come as float32.
-        cache: False: an array for a folder too, nothing stored. Files of a folder are sorted by path, copies are rows.
-        out: the folder for the features and their table of files; by default one below the feature cache.
-        image: of Parquet, the column of the images' bytes.
-        engine: of cached rows: auto, torch, onnxruntime, openvino; all within the limits of parity of torch.
-        max_rejected: of cached rows, the share of unusable files above which the call fails.
-        max_pixels: larger files are refused.
+        dtype: the dtype of stored values. Rows in memory are rounded to it; bfloat16 and int8 are returned as float32.
+        cache: False returns an array for a folder too, and stores nothing. Files of a folder are sorted by path, and
+        duplicates have rows of their own.
+        out: the folder for the features and their table of files; by default a folder in the feature cache.
+        image: for Parquet, the column of image bytes.
+        engine: for cached rows: auto, torch, onnxruntime, openvino. All agree with torch within fixed tolerances.
+        max_rejected: for cached rows, the share of unusable files above which the call fails.
+        max_pixels: larger images are refused.
 
-        Raises BackboneError for a tap or pooling that does not fit, DataError for images that cannot be used.
+        Raises BackboneError for a tap or pooling that does not fit, DataError for unusable images.
         """
         specs = self.specs(tap, pool, dtype)
         if isinstance(what, str | os.PathLike):
-            asked = {"image": image, "max_pixels": max_pixels}
-            found = self._embed_stored(
-                os.fspath(what), specs, dtype, asked, cache=cache, out=out, engine=engine, rejected=max_rejected
+            options = {"image": image, "max_pixels": max_pixels}
+            rows = self._embed_stored(
+                os.fspath(what), specs, dtype, options, cache=cache, out=out, engine=engine, rejected=max_rejected
             )
         else:
-            found = self.extractor(specs)(what, max_pixels=max_pixels)
-        return found[tap] if isinstance(tap, str) else found
+            rows = self.extractor(specs)(what, max_pixels=max_pixels)
+        return rows[tap] if isinstance(tap, str) else rows
 
     def extractor(self, specs: Mapping[str, TapSpec]) -> InMemoryExtractor:
-        """Return what runs the network on images in memory for some taps; the last few are kept."""
+        """Return an extractor of some taps for images in memory; the last few extractors are reused."""
         name = digest({tap: spec.model_dump(mode="json") for tap, spec in specs.items()})
         if name not in self._extractors:
-            while len(self._extractors) >= KEPT:
+            while len(self._extractors) >= MAX_EXTRACTORS:
                 self._extractors.pop(next(iter(self._extractors)))
             network = serialization.Backbone(self.spec, self._loaded())
             self._extractors[name] = InMemoryExtractor(network, specs, reader=self._reader)
@@ -203,9 +205,9 @@ class Backbone:
         return self._network
 
     def specs(self, tap: Taps, pool: str | None, dtype: str) -> dict[str, TapSpec]:
-        """Return the settings of taps by the text that asks for each.
+        """Parse the texts of taps, and return the settings of each.
 
-        Raises BackboneError for nodes and poolings that do not fit, ConfigError for a text that is no tap.
+        Raises BackboneError for nodes and poolings that do not fit, ConfigError for an invalid text.
         """
         texts = [tap] if isinstance(tap, str) else list(tap) if isinstance(tap, Sequence) else [tap]
         if odd := [text for text in texts if not isinstance(text, str)]:
@@ -230,7 +232,7 @@ class Backbone:
         data: str,
         specs: Mapping[str, TapSpec],
         dtype: str,
-        asked: Mapping[str, Any],
+        options: Mapping[str, Any],
         *,
         cache: bool,
         out: str | os.PathLike[str] | None,
@@ -240,7 +242,7 @@ class Backbone:
         if filesystem.path_kind(data) == "file" and PurePosixPath(data).suffix.lower() in image_files.extensions():
             raise DataError(f"{data}: expected a folder, a list or an archive, got one file. Put it into a list.")
         if not cache:
-            images = find_images(PrepareConfig.model_validate({"root": data, **asked}))
+            images = find_images(PrepareConfig.model_validate({"root": data, **options}))
             names = [image.path for image in images]
             return dict(self.extractor(specs)(read_images(images), names=names, max_pixels=None))
         if self.folder is None:
@@ -260,17 +262,17 @@ class Backbone:
             dtype=dtype,
             engine=engine,
             max_rejected=rejected,
-            **asked,
+            **options,
         )
         return dict(features)
 
 
-KEPT = 4
-"""Extractors of one backbone that are kept, each with its hooks and on a GPU with its copy of the weights."""
+MAX_EXTRACTORS = 4
+"""Extractors that a backbone keeps; each has its hooks, and on a GPU its copy of the weights."""
 
 
 def _folder_of(model: str, weights: Weights) -> Path:
-    """Return the folder of a frozen backbone: a folder itself, that of a run, or one where a name is frozen once."""
+    """Return the folder of a backbone: `model` itself, the folder in a run, or the folder where a name is frozen."""
     path = Path(model)
     for folder in (path, path / "backbone"):
         if (folder / serialization.JSON).is_file():

@@ -1,4 +1,4 @@
-"""Features of many images through the feature cache, in a folder with a table of files."""
+"""Embed many images through the feature cache, into a folder with a table of files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.store.features import Features
 from pipeline.store.location import default_root
 
 EMBEDDINGS = "embeddings"
-"""The folder below the feature cache with the features that no folder was named for."""
+"""The folder in the feature cache for features without an `out` folder."""
 
 
 def embed_through_cache(
@@ -30,8 +30,10 @@ def embed_through_cache(
 ) -> Mapping[str, Features]:
     """Return the features of each tap of all images of a folder, list, archive, Parquet file or URL.
 
-    backbone, spec: the folder of a frozen backbone, and its spec. out: the folder to write; None: one below the cache.
-    The other parameters are those of `Backbone.embed`. Raises what `pipeline.embed.embed` raises.
+    backbone, spec: the folder of a frozen backbone, and its spec.
+    out: the folder to write; None for a folder in the feature cache.
+
+    The other parameters are those of `Backbone.embed`. Raises the errors of `pipeline.embed.embed`.
     """
     root = default_root()
     texts = [tap.node if tap.pool == "none" else f"{tap.node}:{tap.pool}" for tap in specs.values()]
@@ -53,7 +55,7 @@ def embed_through_cache(
 
 
 def _address(spec: BackboneSpec, data: str, texts: Iterable[str], dtype: str, image: str | None) -> str:
-    """Return the name of the folder below the feature cache that has the features of some images."""
+    """Return the name of the folder in the feature cache for the features of some images."""
     local = filesystem.local(data)
     where = data if local is None else str(local.resolve())
     backbone = spec.model_dump(mode="json", include={"architecture", "weights_digest", "input"})
@@ -62,7 +64,7 @@ def _address(spec: BackboneSpec, data: str, texts: Iterable[str], dtype: str, im
 
 
 def _report(data: str, done: embed.Embedded, out: Path) -> None:
-    """Log what is no row; warnings are printed unless the program sets up its logging otherwise."""
+    """Log the files without a row; Python prints warnings unless the program configures logging."""
     for note in done.prepared.notes:
         LOGGER.info("%s: %s", data, note)
     for kind, count in done.prepared.excluded.items():

@@ -1,4 +1,4 @@
-"""The protocol of `fit` and `evaluate` on vectors in memory: held-out rows choose, test rows report with intervals."""
+"""`evaluate`: fit heads on arrays, choose one on held-out rows, and measure it on test rows with an interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,17 +38,17 @@ DEFAULT_HEADS: Mapping[Kind, str] = {"classification": "logistic", "multilabel":
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """What heads on vectors are worth; prints as a table, with the chosen head first and how it was chosen.
+    """The results of heads; prints as a table with the chosen head first, and the reason for the choice.
 
-    run: all that `evaluate` works out: metrics and intervals of every method, tables by class, calibration.
+    run: all results: metrics and intervals of every method, tables by class, calibration.
     head: the chosen head, a fitted scikit-learn pipeline for rows of the chosen input.
-    test: the numbers of the test rows among those that were given, ascending.
-    predicted: what the chosen head predicts of each test row: classes as text, numbers, or a column per label.
-    notes: what was not as expected, sentences.
+    test: the indices of the test rows, ascending.
+    predicted: the chosen head's prediction for each test row: classes as text, numbers, or a column per label.
+    notes: sentences about anything unexpected.
 
     >>> rows = np.random.default_rng(0).normal(size=(60, 4))
-    >>> found = evaluate(rows, rows[:, 0] > 0, head=["centroid", "naive_bayes"])
-    >>> found.value > 0.5, len(found.table), found.predicted.shape
+    >>> result = evaluate(rows, rows[:, 0] > 0, head=["centroid", "naive_bayes"])
+    >>> result.value > 0.5, len(result.table), result.predicted.shape
     (True, 2, (12,))
     """
 
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """The metric that reports: accuracy, map or r2, unless another was asked for."""
+        """The name of the reported metric: accuracy, map or r2 by default."""
         return str(self.run["metric"])
 
     @property
@@ -76,7 +76,7 @@ class Evaluation:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """A dictionary for each head on each input, the chosen one first, then by what held-out rows say."""
+        """A dictionary for each head on each input: the chosen one first, the others by their held-out metric."""
         score = f"validation_{self.metric}"
         sign = -1 if self.run["higher_is_better"] else 1
         rest = [row for row in self.run["table"] if row != self.run["selected"]]
@@ -116,30 +116,31 @@ def evaluate(
     seed: int = 0,
     **settings: Any,
 ) -> Evaluation:
-    """Fit heads on some of the rows, choose on held-out ones, and report on test rows with an interval.
+    """Fit heads on training rows, choose one on held-out rows, and measure it on test rows with an interval.
 
-    features: `Features`, an array (rows, ...), or a dictionary of names to either, which are compared.
-    labels: a class, a number, or a list of classes per row, or a column of the `Features`; by default `label`.
-    head: a name of `icecore settings fit`, a list of names, or a dictionary of names to parameters; by default
-    logistic, and ridge for numbers.
-    test_size: the share of the rows that report, cut within each class. `Features` are cut by the hash of each image's
-    content, so that an image stays a test row in every order; arrays by the hash of the row's number. The arrays of
-    some `Features` therefore have other test rows than these: give both in one dictionary, or `split`, to compare.
-    split: `train`, `validation` or `test` of each row, or a column of the `Features`, in the place of `test_size`.
-    groups: a value per row, or a column; rows of one group stay together.
-    kind: classification, multilabel or regression; by default what the labels look like: floats are numbers, lists
-    and matrices of 0 and 1 are several labels.
-    metric: what reports; by default accuracy, map or r2.
-    seed: of the split.
-    settings: of `fit`, such as scale, pca, search, validation, calibrate, seeds.
+    features: `Features`, an array (rows, ...), or a dictionary of several of these, which are compared.
+    labels: for each row a class, a number, or a list of classes; or a column of the `Features`, by default `label`.
+    head: a name listed by `icecore settings fit`, a list of names, or a dictionary from names to parameters; by default
+    logistic, and ridge for regression.
+    test_size: the share of test rows, stratified by class. `Features` are split by the hash of each image's content, so
+    that the order does not matter; arrays by the hash of the row number. `Features` and an array of the same rows thus
+    have different test rows: to compare them, give both in one dictionary, or give `split`.
+    split: `train`, `validation` or `test` for each row, or a column of the `Features`; replaces `test_size`.
+    groups: a value for each row, or a column; rows of the same group get the same split.
+    kind: classification, multilabel or regression. By default it follows from the labels: floats are a regression,
+    lists and matrices of 0 and 1 are multilabel.
+    metric: the reported metric; by default accuracy, map or r2.
+    seed: the seed of the split.
+    settings: settings of `fit`, such as scale, pca, search, validation, calibrate, seeds.
 
-    Rows, labels, split and groups have one order; of `Features` that of their keys. Raises DataError for rows that do
-    not go together, and as the stages `split`, `fit` and `evaluate` do; ConfigError for settings that there are not.
+    Rows, labels, split and groups must be in the same order; for `Features`, the order of their keys. Raises DataError
+    for arguments of different lengths, and as the stages `split`, `fit` and `evaluate` do; ConfigError for invalid
+    settings.
 
     >>> import numpy as np
     >>> rows = np.random.default_rng(0).normal(size=(60, 4))
-    >>> found = evaluate(rows, ["yes" if row[0] > 0 else "no" for row in rows], head="centroid")
-    >>> len(found.test), found.metric
+    >>> result = evaluate(rows, ["yes" if row[0] > 0 else "no" for row in rows], head="centroid")
+    >>> len(result.test), result.metric
     (12, 'accuracy')
     """
     inputs = Inputs(features)
@@ -169,12 +170,12 @@ def evaluate(
 def _evaluate(
     work: Path, task: Path, keys: np.ndarray, config: FitConfig, measures: EvaluateConfig, notes: list[str]
 ) -> Evaluation:
-    """Fit and measure below a folder, and return what is worth keeping of it."""
+    """Run `fit` and `evaluate` in a temporary folder, and return the results."""
     fits: list[FittedHead] = []
 
-    def keep(one: FittedHead, _data: Data, _models: Path) -> HeadFit:
-        fits.append(one)
-        return one.record
+    def keep(fitted: FittedHead, _data: Data, _models: Path) -> HeadFit:
+        fits.append(fitted)
+        return fitted.record
 
     predictions, models, tables = work / f"{DATASET}.parquet", work / "models", work / "tables.json"
     summary = fit(config, task=task, features=work / "features", models=models, predictions=predictions, save=keep)
@@ -192,11 +193,15 @@ def _evaluate(
     if "unavailable" in run:
         raise DataError(f"evaluate: {run['unavailable']}")
     best = run["selected"]
-    one = next(
-        one for one in fits if all(getattr(one.record, name) == best[name] for name in ("head", "input", "labels"))
+    chosen = next(
+        fitted
+        for fitted in fits
+        if all(getattr(fitted.record, name) == best[name] for name in ("head", "input", "labels"))
     )
-    tested = one.predictions.splits == "test"
-    place = {key: row for row, key in enumerate(keys)}
-    numbers = np.array([place[key] for key in one.predictions.keys[tested]], dtype=np.int64)
-    order = np.argsort(numbers)
-    return Evaluation(run, one.head, numbers[order], one.predictions.predicted[tested][order], (*notes, *summary.notes))
+    predictions_of_best = chosen.predictions
+    is_test = predictions_of_best.splits == "test"
+    row_of = {key: row for row, key in enumerate(keys)}
+    rows = np.array([row_of[key] for key in predictions_of_best.keys[is_test]], dtype=np.int64)
+    order = np.argsort(rows)
+    predicted = predictions_of_best.predicted[is_test][order]
+    return Evaluation(run, chosen.head, rows[order], predicted, (*notes, *summary.notes))

@@ -1,4 +1,4 @@
-"""Choose which of the fits of a run predicts: the one that `evaluate` selected, or would select."""
+"""Choose the fit of a run that predicts: the fit that `evaluate` selected, or would select."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ MOST_NAMED = 8
 
 
 def choose_fit(folder: Path, record: HeadsRecord, *, data: Path, file: str | None = None) -> HeadFit:
-    """Return the fit of a run that predicts, of several draws or seeds the first.
+    """Return the fit of a run that predicts; of several draws or seeds, the first.
 
-    folder: of the run. data: the folder `data` of its project. file: the file of the head that a user named. Among
-    several methods with the most labels the evaluation decides; where there is none of this model, validation rows
-    decide by the same rule. Raises HeadError for a file that there is not, and with the heads where there is nothing to
-    decide by.
+    folder: the run's folder.
+    data: the folder `data` of the run's project.
+    file: the file of the head, if the user named one.
+
+    The methods with the most labels are considered. If there are several, the evaluation of this model selects one; if
+    there is no evaluation, validation rows select one by the same rule. Raises HeadError for an unknown file, and if
+    nothing can select a head.
     """
     if file is not None:
         files = {fit.file: fit for fit in record.fits}
@@ -29,15 +32,15 @@ def choose_fit(folder: Path, record: HeadsRecord, *, data: Path, file: str | Non
         return largest[0]
     best = _selected(folder, data) or _select(folder.name, record.task.name, data)
     wanted = None if best is None else (best["head"], best["input"], best["labels"])
-    found = [fit for fit in largest if _method(fit) == wanted]
-    if not found:
+    chosen = [fit for fit in largest if _method(fit) == wanted]
+    if not chosen:
         names = [fit.file for fit in largest]
         more = f", … ({len(names)} in all)" if len(names) > MOST_NAMED else ""
         raise HeadError(
             f"{folder}: expected one head, or an evaluation that chooses among {len(names)}, got none. Run `icecore "
             f"repro evaluate`, or name one of the files {', '.join(names[:MOST_NAMED])}{more}."
         )
-    return found[0]
+    return chosen[0]
 
 
 def _method(fit: HeadFit) -> tuple[Any, ...]:
@@ -45,19 +48,19 @@ def _method(fit: HeadFit) -> tuple[Any, ...]:
 
 
 def _selected(folder: Path, data: Path) -> dict[str, Any] | None:
-    """Return the method that the evaluation of exactly this model selected, if there is one."""
+    """Return the method that the evaluation of this model selected, if there is an evaluation."""
     path = data / "plots" / f"{folder.name}.json"
     if not path.is_file():
         return None
     evaluation = read_json(path)
     if evaluation.get("made_from") != read_json(folder / JSON):
         return None
-    found: dict[str, Any] | None = evaluation.get("selected")
-    return found
+    selected: dict[str, Any] | None = evaluation.get("selected")
+    return selected
 
 
 def _select(run: str, task_name: str, data: Path) -> dict[str, Any] | None:
-    """Return the method that an evaluation by the usual settings selects, if the run's predictions are there."""
+    """Return the method that an evaluation with default settings selects, if the run has predictions."""
     predictions, task = data / "predictions" / f"{run}.parquet", data / "tasks" / f"{task_name}.parquet"
     if not (predictions.is_file() and task.is_file()):
         return None

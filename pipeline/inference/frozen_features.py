@@ -19,19 +19,19 @@ from pipeline.inference.row_cache import rows_of
 
 
 class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Turn images into rows of a layer of a frozen network, for pipelines and searches of scikit-learn.
+    """Transform images into rows of a layer of a frozen network, in pipelines and searches of scikit-learn.
 
     model: a name of torchvision or timm, the folder of a backbone or of a run, or a `Backbone`.
     tap: a node or alias that `Backbone.layers` lists, or `node:pooling`.
-    pool: the pooling, where `tap` names none.
-    weights, file, source: of a name, as `Backbone` has them.
-    candidates: further taps that are computed in the same pass, such as all those that a search tries: then each image
-    goes through the network once for all of them.
-    cache: keep rows of files in the feature cache. Rows of images in memory are kept by the process, as much as fits.
-    dtype: to which values are rounded, as stored features are; rows are float32 in any case.
+    pool: the pooling, if `tap` names none.
+    weights, file, source: for a model name, as in `Backbone`.
+    candidates: further taps to compute in the same forward pass, such as all taps of a search. Each image then goes
+    through the network only once.
+    cache: store rows of files in the feature cache. Rows of images in memory are cached by the process, up to a limit.
+    dtype: values are rounded to this dtype, as in stored features; the returned rows are float32.
 
-    Images are what `Backbone.embed` takes in memory; paths may also be a column of a data frame. Nothing is learned:
-    `fit` checks the settings. A pickle has the name or the folder, and no weights.
+    X is a list of images as in `Backbone.embed`, or a column of paths in a data frame. `fit` learns nothing; it checks
+    the settings. A pickle has the name or the folder of the model, but no weights.
 
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
@@ -58,10 +58,9 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.candidates, self.cache, self.dtype = candidates, cache, dtype
 
     def fit(self, X: Any = None, y: Any = None) -> "FrozenFeatures":  # noqa: ARG002
-        """Check the settings, and freeze the model if it is new; X and y are not looked at.
+        """Check the settings, and freeze the model if it is new; X and y are ignored.
 
-        Raises BackboneError for a model, a tap or a pooling that there is not, ConfigError for settings that do not go
-        together.
+        Raises BackboneError for an unknown model, tap or pooling, ConfigError for settings that conflict.
         """
         self.n_features_out_ = self._width()
         return self
@@ -69,7 +68,7 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     def transform(self, X: Any) -> np.ndarray:
         """Return the rows of the tap, float32 (images, values), in the order of the images.
 
-        Raises DataError for an image that cannot be used, TypeError for what is no image.
+        Raises DataError for an unusable image, TypeError for a value that is no image.
         """
         backbone = self._backbone()
         if isinstance(self.candidates, str):
@@ -86,7 +85,7 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         return np.array([f"{name}_{number}" for number in range(self._width())], dtype=object)
 
     def _width(self) -> int:
-        """Return the number of values of a row, by the settings alone."""
+        """Return the number of values per row, without running the network."""
         backbone = self._backbone()
         spec = next(iter(backbone.specs([self.tap], self.pool, self.dtype).values()))
         return int(np.prod(row_shape(backbone.spec.taps[backbone.spec.node(spec.node)], spec)))
@@ -120,12 +119,12 @@ class FrozenFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
 
 @functools.lru_cache(maxsize=4)
 def _shared_backbone(model: str, weights: Any, file: str | None, source: Any, _state: Any) -> Backbone:
-    """Return one backbone for all transformers with the same model: clones and folds load it once."""
+    """Return a backbone that all transformers with the same model share, so that clones and folds load it once."""
     return Backbone(model, weights=weights, file=file, source=source)
 
 
 def _state_of(model: str) -> tuple[str, int] | None:
-    """Return where the folder of a model lies and when it was written; None of a name."""
+    """Return the path and the time of a model's folder, so that a changed model is loaded again; None for a name."""
     for folder in (Path(model), Path(model) / "backbone"):
         path = folder / serialization.JSON
         if path.is_file():
@@ -134,7 +133,7 @@ def _state_of(model: str) -> tuple[str, int] | None:
 
 
 def _images(X: Any) -> Any:
-    """Return images as a list where they are a column: of a data frame, or an array of texts (n,) or (n, 1)."""
+    """Convert a column of a data frame, or an array of text, to a list; return other images as they are."""
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUT":

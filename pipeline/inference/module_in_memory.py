@@ -1,4 +1,4 @@
-"""A torch module in memory as a backbone: a frozen copy, surveyed with the images that its transform makes."""
+"""Freeze a torch module in memory as a backbone, and derive its spec from its transform's images."""
 
 import copy
 
@@ -16,10 +16,10 @@ FITTING = "Give the `transform` that the network was trained with."
 def freeze_module(
     module: nn.Module, transform: Transform | None
 ) -> tuple[nn.Module, BackboneSpec, TransformReader | None]:
-    """Return a frozen copy of a module, its spec, and what applies the transform, where no settings describe it.
+    """Return a frozen copy of a module, its spec, and a reader for a transform that settings cannot describe.
 
-    Raises ConfigError without a transform, BackboneError for a module that cannot be copied or does not take the
-    transform's images.
+    Raises ConfigError without a transform, BackboneError if the module cannot be copied or rejects the transform's
+    images.
     """
     name = type(module).__name__
     if transform is None:
@@ -35,7 +35,7 @@ def freeze_module(
         ) from error
     stated = read_transform(transform)
     inputs = [try_transform(transform)] if stated is None else [stated]
-    if stated is not None and len(stated.mean) == 1:  # of a grey image, or one number for all channels of a colour
+    if stated is not None and len(stated.mean) == 1:  # grey images, or one number for all colour channels
         colour = stated.image.model_copy(update={"mode": "RGB"})
         inputs.append(stated.model_copy(update={"image": colour, "mean": stated.mean * 3, "std": stated.std * 3}))
     for last, candidate in zip((*[False] * (len(inputs) - 1), True), inputs, strict=True):

@@ -1,4 +1,4 @@
-"""The table of a network's nodes: aliases, shapes, sizes and costs, as rows for programs and as text for people."""
+"""The table of a network's nodes: aliases, shapes, sizes and costs, as dictionaries and as text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def rows(spec: Network, *, functions: bool = True, short: bool = False, match: s
 
 
 def blocks(spec: Network) -> set[str]:
-    """Return the modules inside of no other module, not counting sequences and modules with most of the network."""
+    """Return the top-level modules, looking inside `Sequential` and modules that contain most of the network."""
     modules = [node for node, tap in spec.taps.items() if tap.kind != "function"]
     holders = {
         node
@@ -86,7 +86,7 @@ def blocks(spec: Network) -> set[str]:
 
 
 def meaning(tap: Tap) -> str:
-    """Return in words what the alias `penultimate` of a network is."""
+    """Describe the node behind the alias `penultimate` of a network."""
     of = "the mean over positions of " if tap.averaged else ""
     if tap.input_of is not None:
         return f"{of}the input of {tap.input_of}, the last layer"

@@ -1,4 +1,4 @@
-"""Where calls of the Python API report: a bar in terminals and notebooks, and sentences to the logger `icecore`."""
+"""Progress and messages of the Python API: bars in terminals and notebooks, messages to the logger `icecore`."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("icecore")
 
 
 def is_watched() -> bool:
-    """Return whether a person sees bars: standard error is a terminal, or the process is the kernel of a notebook."""
+    """Return whether bars are visible: standard error is a terminal, or the process is a notebook's kernel."""
     shell = sys.modules.get("IPython")
     notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
     return notebook or (sys.stderr is not None and sys.stderr.isatty())
@@ -19,17 +19,17 @@ def is_watched() -> bool:
 
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Progress]:
-    """Draw the progress of one stage over images, and take it away at the end; nothing where nobody would see it."""
+    """Show a progress bar over images, and remove it at the end; show nothing if bars are not visible."""
     if not is_watched():
         yield SILENT.progress
         return
     from tqdm.auto import tqdm
 
-    with tqdm(desc=title, unit=" images", leave=False) as drawn:
+    with tqdm(desc=title, unit=" images", leave=False) as shown:
 
         def progress(done: int, total: int) -> None:
-            drawn.total = total
-            drawn.update(done - drawn.n)
+            shown.total = total
+            shown.update(done - shown.n)
 
         yield progress
 
@@ -39,4 +39,4 @@ def _message(line: object) -> None:
 
 
 REPORTER = Reporter(message=_message, log=LOGGER.debug, bar=bar)
-"""Bars, and the logger `icecore`: messages with the level INFO, lines about single steps with DEBUG."""
+"""Reports to bars and to the logger `icecore`: messages at level INFO, lines about single steps at DEBUG."""

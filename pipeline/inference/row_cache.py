@@ -1,6 +1,6 @@
-"""Rows by the content of their images: in a bounded memory of the process, and, of files, in the feature cache.
+"""Cache rows by the content of their images: in the memory of the process, and for files in the feature cache.
 
-Folds and candidates of a search ask for the same images again and again; each goes through the network once.
+Folds and candidates of a search need the same images repeatedly; each image goes through the network once.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from pipeline.store.features import Features
 from pipeline.store.location import default_root
 
 MAX_BYTES = 2**28
-"""Rows that a process keeps, in bytes; the longest unused go first."""
+"""Most bytes of rows that a process caches; the least recently used rows are dropped first."""
 
 Rows = dict[str, np.ndarray]
 """Rows (images, ...) of each tap."""
 
 
 class RowMemory:
-    """Rows of the process by tap and content, at most `max_bytes` of them; safe to use from several threads."""
+    """A thread-safe cache of rows by tap and content, with at most `max_bytes` bytes."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes, self._bytes = max_bytes, 0
@@ -48,7 +48,7 @@ class RowMemory:
         self._lock = threading.Lock()
 
     def get(self, tap: str, key: str) -> np.ndarray | None:
-        """Return a row; None where it is not kept."""
+        """Return a row; None if it is not cached."""
         with self._lock:
             row = self._rows.get((tap, key))
             if row is not None:
@@ -56,7 +56,7 @@ class RowMemory:
             return row
 
     def put(self, tap: str, key: str, row: np.ndarray) -> None:
-        """Keep a copy of a row, and drop the longest unused ones that it leaves no room for."""
+        """Cache a copy of a row, and drop the least recently used rows above the limit."""
         with self._lock:
             if (tap, key) in self._rows:
                 return
@@ -69,14 +69,14 @@ class RowMemory:
 
 MEMORY = RowMemory()
 COMPUTING = threading.RLock()
-"""Held while this process computes rows: a second thread that wants the same waits, and finds them kept."""
+"""Held while this process computes rows: a second thread that needs the same rows waits, then reads them."""
 
 
 def rows_of(backbone: Backbone, specs: Mapping[str, TapSpec], images: Any, *, stored: bool) -> Rows:
-    """Return the rows of each tap in the order of the images, computing those alone that nothing has.
+    """Return the rows of each tap in the order of the images, and compute only rows that are not cached.
 
-    stored: look for rows of files in the feature cache, and put those there that are computed.
-    Raises DataError for an image that cannot be used.
+    stored: for files, use the feature cache too.
+    Raises DataError for an unusable image.
     """
     taps = {tap: digest({"backbone": backbone.identity, **spec.model_dump(mode="json")}) for tap, spec in specs.items()}
     with COMPUTING:
@@ -90,42 +90,42 @@ def _are_paths(images: Any) -> bool:
 
 
 def _of_images(backbone: Backbone, specs: Mapping[str, TapSpec], taps: Mapping[str, str], images: Any) -> Rows:
-    """Return rows by the pixels that the network would get: these cost little, and say all of an image."""
+    """Return rows of images in memory; the cache key is the network's input, which is cheap to compute."""
     extractor = backbone.extractor(specs)
-    found: dict[str, list[np.ndarray]] = {tap: [] for tap in specs}
+    parts: dict[str, list[np.ndarray]] = {tap: [] for tap in specs}
     for pixels in pixel_batches(images, extractor.reader, batch_size=extractor.batch_size):
-        keys = [content_key(f"{one.dtype}{one.shape}".encode() + one.tobytes()) for one in pixels]
-        kept = {tap: [MEMORY.get(name, key) for key in keys] for tap, name in taps.items()}
-        missing = [row for row in range(len(keys)) if any(rows[row] is None for rows in kept.values())]
+        keys = [content_key(f"{image.dtype}{image.shape}".encode() + image.tobytes()) for image in pixels]
+        cached = {tap: [MEMORY.get(name, key) for key in keys] for tap, name in taps.items()}
+        missing = [row for row in range(len(keys)) if any(rows[row] is None for rows in cached.values())]
         computed = extractor.run(pixels[missing]) if missing else {}
         for tap, fresh in computed.items():
             for row, values in zip(missing, fresh, strict=True):
-                kept[tap][row] = values
+                cached[tap][row] = values
                 MEMORY.put(taps[tap], keys[row], values)
-        for tap, rows in kept.items():
-            found[tap] += [values for values in rows if values is not None]
-    return {tap: np.stack(rows) if rows else extractor.empty(tap) for tap, rows in found.items()}
+        for tap, rows in cached.items():
+            parts[tap] += [values for values in rows if values is not None]
+    return {tap: np.stack(rows) if rows else extractor.empty(tap) for tap, rows in parts.items()}
 
 
 def _of_files(backbone: Backbone, specs: Mapping[str, TapSpec], taps: Mapping[str, str], paths: Sequence[Path]) -> Rows:
-    """Return rows by the bytes of the files, as an extraction of them keeps these."""
+    """Return rows of files; the cache key is the content of the file, as in an extraction."""
     keys = list(parallel_map(_key_of_file, paths))
-    kept = {tap: [MEMORY.get(name, key) for key in keys] for tap, name in taps.items()}
+    cached = {tap: [MEMORY.get(name, key) for key in keys] for tap, name in taps.items()}
     files = {
         key: path
         for number, (key, path) in enumerate(zip(keys, paths, strict=True))
-        if any(rows[number] is None for rows in kept.values())
+        if any(rows[number] is None for rows in cached.values())
     }
     files = dict(sorted(files.items()))
     for tap, stored in (_extract(backbone, specs, files) if files else {}).items():
         fresh = dict(zip(files, stored, strict=True))
-        kept[tap] = [fresh[key] if row is None else row for key, row in zip(keys, kept[tap], strict=True)]
+        cached[tap] = [fresh[key] if row is None else row for key, row in zip(keys, cached[tap], strict=True)]
         for key, row in fresh.items():
             MEMORY.put(taps[tap], key, row)
     extractor = backbone.extractor(specs) if not keys else None
     return {
         tap: np.stack([row for row in rows if row is not None]) if extractor is None else extractor.empty(tap)
-        for tap, rows in kept.items()
+        for tap, rows in cached.items()
     }
 
 
@@ -143,12 +143,12 @@ def _key(path: str, _changed: int, _size: int) -> str:
 
 
 def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[str, Path]) -> Rows:
-    """Return the rows of some files, sorted by key, through the feature cache.
+    """Return the rows of some files, sorted by key, from the feature cache.
 
-    What is missing there is computed by torch, whose rows are those of images in memory bit for bit. Raises DataError
-    with the paths of files that cannot be used.
+    Missing rows are computed by torch, so that they equal the rows of images in memory bit for bit. Raises DataError
+    with the paths of unusable files.
     """
-    assert backbone.folder is not None, "the caller looked"
+    assert backbone.folder is not None, "checked by the caller"
     backbone.check_unchanged()
     root = default_root()
     named = {f"tap{number}": spec for number, spec in enumerate(specs.values())}
@@ -170,12 +170,14 @@ def _extract(backbone: Backbone, specs: Mapping[str, TapSpec], files: Mapping[st
             reporter=reporter,
         )
         stored = {tap: Features.open(out / name) for tap, name in zip(specs, named, strict=True)}
-        _refuse_unusable(files, {one.key: one.reason for rows in stored.values() for one in rows.index.rejected})
+        _refuse_unusable(
+            files, {reject.key: reject.reason for rows in stored.values() for reject in rows.index.rejected}
+        )
         return {tap: rows.load(list(files)) for tap, rows in stored.items()}
 
 
 def _reason_to_refuse(path: Path) -> str | None:
-    """Return why the header of a file says that it cannot be used, such as too many pixels; else None."""
+    """Return why an image is unusable by its header, such as too many pixels; None if it is usable."""
     try:
         check(path.read_bytes(), decode_pixels=False)
     except DataError as error:
@@ -184,7 +186,7 @@ def _reason_to_refuse(path: Path) -> str | None:
 
 
 def _refuse_unusable(files: Mapping[str, Path], reasons: Mapping[str, str]) -> None:
-    """Raise DataError with the path of each file that gave no row, of many the first."""
+    """Raise DataError with the paths of the first files without a row."""
     unusable = {str(path): reasons[key] for key, path in files.items() if key in reasons}
     lines = [f"{path}: {reason.removeprefix(f'{path}: ')}" for path, reason in sorted(unusable.items())]
     if len(lines) == 1:
@@ -195,7 +197,7 @@ def _refuse_unusable(files: Mapping[str, Path], reasons: Mapping[str, str]) -> N
 
 @contextlib.contextmanager
 def _waiting_for(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for; where the file system has none, nothing is held."""
+    """Hold a lock between processes; without locks in the file system, do nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")

@@ -1,4 +1,4 @@
-"""Run a backbone over images in memory, and return the rows that an extraction would store."""
+"""Run a backbone on images in memory, and return the rows that an extraction would store."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,11 +17,14 @@ from pipeline.store import dtypes
 
 
 class InMemoryExtractor:
-    """Some taps of a backbone, ready to run on images again and again; nothing is stored.
+    """Taps of a backbone that can run on images repeatedly; nothing is stored.
 
-    backbone: as `serialization.read` returns it. specs: the taps; aliases of nodes are allowed. batch_size: images that
-    the network takes at once, a smaller batch is filled up to it. With 64, which extractions take, and the engine
-    `torch`, rows equal the stored ones bit for bit; other sizes may round otherwise. precision: as of an extraction.
+    backbone: as returned by `serialization.read`.
+    specs: the taps; aliases of nodes are allowed.
+    batch_size: images per batch; smaller batches are padded. With 64, the size of extractions, and the engine `torch`,
+    rows equal stored rows bit for bit; other sizes may round differently.
+    precision: as of an extraction.
+
     Raises BackboneError for taps that the backbone does not have, and for poolings that do not fit.
     """
 
@@ -48,9 +51,10 @@ class InMemoryExtractor:
     ) -> dict[str, np.ndarray]:
         """Return the rows (images, ...) of each tap in the order of the images, as float16 or float32.
 
-        images, names, max_pixels: what `pipeline.loading.images.pixel_batches` takes. Values are rounded to the dtype
-        of the tap as the store does; bfloat16 comes as float32. Raises DataError for an image that cannot be used, and
-        for one whose values cannot be stored.
+        images, names, max_pixels: as for `pipeline.loading.images.pixel_batches`.
+
+        Values are rounded to the dtype of the tap as in the store; bfloat16 is returned as float32. Raises DataError
+        for an unusable image, and for an image whose values cannot be stored.
         """
         parts: dict[str, list[np.ndarray]] = {tap: [] for tap in self.specs}
         for pixels in pixel_batches(
@@ -70,7 +74,7 @@ class InMemoryExtractor:
         return {tap: _round(rows, self.specs[tap], tap) for tap, rows in self._engine.run({"pixels": pixels}).items()}
 
     def empty(self, tap: str, rows: int = 0) -> np.ndarray:
-        """Return an array for so many rows of a tap."""
+        """Return an uninitialised array for some rows of a tap."""
         return np.empty((rows, *self.shapes[tap]), _dtype(self.specs[tap]))
 
 
@@ -79,7 +83,7 @@ def _dtype(spec: TapSpec) -> str:
 
 
 def _round(rows: np.ndarray, spec: TapSpec, tap: str) -> np.ndarray:
-    """Round rows as the store does; the scale of int8 is that of a whole shard, so these rows stay float32."""
+    """Round rows as in the store; int8 rows stay float32, since their scale depends on the whole shard."""
     if spec.dtype == "int8":
         return rows
     encoded = dtypes.encode(rows, spec.dtype)

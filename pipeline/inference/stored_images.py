@@ -1,4 +1,4 @@
-"""The images of a folder, a list, archives, Parquet or a URL, one after another, as their bytes; nothing is stored."""
+"""Read the images of a folder, a list, archives, Parquet or a URL as bytes, one by one, without storing anything."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,15 +12,14 @@ from pipeline.prepare.roots import inspect_roots
 from pipeline.sources import UNKNOWN, SampleLocation
 
 SHOWN = 5
-"""Images that an error names."""
+"""Most images that an error names."""
 
 
 def find_images(config: PrepareConfig) -> list[FoundSample]:
-    """Return the images: files of a folder sorted by path, those of lists and containers in the order that these have.
+    """Return the images: files of a folder sorted by path, images of lists and containers in their order.
 
-    Hidden files and files that are no images are left out, as an extraction leaves them out; copies are not. Raises
-    DataError where nothing is left, with the paths of images that cannot be used, and as `prepare` does for a place
-    that it cannot read.
+    Hidden files and other kinds of files are left out, as in an extraction; duplicates are not. Raises DataError if
+    there are no images, with the paths of unusable images, and as `prepare` does for an unreadable root.
     """
     roots = inspect_roots(config)
     found = [sample for sample in find(config, roots) if sample.refused[0] in (None, "unreadable")]
@@ -44,7 +43,7 @@ def find_images(config: PrepareConfig) -> list[FoundSample]:
 
 
 def read_images(images: list[FoundSample]) -> Iterator[bytes]:
-    """Yield the bytes of images, in their order; raises DataError with the path of one that cannot be read."""
+    """Yield the bytes of images in their order; raises DataError with the path of an unreadable image."""
     for container, group in itertools.groupby(images, key=lambda image: image.container):
         here = list(group)
         if container is not None:

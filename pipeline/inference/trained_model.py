@@ -1,4 +1,4 @@
-"""Load what a run learned, a head on its backbone or a trained network, and predict images that are in no data set."""
+"""Load the model of a run, a head on its backbone or a trained network, and predict new images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,11 @@ LOGITS = "logits"
 class TrainedModel:
     """A head with its backbone, or a network that was fine-tuned or distilled, ready to predict.
 
-    `taps`: in the order of the head's input; of a network the one tap `logits`. `head`: the fitted scikit-learn
-    estimator, None of a network. `scores`: what the scores are. `record`: the entry of `fits` in model.json that is
-    used. `tasks`: the task of the run, and the further ones of a student that learned several.
+    taps: in the order of the head's input; for a network, the single tap `logits`.
+    head: the fitted scikit-learn estimator; None for a network.
+    scores: the kind of the scores.
+    record: the entry of the model in `fits` of model.json.
+    tasks: the task of the run, and further tasks of a student that learned several.
 
         model = load("data/models/pets")
         model.predict(["cat.jpg", "dog.jpg"])         # the classes
@@ -49,7 +51,7 @@ class TrainedModel:
     tasks: tuple[TaskOutput, ...]
     backbone_folder: Path
     precision: str = "float32"
-    """In which the network ran when the head's features were extracted."""
+    """The precision of the network when the head's features were extracted."""
 
     def __repr__(self) -> str:
         if self.head is None:
@@ -61,9 +63,10 @@ class TrainedModel:
     def rows(self, images: Any, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
         """Run the backbone up to the last tap, and return the rows (images, ...) of each tap.
 
-        images: what `pipeline.loading.images.pixel_batches` takes. batch_size: images that the network takes at once;
-        by default 64 as in an extraction, or the number of the images where these are fewer. Raises DataError for an
-        image that cannot be used.
+        images: paths, bytes, PIL images, arrays or tensors, as for `pipeline.loading.images.pixel_batches`.
+        batch_size: images per batch; by default 64 as in an extraction, or the number of images if that is smaller.
+
+        Raises DataError for an unusable image.
         """
         if batch_size is None:
             known = len(images) if hasattr(images, "__len__") and not hasattr(images, "batch_size") else BATCH
@@ -71,17 +74,19 @@ class TrainedModel:
         return InMemoryExtractor(self.backbone, self.taps, batch_size=batch_size, precision=self.precision)(images)
 
     def predict(self, images: Any, *, task: str | None = None, batch_size: int | None = None) -> np.ndarray:
-        """Predict images: classes as text (n,), of several labels bool (n, classes), of a regression float64 (n,).
+        """Predict images: classes as text (n,), multilabel tasks as bool (n, classes), regressions as float64 (n,).
 
-        images, batch_size: as `rows` takes them. task: one of `tasks`, by default the first. Raises DataError for an
-        image that cannot be used.
+        images, batch_size: as for `rows`.
+        task: the name of one of `tasks`; by default the first.
+
+        Raises DataError for an unusable image.
         """
         return self.predict_rows(self.rows(images, batch_size=batch_size), task=task)
 
     def predict_proba(self, images: Any, *, task: str | None = None, batch_size: int | None = None) -> np.ndarray:
-        """Return probabilities float32 (n, classes) in the order of `classes`, of `task` where that is given.
+        """Return probabilities as float32 (n, classes), in the order of the classes of the task.
 
-        Raises HeadError where the model gives no probabilities, and DataError as `predict` does.
+        Raises HeadError if the model has no probabilities, and DataError as `predict` does.
         """
         number = self._number(task)
         if self.scores != "probability" or self.tasks[number].kind == "regression":
@@ -89,21 +94,21 @@ class TrainedModel:
         return self.answer_rows(self.rows(images, batch_size=batch_size))[number].scores
 
     def predict_rows(self, rows: Mapping[str, np.ndarray], *, task: str | None = None) -> np.ndarray:
-        """Predict from rows of each tap, such as stored ones, in the form of `predict`."""
+        """Predict from rows of each tap, such as stored features; returns the same form as `predict`."""
         number = self._number(task)
         return self.answer_rows(rows)[number].predicted
 
     def answer_rows(self, rows: Mapping[str, np.ndarray]) -> list[Answers]:
-        """Return what the model predicts of rows of each tap, with scores, for each of `tasks`.
+        """Return predictions and scores from rows of each tap, for each of `tasks`.
 
-        Raises HeadError where a tap is missing, and where scores are no finite numbers.
+        Raises HeadError if a tap is missing or scores are not finite.
         """
         if missing := [tap for tap in self.taps if tap not in rows]:
             raise HeadError(
                 f"{self.folder}: expected rows of {', '.join(self.taps)}, got none of {', '.join(missing)}."
             )
         columns = [np.asarray(rows[tap], np.float32) for tap in self.taps]
-        flat = [one.reshape(len(one), int(np.prod(one.shape[1:]))) for one in columns]
+        flat = [values.reshape(len(values), int(np.prod(values.shape[1:]))) for values in columns]
         X = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
         if self.head is None:
             return [answers_of_logits(X[:, task.columns], task) for task in self.tasks]
@@ -113,7 +118,7 @@ class TrainedModel:
             raise HeadError(f"{self.folder}: {self.record['head']}: {error}") from None
 
     def _number(self, task: str | None) -> int:
-        names = [one.name for one in self.tasks]
+        names = [output.name for output in self.tasks]
         if task is not None and task not in names:
             raise DataError(f"{self.folder}: {unknown('task', task, names)}")
         return 0 if task is None else names.index(task)
@@ -133,13 +138,13 @@ def load(
 ) -> TrainedModel:
     """Load the model of a run's folder `data/models/RUN`: a head of `fit`, or the network of `finetune` or `distill`.
 
-    file: the head, by the name of its file; by default the one that `evaluate` selected, or would select. backbone: the
-    folder of the head's backbone, by default that of the project which the run is in. trusted: further types that the
-    head's file may hold, such as a class by import path. A head of nearest neighbours reads its training rows from the
-    project's features.
+    file: the file name of the head; by default the head that `evaluate` selected, or would select.
+    backbone: the folder of the head's backbone; by default the backbone in the run's project.
+    trusted: further types that the head's file may contain, such as a class by import path.
 
-    Raises DataError for what is no run's folder, HeadError for a head that cannot be chosen or loaded, BackboneError
-    with the fields where the backbone has other weights, nodes, poolings or preprocessing than the run.
+    A nearest-neighbour head reads its training rows from the project's features. Raises DataError if the folder is not
+    a run's folder, HeadError if no head can be chosen or loaded, and BackboneError if the weights, nodes, poolings or
+    preprocessing of the backbone differ from the run's, with the fields.
     """
     folder = as_path(run, "load: run")
     record = read_run(folder)
@@ -155,7 +160,7 @@ def load(
             f"repro freeze@{name}`, or give the folder of the backbone."
         )
     identities = {tap: record.features[tap].identity for tap in fit.taps}
-    taps = {tap: spec_of(one) for tap, one in identities.items()}
+    taps = {tap: spec_of(tap_identity) for tap, tap_identity in identities.items()}
     refuse_other_backbone(serialization.read_spec(where), identities, taps, where=where, folder=folder)
     head = saved.load(folder, fit.file, trusted=trusted, features=data / "features" / name)
     classes = record.task.classes
@@ -207,11 +212,11 @@ def _load_network(folder: Path, record: NetworkRecord, *, backbone: AnyPath | No
 
 
 def read_run(folder: Path) -> ModelRecord:
-    """Read the record of a run; raises DataError with near names where there is none, and what `read_record` raises."""
+    """Read the record of a run; raises DataError with similar names, and the errors of `read_record`."""
     if has_record(folder):
         return read_record(folder)
-    there = folder.parent.glob("*/model.json") if folder.parent.is_dir() else ()
-    others = [one.parent.name for one in there]
+    records = folder.parent.glob("*/model.json") if folder.parent.is_dir() else ()
+    others = [path.parent.name for path in records]
     if (folder / serialization.JSON).is_file():
         raise DataError(f"{folder}: expected a run's folder with model.json, got a backbone. Name a run on it.")
     if folder.is_dir() or not others:
@@ -224,14 +229,14 @@ def read_run(folder: Path) -> ModelRecord:
 
 
 def spec_of(made_from: Mapping[str, Any]) -> TapSpec:
-    """Return the tap whose features have an identity."""
-    drawn = made_from.get("projection")
-    project = {} if drawn is None else {"project": drawn["dimensions"]}
+    """Return the tap settings in the identity of features."""
+    projection = made_from.get("projection")
+    project = {} if projection is None else {"project": projection["dimensions"]}
     return TapSpec(node=made_from["node"], pool=made_from["pool"], dtype=made_from["dtype"], **project)
 
 
 def precision_of(made_from: Mapping[str, Any]) -> str:
-    """Return the precision of the features that have an identity; TensorFloat-32 is float32 where no GPU is."""
+    """Return the precision in the identity of features; without a GPU, TensorFloat-32 becomes float32."""
     import torch
 
     precision: str = made_from["precision"]
@@ -246,17 +251,18 @@ def refuse_other_backbone(
     where: Path,
     folder: Path,
 ) -> None:
-    """Raise BackboneError with the fields where a backbone's taps are others than those of a run, by their identities.
+    """Raise BackboneError if the taps of a backbone differ from those of a run, with the fields that differ.
 
-    expected: the identity of each tap that the run in `folder` learned from. where: the folder of the backbone.
+    expected: the identity of each tap that the run in `folder` learned from.
+    where: the folder of the backbone.
     """
     problems: list[str] = []
-    for tap, one in expected.items():
-        if spec.node(one["node"]) not in spec.taps:
-            problems.append(f"{tap}: node: expected {one['node']!r}, which the backbone does not have")
+    for tap, stored in expected.items():
+        if spec.node(stored["node"]) not in spec.taps:
+            problems.append(f"{tap}: node: expected {stored['node']!r}, which the backbone does not have")
             continue
-        found = differences(one, identity(spec, taps[tap], precision=one["precision"]))
-        problems += [f"{tap}: {line}" for line in found]
+        lines = differences(stored, identity(spec, taps[tap], precision=stored["precision"]))
+        problems += [f"{tap}: {line}" for line in lines]
     if problems:
         title = (
             f"{where}: expected the backbone that {folder} was fitted on, got another. Freeze that one, or fit again"

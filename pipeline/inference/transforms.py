@@ -1,7 +1,7 @@
-"""Transforms of other libraries: as settings of the preprocessing where these give the same pixels, else as functions.
+"""Convert transforms of other libraries to preprocessing settings, if these give the same pixels.
 
-The evaluation transforms of torchvision (presets and `Compose`, versions 1 and 2) and of timm are read: resize, centre
-crop, conversion to a tensor, normalisation. Any other function is called with each image.
+This works for the evaluation transforms of torchvision (presets and `Compose`, versions 1 and 2) and of timm: resize,
+centre crop, conversion to a tensor, normalisation. Any other transform is called as a function for each image.
 """
 
 import re
@@ -21,11 +21,11 @@ Transform = Callable[[Image.Image], Any]
 """A function from an RGB image of Pillow to a tensor or array (channels, height, width)."""
 
 TRIAL = (320, 240)
-"""Width and height of the image with which an unknown transform is tried."""
+"""Width and height of the test image for an unknown transform."""
 
 
 def read_transform(transform: Transform) -> InputSpec | None:
-    """Return the preprocessing that gives the same pixels as a transform; None where settings cannot say it."""
+    """Return the preprocessing that gives the same pixels as a transform; None if settings cannot express it."""
     from torchvision.transforms._presets import ImageClassification
 
     from pipeline.backbones.torchvision_models import preset_input
@@ -39,7 +39,7 @@ def read_transform(transform: Transform) -> InputSpec | None:
 
 
 def _steps(transform: Any) -> Iterator[Any]:
-    """Yield the steps of a transform, those of a `Compose` one by one."""
+    """Yield the steps of a transform; a `Compose` is unfolded."""
     from torchvision import transforms
     from torchvision.transforms import v2
 
@@ -51,32 +51,32 @@ def _steps(transform: Any) -> Iterator[Any]:
 
 
 def _of_steps(steps: list[Any]) -> InputSpec | None:
-    """Return the input of resize, centre crop, tensor and normalisation, in this order; None for other steps."""
-    found = dict(zip(map(_letter, steps), steps, strict=True))
+    """Return the input settings of resize, centre crop, tensor and normalisation, in this order; None for others."""
+    by_letter = dict(zip(map(_letter, steps), steps, strict=True))
     if not ORDER.fullmatch("".join(map(_letter, steps))):
         return None
-    resize, crop = (_size(found[letter].size) if letter in found else None for letter in "RC")
+    resize, crop = (_size(by_letter[letter].size) if letter in by_letter else None for letter in "RC")
     if isinstance(crop, int):
         crop = (crop, crop)
     if not isinstance(crop or resize, tuple):
         return None  # images would differ in size
-    norm = found.get("N")
+    norm = by_letter.get("N")
     mean, std = (tuple(map(float, values)) for values in ((norm.mean, norm.std) if norm else ((0,) * 3, (1,) * 3)))
     if len(mean) not in (1, 3) or len(std) != len(mean):
         return None
     image: dict[str, Any] = {"mode": "L" if len(mean) == 1 else "RGB", "resize": resize, "crop": crop}
-    if "R" in found:
-        way = found["R"].interpolation
-        image["interpolation"] = getattr(way, "value", way)
+    if "R" in by_letter:
+        interpolation = by_letter["R"].interpolation
+        image["interpolation"] = getattr(interpolation, "value", interpolation)
     return InputSpec(image=ImageSpec.model_validate(image), mean=mean, std=std)
 
 
 ORDER = re.compile("R?C?(T|tf)N?")
-"""The order of steps, each as `_letter` has it, that the reader of images follows too."""
+"""The order of steps, as letters of `_letter`; the image reader applies them in the same order."""
 
 
 def _letter(step: Any) -> str:
-    """Return R for a resize, C for a centre crop, T for a float tensor, or t and f for its two halves, N for a norm."""
+    """Return a letter: R resize, C centre crop, T float tensor, t tensor, f floats, N normalise, ? anything else."""
     from torchvision import transforms as v1
     from torchvision.transforms import v2
 
@@ -100,7 +100,7 @@ def _letter(step: Any) -> str:
 
 
 def _size(size: Any) -> int | tuple[int, int]:
-    """Return one side, or height and width."""
+    """Return a size as the short side, or as height and width."""
     if isinstance(size, int):
         return size
     sides = tuple(int(side) for side in size)
@@ -108,10 +108,10 @@ def _size(size: Any) -> int | tuple[int, int]:
 
 
 class TransformReader(ImageReader):
-    """Images in, what a function makes of them out: `pixels` float32 (channels, height, width), normalised already.
+    """Read images with the user's transform: `pixels` are its output, float32 (channels, height, width).
 
-    The function gets an upright RGB image of Pillow. Raises DataError where the function fails, or returns anything but
-    finite float numbers of three axes.
+    The transform gets an upright RGB image of Pillow. Raises DataError if the transform fails, or returns anything
+    other than finite floats with three axes.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -119,11 +119,11 @@ class TransformReader(ImageReader):
         self._transform = transform
 
     def __call__(self, data: bytes) -> Sample:
-        """Decode an image and transform it; raises DataError as the class says, and for what is no image."""
+        """Decode an image and transform it; raises DataError for bytes that are no image, and as the class says."""
         return {"pixels": self._apply(super().__call__(data)["pixels"])}
 
     def from_image(self, image: Image.Image) -> Sample:
-        """Transform an image that Pillow opened; raises DataError as a call with its bytes does."""
+        """Transform an image opened by Pillow; raises DataError as `__call__` does."""
         return {"pixels": self._apply(super().from_image(image)["pixels"])}
 
     def _apply(self, pixels: np.ndarray) -> np.ndarray:
@@ -141,9 +141,9 @@ class TransformReader(ImageReader):
 
 
 def try_transform(transform: Transform) -> InputSpec:
-    """Return the input that a transform makes, by the shape of what it returns for one image.
+    """Return the input settings of a transform, by the shape of its output for a test image.
 
-    Raises BackboneError where it returns other values at a second call, and for other than one or three channels.
+    Raises BackboneError if a second call returns other values, and for anything but one or three channels.
     """
     random = np.random.default_rng(0)
     image = Image.fromarray(random.integers(0, 256, (*reversed(TRIAL), 3), dtype=np.uint8))
@@ -154,7 +154,7 @@ def try_transform(transform: Transform) -> InputSpec:
     if first.shape != again.shape or not np.array_equal(first, again):
         raise BackboneError(
             "transform: expected the same values for the same image, got others at the second call. Rows would differ "
-            "from call to call: leave out random steps, such as crops and flips of training."
+            "from call to call: leave out random steps, such as the random crops and flips of training."
         )
     channels, height, width = first.shape
     if channels not in (1, 3):
