@@ -1,4 +1,4 @@
-"""Commit the folders of an extraction: link the shards that hold the samples, and write the index."""
+"""Commit the folders of an extraction: link the shards with the samples, and write the index."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.store.shard_format import path_of
 
 
 class Refusal(NamedTuple):
-    """Why a sample has no features. `message` names the file too, where this run read it."""
+    """Why a sample has no features. If this run read the file, `message` names it too."""
 
     message: str
     reason: str
@@ -61,7 +61,7 @@ def commit(
 
 
 def refuse_too_many(share: float, samples: int, refused: Mapping[str, str]) -> None:
-    """Raise DataError with the first reasons where more than a share of the samples has no features."""
+    """Raise DataError with the first reasons if more than a share of the samples has no features."""
     if samples and len(refused) / samples > share:  # a product would round above the share
         title = (
             f"{len(refused):,} of {samples:,} samples gave no features, more than the share of "

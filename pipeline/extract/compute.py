@@ -1,4 +1,4 @@
-"""Compute the rows that the feature cache lacks: in this process, or handed out to several through Dask."""
+"""Compute the rows that the feature cache lacks: in this process, or in several through Dask."""
 
 from pipeline.engines.autotune import gpus
 from pipeline.errors import DataError, counted
@@ -11,14 +11,14 @@ from pipeline.loading.samples import Reject
 from pipeline.runtime import Reporter
 from pipeline.text import human
 
-LONG = 20_000  # samples from which on a run prints a time estimate first; of shorter runs the bar soon shows one
+LONG = 20_000  # runs with at least this many samples print a time estimate first; otherwise the bar soon shows one
 PILOT_BATCHES = 4
 
 
 def compute_missing(request: Request, worker: Worker, timings: Timings, reporter: Reporter) -> list[Reject]:
     """Compute every missing row of a request into the cache; return the samples that could not be read.
 
-    `timings` gets where the time went; the reporter gets progress in samples, and a log line per stored shard.
+    Time is added to `timings`. The reporter gets progress in samples, and a log line per stored shard.
     """
     config, samples = request.config, request.samples
     total, finished = worker.assignment.samples, 0
@@ -47,7 +47,7 @@ def compute_missing(request: Request, worker: Worker, timings: Timings, reporter
             size = f"{counted(shard.rows, 'row')}, {human(shard.bytes)}"
             progress = f"{finished:,} of {total:,} samples done"
             reporter.log(f"{request.folder(tap)}: stored shard {shard.name[:12]}, {size}; {progress}")
-    remove_stale(request)  # what workers left that were killed
+    remove_stale(request)  # the files of killed workers
     return rejects
 
 

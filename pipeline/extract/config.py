@@ -12,14 +12,12 @@ from pipeline.workers import WorkersConfig
 
 
 def folder_of(tap: str, view: int | None = None) -> str:
-    """Return the name of a tap's folder below `data/features/<backbone>/`, or of one of its views: no tap has that
-    name.
-    """
+    """Return the folder name of a tap, or of one of its views, below `data/features/<backbone>/`."""
     return tap if view is None else f"{tap}.view{view}"
 
 
 class RunConfig(WorkersConfig):
-    """Where the work is done; values differ by rounding at most, as kernels do on another number of threads."""
+    """Where the work is done; values differ at most by rounding, as with another number of threads."""
 
     decode: Annotated[
         Literal["auto", "threads", "processes"],

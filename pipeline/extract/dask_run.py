@@ -1,9 +1,9 @@
-"""Units made by several processes through Dask: on this machine, one a GPU, or on a cluster that is there.
+"""Compute units in several processes through Dask: on this machine, one per GPU, or on an existing cluster.
 
-A task is the number of a unit and the folder of the job's orders. Units are handed out a few at a time, so that the
-scheduler holds as many tasks as there are workers, not as there are units. A task can be made again: its shard has the
-same name. Dask gives the task of a worker that died to another one; a task that ended several, and more while it was
-alone, is given up, and recorded, and the rest goes on.
+A task is the number of a unit and the folder of the job's files. Only a few units are submitted at a time, so the
+number of tasks on the scheduler depends on the workers, not on the units. A task can be repeated: its shard gets the
+same name. If a worker dies, Dask gives its task to another worker. A unit that kills several workers, and kills one
+again when it runs without other tasks, is given up: its samples are rejected, and the other units continue.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from pipeline.workers.client import open_client, scheduler_must_stay
 if TYPE_CHECKING:
     from distributed import Client
 
-AHEAD = 2  # units that are handed out for each thread of a worker
-READY = 3  # units on which the engine may be chosen: the first of them may be what ends workers
-PATIENCE = 10.0  # seconds without a finished unit, after which it is asked whether any worker is there
+AHEAD = 2  # units that are submitted for each thread of a worker
+READY = 3  # units to try for the choice of the engine, since a unit may kill its worker
+PATIENCE = 10.0  # seconds without a finished unit after which the number of workers is checked
 
 
 def make_units(
@@ -43,9 +43,9 @@ def make_units(
     spent: Timings,
     reporter: Reporter,
 ) -> Iterator[UnitResult]:
-    """Make all units on a cluster, as `units.make_units` does here; in the order in which they are ready.
+    """Compute all units on a cluster, as `units.make_units` does in this process; yield them as they finish.
 
-    Raises ClusterError if the cluster cannot be reached, or is gone before the end; what workers raise on purpose.
+    Raises ClusterError if the cluster cannot be reached or is lost, and the PipelineErrors of workers.
     """
     with (
         job_files.written(assignment, works) as (folder, units),
@@ -54,23 +54,23 @@ def make_units(
         _progress(client, folder, done) as counted,
         contextlib.closing(_Tasks(client, folder, reporter)) as tasks,
     ):
-        said: set[str] = set()
-        for made in _results(tasks, folder, units):
-            for line in made.said:
-                if line not in said:
+        reported: set[str] = set()
+        for result in _results(tasks, folder, units):
+            for line in result.said:
+                if line not in reported:
                     reporter.message(line)
-                    said.add(line)
-            if made.error is not None:
-                raise made.error
-            counted(made.unit, made.spent.samples)
+                    reported.add(line)
+            if result.error is not None:
+                raise result.error
+            counted(result.unit, result.spent.samples)
             spent.processes = max(spent.processes, sum(client.nthreads().values()))
-            spent.add(made.spent)
-            if made.stored is not None:
-                yield made.stored
+            spent.add(result.spent)
+            if result.stored is not None:
+                yield result.stored
 
 
 class _Tasks:
-    """Tasks that were handed out, and what becomes of them."""
+    """Submitted tasks and their results."""
 
     def __init__(self, client: "Client", folder: Path, reporter: Reporter) -> None:
         self._client, self._folder, self._reporter = client, folder, reporter
@@ -78,14 +78,14 @@ class _Tasks:
         self._running: dict[Any, int] = {}
 
     def hand_out(self, number: int, make: Callable[[str, int], TaskResult]) -> None:
-        """Submit one more task, for a unit."""
+        """Submit a task for a unit."""
         key = f"{self._folder.name}-{make.__name__}-{number}-{time.monotonic_ns()}"
         future = self._client.submit(make, str(self._folder), number, key=key, pure=False, retries=1)
         self._running[future] = number
         future.add_done_callback(self._ended.put)
 
     def fill(self, numbers: Iterator[int]) -> None:
-        """Submit as many tasks as the workers have threads for, and a few that wait."""
+        """Submit tasks until every thread of the workers has `AHEAD` of them."""
         most = AHEAD * max(1, sum(self._client.nthreads().values()))
         for number in itertools.islice(numbers, max(0, most - len(self._running))):
             self.hand_out(number, make_one)
@@ -94,56 +94,54 @@ class _Tasks:
         return len(self._running)
 
     def wait(self) -> tuple[int, TaskResult | None]:
-        """Return the next task that ended, and what its worker says; None if it ended its workers, or others did beside
-        it.
-        """
+        """Return the next finished task and its result; None if its workers were killed, by it or by another task."""
         from distributed.scheduler import KilledWorker
 
         future = self._next()
         number = self._running.pop(future)
         try:
-            made: TaskResult | None = future.result()
+            result: TaskResult | None = future.result()
         except KilledWorker:
-            made = None
+            result = None
         future.release()
-        return number, made
+        return number, result
 
     def _next(self) -> Any:
-        told = False
+        reported = False
         while True:
             try:
                 return self._ended.get(timeout=PATIENCE)
             except Empty:
-                there = bool(self._client.nthreads())
-            if not there and not told:
+                has_workers = bool(self._client.nthreads())
+            if not has_workers and not reported:
                 address = self._client.scheduler.address
                 self._reporter.message(
                     f"scheduler {address}: no worker is there; waiting for one (`dask worker {address}`)"
                 )
-            told = not there
+            reported = not has_workers
 
     def close(self) -> None:
-        """Take back what was not done; the scheduler may be gone."""
+        """Cancel unfinished tasks; the scheduler may be gone."""
         with contextlib.suppress(Exception):
             self._client.cancel(list(self._running), force=True)
 
 
 def _results(tasks: _Tasks, folder: Path, units: int) -> Iterator[TaskResult]:
-    """Hand units out as workers become free; what each made.
+    """Submit units as workers become free, and yield their results.
 
-    A worker that dies takes all tasks with it that were waiting there, and Dask gives each up that lost too many. Which
-    of them it was shows when each is made once more, by itself.
+    If a worker dies, all tasks that waited on it count a loss, and Dask gives up a task with too many losses. To find
+    the unit that kills workers, each given-up unit is tried again without others.
     """
     yield _choose_engine(tasks, units)
     left, suspects = iter(range(units)), []
     tasks.fill(left)
     while len(tasks):
-        number, made = tasks.wait()
+        number, result = tasks.wait()
         tasks.fill(left)
-        if made is None:
+        if result is None:
             suspects.append(number)
         else:
-            yield made
+            yield result
     for number in suspects:
         tasks.hand_out(number, make_one)
         yield tasks.wait()[1] or _given_up(folder, number)
@@ -153,9 +151,9 @@ def _choose_engine(tasks: _Tasks, units: int) -> TaskResult:
     """Let one worker choose the engine, on the samples of a unit; the others read its stored choice."""
     for number in range(min(units, READY)):
         tasks.hand_out(number, make_ready)
-        made = tasks.wait()[1]
-        if made is not None:
-            return made
+        result = tasks.wait()[1]
+        if result is not None:
+            return result
     raise ClusterError(
         f"workers: expected one that runs the network on the samples of one of {min(units, READY)} units, but each "
         "ended, by a kill or for want of memory. Look at their logs, and set a smaller batch_size."
@@ -163,7 +161,7 @@ def _choose_engine(tasks: _Tasks, units: int) -> TaskResult:
 
 
 def _given_up(folder: Path, number: int) -> TaskResult:
-    """Return the rejects of a unit that ended its workers."""
+    """Return the rejects of a unit that killed its workers."""
     work = job_files.read_work(folder, number)
     reason = "its shard ended every worker that it was given to, by a kill or for want of memory; look at their logs"
     pairs = zip(key_arrays.to_hex(work.samples.keys), work.samples.places(), strict=True)
@@ -173,23 +171,23 @@ def _given_up(folder: Path, number: int) -> TaskResult:
 
 @contextlib.contextmanager
 def _progress(client: "Client", folder: Path, done: Callable[[int], None]) -> Iterator[Callable[[int, int], None]]:
-    """Count what workers say they have done; what is yielded is called when a unit is ready, with its samples."""
+    """Count the progress that workers publish; yield a function to call with a finished unit and its samples."""
     counts: dict[int, int] = {}
     lock = threading.Lock()
 
     def count(unit: int, samples: int) -> None:
         with lock:
             before = counts.get(unit, 0)
-            if samples > before:  # a unit that was begun again counts once
+            if samples > before:  # a repeated unit counts once
                 counts[unit] = samples
                 done(samples - before)
 
-    def heard(event: tuple[float, Any]) -> None:
-        told = event[1]
-        if told["job"] == folder.name:
-            count(told["unit"], told["samples"])
+    def on_event(event: tuple[float, Any]) -> None:
+        progress = event[1]
+        if progress["job"] == folder.name:
+            count(progress["unit"], progress["samples"])
 
-    client.subscribe_topic(TOPIC, heard)
+    client.subscribe_topic(TOPIC, on_event)
     try:
         yield count
     finally:

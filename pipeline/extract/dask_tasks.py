@@ -1,4 +1,4 @@
-"""The tasks of a worker: what Dask calls in its process. Only the first one loads network and engine."""
+"""The functions that Dask calls in a worker. Only the first call loads the network and the engine."""
 
 import threading
 import time
@@ -14,13 +14,13 @@ from pipeline.extract.worker import Worker
 from pipeline.runtime import Reporter, keep_to_cores
 from pipeline.store import maintenance
 
-TOPIC = "icecore"  # of what workers tell beside their answers
-EVERY = 0.5  # seconds between two notes of progress
+TOPIC = "icecore"  # of the progress that workers publish
+EVERY = 0.5  # seconds between two reports of progress
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a worker says of a unit. `said`: lines for the user; `error`: why the whole job cannot go on."""
+    """The result of a unit. `said`: messages for the user; `error`: why the whole job cannot continue."""
 
     unit: int
     stored: UnitResult | None
@@ -40,7 +40,7 @@ def make_ready(folder: str, number: int) -> TaskResult:
 
 
 def make_one(folder: str, number: int) -> TaskResult:
-    """Make one unit of a job."""
+    """Compute one unit of a job."""
     return _make(folder, number, store=True)
 
 
@@ -54,17 +54,17 @@ def _make(folder: str, number: int, *, store: bool) -> TaskResult:
             work = job_files.read_work(Path(folder), number)
             worker.prepare([work.samples])
             if store:
-                (stored,) = worker.make([work], done=_teller(Path(folder).name, number), spent=spent)
+                (stored,) = worker.make([work], done=_publisher(Path(folder).name, number), spent=spent)
         except PipelineError as error:  # trying again would not help
             return TaskResult(number, None, spent, list(_said), error)
-        except PermissionError as error:  # of a sample it is a reject: this one is of the job's own files
+        except PermissionError as error:  # for a file of the job; an unreadable sample is a reject
             refused = StoreError(f"{error.filename}: {error.strerror}. Change its owner or mode, then run again.")
             return TaskResult(number, None, spent, list(_said), refused)
         return TaskResult(number, stored, spent, list(_said))
 
 
 def _worker(folder: str) -> Worker:
-    """Return this process's worker for a job, and end that of an earlier job."""
+    """Return this process's worker for a job, and close the worker of an earlier job."""
     if folder not in _workers:
         keep_to_cores()
         for earlier in _workers.values():
@@ -74,20 +74,20 @@ def _worker(folder: str) -> Worker:
             job_files.read_assignment(Path(folder)), reporter=Reporter(message=_said.append)
         )
         for target in worker.targets.values():
-            maintenance.remove_stale_files(target.column)  # of the one that was killed, if this one comes in its place
+            maintenance.remove_stale_files(target.column)  # of a killed worker that this one may replace
     return _workers[folder]
 
 
-def _teller(job: str, unit: int) -> Callable[[int], None]:
+def _publisher(job: str, unit: int) -> Callable[[int], None]:
     from distributed import get_worker
 
-    worker, samples, told = get_worker(), 0, time.monotonic()
+    worker, samples, last_time = get_worker(), 0, time.monotonic()
 
-    def tell(count: int) -> None:
-        nonlocal samples, told
+    def publish(count: int) -> None:
+        nonlocal samples, last_time
         samples += count
-        if time.monotonic() - told > EVERY:
-            told = time.monotonic()
+        if time.monotonic() - last_time > EVERY:
+            last_time = time.monotonic()
             worker.log_event(TOPIC, {"job": job, "unit": unit, "samples": samples})
 
-    return tell
+    return publish

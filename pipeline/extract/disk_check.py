@@ -1,4 +1,4 @@
-"""Whether what is asked for fits on the disk, and what else would: int8, maps pooled by mean, fewer taps."""
+"""Check that an extraction fits on the disk, and suggest settings that would fit: int8, mean pooling, fewer taps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,9 @@ from pipeline.text import human
 
 
 def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
-    """Return the bytes of a request with all of its views, and the room there is for them.
+    """Return the bytes of a request with all of its views, and the free bytes.
 
-    Of a cluster that is there nobody knows yet how many processes it has: one is counted.
+    The number of processes of an existing cluster is not known yet, so one is assumed.
     """
     run, plan = request.config.run, request.whole
     sizes = disk_forecast.sizes(
@@ -42,9 +42,9 @@ def forecast_disk(request: Request, *, cache_root: Path, out: Path) -> Forecast:
 
 
 def check_disk(request: Request, *, cache_root: Path, out: Path, reporter: Reporter) -> Forecast:
-    """Report the bytes of a request, and return them.
+    """Report the forecast of a request, and return it.
 
-    Raises StoreError, with what would fit, where they do not fit; with `disk: warn` that is a message.
+    Raises StoreError with alternatives if the features do not fit; with `disk: warn`, this is only a message.
     """
     forecast = forecast_disk(request, cache_root=cache_root, out=out)
     reporter.message(forecast)
@@ -59,7 +59,7 @@ def check_disk(request: Request, *, cache_root: Path, out: Path, reporter: Repor
 
 
 def describe_wide_taps(request: Request) -> list[str]:
-    """Return a line for each tap whose rows have more than `WIDE` values, with the bytes that they take."""
+    """Return a line for each tap whose rows have more than `WIDE` values, with their bytes."""
     lines = []
     for tap, shape in request.shapes.items():
         width, size = math.prod(shape), request.columns[tap].layout(shape).row_bytes
@@ -72,15 +72,15 @@ def describe_wide_taps(request: Request) -> list[str]:
     return lines
 
 
-def explain_shortage(request: Request, found: Forecast, *, cache_root: Path, out: Path) -> str | None:
-    """Return what is said where a request does not fit, with what would; None where it does."""
-    if found.fits:
+def explain_shortage(request: Request, forecast: Forecast, *, cache_root: Path, out: Path) -> str | None:
+    """Return the message for a request that does not fit, with alternatives; None if it fits."""
+    if forecast.fits:
         return None
-    others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, found)}
-    return disk_forecast.shortage_message(found, others)
+    others = {label: _with(request, changes, cache_root, out) for label, changes in _others(request, forecast)}
+    return disk_forecast.shortage_message(forecast, others)
 
 
-def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
+def _others(request: Request, forecast: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
     taps = dict(request.config.taps)
     int8 = {tap: spec.model_copy(update={"dtype": "int8"}) for tap, spec in taps.items()}
     mean = {tap: _mean(request, tap) for tap in taps}
@@ -93,21 +93,21 @@ def _others(request: Request, found: Forecast) -> Iterator[tuple[str, dict[str, 
         yield "the same in int8", {"taps": smallest}
     if request.views:
         yield "without views", {"views": None}
-    sizes = {tap: _of_all_views(request, found, tap) for tap in taps}
+    sizes = {tap: _of_all_views(request, forecast, tap) for tap in taps}
     needed = sum(size.needed for size in sizes.values())
-    room = needed - max(space.needed - space.free for space in found.spaces)
+    room = needed - max(space.needed - space.free for space in forecast.spaces)
     dropped = disk_forecast.fewer(sizes, room)
     if dropped:
         yield f"without {', '.join(dropped)}", {"taps": {tap: taps[tap] for tap in taps if tap not in dropped}}
 
 
-def _of_all_views(request: Request, found: Forecast, tap: str) -> Size:
-    parts = [found.sizes[one.folder(tap)] for one in request.all]
+def _of_all_views(request: Request, forecast: Forecast, tap: str) -> Size:
+    parts = [forecast.sizes[one.folder(tap)] for one in request.all]
     return replace(parts[0], bytes=sum(size.bytes for size in parts), spool=max(size.spool for size in parts))
 
 
 def _mean(request: Request, tap: str) -> TapSpec:
-    """Return the tap pooled by mean, where it is larger and can be."""
+    """Return the tap with mean pooling, if that is possible and smaller."""
     spec = request.config.taps[tap]
     node = request.spec.taps[spec.node]
     pools = {"CHW": "mean", "HWC": "mean", "LC": "mean_tokens"}
@@ -122,7 +122,7 @@ def _mean(request: Request, tap: str) -> TapSpec:
 
 
 def _with(request: Request, changes: Mapping[str, Any], cache_root: Path, out: Path) -> Forecast:
-    """Return the forecast of a request with other settings: the cache may know some of that too."""
+    """Return the forecast of a request with other settings, for which the cache may have rows too."""
     config = request.config.model_copy(update=changes)
     other = of_samples(
         config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root

@@ -1,8 +1,8 @@
-"""The forecast of an extraction: the bytes of what is missing, against the room on the disk. Pure, and printable.
+"""The forecast of an extraction: the bytes of the missing rows, and the free bytes of the disk. Pure, and printable.
 
-Bytes are those of the shards that are to be written, with checksums and keys; of maps before their compression. They go
-to the feature cache, and once more to the features folder where it cannot link them, on another file system. While a
-unit is made, the rows of all of its taps lie in spools too, in the cache: that of int8 has four times its bytes.
+The bytes are those of the new shards, with checksums and keys; maps count before compression. Shards are written to the
+feature cache. If the features folder is on another file system, it needs a copy instead of links. While a unit is
+computed, the rows of all of its taps are also in spool files in the cache; spools of int8 are four times as large.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from pipeline.store.row_buffer import row_bytes
 from pipeline.store.shard_format import Layout
 from pipeline.text import human
 
-SHARD_BYTES = 8192  # of a shard's own: superblock, attributes, the record beside it
+SHARD_BYTES = 8192  # overhead of a shard: superblock, attributes, and its record
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is missing of a tap. `maps`: `bytes` are before compression. `spool`: most bytes of spools at one time."""
+    """The missing rows of a tap. `maps`: `bytes` are before compression. `spool`: most bytes of spools at one time."""
 
     rows: int
     shards: int
@@ -40,7 +40,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Space:
-    """What a file system must have, and has: bytes. `passing`: those needed only while the extraction runs."""
+    """Needed and free bytes of a file system. `passing`: bytes needed only while the extraction runs."""
 
     folder: Path
     needed: int
@@ -50,7 +50,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan, what it takes a tap, and on which file systems."""
+    """The plan, the bytes of each tap, and the file systems."""
 
     plan: Plan
     sizes: Mapping[str, Size]
@@ -58,17 +58,17 @@ class Forecast:
 
     @property
     def bytes(self) -> int:
-        """Of all taps together."""
+        """The bytes of all taps together."""
         return sum(size.bytes for size in self.sizes.values())
 
     @property
     def fits(self) -> bool:
-        """Whether every file system has the room."""
+        """Whether every file system has enough free bytes."""
         return all(space.needed <= space.free for space in self.spaces)
 
     @property
     def hits(self) -> float:
-        """The share of all rows that the cache knows."""
+        """The share of all rows that are in the cache."""
         rows = self.plan.samples * len(self.sizes)
         return 1 - sum(self.plan.missing.values()) / rows if rows else 1.0
 
@@ -104,7 +104,7 @@ class Forecast:
 
 
 def sizes(plan: Plan, layouts: Mapping[str, Layout], *, processes: int = 1) -> dict[str, Size]:
-    """Return what each tap of a plan takes, where so many processes each make a unit at a time."""
+    """Return the bytes of each tap of a plan, if each of some processes computes one unit at a time."""
     result = {}
     for tap, layout in layouts.items():
         rows = [len(unit.rows) for unit in plan.units if tap in unit.taps]
@@ -116,15 +116,15 @@ def sizes(plan: Plan, layouts: Mapping[str, Layout], *, processes: int = 1) -> d
 
 def _shard(layout: Layout, rows: int) -> int:
     scale = 4 * layout.shape[0] if layout.dtype == "int8" else 0
-    keys = 2 * KEY_BYTES * rows  # in the shard, and beside it
+    keys = 2 * KEY_BYTES * rows  # in the shard, and in its file of keys
     return rows * layout.row_bytes + 8 * layout.blocks(rows) + keys + scale + SHARD_BYTES
 
 
 def spaces(*, cache_root: Path, out: Path, written: int, spooled: int, linked: int) -> tuple[Space, ...]:
     """Return the file systems that an extraction writes to.
 
-    `written`: bytes of new shards; `spooled`: of spools, at one time; `linked`: of shards that `out` is to have beside
-    the new ones and has not.
+    `written`: bytes of new shards. `spooled`: most bytes of spools at one time. `linked`: bytes of existing shards that
+    `out` lacks.
     """
     cache = Space(cache_root, written + spooled, free_disk(cache_root), spooled)
     if _device(cache_root) == _device(out):

@@ -1,9 +1,9 @@
-"""Files of a job, for workers in other processes and on other machines: no manifest travels in a message.
+"""The files of a job, for workers in other processes and on other machines, so that messages stay small.
 
-    <folder>/job.json       the assignment, and for each unit the taps that lack it
-    <folder>/units.arrow    the samples, a record batch a unit: a worker maps the file and reads its own
+    <folder>/job.json       the job, and the missing taps of each unit
+    <folder>/units.arrow    the samples, one record batch per unit; a worker maps the file and reads its batch
 
-The folder lies in the feature cache, which every worker must see anyhow, and is removed when the job ends.
+The folder is in the feature cache, which every worker must see anyway, and is removed when the job ends.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ JOBS, JOB, UNITS = "jobs", "job.json", "units.arrow"
 
 @contextlib.contextmanager
 def written(assignment: WorkerJob, works: Iterator[UnitInput]) -> Iterator[tuple[Path, int]]:
-    """Write the orders of a job; yield their folder and how many units there are, and remove the folder at the end."""
+    """Write the files of a job; yield their folder and the number of units, and remove the folder at the end."""
     with scratch(assignment.cache_root / JOBS, "job") as folder:
         folder.mkdir()
         yield folder, _write(folder, assignment, works)
 
 
 def remove_stale_jobs(cache_root: Path) -> int:
-    """Remove the orders of killed processes of this machine, and count them. Age says nothing: a job may take days."""
+    """Remove the job files of killed processes of this machine, and count them; jobs may be old, so age is ignored."""
     return remove_stale(cache_root / JOBS, older_than=math.inf)
 
 
@@ -59,7 +59,7 @@ def _write(folder: Path, assignment: WorkerJob, works: Iterator[UnitInput]) -> i
 
 
 def read_assignment(folder: Path) -> WorkerJob:
-    """Return what a worker is to make; raises StoreError where it does not see the folder."""
+    """Return the job of a worker; raises StoreError if the worker cannot see the folder."""
     job = _read(folder)
     return WorkerJob(
         config=ExtractConfig.model_validate(job["config"]),

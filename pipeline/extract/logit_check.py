@@ -1,4 +1,4 @@
-"""Check an extraction: stored penultimate rows, through the end of the network, must give its logits."""
+"""Check an extraction: the network's last layer on stored penultimate rows must give the network's logits."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,9 +22,9 @@ ROWS = 16
 
 
 def check_computed_rows(request: Request, worker: Worker, out: Path, reporter: Reporter) -> None:
-    """Check some rows of each penultimate tap that rows were computed of, and report how close they come.
+    """Check some rows of each penultimate tap with new rows, and report the agreement.
 
-    Raises BackboneError if a row is off.
+    Raises BackboneError if a row differs too much.
     """
     specs = request.config.taps
     for tap in (tap for tap in request.missing_taps if is_replayable(specs[tap])):
@@ -46,7 +46,7 @@ def check_computed_rows(request: Request, worker: Worker, out: Path, reporter: R
 
 
 def is_replayable(spec: TapSpec) -> bool:
-    """Return whether rows of a tap are what the network's last layer gets."""
+    """Return whether rows of a tap are the input of the network's last layer."""
     return spec.node == PENULTIMATE and spec.pool in ("none", "flatten") and spec.project is None
 
 
@@ -60,14 +60,15 @@ def check_logits(
     runs: Iterable[np.ndarray],
     decoders: Decoders,
 ) -> Mapping[str, float | int] | None:
-    """Replay the first stored ones among some runs of rows of `samples`; compare them with what is computed now.
+    """Run the last layer on the first stored rows in `runs`, and compare the logits with newly computed ones.
 
-    Returns what `check_replay` does, or None where no row can be compared. Raises BackboneError if a row is off.
+    Returns the result of `check_replay`, or None if no row can be compared. Raises BackboneError if a row differs too
+    much.
     """
     stored = _first(features, samples, runs)
     if not len(stored) or LOGITS not in backbone.spec.taps:
         return None
-    # Keys and pixels come together: containers are read in their own order, and a file may have changed meanwhile.
+    # Read keys together with pixels: containers are read in their own order, and a file may have changed meanwhile.
     keys, pixels = first_pixels([samples.take(stored)], decoders, count=len(stored), batch_size=len(stored))
     if not len(keys):
         return None

@@ -1,7 +1,7 @@
 """The plan of an extraction: which rows of which taps are missing, cut into units. Pure, and printable.
 
-A unit is a run of keys, in order, that lack the same taps; it makes one shard per tap. Where units are cut depends
-on the missing keys alone, so a job that was killed and started again makes the shards it would have made.
+A unit is a run of sorted keys that lack the same taps; it becomes one shard per tap. Cuts depend only on the missing
+keys, so a killed job that is started again writes the same shards.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from pipeline.errors import counted
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows to compute together: places in the sorted keys, and the taps that lack them."""
+    """Rows to compute together: indices into the sorted keys, and the taps that lack them."""
 
     rows: np.ndarray
     taps: tuple[str, ...]
@@ -22,7 +22,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units, and how many rows of each tap are missing. `passes`: how often each sample is read, a view each."""
+    """All units, and the number of missing rows of each tap. `passes`: passes over the samples, one per view."""
 
     samples: int
     missing: dict[str, int]
@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def spared(self) -> int:
-        """How often the network need not run on a sample."""
+        """The number of forward passes that cached rows save."""
         return self.samples * self.passes - sum(len(unit.rows) for unit in self.units)
 
     def __str__(self) -> str:
@@ -45,9 +45,9 @@ class Plan:
 def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndarray | None = None) -> Plan:
     """Cut the missing rows into units of at most `unit_rows`.
 
-    `known`: for each tap, which of the samples, in the order of their keys, are stored or rejected: bool (samples,).
-    `containers`: a number for the file that holds each sample among others; those of one file are cut one after
-    another, so that few files are read for a unit.
+    `known`: for each tap, which samples, in the order of their keys, are stored or rejected: bool (samples,).
+    `containers`: for each sample, the number of its container; the samples of a container go into the same units, so
+    that a unit reads few files.
     """
     samples = len(next(iter(known.values())))
     ranks = None if containers is None else _ranks(containers)
@@ -62,10 +62,10 @@ def plan(known: Mapping[str, np.ndarray], *, unit_rows: int, containers: np.ndar
 
 
 def _alike(known: Mapping[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yield the places of the samples that lack the same taps, for all taps that some sample lacks together.
+    """Yield groups of samples that lack the same taps: the taps, and the indices of the samples.
 
-    Samples are told apart by one tap after another, since sorting what each of them lacks would take longer than all
-    the rest of a plan. Those that lack the first tap come last, as if what they lack were sorted.
+    Groups are divided by one tap at a time, since sorting the missing taps of every sample would take longer than all
+    the rest of a plan. The order is the order of that sort: samples that lack the first tap come last.
     """
     samples = len(next(iter(known.values())))
     groups: list[tuple[tuple[str, ...], np.ndarray | None]] = [((), None)] if samples else []  # None: all samples
@@ -85,9 +85,9 @@ def _alike(known: Mapping[str, np.ndarray]) -> Iterator[tuple[tuple[str, ...], n
 
 
 def _ranks(containers: np.ndarray) -> np.ndarray:
-    """Return each sample's container by its place among all, in the order of their first keys: names do not matter."""
-    own = containers + 1  # -1 is that of files of their own
-    first = np.full(int(own.max(initial=0)) + 1, len(own))
-    first[own[::-1]] = np.arange(len(own))[::-1]  # the last one that is written stays: that of the first sample
-    ranks: np.ndarray = np.argsort(np.argsort(first, kind="stable"))[own]
+    """Return the rank of each sample's container, by the first keys of the containers: names do not matter."""
+    numbers = containers + 1  # -1 means no container
+    first = np.full(int(numbers.max(initial=0)) + 1, len(numbers))
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # the last assignment wins: the first sample
+    ranks: np.ndarray = np.argsort(np.argsort(first, kind="stable"))[numbers]
     return ranks

@@ -1,4 +1,4 @@
-"""What an extraction is asked for: settings, samples, the cache's columns, and the plan of what they lack."""
+"""The request of an extraction: settings, samples, columns of the cache, and the plan of missing rows."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -24,10 +24,12 @@ from pipeline.store.use import in_use
 
 @dataclass(frozen=True)
 class Request:
-    """Settings with nodes in the place of aliases, and what they mean for these samples and this cache.
+    """Settings with aliases resolved to nodes, and their samples and columns of the cache.
 
-    `shards`: the shards of each tap that are there and hold samples. `stored`: how many samples they hold. `views`: the
-    same for each view of the samples; `view`: that of this one, none of the samples as they are.
+    shards: the cached shards of each tap with samples of the request.
+    stored: the number of samples in these shards.
+    view: the augmented view of the samples; None for the clean samples.
+    views: the requests of all augmented views.
     """
 
     config: ExtractConfig
@@ -44,7 +46,7 @@ class Request:
 
     @property
     def all(self) -> tuple["Request", ...]:
-        """Itself, and those of its views."""
+        """This request and the requests of its views."""
         return (self, *self.views)
 
     def folder(self, tap: str) -> str:
@@ -53,7 +55,7 @@ class Request:
 
     @property
     def whole(self) -> Plan:
-        """The plan of all views together, each tap by the name of its folder."""
+        """The plan of all views together; taps are named by their folders."""
         missing = {one.folder(tap): rows for one in self.all for tap, rows in one.plan.missing.items()}
         units = [
             Unit(unit.rows, tuple(one.folder(tap) for tap in unit.taps)) for one in self.all for unit in one.plan.units
@@ -62,17 +64,17 @@ class Request:
 
     @property
     def rows(self) -> np.ndarray:
-        """The places of all samples that the network must run on."""
+        """The indices of all samples that the network must run on."""
         return np.concatenate([unit.rows for unit in self.plan.units] or [np.empty(0, np.int64)])
 
     @property
     def missing_taps(self) -> tuple[str, ...]:
-        """The taps that rows are missing of."""
+        """The taps with missing rows."""
         return tuple(tap for tap, missing in self.plan.missing.items() if missing)
 
 
 def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: Path) -> Request:
-    """Look at the settings, the data sets and the cache; nothing is written.
+    """Read the settings, the data sets and the cache, without writing anything.
 
     Raises BackboneError for a tap that does not exist and for poolings that do not fit.
     """
@@ -84,7 +86,7 @@ def read(config: ExtractConfig, *, backbone: Path, manifests: Path, cache_root: 
 def of_samples(
     config: ExtractConfig, *, backbone: Path, spec: BackboneSpec, samples: Samples, cache_root: Path
 ) -> Request:
-    """Return the request for samples that were read before."""
+    """Return the request for samples that are read already."""
     views = [config.views.view(number) for number in range(config.views.count)] if config.views is not None else []
     clean, *others = (
         _of_view(config, view, backbone=backbone, spec=spec.viewed(view), samples=samples, cache_root=cache_root)
@@ -119,7 +121,7 @@ def _of_view(
 def checked(
     config: ExtractConfig, spec: BackboneSpec, *, where: str
 ) -> tuple[ExtractConfig, dict[str, tuple[int, ...]]]:
-    """Return the settings with nodes in the place of aliases, and the shape of a stored row of each tap.
+    """Return the settings with aliases resolved to nodes, and the shape of a stored row of each tap.
 
     Raises BackboneError for a tap that does not exist and for poolings that do not fit.
     """
@@ -141,15 +143,15 @@ def row_shapes(specs: Mapping[str, TapSpec], spec: BackboneSpec, *, where: str) 
 
 
 def _unit_rows(config: ExtractConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the rows per unit, a whole number of batches: the shard of the widest tap has about `shard_mb`."""
+    """Return the rows per unit, a multiple of the batch size; a shard of the widest tap has about `shard_mb`."""
     widest = max(int(np.prod(shapes[tap])) * np.dtype(ON_DISK[config.taps[tap].dtype]).itemsize for tap in shapes)
     rows = config.shard_mb * 2**20 // widest
-    # The size that is found on one machine must not shape the shards that another would make.
+    # Shards must not depend on a batch size that is found by trying on this machine.
     return max(1, min(rows, 65_536) // config.batch) * config.batch
 
 
 def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
-    """Return which samples were tried before and can give no features; bool (samples,)."""
+    """Return which samples were rejected before, as bool (samples,)."""
     result = np.zeros(len(keys), dtype=bool)
     places = key_arrays.find(keys, key_arrays.from_hex(sorted(column.rejected())))
     result[places[places >= 0]] = True
@@ -157,7 +159,7 @@ def _rejected(column: cache.CacheEntry, keys: np.ndarray) -> np.ndarray:
 
 
 def refuse_other_values(request: Request) -> None:
-    """Raise StoreError where cached rows are of a network that gave other values, of the same weights and settings."""
+    """Raise StoreError if cached rows come from the same weights and settings, but with other output values."""
     for name, column in _columns_of_views(request):
         if request.spec.probe is None or column.probe is None:
             continue
@@ -173,7 +175,7 @@ def refuse_other_values(request: Request) -> None:
 
 
 def keep_probes(request: Request) -> None:
-    """Note in each column that gets rows what the network gives for its fixed image."""
+    """Store the network's output for a fixed image in each column that gets rows."""
     if request.spec.probe is not None:
         for tap in request.missing_taps:
             if request.columns[tap].probe is None:
@@ -182,7 +184,7 @@ def keep_probes(request: Request) -> None:
 
 @contextlib.contextmanager
 def keep_in_use(request: Request) -> Iterator[None]:
-    """Keep `prune` off the cached rows of a request, of all of its views."""
+    """Protect the cached rows of a request and its views from `icecore cache prune`."""
     with contextlib.ExitStack() as stack:
         for _, column in _columns_of_views(request):
             stack.enter_context(in_use(column.folder))
@@ -190,13 +192,13 @@ def keep_in_use(request: Request) -> Iterator[None]:
 
 
 def remove_stale(request: Request) -> None:
-    """Remove what dead processes have left in the cache, of all taps and views of a request."""
+    """Remove the temporary files of dead processes in the cache, for all taps and views of a request."""
     for _, column in _columns_of_views(request):
         remove_stale_files(column)
 
 
 def _columns_of_views(request: Request) -> Iterator[tuple[str, cache.CacheEntry]]:
-    """Yield the columns of all taps of all views, each with the name of its folder."""
+    """Yield the column of each tap of each view, with the name of its folder."""
     for view in request.all:
         for tap, column in view.columns.items():
             yield view.folder(tap), column

@@ -1,4 +1,4 @@
-"""Run an extraction: compute what is missing into the feature cache, then commit each tap's folder."""
+"""Run an extraction: compute missing rows into the feature cache, then commit each tap's folder."""
 
 import contextlib
 import time
@@ -42,21 +42,21 @@ def extract(
     samples: Samples | None = None,
     reporter: Reporter = SILENT,
 ) -> Extracted:
-    """Extract every tap of `config` and commit `out/<tap>/`, and of each of its views `out/<tap>.view<number>/`.
+    """Extract every tap of `config` into `out/<tap>/`, and the views of each tap into `out/<tap>.view<number>/`.
 
-    `samples`: extract only these, instead of all samples of `config.datasets`. The reporter gets messages (the forecast
-    of missing rows and bytes; the engine, and why), a log line per stored shard, and the timings so far.
+    `samples`: extract these samples instead of all samples of `config.datasets`. The reporter gets messages (the
+    forecast of missing rows and bytes; the engine, and the reason for it), a log line per stored shard, and timings.
 
-    Raises BackboneError for a tap that does not exist, StoreError if the features do not fit on the disk or another
-    process extracts into `out`, EngineError for an engine that cannot run here or computes other values than torch
-    float32, DataError if more samples than `max_rejected` gave no features, Interrupted if the user ends it: the shard
-    that was being made is dropped.
+    Raises BackboneError for a tap that does not exist; StoreError if the features do not fit on the disk, or another
+    process extracts into `out`; EngineError for an engine that cannot run here or whose values differ from torch
+    float32; DataError if more samples than `max_rejected` have no features; Interrupted if the user interrupts, which
+    drops the unfinished shard.
     """
     start = time.perf_counter()
     backbone, manifests = as_path(backbone, "extract: backbone"), as_path(manifests, "extract: manifests")
     out, cache_root = as_path(out, "extract: out"), as_path(cache_root, "extract: cache_root")
     spec = serialization.read_spec(backbone)
-    checked(config, spec, where=str(backbone))  # before anything is written, a lock too
+    checked(config, spec, where=str(backbone))  # before anything is written, even a lock
     with exclusive_lock(cache_root, out):
         samples = read_samples(manifests, config.datasets) if samples is None else samples
         request = of_samples(config, backbone=backbone, spec=spec, samples=samples, cache_root=cache_root)
@@ -73,7 +73,7 @@ def extract(
 
 
 def _extract_views(request: Request, out: Path, cache_root: Path, hits: float, reporter: Reporter) -> Extracted:
-    """Compute and commit the samples as they are, then each of their views; `hits`: the share of rows in the cache."""
+    """Compute and commit the clean samples, then each of their views; `hits`: the share of rows in the cache."""
     timings = Timings()
     refused: dict[str, Refusal] = {}
     before, total = 0, sum(len(view.rows) for view in request.all)

@@ -1,4 +1,4 @@
-"""What is said at the end of an extraction: what was computed, reused and rejected, and where the time went."""
+"""The summary of an extraction: rows computed, reused and rejected, and the time of each part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,18 @@ from pipeline.extract.request import Request, of_samples
 from pipeline.extract.timing import Timings, bottleneck, peak_memory
 from pipeline.text import duration, human
 
-REASONS = 5  # that are named
+REASONS = 5  # most reasons of rejects that the summary names
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction did. `reasons`: how many samples have no features, by reason. `stored`: rows found, by tap.
+    """The result of an extraction.
 
-    `seconds`: the whole extraction. `spent`: the part that went into reading, running and writing samples.
+    rejected: the number of samples without features.
+    reasons: the number of these by reason.
+    stored: the rows that were cached before, by tap.
+    spent: the time of reading, running and writing samples.
+    seconds: the time of the whole extraction.
     """
 
     plan: Plan
@@ -30,9 +34,9 @@ class Extracted:
 
 
 def text(name: str, done: Extracted, *, process: float) -> str:
-    """Return the summary, one line per fact. Time saved by reuse: that of the samples that the network did not run on.
+    """Return the summary as text, one line per fact.
 
-    `process`: seconds since the process was started, in which all of it was done.
+    `process`: seconds since the start of the process.
     """
     todo, spent = done.plan, done.spent
     computed, reused = sum(todo.missing.values()), sum(done.stored.values())
@@ -61,7 +65,7 @@ def text(name: str, done: Extracted, *, process: float) -> str:
 
 
 def describe_cache(root: Path, done: Extracted) -> str:
-    """Say where the feature cache lies, and how many rows of it were there before: of an earlier run, or a project."""
+    """Return a line with the path of the feature cache, and the number of rows that were cached before."""
     linked = sum(done.stored.values())
     if not linked:
         return f"feature cache: {root}"
@@ -70,7 +74,7 @@ def describe_cache(root: Path, done: Extracted) -> str:
 
 
 def describe_cached(request: Request, cache_root: Path) -> str:
-    """Say what an interrupted run leaves in the cache: the rows of all taps together, and that they are kept."""
+    """Return a line with the number of rows of all taps that an interrupted run leaves in the cache."""
     now = of_samples(
         request.config, backbone=request.backbone, spec=request.spec, samples=request.samples, cache_root=cache_root
     ).whole

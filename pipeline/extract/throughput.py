@@ -1,8 +1,8 @@
-"""Measure the rates of reading, forward pass and writing on a seeded sample of what is missing, and foresee the time.
+"""Measure the rates of reading, forward pass and writing on a seeded sample of missing rows, and estimate the time.
 
-Each part is measured alone, over several batches. On a CPU reading and the network share the cores, so that their times
-add up; beside a GPU the slower of the two counts. The interval is Student's, from the spread of the batches: it holds
-for this sample on this machine as it is now. Nothing that is computed here is kept.
+Each part is measured separately, over several batches. On a CPU, reading and the network share the cores, so their
+times add up; with a GPU, the slower part counts. The interval is Student's t interval over the batches; it is valid for
+this sample and the current load of the machine. No computed rows are stored.
 """
 
 import contextlib
@@ -37,9 +37,11 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured. `rates`: samples per second of each part, alone; times are of all that is missing.
+    """Measured rates.
 
-    `batches`: on a GPU, the speed and the memory of batches of several sizes.
+    rates: samples per second of each part by itself.
+    seconds, low, high: the estimated time for all missing rows, with its interval.
+    batches: on a GPU, the speed and the memory of several batch sizes.
     """
 
     engine: str
@@ -69,19 +71,19 @@ class Rates:
 
 
 def measure_throughput(request: Request, *, cache_root: Path, images: int = 64, seed: int = 0) -> Rates | None:
-    """Measure on about `images` of the samples that lack a tap, of each view too; None if nothing is missing.
+    """Measure on about `images` of the samples with missing rows, views included; None if nothing is missing.
 
-    Raises DataError if none of them can be read, and what the engine and the store raise in a run.
+    Raises DataError if no sample can be read, and the errors of the engine and the store.
     """
-    passes = [one for one in request.all if len(one.rows)]
+    passes = [view for view in request.all if len(view.rows)]
     if not passes:
         return None
     each = max(1, images // len(passes))
-    return _together([_measure(one, cache_root=cache_root, images=each, seed=seed) for one in passes])
+    return _together([_measure(view, cache_root=cache_root, images=each, seed=seed) for view in passes])
 
 
 def _together(passes: list[Rates]) -> Rates:
-    """Return the rates of several passes over the samples, one after another: seconds and samples add up."""
+    """Combine the rates of several consecutive passes over the samples: seconds and samples add up."""
     first, *others = passes
     if not others:
         return first
@@ -101,7 +103,7 @@ def _together(passes: list[Rates]) -> Rates:
 
 
 def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> Rates:
-    """Measure one pass, over the samples as they are or over one view of them."""
+    """Measure one pass, over the clean samples or over a view of them."""
     chosen = sample(request.rows, images, seed=seed)
     loaded = serialization.read(request.backbone)
     config = request.config
@@ -112,17 +114,17 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     if name == AUTO:
         remembered = load_choice(job, len(request.rows))
         name, note = remembered or "torch", "" if remembered else " (auto has not measured here yet and may be faster)"
-    # Short batches are filled up to the engine's size: here it has that of the sample's batches. No graph is kept.
+    # Engines pad short batches, so the engine gets the batch size of this sample. Its graph is not cached.
     specs = {tap: config.taps[tap] for tap in request.missing_taps}
     engine = replace(job, batch_size=size, cache=None).engine(name, specs)
     reader = ImageReader(request.spec.input.image)
     pool = start_decoders(reader, config.run.decode, sample_bytes=int(np.prod(request.spec.input.shape)))
     with contextlib.closing(pool):
-        found = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)
+        measured = rates(request, engine, pool, chosen, batch_size=size, cache_root=cache_root, note=note)
     if not gpus():
-        return found
+        return measured
     pixels = np.zeros((size, *request.spec.input.size, request.spec.input.shape[0]), np.uint8)
-    return replace(found, batches=tuple(measure(job, name, pixels)))
+    return replace(measured, batches=tuple(measure(job, name, pixels)))
 
 
 def rates(
@@ -172,7 +174,7 @@ def rates(
 
 
 def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Return some of the rows without one twice, in their order; the same for the same seed."""
+    """Return a seeded sample of the rows without replacement, in their order."""
     chosen = np.random.default_rng(seed).choice(rows, size=min(count, len(rows)), replace=False)
     return np.sort(chosen)
 
@@ -180,7 +182,7 @@ def sample(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 def _read(
     request: Request, chosen: np.ndarray, pool: Decoders, size: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[Reject], list[float]]:
-    """Return the keys, sorted, and batches of pixels in their order, what could not be read, and seconds per sample."""
+    """Return the sorted keys, batches of pixels in their order, the rejects, and seconds per sample of each batch."""
     samples = request.samples.take(chosen)
     samples = samples.take(reading_order(samples))
     found: list[Sample | Reject] = []
@@ -202,7 +204,7 @@ def _read(
 
 
 def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray], cache_root: Path) -> float:
-    """Return seconds that storing rows takes in the cache's file system, in a folder that is removed."""
+    """Return the seconds to store rows on the cache's file system, in a temporary folder."""
     with scratch(cache_root, "pilot") as folder:
         begin = time.perf_counter()
         for tap, rows in values.items():
@@ -214,7 +216,7 @@ def _write(request: Request, keys: np.ndarray, values: Mapping[str, np.ndarray],
 
 
 def _spread(*parts: list[float], shared: bool) -> float:
-    """Return half the interval of the seconds a sample: the spreads of parts add up, or the wider one counts."""
+    """Return half the interval of the seconds per sample: variances of shared parts add up, else the wider counts."""
     from scipy.special import stdtrit  # the quantile; scipy.stats is large, and slow to load
 
     halves = [  # of Student's t, two-sided 95 %

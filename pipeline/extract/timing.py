@@ -1,4 +1,4 @@
-"""Where the time of an extraction goes: reading, the forward pass, writing."""
+"""Measure the time of an extraction by part: reading, the forward pass, writing."""
 
 import resource
 import sys
@@ -16,9 +16,9 @@ NAMES = {"read": "reading and decoding", "forward": "the forward pass", "write":
 
 @dataclass
 class Timings:
-    """Seconds by part, and samples that were dealt with. Of reading and writing what the network waited for them.
+    """Seconds by part, and the number of processed samples. Reading and writing count only while the network waits.
 
-    `processes`: how many spent them, side by side.
+    `processes`: the number of parallel processes that spent the time.
     """
 
     samples: int = 0
@@ -27,7 +27,7 @@ class Timings:
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
-        """Count the time of a block to a part, also where it fails."""
+        """Add the time of a block to a part, even if the block fails."""
         start = time.perf_counter()
         try:
             yield
@@ -35,7 +35,7 @@ class Timings:
             self.seconds[part] += time.perf_counter() - start
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items; the time until each of them comes counts as reading."""
+        """Yield the items; the time spent waiting for them counts as reading."""
         rest = iter(items)
         while True:
             with self.on("read"):
@@ -46,19 +46,19 @@ class Timings:
             yield item
 
     def add(self, other: "Timings") -> None:
-        """Count what another process spent."""
+        """Add the timings of another process."""
         self.samples += other.samples
         for part in PARTS:
             self.seconds[part] += other.seconds[part]
 
     @property
     def whole(self) -> float:
-        """Seconds of all parts, by the clock."""
+        """Wall-clock seconds of all parts."""
         return sum(self.seconds.values()) / self.processes
 
     @property
     def rate(self) -> float | None:
-        """Samples per second, where any were dealt with."""
+        """Samples per second; None without samples."""
         return self.samples / self.whole if self.samples and self.whole else None
 
     @property
@@ -73,11 +73,11 @@ class Timings:
 
 
 def bottleneck(seconds: dict[str, float]) -> str:
-    """Return the name of the part that takes longest."""
+    """Return the name of the slowest part."""
     return NAMES[max(PARTS, key=lambda part: seconds[part])]
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory that this process had so far."""
+    """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

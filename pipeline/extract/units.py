@@ -1,7 +1,7 @@
-"""The work of a unit: decode its samples, run the network, store one shard per tap. Every worker runs this.
+"""Compute a unit: decode its samples, run the network, store one shard per tap. Every worker runs this.
 
-Decoding, the network and storing overlap, also from one unit to the next: while the network runs on a batch, the next
-ones are decoded and the rows of the last one written. Nothing is kept longer than its batch.
+Decoding, the network and storing overlap, within and across units: while the network runs on a batch, the next batches
+are decoded and the rows of the previous batch are written. Batches are dropped as soon as they are written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ from pipeline.store.shard_format import ShardRecord
 
 @dataclass(frozen=True)
 class UnitInput:
-    """A unit as a worker gets it: samples, their keys sorted, and the taps that lack them."""
+    """The input of a unit: samples in the order of their keys, and the taps that lack them."""
 
     samples: Samples
     taps: tuple[str, ...]
@@ -31,7 +31,7 @@ class UnitInput:
 
 @dataclass(frozen=True)
 class TapOutput:
-    """Where the rows of a tap go, and the shape of one."""
+    """The cache entry for the rows of a tap, and the shape of a row."""
 
     column: CacheEntry
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class TapOutput:
 
 @dataclass
 class _Unit:
-    """A unit that is being made."""
+    """A unit in progress."""
 
     engine: Engine
     writers: dict[str, Writer]
@@ -49,7 +49,7 @@ class _Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of a unit: the samples without features, and the shard of each tap, if it has rows."""
+    """The result of a unit: the samples without features, and the shard of each tap, if it has rows."""
 
     rejects: list[Reject]
     shards: Mapping[str, ShardRecord]
@@ -65,9 +65,9 @@ def make_units(
     done: Callable[[int], None],
     spent: Timings,
 ) -> Iterator[UnitResult]:
-    """Compute and store the rows of units, one after another; yield what became of each when it is stored.
+    """Compute and store the rows of units, one after another; yield the result of each when it is stored.
 
-    `done` is called with the number of samples that were dealt with since the last call. The time goes to `spent`.
+    `done` is called with the number of samples processed since the last call. Time is added to `spent`.
     """
     taps: list[tuple[str, ...]] = []
 
@@ -79,24 +79,24 @@ def make_units(
     with ExitStack() as everything, ThreadPoolExecutor(1) as thread:
         storing = _Storing(thread, spent)
         unit: _Unit | None = None
-        begun: _Started | None = None
+        started: _Started | None = None
         for batch in spent.waiting(batches(samples(), decoders, batch_size=batch_size)):
             if unit is None:
                 unit = _open(taps[batch.unit], engine_of, targets, everything)
             with spent.on("forward"):
                 answer = unit.engine.begin(batch.arrays) if len(batch.keys) else None
-            if begun is not None:
-                yield from storing.take(begun, done)
-            begun = _Started(unit, batch, answer)
+            if started is not None:
+                yield from storing.take(started, done)
+            started = _Started(unit, batch, answer)
             unit = None if batch.last else unit
-        if begun is not None:
-            yield from storing.take(begun, done)
+        if started is not None:
+            yield from storing.take(started, done)
         yield from storing.end()
 
 
 @dataclass(frozen=True)
 class _Started:
-    """A batch that the network runs on, if any of it could be read."""
+    """A batch on which the network runs; `answer` is None if no sample could be read."""
 
     unit: _Unit
     batch: Batch
@@ -104,23 +104,23 @@ class _Started:
 
 
 class _Storing:
-    """Writes rows in a thread beside the network: a batch at a time, and after its last one the shards of a unit."""
+    """Write rows in a thread while the network runs: batch by batch, then the shards of a unit after its last batch."""
 
     def __init__(self, thread: ThreadPoolExecutor, spent: Timings) -> None:
         self._thread, self._spent = thread, spent
         self._writing: Future[None] | None = None
         self._ending: Future[UnitResult] | None = None
 
-    def take(self, begun: _Started, done: Callable[[int], None]) -> Iterator[UnitResult]:
-        """Wait for a batch and have it written; yield what became of the unit before, once its shards are there."""
-        unit, batch = begun.unit, begun.batch
+    def take(self, started: _Started, done: Callable[[int], None]) -> Iterator[UnitResult]:
+        """Wait for the rows of a batch and write them; after its last batch, yield the result of the previous unit."""
+        unit, batch = started.unit, started.batch
         unit.rejects += batch.rejects
-        if begun.answer is not None:
+        if started.answer is not None:
             with self._spent.on("forward"):
-                found = begun.answer()
+                rows = started.answer()
             with self._spent.on("write"):
-                _wait(self._writing)  # no more than one batch waits to be written
-            self._writing = self._thread.submit(_append, unit, batch.keys, found)
+                _wait(self._writing)  # at most one batch waits to be written
+            self._writing = self._thread.submit(_append, unit, batch.keys, rows)
         self._spent.samples += batch.rows
         done(batch.rows)
         if batch.last:
@@ -147,14 +147,14 @@ def _open(
     return _Unit(engine_of(taps), writers, own)
 
 
-def _append(unit: _Unit, keys: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+def _append(unit: _Unit, keys: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
     for tap, writer in unit.writers.items():
         with _named(tap):
-            writer.append(keys, found[tap])
+            writer.append(keys, rows[tap])
 
 
 def _finish(unit: _Unit, last: "Future[None] | None") -> UnitResult:
-    _wait(last)  # nothing is finished that lacks rows
+    _wait(last)  # all rows must be written first
     lasting = {reject.key: reject.reason for reject in unit.rejects if reject.permanent}
     shards = {}
     for tap, writer in unit.writers.items():

@@ -1,4 +1,4 @@
-"""A worker: the network, its engine and the decoders, made ready once in a process and used for all of its units."""
+"""A worker: the network, its engine and the decoders, prepared once per process and used for all units."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,10 +32,11 @@ from pipeline.store.identity import identity
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker is to make: settings with nodes in the place of aliases, and where everything lies.
+    """The job of a worker: settings with aliases resolved to nodes, and paths.
 
-    `samples`: on how many the network runs in the whole job; `missing_taps`: the taps that lack rows.
-    `view`: the augmented copy that is read in the place of the samples.
+    samples: the number of samples of the whole job on which the network runs.
+    missing_taps: the taps with missing rows.
+    view: the augmented view to read instead of the clean samples.
     """
 
     config: ExtractConfig
@@ -47,7 +48,7 @@ class WorkerJob:
 
 
 class Worker:
-    """Makes units. Close it: it may have processes."""
+    """Computes units. It must be closed, since it may have processes."""
 
     def __init__(self, assignment: WorkerJob, *, reporter: Reporter) -> None:
         self.assignment, self._reporter = assignment, reporter
@@ -61,35 +62,36 @@ class Worker:
 
     @cached_property
     def spec(self) -> BackboneSpec:
-        """What is said of the network, and of what it sees."""
+        """The backbone's spec, with the input of the view."""
         return self.backbone.spec.viewed(self.assignment.view)
 
     @cached_property
     def reader(self) -> Reader:
-        """What decodes the samples."""
+        """The function that decodes a sample."""
         return ImageReader(self.spec.input.image)
 
     @cached_property
     def decoders(self) -> Decoders:
-        """Who decodes them."""
+        """The threads or processes that decode samples."""
         sample_bytes = int(np.prod(self.backbone.spec.input.shape))
         kind = self.assignment.config.run.decode
         return start_decoders(self.reader, kind, sample_bytes=sample_bytes, with_gpu=gpus() > 0)
 
     @cached_property
     def targets(self) -> dict[str, TapOutput]:
-        """Where the rows of each tap go."""
+        """The cache entry of each tap."""
         config, spec = self.assignment.config, self.spec
         shapes = row_shapes(config.taps, spec, where=str(self.assignment.backbone))
         return {
             tap: TapOutput(
-                cache.column(self.assignment.cache_root, identity(spec, one, precision=config.precision)), shapes[tap]
+                cache.column(self.assignment.cache_root, identity(spec, tap_spec, precision=config.precision)),
+                shapes[tap],
             )
-            for tap, one in config.taps.items()
+            for tap, tap_spec in config.taps.items()
         }
 
     def prepare(self, units: Iterable[Samples]) -> None:
-        """Choose the engine and let it through the gate, on the first samples of some units, unless that is done."""
+        """Choose the engine and check its parity on the first samples of some units, unless that is done already."""
         if self._engine_of is not None:
             return
         config, targets = self.assignment.config, self.targets
@@ -99,7 +101,7 @@ class Worker:
 
         @once
         def pixels() -> np.ndarray:
-            """Return the pixels that the engine is chosen and checked with."""
+            """Return the pixels for choosing and checking the engine."""
             return first_pixels(units, self.decoders, count=count, batch_size=job.batch_size)[1]
 
         self._batch_size, self._engine_of = engines(
@@ -114,7 +116,7 @@ class Worker:
         )
 
     def forecast(self, request: Request, *, batches: int) -> Rates:
-        """Return how long a request takes, measured on some batches of it. `prepare` comes first."""
+        """Measure some batches of a request, and return the rates. Call `prepare` first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return rates(
             request,
@@ -126,7 +128,7 @@ class Worker:
         )
 
     def make(self, works: Iterable[UnitInput], *, done: Callable[[int], None], spent: Timings) -> Iterator[UnitResult]:
-        """Make units, one after another; what became of each. `prepare` comes first."""
+        """Compute units one after another, and yield their results. Call `prepare` first."""
         assert self._engine_of is not None, "the engine is chosen on samples that can be read"
         return make_units(
             works,
@@ -139,6 +141,6 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End the decoders."""
+        """Stop the decoders."""
         if "decoders" in self.__dict__:
             self.decoders.close()
