@@ -895,7 +895,7 @@ def test_rows_of_reduced_precision_are_replayed_within_the_limit_of_the_gate(job
         for part in backbone.module.modules():
             if isinstance(part, torch.nn.Conv2d):
                 part.weight.normal_()
-    message = r"features of reduced precision to give the network's logits with a median cosine of 0.98 at least, got"
+    message = r"features of reduced precision to give the network's logits with a median cosine of at least 0.98, got"
     with pytest.raises(BackboneError, match=message):
         logit_check.check_logits(job.features("last"), TapSpec(**LAST["last"]), backbone=backbone, **rest)
 
