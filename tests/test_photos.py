@@ -1,5 +1,6 @@
 """Real photos and a real network: an example of docs/, known numbers, many tasks on one extraction, planted copies."""
 
+import json
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ from support.clean_environment import clean_folder, run_clean
 from support.projects import Project, default
 
 from pipeline.export.run import export
-from pipeline.inference.trained_model import load
 from pipeline.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_core")  # stages wait for threads while other tests run
@@ -155,7 +155,7 @@ def test_copies_that_were_saved_once_more_are_found_across_splits(photos: Photos
     assert 0 < shifted["shift"]["splits"][0]["distance"] < 0.3
 
 
-def test_an_exported_model_predicts_200_photos_as_the_pipeline_does_without_it(photos: Photos, tmp_path: Path) -> None:
+def test_icecore_predict_and_the_exported_model_without_it_agree_on_200_photos(photos: Photos, tmp_path: Path) -> None:
     project, _, _ = photos
     data = project.root / "data"
     found = export(data / "models" / "caltech", tmp_path / "out", cache=project.cache)
@@ -169,7 +169,8 @@ def test_an_exported_model_predicts_200_photos_as_the_pipeline_does_without_it(p
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == paths
-    model = load(data / "models" / "caltech")
-    [answers] = model.answer_rows(model.rows(paths))
-    assert [line[1] for line in lines] == list(answers.predicted)
-    np.testing.assert_allclose([float(line[2]) for line in lines], answers.scores.max(axis=1), rtol=0, atol=1e-4)
+    rows = [json.loads(line) for line in project.run("icecore", "predict", "caltech", *paths, "--json").splitlines()]
+    assert [row["path"] for row in rows] == paths
+    assert [line[1] for line in lines] == [row["prediction"] for row in rows]
+    confidences = [row["confidence"] for row in rows]
+    np.testing.assert_allclose([float(line[2]) for line in lines], confidences, rtol=0, atol=1e-4)

@@ -633,20 +633,26 @@ def test_killed_predictions_go_on_and_lose_no_row(models: Models, tmp_path: Path
     rows = pq.read_table(tmp_path / "whole" / "p.parquet").to_pylist()
     assert [row["path"] for row in rows] == sorted(str(path) for path in images.rglob("*.png"))
     assert [Path(row["path"]).name for row in rows if row["error"]] == ["bad.png"]
-    kills = turn = 0
-    while kills < KILLS:
-        root = tmp_path / f"killed-{turn}"
-        process = start(root)
-        process.join(timeout=random.uniform(0, seconds))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.join()
-        if (root / "p.parquet").exists():  # it was ready before its kill: the next one begins anew
-            assert (root / "p.parquet").read_bytes() == whole
-            turn += 1
-        else:
-            assert process.exitcode == -signal.SIGKILL
+    turn = 0
+    # A moment in each twentieth of the life of a whole prediction.
+    for share in (random.permutation(KILLS) + random.random(KILLS)) / KILLS:
+        killed = False
+        while not killed:
+            root = tmp_path / f"killed-{turn}"
+            is_new, begin = not root.exists(), time.monotonic()
+            process = start(root)
+            process.join(timeout=share * seconds)
+            killed = process.exitcode is None
+            if killed:
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            if (root / "p.parquet").exists():  # it was ready before its kill: the next prediction is a new one
+                assert (root / "p.parquet").read_bytes() == whole
+                turn += 1
+            else:
+                assert process.exitcode == -signal.SIGKILL
+            if is_new and not killed:  # the machine has become faster
+                seconds = time.monotonic() - begin
     undisturbed(root)
     assert (root / "p.parquet").read_bytes() == whole
     assert sorted(path.name for path in root.iterdir()) == ["cache", "p.parquet"]

@@ -160,7 +160,7 @@ def test_a_second_project_takes_the_features_of_the_first(installed: Installed, 
     said = installed.shell("icecore init 'Projekt 2' --images photos", as_user=True)
     assert "icecore repro" in said
     assert "8 samples, 0 rejected; rows of all taps: 0 to compute, 8 reused" in installed.shell(
-        "icecore repro extract@mobilenet_v2", cwd=installed.folder / "Projekt 2"
+        "dvc repro extract@mobilenet_v2", cwd=installed.folder / "Projekt 2"
     )
     assert sorted(installed.cache.rglob("*.h5")) == before
     params = (project / "params.yaml").read_bytes()
