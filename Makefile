@@ -19,7 +19,8 @@ repro: $(VENV)/.installed .dvc/config.local  ## run the pipeline, print the lead
 	@icecore repro
 
 test: $(VENV)/.installed  ## run the whole test suite
-	@OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # processes keep the cores busy: more threads would only wait
+	@# Processes keep the cores busy: more threads would only wait. Many processes are started, which read the bytecode of the first.
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed  ## check format, lint and types
 	@ruff format --check .
