@@ -96,6 +96,8 @@ def is_forked(commands: Variables, folder: Path, *before: str, **more: str) -> b
 def test_an_interpreter_runs_what_a_fork_would_run_otherwise(commands: Variables, tmp_path: Path) -> None:
     assert is_forked(commands, tmp_path)
     assert is_forked(commands, tmp_path, "env", "ICECORE_MINE=2", "DVC_STAGE=fit")
+    (tmp_path / "xxhash.yaml").touch()  # no module, though named as a library
+    assert is_forked(commands, tmp_path)
     assert not is_forked(commands, tmp_path, OMP_NUM_THREADS="5")
     assert not is_forked(commands, tmp_path, SOME_LIBRARY="1")
     assert not is_forked(commands, tmp_path, "nice", "-n", "1")

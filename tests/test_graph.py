@@ -39,7 +39,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("stage", "extractions"),
     [
-        ("finetune@digits_tuned", {"extract@glyphs"}),  # those of its own backbone, which a run from a tap reads
+        ("finetune@digits_tuned", set()),  # from pixels
         ("finetune@digits_from_block1", {"extract@glyphs"}),
         ("finetune@unstored_tuned", set()),
         ("teach@network", set()),

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import ctypes
 import importlib
+import importlib.machinery
 import io
 import os
 import runpy
@@ -14,6 +15,9 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+
+IMPORTED = tuple(importlib.machinery.all_suffixes())
+"""Ends of the names of files that Python imports: `dvc.yaml` beside the code of a project is none."""
 
 PR_SET_PDEATHSIG = 1
 NOT_WRITTEN = 120  # Python's exit status where it could not write the rest of its output
@@ -76,7 +80,7 @@ def are_hidden(modules: Collection[str], folders: Sequence[str]) -> bool:
             return True
         except OSError:  # Python passes over it, too
             continue
-        if any(path.suffix or [*path.glob("__init__.*")] for path in same):
+        if any(path.name.endswith(IMPORTED) or [*path.glob("__init__.*")] for path in same):
             return True
     return False
 
