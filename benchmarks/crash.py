@@ -180,7 +180,7 @@ def kill_writers(root: Path, moments: Sequence[float], whole: dict[str, str], co
     column = cache.column(root, IDENTITY)
     lost = set(said["committed"]) - {record.name for record in column.records()}
     yield from (f"{name}: committed, and lost" for name in sorted(lost))
-    yield from (problem for _, problem in maintenance.damage(column, whole=True))
+    yield from (problem for _, problem in maintenance.find_damage(column, whole=True))
     left, early = leftovers(root), sum(map(int, said["swept"]))
     late = race([start("--write", root, 0)])["swept"]
     tally(counts, killed, moments, found=early + left, swept=early + sum(map(int, late)))
@@ -192,7 +192,7 @@ def kill_extraction(root: Path, made: Path, moment: float, whole: dict[str, str]
     killed = [start("--extract", root, made)]
     race(killed, [moment])
     for column in cache.columns(made / "cache"):
-        yield from (problem for _, problem in maintenance.damage(column, whole=True))
+        yield from (problem for _, problem in maintenance.find_damage(column, whole=True))
     for path in made.glob(f"features/*/{index.NAME}"):
         there = {f"features/{path.parent.name}/{name}": value for name, value in contents(path.parent).items()}
         if not there.items() <= whole.items():

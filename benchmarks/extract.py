@@ -149,7 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.images <= given.batch:
         parser.error(f"--images: expected more than one batch of {given.batch}, got {given.images}")
-    autotune.WORTH["torch_compiled"] = np.inf  # minutes of compilation
+    autotune.MIN_JOB_SECONDS["torch_compiled"] = np.inf  # minutes of compilation
     settings = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA") if name in os.environ}
     print(autotune.machine(), versions("torch", "torchvision", "onnxruntime-gpu", "openvino", "pillow"), settings)
     if given.memory is not None:

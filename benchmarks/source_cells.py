@@ -33,7 +33,7 @@ from pipeline.engines import PRECISIONS, PRECISIONS_OF
 from pipeline.files import read_json, sha256_file
 from pipeline.freeze.config import Torchvision
 from pipeline.freeze.run import freeze
-from pipeline.store.dtypes import Stored, decode, encode, largest, quantise, scale_of
+from pipeline.store.dtypes import Stored, decode, encode, int8_scale, largest_magnitudes, quantise
 from pipeline.store.features import Features
 
 TAPS: Mapping[str, tuple[str, ...]] = {
@@ -164,7 +164,7 @@ def through(values: np.ndarray, stored: Stored) -> np.ndarray:
     """Return what a shard gives back of float32 rows (n, channels, ...)."""
     if stored != "int8":
         return decode(encode(values, stored).values, stored)
-    scale = scale_of(largest(values))
+    scale = int8_scale(largest_magnitudes(values))
     return decode(quantise(values.copy(), scale), stored, scale)
 
 

@@ -1,4 +1,4 @@
-"""Every error that icecore raises on purpose, and the wording that they share.
+"""The errors of icecore, and their common wording.
 
 PipelineError
 ├── ConfigError      the settings are wrong: nothing was done
@@ -25,47 +25,47 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """The settings are wrong."""
+    """The settings are invalid."""
 
 
 class DataError(PipelineError):
-    """A manifest, a task or a sample is wrong."""
+    """A manifest, a task or a sample is invalid."""
 
 
 class BackboneError(PipelineError):
-    """Weights, architecture or taps do not fit each other."""
+    """Weights, architecture or taps do not match."""
 
 
 class EngineError(PipelineError):
-    """An engine cannot run a backbone here, or its values are not those of torch float32."""
+    """An engine cannot run a backbone here, or its values differ from those of torch float32."""
 
 
 class ClusterError(PipelineError):
-    """The processes or machines that were to work cannot be reached, or are gone."""
+    """Worker processes or machines cannot be reached, or were lost."""
 
 
 class StoreError(PipelineError):
-    """Stored features are missing, damaged or made by something else."""
+    """Stored features are missing, damaged or have another identity."""
 
 
 class HeadError(PipelineError):
-    """A head cannot be fitted to, or applied to, what it was given."""
+    """A head cannot be fitted or applied to the given data."""
 
 
 class TrainingError(PipelineError):
-    """A network cannot be trained as it was asked to be."""
+    """A network cannot be trained with the given settings."""
 
 
 class MissingExtraError(PipelineError):
-    """A library that an extra of the distribution installs cannot be imported."""
+    """A library of an optional extra cannot be imported."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user ended the work; the message says what is kept and how to go on."""
+    """The user interrupted the work; the message says what is kept and how to resume."""
 
 
 DISTRIBUTION = "icecore-features"
-"""The name that pip knows. A distribution called `icecore` is another project."""
+"""The name of the distribution on PyPI, where `icecore` is another project."""
 
 
 def install_command(extra: str) -> str:
@@ -75,7 +75,7 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def requires(extra: str, *, what: str, error: type[PipelineError] = MissingExtraError) -> Iterator[None]:
-    """Raise `error` with the name of the extra where an import in the block fails.
+    """Raise `error` with the name of the extra if an import in this block fails.
 
     what: what needs the libraries, such as `fine-tuning`; the message begins with it.
     """
@@ -88,7 +88,7 @@ def requires(extra: str, *, what: str, error: type[PipelineError] = MissingExtra
 
 
 def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> str:
-    """Say that `name` is no `what`, which names are near it and which exist."""
+    """Return a message that `name` is not a known `what`, with similar and known names."""
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
@@ -97,7 +97,7 @@ def unknown(what: str, name: str, choices: Iterable[str], *, most: int = 12) -> 
 
 
 def unknown_node(name: str, nodes: Iterable[str], *, backbone: str = "NAME") -> str:
-    """Say that a backbone has no such node, which are near it in writing, and what lists them all.
+    """Return a message that a backbone has no such node, with similar names and the command that lists all.
 
     backbone: what `icecore layers` takes: a backbone of the project, a folder, or a model of torchvision or timm.
     """
@@ -112,7 +112,7 @@ def unknown_node(name: str, nodes: Iterable[str], *, backbone: str = "NAME") -> 
 
 
 def _letters(name: str) -> str:
-    """Return a name without what is easily mistaken in it: case, dots, underscores and blanks."""
+    """Normalise a name for comparison: without case, dots, underscores and blanks."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
@@ -122,5 +122,5 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
 
 
 def bullets(title: str, problems: Iterable[str]) -> str:
-    """Return several problems as one message, one line each."""
+    """Return a message with a line per problem."""
     return "\n".join([title, *(f"  - {problem}" for problem in problems)])

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the digests that name them.
+"""Atomic writes of files and folders, and digests.
 
 A file is written under a temporary name in the folder it will live in, flushed to the disk and renamed; whoever looks
 sees the old file, no file, or the whole new one. A folder that replaces another changes places with it in one step.
@@ -25,11 +25,11 @@ from typing import Any, cast
 
 KEY_BYTES = 16
 TEMPORARY = re.compile(r"\..+\.(?P<host>\w{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
-"""Names that `scratch` gives."""
+"""Pattern of the names of temporary files."""
 
 RENAME_EXCHANGE = 2  # renameat2(2)
 AT_FDCWD = -100
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says where there is no room left
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk
 
 
 def content_key(data: bytes) -> str:
@@ -38,7 +38,7 @@ def content_key(data: bytes) -> str:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Return SHA-256 of some bytes, as hex digits."""
+    """Return SHA-256 of bytes, as hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -59,7 +59,7 @@ def digest(value: Any) -> str:
 
 
 AnyPath = str | os.PathLike[str]
-"""What public functions take as a path."""
+"""Type of path arguments of public functions."""
 
 
 def as_path(value: AnyPath, what: str) -> Path:
@@ -74,7 +74,7 @@ def as_path(value: AnyPath, what: str) -> Path:
 
 
 class Paths:
-    """A base of frozen dataclasses of paths: a field `Path` may be given as text, and is a Path from then on."""
+    """Base of frozen dataclasses of paths: a field of type `Path` may be given as str, and is converted."""
 
     def __post_init__(self) -> None:
         for field in fields(cast(Any, self)):
@@ -85,7 +85,7 @@ class Paths:
 
 @contextlib.contextmanager
 def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
-    """Yield a temporary path in `folder`, which is made if need be; whatever still lies there at the end is removed.
+    """Yield a temporary path in `folder`, which is created if missing; a file left there at the end is removed.
 
     The name carries host and process, so that `remove_stale` can tell a killed process's leftovers from a live writer's
     file.
@@ -96,19 +96,19 @@ def scratch(folder: Path, name: str = "file") -> Iterator[Path]:
         yield temporary
     except OSError as error:
         if error.filename is None and error.errno is not None:
-            error.filename = str(folder)  # write(2) does not say where the disk was full
+            error.filename = str(folder)  # write(2) does not name the full disk
         raise
     finally:
         _remove(temporary)
 
 
 def temporary_path(folder: Path, name: str) -> Path:
-    """Return a name in a folder that nothing has, and that `remove_stale` removes once this process has ended."""
+    """Return an unused path in a folder, which `remove_stale` removes after this process has ended."""
     return folder / f".{name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a whole folder; of a folder what cannot be removed stays for `remove_stale`."""
+    """Remove a file or a folder; parts of a folder that cannot be removed are left to `remove_stale`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -116,7 +116,7 @@ def _remove(path: Path) -> None:
 
 
 def remove_stale(folder: Path, *, older_than: float = 86_400.0) -> int:
-    """Remove the temporary files and folders of dead processes of this machine, and anybody's that are a day old.
+    """Remove temporary files and folders of dead processes of this machine, and all that are older than a day.
 
     Only names that `scratch` gives are touched. Returns how many there were.
     """
@@ -140,7 +140,7 @@ def _host() -> str:
 
 
 def _alive(process: int) -> bool:
-    """Return whether a process runs. One that has ended and waits for its parent to ask (a zombie) does not."""
+    """Return whether a process runs; a zombie does not."""
     import psutil
 
     try:
@@ -148,18 +148,18 @@ def _alive(process: int) -> bool:
         return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except (ProcessLookupError, psutil.NoSuchProcess):
         return False
-    except (PermissionError, OverflowError, psutil.AccessDenied):  # somebody else's; or no number of a process
+    except (PermissionError, OverflowError, psutil.AccessDenied):  # another user's process, or not a process number
         return True
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has all bytes of a file."""
+    """Flush a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush a finished file to the disk and give it its name, in one step, with the mode that the umask gives."""
+    """Flush a finished file to the disk and rename it atomically, with the mode of the umask."""
     open_to_others(temporary)
     flush(temporary)
     temporary.replace(path)
@@ -167,7 +167,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def open_to_others(path: Path) -> None:
-    """Give a file that only its owner may read the mode that a plain new file gets in its folder.
+    """Set the mode of a file that only its owner may read to that of a new file in its folder.
 
     Some libraries make files with mode 0600 whatever the umask. A file that is read-only stays so.
     """
@@ -181,7 +181,7 @@ def open_to_others(path: Path) -> None:
 
 
 def denied(path: Path) -> PermissionError:
-    """Return the error for a file that this process may not read, with its owner and mode and those of the process."""
+    """Return the error for an unreadable file, with its owner and mode and the user of this process."""
     there = path
     while True:
         try:
@@ -201,19 +201,19 @@ def denied(path: Path) -> PermissionError:
 
 
 def check_readable(path: Path) -> None:
-    """Raise the PermissionError of `denied` for a file that may not be read, which libraries report as damage."""
+    """Raise the PermissionError of `denied` for an unreadable file, which libraries would report as damaged."""
     try:
         with path.open("rb"):
             return
     except PermissionError:
         raise denied(path) from None
-    except OSError:  # it is missing, or a folder: the reader says so
+    except OSError:  # missing, or a folder: reported by the reader
         return
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes that name, on an exception it is removed."""
+    """Yield a temporary path next to `path`; on success it is renamed to `path`, on an exception it is removed."""
     with scratch(path.parent, path.name) as temporary:
         yield temporary
         publish(temporary, path)
@@ -221,7 +221,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it takes that name and replaces what was there.
+    """Yield an empty temporary folder next to `path`; on success it replaces `path`.
 
     At every moment `path` is the whole old folder or the whole new one. Where the system cannot exchange two folders,
     the old one is first renamed to `.<name>.replaced`, and the next call puts it back if a kill came in between.
@@ -251,7 +251,7 @@ def _sweep_unmarked(path: Path) -> None:
     """Remove what version 0.1.0 left of `path` after a kill, `.<name>.<8 characters>/`, once it is a day old."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         if not left.is_dir() or {entry.name for entry in left.iterdir()} - {path.name, "replaced"}:
-            continue  # somebody else's
+            continue  # another user's
         if not path.exists() and (left / "replaced").is_dir():
             (left / "replaced").rename(path)
         if time.time() - left.stat().st_mtime > 86_400.0:
@@ -259,10 +259,10 @@ def _sweep_unmarked(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change names in one step; return whether the system can."""
+    """Exchange two folders atomically; return False if the system does not support it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # no Linux, or an old one
+    except (AttributeError, OSError):  # not Linux, or an old kernel
         return False
     done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
     return done == 0
@@ -278,13 +278,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece."""
+    """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that a person can read: keys in the order given, two spaces, no NaN."""
+    """Write readable JSON atomically: keys in the given order, two spaces, no NaN."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The manifest: which samples a data set has, under which key, with which labels.
+"""The manifest of a data set: its samples with keys, paths and labels.
 
 `data/manifests/<dataset>.parquet` has one row per distinct content, sorted by path:
 
@@ -44,13 +44,13 @@ SPLIT_NAMES = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
 }
-"""How each split may be named, in any case, also with `_set` or `-set` behind: by folders, and in columns."""
+"""Names of each split in folders and columns, in any case, also followed by `_set` or `-set`."""
 
 IN_CONTAINERS = ("container", "offset")
-"""The columns that are null where no sample lies in a container."""
+"""Columns that are null without containers."""
 
 DATA = "data:"
-"""In front of the name of a label column that the manifest has as a column of its own."""
+"""Prefix of a label column whose name is a column of the manifest itself."""
 
 
 def label_column(name: str) -> str:
@@ -88,17 +88,17 @@ class ManifestPaths(Paths):
 
     @property
     def rows(self) -> Path:
-        """Keys, paths, sizes and labels."""
+        """The file of keys, paths, sizes and labels."""
         return self.folder / f"{self.dataset}.parquet"
 
     @property
     def files(self) -> Path:
-        """Keys, paths and sizes alone."""
+        """The file of keys, paths and sizes only."""
         return self.folder / "files" / f"{self.dataset}.parquet"
 
     @property
     def excluded(self) -> Path:
-        """Every file that is no row, with the reason."""
+        """The list of excluded files, with reasons."""
         return self.folder / f"{self.dataset}.excluded.csv"
 
 
@@ -121,7 +121,7 @@ def read(folder: AnyPath, dataset: str, columns: Sequence[str] | None = None) ->
 def read_files(
     folder: Path, datasets: Sequence[str], columns: Sequence[str] = FILES_SCHEMA.names
 ) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of FILES_SCHEMA of several data sets, in blocks; a content may come more than once."""
+    """Yield columns of FILES_SCHEMA of data sets, in blocks; the same content may occur several times."""
     for dataset in datasets:
         path = ManifestPaths(folder, dataset).files
         if not path.is_file():
@@ -135,7 +135,7 @@ def read_files(
 
 
 def labels_in(table: pa.Table) -> pa.Table:
-    """Return the label columns of a manifest under the names that the data have for them."""
+    """Return the label columns of a manifest with their original names."""
     columns = {name: table[name] for name in table.column_names if name not in FIXED}
     return pa.table(
         {
@@ -146,7 +146,7 @@ def labels_in(table: pa.Table) -> pa.Table:
 
 
 def _with_containers(table: Any, names: Sequence[str]) -> Any:
-    """Return a table or a batch with these columns; they are null where its file is older than they are."""
+    """Return a table or batch with these columns; null if its file was written before they existed."""
     for name in names:
         if name not in table.schema.names:
             field = FILES_SCHEMA.field(name)

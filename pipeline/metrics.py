@@ -16,12 +16,12 @@ Values = dict[str, float | None]
 
 LOWER_IS_BETTER = frozenset({"mae", "rmse", "log_loss", "brier", "ece", "hamming_loss"})
 TOP = 5
-BINS = 15  # of the calibration error, as Guo et al. 2017 have it
+BINS = 15  # of the calibration error (Guo et al. 2017)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one set of predictions, and why some of them are None."""
+    """Metrics of a set of predictions, and the reasons why some are None."""
 
     values: Values
     degraded: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def measure(
     given: Scores,
     head: str = "the head",
 ) -> Measured:
-    """Return the metrics of a kind of task; arrays as `Predictions` has them. `given` says what the scores are."""
+    """Return the metrics of a kind of task; arrays as `Predictions` has them. `given`: the kind of scores."""
     if kind == "regression":
         return regression(targets, predicted)
     if kind == "multilabel":
@@ -184,7 +184,7 @@ def regression(targets: np.ndarray, predicted: np.ndarray) -> Measured:
     if len(targets) > 1:
         result.values["r2"] = float(r2_score(targets, predicted))
     else:
-        result.drop(["r2"], "there is one row alone")
+        result.drop(["r2"], "there is only one row")
     result.values["mae"] = float(mean_absolute_error(targets, predicted))
     result.values["rmse"] = float(root_mean_squared_error(targets, predicted))
     if np.ptp(targets) > 0 and np.ptp(predicted) > 0:

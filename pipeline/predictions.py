@@ -1,4 +1,4 @@
-"""Predictions: the one format that every method writes and evaluation reads.
+"""Predictions: the format that all methods write and evaluation reads.
 
 `data/predictions/<run>.parquet`, for each fit of the run one row per validation or test sample:
 
@@ -29,8 +29,8 @@ from pipeline.files import AnyPath, as_path, check_readable, publish, scratch
 from pipeline.task import KIND, TYPES, Kind, array_of, column_of
 
 Scores = Literal["probability", "decision", "none"]
-SCORE = "score:"  # in front of a class: a column
-SCORES = "scores:"  # in front of a head: its kind of scores
+SCORE = "score:"  # prefix of a class: a column
+SCORES = "scores:"  # prefix of a head in the metadata: its kind of scores
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Predictions:
 
 
 class Writer:
-    """Writes one fit after the other; the file appears when the last was written."""
+    """Writes the predictions of fits one after the other; the file gets its name at the end."""
 
     def __init__(
         self,
@@ -95,25 +95,25 @@ class Writer:
             publish(self._temporary, self.path)
         self._scratch.__exit__(kind, error, trace)
 
-    def add(self, one: Predictions) -> None:
-        """Append the predictions of one fit, as one row group."""
-        rows = len(one.keys)
+    def add(self, fit: Predictions) -> None:
+        """Append the predictions of a fit as a row group."""
+        rows = len(fit.keys)
         columns = {
-            "head": [one.head] * rows,
-            "input": [one.input] * rows,
-            "labels": [one.labels] * rows,
-            "draw": [one.draw] * rows,
-            "key": one.keys,
-            "path": self._look_up(one.keys),
-            "split": one.splits,
-            "target": column_of(one.targets, self.kind, self.classes),
-            "predicted": column_of(one.predicted, self.kind, self.classes),
-            **{SCORE + name: pa.array(one.scores[:, i], from_pandas=True) for i, name in enumerate(self.classes)},
+            "head": [fit.head] * rows,
+            "input": [fit.input] * rows,
+            "labels": [fit.labels] * rows,
+            "draw": [fit.draw] * rows,
+            "key": fit.keys,
+            "path": self._look_up(fit.keys),
+            "split": fit.splits,
+            "target": column_of(fit.targets, self.kind, self.classes),
+            "predicted": column_of(fit.predicted, self.kind, self.classes),
+            **{SCORE + name: pa.array(fit.scores[:, i], from_pandas=True) for i, name in enumerate(self.classes)},
         }
         self._file.write_table(pa.table(columns, schema=self._schema))
 
     def _look_up(self, keys: np.ndarray) -> pa.Array:
-        """Return the paths of keys, which are nearly always those of the fit before."""
+        """Return the paths of keys, cached since fits usually have the same keys."""
         if self._paths_of is None:
             return pa.nulls(len(keys), pa.string())
         if not np.array_equal(self._keys, keys):
@@ -143,7 +143,7 @@ class PredictionsFile:
         """Read the schema; raises DataError if there is no such file."""
         path = as_path(path, "PredictionsFile.open: path")
         if not path.is_file():
-            raise DataError(f"{path}: no such predictions. Run `icecore repro`, or its run {path.stem!r} alone.")
+            raise DataError(f"{path}: no such predictions. Run `icecore repro`, or only the run {path.stem!r}.")
         check_readable(path)
         schema = pq.read_schema(path)
         classes = [name.removeprefix(SCORE) for name in schema.names if name.startswith(SCORE)]

@@ -1,4 +1,4 @@
-"""The process that runs: whom it reports to, its cores, threads and seeds, and the versions that a record names."""
+"""The running process: reporting, cores, threads, seeds, and versions of packages."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ def _no_bar(title: str) -> AbstractContextManager[Progress]:  # noqa: ARG001 - a
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where the reports of a run go: nowhere, unless somebody listens, as with `Reporter(message=print)`.
+    """Receives the reports of a run; silent by default. `Reporter(message=print)` prints messages.
 
     Every stage's function takes one and hands it down.
 
@@ -58,12 +58,12 @@ class Reporter:
 
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Self]:
-        """Open a bar of its own for one stage of several, and yield the reporter of that stage."""
+        """Open a progress bar for a stage, and yield the reporter of that stage."""
         with self.bar(title) as progress:
             yield replace(self, progress=progress)
 
     def part(self, before: int, total: int) -> Self:
-        """Return the reporter of a part of the work: the part begins after `before` of `total` steps of the whole."""
+        """Return the reporter of a part of the work that begins after `before` of `total` steps."""
 
         def progress(done: int, _total: int) -> None:
             self.progress(before + done, total)
@@ -83,26 +83,26 @@ SILENT = Reporter()
 
 
 def cores() -> int:
-    """Return how many processor cores this thread, and those that it starts, may use."""
+    """Return the number of processor cores that this thread and its children may use."""
     return len(core_numbers())
 
 
 def core_numbers() -> list[int]:
-    """Return the numbers of the processor cores that this thread, and those that it starts, may use."""
+    """Return the numbers of the processor cores that this thread and its children may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def keep_to_cores() -> None:
-    """Keep to the cores that ICECORE_CORES names, such as 0,1,5, where it is set and the system can."""
+    """Restrict this process to the cores in ICECORE_CORES, such as 0,1,5, if it is set and the system supports it."""
     wanted = os.environ.get(CORES, "")
     if wanted and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(number) for number in wanted.split(",")})
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it has ended, even by a kill: it would wait for work for ever."""
+    """End this process when its parent ends, even by a kill; it would otherwise wait for work forever."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()
@@ -136,7 +136,7 @@ def can_start_processes() -> bool:
 
 
 def print_any_text() -> None:
-    """Let standard output and error print every text: what their encoding lacks is written as `?`, and ends nothing."""
+    """Let standard output and error print any text: characters that the encoding lacks become `?`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -144,17 +144,17 @@ def print_any_text() -> None:
 
 @contextlib.contextmanager
 def closed_pipe_is_quiet() -> Iterator[None]:
-    """End the process without a word where nobody reads standard output any more, as with `| head -1`."""
+    """End the process silently when the reader of standard output has closed it, as in `| head -1`."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        raise SystemExit(141) from None  # as a shell sees a process that SIGPIPE ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+        raise SystemExit(141) from None  # the status of a process killed by SIGPIPE
 
 
 def process_seconds() -> float:
-    """Return the seconds since this process was started, Python's own start included."""
+    """Return the seconds since this process was started, with Python's own start-up."""
     import psutil
 
     return time.time() - float(psutil.Process().create_time())
@@ -172,7 +172,7 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def repeatable_kernels() -> Iterator[None]:
-    """Make torch prefer kernels that repeat their results to the last bit; afterwards its settings are as before.
+    """Make torch prefer deterministic kernels in this block; its settings are restored afterwards.
 
     cuBLAS repeats its results where `CUBLAS_WORKSPACE_CONFIG` gives it its own workspace; a value that is set stays.
     """
@@ -184,7 +184,7 @@ def repeatable_kernels() -> Iterator[None]:
     os.environ.setdefault(CUBLAS, ":4096:8")
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Torch would also fill every tensor before it is written, for code that reads what nothing wrote.
+        # Torch would also fill uninitialised tensors, for code that reads them.
         own.fill_uninitialized_memory = False
         yield
     finally:
@@ -195,12 +195,12 @@ def repeatable_kernels() -> Iterator[None]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the installed versions of some packages, for the record of how a thing was made."""
+    """Return the installed versions of packages, for records."""
     return {package: metadata.version(package) for package in sorted(packages)}
 
 
 def parallel_map(act: Callable[[Any], Any], items: Sequence[Any], *, threads: int | None = None) -> Generator[Any]:
-    """Do what `map` does in threads, one per core by default; only a few results wait for their reader."""
+    """Apply a function as `map` does, in threads, one per core by default; only a few results are computed ahead."""
     if len(items) < 2:
         yield from map(act, items)
         return
@@ -216,22 +216,22 @@ def parallel_map(act: Callable[[Any], Any], items: Sequence[Any], *, threads: in
 
 
 ERRORS = "ICECORE_ERRORS"
-"""The environment variable with the file that stages write their errors to."""
+"""Environment variable: the file to which stages write their errors."""
 
 
 def note_error(stage: str, error: str | None) -> None:
-    """Write the error of a stage to the file of `icecore repro`, if that runs it; None says that there is no error."""
+    """Write the error of a stage to the file of `icecore repro`, if that runs it; None for no error."""
     if path := os.environ.get(ERRORS):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "error": error}) + "\n")
 
 
 def free_disk(folder: Path) -> int:
-    """Return how many bytes this user may still write in a folder, which need not exist yet."""
+    """Return the free bytes for this user in a folder, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def nearest_existing(folder: Path) -> Path:
-    """Return a folder, or the nearest one above that exists: both are on the same file system."""
+    """Return a folder, or its nearest existing parent, which is on the same file system."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""The task: which sample has which target and stands in which split.
+"""The task: the target and the split of each sample.
 
 `data/tasks/<task>.parquet`, a row per sample, sorted by key; the schema's metadata has the `kind`, under `rare` the
 classes that lack training or test rows (`pipeline/split/rare.py`), and under `given` what the data say of the split:
@@ -30,12 +30,12 @@ from pipeline.files import AnyPath, as_path, atomic, check_readable
 
 SPLITS = ("train", "validation", "test")
 Kind = Literal["classification", "multilabel", "regression"]
-LEVEL = "level:"  # in front of a level's name: a column
+LEVEL = "level:"  # prefix of a level's name: a column
 KIND = "kind"  # in the metadata of the schema, also of predictions
 RARE = "rare"  # in the metadata of the schema
 GIVEN = "given"  # in the metadata of the schema
 OTHER = "other"  # the class that `rare: merge` makes
-SHOWN = 8  # classes that a sentence names
+SHOWN = 8  # classes listed in a sentence
 TYPES: dict[Kind, pa.DataType] = {
     "classification": pa.string(),
     "multilabel": pa.list_(pa.string()),
@@ -61,12 +61,12 @@ class Task:
         if not path.is_file():
             raise DataError(f"{path}: no such task. Run `icecore repro split@{path.stem}`.")
         check_readable(path)
-        from pyarrow import parquet  # not at the top: settings need the kinds of tasks alone
+        from pyarrow import parquet  # not at the top: settings need only the kinds of tasks
 
         return cls(parquet.read_table(path))
 
     def write(self, path: Path) -> None:
-        """Write the task in one piece."""
+        """Write the task atomically."""
         from pyarrow import parquet
 
         with atomic(path) as temporary:
@@ -77,7 +77,7 @@ class Task:
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys, as text of 32 hex digits."""
+        """The keys, as strings of 32 hex digits."""
         return np.asarray(self.table["key"])
 
     def paths_of(self, keys: np.ndarray) -> pa.Array:
@@ -88,7 +88,7 @@ class Task:
 
     @property
     def kind(self) -> Kind:
-        """What the targets are."""
+        """The kind of the targets."""
         return cast(Kind, (self.table.schema.metadata or {}).get(KIND.encode(), b"classification").decode())
 
     @property
@@ -123,7 +123,7 @@ class Task:
 
     @property
     def draws(self) -> int:
-        """How many few-shot draws the task has."""
+        """The number of few-shot draws of the task."""
         return sum(name.startswith("draw_") for name in self.table.column_names)
 
     def rows(self, split: str) -> np.ndarray:
@@ -153,22 +153,22 @@ def describe_rare(rare: Mapping[str, Mapping[str, int]], kind: Kind) -> list[str
     }
     rows = {"unmeasured": "training rows"}
     return [
-        f"{_one(f'1 {what} {sentence}') if len(rare[key]) == 1 else f'{len(rare[key]):,} {what} {sentence}'} "
+        f"{_singular(f'1 {what} {sentence}') if len(rare[key]) == 1 else f'{len(rare[key]):,} {what} {sentence}'} "
         f"({rows.get(key, 'rows')}: {name_some(rare[key])})."
         for key, sentence in sentences.items()
         if key in rare
     ]
 
 
-def _one(sentence: str) -> str:
-    """Return a sentence about several classes or labels as one about one of them."""
+def _singular(sentence: str) -> str:
+    """Convert a sentence about several classes or labels to the singular."""
     words = {"classes": "class", "labels": "label", "lack": "lacks", "have": "has", "are": "is", "they": "it"}
     words |= {"their": "its"}
     return " ".join(words.get(word, word) for word in sentence.split())
 
 
 def name_some(rows: Mapping[str, int]) -> str:
-    """Return the first classes with their rows, and how many more there are: `cat 3, dog 1, and 7 more`."""
+    """Return the first classes with their rows, and the number of the others: `cat 3, dog 1, and 7 more`."""
     names = [f"{name} {count:,}" for name, count in list(rows.items())[:SHOWN]]
     return ", ".join(names) + (f", and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else "")
 
@@ -196,7 +196,7 @@ def column_of(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> pa.Arr
 
 @dataclass(frozen=True)
 class Training:
-    """One training set of a run: its rows in the task, and how they were drawn."""
+    """A training set of a run: its rows in the task, and how they were drawn."""
 
     rows: np.ndarray
     labels: int | None
@@ -209,7 +209,7 @@ class Training:
 def training_sets(
     task: Task, labels_per_class: Sequence[int], *, where: str, draws: int | None = None
 ) -> Iterator[Training]:
-    """Yield the training sets that a run asks for, `draws` of each number of labels, or as many as the task has.
+    """Yield the training sets of a run: `draws` for each number of labels, or all draws of the task.
 
     A class with fewer training rows than labels are asked for has all of them. Raises DataError where the task has no
     training sets of that kind, and where no class has so many rows.
@@ -235,6 +235,6 @@ def training_sets(
             if labels > max(all_rows.values()) or len(rows) < sum(min(labels, own) for own in all_rows.values()):
                 raise DataError(
                     f"{where}: expected {labels} training rows of each of {len(task.classes)} classes, got "
-                    f"{len(rows)} in all. Raise `few_shot.labels_per_class` of the task, or ask for fewer."
+                    f"{len(rows)} in all. Raise `few_shot.labels_per_class` of the task, or use fewer labels."
                 )
             yield Training(rows, labels, draw)

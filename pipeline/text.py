@@ -1,4 +1,4 @@
-"""Text for people: tables, bytes and times; and names that a person cannot tell apart on a screen.
+"""Text for people: tables, sizes and durations; and names that look alike on a screen.
 
 Such names have odd blanks, letters without width, or letters of other scripts.
 """
@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class Line(str):
-    """A line for people; `more` explains it to those who ask for it."""
+    """A line for people, with an optional longer explanation in `more`."""
 
     more: str
 
     def __new__(cls, text: str, more: str = "") -> "Line":
-        """Make a line that is `text` wherever text is wanted."""
+        """Create a line that equals `text` as a string."""
         line = super().__new__(cls, text)
         line.more = more
         return line
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, inset: bool = False) -> str:
-    """Return columns for the terminal, all to the left, with a line under the header.
+    """Format a table for the terminal, left-aligned, with a line under the header.
 
     `inset`, for a table that stands below a sentence: two spaces in, without the line, all but the first column to the
     right.
@@ -40,7 +40,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, inset: bool =
 
 
 def human(size: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Format a number of bytes, such as 1.5 MB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
@@ -48,7 +48,7 @@ def human(size: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a number of seconds as people read it."""
+    """Format a number of seconds, such as 3 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -65,14 +65,14 @@ _PAIRS = (
 )
 _SAME = str.maketrans({pair[0]: pair[1] for pair in _PAIRS.split(" ")})
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters that are drawn as nothing, and that `str.isspace` does not count."""
+"""Invisible letters that `str.isspace` does not count."""
 
 _AS_DRAWN = ("<wide>", "<noBreak>", "<compat> 0066")
 """Decompositions that are drawn as the letter itself: full width, blanks that keep lines whole, ligatures of f."""
 
 
 def normalise_lookalikes(name: str) -> str:
-    """Return what two names have in common that a person cannot tell apart on a screen.
+    """Normalise a name so that names that look alike on a screen become equal.
 
     Composed letters; blanks of any width as one, and none at the ends; no letters without width; Latin letters in the
     place of those of other scripts that are drawn alike. Case stays, since it can be seen.

@@ -19,7 +19,7 @@ from pipeline.evaluate import choice
 from pipeline.fit.config import FitConfig
 from pipeline.fit.folds import Validation, validation_of
 from pipeline.heads import calibration
-from pipeline.heads.calibration import at_temperature, best_temperature, doubted_losses
+from pipeline.heads.calibration import apply_temperature, best_temperature, doubted_losses
 from pipeline.predictions import Predictions
 from pipeline.store.features import Features
 from pipeline.task import Task, training_sets
@@ -129,7 +129,7 @@ def test_rows_that_are_all_right_make_no_head_surer(tmp_path: Path) -> None:
     assert doubted_losses(probabilities, places)[0] == pytest.approx(-31 / 32 * np.log(1 - 2e-4) - np.log(1e-4) / 32)
     probabilities = np.full((30, 3), 0.15)
     probabilities[np.arange(30), places] = 0.7
-    sure = at_temperature(probabilities, best_temperature(probabilities, places))
+    sure = apply_temperature(probabilities, best_temperature(probabilities, places))
     np.testing.assert_allclose(sure[np.arange(30), places], 31 / 32, atol=1e-3)
 
 
@@ -139,7 +139,7 @@ def test_a_temperature_of_many_rows_is_that_of_evenly_spaced_ones(monkeypatch: p
     scores[np.arange(3000), places] += 1.5
     probabilities = softmax(2 * scores, axis=1)
     whole = best_temperature(probabilities, places)
-    monkeypatch.setattr(calibration, "MOST", probabilities.size // 10)
+    monkeypatch.setattr(calibration, "MAX_PROBABILITIES", probabilities.size // 10)
     assert best_temperature(probabilities, places) == pytest.approx(whole, rel=0.2)
     assert best_temperature(probabilities, places) != whole
 
@@ -149,7 +149,7 @@ def test_labels_share_one_temperature() -> None:
     scores = np.where(targets, 2.0, -2.0) + np.linspace(-6, 6, 60).reshape(20, 3)
     temperature = best_temperature(expit(scores), targets)
     expected = expit(scores / temperature)
-    np.testing.assert_allclose(at_temperature(expit(scores), temperature, several=True), expected, atol=1e-6)
+    np.testing.assert_allclose(apply_temperature(expit(scores), temperature, multilabel=True), expected, atol=1e-6)
 
     def loss(one: float) -> float:
         return float(-log_expit(np.where(targets, scores, -scores) / one).mean())

@@ -299,7 +299,7 @@ REMOVED = {
     "audit.seed": (1, "A task always has the same sample: leave it out."),
     "fit.digits_logistic.search.method": (
         "halving",
-        "Every value is tried: write those to try into `values`, and leave this out.",
+        "All `values` are tried: list the values to try, and leave this out.",
     ),
     "finetune.digits_tuned.milestones": (
         [0.5],

@@ -15,7 +15,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError
 from pipeline.partition.graph import trace
-from pipeline.partition.split_points import blocks, find_split_points, suffix, suffix_parameters, trace_for_split
+from pipeline.partition.split_points import blocks, build_tail, find_split_points, tail_parameters, trace_for_split
 from pipeline.training.config import FromTap
 from pipeline.training.freezing import TrainableParts, prepare
 
@@ -68,7 +68,7 @@ def test_training_from_stored_activations_is_training_of_the_whole_network(name:
     whole = backbone(name)
     part = Backbone(whole.spec, copy.deepcopy(whole.module))
     inputs, targets = images(whole.spec, 12), labels(12)
-    what, tail = FromTap(from_tap=node), suffix(part.module, node, spec=part.spec)
+    what, tail = FromTap(from_tap=node), build_tail(part.module, node, spec=part.spec)
     rows = rows_of(part, node, inputs)
     one, other = (prepare(found.module, found.spec, what, batch_norm="train") for found in (whole, part))
     before = one.digest()
@@ -77,7 +77,7 @@ def test_training_from_stored_activations_is_training_of_the_whole_network(name:
     assert live[-1]["loss"] != live[0]["loss"]
     for left, right in zip(live, cached, strict=True):
         assert set(left) == set(right)
-        assert set(left) - {"loss"} == suffix_parameters(whole.module, node, spec=whole.spec)
+        assert set(left) - {"loss"} == tail_parameters(whole.module, node, spec=whole.spec)
         for key, value in left.items():
             # A gradient that is zero but for rounding, such as that of a bias before a norm, has no relative error.
             scale = max(float(value.norm()), 1e-3 * max(float(one.norm()) for one in left.values()))
@@ -108,7 +108,7 @@ def test_what_comes_after_each_legal_cut_gives_the_logits(name: str) -> None:
     for node in nodes[:: max(1, len(nodes) // 4)]:
         kept = values[node].clone()
         with torch.no_grad():
-            torch.testing.assert_close(suffix(case.network, node, spec=found.spec)(values[node]), logits)
+            torch.testing.assert_close(build_tail(case.network, node, spec=found.spec)(values[node]), logits)
         assert torch.equal(values[node], kept), node  # nothing works on the rows in place
     assert not any(part.training for part in case.network.modules())
 
@@ -129,14 +129,14 @@ def test_the_later_the_cut_the_fewer_parameters_are_behind_it() -> None:
         found = backbone(name)
         left = {key for key, _ in found.module.named_parameters()}
         for node in nodes:
-            after = suffix_parameters(found.module, node, spec=found.spec)
+            after = tail_parameters(found.module, node, spec=found.spec)
             assert after <= left, (name, node)
             left = after
     found = backbone("resnet")
     every = {key for key, _ in found.module.named_parameters()}
-    before = every - suffix_parameters(found.module, "maxpool", spec=found.spec)
+    before = every - tail_parameters(found.module, "maxpool", spec=found.spec)
     assert before == {"conv1.weight", "bn1.weight", "bn1.bias"}
-    assert suffix_parameters(found.module, "penultimate", spec=found.spec) == {"fc.weight", "fc.bias"}
+    assert tail_parameters(found.module, "penultimate", spec=found.spec) == {"fc.weight", "fc.bias"}
 
 
 def test_blocks_are_residual_blocks_blocks_of_transformers_and_layers() -> None:
@@ -166,7 +166,7 @@ def test_networks_of_timm_are_cut_too(name: str, options: dict[str, Any]) -> Non
     ends = {"layer1", "layer4.0", "penultimate"} if name == "resnet10t" else {"blocks.0", "blocks.1", "penultimate"}
     assert ends <= set(nodes)
     for node in sorted(ends):
-        suffix(found.module, node, spec=found.spec)  # which compares the logits
+        build_tail(found.module, node, spec=found.spec)  # which compares the logits
     assert [start for start, _ in blocks(found.module, spec=found.spec)][-1] == "penultimate"
 
 
@@ -176,12 +176,12 @@ def test_networks_of_timm_are_cut_too(name: str, options: dict[str, Any]) -> Non
 def test_a_cut_inside_of_a_residual_block_names_the_nearest_that_are_legal() -> None:
     found = backbone("resnet")
     message = (
-        "resnet: expected a node that cuts the network in two, got 'layer1.1.conv2': a part of what the output depends "
-        "on passes it by, such as a skip connection. The nearest that do\n"
+        "resnet: expected a node that splits the network in two, got 'layer1.1.conv2': the output depends on values "
+        "that bypass it, such as a skip connection. The nearest that do\n"
         "  - before it: layer1.0.add, layer1.0.relu_1, layer1.0\n"
         "  - after it: layer1.1.add, layer1.1.relu_1, layer1.1"
     )
-    for call in (suffix, suffix_parameters):
+    for call in (build_tail, tail_parameters):
         with pytest.raises(BackboneError, match=re.escape(message)):
             call(found.module, "layer1.1.conv2", spec=found.spec)
 
@@ -189,18 +189,18 @@ def test_a_cut_inside_of_a_residual_block_names_the_nearest_that_are_legal() -> 
 def test_other_nodes_that_are_no_cuts_are_refused_with_the_reason() -> None:
     found = backbone("resnet")
     with pytest.raises(BackboneError, match=r"got 'fc': it is the network's output, and nothing comes after it"):
-        suffix(found.module, "fc", spec=found.spec)
+        build_tail(found.module, "fc", spec=found.spec)
     with pytest.raises(BackboneError, match=r"resnet: unknown node 'layer7'\. Did you mean 'layer"):
-        suffix(found.module, "layer7", spec=found.spec)
+        build_tail(found.module, "layer7", spec=found.spec)
     swin = case_of("swin_t").backbone()
     inside = next(node for node in swin.spec.taps if node.endswith("attn.softmax"))
-    with pytest.raises(BackboneError, match=r"it is inside of what torch\.fx does not look into"):
-        suffix(swin.module, inside, spec=swin.spec)
+    with pytest.raises(BackboneError, match=r"it is inside a module that torch\.fx does not trace"):
+        build_tail(swin.module, inside, spec=swin.spec)
     mixed = Backbone(found.spec.model_copy(update={"taps": {
         node: tap.model_copy(update={"mixed": node == "layer1"}) for node, tap in found.spec.taps.items()
     }}), found.module)  # fmt: skip
     with pytest.raises(BackboneError, match="got 'layer1': its rows depend on the other samples of their batch"):
-        suffix(mixed.module, "layer1", spec=mixed.spec)
+        build_tail(mixed.module, "layer1", spec=mixed.spec)
 
 
 class Branching(nn.Module):
@@ -221,7 +221,7 @@ class Branching(nn.Module):
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
     found = backbone(Branching(), family="module")
     message = r"module: expected a network whose graph torch.fx can trace, got TraceError: .* train it on pixels, with"
-    for call in (lambda: split_points(found), lambda: suffix(found.module, "conv", spec=found.spec)):
+    for call in (lambda: split_points(found), lambda: build_tail(found.module, "conv", spec=found.spec)):
         with pytest.raises(BackboneError, match=message):
             call()
 
@@ -252,10 +252,10 @@ class Tied(nn.Module):
 
 def test_weights_that_are_used_on_both_sides_are_refused() -> None:
     found = backbone(Tied(), family="module")
-    message = r"module: expected other weights before 'relu' than after it, got 2 that both use: conv.bias, conv.weight"
+    message = r"module: expected different weights before and after 'relu', got 2 that both use: conv.bias, conv.weight"
     with pytest.raises(BackboneError, match=message):
-        suffix(found.module, "relu", spec=found.spec)
-    assert suffix_parameters(found.module, "conv_1", spec=found.spec) == {"head.weight", "head.bias"}
+        build_tail(found.module, "relu", spec=found.spec)
+    assert tail_parameters(found.module, "conv_1", spec=found.spec) == {"head.weight", "head.bias"}
 
 
 class Flagged(nn.Module):
@@ -274,9 +274,9 @@ class Flagged(nn.Module):
 
 def test_a_cut_that_is_none_in_training_is_refused_there() -> None:
     found = backbone(Flagged(), family="module")
-    tail = suffix(found.module, "relu", spec=found.spec)
+    tail = build_tail(found.module, "relu", spec=found.spec)
     tail.train()
-    with pytest.raises(BackboneError, match="expected 'relu' to cut the network in training as it does in evaluation"):
+    with pytest.raises(BackboneError, match="expected 'relu' to split the network in training as in evaluation"):
         tail(torch.zeros(2, 3, 32, 32))
 
 
@@ -294,8 +294,10 @@ class Counting(nn.Module):
 
 def test_what_is_asked_of_the_other_side_is_told_or_refused() -> None:
     found = backbone(Counting(), family="module")
-    with pytest.raises(BackboneError, match="does without what comes before it, got a call of 'numel' on inputs"):
-        suffix(found.module, "relu", spec=found.spec)
+    with pytest.raises(
+        BackboneError, match="expected the tail not to depend on earlier values, got a call of 'numel' on inputs"
+    ):
+        build_tail(found.module, "relu", spec=found.spec)
 
 
 class Changing(nn.Module):
@@ -315,7 +317,7 @@ def test_a_graph_that_is_not_what_the_network_computes_is_refused() -> None:
     network.head.weight.data.fill_(1)
     found = backbone(network, family="module")
     with pytest.raises(BackboneError, match=r"expected rows of 'relu' to give the network's logits within 0\.0001 of"):
-        suffix(found.module, "relu", spec=found.spec)
+        build_tail(found.module, "relu", spec=found.spec)
 
 
 # Modes ---------------------------------------------------------------------------------------------------------------
@@ -323,7 +325,7 @@ def test_a_graph_that_is_not_what_the_network_computes_is_refused() -> None:
 
 def test_auxiliary_classifiers_are_left_out_in_training_too() -> None:
     case = case_of("googlenet")
-    tail = suffix(copy.deepcopy(case.network), "inception4d", spec=case.backbone().spec)
+    tail = build_tail(copy.deepcopy(case.network), "inception4d", spec=case.backbone().spec)
     tail.train().requires_grad_(True)
     logits = tail(case.values("inception4d")["inception4d"])
     assert logits.shape == (3, 9)
@@ -333,7 +335,7 @@ def test_auxiliary_classifiers_are_left_out_in_training_too() -> None:
 
 def test_a_suffix_follows_the_modes_of_the_modules_and_can_be_copied() -> None:
     found = backbone("vgg")
-    tail = suffix(found.module, "avgpool", spec=found.spec)
+    tail = build_tail(found.module, "avgpool", spec=found.spec)
     rows = rows_of(found, "avgpool", images(found.spec, 4))
     with torch.no_grad():
         still = tail(rows)

@@ -153,7 +153,7 @@ def test_a_student_learns_and_leaves_a_network_predictions_curves_and_a_record(p
         datasets=["photos"],
         reporter=Reporter(message=said.append, progress=lambda *now: done.append(now)),
     )
-    assert said == ["all: 24 samples an epoch, 24 with labels; teachers: tuned"]
+    assert said == ["all: 24 samples per epoch, 24 with labels; teachers: tuned"]
     assert done[-1] == (36, 36)
     one = predicted(paths.predictions)
     assert (one.head, one.input, one.labels, one.draw) == ("distill", "pixels", None, None)
@@ -417,7 +417,9 @@ def test_a_student_without_labels_is_fine_tuned_on_the_labelled_target(paths: Pa
 def test_a_run_on_another_task_and_a_new_classifier_are_refused(paths: Paths, tmp_path: Path) -> None:
     run(paths, epochs=1)
     second = further(paths, tmp_path)
-    with pytest.raises(TrainingError, match=r"classifier: expected none with `start: run`, whose network has one"):
+    with pytest.raises(
+        TrainingError, match=r"classifier: expected none with `start: run`, whose network has a classifier"
+    ):
         tuned(second, classifier={"dropout": 0.5})
     made = read_json(paths.model / "model.json")
     write_json(paths.model / "model.json", made | {"task": {**made["task"], "name": "photos", "sha256": "0" * 64}})
@@ -490,7 +492,7 @@ def test_what_any_task_tests_by_is_never_trained_on(world: World, tmp_path: Path
     asked = config(extra_tasks={"brightness": "none"}, epochs=1)
     best = distill(asked, paths, datasets=["photos"], reporter=Reporter(message=said.append))
     assert said == [
-        "all: 19 samples an epoch, 19 with labels; 5 left out, which are validation or test rows of a task; "
+        "all: 19 samples per epoch, 19 with labels; 5 left out, which are validation or test rows of a task; "
         "teachers: tuned"
     ]
     assert (best.samples, best.left_out) == (19, 5)
@@ -524,31 +526,34 @@ def test_a_multilabel_task_is_learned_from_its_own_kind_of_teacher(world: World,
     [
         ({"extra_tasks": {"task": "tuned"}}, "`extra_tasks`: expected tasks besides 'task'"),
         ({"teacher": "none", "losses": SOFT}, "there is nothing to learn from"),
-        ({"teacher": "none"}, "`teacher: none` has nothing for `soft`"),
-        ({"losses": {"labels": 1.0}}, "no loss reads what the teacher says"),
+        ({"teacher": "none"}, "`soft` needs a teacher"),
+        ({"losses": {"labels": 1.0}}, "no loss uses the teacher"),
         (
             {"teacher": ["a", "b"], "losses": {"hints": [{"student": "x", "teacher": "y"}]}},
-            "`hints`, `attention` and `relational` are of one teacher",
+            "`hints`, `attention` and `relational` need a single teacher",
         ),
-        ({"losses": SOFT, "labels_per_class": [2], "unlabelled": True}, "`labels_per_class` changes nothing"),
+        ({"losses": SOFT, "labels_per_class": [2], "unlabelled": True}, "`labels_per_class` has no effect"),
         ({"batch_norm": "frozen"}, "`start: scratch` has no statistics to keep"),
-        ({"mixup": 0.2}, "`mixup` and `cutmix` make samples that no stored score belongs to"),
-        ({"cutmix": 1.0}, "`mixup` and `cutmix` make samples that no stored score belongs to"),
+        ({"mixup": 0.2}, "`mixup` and `cutmix` create samples without stored scores"),
+        ({"cutmix": 1.0}, "`mixup` and `cutmix` create samples without stored scores"),
         (
             {"teacher_outputs": "online", "teacher": ["a", "b"]},
-            "`teacher_outputs: online` runs the one teacher of the one task",
+            "`teacher_outputs: online` runs a single teacher of a single task",
         ),
         (
             {"teacher_outputs": "online", "extra_tasks": {"b": "c"}},
-            "`teacher_outputs: online` runs the one teacher of the one task",
+            "`teacher_outputs: online` runs a single teacher of a single task",
         ),
         ({"teacher_outputs": "online", "views": 2}, "`views` are stored with a teacher's scores"),
         ({"teacher": "none", "losses": {"labels": 1.0}, "views": 2}, "`views` are stored with a teacher's scores"),
-        ({"views": 2, "augment": [{"name": "rotation"}]}, "`views` are the pixels that the teacher saw"),
-        ({"augment": [{"name": "rotation"}]}, "`augment` makes pixels that the teacher's stored scores are not of"),
+        ({"views": 2, "augment": [{"name": "rotation"}]}, "`views` are the images that the teacher saw"),
+        (
+            {"augment": [{"name": "rotation"}]},
+            "`augment` changes images, but the teacher's stored scores are for the original images",
+        ),
         (
             {"views": 2, "preprocessing": "own"},
-            "`views` and `teacher_outputs: online` give student and teacher one image",
+            "`views` and `teacher_outputs: online` give student and teacher the same image",
         ),
         ({"labels_per_class": [2, 2]}, "`labels_per_class`: expected each number once"),
         ({"losses": {"soft": {"temperature": 0}}}, "greater than 0"),
@@ -665,7 +670,7 @@ STUDENT = {
         (
             "distill.one",
             STUDENT | {"datasets": ["glyph"], "teacher": "none", "losses": {"labels": 1}},
-            "distill.one: `datasets` and `preprocessing: own` are for what a teacher says: leave them out without one.",
+            "distill.one: `datasets` and `preprocessing: own` need a teacher: leave them out, or set `teacher`.",
         ),
         (
             "distill.one",

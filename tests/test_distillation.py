@@ -242,10 +242,13 @@ def test_losses_of_no_weight_are_refused(raw: Any) -> None:
 def test_weights_that_are_none_are_refused() -> None:
     for weight in (-1, [1, -1], [], [1, 2, 3], True):
         assert refused({"soft": {"weight": weight}}) == [
-            f"losses.soft.weight: expected a number from 0 on, or two of them, [from, to], got {in_yaml(weight)}."
+            "losses.soft.weight: expected a number of at least 0, or two such numbers, [from, to], got "
+            f"{in_yaml(weight)}."
         ]
     for weight in ("much", float("nan"), float("inf")):
-        with pytest.raises(ValidationError, match=r"expected a number from 0 on, or two of them, \[from, to\]"):
+        with pytest.raises(
+            ValidationError, match=r"expected a number of at least 0, or two such numbers, \[from, to\]"
+        ):
             losses(labels=weight)
     assert refused({"sofd": {}}) == [
         "losses: unknown key 'sofd'. Did you mean 'soft'? Expected one of: attention, decoupled, hints, labels, "
@@ -432,7 +435,7 @@ def test_labels_without_an_output_are_refused() -> None:
     objective = DistillationLoss((*ONE, OutputSlice("parity", "classification", 3, 5)), losses(labels=1.0), {})
     labels = torch.tensor([[0, 1], [-1, -1], [2, 2], [1, -1]])
     given = signals(labels=labels, known=torch.ones(4, 2, dtype=torch.bool))
-    with pytest.raises(TrainingError, match=r"^step 3, parity: expected labels from 0 to 1, one of 2 classes, got 2\."):
+    with pytest.raises(TrainingError, match=r"^step 3, parity: expected labels from 0 to 1 \(2 classes\), got 2\."):
         objective.check(given, where="step 3")
     objective.check(given[torch.tensor([0, 1, 3])], where="step 3")
 
@@ -454,8 +457,8 @@ def test_signals_are_cut_and_moved_as_one() -> None:
 
 def test_signals_of_different_length_are_refused() -> None:
     message = (
-        "signals: expected as many rows in each part, got labels 4, logits 4, known 4, hint block2 3. Read them for "
-        "the same keys."
+        "targets: expected the same number of rows in each part, got labels 4, logits 4, known 4, hint block2 3. Read "
+        "them for the same keys."
     )
     with pytest.raises(TrainingError, match=f"^{re.escape(message)}$"):
         signals(hints={"block2": torch.zeros(3, 2)})

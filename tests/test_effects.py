@@ -29,9 +29,9 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "momentum of adamw": ("finetune", TUNED | {"momentum": 0.8}, {}, ": `momentum` belongs to `optimiser: sgd`"),
     "warmup of one_cycle": ("finetune", TUNED | {"schedule": "one_cycle", "warmup": 0.1}, {}, ": `warmup` belongs to "),
     "monitor that nothing reads": (
-        "finetune", TUNED | {"monitor": "accuracy", "weights": "last"}, {}, ": nothing looks at `monitor` where the la",
+        "finetune", TUNED | {"monitor": "accuracy", "weights": "last"}, {}, ": `monitor` has no effect when the la",
     ),
-    "draws of all labels": ("finetune", TUNED | {"draws": 2}, {}, ": `draws` are of few labels: expected `labels_per_"),
+    "draws of all labels": ("finetune", TUNED | {"draws": 2}, {}, ": `draws` need `labels_per_"),
     "an epoch that never comes": (
         "finetune", TUNED | {"train": "head", "epochs": 3, "unfreeze": {3: "block2"}}, {},
         ": `unfreeze` from epoch 3 on never happens: expected at most 2, the last of `epochs`, from 0",
@@ -49,8 +49,8 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "accuracy of numbers": (
         "finetune", TUNED | {"monitor": "accuracy"}, REGRESSION, ".monitor: expected loss for a regression, which has ",
     ),
-    "mixup of numbers": ("finetune", TUNED | {"mixup": 0.2}, REGRESSION, ".mixup: expected none for a regression: it "),
-    "cutmix of labels": ("finetune", TUNED | {"cutmix": 1}, MULTILABEL, ".cutmix: expected none for a multilabel: it "),
+    "mixup of numbers": ("finetune", TUNED | {"mixup": 0.2}, REGRESSION, ".mixup: expected none for a regression"),
+    "cutmix of labels": ("finetune", TUNED | {"cutmix": 1}, MULTILABEL, ".cutmix: expected none for a multilabel"),
     "patience without rows": ("finetune", TUNED | {"patience": 2}, UNCHOSEN, ".patience: expected a task with validat"),
     "plateau without rows": ("finetune", TUNED | {"schedule": "plateau"}, UNCHOSEN, ".schedule: plateau: expected a t"),
     "best without rows": ("finetune", TUNED | {"weights": "best"}, UNCHOSEN, ".weights: best: expected a task with va"),
@@ -61,7 +61,7 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     ),
     "a fitted classifier of two layers": (
         "finetune", TUNED | {"classifier": {"init": "probe", "hidden": 8}}, {},
-        ".classifier: `init: probe` is of one layer: leave `hidden` and `convolution` out, or `init`",
+        ".classifier: `init: probe` needs a one-layer classifier: drop `hidden`, `convolution`, or `init`",
     ),
     "a classifier of a run of fit": (
         "finetune", TUNED | {"start": "digits_logistic", "classifier": {"hidden": 8}, "labels_per_class": [10]},
@@ -79,11 +79,11 @@ IDLE: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     ),
     "smoothing without labels": (
         "distill", STUDENT | {"losses": {"soft": {}}, "label_smoothing": 0.1}, {},
-        ": `label_smoothing` and `class_weights` are of `losses.labels`, which have no weight",
+        ": `label_smoothing` and `class_weights` belong to `losses.labels`, which has no weight",
     ),
     "data sets without a teacher": (
         "distill", STUDENT | {"teacher": "none", "losses": {"labels": 1}, "datasets": ["more"]}, {},
-        ": `datasets` and `preprocessing: own` are for what a teacher says: leave them out without one",
+        ": `datasets` and `preprocessing: own` need a teacher: leave them out, or set `teacher`",
     ),
     "patience of a student": ("distill", STUDENT | {"patience": 2}, UNCHOSEN, ".patience: expected a task with valida"),
     "calibration of numbers": (

@@ -32,7 +32,7 @@ from pipeline.engines import (
 )
 from pipeline.engines.autotune import Choice, Job, choose, load_choice, save_choice
 from pipeline.engines.onnxruntime_engine import CudaEngine
-from pipeline.engines.parity import Parity, compare, cosines, overlap, report
+from pipeline.engines.parity import Parity, compare, cosines, describe_parity, overlap
 from pipeline.errors import EngineError, StoreError
 from pipeline.readers.image import ImageSpec
 from pipeline.runtime import SILENT, Reporter
@@ -236,7 +236,7 @@ def test_reduced_precision_differs_and_stays_near(precision: str) -> None:
     assert card.engine["precision"] == precision
     assert 1e-5 < card.parity["norm"].relative < 0.05
     assert card.autocast == card.parity
-    assert f"torch, {precision}, beside torch float32" in str(card)
+    assert f"torch, {precision}, against torch float32" in str(card)
     median = min(parity.median_cosine for parity in card.parity.values())
     assert card.verdict == f"near torch float32: median cosine {median:.4f}"
 
@@ -250,19 +250,19 @@ def test_openvino_in_bfloat16_passes_or_says_that_the_processor_ended_it(graphs:
     else:
         said = str(autotune.gate(job, "openvino", engine, PIXELS))
     first = "engine 'openvino', precision 'bfloat16': expected a first request to pass, but it was ended by signal"
-    assert said.startswith((first, "openvino, bfloat16, beside torch float32"))
+    assert said.startswith((first, "openvino, bfloat16, against torch float32"))
 
 
 def test_a_process_that_a_request_ends_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_engine, "CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setattr(openvino_engine, "SUBPROCESS", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     model = openvino_model.cached_model(backbone_of(Glyphs), {"logits": TapSpec(node="logits")}, cache=None)
     with pytest.raises(
         EngineError, match=r"it was ended by signal 4. Choose another engine, or set ONEDNN_MAX_CPU_ISA"
     ):
-        openvino_engine.try_in_a_child(model, (1, 2, 2, 3), "bfloat16")
-    monkeypatch.setattr(openvino_engine, "CHILD", "raise ValueError('no such thing.')")
+        openvino_engine.try_in_subprocess(model, (1, 2, 2, 3), "bfloat16")
+    monkeypatch.setattr(openvino_engine, "SUBPROCESS", "raise ValueError('no such thing.')")
     with pytest.raises(EngineError, match=r"but it was ValueError: no such thing. Choose"):
-        openvino_engine.try_in_a_child(model, (1, 2, 2, 3), "bfloat16")
+        openvino_engine.try_in_subprocess(model, (1, 2, 2, 3), "bfloat16")
 
 
 def test_a_graph_that_openvino_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_unknown_names_are_refused_with_those_that_are_near() -> None:
         create("onxruntime", backbone, {}, batch_size=1)
     with pytest.raises(EngineError, match=r"unknown precision 'bfloat'. Did you mean 'bfloat16'"):
         create("torch", backbone, {}, batch_size=1, precision="bfloat")
-    message = r"engine 'onnxruntime': expected one of the precisions it has \(float32\), got bfloat16. Choose another"
+    message = r"engine 'onnxruntime': expected one of its precisions \(float32\), got bfloat16. Choose another"
     with pytest.raises(EngineError, match=message):
         create("onnxruntime", backbone, {}, batch_size=1, precision="bfloat16")
 
@@ -334,7 +334,7 @@ def test_a_provider_that_is_asked_for_and_not_active_is_an_error(graphs: Path) -
 def test_a_provider_that_the_build_has_not_is_an_error(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaEngine, "PROVIDER", "NoExecutionProvider")
     with pytest.raises(
-        EngineError, match=r"expected NoExecutionProvider to be active, but this build of ONNX Runtime has"
+        EngineError, match=r"expected NoExecutionProvider to be active, but this build of ONNX Runtime does"
     ):
         job_of(Glyphs, graphs).engine("onnxruntime_cuda")
 
@@ -424,7 +424,9 @@ def test_limits_depend_on_the_precision() -> None:
 
 
 def test_the_table_has_a_line_a_tap() -> None:
-    drawn = report({"a": compare(PIXELS[:2], PIXELS[:2]), "longer": compare(PIXELS[:2], PIXELS[:2], neighbours=True)})
+    drawn = describe_parity(
+        {"a": compare(PIXELS[:2], PIXELS[:2]), "longer": compare(PIXELS[:2], PIXELS[:2], neighbours=True)}
+    )
     assert drawn.splitlines()[0].split() == ["tap", "relative", "cosine", "median", "top-1", "neighbours"]
     assert drawn.splitlines()[1].split() == ["a", "0.0e+00", "1.000000", "1.000000", "1.000", "-"]
 
@@ -498,7 +500,7 @@ def test_a_graph_ends_at_its_last_tap_and_is_kept_and_read_again(
 @pytest.fixture
 def try_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine but the compiler is worth trying, and measured briefly."""
-    monkeypatch.setattr(autotune, "WORTH", {**dict.fromkeys(ENGINES, 0.0), "torch_compiled": np.inf})
+    monkeypatch.setattr(autotune, "MIN_JOB_SECONDS", {**dict.fromkeys(ENGINES, 0.0), "torch_compiled": np.inf})
     monkeypatch.setattr(autotune, "SECONDS", 0.1)
 
 
@@ -544,7 +546,9 @@ def test_auto_measures_prints_and_remembers(exported: Path) -> None:
 
 @pytest.mark.usefixtures("try_all")
 def test_auto_takes_the_fastest_whose_parity_holds(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "_time", lambda engines, _, **__: {name: 1.0 + (name == "torch") for name in engines})
+    monkeypatch.setattr(
+        autotune, "_time_engines", lambda engines, _, **__: {name: 1.0 + (name == "torch") for name in engines}
+    )
     run = autotune._gate
 
     def broken(job: Job, engine: Engine, reference: Engine, pixels: np.ndarray) -> parity_gate.ParityCard:
@@ -597,7 +601,7 @@ def test_a_damaged_memory_is_measured_again_and_one_that_cannot_be_written_says_
     assert load_choice(job, 1) is None
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        StoreError, match=r"the feature cache cannot be written: .*Set ICECORE_CACHE to a folder that can."
+        StoreError, match=r"the feature cache cannot be written: .*Set ICECORE_CACHE to a writable folder."
     ):
         save_choice(dataclasses.replace(job, cache=tmp_path / "file"), Choice(engine="torch"))
     save_choice(job_of(Glyphs), Choice(engine="torch"))

@@ -564,7 +564,7 @@ def test_no_test_rows_are_refused(run: Run) -> None:
 
 
 def test_missing_predictions_name_the_stage_that_makes_them(tmp_path: Path) -> None:
-    message = r"pets\.parquet: no such predictions\. Run `icecore repro`, or its run 'pets' alone"
+    message = r"pets\.parquet: no such predictions\. Run `icecore repro`, or only the run 'pets'"
     with pytest.raises(DataError, match=message):
         evaluate(
             QUICK,

@@ -99,7 +99,7 @@ def test_rows_are_prepared_as_for_the_head(name: str, how: dict[str, Any]) -> No
 def test_a_temperature_is_part_of_the_module(name: str, kind: str) -> None:
     X, y = rows_of(kind)
     head, task = fitted(kind, name, X[:80], y[:80])
-    calibrated = calibration.with_head(calibration.by_temperature([(head, X[80:110], y[80:110])]), head)
+    calibrated = calibration.with_head(calibration.fit_temperature([(head, X[80:110], y[80:110])]), head)
     assert calibration.temperature_of(calibrated) != pytest.approx(1.0, abs=1e-3)
     check(calibrated, task, X[110:])
 

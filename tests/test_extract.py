@@ -425,7 +425,7 @@ def test_a_missing_backbone_is_named(job: Job) -> None:
 
 def test_a_cache_that_cannot_be_written_says_what_to_set(job: Job) -> None:
     job.cache.write_text("a file")
-    with pytest.raises(StoreError, match=r"Set ICECORE_CACHE to a folder that can"):
+    with pytest.raises(StoreError, match=r"Set ICECORE_CACHE to a writable folder"):
         job.extract()
 
 
@@ -485,7 +485,7 @@ def test_a_file_that_changed_since_prepare_is_rejected_and_nothing_wrong_is_stor
     assert job.reasons("deep") == {key: f"{changed}: changed since its data set was prepared; run prepare again"}
     assert (job.index("deep").samples, job.index("deep").stored) == (12, 11)
     assert key not in job.features("deep").keys
-    with pytest.raises(StoreError, match=r"1 of the keys asked for have no features.*changed since its data set"):
+    with pytest.raises(StoreError, match=r"1 of the requested keys have no features.*changed since its data set"):
         job.features("deep").load([key])
     changed.write_bytes(original)
     assert job.missing() == {"deep": 1, "logits": 1, "pixels": 1}
@@ -574,7 +574,7 @@ def test_a_damaged_shard_in_the_cache_is_found_and_the_remedy_works(job: Job) ->
     ):
         job.extract({**TAPS, **WIDE})
     (column,) = (column for column in cache.columns(job.cache) if column.folder == path.parent)
-    for record, _ in list(maintenance.damage(column, whole=True)):
+    for record, _ in list(maintenance.find_damage(column, whole=True)):
         column.drop(record)
     assert job.missing({**TAPS, **WIDE}) == {"deep": 0, "logits": 0, "pixels": 0, "wide": 8}
     assert contents(job.out) == before
@@ -783,7 +783,7 @@ def test_auto_tells_what_it_took_and_a_short_job_is_torch(job: Job) -> None:
         "float32, bit for bit",
         str(line),
     )
-    assert line.more.startswith("torch, float32, beside torch float32\n")
+    assert line.more.startswith("torch, float32, against torch float32\n")
 
 
 def test_an_engine_or_a_precision_that_is_none_is_refused() -> None:

@@ -164,7 +164,7 @@ def test_a_run_learns_and_leaves_a_network_predictions_curves_and_a_record(paths
         datasets=["photos"],
         reporter=Reporter(message=said.append, progress=lambda *now: told.append(now)),
     )
-    assert said == ["pixels: 24 rows; nothing is frozen that stored rows could stand for"]
+    assert said == ["pixels: 24 rows; stored rows cannot replace any part of the network here"]
     assert told[-1] == (24, 24)
     (one,) = predicted(paths)
     assert (one.head, one.input, one.labels, one.draw) == ("finetune", "pixels", None, None)
@@ -313,7 +313,7 @@ def test_a_frozen_part_that_moves_fails_the_run(paths: Paths, monkeypatch: pytes
         return step(network, *more)
 
     monkeypatch.setattr(loop, "step", spoil)
-    with pytest.raises(TrainingError, match="all: expected the frozen part as it was, with the digest"):
+    with pytest.raises(TrainingError, match="all: expected an unchanged frozen part with the digest"):
         run(paths, train="head", weights="last")
 
 
@@ -458,7 +458,7 @@ def test_a_network_that_no_epoch_makes_better_stays_as_it_started(paths: Paths) 
             {"tap": "late"},
             "expected a linear head on `penultimate` of this backbone, with `labels_per_class: all`, got: ",
         ),
-        ({"settings": {"refit": True}}, "expected a head that saw no validation rows"),
+        ({"settings": {"refit": True}}, "expected a head that was not fitted to validation rows"),
         ({"fits": []}, "expected a linear head on `penultimate`"),
     ],
 )
@@ -475,7 +475,7 @@ def test_two_heads_to_start_from_and_none_at_all_are_refused(paths: Paths, tmp_p
     start = fitted(paths, tmp_path / "probe", head=RidgeClassifier())
     made = read_json(start / "model.json")
     write_json(start / "model.json", {**made, "fits": [*made["fits"], {**made["fits"][0], "file": "other.skops"}]})
-    with pytest.raises(HeadError, match=r"expected one head to start from, got 2: head\.skops, other\.skops"):
+    with pytest.raises(HeadError, match=r"expected a single head to start from, got 2: head\.skops, other\.skops"):
         run(dataclasses.replace(paths, start=start), start="probe")
     with pytest.raises(
         HeadError, match=r"expected a run's folder with model\.json, got none\. Run `icecore repro fit@no`"
@@ -633,7 +633,7 @@ def test_without_a_learning_rate_the_range_test_chooses_one_and_is_not_run_twice
 def test_the_break_even_is_where_reading_has_saved_what_storing_cost() -> None:
     given: dict[str, Any] = {"rows": 1000, "row_bytes": 2**20, "epochs": 10, "frozen": 4e-3, "reading": 1e-3}
     assert describe("block1", **given, stored=False) == (
-        "block1: 1,000 rows, 1,000.0 MiB stored; 4 ms a row to compute, 1 ms to read; pays after: 2 epochs. It pays "
+        "block1: 1,000 rows, 1,000.0 MiB stored; 4 ms per row to compute, 1 ms to read; pays after: 2 epochs. It pays "
         "here, in 10 epochs."
     )
     views = describe("block1", **given, views=8, stored=False)

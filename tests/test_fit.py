@@ -389,7 +389,7 @@ def test_a_tap_that_was_not_extracted_names_near_ones(place: Place) -> None:
 
 def test_rows_of_the_task_without_features_are_refused(place: Place) -> None:
     write_task(place.task, ("ape", "bee", "cat", "dog"), splits={"train": 2, "test": 1})
-    with pytest.raises(StoreError, match=r"easy: 3 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match=r"easy: 3 of the requested keys have no features"):
         place.fit()
 
 
@@ -443,7 +443,7 @@ def test_a_penalty_that_is_none_is_recorded_with_what_is_expected(place: Place) 
     run_of(place, inputs=("easy",), head={"streaming_ridge": {"alpha": 0}, "ridge": {}})
     [failed] = place.model()["failed"]
     assert failed["cause"] == (
-        "streaming_ridge on easy, all: ridge, `alpha`: expected a number above 0, got 0. 1 is a first try."
+        "streaming_ridge on easy, all: ridge, `alpha`: expected a number above 0, got 0. Start with 1."
     )
 
 
@@ -472,7 +472,7 @@ def test_a_training_set_too_small_for_the_head_is_refused_also_where_it_shows_in
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 def test_scores_that_are_no_numbers_are_refused(place: Place) -> None:
     with pytest.raises(
-        HeadError, match=r"naive_bayes on flat, all: .*scores that are no finite numbers; are the features constant\?"
+        HeadError, match=r"naive_bayes on flat, all: .*its scores are not finite; are the features constant\?"
     ):
         place.fit(inputs=["flat"], head="naive_bayes", scale="none")
 
@@ -578,7 +578,7 @@ def test_rows_that_do_not_fit_into_memory_are_refused_with_the_numbers(place: Pl
 
 
 def test_a_parameter_that_only_other_heads_have_is_refused(place: Place) -> None:
-    message = r"head 'knn' \(KNeighborsClassifier\): unknown parameter 'class_weight'.* It cannot weigh classes: use"
+    message = r"head 'knn' \(KNeighborsClassifier\): unknown parameter 'class_weight'.* It cannot weight classes: use"
     with pytest.raises(HeadError, match=message):
         place.fit(head="knn", params={"class_weight": "balanced"})
     place.fit(head="logistic", params={"class_weight": "balanced"})
@@ -595,7 +595,7 @@ def test_a_parameter_that_only_other_heads_have_is_refused(place: Place) -> None
         ({"seeds": 2, "labels_per_class": [1]}, "the draws of few labels are the seeds"),
         ({"search": "swoop"}, "expected `auto`, `sweep`, `none` or a mapping of settings"),
         ({"search": {"parameter": "C"}}, "expected both `parameter` and `values`"),
-        ({"search": {"parameter": "C", "values": [1, 1]}}, "expected two or more `values`, each once"),
+        ({"search": {"parameter": "C", "values": [1, 1]}}, "expected two or more different `values`"),
         ({"pca": {"components": 1.5}}, "less than 1"),
     ],
 )

@@ -227,7 +227,7 @@ def test_saved_neighbours_want_their_training_rows_back(place: Place) -> None:
     [one] = place.fit(inputs=["hard"], head="streaming_knn", scale="none")
     hard = Features.open(place.features / "hard")
     found = load(place.models)
-    with pytest.raises(HeadError, match=r"its 60 training rows, got none: .* Load it with `features`, or give them"):
+    with pytest.raises(HeadError, match=r"its 60 training rows, got none: .* Load it with `features`, or set them"):
         found.predict(hard)
     found.head[-1].attach(Rows([hard], Task.read(place.task).keys_of("train")))
     np.testing.assert_array_equal(found.predict(hard, keys=list(one.keys)), one.predicted)
@@ -291,7 +291,7 @@ def test_training_rows_of_other_features_are_not_given_back(place: Place) -> Non
     with pytest.raises(HeadError, match=r"the head was fitted on other features(.|\n)*weights: expected '0{64}'"):
         load(place.models, features=place.features)
     write_features(place.features / "hard", hard.keys[:10], hard.load()[:10])
-    with pytest.raises(StoreError, match="of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="of the requested keys have no features"):
         load(place.models, features=place.features)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.backbones.serialization import Backbone, weights_digest
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import profiling
-from pipeline.engines.profiling import IMAGES, Footprint, Network, side_by_side
+from pipeline.engines.profiling import IMAGES, Footprint, Network, measure_footprints
 from pipeline.runtime import cores
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -29,7 +29,7 @@ def short() -> Iterator[None]:
 
 def footprint(backbone: Backbone, *, images: int = 1) -> Footprint:
     """The footprint of one network by itself; for one image no other engine than torch is tried."""
-    return side_by_side({"": Network(backbone)}, images=images)[""]
+    return measure_footprints({"": Network(backbone)}, images=images)[""]
 
 
 class Net(nn.Module):
@@ -81,7 +81,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
     node = made.spec.node("layer1.0")
     early, late = TapSpec(node=node, pool="mean"), TapSpec(node="penultimate")
     taps = {"part": {"early": early}, "deeper": {"early": early, "late": late}, "whole": None}
-    found = side_by_side({name: Network(made, one) for name, one in taps.items()}, images=1)
+    found = measure_footprints({name: Network(made, one) for name, one in taps.items()}, images=1)
     names = ("conv1.", "bn1.", "layer1.0.")
     own = [value.numel() for name, value in made.module.named_parameters() if name.startswith(names)]
     assert found["part"].parameters == sum(own)
@@ -92,7 +92,7 @@ def test_up_to_a_tap_only_what_runs_counts() -> None:
 def test_networks_that_are_compared_are_run_by_the_same_engines(tmp_path: Path) -> None:
     small, large = backbone(Net(), side=8), backbone("resnet")
     networks = {"small": Network(small), "large": Network(large)}
-    found = side_by_side(networks, images=10**9, cache=tmp_path)
+    found = measure_footprints(networks, images=10**9, cache=tmp_path)
     expected = {"torch", "onnxruntime", *(["openvino"] if find_spec("openvino") else [])}
     for one in (latency for each in found.values() for latency in each.latency_ms.values()):
         assert {one.engine, *one.others} == expected

@@ -14,7 +14,7 @@ from pipeline.backbones import hooks, replace_classifier
 from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, ConfigError
-from pipeline.partition.split_points import suffix
+from pipeline.partition.split_points import build_tail
 from pipeline.training.config import FromTap, LastBlocks, Part, Patterns
 from pipeline.training.freezing import TrainableParts, prepare
 
@@ -144,7 +144,7 @@ def test_the_head_alone_is_trained_on_what_the_store_has() -> None:
 def test_dropout_after_the_cut_drops_and_before_it_does_not() -> None:
     found = backbone("vgg")
     frozen = prepare(found.module, found.spec, FromTap(from_tap="classifier.3"), batch_norm="train")
-    frozen.train_mode(suffix(found.module, "classifier.3", spec=found.spec))
+    frozen.train_mode(build_tail(found.module, "classifier.3", spec=found.spec))
     assert in_training(found) == {"classifier.4", "classifier.5", "classifier.6"}
     assert trained(found) == {"classifier.6.weight", "classifier.6.bias"}
 
@@ -157,7 +157,7 @@ def test_the_last_blocks_are_what_comes_after_the_cut_before_them() -> None:
     assert prepare(found.module, found.spec, LastBlocks(last_k=7), batch_norm="train").cut(0) == "input"
     assert trained(found) == {name for name, _ in found.module.named_parameters()}
     message = (
-        "last_k: expected at most the 7 blocks that the network has, got 8. They begin after\n"
+        "last_k: expected at most 7, the number of blocks, got 8. The blocks begin after\n"
         "  - input: 3 parameters from conv1.weight"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -220,7 +220,7 @@ def test_more_and_more_is_trained_by_a_schedule() -> None:
 def test_a_schedule_that_freezes_again_is_refused() -> None:
     found = glyph_net()
     message = (
-        r"unfreeze: expected that more is trained from epoch 4 on, got 'block2', which freezes 6 parameters trained"
+        r"unfreeze: expected a larger trained part from epoch 4 on, got 'block2', which freezes 6 parameters trained"
     )
     with pytest.raises(ConfigError, match=message):
         prepare(found.module, found.spec, "head", batch_norm="train", unfreeze={2: "block1", 4: "block2"})
@@ -287,7 +287,7 @@ def test_recalibration_gives_the_statistics_of_the_training_samples() -> None:
     before = frozen.digest()
     inputs = images(found.spec, 24) * 3
     rows = features(found, "block2", inputs)
-    assert frozen.recalibrate(suffix(found.module, "block2", spec=found.spec), batches(rows, 8)) == 2
+    assert frozen.recalibrate(build_tail(found.module, "block2", spec=found.spec), batches(rows, 8)) == 2
     with torch.no_grad():
         maps = found.module.block3[0](rows)
     norm = found.module.block3[1]
@@ -298,7 +298,7 @@ def test_recalibration_gives_the_statistics_of_the_training_samples() -> None:
     assert not any(part.training for part in found.module.modules())
     assert frozen.digest() == before
     assert frozen.recalibrate(found.module, batches(inputs, 23)) == 2  # the last, of one sample, is left out
-    with pytest.raises(ConfigError, match="recalibrate: expected batches of two training samples at least, got none"):
+    with pytest.raises(ConfigError, match="recalibrate: expected batches of at least two training samples, got none"):
         frozen.recalibrate(found.module, batches(inputs[:1], 8))
 
 
@@ -306,7 +306,9 @@ def test_a_batch_of_one_is_refused_where_batch_norm_would_learn_from_it() -> Non
     found = glyph_net()
     frozen = prepare(found.module, found.spec, FromTap(from_tap="block2"), batch_norm="train")
     frozen.check_batch(2)
-    with pytest.raises(ConfigError, match="batch: expected two samples at least, for 2 BatchNorm layers take the stat"):
+    with pytest.raises(
+        ConfigError, match="batch: expected at least two samples, since 2 BatchNorm layers compute the stat"
+    ):
         frozen.check_batch(1)
     prepare(found.module, found.spec, FromTap(from_tap="block2"), batch_norm="frozen").check_batch(1)
     prepare(found.module, found.spec, "head", batch_norm="train").check_batch(1)
@@ -332,7 +334,7 @@ def test_all_that_is_new_is_trained_with_the_head_and_never_frozen() -> None:
     spec = found.spec.model_copy(update={"architecture": architecture})
     prepare(network, spec, "head", batch_norm="train")
     assert len(trained(found)) == 7
-    message = r"train: expected a part with all that is new in the network, got one without block3.7.0.weight, block3"
+    message = r"train: expected a part that contains all new modules, got a part without block3.7.0.weight, block3"
     for what in (LastBlocks(last_k=1), FromTap(from_tap="block3")):
         with pytest.raises(ConfigError, match=message):
             prepare(network, found.spec, what, batch_norm="train", new=new)
@@ -358,5 +360,5 @@ def test_patterns_that_match_nothing_are_listed_with_near_names() -> None:
 
 def test_a_cut_that_the_graph_does_not_allow_is_refused() -> None:
     found = backbone("resnet")
-    with pytest.raises(BackboneError, match=r"got 'layer2\.0\.conv1': a part of what the output depends on passes it"):
+    with pytest.raises(BackboneError, match=r"got 'layer2\.0\.conv1': the output depends on values that bypass it"):
         prepare(found.module, found.spec, FromTap(from_tap="layer2.0.conv1"), batch_norm="train")

@@ -169,7 +169,7 @@ def test_what_is_read_from_text_is_what_is_read_from_a_path(tmp_path: Path) -> N
     ],
 )
 def test_what_is_no_key_is_named(keys: Any, shown: str, error: type[Exception]) -> None:
-    message = rf"^keys: expected a list of texts of 32 hex digits each, or an array of dtype S16, got {shown}"
+    message = rf"^keys: expected a list of strings of 32 hex digits each, or an array of dtype S16, got {shown}"
     with pytest.raises(error, match=message):
         from_hex(keys)
 

@@ -25,7 +25,7 @@ from pipeline.backbones.serialization import Backbone
 from pipeline.backbones.spec import TapSpec
 from pipeline.errors import BackboneError, HeadError
 from pipeline.heads import create, linear_layer
-from pipeline.partition.split_points import suffix
+from pipeline.partition.split_points import build_tail
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -262,12 +262,12 @@ def test_a_head_that_is_no_linear_layer_is_refused() -> None:
         (
             make_pipeline(Normalizer(), LogisticRegression()),
             names,
-            "one layer can do, got Normalizer. Fit the head with",
+            "a linear layer can represent, got Normalizer. Fit the head with",
         ),
         (
             make_pipeline(PCA(2), LogisticRegression()),
             names,
-            "one layer can do, got PCA. Fit the head with `scale: sta",
+            "a linear layer can represent, got PCA. Fit the head with `scale: sta",
         ),
         (make_pipeline(RandomForestClassifier(3)), names, "with `coef_` and `classes_`, got RandomForestClassifier. "),
         (
@@ -416,7 +416,7 @@ def test_the_logits_of_a_new_classifier_are_the_output_whatever_followed_the_old
         assert torch.equal(again.module(inputs), made(inputs))
         new = hooks.collect(again.module, inputs, {"x": TapSpec(node="penultimate")}, again.spec.taps)["x"]
         np.testing.assert_allclose(replay(again, new.numpy()), made(inputs).numpy(), atol=1e-6)
-    part = suffix(made, "penultimate", spec=found.spec)
+    part = build_tail(made, "penultimate", spec=found.spec)
     assert torch.allclose(part(rows), expected, atol=1e-6)
     start = nn.Linear(width, 3)
     replace_classifier.init_from_linear(made, architecture, start)

@@ -430,12 +430,12 @@ def test_features_are_indexed_as_an_array_and_by_keys(features: Any) -> None:
     assert np.array_equal(np.asarray(features, dtype=np.float32), rows.astype(np.float32))
     assert np.array_equal(list(features), rows)
     assert np.array_equal(features.to_torch().numpy(), rows)
-    with pytest.raises(ValueError, match="an array of them is always a copy"):
+    with pytest.raises(ValueError, match="converting them to an array always copies"):
         np.array(features, copy=False)
     for wrong in (6, mask[:3]):
         with pytest.raises(IndexError):
             features[wrong]
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         features["0" * 32]
 
 
@@ -445,7 +445,7 @@ def test_features_without_a_table_of_files_say_so(features: Any, tmp_path: Path)
     for path in features.folder.iterdir():
         (alone / path.name).symlink_to(path)
     with pytest.raises(
-        StoreError, match=r"expected the table of files `files.parquet` in .*, got none. Features of a p"
+        StoreError, match=r"expected the table of files `files.parquet` in .*, got none. For features of a p"
     ):
         icecore.Features.open(alone).labels  # noqa: B018
     table = pq.read_table(features.folder.parent / "files.parquet")
@@ -577,7 +577,7 @@ def test_images_without_class_folders_need_labels(net: Path, tmp_path: Path) -> 
     for number in range(6):
         photo((20 + number, 20)).save(photos / f"{number}.png")
     flat = icecore.Backbone(net).embed(photos)
-    message = f"{photos}: expected images in class folders, .* Give `evaluate` its `labels`, a value per row"
+    message = f"{photos}: expected images in class folders, .* Pass `labels` to `evaluate`, a value per row"
     with pytest.raises(DataError, match=message):
         icecore.evaluate(flat)
     with pytest.raises(DataError, match=message):

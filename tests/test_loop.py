@@ -269,7 +269,7 @@ def test_other_settings_do_not_go_on_with_a_run_and_all_of_them_are_named(tmp_pa
     with pytest.raises(TrainingError) as caught:
         run(tmp_path / "run", learning_rate=0.5, clip=1.0)
     assert str(caught.value).split("\n") == [
-        f"{tmp_path / 'run' / LAST}: expected to go on with the settings that it was begun with, got others",
+        f"{tmp_path / 'run' / LAST}: expected to resume with the settings of the checkpoint, got others",
         "  - loop.clip: expected None, got 1.0",
         "  - loop.learning_rate: expected 0.001, got 0.5",
         "  - Train into another folder, or remove this one.",
@@ -311,9 +311,9 @@ def test_a_loss_that_explodes_is_refused_by_its_weights_or_numbers(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "size", "message"),
     [
-        (5, 1, r"batch: expected two samples at least, .* got 1\. Set a larger `batch_size` or `batch_norm: frozen`"),
-        (1, 8, r"training rows: expected two at least, .* got 1\. Train on more samples, or set `batch_norm: frozen`"),
-        (1, 1, "training rows: expected two at least"),
+        (5, 1, r"batch: expected at least two samples, .* got 1\. Set a larger `batch_size` or `batch_norm: frozen`"),
+        (1, 8, r"training rows: expected at least two, .* got 1\. Train on more samples, or set `batch_norm: frozen`"),
+        (1, 1, "training rows: expected at least two"),
     ],
 )
 def test_batches_of_one_are_refused_where_batch_norm_is_trained(
@@ -347,7 +347,7 @@ def test_labels_without_an_output_are_refused(tmp_path: Path) -> None:
     found = small_training.backbone(tmp_path / "backbone")
     wrong = small_training.samples(24)
     wrong.targets = wrong.targets + 1
-    with pytest.raises(TrainingError, match=r"step 0: expected labels from 0 to 2, one of 3 classes, got 3\."):
+    with pytest.raises(TrainingError, match=r"step 0: expected labels from 0 to 2 \(3 classes\), got 3\."):
         train(
             found.module, wrong, None, small_training.setting(), small_training.all_of(found), folder=tmp_path / "run"
         )
@@ -390,15 +390,15 @@ def test_what_cannot_be_trained_is_refused_at_once_with_all_reasons(tmp_path: Pa
     with pytest.raises(TrainingError) as caught:
         run(tmp_path / "run", rows=0, validation=None, patience=2)
     assert str(caught.value).split("\n") == [
-        "this cannot be trained",
+        "the network cannot be trained",
         "  - expected training rows, got none.",
-        "  - expected validation rows for `patience` or `schedule: plateau`, got none. Give the task some.",
+        "  - expected validation rows for `patience` or `schedule: plateau`, got none. Set `sizes`.",
     ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"expected 1 CUDA devices, got 0\. Ask for fewer, or `device: cpu`"):
+    with pytest.raises(TrainingError, match=r"expected 1 CUDA devices, got 0\. Set fewer `devices`, or `device: cpu`"):
         make_fabric(small_training.setting().config.model_copy(update={"device": "cuda"}))
 
 

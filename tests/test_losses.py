@@ -71,7 +71,7 @@ def test_labels_outside_the_classes_are_refused(label: int, got: str) -> None:
     with pytest.raises(TrainingError) as caught:
         SupervisedLoss("classification", 3).check(torch.tensor([0, label, 2]), where="step 7")
     assert str(caught.value) == (
-        f"step 7: expected labels from 0 to 2, one of 3 classes, got {got}. Are these the classes of the task?"
+        f"step 7: expected labels from 0 to 2 (3 classes), got {got}. Are these the classes of the task?"
     )
 
 
@@ -134,7 +134,7 @@ def test_mixing_anything_but_a_classification_of_images_is_refused(kind: Any, sh
 def test_settings_that_do_nothing_together_are_refused() -> None:
     with pytest.raises(ValidationError, match="`momentum` belongs to `optimiser: sgd`"):
         config(momentum=0.5)
-    with pytest.raises(ValidationError, match="nothing looks at `monitor` where the last weights are kept"):
+    with pytest.raises(ValidationError, match="`monitor` has no effect when the last weights are saved"):
         config(monitor="accuracy", weights="last", schedule="constant")
 
 

@@ -16,12 +16,12 @@ from pipeline.engines.out_of_memory import (
     GAIN,
     SHARE,
     SIZES,
-    Measured,
-    best,
+    SizeTiming,
+    choose_size,
     first_line,
+    grow_sizes,
     is_out_of_memory,
     run_halving_on_oom,
-    sizes,
 )
 from pipeline.engines.parity import compare
 from pipeline.errors import EngineError
@@ -75,7 +75,7 @@ def test_what_cannot_be_divided_any_more_is_refused_with_what_to_do(smallest: in
     ran: list[int] = []
     message = (
         rf"expected memory for {smallest} × 24 × 32 pixels at once, got too little: no room. Set a smaller batch_size, "
-        "ask for fewer taps, pool the maps, or end what else uses the memory"
+        "request fewer taps, pool the maps, or end other programs that use the memory"
     )
     with pytest.raises(EngineError, match=message):
         run_halving_on_oom(limited(0, ran), np.zeros((8, 24, 32, 3), np.uint8), smallest=smallest)
@@ -100,32 +100,32 @@ def test_the_first_line_of_an_error_is_that_which_says_something() -> None:
 # The size of a batch --------------------------------------------------------------------------------------------------
 
 
-def measured(seconds: dict[int, float], memory: Callable[[int], int | None] = lambda _: None) -> list[Measured]:
+def measured(seconds: dict[int, float], memory: Callable[[int], int | None] = lambda _: None) -> list[SizeTiming]:
     """What a device would have measured."""
-    return [Measured(size, seconds[size], memory(size)) for size in seconds]
+    return [SizeTiming(size, seconds[size], memory(size)) for size in seconds]
 
 
-def tried(results: dict[int, Measured | Exception], *, memory: int | None = None) -> list[int]:
+def tried(results: dict[int, SizeTiming | Exception], *, memory: int | None = None) -> list[int]:
     """The sizes that are measured, and not too large."""
 
-    def measure(size: int) -> Measured:
+    def measure(size: int) -> SizeTiming:
         found = results[size]
         if isinstance(found, Exception):
             raise found
         return found
 
-    return [one.size for one in sizes(measure, memory=memory)]
+    return [one.size for one in grow_sizes(measure, memory=memory)]
 
 
 def test_sizes_grow_until_they_gain_nothing_more() -> None:
-    falling = {size: Measured(size, 1 / size) for size in SIZES}
+    falling = {size: SizeTiming(size, 1 / size) for size in SIZES}
     assert tried(dict(falling)) == list(SIZES)
-    assert tried({**falling, 256: Measured(256, 1 / 130)}) == [32, 64, 128, 256]
-    assert tried({**falling, 64: Measured(64, 1 / 20)}) == [32, 64]
+    assert tried({**falling, 256: SizeTiming(256, 1 / 130)}) == [32, 64, 128, 256]
+    assert tried({**falling, 64: SizeTiming(64, 1 / 20)}) == [32, 64]
 
 
 def test_sizes_end_where_memory_does() -> None:
-    results = {size: Measured(size, 1 / size, memory=size * 10) for size in SIZES}
+    results = {size: SizeTiming(size, 1 / size, memory=size * 10) for size in SIZES}
     assert tried(dict(results), memory=10_000) == [32, 64, 128, 256, 512]
     assert tried(dict(results), memory=int(2_560 / SHARE)) == [32, 64, 128, 256]
     assert tried(dict(results), memory=10) == [32]  # there is none smaller
@@ -138,9 +138,9 @@ def test_sizes_end_where_memory_does() -> None:
 
 
 def test_the_best_size_is_the_smallest_that_is_as_fast_as_the_fastest() -> None:
-    assert best(measured({32: 1.0, 64: 0.5, 128: 0.41, 256: 0.4, 512: 0.45})) == 128
-    assert best(measured({32: 1.0})) == 32
-    assert best(measured({32: 0.4 * GAIN, 64: 0.4})) == 32
+    assert choose_size(measured({32: 1.0, 64: 0.5, 128: 0.41, 256: 0.4, 512: 0.45})) == 128
+    assert choose_size(measured({32: 1.0})) == 32
+    assert choose_size(measured({32: 0.4 * GAIN, 64: 0.4})) == 32
 
 
 # A process without memory ---------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_metrics_of_a_regression_equal_those_worked_out_by_hand() -> None:
 def test_a_regression_of_one_row_or_of_equal_values_says_what_is_lacking() -> None:
     one = metrics.regression(np.array([1.0]), np.array([2.0]))
     assert one.values == {"r2": None, "mae": 1.0, "rmse": 1.0, "spearman": None}
-    assert one.degraded["r2"] == "there is one row alone"
+    assert one.degraded["r2"] == "there is only one row"
     flat = metrics.regression(np.array([1.0, 2.0]), np.array([1.5, 1.5]))
     assert flat.values["r2"] == pytest.approx(0.0)
     assert flat.degraded == {"spearman": "all targets or all predictions are equal"}

@@ -76,7 +76,7 @@ def test_features_of_other_weights_are_refused_with_the_fields_that_differ(place
     assert "): node: expected 'easy', got 'hard'" in str(told.value)
     with pytest.raises(HeadError, match=r"expected the features of easy, hard, got 1 taps\."):
         found.scores(easy)
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         found.predict(easy, hard, keys=["0" * 32])
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_head_is_refused(place: Place) -> None:
 def test_the_head_of_a_run_with_several_must_be_named(place: Place) -> None:
     place.fit(inputs=["easy", "hard"])
     with pytest.raises(
-        HeadError, match=r"expected the name of one of 2 heads, got none: logistic\.easy\.all\.skops, log"
+        HeadError, match=r"expected the file name of one of 2 heads, got none: logistic\.easy\.all\.skops, log"
     ):
         load(place.models)
     with pytest.raises(HeadError, match=r"unknown head 'logistic\.esy\.all\.skops'\. Did you mean"):

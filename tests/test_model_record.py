@@ -133,7 +133,9 @@ def test_further_tasks_of_an_older_record_are_read(tmp_path: Path) -> None:
 
 def test_a_network_is_no_head(tmp_path: Path) -> None:
     write_json(tmp_path / JSON, TRAINED)
-    with pytest.raises(HeadError, match="expected a run of fit, which leaves heads, got one that left a network"):
+    with pytest.raises(
+        HeadError, match="expected a run of fit, whose models are heads, got a run whose model is a network"
+    ):
         saved.load(tmp_path)
 
 

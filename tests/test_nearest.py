@@ -146,7 +146,7 @@ def test_what_is_refused(queries: int, rows: int, options: dict[str, Any], messa
 
 
 def test_rows_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(HeadError, match=r"neighbours: expected queries and rows of one width, got 3 and 2"):
+    with pytest.raises(HeadError, match=r"neighbours: expected queries and rows of equal width, got 3 and 2"):
         nearest(np.zeros((2, 3)), np.zeros((2, 2)), 1)
     with pytest.raises(HeadError, match=r"neighbours: expected rows shorter than 1e\+18, got 1e\+20\. Scale them"):
         nearest(np.ones((1, 2)), np.array([[1e20, 0.0]]), 1)

@@ -163,7 +163,7 @@ def test_another_task_with_its_head_and_training_run_their_own_stages_and_extrac
     assert audit["near_duplicates"]["tap"] == "penultimate"
     assert re.search(r"^digits_logistic: accuracy .*, as before$", output, re.MULTILINE)
     assert re.search(r"^student: accuracy [^,]*, [^,]*$", output, re.MULTILINE)
-    assert re.search(r"^n5-draw0: \d+ samples an epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
+    assert re.search(r"^n5-draw0: \d+ samples per epoch, 50 with labels; teachers: tuned$", output, re.MULTILINE)
     assert project.read("data/models/student/model.json")["teachers"][0]["run"] == "tuned"
     assert list(project.read("data/metrics/distill/student.json")["teachers"]) == ["tuned"]
     assert re.search(r"^block2: 50 rows, .* stored; ", output, re.MULTILINE)

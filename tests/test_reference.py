@@ -32,7 +32,12 @@ FOUND = {one.key: one for name, section in SECTIONS.items() for one in reference
         ),
         ("fit.NAME.memory_gb", "number or none", "default none", "by default half of what is free"),
         ("evaluate.metric", "settings", "", "the deciding metric, by kind of task"),
-        ("distill.NAME.losses.soft.temperature", "number", "default 4", "divides the logits of both"),
+        (
+            "distill.NAME.losses.soft.temperature",
+            "number",
+            "default 4",
+            "temperature that divides the logits of student and teacher",
+        ),
         ("report.title", "text", "default icecore report", "title of the page"),
     ],
 )

@@ -68,9 +68,9 @@ def test_the_reading_order_is_that_of_the_disk(taps: list[Features]) -> None:
 
 
 def test_rows_refuse_what_is_not_there(taps: list[Features]) -> None:
-    with pytest.raises(StoreError, match=r"1 of the keys asked for have no features, the first is f{32}"):
+    with pytest.raises(StoreError, match=r"1 of the requested keys have no features; the first is f{32}"):
         Rows(taps, ["f" * 32])
-    with pytest.raises(HeadError, match=r"rows of features: expected one tap or more, got none\. Name the taps"):
+    with pytest.raises(HeadError, match=r"rows of features: expected at least one tap, got none\. List the taps"):
         Rows([], [])
 
 

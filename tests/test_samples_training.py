@@ -344,9 +344,11 @@ def test_a_key_without_a_row_and_views_of_other_features_are_refused(tmp_path: P
     first = write_features(tmp_path / "first", keys, np.zeros((6, 4)), view=0)
     lacking = write_features(tmp_path / "lacking", keys[:5], np.zeros((5, 4)), view=1)
     other = write_features(tmp_path / "other", keys, np.zeros((6, 4)), dtype="float16")
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         FeatureSamples([first, lacking], torch.zeros(6), keys, seed=0)
-    with pytest.raises(StoreError, match=r"expected a view of what .*first has, got other features: dtype: expected"):
+    with pytest.raises(
+        StoreError, match=r"expected a view of the features in .*first, got other features: dtype: expected"
+    ):
         FeatureSamples([first, other], torch.zeros(6), keys, seed=0)
 
 

@@ -39,7 +39,7 @@ def test_predictions_from_scores_are_those_of_the_head(name: str, classes: int, 
     told = NAMES[:classes].tolist()
     head = heads.create(name, {}, scale="standard").fit(X[:60], y[:60])
     if calibrated:
-        head = calibration.with_head(calibration.by_temperature([(head, X[60:], y[60:])]), head)
+        head = calibration.with_head(calibration.fit_temperature([(head, X[60:], y[60:])]), head)
     same(head, X, "classification", told)
 
 

@@ -19,8 +19,8 @@ from pipeline.errors import HeadError
 from pipeline.heads import regularisation_path, scoring, search
 from pipeline.heads import sweep as sweep_module
 from pipeline.heads.outputs import kind_of_scores
-from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_of
-from pipeline.heads.sweep import Fold, LabelledRows, SearchResult, Tried, sweep, within_one_error
+from pipeline.heads.search import GRIDS, REGULARISES, SearchConfig, grid_values
+from pipeline.heads.sweep import Fold, LabelledRows, SearchResult, Trial, sweep, within_one_error
 from pipeline.heads.warm_start import warm_starts
 from pipeline.streaming.logistic import StreamingLogisticRegression
 from pipeline.streaming.logistic_loss import Loss, Point
@@ -119,9 +119,9 @@ def test_the_sweep_of_logistic_regression_is_45_values_over_11_decades() -> None
 
 
 def test_values_are_tried_from_the_most_regularised_whatever_their_order() -> None:
-    assert grid_of(SearchConfig(parameter="C", values=(1, 0.1, 10)), "logistic") == ("C", (0.1, 1, 10))
-    assert grid_of(SearchConfig(parameter="alpha", values=(1, 0.1, 10)), "ridge") == ("alpha", (10, 1, 0.1))
-    assert grid_of(SearchConfig(parameter="weights", values=("uniform", "distance")), "knn")[1][0] == "uniform"
+    assert grid_values(SearchConfig(parameter="C", values=(1, 0.1, 10)), "logistic") == ("C", (0.1, 1, 10))
+    assert grid_values(SearchConfig(parameter="alpha", values=(1, 0.1, 10)), "ridge") == ("alpha", (10, 1, 0.1))
+    assert grid_values(SearchConfig(parameter="weights", values=("uniform", "distance")), "knn")[1][0] == "uniform"
 
 
 def test_test_rows_choose_nothing(place: Place) -> None:
@@ -356,9 +356,9 @@ def test_rows_whose_squares_cannot_be_added_end_no_search() -> None:
 
 
 def test_values_of_which_none_can_be_used_are_told_one_by_one() -> None:
-    with pytest.raises(HeadError, match=r"(?s)no value of C gave a head that can be used\.\n  - -1: .*\n  - -2: "):
+    with pytest.raises(HeadError, match=r"(?s)the fits of all values of C failed\.\n  - -1: .*\n  - -2: "):
         swept("logistic", "C", [-1, -2])
-    with pytest.raises(HeadError, match=r"(?s)no value of alpha gave .*'alpha' parameter"):
+    with pytest.raises(HeadError, match=r"(?s)the fits of all values of alpha failed.*'alpha' parameter"):
         swept("ridge", "alpha", [-1.0, -2.0])
 
 
@@ -367,7 +367,7 @@ def test_values_of_which_none_can_be_used_are_told_one_by_one() -> None:
 
 @pytest.mark.parametrize("head", ["ridge", "svm"])
 def test_log_loss_needs_probabilities(place: Place, head: str) -> None:
-    message = r"expected a head with probabilities for log_loss, .* gives none\. Search with another metric: accuracy,"
+    message = r"expected a head with probabilities for log_loss, .* has none\. Search with another metric: accuracy,"
     with pytest.raises(HeadError, match=message):
         place.fit(head=head, search={"metric": "log_loss"})
     assert not place.models.exists()
@@ -379,7 +379,9 @@ def test_a_metric_of_another_kind_of_task_is_refused(place: Place) -> None:
 
 
 def test_a_head_without_a_sweep_wants_values(place: Place) -> None:
-    with pytest.raises(HeadError, match=r"search: centroid has no sweep of its own, these have: boosting, forest"):
+    with pytest.raises(
+        HeadError, match=r"search: centroid has no grid of its own; heads with a grid are boosting, forest"
+    ):
         place.fit(head="centroid", search="sweep")
     found = place.fit(head="centroid", search={"parameter": "shrink_threshold", "values": [None, 0.5]})
     assert len(found) == 1
@@ -398,11 +400,11 @@ def test_every_metric_of_a_search_knows_its_sign() -> None:
 
 @pytest.mark.parametrize(("second", "at_the_end"), [(0.11, False), (0.5, True)])
 def test_the_end_of_the_values_is_told_only_where_the_value_before_it_is_worse(second: float, at_the_end: bool) -> None:
-    def tried(loss: float, *rows: float) -> Tried:
-        return Tried(loss, by_row=loss * np.array(rows), uncertainty=loss)
+    def tried(loss: float, *rows: float) -> Trial:
+        return Trial(loss, by_row=loss * np.array(rows), uncertainty=loss)
 
     every = [tried(0.1, 0, 2, 0, 2), tried(second, 2, 0, 2, 0), tried(0.9, 2, 0, 2, 0)]
     close = within_one_error(every, "log_loss")
-    record = sweep_module._record([1, 2, 3], every, 0, close, "log_loss")
+    record = sweep_module._search_record([1, 2, 3], every, 0, close, "log_loss")
     assert record["at_the_end"] is at_the_end
     assert record["within_one_standard_error"] == ([1] if at_the_end else [1, 2])

@@ -10,7 +10,7 @@ from pipeline.backbones import glyphs, serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import batch_size
 from pipeline.engines.autotune import Job
-from pipeline.engines.out_of_memory import SIZES, Measured
+from pipeline.engines.out_of_memory import SIZES, SizeTiming
 from pipeline.runtime import Reporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), dtype=np.uint8)
@@ -41,7 +41,7 @@ def test_a_size_is_measured_once_for_a_machine_a_network_and_an_engine(
     assert said[0].startswith(f"batches of {found}\n")
     assert "samples/s" in said[0]
     (note,) = (tmp_path / "batches").glob("*.json")
-    monkeypatch.setattr(batch_size, "measure", None)  # it would fail
+    monkeypatch.setattr(batch_size, "measure_sizes", None)  # it would fail
     assert (
         batch_size.batch_size(job(backbone, tmp_path), "torch", PIXELS, reporter=Reporter(message=said.append)) == found
     )
@@ -56,7 +56,7 @@ def test_a_size_is_measured_once_for_a_machine_a_network_and_an_engine(
 
 
 def test_sizes_are_listed_with_what_they_take() -> None:
-    text = batch_size.text([Measured(32, 0.001, 2_000_000_000), Measured(64, 0.0005)])
+    text = batch_size.describe_sizes([SizeTiming(32, 0.001, 2_000_000_000), SizeTiming(64, 0.0005)])
     assert [line.split() for line in text.splitlines()] == [
         ["batch", "size", "samples/s", "GPU", "memory"],
         ["32", "1,000.0", "2.0", "GB"],

@@ -173,7 +173,7 @@ def test_batches_may_come_from_other_threads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "bad", "remedy"),
-    [("float16", 1e5, "Store this tap as `dtype: bfloat16` or `float32`."), ("int8", np.nan, "The network itself")],
+    [("float16", 1e5, "Store this tap as `dtype: bfloat16` or `float32`."), ("int8", np.nan, "The network computes")],
 )
 def test_a_value_that_cannot_be_stored_is_refused_when_it_comes(
     tmp_path: Path, dtype: Stored, bad: float, remedy: str
@@ -184,7 +184,7 @@ def test_a_value_that_cannot_be_stored_is_refused_when_it_comes(
     with column.writer((2,)) as writer:
         writer.append(keys_of(4), rows[:1])
         name = key_arrays.to_hex(keys)[1]
-        message = rf"1 of 3 rows have values that {dtype} cannot hold .*the first of key {name}\. {remedy}"
+        message = rf"1 of 3 rows have values that {dtype} cannot hold .*the first key is {name}\. {remedy}"
         with pytest.raises(StoreError, match=message):
             writer.append(keys, rows)
         record = writer.finish(provenance={})  # whoever goes on has what came before, and no part of that batch
@@ -198,7 +198,7 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
         for numbers in [(1, 2), (3, 2)]:
             writer.append(keys_of(*numbers), np.ones((2, 1), np.float32))
         name = key_arrays.to_hex(keys_of(2))[0]
-        message = rf"expected rows of different keys, got 1 of 4 twice, the first of key {name}\. Append each key once"
+        message = rf"expected rows of different keys, got 1 of 4 twice; the first key is {name}\. Append each key once"
         with pytest.raises(StoreError, match=message):
             writer.finish(provenance={})
     assert column.records() == []
@@ -209,7 +209,7 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...
     with (
         column_in(tmp_path).writer((3,)) as writer,
         pytest.raises(
-            StoreError, match=r"expected rows of shape \(2, 3\), got \(.*\)\. Append one row per key, of the sh"
+            StoreError, match=r"expected rows of shape \(2, 3\), got \(.*\)\. Append a row per key, of the sh"
         ),
     ):
         writer.append(keys_of(1, 2), np.ones(shape, np.float32))
@@ -227,7 +227,7 @@ def test_rows_that_are_damaged_before_they_are_a_shard_are_not_stored(
         data = bytearray(path.read_bytes())
         data[17_000] ^= 1
         path.write_bytes(bytes(data) if damage == "flipped" else bytes(data[:17_000]))
-        with pytest.raises(StoreError, match=r"\.spool\..*: rows that were kept .* came back damaged.* Nothing was st"):
+        with pytest.raises(StoreError, match=r"\.spool\..*: buffered rows .* were damaged.* Nothing was st"):
             writer.finish(provenance={})
     assert [path.name for path in column.folder.iterdir()] == ["identity.json"]
 

@@ -37,7 +37,7 @@ from pipeline.store.features import Features
 from pipeline.store.identity import address, differences, identity
 from pipeline.store.shard_format import FORMAT, Layout, ShardRecord, path_of
 from pipeline.store.shard_reader import Shard
-from pipeline.store.use import in_use
+from pipeline.store.use import hold
 
 # Keys of all kinds, many of them with the zero bytes at the end that NumPy likes to drop.
 SIXTEEN = st.binary(min_size=16, max_size=16)
@@ -250,12 +250,12 @@ def test_keys_sort_as_their_text_does(keys: list[str]) -> None:
     assert key_arrays.to_hex(np.unique(key_arrays.from_hex(keys))) == sorted(set(keys))
 
 
-@given(KEYS, st.lists(KEY), st.sampled_from([1, 3, key_arrays.TOGETHER]))
+@given(KEYS, st.lists(KEY), st.sampled_from([1, 3, key_arrays.LOOKUP_BLOCK]))
 def test_finding_keys_is_what_a_dictionary_does(held: set[str], wanted: list[str], together: int) -> None:
     wanted += sorted(held)[::2]
     places = {k: place for place, k in enumerate(sorted(held))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(key_arrays, "TOGETHER", together)
+        patch.setattr(key_arrays, "LOOKUP_BLOCK", together)
         found = key_arrays.find(key_arrays.from_hex(sorted(held)), key_arrays.from_hex(wanted))
     assert found.dtype == np.int64
     assert found.tolist() == [places.get(k, -1) for k in wanted]
@@ -363,7 +363,7 @@ def test_an_overflow_is_refused_by_its_key_before_it_is_stored(tmp_path: Path, b
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
 def test_a_network_that_gives_no_numbers_is_not_told_to_use_float32(tmp_path: Path, stored: Stored) -> None:
     features = np.array([[1, 2], [np.nan, 1]], np.float32)
-    message = rf"1 of 2 rows .*{stored} cannot hold .* The network itself gives them: look at its weights"
+    message = rf"1 of 2 rows .*{stored} cannot hold .* The network computes gives them: look at its weights"
     with pytest.raises(StoreError, match=message):
         write(tmp_path, sorted(map(key, range(2))), features, stored)
 
@@ -537,7 +537,7 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    message = r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, \d+ are missing. Every shard"
+    message = r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, \d+ are missing. All finished"
     with pytest.raises(StoreError, match=message):
         write(tmp_path, [key(0)], np.ones((1, 3), np.float32))
     assert list(tmp_path.iterdir()) == []
@@ -549,7 +549,7 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytes
 def test_an_index_whose_rows_do_not_add_up_is_not_committed(tmp_path: Path) -> None:
     own = sorted([key(1), key(2)])
     record = write(tmp_path, own, rows_of(own))
-    message = r"4 samples were asked for, but 2 are stored and 1 rejected. Nothing was committed"
+    message = r"4 samples were requested, but 2 are stored and 1 rejected. Nothing was committed"
     with pytest.raises(StoreError, match=message):
         commit(
             tmp_path,
@@ -602,16 +602,14 @@ def test_a_commit_removes_what_it_does_not_name_and_nothing_else(tmp_path: Path)
 
 
 def test_a_folder_without_an_index_has_not_been_finished(tmp_path: Path) -> None:
-    with pytest.raises(
-        StoreError, match=r"no features there \(index.json is missing: the extraction has not finished\)"
-    ):
+    with pytest.raises(StoreError, match=r"not features \(index.json is missing: the extraction has not finished\)"):
         index.read(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"address": "a"}', "\x00\xff"])
 def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(StoreError, match=r"index.json: damaged: it is no index"):
+    with pytest.raises(StoreError, match=r"index.json: damaged: not an index"):
         index.read(tmp_path)
 
 
@@ -707,7 +705,7 @@ def test_a_project_may_say_where_its_cache_lies(monkeypatch: pytest.MonkeyPatch,
     assert location.default_root() == Path("/shared/features")
     for wrong in ("cache: 3", "cache: ''", "cach: .cache", "{}", "{cache: a, size: 3}"):
         config.write_text(wrong)
-        with pytest.raises(ConfigError, match=r"\.icecore/config: expected one line such as `cache: \.cache`, got \{"):
+        with pytest.raises(ConfigError, match=r"\.icecore/config: expected a line such as `cache: \.cache`, got \{"):
             location.default_root()
 
 
@@ -865,11 +863,11 @@ def test_damage_is_found_and_what_is_dropped_is_gone_while_the_rest_stays(tmp_pa
     flip(column.path_of(flipped))
     replace(column.path_of(cut), b"short")
     (column.folder / f"{unkeyed.name}.keys").write_bytes(b"other")
-    assert {record.name for record, _ in maintenance.damage(column, whole=False)} == {cut.name, unkeyed.name}
-    found = {record.name: problem for record, problem in maintenance.damage(column, whole=True)}
+    assert {record.name for record, _ in maintenance.find_damage(column, whole=False)} == {cut.name, unkeyed.name}
+    found = {record.name: problem for record, problem in maintenance.find_damage(column, whole=True)}
     assert found.keys() == {flipped.name, cut.name, unkeyed.name}
     assert "the shard is damaged" in found[flipped.name]
-    assert "it is not the file that the shard's record names" in found[unkeyed.name]
+    assert "its digest is not the digest in the shard's record" in found[unkeyed.name]
     for record in (flipped, cut, unkeyed):
         column.drop(record)
     assert column.records() == [good]
@@ -898,7 +896,7 @@ def test_what_a_killed_writer_left_is_swept_and_a_live_one_is_let_be(tmp_path: P
 def test_pruning_leaves_what_a_running_job_holds(tmp_path: Path) -> None:
     column = cache.column(tmp_path, IDENTITY)
     training = tmp_path / "training" / "one"
-    with in_use(column.folder), in_use(training):
+    with hold(column.folder), hold(training):
         add(column, [1])
         assert maintenance.prune(tmp_path, unused_for=0, max_bytes=0, address=column.address, now=1e11) == []
         assert len(column.records()) == 1
@@ -1089,11 +1087,10 @@ def test_missing_keys_are_counted_and_known_reasons_given(tmp_path: Path) -> Non
     with pytest.raises(StoreError) as caught:
         found.load([key(1), key(9), key(2), key(8), key(7)])
     assert str(caught.value) == (
-        f"{tmp_path}: 3 of the keys asked for have no features, the first is {key(9)}. Some were rejected: damaged "
-        "image: cut; empty file. Extract the data set they belong to (`datasets` of the extraction), or leave them out "
-        "of the task."
+        f"{tmp_path}: 3 of the requested keys have no features; the first is {key(9)}. Some were rejected: damaged "
+        "image: cut; empty file. Extract their data set (`datasets` of the extraction), or exclude them from the task."
     )
-    with pytest.raises(StoreError, match=rf"1 of the keys asked for have no features, the first is {key(7)}. Extract"):
+    with pytest.raises(StoreError, match=rf"1 of the requested keys have no features; the first is {key(7)}. Extract"):
         found.load([key(7)])
 
 
@@ -1102,7 +1099,7 @@ def test_a_store_without_rows_can_be_opened(tmp_path: Path) -> None:
     assert len(found) == 0
     assert found.keys == []
     assert found.load([]).shape == (0, 3)
-    with pytest.raises(StoreError, match=r"1 of the keys asked for have no features.* Some were rejected: empty file"):
+    with pytest.raises(StoreError, match=r"1 of the requested keys have no features.* Some were rejected: empty file"):
         found.load([key(1)])
 
 
@@ -1140,7 +1137,7 @@ def test_rows_that_were_not_asked_for_are_not_there(tmp_path: Path) -> None:
     found = commit(tmp_path, [record], [own], layout(), wanted=own[1::2])
     assert found.keys == own[1::2]
     assert np.array_equal(found.load(), rows_of(own[1::2]))
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         found.load(own[:1])
 
 
@@ -1198,9 +1195,9 @@ def test_a_subset_is_a_store_of_its_rows_alone(features: Features, tmp_path: Pat
         seen = [k for own, _ in view.batches(3) for k in key_arrays.to_hex(own)]
         assert seen == subset.keys
     assert export(subset, tmp_path / "f.parquet") == 4
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         subset.load([key(5)])
-    with pytest.raises(StoreError, match="1 of the keys asked for have no features"):
+    with pytest.raises(StoreError, match="1 of the requested keys have no features"):
         features.subset([key(1000)])
     assert len(features.subset([])) == 0
 

@@ -106,7 +106,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 def damaged(column: CacheEntry) -> list[tuple[ShardRecord, str]]:
     """The shards of which any byte is wrong."""
-    return list(maintenance.damage(column, whole=True))
+    return list(maintenance.find_damage(column, whole=True))
 
 
 def extract_some(job: Job, **settings: Any) -> None:
@@ -213,9 +213,7 @@ def test_a_disk_that_fills_up_under_a_writer_leaves_nothing_of_it(
         disk.fill(leave=rows.nbytes * 3 // 4)
     message = r"cache: the feature cache cannot be written: No space left on device\. Every shard that was finished is"
     if moment != "the small files":
-        message = (
-            r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, [1-9][\d,]* are missing\. Every sh"
-        )
+        message = r"no space left for a shard of up to [\d,]+ bytes: [\d,]+ are free, [1-9][\d,]* are missing\. All fin"
     with pytest.raises(StoreError, match=message):
         write()
     assert column.records() == [kept]
@@ -242,7 +240,7 @@ def test_a_disk_that_is_full_when_features_are_committed_commits_nothing(disk: D
         job.extract(progress=forbid, disk="warn")
     assert str(job.out) in str(caught.value)
     assert temporary_files(job.out) == []
-    with pytest.raises(StoreError, match=r"deep: no features there .* the extraction has not finished"):
+    with pytest.raises(StoreError, match=r"deep: not features .* the extraction has not finished"):
         job.features("deep")
     disk.make_room()
     assert job.missing(progress=forbid) == NOTHING
@@ -310,7 +308,7 @@ def test_a_cache_that_vanished_between_two_extractions_is_computed_again(job: Jo
 def test_a_cache_that_vanishes_after_the_plan_commits_nothing_and_the_next_run_mends_it(job: Job) -> None:
     job.extract()
     before = contents(job.out)
-    message = r"deep: 12 samples were asked for, but 0 are stored and 0 rejected\. Nothing was committed: run the extra"
+    message = r"deep: 12 samples were requested, but 0 are stored and 0 rejected\. Nothing was committed: run the extra"
     with pytest.raises(StoreError, match=message):
         job.extract(message=lambda line: isinstance(line, Forecast) and shutil.rmtree(job.cache))
     assert contents(job.out) == before
@@ -330,7 +328,7 @@ def test_a_cache_that_vanishes_while_rows_are_computed_commits_nothing_and_the_n
             assert total == 30
             shutil.rmtree(job.cache)
 
-    message = r"wide: 30 samples were asked for, but 22 are stored and 0 rejected\. Nothing was committed"
+    message = r"wide: 30 samples were requested, but 22 are stored and 0 rejected\. Nothing was committed"
     with pytest.raises(StoreError, match=message):
         job.extract(wide, progress=vanish)
     assert not (job.out / "wide" / index.NAME).exists()
@@ -407,5 +405,5 @@ def test_a_record_that_names_its_keys_in_another_way_is_refused(tmp_path: Path) 
     note = json.loads(path.read_text())
     del note["keys"]
     path.write_text(json.dumps(note))
-    with pytest.raises(StoreError, match=r"\.keys: damaged: it is not the file that the shard's record names"):
+    with pytest.raises(StoreError, match=r"\.keys: damaged: its digest is not the digest in the shard's record"):
         column.keys(record)

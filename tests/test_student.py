@@ -309,9 +309,8 @@ def test_a_live_teacher_that_reads_other_images_or_has_no_such_node_is_refused()
         OnlineTeacher(found, other)
     lines = str(caught.value).split("\n")
     assert lines[0] == (
-        "`teacher_outputs: online`: expected a student that reads images as its teacher does, got another. "
-        "Use stored scores, or give both "
-        "one input"
+        "`teacher_outputs: online`: expected a student with its teacher's preprocessing, got another. "
+        "Use stored scores, or give both the same `input`"
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["  - resize"]
     with pytest.raises(

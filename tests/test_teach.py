@@ -261,9 +261,7 @@ def test_heads_without_scores_and_of_numbers_are_refused(world: World, tmp_path:
 def test_scores_that_are_no_numbers_are_refused(world: World) -> None:
     head, X = head_of(world, "svm", head="svm")
     head.head[-1].intercept_[:] = np.inf
-    with pytest.raises(
-        HeadError, match=r"svm\.last\.all\.skops: expected finite scores, got: it gives scores that are n"
-    ):
+    with pytest.raises(HeadError, match=r"svm\.last\.all\.skops: expected finite scores, got: its scores are n"):
         logits_of(head, X)
 
 
@@ -316,7 +314,7 @@ def test_the_outputs_of_a_backbone_may_be_named(world: World, tmp_path: Path) ->
     assert "got outputs of the shape (3,) and 2 names. Give the teacher `classes`, the names of the outputs in" in (
         refused(world, tmp_path, "backbone", classes=["x", "y"])
     )
-    with pytest.raises(ValueError, match="`classes`: expected them with `run: backbone`, got 'r', which knows its own"):
+    with pytest.raises(ValueError, match="`classes`: expected them with `run: backbone`, got 'r', which has its own"):
         TeachConfig(run="r", backbone="b", datasets=("d",), classes=("x",))
 
 

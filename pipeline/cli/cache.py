@@ -97,7 +97,7 @@ def _check_shards(*, full: bool, drop: bool) -> int:
     shards, damaged = 0, 0
     for column in cache.columns(location.default_root()):
         shards += len(column.records())
-        for record, problem in list(upkeep.damage(column, whole=full)):
+        for record, problem in list(upkeep.find_damage(column, whole=full)):
             damaged += 1
             typer.echo(problem)
             if drop:

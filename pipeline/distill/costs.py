@@ -1,4 +1,4 @@
-"""What a student and its teachers cost whoever runs them, side by side."""
+"""The cost of a student and its teachers at inference."""
 
 from typing import Any
 
@@ -6,31 +6,31 @@ from pipeline.backbones import serialization
 from pipeline.backbones.spec import TapSpec
 from pipeline.distill.config import DistillConfig
 from pipeline.distill.sources import Paths, sources_of
-from pipeline.engines.profiling import Network, side_by_side
+from pipeline.engines.profiling import Network, measure_footprints
 from pipeline.store.features import Features
 from pipeline.teach import verify
 from pipeline.teach.teacher import Teacher
 
-STUDENT = ""  # among the names of teachers
+STUDENT = ""  # key of the student among the names of teachers
 
 
 def footprints(config: DistillConfig, paths: Paths) -> dict[str, Any]:
     """Measure the footprint of a run's student and of each teacher of its task; return plain values by name.
 
-    Of a head it is that of the network up to the taps that the head sees. Times vary from run to run.
+    For a head, it is the footprint of the network up to the head's taps. Times vary from run to run.
     """
     networks = {STUDENT: Network(serialization.read(paths.model / "backbone"))}
     for name in config.teachers[config.task]:
         teacher = Teacher.open(paths.teachers / name, check=False)
         sources = sources_of(teacher, paths)
         networks[name] = Network(serialization.read(sources.network), _taps(teacher, sources))
-    profiles = side_by_side(networks, cache=paths.cache)
+    profiles = measure_footprints(networks, cache=paths.cache)
     plain = {name: profile.model_dump(mode="json") for name, profile in profiles.items()}
     return {"student": plain.pop(STUDENT), "teachers": plain}
 
 
 def _taps(teacher: Teacher, sources: verify.Sources) -> dict[str, TapSpec] | None:
-    """Return the taps that a head sees; None for a network, which runs to its end."""
+    """Return the taps that a head takes; None for a network, which runs to its end."""
     if teacher.identity["source"] != "head":
         return None
     _, features = sources.of_head

@@ -1,6 +1,6 @@
-"""The samples of a student, with their labels and the outputs of its teachers for the pixels that it gets.
+"""The training samples of a student, with labels and the outputs of its teachers for the same pixels.
 
-A sample that any of the tasks has among its validation or test rows is never trained on, wherever else it is.
+A sample that is a validation or test row of any task is never trained on.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,11 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class DistillSet:
-    """The samples of one training set, and what is known of them without teachers.
+    """The samples of a training set with their labels.
 
-    keys: S16 (n,). labels, truth: as `DistillTargets` has them. known: bool (n, branches). labelled: samples with a
-    label of the run's task. left_out: samples that are validation or test rows of a task.
+    keys: S16 (n,). labels, truth: as in `DistillTargets`. known: whether the teachers of each task have scores, bool
+    (n, tasks). labelled: number of samples with a label of the run's task. left_out: number of samples that are
+    validation or test rows of a task.
     """
 
     training: Training
@@ -45,14 +46,13 @@ class DistillSet:
 def build_distill_set(
     subjects: Sequence[StudentTask], training: Training, *, unlabelled: bool, extra: np.ndarray, labels: bool
 ) -> DistillSet:
-    """Collect the samples of a training set of the first task, sorted by key, those without a label too.
+    """Collect the samples of a training set of the first task, sorted by key, with and without labels.
 
-    Labelled are the few-shot rows with their classes in all tasks, or, where there is no such choice, the training rows
-    of all tasks. unlabelled: the other training rows of all tasks too. extra: further samples S16 (n,), without labels.
-    labels: whether labels teach anything. Where some samples have nothing to learn from, as without a teacher those
-    without a label, the others come again in their place, so that an epoch has as many steps.
+    Labelled are the few-shot rows, with their classes in all tasks, or else the training rows of all tasks. unlabelled:
+    add the other training rows of all tasks. extra: further unlabelled samples S16 (n,). labels: whether labels have a
+    weight. Samples without label and teacher are replaced by repeated samples, so that an epoch keeps its length.
 
-    Raises DataError where a teacher has no scores of a row of its task, or the first task's of an extra sample.
+    Raises DataError if a teacher lacks scores of a row of its task, or the first task's teachers of an extra sample.
     """
     first = subjects[0]
     train = [task.keys[task.split == "train"] for task in subjects]
@@ -82,7 +82,7 @@ def build_distill_set(
 
 
 def label_targets(subjects: Sequence[StudentTask], number: int, rows: np.ndarray) -> DistillTargets:
-    """Return the targets of rows of one task without teachers' outputs: what validation reads."""
+    """Return the targets of a task's rows without teachers' outputs, for validation."""
     keys = subjects[number].keys[rows]
     labels = np.full((len(keys), len(subjects)), NO_LABEL, np.int64)
     labels[:, number] = _labels(subjects[number], keys, np.ones(len(keys), bool))
@@ -96,7 +96,7 @@ def label_targets(subjects: Sequence[StudentTask], number: int, rows: np.ndarray
 
 
 class DistillSamples(PixelSamples):
-    """The samples of a lesson: pixels as they are, or a stored view drawn anew in each epoch, with its own scores."""
+    """Samples with teachers' outputs: original images, or in each epoch a stored view per sample with its scores."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class DistillSamples(PixelSamples):
         hints: Sequence[str] = (),
         transforms: AugmentConfig = (),
         views: Views | None = None,
-        live: bool = False,
+        online: bool = False,
     ) -> None:
-        """Set the samples up. hints: nodes of the first task's teacher. live: teachers' outputs are not read here.
+        """hints: nodes of the first task's teacher. online: teachers run in each step, so no scores are read.
 
-        Raises what `PixelSamples` does, and what `Teacher.logits` and `Teacher.hints` do.
+        Raises the errors of `PixelSamples`, `Teacher.logits` and `Teacher.hints`.
         """
         plain = DistillTargets(
             torch.from_numpy(distill_set.labels),
@@ -124,7 +124,7 @@ class DistillSamples(PixelSamples):
         self._plain = plain
         self._scores: _Stored | None = None
         self._hints: dict[str, _Stored] = {}
-        if live or not any(task.teachers for task in subjects):
+        if online or not any(task.teachers for task in subjects):
             return
         width = subjects[-1].branch.stop
         self._scores = _Stored(distill_set.keys, views, (width,), lambda keys, view: _scores(subjects, keys, view))
@@ -134,7 +134,7 @@ class DistillSamples(PixelSamples):
             self._hints[node] = _Stored(distill_set.keys, views, shape, partial(_rows, teacher, node))
 
     def batch_targets(self, rows: np.ndarray, epoch: int | None) -> DistillTargets:
-        """Return labels, and teachers' outputs for the pixels of an epoch; without an epoch, labels alone."""
+        """Return labels, and teachers' outputs for the pixels of an epoch; without an epoch, labels only."""
         plain = self._plain[torch.from_numpy(rows)]
         if epoch is None or self._scores is None:
             return plain
@@ -145,21 +145,21 @@ class DistillSamples(PixelSamples):
 
 
 class _Stored:
-    """What teachers say of the samples of a lesson, float32 (n, *shape) of each view; in memory where that holds it."""
+    """Stored outputs of teachers, float32 (n, *shape) per view; in memory up to IN_MEMORY."""
 
     def __init__(self, keys: np.ndarray, views: Views | None, shape: tuple[int, ...], read: "_Read") -> None:
         self._keys, self._read, self._shape = keys, read, shape
         self._views: Sequence[int | None] = [None] if views is None else range(views.count)
         wanted = len(self._views) * len(keys) * int(np.prod(shape)) * 4
-        self._held = [read(keys, view) for view in self._views] if wanted <= IN_MEMORY else None
+        self._in_memory = [read(keys, view) for view in self._views] if wanted <= IN_MEMORY else None
 
     def of(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
-        """Return the rows of samples, each of the view with that number."""
+        """Return the outputs for samples, each from the view with its number."""
         values = np.empty((len(rows), *self._shape), np.float32)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
-            if self._held is not None:
-                values[here] = self._held[number][rows[here]]
+            if self._in_memory is not None:
+                values[here] = self._in_memory[number][rows[here]]
             else:
                 values[here] = self._read(self._keys[rows[here]], self._views[number])
         return torch.from_numpy(values)
@@ -179,7 +179,7 @@ def _scores(subjects: Sequence[StudentTask], keys: np.ndarray, view: int | None)
 
 
 def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np.ndarray:
-    """Read the rows of a hint; zeros where the teacher has none."""
+    """Read the rows of a hint; zeros for samples that the teacher lacks."""
     values = np.zeros((len(keys), *teacher.hint_shape(node)), np.float32)
     known = teacher.has(keys)
     if known.any():
@@ -188,7 +188,7 @@ def _rows(teacher: Teacher, node: str, keys: np.ndarray, view: int | None) -> np
 
 
 def _among(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return which keys are among others, sorted: bool (n,)."""
+    """Return which keys are in `others`, which is sorted: bool (n,)."""
     among: np.ndarray = key_arrays.find(others, keys) >= 0
     return among
 

@@ -1,4 +1,4 @@
-"""A node of the student beside a node of its teacher: whether they can be compared, and in which form."""
+"""Pairs of a student's node and a teacher's node: whether they can be compared, and in which form."""
 
 import math
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ MAPS = ("CHW", "HWC")
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """Two nodes that are compared.
+    """A node of the student and a hint of the teacher that a loss compares.
 
-    `node`: of the student. `hint`: the teacher's, by its name. `form`: vectors (n, d), maps (n, channels, *size), or
-    rows of any shape made flat. Maps of different sides are averaged to the smaller ones. `projected`: whether the
-    student's are brought to the teacher's channels by a layer that learns.
+    node: of the student. hint: the name of the teacher's hint. form: vectors (n, d), maps (n, channels, *size), or
+    flattened rows. Maps of different size are averaged to the smaller size. projected: whether a trained layer maps the
+    student's channels to the teacher's.
     """
 
     node: str
@@ -43,8 +43,8 @@ class FeaturePair:
 
     def projection(self) -> nn.Module:
         """Create a layer from the student's form to the teacher's: linear, or a convolution of one pixel (1 × 1)."""
-        before, after = (width_of(tap) for tap in (self.student, self.teacher))
-        return nn.Linear(before, after) if self.form == "vector" else nn.Conv2d(before, after, 1)
+        inputs, outputs = (width_of(tap) for tap in (self.student, self.teacher))
+        return nn.Linear(inputs, outputs) if self.form == "vector" else nn.Conv2d(inputs, outputs, 1)
 
     def _formed(self, rows: Tensor, tap: Tap) -> Tensor:
         if self.form != "map":
@@ -83,7 +83,7 @@ def width_of(tap: Tap) -> int:
 
 
 def as_maps(rows: Tensor, tap: Tap) -> Tensor:
-    """Convert rows (n, *shape) to maps (n, channels, height, width); tokens before the patches' are left out."""
+    """Convert rows (n, *shape) to maps (n, channels, height, width), without tokens before the patches."""
     if tap.layout == "CHW":
         return rows
     if tap.layout == "LC":
@@ -110,7 +110,7 @@ def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _pair(
     name: str, student: str, teacher: str, spec: BackboneSpec, hints: Mapping[str, Tap]
 ) -> FeaturePair | list[str]:
-    """Return a pair, or what is wrong with it."""
+    """Return a pair, or its problems."""
     node = spec.node(student)
     problems = []
     if node not in spec.taps:
@@ -143,7 +143,7 @@ def _pair(
 
 
 def _sides(tap: Tap) -> tuple[int, int] | None:
-    """Return height and width of maps, and of tokens of a square; None where there are none."""
+    """Return height and width of maps, or of a square of tokens; None for other shapes."""
     if len(tap.shape) == 3 and tap.layout in MAPS:
         height, width = tap.shape[1:] if tap.layout == "CHW" else tap.shape[:2]
         return height, width

@@ -1,8 +1,8 @@
-"""Losses by which a student imitates a teacher: a value per row, of float32 tensors; nothing of the teacher learns.
+"""Losses of knowledge distillation: a value per row of float32 tensors, with gradients for the student only.
 
-Several devices and accumulated batches add the values up, so their mean is that of one large batch. Where a value comes
-from pairs of rows, it is the mean over those that the row forms with the others of its batch, on its device: there,
-unlike in the other losses, what a batch is made of matters.
+Values are summed over devices and accumulated batches, so that their mean is that of one large batch. The losses on
+pairs of rows are means over the pairs that a row forms with the other rows of its batch on its device; they therefore
+depend on the composition of the batch, unlike the other losses.
 """
 
 import torch
@@ -55,8 +55,8 @@ def decoupled(
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute the loss of a hint (Romero et al. 2015, section 2.2): half the squared distance of rows; (n,).
 
-    The student's rows come projected. Over the number of values in a row: so a weight means the same for layers of any
-    size.
+    The student's rows are projected. Divided by the number of values in a row, so that a weight has the same meaning
+    for layers of any size.
     """
     return 0.5 * (student - teacher).square().flatten(1).mean(dim=1)
 

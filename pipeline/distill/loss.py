@@ -1,4 +1,4 @@
-"""What a student minimises: the labels' loss and those that teachers' signals give, each with its weight."""
+"""The loss of a student: the weighted sum of the loss of labels and the losses of teachers' outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NODES = {"hints": kd_losses.hint, "attention": kd_losses.attention}
 
 @dataclass(frozen=True)
 class OutputSlice:
-    """A task of a student: the columns of its outputs from `start` to before `stop`."""
+    """The outputs of a student for a task: the columns from `start` up to, not including, `stop`."""
 
     task: str
     kind: Kind
@@ -38,10 +38,10 @@ class OutputSlice:
 class DistillationLoss:
     """A `losses.Objective` of `Output` and `DistillTargets`; validation measures the first branch by its labels.
 
-    The loss of a row is the sum over losses and branches, each times its weight. A row has none of the labels of a
-    branch where its label is -1, and none of a teacher that does not know it: there a loss is zero, and the mean over a
-    batch is over all of its rows. Hints are of the first branch's teacher. Decoupled distillation takes the label of a
-    row as the target class, and without one the teacher's first choice.
+    The loss of a row is the weighted sum over losses and branches. The loss of labels is zero for rows with label -1,
+    and a teacher's losses are zero for rows without its scores; the mean over a batch is always over all rows. Hints
+    are those of the first branch's teacher. The target class of decoupled distillation is the label of a row, or the
+    teacher's top class for rows without a label.
 
     `pairs`: those of `pairs_of`. `weights`: of classes, by task, as `class_weights` gives them.
 
@@ -77,13 +77,13 @@ class DistillationLoss:
         return self.branches[0].kind
 
     def advance(self, share: float) -> None:
-        """Take the weights after a share of the training, from 0 at its first step to 1 at its last."""
+        """Set the progress of training, from 0 at its first step to 1 at its last, on which weights depend."""
         self._share = share
 
     def __call__(self, output: Output, targets: DistillTargets) -> Tensor:
-        """Return the loss of each row, (n,), with the weights of now.
+        """Return the loss of each row, (n,), with the present weights.
 
-        Raises TrainingError where a loss needs what no teacher gives.
+        Raises TrainingError if a loss needs an output that no teacher has.
         """
         teacher = TeacherOutput(targets.logits, targets.hints) if output.teacher is None else output.teacher
         known = targets.known if output.teacher is None else torch.ones_like(targets.known)
@@ -102,7 +102,7 @@ class DistillationLoss:
         return total
 
     def plain(self, logits: Tensor, targets: DistillTargets) -> Tensor:
-        """Return the loss of each row by its label in the first branch, (n,): what validation compares.
+        """Return the loss of each row by its label in the first branch, (n,), for validation.
 
         Raises TrainingError for rows without a label.
         """
@@ -130,7 +130,7 @@ class DistillationLoss:
         return torch.stack([loss(number) for number in range(len(self.branches))]).sum(dim=0)
 
     def _targets(self, number: int, targets: DistillTargets) -> Tensor:
-        """Return the labels of a branch as its kind has them; the first class for rows without a label."""
+        """Return the labels of a branch in the form of its kind; the first class for rows without a label."""
         branch = self.branches[number]
         if branch.kind == "classification":
             return targets.labels[:, number].clamp(min=0)

@@ -1,9 +1,9 @@
-"""A distillation run: of each training set a student, trained on labels and on what teachers say, and its predictions.
+"""A distillation run: train a student per training set on labels and teachers' outputs, and write its predictions.
 
     data/models/<run>/predictions/<task>.parquet    of further tasks, where the student has several
 
-The scores of the teachers come from the store, so that no teacher is in memory; with `teacher_outputs: online` the
-network of the teacher computes the scores in each step.
+Scores of the teachers are read from the store, so that no teacher is in memory; with `teacher_outputs: online`, the
+teacher's network computes them in each step.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ from pipeline.training.run import RunResult, train_sets
 
 @repeatable_kernels()
 def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], reporter: Reporter = SILENT) -> NetworkFit:
-    """Train, predict and write everything; return the record of the student that was kept.
+    """Train, predict and write everything; return the record of the best student.
 
     `datasets` have the samples of all tasks. Before training, a message per training set gives its number of samples
-    and its teachers. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError where tasks, student,
-    teachers and settings do not go together, and where training fails.
+    and its teachers. Raises TrainingError, BackboneError, ConfigError, StoreError or DataError if tasks, student,
+    teachers and settings do not match, or if training fails.
     """
     run = load_run(config, paths, datasets=datasets)
     distill_sets = [load_distill_set(run, training) for training in run.trainings]
@@ -77,22 +77,22 @@ def distill(config: DistillConfig, paths: Paths, *, datasets: Sequence[str], rep
 
 
 def _describe(run: RunContext, distill_set: DistillSet) -> str:
-    """Return one line about what is learned from."""
+    """Return a line about the samples and teachers of a training set."""
     teachers = ", ".join(teacher.name for task in run.tasks for teacher in task.teachers)
     left_out = distill_set.left_out
     out = f"; {left_out:,} left out, which are validation or test rows of a task" if left_out else ""
-    samples = f"{counted(len(distill_set.keys), 'sample')} an epoch, {distill_set.labelled:,} with labels{out}"
+    samples = f"{counted(len(distill_set.keys), 'sample')} per epoch, {distill_set.labelled:,} with labels{out}"
     return f"{distill_set.training}: {samples}; teachers: {teachers or 'none'}"
 
 
 def _prediction_paths(run: RunContext, paths: Paths) -> list[Path]:
-    """Return the file of the predictions of each task, that of the run first."""
+    """Return the predictions file of each task, the run's task first."""
     folder = paths.model / "predictions"
     return [paths.predictions, *(folder / f"{task.name}.parquet" for task in run.tasks[1:])]
 
 
 def _predict(run: RunContext, job: TrainingJob, number: int, rows: np.ndarray) -> Predictions:
-    """Predict the validation and test rows of one task."""
+    """Predict the validation and test rows of a task."""
     task = run.tasks[number]
     samples = PixelSamples(run.pixels, label_targets(run.tasks, number, rows), task.keys[rows], seed=0)
     return outputs.predict(job, samples, task.task, rows, outputs=slice(task.branch.start, task.branch.stop))

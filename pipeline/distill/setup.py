@@ -41,15 +41,15 @@ from pipeline.training.loop import TrainContext
 from pipeline.training.losses import class_weights
 from pipeline.training.targets import targets_of
 
-HEAD, INPUT = "distill", "pixels"  # what predictions call the network and its inputs
+HEAD, INPUT = "distill", "pixels"  # names of the network and its inputs in predictions
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all training sets of a run share.
+    """The inputs that all training sets of a run share.
 
-    `extra`: keys of further samples. `hints`: the teacher's taps by their nodes. `probes`: the heads that were fitted
-    for each task, by training set.
+    extra: keys of further samples. hints: the teacher's taps by node. online: the teacher that runs in each step, or
+    None. probes: the fitted heads of each task, by training set.
     """
 
     config: DistillConfig
@@ -60,14 +60,14 @@ class RunContext:
     views: Views | None
     extra: np.ndarray
     hints: dict[str, Tap]
-    live: OnlineTeacher | None
+    online: OnlineTeacher | None
     probes: dict[str, list[Probe]] = field(default_factory=dict)
 
 
 def load_run(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) -> RunContext:
-    """Read tasks, teachers and student, check that they go together, and decode the samples.
+    """Read tasks, teachers and student, check that they match, and decode the samples.
 
-    A handful of the scores of each teacher is computed again. Raises what `distill` does.
+    A few scores of each teacher are recomputed. Raises the errors of `distill`.
     """
     tasks = student_tasks(config, tasks=paths.tasks, teachers=paths.teachers)
     first = tasks[0]
@@ -81,15 +81,15 @@ def load_run(config: DistillConfig, paths: Paths, *, datasets: Sequence[str]) ->
     samples = locate_samples(paths.manifests, tuple(dict.fromkeys([*datasets, *config.datasets])), keys)
     for teacher in {teacher.name: teacher for task in tasks for teacher in task.teachers}.values():
         verify_teacher(teacher, paths, samples, seed=config.seed)
-    live, hints = open_network(config, first, paths, source.spec.input)
+    online, hints = open_network(config, first, paths, source.spec.input)
     transforms = config.augment if views is None else views.augment
     pixels = image_cache.load_pixels(source.spec.input, samples, folder=paths.cache / "pixels", transforms=transforms)
     trainings = list(training_sets(first.task, config.labels_per_class, draws=config.draws, where=str(first.path)))
-    return RunContext(config, tasks, trainings, source, pixels, views, extra, hints, live)
+    return RunContext(config, tasks, trainings, source, pixels, views, extra, hints, online)
 
 
 def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> TrainingJob:
-    """Build the student of a training set, and collect its samples and how it is trained."""
+    """Build the job of a training set: its student, samples, objective and settings."""
     config, spec, first = run.config, run.source.spec, run.tasks[0]
     branches = [task.branch for task in run.tasks]
     network, architecture = build_network(
@@ -111,7 +111,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
     validation_rows = first.task.rows("validation")
     labels, validation_keys = label_targets(run.tasks, 0, validation_rows), first.keys[validation_rows]
     validation = PixelSamples(run.pixels, labels, validation_keys, seed=0) if len(validation_rows) else None
-    module = Student(network, spec, pairs, live=run.live, seed=config.seed)
+    module = Student(network, spec, pairs, online=run.online, seed=config.seed)
     context = TrainContext(config, objective, fabric, partial(normalise, inputs=spec.input))
     probes: list[Probe] = []
     if config.classifier.is_fitted(config.start):
@@ -128,7 +128,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
         heads = [probe.linear for probe in probes]
         init_from_linear(network, architecture, join_heads(last, list(zip(branches, heads, strict=True))))
         context = replace(context, fitted=heads[0] is not None)
-    architectures = [spec.architecture, *([] if run.live is None else [run.live.architecture])]
+    architectures = [spec.architecture, *([] if run.online is None else [run.online.architecture])]
     return TrainingJob(
         HEAD,
         INPUT,
@@ -147,7 +147,7 @@ def build_job(run: RunContext, distill_set: DistillSet, fabric: Any) -> Training
             hints=config.losses.hint_names,
             transforms=config.augment,
             views=run.views,
-            live=run.live is not None,
+            online=run.online is not None,
         ),
         validation,
         {

@@ -37,11 +37,11 @@ class Student(nn.Module):
         spec: BackboneSpec,
         pairs: Mapping[str, FeaturePair],
         *,
-        live: OnlineTeacher | None = None,
+        online: OnlineTeacher | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.network, self.pairs, self.live = network, dict(pairs), live
+        self.network, self.pairs, self.online = network, dict(pairs), online
         self._taps = {pair.node: spec.taps[pair.node] for pair in pairs.values()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -52,12 +52,12 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Output | Tensor:
         """Run the network on images float32 (n, channels, height, width).
 
-        Raises TrainingError where a node does not run in training, or is of another shape there.
+        Raises TrainingError if a node does not run in training, or has another shape there.
         """
         if not self.training:
             logits: Tensor = self.network(images)
             return logits
-        teacher = None if self.live is None else self.live(images)
+        teacher = None if self.online is None else self.online(images)
         values = {INPUT: images}
 
         def keep(node: str, value: Tensor) -> None:
@@ -72,7 +72,7 @@ class Student(nn.Module):
         if shape != pair.student.shape:
             raise TrainingError(
                 f"{name}: expected {pair.node!r} of the shape {pair.student.shape} in training as in evaluation, got "
-                f"{'nothing' if shape is None else shape}. Name another node of the student."
+                f"{'nothing' if shape is None else shape}. Choose another node of the student."
             )
         rows = pair.of_student(values[pair.node])
         if not pair.projected:
@@ -82,8 +82,8 @@ class Student(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.live is not None:
-            self.live.move(fn)
+        if self.online is not None:
+            self.online.move(fn)
         return self
 
 

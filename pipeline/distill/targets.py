@@ -1,4 +1,4 @@
-"""What a student learns from: labels, and what teachers say of the same samples."""
+"""The targets of a student: labels, and teachers' outputs for the same samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from pipeline.errors import TrainingError
 
 @dataclass(frozen=True)
 class DistillTargets:
-    """The targets of a batch in distillation, where those of other training are one tensor.
+    """The targets of a batch in distillation.
 
-    labels   int64 (n, branches): the class of a row in each branch, -1 where it has none. Of a multilabel branch it is
-             0 where the row has its classes, which `truth` says.
-    logits   float32 (n, classes of all branches), of teachers; (n, 0) where there are none, or a live teacher has them
-    known    bool (n, branches): which rows a branch's teacher speaks of
-    hints    float (n, ...) each: rows of a teacher's nodes as they were stored, by the names of the hints
-    truth    float32 (n, classes of all branches): 1 for the classes that a row has. Read in multilabel branches alone;
-             (n, 0) where there are none
+    labels   int64 (n, branches): the class of a row in each branch, -1 without a label. For a multilabel branch, 0 if
+             `truth` has the classes of the row.
+    logits   float32 (n, classes of all branches), of teachers; (n, 0) without teachers, or with an online teacher
+    known    bool (n, branches): the rows for which a branch's teacher has scores
+    hints    {hint: rows}, float (n, ...): stored rows of a teacher's nodes
+    truth    float32 (n, classes of all branches): 1 for the classes that a row has. Used in multilabel branches
+             only; None without such branches
     """
 
     labels: Tensor
@@ -35,26 +35,26 @@ class DistillTargets:
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
             raise TrainingError(
-                f"signals: expected as many rows in each part, got {counts}. Read them for the same keys."
+                f"targets: expected the same number of rows in each part, got {counts}. Read them for the same keys."
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "DistillTargets":
-        """Return some rows, by their numbers int64 (m,)."""
-        return self._each(lambda value: value[rows])
+        """Return rows by number, int64 (m,)."""
+        return self._map(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "DistillTargets":
-        """Return the same on a device."""
-        return self._each(lambda value: value.to(device))
+        """Move the targets to a device."""
+        return self._map(lambda value: value.to(device))
 
     def _parts(self) -> list[tuple[str, Tensor]]:
         own = [("labels", self.labels), ("logits", self.logits), ("known", self.known)]
         truth = [] if self.truth is None else [("truth", self.truth)]
         return [*own, *truth, *((f"hint {name}", value) for name, value in self.hints.items())]
 
-    def _each(self, change: Any) -> "DistillTargets":
+    def _map(self, change: Any) -> "DistillTargets":
         return DistillTargets(
             change(self.labels),
             change(self.logits),

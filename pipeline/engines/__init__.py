@@ -1,9 +1,14 @@
-"""Engines run a backbone: a batch of named arrays in, a mapping from tap to array out.
+"""Engines run a backbone: a batch of named arrays in, {tap: array} out.
 
-torch_engine        eager, CPU or CUDA: what the others are measured against
-torch_compiled      the same through torch.compile
-onnxruntime_engine  the exported graph on the CPU; _cuda on a GPU
-openvino_engine     the same file on the CPU; an extra
+torch_engine        eager torch, CPU or CUDA: the reference for the others; and torch.compile
+onnxruntime_engine  ONNX Runtime on the exported graph, CPU or CUDA
+openvino_engine     OpenVINO on the exported graph, CPU; an extra
+autotune            `engine: auto`: the fastest engine that passes the parity check
+batch_size          the batch size of a GPU; out_of_memory halves batches that do not fit
+parity              metrics of agreement with torch float32; parity_gate checks them
+onnx_export         the exported graph
+padding             fixed batch sizes, and projection after the network
+profiling           parameters, multiply-adds and latency of a network
 """
 
 import importlib
@@ -36,26 +41,26 @@ PRECISIONS_OF: Mapping[str, tuple[Precision, ...]] = {
     "onnxruntime_cuda": ("float32", "tf32"),
     "openvino": ("float32", "bfloat16"),
 }
-BATCH = 64  # samples, where no other size is asked for
+BATCH = 64  # default batch size
 
 Answer = Callable[[], dict[str, np.ndarray]]
-"""Waits for a batch that was begun."""
+"""Waits for the result of `Engine.begin`."""
 
 
 class Engine(Protocol):
-    """One way to run one backbone."""
+    """Runs a backbone in a library, on a device and in a precision."""
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels)."""
         ...
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """Begin with a batch, and return what waits for its taps: another may be begun before. `run` does both."""
+        """Start a batch and return a function that waits for its taps; the next batch may be started before."""
         ...
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Engine, device and versions, for the record beside each shard."""
+        """Engine, device and versions, for the record of each shard."""
         ...
 
 
@@ -68,10 +73,10 @@ def create(
     precision: str = "float32",
     cache: Path | None = None,
 ) -> Engine:
-    """Make an engine by its name; `cache` is the folder that keeps exported graphs, none exports each time.
+    """Create an engine by its name. `cache`: folder of exported graphs; None exports each time.
 
-    Raises EngineError for an unknown name or precision, for a precision that the engine does not have, for a library or
-    device that is not there, and for a network that cannot be exported.
+    Raises EngineError for an unknown name or precision, a precision that the engine does not support, a missing library
+    or device, and a network that cannot be exported.
     """
     if name not in ENGINES:
         raise EngineError(unknown("engine", name, ENGINES))
@@ -79,11 +84,11 @@ def create(
         raise EngineError(unknown("precision", precision, PRECISIONS))
     if precision not in PRECISIONS_OF[name]:
         raise EngineError(
-            f"engine {name!r}: expected one of the precisions it has ({', '.join(PRECISIONS_OF[name])}), got "
+            f"engine {name!r}: expected one of its precisions ({', '.join(PRECISIONS_OF[name])}), got "
             f"{precision}. Choose another engine, or `auto`."
         )
     module, attribute = ENGINES[name].split(":")
     with requires("openvino" if name == "openvino" else "onnx", what=f"engine {name!r}", error=EngineError):
-        made: Any = getattr(importlib.import_module(module), attribute)
-    engine: Engine = made(backbone, specs, batch_size=batch_size, precision=precision, cache=cache)
+        engine_class: Any = getattr(importlib.import_module(module), attribute)
+    engine: Engine = engine_class(backbone, specs, batch_size=batch_size, precision=precision, cache=cache)
     return engine

@@ -1,9 +1,9 @@
-"""Which engine runs a job: the one that was asked for, or the fastest here of those that compute the same.
+"""Choose the engine of a job: the requested engine, or for `auto` the fastest that passes the parity check.
 
-`auto` times torch on a few real samples. From that follows which other engines are worth preparing, by `WORTH`; they
-are timed too, and the fastest that passes the gate is taken and remembered for this machine, backbone and set of taps.
-A job that is killed and started again therefore goes on with the same engine, and makes the bytes that it would have
-made; so does a job of the same taps over other samples.
+`auto` times torch on a few real samples. If the job is long enough (`MIN_JOB_SECONDS`), other engines are prepared and
+timed too, and the fastest that passes the parity check is chosen and stored for this machine, backbone and set of taps.
+A job that is killed and restarted therefore continues with the same engine and writes the same bytes; so does a job of
+the same taps over other samples.
 
 `<cache>/engines/<digest>.json`: the choice, and for a short job how many samples it had.
 """
@@ -39,7 +39,7 @@ twentieth of that time."""
 LONG = 80.0
 # How long torch must need for the whole job before another engine is prepared: OpenVINO traces a network in 2 s,
 # exporting takes 10 s, compiling minutes.
-WORTH = {
+MIN_JOB_SECONDS = {
     "torch": 0.0,
     "onnxruntime": 60.0,
     "openvino": 6.0,
@@ -149,7 +149,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
     per_row = _seconds_of_torch(reference, few) / len(few)
     whole = per_row * samples
     batch = pixels[: job.batch_size] if whole >= LONG else few
-    tried = [name for name in names if whole >= WORTH[name]]
+    tried = [name for name in names if whole >= MIN_JOB_SECONDS[name]]
     for name in tried:
         try:
             plain = name == "torch" and job.precision == "float32"
@@ -159,7 +159,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             notes[name] = str(error)
             reporter.message(f"engine {name} is left out: {error}")
     short = len(tried) == 1 and len(names) > 1
-    best = {} if short else _time(engines, batch, seconds=SECONDS * min(1.0, whole / LONG))
+    best = {} if short else _time_engines(engines, batch, seconds=SECONDS * min(1.0, whole / LONG))
     torch_seconds = best.get("torch", per_row * len(batch))
     for name in sorted(engines, key=lambda name: best.get(name, 0.0)):
         try:
@@ -173,7 +173,7 @@ def _measure(job: Job, pixels: np.ndarray, *, samples: int, reporter: Reporter) 
             why = f"the whole job takes it about {whole:.0f} s, too little to try others"
             return EngineChoice(name, engines[name], card, why)
         unlike = {name: "not tried: the job is too short" for name in names if name not in tried}
-        drawn = _table(best, len(batch), torch_seconds, job.precision, {name: "taken"} | unlike | notes)
+        drawn = _describe_timings(best, len(batch), torch_seconds, job.precision, {name: "taken"} | unlike | notes)
         why = "the fastest" if name == "torch" else f"{torch_seconds / best[name]:.1f} times as fast as torch"
         return EngineChoice(name, engines[name], card, why, drawn)
     raise EngineError(bullets("no engine computes these taps", notes.values()))
@@ -190,7 +190,7 @@ def _seconds_of_torch(engine: Engine, batch: np.ndarray) -> float:
     return seconds
 
 
-def _time(engines: Mapping[str, Engine], batch: np.ndarray, *, seconds: float) -> dict[str, float]:
+def _time_engines(engines: Mapping[str, Engine], batch: np.ndarray, *, seconds: float) -> dict[str, float]:
     """Return the best time of a batch for each engine, measured in turn, for so many seconds."""
     best = dict.fromkeys(engines, np.inf)
     begin = time.perf_counter()
@@ -204,7 +204,7 @@ def _time(engines: Mapping[str, Engine], batch: np.ndarray, *, seconds: float) -
     return best
 
 
-def _table(
+def _describe_timings(
     best: Mapping[str, float], rows_timed: int, torch_seconds: float, precision: str, notes: Mapping[str, str]
 ) -> str:
     names = [*sorted(best, key=lambda name: best[name]), *(name for name in notes if name not in best)]

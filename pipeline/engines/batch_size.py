@@ -1,7 +1,7 @@
-"""The size of batches that suits a GPU: found by trying, safely below what its memory holds, and remembered.
+"""The batch size of a GPU: measured, well below the limit of its memory, and stored.
 
-`<cache>/batches/<digest>.json`: the size, by machine, backbone, taps and engine, so that a job that was killed goes on
-with batches of the same size, and so with the same kernels.
+`<cache>/batches/<digest>.json`: the size, by machine, backbone, taps and engine, so that a killed job continues with
+the same batch size, and so with the same kernels.
 """
 
 import time
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.engines.autotune import Job, fingerprint
-from pipeline.engines.out_of_memory import Measured, best, sizes
+from pipeline.engines.out_of_memory import SizeTiming, choose_size, grow_sizes
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import Reporter
 from pipeline.settings.check import Settings
@@ -20,82 +20,83 @@ from pipeline.store.location import writable
 from pipeline.store.use import touch
 from pipeline.text import human, table
 
-RUNS = 3  # of a batch of each size, after a first one that prepares kernels
+RUNS = 3  # timed runs per size, after a first run that prepares kernels
 
 
 class Size(Settings):
-    """What is remembered."""
+    """The stored batch size."""
 
     batch_size: int
 
 
 def batch_size(job: Job, engine: str, pixels: np.ndarray, *, reporter: Reporter) -> int:
-    """Return the size of batches for an engine; `pixels` are real ones, uint8 (n, height, width, channels).
+    """Return the batch size for an engine. `pixels`: real images uint8 (n, height, width, channels).
 
-    Raises what the engine does, where not even the smallest batch can be run.
+    Raises the engine's error if not even the smallest batch can run.
     """
-    path = None if job.cache is None else _path(job, job.cache, engine)
-    remembered = None if path is None else _recall(path)
+    path = None if job.cache is None else _size_path(job, job.cache, engine)
+    remembered = None if path is None else _load_size(path)
     if remembered is not None:
         return remembered
-    measured = list(measure(job, engine, pixels))
-    result = best(measured)
-    reporter.message(f"batches of {result}\n{text(measured)}")
+    measured = list(measure_sizes(job, engine, pixels))
+    result = choose_size(measured)
+    reporter.message(f"batches of {result}\n{describe_sizes(measured)}")
     if path is not None and job.cache is not None:
         with writable(job.cache):
             write_json(path, {"batch_size": result})
     return result
 
 
-def _path(job: Job, cache: Path, engine: str) -> Path:
+def _size_path(job: Job, cache: Path, engine: str) -> Path:
     return cache / "batches" / f"{digest({**fingerprint(job), 'engine': engine})}.json"
 
 
-def _recall(path: Path) -> int | None:
+def _load_size(path: Path) -> int | None:
     touch(path)
     try:
         return Size.model_validate(read_json(path)).batch_size if path.is_file() else None
-    except ValueError:  # damaged, or of another version: it is measured again
+    except ValueError:  # damaged, or of another version: measured again
         return None
 
 
-def measure(job: Job, engine: str, pixels: np.ndarray) -> Iterator[Measured]:
-    """Return batches of growing size, until memory is short or they gain nothing more."""
+def measure_sizes(job: Job, engine: str, pixels: np.ndarray) -> Iterator[SizeTiming]:
+    """Yield the timings of growing batch sizes, until memory is short or larger batches gain nothing."""
 
-    def one(size: int) -> Measured:
-        made = replace(job, batch_size=size).engine(engine)
+    def time_size(size: int) -> SizeTiming:
+        instance = replace(job, batch_size=size).engine(engine)
         batch = {"pixels": np.resize(pixels, (size, *pixels.shape[1:]))}
-        made.run(batch)
+        instance.run(batch)
         seconds = []
         for _ in range(RUNS):
             begin = time.perf_counter()
-            made.run(batch)
+            instance.run(batch)
             seconds.append(time.perf_counter() - begin)
-        return Measured(size, min(seconds) / size, _used())
+        return SizeTiming(size, min(seconds) / size, _gpu_memory_used())
 
-    return sizes(one, memory=_memory())
+    return grow_sizes(time_size, memory=_gpu_memory())
 
 
-def text(measured: list[Measured]) -> str:
-    """Return a table of sizes, samples per second, and memory where it is known."""
+def describe_sizes(measured: list[SizeTiming]) -> str:
+    """Return a table of batch sizes, samples per second, and memory if known."""
     rows = [
-        (str(one.size), f"{1 / one.seconds:,.1f}", "-" if one.memory is None else human(one.memory)) for one in measured
+        (str(timing.size), f"{1 / timing.seconds:,.1f}", "-" if timing.memory is None else human(timing.memory))
+        for timing in measured
     ]
     return table(("batch size", "samples/s", "GPU memory"), rows, inset=True)
 
 
-def _memory() -> int | None:
-    """Return bytes of the GPU's memory."""
+def _gpu_memory() -> int | None:
+    """Return the size of the GPU's memory in bytes; None without a GPU."""
     import torch
 
     return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
 
 
-def _used() -> int | None:
-    """Return the bytes of the GPU's memory in use by any process: engines keep what a batch needed."""
+def _gpu_memory_used() -> int | None:
+    """Return the bytes of GPU memory in use by all processes: engines keep the memory of their largest batch."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    free, whole = torch.cuda.mem_get_info()
-    return int(whole - free)
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)

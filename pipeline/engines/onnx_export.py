@@ -1,7 +1,7 @@
-"""A backbone and its taps as an ONNX file: pixels in, one output per tap, any batch size, the same bytes each time.
+"""Export a backbone and its taps to ONNX: pixels in, an output per tap, any batch size, reproducible bytes.
 
-The exporter writes the place of every line of source into the graph, and names values after operations. Both are taken
-out: bytes then depend on nothing but the network, the taps and the versions, and a tap may have any name.
+The exporter writes source locations into the graph and names values after operations. Both are removed, so that the
+bytes depend only on the network, the taps and the versions, and so that a tap may have any name.
 """
 
 import copy
@@ -26,21 +26,21 @@ from pipeline.store.use import touch
 
 OPSET = 20
 VERSION = 1
-# A tap may be called `pixels`, but its name never holds a slash.
+# The slash keeps it apart from a tap named `pixels`.
 INPUT = "/pixels"
 
 
-INSTEAD = "Choose the engine `torch`."
-"""What an engine says where a network has no graph."""
+ADVICE = "Choose the engine `torch`."
+"""Advice of an engine for a network without a graph."""
 
 
 def cached_export(
-    backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None, instead: str = INSTEAD
+    backbone: Backbone, specs: Mapping[str, TapSpec], *, cache: Path | None, instead: str = ADVICE
 ) -> bytes:
-    """Return the ONNX file, from `cache/onnx/` if it was made before.
+    """Return the ONNX file, from `cache/onnx/` if it was exported before.
 
-    instead: what to do where the network has no graph, the end of that message. Raises EngineError if the network has
-    no graph or the exporter is not installed, and StoreError if the cache cannot be written.
+    instead: advice at the end of the error for a network without a graph. Raises EngineError if the network has no
+    graph or the exporter is not installed, and StoreError if the cache cannot be written.
     """
     with requires("onnx", what="export to ONNX", error=EngineError):
         import onnx  # noqa: F401  # the exporter needs both
@@ -58,7 +58,7 @@ def cached_export(
 
 
 def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
-    """Return the digest of all that shapes the file. Projections and dtypes come after the graph."""
+    """Return the digest of everything that changes the file. Projections and dtypes are applied after the graph."""
     spec = backbone.spec
     return digest(
         {
@@ -73,14 +73,14 @@ def address(backbone: Backbone, specs: Mapping[str, TapSpec]) -> str:
     )
 
 
-def export(backbone: Backbone, specs: Mapping[str, TapSpec], *, instead: str = INSTEAD) -> bytes:
-    """Export a network; raises EngineError with the reason if it has no graph, or one too large for a file."""
+def export(backbone: Backbone, specs: Mapping[str, TapSpec], *, instead: str = ADVICE) -> bytes:
+    """Export a network; raises EngineError with the reason if its graph cannot be traced or is too large for a file."""
     module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
-    whole = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
+    tapped = Tapped(Backbone(spec=backbone.spec, module=module), specs, early=False).eval()
     channels, height, width = backbone.spec.input.shape
     pixels = torch.zeros(2, height, width, channels, dtype=torch.uint8)
     try:
-        return export_module(whole, {INPUT: pixels}, list(specs))
+        return export_module(tapped, {INPUT: pixels}, list(specs))
     except ValueError as error:
         raise EngineError(f"the network cannot be exported to ONNX: {error}. {instead}") from None
 
@@ -88,8 +88,8 @@ def export(backbone: Backbone, specs: Mapping[str, TapSpec], *, instead: str = I
 def export_module(module: torch.nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
     """Return a module as an ONNX file whose inputs and outputs have these names, for any number of rows.
 
-    inputs: an example of each of the module's arguments, of two rows. Raises ValueError with the reason, without a full
-    stop, where the module has no graph, or one too large for a file.
+    inputs: an example with two rows for each argument of the module. Raises ValueError with the reason, without a full
+    stop, if the graph cannot be traced or is too large for a file.
     """
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -100,27 +100,27 @@ def export_module(module: torch.nn.Module, inputs: Mapping[str, Tensor], outputs
                 tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=_like_arguments(module, [{0: batch}] * len(inputs)),
+                dynamic_shapes=_match_signature(module, [{0: batch}] * len(inputs)),
                 external_data=False,
                 verbose=False,
             )
-        stripped = _strip(program.model_proto, list(inputs), list(outputs))
+        stripped = _normalise(program.model_proto, list(inputs), list(outputs))
         data: bytes = stripped.SerializeToString(deterministic=True)
-    except Exception as error:  # noqa: BLE001 - whatever stops the exporter is the reason
+    except Exception as error:  # noqa: BLE001 - any error of the exporter is the reason
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(reason[0].rstrip(".")) from None
     return data
 
 
-def _like_arguments(module: torch.nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
-    """Return the shapes of arguments as torch wants them: as one tuple where the module takes any number (`*args`)."""
+def _match_signature(module: torch.nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """Return the shapes in the form that torch expects: nested in a tuple if the module takes `*args`."""
     parameters = inspect.signature(module.forward).parameters.values()
-    variadic = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    variadic = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     return (tuple(shapes),) if variadic else tuple(shapes)
 
 
-def _strip(model: Any, inputs: list[str], outputs: list[str]) -> Any:
-    """Take out what is not the network, and give the inputs and the outputs their names."""
+def _normalise(model: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """Remove metadata, and name the inputs and outputs."""
     from onnx import helper
 
     graph = model.graph
@@ -132,10 +132,10 @@ def _strip(model: Any, inputs: list[str], outputs: list[str]) -> Any:
     for value in graph.input:
         rows = value.type.tensor_type.shape.dim[0]
         if not rows.dim_param:
-            # The exporter takes this for a success; `len(images)` in a network is enough, unlike `images.shape[0]`.
+            # The exporter reports no error here. `len(images)` in a network causes this, unlike `images.shape[0]`.
             raise ValueError(f"expected a graph for any batch size, got one for {rows.dim_value} rows")
-    _rename(graph, {value.name: name for value, name in zip(graph.input, inputs, strict=True)})
-    # An output may be made of another, or be two taps at once: each tap gets a node of its own.
+    _rename_values(graph, {value.name: name for value, name in zip(graph.input, inputs, strict=True)})
+    # An output may feed another output, or be two taps: each tap gets an Identity node of its own.
     graph.node.extend(
         helper.make_node("Identity", [value.name], [name], name=f"tap {name}")
         for value, name in zip(graph.output, outputs, strict=True)
@@ -148,21 +148,21 @@ def _strip(model: Any, inputs: list[str], outputs: list[str]) -> Any:
     return model
 
 
-def _rename(graph: Any, given: Mapping[str, str]) -> None:
-    """Put a slash before every value of a graph: no tap's name begins with one. Inner graphs too."""
+def _rename_values(graph: Any, given: Mapping[str, str]) -> None:
+    """Prefix every value of a graph and its subgraphs with a slash: no tap's name begins with a slash."""
 
-    def renamed(name: str) -> str:
+    def rename(name: str) -> str:
         return name and given.get(name, f"/{name}")
 
     for value in (*graph.input, *graph.output, *graph.initializer):
-        value.name = renamed(value.name)
+        value.name = rename(value.name)
     del graph.value_info[:]
     for number, node in enumerate(graph.node):
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
         node.name, node.doc_string = f"{number} {node.op_type}", ""
         del node.metadata_props[:]
         for attribute in node.attribute:
             attribute.doc_string = ""
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _rename(inner, given)
+                _rename_values(inner, given)

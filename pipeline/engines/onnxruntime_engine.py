@@ -18,7 +18,7 @@ from pipeline.runtime import cores, versions
 
 
 class CpuEngine:
-    """Runs the graph in fixed batches: a short batch is filled up."""
+    """Runs the exported graph in batches of fixed size: a short batch is padded."""
 
     NAME = "onnxruntime"
     PROVIDER = "CPUExecutionProvider"
@@ -35,7 +35,7 @@ class CpuEngine:
         self.batch_size, self.precision = batch_size, precision
         self._specs = dict(specs)
         if self.PROVIDER not in onnxruntime.get_available_providers():
-            self._refuse("this build of ONNX Runtime has none")
+            self._refuse("this build of ONNX Runtime does not have it")
         data = cached_export(backbone, specs, cache=cache)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = cores(), 1
@@ -43,7 +43,7 @@ class CpuEngine:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.use_deterministic_compute = True
         options.log_severity_level = 4
-        # Threads that wait by turning would take the cores that decode images.
+        # Spinning threads would occupy the cores that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=self._providers())
@@ -51,13 +51,13 @@ class CpuEngine:
             self._refuse(str(error).strip().splitlines()[0].rstrip("."))
         self._session.disable_fallback()
         if self._session.get_providers()[0] != self.PROVIDER:
-            # ONNX Runtime would go on with the CPU, and say so in its log only.
-            self._refuse(f"its libraries or its device are not there; active: {self._session.get_providers()[0]}")
+            # ONNX Runtime would continue on the CPU and report it only in its log.
+            self._refuse(f"its libraries or its device are missing; active: {self._session.get_providers()[0]}")
 
     def _refuse(self, reason: str) -> None:
         raise EngineError(
             f"engine {self.NAME!r}: expected {self.PROVIDER} to be active, but {reason}. "
-            "Install what it needs, or choose another engine."
+            "Install its requirements, or choose another engine."
         ) from None
 
     def _providers(self) -> list[Any]:
@@ -70,16 +70,14 @@ class CpuEngine:
         return {**record, **versions("torch", "onnx", "onnxscript"), "onnxruntime": onnxruntime.__version__}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch
-        size.
-        """
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n <= batch size."""
         pixels = pad_batch(batch["pixels"], self.batch_size)
         return unpad(run_halving_on_oom(self._forward, pixels), self._specs, len(batch["pixels"]))
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """Run the batch at once: a session's run returns when it is done."""
-        found = self.run(batch)
-        return lambda: found
+        """Run the batch immediately: `run` of a session is synchronous."""
+        taps = self.run(batch)
+        return lambda: taps
 
     def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
         values: list[np.ndarray] = self._session.run(list(self._specs), {INPUT: np.ascontiguousarray(pixels)})
@@ -87,7 +85,7 @@ class CpuEngine:
 
 
 class CudaEngine(CpuEngine):
-    """The same on a GPU: pixels and rows cross the bus once each, bound to the device."""
+    """Runs the exported graph on a GPU: pixels and rows are bound to the device and copied once each."""
 
     NAME = "onnxruntime_cuda"
     PROVIDER = "CUDAExecutionProvider"
@@ -95,7 +93,7 @@ class CudaEngine(CpuEngine):
     def _providers(self) -> list[Any]:
         _load_libraries()
         options = {
-            "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may find another kernel each time
+            "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may choose other kernels each time
             "use_tf32": "1" if self.precision == "tf32" else "0",
             "arena_extend_strategy": "kSameAsRequested",
         }
@@ -119,7 +117,7 @@ class CudaEngine(CpuEngine):
 
 
 def _load_libraries() -> None:
-    """Load CUDA and cuDNN from torch's packages; without them another provider is active, which shows later."""
+    """Load CUDA and cuDNN from torch's packages; without them, the check of the active provider fails later."""
     if hasattr(onnxruntime, "preload_dlls"):
         import contextlib
         import io

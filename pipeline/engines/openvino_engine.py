@@ -48,14 +48,14 @@ class OpenVINOEngine:
         try:
             model = cached_model(backbone, specs, cache=cache)
             if precision != "float32":
-                try_in_a_child(model, self._shape, precision)
+                try_in_subprocess(model, self._shape, precision)
             compiled = compile_model(model, self._shape, precision)
         except RuntimeError as error:
             raise EngineError(
                 f"engine 'openvino': it cannot run this network: {str(error).strip().splitlines()[-1].rstrip('.')}. "
                 "Choose another engine."
             ) from None
-        self._queue = openvino.AsyncInferQueue(compiled, max(1, _wanted(compiled)))
+        self._queue = openvino.AsyncInferQueue(compiled, max(1, _optimal_requests(compiled)))
         self._outputs = [tuple(output.shape)[1:] for output in compiled.outputs]
         self._queue.set_callback(self._store)
 
@@ -74,7 +74,7 @@ class OpenVINOEngine:
         rows, step = len(batch["pixels"]), self._shape[0]
         pixels = np.ascontiguousarray(pad_batch(batch["pixels"], -(-rows // step) * step))
         values = [np.empty((len(pixels), *shape), dtype=np.float32) for shape in self._outputs]
-        left = _Left(len(pixels) // step, pixels)
+        left = _PendingRequests(len(pixels) // step, pixels)
         for start in range(0, len(pixels), step):
             part = slice(start, start + step)
             self._queue.start_async({0: pixels[part]}, userdata=(values, part, left), share_inputs=True)
@@ -87,14 +87,14 @@ class OpenVINOEngine:
         return wait
 
     @staticmethod
-    def _store(request: Any, where: "tuple[list[np.ndarray], slice, _Left]") -> None:
+    def _store(request: Any, where: "tuple[list[np.ndarray], slice, _PendingRequests]") -> None:
         values, part, left = where
         for number, value in enumerate(values):
             value[part] = request.get_output_tensor(number).data
         left.one_less()
 
 
-class _Left:
+class _PendingRequests:
     """How many requests of a batch are not done yet; it keeps the pixels that they read."""
 
     def __init__(self, count: int, pixels: np.ndarray) -> None:
@@ -120,11 +120,11 @@ def compile_model(model: Any, shape: tuple[int, ...], precision: str) -> Any:
     return openvino.Core().compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": cores()})
 
 
-def _wanted(compiled: Any) -> int:
+def _optimal_requests(compiled: Any) -> int:
     return int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
 
-CHILD = """
+SUBPROCESS = """
 import sys
 import numpy as np
 import openvino
@@ -134,7 +134,7 @@ compile_model(openvino.Core().read_model(sys.argv[1]), shape, sys.argv[2])({0: n
 """
 
 
-def try_in_a_child(model: Any, shape: tuple[int, ...], precision: str) -> None:
+def try_in_subprocess(model: Any, shape: tuple[int, ...], precision: str) -> None:
     """Run one request in a process of its own; raises EngineError if that process is ended.
 
     Some virtual machines name matrix instructions (AMX) among what the processor has, and end whoever uses them.
@@ -143,7 +143,7 @@ def try_in_a_child(model: Any, shape: tuple[int, ...], precision: str) -> None:
         path = Path(folder) / FILE
         openvino.save_model(model, path, compress_to_fp16=False)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-W", "ignore", "-c", CHILD, str(path), precision, *map(str, shape)]
+        command = [sys.executable, "-W", "ignore", "-c", SUBPROCESS, str(path), precision, *map(str, shape)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

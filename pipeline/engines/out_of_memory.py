@@ -1,4 +1,4 @@
-"""Batches and the memory they need: one that does not fit is run in halves; the size that suits a device is found."""
+"""Batches and device memory: run a batch that does not fit in halves, and measure the best batch size."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import numpy as np
 
 from pipeline.errors import EngineError
 
-SIZES = (32, 64, 128, 256, 512, 1024)  # that are tried
+SIZES = (32, 64, 128, 256, 512, 1024)  # that are measured
 SHARE = 0.8  # of the device's memory that a batch may take
-GAIN = 1.05  # in samples per second for twice the batch, below which more is of no use
+GAIN = 1.05  # smallest gain in samples per second that justifies a batch of twice the size
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory was lacking, of the device or of this process."""
+    """Return whether an error means that the device or this process ran out of memory."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch on a CPU, ONNX Runtime and OpenVINO have no class of their own for it.
+    # torch on the CPU, ONNX Runtime and OpenVINO have no error class for this.
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         words in text for words in ("can't allocate memory", "out of memory", "failed to allocate", "bad_alloc")
@@ -28,9 +28,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def run_halving_on_oom(
     run: Callable[[np.ndarray], list[np.ndarray]], pixels: np.ndarray, *, smallest: int = 1
 ) -> list[np.ndarray]:
-    """Run a batch (n, ...) and return its outputs, (n, ...) each; where memory is lacking, in halves.
+    """Run a batch (n, ...) and return its outputs, (n, ...) each; if memory runs out, run it in halves.
 
-    Raises EngineError if `smallest` samples, which cannot be divided, do not fit.
+    Raises EngineError if `smallest` samples, which are not divided further, do not fit.
     """
     try:
         return run(pixels)
@@ -40,23 +40,23 @@ def run_halving_on_oom(
         if len(pixels) <= smallest:
             raise EngineError(
                 f"expected memory for {len(pixels)} × {pixels.shape[1]} × {pixels.shape[2]} pixels at once, got too "
-                f"little: {first_line(error)}. Set a smaller batch_size, ask for fewer taps, pool the maps, or end "
-                "what else uses the memory."
+                f"little: {first_line(error)}. Set a smaller batch_size, request fewer taps, pool the maps, or end "
+                "other programs that use the memory."
             ) from None
-    # Outside of the handler: the error would keep the tensors of its frames alive.
+    # Outside of the handler, where the error would keep the tensors of its frames alive.
     _release()
     halves = [run_halving_on_oom(run, half, smallest=smallest) for half in np.array_split(pixels, 2)]
     return [np.concatenate(parts) for parts in zip(*halves, strict=True)]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something, without a full stop."""
+    """Return the first line of an error that is not blank, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def _release() -> None:
-    """Give back what torch keeps for later: the pieces may be too small for what is asked next."""
+    """Free the memory that torch caches: its blocks may be too small for the next request."""
     import torch
 
     if torch.cuda.is_available():
@@ -64,38 +64,38 @@ def _release() -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a batch of a size took: seconds a sample, and bytes of the device's memory where they are known."""
+class SizeTiming:
+    """The timing of a batch size: seconds per sample, and bytes of device memory if known."""
 
     size: int
     seconds: float
     memory: int | None = None
 
 
-def sizes(measure: Callable[[int], Measured], *, memory: int | None) -> Iterator[Measured]:
-    """Measure ever larger batches: until memory is lacking or `SHARE` of it is used, or they gain nothing more.
+def grow_sizes(measure: Callable[[int], SizeTiming], *, memory: int | None) -> Iterator[SizeTiming]:
+    """Yield timings of growing batches, until memory runs out, `SHARE` of it is used, or larger batches gain nothing.
 
-    `memory`: bytes of the device. `measure` raises what the engine does. The last one may be too large: see `best`.
+    measure: times a size; raises the engine's errors. memory: bytes of the device. `choose_size` picks the size.
     """
-    before: Measured | None = None
+    before: SizeTiming | None = None
     for size in SIZES:
         try:
-            found = measure(size)
+            timing = measure(size)
         except Exception as error:
             if not (is_out_of_memory(error) or isinstance(error, EngineError)) or before is None:
                 raise
             return
-        if memory is not None and found.memory is not None and found.memory > SHARE * memory:
+        if memory is not None and timing.memory is not None and timing.memory > SHARE * memory:
             if before is None:
-                yield found
+                yield timing
             return
-        yield found
-        if before is not None and before.seconds / found.seconds < GAIN:
+        yield timing
+        if before is not None and before.seconds / timing.seconds < GAIN:
             return
-        before = found
+        before = timing
 
 
-def best(measured: list[Measured]) -> int:
-    """Return the smallest size that is as fast as the fastest, within `GAIN`."""
-    fastest = min(one.seconds for one in measured)
-    return next(one.size for one in measured if one.seconds <= GAIN * fastest)
+def choose_size(measured: list[SizeTiming]) -> int:
+    """Return the smallest size that is as fast as the fastest within `GAIN`."""
+    fastest = min(timing.seconds for timing in measured)
+    return next(timing.size for timing in measured if timing.seconds <= GAIN * fastest)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import Engine
-from pipeline.engines.parity import Parity, compare, report
+from pipeline.engines.parity import Parity, compare, describe_parity
 from pipeline.errors import EngineError, bullets
 from pipeline.settings.check import Settings
 
@@ -24,7 +24,7 @@ ROW_BYTES = 2**28  # of all rows of the widest tap together
 
 
 class ParityCard(Settings):
-    """What was measured of each tap: beside torch float32, in other batches, and torch's own reduced precision."""
+    """What was measured of each tap: against torch float32, in other batches, and torch's own reduced precision."""
 
     engine: dict[str, Any]
     parity: dict[str, Parity]
@@ -44,8 +44,8 @@ class ParityCard(Settings):
         return f"near torch float32: median cosine {cosine:.4f}"
 
     def __str__(self) -> str:
-        title = f"{self.engine['engine']}, {self.engine['precision']}, beside torch float32"
-        return f"{title}\n{report(self.parity)}"
+        title = f"{self.engine['engine']}, {self.engine['precision']}, against torch float32"
+        return f"{title}\n{describe_parity(self.parity)}"
 
 
 def rows_for(shapes: Mapping[str, tuple[int, ...]], batch_size: int, precision: str) -> int:

@@ -1,9 +1,9 @@
-"""What a network costs whoever runs it: parameters, bytes of weights, multiply-adds, and time on the CPU.
+"""The cost of a network at inference: parameters, bytes of weights, multiply-adds, and latency on the CPU.
 
-The time is that of the fastest engine here that computes what torch does, of one image and of a batch, on all cores.
-Networks that are compared are timed by the same engines: a small network is not left to a slower engine than a large
-one. Exporting takes seconds: where torch needs less than that for `IMAGES` images of the slowest network, all are left
-to torch.
+The latency is that of the fastest engine that agrees with torch, for a single image and for a batch, on all cores.
+Networks that are compared are timed with the same engines, so that a small network does not get a slower engine than a
+large network. Exporting takes seconds: if torch needs less than that for `IMAGES` images of the slowest network, only
+torch is timed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pipeline.backbones.hooks import LOGITS
 from pipeline.backbones.serialization import Backbone, freeze
 from pipeline.backbones.spec import TapSpec
 from pipeline.engines import create
-from pipeline.engines.autotune import WORTH
+from pipeline.engines.autotune import MIN_JOB_SECONDS
 from pipeline.engines.padding import unpad
 from pipeline.engines.parity import compare
 from pipeline.errors import EngineError
@@ -31,23 +31,23 @@ from pipeline.runtime import cores
 from pipeline.settings.check import Settings
 
 BATCHES = (1, 32)
-IMAGES = 10_000  # that an engine must be worth preparing for
-SECONDS = 0.2  # of timing, at least, for each network, engine and size of batches
+IMAGES = 10_000  # size of the job for which the preparation of an engine must pay
+SECONDS = 0.2  # minimum of timing for each network, engine and batch size
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""Pixels uint8 (n, height, width, channels) to each tap."""
+"""Maps pixels uint8 (n, height, width, channels) to {tap: rows}."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network up to its logits, or what of it must run for some taps."""
+    """A network up to its logits, or up to the last of `taps`."""
 
     backbone: Backbone
     taps: Mapping[str, TapSpec] | None = None
 
 
 class Latency(Settings):
-    """Milliseconds of a batch: the median, and the quartiles around it. `others`: the medians of slower engines."""
+    """Milliseconds per batch: median and quartiles. `others`: the medians of slower engines."""
 
     engine: str
     median: float
@@ -57,7 +57,7 @@ class Latency(Settings):
 
 
 class Footprint(Settings):
-    """What a network costs. `bytes`: of its weights, statistics of BatchNorm too. `latency_ms`: by size of batches."""
+    """The cost of a network. `bytes`: of weights and BatchNorm statistics. `latency_ms`: by batch size."""
 
     parameters: int
     bytes: int
@@ -66,31 +66,31 @@ class Footprint(Settings):
     latency_ms: dict[int, Latency]
 
 
-def side_by_side(
+def measure_footprints(
     networks: Mapping[str, Network], *, images: int = IMAGES, cache: Path | None = None
 ) -> dict[str, Footprint]:
-    """Measure networks by name on the CPU, so that they can be compared.
+    """Return {name: footprint} of networks, measured on the CPU with the same engines.
 
-    `images`: so many are to be run; other engines than torch are tried if that is worth it. `cache` keeps exported
-    graphs, as extraction does.
+    images: size of the job; engines other than torch are timed if it pays for their preparation. cache: folder of
+    exported graphs, shared with extraction.
     """
-    made = {name: _Measured.of(one) for name, one in networks.items()}
-    latency = _latency(made, images=images, cache=cache)
+    copies = {name: _CpuNetwork.of(network) for name, network in networks.items()}
+    latency = _latency(copies, images=images, cache=cache)
     return {
         name: Footprint(
-            parameters=one.parameters,
-            bytes=one.bytes,
-            multiply_adds=max(one.backbone.spec.taps[spec.node].multiply_adds for spec in one.specs.values()),
+            parameters=network.parameters,
+            bytes=network.bytes,
+            multiply_adds=max(network.backbone.spec.taps[tap.node].multiply_adds for tap in network.specs.values()),
             threads=cores(),
             latency_ms=latency[name],
         )
-        for name, one in made.items()
+        for name, network in copies.items()
     }
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A copy of a network on the CPU, its taps by their nodes, and what of it is used on the way to them."""
+class _CpuNetwork:
+    """A copy of a network on the CPU, its taps, and the size of the weights that they use."""
 
     backbone: Backbone
     specs: Mapping[str, TapSpec]
@@ -99,12 +99,12 @@ class _Measured:
     run: Run
 
     @classmethod
-    def of(cls, one: Network) -> "_Measured":
-        spec = one.backbone.spec
-        backbone = Backbone(spec, freeze(copy.deepcopy(one.backbone.module).cpu()))
-        specs = dict(one.taps or {LOGITS: TapSpec(node=LOGITS, dtype="float32")})
+    def of(cls, network: Network) -> "_CpuNetwork":
+        spec = network.backbone.spec
+        backbone = Backbone(spec, freeze(copy.deepcopy(network.backbone.module).cpu()))
+        specs = dict(network.taps or {LOGITS: TapSpec(node=LOGITS, dtype="float32")})
         specs = {name: tap.model_copy(update={"node": spec.node(tap.node)}) for name, tap in specs.items()}
-        return cls(backbone, specs, *_weights(backbone, specs), _torch(backbone, specs))
+        return cls(backbone, specs, *_weights(backbone, specs), _torch_run(backbone, specs))
 
     def pixels(self) -> np.ndarray:
         """Return the largest batch of random images."""
@@ -113,16 +113,16 @@ class _Measured:
 
 
 def _weights(backbone: Backbone, specs: Mapping[str, TapSpec]) -> tuple[int, int]:
-    """Return how many parameters are used on the way to some taps, and the bytes of them and of the buffers used."""
-    with _Used() as used, torch.inference_mode():
+    """Return the number of parameters that taps depend on, and the bytes of these parameters and buffers."""
+    with _TensorRecorder() as used, torch.inference_mode():
         Tapped(backbone, specs)(torch.zeros(1, *backbone.spec.input.size, backbone.spec.input.shape[0]).byte())
     parameters = [value for value in backbone.module.parameters() if id(value) in used.seen]
     buffers = [value for value in backbone.module.buffers() if id(value) in used.seen]
     return sum(value.numel() for value in parameters), sum(value.nbytes for value in (*parameters, *buffers))
 
 
-class _Used(TorchFunctionMode):
-    """Notes which tensors are given to torch's functions: names of modules say less, since some hand theirs on."""
+class _TensorRecorder(TorchFunctionMode):
+    """Records the tensors passed to torch's functions; modules that ran are no guide, as some pass on their weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,36 +131,36 @@ class _Used(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         waiting = [args, *(kwargs or {}).values()]
         while waiting:
-            one = waiting.pop()
-            if isinstance(one, (tuple, list)):
-                waiting.extend(one)
-            elif isinstance(one, torch.Tensor):
-                self.seen.add(id(one))
+            value = waiting.pop()
+            if isinstance(value, (tuple, list)):
+                waiting.extend(value)
+            elif isinstance(value, torch.Tensor):
+                self.seen.add(id(value))
         return func(*args, **(kwargs or {}))
 
 
-def _latency(networks: Mapping[str, _Measured], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
-    pixels = {name: one.pixels() for name, one in networks.items()}
-    expected = {name: one.run(pixels[name]) for name, one in networks.items()}
-    slowest = max(min(_timed(one.run, pixels[name]).times) for name, one in networks.items())
-    whole = slowest * images / max(BATCHES)
-    engines = [name for name in ("onnxruntime", "openvino") if whole >= WORTH[name]]
+def _latency(networks: Mapping[str, _CpuNetwork], *, images: int, cache: Path | None) -> dict[str, dict[int, Latency]]:
+    pixels = {name: network.pixels() for name, network in networks.items()}
+    expected = {name: network.run(pixels[name]) for name, network in networks.items()}
+    slowest = max(min(_time_run(network.run, pixels[name]).times) for name, network in networks.items())
+    job_seconds = slowest * images / max(BATCHES)
+    engines = [name for name in ("onnxruntime", "openvino") if job_seconds >= MIN_JOB_SECONDS[name]]
     result: dict[str, dict[int, Latency]] = {name: {} for name in networks}
     for count in BATCHES:
-        for name, one in networks.items():
-            runs = {"torch": one.run}
+        for name, network in networks.items():
+            runs = {"torch": network.run}
             for engine in engines:
-                # It may not be installed, or not be able to run this network.
+                # The engine may not be installed, or may not support this network.
                 with contextlib.suppress(EngineError):
-                    runs[engine] = _engine(engine, one, batch_size=count, cache=cache)
+                    runs[engine] = _engine_run(engine, network, batch_size=count, cache=cache)
             batch = pixels[name][:count]
-            right = {engine: run for engine, run in runs.items() if _agrees(expected[name], run(batch), count)}
-            result[name][count] = _fastest({engine: _timed(run, batch) for engine, run in right.items()})
+            correct = {engine: run for engine, run in runs.items() if _agrees(expected[name], run(batch), count)}
+            result[name][count] = _summarise({engine: _time_run(run, batch) for engine, run in correct.items()})
     return result
 
 
-def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
-    """Make an engine of eager torch on the CPU, also where there is a GPU."""
+def _torch_run(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
+    """Return a function that runs eager torch on the CPU, even if there is a GPU."""
     network = Tapped(backbone, specs).eval().to("cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -171,8 +171,8 @@ def _torch(backbone: Backbone, specs: Mapping[str, TapSpec]) -> Run:
     return run
 
 
-def _engine(name: str, one: _Measured, *, batch_size: int, cache: Path | None) -> Run:
-    engine = create(name, one.backbone, one.specs, batch_size=batch_size, cache=cache)
+def _engine_run(name: str, network: _CpuNetwork, *, batch_size: int, cache: Path | None) -> Run:
+    engine = create(name, network.backbone, network.specs, batch_size=batch_size, cache=cache)
     return lambda pixels: engine.run({"pixels": pixels})
 
 
@@ -180,11 +180,11 @@ def _agrees(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], c
     return not any(compare(expected[tap][:count], got[tap]).problems(reduced=False) for tap in expected)
 
 
-def _timed(run: Run, pixels: np.ndarray) -> Any:
+def _time_run(run: Run, pixels: np.ndarray) -> Any:
     """Return torch's Measurement of a batch, in seconds."""
     builder = logging.getLogger("torch.utils.cpp_extension")
     level = builder.level
-    builder.setLevel(logging.ERROR)  # the import warns where there is no CUDA, which nobody asked for
+    builder.setLevel(logging.ERROR)  # the import warns if there is no CUDA, which is not needed here
     try:
         from torch.utils.benchmark import Timer
     finally:
@@ -193,8 +193,8 @@ def _timed(run: Run, pixels: np.ndarray) -> Any:
     return timer.blocked_autorange(min_run_time=SECONDS)
 
 
-def _fastest(times: Mapping[str, Any]) -> Latency:
-    """Return the times of the engine with the least median, and the medians of the others."""
+def _summarise(times: Mapping[str, Any]) -> Latency:
+    """Return the latency of the engine with the smallest median, with the medians of the others."""
     medians = {engine: 1e3 * float(measured.median) for engine, measured in times.items()}
     best = min(medians, key=medians.__getitem__)
     low, high = (1e3 * float(value) for value in np.quantile(times[best].times, (0.25, 0.75)))

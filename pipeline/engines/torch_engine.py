@@ -1,4 +1,4 @@
-"""The torch engines: channels-last, on a GPU where there is one, eager or compiled."""
+"""The torch engines: channels-last, on a GPU if there is one, eager or compiled."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ LOWERED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TorchEngine:
-    """Runs a backbone in fixed batches: a short batch is filled up, since kernels may round by the batch size.
+    """Runs a backbone in batches of fixed size: a short batch is padded, since rounding may depend on the batch size.
 
     Reduced precision is torch's autocast: matrix products and convolutions are reduced, sums are not.
     """
@@ -47,7 +47,7 @@ class TorchEngine:
         self._specs, self._size = dict(specs), backbone.spec.input.size
         self._channels = backbone.spec.input.shape[0]
         if self.device.type == "cuda":
-            # The caller's network stays where it is: others export it.
+            # A copy, since the caller's network must stay on its device: other engines export it.
             backbone = Backbone(spec=backbone.spec, module=copy.deepcopy(backbone.module))
             self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._smallest = 1
@@ -65,35 +65,31 @@ class TorchEngine:
         return {**record, **versions("torch")}
 
     def run(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n up to the batch
-        size.
-        """
+        """Compute each tap, float32 (n, ...), of `pixels` uint8 (n, height, width, channels), n <= batch size."""
         return self.begin(batch)()
 
     def begin(self, batch: Mapping[str, np.ndarray]) -> Answer:
-        """Start a batch: on a GPU it crosses the bus while the batch before is computed, and so do rows on the way
-        back.
-        """
+        """Start a batch. On a GPU, its transfers overlap with the computation of other batches."""
         rows, pixels = len(batch["pixels"]), pad_batch(batch["pixels"], self.batch_size)
         if self.device.type == "cuda":
             try:
                 sent = self._send(pixels)
             except torch.OutOfMemoryError:
-                torch.cuda.synchronize(self.device)  # whoever was begun before is done then
+                torch.cuda.synchronize(self.device)  # finishes the batches started before
             else:
                 return lambda: unpad(sent(), self._specs, rows)
-        found = unpad(run_halving_on_oom(self._compute, pixels, smallest=self._smallest), self._specs, rows)
-        return lambda: found
+        taps = unpad(run_halving_on_oom(self._compute, pixels, smallest=self._smallest), self._specs, rows)
+        return lambda: taps
 
     def _compute(self, pixels: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode(), self._precisely():
+        with torch.inference_mode(), self._precision_context():
             return [value.cpu().numpy() for value in self._network(torch.from_numpy(pixels).to(self.device))]
 
     def _send(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
-        """Queue a batch on the GPU; nothing waits before the answer is asked for."""
+        """Queue a batch on the GPU without waiting; the returned function waits for its rows."""
         pinned = torch.from_numpy(pixels).pin_memory()
         computing = torch.cuda.current_stream(self.device)
-        with torch.inference_mode(), self._precisely():
+        with torch.inference_mode(), self._precision_context():
             with torch.cuda.stream(self._copying):
                 moved = pinned.to(self.device, non_blocking=True)
             computing.wait_stream(self._copying)
@@ -112,18 +108,18 @@ class TorchEngine:
         return wait
 
     @contextlib.contextmanager
-    def _precisely(self) -> Iterator[None]:
-        """Yield the precision asked for, and no other: cuDNN would take TensorFloat-32 for convolutions by itself."""
+    def _precision_context(self) -> Iterator[None]:
+        """Set the precision of torch in this block: by default, cuDNN uses TensorFloat-32 for convolutions."""
         if self.precision in LOWERED:
             with torch.autocast(self.device.type, dtype=LOWERED[self.precision]):
                 yield
         elif self.device.type == "cuda":
             flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-            wanted = self.precision == "tf32"
+            allow = self.precision == "tf32"
             before = [flag.allow_tf32 for flag in flags]
             try:
                 for flag in flags:
-                    flag.allow_tf32 = wanted
+                    flag.allow_tf32 = allow
                 yield
             finally:
                 for flag, value in zip(flags, before, strict=True):
@@ -133,23 +129,23 @@ class TorchEngine:
 
 
 class CompiledEngine(TorchEngine):
-    """The same through torch.compile. The graph is exported first, so that the hooks of taps are no obstacle."""
+    """Runs a backbone through torch.compile. The graph is exported first, since hooks cannot be compiled."""
 
     NAME = "torch_compiled"
 
     def _prepare(self, backbone: Backbone) -> nn.Module:
         self._smallest = self.batch_size  # the graph is compiled for it
-        whole = Tapped(backbone, self._specs, early=False).eval()
-        whole = whole.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        tapped = Tapped(backbone, self._specs, early=False).eval()
+        tapped = tapped.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         pixels = torch.zeros(self.batch_size, *self._size, self._channels, dtype=torch.uint8, device=self.device)
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                graph = torch.export.export(whole, (pixels,)).module()
+                graph = torch.export.export(tapped, (pixels,)).module()
                 compiled: nn.Module = torch.compile(graph)  # type: ignore[assignment]
-                with torch.inference_mode(), self._precisely():
+                with torch.inference_mode(), self._precision_context():
                     compiled(pixels)
-        except Exception as error:  # noqa: BLE001 - whatever stops a compiler is the reason
+        except Exception as error:  # noqa: BLE001 - any error of the compiler is the reason
             raise EngineError(
                 f"engine 'torch_compiled': the network cannot be compiled here: {first_line(error)}. Choose `torch`."
             ) from None

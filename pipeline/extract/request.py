@@ -19,7 +19,7 @@ from pipeline.store.dtypes import ON_DISK
 from pipeline.store.identity import identity
 from pipeline.store.maintenance import remove_stale_files
 from pipeline.store.shard_format import ShardRecord
-from pipeline.store.use import in_use
+from pipeline.store.use import hold
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def keep_in_use(request: Request) -> Iterator[None]:
     """Protect the cached rows of a request and its views from `icecore cache prune`."""
     with contextlib.ExitStack() as stack:
         for _, column in _columns_of_views(request):
-            stack.enter_context(in_use(column.folder))
+            stack.enter_context(hold(column.folder))
         yield
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from pipeline.backbones import serialization
 from pipeline.engines import Engine
 from pipeline.engines.autotune import AUTO, Job, gpus, load_choice
-from pipeline.engines.batch_size import measure
-from pipeline.engines.batch_size import text as text_of_sizes
-from pipeline.engines.out_of_memory import Measured
+from pipeline.engines.batch_size import describe_sizes as text_of_sizes
+from pipeline.engines.batch_size import measure_sizes
+from pipeline.engines.out_of_memory import SizeTiming
 from pipeline.errors import DataError, counted
 from pipeline.extract.request import Request
 from pipeline.extract.timing import PARTS, bottleneck
@@ -53,7 +53,7 @@ class Rates:
     seconds: float
     low: float
     high: float
-    batches: tuple[Measured, ...] = ()
+    batches: tuple[SizeTiming, ...] = ()
 
     def __str__(self) -> str:
         rates = ", ".join(f"{part} {self.rates[part]:,.1f}" for part in PARTS)
@@ -124,7 +124,7 @@ def _measure(request: Request, *, cache_root: Path, images: int, seed: int) -> R
     if not gpus():
         return measured
     pixels = np.zeros((size, *request.spec.input.size, request.spec.input.shape[0]), np.uint8)
-    return replace(measured, batches=tuple(measure(job, name, pixels)))
+    return replace(measured, batches=tuple(measure_sizes(job, name, pixels)))
 
 
 def rates(

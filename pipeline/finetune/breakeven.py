@@ -1,7 +1,7 @@
-"""Break-even of training from the middle: after how many epochs stored activations pay for themselves.
+"""Break-even of stored activations: the number of epochs after which storing them pays.
 
-Without them, each epoch reads pixels and runs the frozen part of the network. With them the frozen part runs once for
-each view, and each epoch reads the stored rows.
+Without stored activations, each epoch reads pixels and runs the frozen part of the network. With them, the frozen part
+runs once per view, and each epoch reads stored rows.
 """
 
 import math
@@ -18,18 +18,18 @@ from pipeline.finetune.inputs import FromFeatures, FromPixels
 from pipeline.finetune.setup import RunContext
 from pipeline.training.job import TrainingJob
 
-MEASURED = 32  # rows
+MEASURED = 32  # rows that are timed
 
 
 def break_even(run: RunContext, job: TrainingJob) -> str:
-    """Measure the frozen part and the reading of its rows on a batch each; return the line that a run prints.
+    """Time the frozen part and the reading of stored rows on a batch; return the line that a run prints.
 
-    Where a run trains from pixels, the line says what stored rows would bring; then copying rows stands for reading.
+    If a run trains from pixels, the line is about possible stored rows, and copying rows is timed instead of reading.
     """
     spec, inputs, rows = run.source.spec, run.inputs, len(run.largest.rows)
     node = inputs.node if isinstance(inputs, FromFeatures) else job.trainable.cut(0)
     if isinstance(inputs, FromPixels) and (node in (None, INPUT) or run.config.augment or run.config.unfreeze):
-        return f"pixels: {counted(rows, 'row')}; nothing is frozen that stored rows could stand for"
+        return f"pixels: {counted(rows, 'row')}; stored rows cannot replace any part of the network here"
     node = spec.node(str(node))
     shape = spec.taps[node].shape
     like = next(job.network.parameters())
@@ -69,14 +69,14 @@ def describe(
 ) -> str:
     """Return the line that a run prints about stored rows.
 
-    `frozen`: seconds per row of the forward pass up to the tap. `reading`: seconds per stored row. `stored`: whether
-    all rows are stored already, so that nothing has to be computed for them.
+    frozen: seconds per row of the forward pass up to the tap. reading: seconds per stored row. stored: whether all rows
+    are stored already, so that the forward pass is not needed.
     """
-    saved, whole = frozen - reading, rows * row_bytes * views
-    needed = math.ceil(views * frozen / saved) if saved > 0 else math.inf  # epochs, whoever extracts
-    size = f"{whole / 2**20:,.1f} MiB" if whole < 2**30 else f"{whole / 2**30:,.1f} GiB"
+    saved, total = frozen - reading, rows * row_bytes * views
+    needed = math.ceil(views * frozen / saved) if saved > 0 else math.inf  # epochs, with the cost of extraction
+    size = f"{total / 2**20:,.1f} MiB" if total < 2**30 else f"{total / 2**30:,.1f} GiB"
     copies = f" in {views} views" if views > 1 else ""
-    costs = f"{frozen * 1e3:.3g} ms a row to compute, {reading * 1e3:.3g} ms to read"
+    costs = f"{frozen * 1e3:.3g} ms per row to compute, {reading * 1e3:.3g} ms to read"
     after = counted(int(needed), "epoch") if math.isfinite(needed) else "never"
     line = f"{node}: {counted(rows, 'row')}{copies}, {size} stored; {costs}; pays after: {after}"
     if saved > 0 if stored else epochs >= needed:
@@ -85,6 +85,6 @@ def describe(
     return f"{line}. It does not pay here, in {counted(epochs, 'epoch')}: {advice}."
 
 
-def _seconds(act: Callable[[], object]) -> float:
-    """Return the least time of three calls, after one that is not counted."""
-    return min(timeit.repeat(act, number=1, repeat=4)[1:])
+def _seconds(function: Callable[[], object]) -> float:
+    """Return the shortest time of three calls, after a first call that is not timed."""
+    return min(timeit.repeat(function, number=1, repeat=4)[1:])

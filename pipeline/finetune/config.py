@@ -10,33 +10,36 @@ from pipeline.training.effects import idle_init
 
 
 class FinetuneConfig(RunConfig):
-    """A network that is trained further on labels."""
+    """Fine-tuning of a network on a labelled task."""
 
     backbone: str = Field(description="an entry of `freeze`, or of `extract` for `input: features`")
     start: Annotated[
         str,
         Field(
-            description="backbone: its weights; scratch: new ones; a run of fit: its weights, and that head; a run of "
-            "finetune or distill: its network"
+            description="backbone: its weights; scratch: new weights; a run of fit: the backbone with that head; a run "
+            "of finetune or distill: its network"
         ),
     ]
     input: Annotated[
         Literal["pixels", "features"],
         Field(description="pixels: the images; features: stored rows of `tap`, what is before the tap is frozen"),
     ]
-    tap: Annotated[str | None, Field(description="of the extraction, with `pool: none`")] = None
-    views: Annotated[int, Field(ge=0, description="stored augmented views of the tap, drawn from anew each epoch")] = 0
-    train: Annotated[Part | None, Field(description="by default all, or all after the tap")] = None
+    tap: Annotated[str | None, Field(description="tap of the extraction, with `pool: none`")] = None
+    views: Annotated[
+        int, Field(ge=0, description="stored augmented views of the tap; each epoch draws one per sample")
+    ] = 0
+    train: Annotated[Part | None, Field(description="part to train; default: all, or all after the tap")] = None
     unfreeze: Annotated[
-        dict[Annotated[int, Field(ge=1)], str], Field(description="from an epoch on, train what is after a node")
+        dict[Annotated[int, Field(ge=1)], str],
+        Field(description="{epoch: node}: from that epoch on, train everything after the node"),
     ] = {}
     batch_norm: BatchNorms = Field(
         default="frozen",
-        description="of the trained part: statistics as they are, trained, or measured anew at the end",
+        description="BatchNorm of the trained part: frozen, trained, or recomputed at the end",
     )
 
     @model_validator(mode="after")
-    def _of_one_input(self) -> "FinetuneConfig":
+    def _check_input(self) -> "FinetuneConfig":
         if self.input == "features":
             if self.tap is None:
                 raise ValueError("`input: features` needs a `tap`, an extraction's with `pool: none`")

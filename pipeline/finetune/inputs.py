@@ -15,7 +15,7 @@ from pipeline.backbones.spec import BackboneSpec, InputSpec, TapSpec
 from pipeline.errors import StoreError, TrainingError, bullets, unknown
 from pipeline.extract.config import folder_of
 from pipeline.loading.image_cache import Pixels
-from pipeline.partition.split_points import suffix, suffix_parameters
+from pipeline.partition.split_points import build_tail, tail_parameters
 from pipeline.readers.augment import upgrade_view
 from pipeline.readers.transforms import AugmentConfig
 from pipeline.store.features import Features
@@ -106,7 +106,7 @@ class FromFeatures:
 
     def trained(self, network: nn.Module, spec: BackboneSpec) -> nn.Module:
         """Return the part after the tap; the whole network is inside of it."""
-        return suffix(network, self.node, spec=spec)
+        return build_tail(network, self.node, spec=spec)
 
     def enter(self, inputs: Tensor) -> Tensor:
         """Return the rows, maps channels-last in memory."""
@@ -157,7 +157,7 @@ def _check_identity(features: Features, spec: BackboneSpec) -> None:
 
 def check_frozen(network: nn.Module, spec: BackboneSpec, trainable: TrainableParts, node: str, *, epochs: int) -> None:
     """Raise TrainingError if something before a cut would be trained in some epoch: stored rows would not follow."""
-    after = suffix_parameters(network, node, spec=spec)
+    after = tail_parameters(network, node, spec=spec)
     trainable.start(epochs)  # what is trained at the end has all that was trained before
     before = [name for name, value in network.named_parameters() if value.requires_grad and name not in after]
     trainable.start(0)

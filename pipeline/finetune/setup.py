@@ -32,12 +32,12 @@ from pipeline.training.loop import TrainContext
 from pipeline.training.losses import SupervisedLoss, class_weights, mixing
 from pipeline.training.targets import targets_of
 
-HEAD = "finetune"  # what predictions call the head
+HEAD = "finetune"  # name of the head in predictions
 
 
 @dataclass(frozen=True)
 class Paths(RunPaths):
-    """Where a run reads and writes. `start`: the folder of the run that it starts from."""
+    """The paths of a run. start: folder of the run that it starts from, or None."""
 
     task: Path
     backbone: Path
@@ -47,10 +47,10 @@ class Paths(RunPaths):
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all training sets of a run share.
+    """The inputs that all training sets of a run share.
 
-    `start`: the folder of the fit run whose head it starts from. `whole`: whether `source` has its classifier already.
-    `probes`: the heads that were fitted, by training set.
+    start: folder of the fit run whose head initialises the classifier. has_classifier: whether `source` already has the
+    task's classifier. probes: the fitted heads, by training set.
     """
 
     config: FinetuneConfig
@@ -59,7 +59,7 @@ class RunContext:
     source: Backbone
     inputs: Inputs
     start: Path | None
-    whole: bool
+    has_classifier: bool
     probes: dict[str, Probe] = field(default_factory=dict)
 
     @property
@@ -69,19 +69,19 @@ class RunContext:
 
 
 def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -> RunContext:
-    """Read the task and the backbone, and open the inputs; raises what `finetune` does."""
+    """Read the task and the backbone, and open the inputs; raises the errors of `finetune`."""
     task = Task.read(paths.task)
     refuse(config.unsuited(task.kind, validation=len(task.rows("validation")) > 0), where=str(paths.task))
-    whole = paths.start is not None and has_network(paths.start)
-    if whole:
+    has_classifier = paths.start is not None and has_network(paths.start)
+    if has_classifier:
         assert paths.start is not None, "it has a network"
         source = network_of_run(paths.start, task, path=paths.task)
-        _check_whole(config)
+        _refuse_new_classifier(config)
     else:
         source = serialization.read(paths.backbone)
         if paths.start is not None and "init" in config.classifier.model_fields_set:
             raise TrainingError(
-                f"classifier.init: expected none with `start: {config.start}`, whose head is the classifier, got "
+                f"classifier.init: expected none with `start: {config.start}`, whose head becomes the classifier, got "
                 f"{config.classifier.init}. Leave it out."
             )
     keys = key_arrays.from_hex(list(task.keys))
@@ -96,11 +96,11 @@ def load_run(config: FinetuneConfig, paths: Paths, *, datasets: Sequence[str]) -
         decoded = image_cache.load_pixels(source.spec.input, samples, folder=folder, transforms=config.augment)
         inputs = FromPixels(source.spec.input, decoded, keys, config.augment)
     trainings = list(training_sets(task, config.labels_per_class, draws=config.draws, where=str(paths.task)))
-    return RunContext(config, task, trainings, source, inputs, None if whole else paths.start, whole)
+    return RunContext(config, task, trainings, source, inputs, None if has_classifier else paths.start, has_classifier)
 
 
 def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
-    """Build the network of a training set, and collect its samples and how it is trained."""
+    """Build the job of a training set: its network, samples, objective and settings."""
     config, task, spec = run.config, run.task, run.source.spec
     head, head_file = None, None
     if run.start is not None:
@@ -111,7 +111,7 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
     if head is not None:
         targets.fold(head)
     size = 1 if task.kind == "regression" else len(task.classes)
-    if run.whole:
+    if run.has_classifier:
         network, architecture = copy.deepcopy(run.source.module), dict(spec.architecture)
         targets.fold(last_layer(network, architecture))
     else:
@@ -139,16 +139,18 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
     weights = class_weights(config.class_weights, targets.of(training.rows).numpy(), task.kind, task.classes)
     objective = SupervisedLoss(task.kind, size, label_smoothing=config.label_smoothing, weights=weights)
     mix = mixing(config, task.kind, size, spec.input.shape)
-    context = TrainContext(config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.whole)
+    context = TrainContext(
+        config, objective, fabric, run.inputs.enter, mix, fitted=head is not None or run.has_classifier
+    )
 
-    def clean(rows: np.ndarray) -> Samples:
+    def eval_samples(rows: np.ndarray) -> Samples:
         return run.inputs.samples(rows, targets.of(rows), training=False, seed=0)
 
     probe = None
     if config.classifier.is_fitted(config.start):
         if str(training) not in run.probes:
             last = last_layer(network, architecture)
-            run.probes[str(training)] = fit_probe(task, training, last, module, clean, context)
+            run.probes[str(training)] = fit_probe(task, training, last, module, eval_samples, context)
         probe = run.probes[str(training)]
         if probe.linear is not None:
             head = copy.deepcopy(probe.linear)
@@ -166,7 +168,7 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
         context,
         targets,
         run.inputs.samples(training.rows, targets.of(training.rows), training=True, seed=config.seed),
-        clean(validation) if len(validation) else None,
+        eval_samples(validation) if len(validation) else None,
         {
             "settings": config.model_dump(mode="json", exclude=set(LoopConfig.model_fields)),
             "loop": config.model_dump(mode="json", include=set(LoopConfig.model_fields)),
@@ -186,10 +188,10 @@ def build_job(run: RunContext, training: Training, fabric: Any) -> TrainingJob:
     )
 
 
-def _check_whole(config: FinetuneConfig) -> None:
-    """Raise TrainingError for settings of a new classifier where a run's own is trained on."""
+def _refuse_new_classifier(config: FinetuneConfig) -> None:
+    """Raise TrainingError for settings of a new classifier if the network of a run keeps its own."""
     if config.classifier != ClassifierConfig():
         raise TrainingError(
-            f"classifier: expected none with `start: {config.start}`, whose network has one, got settings of a new "
-            "one. Leave it out."
+            f"classifier: expected none with `start: {config.start}`, whose network has a classifier, got settings "
+            "of a new classifier. Leave it out."
         )

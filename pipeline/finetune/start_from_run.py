@@ -1,6 +1,6 @@
-"""The network of another run as the start of one: its weights, and its classifier with the classes of the task.
+"""Start from another run: its network with the classes of the task, or its fitted head.
 
-So a student that was distilled without labels is fine-tuned on the labelled target.
+For example, a student that was distilled without labels is fine-tuned on the labelled target.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from pipeline.task import Kind, Task
 
 
 def has_network(run: Path) -> bool:
-    """Return whether a run left a network, and not heads."""
+    """Return whether the model of a run is a network, not heads."""
     return (run / "backbone" / serialization.JSON).is_file()
 
 
 def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
-    """Return the network of a run of `finetune` or `distill`, its outputs the classes of a task, in their order.
+    """Return the network of a run of `finetune` or `distill`, with the classes of a task as outputs, in their order.
 
-    path: the task's. Of several tasks the student's outputs for this one are kept. Raises TrainingError for a run
-    on other tasks: rows that it trained on could be test rows of this one.
+    path: of the task. For a student of several tasks, the outputs of this task are kept. Raises TrainingError for a run
+    on other tasks, whose training rows could be test rows of this task.
     """
     record = read_record(run)
     assert isinstance(record, NetworkRecord), "the run left a network"
@@ -61,11 +61,10 @@ def network_of_run(run: Path, task: Task, *, path: Path) -> Backbone:
 def fitted_head(
     run: Path, *, labels: int | None, draw: int | None, spec: BackboneSpec, classes: Sequence[str], kind: Kind
 ) -> tuple[nn.Linear, str]:
-    """Return the head that a run fitted to the same training set, as one layer, and the digest of its file.
+    """Return the head that a run fitted to the same training set, as a layer, and the digest of its file.
 
-    Where a head was refitted, the head from before is taken.
-
-    Raises HeadError where the run has no such head on the backbone's last features, or one that saw validation rows.
+    If the head was refitted, the head before the refit is used. Raises HeadError if the run has no such head on the
+    backbone's penultimate features, or if the head was fitted to validation rows.
     """
     record = read_record(run)
     learned = record.task
@@ -80,18 +79,18 @@ def fitted_head(
     last = [name for name, features in record.features.items() if _is_last(features.identity, spec)]
     fits = [fit for fit in record.fits if fit.input in last and (fit.labels, fit.draw) == (labels, draw)]
     if not fits:
-        there = sorted({f"{fit.head} on {fit.input}, {fit.labels or 'all'} labels" for fit in record.fits})
-        raise HeadError(f"{run}: expected {wanted}, got: {'; '.join(there[:8])}.")
+        available = sorted({f"{fit.head} on {fit.input}, {fit.labels or 'all'} labels" for fit in record.fits})
+        raise HeadError(f"{run}: expected {wanted}, got: {'; '.join(available[:8])}.")
     if len(fits) > 1:
         names = ", ".join(sorted(fit.file for fit in fits))
         raise HeadError(
-            f"{run}: expected one head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
+            f"{run}: expected a single head to start from, got {len(fits)}: {names}. Fit it in a run of its own."
         )
     (fit,) = fits
     refit = record.settings.get("refit") if fit.refit is None else fit.refit
     if refit and fit.before_refit is None:
         raise HeadError(
-            f"{run}: expected a head that saw no validation rows, since these choose the epoch, got one that was "
+            f"{run}: expected a head that was not fitted to validation rows, which choose the epoch, got a head "
             "refitted to them. Fit it with `refit: false`."
         )
     path = run / (fit.before_refit or fit.file)
@@ -99,7 +98,7 @@ def fitted_head(
 
 
 def _is_last(identity: dict[str, Any], spec: BackboneSpec) -> bool:
-    """Return whether features are what the last layer of a backbone gets, whole."""
+    """Return whether features are the complete inputs of a backbone's last layer."""
     last = spec.taps.get(PENULTIMATE)
     if last is None or identity["weights"] != spec.weights_digest or identity["node"] != PENULTIMATE:
         return False

@@ -9,7 +9,7 @@ from pipeline import heads
 from pipeline.errors import unknown
 from pipeline.heads.preprocessing import Pca, Scale
 from pipeline.heads.scoring import CRITERIA
-from pipeline.heads.search import GRIDS, SearchConfig, automatic
+from pipeline.heads.search import GRIDS, SearchConfig, automatic_search
 from pipeline.settings.check import Settings, normalise_import_path
 from pipeline.task import Kind
 from pipeline.workers import WorkersConfig
@@ -152,7 +152,7 @@ class FitConfig(Settings):
         """Return what is searched of a head with these parameters; None where nothing is."""
         if isinstance(self.search, SearchConfig):
             return self.search
-        return automatic(name, params) if self.search == "auto" else None
+        return automatic_search(name, params) if self.search == "auto" else None
 
     def _idle(self, streaming: list[str]) -> Iterator[str]:
         """Yield the settings without effect with these heads; heads by import path may have anything."""

@@ -16,7 +16,7 @@ from pipeline.fit.single_fit import Data, FitJob, Head
 from pipeline.fit.workers import Sums
 from pipeline.heads import calibration, gpu, scoring
 from pipeline.heads.outputs import kind_of_scores
-from pipeline.heads.search import grid_of
+from pipeline.heads.search import grid_values
 from pipeline.predictions import Scores
 from pipeline.store import key_arrays
 from pipeline.store.features import Features
@@ -112,8 +112,8 @@ def _create_heads(config: FitConfig, kind: Kind, device: str | None) -> list[Hea
         plain: Scores = kind_of_scores(pipeline, kind) if heads.has_scores(name, kind) else "none"
         search, scores = config.search_of(name, params), plain
         if search is not None:
-            grid_of(search, name)
-            scoring.check(scoring.criterion(search.metric, kind, plain), pipeline, kind=kind)
+            grid_values(search, name)
+            scoring.check(scoring.choose_metric(search.metric, kind, plain), pipeline, kind=kind)
         if config.calibrate is not None:
             calibration.check(called, scores, kind=kind)
             scores = "probability"

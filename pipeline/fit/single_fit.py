@@ -147,7 +147,7 @@ def _fit(job: FitJob) -> FittedHead:
             if not folds:
                 raise HeadError("calibrate: expected rows that can be held out, got none. Leave `calibrate` out.")
             parts = [(estimator, fold.held.X, fold.held.y) for estimator, fold in zip(fitted, folds, strict=True)]
-            calibrated = calibration.by_temperature(parts)
+            calibrated = calibration.fit_temperature(parts)
             temperature = calibration.temperature_of(calibrated)
             same = last is fitted[0]
             fitted = [calibration.with_head(calibrated, estimator) for estimator in fitted]
@@ -166,7 +166,7 @@ def _fit(job: FitJob) -> FittedHead:
         labels=predictions.labels,
         draw=predictions.draw,
         file=f"{head.called}.{data.name}.{name}.skops",
-        params={**heads.entry(head.name, data.kind)[1], **params, **heads.solved(last)},
+        params={**heads.entry(head.name, data.kind)[1], **params, **heads.fitted_penalty(last)},
         validation=validation.record,
         search=None if search_result is None else search_result.record,
         temperature=temperature,

@@ -1,21 +1,21 @@
-"""Heads: scikit-learn's own estimators, by name, or any other by its import path.
+"""Heads: scikit-learn's estimators by name, or any other estimator by its import path.
 
-The name of a head means the class for the task's kind: `ridge` is a classifier or a regression. A multilabel task takes
-a classifier that learns several labels per row, and one-vs-rest of any other. A head of the table that reads its rows
-in blocks, and never holds them all, is called *streaming*.
+The name of a head stands for a class per kind of task: `ridge` is a classifier or a regression. Multilabel tasks use
+the class itself if it supports several labels per row, else one-vs-rest. A *streaming* head reads its rows in blocks,
+which need not fit into memory.
 
-preprocessing        what stands before a head: scaling, principal components
+preprocessing        transformers before a head: scaling, principal components
 search, sweep        choose a parameter on held-out rows
 scoring              the metrics that a search compares
-regularisation_path  one head with many values of a parameter
-warm_start           where scikit-learn's logistic regression starts in a sweep
+regularisation_path  a head fitted with many values of a parameter
+warm_start           starts for scikit-learn's logistic regression in a sweep
 calibration          temperature scaling
-stored_answers       estimators whose rows are the numbers of stored answers, for calibration
-outputs              predictions and scores of a head in one form
-saved, knn_rows      a head from its file; the training rows that nearest neighbours look at
-linear_layer         a linear head as one layer of torch
+stored_answers       estimators that return stored answers, for calibration
+outputs              predictions and scores of a head in a common form
+saved, knn_rows      load a head; the training rows of nearest neighbours
+linear_layer         a linear head as a torch layer
 gpu                  fitting on a GPU
-check                heads and their parameters, checked without fitting
+check                validation of heads and parameters without fitting
 """
 
 import importlib
@@ -48,7 +48,7 @@ HEADS: Mapping[str, Entry] = {
     "streaming_ridge": ("pipeline.streaming.ridge:StreamingRidgeClassifier", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVC", {"random_state": 0}),
 }
-"""Name to class for classes as targets, and the parameters that icecore sets unless told otherwise."""
+"""{name: (class, defaults of icecore)} for classification."""
 
 REGRESSIONS: Mapping[str, Entry] = {
     "boosting": ("sklearn.ensemble:HistGradientBoostingRegressor", {"random_state": 0}),
@@ -60,30 +60,30 @@ REGRESSIONS: Mapping[str, Entry] = {
     "streaming_ridge": ("pipeline.streaming.ridge:StreamingRidge", {"alpha": 1.0}),
     "svm": ("sklearn.svm:LinearSVR", {"random_state": 0}),
 }
-"""The same for numbers as targets."""
+"""{name: (class, defaults of icecore)} for regression."""
 
 MULTILABEL: Mapping[str, Entry] = {"centroid": ("pipeline.streaming.centroid:StreamingCentroid", {})}
-"""Heads whose class is another for several labels per row. One-vs-rest predicts by decision values, and those of
-NearestCentroid are scaled by class: their signs do not say which mean is the nearest."""
+"""Heads with another class for multilabel tasks. One-vs-rest predicts by the sign of decision values, which
+NearestCentroid scales by class, so that the sign does not tell the nearest mean."""
 
 WITHOUT_SCORES = ("centroid",)
-"""Heads whose scores a classification does not use: NearestCentroid's are no numbers where a class has one sample."""
+"""Heads whose scores are not used in classification: those of NearestCentroid are NaN if a class has one sample."""
 
 STREAMING = "streaming_"  # the names of heads that read their rows in blocks
 
 SUMMED = ("streaming_centroid", "streaming_lda", "streaming_ridge")
-"""Those of them that are solved from sums over the training rows, which several workers can make."""
+"""Streaming heads that are solved from sums over the training rows, which workers can compute."""
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_import_path(name: str) -> bool:
-    """Return whether a head is named by its class, such as sklearn.svm:LinearSVC."""
+    """Return whether a name is an import path, such as sklearn.svm:LinearSVC."""
     return _IMPORT_PATH.fullmatch(name) is not None
 
 
 def known() -> list[str]:
-    """Return every name of the table."""
+    """Return the names of all heads."""
     return sorted({*HEADS, *REGRESSIONS})
 
 
@@ -93,9 +93,9 @@ def is_streaming(name: str) -> bool:
 
 
 def entry(name: str, kind: Kind) -> Entry:
-    """Return the import path of a head's class for this kind of task, and icecore's parameters of it.
+    """Return the import path of a head's class for this kind of task, and icecore's default parameters.
 
-    Raises HeadError for a name that is not in the table, and for a head that cannot learn such targets.
+    Raises HeadError for an unknown name, and for a head that cannot learn such targets.
     """
     if is_import_path(name):
         return name, {}
@@ -103,34 +103,34 @@ def entry(name: str, kind: Kind) -> Entry:
         raise HeadError(unknown("head", name, known()))
     table, wants = (REGRESSIONS, "numbers") if kind == "regression" else (HEADS, "classes")
     if name not in table:
-        raise HeadError(f"head {name!r}: it cannot learn {wants}, and the task is a {kind}. Use {', '.join(table)}.")
+        raise HeadError(f"head {name!r}: it cannot learn {wants}, but the task is a {kind}. Use {', '.join(table)}.")
     return MULTILABEL.get(name, table[name]) if kind == "multilabel" else table[name]
 
 
 def has_scores(name: str, kind: Kind) -> bool:
-    """Return whether the scores of a head can be used for this kind of task, if its class gives any."""
+    """Return whether the scores of a head, if it has any, can be used for this kind of task."""
     return name not in WITHOUT_SCORES or (kind == "multilabel" and name in MULTILABEL)
 
 
-def solved(head: Any) -> dict[str, Any]:
-    """Return the penalty that a fitted pipeline of a head chose by itself among its `alphas`; empty for other heads."""
+def fitted_penalty(head: Any) -> dict[str, Any]:
+    """Return {"alpha": penalty} that a fitted head chose among its `alphas`; {} for other heads."""
     last = getattr(head, "steps", [("", head)])[-1][1]
     return {"alpha": last.alpha_} if getattr(last, "alphas", None) is not None and hasattr(last, "alpha_") else {}
 
 
-def inner(pipeline: Any) -> Any:
-    """Return the head of a pipeline; of one label against the rest, that which learns each label."""
+def inner_head(pipeline: Any) -> Any:
+    """Return the head of a pipeline; for one-vs-rest, the estimator of each label."""
     return pipeline[-1].estimator if "estimator" in pipeline[-1].get_params() else pipeline[-1]
 
 
 def is_random(name: str, kind: Kind) -> bool:
-    """Return whether what a head learns depends on `random_state`; of an import path, whether it has one."""
+    """Return whether a head depends on `random_state`; for an import path, whether it has that parameter."""
     path, defaults = entry(name, kind)
     return "random_state" in (_estimator(name, path).get_params() if is_import_path(name) else defaults)
 
 
 def may_be_random(name: str, kind: Kind) -> bool:
-    """Return whether a head of the table has a `random_state`; unlike `is_random` without loading any class."""
+    """Return whether a named head has a `random_state`, without importing its class, unlike `is_random`."""
     table = REGRESSIONS if kind == "regression" else HEADS
     return "random_state" in table.get(name, ("", {}))[1]
 
@@ -144,11 +144,10 @@ def create(
     widths: Sequence[int] = (),
     pca: Pca | None = None,
 ) -> Any:
-    """Create an unfitted scikit-learn pipeline: the preprocessing that is asked for, then the head.
+    """Create an unfitted scikit-learn pipeline: the preprocessing, then the head.
 
-    `widths` are those of the taps side by side. Streaming heads that can standardise do so by themselves, unless they
-    weigh classes. Raises
-    HeadError for a head that is not there or of the wrong kind, and for parameters that the class does not have.
+    widths: widths of the concatenated taps. Streaming heads with a `standardize` parameter scale by it, unless they
+    weight classes. Raises HeadError for an unknown head, a head of the wrong kind, and unknown parameters.
     """
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
@@ -158,29 +157,29 @@ def create(
     head = _estimator(name, path)
     _check_kind(head, name, kind)
     given = dict(params)
-    alike = given.get("class_weight") is None  # weighted sums have other deviations than a scaler, which weighs no row
-    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params() and alike:
-        given.setdefault("standardize", True)  # from the pass that the head takes anyway
+    unweighted = given.get("class_weight") is None  # a scaler ignores weights, weighted moments do not
+    if is_streaming(name) and scale == "standard" and pca is None and "standardize" in head.get_params() and unweighted:
+        given.setdefault("standardize", True)  # without another pass over the rows
         before = []
     else:
         before = preprocessing_steps(scale, widths, pca, streaming=is_streaming(name))
     for key in given:
         if key not in head.get_params():
             what = unknown("parameter", key, head.get_params())
-            raise HeadError(f"head {name!r} ({type(head).__name__}): {what}{say_weights(key)}")
+            raise HeadError(f"head {name!r} ({type(head).__name__}): {what}{advise_weights(key)}")
     head.set_params(**{**defaults, **given})
     if kind == "multilabel" and not get_tags(head).classifier_tags.multi_label:
         head = OneVsRestClassifier(head)
     return make_pipeline(*before, head)
 
 
-def say_weights(parameter: str) -> str:
-    """Return which heads weigh classes, where that is the parameter that a head lacks; "" for another one."""
-    return " It cannot weigh classes: use logistic, ridge, svm or forest." if parameter == "class_weight" else ""
+def advise_weights(parameter: str) -> str:
+    """Return which heads can weight classes if `parameter` is class_weight; "" for other parameters."""
+    return " It cannot weight classes: use logistic, ridge, svm or forest." if parameter == "class_weight" else ""
 
 
 def _estimator(name: str, path: str) -> Any:
-    """Create an estimator of the class at an import path, with these parameters."""
+    """Create an estimator with default parameters from the class at an import path."""
     module, attribute = path.split(":")
     try:
         imported = importlib.import_module(module)
@@ -188,19 +187,19 @@ def _estimator(name: str, path: str) -> Any:
         raise HeadError(
             f"head {name!r}: expected an installed module, got {error}. Install it, or use a head of the table."
         ) from None
-    except Exception as error:  # whatever the code of a module raises
+    except Exception as error:  # any error of a module's own code
         raise HeadError(
             f"head {name!r}: the module {module} cannot be imported: {type(error).__name__}: {error}."
         ) from error
     kind = getattr(imported, attribute, None)
     wanted = ("fit", "predict", "get_params", "set_params")
     if not isinstance(kind, type) or not all(hasattr(kind, method) for method in wanted):
-        there = sorted(
+        available = sorted(
             attribute
             for attribute in vars(imported)
             if isinstance(getattr(imported, attribute), type) and attribute[0] != "_"
         )
-        hint = "" if attribute in there else f" {unknown('class', attribute, there)}"
+        hint = "" if attribute in available else f" {unknown('class', attribute, available)}"
         raise HeadError(f"head {name!r}: expected a class of scikit-learn's kind with {', '.join(wanted)}.{hint}")
     try:
         return kind()

@@ -1,12 +1,12 @@
-"""Why one fit failed, where the others go on."""
+"""The reason of a failed fit, which does not stop the other fits."""
 
 from pipeline.errors import HeadError, PipelineError
 
 
 def cause_of_failure(error: Exception) -> str:
-    """Return in one line why a head could not be fitted, applied or saved: of any class, whatever it raises.
+    """Return in a line why a head could not be fitted, applied or saved.
 
-    An error that is of no single fit is raised again: of the store, of workers, of the system.
+    Errors that are not specific to a fit are raised again: those of the store, of workers and of the system.
     """
     if isinstance(error, OSError) or (isinstance(error, PipelineError) and not isinstance(error, HeadError)):
         raise error

@@ -1,7 +1,6 @@
 """Fitting on a GPU through scikit-learn's array API: the same estimators on torch tensors.
 
-A head that was fitted there is moved back: its attributes are arrays again, so that it predicts and is saved like any
-other.
+A fitted head is moved back to the CPU: its attributes become arrays, so that it predicts and is saved like other heads.
 """
 
 import os
@@ -24,10 +23,10 @@ SUPPORTED = (
 
 
 def choose_device(wanted: str) -> tuple[str | None, str | None]:
-    """Return the torch device for `wanted`, None for plain arrays, and a note where that is less than wanted."""
+    """Return the torch device for `wanted`, None for the CPU, and a note if it differs from `wanted`."""
     if wanted == "cpu":
         return None, None
-    enabled = enable_array_api()  # before anything that may load scipy
+    enabled = enable_array_api()  # before any import of scipy
     import torch
 
     if not torch.cuda.is_available():
@@ -38,17 +37,17 @@ def choose_device(wanted: str) -> tuple[str | None, str | None]:
 
 
 def enable_array_api() -> bool:
-    """Make scipy load with its array API; return False where it is loaded without."""
+    """Make scipy load with its array API; return False if it was loaded without."""
     if "scipy" not in sys.modules:
         os.environ["SCIPY_ARRAY_API"] = "1"
     return os.environ.get("SCIPY_ARRAY_API") == "1"
 
 
 def supports_tensors(pipeline: Any) -> bool:
-    """Return whether every step of a pipeline is known to fit tensors with targets as text.
+    """Return whether every step of a pipeline can fit tensors with string targets.
 
-    The tag `array_api_support` of scikit-learn 1.9 is true of classes that refuse such targets, and false of some that
-    take them.
+    scikit-learn 1.9's tag `array_api_support` is true for classes that refuse such targets, and false for some that
+    accept them.
     """
     named = {type(step).__name__ for _, step in pipeline.steps}
     solver = pipeline[-1].get_params().get("solver")
@@ -56,7 +55,7 @@ def supports_tensors(pipeline: Any) -> bool:
 
 
 def prepare_for_tensors(pipeline: Any) -> Any:
-    """Return the pipeline with the solver for ridge heads on tensors: scikit-learn chooses it with a warning."""
+    """Set the solver of ridge heads for tensors, which scikit-learn would choose with a warning."""
     if pipeline[-1].get_params().get("solver") == "auto":
         pipeline[-1].set_params(solver="svd")
     return pipeline
@@ -64,7 +63,7 @@ def prepare_for_tensors(pipeline: Any) -> Any:
 
 @contextmanager
 def accept_tensors(device: str | None) -> Iterator[None]:
-    """Make scikit-learn take tensors within, where there is a device."""
+    """Make scikit-learn accept tensors in this block, if there is a device."""
     if device is None:
         yield
         return
@@ -75,7 +74,7 @@ def accept_tensors(device: str | None) -> Iterator[None]:
 
 
 def to_tensor(X: np.ndarray, device: str | None) -> Any:
-    """Return X as a tensor on a device, or as it is."""
+    """Return X as a tensor on a device; unchanged without a device."""
     if device is None:
         return X
     import torch
@@ -84,7 +83,7 @@ def to_tensor(X: np.ndarray, device: str | None) -> Any:
 
 
 def to_arrays(value: Any) -> Any:
-    """Make arrays of a fitted estimator's tensors, in place, and of the estimators inside it."""
+    """Convert the tensors of a fitted estimator and of its inner estimators to arrays, in place."""
     from sklearn.base import BaseEstimator
 
     if hasattr(value, "detach"):
@@ -92,6 +91,6 @@ def to_arrays(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_arrays(item) for item in value)
     if isinstance(value, BaseEstimator):
-        for name, held in vars(value).items():
-            setattr(value, name, to_arrays(held))
+        for name, attribute in vars(value).items():
+            setattr(value, name, to_arrays(attribute))
     return value

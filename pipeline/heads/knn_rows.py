@@ -1,7 +1,6 @@
-"""The training rows of a saved head that has not learnt from them but looks at them: their keys beside it.
+"""The training rows of saved nearest-neighbour heads: their keys are saved, the rows are read from the features.
 
-Nearest neighbours vote by row, so the keys are in the order in which the head was fitted to the rows. The rows
-themselves are read from the features again.
+Neighbours vote by row number, so the keys are in the order of the rows in `fit`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,17 +26,16 @@ def write_keys(path: Path, keys: Sequence[str]) -> KeysFile:
 
 def needs_rows(head: Any) -> bool:
     """Return whether a head needs training rows that are not saved with it."""
-    every = [
+    estimators = [
         estimator for pipeline in _pipelines(head) for estimator in _estimators(pipeline) if hasattr(estimator, "rows_")
     ]
-    return any(estimator.rows_ is None or is_source(estimator.rows_) for estimator in every)
+    return any(estimator.rows_ is None or is_source(estimator.rows_) for estimator in estimators)
 
 
 def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Path) -> None:
-    """Attach the training rows to a head of this folder, from the taps of its input.
+    """Attach the training rows, read from the taps of its input, to a head of this folder.
 
-    Raises HeadError where the keys are not beside the head, or not those it was fitted to, and StoreError where
-    features lack one of them.
+    Raises HeadError if the file of keys is missing or changed, and StoreError if features lack a key.
     """
     if record is None:
         raise HeadError(
@@ -59,7 +57,7 @@ def attach_rows(head: Any, *taps: Features, record: KeysFile | None, folder: Pat
 
 
 def _pipelines(head: Any) -> Iterator[Any]:
-    """Return the pipelines in a head, which a temperature may stand around."""
+    """Yield the pipelines in a head, also inside a calibrated head."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
 
@@ -73,5 +71,5 @@ def _pipelines(head: Any) -> Iterator[Any]:
 
 
 def _estimators(pipeline: Any) -> list[Any]:
-    """Return the last step of a pipeline: one estimator, or one per label."""
+    """Return the estimators of a pipeline's last step: a single estimator, or one per label."""
     return list(getattr(pipeline[-1], "estimators_", [pipeline[-1]]))

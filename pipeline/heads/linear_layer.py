@@ -1,4 +1,4 @@
-"""Turn a fitted linear head of scikit-learn into one layer of torch."""
+"""Convert a fitted linear head of scikit-learn to a torch layer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,34 +14,33 @@ if TYPE_CHECKING:
 def linear_of(
     head: Any, *, classes: Sequence[str], kind: Literal["classification", "multilabel", "regression"] = "classification"
 ) -> "nn.Linear":
-    """Turn a fitted scikit-learn pipeline of scalers and a linear head into one layer, float32, rows as `classes`.
+    """Convert a fitted pipeline of scalers and a linear head to a float32 layer with outputs in the order of `classes`.
 
-    The softmax of the logits, or of several labels their sigmoid, is what `predict_proba` of a logistic regression
-    gives; of a regression the one output is the prediction. Raises HeadError for anything that is not linear, and where
-    the classes are others.
+    The softmax of its logits (multilabel: the sigmoid) equals `predict_proba` of a logistic regression; for a
+    regression, the output is the prediction. Raises HeadError for heads that are not linear, and for other classes.
     """
     *scalers, last = [step for _, step in getattr(head, "steps", [("", head)])]
     mean, scale = np.zeros(1), np.ones(1)
     for step in scalers:
         if type(step).__name__ != "StandardScaler":
             raise HeadError(
-                f"head: expected StandardScaler and a linear classifier, which one layer can do, got "
+                f"head: expected StandardScaler and a linear classifier, which a linear layer can represent, got "
                 f"{type(step).__name__}. Fit the head with `scale: standard` or `scale: none`."
             )
-        # (x - mean) / scale of one scaler after the other
+        # compose (x - mean) / scale of successive scalers
         mean = mean + scale * (step.mean_ if step.with_mean else 0)
         scale = scale * (step.scale_ if step.with_std else 1)
-    each = getattr(last, "estimators_", None)  # a classifier per label, of one-vs-rest
-    linear = each if kind == "multilabel" and each is not None else [last]
-    if not all(hasattr(one, "coef_") and (kind == "regression" or hasattr(one, "classes_")) for one in linear):
+    per_label = getattr(last, "estimators_", None)  # of one-vs-rest
+    linear = per_label if kind == "multilabel" and per_label is not None else [last]
+    if not all(hasattr(part, "coef_") and (kind == "regression" or hasattr(part, "classes_")) for part in linear):
         wanted, use = "classifier, with `coef_` and `classes_`", "logistic"
         if kind == "regression":
             wanted, use = "regression, with `coef_`", "ridge"
-        got = type(last.estimator if kind == "multilabel" and each is not None else last).__name__
+        got = type(last.estimator if kind == "multilabel" and per_label is not None else last).__name__
         raise HeadError(f"head: expected a linear {wanted}, got {got}. Start from `head: {use}`.")
     if kind != "classification":
-        weights = np.concatenate([np.atleast_2d(one.coef_) for one in linear])
-        intercept = np.concatenate([np.atleast_1d(one.intercept_) for one in linear])
+        weights = np.concatenate([np.atleast_2d(part.coef_) for part in linear])
+        intercept = np.concatenate([np.atleast_1d(part.intercept_) for part in linear])
         outputs = 1 if kind == "regression" else len(classes)
         if len(weights) != outputs:
             raise HeadError(f"head: expected {outputs} outputs, got {len(weights)}. Fit the head on this task.")

@@ -1,10 +1,10 @@
-"""What a fitted head says of rows: predictions and scores as arrays of one form, whatever its class.
+"""Predictions and scores of a fitted head as arrays of a common form, whatever its class.
 
-scikit-learn gives the decision values of two classes as one column, and the probabilities of several labels as a list
-of arrays or as one array. Here each class has a column, in an order that is told.
+scikit-learn returns the decision values of two classes as a single column, and the probabilities of multilabel heads as
+a list of arrays or an array. Here each class has a column, in a given order.
 
-Of our own heads, of nearest neighbours and of calibrated heads the prediction follows from the scores, so that both
-take one pass over the rows.
+For streaming, nearest-neighbour and calibrated heads, predictions are computed from the scores, so that both take a
+single pass over the rows.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipeline.task import Kind
 
 
 def kind_of_scores(head: Any, kind: Kind) -> Scores:
-    """Return what the scores of a head are: probabilities where it has them, else decision values, else none."""
+    """Return the kind of a head's scores: probabilities if it has them, else decision values, else none."""
     if kind == "regression":
         return "none"
     if hasattr(head, "predict_proba"):
@@ -26,31 +26,31 @@ def kind_of_scores(head: Any, kind: Kind) -> Scores:
 
 
 def scores_of(head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]) -> np.ndarray:
-    """Compute scores (rows, classes) float32 in the order of `classes`; NaN where `scores` is none.
+    """Compute scores (rows, classes) float32 in the order of `classes`; NaN if `scores` is none.
 
-    Raises ValueError where they are no finite numbers.
+    Raises ValueError for scores that are not finite.
     """
     if scores == "none":
         return np.full((len(X), len(classes)), np.nan, dtype=np.float32)
-    return _by_class(_raw(head, X, scores), head, kind=kind, classes=classes)
+    return _order_classes(_raw_scores(head, X, scores), head, kind=kind, classes=classes)
 
 
 def predictions_of(head: Any, X: Any, *, kind: Kind) -> np.ndarray:
-    """Predict as a task has targets: text (rows,), bool (rows, classes) or float64 (rows,)."""
+    """Return predictions in the form of targets: strings (rows,), bool (rows, classes) or float64 (rows,)."""
     return _as_targets(head.predict(X), kind)
 
 
 def predict_with_scores(
     head: Any, X: Any, *, kind: Kind, scores: Scores, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions and scores, from one pass where predictions follow from scores.
+    """Return predictions and scores, in a single pass if the head predicts by its scores.
 
-    A prediction may then be another than that of `predict` where two scores differ by rounding alone, less than 1e-15.
+    The prediction may then differ from `predict` if two scores differ only by rounding, less than 1e-15.
     """
-    if scores == "none" or not _follow(head):
+    if scores == "none" or not _predicts_by_scores(head):
         predicted = predictions_of(head, X, kind=kind)
         return predicted, scores_of(head, X, kind=kind, scores=scores, classes=classes)
-    raw = _raw(head, X, scores)
+    raw = _raw_scores(head, X, scores)
     above = 0.5 if scores == "probability" else 0.0
     if kind == "multilabel":
         predicted = raw > above
@@ -58,11 +58,11 @@ def predict_with_scores(
         predicted = head.classes_[(raw > above).astype(int)]
     else:
         predicted = head.classes_[raw.argmax(axis=1)]
-    return _as_targets(predicted, kind), _by_class(raw, head, kind=kind, classes=classes)
+    return _as_targets(predicted, kind), _order_classes(raw, head, kind=kind, classes=classes)
 
 
-def _follow(head: Any) -> bool:
-    """Return whether `predict` gives the first class with the largest score, or labels above the middle."""
+def _predicts_by_scores(head: Any) -> bool:
+    """Return whether `predict` returns the first class of the largest score, or the labels above the threshold."""
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.neighbors import KNeighborsClassifier
@@ -71,23 +71,23 @@ def _follow(head: Any) -> bool:
     if isinstance(head, CalibratedClassifierCV):
         return True
     if isinstance(head, Pipeline):
-        return _follow(head[-1])
+        return _predicts_by_scores(head[-1])
     if isinstance(head, OneVsRestClassifier):
-        return _follow(head.estimator)
+        return _predicts_by_scores(head.estimator)
     if isinstance(head, KNeighborsClassifier):
         return bool(head.weights == "uniform")
     return type(head).__module__.startswith("pipeline.streaming.")
 
 
-def _raw(head: Any, X: Any, scores: Scores) -> np.ndarray:
-    """Return the scores in the order of the head's classes; several labels have one column each."""
+def _raw_scores(head: Any, X: Any, scores: Scores) -> np.ndarray:
+    """Return the scores in the order of the head's classes, with a column per label for multilabel heads."""
     raw = head.predict_proba(X) if scores == "probability" else head.decision_function(X)
     if isinstance(raw, list):  # several labels per row: one array per label, with columns (absent, present)
         raw = np.stack([column[:, 1] for column in raw], axis=1)
     return np.asarray(raw)
 
 
-def _by_class(raw: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str]) -> np.ndarray:
+def _order_classes(raw: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str]) -> np.ndarray:
     if raw.ndim == 1:  # two classes: one column, positive for the second
         raw = np.stack([-raw, raw], axis=1)
     if kind == "classification":
@@ -95,7 +95,7 @@ def _by_class(raw: np.ndarray, head: Any, *, kind: Kind, classes: Sequence[str])
         raw = raw[:, [order.index(name) for name in classes]]
     raw = raw.astype(np.float32)
     if not np.isfinite(raw).all():
-        raise ValueError("it gives scores that are no finite numbers; are the features constant?")
+        raise ValueError("its scores are not finite; are the features constant?")
     return np.asarray(raw)
 
 

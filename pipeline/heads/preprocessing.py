@@ -1,4 +1,4 @@
-"""What stands before a head: each tap scaled or normalised by itself, then principal components."""
+"""Preprocessing before a head: scaling or normalisation per tap, then principal components."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -12,22 +12,22 @@ Scale = Literal["standard", "l2", "none"]
 
 
 class Pca(Settings):
-    """Principal components of the scaled input."""
+    """Principal components of the scaled features, as input of the head."""
 
     components: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="a number, or the share of the variance that they explain"
+        description="number of components, or share of variance to explain (below 1)"
     )
-    whiten: bool = Field(default=False, description="give each component the variance 1")
+    whiten: bool = Field(default=False, description="scale each component to variance 1")
 
 
 def preprocessing_steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *, streaming: bool = False) -> list[Any]:
-    """Create transformers for taps of these widths side by side; `streaming`: they give sources for row sources.
+    """Create transformers for concatenated taps of these widths; `streaming`: they accept and return row sources.
 
-    To standardise each tap by itself is to standardise their columns; only lengths are taken tap by tap, which no
-    streaming transformer does.
+    Standardisation is per column, and so the same for concatenated taps. L2 normalisation is per tap, except for
+    streaming transformers.
     """
     if streaming:
-        return _streaming(scale, pca)
+        return _streaming_steps(scale, pca)
     from sklearn.compose import ColumnTransformer
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import Normalizer, StandardScaler
@@ -47,7 +47,7 @@ def preprocessing_steps(scale: Scale, widths: Sequence[int], pca: Pca | None, *,
     return transformers
 
 
-def _streaming(scale: Scale, pca: Pca | None) -> list[Any]:
+def _streaming_steps(scale: Scale, pca: Pca | None) -> list[Any]:
     from pipeline.streaming.pca import StreamingPCA
     from pipeline.streaming.scaler import StreamingNormalizer, StreamingScaler
 

@@ -1,8 +1,8 @@
-"""Fit one head with many values of a parameter, with the work that the values share done once.
+"""Fit a head with many values of a parameter; work that the values share is done once.
 
-Logistic regression starts each value at its optimum, found along the axes of the rows, or else where the optima of
-those before point to. Ridge heads need one decomposition for all penalties. A streaming head has a method of its own
-for this. Any other head is fitted to each value.
+Fits of logistic regression start near their optima, computed along the axes of the rows, or at an extrapolation of the
+earlier optima. Ridge heads need a single decomposition for all penalties. Streaming heads have their own method. Other
+heads are fitted once per value.
 """
 
 import copy
@@ -15,34 +15,34 @@ import numpy as np
 from pipeline.errors import HeadError
 from pipeline.heads import gpu
 from pipeline.heads.failures import cause_of_failure
-from pipeline.streaming.targets import weights_of
+from pipeline.streaming.targets import sample_weights
 
 if TYPE_CHECKING:
     from pipeline.heads.warm_start import Start
 
 Candidate = tuple[Any | None, str | None]
-"""A fitted head, or None where the fit failed with the value; and what is against choosing it, if anything is."""
+"""A fitted head, or None for a failed fit; and the reason why it must not be chosen, or None."""
 
-BLOCK = 4096  # rows that are in float64 at a time
+BLOCK = 4096  # rows per float64 block
 
 
 def fit_path(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit a head with each value, in their order; X may be a tensor, the heads hold arrays."""
+    """Yield the head fitted with each value, in their order; X may be a tensor, the fitted heads hold arrays."""
     kind = type(head).__name__
     if kind == "LogisticRegression" and parameter == "C" and head.solver in ("lbfgs", "newton-cg", "sag", "saga"):
-        return _warm(head, values, X, y)
-    if all(map(_is_penalty, values)):  # the class says what is wrong with others, value by value
+        return _fit_warm_started(head, values, X, y)
+    if all(map(_is_penalty, values)):  # other values are refused by the class, value by value
         if kind in ("Ridge", "RidgeClassifier") and parameter == "alpha" and _has_path(head, X, y):
-            return _ridge(head, values, X, y)
+            return _solve_ridge(head, values, X, y)
         if parameter == "C" and hasattr(head, "fit_path"):
-            return _path(head, values, X, y)
+            return _fit_streaming_logistic(head, values, X, y)
         if parameter == "alpha" and hasattr(head, "at"):
-            return _at(head, values, X, y)
+            return _fit_streaming_ridge(head, values, X, y)
     return fit_each(head, parameter, values, X, y)
 
 
 def fit_each(head: Any, parameter: str, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit a copy of the head with each value by itself."""
+    """Yield a copy of the head fitted with each value."""
     return (try_fit(copy_with(head, **{parameter: value}), X, y) for value in values)
 
 
@@ -58,20 +58,20 @@ def copy_with(head: Any, **params: Any) -> Any:
 
 
 def try_fit(head: Any, X: Any, y: np.ndarray) -> Candidate:
-    """Fit a head in place; that the fit fails or does not converge is returned, not raised."""
+    """Fit a head in place; a failure or missing convergence is returned, not raised."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         try:
             head.fit(X, y)
-        except Exception as error:  # noqa: BLE001 - classes by import path raise nearly anything
+        except Exception as error:  # noqa: BLE001 - classes by import path may raise anything
             return None, cause_of_failure(error)
     return gpu.to_arrays(head), _problem(caught)
 
 
 def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
-    """Return the warning that a fit did not converge; any other warning is given once more."""
+    """Return the warning that a fit did not converge; other warnings are issued again."""
     from sklearn.exceptions import ConvergenceWarning
 
     problem = None
@@ -83,24 +83,24 @@ def _problem(caught: Sequence[warnings.WarningMessage]) -> str | None:
     return problem
 
 
-def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit each value from near its optimum (`warm_starts`), or from where the path of optima so far points to.
+def _fit_warm_started(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+    """Fit each value from a start near its optimum (`warm_starts`), or from an extrapolation of the earlier optima.
 
-    The problem is convex: the start decides how many iterations are needed, and the optimum is the same within `tol`.
+    The problem is convex: the start changes the number of iterations, but not the optimum, within `tol`.
     """
-    from pipeline.heads.warm_start import warm_starts  # loads the store, which settings of a search do not need
+    from pipeline.heads.warm_start import warm_starts  # imports the store, which the settings do not need
 
-    moving = copy_with(head, warm_start=True)
+    estimator = copy_with(head, warm_start=True)
     path: list[np.ndarray] = []
-    near = warm_starts(head, values, X, y)
+    starts = warm_starts(head, values, X, y)
     for value in values:
-        start = None if near is None else _start_near(near)
+        start = None if starts is None else _next_start(starts)
         if start is not None:
-            moving.coef_, moving.intercept_ = start
+            estimator.coef_, estimator.intercept_ = start
         elif len(path) > 1:
-            point = _ahead(path)
-            moving.coef_, moving.intercept_ = point[:, :-1], point[:, -1]
-        fitted_head, problem = try_fit(moving.set_params(C=value), X, y)
+            point = _extrapolate(path)
+            estimator.coef_, estimator.intercept_ = point[:, :-1], point[:, -1]
+        fitted_head, problem = try_fit(estimator.set_params(C=value), X, y)
         if fitted_head is None:
             path.clear()
             yield None, problem
@@ -109,20 +109,20 @@ def _warm(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[C
             *path[-2:],
             np.column_stack([fitted_head.coef_, np.broadcast_to(fitted_head.intercept_, len(fitted_head.coef_))]),
         ]
-        # A fit puts new arrays into the head, so that a shallow copy keeps those of this value.
+        # Each fit creates new arrays, so that a shallow copy keeps those of this value.
         yield copy.copy(fitted_head).set_params(warm_start=head.warm_start), problem
 
 
-def _start_near(near: "Iterator[Start]") -> "Start | None":
-    """Return the next start; None where the axes of these rows cannot be had, for squares beyond floating point."""
+def _next_start(starts: "Iterator[Start]") -> "Start | None":
+    """Return the next start; None if the axes of the rows cannot be computed, because squares overflow."""
     try:
-        return next(near, None)
+        return next(starts, None)
     except (HeadError, ValueError, ArithmeticError):
         return None
 
 
-def _ahead(path: Sequence[np.ndarray]) -> np.ndarray:
-    """Extrapolate a path: a step in the direction of the last, as much longer as that was than the one before."""
+def _extrapolate(path: Sequence[np.ndarray]) -> np.ndarray:
+    """Extrapolate a path: repeat the last step, scaled by the ratio of the last two steps."""
     step = path[-1] - path[-2]
     if len(path) == 2:
         return np.asarray(path[-1] + step)
@@ -136,17 +136,18 @@ def _has_path(head: Any, X: Any, y: np.ndarray) -> bool:
     return isinstance(X, np.ndarray) and not head.positive and not (y.ndim > 1 and weighted)
 
 
-def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Candidate]:
+def _solve_ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Candidate]:
     """Solve every penalty from one eigendecomposition of the smaller Gram matrix, in float64.
 
     With X centred and X'X = V diag(e) V', the coefficients are V diag(1 / (e + alpha)) V'X'y (Hastie, Tibshirani and
-    Friedman, The Elements of Statistical Learning, equation 3.47); with fewer rows than columns the same of XX'.
+    Friedman, The Elements of Statistical Learning, equation 3.47); with fewer rows than columns, XX' is decomposed
+    instead.
     """
     first, problem = try_fit(copy_with(head, alpha=max(values)), X, y)
-    if first is None:  # scikit-learn says what is wrong, value by value
+    if first is None:  # scikit-learn reports the problem, value by value
         yield from fit_each(head, "alpha", values, X, y)
         return
-    targets, weights = _encoded(head, y)
+    targets, weights = _encode_targets(head, y)
     offset = np.average(X, axis=0, weights=weights, keepdims=True).astype(np.float64)
     level = np.average(targets, axis=0, weights=weights, keepdims=True)
     if not head.fit_intercept:
@@ -175,37 +176,37 @@ def _ridge(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
         yield copied, problem
 
 
-def _encoded(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return targets (rows, columns) as scikit-learn's ridge heads see them, and the weight of each row."""
+def _encode_targets(head: Any, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return targets (rows, columns) in the encoding of scikit-learn's ridge heads, and the weight of each row."""
     from sklearn.preprocessing import LabelBinarizer
 
     if type(head).__name__ == "Ridge":
         return y.reshape(len(y), -1).astype(np.float64), None
     targets = LabelBinarizer(pos_label=1, neg_label=-1).fit_transform(y).astype(np.float64)
-    return targets, weights_of(head.class_weight, y)
+    return targets, sample_weights(head.class_weight, y)
 
 
-def _at(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit a streaming ridge head in one pass; return a copy per penalty."""
-    whole, problem = try_fit(copy_with(head, alphas=tuple(values), keep_path=True), X, y)
+def _fit_streaming_ridge(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+    """Fit a streaming ridge head in one pass; yield a copy per penalty."""
+    path, problem = try_fit(copy_with(head, alphas=tuple(values), keep_path=True), X, y)
     for value in values:
         yield (
-            (None if whole is None else whole.at(value).set_params(alpha=value, alphas=None, keep_path=False)),
+            (None if path is None else path.at(value).set_params(alpha=value, alphas=None, keep_path=False)),
             problem,
         )
 
 
-def _path(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
-    """Fit a streaming logistic head: passes go on from one value to the next, and start anew after a failure."""
+def _fit_streaming_logistic(head: Any, values: Sequence[float], X: Any, y: np.ndarray) -> Iterator[Candidate]:
+    """Fit a streaming logistic head: each value continues from the last, and starts from zero after a failure."""
     from sklearn.exceptions import ConvergenceWarning
 
-    going = head.fit_path(X, y, values)
+    fits = head.fit_path(X, y, values)
     for number in range(len(values)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             try:
-                fitted_head = next(going)
-            except Exception as error:  # noqa: BLE001 - as of any other head
-                problem, going = cause_of_failure(error), head.fit_path(X, y, values[number + 1 :])
+                fitted_head = next(fits)
+            except Exception as error:  # noqa: BLE001 - as for other heads
+                problem, fits = cause_of_failure(error), head.fit_path(X, y, values[number + 1 :])
                 fitted_head = None
         yield fitted_head, problem if fitted_head is None else _problem(caught)

@@ -1,7 +1,7 @@
-"""A head from its file, applied to features: only to those that are of the kind it was fitted on.
+"""Load a saved head and apply it to features with the identity of its training features.
 
-Loading runs no code: a file is read by skops, and one that names a type that is not in `TRUSTED` is refused. What the
-head was fitted on stands beside it in `model.json`, and is compared with the features that it is given.
+Loading runs no code: skops reads the file, and types that are not in `TRUSTED` are refused. `model.json` in the same
+folder has the identity of the training features, which is compared with that of the given features.
 """
 
 import zipfile
@@ -48,7 +48,7 @@ TRUSTED = (
     "pipeline.streaming.scaler.StreamingNormalizer",
     "pipeline.streaming.scaler.StreamingScaler",
 )
-"""Types that a file may name beside those that skops trusts by itself, which are most of scikit-learn's estimators."""
+"""Types that a file may contain, besides those that skops trusts: most of scikit-learn's estimators."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Model:
     """The features that the head was fitted on, by tap."""
 
     def check(self, *taps: Features) -> None:
-        """Raise HeadError, with the fields that differ, for features of another kind than the head learned from."""
+        """Raise HeadError, with the fields that differ, for features of another identity than the training features."""
         if len(taps) != len(self.taps):
             raise HeadError(f"{self.path}: expected the features of {', '.join(self.taps)}, got {len(taps)} taps.")
         problems = []
@@ -83,45 +83,46 @@ class Model:
             raise HeadError(bullets(title, problems))
 
     def predict(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
-        """Predict some keys, or all of the first tap, in their order: as `Task.targets` has it.
+        """Return predictions for `keys`, or all keys of the first tap, in their order and the form of `Task.targets`.
 
-        The taps in the order of the head's input. Raises HeadError as `check` does, and StoreError for unknown keys.
+        taps: in the order of the head's input. Raises HeadError as `check` does, and StoreError for unknown keys.
         """
-        return self._each(lambda X: predictions_of(self.head, X, kind=self.kind), taps, keys)
+        return self._map_blocks(lambda X: predictions_of(self.head, X, kind=self.kind), taps, keys)
 
     def scores(self, *taps: Features, keys: Keys | None = None) -> np.ndarray:
-        """Return the head's scores (keys, classes), float32, in the order of `classes`; NaN where it has none."""
+        """Return the head's scores (keys, classes), float32, in the order of `classes`; NaN if it has none."""
 
-        def act(X: np.ndarray) -> np.ndarray:
+        def score(X: np.ndarray) -> np.ndarray:
             return scores_of(self.head, X, kind=self.kind, scores=self.scores_are, classes=self.classes)
 
-        return self._each(act, taps, keys)
+        return self._map_blocks(score, taps, keys)
 
-    def _each(self, act: Callable[[Any], np.ndarray], taps: Sequence[Features], keys: Keys | None) -> np.ndarray:
+    def _map_blocks(
+        self, function: Callable[[Any], np.ndarray], taps: Sequence[Features], keys: Keys | None
+    ) -> np.ndarray:
         self.check(*taps)
         rows = Rows(taps, taps[0].key_array if keys is None else keys)
-        return np.concatenate([act(block) for _, block in blocks(rows)])
+        return np.concatenate([function(block) for _, block in blocks(rows)])
 
 
 def load(
     folder: AnyPath, file: str | None = None, *, trusted: Sequence[str] = (), features: AnyPath | None = None
 ) -> Model:
-    """Load the head of a run's folder by the name of its file, or the only one.
+    """Load a head from a run's folder by its file name, which may be omitted if there is a single head.
 
-    `trusted` names more types that its file may hold, such as those of a class by import path. `features` is the folder
-    of the backbone's taps: a head that looks at its training rows, as `streaming_knn` does, gets them from there.
-    Raises HeadError where there is no such head, one that holds other types, or other features or training rows than
-    those it was fitted on.
+    trusted: further types that the file may contain, such as those of a class by import path. features: folder of the
+    backbone's taps, from which heads such as `streaming_knn` read their training rows. Raises HeadError for a missing
+    head, untrusted types, and features or training rows that differ from those of the fit.
     """
     folder = as_path(folder, "load: folder")
     features = None if features is None else as_path(features, "load: features")
     record = read_record(folder)
     if isinstance(record, NetworkRecord):
-        raise HeadError(f"{folder}: expected a run of fit, which leaves heads, got one that left a network.")
+        raise HeadError(f"{folder}: expected a run of fit, whose models are heads, got a run whose model is a network.")
     fits = {fit.file: fit for fit in record.fits}
     if file is None and len(fits) > 1:
         raise HeadError(
-            f"{folder}: expected the name of one of {len(fits)} heads, got none: {', '.join([*fits][:12])}."
+            f"{folder}: expected the file name of one of {len(fits)} heads, got none: {', '.join([*fits][:12])}."
         )
     file = next(iter(fits)) if file is None else file
     if file not in fits:
@@ -144,7 +145,7 @@ def load(
 
 
 def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
-    """Read the estimator in a file, which runs no code; raises HeadError as `load` does."""
+    """Read the estimator in a file, without running code; raises HeadError as `load` does."""
     skops = skops_io()
     check_readable(path)
     try:
@@ -157,7 +158,7 @@ def read(path: Path, *, trusted: Sequence[str] = ()) -> Any:
         if strange := sorted({*names} - {*TRUSTED, *trusted}):
             raise HeadError(
                 f"{path}: expected types that icecore trusts, got {', '.join(strange)}. It was not loaded. "
-                "If you know where the file is from, name them in `trusted`."
+                "If you trust the source of the file, list these types in `trusted`."
             )
         return skops.load(path, trusted=names)
     except (zipfile.BadZipFile, OSError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""What a search makes as good as it can on held-out rows: scikit-learn's metrics, by name."""
+"""Metrics that a search optimises on held-out rows: those of scikit-learn, by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,15 @@ CRITERIA: Mapping[Kind, Mapping[str, bool]] = {
 
 
 LOG_TEMPERATURES = (-6.0, 6.0)
-"""Natural logarithms of the temperatures among which `uncertainty` looks for the best."""
+"""Bounds of the natural logarithm of the temperature in `uncertainty`."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a head answers on rows that it was not fitted to.
+class HeldOutAnswers:
+    """A head's predictions and scores on held-out rows.
 
-    `targets` and `predicted` as a task has targets; `scores`: (rows, classes) float32, NaN where `given` is none.
+    targets, predicted: in the form of a task's targets. scores: (rows, classes) float32, NaN if `given` is none. given:
+    the kind of scores.
     """
 
     targets: np.ndarray
@@ -37,23 +38,25 @@ class Held:
     given: Scores
 
     @classmethod
-    def of(cls, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str], given: Scores) -> "Held":
-        """Return a head's answers for rows X with targets y; raises ValueError as `predict_with_scores` does."""
+    def of(
+        cls, head: Any, X: Any, y: np.ndarray, *, kind: Kind, classes: Sequence[str], given: Scores
+    ) -> "HeldOutAnswers":
+        """Apply a head to rows X with targets y; raises ValueError as `predict_with_scores` does."""
         predicted, scores = predict_with_scores(head, X, kind=kind, scores=given, classes=classes)
         return cls(np.asarray(y, dtype=bool) if kind == "multilabel" else y, predicted, scores, given)
 
 
-def join_held_out(parts: Sequence[Held]) -> Held:
-    """Return the answers on several sets of rows as those on one."""
+def join_held_out(parts: Sequence[HeldOutAnswers]) -> HeldOutAnswers:
+    """Concatenate the answers on several sets of rows."""
     columns = ([getattr(answers, name) for answers in parts] for name in ("targets", "predicted", "scores"))
     targets, predicted, scores = map(np.concatenate, columns)
-    return Held(targets, predicted, scores, parts[0].given)
+    return HeldOutAnswers(targets, predicted, scores, parts[0].given)
 
 
-def criterion(name: str | None, kind: Kind, given: Scores) -> str:
-    """Return the metric of that name; without a name log loss for heads with probabilities, else the kind's first.
+def choose_metric(name: str | None, kind: Kind, given: Scores) -> str:
+    """Return the metric to use: `name`, or log loss for heads with probabilities, else the first metric of the kind.
 
-    Raises HeadError for a metric that the kind does not have.
+    Raises HeadError for a metric that the kind of task does not have.
     """
     if name is not None and name not in CRITERIA[kind]:
         raise HeadError(f"search: a {kind}: {unknown('metric', name, CRITERIA[kind])}")
@@ -63,32 +66,34 @@ def criterion(name: str | None, kind: Kind, given: Scores) -> str:
 
 
 def sign(metric: str) -> int:
-    """Return 1 for a metric that is better when larger, -1 for a loss."""
+    """Return 1 for a metric that is maximised, -1 for a loss."""
     return next(1 if table[metric] else -1 for table in CRITERIA.values() if metric in table)
 
 
 def check(name: str, head: Any, *, kind: Kind) -> None:
-    """Raise HeadError where a metric needs scores that a head, or its class, does not give."""
+    """Raise HeadError if a metric needs scores that a head does not have."""
     scores = kind_of_scores(head, kind)
     if (name == "log_loss" and scores != "probability") or (name == "map" and scores == "none"):
         wanted = "probabilities" if name == "log_loss" else "scores"
         raise HeadError(
-            f"search: expected a head with {wanted} for {name}, {type(head[-1]).__name__} gives none. "
+            f"search: expected a head with {wanted} for {name}, but {type(head[-1]).__name__} has none. "
             f"Search with another metric: {', '.join(other for other in CRITERIA[kind] if other != name)}."
         )
 
 
-def measure(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> float:
-    """Return a metric of the answers on held-out rows; means over classes are over those that have such rows."""
+def compute_metric(name: str, held: HeldOutAnswers, *, kind: Kind, classes: Sequence[str]) -> float:
+    """Compute a metric of held-out answers; means over classes skip classes without held-out rows."""
     from sklearn import metrics
 
     if name == "log_loss":
         return float(row_log_losses(kind, held.targets, held.scores, classes).mean())
     if name == "map":
-        there = held.targets.any(axis=0)
-        if not there.any():
+        present = held.targets.any(axis=0)
+        if not present.any():
             return float("nan")
-        return float(metrics.average_precision_score(held.targets[:, there], held.scores[:, there], average="macro"))
+        return float(
+            metrics.average_precision_score(held.targets[:, present], held.scores[:, present], average="macro")
+        )
     by_name = {
         "accuracy": metrics.accuracy_score,
         "r2": metrics.r2_score,
@@ -104,8 +109,8 @@ def measure(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> flo
     return float(by_name[name](held.targets, held.predicted))
 
 
-def by_row(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> np.ndarray | None:
-    """Return numbers, one per row, whose mean is the metric; None where it is no such mean."""
+def row_scores(name: str, held: HeldOutAnswers, *, kind: Kind, classes: Sequence[str]) -> np.ndarray | None:
+    """Return a value per row whose mean is the metric; None if the metric is not a mean over rows."""
     if name == "log_loss":
         return row_log_losses(kind, held.targets, held.scores, classes)
     if name == "mae":
@@ -122,8 +127,8 @@ def by_row(name: str, held: Held, *, kind: Kind, classes: Sequence[str]) -> np.n
     return None
 
 
-def uncertainty(held: Held, *, kind: Kind, classes: Sequence[str]) -> float | None:
-    """Return the log loss of probabilities; of decision values that at their best temperature; None without scores."""
+def uncertainty(held: HeldOutAnswers, *, kind: Kind, classes: Sequence[str]) -> float | None:
+    """Return the log loss; for decision values, at their best temperature; None without scores."""
     if kind == "regression" or held.given == "none":
         return None
     if held.given == "probability":

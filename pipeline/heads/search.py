@@ -1,10 +1,10 @@
 """Choose a parameter of a head on held-out rows: by a sweep over values.
 
-The head is fitted for each value to the training rows of a split, or of each fold; the rows that are held out choose;
-test rows are not seen. Heads with probabilities are chosen by log loss, others by the metric of their kind of task; of
-values within one standard error of the best by such a metric, the one with the least log loss is chosen. The log loss
-of logistic regression is that at the best temperature, which then divides its coefficients. What was tried and how
-stands in the record, which `model.json` keeps.
+The head is fitted with each value to the training rows of a split, or of each fold; the value is chosen on the held-out
+rows; test rows are not used. Heads with probabilities are compared by log loss, others by the metric of their kind of
+task; of values within one standard error of the best by such a metric, the value with the smallest log loss is chosen.
+For logistic regression, the log loss is that at the best temperature, which then divides its coefficients. The trials
+are recorded in `model.json`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,57 +34,58 @@ GRIDS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "ridge": ("alpha", tuple(float(f"{10**-x:.6g}") for x in np.linspace(-6, 5, 45))),
     "svm": ("C", tuple(float(f"{10**x:.6g}") for x in np.linspace(-6, 2, 17))),
 }
-"""The parameter that `sweep` chooses of each head, and its values from the most regularised to the least."""
+"""{head: (parameter, values from the most to the least regularised)}."""
 
 REGULARISES: Mapping[str, int] = {
     **dict.fromkeys(("C", "max_leaf_nodes", "max_depth", "max_iter", "learning_rate"), 1),
     **dict.fromkeys(("alpha", "n_neighbors", "shrinkage", "var_smoothing", "min_samples_leaf"), -1),
 }
-"""Whether the small (1) or the large (-1) values of a parameter regularise more; of others the given order counts."""
+"""Whether small (1) or large (-1) values of a parameter regularise more; other parameters keep the given order."""
 
 AUTO: tuple[str, ...] = ("logistic", "ridge", "streaming_logistic", "streaming_ridge")
-"""Heads that are searched where no `search` is named: all values of theirs cost about as much as a few single fits."""
+"""Heads that are searched by default: all their values cost about as much as a few single fits."""
 
 
 class SearchConfig(Settings):
-    """What to choose on held-out rows, and how."""
+    """The search for a head's parameter on held-out rows."""
 
     REMOVED = {
-        "method": "Every value is tried: write those to try into `values`, and leave this out.",
-        "trials": "Every value is tried: write those to try into `values`, and leave this out.",
+        "method": "All `values` are tried: list the values to try, and leave this out.",
+        "trials": "All `values` are tried: list the values to try, and leave this out.",
     }
 
-    parameter: str | None = Field(None, description="of the head's class; by default that of the head's own sweep")
-    values: tuple[Any, ...] = Field((), description="by default those of the head's own sweep")
+    parameter: str | None = Field(None, description="parameter of the head; default: that of the head's own grid")
+    values: tuple[Any, ...] = Field((), description="values to try; default: the head's own grid")
     metric: str | None = Field(
-        None, description="by default log_loss; without probabilities accuracy, of many labels map, of a regression r2"
+        None,
+        description="metric; default: log_loss, or without probabilities accuracy, map (multilabel), r2 (regression)",
     )
 
     @model_validator(mode="after")
-    def _both(self) -> "SearchConfig":
+    def _check_values(self) -> "SearchConfig":
         if (self.parameter is None) != (not self.values):
             raise ValueError("expected both `parameter` and `values`, or neither of them")
         if self.values and len(set(map(repr, self.values))) < max(2, len(self.values)):
-            raise ValueError("expected two or more `values`, each once")
+            raise ValueError("expected two or more different `values`")
         return self
 
 
 TEMPERED: tuple[str, ...] = ("logistic", "streaming_logistic")
-"""Heads whose values are compared at their best temperatures, which then divides their coefficients."""
+"""Heads that are compared at their best temperature, which then divides their coefficients."""
 
 
 class AutoSearch(SearchConfig):
-    """The search of a head for which none is named: by log loss it ends where that rises for good."""
+    """The default search of a head; it ends when the log loss keeps rising."""
 
 
-def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
+def grid_values(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
     """Return the parameter and its values, from the most regularised; raises HeadError for a head without a sweep."""
     if config.parameter is None:
         plain = name.removeprefix("streaming_")
         if plain not in GRIDS:
             raise HeadError(
-                f"search: {name} has no sweep of its own, these have: {', '.join(GRIDS)}. "
-                "Name a `parameter` and its `values`, or give the head a run without a search."
+                f"search: {name} has no grid of its own; heads with a grid are {', '.join(GRIDS)}. "
+                "Set `parameter` and `values`, or move the head to a run without a search."
             )
         return GRIDS[plain]
     direction = REGULARISES.get(config.parameter)
@@ -94,10 +95,10 @@ def grid_of(config: SearchConfig, name: str) -> tuple[str, tuple[Any, ...]]:
     return config.parameter, tuple(sorted(config.values, key=lambda value: direction * value))
 
 
-def automatic(name: str, params: Mapping[str, Any]) -> AutoSearch | None:
-    """Return the search of a head for which none is named: every second value of its own sweep.
+def automatic_search(name: str, params: Mapping[str, Any]) -> AutoSearch | None:
+    """Return the default search of a head: every second value of its grid.
 
-    None for heads without an automatic search, and where `params` say what the search would choose.
+    None for heads without a default search, and if `params` set the parameter.
     """
     if name not in AUTO:
         return None
@@ -119,19 +120,19 @@ def search(
     on: str | None = None,
     calibrated: bool = False,
 ) -> SearchResult:
-    """Choose a value of an unfitted pipeline's head; `on` is a torch device for `device.tensors`.
+    """Choose the value of a parameter of an unfitted pipeline's head on held-out rows.
 
-    `given`: what the scores of the head are. Where no metric is named, the values of `TEMPERED` heads are compared at
-    their best temperatures, unless the head is `calibrated` later. Raises HeadError where the head lacks the parameter,
-    cannot give what the metric needs, or fits with no value.
+    given: the kind of the head's scores. on: a torch device, or None. Without a metric in the settings, `TEMPERED`
+    heads are compared at their best temperatures, unless the head is `calibrated` later. Raises HeadError if the head
+    lacks the parameter or the scores for the metric, or if the fit fails for every value.
     """
-    parameter, values = grid_of(config, name)
-    learner = heads.inner(pipeline)
+    parameter, values = grid_values(config, name)
+    learner = heads.inner_head(pipeline)
     inner = "" if learner is pipeline[-1] else "estimator__"
     known = learner.get_params()
     if parameter not in known:
         raise HeadError(f"search: head {name!r}: {unknown('parameter', parameter, known)}")
-    metric = scoring.criterion(config.metric, kind, given)
+    metric = scoring.choose_metric(config.metric, kind, given)
     scoring.check(metric, pipeline, kind=kind)
     tempered = config.metric is None and metric == "log_loss" and name in TEMPERED and not calibrated
     result = sweep(

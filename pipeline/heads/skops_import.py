@@ -1,8 +1,7 @@
-"""skops.io, which reads and writes heads, imported without torch and Dask.
+"""Import skops.io, which reads and writes heads, without torch and Dask.
 
-skops asks scikit-learn for all of its estimators, and for that everything below `sklearn` is imported: also wrappers
-that bring in torch and Dask, in which no estimator is looked for. They would be most of its time: `python -X importtime
--c "import skops.io"`.
+skops lists all estimators of scikit-learn, for which scikit-learn imports all its modules, including wrappers of torch
+and Dask that contain no estimators. These take most of the time: `python -X importtime -c "import skops.io"`.
 """
 
 import importlib
@@ -18,13 +17,13 @@ WRAPPERS = tuple(f"sklearn.externals.array_api_compat.{name}" for name in ("torc
 
 def skops_io() -> ModuleType:
     """Return the module `skops.io`."""
-    with requires("pipeline", what="saved heads"), _missing(*WRAPPERS):
+    with requires("pipeline", what="saved heads"), _block_imports(*WRAPPERS):
         return importlib.import_module("skops.io")
 
 
 @contextmanager
-def _missing(*names: str) -> Iterator[None]:
-    """Make imports of these modules fail within, unless they were imported before: skops passes over what fails."""
+def _block_imports(*names: str) -> Iterator[None]:
+    """Make imports of modules fail in this block, unless they were imported before: skops ignores failures."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # of None, the import fails
     try:

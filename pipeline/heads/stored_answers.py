@@ -1,4 +1,4 @@
-"""Estimators whose rows are the numbers of rows that heads have answered before: what calibration learns from."""
+"""Estimators that return stored answers by row number, with which calibration is fitted."""
 
 from typing import Self
 
@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 
-class _Answers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """An estimator whose rows are numbers of rows that were answered before."""
+class _StoredAnswers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator whose input rows are the numbers of stored answers."""
 
     def __init__(self, classes: np.ndarray, values: np.ndarray) -> None:
         self.classes, self.values = classes, values
@@ -19,24 +19,24 @@ class _Answers(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the class with the largest value of each row."""
-        answers = self._of(X)
+        answers = self._lookup(X)
         return np.asarray(self.classes[(answers > 0).astype(int) if answers.ndim == 1 else answers.argmax(axis=1)])
 
-    def _of(self, X: np.ndarray) -> np.ndarray:
+    def _lookup(self, X: np.ndarray) -> np.ndarray:
         return np.asarray(self.values[X[:, 0].astype(np.int64)])
 
 
-class Decisions(_Answers):
-    """Rows that were answered by decision values."""
+class Decisions(_StoredAnswers):
+    """Returns stored decision values."""
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Return the decision values of some rows."""
-        return self._of(X)
+        """Return the stored decision values of rows."""
+        return self._lookup(X)
 
 
-class Probabilities(_Answers):
-    """Rows that were answered by probabilities."""
+class Probabilities(_StoredAnswers):
+    """Returns stored probabilities."""
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of some rows."""
-        return self._of(X)
+        """Return the stored probabilities of rows."""
+        return self._lookup(X)

@@ -1,9 +1,9 @@
-"""Where the optima of a sweep of C lie, so that scikit-learn's logistic regression starts there.
+"""Starts for scikit-learn's logistic regression near the optima of a sweep over C.
 
-scikit-learn's search goes along the columns as they are. Along the axes of the rows, each divided by its bend
-(`pipeline.streaming.lbfgs`), the same optima take a fraction of the passes; and at small C its search is mostly a walk
-in the rounding of the loss of float32 rows. It still judges: it goes on from here where its own gradient is not within
-`tol`.
+scikit-learn optimises in the original coordinates. In coordinates along the axes of the rows, scaled by curvature
+(`pipeline.streaming.lbfgs`), the optima take a fraction of the passes; at small C, most of scikit-learn's steps are
+within the rounding error of float32. scikit-learn still checks the result: it continues from the start unless its own
+gradient is within `tol`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,32 +13,32 @@ import numpy as np
 
 from pipeline.streaming.lbfgs import extrapolate, minimise, newton_step
 from pipeline.streaming.logistic_loss import Loss, Point
-from pipeline.streaming.targets import classes_of, numbered, weights_of
+from pipeline.streaming.targets import encode_labels, sample_weights, unique_classes
 
 Start = tuple[np.ndarray, np.ndarray]
-"""Coefficients (classes, width), of two (1, width), and intercepts, as a LogisticRegression has them."""
+"""Coefficients (classes, width), or (1, width) for two classes, and intercepts, as in LogisticRegression."""
 
-MOST_AXES = 2048  # their matrices take 200 MB, and their decomposition some seconds
+MAX_AXES = 2048  # matrices of 200 MB, whose decomposition takes some seconds
 
 
 def warm_starts(head: Any, values: Sequence[Any], X: Any, y: np.ndarray) -> Iterator[Start] | None:
-    """Return where to start for each C, in their order; None for other heads, values or rows than these axes'.
+    """Return an iterator over the starts for each C, in their order; None if they do not apply.
 
-    That is where the loss is not the plain one, the values do not grow, scikit-learn will refuse what it is given, or
-    there are fewer rows than columns, of which the axes cost more than they save.
+    They apply to the plain L2-regularised loss with ascending, valid values of C, and to at least as many rows as
+    columns: otherwise the axes cost more than they save.
     """
     plain = head.solver == "lbfgs" and head.penalty in ("deprecated", "l2") and not head.l1_ratio and y.ndim == 1
     numbers = [value for value in values if isinstance(value, int | float) and 0 < value < np.inf]
     if not plain or len(numbers) < len(values) or numbers != sorted(numbers):
         return None
-    if not isinstance(X, np.ndarray) or not X.shape[1] <= min(len(X), MOST_AXES) or len(np.unique(y)) < 2:
+    if not isinstance(X, np.ndarray) or not X.shape[1] <= min(len(X), MAX_AXES) or len(np.unique(y)) < 2:
         return None
-    return _along(head, numbers, X, y)
+    return _starts_along_axes(head, numbers, X, y)
 
 
-def _along(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Start]:
-    classes = classes_of(y)
-    codes, weights = numbered(y, classes), weights_of(head.class_weight, y)
+def _starts_along_axes(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> Iterator[Start]:
+    classes = unique_classes(y)
+    codes, weights = encode_labels(y, classes), sample_weights(head.class_weight, y)
     loss = Loss(X, codes, weights, classes=len(classes), intercept=head.fit_intercept, standardize=False)
     path: list[Point] = []
     for value in values:
@@ -47,7 +47,7 @@ def _along(head: Any, values: Sequence[float], X: np.ndarray, y: np.ndarray) -> 
         point = minimise(loss, penalty, tol=head.tol, max_iter=head.max_iter, start=start).point
         path = [*path[-2:], point]
         first = point.coef, point.intercept
-        if point.steepest(penalty) > head.tol:  # what is left to gain is lost in the rounding of the loss
+        if point.max_grad(penalty) > head.tol:  # the possible gain is below the rounding of the loss
             first = newton_step(loss, point, penalty)
         coef = first[0].T
         yield coef.copy(), first[1] - coef @ loss.center

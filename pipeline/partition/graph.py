@@ -1,8 +1,7 @@
-"""The graph of a network: what runs in which order and what needs what.
+"""The graph of a network, traced by torch.fx, and queries on it: dominators, ancestors, descendants.
 
-torch.fx runs the network's own Python on symbols. So a graph holds for the modes that all modules had at that moment:
-where `forward` asks for `self.training`, the answer is in the graph. Modules are called as they are, in the mode that
-they have when the graph runs.
+torch.fx runs the network's Python on symbols. A graph is therefore valid for the modes that the modules had when it was
+traced: a branch on `self.training` is fixed in the graph. The modules themselves run in their present mode.
 """
 
 import contextlib
@@ -21,12 +20,12 @@ from pipeline.partition.tracer import Kind, Tracer
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph, its nodes by the names of taps, and of each node whether it is a tensor and where it was called."""
+    """A traced graph: its nodes by tap name, and the kind and calling module of each node."""
 
     network: nn.Module
     graph: fx.Graph
     names: Mapping[str, fx.Node]
-    inputs: Mapping[str, fx.Node]  # what each module gets in its first call
+    inputs: Mapping[str, fx.Node]  # the input of each module in its first call
     kinds: Mapping[fx.Node, Kind]
     scopes: Mapping[fx.Node, str]
 
@@ -37,7 +36,7 @@ class Traced:
 
     @property
     def logits(self) -> fx.Node:
-        """The network's output; the first of several, as networks with auxiliary classifiers have them in training."""
+        """The network's output; the first of several outputs, such as with auxiliary classifiers in training."""
         return self.names[LOGITS]
 
     def find(self, name: str, tap: Tap | None) -> fx.Node | None:
@@ -45,23 +44,23 @@ class Traced:
         return self.names.get(name) if tap is None or tap.input_of is None else self.inputs.get(tap.input_of)
 
     def values(self, node: fx.Node) -> list[fx.Node]:
-        """Return the nodes whose values a node is made of. A shape or a dtype is made of no values."""
-        return [] if self.kinds[node] == "number" else [one for one in node.all_input_nodes if not self.number(one)]
+        """Return the tensor inputs of a node. Shapes and dtypes do not depend on values, and have none."""
+        return [] if self.number(node) else [value for value in node.all_input_nodes if not self.number(value)]
 
     def number(self, node: fx.Node) -> bool:
         """Return whether a node is a number, a shape, a dtype or a device."""
         return self.kinds[node] == "number"
 
-    def after(self, start: fx.Node, *, around: fx.Node | None = None) -> set[fx.Node]:
-        """Return all nodes whose values depend on a node, itself too; `ancestors` a node: by ways that avoid it."""
-        result = {start} - {around}
+    def after(self, start: fx.Node, *, avoiding: fx.Node | None = None) -> set[fx.Node]:
+        """Return a node and all nodes that depend on it; with `avoiding`, only along paths without that node."""
+        result = {start} - {avoiding}
         for node in self.graph.nodes:
-            if node.op != "output" and node is not around and result.intersection(self.values(node)):
+            if node.op != "output" and node is not avoiding and result.intersection(self.values(node)):
                 result.add(node)
         return result
 
     def before(self, end: fx.Node) -> set[fx.Node]:
-        """Return all nodes that a node needs, itself too, numbers among them."""
+        """Return a node and all nodes that it needs, numbers included."""
         result, waiting = set[fx.Node](), [end]
         while waiting:
             node = waiting.pop()
@@ -70,34 +69,33 @@ class Traced:
                 waiting += node.all_input_nodes
         return result
 
-    def rest(self, cut: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-        """Return what has to run after a cut, and those of it that ask what comes before for no more than a shape or
-        the like.
+    def tail_nodes(self, cut: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
+        """Return the nodes that run after a cut, and those of them that query only metadata of tensors before the cut.
 
-        Beside what the logits need that is what works on the value of the cut in place.
+        The nodes are those that the logits need, and those that change the value of the cut in place.
         """
-        after, around = self.after(cut), self.after(self.input, around=cut)
-        outside = around - after - {cut}
-        asking = {node for node in self.graph.nodes if self.number(node) and outside.intersection(node.all_input_nodes)}
-        found, waiting = set[fx.Node](), [self.logits, *(node for node in after - around if self.in_place(node))]
+        after, bypassing = self.after(cut), self.after(self.input, avoiding=cut)
+        outside = bypassing - after - {cut}
+        queries = {
+            node for node in self.graph.nodes if self.number(node) and outside.intersection(node.all_input_nodes)
+        }
+        needed, waiting = set[fx.Node](), [self.logits, *(node for node in after - bypassing if self.in_place(node))]
         while waiting:
             node = waiting.pop()
-            if node not in found and node is not cut:
-                found.add(node)
-                waiting += [] if node in asking else node.all_input_nodes
-        return found, asking & found
+            if node not in needed and node is not cut:
+                needed.add(node)
+                waiting += [] if node in queries else node.all_input_nodes
+        return needed, queries & needed
 
     def in_place(self, node: fx.Node) -> bool:
-        """Return whether a node overwrites what it gets."""
+        """Return whether a node overwrites its input."""
         if node.op == "call_module":
             return bool(getattr(self.network.get_submodule(str(node.target)), "inplace", False))
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 
-    def narrow(self) -> list[fx.Node]:
-        """Return the nodes that all ways from the input to the logits pass, in order: no edge jumps over one of
-        them.
-        """
+    def dominators(self) -> list[fx.Node]:
+        """Return, in order, the nodes on all paths from the input to the logits (dominators of the logits)."""
         result, inside = [], self.after(self.input) & self.before(self.logits)
         order = [node for node in self.graph.nodes if node in inside]
         position = {node: number for number, node in enumerate(order)}
@@ -111,9 +109,7 @@ class Traced:
 
 
 def trace(network: nn.Module, *, name: str) -> Traced:
-    """Return the graph of a network in its present modes; raises BackboneError if its Python cannot be run on
-    symbols.
-    """
+    """Trace the graph of a network in its present modes; raises BackboneError if torch.fx cannot trace it."""
     tracer = Tracer(network)
     try:
         graph = tracer.trace(network, concrete_args=_defaults(network))
@@ -121,17 +117,17 @@ def trace(network: nn.Module, *, name: str) -> Traced:
         reason = (str(error).splitlines() or [""])[0]
         raise BackboneError(
             f"{name}: expected a network whose graph torch.fx can trace, got {type(error).__name__}: {reason} Without "
-            "a graph it cannot be cut: train it on pixels, with `head`, `full` or `patterns`."
+            "a graph, it cannot be split: train it on pixels, with `head`, `full` or `patterns`."
         ) from error
-    names = {**tracer.names, **_ends(graph, name)}
+    names = {**tracer.names, **_find_input_and_logits(graph, name)}
     if APPENDED in tracer.inputs:
         names[PENULTIMATE] = tracer.inputs[APPENDED]
     return Traced(network, graph, names, tracer.inputs, tracer.kinds, tracer.scopes)
 
 
 @contextlib.contextmanager
-def modes(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Yield all modules of a network in one mode for a while."""
+def set_modes(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Set all modules of a network to a mode during the block."""
     before = [(part, part.training) for part in network.modules()]
     network.train(training)
     try:
@@ -142,12 +138,12 @@ def modes(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _defaults(network: nn.Module) -> dict[str, Any]:
-    """Return all arguments of `forward` but the first, by their defaults."""
+    """Return the defaults of `forward`'s arguments after the first."""
     parameters = list(inspect.signature(network.forward).parameters.values())
-    return {one.name: one.default for one in parameters[1:] if one.default is not inspect.Parameter.empty}
+    return {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
 
 
-def _ends(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
+def _find_input_and_logits(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     if isinstance(output, fx.Node) and inspect.isclass(output.target) and issubclass(output.target, tuple):
@@ -162,7 +158,7 @@ def _ends(graph: fx.Graph, name: str) -> dict[str, fx.Node]:
 
 
 def ancestors(name: str) -> Iterator[str]:
-    """Yield a dotted name and those of all that contain it, up to the network, which is ""."""
+    """Yield a dotted name and the names of the modules around it, up to the network, whose name is ""."""
     while name:
         yield name
         name = name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What comes after a cut of a network, as a module: stored rows of a tap to logits."""
+"""The tail of a network after a split point, as a module from stored rows of a tap to logits."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Tail(nn.Module):
-    """Float rows (n, *shape of the tap) to logits, by the network's own modules.
+    """A module from float rows (n, *shape of the tap) to logits, which runs the network's own modules.
 
-    The whole network is inside, so that it is moved, trained and saved as one. Its graph is traced anew for each
-    combination of the modes of its modules that occurs.
+    It contains the whole network, which is moved, trained and saved with it. The graph is traced for each combination
+    of module modes that occurs.
     """
 
     def __init__(self, network: nn.Module, node: str, spec: BackboneSpec) -> None:
@@ -28,9 +28,9 @@ class Tail(nn.Module):
         self._compiled: dict[tuple[bool, ...], Forward] = {}
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Convert rows to logits. The rows stay as they are, whatever the network does in place.
+        """Compute logits of rows, which are not changed in place.
 
-        Raises BackboneError where the network can be cut there in other modes of its modules only.
+        Raises BackboneError if the network cannot be split there in the present modes of its modules.
         """
         state = tuple(part.training for part in self.network.modules())
         if state not in self._compiled:
@@ -39,65 +39,65 @@ class Tail(nn.Module):
             return self._compiled[state](self.network, rows.clone())
 
     def _compile(self) -> Forward:
-        name = named(self.spec)
+        name = network_name(self.spec)
         traced = trace(self.network, name=name)
         tap = self.spec.taps[self.node]
         cut = traced.find(self.node, tap)
-        if cut is None or traced.logits in traced.after(traced.input, around=cut):
+        if cut is None or traced.logits in traced.after(traced.input, avoiding=cut):
             raise BackboneError(
-                f"{name}: expected {self.node!r} to cut the network in training as it does in evaluation, and it does "
-                "not. Choose another node, or train on pixels."
+                f"{name}: expected {self.node!r} to split the network in training as in evaluation, but it does not. "
+                "Choose another node, or train on pixels."
             )
         forward: Forward = type(fx.GraphModule(self.network, _graph(traced, cut, tap, self.spec))).forward
         return forward
 
 
-def named(spec: BackboneSpec) -> str:
-    """Return what messages call a network."""
+def network_name(spec: BackboneSpec) -> str:
+    """Return the name of a network in messages."""
     return str(spec.architecture.get("name") or spec.architecture.get("family") or "network")
 
 
 def _graph(traced: Traced, cut: fx.Node, tap: Tap, spec: BackboneSpec) -> fx.Graph:
     """Return the graph from rows to logits."""
-    needed, asking = traced.rest(cut)
+    needed, queries = traced.tail_nodes(cut)
     graph = fx.Graph()
     rows = graph.placeholder("rows")
-    # A linear layer gives of a mean over positions the mean of what it gives: the mean stands at one position.
-    made = {cut: graph.call_function(_at_one_position, (rows, tap.averaged)) if tap.input_of else rows}
+    # A linear layer commutes with a mean over positions: the mean takes the place of a single position.
+    nodes = {cut: graph.call_function(_add_axes, (rows, tap.averaged)) if tap.input_of else rows}
     for node in traced.graph.nodes:
-        if node in asking:
-            made[node] = _answer(graph, made[cut], node, traced, spec)
+        if node in queries:
+            nodes[node] = _replace_query(graph, nodes[cut], node, traced, spec)
         elif node in needed:
-            made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output(made[traced.logits])
+            nodes[node] = graph.node_copy(node, nodes.__getitem__)
+    graph.output(nodes[traced.logits])
     return graph
 
 
-def _at_one_position(rows: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return rows with axes of one position each."""
+def _add_axes(rows: Tensor, axes: Sequence[int]) -> Tensor:
+    """Add axes of length 1."""
     for axis in axes:
         rows = rows.unsqueeze(axis)
     return rows
 
 
-def _answer(graph: fx.Graph, rows: fx.Node, node: fx.Node, traced: Traced, spec: BackboneSpec) -> fx.Node:
-    """Return what is asked of a tensor that comes before the cut, such as its number of rows, told without it."""
-    asked, name = node.all_input_nodes[0], bare_name(node)
+def _replace_query(graph: fx.Graph, rows: fx.Node, node: fx.Node, traced: Traced, spec: BackboneSpec) -> fx.Node:
+    """Return a node for the metadata of a tensor before the cut, such as its number of rows, computed from `rows`."""
+    queried, name = node.all_input_nodes[0], bare_name(node)
     if name in ("dtype", "device", "is_cuda", "is_floating_point"):
         return graph.node_copy(node, lambda _node: rows)
-    tap = next((spec.taps[one] for one, place in traced.names.items() if place is asked and one in spec.taps), None)
+    tap = next((spec.taps[tap] for tap, node in traced.names.items() if node is queried and tap in spec.taps), None)
     if tap is None or name not in ("shape", "size", "dim", "ndim", "ndimension"):
         raise BackboneError(
-            f"{named(spec)}: expected that what comes after the cut does without what comes before it, got a call of "
-            f"{name!r} on {asked.name}. Choose a later node, or train on pixels."
+            f"{network_name(spec)}: expected the tail not to depend on earlier values, got a call of {name!r} on "
+            f"{queried.name}. Choose a later node, or train on pixels."
         )
-    shape = graph.call_function(_shape, (rows, tap.shape))
+    shape = graph.call_function(_shape_of_tap, (rows, tap.shape))
     if name in ("dim", "ndim", "ndimension"):
         return graph.call_function(len, (shape,))
     axes = [*node.args[1:], *node.kwargs.values()] if name == "size" else []
     return graph.call_function(operator.getitem, (shape, axes[0])) if axes else shape
 
 
-def _shape(rows: Tensor, tail: tuple[int, ...]) -> torch.Size:
-    """Return the shape of as many rows of another tap."""
+def _shape_of_tap(rows: Tensor, tail: tuple[int, ...]) -> torch.Size:
+    """Return the shape that a tap has for the same number of rows."""
     return torch.Size((len(rows), *tail))

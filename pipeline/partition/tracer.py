@@ -1,4 +1,4 @@
-"""torch.fx's tracer, with the names that taps have: modules by their calls, functions by the module that calls them."""
+"""A torch.fx tracer that names nodes as taps are: modules by call, functions by the calling module."""
 
 import functools
 import importlib
@@ -13,20 +13,20 @@ from torch import fx, nn
 
 from pipeline.backbones.hooks import OPERATORS, first_input, is_leaf, numbered
 
-Kind = Literal["tensor", "number", "several", "one of several"]
+Kind = Literal["tensor", "number", "tuple", "tuple item"]
 
-# What is asked of a tensor without looking at its values.
-NUMBERS = ("size", "dim", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "ndimension", "is_floating_point")
-SEVERAL = ("chunk", "split", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "meshgrid")
-PLAIN = ("_operator", "builtins", "math")  # modules of functions that make numbers of numbers
+# Attributes and methods of a tensor that do not depend on its values.
+METADATA = ("size", "dim", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "ndimension", "is_floating_point")
+TUPLES = ("chunk", "split", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split", "meshgrid")
+SCALAR_MODULES = ("_operator", "builtins", "math")  # modules of functions that compute numbers from numbers
 
 
 class Tracer(fx.Tracer):
-    """Traces a network, and notes the name, the kind and the place of each node."""
+    """Traces a network, and records the name, kind and calling module of each node."""
 
     def __init__(self, network: nn.Module) -> None:
-        leaves, functions = _opaque()
-        super().__init__(autowrap_modules=_wrapped(), autowrap_functions=functions)
+        leaves, functions = _untraced()
+        super().__init__(autowrap_modules=_autowrapped(), autowrap_functions=functions)
         self._network, self._leaves = network, leaves
         self._paths = [""]
         self._module_calls, self._calls = Counter[str](), Counter[str]()
@@ -36,13 +36,13 @@ class Tracer(fx.Tracer):
         self.scopes: dict[fx.Node, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        """Return layers of torch's own, and what its makers say that no tracer should look into."""
+        """Return whether a module is not traced into: torch's own layers, and modules whose library says so."""
         return is_leaf(m) or isinstance(m, self._leaves)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call a module under its path, and note what it returns."""
+        """Call a module, and record the names of its input and output."""
         path = self.path_of_module(m)
         given = first_input(args, kwargs)
         if isinstance(given, fx.Proxy):
@@ -53,11 +53,11 @@ class Tracer(fx.Tracer):
         if isinstance(value, fx.Proxy):
             self.names[numbered(path, self._module_calls[path])] = value.node
         self._module_calls[path] += 1
-        self._calls[path] += is_leaf(m)  # a function of the same name is numbered on from there
+        self._calls[path] += is_leaf(m)  # a function of the same name continues the numbers
         return value
 
     def create_node(self, kind: str, target: Any, *more: Any, **options: Any) -> fx.Node:
-        """Note where a node was called, what kind of value it is, and its name if it is a tensor of a function."""
+        """Create a node; record its calling module, its kind, and the name of a function's tensor."""
         node, scope = super().create_node(kind, target, *more, **options), self._paths[-1]
         self.scopes[node] = scope
         self.kinds[node] = _kind(node, self.kinds, self._network)
@@ -70,7 +70,7 @@ class Tracer(fx.Tracer):
 
 
 def bare_name(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls; of an attribute that it reads, the attribute."""
+    """Return the name of the function or method that a node calls, or of the attribute that it reads."""
     if node.target is getattr:
         return str(node.args[1])
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -78,39 +78,39 @@ def bare_name(node: fx.Node) -> str:
 
 
 def _kind(node: fx.Node, kinds: Mapping[fx.Node, Kind], network: nn.Module) -> Kind:
-    inputs = [kinds[one] for one in node.all_input_nodes]
+    inputs = [kinds[value] for value in node.all_input_nodes]
     if node.op == "call_module":
-        several = isinstance(network.get_submodule(str(node.target)), nn.MultiheadAttention)
-        return "several" if several else "tensor"
+        returns_tuple = isinstance(network.get_submodule(str(node.target)), nn.MultiheadAttention)
+        return "tuple" if returns_tuple else "tensor"
     if node.op not in ("call_function", "call_method"):
         return "tensor"
     name = bare_name(node)
     if name == "getitem":
-        return {"several": "one of several", "number": "number"}.get(inputs[0], "tensor")  # type: ignore[return-value]
-    if name in NUMBERS or name == "assert":
+        return {"tuple": "tuple item", "number": "number"}.get(inputs[0], "tensor")  # type: ignore[return-value]
+    if name in METADATA or name == "assert":
         return "number"
-    plain = getattr(node.target, "__module__", None) in PLAIN
+    plain = getattr(node.target, "__module__", None) in SCALAR_MODULES
     if plain and inputs and all(kind == "number" for kind in inputs):
         return "number"
-    return "several" if name in SEVERAL else "tensor"
+    return "tuple" if name in TUPLES else "tensor"
 
 
 @functools.cache
-def _wrapped() -> tuple[Any, ...]:
+def _autowrapped() -> tuple[Any, ...]:
     from torchvision import ops
 
     return (math, ops)
 
 
-def _opaque() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
-    """Return the modules and the functions that torchvision and timm keep tracers out of."""
+def _untraced() -> tuple[tuple[type, ...], tuple[Callable[..., Any], ...]]:
+    """Return the modules and functions of torchvision and timm that must not be traced into."""
     from torchvision import ops
 
-    leaves = [one for one in vars(ops).values() if inspect.isclass(one) and issubclass(one, nn.Module)]
+    leaves = [value for value in vars(ops).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
     functions: list[Callable[..., Any]] = []
     if "timm" in sys.modules:  # a network of timm has imported it
         layers: Any = importlib.import_module("timm.layers")
         leaves += layers.get_notrace_modules()
-        functions += [one for one in layers.get_notrace_functions() if callable(one)]
-    leaves = [one for one in leaves if not issubclass(one, nn.Sequential)]
+        functions += [function for function in layers.get_notrace_functions() if callable(function)]
+    leaves = [leaf for leaf in leaves if not issubclass(leaf, nn.Sequential)]
     return tuple(leaves), tuple(functions)

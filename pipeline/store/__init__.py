@@ -1,17 +1,20 @@
-"""The feature store: immutable HDF5 shards, addressed by everything that shaped them.
+"""The feature store: immutable HDF5 shards, addressed by the settings that determine their values.
 
-identity      what made a feature, and the digest of that
-key_arrays    16-byte sample keys as arrays: sorting, looking up
-shard_format  what is in a shard: rows, blocks, checksums
-shard_checks  where it lies in the file, and a refusal of everything else
-shard_writer  one HDF5 file, written once
-row_buffer    rows that come in batches, until all of a shard are there
-shard_reader  the same file, open, and its rows
+identity      the settings that determine a feature's values, and their digest
+key_arrays    16-byte sample keys as arrays: sorting, lookup
+shard_format  the layout of a shard: rows, blocks, checksums
+shard_checks  validation of an HDF5 file as a shard, and the offsets of its data
+shard_writer  writes a shard
+row_buffer    rows of an unfinished shard, in a temporary file
+shard_reader  reads rows of a shard
 index         index.json, written last: the commit of a features folder
-cache         the columns that every project and branch on this machine shares
-use           which parts of them a running job holds
-lock          one process at a time writes a folder of features
-maintenance   what of them is damaged, how large they are, what may go
-features      the one class that heads and training read
-export        its rows as one file for others
+cache         the cache entries that all projects and branches on a machine share
+lock          a lock so that a single process writes a features folder
+use           locks on parts of the cache that a running job uses
+maintenance   find damage, measure sizes, prune
+links         links from a features folder to the cache
+location      the folder of the cache
+features      the class through which heads and training read features
+files_table   path and labels of each row
+export        features as a single file for other programs
 """

@@ -1,31 +1,31 @@
-"""The feature cache: columns by identity, shards by content, shared by every project and branch of a machine or a team.
+"""The feature cache: columns by identity, shards by content, shared by all projects and branches of a machine or team.
 
     $ICECORE_CACHE/v2/<address>/identity.json
                                /<sha256>.h5       a shard
-                               /<sha256>.keys     its keys, 16 bytes each: planning opens no HDF5 file
-                               /<sha256>.json     its record, provenance and the keys of the same unit that can never
-                                                  give features, with reasons; last: without it the shard is not
-                               /rejected/<digest>.json   such keys of units that gave no shard
-                               /probe.json        what the network gave for a fixed image: rows of another are refused
-                               /parity/<digest>.json     what was measured of an engine that computes its rows
+                               /<sha256>.keys     its keys, 16 bytes each, so that planning opens no HDF5 file
+                               /<sha256>.json     its record and provenance, and the rejected keys of the unit with
+                                                  reasons; written last, it makes the shard valid
+                               /rejected/<digest>.json   rejected keys of units without a shard
+                               /probe.json        the network's outputs for a fixed image, which must not change
+                               /parity/<digest>.json     the parity card of an engine that computed rows
                                /used              touched whenever a project links the column
-                  /locks/      a file for each features folder: who extracts into it
-                  /jobs/       what workers are told, while an extraction runs
-                  /predict/    lists of what a prediction reads, and links to its shards, while it runs
+                  /locks/      a lock file for each features folder that an extraction writes
+                  /jobs/       job files for workers, while an extraction runs
+                  /predict/    input lists and links to shards, while a prediction runs
                   /onnx/       exported graphs, as large as the weights in them
-                  /openvino/   the same as models of OpenVINO
-                  /engines/    which engine was the fastest here
-                  /batches/    sizes of batches that fit a GPU
-                  /teach/      caches of their own, while logits are computed of which a teacher keeps the largest
+                  /openvino/   the same graphs as models of OpenVINO
+                  /engines/    choices of the fastest engine
+                  /batches/    batch sizes of GPUs
+                  /teach/      temporary caches for logits of which a teacher keeps the largest
                   /training/   checkpoints and results of trainings
                   /pixels/     decoded images that networks are trained on
                   /backbones/  models of torchvision and timm that `icecore.Backbone` froze
                   /embeddings/ features folders of `Backbone.embed` and FrozenFeatures
 
-`maintenance.prune` removes whole columns with all that is in them, and entries of the other folders but locks and jobs.
+`maintenance.prune` removes whole columns, and entries of the other folders except locks and jobs.
 
-Nothing is ever changed in place, so any number of processes may add at once, on one machine or on a shared file system,
-without a lock; two that add the same rows do no harm. Another version of the layout lies in another folder.
+Files are never changed in place, so that any number of processes may add files at once, on one machine or on a shared
+file system, without a lock; two processes that add the same rows do no harm. Each version of the layout has a folder.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ VERSION = "v2"
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """All cached rows of one identity; it need not exist yet."""
+    """A column of the cache: all rows of an identity. It need not exist yet."""
 
     folder: Path
     identity: Mapping[str, Any]
@@ -61,22 +61,22 @@ class CacheEntry:
         return self.folder.name
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the layout of rows of a shape in this column."""
+        """Return the layout of this column for rows of a shape."""
         return Layout(self.address, self.identity["dtype"], shape)
 
     def records(self) -> list[ShardRecord]:
-        """Return the shards, in the order of their names; a record whose shard was removed counts for nothing."""
+        """Return the records of the shards, sorted by name; records whose shard was removed are ignored."""
         return [record for record, _ in self._notes()]
 
     def _notes(self) -> Iterator[tuple[ShardRecord, Mapping[str, Any]]]:
-        """Yield each shard's record, and all that was written with it."""
+        """Yield each shard's record, and the content of its JSON file."""
         for path in sorted(self.folder.glob("*.json")):
             if path.name != "identity.json" and path.with_suffix(".h5").is_file():
                 note = read_note(path)
-                yield _record(path, note), note
+                yield _parse_record(path, note), note
 
     def path_of(self, record: ShardRecord) -> Path:
-        """Return where a shard lies."""
+        """Return the path of a shard."""
         return path_of(self.folder, record.name)
 
     def keys(self, record: ShardRecord) -> np.ndarray:
@@ -85,14 +85,14 @@ class CacheEntry:
         path = self.folder / f"{record.name}.keys"
         data = path.read_bytes() if path.is_file() else b""
         if sha256_bytes(data) != read_note(path.with_suffix(".json")).get("keys"):
-            raise StoreError(f"{path}: damaged: it is not the file that the shard's record names. {REMEDY}")
+            raise StoreError(f"{path}: damaged: its digest is not the digest in the shard's record. {REMEDY}")
         return np.frombuffer(data, key_arrays.DTYPE)
 
     def verify(self, record: ShardRecord) -> None:
-        """Raise StoreError if a shard is not what its record says.
+        """Raise StoreError if a shard does not match its record.
 
-        Its bytes are read only if the file is younger than the record, which is written after it: nobody should have
-        touched it since. Whoever reads the rows checks them in any case.
+        Its bytes are hashed only if the file is newer than its record, which is written after it: a newer file was
+        modified. Rows are checked again when they are read.
         """
         path = self.path_of(record)
         shard_reader.verify(path, record, whole=False)
@@ -100,7 +100,7 @@ class CacheEntry:
             shard_reader.verify(path, record)
 
     def rejected(self) -> dict[str, str]:
-        """Return the samples that were tried and can never give features: key to reason."""
+        """Return {key: reason} for the samples whose content cannot give features."""
         result: dict[str, str] = {}
         for _, note in self._notes():
             result |= note.get("rejected", {})
@@ -110,62 +110,60 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def writer(self, shape: tuple[int, ...]) -> Iterator["Writer"]:
-        """Yield a writer of rows of a shape that come in batches; rows that it did not finish are dropped at the
-        end.
-        """
+        """Yield a writer for batches of rows of a shape; rows without a `finish` are dropped at the end."""
         with contextlib.ExitStack() as stack:
             yield Writer(self, self.layout(shape), stack)
 
     def _commit(
         self, record: ShardRecord, keys: np.ndarray, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None
     ) -> None:
-        """Write what lies beside a shard: its keys, and then the record with which it exists."""
+        """Write the keys of a shard, then its record, which makes the shard valid."""
         data = np.ascontiguousarray(keys).tobytes()
         with scratch(self.folder, "keys") as temporary:
             temporary.write_bytes(data)
             publish(temporary, self.folder / f"{record.name}.keys")
-        # Whoever was first keeps the record: what is there is never written again.
+        # The first process writes the record; an existing file is never overwritten.
         path = self.folder / f"{record.name}.json"
         if not path.is_file():
             note = {"shard": record.to_json(), "keys": sha256_bytes(data), "provenance": dict(provenance)}
             write_json(path, note | ({"rejected": dict(rejected)} if rejected else {}))
 
     def reject(self, reasons: Mapping[str, str]) -> None:
-        """Remember keys whose content can never give features, where there are no rows to store with them."""
+        """Store rejected keys with reasons, if there are no rows to store with them."""
         if reasons:
             with self._writing():
                 write_json(self.folder / "rejected" / f"{digest(dict(reasons))[:32]}.json", dict(reasons))
 
     @property
     def probe(self) -> Mapping[str, Any] | None:
-        """What the network gave for its fixed image that computed the rows; None where that is not known."""
+        """The probe of the network that computed the rows; None if unknown."""
         path = self.folder / "probe.json"
         return read_note(path) if path.is_file() else None
 
     def keep_probe(self, probe: Mapping[str, Any]) -> None:
-        """Note what the network gives for its fixed image, before it computes rows."""
+        """Store the probe of the network, before it computes rows."""
         with self._writing():
             write_json(self.folder / "probe.json", dict(probe))
 
     def touch(self) -> None:
-        """Note that the column was used now; a cache that cannot be written is used all the same."""
+        """Mark the column as used now; does nothing if the cache is read-only."""
         try:
             (self.folder / "used").touch()
         except OSError:
             return
 
     def last_used(self) -> float:
-        """Return when a project last linked the column, in seconds since 1970."""
+        """Return the time at which a project last linked the column, in seconds since 1970."""
         stamp = self.folder / "used"
         return (stamp if stamp.is_file() else self.folder).stat().st_mtime
 
     def drop(self, record: ShardRecord) -> None:
-        """Remove a shard, its record first: whoever looks meanwhile sees it whole or not at all.
+        """Remove a shard, its record first: other processes see the complete shard or none.
 
-        DVC may have the same file under other names, and trusts what is read-only and of a time that it knows. It is
-        made to look again, or it would put a damaged shard back in the place of its repaired one.
+        DVC may have links to the same file, and trusts a read-only file with a known modification time. Both are
+        changed, so that DVC hashes the file again instead of restoring a damaged shard.
         """
-        with contextlib.suppress(OSError):  # it is not there, or somebody else's
+        with contextlib.suppress(OSError):  # missing, or owned by another user
             self.path_of(record).chmod(0o644)
             os.utime(self.path_of(record))
         for suffix in (".json", ".keys", ".h5"):
@@ -173,7 +171,7 @@ class CacheEntry:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Make the column if need be; see `writable`."""
+        """Create the column if it does not exist; errors as in `writable`."""
         with writable(self.folder.parent.parent):
             path = self.folder / "identity.json"
             if not path.is_file():
@@ -182,46 +180,46 @@ class CacheEntry:
 
 
 class Writer:
-    """Write one shard of a column from batches of rows; memory holds a batch, the keys and one checksum per row."""
+    """Writes a shard of a column from batches of rows. Memory holds a batch, the keys and a checksum per row."""
 
     def __init__(self, column: CacheEntry, layout: Layout, stack: contextlib.ExitStack) -> None:
         self._column, self._layout, self._stack = column, layout, stack
-        self._spool: RowBuffer | None = None
+        self._buffer: RowBuffer | None = None
 
     def append(self, keys: np.ndarray, values: np.ndarray) -> None:
-        """Take a batch: `keys` S16 (n,) in any order, `values` float32 (n, *shape). One at a time, from any thread.
+        """Add a batch: `keys` S16 (n,) in any order, `values` float32 (n, *shape). Not thread-safe.
 
         Raises StoreError if a value cannot be stored, if the disk is full, and if the cache cannot be written.
         """
         if not len(keys):
             return
         with self._column._writing():
-            if self._spool is None:
-                self._spool = self._stack.enter_context(open_row_buffer(self._column.folder, self._layout))
-            self._spool.append(keys, values)
+            if self._buffer is None:
+                self._buffer = self._stack.enter_context(open_row_buffer(self._column.folder, self._layout))
+            self._buffer.append(keys, values)
 
     def finish(self, *, provenance: Mapping[str, Any], rejected: Mapping[str, str] | None = None) -> ShardRecord | None:
-        """Store for good what was appended, and return its record; where that is nothing, reject what is rejected.
+        """Commit the appended rows as a shard and return its record; without rows, store `rejected` and return None.
 
-        `rejected`: the keys that were tried with the rows and can never give features, with reasons; known in the same
-        instant as the rows, so that whoever goes on after a kill sees all of a unit or nothing.
+        `rejected`: keys of the same unit that cannot give features, with reasons; committed together with the rows, so
+        that a restart after a kill sees all of a unit or nothing.
 
-        Raises StoreError if a key came twice, if the disk is full, and if the cache cannot be written.
+        Raises StoreError for a duplicate key, if the disk is full, and if the cache cannot be written.
         """
-        if self._spool is None:
+        if self._buffer is None:
             self._column.reject(rejected or {})
             return None
         with self._column._writing():
-            rows = self._spool.sorted()
+            rows = self._buffer.sorted()
             record = shard_writer.write(self._column.folder, rows.keys, rows, self._layout)
             self._column._commit(record, rows.keys, provenance, rejected)
         self._stack.close()
-        self._spool = None
+        self._buffer = None
         return record
 
 
 def column(root: Path, identity: Mapping[str, Any]) -> CacheEntry:
-    """Return the column of an identity; raises StoreError if what lies at its address is another one."""
+    """Return the column of an identity; raises StoreError if its address holds another identity."""
     folder = root / VERSION / address(dict(identity))
     path = folder / "identity.json"
     if path.is_file() and (problems := differences(dict(identity), read_note(path))):
@@ -230,19 +228,17 @@ def column(root: Path, identity: Mapping[str, Any]) -> CacheEntry:
 
 
 def columns(root: Path) -> Iterator[CacheEntry]:
-    """Yield every column of the cache."""
+    """Yield all columns of the cache."""
     for path in sorted((root / VERSION).glob("*/identity.json")):
-        if not path.parent.name.startswith("."):  # one that is being removed
+        if not path.parent.name.startswith("."):  # being removed
             yield CacheEntry(path.parent, read_note(path))
 
 
 def shards_for_keys(column: CacheEntry, wanted: np.ndarray) -> tuple[list[ShardRecord], list[np.ndarray], np.ndarray]:
-    """Return the shards that hold wanted keys, each needed for at least one, their keys, and which of `wanted` they
-    hold.
-    """
+    """Return the shards that are needed for `wanted` keys, the keys of each, and which wanted keys they hold."""
     held = np.zeros(len(wanted), dtype=bool)
     chosen, keys = [], []
-    halves = key_arrays.split_uint64(wanted)  # once, and not a shard: of many samples this is what takes long
+    halves = key_arrays.split_uint64(wanted)  # once, not per shard: slow for many samples
     for record in column.records():
         own = column.keys(record)
         places = key_arrays.find_halves(*halves, own)
@@ -254,7 +250,7 @@ def shards_for_keys(column: CacheEntry, wanted: np.ndarray) -> tuple[list[ShardR
     return chosen, keys, held
 
 
-def _record(path: Path, note: Any) -> ShardRecord:
+def _parse_record(path: Path, note: Any) -> ShardRecord:
     try:
         return ShardRecord(**note["shard"])
     except (KeyError, TypeError) as error:

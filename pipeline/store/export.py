@@ -1,8 +1,8 @@
-"""Features as one file for others: the rows of a store in the order of their keys.
+"""Export features to a single file for other programs, in the order of their keys.
 
 .parquet   columns `key` and `features`, a list of fixed size
 .npy       a matrix of float16 or float32, and the keys in `<path>.keys.txt`
-.f32       float32 without a header, for what maps files, such as FAISS; its shape in `<path>.json`, the keys likewise
+.f32       float32 without a header, for programs that map files, such as FAISS; shape in `<path>.json`, keys likewise
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from pipeline.store.features import Features
 def export(features: Features, path: AnyPath) -> int:
     """Write all rows in the format of the file's suffix, one of EXPORTS; return their number.
 
-    Raises StoreError for another suffix. A file appears under its name when it is whole, and never before.
+    Raises StoreError for another suffix. A file gets its name when it is complete.
     """
     path = as_path(path, "export: path")
     if path.suffix not in EXPORTS:
@@ -44,8 +44,7 @@ def write_parquet(features: Features, path: Path) -> None:
 def write_npy(features: Features, path: Path) -> None:
     """Write all rows, flattened, as one .npy matrix of the features' `dtype`, with `<path>.keys.txt`.
 
-    A line of the second is the key of the row of that number. `np.load(path, mmap_mode="r")` reads no row before it is
-    asked for.
+    Line n of the keys file is the key of row n. `np.load(path, mmap_mode="r")` reads rows on demand.
     """
     header = {
         "descr": np.lib.format.dtype_to_descr(features.dtype),
@@ -56,30 +55,30 @@ def write_npy(features: Features, path: Path) -> None:
         with temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             _write_rows(features, file, features.dtype, keys)
-        path.unlink(missing_ok=True)  # no moment has the new keys beside the old rows
+        path.unlink(missing_ok=True)  # so that new keys never lie next to old rows
 
 
 def write_raw(features: Features, path: Path) -> None:
     """Write all rows, flattened, as float32 little-endian without a header.
 
-    FAISS and others map such a file. Beside it lie `<path>.keys.txt`, as of `write_npy`, and `<path>.json`: rows,
-    dimensions, dtype, identity.
+    FAISS and others map such a file. `<path>.keys.txt` is as in `write_npy`; `<path>.json` has rows, dimensions, dtype
+    and identity.
     """
     dimensions = int(np.prod(features.shape))
-    said = {"rows": len(features), "dimensions": dimensions, "dtype": "<f4", "identity": features.identity}
+    description = {"rows": len(features), "dimensions": dimensions, "dtype": "<f4", "identity": features.identity}
     with atomic(path) as temporary, atomic(Path(f"{path}.keys.txt")) as keys:
         with temporary.open("wb") as file:
             _write_rows(features, file, np.dtype("<f4"), keys)
         path.unlink(missing_ok=True)
-        write_json(Path(f"{path}.json"), said)
+        write_json(Path(f"{path}.json"), description)
 
 
 def _write_rows(features: Features, file: BinaryIO, dtype: np.dtype[Any], keys: Path) -> None:
-    # Plain writes, no mapping: a full disk is an error then, and would end the process otherwise.
-    with keys.open("w", encoding="ascii") as listed:
-        for own, rows in features.blocks():
+    # Plain writes, not a mapped file, on which a full disk would end the process.
+    with keys.open("w", encoding="ascii") as keys_file:
+        for block_keys, rows in features.blocks():
             file.write(np.ascontiguousarray(rows, dtype=dtype).data)
-            listed.writelines(f"{key}\n" for key in key_arrays.to_hex(own))
+            keys_file.writelines(f"{key}\n" for key in key_arrays.to_hex(block_keys))
 
 
 EXPORTS: Mapping[str, Callable[[Features, Path], None]] = {
@@ -87,4 +86,4 @@ EXPORTS: Mapping[str, Callable[[Features, Path], None]] = {
     ".npy": write_npy,
     ".f32": write_raw,
 }
-"""What writes a file of that suffix."""
+"""{suffix: function that writes such a file}."""

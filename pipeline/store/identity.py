@@ -1,6 +1,6 @@
-"""The identity of a column of features: everything that shaped its values, and nothing else.
+"""The identity of a column of features: all settings that determine its values, and nothing else.
 
-Engine, device and batch size are not in it: they change values within rounding only, and are kept beside each shard.
+Engine, device and batch size are not included: they change values only by rounding, and are stored with each shard.
 """
 
 import math
@@ -14,9 +14,9 @@ from pipeline.store.shard_format import FORMAT
 
 
 def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32") -> dict[str, Any]:
-    """Return what shaped the features of one tap; equal identities mean interchangeable features."""
+    """Return the identity of a tap's features; features of equal identity are interchangeable."""
     node = backbone.node(tap.node)
-    whole = {
+    result = {
         "format": FORMAT,
         "reader": dict(ImageReader(backbone.input.image).identity),
         "normalise": {"mean": list(backbone.input.mean), "std": list(backbone.input.std)},
@@ -28,14 +28,14 @@ def identity(backbone: BackboneSpec, tap: TapSpec, *, precision: str = "float32"
         "dtype": tap.dtype,
     }
     definition = backbone.taps[node].definition if node in backbone.taps else None
-    # The mean of a map has the same values whoever takes it: the node or the pooling.
+    # Averaging by the node and by the pooling give the same values.
     if definition and not (tap.pool == "mean" and set(definition) == {"averaged"}):
-        whole["definition"] = definition
+        result["definition"] = definition
     if tap.project is not None:
         width = math.prod(pooled_shape(backbone.taps[node], tap.pool))
         matrix = projection.digest(width, tap.project)
-        whole["projection"] = {"dimensions": tap.project, "seed": projection.SEED, "matrix": matrix}
-    return whole
+        result["projection"] = {"dimensions": tap.project, "seed": projection.SEED, "matrix": matrix}
+    return result
 
 
 def address(value: dict[str, Any]) -> str:
@@ -44,11 +44,11 @@ def address(value: dict[str, Any]) -> str:
 
 
 def differences(expected: Any, got: Any, *, path: str = "") -> list[str]:
-    """Return the fields in which two identities differ, each with both values."""
+    """Return the fields in which two identities differ, with both values."""
     if isinstance(expected, dict) and isinstance(got, dict):
-        found = []
+        result = []
         for key in sorted({*expected, *got}):
-            below = f"{path}.{key}" if path else str(key)
-            found += differences(expected.get(key), got.get(key), path=below)
-        return found
+            field = f"{path}.{key}" if path else str(key)
+            result += differences(expected.get(key), got.get(key), path=field)
+        return result
     return [] if expected == got else [f"{path}: expected {expected!r}, got {got!r}"]

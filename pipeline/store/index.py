@@ -1,18 +1,18 @@
-"""index.json and the table of rows of a features folder: which rows it has, in which shards.
+"""index.json and the table of rows of a features folder: its rows, and the shards that hold them.
 
 index.json
-  format, address, identity    what the features are
-  dtype, shape                 of one row, as stored
-  samples                      rows that were asked for = stored + the number of rejected
-  stored, rejected             how many have features; [{key, reason}, ...] for those that have none
+  format, address, identity    identity of the features
+  dtype, shape                 of a stored row
+  samples                      number of requested samples = stored + number of rejected
+  stored, rejected             number of rows; [{key, reason}, ...] of samples without features
   shards                       [{name (SHA-256), rows, bytes, first, last}, ...]
   rows                         {bytes, sha256} of the table of rows
-  digest                       SHA-256 of the canonical JSON of all of the above
+  digest                       SHA-256 of the canonical JSON of all fields above
 
 rows-<sha256>.npy   uint64 (3, stored), memory-mapped: upper and lower half of each key, sorted, and shard << 32 | row.
-                    Opening a store reads no key, and looking one up reads a few pages.
+                    Opening features reads no key, and a lookup reads a few pages.
 
-index.json is the commit: it replaces an older one in one step, and only then what it does not name is removed.
+index.json is the commit: it replaces an older index atomically, before files that it does not name are removed.
 """
 
 import hashlib
@@ -33,32 +33,32 @@ from pipeline.store.dtypes import Stored
 from pipeline.store.shard_format import Layout, ShardRecord, path_of
 
 NAME = "index.json"
-BLOCK_KEYS = 2**20  # that are hashed at once
+BLOCK_KEYS = 2**20  # keys that are hashed at a time
 FORMAT = 3
-REMEDY = "Run the extraction again: what the feature cache holds is linked, not computed."
+REMEDY = "Run the extraction again: rows in the feature cache are linked, not computed again."
 
 
 class Rejected(Settings):
-    """A sample that has no features, and why."""
+    """A sample without features, and the reason."""
 
     key: str
     reason: str
 
 
 class RowsFile(Settings):
-    """What the table of rows must be."""
+    """Size and digest of the table of rows."""
 
     bytes: int
     sha256: str
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The file name of the table."""
         return f"rows-{self.sha256[:16]}.npy"
 
 
 class Index(Settings):
-    """The whole of index.json."""
+    """The content of index.json."""
 
     format: int = FORMAT
     address: str
@@ -73,7 +73,7 @@ class Index(Settings):
 
     @property
     def layout(self) -> Layout:
-        """What the rows look like."""
+        """The layout of the rows."""
         return Layout(self.address, self.dtype, self.shape)
 
 
@@ -87,29 +87,29 @@ def commit(
     wanted: np.ndarray,
     rejected: Mapping[str, str],
 ) -> Index:
-    """Write the table of rows, then index.json; remove what an older commit left.
+    """Write the table of rows, then index.json; remove files of older commits; return the index.
 
-    `keys`: S16, one array a shard, its keys in row order. `wanted`: S16, sorted, the samples that were asked for; other
-    rows of the shards are left out, and of several rows with one key the first counts. Raises StoreError, and commits
-    nothing, if samples are neither in the shards nor rejected.
+    keys: an array S16 per shard, in row order. wanted: S16, sorted, the requested samples; other rows of the shards are
+    omitted, and of several rows with the same key the first counts. Raises StoreError, without a commit, if requested
+    samples are neither in the shards nor rejected.
     """
     halves = key_arrays.split_uint64(wanted)
-    held, places = _places(keys, *halves)
+    held, places = _locate(keys, *halves)
     missing = len(wanted) - int(held.sum()) - len(rejected)
     if missing:
         raise StoreError(
-            f"{folder}: {counted(len(wanted), 'sample was', 'samples were')} asked for, but {int(held.sum()):,} are "
+            f"{folder}: {counted(len(wanted), 'sample was', 'samples were')} requested, but {int(held.sum()):,} are "
             f"stored and {len(rejected):,} rejected. Nothing was committed: run the extraction again."
         )
     remove_stale(folder)
     with scratch(folder, "rows") as temporary:
-        with temporary.open("wb") as file:  # as `np.save` does, without the whole in memory once more
+        with temporary.open("wb") as file:  # as `np.save` writes it, without a copy in memory
             write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": (3, int(held.sum()))})
             for column in (*halves, places):
                 file.write(column[held].data)
         rows = RowsFile(bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
         publish(temporary, folder / rows.name)
-    made = Index(
+    index = Index(
         address=layout.address,
         identity=dict(identity),
         dtype=layout.dtype,
@@ -120,24 +120,24 @@ def commit(
         shards=tuple(shards),
         rows=rows,
     )
-    told = made.model_dump(mode="json")
-    write_json(folder / NAME, {**told, "digest": digest(told)})
+    fields = index.model_dump(mode="json")
+    write_json(folder / NAME, {**fields, "digest": digest(fields)})
     named = {rows.name, *(path_of(folder, record.name).name for record in shards)}
     for path in (*folder.glob("rows-*.npy"), *folder.glob("*.h5")):
         if path.name not in named:
             path.unlink()
-    return made
+    return index
 
 
-def _places(keys: Sequence[np.ndarray], upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the wanted keys, given by their halves, the shards hold, and where: shard << 32 | row."""
+def _locate(keys: Sequence[np.ndarray], upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which wanted keys, given by their halves, the shards hold, and their positions: shard << 32 | row."""
     held, places = np.zeros(len(upper), dtype=bool), np.zeros(len(upper), dtype="<u8")
     for number, own in enumerate(keys):
-        found = key_arrays.find_halves(upper, lower, own)
-        rows = np.flatnonzero(found >= 0)
-        rows = rows[~held[found[rows]]]
-        places[found[rows]] = (np.uint64(number) << np.uint64(32)) | rows.astype(np.uint64)
-        held[found[rows]] = True
+        matches = key_arrays.find_halves(upper, lower, own)
+        rows = np.flatnonzero(matches >= 0)
+        rows = rows[~held[matches[rows]]]
+        places[matches[rows]] = (np.uint64(number) << np.uint64(32)) | rows.astype(np.uint64)
+        held[matches[rows]] = True
     return held, places
 
 
@@ -145,18 +145,18 @@ def read(folder: Path) -> Index:
     """Read index.json; raises StoreError if it is missing, damaged or of another format."""
     path = folder / NAME
     if not path.is_file():
-        raise StoreError(f"{folder}: no features there ({NAME} is missing: the extraction has not finished). {REMEDY}")
+        raise StoreError(f"{folder}: not features ({NAME} is missing: the extraction has not finished). {REMEDY}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged: it is no index ({error}). {REMEDY}") from None
+        raise StoreError(f"{path}: damaged: not an index ({error}). {REMEDY}") from None
     if version != FORMAT:
         newer = "Update icecore." if isinstance(version, int) and version > FORMAT else REMEDY
         raise StoreError(f"{path}: expected format {FORMAT}, got {version}. {newer}")
-    said = values.pop("digest", None)
-    if said != (found := digest(values)):
-        raise StoreError(f"{path}: damaged: expected the digest {said}, got {found}. {REMEDY}")
+    stated = values.pop("digest", None)
+    if stated != (computed := digest(values)):
+        raise StoreError(f"{path}: damaged: expected the digest {stated}, got {computed}. {REMEDY}")
     try:
         return Index.model_validate(values)
     except ValidationError as error:
@@ -164,29 +164,27 @@ def read(folder: Path) -> Index:
 
 
 def contents(folder: Path) -> str:
-    """Return a digest of what features a folder has: their address, which samples have some, which have none and why.
+    """Return a digest of a folder's features: address, keys of the rows, and rejected samples with reasons.
 
-    In which shards and in which order the rows lie changes nothing in it, and neither does a recomputation elsewhere.
-    Raises StoreError as `read` and `open_rows` do.
+    It does not depend on shards or their order, nor on where the rows were computed. Raises StoreError as `read` and
+    `open_rows` do.
     """
     index = read(folder)
     keys = hashlib.sha256()
     for half in open_rows(folder, index)[:2]:
         for start in range(0, len(half), BLOCK_KEYS):
             keys.update(half[start : start + BLOCK_KEYS].tobytes())
-    rejected = [one.model_dump() for one in index.rejected]
+    rejected = [sample.model_dump() for sample in index.rejected]
     return digest({"address": index.address, "keys": keys.hexdigest(), "rejected": rejected})
 
 
 def open_rows(folder: Path, index: Index) -> np.ndarray:
-    """Return the table of rows, memory-mapped, uint64 (3, stored); raises StoreError if it is not what the index
-    says.
-    """
+    """Return the table of rows, memory-mapped, uint64 (3, stored); raises StoreError if the index does not match."""
     path = folder / index.rows.name
     if not path.is_file():
         raise StoreError(f"{path}: the table of rows is missing. {REMEDY}")
     if path.stat().st_size != index.rows.bytes or sha256_file(path) != index.rows.sha256:
-        raise StoreError(f"{path}: damaged: it is not the file that {NAME} names. {REMEDY}")
+        raise StoreError(f"{path}: damaged: its digest is not the digest in {NAME}. {REMEDY}")
     rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     if rows.dtype != np.dtype("<u8") or rows.shape != (3, index.stored):
         raise StoreError(f"{path}: expected uint64 (3, {index.stored}), got {rows.dtype} {rows.shape}. {REMEDY}")

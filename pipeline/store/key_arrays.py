@@ -1,6 +1,6 @@
-"""Sample keys as NumPy arrays of 16 bytes (dtype S16), which sort and compare as the hex text does.
+"""Sample keys as NumPy arrays of 16 bytes (dtype S16), which sort and compare like their hex strings.
 
-Take the bytes of a key with `tobytes`, never by indexing: NumPy drops trailing zero bytes of a single S16 element.
+Get the bytes of a key with `tobytes`, never by indexing: NumPy drops trailing zero bytes of an S16 element.
 """
 
 import re
@@ -16,30 +16,30 @@ from pipeline.files import KEY_BYTES
 
 DTYPE = np.dtype(f"S{KEY_BYTES}")
 BLOCK = 65_536
-TOGETHER = 16_384  # keys that are looked up at once: what a lookup takes beside its answer does not grow with them
+LOOKUP_BLOCK = 16_384  # keys that are looked up at a time, which bounds temporary memory
 VALUE_OF_DIGIT = np.full(256, 255, np.uint8)
-"""The value of each hex digit, by its ASCII code; 255 where a byte is none."""
+"""The value of each hex digit, by its ASCII code; 255 for other bytes."""
 for _value, _digit in enumerate("0123456789abcdef"):
     VALUE_OF_DIGIT[[ord(_digit), ord(_digit.upper())]] = _value
 
 
 def from_hex(keys: Iterable[str]) -> np.ndarray:
-    """Convert keys of 32 hex digits to an array of dtype S16; raises TypeError or DataError where a key is none."""
-    listed = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else None
+    """Convert strings of 32 hex digits to an array of dtype S16; raises TypeError or DataError for other values."""
+    values = list(keys) if isinstance(keys, Iterable) and not isinstance(keys, str) else None
     try:
-        if listed is not None and set(map(len, listed)) <= {2 * KEY_BYTES}:
-            found = np.frombuffer(bytes.fromhex("".join(listed)), dtype=DTYPE)
-            if len(found) == len(listed):  # fromhex passes over blanks
-                return found
+        if values is not None and set(map(len, values)) <= {2 * KEY_BYTES}:
+            result = np.frombuffer(bytes.fromhex("".join(values)), dtype=DTYPE)
+            if len(result) == len(values):  # fromhex skips blanks
+                return result
     except (TypeError, ValueError):
         pass
     digits = re.compile(rf"[0-9a-fA-F]{{{2 * KEY_BYTES}}}")
-    wrong: Any = keys if listed is None else next(one for one in listed if not _is_key(one, digits))
+    wrong: Any = keys if values is None else next(value for value in values if not _is_key(value, digits))
     message = (
-        f"keys: expected a list of texts of {2 * KEY_BYTES} hex digits each, or an array of dtype {DTYPE.str[1:]}, got "
-        f"{type(wrong).__name__} {reprlib.repr(wrong)}."
+        f"keys: expected a list of strings of {2 * KEY_BYTES} hex digits each, or an array of dtype {DTYPE.str[1:]}, "
+        f"got {type(wrong).__name__} {reprlib.repr(wrong)}."
     )
-    raise DataError(message) if listed is not None and isinstance(wrong, str) else TypeError(message)
+    raise DataError(message) if values is not None and isinstance(wrong, str) else TypeError(message)
 
 
 def _is_key(value: Any, digits: re.Pattern[str]) -> bool:
@@ -47,17 +47,17 @@ def _is_key(value: Any, digits: re.Pattern[str]) -> bool:
 
 
 def from_arrow(column: pa.Array) -> np.ndarray:
-    """Convert an Arrow array of texts of 32 hex digits to dtype S16, in blocks and without one Python object per key.
+    """Convert an Arrow array of strings of 32 hex digits to dtype S16, in blocks, without a Python object per key.
 
-    Raises DataError where a key is missing or is none.
+    Raises DataError for missing or malformed keys.
     """
     if column.null_count:
         raise DataError(f"keys: expected {2 * KEY_BYTES} hex digits each, got a row without a key. Run prepare again.")
-    parts = [_of_block(column.slice(start, BLOCK)) for start in range(0, len(column), BLOCK)]
+    parts = [_parse_block(column.slice(start, BLOCK)) for start in range(0, len(column), BLOCK)]
     return np.concatenate(parts) if parts else np.empty(0, DTYPE)
 
 
-def _of_block(column: pa.Array) -> np.ndarray:
+def _parse_block(column: pa.Array) -> np.ndarray:
     texts = column.cast(pa.large_string())
     _, starts, text = texts.buffers()
     at = np.frombuffer(starts, np.int64)[texts.offset : texts.offset + len(texts) + 1]
@@ -74,60 +74,58 @@ def _of_block(column: pa.Array) -> np.ndarray:
 
 
 def to_hex(keys: np.ndarray) -> list[str]:
-    """Convert an array of keys to text of 32 hex digits each."""
+    """Convert an array of keys to strings of 32 hex digits."""
     text = np.ascontiguousarray(keys).tobytes().hex()
     width = 2 * KEY_BYTES
     return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return `np.unique` with the place of the first of each key; faster where no key comes twice, which is usual."""
+    """Return the sorted distinct keys and the position of the first of each, as `np.unique`, but faster."""
     upper, _ = split_uint64(keys)
     order = np.argsort(upper, kind="stable")
     upper = upper[order]
-    if (upper[1:] == upper[:-1]).any():  # a key that comes twice, or two that share their upper half: one in billions
+    if (upper[1:] == upper[:-1]).any():  # a duplicate, or two keys with equal upper halves: one in billions
         return np.unique(keys, return_index=True)
     return keys[order], order
 
 
 def split_uint64(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the upper and the lower 64 bits of each key, uint64: they sort as the keys do, and faster."""
+    """Return the upper and the lower 64 bits of each key, uint64, which sort like the keys, but faster."""
     pairs = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
     return pairs[:, 0].astype("<u8"), pairs[:, 1].astype("<u8")
 
 
 def join(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Return keys, S16, from their halves."""
+    """Return keys S16 from their halves."""
     return np.stack([upper, lower], axis=1).astype(">u8").reshape(-1).view(DTYPE)
 
 
 def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the place of each wanted key among sorted ones, -1 where it is not there; int64, of the length of
-    `wanted`.
-    """
+    """Return the position of each wanted key in `sorted_keys`, int64 (len(wanted),); -1 for a missing key."""
     return find_halves(*split_uint64(sorted_keys), wanted)
 
 
 def find_halves(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Do what `find` does for keys that are given by their halves."""
+    """Return the same as `find`, for sorted keys given by their halves."""
     result = np.full(len(wanted), -1, dtype=np.int64)
     if len(upper):
-        for start in range(0, len(wanted), TOGETHER):
-            result[start : start + TOGETHER] = _find(upper, lower, wanted[start : start + TOGETHER])
+        for start in range(0, len(wanted), LOOKUP_BLOCK):
+            result[start : start + LOOKUP_BLOCK] = _search(upper, lower, wanted[start : start + LOOKUP_BLOCK])
     return result
 
 
-def _find(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _search(upper: np.ndarray, lower: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     high, low = split_uint64(wanted)
-    order = np.argsort(high, kind="stable")  # neighbours among the wanted then touch neighbouring memory
+    order = np.argsort(high, kind="stable")  # so that consecutive lookups touch neighbouring memory
     places = np.empty(len(wanted), dtype=np.int64)
     places[order] = np.searchsorted(upper, high[order])
-    # Two keys share their upper half once in billions: walk on while they do.
+    # Equal upper halves occur once in billions: step forward while they last.
     while True:
         inside = places < len(upper)
         at = np.where(inside, places, 0)
         same = inside & (upper[at] == high)
-        walk = same & (lower[at] < low)
-        if not walk.any():
+        step = same & (lower[at] < low)
+        if not step.any():
             return np.where(same & (lower[at] == low), places, -1)
-        places[walk] += 1
+        places[step] += 1

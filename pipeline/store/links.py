@@ -1,4 +1,4 @@
-"""Give a file a second name that shares its bytes where the file system can."""
+"""Link a file to a second path, sharing its bytes if the file system can."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ FICLONE = 0x40049409  # ioctl_ficlone(2)
 
 
 def link_or_copy(source: Path, target: Path) -> Literal["reflink", "hardlink", "copy"]:
-    """Give a file a second name, sharing its bytes where the file system can; say how it was done.
+    """Link a file to a second path by a reflink, a hard link or a copy; return which was used.
 
-    A reflink shares bytes until one of the two is changed, a hard link for good; a copy is what is left.
+    A reflink shares bytes until one of the files changes, a hard link always; a copy is the last resort.
     """
     with scratch(target.parent, target.name) as temporary:
         how = _reflink(source, temporary) or _hardlink(source, temporary)

@@ -1,7 +1,7 @@
-"""What lies where in a shard's file, and a refusal of everything that a shard has no use for.
+"""Validate a file as a shard, and locate its data.
 
-HDF5 files can name other files, hold types and filters that run code, and claim sizes that they do not have. A shard
-holds none of that: links, external storage, virtual data sets, other filters, types and shapes are refused.
+HDF5 files can refer to other files, contain types and filters that run code, and state false sizes. Shards have none of
+these: links, external storage, virtual data sets, other filters, types and shapes are refused.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pipeline.store.shard_format import REMEDY, ZSTD_FILTER, Layout, ShardRecord
 
 @dataclass(frozen=True)
 class Offsets:
-    """Where things lie in the file. `chunks`: (offset, bytes) of each chunk, None where the rows are contiguous."""
+    """Positions of a shard's data in its file. `chunks`: (offset, bytes) of each chunk; None for contiguous rows."""
 
     keys: int
     features: int | None
@@ -27,20 +27,20 @@ class Offsets:
 
 
 def validate_layout(path: Path, record: ShardRecord, layout: Layout) -> Offsets:
-    """Note where everything lies; raise StoreError for whatever a shard has no use for."""
+    """Return the offsets of a shard's data; raises StoreError if the file is not a valid shard."""
     expected = layout.datasets(record.rows)
     check_readable(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             if sorted(file) != sorted(expected):
-                raise _refused(path, f"expected {', '.join(sorted(expected))} in it, got {', '.join(sorted(file))}")
-            datasets = {name: _dataset(path, file, name, *expected[name]) for name in expected}
+                raise _error(path, f"expected {', '.join(sorted(expected))} in it, got {', '.join(sorted(file))}")
+            datasets = {name: _open_dataset(path, file, name, *expected[name]) for name in expected}
             offsets = {
-                name: _contiguous(path, dataset, record.bytes)
+                name: _offset_of(path, dataset, record.bytes)
                 for name, dataset in datasets.items()
                 if not (layout.chunked and name == "features")
             }
-            chunks = _chunks(path, datasets["features"], layout, record.bytes) if layout.chunked else None
+            chunks = _locate_chunks(path, datasets["features"], layout, record.bytes) if layout.chunked else None
             return Offsets(
                 keys=offsets["keys"],
                 features=offsets.get("features"),
@@ -49,51 +49,51 @@ def validate_layout(path: Path, record: ShardRecord, layout: Layout) -> Offsets:
                 scale=datasets["scale"][:] if "scale" in datasets else None,
             )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        # What h5py raises for files that are no HDF5, or broken inside.
-        raise _refused(path, f"HDF5 cannot read it: {error}") from None
+        # Errors of h5py for files that are damaged or not HDF5.
+        raise _error(path, f"HDF5 cannot read it: {error}") from None
 
 
-def _refused(path: Path, why: str) -> StoreError:
+def _error(path: Path, why: str) -> StoreError:
     return StoreError(f"{path}: not a shard of icecore: {why}. Nothing was read from it. {REMEDY}")
 
 
-def _dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
-    """Return a plain data set of the expected shape and dtype, or a refusal."""
+def _open_dataset(path: Path, file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+    """Return a plain data set of the expected shape and dtype; raises StoreError for others."""
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
-        raise _refused(path, f"/{name} is a {type(link).__name__}")
+        raise _error(path, f"/{name} is a {type(link).__name__}")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise _refused(path, f"/{name} is a {type(dataset).__name__}")
+        raise _error(path, f"/{name} is a {type(dataset).__name__}")
     if dataset.is_virtual or dataset.external:
-        raise _refused(path, f"/{name} takes its data from other files")
+        raise _error(path, f"/{name} takes its data from other files")
     if dataset.dtype != np.dtype(dtype) or dataset.dtype.hasobject or dataset.shape != shape:
-        raise _refused(path, f"/{name}: expected {shape} of {dtype}, got {dataset.shape} of {dataset.dtype.str}")
+        raise _error(path, f"/{name}: expected {shape} of {dtype}, got {dataset.shape} of {dataset.dtype.str}")
     return dataset
 
 
-def _contiguous(path: Path, dataset: h5py.Dataset, size: int) -> int:
-    """Return where a contiguous data set begins."""
+def _offset_of(path: Path, dataset: h5py.Dataset, size: int) -> int:
+    """Return the offset of a contiguous data set."""
     plist, offset = dataset.id.get_create_plist(), dataset.id.get_offset()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
-        raise _refused(path, f"{dataset.name} is chunked or filtered")
+        raise _error(path, f"{dataset.name} is chunked or filtered")
     if offset is None or offset + dataset.nbytes > size:
-        raise _refused(path, f"{dataset.name} does not lie inside the file")
+        raise _error(path, f"{dataset.name} does not lie inside the file")
     return int(offset)
 
 
-def _chunks(path: Path, dataset: h5py.Dataset, layout: Layout, size: int) -> tuple[tuple[int, int], ...]:
-    """Return offset and bytes of each chunk, in the order of the rows."""
+def _locate_chunks(path: Path, dataset: h5py.Dataset, layout: Layout, size: int) -> tuple[tuple[int, int], ...]:
+    """Return (offset, bytes) of each chunk, in the order of the rows."""
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
     if dataset.chunks != (layout.chunk_rows(len(dataset)), *layout.shape) or filters != [ZSTD_FILTER]:
-        raise _refused(path, f"{dataset.name}: chunks {dataset.chunks}, filters {filters}")
-    found: dict[int, tuple[int, int]] = {}
+        raise _error(path, f"{dataset.name}: chunks {dataset.chunks}, filters {filters}")
+    located: dict[int, tuple[int, int]] = {}
     for number in range(dataset.id.get_num_chunks()):
         info = dataset.id.get_chunk_info(number)
         if info.filter_mask or info.byte_offset + info.size > size:
-            raise _refused(path, f"{dataset.name}: chunk {number} is not compressed or not inside the file")
-        found[info.chunk_offset[0] // layout.chunk_rows(len(dataset))] = (info.byte_offset, info.size)
-    if len(found) != -(-len(dataset) // layout.block_rows):
-        raise _refused(path, f"{dataset.name}: chunks are missing")
-    return tuple(found[number] for number in range(len(found)))
+            raise _error(path, f"{dataset.name}: chunk {number} is not compressed or not inside the file")
+        located[info.chunk_offset[0] // layout.chunk_rows(len(dataset))] = (info.byte_offset, info.size)
+    if len(located) != -(-len(dataset) // layout.block_rows):
+        raise _error(path, f"{dataset.name}: chunks are missing")
+    return tuple(located[number] for number in range(len(located)))

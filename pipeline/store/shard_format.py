@@ -1,4 +1,4 @@
-"""What a shard is made of: the shape of its rows, its blocks and its name.
+"""The format of a shard: its data sets, blocks and name.
 
     /features    (rows, ...) in the stored dtype
     /checksums   uint64 (blocks,): xxh3-64 of the bytes of each block of `block_rows` rows, before compression
@@ -6,8 +6,8 @@
     /scale       float32 (channels,), int8 only
     attributes of /: format, identity (the column's address), dtype, block_rows
 
-Vectors are contiguous and not compressed, so that any row can be memory-mapped. Maps, rows of two axes and more, lie in
-chunks of about 1 MiB, each a block and a Zstandard frame (HDF5 filter 32015).
+Vectors are contiguous and not compressed, so that any row can be memory-mapped. Maps, rows with two or more axes, are
+stored in chunks of about 1 MiB, each a block and a Zstandard frame (HDF5 filter 32015).
 """
 
 import itertools
@@ -24,17 +24,15 @@ from pipeline.store.dtypes import ON_DISK, Stored
 
 FORMAT = 3
 ZSTD_FILTER, ZSTD_LEVEL = 32015, 1
-CHUNK_BYTES = 2**20  # of a map's chunk
-BLOCK_BYTES = (
-    2**12
-)  # that one checksum of vectors covers: what the system reads at least, so that a random row costs no more
-PIECE_BYTES = 2 * CHUNK_BYTES  # of vectors: stays in the processor's cache between a copy and its checksums
-REMEDY = "Run `icecore cache repair`, then the extraction again: only what is damaged is computed."
+CHUNK_BYTES = 2**20  # of a chunk of maps
+BLOCK_BYTES = 2**12  # of vectors per checksum: a memory page, so that checking a random row reads no more
+PIECE_BYTES = 2 * CHUNK_BYTES  # of vectors at a time: they stay in the processor's cache between copy and checksum
+REMEDY = "Run `icecore cache repair`, then the extraction again: only damaged rows are computed."
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What an index says of a shard; `name` is the file's SHA-256 and so its name."""
+    """The entry of a shard in an index. `name`: SHA-256 of the file, and its name."""
 
     name: str
     rows: int
@@ -43,13 +41,13 @@ class ShardRecord:
     last: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain values, for an index."""
+        """Return the record as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the rows of a column look like: dtype and shape of one row."""
+    """The format of a column's rows: dtype and shape of a row."""
 
     address: str
     dtype: Stored
@@ -57,7 +55,7 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one stored row."""
+        """Bytes of a stored row."""
         return int(np.prod(self.shape)) * np.dtype(ON_DISK[self.dtype]).itemsize
 
     @property
@@ -67,25 +65,25 @@ class Layout:
 
     @property
     def block_rows(self) -> int:
-        """Rows that one checksum covers, and of maps one chunk."""
+        """Rows per checksum, and per chunk of maps."""
         return max(1, (CHUNK_BYTES if self.chunked else BLOCK_BYTES) // self.row_bytes)
 
     def chunk_rows(self, rows: int) -> int:
-        """Return rows of a chunk in a shard of so many: HDF5 wants no chunk larger than the whole."""
+        """Return the rows per chunk in a shard of `rows`: HDF5 allows no chunk larger than the data set."""
         return min(self.block_rows, rows)
 
     def blocks(self, rows: int) -> int:
-        """Return blocks of a shard of so many rows."""
+        """Return the number of blocks in a shard of `rows`."""
         return -(-rows // self.block_rows)
 
     def pieces(self, start: int, stop: int) -> Iterator[range]:
-        """Return some rows in pieces of about PIECE_BYTES that end with a block."""
+        """Split the rows from `start` to `stop` into pieces of about PIECE_BYTES that end with a block."""
         step = max(1, PIECE_BYTES // (self.block_rows * self.row_bytes)) * self.block_rows
         edges = [start, *range((start // step + 1) * step, stop, step), stop]
         return (range(first, last) for first, last in itertools.pairwise(edges) if first < last)
 
     def datasets(self, rows: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return shape and NumPy dtype of every data set in a shard of so many rows."""
+        """Return {data set: (shape, NumPy dtype)} of a shard of `rows`."""
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             "features": ((rows, *self.shape), ON_DISK[self.dtype]),
             "checksums": ((self.blocks(rows),), "<u8"),
@@ -97,12 +95,12 @@ class Layout:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Return where the shard of that name lies in a folder."""
+    """Return the path of a shard in a folder."""
     return folder / f"{name}.h5"
 
 
 def cut(data: memoryview, size: int) -> Iterator[memoryview]:
-    """Yield some bytes in parts of a size, the last of which may be short."""
+    """Split bytes into parts of `size`; the last part may be short."""
     return (data[start : start + size] for start in range(0, len(data), size))
 
 

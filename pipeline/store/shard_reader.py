@@ -1,9 +1,9 @@
-"""An open shard: an immutable HDF5 file with some rows of one column. `Layout` in shard_format.py says what is in it.
+"""Read rows of a shard: an immutable HDF5 file with rows of a column, in the format of shard_format.py.
 
-Opening trusts nothing. The digest is checked before HDF5 sees the file; then `validate_layout` refuses whatever a
-shard has no use for and notes where the rows lie. After that rows are read by plain file reads: no HDF5 handle is
-kept, so threads and forked processes may share an open shard. Single rows are read through a map of the file; of the
-open shards no more than `MAPS` have one.
+A file is not trusted. Its digest is checked before HDF5 opens it; then `validate_layout` refuses everything that a
+shard does not need, and locates the rows. Rows are then read by plain file reads: no HDF5 handle stays open, so that
+threads and forked processes may share a shard. Single rows are read through a memory map; at most `MAPS` open shards
+have a map.
 """
 
 import mmap
@@ -26,35 +26,35 @@ from pipeline.store.dtypes import ON_DISK, decode
 from pipeline.store.shard_checks import validate_layout
 from pipeline.store.shard_format import REMEDY, Layout, ShardRecord, checksums, cut
 
-MAPS = 256  # at once in a process: each takes a file descriptor, of which a process has 1,024 by default
-SUM = np.dtype("<u8")
-OF_MAP = ("_bytes", "_dense", "_sums")
+MAPS = 256  # memory maps per process: each takes a file descriptor, of which a process has 1,024 by default
+CHECKSUM = np.dtype("<u8")
+MAPPED = ("_bytes", "_dense", "_sums")
 
 
 def verify(path: Path, record: ShardRecord, *, whole: bool = True) -> None:
-    """Raise StoreError if a shard is missing or has not the size, and if `whole` the bytes, that its record says."""
+    """Raise StoreError if a shard is missing, or if its size or, with `whole`, its digest differs from its record."""
     if not path.is_file():
         raise StoreError(f"{path}: the shard is missing. {REMEDY}")
     if (size := path.stat().st_size) != record.bytes:
         raise StoreError(f"{path}: expected {record.bytes:,} bytes, got {size:,}. {REMEDY}")
-    if whole and (found := sha256_file(path)) != record.name:
-        raise StoreError(f"{path}: expected SHA-256 {record.name}, got {found}: the shard is damaged. {REMEDY}")
+    if whole and (computed := sha256_file(path)) != record.name:
+        raise StoreError(f"{path}: expected SHA-256 {record.name}, got {computed}: the shard is damaged. {REMEDY}")
 
 
 class Shard:
-    """An open shard. Rows are checked against their checksums as they are read, unless `check` is False.
+    """An open shard. Rows are checked against their checksums when they are read, unless `check` is False.
 
-    Raises StoreError on opening if the file is damaged or has anything in it that a shard does not have.
+    Raises StoreError on opening if the file is damaged or not a valid shard.
     """
 
     def __init__(self, path: Path, record: ShardRecord, layout: Layout, *, check: bool = True) -> None:
         self.path, self.record, self.layout, self.check = path, record, layout, check
         verify(path, record)
-        self._places = validate_layout(path, record, layout)
+        self._offsets = validate_layout(path, record, layout)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps of the file are made anew in the process that needs them.
-        return {name: value for name, value in self.__dict__.items() if name not in OF_MAP}
+        # Another process creates its own memory maps.
+        return {name: value for name, value in self.__dict__.items() if name not in MAPPED}
 
     def __len__(self) -> int:
         return self.record.rows
@@ -62,39 +62,39 @@ class Shard:
     @property
     def keys(self) -> np.ndarray:
         """All keys, S16 (rows,)."""
-        return np.frombuffer(self._bytes, key_arrays.DTYPE, count=self.record.rows, offset=self._places.keys)
+        return np.frombuffer(self._bytes, key_arrays.DTYPE, count=self.record.rows, offset=self._offsets.keys)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows by number, decoded (len(rows), ...); see `encoding.decode` for the dtype."""
+        """Return rows by number, decoded (len(rows), ...); see `dtypes.decode` for the dtype."""
         blocks, size = rows // self.layout.block_rows, self.layout.block_rows
         if self.layout.chunked:
-            found = self._empty(len(rows))
+            result = self._empty(len(rows))
             for block in np.unique(blocks).tolist():
                 here = blocks == block
-                found[here] = self._chunk(block)[rows[here] - block * size]
+                result[here] = self._chunk(block)[rows[here] - block * size]
         else:
-            found = self._dense[rows]
-            if self.check and size == 1:  # the copy is what is checked, and still in the processor's cache
-                self._verify(rows, cut(found.data.cast("B"), self.layout.row_bytes))
+            result = self._dense[rows]
+            if self.check and size == 1:  # the copy is checked, which is still in the processor's cache
+                self._verify(rows, cut(result.data.cast("B"), self.layout.row_bytes))
             elif self.check:
                 wanted = np.unique(blocks)
                 self._verify(wanted, [self._block(number) for number in wanted.tolist()])
-        return decode(found, self.layout.dtype, self._places.scale)
+        return decode(result, self.layout.dtype, self._offsets.scale)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from `start` to `stop`, decoded: what a pass over the shard calls for."""
-        found = self._empty(stop - start)
-        self.read_into(found, start)
-        return decode(found, self.layout.dtype, self._places.scale)
+        """Return the rows from `start` to `stop`, decoded."""
+        result = self._empty(stop - start)
+        self.read_into(result, start)
+        return decode(result, self.layout.dtype, self._offsets.scale)
 
     def read_into(self, out: np.ndarray, start: int) -> None:
         """Fill `out`, C-contiguous and of the stored dtype, with the rows from `start` on."""
         stop, blocks = start + len(out), self.layout.block_rows
         if self.layout.chunked:
             numbers = range(start // blocks, -(-stop // blocks))
-            for number, whole in zip(numbers, parallel_map(self._chunk, numbers), strict=True):
-                first, last = max(start, number * blocks), min(stop, number * blocks + len(whole))
-                out[first - start : last - start] = whole[first - number * blocks : last - number * blocks]
+            for number, chunk in zip(numbers, parallel_map(self._chunk, numbers), strict=True):
+                first, last = max(start, number * blocks), min(stop, number * blocks + len(chunk))
+                out[first - start : last - start] = chunk[first - number * blocks : last - number * blocks]
             return
         with self.path.open("rb", buffering=0) as file:
 
@@ -105,23 +105,23 @@ class Shard:
                 pass
 
     def _read_piece(self, descriptor: int, out: np.ndarray, rows: range) -> None:
-        """Read vectors, and check every block that they touch."""
-        assert self._places.features is not None, "vectors are contiguous"
+        """Read vectors, and check every block that they overlap."""
+        assert self._offsets.features is not None, "vectors are contiguous"
         view, row_bytes, size = out.data.cast("B"), self.layout.row_bytes, self.layout.block_rows
         done = 0
         while done < len(view):
-            done += os.preadv(descriptor, [view[done:]], self._places.features + rows.start * row_bytes + done)
+            done += os.preadv(descriptor, [view[done:]], self._offsets.features + rows.start * row_bytes + done)
         if not self.check:
             return
-        # Blocks that lie in `out` whole are checked there, those at its edges where they lie in the file.
+        # Complete blocks are checked in `out`, blocks at its edges in the file.
         first, last = (
             -(-rows.start // size),
             rows.stop // size if rows.stop < len(self) else self.layout.blocks(len(self)),
         )
         inside = view[(first * size - rows.start) * row_bytes : (last * size - rows.start) * row_bytes]
-        width = SUM.itemsize  # read and not mapped: pages of a map stay in memory
-        sums = os.pread(descriptor, max(0, last - first) * width, self._places.checksums + first * width)
-        self._verify(np.arange(first, last), cut(inside, size * row_bytes), np.frombuffer(sums, SUM))
+        width = CHECKSUM.itemsize  # read, not mapped: mapped pages would stay in memory
+        sums = os.pread(descriptor, max(0, last - first) * width, self._offsets.checksums + first * width)
+        self._verify(np.arange(first, last), cut(inside, size * row_bytes), np.frombuffer(sums, CHECKSUM))
         edges = sorted({rows.start // size, (rows.stop - 1) // size} - set(range(first, last)))
         self._verify(np.array(edges, dtype=np.int64), map(self._block, edges))
 
@@ -129,9 +129,9 @@ class Shard:
         return np.empty((rows, *self.layout.shape), dtype=ON_DISK[self.layout.dtype])
 
     def _chunk(self, block: int) -> np.ndarray:
-        """Return the rows of one chunk, decompressed and checked."""
-        assert self._places.chunks is not None, "maps are chunked"
-        offset, size = self._places.chunks[block]
+        """Return the rows of a chunk, decompressed and checked."""
+        assert self._offsets.chunks is not None, "maps are chunked"
+        offset, size = self._offsets.chunks[block]
         rows = min(self.layout.block_rows, len(self) - block * self.layout.block_rows)
         chunk = self.layout.chunk_rows(len(self))
         expected = chunk * self.layout.row_bytes
@@ -149,17 +149,17 @@ class Shard:
         return values
 
     def _block(self, number: int) -> memoryview:
-        """Return the bytes of one block of vectors, where they lie in the file."""
-        assert self._places.features is not None, "vectors are contiguous"
+        """Return the bytes of a block of vectors in the mapped file."""
+        assert self._offsets.features is not None, "vectors are contiguous"
         size, end = self.layout.block_rows * self.layout.row_bytes, len(self) * self.layout.row_bytes
-        start = self._places.features
+        start = self._offsets.features
         return memoryview(self._bytes)[start + number * size : start + min((number + 1) * size, end)]
 
     def _verify(self, blocks: np.ndarray, data: Iterable[memoryview], sums: np.ndarray | None = None) -> None:
-        """Raise StoreError if the bytes of some blocks do not fit their checksums, or those given as `sums`."""
+        """Raise StoreError if the bytes of blocks do not match their checksums, or `sums` if given."""
         wrong = np.flatnonzero(checksums(data) != (self._sums[blocks] if sums is None else sums))
         if len(wrong):
-            raise self._damaged(int(blocks[wrong[0]]), "it does not fit its checksum")
+            raise self._damaged(int(blocks[wrong[0]]), "it does not match its checksum")
 
     def _damaged(self, block: int, why: str) -> StoreError:
         first = block * self.layout.block_rows
@@ -169,25 +169,25 @@ class Shard:
     @cached_property
     def _bytes(self) -> mmap.mmap:
         with self.path.open("rb") as file:
-            made = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         _mapped.append(weakref.ref(self))
         while len(_mapped) > MAPS:
             oldest = _mapped.popleft()()
-            for name in OF_MAP if oldest is not None else ():
+            for name in MAPPED if oldest is not None else ():
                 oldest.__dict__.pop(name, None)
-        return made
+        return mapped
 
     @cached_property
     def _sums(self) -> np.ndarray:
-        """All checksums, where they lie in the file."""
-        return np.frombuffer(self._bytes, SUM, count=self.layout.blocks(len(self)), offset=self._places.checksums)
+        """All checksums, in the mapped file."""
+        return np.frombuffer(self._bytes, CHECKSUM, count=self.layout.blocks(len(self)), offset=self._offsets.checksums)
 
     @cached_property
     def _dense(self) -> np.ndarray:
-        assert self._places.features is not None, "vectors are contiguous"
+        assert self._offsets.features is not None, "vectors are contiguous"
         count = self.record.rows * int(np.prod(self.layout.shape))
-        flat = np.frombuffer(self._bytes, ON_DISK[self.layout.dtype], count=count, offset=self._places.features)
+        flat = np.frombuffer(self._bytes, ON_DISK[self.layout.dtype], count=count, offset=self._offsets.features)
         return flat.reshape(self.record.rows, *self.layout.shape)
 
 
-_mapped: deque[weakref.ref[Shard]] = deque()  # those with a map of their file, the oldest first
+_mapped: deque[weakref.ref[Shard]] = deque()  # shards with a memory map, the oldest first

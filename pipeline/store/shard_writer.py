@@ -1,7 +1,7 @@
-"""Writing a shard: once, in one session and in row order, without times or host names, so equal rows give equal bytes.
+"""Write a shard in row order, without times or host names, so that equal rows give equal bytes.
 
-Rows come in pieces from wherever they are held (`Rows`), which is a spool: no more than a few pieces are held here. The
-file gets its name, the SHA-256 of its content, when it is finished, and is never opened for writing again.
+Rows are read in pieces (`Rows`, usually a row buffer), of which only a few are in memory. A finished file gets its
+name, the SHA-256 of its content, and is never opened for writing again.
 """
 
 import hashlib
@@ -35,90 +35,93 @@ from pipeline.store.shard_format import (
     path_of,
 )
 
-OVERHEAD_BYTES = 2**12  # of HDF5's own in a shard, at most, but for the checksums
+OVERHEAD_BYTES = 2**12  # limit on HDF5's own bytes in a shard, without the checksums
 
 
 class Rows(Protocol):
-    """Rows in the order of their keys, as they are stored; of int8 with the `scale` (channels,)."""
+    """Rows in the order of their keys, in the stored dtype."""
 
     @property
     def scale(self) -> np.ndarray | None:
-        """The scale of int8, float32 (channels,)."""
+        """The scale for int8, float32 (channels,); None for other dtypes."""
         ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from `start` to `stop`, C-contiguous; may be called by several threads."""
+        """Return the rows from `start` to `stop`, C-contiguous; called by several threads."""
         ...
 
 
 def write(folder: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> ShardRecord:
-    """Write a shard into `folder` under the name of its content; `keys`: S16 (rows,), sorted.
+    """Write a shard to `folder`, named by its digest; return its record. `keys`: S16 (rows,), sorted.
 
-    Raises StoreError if the disk is full; then nothing is left there.
+    Raises StoreError, and leaves no file, if the disk is full.
     """
     first, last = key_arrays.to_hex(keys[[0, -1]])
     needed = shard_size_bound(len(keys), layout)
-    # Vectors only: maps shrink. HDF5 does not even close a file well that it had no room for.
+    # Not for maps, which are compressed. HDF5 cannot close a file properly when the disk is full.
     if not layout.chunked and free_disk(folder) < needed:
-        raise no_space(folder, needed)
+        raise disk_full_error(folder, needed)
     try:
         with scratch(folder, "shard") as temporary:
             digest = (_write_maps if layout.chunked else _write_vectors)(temporary, keys, rows, layout)
             temporary.chmod(0o444)
             record = ShardRecord(digest, len(keys), temporary.stat().st_size, first, last)
             publish(temporary, path_of(folder, record.name))
-    except (OSError, RuntimeError) as error:  # the second is what h5py makes of some errors
+    except (OSError, RuntimeError) as error:  # h5py turns some OSErrors into RuntimeErrors
         if getattr(error, "errno", None) in DISK_FULL or any(
             f"errno = {number}," in str(error) for number in DISK_FULL
         ):
-            raise no_space(folder, needed) from None
+            raise disk_full_error(folder, needed) from None
         raise
     return record
 
 
 def refuse_unstorable(keys: np.ndarray, finite: np.ndarray, stored: Stored) -> None:
-    """Raise StoreError if some rows of the keys, those that are not `finite` (rows,), cannot be stored."""
+    """Raise StoreError if any row is not `finite` (rows,) in its stored dtype."""
     if not finite.all():
         bad = key_arrays.to_hex(keys[~finite])
-        half = "Store this tap as `dtype: bfloat16` or `float32`."
+        advice = (
+            "Store this tap as `dtype: bfloat16` or `float32`."
+            if stored == "float16"
+            else "The network computes such values: check its weights."
+        )
         raise StoreError(
             f"{len(bad):,} of {len(keys):,} rows have values that {stored} cannot hold (above its largest number, or "
-            f"NaN), the first of key {bad[0]}. "
-            f"{half if stored == 'float16' else 'The network itself gives them: look at its weights.'}"
+            f"NaN); the first key is {bad[0]}. {advice}"
         )
 
 
 def shard_size_bound(rows: int, layout: Layout) -> int:
-    """Return the bytes of a shard of so many rows, at most, but for the checksums."""
+    """Return an upper bound on the bytes of a shard of `rows`, without the checksums."""
     return rows * (layout.row_bytes + key_arrays.DTYPE.itemsize) + OVERHEAD_BYTES
 
 
-def no_space(folder: Path, needed: int) -> StoreError:
-    """Return the message for a shard of some bytes that does not fit on the disk."""
-    room = free_disk(folder)
+def disk_full_error(folder: Path, needed: int) -> StoreError:
+    """Return the error for a shard of `needed` bytes that does not fit on the disk."""
+    free = free_disk(folder)
     return StoreError(
-        f"{folder}: no space left for a shard of up to {needed:,} bytes: {room:,} are free, {max(needed - room, 0):,} "
-        "are missing. Every shard that was finished is kept: make room (`icecore cache prune`) and run it again."
+        f"{folder}: no space left for a shard of up to {needed:,} bytes: {free:,} are free, {max(needed - free, 0):,} "
+        "are missing. All finished shards are kept: free some space (`icecore cache prune`) and run again."
     )
 
 
 def _write_vectors(path: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> str:
-    """Write the file; return its SHA-256.
+    """Write a shard of vectors; return its SHA-256.
 
-    HDF5 lays the file out, with room for the rows and behind them for their checksums. Both are then written plainly,
-    a piece after another, while a second thread follows through the file and works out the digest: it may fall behind
-    and go on while the file is flushed, and no bytes are kept for it.
+    HDF5 creates the file with space for the rows and, after them, the checksums. Both are then written by plain writes,
+    piece by piece, while a second thread reads the written file and computes the digest: it may fall behind, continues
+    while the file is flushed, and needs no bytes in memory.
     """
     count = len(keys)
     with h5py.File(path, "w") as file:
         _describe(file, layout)
-        start = _make_room(file, "features", (count, *layout.shape), ON_DISK[layout.dtype])
-        sums_start = _make_room(file, "checksums", (layout.blocks(count),), "<u8")
+        start = _add_contiguous(file, "features", (count, *layout.shape), ON_DISK[layout.dtype])
+        sums_start = _add_contiguous(file, "checksums", (layout.blocks(count),), "<u8")
         _add_small(file, keys, rows.scale)
     size, end = path.stat().st_size, start + count * layout.row_bytes
     written: SimpleQueue[range | None] = SimpleQueue()
     with path.open("r+b", buffering=0) as raw, ThreadPoolExecutor(1) as follower:
-        digest = follower.submit(_sha256_behind, raw.fileno(), written.get)
+        digest = follower.submit(_hash_written, raw.fileno(), written.get)
         try:
             written.put(range(start))
             sums = []
@@ -137,19 +140,19 @@ def _write_vectors(path: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> 
 
 
 def _write_maps(path: Path, keys: np.ndarray, rows: Rows, layout: Layout) -> str:
-    """Compress the chunks on all cores and put them into the file in their order; return its SHA-256."""
+    """Write a shard of maps, compressing chunks on all cores; return its SHA-256."""
     count, chunk = len(keys), layout.chunk_rows(len(keys))
 
     def compress(start: int) -> tuple[int, int, bytes]:
         part = rows.read(start, min(start + chunk, count))
         checksum = xxhash.xxh3_64_intdigest(part.data.cast("B"))
-        if len(part) < chunk:  # HDF5 stores the last chunk whole
+        if len(part) < chunk:  # HDF5 pads the last chunk
             part = np.concatenate([part, np.zeros((chunk - len(part), *layout.shape), part.dtype)])
         return start, checksum, zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(part.data.cast("B"))
 
     with h5py.File(path, "w") as file, closing(parallel_map(compress, range(0, count, chunk))) as frames:
         _describe(file, layout)
-        dataset = _make_chunked(file, (count, *layout.shape), ON_DISK[layout.dtype], chunk)
+        dataset = _add_chunked(file, (count, *layout.shape), ON_DISK[layout.dtype], chunk)
         sums = []
         for start, checksum, frame in frames:
             sums.append(checksum)
@@ -175,16 +178,16 @@ def _add_small(file: h5py.File, keys: np.ndarray, scale: np.ndarray | None) -> N
         file.create_dataset("scale", data=scale)
 
 
-def _plist() -> Any:
-    """Return settings of a data set without the time of its creation, which HDF5 would keep."""
+def _creation_properties() -> Any:
+    """Return creation properties of a data set without timestamps, which HDF5 would store."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_obj_track_times(False)
     return plist
 
 
-def _make_room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> int:
-    """Add a data set without its bytes; return where they go."""
-    plist = _plist()
+def _add_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> int:
+    """Add a contiguous data set without its bytes; return their offset."""
+    plist = _creation_properties()
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -193,18 +196,18 @@ def _make_room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -
     return int(dataset.get_offset())
 
 
-def _make_chunked(file: h5py.File, shape: tuple[int, ...], dtype: str, chunk: int) -> Any:
-    """Add /features without its chunks."""
-    plist = _plist()
+def _add_chunked(file: h5py.File, shape: tuple[int, ...], dtype: str, chunk: int) -> Any:
+    """Add /features as a chunked data set, without its chunks."""
+    plist = _creation_properties()
     plist.set_chunk((chunk, *shape[1:]))
-    # Optional, so that HDF5 accepts a filter that it cannot run itself: frames are made and read here.
+    # Optional, so that HDF5 accepts a filter that it cannot run: icecore compresses and decompresses the frames.
     plist.set_filter(ZSTD_FILTER, h5py.h5z.FLAG_OPTIONAL, (ZSTD_LEVEL,))
     space = h5py.h5s.create_simple(shape)
     return h5py.h5d.create(file.id, b"features", h5py.h5t.py_create(np.dtype(dtype)), space, plist)
 
 
-def _sha256_behind(descriptor: int, written: Callable[[], range | None]) -> str:
-    """Return the SHA-256 of the bytes of a file in the order in which their places are given; None ends it."""
+def _hash_written(descriptor: int, written: Callable[[], range | None]) -> str:
+    """Return the SHA-256 of a file's bytes, hashed in the order of the ranges that `written` returns; None ends it."""
     total, buffer = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
     for span in iter(written, None):
         for start in range(span.start, span.stop, PIECE_BYTES):
@@ -215,14 +218,14 @@ def _sha256_behind(descriptor: int, written: Callable[[], range | None]) -> str:
 
 
 def pwrite(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of some bytes to a place in a file."""
+    """Write all bytes of `data` at an offset of a file."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 def pread(descriptor: int, out: memoryview, offset: int) -> int:
-    """Fill `out` with the bytes at a place in a file; return how many there were, fewer only where it ends before."""
+    """Fill `out` with the bytes at an offset of a file; return their number, smaller only at the end of the file."""
     done = 0
     while done < len(out) and (got := os.preadv(descriptor, [out[done:]], offset + done)):
         done += got

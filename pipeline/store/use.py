@@ -1,6 +1,6 @@
-"""Which parts of the cache a running job uses: a shared lock on the folder or file itself, which ends with its process.
+"""Locks on parts of the cache that a running job uses: shared locks on the file or folder, which end with the process.
 
-Where the file system has no locks, nothing is held, and `prune` goes by the time of the last use.
+On a file system without locks, nothing is locked, and `prune` relies on the time of the last use.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[None]:
-    """Keep `prune` off a folder of the cache, which is made if need be, while a job reads or writes there."""
-    with contextlib.suppress(OSError):  # the cache may be read-only: the job says so if it must write
+def hold(folder: Path) -> Iterator[None]:
+    """Protect a folder of the cache from `prune` during the block; the folder is created if it is missing."""
+    with contextlib.suppress(OSError):  # the cache may be read-only; a job that must write reports it
         folder.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(folder, shared=True)
     try:
@@ -26,8 +26,8 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unused(path: Path) -> Iterator[bool]:
-    """Yield whether no job uses a folder or file of the cache; none can begin to until the end."""
+def lock_unused(path: Path) -> Iterator[bool]:
+    """Yield whether no job uses a file or folder of the cache; during the block, no job can start to use it."""
     descriptor = None
     try:
         descriptor = _lock(path, shared=False)
@@ -42,21 +42,19 @@ def unused(path: Path) -> Iterator[bool]:
 
 
 def touch(path: Path) -> None:
-    """Give a part of the cache the present time, from which its age counts; one of another user keeps its own."""
+    """Mark a file or folder of the cache as used now; does nothing for a file of another user."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def _lock(path: Path, *, shared: bool) -> int | None:
-    """Return a descriptor that holds the lock; None where there are no locks. Raises BlockingIOError where another has
-    it.
-    """
+    """Return a descriptor that holds the lock, or None without lock support; raises BlockingIOError if it is taken."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        # `unused` holds its lock no longer than a rename takes: a job waits for it.
+        # `lock_unused` holds its lock only during a rename, so a job waits for it.
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):

@@ -1,6 +1,6 @@
-"""Moments of rows in one pass; ridge, discriminants, class means and principal components are solved from them.
+"""Compute moments of rows in one pass; ridge, LDA, class means and principal components are solved from them.
 
-A row counts once, whoever adds it: spans of rows may be summed by other threads, processes or machines, and merged.
+Spans of rows may be summed by other threads, processes or machines, and merged.
 """
 
 import functools
@@ -15,21 +15,21 @@ from pipeline.errors import HeadError
 from pipeline.streaming.chunks import Span, WrappedSource, map_chunks, take_rows
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.rows import BLOCK_BYTES, blocks, is_source
-from pipeline.streaming.targets import numbered
+from pipeline.streaming.targets import encode_labels
 
-BYTES = BLOCK_BYTES // 2  # of a block; three of that size are held: one centred, one read and one read ahead
-PIVOT_ROWS = 1024  # with 256 the mean is met less well, and products' errors add up to several times as much
+BYTES = BLOCK_BYTES // 2  # per block; three blocks are in memory: centred, read, and read ahead
+PIVOT_ROWS = 1024  # 256 rows estimate the mean less well, and errors of products become several times larger
 
 
 class CachedMoments(WrappedSource):
-    """A row source that keeps the last moments of its rows, so that heads fitted to it share one pass.
+    """A row source that caches the last moments of its rows, so that heads fitted to it share a pass.
 
-    They are given again to who asks for the same groups of rows, targets and weights: O(width²) of memory.
+    The cache is used for equal groups of rows, targets and weights. It takes O(width²) of memory.
     """
 
     def __init__(self, source: Any) -> None:
         self.source, self.shape, self.dtype = source, source.shape, source.dtype
-        self._kept: tuple[tuple[Any, ...], Moments] | None = None
+        self._cached: tuple[tuple[Any, ...], Moments] | None = None
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -41,55 +41,57 @@ class CachedMoments(WrappedSource):
         """Return some rows of the source."""
         return take_rows(self.source, rows)
 
-    def moments(self, asked: tuple[Any, ...], make: Callable[[Any], Moments]) -> Moments:
-        """Return the moments of the source as `make` sums them, from the last call if the arguments are the same."""
-        if self._kept is None or not all(itertools.starmap(np.array_equal, zip(self._kept[0], asked, strict=True))):
-            self._kept = asked, make(self.source)
-        return self._kept[1]
+    def moments(self, key: tuple[Any, ...], compute: Callable[[Any], Moments]) -> Moments:
+        """Return `compute(source)`, from the last call if its `key` had equal arrays."""
+        if self._cached is None or not all(itertools.starmap(np.array_equal, zip(self._cached[0], key, strict=True))):
+            self._cached = key, compute(self.source)
+        return self._cached[1]
 
 
 def compute_moments(X: Any, y: Any = None, *, classes: Any = None, weights: np.ndarray | None = None) -> Moments:
     """Compute the moments of rows X, an array or a row source, in one pass.
 
-    y (rows,) names the class of each row where `classes` are given, and otherwise holds targets (rows,) or (rows,
-    targets); None: neither. A source of `pieces` is summed piece by piece, by whoever works on these, and the sums are
-    merged in their order: what is added to what depends on the cut alone. Of a `CachedMoments` source that was
-    asked before, no row is read.
+    With `classes`, y (rows,) has the class of each row; otherwise it has targets (rows,) or (rows, targets), or is
+    None. The chunks of a chunked source are summed separately, possibly by workers, and merged in their order, so that
+    the result depends only on the cuts. For a `CachedMoments` source with a cached result, no row is read.
 
-    Raises HeadError where y has other rows than X or names an unknown class, where a class has no row, and where
-    a row of a source is not finite; ValueError, as scikit-learn does, where one of an array is not.
+    Raises HeadError if y has another number of rows than X or an unknown class, if a class has no row, and if a row of
+    a source is not finite; ValueError, as scikit-learn does, if a row of an array is not.
     """
     rows = X.shape[0]
     groups, targets = np.broadcast_to(np.int32(0), rows), np.zeros((rows, 0))
     if y is not None and len(y) != rows:
-        raise HeadError(f"training rows: expected {rows:,} targets, one a row, got {len(y):,}. Give them in one order.")
+        raise HeadError(
+            f"training rows: expected {rows:,} targets, one per row, got {len(y):,}. Give them in the order of the "
+            "rows."
+        )
     if classes is not None:
         classes = np.sort(classes)
-        groups = numbered(np.asarray(y), classes)
+        groups = encode_labels(np.asarray(y), classes)
     elif y is not None:
         targets = np.array(y, dtype=np.float64).reshape(rows, -1)
     given = np.broadcast_to(np.float64(1), rows) if weights is None else np.array(weights, dtype=np.float64)
 
-    def summed(source: Any) -> Moments:
+    def compute(source: Any) -> Moments:
         pivots = _pivot(source), targets.sum(axis=0) / max(1, rows)
         parts: Iterator[Moments] = map_chunks(source, _sum, (groups, targets, given), (classes, *pivots))
         return functools.reduce(Moments.merge, parts).check()
 
     if not isinstance(X, CachedMoments):
-        return summed(X)
+        return compute(X)
     number = None if classes is None else len(classes)
-    return replace(X.moments((number, groups, targets, given), summed), classes=classes)
+    return replace(X.moments((number, groups, targets, given), compute), classes=classes)
 
 
 def _sum(work: tuple[Any, ...]) -> Moments:
-    """Compute the moments of one piece."""
+    """Compute the moments of a chunk."""
     X, groups, targets, weights, classes, pivot, target_pivot = work
     total = Moments.empty(pivot, classes=classes, target_pivot=target_pivot)
-    room = None
+    buffers = None
     try:
         for rows, block in blocks(X, size=max(1, BYTES // (4 * max(1, total.width)))):
-            room = room or total.room(block.dtype)
-            total.add(block, groups[rows], targets[rows], weights[rows], room=room)
+            buffers = buffers or total.buffers(block.dtype)
+            total.add(block, groups[rows], targets[rows], weights[rows], buffers=buffers)
     except HeadError as error:
         if isinstance(X, Span) and X.start:
             error.add_note(f"Its rows are counted from row {X.start:,}.")
@@ -98,7 +100,7 @@ def _sum(work: tuple[Any, ...]) -> Moments:
 
 
 def _pivot(X: Any) -> np.ndarray:
-    """Return the mean of the first rows, in their precision, so that rows less it are exact to their own rounding."""
+    """Return the mean of the first rows, in their precision, so that subtracting it from rows loses no precision."""
     if not X.shape[0]:
         return np.zeros(X.shape[1])
     most = min(PIVOT_ROWS, X.shape[0])

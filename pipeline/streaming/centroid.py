@@ -8,24 +8,24 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from pipeline.errors import HeadError, unknown
 from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
-from pipeline.streaming.predict import by_blocks
-from pipeline.streaming.row_space import deviations, held, is_smaller
+from pipeline.streaming.predict import apply_blocks
+from pipeline.streaming.row_space import deviations, is_smaller, load_rows
 from pipeline.streaming.rows import validate_rows
-from pipeline.streaming.targets import labels_of
+from pipeline.streaming.targets import validate_labels
 
 METRICS = ("cosine", "euclidean")
 
 
 class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A row has the class whose mean is the nearest, by distance or by angle; X is an array or a row source.
+    """A nearest-centroid classifier, by distance or cosine; X is an array or a row source.
 
-    Decision values are -|x - m|²/2, as of Gaussians of unit variance, or the cosine of x and m. For class means of
-    directions put a Normalizer before; with `standardize` x and m are those of rows less their mean, divided by their
-    standard deviation. scikit-learn's NearestCentroid predicts the same ("euclidean"), but divides its decision values
-    by a variance within classes, which is no number where every class has one row.
+    Decision values are -|x - m|²/2, as for Gaussians of unit variance, or the cosine of x and m. For class means of
+    normalised rows, put a Normalizer before it; with `standardize`, x and m are standardized. scikit-learn's
+    NearestCentroid ("euclidean") predicts the same, but divides its decision values by the variance within classes,
+    which is undefined if every class has a single row.
 
-    Fitted: `centroids_` (classes, width), float64, of the rows as they are; `center_` and `scale_` (width,), which are
-    0 and 1 where nothing is standardized.
+    Fitted: `centroids_` (classes, width), float64, of the original rows; `center_` and `scale_` (width,), 0 and 1
+    without `standardize`.
     """
 
     def __init__(self, metric: Literal["euclidean", "cosine"] = "euclidean", *, standardize: bool = False) -> None:
@@ -35,9 +35,9 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
         X = validate_rows(self, X, fitting=True)
-        labels, classes = labels_of(self, X, y)
+        labels, classes = validate_labels(self, X, y)
         if is_smaller(X):
-            return self._fit_few(held(X), labels, classes)
+            return self._fit_few(load_rows(X), labels, classes)
         return self.fit_moments(compute_moments(X, labels, classes=classes))
 
     def _fit_few(self, rows: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Self:
@@ -55,10 +55,12 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise HeadError(unknown("metric", str(self.metric), METRICS))
 
     def fit_moments(self, moments: Moments) -> Self:
-        """Fit to the sums of rows with classes; raises HeadError where they have none, or the metric is unknown."""
+        """Fit to moments of rows with classes; raises HeadError if they have none, or the metric is unknown."""
         self._check_metric()
         if moments.classes is None:
-            raise HeadError("nearest class mean: expected moments of classes, got none. Name them in compute_moments.")
+            raise HeadError(
+                "nearest class mean: expected moments of classes, got none. Pass `classes` to compute_moments."
+            )
         self.classes_, self.centroids_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
         self.center_, self.scale_ = np.zeros(moments.width), np.ones(moments.width)
         if self.standardize:
@@ -67,12 +69,12 @@ class StreamingCentroid(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return decision values (rows, classes), or (rows,) for two: the second less the first."""
-        nearness = by_blocks(self, X, self._nearness)
+        nearness = apply_blocks(self, X, self._nearness)
         return np.asarray(nearness[:, 1] - nearness[:, 0]) if len(self.classes_) == 2 else nearness
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class of each row (rows,)."""
-        nearness = by_blocks(self, X, self._nearness)
+        nearness = apply_blocks(self, X, self._nearness)
         return np.asarray(self.classes_[nearness.argmax(axis=1)])
 
     def _nearness(self, block: np.ndarray) -> np.ndarray:

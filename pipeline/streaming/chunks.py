@@ -1,8 +1,8 @@
-"""Rows cut into pieces, each worked on by itself: by threads of this process, or by workers on this or other machines.
+"""Chunks of rows, each processed separately: by threads of this process, or by workers on this or other machines.
 
-What follows from the pieces is merged in their order. The cut depends on the rows alone, and BLAS gets one thread for a
-piece whoever works on it, so that results have the same bytes with any number of workers; where rows are so wide that
-one piece is worked on at a time, BLAS has its own threads, and results are the same where it has as many.
+Results of chunks are merged in their order. The cuts depend only on the rows, and BLAS has a single thread per chunk,
+so that results have the same bytes with any number of workers. If rows are so wide that only one chunk is processed at
+a time, BLAS uses its own threads, and results are the same for the same number of BLAS threads.
 """
 
 import itertools
@@ -17,16 +17,16 @@ from pipeline.runtime import cores, parallel_map
 from pipeline.streaming.rows import BLOCK_BYTES, Rows, is_source
 
 PIECE_BYTES = 2**28  # of rows as float32: a shard of 128 MB in float16
-PIECE_ROWS = 2**17  # at most: places, classes and weights of the rows are sent to workers, tens of bytes per row
-ROOM = 2**30  # of memory for pieces that threads of this process work on
+PIECE_ROWS = 2**17  # maximum: positions, classes and weights are sent to workers, tens of bytes per row
+ROOM = 2**30  # bytes for chunks that threads of this process work on at once
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""What `map` does: a function over items, results in their order."""
+"""A function like `map`: applies a function to items, results in their order."""
 
 
 @dataclass(frozen=True)
 class ChunkedSource:
-    """A row source that says how its rows are cut, and who works on a piece."""
+    """A row source with the cuts of its chunks, and the function that maps over them."""
 
     source: Any
     cuts: Sequence[slice]
@@ -51,18 +51,18 @@ class ChunkedSource:
 
 
 class WrappedSource:
-    """A row source that is made of another, and cut as that is."""
+    """A row source computed from another, with the same chunks."""
 
     source: Any
 
     @property
     def cuts(self) -> Any:
-        """Return the cuts of the source, where it has pieces."""
+        """Return the cuts of the source; None if it is not chunked."""
         return getattr(self.source, "cuts", None)
 
     @property
     def apply(self) -> Any:
-        """Return the function that has pieces of the source worked on."""
+        """Return the function that maps over the chunks of the source."""
         return self.source.apply
 
 
@@ -90,16 +90,16 @@ class Span:
 
 
 def take_rows(X: Any, rows: slice) -> Any:
-    """Return some rows of an array or a source; of a source, one that goes to a worker without the other rows."""
+    """Return rows of an array or a source; a part of a source is pickled without the other rows."""
     if hasattr(X, "part"):
         return X.part(rows)
     return Span(X, rows.start, rows.stop) if is_source(X) else X[rows]
 
 
 def cut_chunks(rows: Rows) -> list[slice]:
-    """Cut rows into pieces of about `PIECE_BYTES`, at the ends of shards where there are any near.
+    """Split rows into chunks of about `PIECE_BYTES`, at nearby ends of shards if possible.
 
-    A worker then reads, and checks, few shards that others read as well.
+    Few shards are then read and checked by more than one worker.
     """
     count, width = rows.shape
     size = max(1, min(PIECE_ROWS, PIECE_BYTES // (4 * max(1, width))))
@@ -110,13 +110,13 @@ def cut_chunks(rows: Rows) -> list[slice]:
         nearest = ends[np.abs(ends - wanted[:, None]).argmin(axis=1)]
         wanted = np.where(np.abs(nearest - wanted) <= count / pieces / 4, nearest, wanted)
     inner = np.unique(wanted).tolist()
-    return [slice(*both) for both in itertools.pairwise([0, *inner, count])]
+    return [slice(*bounds) for bounds in itertools.pairwise([0, *inner, count])]
 
 
 def map_chunks(
     X: Any, function: Callable[[Any], Any], arrays: Sequence[np.ndarray], args: Sequence[Any] = ()
 ) -> Iterator[Any]:
-    """Yield `function((rows, *their part of the arrays, *args))` of each piece of X, or of X without pieces."""
+    """Yield `function((rows, *arrays of these rows, *args))` for each chunk of X, or for X if it is not chunked."""
     cuts = getattr(X, "cuts", None) or [slice(0, X.shape[0])]
     if len(cuts) == 1:
         yield function((X, *arrays, *args))
@@ -125,36 +125,36 @@ def map_chunks(
 
 
 def by_threads(width: int) -> Apply:
-    """Return a function that works on pieces in threads: as many as there are cores, and as fit into `ROOM`."""
+    """Return a function that maps over chunks in threads: at most one per core, and as many as fit into `ROOM`."""
 
     def apply(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         from threadpoolctl import threadpool_limits
 
-        if not _narrow(width):
+        if not _fits_twice(width):
             yield from map(function, items)
             return
         with threadpool_limits(1, user_api="blas"):
-            yield from parallel_map(function, list(items), threads=min(cores(), ROOM // _bytes(width)))
+            yield from parallel_map(function, list(items), threads=min(cores(), ROOM // _chunk_memory(width)))
 
     return apply
 
 
-_one = threading.Lock()
+_worker_lock = threading.Lock()
 
 
 def run_in_worker(function: Callable[[Any], Any], width: int, work: Any) -> Any:
-    """Work on one piece in a worker's process, which has one number of BLAS threads."""
+    """Process a chunk in a worker process, one at a time, since the number of BLAS threads is global."""
     from threadpoolctl import threadpool_limits
 
-    with _one, threadpool_limits(1 if _narrow(width) else None, user_api="blas"):
+    with _worker_lock, threadpool_limits(1 if _fits_twice(width) else None, user_api="blas"):
         return function(work)
 
 
-def _narrow(width: int) -> bool:
-    """Return whether sums of rows leave room for two pieces at once."""
-    return 2 * _bytes(width) <= ROOM
+def _fits_twice(width: int) -> bool:
+    """Return whether two chunks fit into `ROOM` at once."""
+    return 2 * _chunk_memory(width) <= ROOM
 
 
-def _bytes(width: int) -> int:
-    """Return the bytes for a piece: blocks, products in float32, sums in float64, and two sums to be merged."""
+def _chunk_memory(width: int) -> int:
+    """Return the bytes per chunk: blocks, products in float32, sums in float64, and two sums to merge."""
     return 28 * width**2 + 2 * BLOCK_BYTES

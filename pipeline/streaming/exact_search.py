@@ -1,8 +1,8 @@
-"""The exact nearest rows of each query, of row sources that need not fit into memory.
+"""Exact nearest-neighbour search over row sources that need not fit into memory.
 
-Most of the work is float32 matrix products of some hundred queries and two thousand rows, which stay in a core's cache.
-A row is compared in float64 only where its product comes near enough to the distance of the k-th row so far: the bound
-of a product's rounding error says what near enough is, so that no neighbour is lost to rounding.
+Most of the work is float32 matrix products of some hundred queries with two thousand rows, which stay in a core's
+cache. A row is compared in float64 only if its product is close enough to the distance of the k-th neighbour so far.
+The bound on a product's rounding error defines "close enough", so that no neighbour is lost to rounding.
 """
 
 from collections.abc import Iterator
@@ -30,29 +30,29 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the `k` nearest rows of each query; return distances float32 (queries, k) ascending, and numbers, int64.
 
-    Both are arrays or row sources of one width. The cosine distance is 1 - cos, and 1 where a row has no direction (all
-    zeros). Distances are worked out in float64 and rounded; of rows at one distance the lowest number comes first. With
-    `exclude_self` the queries are the database, and no row is its own neighbour. Memory is flat in the rows of the
-    database; of the queries only the answer is kept. Raises HeadError for another metric, for widths that differ, for
-    fewer than `k` rows and for rows longer than 1e18, and what `blocks` raises.
+    Both are arrays or row sources of equal width. The cosine distance is 1 - cos, and 1 for rows of zeros. Distances
+    are computed in float64 and rounded; of rows at equal distance, the lowest number comes first. With `exclude_self`,
+    the queries are the database, and no row is its own neighbour. Memory does not grow with the database. Raises
+    HeadError for an unknown metric, different widths, fewer than `k` rows and rows longer than 1e18, and the errors of
+    `blocks`.
     """
-    count, width = _agreed(queries, database, k, metric, exclude_self)
+    count, width = _validate(queries, database, k, metric, exclude_self)
     distances, numbers = np.empty((count, k), dtype=np.float32), np.empty((count, k), dtype=np.int64)
     for served, rows in blocks(queries, size=max(1, QUERIES_BYTES // (4 * width))):
         tiles = [_Tile(own, metric, k, first) for first, own in _tiles(rows, served.start)]
-        _search(tiles, database, metric, exclude_self=exclude_self)
+        _search_tiles(tiles, database, metric, exclude_self=exclude_self)
         distances[served] = np.concatenate([tile.distances for tile in tiles])
         numbers[served] = np.concatenate([tile.numbers for tile in tiles])
     return distances, numbers
 
 
-def _agreed(queries: Any, database: Any, k: int, metric: str, exclude_self: bool) -> tuple[int, int]:
-    """Return the number of queries and the width of rows; raises HeadError where the arguments do not fit."""
+def _validate(queries: Any, database: Any, k: int, metric: str, exclude_self: bool) -> tuple[int, int]:
+    """Return the number of queries and the width of rows; raises HeadError for arguments that do not match."""
     if metric not in ("cosine", "euclidean"):
         raise HeadError(unknown("metric", metric, ("cosine", "euclidean")))
     (count, width), (rows, other) = np.shape(queries), np.shape(database)
     if width != other:
-        raise HeadError(f"neighbours: expected queries and rows of one width, got {width:,} and {other:,}.")
+        raise HeadError(f"neighbours: expected queries and rows of equal width, got {width:,} and {other:,}.")
     if exclude_self and count != rows:
         raise HeadError(f"neighbours: expected the database as queries, got {count:,} queries and {rows:,} rows.")
     if not 1 <= k <= rows - exclude_self:
@@ -61,27 +61,27 @@ def _agreed(queries: Any, database: Any, k: int, metric: str, exclude_self: bool
 
 
 def _tiles(rows: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut queries so that every core has some: yield the number of the first, and the rows."""
+    """Split queries into tiles for all cores: yield the number of the first query, and the rows."""
     size = max(1, min(TILE[0], -(-len(rows) // cores())))
     for first in range(0, len(rows), size):
         yield start + first, rows[first : first + size]
 
 
-def _search(tiles: list["_Tile"], database: Any, metric: Metric, *, exclude_self: bool) -> None:
-    """Search the database in one pass for all tiles, a thread per core; one thread makes each product."""
+def _search_tiles(tiles: list["_Tile"], database: Any, metric: Metric, *, exclude_self: bool) -> None:
+    """Search the database in one pass for all tiles, with a thread per core and a single BLAS thread."""
     from threadpoolctl import threadpool_limits
 
     center: np.ndarray | None = None
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(cores(), len(tiles))) as pool:
         for part, rows in blocks(database):
-            if center is None:  # distances do not change with it, but products lose fewer digits
+            if center is None:  # centring keeps distances, and products lose fewer digits
                 center = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
             block = _Block(rows, metric, center, part.start)
-            list(pool.map(partial(_Tile.look, block=block, exclude_self=exclude_self), tiles))
+            list(pool.map(partial(_Tile.update, block=block, exclude_self=exclude_self), tiles))
 
 
 class _Block:
-    """A block of the database: its rows, and as the right side of products."""
+    """A block of the database: its rows, and the right operand of the products."""
 
     def __init__(self, rows: np.ndarray, metric: Metric, center: np.ndarray, start: int) -> None:
         self.rows, self.start, self.center = rows, start, center
@@ -99,7 +99,7 @@ class _Block:
 
 
 class _Tile:
-    """Some queries, and their nearest rows so far: numbers of none yet are -1, at an infinite distance."""
+    """A tile of queries, and their nearest rows so far: number -1 at infinite distance if there are none."""
 
     def __init__(self, rows: np.ndarray, metric: Metric, k: int, start: int) -> None:
         self.rows, self.metric, self.k, self.start = rows, metric, k, start
@@ -108,8 +108,8 @@ class _Tile:
         self.numbers = np.full((len(rows), k), -1, dtype=np.int64)
         self.left: np.ndarray | None = None
 
-    def look(self, block: _Block, *, exclude_self: bool) -> None:
-        """Take in what is nearer in a block."""
+    def update(self, block: _Block, *, exclude_self: bool) -> None:
+        """Update the neighbours with the rows of a block."""
         if self.left is None:
             self._prepare(block.center)
         assert self.left is not None
@@ -133,11 +133,11 @@ class _Tile:
         self.lengths = np.sqrt(np.einsum("ij,ij->i", self.left[:, :-1], self.left[:, :-1], dtype=np.float64))
 
     def _least(self, products: np.ndarray, longest: float) -> np.ndarray:
-        """Return the product that a row needs to be nearer than the k-th so far, less what rounding may take.
+        """Return the product that a row needs to be nearer than the k-th neighbour so far, minus the rounding error.
 
         A product of d terms is off by at most d u / (1 - d u) of |q| |x|, u = 2^-24, in whatever order it is summed
-        (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Beside that, 32 u for the rounding
-        of both sides and of the distance that is compared with, and what a float32 loses next to zero.
+        (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Added are 32 u for the rounding
+        of both operands and of the compared distance, and the underflow of float32.
         """
         units = (self.rows.shape[1] + 32) * 2.0**-24
         reach = (self.lengths + longest) ** 2 / 2 if self.metric == "euclidean" else 1.0
@@ -154,11 +154,11 @@ class _Tile:
         return rounded
 
     def _compare(self, queries: np.ndarray, rows: np.ndarray, block: _Block) -> None:
-        """Put pairs of a query and a row of the block where they belong, by their distances in float64."""
+        """Insert pairs of a query and a row of the block among the neighbours, by their distances in float64."""
         step = max(1, PAIRS_BYTES // (8 * self.rows.shape[1]))
         parts = [slice(start, start + step) for start in range(0, len(queries), step)]
         distances = np.concatenate([self._distances(queries[part], rows[part], block) for part in parts])
-        nearer = distances < self.distances[queries, -1]  # of equal ones that which is there has the lower number
+        nearer = distances < self.distances[queries, -1]  # at equal distance, the earlier row has the lower number
         if not nearer.any():
             return
         queries = queries[nearer]
@@ -176,19 +176,19 @@ class _Tile:
     def _distances(self, queries: np.ndarray, rows: np.ndarray, block: _Block) -> np.ndarray:
         """Compute the distances of pairs, float32, from differences, which keep their digits near zero."""
         if self.metric == "euclidean":
-            apart = self.rows[queries].astype(np.float64) - block.rows[rows]
-            far: np.ndarray = np.sqrt(np.einsum("ij,ij->i", apart, apart))
-            return far.astype(np.float32)
-        apart = _directions(self.rows[queries], self.norms[queries], dtype=np.float64)
-        apart -= _directions(block.rows[rows], block.norms[rows], dtype=np.float64)
+            difference = self.rows[queries].astype(np.float64) - block.rows[rows]
+            distance: np.ndarray = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+            return distance.astype(np.float32)
+        difference = _directions(self.rows[queries], self.norms[queries], dtype=np.float64)
+        difference -= _directions(block.rows[rows], block.norms[rows], dtype=np.float64)
         # |a - b|² / 2 = (|a|² + |b|²) / 2 - ab, where |a|² is 1, or 0 without a direction.
         without = (self.norms[queries] == 0) / 2 + (block.norms[rows] == 0) / 2
-        far = np.einsum("ij,ij->i", apart, apart) / 2 + without
-        return far.astype(np.float32)
+        distance = np.einsum("ij,ij->i", difference, difference) / 2 + without
+        return distance.astype(np.float32)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
-    """Return the length of each row, float64; raises HeadError where float32 cannot hold its square."""
+    """Return the length of each row, float64; raises HeadError for lengths whose square overflows float32."""
     norms: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     if len(norms) and not norms.max() < LONGEST:
         raise HeadError(f"neighbours: expected rows shorter than {LONGEST:.0e}, got {norms.max():.3g}. Scale them.")

@@ -1,4 +1,4 @@
-"""k nearest neighbours over training rows that need not fit into memory: scikit-learn's answers, a block at a time."""
+"""k nearest neighbours over training rows that need not fit into memory, with the results of scikit-learn."""
 
 from numbers import Integral
 from typing import Any, Self
@@ -12,14 +12,14 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from pipeline.errors import HeadError
 from pipeline.streaming.exact_search import Metric, nearest
 from pipeline.streaming.rows import is_source, validate_rows
-from pipeline.streaming.targets import classes_of, numbered
+from pipeline.streaming.targets import encode_labels, unique_classes
 
 
 class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
-    """What both estimators do: keep the training rows where they are, and find the nearest.
+    """Base of the two estimators: stores the training rows and finds the nearest.
 
-    An array is kept, and saved with the estimator. A row source is neither copied nor saved: `attach` gives it back to
-    an estimator that was loaded.
+    An array is saved with the estimator. A row source is neither copied nor saved: `attach` sets it on a loaded
+    estimator.
     """
 
     rows_: Any
@@ -45,15 +45,15 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         X = validate_rows(self, X, fitting=False)
         if self.rows_ is None:
             raise HeadError(
-                f"{type(self).__name__}: expected its {self.n_samples_fit_:,} training rows, got none: they were read "
-                "from features, and are not saved with it. Load it with `features`, or give them back with `attach`."
+                f"{type(self).__name__}: expected its {self.n_samples_fit_:,} training rows, got none: they are "
+                "features, which are not saved with it. Load it with `features`, or set them with `attach`."
             )
         return nearest(X, self.rows_, self.n_neighbors, metric=self.metric)
 
     def attach(self, rows: Any) -> Self:
-        """Give a loaded estimator its training rows back: those of `fit`, in their order.
+        """Set the training rows of a loaded estimator: the rows of `fit`, in their order.
 
-        Raises HeadError for another shape; whether they are the same rows, the caller knows.
+        Raises HeadError for another shape; the caller checks that they are the same rows.
         """
         check_is_fitted(self)
         if tuple(rows.shape) != (expected := (self.n_samples_fit_, self.n_features_in_)):
@@ -77,14 +77,14 @@ class _StreamingNeighbors(BaseEstimator):  # type: ignore[misc]
         """Return the weights of the nearest rows, summing to 1, and their numbers: both (rows, n_neighbors)."""
         distances, numbers = self.kneighbors(X)
         weights = np.ones(distances.shape)
-        if self.weights == "distance":  # where some rows are the query, they alone count
+        if self.weights == "distance":  # rows at distance 0 get all the weight
             same = distances == 0
             weights = np.where(same.any(axis=1)[:, None], same, 1 / np.where(same, 1, distances.astype(np.float64)))
         return weights / weights.sum(axis=1)[:, None], numbers
 
 
 class StreamingKNeighborsClassifier(ClassifierMixin, _StreamingNeighbors):  # type: ignore[misc]
-    """scikit-learn's KNeighborsClassifier, exact, for arrays and row sources; of equal votes the first class wins."""
+    """scikit-learn's KNeighborsClassifier, exact, for arrays and row sources; on equal votes the first class wins."""
 
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training rows (rows, width) and the class of each."""
@@ -92,8 +92,8 @@ class StreamingKNeighborsClassifier(ClassifierMixin, _StreamingNeighbors):  # ty
         y = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
         check_classification_targets(y)
         self._keep(X, y)
-        self.classes_ = classes_of(y)
-        self.codes_ = numbered(y, self.classes_)
+        self.classes_ = unique_classes(y)
+        self.codes_ = encode_labels(y, self.classes_)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""L-BFGS over passes: the minimum of a logistic loss, along axes in which it curves alike."""
+"""L-BFGS with a pass over the rows per evaluation: minimise a logistic loss in preconditioned coordinates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,26 +7,24 @@ import numpy as np
 
 from pipeline.streaming.logistic_loss import Loss, Point
 
-LEAST_CURVATURE = (
-    0.02  # of that of equally likely classes: rows that are told apart well bend the loss less, to a degree
-)
+MIN_CURVATURE = 0.02  # relative to equally likely classes: well separated rows have less, down to this bound
 
 
 @dataclass(frozen=True)
-class Descent:
-    """Where a search for the minimum ended, after how many steps, and whether the gradient is small enough there."""
+class Optimum:
+    """The end of a minimisation: its point, the number of steps, and whether the gradient is small enough."""
 
     point: Point
     steps: int
     converged: bool
 
 
-class _Units:
-    """Coordinates in which the loss curves about alike in all directions: axes of the rows, each divided by its bend.
+class _Scaling:
+    """Preconditioned coordinates, with about equal curvature in all directions: scaled principal axes of the rows.
 
     The second derivative where all classes are equally likely is 1/c times the rows' second moments, times I - 11'/c
     over the classes, plus λ; Böhning (1992, "Multinomial logistic regression algorithm") bounds it everywhere by 1/2
-    in the place of 1/c. What is taken is the mean curvature at the start.
+    in the place of 1/c. The mean curvature at the start is used.
     """
 
     def __init__(self, loss: Loss, penalty: float, curvature: float) -> None:
@@ -35,12 +33,12 @@ class _Units:
         self.upright = np.sqrt(curvature)
 
     @classmethod
-    def at(cls, loss: Loss, point: Point, penalty: float) -> "_Units":
-        """Return the coefficients and intercepts of a point."""
-        return cls(loss, penalty, max(point.curvature, LEAST_CURVATURE / loss.classes))
+    def at(cls, loss: Loss, point: Point, penalty: float) -> "_Scaling":
+        """Return the scaling for the curvature at a point."""
+        return cls(loss, penalty, max(point.curvature, MIN_CURVATURE / loss.classes))
 
     def of(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Return a point as one vector."""
+        """Return coefficients and intercepts as a vector."""
         return np.concatenate([(self.axes.T @ coef * self.across).ravel(), intercept * self.upright])
 
     def back(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,33 +47,33 @@ class _Units:
         return self.axes @ (vector[:size].reshape(self.shape) / self.across), vector[size:] / self.upright
 
     def gradient(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Return a gradient by coefficients and intercepts as one by the vector."""
+        """Convert a gradient by coefficients and intercepts to the gradient by the vector."""
         return np.concatenate([(self.axes.T @ coef / self.across).ravel(), intercept / self.upright])
 
 
-def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Point | None = None) -> Descent:
-    """Minimise f for λ = penalty from a start, or from zero; at a start no pass is made.
+def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Point | None = None) -> Optimum:
+    """Minimise f for λ = penalty from a start, or from zero; a given start needs no pass of its own.
 
-    It ends where no part of the gradient exceeds `tol`, as scikit-learn's search does, or where what there is left to
-    gain, about half the square of the gradient in these units, is lost in the rounding of the loss.
+    It ends when no component of the gradient exceeds `tol`, as in scikit-learn, or when the possible gain, about half
+    the square of the gradient in these coordinates, is below the rounding error of the loss.
     """
     from scipy.optimize import minimize
 
     if start is None:
         start = loss.at(np.zeros((loss.X.shape[1], loss.columns)), np.zeros(loss.columns))
-    units = _Units.at(loss, start, penalty)
+    units = _Scaling.at(loss, start, penalty)
 
     def slope(point: Point) -> np.ndarray:
-        return units.gradient(point.gradient(penalty), point.drift)
+        return units.gradient(point.gradient(penalty), point.intercept_grad)
 
-    def enough(point: Point) -> bool:
-        left = slope(point)
-        lost = float(left @ left) / 2 <= loss.rounding * point.value(penalty)
-        return lost or point.steepest(penalty) <= tol
+    def has_converged(point: Point) -> bool:
+        gradient = slope(point)
+        is_rounding = float(gradient @ gradient) / 2 <= loss.rounding * point.value(penalty)
+        return is_rounding or point.max_grad(penalty) <= tol
 
-    if enough(start):
-        return Descent(start, 0, True)
-    # The search's first step has length 1: made to be that which the units call for, a step of the gradient's length.
+    if has_converged(start):
+        return Optimum(start, 0, True)
+    # L-BFGS-B's first step has length 1: rescaled, so that it has the length of the gradient.
     step = float(np.linalg.norm(slope(start)))
     origin = units.of(start.coef, start.intercept) / step
     last = [(origin, start)]
@@ -87,30 +85,30 @@ def minimise(loss: Loss, penalty: float, *, tol: float, max_iter: int, start: Po
         return point.value(penalty), slope(point) * step
 
     def stop(_: np.ndarray) -> None:
-        if enough(last[0][1]):
+        if has_converged(last[0][1]):
             raise StopIteration
 
-    # The search ends by `stop`, and else as scikit-learn's, where a step gains nothing.
+    # The search ends by `stop`, or like scikit-learn's when a step gains nothing.
     options = {"maxiter": max_iter, "maxls": 50, "gtol": 0.0, "ftol": 64 * np.finfo(float).eps}
     result = minimize(value, origin, jac=True, method="L-BFGS-B", callback=stop, options=options)
-    value(result.x)  # a pass only where the search went back to an earlier point
-    return Descent(last[0][1], int(result.nit), enough(last[0][1]))
+    value(result.x)  # needs a pass only if the search returned to an earlier point
+    return Optimum(last[0][1], int(result.nit), has_converged(last[0][1]))
 
 
 def newton_step(loss: Loss, point: Point, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients and intercepts a Newton step further: for gains that no pass could see."""
-    units = _Units.at(loss, point, penalty)
-    slope = units.gradient(point.gradient(penalty), point.drift)
+    """Return coefficients and intercepts after a Newton step: for gains below the rounding of a pass."""
+    units = _Scaling.at(loss, point, penalty)
+    slope = units.gradient(point.gradient(penalty), point.intercept_grad)
     return units.back(units.of(point.coef, point.intercept) - slope)
 
 
 def extrapolate(loss: Loss, penalty: float, path: Sequence[Point], *, tol: float) -> Point | None:
-    """Return where to start for the next of a path of minima: at its end, or where its last steps point to.
+    """Return a start for the next minimum of a path: its last point, or an extrapolation of its last steps.
 
-    That is a step in the direction of the last, as much longer as that was than the one before along it. The end is
-    given where it is good enough already, or lower.
+    The extrapolation repeats the last step, scaled by the ratio of the last two steps. The last point is returned if it
+    has converged already, or has a lower loss.
     """
-    if len(path) < 3 or path[-1].steepest(penalty) <= tol:
+    if len(path) < 3 or path[-1].max_grad(penalty) <= tol:
         return path[-1] if path else None
     step, before = path[-1].coef - path[-2].coef, path[-2].coef - path[-3].coef
     longer = float(np.vdot(step, before)) / max(float(np.vdot(before, before)), np.finfo(np.float64).tiny)

@@ -1,8 +1,8 @@
 """Linear discriminant analysis, exact, from one pass over rows that need not fit into memory.
 
-A row is compared with the class means by the covariance of rows about them, pooled over the classes: Hastie,
+Rows are compared with class means by the covariance within classes, pooled over the classes: Hastie,
 Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 4.3. Shrinkage "auto" takes a second pass.
-Of fewer rows than features it is solved in the space of the rows, without a matrix of features.
+With fewer rows than features, it is solved in the space of the rows, without a features x features matrix.
 """
 
 from typing import Any, Literal, Self
@@ -17,17 +17,17 @@ from pipeline.errors import HeadError
 from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.chunks import map_chunks
 from pipeline.streaming.moments import Moments
-from pipeline.streaming.predict import by_blocks, small_blocks
-from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
+from pipeline.streaming.predict import apply_blocks, small_blocks
+from pipeline.streaming.row_space import compute_row_space, deviations, is_smaller, load_rows
 from pipeline.streaming.rows import validate_rows
-from pipeline.streaming.targets import labels_of, numbered
+from pipeline.streaming.targets import encode_labels, validate_labels
 
 
 class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Linear discriminant analysis; X is an array or a row source.
 
     Equals scikit-learn's LinearDiscriminantAnalysis without shrinkage (decision values are those of its solver "svd";
-    those of "lsqr" differ by a number that is the same for every class of a row), and with a number as shrinkage
+    those of "lsqr" differ by a constant per row), and with a number as shrinkage
     where the priors are the shares of the classes.
 
     With `standardize` a number shrinks the covariance of features divided by their standard deviation. Without
@@ -50,9 +50,9 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and classes y (rows,)."""
         X = validate_rows(self, X, fitting=True)
-        labels, classes = labels_of(self, X, y)
+        labels, classes = validate_labels(self, X, y)
         if is_smaller(X):
-            return self._fit_in_row_space(held(X), numbered(labels, classes), classes)
+            return self._fit_in_row_space(load_rows(X), encode_labels(labels, classes), classes)
         moments = compute_moments(X, labels, classes=classes)
         return self.fit_moments(moments, X, labels)
 
@@ -71,7 +71,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         amount = 0.0 if auto else self._number()
         own = deviations(rows, None) if self.standardize else np.ones(len(mean))
         scale = own if amount else np.where(still, 1.0, within)
-        space = row_space(self.means_[groups] + rest, centre=mean, scale=scale)
+        space = compute_row_space(self.means_[groups] + rest, centre=mean, scale=scale)
         rest /= scale
         along = rest @ space.basis
         covariance = along.T @ along / len(rows)
@@ -96,7 +96,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _keep(self, coef: np.ndarray) -> Self:
-        """Keep coefficients (classes, width) with their intercepts; of two classes their difference."""
+        """Set coefficients (classes, width) and intercepts; for two classes, their difference."""
         centre = self.priors_ @ self.means_
         intercept = np.log(self.priors_) - ((self.means_ + centre) / 2 * coef).sum(axis=1)
         if len(self.classes_) == 2:
@@ -105,14 +105,14 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def fit_moments(self, moments: Moments, X: Any = None, y: Any = None) -> Self:
-        """Fit to the sums of rows with classes; "auto" reads the rows X and their classes y again.
+        """Fit to moments of rows with classes; "auto" reads the rows X and their classes y again.
 
-        Raises HeadError where the moments have no classes, no row varies about the mean of its class, "auto" has
-        no rows to read, or a parameter is out of range.
+        Raises HeadError if the moments have no classes, no row differs from its class mean, "auto" gets no rows, or a
+        parameter is out of range.
         """
         if moments.classes is None:
             raise HeadError(
-                "discriminant analysis: expected moments of classes, got none. Name them in compute_moments."
+                "discriminant analysis: expected moments of classes, got none. Pass `classes` to compute_moments."
             )
         self.priors_ = self._priors(moments.weights)
         self.classes_, self.means_, self.n_features_in_ = moments.classes, moments.class_means, moments.width
@@ -131,7 +131,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return log(density * prior) per class up to a constant per row: (rows, classes), or (rows,) for two."""
-        values = by_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
+        values = apply_blocks(self, X, lambda block: block @ self.coef_.T + self.intercept_)
         return values[:, 0] if len(self.classes_) == 2 else values
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -149,7 +149,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return 0.0
         if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
             raise HeadError(
-                f"discriminant analysis, `shrinkage`: expected 'auto', nothing or a number from 0 to 1, got "
+                f"discriminant analysis, `shrinkage`: expected 'auto', None or a number from 0 to 1, got "
                 f"{self.shrinkage!r}. 'auto' is a good first try."
             )
         return float(self.shrinkage)
@@ -160,8 +160,8 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         priors = np.asarray(self.priors, dtype=np.float64)
         if priors.shape != weights.shape or not (priors > 0).all() or abs(priors.sum() - 1) > 1e-5:
             raise HeadError(
-                f"discriminant analysis, `priors`: expected {len(weights)} numbers above 0, one a class, that "
-                f"add up to 1, got {self.priors}. Leave them out to have the shares of the classes."
+                f"discriminant analysis, `priors`: expected {len(weights)} numbers above 0, one per class, that "
+                f"add up to 1, got {self.priors}. Leave them out to use the shares of the classes."
             )
         return np.asarray(priors / priors.sum())
 
@@ -173,7 +173,7 @@ class StreamingLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if X is None:
             raise HeadError("discriminant analysis, shrinkage 'auto': expected the rows for a second pass, got none.")
-        groups = numbered(np.asarray(y), self.classes_)
+        groups = encode_labels(np.asarray(y), self.classes_)
         fourth = sum(map_chunks(X, _fourth, (groups,), (self.means_, scale)))
         count, width = len(groups), len(scale)
         square, mean = float((covariance**2).sum()), float(np.trace(covariance)) / width

@@ -1,4 +1,4 @@
-"""Logistic regression over rows that need not fit into memory: L-BFGS, each step of which is a pass or a few."""
+"""Logistic regression over rows that need not fit into memory, by L-BFGS with a pass or a few per step."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from pipeline.streaming.lbfgs import extrapolate, minimise
 from pipeline.streaming.logistic_loss import Loss, Point
-from pipeline.streaming.predict import by_blocks
+from pipeline.streaming.predict import apply_blocks
 from pipeline.streaming.rows import validate_rows
-from pipeline.streaming.targets import labels_of, numbered, weights_of
+from pipeline.streaming.targets import encode_labels, sample_weights, validate_labels
 
 
 class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -65,23 +65,23 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows (rows, width), an array or a row source, and the class of each.
 
-        It ends where no part of the gradient of the objective exceeds `tol`, or where products of the rows' precision
-        can lower the objective no more. Warns with ConvergenceWarning where `max_iter` steps were not enough. Raises
-        ValueError as scikit-learn does, and what `blocks` and `compute_moments` raise.
+        It ends when no component of the gradient exceeds `tol`, or when the rows' precision allows no lower objective.
+        Warns with ConvergenceWarning after `max_iter` steps. Raises ValueError as scikit-learn does, and the errors of
+        `blocks` and `compute_moments`.
         """
         before = (self.classes_, self.coef_, self.intercept_) if self.warm_start and hasattr(self, "coef_") else None
         loss = self._loss_of(X, y)
         start: Point | None = None
         if before is not None and np.array_equal(before[0], self.classes_) and before[1].shape[1] == X.shape[1]:
-            coef = loss.spanned(before[1].T * loss.scale[:, None])
+            coef = loss.project(before[1].T * loss.scale[:, None])
             start = loss.at(coef, before[2] + before[1] @ loss.center)
         self._search(loss, start, counted=0)
         return self
 
     def fit_path(self, X: Any, y: Any, Cs: Sequence[float]) -> Iterator[Self]:
-        """Fit an estimator for each C, from the smallest to the largest, each from where the earlier ones point to.
+        """Yield a fitted estimator for each C, in ascending order, with starts extrapolated from the earlier fits.
 
-        The moments are taken once for all; `passes_` of the first counts their pass.
+        The moments are computed once; `passes_` of the first estimator counts their pass.
         """
         loss = self._loss_of(X, y)
         path: list[Point] = []
@@ -96,7 +96,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return decision values (rows, classes), or (rows,) of two classes: above 0 for the second."""
-        values = by_blocks(self, X, lambda rows: rows @ self.coef_.T.astype(rows.dtype) + self.intercept_)
+        values = apply_blocks(self, X, lambda rows: rows @ self.coef_.T.astype(rows.dtype) + self.intercept_)
         scores: np.ndarray = values[:, 0] if values.shape[1] == 1 else values
         return scores
 
@@ -120,13 +120,13 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
     def _loss_of(self, X: Any, y: Any) -> Loss:
         self._validate_params()
         X = validate_rows(self, X, fitting=True)
-        y, classes = labels_of(self, X, y)
-        codes, weights = numbered(y, classes), weights_of(self.class_weight, y)
+        y, classes = validate_labels(self, X, y)
+        codes, weights = encode_labels(y, classes), sample_weights(self.class_weight, y)
         self.classes_ = classes
         return Loss(X, codes, weights, classes=len(classes), intercept=self.fit_intercept, standardize=self.standardize)
 
     def _search(self, loss: Loss, start: Point | None, *, counted: int) -> Point:
-        """Find the minimum and keep it; gives where to start the next search. `counted` passes are not its own."""
+        """Minimise the loss and set the fitted attributes; return the minimum. `counted`: passes of earlier fits."""
         penalty = 1 / (self.C * loss.total)
         descent = minimise(loss, penalty, tol=self.tol, max_iter=self.max_iter, start=start)
         point = descent.point
@@ -138,7 +138,7 @@ class StreamingLogisticRegression(ClassifierMixin, BaseEstimator):  # type: igno
         if not descent.converged:
             warnings.warn(
                 f"logistic regression with C={self.C:g}: after {descent.steps:,} steps the gradient is "
-                f"{point.steepest(penalty):.1e}, expected at most tol={self.tol:g}; the objective is at most "
+                f"{point.max_grad(penalty):.1e}, expected at most tol={self.tol:g}; the objective is at most "
                 f"{self.gap_:.1e} above its minimum. Raise `max_iter` or `tol`, or lower C.",
                 ConvergenceWarning,
                 stacklevel=3,

@@ -16,20 +16,20 @@ import numpy as np
 
 from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import UNITS, Moments
-from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
+from pipeline.streaming.row_space import compute_row_space, deviations, is_smaller, load_rows
 from pipeline.streaming.rows import BLOCK_BYTES, blocks
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a pass was made, and what it found. Columns are classes, or one column of two."""
+    """A point of the loss and the results of a pass there. Columns are classes; two classes have a single column."""
 
     coef: np.ndarray  # (width, columns), of centred and scaled rows
     intercept: np.ndarray  # (columns,)
     loss: float  # the mean, without the penalty
     slope: np.ndarray  # (width, columns): its gradient by coef
-    drift: np.ndarray  # (columns,): its gradient by intercept
-    curvature: float  # the mean of p (1 - p), that of independent columns: 1/c where all c classes are equally likely
+    intercept_grad: np.ndarray  # (columns,): its gradient by intercept
+    curvature: float  # mean of p (1 - p) per independent column: 1/c for c equally likely classes
 
     def value(self, penalty: float) -> float:
         """Return f, for λ = penalty."""
@@ -39,17 +39,17 @@ class Point:
         """Return the gradient of f by coef."""
         return self.slope + penalty * self.coef
 
-    def steepest(self, penalty: float) -> float:
-        """Return the largest part of the gradient of f: what scikit-learn compares with `tol`."""
-        return float(max(np.abs(self.gradient(penalty)).max(), np.abs(self.drift).max(initial=0)))
+    def max_grad(self, penalty: float) -> float:
+        """Return the largest component of the gradient of f, which scikit-learn compares with `tol`."""
+        return float(max(np.abs(self.gradient(penalty)).max(), np.abs(self.intercept_grad).max(initial=0)))
 
 
 class Loss:
-    """The loss over some rows and their classes; counts its passes.
+    """The loss over rows and their classes; counts its passes.
 
-    X is a checked array or a row source, `codes` (rows,) the number of each row's class, `weights` (rows,) or None
-    where all rows have the same. Rows are centred where there is an intercept, which changes no optimum, and divided by
-    their standard deviations as well where they are to be standardized.
+    X: validated array or row source. codes (rows,): the number of each row's class. weights (rows,), or None for equal
+    weights. Rows are centred if there is an intercept, which does not change the optimum, and divided by their standard
+    deviations with `standardize`.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class Loss:
         means = (moments.class_means - self.center) / self.scale * (moments.weights / self.total)[:, None]
         self.class_sums = means[1:].T if self.classes == 2 else means.T
         variances, self.axes = np.linalg.eigh(second)
-        # Of directions in which rows vary less than their products are rounded nothing is known.
+        # Variances below the rounding error of products are unknown.
         self.variances = np.maximum(variances, moments.rounding * variances[-1])
         return moments
 
     def _measure_in_row_space(self, X: Any, weights: np.ndarray | None, *, standardize: bool) -> Moments:
-        """Measure fewer rows than features, in rows x rows: `axes` (width, rows) span the rows, so optima too."""
-        rows = held(X)
+        """Measure fewer rows than features, in rows x rows: `axes` (width, rows) span the rows and all optima."""
+        rows = load_rows(X)
         centred = self.with_intercept or standardize
         self.center = np.average(rows, axis=0, weights=weights) if centred else np.zeros(rows.shape[1])
         self.scale = deviations(rows, weights) if standardize else np.ones(rows.shape[1])
-        space = row_space(rows, centre=self.center, scale=self.scale)
+        space = compute_row_space(rows, centre=self.center, scale=self.scale)
         moments = compute_moments(space.coordinates, self.codes, classes=np.arange(self.classes), weights=weights)
         means = moments.class_means * (moments.weights / self.total)[:, None] @ space.basis.T
         self.class_sums = means[1:].T if self.classes == 2 else means.T
@@ -98,34 +98,34 @@ class Loss:
         self.variances = np.maximum(variances, UNITS * _precision(X) / 2 * variances[-1])
         return moments
 
-    def spanned(self, coef: np.ndarray) -> np.ndarray:
-        """Return the part of coefficients (width, columns) along the axes: no row sees the rest."""
+    def project(self, coef: np.ndarray) -> np.ndarray:
+        """Project coefficients (width, columns) on the axes: other parts have no effect on rows."""
         return np.asarray(self.axes @ (self.axes.T @ coef))
 
     def at(self, coef: np.ndarray, intercept: np.ndarray) -> Point:
-        """Compute the loss and its gradient at one point: a pass over the rows."""
+        """Compute the loss and its gradient at a point, in a pass over the rows."""
         self.passes += 1
         loss, curvature = 0.0, 0.0
-        slope, drift = np.zeros(coef.shape), np.zeros(intercept.shape)
+        slope, intercept_grad = np.zeros(coef.shape), np.zeros(intercept.shape)
         unscaled = coef / self.scale[:, None]
         size = max(1, BLOCK_BYTES // max(4 * self.X.shape[1], 8 * self.columns))
         for rows, block in blocks(self.X, size=size, check=False):
             centred = block - self.center.astype(block.dtype)
             scores = (centred @ unscaled.astype(block.dtype)).astype(np.float64) + intercept
-            residuals, own, bends = self._residuals(scores, self.codes[rows])
+            residuals, losses, curvatures = self._residuals(scores, self.codes[rows])
             weights = self.weights[rows] / self.total
-            loss += float(weights @ own)
-            curvature += float(weights @ bends)
+            loss += float(weights @ losses)
+            curvature += float(weights @ curvatures)
             residuals *= weights[:, None]
             slope += centred.T @ residuals.astype(block.dtype)
-            drift += residuals.sum(axis=0)
+            intercept_grad += residuals.sum(axis=0)
             self.rounding = max(self.rounding, float(np.finfo(block.dtype).eps))
         if not self.with_intercept:
-            drift[:] = 0
-        return Point(coef, intercept, loss, slope / self.scale[:, None], drift, curvature)
+            intercept_grad[:] = 0
+        return Point(coef, intercept, loss, slope / self.scale[:, None], intercept_grad, curvature)
 
     def _residuals(self, scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return of each row: probabilities less the truth (rows, columns), its loss, and the mean of p (1 - p)."""
+        """Return per row: probabilities minus the truth (rows, columns), the loss, and the mean of p (1 - p)."""
         from scipy.special import expit
 
         if self.columns == 1:
@@ -137,9 +137,9 @@ class Loss:
         likely = np.exp(scores, out=scores)
         total = likely.sum(axis=1)
         likely /= total[:, None]
-        bends = (1 - np.einsum("ij,ij->i", likely, likely)) / (self.columns - 1)
+        curvature = (1 - np.einsum("ij,ij->i", likely, likely)) / (self.columns - 1)
         likely[numbers, codes] -= 1
-        return likely, np.log(total) - own, bends
+        return likely, np.log(total) - own, curvature
 
     def gap(self, point: Point, penalty: float) -> float:
         """Bound f at a point less its minimum from above, without another pass, by the gap to a value of the dual.
@@ -150,18 +150,21 @@ class Loss:
 
             min f >= 1/n sum s H(q) - |1/n sum s x (q - y)'|² / 2λ,    H the entropy.
 
-        The p of a point have that mean only where the drift g is 0; elsewhere q = (1 - ε) p + ε r does, with one
-        r = p̄ - g/ε for all rows, which is a distribution for ε = max g / p̄. As H is concave, H(q) >= (1 - ε) H(p) +
-        ε H(r), and the mean of H(p) is that of the loss less (p - y)z, which is <W, slope> + <b, g>. Without drift this
-        is what strong convexity gives, |gradient|² / 2λ (Boyd and Vandenberghe, Convex Optimization, 9.1.2). It holds
-        within the rounding of a pass.
+        The p of a point have that mean only where the gradient g by the intercepts is 0; elsewhere q = (1 - ε) p + ε r
+        does, with one r = p̄ - g/ε for all rows, which is a distribution for ε = max g / p̄. As H is concave, H(q) >=
+        (1 - ε) H(p) + ε H(r), and the mean of H(p) is that of the loss less (p - y)z, which is <W, slope> + <b, g>. If
+        g is 0, this is what strong convexity gives, |gradient|² / 2λ (Boyd and Vandenberghe, Convex Optimization,
+        9.1.2). It holds within the rounding of a pass.
         """
-        drift, shares, coef = point.drift, self.shares, point.coef
-        entropy = point.loss - float(np.vdot(coef, point.slope)) - float(point.intercept @ drift)
-        if not self.with_intercept or not drift.any():
+        intercept_grad, shares, coef = point.intercept_grad, self.shares, point.coef
+        entropy = point.loss - float(np.vdot(coef, point.slope)) - float(point.intercept @ intercept_grad)
+        if not self.with_intercept or not intercept_grad.any():
             mixed, slope = entropy, point.slope
         else:
-            every, lost = _both(shares + drift, self.columns), _both(drift, self.columns, total=0.0)
+            every, lost = (
+                _per_class(shares + intercept_grad, self.columns),
+                _per_class(intercept_grad, self.columns, total=0.0),
+            )
             part = min(1.0, float((np.maximum(lost, 0) / np.maximum(every, np.finfo(float).tiny)).max()))
             part = max(part, np.finfo(float).eps)
             spread = np.clip(every - lost / part, 0, 1)
@@ -175,6 +178,6 @@ def _precision(X: Any) -> float:
     return float(np.finfo(np.float32 if X.dtype in (np.float16, np.float32) else np.float64).eps)
 
 
-def _both(column: np.ndarray, columns: int, *, total: float = 1.0) -> np.ndarray:
-    """Return a column per class, where one column stands for two."""
+def _per_class(column: np.ndarray, columns: int, *, total: float = 1.0) -> np.ndarray:
+    """Return a column per class, from a single column for two classes."""
     return np.array([total - column[0], column[0]]) if columns == 1 else column

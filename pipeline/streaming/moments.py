@@ -1,4 +1,4 @@
-"""Sums over rows, and the moments that follow from them: means, variances, scatter about the mean or about class means.
+"""Sums over rows, and the moments computed from them: means, variances, scatter about the mean or class means.
 
 Rows are shifted by a pivot, the mean of the first of them, so that no variance is the difference of two large numbers
 (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"): the second moment of a feature with mean
@@ -20,17 +20,17 @@ from pipeline.errors import HeadError
 
 ROWS = 2048  # of one product
 UNITS = 128  # in the last place
-MOST_NAMED = 12  # classes in a message
+MAX_NAMED = 12  # classes in a message
 
 
 @dataclass(eq=False)
 class Moments:
-    """Weighted sums over rows x less the pivot, and their classes or their targets y less theirs. All are float64."""
+    """Weighted float64 sums over rows x minus a pivot, by class, or with targets y minus their pivot."""
 
     pivot: np.ndarray  # (width,)
     target_pivot: np.ndarray  # (targets,); none where there are classes
     classes: np.ndarray | None  # (classes,) sorted; None: all rows are one group
-    weights: np.ndarray  # (groups,): the rows of each, unless they are weighted
+    weights: np.ndarray  # (groups,): number of rows, or sum of their weights
     sums: np.ndarray  # (groups, width) of x
     gram: np.ndarray  # (width, width) of x x', its lower triangle; `scatter` and `within` are whole
     cross: np.ndarray  # (width, targets) of x y'
@@ -45,23 +45,23 @@ class Moments:
     ) -> "Moments":
         """Return the sums of no rows."""
         width, groups = len(pivot), 1 if classes is None else len(classes)
-        aim = np.zeros(0) if target_pivot is None else target_pivot.astype(np.float64)
+        shift = np.zeros(0) if target_pivot is None else target_pivot.astype(np.float64)
         return cls(
             pivot=pivot.astype(np.float64),
-            target_pivot=aim,
+            target_pivot=shift,
             classes=classes,
             weights=np.zeros(groups),
             sums=np.zeros((groups, width)),
             gram=np.zeros((width, width), order="F"),
-            cross=np.zeros((width, len(aim))),
-            target_sums=np.zeros(len(aim)),
-            target_squares=np.zeros(len(aim)),
+            cross=np.zeros((width, len(shift))),
+            target_sums=np.zeros(len(shift)),
+            target_squares=np.zeros(len(shift)),
         )
 
     # Adding ----------------------------------------------------------------------------------------------------------
 
-    def room(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return memory for `add` to use again: for centred rows and for their product."""
+    def buffers(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return buffers for repeated calls of `add`: for centred rows and for their product."""
         return np.empty((ROWS, self.width), dtype), np.zeros((self.width, self.width), np.float32, order="F")
 
     def add(
@@ -71,21 +71,21 @@ class Moments:
         targets: np.ndarray,
         weights: np.ndarray,
         *,
-        room: tuple[np.ndarray, np.ndarray] | None = None,
+        buffers: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Add rows (n, width), float32 or float64, with the numbers of their classes, their targets and weights."""
         from scipy.linalg import blas
         from scipy.sparse import csr_array
 
-        centred, product = room or self.room(block.dtype)
+        centred, product = buffers or self.buffers(block.dtype)
         for start in range(0, len(block), ROWS):
             part = slice(start, start + ROWS)
             w, y = weights[part], targets[part] - self.target_pivot
             x = np.subtract(block[part], self.pivot.astype(block.dtype), out=centred[: len(w)])
             if (w != 1).any():
                 x *= np.sqrt(w)[:, None].astype(x.dtype)
-            # For BLAS, which thinks in columns, x is its own transpose. The product of a matrix and its transpose
-            # is symmetric and takes half the work.
+            # BLAS is column-major, so x is passed as its transpose. syrk computes the symmetric product in half the
+            # operations.
             if x.dtype == np.float32:
                 self.gram += blas.ssyrk(1.0, x.T, lower=1, c=product, overwrite_c=1)
             else:
@@ -101,9 +101,9 @@ class Moments:
         self.rounding = max(self.rounding, UNITS * float(np.finfo(block.dtype).eps) / 2)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return the sums over the rows of both, whatever their pivots.
+        """Return the sums over the rows of both, which may have different pivots.
 
-        Raises HeadError where they differ in their width, classes or number of targets.
+        Raises HeadError if they differ in width, classes or number of targets.
         """
         kinds = [
             (moments.cross.shape, None if moments.classes is None else moments.classes.tolist())
@@ -111,8 +111,8 @@ class Moments:
         ]
         if kinds[0] != kinds[1]:
             raise HeadError(
-                f"moments: expected some of the same features, classes and targets, got {_kind(self)} and "
-                f"{_kind(other)}. Name the same classes for each part of the rows."
+                f"moments: expected moments of the same features, classes and targets, got {_describe(self)} and "
+                f"{_describe(other)}. Name the same classes for each part of the rows."
             )
         moved = other._moved(self.pivot, self.target_pivot)
         total = {
@@ -123,20 +123,20 @@ class Moments:
 
     def _moved(self, pivot: np.ndarray, target_pivot: np.ndarray) -> "Moments":
         """Move the sums to other pivots: (x + δ)(x + δ)' = x x' + x δ' + δ x' + δ δ', and so on."""
-        by, aim = self.pivot - pivot, self.target_pivot - target_pivot
-        if not by.any() and not aim.any():
+        shift, target_shift = self.pivot - pivot, self.target_pivot - target_pivot
+        if not shift.any() and not target_shift.any():
             return self
         total, weight = self.sums.sum(axis=0), self.weights.sum()
-        half = np.outer(total + weight / 2 * by, by)
+        half = np.outer(total + weight / 2 * shift, shift)
         return replace(
             self,
             pivot=pivot,
             target_pivot=target_pivot,
-            sums=self.sums + self.weights[:, None] * by,
+            sums=self.sums + self.weights[:, None] * shift,
             gram=self.gram + np.tril(half + half.T),
-            cross=self.cross + np.outer(by, self.target_sums) + np.outer(total + weight * by, aim),
-            target_sums=self.target_sums + weight * aim,
-            target_squares=self.target_squares + 2 * aim * self.target_sums + weight * aim**2,
+            cross=self.cross + np.outer(shift, self.target_sums) + np.outer(total + weight * shift, target_shift),
+            target_sums=self.target_sums + weight * target_shift,
+            target_squares=self.target_squares + 2 * target_shift * self.target_sums + weight * target_shift**2,
         )
 
     # What follows from the sums --------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Moments:
 
     @property
     def weight(self) -> float:
-        """Return the weight of all rows: their number, unless they are weighted."""
+        """Return the number of rows, or the sum of their weights."""
         return float(self.weights.sum())
 
     @property
@@ -163,7 +163,7 @@ class Moments:
 
     @property
     def variance(self) -> np.ndarray:
-        """Return the variance (width,), over the weight; 0 where a feature is constant within rounding."""
+        """Return the variance (width,), divided by the weight; 0 for features that are constant within rounding."""
         shift = self.sums.sum(axis=0) / self.weight
         variance = np.diag(self.gram) / self.weight - shift**2
         noise = np.maximum(4 * self.rounding * shift**2, (10 * np.finfo(np.float64).eps * self.mean) ** 2)
@@ -194,13 +194,13 @@ class Moments:
     def check(self) -> "Moments":
         """Return the moments; raises HeadError for a class without rows, no rows, or sums beyond floating point."""
         if self.classes is not None and (none := np.flatnonzero(self.weights == 0)).size:
-            names = ", ".join(map(str, self.classes[none[:MOST_NAMED]]))
+            names = ", ".join(map(str, self.classes[none[:MAX_NAMED]]))
             raise HeadError(
-                f"training rows: expected some of every class, got none of {len(none):,} of them: {names}. Leave the "
+                f"training rows: expected rows of every class, got none for {len(none):,} of them: {names}. Leave the "
                 "class out of the task, or label more samples."
             )
         if not self.weight > 0:
-            raise HeadError("training rows: expected one or more, got none. Look at the splits of the task.")
+            raise HeadError("training rows: expected at least one row, got none. Check the splits of the task.")
         if not np.isfinite(np.diag(self.gram)).all():
             column = int(np.flatnonzero(~np.isfinite(np.diag(self.gram)))[0])
             raise HeadError(
@@ -210,7 +210,7 @@ class Moments:
         return self
 
 
-def _kind(moments: Moments) -> str:
-    """Return what a message calls the groups."""
+def _describe(moments: Moments) -> str:
+    """Return a description of the moments for messages."""
     classes = "none" if moments.classes is None else f"{len(moments.classes):,}"
     return f"{moments.width:,} features, {classes} classes and {len(moments.target_pivot):,} targets"

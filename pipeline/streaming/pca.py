@@ -11,16 +11,16 @@ from pipeline.errors import HeadError
 from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
 from pipeline.streaming.predict import transform_rows
-from pipeline.streaming.row_space import held, is_smaller
+from pipeline.streaming.row_space import is_smaller, load_rows
 from pipeline.streaming.rows import validate_rows
 
 
 class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """scikit-learn's PCA(svd_solver="covariance_eigh") over an array or a row source.
 
-    `n_components` is a number of components, the share of the variance below 1 that they are to explain, or None for
-    all. Attributes are named as there. `transform` of a source that is no np.memmap is a source, which computes rows
-    when they are read, so that another streaming estimator may follow in a Pipeline.
+    `n_components`: a number of components, a share of variance to explain (below 1), or None for all. Attributes have
+    the same names. `transform` of a source other than an np.memmap returns a source that computes rows when they are
+    read, so that another streaming estimator may follow in a Pipeline.
     """
 
     def __init__(self, n_components: int | float | None = None, *, whiten: bool = False) -> None:
@@ -34,7 +34,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return self.fit_moments(compute_moments(X))
         # Fewer rows than features take less memory than the scatter of the features, and have as many components.
         wanted = self._wanted(*X.shape)
-        rows = held(X)
+        rows = load_rows(X)
         mean = rows.mean(axis=0)
         rows -= mean
         _, singular, vectors = svd(rows, full_matrices=False, overwrite_a=True, check_finite=False)
@@ -54,7 +54,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if isinstance(wanted, bool) or not (0 < wanted < 1 or (wanted == int(wanted) and 1 <= wanted <= most)):
             raise HeadError(
                 f"principal components, `n_components`: expected 1 to {most:,}, the smaller of rows and features, or a "
-                f"share of the variance below 1, got {self.n_components!r}. Ask for fewer."
+                f"share of the variance below 1, got {self.n_components!r}. Set a smaller number."
             )
         if rows < 2:
             raise ValueError(
@@ -65,7 +65,7 @@ class StreamingPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _keep(
         self, values: np.ndarray, vectors: np.ndarray, wanted: float, *, mean: np.ndarray, rows: int, weight: float
     ) -> Self:
-        """Keep the wanted components, of scatters `values` descending along the directions `vectors`, a row each."""
+        """Set the fitted attributes from `values`, scatters in descending order, and `vectors`, a direction per row."""
         variance = values / (weight - 1)
         share = variance / variance.sum() if variance.sum() > 0 else np.zeros_like(variance)
         if wanted < 1:

@@ -1,4 +1,4 @@
-"""Predictions and transformed rows, block by block, of rows that need not fit into memory."""
+"""Predict and transform rows that need not fit into memory, block by block."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ BYTES = 2**23  # of a block; `function` makes copies of it in float64
 Function = Callable[[np.ndarray], np.ndarray]
 
 
-def by_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
+def apply_blocks(estimator: Any, X: Any, function: Function) -> np.ndarray:
     """Apply `function` to the rows block by block, float32 or float64; return one array.
 
-    Raises ValueError, as scikit-learn does, where the rows are not those that the estimator was fitted for, and what
-    `pipeline.streaming.rows.blocks` raises.
+    Raises ValueError, as scikit-learn does, for rows that the estimator was not fitted for, and the errors of
+    `pipeline.streaming.rows.blocks`.
     """
-    X = _expected(estimator, X)
+    X = _validate(estimator, X)
     result = None
     for rows, block in small_blocks(X):
         part = function(block)
@@ -36,11 +36,11 @@ def small_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def transform_rows(estimator: Any, X: Any, function: Function) -> Any:
-    """Return the rows after `function`: an array of an array; of a source, one that computes what is read."""
+    """Transform rows by `function`: arrays give arrays, sources give sources that compute rows when they are read."""
     if is_source(X) and not isinstance(X, np.ndarray):
-        X = _expected(estimator, X)
+        X = _validate(estimator, X)
         return Transformed(X, function, (X.shape[0], function(np.zeros((1, X.shape[1]))).shape[1]))
-    return by_blocks(estimator, X, function)
+    return apply_blocks(estimator, X, function)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Transformed(WrappedSource):
         return self.function(values).astype(self.dtype)
 
 
-def _expected(estimator: Any, X: Any) -> Any:
+def _validate(estimator: Any, X: Any) -> Any:
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(estimator)

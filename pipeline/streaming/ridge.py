@@ -1,7 +1,7 @@
 """Ridge regression and ridge classification, exact, from one pass over rows that need not fit into memory.
 
 The penalty is `alpha`, or of several `alphas` the best by generalised cross-validation, solved from the same sums.
-Of fewer rows than features it is solved in the space of the rows, without a matrix of features.
+With fewer rows than features, it is solved in the space of the rows, without a features x features matrix.
 The problem is that of scikit-learn's Ridge and RidgeClassifier: to minimise Σ (y - w x - b)² + α |w|².
 """
 
@@ -16,15 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.errors import HeadError
 from pipeline.streaming.accumulate import compute_moments
 from pipeline.streaming.moments import Moments
-from pipeline.streaming.predict import by_blocks
+from pipeline.streaming.predict import apply_blocks
 from pipeline.streaming.ridge_path import factorise
-from pipeline.streaming.row_space import deviations, held, is_smaller, row_space
+from pipeline.streaming.row_space import compute_row_space, deviations, is_smaller, load_rows
 from pipeline.streaming.rows import validate_rows
-from pipeline.streaming.targets import labels_of, numbers_of, weights_of
+from pipeline.streaming.targets import sample_weights, validate_labels, validate_targets
 
 
 class _Ridge(BaseEstimator):  # type: ignore[misc]
-    """What regression and classification share: the solution for some targets, and the choice of a penalty.
+    """Base of regression and classification: the solution for targets, and the choice of a penalty.
 
     Fitted: `coef_` and `intercept_` at the penalty `alpha_`; `gcv_values_` (alphas,); and with `keep_path` those of
     every penalty, `coef_path_` (alphas, targets, width) and `intercept_path_` (alphas, targets). With
@@ -43,8 +43,8 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         alphas = np.array((self.alpha,) if self.alphas is None else self.alphas, dtype=np.float64)
         if alphas.ndim != 1 or not alphas.size or not (np.isfinite(alphas) & (alphas > 0)).all():
             if self.alphas is None:
-                raise HeadError(f"ridge, `alpha`: expected a number above 0, got {self.alpha}. 1 is a first try.")
-            raise HeadError(f"ridge, `alphas`: expected one or more numbers above 0, got {self.alphas}. Name some.")
+                raise HeadError(f"ridge, `alpha`: expected a number above 0, got {self.alpha}. Start with 1.")
+            raise HeadError(f"ridge, `alphas`: expected at least one number above 0, got {self.alphas}. List some.")
         mean = sums / moments.weight
         scale = moments.scale if self.standardize else np.ones(moments.width)
         scatter = moments.scatter()
@@ -63,14 +63,19 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         self._choose(float(alphas[best]))
 
     def _solve_targets(self, moments: Moments) -> None:
-        of = moments
-        self._solve(of, pivot=of.target_pivot, sums=of.target_sums, squares=of.target_squares, cross=of.cross)
+        self._solve(
+            moments,
+            pivot=moments.target_pivot,
+            sums=moments.target_sums,
+            squares=moments.target_squares,
+            cross=moments.cross,
+        )
 
     def _fit_in_row_space(self, X: Any, weights: np.ndarray | None, fit: Callable[[Self, np.ndarray], Self]) -> Self:
         """Fit to fewer rows than features, in rows x rows: `fit` takes a copy of this head and the coordinates."""
-        rows = held(X)
+        rows = load_rows(X)
         scale = deviations(rows, weights) if self.standardize else np.ones(rows.shape[1])
-        space = row_space(rows, centre=rows.mean(axis=0), scale=scale)
+        space = compute_row_space(rows, centre=rows.mean(axis=0), scale=scale)
         inner = fit(clone(self).set_params(standardize=False), space.coordinates)
         for name in vars(inner).keys() - self.get_params().keys():
             setattr(self, name, getattr(inner, name))
@@ -85,14 +90,14 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         self.alpha_, self.coef_, self.intercept_ = alpha, self.coef_path_[number], self.intercept_path_[number]
 
     def at(self, alpha: float) -> Self:
-        """Return this head with another of its penalties and without the rest: small to save. No row is read.
+        """Return this head at another of its penalties, without the rest of the path. No row is read.
 
-        Raises HeadError where the penalty is none of `alphas`, or was not kept.
+        Raises HeadError if the penalty is not in `alphas`, or its path was not kept.
         """
         if alpha not in self.path_alphas_:
             raise HeadError(
                 f"ridge at α = {alpha:g}: expected one of {', '.join(f'{known:g}' for known in self.path_alphas_)}. "
-                "Name the penalty in `alphas`, and set `keep_path` before fitting to have all of them."
+                "Add the penalty to `alphas`, and set `keep_path` before fitting to keep all of them."
             )
         other = type(self)(**self.get_params())
         for name, value in vars(self).items():
@@ -107,7 +112,7 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
         """Return values (rows, targets)."""
         check_is_fitted(self)
         coef, intercept = np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_)
-        return by_blocks(self, X, lambda block: block @ coef.T + intercept)
+        return apply_blocks(self, X, lambda block: block @ coef.T + intercept)
 
 
 class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[misc]
@@ -129,7 +134,7 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
     def fit(self, X: Any, y: Any) -> Self:
         """Fit to rows X and targets y, (rows,) or (rows, targets)."""
         X = validate_rows(self, X, fitting=True)
-        targets = numbers_of(self, X, y)
+        targets = validate_targets(self, X, y)
         if is_smaller(X):
             return self._fit_in_row_space(X, None, lambda head, rows: head.fit_moments(compute_moments(rows, targets)))
         return self.fit_moments(compute_moments(X, targets))
@@ -153,10 +158,10 @@ class StreamingRidge(MultiOutputMixin, RegressorMixin, _Ridge):  # type: ignore[
 
 
 class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
-    """Ridge regression of targets that are 1 for a class and -1 otherwise; the largest value is the class.
+    """Ridge regression of targets that are 1 for a class and -1 otherwise; the class with the largest value wins.
 
-    y may also be an indicator (rows, labels): then each label is predicted by itself. `class_weight` is None,
-    "balanced" or a weight per class, as of scikit-learn's RidgeClassifier.
+    y may also be an indicator matrix (rows, labels): each label is then predicted independently. `class_weight` is
+    None, "balanced" or a weight per class, as of scikit-learn's RidgeClassifier.
     """
 
     def __init__(
@@ -183,12 +188,12 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         """Fit to rows X and classes y (rows,), or labels (rows, labels) of 0 and 1."""
         X = validate_rows(self, X, fitting=True)
         if np.asarray(y).ndim == 2 and type_of_target(y) == "multilabel-indicator":
-            given, classes = numbers_of(self, X, y), None
+            given, classes = validate_targets(self, X, y), None
             targets = 2 * given - 1
         else:
-            given, classes = labels_of(self, X, y)
+            given, classes = validate_labels(self, X, y)
             targets = given
-        weights = weights_of(self.class_weight, given)
+        weights = sample_weights(self.class_weight, given)
 
         def fit(head: Self, rows: Any) -> Self:
             return head.fit_moments(compute_moments(rows, targets, classes=classes, weights=weights))
@@ -200,7 +205,7 @@ class StreamingRidgeClassifier(ClassifierMixin, _Ridge):  # type: ignore[misc]
         if moments.classes is None:
             if not len(moments.target_pivot):
                 raise HeadError(
-                    "ridge classification: expected moments of classes or labels, got none. Give y to them."
+                    "ridge classification: expected moments of classes or labels, got none. Pass y to compute_moments."
                 )
             self.multilabel_, self.classes_ = True, np.arange(len(moments.target_pivot))
             self._solve_targets(moments)

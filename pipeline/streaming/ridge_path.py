@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Factors:
-    """S = V diag(λ) V' and what a penalty needs of it."""
+    """The factorisation S = V diag(λ) V', and V' C."""
 
     vectors: np.ndarray  # (width, width) V
     eigenvalues: np.ndarray  # (width,)
@@ -28,14 +28,15 @@ class Factors:
         return np.asarray(self.rotated / (self.eigenvalues + alpha)[:, None])
 
     def gcv(self, alpha: float, squares: np.ndarray, *, rows: int, rounding: float) -> float:
-        """Return the generalised cross-validation score of a penalty, summed over the targets; the least is the best.
+        """Return the generalised cross-validation score of a penalty, summed over the targets; the smallest is the
+        best.
 
             V(α) = n RSS(α) / (n - tr H(α))²,    tr H(α) = 1 + Σ λ / (λ + α)
 
         Golub, Heath and Wahba 1979, "Generalized cross-validation as a method for choosing a good ridge parameter",
         equation 1.4; the 1 is the intercept. `squares` (targets,) are the targets' sums of squares about their means.
-        RSS is a difference of sums, known within `rounding` of them and not less: a penalty is not chosen for the
-        errors of rounding that it fits.
+        RSS is a difference of sums, known only within `rounding`, its lower bound here: a penalty must not be chosen
+        for fitting rounding errors.
         """
         z = self.solution(alpha)
         left = squares.sum() - (self.rotated * z).sum() - alpha * (z**2).sum()

@@ -1,8 +1,8 @@
-"""The space that few rows of many features span, in which heads that are solved from sums of rows are solved.
+"""The space spanned by few rows of many features, in which heads are solved without features x features matrices.
 
 n rows of p > n features, less any centre, are T V' with T (n, n) and orthonormal columns V (p, n). What a penalty of
 coefficients or a multiple of the identity does to features, it does to T: a solution on T, times V', is the solution on
-the rows, and matrices are n x n in the place of p x p.
+the rows, and matrices are n x n instead of p x p.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ def is_smaller(X: Any) -> bool:
     return int(X.shape[0]) < int(X.shape[1])
 
 
-def held(X: Any) -> np.ndarray:
-    """Return all rows, float64 (rows, width); raises what `blocks` raises."""
+def load_rows(X: Any) -> np.ndarray:
+    """Load all rows into memory, float64 (rows, width); raises the errors of `blocks`."""
     return np.concatenate([block.astype(np.float64) for _, block in blocks(X)])
 
 
@@ -44,7 +44,7 @@ def deviations(rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     return np.where(deviations > 10 * np.finfo(np.float64).eps * np.abs(mean), deviations, 1.0)
 
 
-def row_space(rows: np.ndarray, *, centre: np.ndarray, scale: np.ndarray) -> RowSpace:
+def compute_row_space(rows: np.ndarray, *, centre: np.ndarray, scale: np.ndarray) -> RowSpace:
     """Return the space of rows, float64 (rows, width)."""
     from scipy.linalg import svd
 

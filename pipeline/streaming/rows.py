@@ -15,21 +15,21 @@ from pipeline.errors import HeadError
 from pipeline.store.features import Features, Keys
 
 BLOCK_BYTES = 2**25
-"""What a block of rows holds, about; two are in memory while a source is read ahead."""
+"""Approximate bytes of a block of rows; two blocks are in memory while a source is read ahead."""
 
 
 class Rows:
     """Taps side by side as a row source: float32 (keys, sum of the widths), each tap's row flattened.
 
-    Row i is that of `keys[i]`. Raises StoreError at once where a tap lacks one of the keys, and when rows are read that
-    are damaged. `reading_order` says in which order of the keys a pass is the fastest.
+    Row i belongs to `keys[i]`. Raises StoreError on creation for keys that a tap lacks, and on reading for damaged
+    rows. `reading_order` returns the order of the keys in which a pass is fastest.
     """
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, taps: Sequence[Features], keys: Keys) -> None:
         if not taps:
-            raise HeadError("rows of features: expected one tap or more, got none. Name the taps of the input.")
+            raise HeadError("rows of features: expected at least one tap, got none. List the taps of the input.")
         self.taps = tuple(taps)
         self._places = [tap.find(keys) for tap in taps]
         self._widths = [int(np.prod(tap.shape)) for tap in taps]
@@ -49,11 +49,11 @@ class Rows:
 
     @property
     def shards(self) -> np.ndarray:
-        """Return the number of the shard of the first tap in which a row lies, (rows,)."""
+        """Return the shard number of each row in the first tap, (rows,)."""
         return np.asarray(self._places[0] >> np.uint64(32))
 
     def part(self, rows: slice) -> "Rows":
-        """Return some of the rows, as a source that pickles as their numbers alone."""
+        """Return a part of the rows as a source, which is pickled as row numbers only."""
         part = copy.copy(self)
         part._places = [places[rows] for places in self._places]
         part.shape = (len(part._places[0]), self.shape[1])
@@ -61,14 +61,14 @@ class Rows:
 
 
 def reading_order(tap: Features, keys: Keys) -> np.ndarray:
-    """Return the order of rows on disk: `keys[order]` are read in one go per shard."""
+    """Return the order of rows on disk: `keys[order]` are read shard by shard."""
     return np.argsort(tap.find(keys), kind="stable")
 
 
 def is_source(X: Any) -> bool:
-    """Return whether X is read a block at a time: a row source, neither an array nor sparse nor a table.
+    """Return whether X is a row source, read in blocks: not an array, a sparse matrix or a table.
 
-    An np.memmap is one, so that no copy of it is made.
+    An np.memmap counts as a source, so that it is not copied.
     """
     if isinstance(X, np.memmap):
         return X.ndim == 2
@@ -80,7 +80,7 @@ def is_source(X: Any) -> bool:
 
 
 def validate_rows(estimator: Any, X: Any, *, fitting: bool) -> Any:
-    """Check X as given to `fit` (`fitting`) or another method: a source as it is, else a checked array.
+    """Check X as given to `fit` (`fitting`) or another method: a source unchanged, anything else as a validated array.
 
     Sets or compares `n_features_in_` and the names of features as scikit-learn does, and raises ValueError as it does.
     """
@@ -92,19 +92,18 @@ def validate_rows(estimator: Any, X: Any, *, fitting: bool) -> Any:
 
 
 def blocks(X: Any, *, size: int | None = None, check: bool = True) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield row numbers and values: float32, or float64 where the source is wider than that or of integers.
+    """Yield row numbers and values: float32, or float64 for sources of float64 or integers.
 
-    A block has `size` rows, or as many as `BLOCK_BYTES` hold. Of a source that is no array the next block is read in a
-    thread meanwhile. Raises ValueError as scikit-learn's `check_array` where an array is none of finite numbers, and
-    HeadError with the row where a source has a value that is not finite; without `check` neither is looked at, for
-    passes over rows that were checked.
+    A block has `size` rows, or as many as fit into `BLOCK_BYTES`. The next block of a source is read ahead in a thread.
+    Raises ValueError as scikit-learn's `check_array` for an array with values that are not finite, and HeadError with
+    the row for a source; `check=False` skips the checks in later passes.
     """
     if not is_source(X):
         from sklearn.utils.validation import check_array
 
-        held = check_array(X, dtype="numeric") if check else X
-        for rows in _ranges(held.shape, size):
-            yield rows, _floats(held[rows])
+        array = check_array(X, dtype="numeric") if check else X
+        for rows in _ranges(array.shape, size):
+            yield rows, _floats(array[rows])
         return
 
     def read(rows: slice) -> np.ndarray:

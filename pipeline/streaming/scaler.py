@@ -1,4 +1,4 @@
-"""Scalers before a streaming estimator: scikit-learn's own, which then take row sources too."""
+"""scikit-learn's StandardScaler and Normalizer, extended to row sources."""
 
 import functools
 from typing import Any, Self
@@ -12,7 +12,7 @@ from pipeline.streaming.rows import blocks, is_source, validate_rows
 
 
 class StreamingScaler(StandardScaler):  # type: ignore[misc]
-    """StandardScaler; of a source it takes one pass, and what it transforms is computed when it is read."""
+    """StandardScaler for arrays and row sources. Sources are fitted in one pass and transformed when they are read."""
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit to rows X."""
@@ -20,7 +20,7 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
             return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
         validate_rows(self, X, fitting=True)
         weights = np.ones(X.shape[0]) if sample_weight is None else np.asarray(sample_weight)
-        scaler = functools.reduce(_merged, map_chunks(X, _seen, (weights,), (sample_weight is not None,)))
+        scaler = functools.reduce(_merge, map_chunks(X, _fit_chunk, (weights,), (sample_weight is not None,)))
         self.mean_, self.var_, self.scale_ = None, None, None
         self.n_samples_seen_ = scaler.n_samples_seen_
         if self.with_mean or self.with_std:
@@ -37,10 +37,10 @@ class StreamingScaler(StandardScaler):  # type: ignore[misc]
 
 
 class StreamingNormalizer(Normalizer):  # type: ignore[misc]
-    """Normalizer; the rows of a source get length 1 when they are read."""
+    """Normalizer for arrays and row sources: rows of a source are normalised when they are read."""
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Look at the shape of X: nothing is fitted."""
+        """Validate the shape of X; there is nothing to fit."""
         if not is_source(X):
             return super().fit(X, y)  # type: ignore[no-any-return]
         validate_rows(self, X, fitting=True)
@@ -53,7 +53,7 @@ class StreamingNormalizer(Normalizer):  # type: ignore[misc]
         return transform_rows(self, X, super().transform)
 
 
-def _seen(work: tuple[Any, ...]) -> StandardScaler:
+def _fit_chunk(work: tuple[Any, ...]) -> StandardScaler:
     """Fit a scaler to the rows of one piece."""
     X, weights, weighted = work
     scaler = StandardScaler()
@@ -62,7 +62,7 @@ def _seen(work: tuple[Any, ...]) -> StandardScaler:
     return scaler
 
 
-def _merged(first: StandardScaler, second: StandardScaler) -> StandardScaler:
+def _merge(first: StandardScaler, second: StandardScaler) -> StandardScaler:
     """Merge two scalers: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
     first_count, other = first.n_samples_seen_, second.n_samples_seen_
     total, apart = first_count + other, second.mean_ - first.mean_

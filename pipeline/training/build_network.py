@@ -1,7 +1,7 @@
-"""What a network begins with: the weights of a backbone or none, a new classifier or a head that `fit` found.
+"""Build the network of a run: pretrained or new weights, with a new classifier or a fitted head.
 
-Linear probing, then fine-tuning (Kumar et al. 2022): the head is the convex solution on stored features, folded with
-its scaler into one layer.
+Linear probing, then fine-tuning (Kumar et al. 2022): the head is the convex solution on stored features, merged with
+its scaler into a layer.
 """
 
 from typing import Any
@@ -24,10 +24,10 @@ def build_network(
     classes: int,
     head: nn.Linear | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a copy of a network with a new classifier; return it, and the architecture that builds it again.
+    """Build a copy of a network with a new classifier; return it, and the architecture that rebuilds it.
 
-    `start`: `scratch` for new weights, else those of the source. All that is new is drawn from the seed. `head`: what
-    the classifier starts from; a probe takes its place later, since it is fitted to what the network computes.
+    start: `scratch` for new weights, else the source's weights are used. seed: of all new weights. head: initialises
+    the classifier; a probe does so later, since it is fitted to outputs of the network.
     """
     torch.manual_seed(seed)
     network = serialization.build(source.spec.architecture)

@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: everything that it goes on with, in one file that appears by a rename.
+"""Checkpoints of a training run: its complete state, in a file that is written atomically.
 
-`torch.load(weights_only=True)` reads it: tensors, numbers and text, and no code.
+`torch.load(weights_only=True)` reads it: tensors, numbers and strings, no code.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclasses.dataclass
 class State:
-    """Where a run is: the epoch, batches done in it, the sum of their losses and their rows."""
+    """The progress of a run: epoch, batches done in the epoch, sum of their losses, and their rows."""
 
     epoch: int = 0
     batch: int = 0
@@ -36,8 +36,8 @@ class State:
 def save(
     path: Path, state: State, network: nn.Module, average: nn.Module | None, optimizer: Any, settings: Mapping[str, Any]
 ) -> None:
-    """Write the state of a run, of its network, of the moving average and, unless it is finished, of the optimiser."""
-    whole = {
+    """Write the state of a run, its network, the moving average and, unless it is finished, the optimizer."""
+    content = {
         "format": FORMAT,
         "settings": canonical_json(settings),
         "state": dataclasses.asdict(state),
@@ -46,22 +46,22 @@ def save(
         "optimiser": {} if state.history.stopped else optimizer.state_dict(),
     }
     with atomic(path) as temporary:
-        torch.save(whole, temporary)
+        torch.save(content, temporary)
 
 
 def resume(
     path: Path, network: nn.Module, average: nn.Module | None, optimizer: Any, settings: Mapping[str, Any]
 ) -> State:
-    """Put a checkpoint into network, average and optimiser, and return where the run is; a new state without a file.
+    """Load a checkpoint into network, average and optimizer, and return its state; a new state if there is no file.
 
-    Raises TrainingError with all settings that are not those that the run was begun with.
+    Raises TrainingError with all settings that differ from those of the checkpoint.
     """
     if not path.is_file():
         return State()
     check_readable(path)
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if different := differences(json.loads(saved["settings"]), json.loads(canonical_json(settings))):
-        title = f"{path}: expected to go on with the settings that it was begun with, got others"
+        title = f"{path}: expected to resume with the settings of the checkpoint, got others"
         raise TrainingError(bullets(title, [*different, "Train into another folder, or remove this one."]))
     network.load_state_dict(saved["network"])
     if saved["optimiser"]:
@@ -79,7 +79,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def plain(network: nn.Module) -> dict[str, Tensor]:
-    """Copy parameters and buffers to the CPU, contiguous, sharing nothing: what safetensors takes."""
+    """Copy parameters and buffers to contiguous CPU tensors that share no memory, as safetensors requires."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()

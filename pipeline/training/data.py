@@ -1,8 +1,8 @@
-"""Training samples: batches of pixels, or of activations that were stored, in orders that follow from a seed.
+"""Training samples: batches of pixels or of stored activations, in a seeded order.
 
-What an epoch is made of, its order, and how each sample is augmented or which of its views is taken, follows from the
-seed, the number of the epoch and the keys: not on threads, and not on the epochs before. So a run that goes on from a
-checkpoint sees what it would have seen, and a student sees the pixels whose features its teacher stored.
+The order of an epoch, the augmentation of each sample or the choice of its view depend only on the seed, the number of
+the epoch and the keys, not on threads or earlier epochs. A resumed run therefore sees the same samples, and a student
+sees the pixels whose features its teacher stored.
 """
 
 import itertools
@@ -27,18 +27,18 @@ from pipeline.store.features import Features
 from pipeline.store.identity import differences
 from pipeline.store.shard_format import CHUNK_BYTES
 
-IN_MEMORY = 2**29  # bytes of stored rows of all views, above which they are read in windows
-WINDOW_BYTES = 2**27  # of a window; four may be in memory
+IN_MEMORY = 2**29  # bytes; more stored rows (of all views) than this are read in windows
+WINDOW_BYTES = 2**27  # per window; up to four windows are in memory
 
 
 class BatchTargets(Protocol):
-    """Targets of a batch that are more than one tensor, such as what teachers say of the same samples."""
+    """Targets of a batch that are not a single tensor, such as outputs of teachers for the same samples."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def __getitem__(self, rows: Tensor) -> Self:
-        """Return some rows, by their numbers int64 (m,)."""
+        """Return rows by number, int64 (m,)."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same on a device."""
@@ -46,10 +46,10 @@ class BatchTargets(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples, on the CPU.
+    """A batch of samples, on the CPU.
 
     `inputs`: pixels uint8 (n, height, width, channels), or rows float32 (n, *shape of the tap). `targets`: int64 (n,),
-    float32 (n,), float32 (n, classes), or signals of teachers. `keys`: S16 (n,).
+    float32 (n,), float32 (n, classes), or outputs of teachers. `keys`: S16 (n,).
     """
 
     inputs: Tensor
@@ -58,7 +58,7 @@ class Batch:
 
 
 class Samples(Protocol):
-    """What a network trains on, or is measured on."""
+    """Samples for training or evaluation."""
 
     def __len__(self) -> int: ...
 
@@ -68,17 +68,16 @@ class Samples(Protocol):
         ...
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """Yield all samples once, from batch `start` on; the last batch may be short, or have one more than `size`.
+        """Yield all samples once, from batch `start` on; the last batch may be short, or have `size` + 1 samples.
 
-        A last batch of one sample would be: BatchNorm cannot train on it, so that sample is put into the batch before.
-        Without an epoch they come in the order of their keys as given, clean; in an epoch shuffled, and augmented where
-        that is asked for.
+        A last batch of a single sample is merged into the batch before, since BatchNorm cannot train on it. Without an
+        epoch, samples come in the given order without augmentation; with an epoch, shuffled and augmented.
         """
         ...
 
 
 class PixelSamples:
-    """Decoded samples, augmented anew in each epoch, or as one of the views that were stored of them."""
+    """Decoded samples, augmented in each epoch, or transformed as one of the stored views."""
 
     def __init__(
         self,
@@ -90,9 +89,9 @@ class PixelSamples:
         transforms: AugmentConfig = (),
         views: Views | None = None,
     ) -> None:
-        """Set the samples up. `keys`: S16 (n,), of `targets`. `transforms`: of each epoch; `views`: drawn from instead.
+        """keys: S16 (n,), of `targets`. transforms: augmentation. views: stored views to draw from instead.
 
-        Raises DataError if a sample was not decoded.
+        Raises DataError for samples that were not decoded.
         """
         self.targets, self.keys, self.seed = targets, keys, seed
         self._pixels, self._rows = pixels, pixels.rows(keys)
@@ -107,7 +106,7 @@ class PixelSamples:
         return self._pixels.shape
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """See `Samples`; the next batches are made in threads meanwhile."""
+        """See `Samples`; the next batches are prepared in threads."""
 
         def make(rows: np.ndarray) -> Batch:
             inputs = torch.from_numpy(self._inputs(rows, epoch))
@@ -115,8 +114,8 @@ class PixelSamples:
 
         return parallel_map(make, _batches(_order(len(self), seed=self.seed, epoch=epoch), size, start))
 
-    def batch_targets(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - a view may have its own
-        """Return the targets of some rows in an epoch."""
+    def batch_targets(self, rows: np.ndarray, epoch: int | None) -> Tensor | BatchTargets:  # noqa: ARG002 - subclasses use it
+        """Return the targets of rows in an epoch."""
         return self.targets[torch.from_numpy(rows)]
 
     def _inputs(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
@@ -136,16 +135,16 @@ class PixelSamples:
 
 
 class FeatureSamples:
-    """Stored activations. Of several views, each epoch draws one for each sample; without an epoch it is the first."""
+    """Stored activations. In each epoch, a view is drawn for each sample; without an epoch, the first view is used."""
 
     def __init__(self, views: Sequence[Features], targets: Tensor, keys: np.ndarray, *, seed: int) -> None:
-        """Open the views. `keys`: S16 (n,), of `targets`.
+        """keys: S16 (n,), of `targets`.
 
-        Raises StoreError if a view lacks a sample, and if views differ in more than their pixels.
+        Raises StoreError if a view lacks a sample, or if views differ in more than their augmentation.
         """
         self.targets, self.keys, self.seed = targets, keys, seed
         self._views = [view.subset(keys) for view in views]
-        _alike(views)
+        _check_views(views)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -156,14 +155,14 @@ class FeatureSamples:
         return self._views[0].shape
 
     def batches(self, size: int, *, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """See `Samples`; the next rows are read in a thread meanwhile.
+        """See `Samples`; the next rows are read in a thread.
 
-        Rows that are more than memory should hold are shuffled in blocks of about 1 MiB, and mixed within windows of
-        about 128 MiB, so that reading stays sequential. Which rows a window has then depends on `size` too.
+        Rows above IN_MEMORY are shuffled in blocks of about 1 MiB, and then within windows of about 128 MiB, so that
+        reading stays sequential. The rows of a window then also depend on `size`.
         """
-        window = size if self._held is not None else max(1, WINDOW_BYTES // self._row_bytes // size) * size
+        window = size if self._in_memory is not None else max(1, WINDOW_BYTES // self._row_bytes // size) * size
         numbered = enumerate(_batches(self._shuffled(epoch, window), size, start), start)
-        # A resumed epoch starts within a window: its rest is one.
+        # A resumed epoch may start inside a window, whose remaining batches form a window.
         groups = itertools.groupby(numbered, key=lambda numbered_batch: numbered_batch[0] * size // window)
         windows = [[rows for _, rows in group] for _, group in groups]
         read = parallel_map(lambda parts: self._read(np.concatenate(parts), epoch), windows, threads=1)
@@ -174,27 +173,27 @@ class FeatureSamples:
                 yield Batch(inputs, self.targets[torch.from_numpy(rows)], self.keys[rows])
 
     def _shuffled(self, epoch: int | None, window: int) -> np.ndarray:
-        if epoch is None or self._held is not None or len(self) <= window:
+        if epoch is None or self._in_memory is not None or len(self) <= window:
             return _order(len(self), seed=self.seed, epoch=epoch)
         random = np.random.default_rng([self.seed, epoch])
         blocks = _cut(np.argsort(self.keys, kind="stable"), max(1, CHUNK_BYTES // self._row_bytes))
         order = np.concatenate([blocks[number] for number in random.permutation(len(blocks))])
         for part in _cut(order, window):
-            random.shuffle(part)  # a part of `order` itself
+            random.shuffle(part)  # in place: a slice of `order`
         return order
 
     def _read(self, rows: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Read the stored rows of samples (n, ...), each of the view that the epoch draws."""
+        """Read the stored rows of samples (n, ...), each from the view drawn in the epoch."""
         keys = self.keys[rows]
         count = len(self._views)
         numbers = np.zeros(len(rows), np.int64) if epoch is None else view_of_epoch(self.seed, epoch, keys, count)
         values = np.empty((len(rows), *self.shape), self._views[0].dtype)
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
-            if self._held is not None:
-                values[here] = self._held[number][rows[here]]
+            if self._in_memory is not None:
+                values[here] = self._in_memory[number][rows[here]]
             else:
-                here = here[np.argsort(keys[here])]  # as they lie on the disk
+                here = here[np.argsort(keys[here])]  # in the order on the disk
                 values[here] = self._views[number].load(keys[here])
         return values
 
@@ -203,15 +202,15 @@ class FeatureSamples:
         return max(1, int(np.prod(self.shape))) * self._views[0].dtype.itemsize
 
     @cached_property
-    def _held(self) -> list[np.ndarray] | None:
-        """Read all rows of all views, once, where memory should hold them."""
+    def _in_memory(self) -> list[np.ndarray] | None:
+        """All rows of all views, read once; None if they exceed IN_MEMORY."""
         if len(self._views) * len(self) * self._row_bytes > IN_MEMORY:
             return None
         return [view.load(self.keys) for view in self._views]
 
 
 def view_of_epoch(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:
-    """Return which of `count` views each sample has in an epoch: int64 (n,), by its key alone."""
+    """Return the number of the view that each sample has in an epoch, int64 (n,)."""
     return np.array([seed_of_sample % count for seed_of_sample in seeds_of(seed, epoch, keys)], np.int64)
 
 
@@ -220,7 +219,7 @@ def _order(count: int, *, seed: int, epoch: int | None) -> np.ndarray:
 
 
 def batch_count(rows: int, size: int) -> int:
-    """Return the number of batches of an epoch, when a last batch of one row is put into the batch before."""
+    """Return the number of batches of an epoch; a last batch of a single row is merged into the batch before."""
     return math.ceil(rows / size) - (rows > size and rows % size == 1)
 
 
@@ -235,19 +234,19 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _alike(views: Sequence[Features]) -> None:
-    """Raise StoreError unless views are of one tap of one network, read alike but for what is augmented."""
+def _check_views(views: Sequence[Features]) -> None:
+    """Raise StoreError unless views have the same identity except for their augmentation."""
 
-    def bare(view: Features) -> dict[str, object]:
+    def without_view(view: Features) -> dict[str, object]:
         reader = {name: value for name, value in view.identity.get("reader", {}).items() if name != "view"}
         return {**view.identity, "reader": reader}
 
     for view in views[1:]:
-        problems = differences(bare(views[0]), bare(view))
+        problems = differences(without_view(views[0]), without_view(view))
         if problems:
             raise StoreError(
-                f"{view.folder}: expected a view of what {views[0].folder} has, got other features: "
-                f"{'; '.join(problems)}. Extract both with one entry of `extract`."
+                f"{view.folder}: expected a view of the features in {views[0].folder}, got other features: "
+                f"{'; '.join(problems)}. Extract both with the same entry of `extract`."
             )
 
 

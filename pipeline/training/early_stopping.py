@@ -1,4 +1,4 @@
-"""Early stopping: the epochs of a training run with their metrics, which is the best, when to stop; and the curves."""
+"""Early stopping: the metrics of each epoch, the best epoch, when to stop; and the curves."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from pipeline.training.config import LoopConfig
 Row = dict[str, float]
 
 SURE = 2.0
-"""Standard errors by which an epoch is to be better than the network before the first: of chance alone 2 in 100 are.
+"""Standard errors by which an epoch must be better than the network before training; by chance, 2 in 100 are.
 
-On 30 validation rows one standard error let an epoch pass that was worse on test rows: `benchmarks/README.md`.
+With 30 validation rows and one standard error, an epoch was chosen that was worse on test rows: `benchmarks/README.md`.
 """
 
 START = -1
@@ -26,12 +26,13 @@ START = -1
 
 @dataclasses.dataclass
 class History:
-    """A row an epoch with `epoch`, `learning_rate`, `loss`, and where it was measured `validation_loss`, `_accuracy`.
+    """One row per epoch: `epoch`, `learning_rate`, `loss`, and with validation `validation_loss`,
+    `validation_accuracy`.
 
-    `start`: the same of the network before the first epoch, where its classifier is fitted already: `epoch` is START.
-    `best`: the epoch with the best validation; START where none is better than it by more than `SURE` standard errors;
-    the last where there are no validation rows. `stopped`: why it ended. `start_rows`: what is monitored of each
-    validation row at the start. `errors`: of each epoch the standard error of its mean difference from these.
+    start: the row of the network before the first epoch, if its classifier was fitted; its `epoch` is START. best: the
+    epoch with the best validation; START if no epoch is better by more than `SURE` standard errors; the last epoch
+    without validation rows. stopped: why training ended. start_rows: the monitored value of each validation row at the
+    start. errors: for each epoch, the standard error of the mean difference from `start_rows`.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
@@ -42,25 +43,25 @@ class History:
     errors: list[float] = dataclasses.field(default_factory=list)
 
     def begin(self, held: Mapping[str, np.ndarray], config: LoopConfig) -> Row:
-        """Take up the network before its first epoch and return its row; `held` as `loop.by_row` has it."""
+        """Record the network before its first epoch and return its row; `held` is from `loop.by_row`."""
         self.start = {"epoch": START, **means(held)}
         self.start_rows = _rows(held, config).tolist()
         return self.start
 
     def monitored(self, config: LoopConfig) -> list[float]:
-        """Return the monitored validation value of each epoch, less is better; infinite without validation."""
+        """Return the monitored validation value of each epoch as a loss; infinite without validation."""
         return [_monitored(row, config) for row in self.rows]
 
     def add(self, row: Row, config: LoopConfig, held: Mapping[str, np.ndarray] | None = None) -> None:
-        """Take up an epoch; the first of equals stays the best, but without validation the last is.
+        """Record an epoch and update the best: the first of equal epochs, or the last epoch without validation.
 
-        held: as `loop.by_row` has it. Few validation rows tell little of two networks: the one before the first epoch
-        stays unless an epoch is better by more than chance would make it.
+        held: from `loop.by_row`. With few validation rows, the network before the first epoch stays the best unless an
+        epoch is better by more than chance.
         """
         self.rows.append(row)
         if self.start is not None:
-            apart = _rows(held or {}, config) - np.array(self.start_rows)
-            self.errors.append(float(np.std(apart, ddof=1) / math.sqrt(len(apart))) if len(apart) > 1 else 0.0)
+            gaps = _rows(held or {}, config) - np.array(self.start_rows)
+            self.errors.append(float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0)
         known = self.monitored(config)
         if self.start is not None:
             least = _monitored(self.start, config)
@@ -77,7 +78,7 @@ class History:
             self.stopped = f"no better validation for {counted(config.patience, 'epoch')}"
 
     def kept(self, config: LoopConfig) -> Row:
-        """Return the row of the weights that a run keeps."""
+        """Return the row of the epoch whose weights are saved."""
         if config.weights == "last":
             return self.rows[-1]
         return self.start if self.best == START and self.start is not None else self.rows[self.best]
@@ -89,7 +90,7 @@ def means(held: Mapping[str, np.ndarray]) -> Row:
 
 
 def _rows(held: Mapping[str, np.ndarray], config: LoopConfig) -> np.ndarray:
-    """Return the monitored value of each validation row, less is better."""
+    """Return the monitored value of each validation row as a loss."""
     if config.monitor == "accuracy" and "validation_accuracy" in held:
         return -held["validation_accuracy"]
     return held["validation_loss"]
@@ -108,10 +109,10 @@ def line(row: Row, config: LoopConfig) -> str:
 
 
 class Curves:
-    """The rows of a history in a folder, written anew with each epoch; none without a folder.
+    """Writes the curves of a history to a folder after each epoch; does nothing without a folder.
 
-    `plots/metrics/<name>.tsv` has a line an epoch, and `metrics.json` the last one: the files of DVCLive, which
-    `dvc plots` draws. DVCLive itself needs a repository with commits, and makes a DVC project of one that has none.
+    `plots/metrics/<name>.tsv` has a line per epoch, `metrics.json` the last epoch: the files of DVCLive, which
+    `dvc plots` shows. DVCLive itself needs a repository with commits, and turns a folder without DVC into a project.
     """
 
     def __init__(self, folder: Path | None, history: History) -> None:

@@ -1,6 +1,6 @@
-"""Settings of a training that would change nothing, or that do not suit a task. Values only, no torch.
+"""Training settings without effect, or unsuitable for a task. Values only, without torch.
 
-Each is returned as a line that begins with the setting and ends with what to do.
+Each problem is a line that begins with the setting and ends with advice.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 OF_SCHEDULES = {
     "warmup": ("cosine", "step", "plateau", "constant"),
 }
-"""The schedules that each setting belongs to."""
+"""{setting: schedules that use it}."""
 
 
 def idle_settings(config: "LoopConfig") -> Iterator[str]:
-    """Yield the settings of the loop that no other setting gives an effect."""
+    """Yield the settings of the loop that have no effect with the other settings."""
     stated = config.model_fields_set
     if config.optimiser == "adamw" and "momentum" in stated:
         yield "`momentum` belongs to `optimiser: sgd`, adamw has its own: leave it out"
@@ -27,23 +27,23 @@ def idle_settings(config: "LoopConfig") -> Iterator[str]:
             yield f"`{name}` belongs to `schedule: {' or '.join(schedules)}`, got {config.schedule}: leave it out"
     watched = config.schedule == "plateau" or config.weights == "best" or config.patience is not None
     if config.monitor == "accuracy" and not watched:
-        yield "nothing looks at `monitor` where the last weights are kept: leave it out"
+        yield "`monitor` has no effect when the last weights are saved: leave it out"
 
 
 def idle_in_run(config: "RunConfig") -> Iterator[str]:
     """Yield the settings of a run's training sets that have no effect."""
     if config.draws > 1 and not config.labels_per_class:
-        yield "`draws` are of few labels: expected `labels_per_class` with it, or leave it out"
+        yield "`draws` need `labels_per_class`: set it, or leave `draws` out"
 
 
 def idle_init(classifier: "ClassifierConfig", start: str) -> Iterator[str]:
-    """Yield where a new classifier cannot start as a probe, whose weights are not there."""
+    """Yield a problem if the classifier cannot start as a probe, because the network has new weights."""
     if "init" in classifier.model_fields_set and classifier.init == "probe" and start == "scratch":
         yield "`classifier: {init: probe}` belongs to `start: backbone`, got scratch: leave it out"
 
 
 def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[str]:
-    """Yield the settings that do not suit a task of a kind; `validation`: whether the task has such rows."""
+    """Yield the problems of the settings for a kind of task; `validation`: whether it has validation rows."""
     if kind == "regression":
         if config.label_smoothing:
             yield "label_smoothing: expected none for a regression, which has no classes. Leave it out."
@@ -54,7 +54,7 @@ def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[
     if kind != "classification":
         for name in ("mixup", "cutmix"):
             if getattr(config, name):
-                yield f"{name}: expected none for a {kind}: it mixes images of two classes. Leave it out."
+                yield f"{name}: expected none for a {kind}, since it mixes images of two classes. Leave it out."
     if not validation:
         asked = {
             "patience": config.patience is not None,
@@ -63,4 +63,4 @@ def unsuited(config: "LoopConfig", kind: Kind, *, validation: bool) -> Iterator[
             "monitor": config.monitor == "accuracy",
         }
         for name in (name for name, given in asked.items() if given):
-            yield f"{name}: expected a task with validation rows, got one without. Give it some, or leave this out."
+            yield f"{name}: expected a task with validation rows, got none. Set its `sizes`, or leave this out."

@@ -1,4 +1,4 @@
-"""The job of one training set, the paths of its run, and the versions that shape the result."""
+"""The job of a training set, the paths of its run, and the versions of packages that influence the result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from pipeline.training.targets import Targets
 
 @dataclass(frozen=True)
 class RunPaths(files.Paths):
-    """What fine-tuning and distillation both read and write."""
+    """The paths that fine-tuning and distillation share."""
 
     manifests: Path
     model: Path
@@ -31,9 +31,9 @@ class RunPaths(files.Paths):
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A network that is about to be trained on one training set, and all that shapes the result.
+    """A network to train on a training set, with everything that influences the result.
 
-    head, input: what predictions call the network and its inputs.
+    head, input: names of the network and its inputs in the predictions.
     """
 
     head: str
@@ -41,7 +41,7 @@ class TrainingJob:
     training: Training
     network: nn.Module
     module: nn.Module
-    """The part of the network, or the module around it, that runs on a batch."""
+    """The module that runs on a batch: the network, its tail, or a module around it."""
 
     architecture: dict[str, Any]
     trainable: TrainableParts
@@ -51,14 +51,14 @@ class TrainingJob:
     validation: Samples | None
     made_from: dict[str, Any]
     probes: Sequence[Probe] = ()
-    """The heads that the classifier starts as, one per task; none where it starts otherwise."""
+    """The heads that initialise the classifier, one per task; empty for other initialisations."""
 
     counts: Mapping[str, Any] = field(default_factory=dict)
-    """What the record of a training set counts besides its labelled rows."""
+    """Further counts in the record of a training set, besides its labelled rows."""
 
 
 def packages(*architectures: Mapping[str, Any], from_pixels: bool, probe: bool) -> dict[str, str]:
-    """Return the versions of what a training runs: the networks, what decodes pixels, what fits a probe."""
-    more = [name for name, there in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if there]
+    """Return the versions of the packages that a training uses: for networks, decoding and probes."""
+    more = [name for name, used in (("pillow", from_pixels), ("scikit-learn", probe), ("scipy", probe)) if used]
     networks = dict.fromkeys(name for architecture in architectures for name in packages_of(architecture))
     return versions(*networks, "lightning-fabric", "numpy", *more)

@@ -1,8 +1,8 @@
 """The probe: a linear head fitted to the inputs of the last layer, whose weights initialise the new classifier.
 
 Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054): the gradients of a random classifier distort the
-features of a network before the classifier has learned anything, and few rows never mend them. The head is the one that
-`fit` takes by default: logistic regression, for numbers ridge, its penalty chosen on folds of the training rows.
+features of a network before the classifier has learned anything, and few rows cannot repair them. The head is the
+default of `fit`: logistic regression, or ridge for a regression, with the penalty chosen on folds of the training rows.
 """
 
 import math
@@ -21,23 +21,23 @@ from pipeline.fit.folds import validation_of
 from pipeline.fit.inputs import Matrix
 from pipeline.fit.single_fit import Data, FitJob, FittedHead, Head, fit_head
 from pipeline.heads.linear_layer import linear_of
-from pipeline.heads.search import automatic
+from pipeline.heads.search import automatic_search
 from pipeline.predictions import Scores
 from pipeline.task import Kind, Task, Training, column_of
 from pipeline.training.data import Samples
 from pipeline.training.loop import TrainContext, predict_logits
 
 MOST_ROWS = 10_000
-"""Training rows that a probe is fitted to at most: training starts there, and then reads all rows."""
+"""Maximum of training rows for a probe, which is only the start of a training on all rows."""
 
 INPUT = "penultimate"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted head as one layer with an output per class of the task, and what `model.json` says of it.
+    """A fitted head as a layer with an output per class of the task, and its record in `model.json`.
 
-    `linear`: in the unit of a regression; None where no head can be fitted to the training rows.
+    linear: for a regression, in the unit of the task; None if no head can be fitted to the training rows.
     """
 
     linear: nn.Linear | None
@@ -63,10 +63,10 @@ def fit_probe(
     *,
     targets: np.ndarray | None = None,
 ) -> Probe:
-    """Fit a linear head to what the layer `last` of a network gets of training rows, and return it.
+    """Fit a linear head to the inputs of the layer `last` for training rows, and return it.
 
-    module: what of the network runs on samples. samples: those of some rows of the task, without augmentation. targets:
-    of all rows, in the place of the task's.
+    module: the part of the network that runs on samples. samples: returns the samples of rows, without augmentation.
+    targets: of all rows, instead of the task's.
     """
     targets, classes = task.targets if targets is None else targets, task.classes
     rows = sample(training.rows, targets, task.kind)
@@ -91,7 +91,7 @@ def fit_probe(
 
 
 def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, context: TrainContext) -> np.ndarray:
-    """Return what a layer gets of samples, float32 (n, width), averaged over positions where there are several."""
+    """Return the inputs of a layer for samples, float32 (n, width), averaged over positions if there are any."""
     inputs: list[Tensor] = []
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -111,7 +111,7 @@ def inputs_of(last: nn.Module, module: nn.Module, samples: Samples, context: Tra
 
 
 def _fitted(task: Task, training: Training, X: np.ndarray) -> FittedHead:
-    """Fit the head that `fit` takes by default for this kind of task."""
+    """Fit the default head of `fit` for this kind of task."""
     name = "ridge" if task.kind == "regression" else "logistic"
     given = {
         "task": "task",
@@ -123,7 +123,7 @@ def _fitted(task: Task, training: Training, X: np.ndarray) -> FittedHead:
     }
     config = FitConfig.model_validate(given)
     scores: Scores = "none" if task.kind == "regression" else "probability"
-    head = Head(name, name, {}, scores, scores, automatic(name, {}), random=False, on=None)
+    head = Head(name, name, {}, scores, scores, automatic_search(name, {}), random=False, on=None)
     splits = task.table["split"].to_numpy()
     data = Data(task.kind, task.classes, task.targets, task.keys, splits, INPUT, (X.shape[1],))
     validation = validation_of(config, task, training)
@@ -131,7 +131,7 @@ def _fitted(task: Task, training: Training, X: np.ndarray) -> FittedHead:
 
 
 def sample(rows: np.ndarray, targets: np.ndarray, kind: Kind) -> np.ndarray:
-    """Return at most `MOST_ROWS` of some rows, ascending: of each class as many, where it has them."""
+    """Return at most `MOST_ROWS` rows, ascending, balanced over the classes as far as possible."""
     if len(rows) <= MOST_ROWS:
         return rows
     mixed = np.random.default_rng(0).permutation(rows)
@@ -145,7 +145,7 @@ def sample(rows: np.ndarray, targets: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def _learned(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> np.ndarray:
-    """Return which classes can be learned, bool (classes,): of several labels those that only some rows have."""
+    """Return which classes can be learned, bool (classes,): for multilabel, labels that some but not all rows have."""
     if kind == "multilabel":
         return np.asarray(targets.any(axis=0) & ~targets.all(axis=0))
     return np.isin(np.asarray(classes, dtype=str), targets.astype(str))
@@ -154,7 +154,7 @@ def _learned(targets: np.ndarray, kind: Kind, classes: Sequence[str]) -> np.ndar
 def _with_all_classes(
     linear: nn.Linear, X: np.ndarray, targets: np.ndarray, learned: np.ndarray, kind: Kind
 ) -> nn.Linear:
-    """Return the layer with the other classes too, each about as probable as one more row would make it."""
+    """Extend the layer to all classes; a class that was not learned is about as probable as one more row suggests."""
     rare = math.log(len(X) + 1)
     weight, bias = torch.zeros(len(learned), X.shape[1]), torch.empty(len(learned))
     with torch.no_grad():
@@ -164,6 +164,6 @@ def _with_all_classes(
             bias[:] = linear(torch.from_numpy(X)).logsumexp(1).mean() - rare
         weight[torch.from_numpy(learned)] = linear.weight
         bias[torch.from_numpy(learned)] = linear.bias
-        whole = nn.Linear(X.shape[1], len(learned))
-        whole.load_state_dict({"weight": weight, "bias": bias})
-    return whole
+        layer = nn.Linear(X.shape[1], len(learned))
+        layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer

@@ -1,9 +1,8 @@
 """The training loop, one for fine-tuning and distillation.
 
-Lightning Fabric places the network, the precision and the devices; the rest can be read here in one sitting. All random
-numbers of a step follow from (seed, epoch, step), and the learning rate from the step and the validation so far. So a
-checkpoint is weights, optimiser and counts, and a run that was killed goes on to the same result: bit for bit on one
-device.
+Lightning Fabric handles devices, precision and processes. Random numbers of a step depend only on (seed, epoch, step),
+and the learning rate on the step and the validation so far. A checkpoint therefore needs only weights, optimizer state
+and counters, and a killed run resumes to the same result, bit for bit on a single device.
 
     folder/last.ckpt          the state after an epoch, and every few minutes within one
     folder/best.safetensors   the weights of the best epoch so far
@@ -41,20 +40,20 @@ if TYPE_CHECKING:
     from pipeline.training.data import Batch, Samples
     from pipeline.training.freezing import TrainableParts
 
-SAVE_SECONDS = 300.0  # between two checkpoints within an epoch
+SAVE_SECONDS = 300.0  # between checkpoints within an epoch
 
 
 def identity(inputs: Tensor) -> Tensor:
-    """Return inputs as they are: an `enter` for rows that the network takes."""
+    """Return inputs unchanged: `enter` for stored rows."""
     return inputs
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What surrounds a training step.
+    """The context of a training step.
 
-    `enter` makes of the inputs of a batch, on the device, what the network takes, such as normalised images. `fitted`:
-    whether the classifier starts as a fitted head, so that the network may be best before its first epoch.
+    enter: converts the inputs of a batch, on the device, to the network's input, such as normalised images. fitted:
+    whether the classifier is a fitted head, so that the network may be best before its first epoch.
     """
 
     config: LoopConfig
@@ -66,14 +65,15 @@ class TrainContext:
 
 
 def make_fabric(config: LoopConfig) -> "Fabric":
-    """Set up device, precision and processes; raises TrainingError for devices that are not there."""
+    """Set up device, precision and processes; raises TrainingError for missing devices."""
     with requires("train", what="training a network"):
         from lightning_fabric import Fabric
 
-    there = torch.cuda.device_count()
-    if (config.device == "cuda" and not there) or (config.device != "cpu" and 0 < there < config.devices):
+    available = torch.cuda.device_count()
+    if (config.device == "cuda" and not available) or (config.device != "cpu" and 0 < available < config.devices):
         raise TrainingError(
-            f"device, devices: expected {config.devices} CUDA devices, got {there}. Ask for fewer, or `device: cpu`."
+            f"device, devices: expected {config.devices} CUDA devices, got {available}. Set fewer `devices`, or "
+            "`device: cpu`."
         )
     precision: Any = {"float32": "32-true", "bfloat16": "bf16-mixed"}[config.precision]
     fabric = Fabric(accelerator=config.device, devices=config.devices, precision=precision)
@@ -97,11 +97,11 @@ def train(
 ) -> History:
     """Train the parts `trainable` of a network, and leave it in evaluation mode with the best or the last weights.
 
-    A run whose checkpoint is in `folder` goes on from there. `made_from` says what else than the settings shapes the
-    result, such as data and weights. With `curves`, each epoch is written into that folder, as DVCLive does.
+    A run with a checkpoint in `folder` is resumed. made_from: what determines the result besides the settings, such as
+    data and weights. curves: folder to which each epoch is written, as by DVCLive.
 
-    Raises TrainingError where settings differ from those of the checkpoint, for a loss that is no finite number (the
-    last good checkpoint stays), for labels without an output, for too little memory, and for what cannot be trained.
+    Raises TrainingError if settings differ from those of the checkpoint, for a loss that is not finite (the last good
+    checkpoint stays), for labels without an output, for too little memory, and for impossible settings.
     """
     config, fabric = context.config, context.fabric
     _refuse_impossible(samples, validation, config)
@@ -137,11 +137,11 @@ def train(
             losses.add(total, rows=_rows(group), step=number, rate=_rate(optimizer))
             reporter.progress(number + 1, config.epochs * steps)
             if time.monotonic() - saved >= save_seconds and state.batch < steps * config.accumulate:
-                losses.look()
+                losses.check_losses()
                 if fabric.is_global_zero:
                     checkpoint.save(last, state, network, average, optimizer, settings)
                 saved = time.monotonic()
-        losses.look()
+        losses.check_losses()
         row: Row = {"epoch": state.epoch, "learning_rate": _rate(optimizer), "loss": state.total / state.rows}
         held = {} if validation is None else by_row(eval_network, validation, context)
         row |= means(held)
@@ -170,7 +170,7 @@ def train(
 
 
 def steps_per_epoch(rows: int, config: LoopConfig) -> int:
-    """Return the number of optimizer steps in an epoch of so many training rows."""
+    """Return the number of optimizer steps per epoch for a number of training rows."""
     return math.ceil(batch_count(rows, config.batch_size) / config.accumulate)
 
 
@@ -183,9 +183,9 @@ def setup_optimizer(network: nn.Module, trainable: "TrainableParts", context: Tr
 
 
 def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, context: TrainContext) -> Tensor:
-    """Take one optimizer step on the mean loss over all rows of some batches; return the sum of the losses.
+    """Take an optimizer step on the mean loss over all rows of a group of batches; return the sum of the losses.
 
-    `number`: the step's, from 0; its random numbers follow from it. Raises TrainingError for labels without an output
+    number: of the step, from 0; it seeds the random numbers. Raises TrainingError for labels without an output
     and for too little memory.
     """
     config, fabric, rows = context.config, context.fabric, _rows(group)
@@ -195,7 +195,7 @@ def step(network: Any, optimizer: Any, group: "list[Batch]", number: int, contex
             context.objective.check(batch.targets, where=f"step {number}")
             torch.manual_seed(seed_of(config.seed, number, place, fabric.global_rank))
             part = torch.arange(len(batch.targets)).tensor_split(fabric.world_size)[fabric.global_rank]
-            share = 1.0 if len(part) else 0.0  # of a short batch; the others wait for a gradient from here too
+            share = 1.0 if len(part) else 0.0  # an empty part still takes part in the reduction
             part = part if len(part) else torch.zeros(1, dtype=torch.int64)
             inputs, targets = (fabric.to_device(value[part]) for value in (batch.inputs, batch.targets))
             inputs = context.enter(inputs)
@@ -227,7 +227,7 @@ def evaluate(network: nn.Module, samples: "Samples", context: TrainContext) -> R
 
 
 def by_row(network: nn.Module, samples: "Samples", context: TrainContext) -> dict[str, np.ndarray]:
-    """Return what `evaluate` takes the means of: of each sample its loss, and 1 where it is right, float64 (n,)."""
+    """Return the values that `evaluate` averages: for each sample its loss, and whether it is right, float64 (n,)."""
     objective = context.objective
     losses, right = [], []
     for logits, batch in predict_logits(network, samples, context):
@@ -249,19 +249,19 @@ def predict_logits(network: nn.Module, samples: "Samples", context: TrainContext
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that follows from all of some numbers."""
+    """Return a seed computed from numbers."""
     return zlib.crc32(repr(numbers).encode())
 
 
 def _refuse_impossible(samples: "Samples", validation: "Samples | None", config: LoopConfig) -> None:
-    """Raise TrainingError, with all reasons, for what would fail later."""
+    """Raise TrainingError, with all reasons, for settings that would fail later."""
     problems = []
     if not len(samples):
         problems.append("expected training rows, got none.")
     if validation is None and (config.patience or config.schedule == "plateau"):
-        problems.append("expected validation rows for `patience` or `schedule: plateau`, got none. Give the task some.")
+        problems.append("expected validation rows for `patience` or `schedule: plateau`, got none. Set `sizes`.")
     if problems:
-        raise TrainingError(bullets("this cannot be trained", problems))
+        raise TrainingError(bullets("the network cannot be trained", problems))
 
 
 def _groups(batches: "Iterator[Batch]", size: int) -> "Iterator[list[Batch]]":
@@ -286,7 +286,7 @@ def _rate(optimizer: Any) -> float:
 
 
 def _average(network: nn.Module, decay: float | None) -> Any:
-    """Return the moving average of weights and buffers, as torch has it; None where it is off."""
+    """Return torch's moving average of weights and buffers; None if it is off."""
     if decay is None:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

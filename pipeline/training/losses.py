@@ -1,4 +1,4 @@
-"""Losses by the kind of task: a value per row, so that a batch cut over steps or devices adds up to the same mean."""
+"""Losses by the kind of task: a value per row, so that batches split over steps or devices give the same mean."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ from pipeline.task import Kind
 from pipeline.training.config import LoopConfig
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""A batch and its targets, mixed with itself; the targets become shares of the classes."""
+"""Mixes a batch and its targets with a permutation of itself; targets become class probabilities."""
 
 
 class Objective(Protocol):
-    """What the loop minimises and measures: `SupervisedLoss` of logits, `DistillationLoss` of a student's output."""
+    """The objective of the loop: `SupervisedLoss` of logits, or `DistillationLoss` of a student's output."""
 
     @property
     def kind(self) -> Kind:
@@ -25,7 +25,7 @@ class Objective(Protocol):
         ...
 
     def advance(self, share: float) -> None:
-        """Note how far training has come, from 0 at its first step to 1 at its last: weights may follow."""
+        """Set the progress of training, from 0 at its first step to 1 at its last, on which weights may depend."""
         ...
 
     def __call__(self, output: Any, targets: Any, /) -> Tensor:
@@ -46,14 +46,14 @@ class Objective(Protocol):
 
 
 class SupervisedLoss:
-    """What training minimises on one kind of task, and what validation measures.
+    """The supervised loss of a kind of task, for training and validation.
 
     classification   cross-entropy of logits (n, classes); targets int64 (n,) or shares float32 (n, classes)
     multilabel       binary cross-entropy, mean over the classes; targets float32 (n, classes)
     regression       squared error of (n, 1); targets float32 (n,)
 
-    `weights`: one a class. Those of a classification multiply the loss of a row by that of its class, those of a
-    multilabel task the loss of the rows that have the class.
+    weights: one per class. In a classification, they multiply the loss of each row by the weight of its class; in a
+    multilabel task, the loss of the rows that have the class.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class SupervisedLoss:
         self.kind, self.outputs, self.label_smoothing, self.weights = kind, outputs, label_smoothing, weights
 
     def advance(self, share: float) -> None:
-        """Change nothing in the course of the training."""
+        """Do nothing: the loss does not change during training."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each row, (n,), as training has it."""
+        """Return the training loss of each row, (n,)."""
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self._rows(logits, targets, weights, self.label_smoothing)
 
@@ -85,7 +85,7 @@ class SupervisedLoss:
         return (logits.squeeze(1) - targets).square()
 
     def right(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return which rows are right, bool (n,); of a multilabel task in every class. None is in a regression."""
+        """Return which rows are right, bool (n,); for multilabel in every class; False for a regression."""
         if self.kind == "classification":
             return logits.argmax(dim=1) == targets
         if self.kind == "multilabel":
@@ -99,7 +99,7 @@ class SupervisedLoss:
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= self.outputs:
             raise TrainingError(
-                f"{where}: expected labels from 0 to {self.outputs - 1}, one of {self.outputs} classes, got "
+                f"{where}: expected labels from 0 to {self.outputs - 1} ({self.outputs} classes), got "
                 f"{low if low < 0 else high}. Are these the classes of the task?"
             )
 
@@ -107,11 +107,11 @@ class SupervisedLoss:
 def class_weights(
     wanted: str | Mapping[str, float], targets: np.ndarray, kind: Kind, classes: Sequence[str]
 ) -> Tensor | None:
-    """Return a weight per class, float32 (classes,), or None where there are none.
+    """Return a weight per class, float32 (classes,), or None for no weights.
 
     `targets`: of the training rows, class numbers (n,), or bool (n, classes) of a multilabel task. `balanced` is
-    n / (classes × rows of the class), as scikit-learn has it; of a multilabel task, rows without the class over rows
-    with it. Raises ConfigError for classes that are none of the task, and for a regression.
+    n / (classes × rows of the class), as in scikit-learn; for multilabel, the number of rows without the class over
+    those with it. Raises ConfigError for unknown classes, and for a regression.
     """
     if wanted == "none":
         return None
@@ -130,9 +130,10 @@ def class_weights(
 
 
 def mixing(config: LoopConfig, kind: Kind, classes: int, shape: Sequence[int]) -> Mix | None:
-    """Return Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or one of both at random; None where both are off.
+    """Return Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or a random choice of both; None if both are off.
 
-    Images float32 (n, channels, height, width). Raises ConfigError for what is no classification of images or maps.
+    It takes images float32 (n, channels, height, width). Raises ConfigError unless the task is a classification of
+    images or maps.
     """
     if not (config.mixup or config.cutmix):
         return None

@@ -1,4 +1,4 @@
-"""The learning-rate range test: which learning rate a run has, where its settings leave that open."""
+"""The learning-rate range test, which chooses the learning rate of a run with `learning_rate: auto`."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.errors import counted
 from pipeline.files import digest, read_json, write_json
 from pipeline.runtime import Reporter, repeatable_kernels, seed_everything
-from pipeline.store.use import in_use
+from pipeline.store.use import hold
 from pipeline.text import duration, table
 from pipeline.training.config import RunConfig
 from pipeline.training.data import Batch, Samples
@@ -24,14 +24,14 @@ from pipeline.training.optim import set_lr
 
 LEAST, MOST, STEPS = 1e-6, 1.0, 100
 AUTO = "auto"
-ANY = 1e-3  # the rates that are tried are multiples of that of the settings
+ANY = 1e-3  # placeholder rate, of which the tried rates are multiples
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """Learning rates that were tried, the smoothed loss at each, and the one to begin with."""
+    """The tried learning rates, the smoothed loss at each, and the suggested rate."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -45,10 +45,11 @@ class RangeTest:
 
 @repeatable_kernels()
 def range_test(network: nn.Module, samples: Samples, context: TrainContext, trainable: TrainableParts) -> RangeTest:
-    """Raise the learning rate at each step, from `LEAST` to `MOST`, and watch the loss (Smith 2017, section 3.3).
+    """Raise the learning rate at each step, from `LEAST` to `MOST`, and record the loss (Smith 2017, section 3.3).
 
-    It ends where the smoothed loss is four times the best. Suggested is the rate about which it fell fastest, at most
-    a tenth of that at which it was lowest. The network is of no more use. Raises TrainingError as training does.
+    It ends when the smoothed loss exceeds four times the best. The suggestion is the rate at which the loss fell
+    fastest, at most a tenth of the rate with the lowest loss. The network must not be used afterwards. Raises
+    TrainingError as training does.
     """
     config = context.config
     seed_everything(config.seed)
@@ -71,16 +72,16 @@ def range_test(network: nn.Module, samples: Samples, context: TrainContext, trai
 
 
 def choose_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cache: Path, reporter: Reporter) -> Config:
-    """Return the settings with a learning rate that is a number: for `auto` that which the range test suggests.
+    """Return the settings with a number as learning rate: for `auto`, the suggestion of the range test.
 
-    `prepare` makes the training set that is tried ready with some settings. What a test suggested lies beside what was
-    trained, in `<cache>/training/<digest>/rate.json`, and is not worked out again. Raises what `range_test` does.
+    prepare: builds the job of the test with given settings. The suggestion is stored in
+    `<cache>/training/<digest>/rate.json` and reused. Raises the errors of `range_test`.
     """
     if config.learning_rate != AUTO:
         return config
     job = prepare(config.model_copy(update={"learning_rate": ANY}))
     note = cache / "training" / digest({"range test": job.made_from})[:32] / "rate.json"
-    with in_use(note.parent):
+    with hold(note.parent):
         how = "an earlier range test"
         if not note.is_file():
             begin = time.monotonic()
@@ -93,9 +94,9 @@ def choose_rate(config: Config, prepare: Callable[[Config], TrainingJob], *, cac
 
 
 def suggest_rate(curve: list[tuple[float, float]]) -> float:
-    """Return the rate to begin with, given pairs of a rate and the smoothed loss there.
+    """Return the suggested rate from pairs of a rate and the smoothed loss.
 
-    Falls are taken over a tenth of the steps: from one step to the next the first losses differ by their samples alone.
+    Slopes are measured over a tenth of the steps: between consecutive steps, early losses differ only by their samples.
     """
     span = max(1, len(curve) // 10)
     lowest = min(curve, key=lambda pair: pair[1], default=(LEAST, 0.0))[0]

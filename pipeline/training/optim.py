@@ -1,6 +1,6 @@
-"""Optimisers, and schedules of the learning rate.
+"""Optimizers, and schedules of the learning rate.
 
-A schedule is a function of the step and of the validation so far: it has no state that a checkpoint could lose.
+A schedule is a function of the step and the validation so far, without state of its own in the checkpoint.
 """
 
 import math
@@ -15,32 +15,33 @@ from pipeline.training.config import LoopConfig
 if TYPE_CHECKING:
     from pipeline.training.freezing import TrainableParts
 
-BASE = "base_lr"  # of a group: what its learning rate is a multiple of
+BASE = "base_lr"  # key of a parameter group: its learning rate before the schedule
 
-# Of the one-cycle schedule, as torch has it: the share of steps upwards, and what the peak is divided by at both ends.
+# The one-cycle schedule, as in torch: share of rising steps, and divisors of the peak at both ends.
 UPWARDS, FIRST, LAST = 0.3, 25.0, 250_000.0
 
 MILESTONES = (0.5, 0.75)
-"""Of `step`: shares of the steps after which the rate falls, as He et al. 2016 have it for CIFAR-10."""
+"""`schedule: step`: shares of the steps after which the rate falls (He et al. 2016, CIFAR-10)."""
 
 DECAY = 0.1
-"""Of `step` and `plateau`: what the rate falls to each time (He et al. 2016)."""
+"""`schedule: step` and `plateau`: factor of each fall (He et al. 2016)."""
 
 PATIENCE = 3
-"""Of `plateau`: epochs without a better validation; a run has some tens of epochs."""
+"""`schedule: plateau`: epochs without improvement before a fall; a run has some tens of epochs."""
 
 
 def build_optimizer(network: nn.Module, trainable: "TrainableParts", config: LoopConfig) -> torch.optim.Optimizer:
-    """Build an optimizer of what is trained of a network, and of what is around it, such as projections.
+    """Build an optimizer for the trained part of a network and for modules around it, such as projections.
 
-    `network`: the module that is trained, which has that of `trainable` inside. What is around learns at the full rate.
+    network: the module that is trained, which contains the network of `trainable`. Other parameters in it have the full
+    learning rate.
     """
     groups = trainable.groups(config.rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
     inside = {id(parameter) for parameter in trainable.network.parameters()}
-    around = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    outside = [parameter for parameter in network.parameters() if id(parameter) not in inside]
     for decay, parameters in (
-        (config.weight_decay, [parameter for parameter in around if parameter.ndim > 1]),
-        (0.0, [parameter for parameter in around if parameter.ndim < 2]),
+        (config.weight_decay, [parameter for parameter in outside if parameter.ndim > 1]),
+        (0.0, [parameter for parameter in outside if parameter.ndim < 2]),
     ):
         if parameters:
             groups.append({"params": parameters, "lr": config.rate, "weight_decay": decay})
@@ -55,18 +56,18 @@ def optimizer_of(groups: Iterable[dict[str, Any]], config: LoopConfig) -> torch.
     return torch.optim.AdamW(own, lr=config.rate)
 
 
-def set_lr(optimiser: torch.optim.Optimizer, multiple: float) -> None:
-    """Give each group that multiple of its own learning rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = group[BASE] * multiple
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[BASE] * factor
 
 
 def lr_factor(config: LoopConfig, step: int, steps: int, validation: Sequence[float]) -> float:
     """Return the factor of the learning rate at a step, from 0, of `steps`.
 
-    `validation`: what is monitored after each epoch so far, where less is better. Linear warm-up reaches 1 with its
-    last step; then cosine (Loshchilov and Hutter 2017, eq. 5, without restarts), steps, or a plateau's. One-cycle
-    (Smith and Topin 2019) is torch's, without its cycle of the momentum.
+    validation: the monitored loss after each epoch so far. 1) Linear warm-up, which reaches 1 at its last step. 2)
+    Cosine decay (Loshchilov and Hutter 2017, eq. 5, without restarts), steps, or plateaus. One-cycle (Smith and Topin
+    2019) is as in torch, without the cycle of the momentum.
     """
     if config.schedule == "one_cycle":
         return _one_cycle(step, steps)
@@ -94,7 +95,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _plateaus(validation: Sequence[float], patience: int) -> int:
-    """Return how often nothing was better for `patience` epochs; the count starts again each time."""
+    """Return the number of times that `patience` epochs passed without improvement."""
     best, waited, count = math.inf, 0, 0
     for value in validation:
         waited = 0 if value < best else waited + 1

@@ -1,7 +1,7 @@
-"""Write what a run leaves, whatever it trains for: predictions, a record of each training set, and the best network.
+"""Write the files of a run: predictions, a record per training set, and the best network.
 
-data/models/<run>/model.json    what it was made from, and a record of each training set
-data/models/<run>/backbone/     the whole network with the best validation among those of the most labels
+data/models/<run>/model.json    inputs and settings of the run, and a record per training set
+data/models/<run>/backbone/     the network with the best validation among those with the most labels
 """
 
 import shutil
@@ -26,11 +26,11 @@ from pipeline.training.loop import predict_logits
 from pipeline.training.run import RunResult
 from pipeline.training.targets import answers
 
-KEPT_DAYS = 30  # that a training stays in the cache after it was last used
+KEPT_DAYS = 30  # days that a training stays in the cache after its last use
 
 
 def evaluation_rows(task: Task, *, where: Path) -> np.ndarray:
-    """Return the rows that a run predicts, of validation and test; raises DataError where there are none."""
+    """Return the validation and test rows, which a run predicts; raises DataError if there are none."""
     rows = np.concatenate([task.rows("validation"), task.rows("test")])
     if not len(rows):
         raise DataError(f"{where}: expected validation or test rows to predict, got none. Change its `sizes`.")
@@ -38,7 +38,7 @@ def evaluation_rows(task: Task, *, where: Path) -> np.ndarray:
 
 
 def scores_of(task: Task) -> Scores:
-    """Return what the scores of a network's predictions are."""
+    """Return the kind of scores in a network's predictions."""
     return "none" if task.kind == "regression" else "probability"
 
 
@@ -47,7 +47,7 @@ def predict(
 ) -> Predictions:
     """Predict rows of a task with a trained network.
 
-    samples: those of the rows, without augmentation. outputs: the network's outputs of this task.
+    samples: the samples of `rows`, without augmentation. outputs: the network's outputs for this task.
     """
     logits = torch.cat([logits.cpu() for logits, _ in predict_logits(job.module, samples, job.context)])
     predicted, scores = answers(task, logits[:, outputs], job.targets)
@@ -86,8 +86,8 @@ def write(
 ) -> None:
     """Write the network in the backbone format, then model.json.
 
-    source: what backbone.json says of its origin. began_with: the digest of the weights that the network began with, or
-    in the place of which it has new ones. more: further fields of the record.
+    source: origin in backbone.json. began_with: digest of the weights at the start, or of those that new weights
+    replace. more: further fields of the record.
     """
     best = result.best
     written = serialization.write(
@@ -121,7 +121,7 @@ def write(
 
 
 def prune_training_cache(cache: Path) -> None:
-    """Remove what trainings left in the cache and nobody used for `KEPT_DAYS`."""
+    """Remove results of training from the cache that were not used for `KEPT_DAYS`."""
     for path in (*(cache / "training").glob("*"), *(cache / "pixels").glob("pixels-*")):
         if time.time() - path.stat().st_mtime > KEPT_DAYS * 86_400:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Phases: which parameters are trained from an epoch on, and which modules are in training mode then."""
+"""Phases of a training: the parameters trained from an epoch on, and the modules in training mode."""
 
 import dataclasses
 import fnmatch
@@ -12,23 +12,23 @@ from pipeline.backbones.hooks import INPUT, PENULTIMATE, without_attention_fastp
 from pipeline.backbones.replace_classifier import classifier_node, new_modules
 from pipeline.backbones.spec import BackboneSpec
 from pipeline.errors import ConfigError, bullets, counted, unknown
-from pipeline.partition.graph import ancestors, modes
-from pipeline.partition.split_points import blocks, suffix_modules, suffix_parameters
+from pipeline.partition.graph import ancestors, set_modes
+from pipeline.partition.split_points import blocks, tail_modules, tail_parameters
 from pipeline.training.config import FromTap, LastBlocks, Part, Patterns
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is trained from an epoch on."""
+    """The trained part of a network from an epoch on."""
 
     epoch: int
     cut: str | None  # the node after which everything is trained, if there is one
     trained: frozenset[str]  # parameters
-    live: frozenset[str]  # modules that are in training mode
+    train_mode_modules: frozenset[str]  # modules in training mode
 
 
 def phase_of(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new: Sequence[str]) -> Phase:
-    """Return what is trained from an epoch on, by a setting; `new`: modules of the head beyond the classifier.
+    """Return the phase of a setting from an epoch on. new: modules with new weights, classifier included.
 
     Raises BackboneError or ConfigError if the network has no such part.
     """
@@ -42,13 +42,13 @@ def phase_of(network: nn.Module, spec: BackboneSpec, what: Part, epoch: int, new
         live = {name for name in modules if is_within(name, parts)}.union(*map(ancestors, parts))
         return Phase(epoch, PENULTIMATE if len(parts) == 1 else None, trained, frozenset(live))
     if isinstance(what, Patterns):
-        # A new classifier is of no use as it was drawn, and patterns name parts of the network that was there before.
+        # A new classifier must always be trained; patterns are for the original network.
         trained = _matching(parameters, what.patterns) | {name for name in parameters if is_within(name, new)}
         return Phase(epoch, None, trained, _live(network, spec, trained))
     if isinstance(what, LastBlocks):
         what = FromTap(from_tap=_start(network, spec, what.last_k))
-    trained = frozenset(suffix_parameters(network, what.from_tap, spec=spec))
-    live = suffix_modules(network, what.from_tap, spec=spec)
+    trained = frozenset(tail_parameters(network, what.from_tap, spec=spec))
+    live = tail_modules(network, what.from_tap, spec=spec)
     return Phase(epoch, spec.node(what.from_tap), trained, frozenset(live))
 
 
@@ -56,14 +56,14 @@ def _start(network: nn.Module, spec: BackboneSpec, last: int) -> str:
     """Return the node before the last blocks."""
     known = blocks(network, spec=spec)
     if last > len(known):
-        title = f"last_k: expected at most the {len(known)} blocks that the network has, got {last}. They begin after"
+        title = f"last_k: expected at most {len(known)}, the number of blocks, got {last}. The blocks begin after"
         lines = [f"{start}: {counted(len(names), 'parameter')} from {names[0]}" for start, names in known]
         raise ConfigError(bullets(title, lines))
     return known[-last][0]
 
 
 def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-    """Return the parameters that match some pattern; raises ConfigError with all patterns that match none."""
+    """Return the parameters that match any pattern; raises ConfigError with all patterns without a match."""
     known = {part for name in parameters for part in ancestors(name) if part}
     matched, problems = set[str](), []
     for pattern in patterns:
@@ -78,19 +78,20 @@ def _matching(parameters: Sequence[str], patterns: Sequence[str]) -> frozenset[s
 
 
 def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> frozenset[str]:
-    """Return the modules in training mode where parameters are trained here and there.
+    """Return the modules in training mode for an arbitrary set of trained parameters.
 
-    Nothing is that runs before the first layer that is trained, and no layer whose own parameters are all frozen.
+    Modules that run before the first trained layer are in evaluation mode, and so are layers whose own parameters are
+    all frozen.
     """
     order: dict[str, int] = {}
 
-    def noting(name: str) -> Callable[..., None]:
+    def record(name: str) -> Callable[..., None]:
         return lambda _part, _args: order.update({name: order.get(name, len(order))})
 
-    hooks = [part.register_forward_pre_hook(noting(name)) for name, part in network.named_modules()]
+    hooks = [part.register_forward_pre_hook(record(name)) for name, part in network.named_modules()]
     like = next(network.parameters())
     try:
-        with modes(network, training=False), torch.no_grad(), without_attention_fastpath():
+        with set_modes(network, training=False), torch.no_grad(), without_attention_fastpath():
             network(torch.zeros(2, *spec.input.shape).to(like))
     finally:
         for hook in hooks:
@@ -106,16 +107,16 @@ def _live(network: nn.Module, spec: BackboneSpec, trained: frozenset[str]) -> fr
 
 
 def _called(name: str, order: Mapping[str, int]) -> str:
-    """Return a module that is called, or the nearest around it: some layers use the weights of modules in them."""
-    return next((around for around in ancestors(name) if around in order), "")
+    """Return a module or its nearest parent that was called: some layers use weights of submodules directly."""
+    return next((parent for parent in ancestors(name) if parent in order), "")
 
 
 def is_within(name: str, parts: Sequence[str]) -> bool:
-    """Return whether a name is one of some parts, or stands inside of one."""
+    """Return whether a name is one of `parts`, or inside one of them."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def without_modules(phase: Phase, modules: set[str]) -> Phase:
-    """Return a phase in which some modules are frozen too."""
+    """Return the phase with further modules frozen."""
     trained = frozenset(name for name in phase.trained if name.rpartition(".")[0] not in modules)
-    return dataclasses.replace(phase, trained=trained, live=phase.live - modules)
+    return dataclasses.replace(phase, trained=trained, train_mode_modules=phase.train_mode_modules - modules)

@@ -1,6 +1,6 @@
-"""The run that fine-tuning and distillation share: train each training set, or load it from the cache; keep the best.
+"""The run of fine-tuning and distillation: train each training set, or load it from the cache; keep the best network.
 
-A training set that was trained before, with the same settings, data, weights and code, comes from the cache.
+A training with the same settings, data, weights and code is loaded from the cache.
 """
 
 import math
@@ -16,7 +16,7 @@ from pipeline.errors import TrainingError
 from pipeline.files import digest
 from pipeline.model_record import NetworkFit
 from pipeline.runtime import Reporter
-from pipeline.store.use import in_use
+from pipeline.store.use import hold
 from pipeline.training.early_stopping import START, SURE
 from pipeline.training.job import RunPaths, TrainingJob
 from pipeline.training.loop import train
@@ -24,7 +24,7 @@ from pipeline.training.loop import train
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained network of one training set, and its record in model.json."""
+    """The trained network of a training set, and its record in model.json."""
 
     network: nn.Module
     architecture: dict[str, Any]
@@ -32,7 +32,7 @@ class Trained:
 
     @property
     def order(self) -> tuple[float, float]:
-        """Return the key by which a run keeps the largest: most labels, then the best validation."""
+        """Return the key by which the best network is chosen: most labels, then best validation."""
         labels = math.inf if self.record.labels is None else self.record.labels
         return labels, -self.record.kept.get("validation_loss", math.inf)
 
@@ -45,7 +45,7 @@ class RunResult:
     _best: Trained | None = None
 
     def add(self, trained: Trained, **more: Any) -> None:
-        """Take up the outcome of a training set, with further fields of its record; the first of equals stays best."""
+        """Add the result of a training set, with further fields of its record; the first of equals stays the best."""
         trained = replace(trained, record=trained.record.model_copy(update=more))
         self.records.append(trained.record)
         if self._best is None or trained.order > self._best.order:
@@ -53,7 +53,7 @@ class RunResult:
 
     @property
     def best(self) -> Trained:
-        """Return the network that the run keeps."""
+        """Return the best network, which the run saves."""
         assert self._best is not None, "there is a training set"
         return self._best
 
@@ -61,10 +61,10 @@ class RunResult:
 def train_sets(
     jobs: Iterable[TrainingJob], *, steps: Sequence[int], paths: RunPaths, reporter: Reporter
 ) -> Iterator[tuple[TrainingJob, Trained]]:
-    """Train the jobs of a run one after the other, and yield each with its outcome.
+    """Train the jobs of a run one after the other, and yield each with its result.
 
-    jobs: built as they are asked for, so that one network is in memory at a time. steps: of the optimizer, per job.
-    Raises what `train_or_load` does.
+    jobs: built lazily, so that a single network is in memory. steps: optimizer steps per job. Raises the errors of
+    `train_or_load`.
     """
     for number, job in enumerate(jobs):
         outcome = train_or_load(
@@ -77,14 +77,14 @@ def train_sets(
 
 
 def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Reporter) -> Trained:
-    """Train on one training set, or load from `folder` what was trained before.
+    """Train on a training set, or load the result of an earlier training from `folder`.
 
-    Raises what `loop.train` does, and TrainingError where frozen weights have changed.
+    Raises the errors of `loop.train`, and TrainingError if frozen weights have changed.
     """
     before = job.trainable.digest()
     for probe in job.probes:
         reporter.log(str(probe))
-    with in_use(folder):
+    with hold(folder):
         history = train(
             job.module,
             job.samples,
@@ -107,8 +107,8 @@ def train_or_load(job: TrainingJob, *, folder: Path, curves: Path, reporter: Rep
     after = job.trainable.digest()
     if after != before:
         raise TrainingError(
-            f"{job.training}: expected the frozen part as it was, with the digest {before[:16]}…, got {after[:16]}…. "
-            "Something in the network writes to its own weights or buffers: train that part too."
+            f"{job.training}: expected an unchanged frozen part with the digest {before[:16]}…, got {after[:16]}…. "
+            "A module of the network changes its own weights or buffers: train that part too."
         )
     record = NetworkFit(
         head=job.head,

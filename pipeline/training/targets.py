@@ -1,4 +1,4 @@
-"""The targets of a task as tensors that a network is trained on, and the way back to what the task has."""
+"""Convert the targets of a task to tensors for training, and network outputs back to predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from pipeline.task import Kind, Task
 
 @dataclass(frozen=True)
 class Targets:
-    """int64 (n,) of a classification, float32 (n, classes) of a multilabel task, float32 (n,) of a regression.
+    """Targets: int64 (n,) for classification, float32 (n, classes) for multilabel, float32 (n,) for regression.
 
-    Those of a regression are minus `centre`, over `spread`: the mean and the deviation of the training rows.
+    Those of a regression are standardised: minus `centre`, divided by `spread`, mean and deviation of the training
+    rows.
     """
 
     values: Tensor
@@ -22,18 +23,18 @@ class Targets:
     spread: float = 1.0
 
     def of(self, rows: np.ndarray) -> Tensor:
-        """Return the targets of some rows."""
+        """Return the targets of rows."""
         return self.values[torch.from_numpy(rows)]
 
     def unfold(self, last: nn.Module) -> None:
-        """Make a last layer that was trained on these give values in the unit of the task."""
+        """Rescale a last layer that was trained on these targets to the unit of the task."""
         weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
         with torch.no_grad():
             weight.mul_(self.spread)
             bias.mul_(self.spread).add_(self.centre)
 
     def fold(self, last: nn.Module) -> None:
-        """Invert `unfold`: make a last layer that gives values in the unit of the task give these targets."""
+        """Invert `unfold`: rescale a last layer with outputs in the unit of the task to these targets."""
         weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
         with torch.no_grad():
             weight.div_(self.spread)
@@ -41,7 +42,7 @@ class Targets:
 
 
 def targets_of(task: Task, training: np.ndarray) -> Targets:
-    """Return the targets of all rows of a task; `training`: the rows that are trained on."""
+    """Return the targets of all rows of a task; `training`: the training rows."""
     if task.kind == "multilabel":
         return Targets(torch.from_numpy(task.targets).float())
     if task.kind == "regression":
@@ -53,7 +54,7 @@ def targets_of(task: Task, training: np.ndarray) -> Targets:
 
 
 def answers(task: Task, logits: Tensor, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """Return what logits (n, outputs) predict, as `Task.targets` has it, and probabilities float32 (n, classes)."""
+    """Return predictions of logits (n, outputs), as in `Task.targets`, and probabilities float32 (n, classes)."""
     predicted, scores = answers_to(task.kind, task.classes, logits)
     if task.kind == "regression":
         predicted = predicted * targets.spread + targets.centre
@@ -61,7 +62,7 @@ def answers(task: Task, logits: Tensor, targets: Targets) -> tuple[np.ndarray, n
 
 
 def answers_to(kind: Kind, classes: Sequence[str], logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same of a task by its kind and classes; of a regression the logits are values in its unit."""
+    """Return the same for a kind of task and its classes; for a regression, logits are in the unit of the task."""
     if kind == "classification":
         names = np.asarray(classes, dtype=object)
         return names[logits.argmax(dim=1).numpy()], logits.softmax(dim=1).numpy()

@@ -154,14 +154,14 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
         ("kind", "multilabel", "labels", "few|few and the rest", "`labels_per_class` needs classes, and the task is a"),
         ("teacher", "none", "losses", "soft|ramps|decoupled|hints|attention|relational", "`teacher: none` "),
         ("teacher", "none", "images", "views|live|live augment|own", "teacher"),
-        ("teacher", "network|head|both", "losses", "labels", "no loss reads what the teacher says"),
-        ("teacher", "both", "losses", "hints|attention|relational", "are of one teacher of the task: name one"),
+        ("teacher", "network|head|both", "losses", "labels", "no loss uses the teacher"),
+        ("teacher", "both", "losses", "hints|attention|relational", "need a single teacher of the task: set one"),
         (
             "teacher",
             "both",
             "images",
             "live|live augment",
-            "`teacher_outputs: online` runs the one teacher of the one task",
+            "`teacher_outputs: online` runs a single teacher of a single task",
         ),
         ("teacher", "head", "losses", "hints|attention|relational", "expected a network"),
         ("teacher", "head", "images", "live|live augment", "expected a network"),
@@ -170,7 +170,7 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
             "two tasks",
             "images",
             "live|live augment",
-            "`teacher_outputs: online` runs the one teacher of the one task",
+            "`teacher_outputs: online` runs a single teacher of a single task",
         ),
         (
             "start",
@@ -179,8 +179,8 @@ CONFLICTS: Mapping[str, Sequence[tuple[str, str, str, str, str]]] = {
             "frozen",
             "`start: scratch` has no statistics to keep: expected `batch_norm",
         ),
-        ("losses", "soft|relational", "training", "smoothing", "are of `losses.labels`, which have no weight"),
-        ("losses", "soft|relational", "labels", "few and the rest", "changes nothing where `labels` have no weight"),
+        ("losses", "soft|relational", "training", "smoothing", "belong to `losses.labels`, which has no weight"),
+        ("losses", "soft|relational", "labels", "few and the rest", "has no effect if `labels` have no weight"),
     ],
 }
 """Values of two axes that are refused together, and what the error says."""

@@ -130,7 +130,7 @@ def student_training(
     objective = RecordedLoss([branch], config, pairs)
     return StudentTraining(
         found,
-        Student(found.module, found.spec, pairs, live=running, seed=7),
+        Student(found.module, found.spec, pairs, online=running, seed=7),
         TrainContext(plain.config, objective, plain.fabric, small_training.enter),
         objective,
         taught_samples(rows, None if live else source),
