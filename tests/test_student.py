@@ -149,7 +149,7 @@ def test_a_node_that_is_another_in_training_is_refused(node: str, got: str) -> N
     student = Student(found.module, found.spec, hinted(found, node))
     student.train()
     expected = (
-        rf"^hints\.0: expected '{node}' of the shape \(4, 29, 29\) in training as in evaluation, got {got}\. Name"
+        rf"^hints\.0: expected '{node}' of the shape \(4, 29, 29\) in training as in evaluation, got {got}\. Choose"
     )
     with pytest.raises(TrainingError, match=expected):
         student(networks.images(found.spec, 2))
