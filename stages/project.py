@@ -16,7 +16,7 @@ from pipeline.settings.check import Section, check, refuse
 from pipeline.settings.params import read_params, unusual_values, with_lines
 from pipeline.settings.repair import UNKNOWN
 from stages import name_of_stage
-from stages.agreement import disagreements
+from stages.cross_references import disagreements
 
 QUIET = "--quiet"
 VERBOSE = "--verbose"

@@ -341,7 +341,7 @@ def test_a_stage_has_one_name_in_all_four_places() -> None:
         "names",
         "effects",
         "coverage",
-        "check_references",
+        "check_files_and_models",
     }
     packages = {name.rstrip("/") for name in layers() if name.endswith("/")}
     assert set(DVC) - SHARING == set(PARAMS) == files - SHARING

@@ -19,7 +19,7 @@ from support.projects import SHIPPED
 
 from pipeline import manifest
 from pipeline.cli import main
-from pipeline.cli.extract import naming_options
+from pipeline.cli.extract_folder import naming_options
 from pipeline.compare.config import CompareConfig
 from pipeline.compare.run import compare
 from pipeline.errors import StoreError

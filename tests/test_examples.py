@@ -14,7 +14,7 @@ from support.projects import SHIPPED, default
 from pipeline.settings.check import check
 from pipeline.settings.params import unusual_values
 from stages import project as stages
-from stages.agreement import disagreements
+from stages.cross_references import disagreements
 
 ROOT = Path(__file__).parent.parent
 TEXT = SHIPPED.read_text()

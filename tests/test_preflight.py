@@ -12,7 +12,7 @@ import torch
 from pipeline.files import content_key, sha256_file
 from pipeline.manifest import ManifestPaths
 from pipeline.settings.params import with_lines
-from stages import check_references, project
+from stages import check_files_and_models, project
 
 Problems = Callable[[str], list[str]]
 
@@ -57,7 +57,7 @@ def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Problems:
     def check(text: str) -> list[str]:
         Path("params.yaml").write_text(text)
         values, found = project.examine()
-        return [*found, *check_references.find_problems(values)]
+        return [*found, *check_files_and_models.find_problems(values)]
 
     return check
 

@@ -6,7 +6,7 @@ A node is one of
     logits           the network's output
     penultimate      one vector per sample: the input of the classifier, averaged over positions if it is a map or
                      tokens. For parallel classifiers: their common input, or their inputs concatenated if these
-                     differ. Without a classifier: the network's output, averaged likewise. find_classifier.py defines
+                     differ. Without a classifier: the network's output, averaged likewise. penultimate.py defines
                      what the classifier is
     layer1.0.relu    a module, by its name: its output; with _1, _2, … for later calls of the same module
     layer1.0.add     a function called outside of torch's own layers, by the calling module and the function's name,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.find_classifier import determine_output, find_classifier, has_weights
+from pipeline.backbones.penultimate import determine_output, find_classifier, has_weights
 from pipeline.backbones.hooks import (
     FUNCTION,
     INPUT,

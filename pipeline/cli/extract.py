@@ -1,125 +1,132 @@
-"""The work of `icecore extract`: embed a folder with the options of the command, and name options in errors."""
+"""The command `icecore extract`; `extract_folder.py` does its work."""
 
-import contextlib
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import Interrupted, PipelineError, counted
 
-OPTIONS: Mapping[str, str] = {
-    "root": "--data",
-    "taps": "--tap",
-    "image": "--image",
-    "columns": "--columns",
-    "max_pixels": "--max-pixels",
-    "max_rejected": "--max-rejected",
-    "batch_size": "--batch-size",
-    "file": "--file",
-    "weights": "--weights",
-    "entry": "--entry",
-}
-"""Options of `icecore extract` by the setting that messages of the library name."""
-
-PROJECT_ONLY = frozenset(
-    "folders base path types encoding check disk run input strip_prefix project".split()  # noqa: SIM905
-)
-"""Settings that messages name and that `icecore extract` has no option for."""
-
-
-NAMED = re.compile(
-    r"`([a-z_]+)(?:`|: )|^ *(?:- )?(?:prepare|freeze|extract|split|fit)\.[\w-]+\.([a-z_]+)", re.MULTILINE
-)
-"""A setting in an error: `batch_size`, or fit.probe.head at the beginning of a line."""
-
-
-def name_options(error: str, options: Mapping[str, str]) -> list[str]:
-    """Return a line for each option whose setting an error names, and one for settings that need a project."""
-    settings = dict.fromkeys(match[1] or match[2] for match in NAMED.finditer(error))
-    lines = [f"`{name}` is {options[name]} here." for name in settings if name in options]
-    if absent := [f"`{name}`" for name in settings if name in PROJECT_ONLY | OPTIONS.keys() and name not in options]:
-        is_are = "is a setting" if len(absent) == 1 else "are settings"
-        lines.append(f"{', '.join(absent)} {is_are} of a project's params.yaml, see `icecore settings`.")
-    return lines
-
-
-@contextlib.contextmanager
-def naming_options(options: Mapping[str, str] = OPTIONS) -> Iterator[None]:
-    """Add to an error the options of the settings that it names, or that a setting needs a project."""
-    try:
-        yield
-    except PipelineError as error:
-        if not (lines := name_options(str(error), options)):
-            raise
-        raise type(error)("\n".join([str(error), *lines])) from None
-
-
-def extract_folder(
-    backbone: str,
-    data: str,
-    out: Path,
-    *,
-    image: str | None,
-    taps: list[str],
-    weights: dict[str, Any],
-    settings: dict[str, Any],
-    rehash: bool,
-    plan_only: bool,
-    quiet: bool,
-    verbose: bool,
+def extract(
+    backbone: Annotated[str, typer.Option(help="A model of torchvision or timm, or the folder of a backbone.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of images, a .csv or .parquet list with a column `path`, a .tar or a folder of them, or a "
+            "URL of one of these, such as s3://bucket/photos."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    image: Annotated[
+        str | None, typer.Option(help="The column of image bytes, where the data are Parquet that holds the images.")
+    ] = None,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(help="NODE or NODE:POOLING, such as layer3:mean; may be repeated. [default: penultimate]"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="An entry of torchvision's enum, such as IMAGENET1K_V1, or a tag of timm.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="torchvision or timm. [default: torchvision if it has the model]")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Weights on disk: .safetensors, or a state dict.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="The first digits of the SHA-256 of --file, which is checked.")
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option(help="Which of several state dicts in the file, such as model_ema.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="The type of stored values: float16, bfloat16, float32 or int8.")
+    ] = "float16",
+    batch_size: Annotated[
+        str, typer.Option(help="Images per forward pass; auto: 64 on a CPU, the fastest that fits on a GPU.")
+    ] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, …")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="The precision of the network: float32, tf32, bfloat16 or float16.")
+    ] = "float32",
+    max_rejected: Annotated[
+        float, typer.Option(help="The share of unusable files above which the command fails.")
+    ] = 0.05,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="A label column of a list or of Parquet to keep; may be repeated. [default: all]"),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Larger images are refused.")] = 89_478_485,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Decode large JPEGs at a fraction of their size; the features differ.")
+    ] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes that run the network on this machine; auto: one per GPU.")
+    ] = "auto",
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler's ADDRESS, or its scheduler FILE; its workers run the network.")
+    ] = None,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash", help="Open all images, also those whose size, times and inode are as in the last run into OUT."
+        ),
+    ] = False,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print what would be computed, its bytes and the free disk, and stop. The weights are downloaded and "
+            "the images listed.",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print the measurements of every engine and of every tap.")
+    ] = False,
 ) -> None:
-    """Embed the images of `data` into `out`, and print what was done; with `plan_only`, print what would be computed.
+    """Embed images, without a project: OUT/TAP/ has the features, OUT/files.parquet the file of each row.
 
-    `weights` are the fields of `Weights`, `settings` what `embed.job` takes beyond them. `rehash`: open all images,
-    also those whose files are as they were. Ends the process with 130 when
-    the user interrupts the extraction.
+    Rows in the feature cache are not computed again: a second run into OUT opens and computes new images only.
+
+    Examples:
+
+      icecore extract --backbone resnet50 --tap penultimate --data photos/ --out features/
+
+      icecore extract --backbone mobilenet_v2 --tap features.13:avg2x2 --tap penultimate --data a.csv --out features/
+
+      icecore extract --backbone resnet50 --data shards/ --out features/     (a folder of WebDataset .tar files)
+
+      icecore extract --backbone resnet50 --data train.parquet --image image --out features/
+
+      icecore extract --backbone resnet50 --data s3://bucket/photos --out features/     (after pip install s3fs)
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --plan
+
+      icecore extract --backbone resnet50 --data photos/ --out features/ --workers 4
+
+      icecore extract --backbone resnet50 --data /shared/photos --out /shared/features --scheduler tcp://10.0.0.5:8786
     """
-    from pipeline import embed
-    from pipeline.extract import summary
-    from pipeline.freeze.library_model import Weights
-    from pipeline.runtime import SILENT, Reporter, process_seconds
-    from pipeline.store import index, location
-    from stages import project
+    from pipeline.cli.extract_folder import extract_folder, naming_options
 
-    job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
-
-    def say(text: object) -> None:
-        if not quiet:
-            more = getattr(text, "more", "") if verbose else ""
-            typer.echo(f"{text}\n{more}" if more else text)
-
-    reporter = SILENT
-    if not quiet:
-        reporter = Reporter(message=say, log=project.log, bar=lambda title: project.bar(title, "images"))
-    root = location.default_root()
-    if plan_only:
-        request, disk = embed.plan(job, out, cache_root=root, rehash=rehash, reporter=reporter)
-        say(disk)
-        refuse_if_full(request, disk, out)
-        return
-    try:
-        done = embed.embed(job, out, cache_root=root, rehash=rehash, reporter=reporter)
-    except Interrupted as error:
-        typer.echo(f"interrupted: {error}", err=True)
-        raise SystemExit(130) from None
-    for note in done.prepared.notes:
-        say(f"note: {note}")
-    say(summary.describe_cache(root, done.extracted))
-    say(summary.text(str(out), done.extracted, process=process_seconds()))
-    for kind, count in done.prepared.excluded.items():
-        say(f"{count:,} {kind}: see {out / 'excluded.csv'}")
-    for name in job.extract.taps:
-        say(f"{out / name}: {counted(index.read(out / name).stored, 'row')}")
-    say(f"{out / 'files.parquet'}: the file of each row")
-
-
-def refuse_if_full(request: Any, forecast: Any, out: Path) -> None:
-    """Raise StoreError where the features of a request do not fit on the disks of `out` and of the feature cache."""
-    from pipeline.extract.disk_check import explain_shortage
-    from pipeline.extract.disk_forecast import raise_if_short
-    from pipeline.store import location
-
-    raise_if_short(explain_shortage(request, forecast, cache_root=location.default_root(), out=out))
+    with naming_options():
+        extract_folder(
+            backbone,
+            data,
+            out,
+            image=image,
+            taps=tap or ["penultimate"],
+            weights={"source": source, "name": weights, "file": file, "sha256": sha256, "entry": entry},
+            settings={
+                "dtype": dtype,
+                "max_rejected": max_rejected,
+                "columns": tuple(columns) if columns else None,
+                "max_pixels": max_pixels,
+                "draft": draft,
+                "batch_size": batch_size,
+                "engine": engine,
+                "precision": precision,
+                "run": {"workers": int(workers) if workers.isdigit() else workers, "scheduler": scheduler},
+            },
+            rehash=rehash,
+            plan_only=plan_only,
+            quiet=quiet,
+            verbose=verbose,
+        )

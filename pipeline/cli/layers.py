@@ -1,8 +1,46 @@
-"""What `icecore layers` lists: the backbone of a project, one in a folder, or a model of a library."""
+"""The command `icecore layers`: list the nodes of a backbone of the project or in a folder, or of a library's model."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pipeline.inference.node_table import Network
+import typer
+
+from pipeline.cli.output import AsJson, print_json
+
+
+def layers(
+    backbone: Annotated[
+        str,
+        typer.Argument(help="A name below data/backbones, a backbone's folder, or a model of torchvision or timm."),
+    ],
+    match: Annotated[str, typer.Option(help="Only nodes with this in their name, alias or kind.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all nodes: what is inside of blocks, and functions between the modules.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the blocks of a backbone, which can be taps: aliases, shapes, bytes per sample, share of the cost.
+
+    `--match` searches the modules inside of blocks too, `--all` lists every node. A model's name needs no project and
+    downloads no weights.
+
+    Examples:
+
+      icecore layers resnet50
+
+      icecore layers mobilenet
+
+      icecore layers data/backbones/vgg16 --match conv4
+
+      icecore layers mobilenet --all --json
+    """
+    from pipeline.inference import node_table
+
+    rows = node_table.rows(read_nodes(backbone), functions=everything, short=not everything and not match, match=match)
+    if as_json:
+        print_json(rows)
+    else:
+        typer.echo(node_table.text(rows))
 
 
 def read_nodes(name: str) -> Network:

@@ -63,7 +63,7 @@ def predict(
 
       find photos -name '*.jpg' | icecore predict data/models/pets - --json
     """
-    from pipeline.cli.extract import naming_options
+    from pipeline.cli.extract_folder import naming_options
 
     try:
         with naming_options(OPTIONS):

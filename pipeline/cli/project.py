@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.extract import refuse_if_full
+from pipeline.cli.extract_folder import refuse_if_full
 from pipeline.cli.output import AsJson, print_json
 from pipeline.errors import ConfigError, unknown
 
@@ -54,13 +54,13 @@ def check(
     """
     from pipeline.settings.check import refuse
     from pipeline.settings.params import check_rewriting, with_lines
-    from stages import check_references, project
+    from stages import check_files_and_models, project
 
     note_upgrade()
 
     values, problems = project.examine(params)
     if not fast:
-        problems += check_references.find_problems(values)
+        problems += check_files_and_models.find_problems(values)
     refuse(with_lines(problems, params), where=str(params))
     for line in check_rewriting(params):
         typer.echo(f"note: {line}", err=True)
@@ -70,10 +70,10 @@ def check(
 
 def problems_of(params: Path) -> list[str]:
     """Return every problem of settings that lie in the working directory, as `icecore check` finds them."""
-    from stages import check_references, project
+    from stages import check_files_and_models, project
 
     values, problems = project.examine(params)
-    return [*problems, *check_references.find_problems(values)]
+    return [*problems, *check_files_and_models.find_problems(values)]
 
 
 def plan(

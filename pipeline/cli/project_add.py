@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.extract import naming_options
+from pipeline.cli.extract_folder import naming_options
 from pipeline.cli.project import problems_of
 from pipeline.cli.project_new import Image, Labels, Target, Weights, WeightsFile
 

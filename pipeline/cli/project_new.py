@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.extract import name_options, naming_options
+from pipeline.cli.extract_folder import name_options, naming_options
 from pipeline.cli.project import problems_of, run_in_process, run_pipeline
 from pipeline.errors import ConfigError
 

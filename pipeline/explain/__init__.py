@@ -8,7 +8,7 @@ gradients         Grad-CAM, or gradient × activation of tokens, through a netwo
 occlusion         evidence by covering parts of the image, for heads that are not linear
 linear_head       fold a linear head and the steps before it into one matrix
 tap_maps          the map of a tap before its pooling, for one image
-pictures          draw the evidence over an image
+heat_map          draw the evidence over an image
 near_samples      the nearest training samples, with pictures
 mistakes          the test samples that a run predicts wrongly: `icecore wrong`
 mistake_evidence  the evidence for mistakes

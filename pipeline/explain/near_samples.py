@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.explain.pictures import thumbnail
+from pipeline.explain.heat_map import thumbnail
 from pipeline.inference.trained_model import TrainedModel
 from pipeline.loading.samples import Reject, find_samples, items, read_content
 from pipeline.predict.near import open_training_rows

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.explain.pictures import overlay, picture
+from pipeline.explain.heat_map import overlay, picture
 
 if TYPE_CHECKING:
     from pipeline.explain.evidence import Evidence, EvidenceSet

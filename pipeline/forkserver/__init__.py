@@ -5,7 +5,7 @@ Importing torch, scikit-learn and others takes a stage three to five seconds of 
 start   puts the programs `python` and `icecore` into a folder for PATH, and starts the server
 client  what the programs do: hand a command over to the server, and end as the command does
 server  the process that imports and forks
-fork    what a fork does: it becomes what Python would be that was started for the command
+child   what a fork does: it becomes what Python would be that was started for the command
 
 A program starts the interpreter instead where a fork might differ from it in anything: until the server has imported
 the libraries, where the program's process has other variables, limits or rights than the server

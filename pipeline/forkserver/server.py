@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.forkserver.client import describe_process
-from pipeline.forkserver.fork import are_hidden, become, search_path
+from pipeline.forkserver.child import are_hidden, become, search_path
 
 PATIENCE = 10  # seconds that a program may take to send its command
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.find_classifier import determine_output
+from pipeline.backbones.penultimate import determine_output
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.nodes import survey
 from pipeline.backbones.spec import InputSpec
