@@ -868,7 +868,7 @@ def test_one_row_of_another_sample_is_found() -> None:
     with pytest.raises(BackboneError, match=r"in row 1, and 1 of 3 rows off"):
         check_replay(case.backbone(), rows, logits, dtype="float16", where="x")
     rows[1] = math.inf
-    with pytest.raises(BackboneError, match=r"got nan in row 1, and 1 of 3 rows off"):
+    with pytest.raises(BackboneError, match=r"got an error of nan in row 1, and 1 of 3 rows off"):
         check_replay(case.backbone(), rows, logits, dtype="float16", where="x")
 
 

@@ -8,7 +8,7 @@ nodes, hooks          list the nodes of a network; observe their values
 aliases               other names of nodes
 pooling, projection   from a node's value to the stored row
 feature_extractor     a network and its taps as a module
-penultimate           which layers are the classifier
+penultimate           the classifier, and its input as a vector
 replace_classifier    put a new classifier into a network; truncation ends the network there
 reference_output      the probe: outputs for a fixed image, compared whenever a backbone is loaded
 replay                logits from stored penultimate features

@@ -3,7 +3,6 @@
 import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.penultimate import determine_output, find_classifier, has_weights
 from pipeline.backbones.hooks import (
     FUNCTION,
     INPUT,
@@ -23,6 +21,13 @@ from pipeline.backbones.hooks import (
     first_input,
     numbered,
     without_attention_fastpath,
+)
+from pipeline.backbones.penultimate import (
+    average_positions,
+    determine_output,
+    find_classifier,
+    has_weights,
+    penultimate_node,
 )
 from pipeline.backbones.spec import InputPart, Tap
 
@@ -56,12 +61,14 @@ def survey(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, Tap]:
     images = _images(shape, seed=1)
     parts = first.classifier(images) if LOGITS in nodes else {}
     if LOGITS in nodes:
-        tap = _penultimate_node(first, again, parts)
-        nodes[PENULTIMATE] = tap.model_copy(update={"revision": int(list(parts) != first.last_layer(images))})
+        digests = [[run.input_digests[name] for name in parts] or run.digests[LOGITS] for run in (first, again)]
+        tap = penultimate_node(module, parts, inputs=first.inputs, output=first.nodes[LOGITS])
+        update = {"mixed": digests[0] != digests[1], "revision": int(list(parts) != first.last_layer(images))}
+        nodes[PENULTIMATE] = tap.model_copy(update=update)
     width_of_head = first.inputs[next(iter(parts))].shape[-1:] if parts else ()
     taps = {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_add_layouts(nodes, larger, module, width_of_head)}
     if LOGITS in taps:
-        taps[PENULTIMATE] = _average_positions(taps[PENULTIMATE], parts)
+        taps[PENULTIMATE] = average_positions(taps[PENULTIMATE], parts)
     # `penultimate` is listed last but for `logits`.
     order = [name for name in taps if name not in (PENULTIMATE, LOGITS)]
     return {name: taps[name] for name in [*order, PENULTIMATE, LOGITS] if name in taps}
@@ -80,32 +87,6 @@ def survey_shapes(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, T
         return {}
     run.nodes.pop(INPUT, None)
     return {INPUT: Tap(shape=shape, layout="CHW", kind="input"), **_add_layouts(run.nodes, larger, module, ())}
-
-
-def _penultimate_node(first: "_Observer", again: "_Observer", parts: dict[str, InputPart]) -> Tap:
-    """Return the node of the classifier's input before averaging, or of the output if there is no classifier."""
-    digests = [[run.input_digests[name] for name in parts] or run.digests[LOGITS] for run in (first, again)]
-    mixed = digests[0] != digests[1]
-    if not parts:
-        return first.nodes[LOGITS].model_copy(update={"mixed": mixed, "kind": PENULTIMATE})
-    last = first.inputs[next(reversed(parts))]
-    if len(parts) > 1 or not isinstance(first.module.get_submodule(next(iter(parts))), nn.Linear | nn.Conv2d):
-        shape = (max(part.stop for part in parts.values()),)
-        last = last.model_copy(update={"shape": shape, "input_of": None, "parts": dict(parts)})
-    return last.model_copy(update={"mixed": mixed})
-
-
-def _average_positions(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
-    """Return the node as a vector: averaged over its positions if it has any."""
-    if tap.parts or len(tap.shape) == 1:
-        return tap
-    layouts: dict[str, Shape] = {"CHW": (2, 3), "HWC": (1, 2), "LC": (1,)}
-    axes = next(iter(parts.values())).axes if parts else layouts.get(tap.layout, ())
-    if not axes:
-        return tap
-    shape = tuple(size for axis, size in enumerate(tap.shape, start=1) if axis not in axes)
-    update = {"shape": shape, "averaged": axes, "layout": "other", "operation": "mean", "prefix": 0}
-    return tap.model_copy(update={**update, "class_token": False})
 
 
 def _images(shape: Shape, *, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Find the classifier of a network: the layer, or the parallel layers, whose inputs determine the output.
+"""Find the classifier of a network, and with it `penultimate`, the classifier's input as one vector per sample.
 
-A layer is the classifier if
+The classifier is the layer, or the parallel layers, whose inputs determine the output. A layer is the classifier if
 
 * it is the last layer with weights, runs once, and is linear: `nn.Linear`, a 1x1 convolution, or a convolution that
   covers its whole input. Any other convolution computes features, even if only a pooling follows;
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.backbones.hooks import (
     APPENDED,
     ENDS_AT,
+    PENULTIMATE,
     NoClassifier,
     first_input,
     with_first_input,
@@ -33,6 +34,37 @@ NAMES = ("fc", "head", "head_dist", "classifier", "linear", "last_linear", "logi
 """Usual names of classifiers; numbered modules inside them count too."""
 
 MAX_PARALLEL = 8  # parallel layers
+
+POSITIONS: Mapping[str, tuple[int, ...]] = {"CHW": (2, 3), "HWC": (1, 2), "LC": (1,)}
+"""The axes of a batch that are positions, by the layout of its rows."""
+
+
+def penultimate_node(
+    module: nn.Module, parts: dict[str, InputPart], *, inputs: Mapping[str, Tap], output: Tap
+) -> Tap:
+    """Return the node of the classifier's input before averaging, or of the output if there is no classifier.
+
+    parts: what `find_classifier` returned. inputs: the input of each module. output: the node of the network's output.
+    """
+    if not parts:
+        return output.model_copy(update={"kind": PENULTIMATE})
+    last = inputs[next(reversed(parts))]
+    if len(parts) > 1 or not isinstance(module.get_submodule(next(iter(parts))), nn.Linear | nn.Conv2d):
+        shape = (max(part.stop for part in parts.values()),)
+        last = last.model_copy(update={"shape": shape, "input_of": None, "parts": dict(parts)})
+    return last
+
+
+def average_positions(tap: Tap, parts: Mapping[str, InputPart]) -> Tap:
+    """Return the node as a vector: averaged over its positions if it has any."""
+    if tap.parts or len(tap.shape) == 1:
+        return tap
+    axes = next(iter(parts.values())).axes if parts else POSITIONS.get(tap.layout, ())
+    if not axes:
+        return tap
+    shape = tuple(size for axis, size in enumerate(tap.shape, start=1) if axis not in axes)
+    update = {"shape": shape, "averaged": axes, "layout": "other", "operation": "mean", "prefix": 0}
+    return tap.model_copy(update={**update, "class_token": False})
 
 
 def find_classifier(

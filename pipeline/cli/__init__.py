@@ -3,7 +3,8 @@
 A heading of `icecore --help` is a module of commands; what a command does or prints lies in the module of its name.
 
 main       the app: the headings and their commands, and how errors are printed
-extract    Vectors of a folder: extract, layers            extract.py, layers.py
+extract    Vectors of a folder: extract                               extract_folder.py
+layers     Vectors of a folder: layers
 project    A project: settings, check, plan, forecast, repro               reproduce.py
 predict    A trained model: predict
 results    Results: info, leaderboard, wrong                               info.py

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.output import AsJson, print_json
+from pipeline.inference import node_table
 
 
 def layers(
@@ -34,8 +35,6 @@ def layers(
 
       icecore layers mobilenet --all --json
     """
-    from pipeline.inference import node_table
-
     rows = node_table.rows(read_nodes(backbone), functions=everything, short=not everything and not match, match=match)
     if as_json:
         print_json(rows)
@@ -43,7 +42,7 @@ def layers(
         typer.echo(node_table.text(rows))
 
 
-def read_nodes(name: str) -> Network:
+def read_nodes(name: str) -> node_table.Network:
     """Return the nodes of a backbone: of the project, in a folder, or of a model of torchvision or timm by its name.
 
     A model's name is looked up last; its weights are not downloaded. Raises BackboneError where nothing has the name.

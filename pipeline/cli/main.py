@@ -8,12 +8,24 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import cache, explain, export, features, predict, project, project_add, project_new, results, extract
+from pipeline.cli import (
+    cache,
+    explain,
+    export,
+    extract,
+    features,
+    layers,
+    predict,
+    project,
+    project_add,
+    project_new,
+    results,
+)
 from pipeline.errors import PipelineError
 from pipeline.runtime import closed_pipe_is_quiet, print_any_text
 
 COMMANDS: Mapping[str, tuple[Callable[..., None], ...]] = {
-    "Vectors of a folder": (extract.extract, extract.layers),
+    "Vectors of a folder": (extract.extract, layers.layers),
     "A project": (
         *(project_new.init, project_new.run, project_new.demo),
         *(project.settings, project.check, project.plan, project.forecast, project.repro, project.stage),

@@ -1,4 +1,4 @@
-"""Pictures for the page, as data URIs: the preprocessed image, the evidence over it, thumbnails of training samples."""
+"""Draw the pictures of the page as data URIs: the image, the evidence over it as a heat map, thumbnails of samples."""
 
 import base64
 import io

@@ -9,5 +9,5 @@ child   what a fork does: it becomes what Python would be that was started for t
 
 A program starts the interpreter instead where a fork might differ from it in anything: until the server has imported
 the libraries, where the program's process has other variables, limits or rights than the server
-(`client.describe_process`), and where a folder of the user hides a library that is loaded (`fork.are_hidden`).
+(`client.describe_process`), and where a folder of the user hides a library that is loaded (`child.are_hidden`).
 """

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.forkserver.client import describe_process
 from pipeline.forkserver.child import are_hidden, become, search_path
+from pipeline.forkserver.client import describe_process
 
 PATIENCE = 10  # seconds that a program may take to send its command
 

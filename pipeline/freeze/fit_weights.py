@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import serialization
-from pipeline.backbones.penultimate import determine_output
 from pipeline.backbones.hooks import PENULTIMATE
 from pipeline.backbones.nodes import survey
+from pipeline.backbones.penultimate import determine_output
 from pipeline.backbones.spec import InputSpec
 from pipeline.errors import counted
 from pipeline.freeze.config import Module, Timm, Torchvision
