@@ -39,9 +39,7 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {"CHW": (2, 3), "HWC": (1, 2), "LC": 
 """The axes of a batch that are positions, by the layout of its rows."""
 
 
-def penultimate_node(
-    module: nn.Module, parts: dict[str, InputPart], *, inputs: Mapping[str, Tap], output: Tap
-) -> Tap:
+def penultimate_node(module: nn.Module, parts: dict[str, InputPart], *, inputs: Mapping[str, Tap], output: Tap) -> Tap:
     """Return the node of the classifier's input before averaging, or of the output if there is no classifier.
 
     parts: what `find_classifier` returned. inputs: the input of each module. output: the node of the network's output.
