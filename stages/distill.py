@@ -8,7 +8,7 @@ from pipeline.files import write_json
 from pipeline.model_record import write_digest
 from pipeline.store import location
 from pipeline.training.early_stopping import line
-from stages import project
+from stages import project, terminal
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         cache=location.default_root(),
     )
     datasets = [dataset for task in config.teachers for dataset in split[task].datasets]
-    with project.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
+    with terminal.reporter(f"distill {name}", "steps", log_above_bar=True) as reporter:
         result = run.distill(config, paths, datasets=datasets, reporter=reporter)
     write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
     write_json(project.METRICS / "distill" / f"{name}.json", footprints(config, paths))

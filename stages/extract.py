@@ -5,7 +5,7 @@ from pipeline.extract.run import extract
 from pipeline.files import write_json
 from pipeline.runtime import process_seconds
 from pipeline.store import index, location
-from stages import project
+from stages import project, terminal
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     digest of the rows of each folder, independent of their shards. Stages that read features depend on it.
     """
     name, config = project.entry("extract")
-    with project.reporter(f"extract {name}", "samples") as reporter:
+    with terminal.reporter(f"extract {name}", "samples") as reporter:
         result = extract(
             config,
             backbone=project.BACKBONES / name,

@@ -9,7 +9,7 @@ from pipeline.model_record import write_digest
 from pipeline.store import location
 from pipeline.training.config import FROM_BACKBONE
 from pipeline.training.early_stopping import line
-from stages import project
+from stages import project, terminal
 
 LR_RANGE = "--lr-range"
 
@@ -32,7 +32,7 @@ def main() -> None:
     if LR_RANGE in sys.argv:
         print(run.lr_range(config, paths, datasets=datasets))
         return
-    with project.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
+    with terminal.reporter(f"finetune {name}", "steps", log_above_bar=True) as reporter:
         result = run.finetune(config, paths, datasets=datasets, reporter=reporter)
     write_digest(project.MODELS / name, project.MODEL_DIGESTS / name)
     labels = f"{counted(result.labels, 'label')} per class" if result.labels else "all labels"

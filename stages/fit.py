@@ -3,13 +3,13 @@
 from pipeline.errors import counted
 from pipeline.fit.run import fit
 from pipeline.model_record import write_digest
-from stages import project
+from stages import project, terminal
 
 
 def main() -> None:
     """Write `data/models/<run>/`, its digest, and `data/predictions/<run>.parquet`."""
     name, config = project.entry("fit")
-    with project.reporter(f"fit {name}", "heads") as reporter:
+    with terminal.reporter(f"fit {name}", "heads") as reporter:
         result = fit(
             config,
             task=project.TASKS / f"{config.task}.parquet",

@@ -3,7 +3,7 @@
 from pipeline.errors import counted
 from pipeline.manifest import ManifestPaths
 from pipeline.prepare.run import prepare
-from stages import project
+from stages import project, terminal
 
 DESCRIPTIONS = {"other": "no images, passed over"}
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Write the manifest of a data set, and the list of excluded files."""
     name, config = project.entry("prepare")
     paths = ManifestPaths(project.MANIFESTS, name)
-    with project.reporter(f"prepare {name}", "files") as reporter:
+    with terminal.reporter(f"prepare {name}", "files") as reporter:
         summary = prepare(config, paths, reporter=reporter)
     print(f"{name}: {counted(summary.found, 'file')}, {counted(summary.rows, 'sample')}")
     for kind, count in summary.excluded.items():

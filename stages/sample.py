@@ -1,13 +1,13 @@
 """Write sample data: `python -m stages.sample digits`."""
 
 from pipeline.sample.run import sample
-from stages import project
+from stages import project, terminal
 
 
 def main() -> None:
     """Write `data/raw/<name>/`, a folder per class."""
     name, config = project.entry("sample")
-    with project.reporter(f"sample {name}", "images") as reporter:
+    with terminal.reporter(f"sample {name}", "images") as reporter:
         sample(config, project.RAW / name, reporter=reporter)
 
 

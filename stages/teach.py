@@ -4,7 +4,7 @@ from pipeline.store import location
 from pipeline.teach.config import BACKBONE
 from pipeline.teach.outputs import Paths
 from pipeline.teach.run import teach
-from stages import project
+from stages import project, terminal
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         out=project.TEACHERS / name,
         cache=location.default_root(),
     )
-    with project.reporter(f"teach {name}", "samples") as reporter:
+    with terminal.reporter(f"teach {name}", "samples") as reporter:
         summary = teach(config, paths, reporter=reporter)
     print(f"{name}: {summary}")
 

@@ -337,6 +337,7 @@ def test_a_stage_has_one_name_in_all_four_places() -> None:
     files = {path.stem for path in (ROOT / "stages").glob("*.py")} - {
         "__init__",
         "project",
+        "terminal",
         "cross_references",
         "names",
         "effects",
@@ -452,7 +453,7 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 PLUMBING = frozenset(
     {"pipeline", "pipeline.errors", "pipeline.settings"}
     | {f"pipeline.settings.{name}" for name in ("params", "check", "messages", "repair")}
-    | {"stages", *(f"stages.{name}" for name in ("project", "cross_references", "coverage", "names", "effects"))}
+    | {"stages", *(f"stages.{name}" for name in ("project", "terminal", "cross_references", "coverage", "names", "effects"))}
 )
 
 

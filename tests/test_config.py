@@ -20,7 +20,7 @@ from support.projects import SHIPPED
 from pipeline.errors import ConfigError, DataError, Interrupted, bullets, unknown
 from pipeline.settings.check import check
 from pipeline.settings.params import read_params
-from stages import project
+from stages import project, terminal
 
 ROOT = Path(__file__).parent.parent
 REAL: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
@@ -685,7 +685,7 @@ def test_a_progress_bar_shows_how_much_is_done_and_a_note(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with project.bar("prepare digits", "files") as progress:
+    with terminal.bar("prepare digits", "files") as progress:
         progress(1, 4)
         progress.note("read 20%")
         progress(4, 4)
@@ -696,8 +696,8 @@ def test_a_progress_bar_shows_how_much_is_done_and_a_note(
 
 def test_a_terminal_of_unknown_size_gets_a_bar_and_the_lines_of_a_training() -> None:
     code = """
-from stages import project
-with project.bar("fit digits", "heads") as progress:
+from stages import terminal
+with terminal.bar("fit digits", "heads") as progress:
     progress(1, 4)
     progress.log("epoch 1 of 2: loss 0.5")
     progress(4, 4)
@@ -722,7 +722,7 @@ def test_there_is_no_progress_bar_without_a_terminal_or_where_it_shall_be_quiet(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def show() -> None:
-        with project.bar("prepare digits", "files") as progress:
+        with terminal.bar("prepare digits", "files") as progress:
             progress(1, 4)
             progress.note("read 20%")
 

@@ -82,7 +82,7 @@ def extract_folder(
     from pipeline.freeze.library_model import Weights
     from pipeline.runtime import SILENT, Reporter, process_seconds
     from pipeline.store import index, location
-    from stages import project
+    from stages import terminal
 
     job = embed.job(backbone, taps, data, image=image, weights=Weights(**weights), **settings)
 
@@ -93,7 +93,7 @@ def extract_folder(
 
     reporter = SILENT
     if not quiet:
-        reporter = Reporter(message=say, log=project.log, bar=lambda title: project.bar(title, "images"))
+        reporter = Reporter(message=say, log=terminal.log, bar=lambda title: terminal.bar(title, "images"))
     root = location.default_root()
     if plan_only:
         request, disk = embed.plan(job, out, cache_root=root, rehash=rehash, reporter=reporter)

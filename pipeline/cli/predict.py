@@ -122,7 +122,7 @@ def _predict(
     from pipeline.predict.run import predict as predict_all
     from pipeline.runtime import SILENT, Reporter
     from pipeline.store import location
-    from stages import project
+    from stages import terminal
 
     training, network = None, None
     exported = find_exported(folder)
@@ -149,7 +149,7 @@ def _predict(
 
     reporter = SILENT
     if not quiet:
-        reporter = Reporter(message=log, bar=lambda title: project.bar(title, "images"))
+        reporter = Reporter(message=log, bar=lambda title: terminal.bar(title, "images"))
         reporter = reporter if sys.stderr.isatty() else replace(reporter, log=log)
     with nullcontext(show) if out is None else open_writer(out, asked.schema) as write:
         done = predict_all(
