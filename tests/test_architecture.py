@@ -453,7 +453,10 @@ def test_every_other_dependency_is_code_or_the_root_of_a_data_set() -> None:
 PLUMBING = frozenset(
     {"pipeline", "pipeline.errors", "pipeline.settings"}
     | {f"pipeline.settings.{name}" for name in ("params", "check", "messages", "repair")}
-    | {"stages", *(f"stages.{name}" for name in ("project", "terminal", "cross_references", "coverage", "names", "effects"))}
+    | {
+        "stages",
+        *(f"stages.{name}" for name in ("project", "terminal", "cross_references", "coverage", "names", "effects")),
+    }
 )
 
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 FREE = {
     *("PATH", "PYTHONPATH", "PWD", "OLDPWD", "SHLVL", "_"),
+    *("COLUMNS", "LINES"),  # which readline sets
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"),  # which libraries set on import
 }
 """Variables of the environment that may differ between the server and a command: no library reads them on import."""
